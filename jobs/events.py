@@ -1,0 +1,69 @@
+"""What a running job tells whoever watches it: progress display, log or test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """The job entered a stage, such as ``"preparing"``; ``detail`` is one short human sentence."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class TaskPrepared:
+    """A task's expert was checked and its pool and self-labels are at hand."""
+
+    task: str
+    done: int
+    total: int
+    seconds: float
+    cached: bool  # True when the self-labels came from the artifact store and none were computed
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """One round ended: Λ and the tint layers of the round's tasks have moved once."""
+
+    round: int  # 1-based
+    rounds: int  # how many the job will run
+    loss: float  # mean over the round's tasks
+    agreement: Mapping[str, float]  # task -> share of its batch on which merge and expert agree
+    kept: Mapping[str, float]  # task -> share of its batch that the confidence filter kept
+    seconds: float  # wall time since the fit began
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One task was measured: ``value`` of the merge beside ``expert``'s on the same data."""
+
+    task: str
+    metric: str
+    value: float
+    expert: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """The merge is visible at ``url``."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know, and that stops nothing."""
+
+    text: str
+
+
+Event = StageStarted | TaskPrepared | RoundDone | Evaluated | Published | Notice
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Watch nothing."""

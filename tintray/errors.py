@@ -1,0 +1,68 @@
+"""Every error that tintray raises on purpose, as one tree.
+
+::
+
+    TintrayError                 exit code 1: something failed while running
+    ├── InputError               exit code 2: the caller can mend it; found before compute is spent
+    │   ├── SpecError            a field of the job file, or an option of a command
+    │   ├── CheckpointError      a base, an expert or one of its tensors
+    │   ├── DataError            a data file, a split, a label
+    │   └── NotFoundError        a merge, a task, an artifact or a job that does not exist
+    ├── StorageError             the artifact store or the catalog failed, is full or unreachable
+    │   └── IntegrityError       an artifact is not what its hash says
+    └── FitError                 the fit itself went wrong (a loss that is not finite, a dead worker)
+
+The message is the product: one sentence that names the field, file or tensor, what was expected,
+what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TintrayError(Exception):
+    """Something failed while running; the base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class InputError(TintrayError):
+    """Bad input: the caller can mend it. Raised before compute is spent wherever it can be known."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """A field of the job file, or an option of a command, is missing, misspelt or out of range."""
+
+
+class CheckpointError(InputError):
+    """A base or an expert cannot be used: its file, its architecture or one of its tensors."""
+
+
+class DataError(InputError):
+    """A pool or test set cannot be used: its file, its split, its columns or its labels."""
+
+
+class NotFoundError(InputError):
+    """A merge, a task, an artifact or a job of that name does not exist."""
+
+
+class StorageError(TintrayError):
+    """The artifact store or the catalog failed: unreachable, read-only, full or refused."""
+
+
+class IntegrityError(StorageError):
+    """An artifact's bytes are not those that its hash promises."""
+
+
+class FitError(TintrayError):
+    """The fit went wrong while running."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for a misspelt ``name``: ``"; did you mean 'x'?"``, or ``""`` when nothing is near."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
