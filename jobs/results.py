@@ -1,0 +1,146 @@
+"""What the commands answer with: plain frozen records, each with a JSON form.
+
+A share (``agreement``, ``kept``, ``tint_share``) and an accuracy lie between 0 and 1; ``None``
+means that it was not measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in the types that JSON has; a number that is not finite becomes ``None``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True)
+class Record:
+    """What every result shares: a JSON form with one key per field."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types, one key per field."""
+        result: dict[str, Any] = _plain(self)
+        return result
+
+
+@dataclass(frozen=True)
+class TaskResult(Record):
+    """How one task fares in a merge."""
+
+    name: str
+    kind: str  # such as "classification"
+    metric: str  # such as "accuracy"; "agreement" where there is no labelled test set
+    merged: float  # the merge's metric
+    expert: float | None  # the expert's metric on the same data; None where there are no labels
+    agreement: float  # share of the examples on which the merge predicts what the expert predicts
+    normalised: float | None  # merged / expert
+    tint_parameters: int  # parameters that only this task has
+    test_examples: int  # how many examples the metric was measured on
+    kept: float  # share of the pool that the confidence filter kept at the end of the fit
+
+
+@dataclass(frozen=True)
+class EvalTable(Record):
+    """A published merge measured again."""
+
+    merge: str  # "name/version"
+    tasks: Sequence[TaskResult]
+    average: float
+    expert_average: float | None
+    normalised_accuracy: float | None  # mean over tasks of merged / expert
+
+
+@dataclass(frozen=True)
+class MergeSummary(Record):
+    """A published merge: what it is, what it kept and what it cost."""
+
+    name: str
+    version: str  # "v1", "v2", ...
+    url: str
+    job_id: str
+    created: str  # ISO 8601, UTC
+    site: str  # where the tint layers sit, such as "head"
+    tasks: Sequence[TaskResult]
+    average: float  # mean of the tasks' merged metrics
+    expert_average: float | None
+    normalised_accuracy: float | None  # mean over tasks of merged / expert
+    backbone_parameters: int
+    tint_parameters_per_task: Mapping[str, int]
+    tint_share: float  # mean tint parameters of a task / backbone parameters
+    rounds: int
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall time
+    peak_memory_mib: float | None = None
+    parent: str | None = None  # the merge that this one grew from, "name/version"
+
+    @property
+    def separate_parameters(self) -> int:
+        """Parameters of the experts kept as models of their own, their heads not counted."""
+        return self.backbone_parameters * len(self.tasks)
+
+    @property
+    def merged_parameters(self) -> int:
+        """Parameters of the merge: one backbone and every task's tint layer."""
+        return self.backbone_parameters + sum(self.tint_parameters_per_task.values())
+
+
+@dataclass(frozen=True)
+class MergeListing(Record):
+    """One line of ``tintray list``."""
+
+    name: str
+    version: str
+    url: str
+    created: str  # ISO 8601, UTC
+    job_id: str | None = None
+    tasks: int | None = None
+    site: str | None = None
+    average: float | None = None
+    normalised_accuracy: float | None = None
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class CompareRow(Record):
+    """One method's metric on one task."""
+
+    method: str  # "experts", "average", "task arithmetic", "merge", ...
+    task: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CompareTable(Record):
+    """A merge beside its rivals on the same data."""
+
+    merge: str  # "name/version"
+    rows: Sequence[CompareRow]
+    averages: Mapping[str, float]  # method -> mean over tasks
+    normalised: Mapping[str, float]  # method -> mean over tasks of value / expert's value
+    best_scale: float | None  # the scale at which task arithmetic did best
+
+
+@dataclass(frozen=True)
+class ValidationReport(Record):
+    """What a job file refers to, checked; no compute was spent on it."""
+
+    name: str
+    tasks: Sequence[str]
+    backbone_parameters: int
+    units: int  # layer units: what a task has one merging coefficient for
+    site: str
+    tint_parameters: Mapping[str, int]  # task -> parameters that only it would have
+    notices: Sequence[str] = ()
