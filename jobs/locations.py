@@ -1,0 +1,173 @@
+"""Where things are: a folder, a hub id or a URL, as the user wrote it and as tintray resolved it.
+
+A relative path means nothing once a worker on another machine reads it, so every location is made
+absolute once, when the job file is read. Each function here takes what the user wrote and the
+folder that relative paths start from, and raises ``ValueError`` with ``expected ..., found ...``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tintray.errors import nearest
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+
+
+class Location(str):
+    """A resolved location: an absolute path, a hub id or a URL. ``written`` is what the user wrote.
+
+    It *is* the resolved string, so that whoever opens it need not know of this class.
+    """
+
+    written: str
+
+    def __new__(cls, resolved: str, written: str | None = None) -> Location:
+        """``resolved``, remembering that it was ``written`` so (by default, just as it is)."""
+        self = super().__new__(cls, resolved)
+        self.written = str(resolved) if written is None else written
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The local path, or None for a hub id or a URL."""
+        return Path(self) if self.startswith("/") else None
+
+
+def model_location(written: str, folder: Path) -> Location:
+    """A base or an expert: something that exists below ``folder``, a hub id, or an s3:// URL."""
+    expected = "a folder, a hub id (org/name), or a file:// or s3:// URL"
+    _refuse_unprintable(written, expected)
+    if _scheme(written, ("file", "s3"), expected) == "s3":
+        return _bucket_url(written, expected)
+    path = _absolute(written, folder, expected)
+    if _exists(path, written, expected):
+        return Location(str(path), written)
+    # "zoo/mnsit" beside a folder zoo is a misspelt path; a hub id begins with no folder of ours.
+    if _HUB_ID.fullmatch(written) and not (folder / written.split("/")[0]).is_dir():
+        return Location(written)
+    raise ValueError(_missing(path, written, expected))
+
+
+def data_location(written: str, folder: Path) -> Location:
+    """A data file: one that exists below ``folder``, or an s3:// URL."""
+    expected = "a data file, or a file:// or s3:// URL"
+    _refuse_unprintable(written, expected)
+    if _scheme(written, ("file", "s3"), expected) == "s3":
+        return _bucket_url(written, expected)
+    path = _absolute(written, folder, expected)
+    if not _exists(path, written, expected):
+        raise ValueError(_missing(path, written, expected))
+    if path.is_dir():
+        raise ValueError(f"expected {expected}, found {written!r}, which is a folder")
+    return Location(str(path), written)
+
+
+def store_location(written: str, folder: Path) -> Location:
+    """An artifact store: a folder, which need not exist yet, or an s3:// URL."""
+    expected = "a folder, or a file:// or s3:// URL"
+    _refuse_unprintable(written, expected)
+    if _scheme(written, ("file", "s3"), expected) == "s3":
+        return _bucket_url(written, expected)
+    path = _absolute(written, folder, expected)
+    if _exists(path, written, expected) and not path.is_dir():
+        raise ValueError(f"expected {expected}, found {written!r}, which is a file")
+    return Location(str(path), written)
+
+
+def catalog_location(written: str, folder: Path) -> Location:
+    """A catalog: an SQLAlchemy URL of SQLite or PostgreSQL; SQLite's file may be relative."""
+    expected = "a database URL such as sqlite:///catalog.db or postgresql+psycopg://host/name"
+    _refuse_unprintable(written, expected)
+    shown = hide_password(written)
+    scheme = _SCHEME.match(written)
+    if scheme is None:
+        raise ValueError(f"expected {expected}, found {shown!r}")
+    if scheme[1] not in _CATALOG_SCHEMES:
+        hint = nearest(scheme[1], _CATALOG_SCHEMES)
+        raise ValueError(f"expected {expected}, found {shown!r}{hint}")
+    if scheme[1] != "sqlite":
+        return Location(written, shown)
+    file, mark, query = written.removeprefix("sqlite://").partition("?")
+    if not file.startswith("/") or file in ("/", "/:memory:"):
+        raise ValueError(f"expected {expected} (a file, with three slashes), found {shown!r}")
+    path = _absolute(file[1:], folder, expected)
+    if _exists(path, shown, expected) and path.is_dir():
+        raise ValueError(f"expected {expected}, found {shown!r}, which is a folder")
+    return Location(f"sqlite:///{path}{mark}{query}", written)
+
+
+def hide_password(url: str) -> str:
+    """``url`` with the password in it, if there is one, written as ``***``."""
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+
+
+def _scheme(written: str, accepted: tuple[str, ...], expected: str) -> str | None:
+    """The URL scheme of ``written``, None for a path; one that is not accepted is refused."""
+    match = _SCHEME.match(written)
+    if match is None:
+        return None
+    if match[1] not in accepted:
+        raise ValueError(f"expected {expected}, found {hide_password(written)!r}")
+    return match[1]
+
+
+def _bucket_url(written: str, expected: str) -> Location:
+    parts = urlsplit(written)
+    if not parts.netloc:
+        raise ValueError(f"expected {expected}, found {written!r}, which names no bucket")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"expected a URL without credentials, found {hide_password(written)!r}; "
+            "give them by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    return Location(written)
+
+
+def _absolute(written: str, folder: Path, expected: str) -> Path:
+    text = written
+    if written.startswith("file://"):
+        parts = urlsplit(written)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise ValueError(f"expected a file:// URL of an absolute path, found {written!r}")
+        text = url2pathname(parts.path)
+    try:
+        return (folder / Path(text).expanduser()).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links, or a home folder of nobody
+        raise ValueError(f"expected {expected}, found {written!r} ({error})") from error
+
+
+def _exists(path: Path, written: str, expected: str) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise ValueError(f"expected {expected}, found {written!r} ({error.strerror})") from error
+
+
+def _missing(path: Path, written: str, expected: str) -> str:
+    """The sentence for a path that is not there, with the nearest name beside what is missing."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    what = "does not exist" if missing == path else f"does not exist ({missing} is missing)"
+    return f"expected {expected}, found {written!r}, which {what}{_sibling(missing)}"
+
+
+def _sibling(missing: Path) -> str:
+    try:
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:  # not a folder, or not ours to list: then there is nothing to suggest
+        return ""
+    return nearest(missing.name, names)
+
+
+def _refuse_unprintable(written: str, expected: str) -> None:
+    if not written.strip():
+        raise ValueError(f"expected {expected}, found an empty text")
+    if not written.isprintable():
+        raise ValueError(f"expected {expected}, found {written!r}, with characters no path has")

@@ -1,0 +1,309 @@
+"""The job file: one class per section, each field documented and validated where it is defined.
+
+``load_spec`` reads a file; ``parse_spec`` takes a mapping that Python code built. Both answer bad
+input with one ``SpecError``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from jobs.documents import Document, read_document
+from jobs.locations import hide_password
+from jobs.settings import default_catalog, default_store
+from jobs.spec_errors import explain
+from jobs.spec_fields import (
+    Bounds,
+    CatalogLocation,
+    DataLocation,
+    Folder,
+    ModelLocation,
+    Name,
+    StoreLocation,
+    WorkerCount,
+)
+from tintray.errors import SpecError
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown fields, no silent conversion of types."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class DataSpec(Section):
+    """Examples of a task."""
+
+    path: DataLocation
+    """The data file: npz with arrays x_NAME and, for a test set, y_NAME for each split NAME."""
+    split: str = Field(default="train", min_length=1)
+    """The split to read."""
+
+
+class TaskSpec(Section):
+    """One task and its expert."""
+
+    name: Name
+    """The task's name, by which commands and files refer to it."""
+    kind: Literal["classification"] = "classification"
+    """What the task predicts."""
+    expert: ModelLocation
+    """The fine-tuned model of this task: a folder, a hub id or a URL."""
+    adapt: DataSpec
+    """The unlabelled pool that the fit may see; labels in it are not read."""
+    test: DataSpec | None = None
+    """A labelled test set, if there is one; without it the merge is judged by agreement."""
+
+    @field_validator("test")
+    @classmethod
+    def _test_is_not_the_pool(cls, test: DataSpec | None, info: ValidationInfo) -> DataSpec | None:
+        if test is not None and test == info.data.get("adapt"):
+            raise ValueError(
+                "expected data that the fit does not see, found the same file and split as in "
+                f"'adapt' ({test.split!r} of {test.path.written!r})"
+            )
+        return test
+
+
+class MergeSpec(Section):
+    """How the task vectors are merged."""
+
+    method: Literal["tint"] = "tint"
+    """The method: learned merging coefficients, and a tint layer per task."""
+    init: Literal["task_arithmetic", "average", "base"] = "task_arithmetic"
+    """Where the coefficients start: all at `scale`, all at one over the tasks, or all at zero."""
+    scale: float = Field(default=0.3, gt=0)
+    """The coefficient that task arithmetic starts with."""
+    granularity: Literal["tensor", "block", "task"] = "tensor"
+    """How much of a task vector shares one coefficient."""
+    bounds: Bounds = None
+    """The lowest and the highest value that a coefficient may take, as [low, high]."""
+
+    @field_validator("bounds")
+    @classmethod
+    def _start_within_bounds(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
+        scale, init = info.data.get("scale"), info.data.get("init")
+        start = {"task_arithmetic": scale, "base": 0.0}.get(init or "")
+        if bounds is not None and start is not None and not bounds[0] <= start <= bounds[1]:
+            raise ValueError(
+                f"expected bounds around the start of the coefficients ({start:g}), found "
+                f"[{bounds[0]:g}, {bounds[1]:g}]"
+            )
+        return bounds
+
+
+class TintSpec(Section):
+    """The layer that every task keeps for itself."""
+
+    site: str = Field(default="head", min_length=1)
+    """Where: `head`, or the path of a module, such as vit.layers.5."""
+    learned: bool = True
+    """Whether the tint layers learn; otherwise each stays as its expert has it."""
+
+
+class ObjectiveSpec(Section):
+    """What the fit makes small."""
+
+    labels: Literal["soft", "hard"] = "soft"
+    """The self-labels: the expert's probabilities, or the class that it predicts."""
+    filter: Literal["none", "agreement"] = "agreement"
+    """Which examples count: all, or those where expert and merge agree or the expert is surer."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What the expert's logits are divided by before they become soft labels."""
+
+
+class FitSpec(Section):
+    """How long and how fast the fit learns."""
+
+    rounds: int = Field(default=300, ge=1)
+    """How many rounds: in each, every task gives one batch and the coefficients move once."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples of each task in a round."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """What every random stream is derived from."""
+    coefficient_lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of the merging coefficients."""
+    tint_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the tint layers; left out, it goes by their site."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rates go from their first value to the last round."""
+    warmup: int = Field(default=0, ge=0)
+    """Rounds over which the learning rates rise from zero."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Examples in one forward pass; left out, as many as fit."""
+    groups: int | None = Field(default=None, ge=1)
+    """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Rounds between two checkpoints."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_ends(cls, warmup: int, info: ValidationInfo) -> int:
+        rounds = info.data.get("rounds")
+        if rounds is not None and warmup >= rounds:
+            raise ValueError(f"expected fewer than the {rounds} rounds of the fit, found {warmup}")
+        return warmup
+
+
+class ClusterSpec(Section):
+    """Where the job runs. Nothing here changes what it learns."""
+
+    address: str | None = Field(default=None, min_length=1)
+    """The Ray cluster to join; left out, one is started on this machine."""
+    workers: WorkerCount = "auto"
+    """Worker processes; 0 runs in this process without Ray, `auto` goes by the cluster."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads with which a worker computes."""
+
+    @field_validator("workers")
+    @classmethod
+    def _cluster_has_workers(cls, workers: WorkerCount, info: ValidationInfo) -> WorkerCount:
+        if workers == 0 and info.data.get("address") is not None:
+            raise ValueError("expected 1 or more or 'auto' where an address is given, found 0")
+        return workers
+
+
+class JobSpec(Section):
+    """A job: what to merge, how, and where the result goes."""
+
+    name: Name
+    """The merge's name in the catalog."""
+    base: ModelLocation
+    """The pretrained model that every expert was fine-tuned from."""
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1, strict=False)
+    """The tasks, each with its expert."""
+    merge: MergeSpec = MergeSpec()
+    """How the task vectors are merged."""
+    tint: TintSpec = TintSpec()
+    """The layer that every task keeps for itself."""
+    objective: ObjectiveSpec = ObjectiveSpec()
+    """What the fit makes small."""
+    fit: FitSpec = FitSpec()
+    """How long and how fast the fit learns."""
+    cluster: ClusterSpec = ClusterSpec()
+    """Where the job runs."""
+    store: StoreLocation = Field(default_factory=default_store)
+    """The artifact store: a folder or an s3:// URL."""
+    catalog: CatalogLocation = Field(default_factory=lambda data: default_catalog(data["store"]))
+    """The database of jobs and merges."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name == "latest":
+            raise ValueError("expected a name other than 'latest', which means the newest merge")
+        return name
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_differ(cls, tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+        most, count = Counter(task.name.lower() for task in tasks).most_common(1)[0]
+        if count > 1:
+            same = ", ".join(repr(task.name) for task in tasks if task.name.lower() == most)
+            raise ValueError(
+                "expected a different name for each task (upper and lower case count as the "
+                f"same), found {same}"
+            )
+        return tasks
+
+    @field_validator("fit")
+    @classmethod
+    def _no_group_is_empty(cls, fit: FitSpec, info: ValidationInfo) -> FitSpec:
+        tasks = info.data.get("tasks")
+        if tasks is not None and fit.groups is not None and fit.groups > len(tasks):
+            raise ValueError(
+                f"expected 'groups' to be at most the {len(tasks)} tasks, found {fit.groups}"
+            )
+        return fit
+
+    def digest(self) -> str:
+        """SHA-256 of all that can change the result: not the name, the store, nor the cluster.
+
+        Threads do count: they change the order of floating-point sums. Models and data count by
+        their resolved location, not by their content.
+        """
+        result = self.model_dump(mode="json", exclude={"name", "store", "catalog", "cluster"})
+        result["fit"].pop("checkpoint_every")
+        result["threads_per_worker"] = self.cluster.threads_per_worker
+        canonical = json.dumps(result, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """The job as JSON types, locations resolved and without a password, to keep and to show."""
+        record = self.model_dump(mode="json")
+        record["catalog"] = hide_password(self.catalog)
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The job that ``record()`` described; its locations are taken as they are.
+
+        Raises
+        ------
+        SpecError
+            The record is of a job that this version does not know.
+        """
+        try:
+            return cls.model_validate(record)
+        except ValidationError as error:
+            raise SpecError(explain(error, cls, Document("the recorded job", record))) from error
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in the file ``path``, with ``key.path=value`` overrides laid over it.
+
+    Relative paths, in the file and in overrides, start from the file's folder.
+
+    Raises
+    ------
+    SpecError
+        The file cannot be read, or a field is missing, misspelt or out of range.
+    """
+    document = read_document(Path(path))
+    for text in overrides:
+        document = document.override(text)
+    return _validated(document, Path(path).absolute().parent)
+
+
+def parse_spec(value: Mapping[str, Any], *, folder: Path | None = None) -> JobSpec:
+    """The job that a mapping describes; relative paths start from ``folder`` (the current one).
+
+    Raises
+    ------
+    SpecError
+        A field is missing, misspelt or out of range.
+    """
+    return _validated(Document("the job", value), Path.cwd() if folder is None else folder)
+
+
+def _validated(document: Document, folder: Path) -> JobSpec:
+    if isinstance(document.value, Mapping):
+        # `fit:` with every field below it commented out is nothing in YAML: the defaults are meant
+        fields = JobSpec.model_fields
+        given = {k: v for k, v in document.value.items() if v is not None or k not in fields}
+    else:
+        given = document.value
+    try:
+        return JobSpec.model_validate(given, context=Folder(folder))
+    except ValidationError as error:
+        raise SpecError(explain(error, JobSpec, document)) from error

@@ -1,0 +1,90 @@
+"""The types that fields of the job file have beyond numbers and texts: names, locations, pairs."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from jobs.locations import (
+    Location,
+    catalog_location,
+    data_location,
+    model_location,
+    store_location,
+)
+
+MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The validation context that resolves locations: where relative paths start from."""
+
+    path: Path
+
+
+def _located(resolve: Callable[[str, Path], Location]) -> PlainValidator:
+    """Text to ``Location``. Without a ``Folder`` in the context the text is taken as resolved."""
+
+    def validate(value: object, info: ValidationInfo) -> Location:
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "expected text")
+        if isinstance(value, Location):
+            return value
+        if isinstance(info.context, Folder):
+            return resolve(value, info.context.path)
+        return Location(value)
+
+    return PlainValidator(validate, json_schema_input_type=str)
+
+
+def _file_name(value: str) -> str:
+    """Refuse what cannot be part of a path in every store."""
+    plain = value.replace("_", "").replace("-", "").replace(".", "")
+    if not (plain.isascii() and plain.isalnum()) or value[0] in ".-" or len(value) > MAX_NAME:
+        raise ValueError(
+            "expected a name of letters, digits, '.', '_' and '-' that does not begin with '.' or "
+            f"'-' and has at most {MAX_NAME} characters (it becomes a file name), "
+            f"found {reprlib.repr(value)}"
+        )
+    return value
+
+
+def _pair(value: object) -> object:
+    """[low, high] as a tuple, the form that strict validation wants."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and len(value) == 2:
+        low, high = value
+        if all(type(x) in (int, float) for x in value) and low < high:
+            return (float(low), float(high))
+    expected = "two numbers [low, high] with low below high"
+    raise ValueError(f"expected {expected}, found {reprlib.repr(value)}")
+
+
+def _worker_count(value: object) -> object:
+    """A count or ``auto``, with one sentence for both where pydantic would give one for each."""
+    if value == "auto" or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
+
+
+Name = Annotated[str, StringConstraints(min_length=1), AfterValidator(_file_name)]
+ModelLocation = Annotated[Location, _located(model_location)]
+DataLocation = Annotated[Location, _located(data_location)]
+StoreLocation = Annotated[Location, _located(store_location)]
+CatalogLocation = Annotated[Location, _located(catalog_location)]
+Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
+WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]
