@@ -1,0 +1,82 @@
+"""The artifact store: one small interface, chosen by URL, with a folder and S3 behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from storage.urls import FolderUrl, parse_store_url
+
+Source = bytes | memoryview | Path
+"""What can be put: bytes in memory, or a file."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact as a listing shows it; ``size`` in bytes."""
+
+    key: str
+    size: int
+
+
+class ArtifactStore(Protocol):
+    """Named byte strings that become visible whole or not at all.
+
+    Keys are relative POSIX paths (:func:`storage.urls.check_key`). Every method raises
+    :class:`~tintray.errors.StorageError` when the store itself fails, and
+    :class:`~tintray.errors.InputError` for a key that would leave it.
+    """
+
+    @property
+    def url(self) -> str:
+        """The canonical URL of the store, never with credentials."""
+
+    def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
+        """Write an artifact, at once and durably; True if it was written.
+
+        Without ``overwrite`` an existing artifact is left as it is and False is returned.
+        """
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``start:stop`` of an artifact, as slicing would give them for 0 <= start.
+
+        Raises :class:`~tintray.errors.NotFoundError` if there is none.
+        """
+
+    def fetch(self, key: str, destination: Path) -> Path:
+        """Copy an artifact to a local file (replaced at once), with bounded memory."""
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Artifacts whose key begins with ``prefix``, in the byte order of their keys."""
+
+    def delete(self, key: str) -> None:
+        """Remove an artifact; one that is not there is no error."""
+
+    def size(self, key: str) -> int | None:
+        """Size of an artifact in bytes, or None if there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an artifact of that key."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The artifact's own file, to be mapped and never written; None if it has none here."""
+
+    def check_writable(self) -> None:
+        """Prove with one small artifact that the store can be written, before compute is spent."""
+
+
+def open_store(url: str | Path) -> ArtifactStore:
+    """The store at ``url``: ``./dir``, ``/abs``, ``file:///abs`` or ``s3://bucket/prefix``.
+
+    Nothing is contacted or created yet; see :meth:`ArtifactStore.check_writable`.
+    """
+    place = parse_store_url(url)
+    if isinstance(place, FolderUrl):
+        from storage.folder import FolderStore
+
+        return FolderStore(place.root)
+    from storage.s3 import S3Store
+
+    return S3Store(place)

@@ -1,0 +1,64 @@
+"""Results remembered by what they were computed from, so that a second job recomputes none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.artifacts import ArtifactStore
+from storage.blobs import BlobRef, blob_key, put_blob
+from storage.records import seal, unseal
+from storage.urls import check_key
+from tintray.errors import IntegrityError, NotFoundError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A remembered result: the blob that holds it, and what its maker noted about it."""
+
+    sha256: str
+    size: int
+    meta: Mapping[str, Any]
+
+    @property
+    def ref(self) -> BlobRef:
+        """The blob that holds the result."""
+        return BlobRef(self.sha256, self.size)
+
+
+def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
+    """The result of ``kind`` computed from content ``key``, or None if there is none to use.
+
+    ``key`` is a hash of everything that the result depends on. A record that was altered, or whose
+    blob is gone or cut short, counts as none: computing again repairs it.
+    """
+    name = _record_key(kind, key)
+    try:
+        record = unseal(store.get(name), f"cache record {name} in {store.url}")
+    except NotFoundError:
+        return None
+    except IntegrityError as error:
+        _log.warning("%s; the result is computed again", error)
+        return None
+    entry = CacheEntry(record["sha256"], record["size"], record["meta"])
+    return entry if store.size(blob_key(entry.sha256)) == entry.size else None
+
+
+def remember(
+    store: ArtifactStore, kind: str, key: str, source: bytes | Path, meta: Mapping[str, Any]
+) -> CacheEntry:
+    """Keep a result computed from content ``key``: its blob first, then the record of it."""
+    ref = put_blob(store, source)
+    record = {"sha256": ref.sha256, "size": ref.size, "meta": dict(meta)}
+    name = _record_key(kind, key)
+    store.put(name, seal(record, name), overwrite=True)
+    return CacheEntry(ref.sha256, ref.size, dict(meta))
+
+
+def _record_key(kind: str, key: str) -> str:
+    return check_key(f"cache/{kind}/{key}.json")

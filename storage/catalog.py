@@ -1,0 +1,491 @@
+"""The catalog: what is known of jobs, models, merges and artifacts, and the truth about each.
+
+Every change of a job's state is a compare-and-set with its reason kept as an event; whoever works
+on a job holds its lease. Transactions are short: SQLite writers wait for each other in turn.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from storage import leases, lineage
+from storage.blobs import BlobRef
+from storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file, writing
+from storage.lineage import LayerSummary
+from storage.schema import ensure_schema
+from storage.states import JobState
+from storage.tables import (
+    Artifact,
+    ArtifactUse,
+    Coefficient,
+    Event,
+    Job,
+    Lease,
+    Merge,
+    MergeFile,
+    Model,
+    Pool,
+    Round,
+    Task,
+)
+from storage.urls import check_name, redact, scrub
+from tintray.errors import NotFoundError, StorageError, nearest
+
+
+class StateConflictError(StorageError):
+    """The job is not in a state that the change starts from: another client was first."""
+
+
+class Catalog:
+    """A connection pool to the catalog; safe to share between threads, cheap to open.
+
+    Open one per process with :meth:`open`, and close it or use it as a context manager.
+    """
+
+    def __init__(self, engine: sa.Engine, patience: float):
+        self.url = shown(engine.url)
+        self._engine = engine
+        self._patience = patience
+
+    @classmethod
+    def open(cls, url: str, create: bool = True, *, patience: float = 20.0) -> Self:
+        """Open the catalog at ``sqlite:///path`` or ``postgresql+psycopg://user@host/name``.
+
+        With ``create``, an absent SQLite file and absent tables are made. Later operations wait up
+        to ``patience`` seconds for a server that has gone away (it restarts, or fails over).
+        Raises :class:`~tintray.errors.SpecError` for a URL that is none,
+        :class:`~tintray.errors.StorageError` for a database that cannot be used or whose schema
+        does not fit, and :class:`~tintray.errors.NotFoundError` if there is none.
+        """
+        parsed = parse_catalog_url(url)
+        file = sqlite_file(parsed)
+        if file is not None and not file.exists():
+            _prepare_folder(shown(parsed), file.parent, create)
+        engine = make_engine(parsed)
+        try:
+            ensure_schema(engine, create)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine, patience)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Jobs
+
+    def create_job(self, name: str, spec: Mapping[str, Any], store_url: str) -> str:
+        """Queue a job; returns its id. Passwords in URLs of the spec are not kept."""
+        job_id = f"{check_name(name, 'job name')}-{uuid.uuid4().hex[:8]}"
+        now = datetime.now(UTC)
+        with self._write() as session:
+            session.add(
+                Job(
+                    id=job_id,
+                    name=name,
+                    state=JobState.QUEUED,
+                    reason="submitted",
+                    spec=_clean(spec),
+                    store_url=redact(store_url),
+                    created_at=now,
+                    updated_at=now,
+                )
+            )
+            session.flush()
+            session.add(Lease(job_id=job_id, token=0))
+            session.add(_event(job_id, None, JobState.QUEUED, "submitted", now))
+        return job_id
+
+    def transition(
+        self,
+        job_id: str,
+        from_states: JobState | Iterable[JobState],
+        to: JobState,
+        reason: str,
+        *,
+        token: int | None = None,
+    ) -> None:
+        """Change a job's state if it is one of ``from_states``, with the reason as an event.
+
+        ``token``, if given, must be that of the lease in force. Raises
+        :class:`StateConflictError` if the job is in another state by now, and
+        :class:`~storage.leases.LeaseLostError` if another owner works on it.
+        """
+        allowed = {from_states} if isinstance(from_states, JobState) else set(from_states)
+        now = datetime.now(UTC)
+        reason = redact(reason)
+        with self._write() as session:
+            leases.fence(session, job_id, token)
+            # Locked, so that the state that the event names is the one that is replaced.
+            found = session.scalar(sa.select(Job.state).where(Job.id == job_id).with_for_update())
+            if found is None:
+                raise self._no_job(session, job_id)
+            if found not in allowed:
+                raise StateConflictError(
+                    f"job {job_id} is {found}, not {' or '.join(sorted(allowed))}: it cannot "
+                    f"become {to}; another process changed it first"
+                )
+            change = {"state": to, "reason": reason, "updated_at": now}
+            session.execute(sa.update(Job).where(Job.id == job_id).values(change))
+            session.add(_event(job_id, found, to, reason, now))
+
+    def job(self, job_id: str) -> Job:
+        """One job; :class:`NotFoundError` with the nearest id if there is none."""
+        with self._read() as session:
+            job = session.get(Job, job_id)
+            if job is None:
+                raise self._no_job(session, job_id)
+            return job
+
+    def jobs(self, states: Iterable[JobState] | None = None) -> list[Job]:
+        """All jobs, or those in some states, oldest first."""
+        query = sa.select(Job).order_by(Job.created_at, Job.id)
+        if states is not None:
+            query = query.where(Job.state.in_(list(states)))
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    def events(self, job_id: str) -> list[Event]:
+        """The changes of a job's state, oldest first."""
+        query = sa.select(Event).where(Event.job_id == job_id).order_by(Event.id)
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    # Leases
+
+    def acquire_lease(self, job_id: str, owner: str, ttl: float) -> int:
+        """Take a job's lease for ``ttl`` seconds; returns its fencing token, which grows.
+
+        Raises :class:`~storage.leases.LeaseHeldError` while another owner's lease runs.
+        """
+        with self._write() as session:
+            return leases.acquire(session, job_id, owner, ttl)
+
+    def renew_lease(self, job_id: str, token: int, ttl: float) -> None:
+        """The heartbeat; :class:`~storage.leases.LeaseLostError` means: stop working at once."""
+        with self._write() as session:
+            leases.renew(session, job_id, token, ttl)
+
+    def release_lease(self, job_id: str, token: int) -> None:
+        """Give a lease back; harmless if it is no longer ours."""
+        with self._write() as session:
+            leases.release(session, job_id, token)
+
+    def lease(self, job_id: str) -> Lease:
+        """Who holds a job's lease, and until when."""
+        with self._read() as session:
+            return leases.current(session, job_id)
+
+    # Rounds
+
+    def record_round(
+        self, job_id: str, round: int, metrics: Mapping[str, Any], *, token: int | None = None
+    ) -> None:
+        """Keep the metrics of one round; see :meth:`record_rounds`."""
+        self.record_rounds(job_id, {round: metrics}, token=token)
+
+    def record_rounds(
+        self, job_id: str, batch: Mapping[int, Mapping[str, Any]], *, token: int | None = None
+    ) -> None:
+        """Keep the metrics of some rounds, in one transaction. A repeated round is replaced."""
+        now = datetime.now(UTC)
+        rows = [
+            {"job_id": job_id, "round": number, "at": now, "metrics": _clean(metrics)}
+            for number, metrics in batch.items()
+        ]
+        with self._write() as session:
+            leases.fence(session, job_id, token)
+            lineage.insert_or_replace(session, Round, rows, ["job_id", "round"])
+
+    def rounds(self, job_id: str) -> list[Round]:
+        """The recorded rounds of a job, in order."""
+        query = sa.select(Round).where(Round.job_id == job_id).order_by(Round.round)
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    # Models, pools, tasks
+
+    def record_model(
+        self,
+        sha256: str,
+        kind: str,
+        source: str,
+        *,
+        parameters: int,
+        base: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Know a pretrained model (``base``) or an ``expert`` by the hash of its weights."""
+        row = _described(sha256, source, meta)
+        row |= {"kind": kind, "parameters": parameters, "base_sha256": base}
+        with self._write() as session:
+            lineage.insert_missing(session, Model, [row])
+
+    def record_pool(
+        self,
+        sha256: str,
+        source: str,
+        *,
+        examples: int,
+        split: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Know an adaptation pool by the hash of its examples."""
+        row = _described(sha256, source, meta) | {"examples": examples, "split": split}
+        with self._write() as session:
+            lineage.insert_missing(session, Pool, [row])
+
+    def record_task(
+        self,
+        job_id: str,
+        name: str,
+        kind: str,
+        *,
+        expert: str | None = None,
+        pool: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Know a task of a job: its expert and pool, by their hashes."""
+        row = {
+            "job_id": job_id,
+            "name": name,
+            "kind": kind,
+            "expert_sha256": expert,
+            "pool_sha256": pool,
+            "meta": _clean(meta or {}),
+        }
+        with self._write() as session:
+            lineage.insert_or_replace(session, Task, [row], ["job_id", "name"])
+
+    def models(self) -> list[Model]:
+        """All known models, oldest first."""
+        with self._read() as session:
+            return list(session.scalars(sa.select(Model).order_by(Model.created_at)))
+
+    def pools(self) -> list[Pool]:
+        """All known pools, oldest first."""
+        with self._read() as session:
+            return list(session.scalars(sa.select(Pool).order_by(Pool.created_at)))
+
+    def tasks(self, job_id: str) -> list[Task]:
+        """The tasks of a job, by name."""
+        query = sa.select(Task).where(Task.job_id == job_id).order_by(Task.name)
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    # Merges
+
+    def reserve_merge(self, name: str, job_id: str | None = None, *, at_least: int = 1) -> int:
+        """A version number for :func:`storage.publish.publish_merge` that nobody else gets.
+
+        A job that asks again, after it was restarted, gets the one that it has not yet used.
+        """
+        check_name(name, "merge name")
+        for _ in range(100):
+            try:
+                with self._write() as session:
+                    return lineage.reserve(session, name, job_id, at_least)
+            except StorageError as error:
+                # The unique constraint chose another client; the next number is free.
+                if not isinstance(error.__cause__, sa.exc.IntegrityError):
+                    raise
+        raise StorageError(f"merge {name}: no version could be reserved in {self.url}; try again")
+
+    def record_merge(
+        self,
+        name: str,
+        version: int,
+        url: str,
+        job_id: str | None = None,
+        parent: str | None = None,
+        manifest_sha256: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        added: Iterable[str] = (),
+        files: Mapping[str, BlobRef] | None = None,
+        coefficients: Iterable[LayerSummary] = (),
+        token: int | None = None,
+    ) -> Merge:
+        """Enter a merge once its manifest is in the store; entering it again changes nothing.
+
+        ``parent`` is a reference such as ``name/v2``; ``added`` names the tasks that the parent has
+        not. Raises :class:`~tintray.errors.StorageError` if the version is another merge's.
+        """
+        values = {
+            "url": redact(url),
+            "job_id": job_id,
+            "manifest_sha256": manifest_sha256,
+            "metrics": _clean(metrics or {}),
+            "added": list(added),
+        }
+        with self._write() as session:
+            if job_id is not None:
+                leases.fence(session, job_id, token)
+            merge = lineage.record(session, name, version, values, parent)
+            lineage.add_files(session, merge, files or {})
+            lineage.add_coefficients(session, merge, coefficients)
+            return merge
+
+    def list_merges(self) -> list[Merge]:
+        """All published merges, oldest first."""
+        with self._read() as session:
+            return lineage.published(session)
+
+    def find_merge(self, reference: str) -> Merge:
+        """The merge that ``name`` (its newest version), ``name/v2`` or ``latest`` means."""
+        with self._read() as session:
+            return lineage.find(session, reference)
+
+    def parent(self, merge: Merge) -> Merge | None:
+        """The merge that this one grew from."""
+        with self._read() as session:
+            return session.get(Merge, merge.parent_id) if merge.parent_id is not None else None
+
+    def merge_files(self, merge: Merge) -> dict[str, BlobRef]:
+        """The blobs that a merge consists of, by file name."""
+        query = (
+            sa.select(MergeFile.name, Artifact.sha256, Artifact.size)
+            .join(Artifact)
+            .where(MergeFile.merge_id == merge.id)
+        )
+        with self._read() as session:
+            return {row.name: BlobRef(row.sha256, row.size) for row in session.execute(query)}
+
+    def coefficients(self, merge: Merge) -> list[LayerSummary]:
+        """The summary of a merge's coefficients, by layer."""
+        query = sa.select(Coefficient).where(Coefficient.merge_id == merge.id)
+        with self._read() as session:
+            return [
+                LayerSummary(row.layer, row.mean, row.spread, row.minimum, row.maximum)
+                for row in session.scalars(query.order_by(Coefficient.layer))
+            ]
+
+    # Artifacts
+
+    def record_artifact(
+        self,
+        sha256: str,
+        size: int,
+        kind: str,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> None:
+        """Know a blob; with ``job_id``, keep it from being collected until that job is over."""
+        now = datetime.now(UTC)
+        row = lineage.artifact_row(BlobRef(sha256, size), kind, _clean(meta or {}), now)
+        with self._write() as session:
+            lineage.insert_missing(session, Artifact, [row])
+            if job_id is not None:
+                use = {"job_id": job_id, "sha256": sha256}
+                lineage.insert_missing(session, ArtifactUse, [use])
+
+    def artifacts(self, kind: str | None = None) -> list[Artifact]:
+        """All known artifacts, or those of a kind, oldest first."""
+        query = sa.select(Artifact).order_by(Artifact.created_at, Artifact.sha256)
+        if kind is not None:
+            query = query.where(Artifact.kind == kind)
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    def pin(self, sha256: str, pinned: bool = True) -> None:
+        """Keep an artifact from being collected, or no longer."""
+        moment = datetime.now(UTC) if pinned else None
+        with self._write() as session:
+            found = session.get(Artifact, sha256)
+            if found is None:
+                raise NotFoundError(f"there is no artifact {sha256} in the catalog")
+            found.pinned_at = moment
+
+    def needed_artifacts(self) -> set[str]:
+        """Hashes of the artifacts that a merge, a job in progress or a pin needs."""
+        with self._read() as session:
+            return lineage.needed(session)
+
+    # Transactions
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with failures(self.url), self._connection() as connection, _session(connection) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with (
+            failures(self.url),
+            self._connection() as connection,
+            _session(writing(connection)) as session,
+        ):
+            yield session
+
+    def _connection(self) -> sa.Connection:
+        """A live connection; waits for a server that is away, since nothing has been sent yet."""
+        give_up = time.monotonic() + self._patience
+        pause = 0.1
+        while True:
+            try:
+                return self._engine.connect()
+            except OperationalError:
+                if time.monotonic() + pause > give_up:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def _no_job(self, session: Session, job_id: str) -> NotFoundError:
+        hint = nearest(job_id, session.scalars(sa.select(Job.id)))
+        return NotFoundError(f"there is no job {job_id} in the catalog {self.url}{hint}")
+
+
+@contextmanager
+def _session(connection: sa.Connection) -> Iterator[Session]:
+    with Session(connection, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def _prepare_folder(url: str, folder: Any, create: bool) -> None:
+    if not create:
+        raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the catalog {url} cannot be created: {error.strerror} ({folder}); name a file in a "
+            "folder that this user may write"
+        ) from error
+
+
+def _clean(document: Mapping[str, Any]) -> dict[str, Any]:
+    cleaned = scrub(dict(document))
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _event(
+    job_id: str, before: JobState | None, after: JobState, reason: str, at: datetime
+) -> Event:
+    return Event(job_id=job_id, at=at, from_state=before, to_state=after, reason=reason)
+
+
+def _described(sha256: str, source: str, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "sha256": sha256,
+        "source": redact(source),
+        "meta": _clean(meta or {}),
+        "created_at": datetime.now(UTC),
+    }

@@ -1,0 +1,283 @@
+"""The artifact store in a folder: atomic, durable writes by fsync, link and rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.artifacts import Entry, Source
+from storage.urls import RESERVED, check_key
+from tintray.errors import InputError, NotFoundError, StorageError
+
+_CHUNK = 4 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+class FolderStore:
+    """Artifacts as read-only files below one folder.
+
+    A write goes to a scratch file first, is flushed to the disk and then linked under its name, so
+    that a reader, or a machine that loses power, finds the whole artifact or none.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root.absolute()
+        self.url = self.root.as_uri()
+
+    def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
+        """See :meth:`storage.artifacts.ArtifactStore.put`."""
+        path = self._path(key)
+        with self._failures(f"writing {key}"):
+            if not overwrite and path.exists():
+                return False
+            with self._scratch() as scratch:
+                _write(scratch, source)
+                _make_folder(path.parent)
+                if not _place(scratch, path, overwrite):
+                    return False
+            _sync(path.parent)
+        return True
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """See :meth:`storage.artifacts.ArtifactStore.get`."""
+        with self._reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
+
+    def fetch(self, key: str, destination: Path) -> Path:
+        """See :meth:`storage.artifacts.ArtifactStore.fetch`."""
+        with self._reading(key), self._path(key).open("rb") as source:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            partial = destination.with_name(f".{uuid.uuid4().hex}.part")
+            try:
+                with partial.open("wb") as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                partial.replace(destination)
+            finally:
+                partial.unlink(missing_ok=True)
+        return destination
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """See :meth:`storage.artifacts.ArtifactStore.list`."""
+        folder = prefix.rpartition("/")[0]
+        top = self._path(folder) if folder else self.root
+        with self._failures(f"listing {prefix or 'everything'}"):
+            yield from _walk(top, f"{folder}/" if folder else "", prefix)
+
+    def delete(self, key: str) -> None:
+        """See :meth:`storage.artifacts.ArtifactStore.delete`."""
+        with self._failures(f"deleting {key}"), suppress(FileNotFoundError, NotADirectoryError):
+            self._path(key).unlink()
+
+    def size(self, key: str) -> int | None:
+        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+        path = self._path(key)
+        with self._failures(f"reading {key}"):
+            try:
+                return path.stat().st_size if path.is_file() else None
+            except FileNotFoundError:
+                return None
+
+    def exists(self, key: str) -> bool:
+        """See :meth:`storage.artifacts.ArtifactStore.exists`."""
+        return self.size(key) is not None
+
+    def local_path(self, key: str) -> Path:
+        """The artifact's own file; raises :class:`NotFoundError` if there is none."""
+        path = self._path(key)
+        if self.size(key) is None:
+            raise NotFoundError(f"artifact {key} is not in the store {self.root}")
+        return path
+
+    def check_writable(self) -> None:
+        """See :meth:`storage.artifacts.ArtifactStore.check_writable`."""
+        with self._failures("writing a probe"), self._scratch() as scratch:
+            _write(scratch, b"tintray")
+
+    def add_folder(self, key: str, files: Mapping[str, Source]) -> bool:
+        """Show a folder of files at ``key``, all at once; False if ``key`` is already taken.
+
+        A file that is a path inside this store is hard-linked (copied where links are refused).
+        """
+        path = self._path(key)
+        with self._failures(f"writing {key}"):
+            if path.exists():
+                return False
+            with self._scratch() as scratch:
+                scratch.mkdir()
+                for name, source in files.items():
+                    self._link_or_write(source, scratch / check_key(name))
+                for folder in sorted(_folders(scratch), reverse=True):
+                    _sync(folder)
+                _make_folder(path.parent)
+                try:
+                    scratch.rename(path)  # refused by the system when path is a filled folder
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        return False
+                    raise
+            _sync(path.parent)
+        return True
+
+    def _link_or_write(self, source: Source, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, Path) and source.is_relative_to(self.root):
+            try:
+                os.link(source, target)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        _write(target, source)
+
+    def _path(self, key: str) -> Path:
+        path = self.root / check_key(key)
+        # A symbolic link inside the store must not lead a key out of it.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise InputError(
+                f"artifact key {key!r}: expected a path inside the store {self.root}, found a "
+                "symbolic link that leads out of it; remove the link"
+            )
+        return path
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.root / RESERVED
+        _make_folder(folder)
+        path = folder / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        with self._failures(f"reading {key}"):
+            try:
+                yield
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NotFoundError(f"artifact {key} is not in the store {self.root}") from None
+
+    @contextmanager
+    def _failures(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(_sentence(self.root, action, error)) from error
+
+
+def _sentence(root: Path, action: str, error: OSError) -> str:
+    """What went wrong in the store at ``root``, and what to do, in one sentence."""
+    where = f"the artifact store {root}"
+    if error.errno in _FULL:
+        free = shutil.disk_usage(_existing(root)).free
+        return (
+            f"{where} is full: {action} needs more than the {free:,} bytes left on its disk; "
+            "free some space or name another store"
+        )
+    if error.errno == errno.EFBIG:
+        return (
+            f"{where} takes no file that large: {action} passed the size limit of its file system "
+            "or of this process (ulimit -f); raise it or name another store"
+        )
+    if error.errno in _REFUSED:
+        reason = os.strerror(error.errno or 0).lower()
+        return (
+            f"{where} cannot be used: {action} was refused ({reason}); give this user the right "
+            "to read and write there, or name another store"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{where} cannot be used: {action} needs a folder where there is a file"
+    return f"{where} failed: {action}: {error.strerror or error}"
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _write(path: Path, source: Source) -> None:
+    """Create ``path`` read-only with the bytes of ``source``, on the disk when this returns."""
+    # The mode holds for later openers and obeys the umask; this descriptor may still write.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    with open(descriptor, "wb") as target:  # noqa: PTH123 (a descriptor, not a path)
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                shutil.copyfileobj(file, target, _CHUNK)
+        else:
+            target.write(source)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _place(scratch: Path, path: Path, overwrite: bool) -> bool:
+    """Give a finished file its name; False if the name was taken and may not be replaced."""
+    if overwrite:
+        scratch.replace(path)
+        return True
+    try:
+        os.link(scratch, path)  # unlike rename, never replaces what another writer has put there
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links: racing writers of a blob write the same bytes.
+        scratch.replace(path)
+    return True
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.parent != path:
+        _make_folder(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folders(top: Path) -> list[Path]:
+    return [Path(folder) for folder, _, _ in os.walk(top)]
+
+
+def _walk(folder: Path, base: str, prefix: str) -> Iterator[Entry]:
+    """Files below ``folder`` (whose key is ``base``), in the byte order of their keys."""
+    try:
+        with os.scandir(folder) as found:
+            items = [(item.is_dir(follow_symlinks=False), item) for item in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    # A folder sorts as "name/", which is what the keys below it continue with.
+    items.sort(key=lambda pair: os.fsencode(pair[1].name + ("/" if pair[0] else "")))
+    for is_folder, item in items:
+        key = base + item.name
+        if is_folder:
+            below = f"{key}/"
+            inside = below.startswith(prefix) or prefix.startswith(below)
+            if inside and key != RESERVED:
+                yield from _walk(folder / item.name, below, prefix)
+        elif key.startswith(prefix) and item.is_file(follow_symlinks=False):
+            with suppress(FileNotFoundError):  # deleted while we list
+                yield Entry(key, item.stat(follow_symlinks=False).st_size)

@@ -1,0 +1,177 @@
+"""What the catalog knows of merges and artifacts: versions, parents, files, who needs what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from storage.blobs import BlobRef
+from storage.states import JobState
+from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Job, Merge, MergeFile
+from tintray.errors import NotFoundError, StorageError, nearest
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """The merging coefficients of one layer unit over all tasks."""
+
+    layer: str
+    mean: float
+    spread: float
+    minimum: float
+    maximum: float
+
+
+def insert_missing(session: Session, table: type[Base], rows: list[dict[str, Any]]) -> None:
+    """Insert rows, leaving those alone whose primary key is there already."""
+    if rows:
+        session.execute(_insert(session, table).on_conflict_do_nothing(), rows)
+
+
+def insert_or_replace(
+    session: Session, table: type[Base], rows: list[dict[str, Any]], key: list[str]
+) -> None:
+    """Insert rows; a row whose ``key`` is there already takes the new values."""
+    if not rows:
+        return
+    statement = _insert(session, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+
+
+def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    if session.get_bind().dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
+def reserve(session: Session, name: str, job_id: str | None, at_least: int) -> int:
+    """A version that no other caller gets; the same one again for a job that holds one unused."""
+    held = sa.select(Merge.version).where(
+        Merge.name == name, Merge.job_id == job_id, Merge.published_at.is_(None)
+    )
+    found = session.scalar(held) if job_id is not None else None
+    if found is not None and found >= at_least:
+        return found
+    highest = session.scalar(sa.select(sa.func.max(Merge.version)).where(Merge.name == name)) or 0
+    version = max(highest + 1, at_least)
+    session.add(Merge(**_blank(name, version, job_id)))
+    session.flush()
+    return version
+
+
+def _blank(name: str, version: int, job_id: str | None) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        "name": name,
+        "version": version,
+        "job_id": job_id,
+        "added": [],
+        "metrics": {},
+        "created_at": now,
+    }
+
+
+def record(
+    session: Session,
+    name: str,
+    version: int,
+    values: Mapping[str, Any],
+    parent: str | None,
+) -> Merge:
+    """The row of a published merge; publishing the same manifest twice changes nothing.
+
+    Raises :class:`StorageError` if the version is taken by another manifest or another job.
+    """
+    merge = session.scalar(sa.select(Merge).where(Merge.name == name, Merge.version == version))
+    if merge is None:
+        merge = Merge(**_blank(name, version, values["job_id"]))
+        session.add(merge)
+    elif merge.published_at is not None or merge.job_id != values["job_id"]:
+        known = (merge.manifest_sha256, merge.url)
+        if merge.published_at and known == (values["manifest_sha256"], values["url"]):
+            return merge
+        raise StorageError(
+            f"merge {merge.ref} is already in the catalog, from job {merge.job_id}; a published "
+            "merge never changes: publish under another version or name"
+        )
+    for field, value in values.items():
+        setattr(merge, field, value)
+    merge.parent_id = find(session, parent).id if parent is not None else None
+    merge.published_at = datetime.now(UTC)
+    session.flush()
+    return merge
+
+
+def add_files(session: Session, merge: Merge, files: Mapping[str, BlobRef]) -> None:
+    """Note which blobs a merge consists of."""
+    now = datetime.now(UTC)
+    artifacts = {ref.sha256: artifact_row(ref, "merge", {}, now) for ref in files.values()}
+    insert_missing(session, Artifact, list(artifacts.values()))
+    rows = [{"merge_id": merge.id, "name": n, "sha256": ref.sha256} for n, ref in files.items()]
+    insert_missing(session, MergeFile, rows)
+
+
+def add_coefficients(session: Session, merge: Merge, layers: Iterable[LayerSummary]) -> None:
+    """Note the summary of the coefficients, layer by layer."""
+    rows = [{"merge_id": merge.id, **layer.__dict__} for layer in layers]
+    insert_missing(session, Coefficient, rows)
+
+
+def artifact_row(ref: BlobRef, kind: str, meta: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The columns of a new artifact."""
+    return {
+        "sha256": ref.sha256,
+        "size": ref.size,
+        "kind": kind,
+        "meta": dict(meta),
+        "created_at": now,
+    }
+
+
+def published(session: Session) -> list[Merge]:
+    """All published merges, oldest first."""
+    order = (Merge.published_at, Merge.id)
+    return list(session.scalars(_published().order_by(*order)))
+
+
+def _published() -> sa.Select[Merge]:
+    return sa.select(Merge).where(Merge.published_at.is_not(None))
+
+
+def find(session: Session, reference: str) -> Merge:
+    """The merge that ``name`` (its newest version), ``name/v2`` or ``latest`` means.
+
+    Raises :class:`NotFoundError` with the nearest merge that there is.
+    """
+    name, _, version = reference.partition("/")
+    query = _published().order_by(Merge.version.desc()).limit(1)
+    if reference == "latest":
+        query = _published().order_by(Merge.published_at.desc(), Merge.id.desc()).limit(1)
+    elif version in ("", "latest"):
+        query = query.where(Merge.name == name)
+    elif version[:1] == "v" and version[1:].isdecimal():
+        query = query.where(Merge.name == name, Merge.version == int(version[1:]))
+    else:
+        query = query.where(sa.false())
+    merge = session.scalar(query)
+    if merge is None:
+        known = published(session)
+        names = [merge.ref for merge in known] if version else {merge.name for merge in known}
+        hint = nearest(reference, names) if known else "; nothing has been published yet"
+        raise NotFoundError(f"there is no merge '{reference}' in the catalog{hint}")
+    return merge
+
+
+def needed(session: Session) -> set[str]:
+    """Hashes of the artifacts that a merge consists of, an unfinished job uses, or a pin keeps."""
+    over = [state for state in JobState if state.terminal]
+    running = sa.select(ArtifactUse.sha256).join(Job).where(Job.state.not_in(over))
+    pinned = sa.select(Artifact.sha256).where(Artifact.pinned_at.is_not(None))
+    return set(session.scalars(sa.union(sa.select(MergeFile.sha256), running, pinned)))

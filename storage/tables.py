@@ -1,0 +1,242 @@
+"""The catalog's tables as typed SQLAlchemy models; `migrations/` holds the steps to them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from storage.states import JobState
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite, which knows no time zones, gets and gives it as naive UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times; strip the zone where the database cannot keep it."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time in the catalog needs a zone, found {value!r}")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back UTC whatever the zone of the connection."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class StateType(TypeDecorator[JobState]):
+    """A job state, stored as its text so that a new state needs no change of a database type."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: JobState | None, dialect: Dialect) -> str | None:
+        """Accept members, and texts that are one."""
+        return None if value is None else JobState(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:
+        """Give back the member."""
+        return None if value is None else JobState(value)
+
+
+class Base(DeclarativeBase):
+    """What all tables share: readable constraint names and the Python types of columns."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it once, from the class)
+        datetime: UtcTime(),
+        JobState: StateType(),
+        dict[str, Any]: JSON(),
+        list[str]: JSON(),
+    }
+
+
+class Model(Base):
+    """A pretrained model or an expert, known by the hash of its weights."""
+
+    __tablename__ = "models"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))  # "base" or "expert"
+    source: Mapped[str] = mapped_column(Text)
+    base_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class Pool(Base):
+    """An adaptation pool, known by the hash of its examples."""
+
+    __tablename__ = "pools"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    split: Mapped[str | None] = mapped_column(String(200))
+    examples: Mapped[int] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class Job(Base):
+    """A run that produces a merge. ``state`` changes by compare-and-set only."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "state", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(120), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    state: Mapped[JobState]
+    reason: Mapped[str] = mapped_column(Text)
+    spec: Mapped[dict[str, Any]]
+    store_url: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Task(Base):
+    """One task of a job: which expert on which pool."""
+
+    __tablename__ = "tasks"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    expert_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
+    pool_sha256: Mapped[str | None] = mapped_column(ForeignKey("pools.sha256"))
+    meta: Mapped[dict[str, Any]]
+
+
+class Event(Base):
+    """One change of a job's state, with its time and reason. Never updated."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[datetime]
+    from_state: Mapped[JobState | None]
+    to_state: Mapped[JobState]
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class Lease(Base):
+    """Who may work on a job until when. ``token`` only grows: it fences off earlier owners."""
+
+    __tablename__ = "leases"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    owner: Mapped[str | None] = mapped_column(String(200))
+    token: Mapped[int]
+    expires_at: Mapped[datetime | None]
+
+
+class Round(Base):
+    """The metrics of one round of a job; a round repeated after a rewind replaces its row."""
+
+    __tablename__ = "rounds"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    metrics: Mapped[dict[str, Any]]
+
+
+class Merge(Base):
+    """A version of a merge: reserved first, then (``published_at``) published for good."""
+
+    __tablename__ = "merges"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(100))
+    version: Mapped[int]
+    url: Mapped[str | None] = mapped_column(Text)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("merges.id"))
+    added: Mapped[list[str]]  # the tasks that this merge has and its parent has not
+    manifest_sha256: Mapped[str | None] = mapped_column(String(64))
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    published_at: Mapped[datetime | None]
+
+    @property
+    def ref(self) -> str:
+        """The merge's name and version, ``name/v3``."""
+        return f"{self.name}/v{self.version}"
+
+
+class MergeFile(Base):
+    """One file of a published merge, and the blob that holds it."""
+
+    __tablename__ = "merge_files"
+
+    merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(500), primary_key=True)
+    sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"), index=True)
+
+
+class Coefficient(Base):
+    """The merging coefficients of one layer unit, summarised over the tasks."""
+
+    __tablename__ = "coefficients"
+
+    merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
+    layer: Mapped[str] = mapped_column(String(500), primary_key=True)
+    mean: Mapped[float]
+    spread: Mapped[float]  # standard deviation over the tasks
+    minimum: Mapped[float]
+    maximum: Mapped[float]
+
+
+class Artifact(Base):
+    """A blob that was written to a store; ``pinned_at`` keeps it from being collected."""
+
+    __tablename__ = "artifacts"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(String(40), index=True)
+    meta: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    pinned_at: Mapped[datetime | None]
+
+
+class ArtifactUse(Base):
+    """That a job needs an artifact, as long as the job is not over."""
+
+    __tablename__ = "artifact_uses"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(
+        ForeignKey("artifacts.sha256"), primary_key=True, index=True
+    )

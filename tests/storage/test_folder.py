@@ -1,0 +1,165 @@
+"""What only a folder store does: its files, links, durability, and its own ways to fail."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.blobs import put_blob
+from storage.folder import FolderStore
+from storage.publish import list_merges, publish_merge
+from tintray.errors import InputError, StorageError, TintrayError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def test_files_are_read_only_and_nothing_unfinished_remains(folder: FolderStore) -> None:
+    folder.put("a/b", b"x")
+    folder.put("a/b", b"y")
+    path = folder.local_path("a/b")
+    assert stat.S_IMODE(path.stat().st_mode) & 0o222 == 0
+    assert list((folder.root / ".tmp").iterdir()) == []
+
+
+def test_a_write_that_fails_half_way_leaves_no_artifact(
+    folder: FolderStore, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="no file that large: writing big"):
+            folder.put("big", source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not folder.exists("big")
+    assert list(folder.list()) == []
+    assert list((folder.root / ".tmp").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_no_merge(small_disk: Path) -> None:
+    folder = FolderStore(small_disk / "store")
+    with pytest.raises(StorageError, match=r"store is full: writing blobs/.*; free some space"):
+        publish_merge(folder, "big", {"small": b"x", "weights": bytes(2_000_000)}, {})
+    assert list_merges(folder) == []
+    folder.check_writable()
+
+
+def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    folder = FolderStore(small_disk / "store")
+    for use in (folder.check_writable, lambda: folder.put("a", b"x")):
+        with pytest.raises(StorageError, match=r"refused \(read-only file system\); give"):
+            use()
+
+
+def _as_nobody(action: Callable[[], object]) -> str:
+    """What ``action`` raises in a process without rights, as text."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        message = "nothing was raised"
+        try:
+            if not os.geteuid():
+                os.setgroups([])
+                os.setuid(65534)
+            action()
+        except TintrayError as error:
+            message = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(write, message.encode())
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:  # noqa: PTH123
+        message = pipe.read().decode()
+    os.waitpid(child, 0)
+    return message
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_folder_without_the_right_to_write_is_one_sentence(tmp_path: Path) -> None:
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o111)
+    tmp_path.chmod(0o555)
+    folder = FolderStore(tmp_path)
+    for action in (folder.check_writable, lambda: folder.put("a", b"x")):
+        message = _as_nobody(action)
+        assert message.startswith(f"StorageError: the artifact store {tmp_path} cannot be used")
+        assert "refused (permission denied); give this user the right" in message
+    tmp_path.chmod(0o755)
+
+
+def test_a_file_in_the_place_of_the_store_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    with pytest.raises(StorageError, match="needs a folder where there is a file"):
+        FolderStore(tmp_path / "store").check_writable()
+
+
+def test_a_symbolic_link_does_not_lead_out_of_the_store(
+    folder: FolderStore, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    folder.check_writable()
+    (folder.root / "way").symlink_to(outside)
+    for use in (lambda: folder.get("way/secret"), lambda: folder.put("way/new", b"")):
+        with pytest.raises(InputError, match="symbolic link that leads out"):
+            use()
+    assert [entry.key for entry in folder.list()] == []
+    assert sorted(path.name for path in outside.iterdir()) == ["secret"]
+
+
+def test_the_store_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    folder = FolderStore(tmp_path / "link")
+    folder.put("a", b"x")
+    assert (tmp_path / "real" / "a").read_bytes() == b"x"
+
+
+def test_a_folder_appears_whole_and_once(folder: FolderStore) -> None:
+    ref = put_blob(folder, b"weights")
+    blob = folder.local_path(f"blobs/{ref.sha256[:2]}/{ref.sha256}")
+    files = {"tints/a.safetensors": blob, "manifest.json": b"{}"}
+    assert folder.add_folder("merges/x/v1", files)
+    assert not folder.add_folder("merges/x/v1", {"manifest.json": b"other"})
+    linked = folder.root / "merges/x/v1/tints/a.safetensors"
+    assert linked.samefile(blob)
+    assert (folder.root / "merges/x/v1/manifest.json").read_bytes() == b"{}"
+
+
+def test_opening_a_store_by_url_loads_no_client() -> None:
+    code = (
+        "import sys; import storage.urls; from storage.artifacts import open_store;"
+        "open_store('.'); print(sorted({'boto3', 'sqlalchemy', 'torch'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

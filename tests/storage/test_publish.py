@@ -1,0 +1,144 @@
+"""Publishing: visible only when whole, never changed, versions given once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import ArtifactStore
+from storage.blobs import blob_key
+from storage.folder import FolderStore
+from storage.publish import (
+    MergeRef,
+    list_merges,
+    merge_file,
+    next_version,
+    parse_merge_url,
+    publish_merge,
+    read_manifest,
+)
+from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
+
+FILES: dict[str, bytes | Path] = {
+    "backbone.safetensors": b"backbone",
+    "tints/mnist.safetensors": b"tint",
+    "tints/copy.safetensors": b"tint",
+}
+
+
+def test_a_published_merge_is_listed_and_read_back(store: ArtifactStore, tmp_path: Path) -> None:
+    url = publish_merge(store, "ten", FILES, {"tasks": ["mnist"]})
+    assert url == f"{store.url}/merges/ten/v1"
+    assert list_merges(store) == [MergeRef("ten", 1)]
+    manifest = read_manifest(store, MergeRef("ten", 1))
+    assert (manifest["tasks"], manifest["name"], manifest["version"]) == (["mnist"], "ten", 1)
+    assert sorted(manifest["files"]) == sorted(FILES)
+    for name, content in FILES.items():
+        assert merge_file(store, manifest, name, tmp_path / "cache").read_bytes() == content
+
+
+def test_its_url_leads_back_to_it(store: ArtifactStore) -> None:
+    url = publish_merge(store, "ten", FILES, {})
+    again, ref = parse_merge_url(url)
+    assert (again.url, ref) == (store.url, MergeRef("ten", 1))
+    assert read_manifest(again, ref)["name"] == "ten"
+    for wrong in ("", "ten/v1", f"{store.url}/merges/ten", f"{store.url}/merges/ten/v0"):
+        with pytest.raises(InputError, match="expected the URL of a published merge"):
+            parse_merge_url(wrong)
+
+
+def test_versions_go_up_and_names_are_apart(store: ArtifactStore) -> None:
+    urls = [publish_merge(store, name, FILES, {}) for name in ("b", "a", "b", "b-2", "b")]
+    tails = [url.rpartition("/merges/")[2] for url in urls]
+    assert tails == ["b/v1", "a/v1", "b/v2", "b-2/v1", "b/v3"]
+    assert [str(ref) for ref in list_merges(store)] == ["a/v1", "b/v1", "b/v2", "b/v3", "b-2/v1"]
+    assert (next_version(store, "b"), next_version(store, "new")) == (4, 1)
+
+
+def test_a_published_version_never_changes(store: ArtifactStore) -> None:
+    first = publish_merge(store, "ten", FILES, {"seconds": 1}, version=4)
+    before = store.get("merges/ten/v4/manifest.json")
+    assert publish_merge(store, "ten", FILES, {"seconds": 2}, version=4) == first
+    with pytest.raises(StorageError, match=r"ten/v4 is already published .* with other files"):
+        publish_merge(store, "ten", {"backbone.safetensors": b"other"}, {}, version=4)
+    assert store.get("merges/ten/v4/manifest.json") == before
+
+
+def test_racing_publishers_never_share_a_version(store: ArtifactStore) -> None:
+    barrier = threading.Barrier(6)
+
+    def publish(number: int) -> tuple[str, int]:
+        barrier.wait()
+        return publish_merge(store, "race", {"file": bytes([number])}, {"by": number}), number
+
+    with ThreadPoolExecutor(6) as pool:
+        published = dict(pool.map(publish, range(6)))
+    assert len(published) == 6
+    for url, number in published.items():
+        assert read_manifest(store, parse_merge_url(url)[1])["by"] == number
+    assert len(list_merges(store)) == 6
+
+
+def test_nothing_is_visible_before_the_manifest(store: ArtifactStore) -> None:
+    with pytest.raises(StorageError, match="manifest of ten/v1"):
+        publish_merge(store, "ten", FILES, {"loss": float("nan")})
+    assert list_merges(store) == []
+    with pytest.raises(NotFoundError):
+        read_manifest(store, MergeRef("ten", 1))
+    assert publish_merge(store, "ten", FILES, {}).endswith("ten/v1")
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(store: ArtifactStore, tmp_path: Path) -> None:
+    publish_merge(store, "ten-scripts", FILES, {})
+    with pytest.raises(NotFoundError, match=r"did you mean 'ten-scripts/v1'\?"):
+        read_manifest(store, MergeRef("ten-script", 1))
+    manifest = read_manifest(store, MergeRef("ten-scripts", 1))
+    with pytest.raises(NotFoundError, match=r"did you mean 'tints/mnist.safetensors'\?"):
+        merge_file(store, manifest, "tints/mnits.safetensors", tmp_path)
+
+
+def test_altered_files_and_manifests_are_named(store: ArtifactStore, tmp_path: Path) -> None:
+    publish_merge(store, "ten", FILES, {"tasks": ["mnist"]})
+    manifest = read_manifest(store, MergeRef("ten", 1))
+    key = blob_key(manifest["files"]["backbone.safetensors"]["sha256"])
+    store.put(key, b"backbonE", overwrite=True)
+    with pytest.raises(IntegrityError, match=key):
+        merge_file(store, manifest, "backbone.safetensors", tmp_path)
+    assert merge_file(store, manifest, "tints/mnist.safetensors", tmp_path).exists()
+    text = store.get("merges/ten/v1/manifest.json").replace(b"mnist", b"mnisT", 1)
+    store.put("merges/ten/v1/manifest.json", text, overwrite=True)
+    with pytest.raises(IntegrityError, match=r"merges/ten/v1/manifest\.json"):
+        read_manifest(store, MergeRef("ten", 1))
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "latest", ".hidden", "ü", "x" * 101])
+def test_a_name_that_is_no_folder_is_refused(store: ArtifactStore, name: str) -> None:
+    with pytest.raises(SpecError, match="merge name"):
+        publish_merge(store, name, FILES, {})
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "manifest.json", "a/../../x"])
+def test_a_file_that_would_leave_the_merge_is_refused(store: ArtifactStore, name: str) -> None:
+    with pytest.raises(InputError):
+        publish_merge(store, "ten", {name: b"x"}, {})
+    assert list(store.list()) == []
+
+
+def test_passwords_do_not_reach_a_manifest(store: ArtifactStore) -> None:
+    spec = {"catalog": "postgresql+psycopg://me:hunter2@host/db", "store": store.url}
+    publish_merge(store, "ten", FILES, {"spec": spec})
+    assert b"hunter2" not in store.get("merges/ten/v1/manifest.json")
+
+
+def test_in_a_folder_the_merge_is_an_ordinary_folder(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "my store")
+    publish_merge(store, "ten", FILES, {})
+    place = tmp_path / "my store" / "merges" / "ten" / "v1"
+    assert (place / "tints" / "mnist.safetensors").read_bytes() == b"tint"
+    manifest = json.loads((place / "manifest.json").read_text())
+    blob = store.local_path(blob_key(manifest["files"]["backbone.safetensors"]["sha256"]))
+    assert (place / "backbone.safetensors").samefile(blob)
