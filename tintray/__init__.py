@@ -1,0 +1,1 @@
+"""tintray: many fine-tuned models, one backbone, one small layer per task."""

@@ -10,7 +10,7 @@
     │   └── NotFoundError        a merge, a task, an artifact or a job that does not exist
     ├── StorageError             the artifact store or the catalog failed, is full or unreachable
     │   └── IntegrityError       an artifact is not what its hash says
-    └── FitError                 the fit itself went wrong (a loss that is not finite, a dead worker)
+    └── FitError                 the fit itself went wrong (a loss not finite, a dead worker)
 
 The message is the product: one sentence that names the field, file or tensor, what was expected,
 what was found, and what to do.
@@ -29,7 +29,7 @@ class TintrayError(Exception):
 
 
 class InputError(TintrayError):
-    """Bad input: the caller can mend it. Raised before compute is spent wherever it can be known."""
+    """Bad input: the caller can mend it; raised before compute is spent where it can be known."""
 
     exit_code = 2
 

@@ -1,0 +1,217 @@
+"""A merge on disk and in memory.
+
+On disk a merge is a set of named files under one manifest::
+
+    manifest.json                 what it is, where it comes from, sha256 of every other file
+    backbone.safetensors          the merged shared tensors
+    coefficients.safetensors      Λ [K, L] and the initial Λ
+    tints/<task>.safetensors      a task's private tensors: tint layer and head
+    configs/<task>/…              the expert's config.json and preprocessor files
+
+In memory it is one backbone, whose tensors every task's model shares.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tintray.checkpoints import file_sha256
+from tintray.errors import IntegrityError, NotFoundError, StorageError, nearest
+from tintray.models import empty_module, quiet_transformers
+
+FORMAT = "tintray-merge"
+FORMAT_VERSION = 1
+
+BACKBONE = "backbone.safetensors"
+COEFFICIENTS = "coefficients.safetensors"
+
+
+def tint_file(task: str) -> str:
+    """Name of the file with a task's private tensors."""
+    return f"tints/{task}.safetensors"
+
+
+def config_file(task: str, name: str) -> str:
+    """Name of one of a task's configuration files."""
+    return f"configs/{task}/{name}"
+
+
+class Merge:
+    """A published merge: lazily read, verified on reading, its backbone shared by all tasks.
+
+    Parameters
+    ----------
+    manifest
+        The parsed ``manifest.json``.
+    fetch
+        Gives the local path of a file of the merge, by its name in the manifest.
+    url
+        Where it was loaded from, for messages.
+    """
+
+    def __init__(self, manifest: dict[str, Any], fetch: Callable[[str], Path], url: str) -> None:
+        if manifest.get("format") != FORMAT:
+            raise NotFoundError(f"{url} is not a merge: its manifest has no format {FORMAT!r}")
+        if manifest["format_version"] > FORMAT_VERSION:
+            raise NotFoundError(
+                f"{url} was written in format {manifest['format_version']}; this version of "
+                f"tintray reads up to {FORMAT_VERSION}; upgrade tintray"
+            )
+        self.manifest = manifest
+        self.url = url
+        self._fetch = fetch
+        self._verified: dict[str, Path] = {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks it serves."""
+        return tuple(task["name"] for task in self.manifest["tasks"])
+
+    def task(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a task.
+
+        Raises
+        ------
+        NotFoundError
+            With the nearest name, if the merge has no such task.
+        """
+        for task in self.manifest["tasks"]:
+            if task["name"] == name:
+                found: dict[str, Any] = task
+                return found
+        raise NotFoundError(
+            f"the merge {self.url} has no task '{name}'{nearest(name, self.tasks)}; it has "
+            f"{', '.join(self.tasks)}"
+        )
+
+    def file(self, name: str) -> Path:
+        """Local path of one of the merge's files, its sha256 checked on first use.
+
+        Raises
+        ------
+        IntegrityError
+            If the bytes are not those that the manifest names.
+        """
+        if name not in self._verified:
+            path = self._fetch(name)
+            expected = self.manifest["files"][name]["sha256"]
+            found = file_sha256(path)
+            if found != expected:
+                raise IntegrityError(
+                    f"{self.url}/{name} is damaged: its sha256 is {found[:12]}…, the manifest says "
+                    f"{expected[:12]}…; restore the file or publish the merge again"
+                )
+            self._verified[name] = path
+        return self._verified[name]
+
+    @cached_property
+    def backbone(self) -> dict[str, Tensor]:
+        """The shared tensors by name; read once, shared by every task's model."""
+        return read_tensors(self.file(BACKBONE))
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Λ [K, L], rows in the order of ``tasks``, columns in that of the manifest's units."""
+        return read_tensors(self.file(COEFFICIENTS))["coefficients"]
+
+    def tint(self, task: str) -> dict[str, Tensor]:
+        """A task's private tensors by name: tint layer and head."""
+        self.task(task)
+        return read_tensors(self.file(tint_file(task)))
+
+    def config(self, task: str) -> dict[str, Any]:
+        """The ``config.json`` of a task's expert."""
+        self.task(task)
+        config: dict[str, Any] = json.loads(self.file(config_file(task, "config.json")).read_text())
+        return config
+
+    def for_task(self, task: str) -> nn.Module:
+        """An ordinary module of the expert's class, in evaluation mode, that answers for ``task``.
+
+        Its backbone tensors are the merge's own, in memory once for all tasks; only the private
+        ones are its own. Training it would change the backbone under every other task.
+        """
+        module = empty_module(self.config(task))
+        tensors = self.backbone | self.tint(task)
+        module.load_state_dict(tensors, strict=True, assign=True)
+        return module.requires_grad_(False).eval()
+
+    def processor(self, task: str) -> Any:
+        """The image processor of the task's expert."""
+        from transformers import AutoImageProcessor
+
+        folder = self.file(config_file(task, "preprocessor_config.json")).parent
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    def export(self, task: str, directory: Path) -> Path:
+        """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
+
+        Raises
+        ------
+        StorageError
+            If ``directory`` exists and is not empty, or cannot be written.
+        """
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise StorageError(f"{directory} exists and is not empty; give a new folder")
+        module: Any = self.for_task(task)
+        quiet_transformers()
+        partial = directory.with_name(f".{directory.name}.partial")
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            module.save_pretrained(partial)
+            for name in self.manifest["files"]:
+                prefix = config_file(task, "")
+                if name.startswith(prefix) and name != config_file(task, "config.json"):
+                    shutil.copyfile(self.file(name), partial / name.removeprefix(prefix))
+            if directory.exists():
+                directory.rmdir()
+            partial.rename(directory)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(f"{directory} cannot be written: {error.strerror}") from error
+        return directory
+
+
+def open_folder(folder: Path) -> Merge:
+    """Open a merge that lies in an ordinary folder.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder has no readable manifest: it holds no merge, or one that was never published.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{folder} holds no merge: it has no manifest.json") from error
+    except ValueError as error:
+        raise NotFoundError(f"{folder / 'manifest.json'} is not valid JSON ({error})") from error
+    return Merge(manifest, lambda name: folder / name, str(folder))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors as one safetensors file, in a fixed order: equal tensors, equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+    save_file(ordered, path, metadata={"format": "pt", **metadata})
+
+
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Read all, or only the named, tensors of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in (names or file.keys())}
+
+
+def parameters_of(tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers the tensors hold."""
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())

@@ -1,0 +1,279 @@
+"""Adapters between transformers models and named tensors: what is shared, what is a task's own.
+
+A model is split once, by name: everything under the model's ``base_model_prefix`` (``vit.…``,
+``bert.…``) is its *backbone*, the rest is its *head*. Names are those of the module in memory;
+transformers may spell them otherwise on disk, and both spellings of a tint site are understood.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tintray.checkpoints import Checkpoint
+from tintray.errors import CheckpointError, SpecError, nearest
+
+HEAD = "head"
+
+
+def model_class(checkpoint: Checkpoint, role: str) -> Any:
+    """The transformers class that wrote the checkpoint, from ``architectures`` in its config."""
+    import transformers
+
+    names = checkpoint.config.get("architectures") or []
+    found = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        raise CheckpointError(
+            f"{role}: {checkpoint.folder / 'config.json'} has architectures={names!r}; expected "
+            f"the name of one transformers model class, as save_pretrained writes it"
+        )
+    return found
+
+
+def load_expert(checkpoint: Checkpoint, role: str = "expert") -> nn.Module:
+    """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, left over, of another shape than the config says, or not finite.
+    """
+    module = _from_pretrained(model_class(checkpoint, role), checkpoint, role)
+    _check_finite(module, role, checkpoint)
+    return module
+
+
+def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> nn.Module:
+    """Load a base into the class of the experts, whatever head it was saved with, or without.
+
+    The head of the result is untrained and stands for nothing.
+    """
+    import transformers
+
+    cls = model_class(like, role)
+    config = transformers.AutoConfig.for_model(**like.config)
+    module = _from_pretrained(cls, checkpoint, role, config=config, any_head=True)
+    _check_finite(module, role, checkpoint)
+    return module
+
+
+def empty_module(config: Mapping[str, Any]) -> nn.Module:
+    """A module of the class and shape in ``config`` (a ``config.json``); weights arbitrary."""
+    import transformers
+    from transformers import initialization
+
+    cls = getattr(transformers, config["architectures"][0])
+    with initialization.no_init_weights():
+        module: nn.Module = cls(transformers.AutoConfig.for_model(**config))
+    return module.eval()
+
+
+def _from_pretrained(
+    cls: Any, checkpoint: Checkpoint, role: str, *, config: Any = None, any_head: bool = False
+) -> nn.Module:
+    quiet_transformers()
+    try:
+        module, info = cls.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{role}: {checkpoint.folder} cannot be loaded as {cls.__name__}: {first_line}"
+        ) from error
+    prefix = backbone_prefix(module)
+
+    def counts(name: str) -> bool:
+        return not any_head or name.startswith(prefix)
+
+    missing = sorted(name for name in info["missing_keys"] if counts(name))
+    mismatched = sorted(item for item in info["mismatched_keys"] if counts(item[0]))
+    extra = sorted(name for name in info["unexpected_keys"] if counts(name))
+    where = f"{role}: {checkpoint.folder}"
+    if missing:
+        raise CheckpointError(
+            f"{where} lacks tensor '{missing[0]}'{_and_more(missing)}, which a {cls.__name__} needs"
+        )
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has shape {list(found)}; the model configuration expects "
+            f"{list(expected)}{_and_more(mismatched)}"
+        )
+    if extra:
+        raise CheckpointError(
+            f"{where} has tensor '{extra[0]}'{_and_more(extra)}, unknown to a {cls.__name__}"
+        )
+    result: nn.Module = module.eval()
+    return result
+
+
+def _and_more(found: list[Any]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars and load reports off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _check_finite(module: nn.Module, role: str, checkpoint: Checkpoint) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"{role}: tensor '{name}' in {checkpoint.folder} has {bad:,} of {tensor.numel():,} "
+                "values that are NaN or infinite; expected finite weights, was the training stable?"
+            )
+
+
+def backbone_prefix(module: nn.Module) -> str:
+    """``"vit."`` for a ViT, ``"bert."`` for a BERT: the names that begin so are the backbone."""
+    prefix = getattr(module, "base_model_prefix", "")
+    if not prefix or not hasattr(module, prefix):
+        raise CheckpointError(
+            f"{type(module).__name__} has no backbone apart from its head (base_model_prefix is "
+            f"{prefix!r}); expected a model with a task head, such as ViTForImageClassification"
+        )
+    return f"{prefix}."
+
+
+def backbone_names(module: nn.Module) -> list[str]:
+    """Names of the backbone's parameters, in the order in which the module declares them."""
+    prefix = backbone_prefix(module)
+    return [name for name, _ in module.named_parameters() if name.startswith(prefix)]
+
+
+def head_modules(module: nn.Module) -> tuple[str, ...]:
+    """Paths of the head: the direct children beside the backbone that own parameters."""
+    prefix = backbone_prefix(module).removesuffix(".")
+    return tuple(
+        name
+        for name, child in module.named_children()
+        if name != prefix and any(True for _ in child.parameters())
+    )
+
+
+def check_same_backbone(
+    base: nn.Module, expert: nn.Module, base_role: str, expert_role: str
+) -> None:
+    """Refuse an expert whose backbone differs from the base's in a name or a shape.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the tensor, the shape expected and the shape found.
+    """
+    if type(base) is not type(expert):
+        raise CheckpointError(
+            f"{expert_role} is a {type(expert).__name__}; the other experts and {base_role} are "
+            f"{type(base).__name__}, and only models of one architecture can be merged"
+        )
+    expected = {name: tuple(base.get_parameter(name).shape) for name in backbone_names(base)}
+    found = {name: tuple(expert.get_parameter(name).shape) for name in backbone_names(expert)}
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(
+                f"{expert_role} lacks tensor '{name}', which {base_role} has with shape "
+                f"{list(shape)}; expected an expert fine-tuned from this base"
+            )
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{expert_role}: tensor '{name}' has shape {list(found[name])}; {base_role} has "
+                f"{list(shape)}; expected an expert fine-tuned from this base"
+            )
+    extra = sorted(found.keys() - expected.keys())
+    if extra:
+        raise CheckpointError(
+            f"{expert_role} has tensor '{extra[0]}'{_and_more(extra)}, which {base_role} lacks; "
+            "expected an expert fine-tuned from this base"
+        )
+
+
+def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
+    """Module paths of a tint site: ``"head"``, or a path spelt as in memory or as on disk.
+
+    Raises
+    ------
+    SpecError
+        With the nearest valid path, if no module that owns parameters is called so.
+    """
+    if site == HEAD:
+        return head_modules(module)
+    owners = {name for name, child in module.named_modules() if name and _owns_parameters(child)}
+    if site in owners:
+        return (site,)
+    translated = _module_path_of(module, site)
+    if translated is not None and translated in owners:
+        return (translated,)
+    raise SpecError(
+        f"tint.site: {type(module).__name__} has no module '{site}' that owns parameters; expected "
+        f"'head' or a module path such as '{_an_example(owners)}'{nearest(site, owners | {HEAD})}"
+    )
+
+
+def _owns_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _an_example(owners: set[str]) -> str:
+    blocks = [name for name in owners if name.rsplit(".", 1)[-1].isdigit()]
+    return max(blocks or owners, key=lambda name: (-name.count("."), len(name), name))
+
+
+def _module_path_of(module: nn.Module, disk_path: str) -> str | None:
+    """Translate ``vit.encoder.layer.5`` (on disk) into ``vit.layers.5`` (in memory).
+
+    transformers offers the conversion only for whole state dicts; run on one, it renames the
+    keys and passes tensors through, so each tensor's identity tells its two names.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = module.state_dict()
+    in_memory = {id(tensor): name for name, tensor in state.items()}
+    pairs = [
+        (disk, in_memory[id(tensor)])
+        for disk, tensor in revert_weight_conversion(module, state).items()
+        if id(tensor) in in_memory and disk.startswith(disk_path + ".")
+    ]
+    candidates = {memory.removesuffix("." + disk.rsplit(".", 1)[-1]) for disk, memory in pairs}
+    if not candidates:
+        return None
+    return _common_path(candidates)
+
+
+def _common_path(paths: set[str]) -> str:
+    split = [path.split(".") for path in paths]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters and buffers below ``paths``, by full name: what a task keeps for itself."""
+    return {
+        name: tensor.detach()
+        for name, tensor in module.state_dict().items()
+        if any(name.startswith(path + ".") for path in paths)
+    }
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` that owns its own tensors, frozen, in evaluation mode."""
+    return copy.deepcopy(module).eval().requires_grad_(False)

@@ -1,0 +1,32 @@
+"""Every random stream of a job, derived from (seed, task, what for): never from who runs it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def stream(seed: int, *purpose: str | int) -> torch.Generator:
+    """A generator that depends on nothing but the job's seed and its purpose."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % (1 << 63))
+
+
+def sample(seed: int, task: str, round_: int, examples: int, batch_size: int) -> Tensor:
+    """Which of a pool's ``examples`` make up the batch of ``round_``: int64 [batch_size].
+
+    Rounds walk through one shuffled epoch after another, so that every example is seen equally
+    often; the shuffle depends on seed, task name and epoch alone.
+    """
+    positions = torch.arange(round_ * batch_size, (round_ + 1) * batch_size)
+    epochs = positions // examples
+    return torch.cat(
+        [
+            torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))[
+                positions[epochs == epoch] % examples
+            ]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+    )

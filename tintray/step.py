@@ -1,0 +1,202 @@
+"""The fused multi-task step: one forward and one backward for the batches of many tasks.
+
+A *task group* is a fixed set of tasks that is computed as one. Its step, given θ, moves the tint
+layers of its tasks and returns Σₜ ∂Lₜ/∂θ; what becomes of Λ is the coordinator's business. The
+result depends on θ, the round and the group alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintray.confidence import Filter, keep
+from tintray.errors import FitError
+from tintray.pools import Pool
+from tintray.randomness import sample
+from tintray.tasks import Labels, self_label_loss
+from tintray.tint import FusedModel, TintLayer
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What every group of a job does alike.
+
+    Attributes
+    ----------
+    batch_size
+        Examples per task and round.
+    micro_batch
+        Upper bound on the examples in one forward pass; bounds memory and keeps activations in
+        cache. It regroups sums, so it is part of a job's identity.
+    """
+
+    seed: int
+    batch_size: int
+    micro_batch: int
+    labels: Labels
+    filter: Filter
+
+
+@dataclass
+class TaskState:
+    """A task as a worker hosts it: its layers, its pool, its cached self-labels, its optimiser."""
+
+    name: str
+    layer: TintLayer
+    pool: Pool
+    labels: Tensor  # the expert's logits over the pool, [N, C]
+    optimiser: torch.optim.Optimizer | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = self.layer.parameters
+        self.optimiser = torch.optim.Adam(parameters, fused=True) if parameters else None
+
+    def update(self, learning_rate: float) -> None:
+        """Move the tint layer along the gradients that the step has left in it."""
+        if self.optimiser is None:
+            return
+        self.optimiser.param_groups[0]["lr"] = learning_rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed job needs of this task; pool and labels are cached elsewhere."""
+        trained = {name: self.layer.tensors[name].detach().clone() for name in self.layer.trained}
+        optimiser = None if self.optimiser is None else self.optimiser.state_dict()
+        return {"tint": trained, "optimiser": optimiser}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state_dict`` returned."""
+        with torch.no_grad():
+            for name, tensor in state["tint"].items():
+                self.layer.tensors[name].copy_(tensor)
+        if self.optimiser is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """What one round did to one task, on its batch."""
+
+    loss: float
+    agreement: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Σₜ ∂Lₜ/∂θ [P] of a group (a buffer that its next step reuses), and metrics per task."""
+
+    gradient: Tensor
+    metrics: dict[str, TaskMetrics]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of one task's batch that fits a micro-batch."""
+
+    task: int
+    rows: slice
+
+
+class TaskGroup:
+    """A fixed set of tasks that steps as one."""
+
+    def __init__(
+        self, tasks: Sequence[TaskState], fused: FusedModel, parameters: int, settings: StepSettings
+    ) -> None:
+        self.tasks = list(tasks)
+        self._fused = fused
+        self._settings = settings
+        self._gradient = torch.zeros(parameters)
+        self._micro_batches = list(_micro_batches(len(self.tasks), settings))
+
+    def step(
+        self, theta: Tensor, round_: int, tint_lr: float, *, learn_backbone: bool = True
+    ) -> GroupResult:
+        """One round of this group: gradients for Λ, and one update of each tint layer.
+
+        Parameters
+        ----------
+        theta
+            The merged backbone, flat [P]; read only.
+        round_
+            0-based; decides the batches together with seed and task names.
+
+        Raises
+        ------
+        FitError
+            If a task's loss is not finite; the tint layers are then left as they were.
+        """
+        self._gradient.zero_()
+        self._fused.bind(theta, self._gradient if learn_backbone else None)
+        indices = [
+            sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)
+            for t in self.tasks
+        ]
+        totals = torch.zeros(len(self.tasks), 3, dtype=torch.float64)
+        for micro_batch in self._micro_batches:
+            self._accumulate(micro_batch, indices, totals)
+        self._check(totals, round_)
+        for task in self.tasks:
+            task.update(tint_lr)
+        metrics = {
+            task.name: TaskMetrics(*row)
+            for task, row in zip(self.tasks, totals.tolist(), strict=True)
+        }
+        return GroupResult(self._gradient, metrics)
+
+    def _accumulate(self, pieces: Sequence[_Piece], indices: list[Tensor], totals: Tensor) -> None:
+        """Add the gradients and the metrics (loss, agreement, kept) of one micro-batch."""
+        rows = [indices[piece.task][piece.rows] for piece in pieces]
+        tasks = [self.tasks[piece.task] for piece in pieces]
+        batches = [task.pool.batch(index) for task, index in zip(tasks, rows, strict=True)]
+        outputs = self._fused.forward(batches, [task.layer for task in tasks])
+        losses = []
+        for piece, task, index, output in zip(pieces, tasks, rows, outputs, strict=True):
+            expert = task.labels[index]
+            merged = output[:, : expert.shape[-1]]
+            kept = keep(self._settings.filter, merged, expert)
+            each = self_label_loss(merged, expert, self._settings.labels)
+            # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
+            # is harmless, and micro-batches add up to the same gradient as one batch.
+            loss = (each * kept).sum() / self._settings.batch_size
+            losses.append(loss)
+            same = (merged.detach().argmax(-1) == expert.argmax(-1)).sum()
+            share = torch.stack([loss.detach() * self._settings.batch_size, same, kept.sum()])
+            totals[piece.task] += share.double() / self._settings.batch_size
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _check(self, totals: Tensor, round_: int) -> None:
+        for task, row in zip(self.tasks, totals, strict=True):
+            if not torch.isfinite(row).all():
+                for other in self.tasks:
+                    for parameter in other.layer.parameters:
+                        parameter.grad = None
+                raise FitError(
+                    f"task '{task.name}': the loss of round {round_ + 1} is not finite; lower "
+                    "fit.tint_lr or fit.coefficient_lr"
+                )
+
+
+def _micro_batches(tasks: int, settings: StepSettings) -> Iterator[list[_Piece]]:
+    """Cut the tasks' batches, in order, into micro-batches of at most ``micro_batch`` examples."""
+    current: list[_Piece] = []
+    room = settings.micro_batch
+    for task in range(tasks):
+        start = 0
+        while start < settings.batch_size:
+            stop = min(settings.batch_size, start + room)
+            current.append(_Piece(task, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield current
+                current, room = [], settings.micro_batch
+    if current:
+        yield current

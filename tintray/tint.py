@@ -1,0 +1,179 @@
+"""Tint layers, and the fused model that runs the batches of many tasks as one.
+
+Every layer but the tint site and the head is shared, so the batches of all tasks in a group are
+concatenated and pass the shared layers as *one* batch. At the tint site and at the head they part:
+each task's stretch of the batch meets that task's own tensors, and the results are joined again.
+Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils._pytree import tree_map
+
+from tintray.layout import Layout
+from tintray.models import skeleton
+
+
+@dataclass
+class TintLayer:
+    """What one task owns: its tint layer and its head, initialised from its expert.
+
+    Attributes
+    ----------
+    tensors
+        Every private tensor by its full name in the model.
+    trained
+        The names among them that the fit moves; a head behind a tinted block stays its expert's.
+    """
+
+    task: str
+    tensors: dict[str, Tensor]
+    trained: tuple[str, ...]
+
+    @classmethod
+    def of_expert(
+        cls, task: str, tensors: Mapping[str, Tensor], site: Sequence[str], learn: bool = True
+    ) -> TintLayer:
+        """Private copies of an expert's tensors; those below ``site`` will be trained."""
+        trained = tuple(
+            name
+            for name, tensor in tensors.items()
+            if learn
+            and tensor.is_floating_point()
+            and name.startswith(tuple(f"{p}." for p in site))
+        )
+        own = {
+            name: nn.Parameter(tensor.clone(), requires_grad=True)
+            if name in trained
+            else tensor.clone()
+            for name, tensor in tensors.items()
+        }
+        return cls(task, own, trained)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained tensors, in order."""
+        return [
+            tensor
+            for name in self.trained
+            if isinstance(tensor := self.tensors[name], nn.Parameter)
+        ]
+
+    def count(self, site: Sequence[str]) -> int:
+        """How many numbers below ``site`` the task owns."""
+        below = tuple(f"{path}." for path in site)
+        return sum(t.numel() for name, t in self.tensors.items() if name.startswith(below))
+
+
+@dataclass
+class _Split:
+    """How the current batch is cut, one stretch per task; shared by all parted modules."""
+
+    sizes: list[int] = field(default_factory=list)
+    layers: list[TintLayer] = field(default_factory=list)
+
+
+class Parted(nn.Module):
+    """A module that runs each task's stretch of the batch with that task's own tensors.
+
+    Tensors among the arguments whose first dimension is the whole batch are cut; others (masks
+    and embeddings that broadcast) go to every task as they are. Outputs are joined along the batch;
+    where tasks differ in width (heads with different numbers of classes) the narrower are padded
+    with zeros on the right.
+    """
+
+    def __init__(self, path: str, template: nn.Module, split: _Split) -> None:
+        super().__init__()
+        self._path = path
+        self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
+        self._split = split
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the template once per task and join the outputs [Σ sizes, …]."""
+        sizes = self._split.sizes
+        total = sum(sizes)
+        outputs = []
+        start = 0
+        for size, layer in zip(sizes, self._split.layers, strict=True):
+
+            def cut(value: Any, start: int = start, size: int = size) -> Any:
+                whole = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == total
+                return value[start : start + size] if whole else value
+
+            below = len(self._path) + 1
+            own = {
+                name[below:]: tensor
+                for name, tensor in layer.tensors.items()
+                if name.startswith(self._path + ".")
+            }
+            outputs.append(
+                torch.func.functional_call(
+                    self._template[0], own, tree_map(cut, args), tree_map(cut, kwargs)
+                )
+            )
+            start += size
+        return _join(outputs)
+
+
+def _join(outputs: list[Any]) -> Any:
+    if isinstance(outputs[0], tuple):
+        return tuple(_join(list(column)) for column in zip(*outputs, strict=True))
+    if not isinstance(outputs[0], Tensor):
+        return outputs[0]
+    width = max(output.shape[-1] for output in outputs)
+    return torch.cat([pad(output, (0, width - output.shape[-1])) for output in outputs])
+
+
+class FusedModel:
+    """One model whose shared tensors are a flat θ and whose private modules part by task.
+
+    Parameters
+    ----------
+    module
+        A model of the experts' class; copied, its own weights stand for nothing afterwards.
+    layout
+        Where the shared tensors live in θ.
+    private
+        Paths of the modules that every task owns: the tint site and the head.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, private: Sequence[str]) -> None:
+        self._module = skeleton(module)
+        self._layout = layout
+        self._split = _Split()
+        for path in private:
+            parent, _, name = path.rpartition(".")
+            template = self._module.get_submodule(path)
+            setattr(self._module.get_submodule(parent), name, Parted(path, template, self._split))
+        self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def bind(self, theta: Tensor, gradient: Tensor | None) -> None:
+        """Use θ [P] as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.
+
+        Without a ``gradient`` buffer the shared tensors are constants.
+        """
+        for parameter, slot in zip(self._shared, self._layout.slots, strict=True):
+            stretch = slice(slot.start, slot.stop)
+            parameter.data = theta[stretch].view(slot.shape)
+            parameter.requires_grad_(gradient is not None)
+            parameter.grad = None if gradient is None else gradient[stretch].view(slot.shape)
+
+    def forward(
+        self, batches: Sequence[Mapping[str, Tensor]], layers: Sequence[TintLayer]
+    ) -> list[Tensor]:
+        """Outputs of each task's batch, in order: logits [bₜ, max classes of the tasks given].
+
+        The caller cuts each to its task's own width; see ``Parted``.
+        """
+        joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        sizes = [len(next(iter(batch.values()))) for batch in batches]
+        self._split.sizes, self._split.layers = sizes, list(layers)
+        output = self._module(**joined).logits
+        return list(output.split(sizes))
