@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from storage.urls import redact
 from tintray.errors import SpecError, nearest
 
 Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "adapt", "split")
@@ -53,7 +54,10 @@ class Document:
             if loc[: len(where)] == where:
                 return f"--set {text}"
         line = _line(self.root, loc)
-        return f"{self.source}, line {line}" if line else self.source
+        if line is not None:
+            return f"{self.source}, line {line}"
+        below = [text for where, text in self.overrides if where[: len(loc)] == loc]
+        return f"--set {below[-1]}" if below else self.source
 
     def override(self, text: str) -> Document:
         """This document with the field that ``text`` names (``key.path=value``) set.
@@ -66,6 +70,7 @@ class Document:
             ``text`` is not ``key.path=value``, or the path leads nowhere.
         """
         path, equals, written = text.partition("=")
+        text = redact(text)  # from here on it is only shown
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise SpecError(
@@ -100,9 +105,9 @@ def read_document(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SpecError(f"{path}{where}: expected YAML, found that {_problem(error)}") from error
+        raise SpecError(f"{path}{where}: not valid YAML: {_problem(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path}: expected YAML, found that {_problem(error)}") from error
+        raise SpecError(f"{path}: not valid YAML: {_problem(error)}") from error
     if root is None:
         raise SpecError(f"{path}: expected a job file, found an empty file")
     return Document(str(path), value, root)
@@ -155,7 +160,7 @@ def _problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
         said = " ".join(filter(None, (error.context, error.problem)))
     else:
-        said = str(error)
+        said = str(error).partition("\n")[0]
     return " ".join(said.split()) or "it cannot be parsed"
 
 

@@ -7,16 +7,17 @@ folder that relative paths start from, and raises ``ValueError`` with ``expected
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from tintray.errors import nearest
+from storage.urls import CATALOG_SCHEMES, parse_store_url, redact
+from tintray.errors import InputError, nearest
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 
 
 class Location(str):
@@ -40,16 +41,24 @@ class Location(str):
 
 
 def model_location(written: str, folder: Path) -> Location:
-    """A base or an expert: something that exists below ``folder``, a hub id, or an s3:// URL."""
+    """A base or an expert: something that exists below ``folder``, a hub id, or an s3:// URL.
+
+    ``hf://org/name`` is a hub id whatever folders there are.
+    """
     expected = "a folder, a hub id (org/name), or a file:// or s3:// URL"
     _refuse_unprintable(written, expected)
-    if _scheme(written, ("file", "s3"), expected) == "s3":
+    scheme = _scheme(written, ("file", "s3", "hf"), expected)
+    if scheme == "s3":
         return _bucket_url(written, expected)
+    if scheme == "hf":
+        hub_id = written.removeprefix("hf://")
+        if not _HUB_ID.fullmatch(hub_id):
+            raise ValueError(f"expected hf://org/name, found {written!r}")
+        return Location(hub_id, written)
     path = _absolute(written, folder, expected)
     if _exists(path, written, expected):
         return Location(str(path), written)
-    # "zoo/mnsit" beside a folder zoo is a misspelt path; a hub id begins with no folder of ours.
-    if _HUB_ID.fullmatch(written) and not (folder / written.split("/")[0]).is_dir():
+    if _HUB_ID.fullmatch(written) and not _looks_local(written, folder):
         return Location(written)
     raise ValueError(_missing(path, written, expected))
 
@@ -84,13 +93,10 @@ def catalog_location(written: str, folder: Path) -> Location:
     """A catalog: an SQLAlchemy URL of SQLite or PostgreSQL; SQLite's file may be relative."""
     expected = "a database URL such as sqlite:///catalog.db or postgresql+psycopg://host/name"
     _refuse_unprintable(written, expected)
-    shown = hide_password(written)
+    shown = redact(written)
     scheme = _SCHEME.match(written)
-    if scheme is None:
+    if scheme is None or scheme[1] not in CATALOG_SCHEMES:
         raise ValueError(f"expected {expected}, found {shown!r}")
-    if scheme[1] not in _CATALOG_SCHEMES:
-        hint = nearest(scheme[1], _CATALOG_SCHEMES)
-        raise ValueError(f"expected {expected}, found {shown!r}{hint}")
     if scheme[1] != "sqlite":
         return Location(written, shown)
     file, mark, query = written.removeprefix("sqlite://").partition("?")
@@ -102,30 +108,22 @@ def catalog_location(written: str, folder: Path) -> Location:
     return Location(f"sqlite:///{path}{mark}{query}", written)
 
 
-def hide_password(url: str) -> str:
-    """``url`` with the password in it, if there is one, written as ``***``."""
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
-
-
 def _scheme(written: str, accepted: tuple[str, ...], expected: str) -> str | None:
     """The URL scheme of ``written``, None for a path; one that is not accepted is refused."""
     match = _SCHEME.match(written)
     if match is None:
         return None
     if match[1] not in accepted:
-        raise ValueError(f"expected {expected}, found {hide_password(written)!r}")
+        raise ValueError(f"expected {expected}, found {redact(written)!r}")
     return match[1]
 
 
 def _bucket_url(written: str, expected: str) -> Location:
-    parts = urlsplit(written)
-    if not parts.netloc:
-        raise ValueError(f"expected {expected}, found {written!r}, which names no bucket")
-    if "@" in parts.netloc:
-        raise ValueError(
-            f"expected a URL without credentials, found {hide_password(written)!r}; "
-            "give them by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
+    try:
+        parse_store_url(written)  # one grammar of s3:// URLs, that of the stores
+    except InputError as error:
+        problem = str(error).removeprefix("store: ")
+        raise ValueError(f"expected {expected}, found {redact(written)!r}: {problem}") from error
     return Location(written)
 
 
@@ -149,25 +147,36 @@ def _exists(path: Path, written: str, expected: str) -> bool:
         raise ValueError(f"expected {expected}, found {written!r} ({error.strerror})") from error
 
 
+def _looks_local(written: str, folder: Path) -> bool:
+    """Whether ``org/name`` is a misspelt path: beside a folder zoo, "zoo/mnsit" and "zo/mnist"."""
+    first, _, rest = written.partition("/")
+    if (folder / first).is_dir():
+        return True
+    near = difflib.get_close_matches(first, _siblings(folder / first), n=1)
+    return bool(near) and (folder / near[0] / rest).exists()
+
+
 def _missing(path: Path, written: str, expected: str) -> str:
     """The sentence for a path that is not there, with the nearest name beside what is missing."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
     what = "does not exist" if missing == path else f"does not exist ({missing} is missing)"
-    return f"expected {expected}, found {written!r}, which {what}{_sibling(missing)}"
+    hint = nearest(missing.name, _siblings(missing))
+    return f"expected {expected}, found {written!r}, which {what}{hint}"
 
 
-def _sibling(missing: Path) -> str:
+def _siblings(missing: Path) -> list[str]:
     try:
-        names = [entry.name for entry in missing.parent.iterdir()]
+        return [entry.name for entry in missing.parent.iterdir()]
     except OSError:  # not a folder, or not ours to list: then there is nothing to suggest
-        return ""
-    return nearest(missing.name, names)
+        return []
 
 
 def _refuse_unprintable(written: str, expected: str) -> None:
     if not written.strip():
         raise ValueError(f"expected {expected}, found an empty text")
     if not written.isprintable():
-        raise ValueError(f"expected {expected}, found {written!r}, with characters no path has")
+        raise ValueError(
+            f"expected {expected}, found {written!r}, which has unprintable characters"
+        )

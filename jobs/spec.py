@@ -23,7 +23,6 @@ from pydantic import (
 )
 
 from jobs.documents import Document, read_document
-from jobs.locations import hide_password
 from jobs.settings import default_catalog, default_store
 from jobs.spec_errors import explain
 from jobs.spec_fields import (
@@ -36,6 +35,7 @@ from jobs.spec_fields import (
     StoreLocation,
     WorkerCount,
 )
+from storage.urls import redact
 from tintray.errors import SpecError
 
 
@@ -251,7 +251,7 @@ class JobSpec(Section):
     def record(self) -> dict[str, Any]:
         """The job as JSON types, locations resolved and without a password, to keep and to show."""
         record = self.model_dump(mode="json")
-        record["catalog"] = hide_password(self.catalog)
+        record["catalog"] = redact(self.catalog)
         return record
 
     @classmethod

@@ -8,6 +8,8 @@ more than that ``expert`` is missing.
 from __future__ import annotations
 
 import datetime
+import difflib
+import re
 import reprlib
 import typing
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ from tintray.errors import nearest
 # Errors that only follow from another one, which is reported itself.
 _ECHOES = ("default_factory_not_called",)
 
+_WORD = re.compile(r"\w[\w.-]*")  # what a task's name may look like inside a path
+
 _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -34,7 +38,7 @@ _EXPECTED = {
     "too_short": "at least one entry",
 }
 _BOUNDS = {
-    "greater_than": "a number above {gt}",
+    "greater_than": "a number above {gt:.15g}",
     "greater_than_equal": "{ge} or more",
     "less_than": "a number below {lt}",
     "less_than_equal": "{le} or less",
@@ -108,7 +112,10 @@ def _dotted(loc: Loc, document: Any) -> str:
         elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
             inner = value[step]
         name = inner.get("name") if isinstance(step, int) and isinstance(inner, Mapping) else None
-        steps.append(name if isinstance(name, str) and name.isprintable() else str(step))
+        if isinstance(name, str) and _WORD.fullmatch(name):
+            steps.append(name)
+        else:
+            steps.append(str(step) if str(step).isprintable() else ascii(step))
         value = inner
     return ".".join(steps)
 
@@ -153,8 +160,8 @@ def _section_class(annotation: Any) -> type[BaseModel] | None:
 
 
 def _nearest_name(name: str, loc: Loc, model: type[BaseModel]) -> str | None:
-    hint = nearest(name, _fields(loc, model))
-    return hint.split("'")[1] if hint else None
+    near = difflib.get_close_matches(name, _fields(loc, model), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def _fields(loc: Loc, model: type[BaseModel]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from jobs.locations import (
 )
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
+_FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,10 @@ def _located(resolve: Callable[[str, Path], Location]) -> PlainValidator:
 
 def _file_name(value: str) -> str:
     """Refuse what cannot be part of a path in every store."""
-    plain = value.replace("_", "").replace("-", "").replace(".", "")
-    if not (plain.isascii() and plain.isalnum()) or value[0] in ".-" or len(value) > MAX_NAME:
+    if not _FILE_NAME.fullmatch(value):
         raise ValueError(
-            "expected a name of letters, digits, '.', '_' and '-' that does not begin with '.' or "
-            f"'-' and has at most {MAX_NAME} characters (it becomes a file name), "
-            f"found {reprlib.repr(value)}"
+            "expected a letter or digit followed by letters, digits, '.', '_' or '-', at most "
+            f"{MAX_NAME} in all (it becomes a file name), found {reprlib.repr(value)}"
         )
     return value
 
