@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tintray.checkpoints import file_sha256
@@ -199,11 +199,11 @@ def open_folder(folder: Path) -> Merge:
     return Merge(manifest, lambda name: folder / name, str(folder))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors as one safetensors file, in a fixed order: equal tensors, equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Named tensors as one safetensors file, in a fixed order: equal tensors, equal bytes."""
     ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    save_file(ordered, path, metadata={"format": "pt", **metadata})
+    data: bytes = save(ordered, metadata={"format": "pt"})
+    return data
 
 
 def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class TaskMetrics:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Σₜ ∂Lₜ/∂θ [P] of a group (a buffer that its next step reuses), and metrics per task."""
+    """Σₜ ∂Lₜ/∂θ [P] of a group, in the buffer that the next step reuses, and metrics per task."""
 
     gradient: Tensor
     metrics: dict[str, TaskMetrics]
@@ -105,15 +105,23 @@ class _Piece:
 
 
 class TaskGroup:
-    """A fixed set of tasks that steps as one."""
+    """A fixed set of tasks that steps as one.
+
+    ``gradient`` [P] is the buffer that every step overwrites and returns; groups that never step
+    at the same time may share one.
+    """
 
     def __init__(
-        self, tasks: Sequence[TaskState], fused: FusedModel, parameters: int, settings: StepSettings
+        self,
+        tasks: Sequence[TaskState],
+        fused: FusedModel,
+        gradient: Tensor,
+        settings: StepSettings,
     ) -> None:
         self.tasks = list(tasks)
         self._fused = fused
         self._settings = settings
-        self._gradient = torch.zeros(parameters)
+        self._gradient = gradient
         self._micro_batches = list(_micro_batches(len(self.tasks), settings))
 
     def step(

@@ -1,0 +1,125 @@
+"""The coordinator: the only place where Λ changes.
+
+It asks the shard for θ, every task group for its gradient, the shard for ∂L/∂Λ, and moves Λ. Task
+groups are fixed by the job and gradients are summed in group order, so the result does not depend
+on how many workers there are or which of them answers first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from jobs.arrays import Floats
+from jobs.events import RoundDone
+from jobs.fleet import Fleet, Member, Ref
+from tintray.coefficients import Coefficients
+from tintray.evaluation import TaskScore, mean
+from tintray.schedule import Schedule
+from tintray.step import TaskMetrics
+
+_RECENT = 20  # rounds over which the kept share of a task is averaged
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part: one shard, and the workers with the groups and tasks that each hosts."""
+
+    shard: Member
+    workers: Sequence[Member]
+    groups: Mapping[int, Member]  # group number -> its worker
+    tasks: Mapping[str, Member]  # task name -> its worker
+
+
+class Coordinator:
+    """Runs the rounds of one job.
+
+    Parameters
+    ----------
+    fleet, cast
+        Where the members run, and who they are.
+    coefficients
+        Λ and its optimiser; moved here and nowhere else.
+    coefficient_lr, tint_lr
+        Learning rates as functions of the round.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        cast: Cast,
+        coefficients: Coefficients,
+        *,
+        coefficient_lr: Schedule,
+        tint_lr: Schedule,
+    ) -> None:
+        self._fleet = fleet
+        self._cast = cast
+        self._coefficients = coefficients
+        self._coefficient_lr = coefficient_lr
+        self._tint_lr = tint_lr
+        self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
+
+    def fit(self, rounds: int, on_round: Callable[[RoundDone], None]) -> None:
+        """Run rounds ``0 … rounds - 1``; Λ and the workers' tint layers move in each.
+
+        Raises
+        ------
+        FitError
+            If a loss stops being finite, or a worker dies.
+        """
+        started = time.perf_counter()
+        for round_ in range(rounds):
+            metrics = self._round(round_)
+            for name, of_task in metrics.items():
+                self._kept[name].append(of_task.kept)
+            on_round(
+                RoundDone(
+                    round=round_ + 1,
+                    rounds=rounds,
+                    loss=mean([m.loss for m in metrics.values()]),
+                    agreement={name: m.agreement for name, m in metrics.items()},
+                    kept={name: m.kept for name, m in metrics.items()},
+                    seconds=time.perf_counter() - started,
+                )
+            )
+
+    def _round(self, round_: int) -> dict[str, TaskMetrics]:
+        theta = self.theta()
+        tint_lr = self._tint_lr(round_)
+        answers = [
+            self._cast.groups[group].call("step", group, theta, round_, tint_lr, returns=2)
+            for group in sorted(self._cast.groups)
+        ]
+        projected = self._cast.shard.call("project", *(gradient for gradient, _ in answers))
+        gradient, *metrics = self._fleet.get([projected, *(m for _, m in answers)])
+        self._coefficients.update(torch.from_numpy(gradient.copy()), self._coefficient_lr(round_))
+        return {name: of_task for group in metrics for name, of_task in group.items()}
+
+    def theta(self) -> Ref:
+        """θ for the present Λ, where members can read it."""
+        return self._cast.shard.call("merge", self._coefficients.values.numpy())
+
+    def kept(self, task: str) -> float:
+        """Share of a task's examples that the confidence filter kept in the last rounds."""
+        recent = self._kept[task]
+        return mean(list(recent)) if recent else 1.0
+
+    def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
+        """Measure every task under the present Λ, in the order of the job."""
+        theta = self.theta()
+        refs = [worker.call("evaluate", name, theta) for name, worker in self._cast.tasks.items()]
+        found: dict[int, TaskScore] = {}
+        for index, score in self._fleet.as_completed(refs):
+            on_score(score)
+            found[index] = score
+        return [found[index] for index in range(len(refs))]
+
+    def backbone(self) -> Floats:
+        """θ [P] for the present Λ, here."""
+        theta: Floats = self._fleet.get([self.theta()])[0]
+        return theta

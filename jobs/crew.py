@@ -1,0 +1,215 @@
+"""The members of a job: who hosts which task, and what they found out when they checked it.
+
+Task groups are fixed by the job: tasks in their order, cut into ``fit.groups`` stretches of nearly
+equal size. Which worker hosts a group depends on the cluster and never enters a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from jobs.arrays import Floats
+from jobs.coordinator import Cast
+from jobs.fleet import Fleet, Member
+from jobs.shard import Shard
+from jobs.sources import cache_folder, local_folder
+from jobs.spec import JobSpec
+from jobs.worker import Architecture, FitOrder, Prepared, TaskFacts, TaskOrder, Worker, architecture
+from storage.artifacts import ArtifactStore
+from storage.blobs import BlobRef
+from storage.cache import lookup, remember
+from tintray import models
+from tintray.bundle import tensors_as_bytes
+from tintray.checkpoints import open_checkpoint
+from tintray.step import StepSettings
+
+DEFAULT_GROUPS = 8
+"""Groups of a job that names none: enough for eight cores, few enough that their gradients (one
+backbone each) stay small beside T."""
+
+DEFAULT_MICRO_BATCH = 32
+"""Images per forward pass: measured, a ViT's activations then stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a job stands on: its base, checked, and how it splits for the tint site."""
+
+    digest: str
+    architecture: Architecture
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the backbone, the tint site included."""
+        module = self.architecture.module
+        return sum(module.get_parameter(n).numel() for n in models.backbone_names(module))
+
+
+def survey(spec: JobSpec) -> Ground:
+    """Open the base and resolve the tint site; reads one model, computes nothing.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        If the base cannot be loaded, or the site names no module of it.
+    """
+    cache = cache_folder()
+    base = open_checkpoint(local_folder(spec.base, cache), role="base")
+    first = spec.tasks[0]
+    expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
+    module = models.load_base(base, like=expert)
+    return Ground(base.digest(), architecture(module, spec.tint.site, spec.merge.granularity))
+
+
+def form_groups(tasks: int, groups: int | None) -> list[range]:
+    """Cut tasks 0 … K-1, in order, into stretches whose sizes differ by one at most."""
+    count = min(tasks, groups or DEFAULT_GROUPS)
+    edges = [tasks * index // count for index in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+def spread_groups(groups: Sequence[range], workers: int) -> list[list[int]]:
+    """Give each group to the worker with the fewest tasks so far, the largest groups first."""
+    hands: list[list[int]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for number in sorted(range(len(groups)), key=lambda n: (-len(groups[n]), n)):
+        least = loads.index(min(loads))
+        hands[least].append(number)
+        loads[least] += len(groups[number])
+    return [sorted(hand) for hand in hands if hand]
+
+
+class Crew:
+    """Workers and shard of one job, on a fleet.
+
+    Parameters
+    ----------
+    fleet
+        Where they run.
+    spec, ground
+        The job, and its base as ``survey`` found it.
+    """
+
+    def __init__(self, fleet: Fleet, spec: JobSpec, ground: Ground) -> None:
+        self._fleet = fleet
+        self._spec = spec
+        self._ground = ground
+        self.orders = [_order(spec, index) for index in range(len(spec.tasks))]
+        groups = form_groups(len(self.orders), spec.fit.groups)
+        threads = spec.cluster.threads_per_worker
+        wanted = spec.cluster.workers
+        count = max(1, fleet.size() // threads) if wanted == "auto" else max(1, wanted)
+        order = _fit_order(spec, ground)
+        self._groups: dict[int, Member] = {}
+        self._tasks: dict[str, Member] = {}
+        self._workers: list[Member] = []
+        for hand in spread_groups(groups, count):
+            hosted = {number: [self.orders[i] for i in groups[number]] for number in hand}
+            name = f"worker {len(self._workers) + 1}"
+            worker = fleet.spawn(Worker, order, hosted, threads=threads, name=name)
+            self._workers.append(worker)
+            self._groups |= dict.fromkeys(hand, worker)
+            self._tasks |= {o.name: worker for tasks in hosted.values() for o in tasks}
+        self._shard: Member | None = None
+
+    def check(self) -> dict[str, TaskFacts]:
+        """Check every expert and every data set; nothing is computed and nothing written.
+
+        Raises
+        ------
+        InputError
+            For the first task, in the job's order, that cannot be used.
+        """
+        refs = [self._tasks[order.name].call("check", order) for order in self.orders]
+        facts: list[TaskFacts] = self._fleet.get(refs)
+        return {found.name: found for found in facts}
+
+    def prepare(
+        self, store: ArtifactStore, on_done: Callable[[Prepared], None]
+    ) -> dict[str, Prepared]:
+        """Have self-labels and task vectors of every task, and load the shard and the groups."""
+        base = self._base_blob(store)
+        layout = self._ground.architecture.layout
+        self._shard = self._fleet.spawn(
+            Shard, self._spec.store, layout, base, threads=0, name="shard"
+        )
+        refs = [self._tasks[order.name].call("prepare", order.name) for order in self.orders]
+        prepared: dict[str, Prepared] = {}
+        for _, done in self._fleet.as_completed(refs):
+            prepared[done.task] = done
+            on_done(done)
+        names = [order.name for order in self.orders]
+        vectors = [prepared[name].vector for name in names]
+        self._fleet.get(
+            [
+                self._shard.call("load", names, vectors),
+                *(worker.call("begin") for worker in self._workers),
+            ]
+        )
+        return prepared
+
+    @property
+    def cast(self) -> Cast:
+        """Who takes part in rounds; ``prepare`` comes first."""
+        assert self._shard is not None, "prepare() comes first"
+        tasks = {order.name: self._tasks[order.name] for order in self.orders}
+        return Cast(self._shard, self._workers, self._groups, tasks)
+
+    def tints(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every task's private tensors, as they are now."""
+        names = [order.name for order in self.orders]
+        found = self._fleet.get([self._tasks[name].call("tint", name) for name in names])
+        return {
+            name: {key: torch.from_numpy(array.copy()) for key, array in tensors.items()}
+            for name, tensors in zip(names, found, strict=True)
+        }
+
+    def merge(self, coefficients: Floats) -> Floats:
+        """θ [P] for any Λ [K, L], by the shard."""
+        theta: Floats = self._fleet.get([self.cast.shard.call("merge", coefficients)])[0]
+        return theta
+
+    def peak_memory(self) -> int:
+        """Bytes: the sum over the members' processes of the most that each has held."""
+        members = [*self._workers, *([self._shard] if self._shard else [])]
+        return sum(self._fleet.get([member.call("peak_memory") for member in members]))
+
+    def _base_blob(self, store: ArtifactStore) -> BlobRef:
+        found = lookup(store, "bases", self._ground.digest)
+        if found is not None:
+            return found.ref
+        module = self._ground.architecture.module
+        tensors: Mapping[str, torch.Tensor] = {
+            name: module.get_parameter(name).detach() for name in models.backbone_names(module)
+        }
+        return remember(store, "bases", self._ground.digest, tensors_as_bytes(tensors), {}).ref
+
+
+def _order(spec: JobSpec, index: int) -> TaskOrder:
+    task = spec.tasks[index]
+    test = None if task.test is None else (str(task.test.path), task.test.split)
+    pool = (str(task.adapt.path), task.adapt.split)
+    return TaskOrder(task.name, task.kind, str(task.expert), pool, test)
+
+
+def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
+    settings = StepSettings(
+        seed=spec.fit.seed,
+        batch_size=spec.fit.batch_size,
+        micro_batch=spec.fit.micro_batch or DEFAULT_MICRO_BATCH,
+        labels=spec.objective.labels,
+        filter=spec.objective.filter,
+    )
+    return FitOrder(
+        store_url=str(spec.store),
+        base=str(spec.base),
+        base_digest=ground.digest,
+        site=spec.tint.site,
+        learned=spec.tint.learned,
+        granularity=spec.merge.granularity,
+        settings=settings,
+    )

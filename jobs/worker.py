@@ -1,0 +1,319 @@
+"""A worker: it hosts task groups, each with its tint layers, pools and self-labels.
+
+A worker never holds a task vector. It checks its tasks' experts, computes their self-labels once,
+lets each expert go, and from then on needs one backbone at a time and what its own tasks own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jobs.arrays import Floats, peak_memory, readable
+from jobs.sources import cache_folder, local_file, local_folder
+from storage.artifacts import open_store
+from storage.blobs import BlobRef, fetch_blob
+from storage.cache import lookup, remember
+from tintray import labels, models, pools
+from tintray.bundle import read_tensors, tensors_as_bytes
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import CheckpointError
+from tintray.evaluation import TaskScore, score
+from tintray.layout import Granularity, Layout, build_layout
+from tintray.step import StepSettings, TaskGroup, TaskMetrics, TaskState
+from tintray.tasks import Kind
+from tintray.tint import FusedModel, TintLayer
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """What a worker must know of a task to host it; plain data, from the job file."""
+
+    name: str
+    kind: Kind
+    expert: str
+    pool: tuple[str, str]  # data file, split
+    test: tuple[str, str] | None
+
+    @property
+    def role(self) -> str:
+        """How messages call its expert: by the field of the job file."""
+        return f"tasks.{self.name}.expert"
+
+
+@dataclass(frozen=True)
+class FitOrder:
+    """What all workers of a job must know; plain data, from the job file and the base."""
+
+    store_url: str
+    base: str
+    base_digest: str
+    site: str
+    learned: bool
+    granularity: Granularity
+    settings: StepSettings
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a worker found out about a task while it checked it."""
+
+    name: str
+    classes: int
+    tint_parameters: int
+    head_parameters: int
+    expert_digest: str
+    pool_digest: str
+    pool_examples: int
+    test_digest: str | None
+    test_examples: int
+    configs: Mapping[str, bytes]  # file name -> content
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task's self-labels and task vector are at hand, as artifacts."""
+
+    task: str
+    seconds: float
+    cached: bool
+    labels: BlobRef
+    test_outputs: BlobRef | None  # the expert's outputs on the test set
+    vector: BlobRef
+
+
+@dataclass
+class _Hosted:
+    """A task between its check and the end of the fit."""
+
+    order: TaskOrder
+    facts: TaskFacts
+    layer: TintLayer
+    pool: pools.Pool
+    test: pools.Pool | None
+    test_labels: Tensor | None
+    labels: Tensor | None = None
+    expert_test: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a base splits into shared and private tensors for a tint site."""
+
+    module: nn.Module
+    site: tuple[str, ...]
+    private: tuple[str, ...]
+    layout: Layout
+
+
+def architecture(base: nn.Module, site: str, granularity: Granularity) -> Architecture:
+    """Resolve a tint site on a base, and lay out what is left to share."""
+    paths = models.resolve_site(base, site)
+    private = tuple(dict.fromkeys(paths + models.head_modules(base)))
+    below = tuple(f"{path}." for path in private)
+    shapes = {
+        name: base.get_parameter(name).shape
+        for name in models.backbone_names(base)
+        if not name.startswith(below)
+    }
+    return Architecture(base, paths, private, build_layout(shapes, granularity))
+
+
+class Worker:
+    """Hosts task groups; see the module."""
+
+    def __init__(self, order: FitOrder, groups: Mapping[int, Sequence[TaskOrder]]) -> None:
+        self._order = order
+        self._store = open_store(order.store_url)
+        self._cache = cache_folder()
+        self._orders = {number: list(tasks) for number, tasks in groups.items()}
+        self._hosted: dict[str, _Hosted] = {}
+        self._groups: dict[int, TaskGroup] = {}
+        first = next(task for tasks in groups.values() for task in tasks)
+        base = models.load_base(
+            open_checkpoint(local_folder(order.base, self._cache), role="base"),
+            like=self._checkpoint(first),
+        )
+        self._architecture = architecture(base, order.site, order.granularity)
+        self._fused: FusedModel | None = None
+
+    # -- before the fit ------------------------------------------------------------------------
+
+    def check(self, task: TaskOrder) -> TaskFacts:
+        """Check a task's expert and data, and keep what the task owns.
+
+        Nothing is computed with the expert yet, and nothing is written.
+
+        Raises
+        ------
+        CheckpointError, DataError
+            Naming the field, the tensor or the file.
+        """
+        checkpoint = self._checkpoint(task)
+        expert = models.load_expert(checkpoint, task.role)
+        models.check_same_backbone(self._architecture.module, expert, "the base", task.role)
+        private = models.private_state(expert, self._architecture.private)
+        layer = TintLayer.of_expert(
+            task.name, private, self._architecture.site, learn=self._order.learned
+        )
+        classes = int(expert.config.num_labels)  # type: ignore[union-attr,arg-type]
+        processor = pools.load_processor(checkpoint, task.role)
+        pool = self._pool(task, "adapt", task.pool, processor)
+        test, test_labels = None, None
+        if task.test is not None:
+            test = self._pool(task, "test", task.test, processor)
+            test_labels = pools.read_labels(
+                local_file(task.test[0], self._cache),
+                task.test[1],
+                f"tasks.{task.name}.test",
+                examples=len(test),
+                classes=classes,
+            )
+        digest = checkpoint.digest()
+        facts = TaskFacts(
+            name=task.name,
+            classes=classes,
+            tint_parameters=layer.count(self._architecture.site),
+            head_parameters=layer.count(models.head_modules(expert)),
+            expert_digest=digest,
+            pool_digest=pool.digest,
+            pool_examples=len(pool),
+            test_digest=None if test is None else test.digest,
+            test_examples=0 if test is None else len(test),
+            configs={
+                path.name: path.read_bytes()
+                for path in (checkpoint.folder / "config.json", *checkpoint.preprocessor_files)
+            },
+        )
+        self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels)
+        if self._fused is None:
+            self._fused = FusedModel(expert, self._architecture.layout, self._architecture.private)
+        return facts
+
+    def prepare(self, name: str) -> Prepared:
+        """Have the expert's outputs over pool and test set, and its task vector.
+
+        What another job has computed from the same content is taken from the artifact store.
+        """
+        hosted = self._hosted[name]
+        started = time.perf_counter()
+        hosted.labels, ref, cached = self._predictions(hosted, hosted.pool)
+        test_ref = None
+        if hosted.test is not None:
+            hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
+        vector = self._task_vector(hosted)
+        seconds = time.perf_counter() - started
+        return Prepared(name, seconds, cached, ref, test_ref, vector)
+
+    def begin(self) -> None:
+        """Form the task groups; everything that they need is at hand."""
+        assert self._fused is not None, "check() comes first"
+        gradient = torch.zeros(self._architecture.layout.numel)  # one group steps at a time
+        for number, orders in self._orders.items():
+            states = []
+            for order in orders:
+                hosted = self._hosted[order.name]
+                assert hosted.labels is not None, "prepare() comes first"
+                states.append(TaskState(order.name, hosted.layer, hosted.pool, hosted.labels))
+            self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
+
+    # -- rounds --------------------------------------------------------------------------------
+
+    def step(
+        self, group: int, theta: Floats, round_: int, tint_lr: float
+    ) -> tuple[Floats, dict[str, TaskMetrics]]:
+        """One round of one group: Σ ∂L/∂θ [P] over its tasks, and metrics per task."""
+        result = self._groups[group].step(readable(theta), round_, tint_lr)
+        gradient: Floats = result.gradient.numpy()
+        return gradient, result.metrics
+
+    # -- after the fit -------------------------------------------------------------------------
+
+    def evaluate(self, name: str, theta: Floats) -> TaskScore:
+        """Measure one task under θ: on its labelled test set, else by agreement on its pool."""
+        hosted = self._hosted[name]
+        pool = hosted.pool if hosted.test is None else hosted.test
+        expert = hosted.labels if hosted.test is None else hosted.expert_test
+        assert expert is not None and self._fused is not None, "prepare() comes first"
+        merged = self._predict(hosted.layer, pool, theta)[:, : expert.shape[-1]]
+        return score(name, hosted.order.kind, merged, expert, hosted.test_labels)
+
+    def agreement(self, name: str, theta: Floats, examples: int) -> float:
+        """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        merged = self._predict(hosted.layer, hosted.pool, theta, examples)
+        expert = hosted.labels[: len(merged)]
+        return score(name, hosted.order.kind, merged[:, : expert.shape[-1]], expert, None).agreement
+
+    def tint(self, name: str) -> dict[str, NDArray[Any]]:
+        """The private tensors of a task, as arrays."""
+        return {k: v.detach().numpy() for k, v in self._hosted[name].layer.tensors.items()}
+
+    def peak_memory(self) -> int:
+        """The most memory that this process has held, in bytes."""
+        return peak_memory()
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _checkpoint(self, task: TaskOrder) -> Checkpoint:
+        return open_checkpoint(local_folder(task.expert, self._cache), role=task.role)
+
+    def _pool(
+        self, task: TaskOrder, part: str, source: tuple[str, str], processor: Any
+    ) -> pools.Pool:
+        path, split = source
+        raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{task.name}.{part}")
+        return pools.build_pool(raw, processor)
+
+    def _task_vector(self, hosted: _Hosted) -> BlobRef:
+        """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
+        key = f"{self._order.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
+        found = lookup(self._store, "task-vectors", key)
+        if found is not None:
+            return found.ref
+        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
+        base = self._architecture.module
+        difference = {
+            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
+            for name in models.backbone_names(base)
+        }
+        return self._remember("task-vectors", key, difference)
+
+    def _predictions(self, hosted: _Hosted, pool: pools.Pool) -> tuple[Tensor, BlobRef, bool]:
+        key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
+        found = lookup(self._store, "self-labels", key)
+        if found is not None:
+            path = fetch_blob(self._store, found.ref, self._cache)
+            return read_tensors(path)["logits"], found.ref, True
+        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
+        logits = labels.self_labels(expert, pool, hosted.order.role)
+        if logits.ndim != 2 or logits.shape[1] != hosted.facts.classes:
+            raise CheckpointError(
+                f"{hosted.order.role} gives outputs {list(logits.shape)}; expected one row of "
+                f"{hosted.facts.classes} logits per example"
+            )
+        return logits, self._remember("self-labels", key, {"logits": logits}), False
+
+    def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
+        return remember(self._store, kind, key, tensors_as_bytes(tensors), {}).ref
+
+    @torch.inference_mode()
+    def _predict(
+        self, layer: TintLayer, pool: pools.Pool, theta: Floats, examples: int | None = None
+    ) -> Tensor:
+        assert self._fused is not None
+        self._fused.bind(readable(theta), None)
+        stop = len(pool) if examples is None else min(examples, len(pool))
+        return torch.cat(
+            [
+                self._fused.forward([pool.batch(slice(i, min(i + labels.BATCH, stop)))], [layer])[0]
+                for i in range(0, stop, labels.BATCH)
+            ]
+        )

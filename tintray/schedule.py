@@ -1,0 +1,26 @@
+"""Learning rates as functions of the round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+Schedule = Callable[[int], float]
+"""A learning rate for each round, counted from 0."""
+
+Shape = Literal["constant", "cosine"]
+
+
+def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedule:
+    """Rise linearly over ``warmup`` rounds to ``peak``; then stay, or fall as a half cosine."""
+
+    def rate(round_: int) -> float:
+        if round_ < warmup:
+            return peak * (round_ + 1) / warmup
+        if shape == "constant":
+            return peak
+        progress = (round_ - warmup) / max(1, rounds - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return rate
