@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,9 @@ from storage.urls import FolderUrl, parse_store_url
 
 Source = bytes | memoryview | Path
 """What can be put: bytes in memory, or a file."""
+
+Observer = Callable[[bytes], object]
+"""What looks at bytes as they pass, such as the ``update`` of a hash."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class ArtifactStore(Protocol):
         Raises :class:`~tintray.errors.NotFoundError` if there is none.
         """
 
-    def fetch(self, key: str, destination: Path) -> Path:
-        """Copy an artifact to a local file (replaced at once), with bounded memory."""
+    def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
+        """Copy an artifact to a local file (replaced at once), with bounded memory.
+
+        ``observe`` sees the bytes in order as they arrive: a hash is ready when the copy is.
+        """
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Artifacts whose key begins with ``prefix``, in the byte order of their keys."""

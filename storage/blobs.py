@@ -76,15 +76,19 @@ def fetch_blob(store: ArtifactStore, ref: BlobRef | str, cache_dir: Path) -> Pat
     target = cache_dir / key
     if target.is_file() and hash_file(target).sha256 == sha256:
         return target
-    store.fetch(key, target)
-    found = hash_file(target)
+    found = _download(store, key, target)
+    if found.sha256 != sha256:  # altered on the way or in the store? a second one can tell
+        found = _download(store, key, target)
     if found.sha256 != sha256:
-        # Altered on the way or in the store? Only a second download can tell.
-        found = hash_file(store.fetch(key, target))
-    if found.sha256 != sha256:
-        target.unlink()
+        target.unlink(missing_ok=True)
     _check(sha256, found, store.url)
     return target
+
+
+def _download(store: ArtifactStore, key: str, target: Path) -> BlobRef:
+    digest = hashlib.sha256()
+    store.fetch(key, target, observe=digest.update)
+    return BlobRef(digest.hexdigest(), target.stat().st_size)
 
 
 def _sha256(ref: BlobRef | str) -> str:

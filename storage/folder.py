@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.artifacts import Entry, Source
+from storage.artifacts import Entry, Observer, Source
+from storage.local import replacing, sentence
 from storage.urls import RESERVED, check_key
 from tintray.errors import InputError, NotFoundError, StorageError
 
 _CHUNK = 4 << 20
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -51,17 +50,15 @@ class FolderStore:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
-    def fetch(self, key: str, destination: Path) -> Path:
+    def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
         """See :meth:`storage.artifacts.ArtifactStore.fetch`."""
-        with self._reading(key), self._path(key).open("rb") as source:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            partial = destination.with_name(f".{uuid.uuid4().hex}.part")
-            try:
-                with partial.open("wb") as target:
-                    shutil.copyfileobj(source, target, _CHUNK)
-                partial.replace(destination)
-            finally:
-                partial.unlink(missing_ok=True)
+        with self._reading(key):
+            source = self._path(key).open("rb")
+        with source, replacing(destination) as target:
+            while chunk := source.read(_CHUNK):
+                target.write(chunk)
+                if observe is not None:
+                    observe(chunk)
         return destination
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -173,36 +170,7 @@ class FolderStore:
         try:
             yield
         except OSError as error:
-            raise StorageError(_sentence(self.root, action, error)) from error
-
-
-def _sentence(root: Path, action: str, error: OSError) -> str:
-    """What went wrong in the store at ``root``, and what to do, in one sentence."""
-    where = f"the artifact store {root}"
-    if error.errno in _FULL:
-        free = shutil.disk_usage(_existing(root)).free
-        return (
-            f"{where} is full: {action} needs more than the {free:,} bytes left on its disk; "
-            "free some space or name another store"
-        )
-    if error.errno == errno.EFBIG:
-        return (
-            f"{where} takes no file that large: {action} passed the size limit of its file system "
-            "or of this process (ulimit -f); raise it or name another store"
-        )
-    if error.errno in _REFUSED:
-        reason = os.strerror(error.errno or 0).lower()
-        return (
-            f"{where} cannot be used: {action} was refused ({reason}); give this user the right "
-            "to read and write there, or name another store"
-        )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{where} cannot be used: {action} needs a folder where there is a file"
-    return f"{where} failed: {action}: {error.strerror or error}"
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+            raise StorageError(sentence("the artifact store", self.root, action, error)) from error
 
 
 def _write(path: Path, source: Source) -> None:
