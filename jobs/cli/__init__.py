@@ -1,0 +1,105 @@
+"""The command line: ``tintray COMMAND``.
+
+Each command is a few lines around a Python call. Nothing heavier than click is imported before a
+command runs, so that ``tintray --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from jobs.cli.about import show_version, version
+from jobs.cli.merges import compare, evaluate, export, listing, show
+from jobs.cli.options import Session, debug_option
+from jobs.cli.runs import run, validate
+from jobs.cli.zoo import zoo
+from tintray.errors import TintrayError
+
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """The commands in the order of their use, and one sentence for whatever goes wrong in them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, as they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error becomes a sentence on standard error and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a sentence for each
+            if ctx.ensure_object(Session).debug:
+                traceback.print_exception(error)
+            code, sentence = _explain(error)
+        click.echo(sentence, err=True)
+        raise click.exceptions.Exit(code)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 something failed while running, 2 bad input, 130 interrupted.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="Show the version and exit.",
+)
+@debug_option
+def cli() -> None:
+    """Merge many fine-tuned models into one backbone and a small tint layer for each task.
+
+    \b
+    Example:
+      tintray zoo digits zoo
+      tintray run examples/digits.yaml
+    """
+
+
+for command in (run, validate, listing, show, evaluate, compare, export, zoo, version):
+    cli.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command in ``args`` (``sys.argv``) and return its exit code."""
+    try:
+        code = cli.main(args, prog_name="tintray", standalone_mode=False, obj=Session())
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _usage(error)
+    except click.Abort:  # Ctrl-C before the command began
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence for ``error``."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, TintrayError):
+        return error.exit_code, f"error: {error}"
+    said = " ".join(str(error).split())
+    return 1, f"internal error: {type(error).__name__}: {said}; run again with --debug"
+
+
+def _usage(error: click.ClickException) -> int:
+    """Say what is wrong with the command line, and where to read how it goes."""
+    click.echo(f"error: {error.format_message()}", err=True)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(f"Try '{context.command_path} --help'.", err=True)
+    return error.exit_code

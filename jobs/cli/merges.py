@@ -1,0 +1,151 @@
+"""The commands on published merges: list, show, eval, compare and export.
+
+MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
+folder or a URL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli.options import (
+    debug_option,
+    json_option,
+    merge_argument,
+    place_options,
+    quiet_stdout,
+    until_closed,
+    write,
+)
+
+
+@click.command("list")
+@place_options
+@json_option
+@debug_option
+def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
+    """List the merges in the catalog, the newest first.
+
+    \b
+    Example:
+      tintray list --store s3://models/tintray
+    """
+    from jobs.settings import chosen
+    from jobs.tables import print_listing
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs import api
+
+        merges = api.list_merges(store=where, catalog=database)
+    if not merges:
+        click.echo(f"no merge in {where} yet; tintray run JOB.yaml makes one", err=True)
+    if merges or as_json:
+        write(merges, print_listing, as_json=as_json)
+
+
+@click.command()
+@merge_argument
+@place_options
+@json_option
+@debug_option
+def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Show what the merge MERGE kept, its size and its cost.
+
+    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
+
+    \b
+    Example:
+      tintray show ten-scripts/v2
+    """
+    from jobs.settings import chosen
+    from jobs.tables import print_summary
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs import api
+
+        summary = api.show(merge, store=where, catalog=database)
+    write(summary, print_summary, as_json=as_json)
+
+
+@click.command("eval")
+@merge_argument
+@place_options
+@json_option
+@debug_option
+def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Measure the merge MERGE again, on the data of its job.
+
+    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
+
+    \b
+    Example:
+      tintray eval ten-scripts
+    """
+    from jobs.progress import watch
+    from jobs.settings import chosen
+    from jobs.tables import print_evaluation
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout(), watch() as on_event:
+        from jobs import api
+
+        table = api.evaluate(merge, store=where, catalog=database, on_event=on_event)
+    write(table, print_evaluation, as_json=as_json)
+
+
+@click.command()
+@merge_argument
+@place_options
+@json_option
+@debug_option
+def compare(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Put MERGE beside its experts, averaging and task arithmetic.
+
+    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL. All are measured on the
+    same data; task arithmetic at the scale at which it does best.
+
+    \b
+    Example:
+      tintray compare ten-scripts --json
+    """
+    from jobs.progress import watch
+    from jobs.settings import chosen
+    from jobs.tables import print_comparison
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout(), watch() as on_event:
+        from jobs import api
+
+        table = api.compare(merge, store=where, catalog=database, on_event=on_event)
+    write(table, print_comparison, as_json=as_json)
+
+
+@click.command()
+@merge_argument
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--task", required=True, metavar="NAME", help="The task to export.")
+@place_options
+@debug_option
+def export(merge: str, directory: Path, task: str, store: str | None, catalog: str | None) -> None:
+    """Write the model of one task of MERGE to the folder DIR.
+
+    The folder is one that transformers' from_pretrained loads, and it answers exactly as the merge
+    does for that task. MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
+
+    \b
+    Example:
+      tintray export ten-scripts --task mnist ./mnist-merged
+    """
+    from jobs.settings import chosen
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs import api
+
+        written = api.export(merge, task, directory, store=where, catalog=database)
+    with until_closed():
+        click.echo(str(written))

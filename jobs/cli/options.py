@@ -1,0 +1,125 @@
+"""What the commands have in common: options, and where results and all other words go."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.results import Record
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+SomeRecord = TypeVar("SomeRecord", bound="Record | Sequence[Record]")
+
+
+@dataclass
+class Session:
+    """What holds for one call of the command line."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).debug = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write one JSON document to standard output, and nothing else there.",
+)
+
+job_argument = click.argument("job", metavar="JOB.yaml", type=click.Path(path_type=Path))
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY.PATH=VALUE",
+    multiple=True,
+    help="Override a field of the job file, such as fit.rounds=50 or tasks.mnist.expert=PATH; "
+    "relative paths start from the job file. May be repeated.",
+)
+
+merge_argument = click.argument("merge", metavar="MERGE")
+
+_store_option = click.option(
+    "--store",
+    metavar="URL",
+    help="The artifact store [default: $TINTRAY_STORE, else ./tintray-data].",
+)
+_catalog_option = click.option(
+    "--catalog",
+    metavar="URL",
+    help="The catalog's database [default: $TINTRAY_CATALOG, else catalog.db in the store].",
+)
+
+
+def place_options(command: Command) -> Command:
+    """Give a command ``--store`` and ``--catalog``."""
+    return _store_option(_catalog_option(command))
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Send what is printed in the block, by Python or by a library below it, to standard error.
+
+    Standard output is for the result alone.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # standard output is closed: there is nothing to keep clean
+        kept = None
+    with redirect_stdout(sys.stderr):
+        try:
+            if kept is not None:
+                os.dup2(2, 1)
+            yield
+        finally:
+            if kept is not None:
+                os.dup2(kept, 1)
+                os.close(kept)
+
+
+def write(
+    result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
+) -> None:
+    """Write the result of a command to standard output, as a table or as JSON."""
+    from jobs.tables import open_console, write_json
+
+    with until_closed():
+        if as_json:
+            write_json(result, sys.stdout)
+        else:
+            render(result, open_console(sys.stdout))
+
+
+@contextmanager
+def until_closed() -> Iterator[None]:
+    """Write to standard output; exit quietly when its reader has enough, as ``head`` soon has."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(1) from None

@@ -1,0 +1,96 @@
+"""``tintray run`` and ``tintray validate``: from a job file to a merge."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.cli.options import (
+    debug_option,
+    job_argument,
+    json_option,
+    quiet_stdout,
+    set_option,
+    write,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.results import MergeSummary
+    from jobs.spec import JobSpec
+
+
+@click.command()
+@job_argument
+@set_option
+@json_option
+@debug_option
+def run(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Run the job in JOB.yaml and publish its merge.
+
+    \b
+    Example:
+      tintray run examples/digits.yaml --set fit.rounds=50
+    """
+    from jobs.progress import watch
+    from jobs.spec import load_spec
+    from jobs.tables import print_next, print_summary
+
+    spec = load_spec(job, overrides)
+    with quiet_stdout(), watch() as on_event:
+        from jobs import api
+
+        summary = api.run(spec, on_event=on_event)
+
+    def render(summary: MergeSummary, console: Console) -> None:
+        print_summary(summary, console)
+        print_next(_next_commands(summary, spec), console)
+
+    write(summary, render, as_json=as_json)
+
+
+def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
+    """What to type next, complete with the store where it is not the default one."""
+    from jobs.settings import default_catalog, default_store
+    from storage.urls import redact
+
+    words = [f"{summary.name}/{summary.version}"]
+    store = default_store()
+    if spec.store != store:
+        store = spec.store
+        words += ["--store", store]
+    if spec.catalog != default_catalog(store):
+        words += ["--catalog", redact(spec.catalog)]
+    merge = shlex.join(words)
+    return {
+        f"tintray show {merge}": "this table again",
+        f"tintray compare {merge}": "beside the experts, averaging and task arithmetic",
+        f"tintray export {merge} --task {summary.tasks[0].name} DIR": "a plain model of one task",
+    }
+
+
+@click.command()
+@job_argument
+@set_option
+@json_option
+@debug_option
+def validate(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check JOB.yaml and all that it refers to; nothing is computed.
+
+    \b
+    Example:
+      tintray validate examples/digits.yaml
+    """
+    from jobs.spec import load_spec
+    from jobs.tables import print_validation
+
+    spec = load_spec(job, overrides)
+    with quiet_stdout():
+        from jobs import api
+
+        report = api.validate(spec)
+    write(report, print_validation, as_json=as_json)

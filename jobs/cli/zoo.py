@@ -1,0 +1,39 @@
+"""``tintray zoo``: real experts to try a merge on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli.options import debug_option, quiet_stdout
+
+
+@click.group()
+@debug_option
+def zoo() -> None:
+    """Make a zoo: a pretrained model, its experts and their data.
+
+    \b
+    Example:
+      tintray zoo digits zoo
+    """
+
+
+@zoo.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@debug_option
+def digits(directory: Path) -> None:
+    """Make eight experts on written digits in DIR.
+
+    A finished zoo is not made again.
+
+    \b
+    Example:
+      tintray zoo digits zoo
+    """
+    with quiet_stdout():
+        from jobs.zoo.digits import build
+
+        made = build(directory, on_progress=lambda line: click.echo(line, err=True))
+    click.echo(str(made))

@@ -1,0 +1,295 @@
+"""The progress of a job while it runs: a live display on a terminal, plain lines elsewhere.
+
+Both are fed by ``Tracker``, which knows nothing of either. Taking an event in costs microseconds:
+the live display is drawn by a thread of its own a few times a second, whatever the rate of events.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+from jobs.events import (
+    Evaluated,
+    Event,
+    Notice,
+    OnEvent,
+    Published,
+    RoundDone,
+    StageStarted,
+    TaskPrepared,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+MAX_TASKS = 12  # beyond this many, a display shows the worst tasks instead of each
+WORST = 3
+_SMOOTHING = 0.1  # a batch is small, so that a single round's agreement is mostly noise
+_FRAMES_PER_SECOND = 4
+_WINDOW = 50  # rounds over which the pace is measured
+
+
+@dataclass
+class Tracker:
+    """Where a job stands, from the events seen so far."""
+
+    clock: Callable[[], float] = time.monotonic
+    stage: str = ""
+    detail: str = ""
+    stage_began: float = 0.0
+    prepared: TaskPrepared | None = None
+    round: RoundDone | None = None
+    evaluated: int = 0
+    loss: float = 0.0
+    agreement: Mapping[str, float] = field(default_factory=dict)  # task -> smoothed share
+    kept: float = 0.0  # mean over tasks, smoothed
+    _pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+    def take(self, event: Event) -> None:
+        """Move on by one event."""
+        match event:
+            case StageStarted():
+                self.stage, self.detail = event.stage, event.detail
+                self.stage_began = self.clock()
+            case TaskPrepared():
+                self.prepared = event
+            case RoundDone():
+                self._take_round(event)
+            case Evaluated():
+                self.evaluated += 1
+            case Published() | Notice():
+                pass
+
+    def _take_round(self, event: RoundDone) -> None:
+        first = self.round is None
+        kept = _mean(event.kept.values())
+        self.loss = event.loss if first else _blend(self.loss, event.loss)
+        self.kept = kept if first else _blend(self.kept, kept)
+        seen = self.agreement
+        # A new mapping each time: the thread that draws may be reading the one before.
+        self.agreement = {
+            **seen,
+            **{
+                task: _blend(seen[task], share) if task in seen else share
+                for task, share in event.agreement.items()
+            },
+        }
+        self._pace.append((event.round, event.seconds))
+        self.round = event
+
+    @property
+    def mean_agreement(self) -> float:
+        """Mean over tasks of the smoothed agreement."""
+        return _mean(self.agreement.values())
+
+    def worst(self, count: int) -> list[tuple[str, float]]:
+        """The ``count`` tasks that agree least with their expert, worst first."""
+        return sorted(self.agreement.items(), key=lambda pair: pair[1])[:count]
+
+    def seconds_left(self) -> float | None:
+        """Wall time that the remaining rounds will take at the recent pace; None if unknown."""
+        if self.round is None:
+            return None
+        (first, began), (last, now) = self._pace[0], self._pace[-1]
+        left = self.round.rounds - self.round.round
+        if last > first:
+            return left * (now - began) / (last - first)
+        # One round seen: its time since the fit began, unless earlier rounds were another run's
+        return left * now if last == 1 else None
+
+
+@contextmanager
+def watch(stream: TextIO | None = None) -> Iterator[OnEvent]:
+    """Show the events of a job on ``stream`` (standard error) while the block runs.
+
+    On a terminal the display is live, and goes away when the block ends well. ``NO_COLOR`` and
+    ``TERM=dumb`` are respected.
+    """
+    from rich.console import Console
+
+    target = sys.stderr if stream is None else stream
+    console = Console(file=target)
+    if console.is_terminal and not console.is_dumb_terminal:
+        with live(console) as on_event:
+            yield on_event
+    else:
+        yield PlainProgress(target)
+
+
+@contextmanager
+def live(console: Console) -> Iterator[OnEvent]:
+    """A live display on ``console``; it stays on the screen only when the block raises."""
+    from rich.live import Live
+
+    tracker = Tracker()
+    display = Live(
+        get_renderable=lambda: frame(tracker),
+        console=console,
+        refresh_per_second=_FRAMES_PER_SECOND,
+        transient=True,
+    )
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StageStarted) and tracker.stage:
+            console.print(_stage_line(tracker), highlight=False, markup=False)
+        if isinstance(event, Notice):
+            console.print(f"note: {event.text}", highlight=False, markup=False)
+        tracker.take(event)
+
+    with display:
+        try:
+            yield on_event
+        except BaseException:
+            display.transient = False
+            raise
+
+
+def frame(tracker: Tracker) -> RenderableType:
+    """What the live display shows now."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = Text.assemble((tracker.stage or "starting", "bold"), "  ", tracker.detail)
+    parts: list[RenderableType] = [head]
+    if tracker.stage == "preparing" and tracker.prepared:
+        done = tracker.prepared
+        cached = ", from the store" if done.cached else ""
+        parts.append(_bar(done.done, done.total, f"tasks   {done.task}{cached}"))
+    if tracker.round:
+        parts.append(_bar(tracker.round.round, tracker.round.rounds, _round_words(tracker)))
+        parts.append(_agreement(tracker))
+    if tracker.stage == "evaluating" and tracker.evaluated:
+        parts.append(Text(f"{tracker.evaluated} of {len(tracker.agreement) or '?'} tasks measured"))
+    return Group(*parts)
+
+
+def _bar(done: int, total: int, words: str) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=max(total, 1), completed=done, width=24)
+    grid.add_row(bar, Text(f"{done}/{total}"), Text(words))
+    return grid
+
+
+def _round_words(tracker: Tracker) -> str:
+    left = tracker.seconds_left()
+    end = "" if left is None or not tracker.round else f"   {duration(left)} left"
+    return f"rounds   loss {tracker.loss:.3f}   kept {tracker.kept:.0%}{end}"
+
+
+def _agreement(tracker: Tracker) -> RenderableType:
+    """Agreement with the expert: a bar for each task, or the worst ones of many."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    few = len(tracker.agreement) <= MAX_TASKS
+    rows = list(tracker.agreement.items()) if few else tracker.worst(WORST)
+    title = "agreement" if few else f"agreement, worst {len(rows)} of {len(tracker.agreement)}"
+    grid.add_row(
+        Text(title, style="dim"), Text(f"{tracker.mean_agreement:.3f}"), Text("mean", style="dim")
+    )
+    for task, share in rows:
+        bar = ProgressBar(total=1.0, completed=share, width=24)
+        grid.add_row(Text(task, no_wrap=True, overflow="ellipsis"), Text(f"{share:.3f}"), bar)
+    return grid
+
+
+class PlainProgress:
+    """Lines for a log: each stage, and of its tasks or rounds the first, every tenth and last."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._tracker = Tracker()
+        self._tenths: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take the event in, and write a line if it is due."""
+        tracker = self._tracker
+        if isinstance(event, StageStarted) and tracker.stage:
+            self._write(f"  {_stage_line(tracker)}")
+        tracker.take(event)
+        line = self._line(event)
+        if line:
+            self._write(line)
+
+    def _line(self, event: Event) -> str | None:
+        match event:
+            case StageStarted():
+                return event.stage + (f": {event.detail}" if event.detail else "")
+            case TaskPrepared():
+                if not self._due("tasks", event.done, event.total):
+                    return None
+                how = "found in the store" if event.cached else f"in {duration(event.seconds)}"
+                return f"  {event.done}/{event.total} tasks: {event.task} {how}"
+            case RoundDone():
+                if not self._due("rounds", event.round, event.rounds):
+                    return None
+                return self._round_line(event)
+            case Evaluated():
+                return (
+                    f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"
+                )
+            case Published():
+                return f"published at {event.url}"
+            case Notice():
+                return f"note: {event.text}"
+
+    def _round_line(self, event: RoundDone) -> str:
+        tracker = self._tracker
+        worst = "".join(f", worst {task} {share:.3f}" for task, share in tracker.worst(1))
+        left = tracker.seconds_left()
+        end = f", {duration(left)} left" if left else ""
+        return (
+            f"  round {event.round}/{event.rounds}: loss {tracker.loss:.3f}, "
+            f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.kept:.0%}, "
+            f"{duration(event.seconds)}{end}"
+        )
+
+    def _due(self, what: str, done: int, total: int) -> bool:
+        """Whether a line is due: for the first, each tenth and the last; each of a few tasks."""
+        if what == "tasks" and total <= MAX_TASKS:
+            return True
+        tenth = 10 * done // max(total, 1)
+        due = what not in self._tenths or tenth > self._tenths[what] or done == total
+        self._tenths[what] = max(tenth, self._tenths.get(what, 0))
+        return due
+
+    def _write(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _stage_line(tracker: Tracker) -> str:
+    return f"{tracker.stage} took {duration(tracker.clock() - tracker.stage_began)}"
+
+
+def _blend(before: float, now: float) -> float:
+    return before + _SMOOTHING * (now - before)
+
+
+def _mean(values: Collection[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -1,0 +1,290 @@
+"""The progress display: what it says, what it costs, and what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from jobs.events import (
+    Evaluated,
+    Event,
+    Notice,
+    OnEvent,
+    Published,
+    RoundDone,
+    StageStarted,
+    TaskPrepared,
+)
+from jobs.progress import MAX_TASKS, PlainProgress, Tracker, duration, frame, live, watch
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7]|38;[0-9;]+)m")
+
+
+def round_done(number: int, rounds: int = 100, tasks: int = 2, **changes: float) -> RoundDone:
+    names = [f"task{index}" for index in range(tasks)]
+    seconds = changes.get("seconds", number * 0.5)
+    agreement = {name: changes.get("agreement", 0.5) for name in names}
+    return RoundDone(number, rounds, 1 / number, agreement, dict.fromkeys(names, 0.75), seconds)
+
+
+def job(rounds: int = 100, tasks: int = 2) -> Iterator[Event]:
+    yield StageStarted("preparing", f"{tasks} experts")
+    for index in range(tasks):
+        yield TaskPrepared(f"task{index}", index + 1, tasks, 2.0, cached=index == 0)
+    yield StageStarted("fitting", f"{rounds} rounds")
+    for number in range(1, rounds + 1):
+        yield round_done(number, rounds, tasks)
+    yield StageStarted("evaluating")
+    yield Notice("a task has no test set")
+    for index in range(tasks):
+        yield Evaluated(f"task{index}", "accuracy", 0.5, 0.75)
+    yield StageStarted("publishing")
+    yield Published("/store/merges/x/v1")
+
+
+def plain(events: Iterator[Event]) -> list[str]:
+    stream = io.StringIO()
+    on_event = PlainProgress(stream)
+    for event in events:
+        on_event(event)
+    return stream.getvalue().splitlines()
+
+
+def drawn(events: list[Event], width: int = 100) -> str:
+    tracker = Tracker()
+    for event in events:
+        tracker.take(event)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True)
+    with console.capture() as capture:
+        console.print(frame(tracker))
+    return capture.get()
+
+
+# Plain lines
+
+
+def test_plain_lines_tell_the_whole_job() -> None:
+    lines = plain(job())
+    assert lines[0] == "preparing: 2 experts"
+    assert "  1/2 tasks: task0 found in the store" in lines
+    assert "  2/2 tasks: task1 in 2.0 s" in lines
+    assert "note: a task has no test set" in lines
+    assert "  task1: accuracy 0.500 (expert 0.750)" in lines
+    assert lines[-1] == "published at /store/merges/x/v1"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7, 100, 1234])
+def test_rounds_are_told_first_last_and_every_tenth(rounds: int) -> None:
+    told = [line.split(":")[0] for line in plain(job(rounds)) if line.startswith("  round")]
+    assert told[0] == f"  round 1/{rounds}"
+    assert told[-1] == f"  round {rounds}/{rounds}"
+    assert len(told) == len(set(told))
+    assert min(rounds, 10) <= len(told) <= 11
+
+
+def test_many_tasks_do_not_flood_a_log() -> None:
+    few, many = (
+        [line for line in plain(job(tasks=tasks)) if " tasks: " in line]
+        for tasks in (MAX_TASKS, 200)
+    )
+    assert len(few) == MAX_TASKS
+    assert len(many) == 11
+    assert many[-1].startswith("  200/200")
+
+
+def test_plain_rounds_name_the_worst_task_and_the_time_left() -> None:
+    event = RoundDone(50, 100, 0.25, {"a": 0.9, "b": 0.5}, {"a": 1.0, "b": 0.5}, 25.0)
+    events: list[Event] = [StageStarted("fitting"), round_done(1, seconds=0.5), event]
+    tracker = Tracker()
+    for each in events:
+        tracker.take(each)
+    assert plain(iter([StageStarted("fitting"), event])) == [
+        "fitting",
+        "  round 50/100: loss 0.250, agreement 0.700, worst b 0.500, kept 75%, 25 s",
+    ]
+    assert tracker.seconds_left() == pytest.approx(25.0)
+
+
+# The tracker
+
+
+def test_time_left_goes_by_the_recent_pace() -> None:
+    tracker = Tracker()
+    for number in range(1, 101):  # a slow start: 10 s a round, then 1 s
+        seconds = 10.0 * min(number, 20) + max(0, number - 20)
+        tracker.take(round_done(number, 200, seconds=seconds))
+    assert tracker.seconds_left() == pytest.approx(100.0)
+
+
+def test_a_resumed_fit_counts_its_own_rounds_only() -> None:
+    tracker = Tracker()
+    tracker.take(round_done(501, 600, seconds=1.0))
+    assert tracker.seconds_left() is None
+    tracker.take(round_done(502, 600, seconds=2.0))
+    assert tracker.seconds_left() == pytest.approx(98.0)
+
+
+def test_agreement_is_smoothed_and_remembers_tasks_of_other_rounds() -> None:
+    tracker = Tracker()
+    tracker.take(RoundDone(1, 9, 1.0, {"a": 1.0}, {"a": 1.0}, 1.0))
+    tracker.take(RoundDone(2, 9, 1.0, {"b": 0.5}, {"b": 0.5}, 2.0))
+    tracker.take(RoundDone(3, 9, 1.0, {"a": 0.0}, {"a": 0.0}, 3.0))
+    assert tracker.agreement == pytest.approx({"a": 0.9, "b": 0.5})
+    assert tracker.worst(1) == [("b", 0.5)]
+
+
+def test_a_round_without_tasks_is_harmless() -> None:
+    assert "0.000" in drawn([StageStarted("fitting"), RoundDone(1, 2, 0.0, {}, {}, 0.0)])
+
+
+# The live display
+
+
+def test_live_shows_stage_rounds_loss_and_each_task() -> None:
+    text = drawn([StageStarted("fitting", "2 tasks"), round_done(10), round_done(20)])
+    for word in ("fitting", "2 tasks", "20/100", "loss", "kept 75%", "40 s left", "task0", "task1"):
+        assert word in text
+
+
+def test_live_shows_the_worst_of_many_tasks() -> None:
+    agreement = {f"task{index}": index / 50 for index in range(50)}
+    text = drawn([StageStarted("fitting"), RoundDone(1, 2, 1.0, agreement, agreement, 1.0)])
+    assert "worst 3 of 50" in text
+    assert "task0" in text
+    assert "task49" not in text
+    assert len(text.splitlines()) < 10
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_live_fits_narrow_terminals(width: int) -> None:
+    lines = ESCAPE.sub("", drawn([*job(10, 3)], width)).splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert any(line.startswith("task2") for line in lines)
+
+
+def test_live_draws_every_stage_of_a_job() -> None:
+    events = list(job(5, 3))
+    for count in range(len(events) + 1):
+        drawn(events[:count])
+
+
+def test_events_cost_less_than_a_millisecond() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with live(console) as on_event:
+        assert seconds_per_event(on_event) < 1e-3
+    assert seconds_per_event(PlainProgress(io.StringIO())) < 1e-3
+
+
+def seconds_per_event(on_event: OnEvent) -> float:
+    on_event(StageStarted("fitting"))
+    events = [round_done(number, 500, tasks=300) for number in range(1, 501)]
+    began = time.perf_counter()
+    for event in events:
+        on_event(event)
+    return (time.perf_counter() - began) / len(events)
+
+
+def test_live_stays_on_the_screen_when_the_job_fails() -> None:
+    def screen(fails: bool) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=80, force_terminal=True, no_color=True)
+        try:
+            with live(console) as on_event:
+                on_event(StageStarted("fitting"))
+                if fails:
+                    raise RuntimeError
+        except RuntimeError:
+            pass
+        return stream.getvalue()
+
+    erase_line = "\x1b[2K"
+    assert not screen(fails=True).rstrip("\n").endswith(erase_line)
+    assert screen(fails=True).count(erase_line) < screen(fails=False).count(erase_line)
+
+
+# The choice between them
+
+
+def test_no_terminal_gets_plain_lines() -> None:
+    stream = io.StringIO()
+    with watch(stream) as on_event:
+        on_event(StageStarted("fitting", "now"))
+    assert stream.getvalue() == "fitting: now\n"
+
+
+SCRIPT = """
+import sys
+from jobs.events import *
+from jobs.progress import watch
+with watch() as on_event:
+    on_event(StageStarted("fitting", "now"))
+    on_event(RoundDone(1, 10, 0.5, {"mnist": 0.5}, {"mnist": 1.0}, 1.0))
+    print("from a library")
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "live_display", "colour"),
+    [({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False)],
+)
+def test_a_terminal_gets_the_live_display(
+    environment: dict[str, str], live_display: bool, colour: bool
+) -> None:
+    text = on_a_terminal({"TERM": "xterm-256color", **environment})
+    assert ("mnist     0.500" in ESCAPE.sub("", text)) == live_display
+    assert ("round 1/10:" in text) != live_display
+    assert ("\x1b[?25l" in text) == live_display  # the cursor is hidden while it draws
+    assert ("\x1b[?25h" in text) == live_display  # and shown again
+    assert bool(COLOUR.search(text)) == colour
+    assert "from a library" in text
+
+
+def on_a_terminal(environment: dict[str, str]) -> str:
+    """What SCRIPT writes to a terminal."""
+    master, slave = pty.openpty()
+    names = ("NO_COLOR", "FORCE_COLOR", "TERM", "TTY_COMPATIBLE", "COLUMNS")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**inherited, **environment},
+    )
+    os.close(slave)
+    written = b""
+    try:
+        while chunk := os.read(master, 4096):
+            written += chunk
+    except OSError:  # the terminal is gone with the process
+        pass
+    finally:
+        os.close(master)
+    assert process.wait(timeout=30) == 0
+    return written.decode()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
