@@ -203,6 +203,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         micro_batch=spec.fit.micro_batch or DEFAULT_MICRO_BATCH,
         labels=spec.objective.labels,
         filter=spec.objective.filter,
+        temperature=spec.objective.temperature,
     )
     return FitOrder(
         store_url=str(spec.store),

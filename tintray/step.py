@@ -40,6 +40,7 @@ class StepSettings:
     micro_batch: int
     labels: Labels
     filter: Filter
+    temperature: float = 1.0
 
 
 @dataclass
@@ -170,7 +171,9 @@ class TaskGroup:
             expert = task.labels[index]
             merged = output[:, : expert.shape[-1]]
             kept = keep(self._settings.filter, merged, expert)
-            each = self_label_loss(merged, expert, self._settings.labels)
+            each = self_label_loss(
+                merged, expert, self._settings.labels, self._settings.temperature
+            )
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * kept).sum() / self._settings.batch_size

@@ -11,14 +11,16 @@ Kind = Literal["classification"]
 Labels = Literal["soft", "hard"]
 
 
-def self_label_loss(merged: Tensor, expert: Tensor, labels: Labels) -> Tensor:
+def self_label_loss(
+    merged: Tensor, expert: Tensor, labels: Labels, temperature: float = 1.0
+) -> Tensor:
     """Loss of each example against the expert's prediction: [N], from logits [N, C].
 
-    ``soft`` is cross-entropy to the expert's probabilities (its gradient is that of
-    KL(expert ‖ merge)); ``hard`` is cross-entropy to the expert's class (``crosspseudo`` of Model
-    Tinting, arXiv 2412.19098).
+    ``soft`` is cross-entropy to the expert's probabilities at ``temperature`` (its gradient is
+    that of KL(expert ‖ merge)); ``hard`` is cross-entropy to the expert's class (``crosspseudo``
+    of Model Tinting, arXiv 2412.19098).
     """
-    target = expert.softmax(-1) if labels == "soft" else expert.argmax(-1)
+    target = (expert / temperature).softmax(-1) if labels == "soft" else expert.argmax(-1)
     return functional.cross_entropy(merged, target, reduction="none")
 
 

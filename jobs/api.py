@@ -1,0 +1,160 @@
+"""What the command line does, as Python calls; ``tintray`` re-exports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.crew import Crew, survey
+from jobs.driver import evaluated, run_job
+from jobs.events import OnEvent, StageStarted, ignore
+from jobs.fleet import InlineFleet, open_fleet
+from jobs.measure import measure
+from jobs.merges import load_merge, locate, store_of
+from jobs.publication import summary, task_result
+from jobs.results import (
+    CompareTable,
+    EvalTable,
+    MergeListing,
+    MergeSummary,
+    ValidationReport,
+)
+from jobs.settings import default_catalog, default_store
+from jobs.spec import JobSpec
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from tintray.bundle import Merge
+from tintray.evaluation import mean, normalised_accuracy
+
+
+def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
+    """Run a job to its published merge; see ``jobs.driver.run_job`` for what it raises."""
+    manifest = run_job(spec, on_event or ignore)
+    url = f"{open_store(spec.store).url}/merges/{manifest['name']}/v{manifest['version']}"
+    return summary(manifest, url)
+
+
+def validate(spec: JobSpec) -> ValidationReport:
+    """Check a job and all that it refers to, in this process; compute and write nothing.
+
+    Raises
+    ------
+    InputError
+        For the first thing that would make the job fail.
+    """
+    ground = survey(spec)
+    open_store(spec.store).check_writable()
+    with Catalog.open(spec.catalog):
+        pass
+    inline = spec.model_copy(
+        update={"cluster": spec.cluster.model_copy(update={"workers": 0, "address": None})}
+    )
+    fleet = InlineFleet(spec.cluster.threads_per_worker)
+    try:
+        facts = Crew(fleet, inline, ground).check()
+    finally:
+        fleet.close()
+    unlabelled = [task.name for task in spec.tasks if task.test is None]
+    notices = []
+    if unlabelled:
+        notices.append(
+            f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"
+        )
+    return ValidationReport(
+        name=spec.name,
+        tasks=[task.name for task in spec.tasks],
+        backbone_parameters=ground.parameters,
+        units=len(ground.architecture.layout.units),
+        site=spec.tint.site,
+        tint_parameters={name: found.tint_parameters for name, found in facts.items()},
+        notices=notices,
+    )
+
+
+def load(merge: str, *, catalog: str | None = None) -> Merge:
+    """Open a published merge: a folder, a URL, or a name in the catalog such as ``"x/v2"``.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none of that name or at that place.
+    """
+    return load_merge(locate(str(merge), catalog or default_catalog(default_store())))
+
+
+def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
+    """All merges that the catalog knows, the newest first."""
+    with Catalog.open(catalog, create=False) as opened:
+        found = [
+            MergeListing(
+                name=merge.name,
+                version=f"v{merge.version}",
+                url=merge.url or "",
+                created=(merge.published_at or merge.created_at).isoformat(timespec="seconds"),
+                job_id=merge.job_id,
+                tasks=len(merge.added) or None,
+                site=merge.metrics.get("site"),
+                average=merge.metrics.get("average"),
+                normalised_accuracy=merge.metrics.get("normalised_accuracy"),
+            )
+            for merge in opened.list_merges()
+        ]
+    return found[::-1]
+
+
+def show(merge: str, *, store: str, catalog: str) -> MergeSummary:
+    """What a published merge is, kept and cost, from its manifest."""
+    url = locate(merge, catalog)
+    return summary(load_merge(url).manifest, url)
+
+
+def evaluate(merge: str, *, store: str, catalog: str, on_event: OnEvent | None = None) -> EvalTable:
+    """Measure a published merge again, on the data of its job.
+
+    Raises
+    ------
+    DataError
+        If that data is gone, or is no longer the same.
+    """
+    tell = on_event or ignore
+    url = locate(merge, catalog)
+    opened = load_merge(url)
+    cluster = JobSpec.from_record(opened.manifest["job"]).cluster
+    fleet = open_fleet(
+        address=cluster.address,
+        workers=cluster.workers,
+        threads=cluster.threads_per_worker,
+        plan=256 * 2**20,
+    )
+    tell(StageStarted("evaluating", f"{len(opened.tasks)} tasks on the data of the job"))
+    try:
+        scores = measure(
+            fleet,
+            opened,
+            store_of(url, store),
+            cluster.threads_per_worker,
+            lambda score: tell(evaluated(score)),
+        )
+    finally:
+        fleet.close()
+    return EvalTable(
+        merge=f"{opened.manifest['name']}/v{opened.manifest['version']}",
+        tasks=[task_result(opened.task(found.task), found) for found in scores],
+        average=mean([found.merged for found in scores]),
+        expert_average=mean([found.expert for found in scores]),
+        normalised_accuracy=normalised_accuracy(scores),
+    )
+
+
+def compare(
+    merge: str, *, store: str, catalog: str, on_event: OnEvent | None = None
+) -> CompareTable:
+    """Measure a merge beside its experts, weight averaging and task arithmetic."""
+    from jobs import comparison
+
+    url = locate(merge, catalog)
+    return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore)
+
+
+def export(merge: str, task: str, directory: Path, *, store: str, catalog: str) -> Path:
+    """Write one task's model as a folder that ``transformers.from_pretrained`` loads."""
+    return load_merge(locate(merge, catalog)).export(task, Path(directory))

@@ -1,0 +1,265 @@
+"""Runs one job from its file to its published merge.
+
+Stages follow each other as the catalog knows them: planning, preparing, fitting, evaluating,
+publishing. Every change of stage is a compare-and-set in the catalog with its reason; whatever goes
+wrong ends there as ``failed`` or ``cancelled`` with one sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from jobs.arrays import peak_memory
+from jobs.coordinator import Coordinator
+from jobs.crew import Crew, Ground, survey
+from jobs.events import (
+    Evaluated,
+    Notice,
+    OnEvent,
+    Published,
+    RoundDone,
+    StageStarted,
+    TaskPrepared,
+)
+from jobs.fleet import Fleet, open_fleet
+from jobs.publication import Outcome, publish
+from jobs.spec import JobSpec
+from jobs.worker import Prepared, TaskFacts
+from storage.artifacts import ArtifactStore, open_store
+from storage.catalog import Catalog
+from storage.states import JobState
+from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.errors import TintrayError
+from tintray.evaluation import TaskScore
+from tintray.models import HEAD
+from tintray.schedule import schedule
+
+HEAD_LR = 1e-2
+BLOCK_LR = 1e-3
+_FLUSH_SECONDS = 2.0  # rounds are entered in the catalog in batches, off the rounds' own path
+
+
+class JobRun:
+    """One job while it runs: its row in the catalog, its stage, its clock."""
+
+    def __init__(self, spec: JobSpec, catalog: Catalog, on_event: OnEvent) -> None:
+        self.spec = spec
+        self.catalog = catalog
+        self.on_event = on_event
+        self.job_id = catalog.create_job(spec.name, spec.record(), str(spec.store))
+        self.state = JobState.QUEUED
+        self.seconds: dict[str, float] = {}
+        self._pending: dict[int, dict[str, Any]] = {}
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def stage(self, state: JobState, reason: str) -> Iterator[None]:
+        """Be in a stage: told to the catalog and to whoever watches, and timed."""
+        self.move(state, reason)
+        self.on_event(StageStarted(state.value, reason))
+        started = time.perf_counter()
+        yield
+        self.seconds[state.value] = time.perf_counter() - started
+
+    def move(self, state: JobState, reason: str) -> None:
+        """Change the job's state in the catalog, from the state that this run put it in."""
+        self.catalog.transition(self.job_id, self.state, state, reason)
+        self.state = state
+
+    def round_done(self, event: RoundDone) -> None:
+        """Tell of a round, and keep its metrics for the catalog."""
+        self.on_event(event)
+        self._pending[event.round] = {
+            "loss": event.loss,
+            "agreement": dict(event.agreement),
+            "kept": dict(event.kept),
+            "seconds": event.seconds,
+        }
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS or event.round == event.rounds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Enter the pending rounds in the catalog."""
+        if self._pending:
+            self.catalog.record_rounds(self.job_id, self._pending)
+        self._pending = {}
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Whatever ends the job early is its last event."""
+        try:
+            yield
+        except TintrayError as error:
+            self.move(JobState.FAILED, str(error))
+            raise
+        except KeyboardInterrupt:
+            self.move(JobState.CANCELLED, "interrupted from the keyboard")
+            raise
+        except BaseException as error:
+            self.move(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
+            raise
+
+
+def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+    """Run a job; returns the manifest of the merge that it published.
+
+    Raises
+    ------
+    InputError
+        Before any compute is spent, if the job file, an expert, data, store or catalog cannot be
+        used.
+    TintrayError
+        If something fails while running; nothing is published then.
+    """
+    ground = survey(spec)
+    store = open_store(spec.store)
+    store.check_writable()
+    with Catalog.open(spec.catalog) as catalog:
+        run = JobRun(spec, catalog, on_event)
+        with run.ending(), fleet_for(spec, ground) as fleet:
+            manifest = _run(run, ground, store, fleet)
+    on_event(Published(f"{store.url}/merges/{manifest['name']}/v{manifest['version']}"))
+    return manifest
+
+
+@contextmanager
+def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
+    """The job's fleet, closed at the end whatever happens."""
+    fleet = open_fleet(
+        address=spec.cluster.address,
+        workers=spec.cluster.workers,
+        threads=spec.cluster.threads_per_worker,
+        plan=object_store_bytes(ground.architecture.layout.numel, spec.fit.groups),
+    )
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def object_store_bytes(parameters: int, groups: int | None) -> int:
+    """What a round keeps in shared memory: θ and one gradient per group, of two rounds at most."""
+    from jobs.crew import DEFAULT_GROUPS
+
+    arrays = 2 * (1 + (groups or DEFAULT_GROUPS))
+    return 2 * arrays * parameters * 4 + 256 * 2**20
+
+
+def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dict[str, Any]:
+    spec = run.spec
+    crew = Crew(fleet, spec, ground)
+    with run.stage(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
+        facts = crew.check()
+        _record(run, ground, facts)
+    with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
+        prepared = crew.prepare(store, _on_prepared(run))
+        _tell_reuse(run, prepared)
+    coefficients, coordinator = _coordinator(spec, ground, fleet, crew)
+    initial = coefficients.values.clone()
+    with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
+        coordinator.fit(spec.fit.rounds, run.round_done)
+    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+        scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
+    with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
+        outcome = Outcome(
+            spec=spec,
+            job_id=run.job_id,
+            base_digest=ground.digest,
+            backbone_parameters=ground.parameters,
+            architecture=ground.architecture,
+            facts=facts,
+            prepared=prepared,
+            kept={name: coordinator.kept(name) for name in facts},
+            scores=scores,
+            theta=torch.from_numpy(coordinator.backbone().copy()),
+            initial=initial,
+            coefficients=coefficients.values,
+            tints=crew.tints(),
+            seconds=run.seconds,
+            peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
+        )
+        manifest = publish(outcome, store, run.catalog)
+    run.move(JobState.SUCCEEDED, f"published as {manifest['name']}/v{manifest['version']}")
+    return manifest
+
+
+def _coordinator(
+    spec: JobSpec, ground: Ground, fleet: Fleet, crew: Crew
+) -> tuple[Coefficients, Coordinator]:
+    units = len(ground.architecture.layout.units)
+    start = initial_coefficients(spec.merge.init, spec.merge.scale, len(spec.tasks), units)
+    coefficients = Coefficients(start, spec.merge.bounds)
+    default_lr = HEAD_LR if spec.tint.site == HEAD else BLOCK_LR
+    fit = spec.fit
+    coordinator = Coordinator(
+        fleet,
+        crew.cast,
+        coefficients,
+        coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
+        tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),
+    )
+    return coefficients, coordinator
+
+
+def _record(run: JobRun, ground: Ground, facts: dict[str, TaskFacts]) -> None:
+    """Enter base, experts, pools and tasks in the catalog, by their content."""
+    spec, catalog = run.spec, run.catalog
+    catalog.record_model(ground.digest, "base", str(spec.base), parameters=ground.parameters)
+    for task in spec.tasks:
+        found = facts[task.name]
+        catalog.record_model(
+            found.expert_digest,
+            "expert",
+            str(task.expert),
+            parameters=ground.parameters + found.head_parameters,
+            base=ground.digest,
+        )
+        catalog.record_pool(
+            found.pool_digest,
+            str(task.adapt.path),
+            examples=found.pool_examples,
+            split=task.adapt.split,
+        )
+        catalog.record_task(
+            run.job_id, task.name, task.kind, expert=found.expert_digest, pool=found.pool_digest
+        )
+
+
+def _on_prepared(run: JobRun) -> Any:
+    done: list[str] = []
+
+    def tell(prepared: Prepared) -> None:
+        done.append(prepared.task)
+        run.on_event(
+            TaskPrepared(
+                task=prepared.task,
+                done=len(done),
+                total=len(run.spec.tasks),
+                seconds=prepared.seconds,
+                cached=prepared.cached,
+            )
+        )
+
+    return tell
+
+
+def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:
+    for task, found in prepared.items():
+        for kind, ref in (("self-labels", found.labels), ("task-vector", found.vector)):
+            run.catalog.record_artifact(ref.sha256, ref.size, kind, {"task": task})
+    cached = sum(found.cached for found in prepared.values())
+    if cached:
+        run.on_event(
+            Notice(f"self-labels of {cached} of {len(prepared)} tasks were reused from the store")
+        )
+
+
+def evaluated(score: TaskScore) -> Evaluated:
+    """A measurement as an event."""
+    return Evaluated(score.task, score.metric, score.merged, score.expert)

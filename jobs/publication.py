@@ -1,0 +1,231 @@
+"""From a finished fit to a published merge: files, manifest, catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.results import MergeSummary, TaskResult
+from jobs.spec import JobSpec
+from jobs.worker import Architecture, Prepared, TaskFacts
+from storage.artifacts import ArtifactStore
+from storage.blobs import BlobRef
+from storage.catalog import Catalog
+from storage.lineage import LayerSummary
+from storage.publish import parse_merge_url, publish_merge, read_manifest
+from tintray.bundle import (
+    BACKBONE,
+    COEFFICIENTS,
+    FORMAT,
+    FORMAT_VERSION,
+    config_file,
+    tensors_as_bytes,
+    tint_file,
+)
+from tintray.evaluation import TaskScore, mean, normalised_accuracy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a fit leaves behind, before any of it is visible."""
+
+    spec: JobSpec
+    job_id: str
+    base_digest: str
+    backbone_parameters: int
+    architecture: Architecture
+    facts: Mapping[str, TaskFacts]
+    prepared: Mapping[str, Prepared]
+    kept: Mapping[str, float]
+    scores: Sequence[TaskScore]
+    theta: Tensor
+    initial: Tensor
+    coefficients: Tensor
+    tints: Mapping[str, Mapping[str, Tensor]]
+    seconds: Mapping[str, float]
+    peak_memory_mib: float
+
+
+def publish(outcome: Outcome, store: ArtifactStore, catalog: Catalog) -> dict[str, Any]:
+    """Write the merge to the store, its manifest last, and enter it in the catalog.
+
+    Returns
+    -------
+    dict
+        The manifest as published.
+
+    Raises
+    ------
+    StorageError
+        If the store or the catalog fails; nothing of the merge is visible then.
+    """
+    name = outcome.spec.name
+    number = catalog.reserve_merge(name, outcome.job_id, at_least=_next_version(store, name))
+    url = publish_merge(store, name, _files(outcome), _manifest(outcome), version=number)
+    manifest = read_manifest(store, parse_merge_url(url)[1])
+    catalog.record_merge(
+        name,
+        number,
+        url,
+        outcome.job_id,
+        metrics={**manifest["metrics"], "site": manifest["site"]},
+        added=outcome.facts.keys(),
+        files={key: BlobRef(**ref) for key, ref in manifest["files"].items()},
+        coefficients=_layers(outcome),
+    )
+    return manifest
+
+
+def _next_version(store: ArtifactStore, name: str) -> int:
+    """Above every version that the store has, also those that another catalog knows."""
+    from storage.publish import next_version
+
+    return next_version(store, name)
+
+
+def _files(outcome: Outcome) -> dict[str, bytes]:
+    backbone = outcome.architecture.layout.views(outcome.theta) | _shared_buffers(outcome)
+    files = {
+        BACKBONE: tensors_as_bytes(backbone),
+        COEFFICIENTS: tensors_as_bytes(
+            {"coefficients": outcome.coefficients, "initial": outcome.initial}
+        ),
+    }
+    for task, facts in outcome.facts.items():
+        files[tint_file(task)] = tensors_as_bytes(outcome.tints[task])
+        files |= {config_file(task, name): data for name, data in facts.configs.items()}
+    return files
+
+
+def _shared_buffers(outcome: Outcome) -> dict[str, Tensor]:
+    """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
+    module = outcome.architecture.module
+    parameters = dict(module.named_parameters())
+    below = tuple(f"{path}." for path in outcome.architecture.private)
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name not in parameters and not name.startswith(below)
+    }
+
+
+def _manifest(outcome: Outcome) -> dict[str, Any]:
+    spec = outcome.spec
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tintray": version("tintray"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job_id": outcome.job_id,
+        "parent": None,
+        "base": {"source": str(spec.base), "sha256": outcome.base_digest},
+        "backbone_parameters": outcome.backbone_parameters,
+        "site": spec.tint.site,
+        "private_modules": list(outcome.architecture.private),
+        "units": outcome.architecture.layout.to_json(),
+        "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
+        "metrics": _metrics(outcome.scores),
+        "rounds": spec.fit.rounds,
+        "seconds": dict(outcome.seconds),
+        "peak_memory_mib": outcome.peak_memory_mib,
+        "job": spec.record(),
+    }
+
+
+def _task(outcome: Outcome, index: int) -> dict[str, Any]:
+    task, score = outcome.spec.tasks[index], outcome.scores[index]
+    facts, prepared = outcome.facts[task.name], outcome.prepared[task.name]
+    test = None
+    if task.test is not None:
+        test = _data(str(task.test.path), task.test.split, facts.test_digest, facts.test_examples)
+        test["outputs"] = prepared.test_outputs and prepared.test_outputs.sha256
+    pool = _data(str(task.adapt.path), task.adapt.split, facts.pool_digest, facts.pool_examples)
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "classes": facts.classes,
+        "expert": {"source": str(task.expert), "sha256": facts.expert_digest},
+        "task_vector": prepared.vector.sha256,
+        "pool": pool | {"labels": prepared.labels.sha256},
+        "test": test,
+        "tint_parameters": facts.tint_parameters,
+        "head_parameters": facts.head_parameters,
+        "kept": outcome.kept[task.name],
+        "score": asdict(score),
+    }
+
+
+def _data(path: str, split: str, digest: str | None, examples: int) -> dict[str, Any]:
+    return {"path": path, "split": split, "sha256": digest, "examples": examples}
+
+
+def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
+    return {
+        "average": mean([score.merged for score in scores]),
+        "expert_average": mean([score.expert for score in scores]),
+        "normalised_accuracy": normalised_accuracy(scores),
+        "agreement": mean([score.agreement for score in scores]),
+    }
+
+
+def _layers(outcome: Outcome) -> list[LayerSummary]:
+    columns = zip(outcome.architecture.layout.units, outcome.coefficients.t(), strict=True)
+    return [
+        LayerSummary(
+            unit.name,
+            float(column.mean()),
+            float(torch.std(column, correction=0)),
+            float(column.min()),
+            float(column.max()),
+        )
+        for unit, column in columns
+    ]
+
+
+def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
+    """A line of the table: what the manifest says of a task, and a measurement of it."""
+    labelled = score.metric != "agreement"
+    return TaskResult(
+        name=task["name"],
+        kind=task["kind"],
+        metric=score.metric,
+        merged=score.merged,
+        expert=score.expert if labelled else None,
+        agreement=score.agreement,
+        normalised=score.normalised,
+        tint_parameters=task["tint_parameters"],
+        test_examples=score.examples,
+        kept=task["kept"],
+    )
+
+
+def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
+    """What ``tintray show`` tells of a published merge."""
+    tasks = manifest["tasks"]
+    tint = {task["name"]: task["tint_parameters"] for task in tasks}
+    metrics = manifest["metrics"]
+    return MergeSummary(
+        name=manifest["name"],
+        version=f"v{manifest['version']}",
+        url=url,
+        job_id=manifest["job_id"],
+        created=manifest["created"],
+        site=manifest["site"],
+        tasks=[task_result(task, TaskScore(**task["score"])) for task in tasks],
+        average=metrics["average"],
+        expert_average=metrics["expert_average"],
+        normalised_accuracy=metrics["normalised_accuracy"],
+        backbone_parameters=manifest["backbone_parameters"],
+        tint_parameters_per_task=tint,
+        tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],
+        rounds=manifest["rounds"],
+        seconds=manifest["seconds"],
+        peak_memory_mib=manifest["peak_memory_mib"],
+        parent=manifest["parent"],
+    )
