@@ -122,7 +122,8 @@ def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute("PRAGMA synchronous = NORMAL")  # in WAL mode safe against corruption
+        # A state that was reported must survive a power cut; NORMAL could lose the last ones.
+        cursor.execute("PRAGMA synchronous = FULL")
         _turn_to_wal(cursor)
     finally:
         cursor.close()

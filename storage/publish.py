@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,13 @@ def _claim_and_put(store: ArtifactStore, ref: MergeRef, text: bytes) -> bool:
     claim = f"{ref.key}/claims/{uuid.uuid4().hex}"
     store.put(claim, b"")
     try:
-        alone = all(entry.key == claim for entry in store.list(f"{ref.key}/"))
-        return alone and store.put(ref.manifest_key, text)
+        if any(entry.key != claim for entry in store.list(f"{ref.key}/")):
+            return False
+        # A PUT whose answer was lost is sent again and then finds its own work: that is success.
+        return store.put(ref.manifest_key, text) or store.get(ref.manifest_key) == text
     finally:
-        store.delete(claim)
+        with suppress(StorageError):  # a claim that stays behind costs a version number at most
+            store.delete(claim)
 
 
 def next_version(store: ArtifactStore, name: str) -> int:

@@ -231,5 +231,6 @@ def _transfers(client: S3Client, options: S3Options) -> TransferManager:
         max_in_memory_upload_chunks=options.parts_in_memory,
         max_in_memory_download_chunks=options.parts_in_memory,
         num_download_attempts=options.attempts,
+        io_chunksize=_CHUNK,
     )
     return TransferManager(client, config)

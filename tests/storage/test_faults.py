@@ -1,0 +1,150 @@
+"""A server that fails, stalls or breaks off in a fifth of its requests: nothing is half done."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from storage.artifacts import open_store
+from storage.blobs import fetch_blob, get_blob, put_blob
+from storage.publish import list_merges, merge_file, publish_merge, read_manifest
+from storage.s3 import S3Store
+from storage.s3_client import S3Options
+from storage.urls import S3Url
+from tintray.errors import StorageError
+
+MIB = 1 << 20
+OPTIONS = S3Options(connect_timeout=2, read_timeout=1, attempts=6, part_size=5 * MIB, threads=4)
+DEADLINE = 6 * (2 + 1) + 32  # attempts, and the pauses between them
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Forwards requests to a server; a fifth of them meet a fault, in a fixed order."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = urlsplit(target).netloc
+        self.faults: list[str] = []
+        self._random = random.Random(7)
+        self._lock = threading.Lock()
+        self.released = threading.Event()
+
+    def next_fault(self) -> str | None:
+        with self._lock:
+            if self._random.random() >= 0.2:
+                return None
+            fault = self._random.choice(["error", "stall", "lost answer", "cut answer"])
+            self.faults.append(fault)
+            return fault
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def _serve(self) -> None:
+        fault = self.server.next_fault()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if fault == "stall":
+            self.server.released.wait(5)
+            self.close_connection = True
+        elif fault == "error":
+            self._answer(503, {}, b"")
+        else:
+            self._forward(body, fault)
+
+    def _forward(self, body: bytes, fault: str | None) -> None:
+        upstream = http.client.HTTPConnection(self.server.target, timeout=30)
+        upstream.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
+        answer = upstream.getresponse()
+        data = answer.read()
+        upstream.close()
+        if fault == "lost answer":  # the server has done it, the client cannot know
+            self.close_connection = True
+            return
+        kept = {"content-length", "transfer-encoding", "connection"}
+        headers = {key: value for key, value in answer.getheaders() if key.lower() not in kept}
+        size = answer.getheader("Content-Length") or str(len(data))
+        if fault == "cut answer":
+            data = data[: len(data) // 2]
+            self.close_connection = True
+        self._answer(answer.status, headers | {"Content-Length": size}, data)
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        self.send_response_only(status)
+        for key, value in ({"Content-Length": str(len(data))} | headers).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815 (http.server's names)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:
+            self.close_connection = True  # the client gave up first, as it should
+
+
+@pytest.fixture
+def proxy(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    import os
+
+    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.released.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.slow
+def test_every_operation_succeeds_or_fails_cleanly(
+    proxy: FaultyProxy, s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sound = open_store(s3_url)
+    sound.check_writable()  # it is connected to the server itself
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_address[1]}")
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    store = S3Store(S3Url(bucket, prefix), OPTIONS)
+    large = tmp_path / "large"
+    large.write_bytes(random.Random(1).randbytes(12 * MIB))
+    done, failed = 0, 0
+    for number in range(8):
+        began = time.monotonic()
+        content = f"tint {number}".encode()
+        try:
+            files: dict[str, bytes | Path] = {"tint": content, "backbone": large}
+            publish_merge(store, "faulty", files, {"number": number})
+            ref = put_blob(store, content)
+            assert get_blob(store, ref) == content
+            cache = tmp_path / str(number)
+            assert fetch_blob(store, put_blob(store, large), cache).stat().st_size == 12 * MIB
+            done += 1
+        except StorageError:
+            failed += 1
+        assert time.monotonic() - began < DEADLINE
+    assert len(proxy.faults) >= 10
+    assert done >= 6, f"{failed} of 8 gave up although every request is tried six times"
+    published = [read_manifest(sound, ref) for ref in list_merges(sound)]
+    assert len({manifest["number"] for manifest in published}) == len(published) >= done
+    for manifest in published:
+        tint = merge_file(sound, manifest, "tint", tmp_path / "check").read_bytes()
+        assert tint == f"tint {manifest['number']}".encode()
+        merge_file(sound, manifest, "backbone", tmp_path / "check")

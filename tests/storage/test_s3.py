@@ -1,0 +1,166 @@
+"""What only an S3 store does: parts, and the sentences for servers that refuse or do not answer."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+import socket
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from storage.artifacts import open_store
+from storage.blobs import fetch_blob, get_blob, put_blob
+from storage.publish import publish_merge
+from storage.s3 import S3Store
+from storage.s3_client import S3Options
+from storage.urls import S3Url
+from tintray.errors import NotFoundError, StorageError
+
+QUICK = S3Options(connect_timeout=1, read_timeout=0.5, attempts=2)
+MIB = 1 << 20
+
+
+def store_at(url: str, options: S3Options = QUICK) -> S3Store:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return S3Store(S3Url(bucket, prefix), options)
+
+
+def test_large_artifacts_travel_in_parts(s3_url: str, tmp_path: Path) -> None:
+    store = store_at(s3_url, S3Options(part_size=5 * MIB, threads=4))
+    file = tmp_path / "weights"
+    file.write_bytes(random.Random(0).randbytes(23 * MIB + 7))
+    data = file.read_bytes()
+    ref = put_blob(store, file)
+    assert fetch_blob(store, ref, tmp_path / "cache").read_bytes() == data
+    assert get_blob(store, ref) == data
+    key = f"blobs/{ref.sha256[:2]}/{ref.sha256}"
+    assert store.get(key, 5 * MIB - 3, 5 * MIB + 3) == data[5 * MIB - 3 : 5 * MIB + 3]
+    assert store.put("from-memory", memoryview(data))
+    assert not store.put("from-memory", file)
+    assert store.size("from-memory") == len(data)
+
+
+def test_memory_is_bounded_by_the_parts_and_not_by_the_artifact(
+    s3_url: str, tmp_path: Path
+) -> None:
+    store = store_at(s3_url, S3Options(part_size=5 * MIB, threads=2, parts_in_memory=2))
+    store.check_writable()
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    tracemalloc.start()
+    try:
+        ref = put_blob(store, file)
+        fetch_blob(store, ref, tmp_path / "cache")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * MIB
+
+
+def test_a_store_can_be_sent_to_another_process(s3_url: str) -> None:
+    store = open_store(s3_url)
+    store.put("key", b"value")
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.url, again.get("key")) == (store.url, b"value")
+
+
+def test_a_bucket_without_prefix_is_a_store(s3_url: str) -> None:
+    whole = store_at("s3://tintray-tests")
+    prefix = s3_url.removeprefix("s3://tintray-tests/")
+    store_at(s3_url).put("key", b"value")
+    assert whole.get(f"{prefix}/key") == b"value"
+    assert [entry.key for entry in whole.list(prefix)] == [f"{prefix}/key"]
+
+
+def test_a_missing_bucket_is_named(s3_url: str, tmp_path: Path) -> None:
+    store = store_at("s3://no-such-bucket/prefix")
+    for use in (
+        store.check_writable,
+        lambda: store.put("key", b"x"),
+        lambda: store.get("key"),
+        lambda: list(store.list()),
+    ):
+        with pytest.raises(StorageError, match="there is no bucket 'no-such-bucket'; create it"):
+            use()
+
+
+def test_wrong_credentials_are_a_sentence_without_them(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(StorageError, match="refused the credentials") as raised:
+        store_at(s3_url).check_writable()
+    assert "hunter2" not in str(raised.value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(StorageError, match="refused"):
+        store_at(s3_url).get("key")
+    with pytest.raises(StorageError, match="refused"):
+        store_at(s3_url).exists("key")
+
+
+def test_absent_credentials_are_a_sentence(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StorageError, match="needs credentials and found none; set AWS_ACCESS"):
+        store_at(s3_url).check_writable()
+
+
+def test_an_unknown_profile_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    with pytest.raises(StorageError, match="profile 'team' does not exist; correct AWS_PROFILE"):
+        store_at(s3_url).check_writable()
+
+
+def test_an_endpoint_that_is_none_is_a_sentence(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost")
+    with pytest.raises(StorageError, match="correct AWS_ENDPOINT_URL"):
+        store_at(s3_url).check_writable()
+
+
+def test_a_server_that_is_not_there_is_a_sentence_without_credentials(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:hunter2@{place}")
+        with pytest.raises(StorageError, match="cannot be reached; check AWS_ENDP") as raised:
+            store_at(s3_url).check_writable()
+    assert place in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_silent_server_is_given_up_in_time(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        store = store_at(s3_url)
+        for use in (store.check_writable, lambda: store.fetch("key", tmp_path / "copy")):
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="did not answer in time"):
+                use()
+            assert time.monotonic() - began < 2 * (1 + 0.5) + 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_credentials_reach_neither_logs_nor_artifacts(
+    s3_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.INFO):
+        store = open_store(s3_url)
+        publish_merge(
+            store, "ten", {"a": b"x"}, {"store": s3_url, "endpoint": "http://u:testing@h"}
+        )
+        with pytest.raises(NotFoundError) as raised:
+            store.get("nothing")
+    written = b"".join(store.get(entry.key) for entry in store.list())
+    assert "testing" not in caplog.text + str(raised.value) + store.url + repr(store)
+    assert b"testing" not in written
