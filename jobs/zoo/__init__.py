@@ -1,0 +1,1 @@
+"""Demo zoos: small real models to merge, trained here from data that needs no download."""
