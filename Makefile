@@ -1,0 +1,46 @@
+# One command each, on a machine with nothing but Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo install test lint format lock clean
+
+demo: install  ## Eight real experts become one model, and a table says what it kept
+	$(BIN)/tintray zoo digits zoo/digits
+	$(BIN)/tintray run examples/digits.yaml
+
+install: $(VENV)/.runtime
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tintray needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[zoo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(MAKE) install
+	$(PIP) --editable '.[zoo,postgres,test]'
+	touch $@
+
+test: $(VENV)/.test lint  ## Format check, lint, strict types, then every test
+	$(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:  ## Write the versions that a fresh environment resolves to into constraints.txt
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[zoo,postgres,test]'
+	(echo '# Versions that tintray is tested with; `make lock` writes this file.'; \
+	  build/lock/bin/python -m pip freeze --exclude tintray | sed 's/+cpu$$//') > constraints.txt
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
