@@ -250,7 +250,7 @@ class PlainProgress:
         tracker = self._tracker
         worst = "".join(f", worst {task} {share:.3f}" for task, share in tracker.worst(1))
         left = tracker.seconds_left()
-        end = f", {duration(left)} left" if left else ""
+        end = f", {duration(left)} left" if left and left >= 1 else ""
         return (
             f"  round {event.round}/{event.rounds}: loss {tracker.loss:.3f}, "
             f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.kept:.0%}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -22,6 +22,11 @@ from jobs.results import (
 )
 
 _SHARES = ("accuracy", "agreement")  # metrics between 0 and 1, shown in percent
+_LEGEND = """
+of expert    what is left of the expert's own figure
+agreement    how often the merge answers as the expert does
+pool kept    share of the unlabelled examples that counted at the end of the fit
+tint params  parameters that this task alone has; all others are shared"""
 _LOG_WIDTH = 400  # a log has no edge to break lines at
 
 
@@ -55,6 +60,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         )
     )
     console.print(_task_table(summary.tasks))
+    console.print(Text(_LEGEND, style="dim"))
     _print_facts(_summary_facts(summary), console)
 
 
@@ -82,7 +88,7 @@ def _summary_facts(summary: MergeSummary) -> dict[str, str]:
 def _average_facts(
     tasks: Sequence[TaskResult], average: float, experts: float | None, normalised: float | None
 ) -> dict[str, str]:
-    metric = " and ".join(sorted({task.metric for task in tasks}))
+    metric = _joined(task.metric for task in tasks)
     beside = "" if experts is None else f"; the separate experts' {_metric(metric, experts)}"
     kept = "" if normalised is None else f"{_percent(normalised)} of the experts' accuracy"
     return {
@@ -128,7 +134,7 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     """A merge beside its rivals: a column for each method, a row for each task."""
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
     tasks = list(dict.fromkeys(row.task for row in comparison.rows))
-    metrics = sorted({row.metric for row in comparison.rows})
+    metric = _joined(row.metric for row in comparison.rows)
     cells = {(row.task, row.method): _metric(row.metric, row.value) for row in comparison.rows}
     table = _table()
     table.add_column("task", no_wrap=True)
@@ -137,14 +143,13 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     for task in tasks:
         table.add_row(task, *(cells.get((task, method), "-") for method in methods))
     table.add_row()
-    metric = metrics[0] if len(metrics) == 1 else ""
     averages = comparison.averages
     table.add_row(
         "average", *(_metric(metric, averages[m]) if m in averages else "-" for m in methods)
     )
     kept = comparison.normalised
     table.add_row("of experts", *(_percent(kept[m]) if m in kept else "-" for m in methods))
-    console.print(Text.assemble((comparison.merge, "bold"), f"   {' and '.join(metrics)}"))
+    console.print(Text.assemble((comparison.merge, "bold"), f"   {metric}"))
     console.print(table)
     if comparison.best_scale is not None:
         _print_facts({"scale": f"task arithmetic at its best: {comparison.best_scale:g}"}, console)
@@ -220,8 +225,14 @@ def _print_facts(facts: Mapping[str, str], console: Console) -> None:
         console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {text}"))
 
 
+def _joined(metrics: Iterable[str]) -> str:
+    return " and ".join(sorted(set(metrics)))
+
+
 def _metric(metric: str, value: float) -> str:
-    return _percent(value) if metric in _SHARES else f"{value:.4g}"
+    """``value`` of a metric, or of a mean over metrics, whose names are joined."""
+    share = all(name in _SHARES for name in metric.split(" and "))
+    return _percent(value) if share else f"{value:.4g}"
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -1,0 +1,274 @@
+"""The command line without a job: help, what it imports, errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from jobs.cli import cli, main
+from jobs.cli.options import Session, quiet_stdout
+from tintray.errors import FitError
+
+HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
+COMMANDS = [
+    "run",
+    "validate",
+    "list",
+    "show",
+    "eval",
+    "compare",
+    "export",
+    "zoo",
+    "version",
+]
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """Call the command line in an empty folder; returns exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("TINTRAY_STORE", "TINTRAY_CATALOG", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(args)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# Help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["--version"], ["version"]])
+def test_help_and_version_import_nothing_heavy(args: list[str]) -> None:
+    found = python(
+        "import sys\n"
+        "from jobs.cli import main\n"
+        f"code = main({args})\n"
+        f"print(code, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert found.stdout.splitlines()[-1] == "0 []", found.stderr
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", "from jobs.cli import main; main(['--help'])"],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+def test_help_lists_the_commands_in_order_of_use(call: Call) -> None:
+    code, out, _ = call("--help")
+    listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line[2:3]]
+    assert code == 0
+    assert [name for name in listed if name in COMMANDS] == COMMANDS
+    assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
+    assert "130 interrupted" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "zoo digits"])
+def test_every_help_has_an_example(call: Call, command: str) -> None:
+    code, out, _ = call(*command.split(), "--help")
+    assert code == 0
+    assert f"Example:\n    tintray {command}" in out
+
+
+def test_every_table_has_a_json_form_and_every_command_debug() -> None:
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in cli.commands.items()
+    }
+    assert {name for name, found in options.items() if "--json" in found} == {
+        "run",
+        "validate",
+        "list",
+        "show",
+        "eval",
+        "compare",
+    }
+    assert {name for name, found in options.items() if "--debug" not in found} == set()
+
+
+def test_version(call: Call) -> None:
+    _, short, _ = call("--version")
+    code, out, _ = call("version")
+    assert code == 0
+    assert out.startswith(short)
+    assert [line.split()[0] for line in out.splitlines()][:3] == ["tintray", "python", "torch"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["rnu"], ["'rnu'", "Did you mean 'run'?", "Try 'tintray --help'."]),
+        (["run"], ["'JOB.yaml'", "Try 'tintray run --help'."]),
+        (["run", "x.yaml", "--ste", "a=1"], ["'--ste'", "Did you mean '--set'?"]),
+        (["export", "x", "dir"], ["'--task'"]),
+        (["zoo", "digts", "x"], ["'digts'", "'digits'"]),
+        (["show", "x", "--store", "gs://x"], ["--store", "s3:// URL", "'gs://x'"]),
+        (["show", "x", "--catalog", "x.db"], ["--catalog", "a database URL", "'x.db'"]),
+        (["run", "job.yml"], ["job.yml: expected a job file", "'job.yaml'"]),
+        (["run", "job.yaml"], ["job.yaml, line 1", "'nam' is not a field", "'name'"]),
+        (["run", "job.yaml", "--set", "x"], ["--set x", "key.path=value"]),
+        (["list"], ["catalog", "run a job"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    call: Call, tmp_path: Path, args: list[str], words: list[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text("nam: x\n")
+    code, out, err = call(*args)
+    assert (code, out) == (2, "")
+    assert [word for word in words if word not in err] == []
+    assert err.startswith("error: ")
+    assert err.count("error") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "tintray-data").exists()
+
+
+@pytest.mark.parametrize(
+    "args", [["--debug", "run", "no.yaml"], ["run", "no.yaml", "--debug"], ["run", "no.yaml"]]
+)
+def test_debug_shows_the_traceback(call: Call, args: list[str]) -> None:
+    code, _, err = call(*args)
+    assert code == 2
+    assert ("Traceback" in err) == ("--debug" in args)
+    assert err.splitlines()[-1] == "error: no.yaml: expected a job file, found none"
+
+
+def test_no_command_shows_the_help(call: Call) -> None:
+    code, out, err = call()
+    assert (code, out) == (2, "")
+    assert "Commands:" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (FitError("round 3: the loss is nan"), 1, "error: round 3: the loss is nan\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            EOFError("no\n data"),
+            1,
+            "internal error: EOFError: no data; run again with --debug\n",
+        ),
+        (
+            BrokenPipeError("gone"),
+            1,
+            "internal error: BrokenPipeError: gone; run again with --debug\n",
+        ),
+    ],
+)
+def test_failures_while_running(
+    error: BaseException, code: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @click.command("fails")
+    def fails() -> None:
+        raise error
+
+    cli.add_command(fails)
+    try:
+        assert main(["fails"]) == code
+    finally:
+        del cli.commands["fails"]
+    assert capfd.readouterr() == ("", words)
+
+
+def test_debug_of_one_call_does_not_reach_the_next(call: Call) -> None:
+    call("run", "no.yaml", "--debug")
+    assert "Traceback" not in call("run", "no.yaml")[2]
+    assert Session().debug is False
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n"
+            "from jobs.cli.options import until_closed\n"
+            "with until_closed():\n"
+            "    for _ in range(100000): print('a line that nobody reads')\n",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=30) == 1
+    assert "BrokenPipe" not in said
+
+
+# Where words go
+
+
+def test_standard_output_is_kept_for_the_result(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_stdout():
+        print("from Python")
+        os.write(1, b"from a library\n")
+        subprocess.run(["echo", "from a child"], check=True)
+    print("the result")
+    out, err = capfd.readouterr()
+    assert out == "the result\n"
+    assert sorted(err.splitlines()) == ["from Python", "from a child", "from a library"]
+
+
+def test_standard_output_comes_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), quiet_stdout():
+        raise RuntimeError
+    os.write(1, b"the result\n")
+    assert capfd.readouterr().out == "the result\n"
+
+
+def test_interrupting_the_real_command_exits_with_130(tmp_path: Path) -> None:
+    """Ctrl-C while a job file is being read that never ends."""
+    job = tmp_path / "job.yaml"
+    os.mkfifo(job)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from jobs.cli import main; raise SystemExit(main())", "run", job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    writer = os.open(job, os.O_WRONLY)  # returns once the command has opened the file
+    try:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        os.close(writer)
+    assert process.returncode == 130
+    assert (out, err.splitlines()[-1]) == ("", "interrupted")
+    assert "Traceback" not in err

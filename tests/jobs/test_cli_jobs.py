@@ -1,0 +1,230 @@
+"""The commands on a real job: two small transformers, merged, listed, measured and exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from jobs.cli import main
+
+JOB = """\
+name: tiny
+base: base
+tasks:
+  - name: left
+    expert: left
+    adapt: {path: left.npz}
+    test: {path: left.npz, split: test}
+  - name: right
+    expert: right
+    adapt: {path: right.npz}
+fit: {rounds: 3, batch_size: 4}
+cluster: {workers: 0}
+"""
+
+
+def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
+    model = ViTForImageClassification(config)
+    model.load_state_dict(weights, strict=bool(weights))
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, two experts, their data and a job file."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    save_model(folder / "base", {})
+    base = ViTForImageClassification.from_pretrained(folder / "base").state_dict()
+    random = np.random.default_rng(0)
+    for task in ("left", "right"):
+        weights = {name: value + 0.05 * torch.randn_like(value) for name, value in base.items()}
+        save_model(folder / task, weights)
+        images = random.integers(0, 256, (2, 24, 8, 8, 3), dtype=np.uint8)
+        labels = random.integers(0, 3, (2, 24))
+        np.savez(
+            folder / f"{task}.npz",
+            x_train=images[0],
+            y_train=labels[0],
+            x_test=images[1],
+            y_test=labels[1],
+            class_names=np.array(["a", "b", "c"]),
+        )
+    (folder / "job.yaml").write_text(JOB)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(project: Path) -> dict[str, Any]:
+    """What ``tintray run --json`` of the real command line answers."""
+    done = tintray(project, "run", "job.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    assert "round 3/3" in done.stderr
+    assert "Traceback" not in done.stderr
+    return summary
+
+
+def tintray(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    names = ("TINTRAY_STORE", "TINTRAY_CATALOG", "FORCE_COLOR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        [sys.executable, "-c", "from jobs.cli import main; raise SystemExit(main())", *args],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+Ask = Callable[..., str]
+
+
+@pytest.fixture
+def ask(
+    project: Path,
+    merged: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Ask:
+    """Call a command beside the finished merge; returns its standard output."""
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("TINTRAY_STORE", raising=False)
+    monkeypatch.delenv("TINTRAY_CATALOG", raising=False)
+
+    def call(*args: str) -> str:
+        capfd.readouterr()
+        code = main(args)
+        out, err = capfd.readouterr()
+        assert code == 0, err
+        return out
+
+    return call
+
+
+def names(rows: Sequence[dict[str, Any]], key: str = "name") -> list[Any]:
+    return [found[key] for found in rows]
+
+
+def test_run_publishes_where_it_says(project: Path, merged: dict[str, Any]) -> None:
+    assert (merged["name"], merged["version"], merged["rounds"]) == ("tiny", "v1", 3)
+    assert names(merged["tasks"]) == ["left", "right"]
+    assert names(merged["tasks"], "metric") == ["accuracy", "agreement"]
+    assert merged["normalised_accuracy"] is not None
+    folder = project / "tintray-data" / "merges" / "tiny" / "v1"
+    assert (folder / "manifest.json").is_file()
+    assert merged["url"] == folder.as_uri()
+
+
+def test_show_answers_what_run_answered(ask: Ask, merged: dict[str, Any]) -> None:
+    folder = merged["url"].removeprefix("file://")
+    for name in ("tiny", "tiny/v1", merged["url"], folder):
+        assert json.loads(ask("show", name, "--json"))["tasks"] == merged["tasks"]
+    assert json.loads(ask("show", "tiny", "--json")) == merged
+    assert "normalised accuracy" in ask("show", "tiny")
+
+
+def test_list_names_the_merge(ask: Ask, merged: dict[str, Any]) -> None:
+    listed = json.loads(ask("list", "--json"))
+    assert [(entry["name"], entry["version"], entry["url"]) for entry in listed] == [
+        ("tiny", "v1", merged["url"])
+    ]
+    assert "tiny/v1" in ask("list")
+
+
+def test_the_store_may_be_elsewhere(
+    ask: Ask, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "tiny/v1" in ask("list", "--store", str(project / "tintray-data"))
+    monkeypatch.setenv("TINTRAY_STORE", str(project / "tintray-data"))
+    assert "tiny/v1" in ask("list")
+
+
+def test_eval_measures_the_same_again(ask: Ask, merged: dict[str, Any]) -> None:
+    measured = json.loads(ask("eval", "tiny", "--json"))
+    assert measured["tasks"] == merged["tasks"]
+    assert measured["average"] == merged["average"]
+    assert "normalised accuracy" in ask("eval", "tiny")
+
+
+def test_compare_has_rows_of_every_method(ask: Ask, merged: dict[str, Any]) -> None:
+    found = json.loads(ask("compare", "tiny", "--json"))
+    assert {key for row in found["rows"] for key in row} == {"method", "task", "metric", "value"}
+    methods = ["experts", "average", "task arithmetic", "merge"]
+    assert list(dict.fromkeys(names(found["rows"], "method"))) == methods
+    own = [row["value"] for row in found["rows"] if row["method"] == "merge"]
+    assert own == names(merged["tasks"], "merged")
+    table = ask("compare", "tiny")
+    assert [method in table for method in methods] == [True] * 4
+
+
+def test_export_writes_a_model_that_transformers_loads(ask: Ask, tmp_path: Path) -> None:
+    out = ask("export", "tiny", "--task", "left", str(tmp_path / "left"))
+    assert out == f"{tmp_path / 'left'}\n"
+    model = ViTForImageClassification.from_pretrained(tmp_path / "left")
+    assert model(pixel_values=torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3)
+
+
+def test_validate_spends_nothing(ask: Ask) -> None:
+    report = json.loads(ask("validate", "job.yaml", "--json"))
+    assert report["tasks"] == ["left", "right"]
+    assert report["tint_parameters"] == {
+        "left": 51,
+        "right": 51,
+    }  # a head: 16 x 3 weights, 3 biases
+    assert any("right" in notice for notice in report["notices"])
+
+
+def test_run_ends_with_a_table_and_commands_that_work(
+    ask: Ask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = ask("run", "job.yaml", "--set", f"store={tmp_path}/my store", "--set", "name=other")
+    commands = [line.split("   ")[0].strip() for line in out.splitlines() if "  tintray " in line]
+    assert [command.split()[1] for command in commands] == ["show", "compare", "export"]
+    assert commands[0] == f"tintray show other/v1 --store '{tmp_path}/my store'"
+    ask("show", "other/v1", "--store", f"{tmp_path}/my store")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["show", "tyni"], ["'tyni'", "did you mean 'tiny'?"]),
+        (["show", "tiny/v9"], ["v9"]),
+        (["show", "./nowhere"], ["nowhere"]),
+        (["export", "tiny", "--task", "lfet", "x"], ["'lfet'", "did you mean 'left'?"]),
+        (["run", "job.yaml", "--set", "tint.site=vit.layer.1"], ["tint.site", "vit.layers.1"]),
+        (["validate", "job.yaml", "--set", "tasks.left.expert=left.npz"], ["left.npz"]),
+    ],
+)
+def test_bad_names_are_answered_with_the_nearest(
+    ask: Ask, capfd: pytest.CaptureFixture[str], args: list[str], words: list[str]
+) -> None:
+    code = main(args)
+    out, err = capfd.readouterr()
+    said = err.splitlines()[-1]
+    assert (code, out) == (2, ""), err
+    assert said.startswith("error: ")
+    assert [word for word in words if word not in said] == []

@@ -1,0 +1,197 @@
+"""The tables: what a reader learns from them, on a terminal, in a log and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from jobs.results import (
+    CompareRow,
+    CompareTable,
+    MergeListing,
+    MergeSummary,
+    TaskResult,
+    ValidationReport,
+)
+from jobs.tables import (
+    count,
+    open_console,
+    print_comparison,
+    print_listing,
+    print_next,
+    print_summary,
+    print_validation,
+    write_json,
+)
+
+TASK = TaskResult(
+    name="mnist",
+    kind="classification",
+    metric="accuracy",
+    merged=0.76,
+    expert=0.95,
+    agreement=0.77,
+    normalised=0.8,
+    tint_parameters=1930,
+    test_examples=2000,
+    kept=0.875,
+)
+SUMMARY = MergeSummary(
+    name="ten-scripts",
+    version="v3",
+    url="file:///data/with spaces and [brackets]/" + "long/" * 30 + "merges/ten-scripts/v3",
+    job_id="ten-scripts-1",
+    created="2026-01-02T03:04:05+00:00",
+    site="head",
+    tasks=[TASK, dataclasses.replace(TASK, name="svhn", merged=0.9, expert=None, normalised=None)],
+    average=0.83,
+    expert_average=0.95,
+    normalised_accuracy=0.8,
+    backbone_parameters=1_200_000,
+    tint_parameters_per_task={"mnist": 1930, "svhn": 1930},
+    tint_share=1930 / 1_200_000,
+    rounds=300,
+    seconds={"preparing": 12.0, "fitting": 170.0},
+    peak_memory_mib=812.4,
+    parent="ten-scripts/v2",
+)
+
+
+def text(render: object, result: object, *, console: Console | None = None) -> str:
+    stream = io.StringIO()
+    used = console or open_console(stream)
+    used.file = stream
+    render(result, used)  # type: ignore[operator]
+    return stream.getvalue()
+
+
+def row(table: str, name: str) -> list[str]:
+    """The words of the line that begins with ``name``."""
+    return next(line.split() for line in table.splitlines() if line.split()[:1] == [name])
+
+
+def test_summary_tells_what_was_kept_and_what_it_cost() -> None:
+    table = text(print_summary, SUMMARY)
+    percent = "95.0 % 76.0 % 80.0 % 77.0 % 87.5 % 1,930"
+    assert " ".join(row(table, "mnist")) == f"mnist {percent}"
+    assert row(table, "svhn")[1:3] == ["-", "90.0"]
+    for words in (
+        "ten-scripts/v3   2 tasks, tint layer at head, 300 rounds, grown from ten-scripts/v2",
+        "accuracy 83.0 %; the separate experts' 95.0 %",
+        "80.0 % of the experts' accuracy (normalised accuracy)",
+        "1.2 M parameters; 2 separate models hold 2.4 M (2.0 times as many)",
+        "0.16 % of the backbone's 1.2 M parameters more",
+        "3 min 02 s (preparing 12 s, fitting 2 min 50 s)",
+        "812 MiB at most",
+        SUMMARY.url,
+    ):
+        assert words in table
+
+
+def test_a_log_has_neither_colour_nor_broken_lines() -> None:
+    table = text(print_summary, SUMMARY)
+    assert "\x1b" not in table
+    assert table.isascii()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_urls_can_be_copied_from_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert SUMMARY.url in text(print_summary, SUMMARY)
+
+
+def test_the_task_table_fits_a_terminal_of_80_columns() -> None:
+    table = text(print_summary, SUMMARY).splitlines()
+    assert max(len(line.rstrip()) for line in table[1:4]) <= 80
+
+
+def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1m" in text(print_summary, SUMMARY)
+    monkeypatch.delenv("FORCE_COLOR")
+    assert "\x1b" not in text(print_summary, SUMMARY)
+
+
+def test_metrics_that_are_no_shares_are_shown_as_they_are() -> None:
+    task = dataclasses.replace(TASK, metric="mean squared error", merged=12.5, expert=11.25)
+    mixed = dataclasses.replace(SUMMARY, tasks=[task, TASK])
+    table = text(print_summary, mixed)
+    assert "mean squared error   11.25    12.5" in table
+    assert "accuracy and mean squared error 0.83" in table
+
+
+def test_comparison_has_a_column_for_each_method() -> None:
+    methods = {"experts": 0.95, "average": 0.5, "merge": 0.76}
+    rows = [CompareRow(name, "mnist", "accuracy", value) for name, value in methods.items()]
+    rows.append(CompareRow("merge", "svhn", "accuracy", 0.5))
+    table = text(
+        print_comparison,
+        CompareTable("x/v1", rows, {"experts": 0.95, "merge": 0.63}, {"merge": 0.8}, 0.25),
+    )
+    assert row(table, "task") == ["task", "experts", "average", "merge"]
+    assert row(table, "mnist") == ["mnist", "95.0", "%", "50.0", "%", "76.0", "%"]
+    assert row(table, "svhn") == ["svhn", "-", "-", "50.0", "%"]
+    assert row(table, "average") == ["average", "95.0", "%", "-", "63.0", "%"]
+    assert row(table, "of") == ["of", "experts", "-", "-", "80.0", "%"]
+    assert "0.25" in table
+
+
+def test_listing_has_a_line_for_each_merge() -> None:
+    bare = MergeListing("old", "v1", "/x", "2026-01-02T03:04:05+00:00")
+    new = dataclasses.replace(bare, name="new", tasks=8, average=0.5)
+    table = text(print_listing, [bare, new])
+    assert " ".join(row(table, "old/v1")) == "old/v1 2026-01-02 03:04:05 - - - - -"
+    assert " ".join(row(table, "new/v1")) == "new/v1 2026-01-02 03:04:05 - 8 50.0 % - -"
+
+
+def test_validation_tells_sizes_and_notices() -> None:
+    report = ValidationReport("x", ["a"], 1000, 7, "head", {"a": 5}, ["mind [this]"])
+    table = text(print_validation, report)
+    assert row(table, "a") == ["a", "5", "0.50", "%"]
+    assert "1 k parameters in 7 layer units" in table
+    assert "note: mind [this]" in table
+
+
+def test_next_commands_are_lines_to_copy() -> None:
+    table = text(print_next, {"tintray show 'a [b]'": "again", "tintray list": "all"})
+    assert table.split("\n")[2:4] == [
+        "  tintray show 'a [b]'   again",
+        "  tintray list           all",
+    ]
+
+
+def test_json_has_every_field_and_no_number_that_json_lacks() -> None:
+    stream = io.StringIO()
+    write_json(dataclasses.replace(SUMMARY, average=math.nan, expert_average=math.inf), stream)
+    found = json.loads(stream.getvalue(), parse_constant=pytest.fail)
+    assert set(found) == {field.name for field in dataclasses.fields(MergeSummary)}
+    assert (found["average"], found["expert_average"]) == (None, None)
+    assert found["normalised_accuracy"] == 0.8
+    assert found["tasks"][0] == dataclasses.asdict(TASK)
+    assert stream.getvalue().endswith("}\n")
+
+
+def test_json_of_several_is_one_list() -> None:
+    stream = io.StringIO()
+    write_json([MergeListing("ü", "v1", "/x", "now")], stream)
+    assert stream.getvalue().isascii()
+    assert [merge["name"] for merge in json.loads(stream.getvalue())] == ["ü"]
+    stream = io.StringIO()
+    write_json([], stream)
+    assert json.loads(stream.getvalue()) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [(0, "0"), (999, "999"), (1000, "1 k"), (1_234_567, "1.23 M"), (7_000_000_000, "7 G")],
+)
+def test_counts(parameters: int, words: str) -> None:
+    assert count(parameters) == words
