@@ -1,14 +1,22 @@
-"""Content-addressed artifacts: a blob's name is the sha256 of its bytes, so it is written once."""
+"""Content-addressed artifacts: a blob's name is the sha256 of its bytes, so it is written once.
+
+Whatever is read of a blob is verified: the whole by its name, a part by the hashes of its blocks.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.artifacts import ArtifactStore
+from storage.records import seal, unseal
 from tintray.errors import InputError, IntegrityError
+
+BLOCK = 1 << 20
+"""The unit in which parts of a blob are verified, in bytes."""
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -41,13 +49,67 @@ def hash_bytes(data: bytes | memoryview) -> BlobRef:
 
 
 def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
-    """Store bytes or a file under their hash, unless the store has them already."""
-    ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
+    """Store bytes or a file under their hash, unless the store has them already.
+
+    A blob of more than one block gets a record of the hashes of its blocks, which is written first:
+    a part of it can then be read and verified without the rest (:func:`read_blob`).
+    """
+    ref, blocks = _hash_blocks(source)
     key = blob_key(ref.sha256)
     found = store.size(key)
-    if found != ref.size:  # absent, or cut short by a disk that failed: write it (again)
-        store.put(key, source, overwrite=found is not None)
+    if found == ref.size:
+        return ref
+    if len(blocks) > 1:
+        record = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks}
+        store.put(_blocks_key(ref.sha256), seal(record, _blocks_key(ref.sha256)), overwrite=True)
+    # One that is there with another size was cut short by a disk that failed: replace it.
+    store.put(key, source, overwrite=found is not None)
     return ref
+
+
+def _hash_blocks(source: bytes | Path) -> tuple[BlobRef, list[str]]:
+    """The reference of the whole, and the hash of each block of it, in one pass."""
+    whole, blocks, size = hashlib.sha256(), [], 0
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        while block := file.read(BLOCK):
+            whole.update(block)
+            blocks.append(hashlib.sha256(block).hexdigest())
+            size += len(block)
+    return BlobRef(whole.hexdigest(), size), blocks
+
+
+def read_blob(store: ArtifactStore, ref: BlobRef, start: int, stop: int) -> bytes:
+    """Bytes ``start:stop`` of a blob, checked against the hashes of the blocks that they lie in.
+
+    Reads those blocks of :data:`BLOCK` bytes and nothing else of the blob.
+    """
+    stop = min(stop, ref.size)
+    if start >= stop:
+        return b""
+    if ref.size <= BLOCK:
+        return get_blob(store, ref)[start:stop]
+    first, last = start // BLOCK, (stop - 1) // BLOCK
+    data = store.get(blob_key(ref.sha256), first * BLOCK, (last + 1) * BLOCK)
+    for number, expected in enumerate(_blocks(store, ref)[first : last + 1]):
+        block = memoryview(data)[number * BLOCK : (number + 1) * BLOCK]
+        if hashlib.sha256(block).hexdigest() != expected:
+            raise IntegrityError(
+                f"artifact {blob_key(ref.sha256)} in {store.url} is truncated or altered between "
+                f"bytes {(first + number) * BLOCK:,} and {(first + number + 1) * BLOCK:,}; "
+                "delete it and run what made it again"
+            )
+    return data[start - first * BLOCK : stop - first * BLOCK]
+
+
+def _blocks(store: ArtifactStore, ref: BlobRef) -> list[str]:
+    key = _blocks_key(ref.sha256)
+    record = unseal(store.get(key), f"{key} in {store.url}")
+    blocks: list[str] = record["blocks"]
+    return blocks
+
+
+def _blocks_key(sha256: str) -> str:
+    return f"{blob_key(sha256)}.blocks"
 
 
 def get_blob(store: ArtifactStore, ref: BlobRef | str) -> bytes:

@@ -33,7 +33,7 @@ def parse_catalog_url(url: str) -> sa.URL:
     """
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise SpecError(
             f"catalog: expected sqlite:///path or postgresql+psycopg://user@host/name, "
             f"found '{redact(url)}'"

@@ -19,7 +19,7 @@ RESERVED = ".tmp"  # the first segment under which a folder store writes what is
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-_USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^/\s'\"]*)@")
+_USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^\s@'\"]*)@")  # a password may hold a slash
 _SECRET_FIELD = re.compile(
     r"((?:^|[?&;\s])(?:password|passwd|sslpassword|secret|secret_key)=)[^&\s'\";,]+", re.IGNORECASE
 )

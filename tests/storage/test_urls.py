@@ -69,6 +69,7 @@ def test_credentials_in_a_store_url_are_refused_and_not_repeated(url: str) -> No
     ("text", "shown"),
     [
         ("postgresql://me:hunter2@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:hunter2/x@host/db", "postgresql://me:***@host/db"),
         ("at http://:hunter2@host: refused", "at http://:***@host: refused"),
         ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
         ("http://h/?password=hunter2&x=1", "http://h/?password=***&x=1"),

@@ -1,0 +1,249 @@
+"""The catalog's database: schema versions, URLs that are wrong, many clients at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from storage.catalog import Catalog, StateConflictError
+from storage.engine import make_engine, parse_catalog_url
+from storage.migrations import REVISIONS
+from storage.schema import alembic_config, found_revision, upgrade_schema
+from storage.states import JobState
+from storage.tables import Base
+from tintray.errors import NotFoundError, SpecError, StorageError
+
+WAY = [
+    JobState.QUEUED, JobState.PLANNING, JobState.PREPARING, JobState.FITTING,
+    JobState.EVALUATING, JobState.PUBLISHING, JobState.SUCCEEDED,
+]  # fmt: skip
+
+
+def set_revision(url: str, revision: str) -> None:
+    engine = make_engine(parse_catalog_url(url))
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE tintray_schema SET version_num = :r"), {"r": revision})
+    engine.dispose()
+
+
+def test_migrations_make_the_tables_of_the_models(catalog_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    Catalog.open(catalog_url).close()
+    engine = make_engine(parse_catalog_url(catalog_url))
+    with engine.connect() as connection:
+        options = {"version_table": "tintray_schema", "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
+def test_the_known_revisions_are_those_of_the_migrations() -> None:
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(alembic_config())
+    assert tuple(step.revision for step in script.walk_revisions())[::-1] == REVISIONS
+
+
+def test_upgrading_is_done_once_and_reported(catalog_url: str, tmp_path: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    engine = make_engine(parse_catalog_url(catalog_url))
+    assert upgrade_schema(engine) == (None, REVISIONS[-1])
+    assert upgrade_schema(engine) == (REVISIONS[-1], REVISIONS[-1])
+    with engine.connect() as connection:
+        assert found_revision(connection) == REVISIONS[-1]
+    engine.dispose()
+
+
+def test_a_newer_schema_is_refused(catalog_url: str) -> None:
+    Catalog.open(catalog_url).close()
+    set_revision(catalog_url, "9999")
+    with pytest.raises(StorageError, match=r"version 9999, which is newer .* upgrade tintray"):
+        Catalog.open(catalog_url)
+    engine = make_engine(parse_catalog_url(catalog_url))
+    with pytest.raises(StorageError, match="newer than this tintray"):
+        upgrade_schema(engine)
+    engine.dispose()
+
+
+def test_an_older_schema_is_refused_with_the_way_to_upgrade(
+    catalog_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Catalog.open(catalog_url).close()
+    monkeypatch.setattr("storage.schema.REVISIONS", (*REVISIONS, "9999"))
+    with pytest.raises(StorageError, match="run `tintray db upgrade`"):
+        Catalog.open(catalog_url)
+
+
+def test_many_may_create_the_same_catalog_at_once(catalog_url: str) -> None:
+    def create(number: int) -> str:
+        with Catalog.open(catalog_url) as catalog:
+            return catalog.create_job(f"job-{number}", {}, "file:///store")
+
+    with ThreadPoolExecutor(4) as pool:
+        made = set(pool.map(create, range(4)))
+    with Catalog.open(catalog_url, create=False) as catalog:
+        assert {job.id for job in catalog.jobs()} == made
+
+
+def test_without_permission_to_create_nothing_is_created(catalog_url: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="catalog"):
+        Catalog.open(catalog_url, create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_a_current_catalog_does_not_import_alembic(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    Catalog.open(url).close()
+    code = (
+        "import sys; from storage.catalog import Catalog;"
+        f"Catalog.open({url!r}).close(); print('alembic' in sys.modules, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "expected sqlite:///path or postgresql"),
+        ("catalog.db", "expected sqlite:///path or postgresql"),
+        ("sqlit:///catalog.db", r"found 'sqlit://'; did you mean 'sqlite'\?"),
+        ("mysql://me:hunter2@host/db", "found 'mysql://'"),
+        ("sqlite://", "needs a file"),
+        ("sqlite:///:memory:", "needs a file"),
+        ("postgresql://me:hunter2@host:port/db", "expected sqlite:///path or postgresql"),
+    ],
+)
+def test_a_url_that_is_none_is_refused_and_its_password_not_repeated(
+    url: str, problem: str
+) -> None:
+    with pytest.raises(SpecError, match=problem) as raised:
+        Catalog.open(url)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.db"
+    file.write_text("this is not a database" * 100)
+    with pytest.raises(StorageError, match=rf"{file} cannot be used: .*; name another file"):
+        Catalog.open(f"sqlite:///{file}")
+
+
+def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot be created: .* \(.*/file\)"):
+        Catalog.open(f"sqlite:///{tmp_path}/file/catalog.db")
+    with pytest.raises(StorageError, match="check that its folder exists"):
+        Catalog.open(f"sqlite:///{tmp_path}")
+
+
+def test_a_catalog_that_is_held_too_long_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.engine.BUSY_SECONDS", 0.2)
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    with Catalog.open(url) as catalog, closing(sqlite3.connect(tmp_path / "catalog.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="another process held it"):
+            catalog.create_job("ten", {}, "file:///store")
+        assert catalog.jobs() == []  # reading goes on
+
+
+def test_wrong_credentials_and_names_are_sentences_without_the_password(
+    postgres_url: str,
+) -> None:
+    host = postgres_url.rpartition("@")[2]
+    database = host.rpartition("/")[2]
+    cases = {
+        postgres_url.replace("open-sesame", "hunter2"): "check the user and the password",
+        postgres_url.replace(database, "nowhere"): "create the database, or correct its name",
+        f"postgresql://me:hunter2@127.0.0.1:1/{database}": "check host and port",
+        f"postgresql://me:hunter2@no.such.host.invalid/{database}": "check the host name",
+    }
+    for url, advice in cases.items():
+        with pytest.raises(StorageError, match=f"cannot be used: .*; {advice}") as raised:
+            Catalog.open(url)
+        assert "hunter2" not in str(raised.value)
+        assert "open-sesame" not in str(raised.value)
+
+
+def test_the_url_of_an_open_catalog_has_no_password(catalog: Catalog, catalog_url: str) -> None:
+    assert "open-sesame" not in catalog.url
+    assert catalog.url.split("://")[0] == catalog_url.split("://")[0]
+
+
+def test_postgresql_without_a_driver_named_is_psycopg(postgres_url: str) -> None:
+    with Catalog.open(postgres_url.replace("+psycopg", "")) as catalog:
+        assert catalog.jobs() == []
+
+
+def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> None:
+    with Catalog.open(postgres_url) as catalog:
+        job_id = catalog.create_job("ten", {}, "file:///store")
+        other = make_engine(parse_catalog_url(postgres_url))
+        with other.connect() as connection:
+            connection.execute(
+                sa.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid != pg_backend_pid()"
+                )
+            )
+        other.dispose()
+        assert catalog.job(job_id).state is JobState.QUEUED
+
+
+@pytest.mark.slow
+def test_racing_clients_lose_no_update(catalog_url: str) -> None:
+    clients, jobs = 8, 6
+    with Catalog.open(catalog_url) as catalog:
+        ids = [catalog.create_job("race", {}, "file:///store") for _ in range(jobs)]
+
+    def work(client: int) -> int:
+        won = 0
+        with Catalog.open(catalog_url) as own:
+            for job_id in ids:
+                for before, after in pairwise(WAY):
+                    with suppress(StateConflictError):
+                        own.transition(job_id, before, after, f"client {client}")
+                        won += 1
+        return won
+
+    with ThreadPoolExecutor(clients) as pool:
+        won = sum(pool.map(work, range(clients)))
+    with Catalog.open(catalog_url) as catalog:
+        assert won == jobs * (len(WAY) - 1)
+        for job_id in ids:
+            events = catalog.events(job_id)
+            assert [event.to_state for event in events] == WAY
+            assert [event.from_state for event in events] == [None, *WAY[:-1]]
+
+
+@pytest.mark.slow
+def test_processes_share_a_catalog(catalog_url: str) -> None:
+    code = (
+        "import sys; from storage.catalog import Catalog\n"
+        "with Catalog.open(sys.stdin.readline().strip()) as catalog:\n"
+        "    for number in range(20):\n"
+        "        catalog.record_round(catalog.jobs()[0].id, number, {'loss': 1.0})\n"
+        "        catalog.create_job('ten', {}, 'file:///store')\n"
+    )
+    with Catalog.open(catalog_url) as catalog:
+        catalog.create_job("ten", {}, "file:///store")
+        workers = [
+            subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        for worker in workers:
+            worker.communicate(catalog_url + "\n", timeout=60)
+        assert [worker.returncode for worker in workers] == [0, 0, 0]
+        assert len(catalog.jobs()) == 1 + 3 * 20
