@@ -6,22 +6,18 @@ on a job holds its lease. Transactions are short: SQLite writers wait for each o
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from storage import leases, lineage
 from storage.blobs import BlobRef
-from storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file, writing
+from storage.database import Database
 from storage.lineage import LayerSummary
-from storage.schema import ensure_schema
 from storage.states import JobState
 from storage.tables import (
     Artifact,
@@ -51,10 +47,11 @@ class Catalog:
     Open one per process with :meth:`open`, and close it or use it as a context manager.
     """
 
-    def __init__(self, engine: sa.Engine, patience: float):
-        self.url = shown(engine.url)
-        self._engine = engine
-        self._patience = patience
+    def __init__(self, database: Database):
+        self.url = database.url
+        self._database = database
+        self._read = database.read
+        self._write = database.write
 
     @classmethod
     def open(cls, url: str, create: bool = True, *, patience: float = 20.0) -> Self:
@@ -66,21 +63,11 @@ class Catalog:
         :class:`~tintray.errors.StorageError` for a database that cannot be used or whose schema
         does not fit, and :class:`~tintray.errors.NotFoundError` if there is none.
         """
-        parsed = parse_catalog_url(url)
-        file = sqlite_file(parsed)
-        if file is not None and not file.exists():
-            _prepare_folder(shown(parsed), file.parent, create)
-        engine = make_engine(parsed)
-        try:
-            ensure_schema(engine, create)
-        except BaseException:
-            engine.dispose()
-            raise
-        return cls(engine, patience)
+        return cls(Database.open(url, create, patience))
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -294,7 +281,9 @@ class Catalog:
     def reserve_merge(self, name: str, job_id: str | None = None, *, at_least: int = 1) -> int:
         """A version number for :func:`storage.publish.publish_merge` that nobody else gets.
 
-        A job that asks again, after it was restarted, gets the one that it has not yet used.
+        ``at_least`` is for a store that has merges which this catalog does not know. A job that
+        asks again after it was restarted gets the number that it holds, whatever ``at_least``: it
+        may have published under it without having entered it here.
         """
         check_name(name, "merge name")
         for _ in range(100):
@@ -418,56 +407,9 @@ class Catalog:
         with self._read() as session:
             return lineage.needed(session)
 
-    # Transactions
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with failures(self.url), self._connection() as connection, _session(connection) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with (
-            failures(self.url),
-            self._connection() as connection,
-            _session(writing(connection)) as session,
-        ):
-            yield session
-
-    def _connection(self) -> sa.Connection:
-        """A live connection; waits for a server that is away, since nothing has been sent yet."""
-        give_up = time.monotonic() + self._patience
-        pause = 0.1
-        while True:
-            try:
-                return self._engine.connect()
-            except OperationalError:
-                if time.monotonic() + pause > give_up:
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
     def _no_job(self, session: Session, job_id: str) -> NotFoundError:
         hint = nearest(job_id, session.scalars(sa.select(Job.id)))
         return NotFoundError(f"there is no job {job_id} in the catalog {self.url}{hint}")
-
-
-@contextmanager
-def _session(connection: sa.Connection) -> Iterator[Session]:
-    with Session(connection, expire_on_commit=False) as session, session.begin():
-        yield session
-
-
-def _prepare_folder(url: str, folder: Any, create: bool) -> None:
-    if not create:
-        raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the catalog {url} cannot be created: {error.strerror} ({folder}); name a file in a "
-            "folder that this user may write"
-        ) from error
 
 
 def _clean(document: Mapping[str, Any]) -> dict[str, Any]:

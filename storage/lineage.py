@@ -57,7 +57,7 @@ def reserve(session: Session, name: str, job_id: str | None, at_least: int) -> i
         Merge.name == name, Merge.job_id == job_id, Merge.published_at.is_(None)
     )
     found = session.scalar(held) if job_id is not None else None
-    if found is not None and found >= at_least:
+    if found is not None:
         return found
     highest = session.scalar(sa.select(sa.func.max(Merge.version)).where(Merge.name == name)) or 0
     version = max(highest + 1, at_least)

@@ -1,0 +1,92 @@
+"""Transactions with the catalog's database: short, patient with a server that is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file, writing
+from storage.schema import ensure_schema
+from tintray.errors import NotFoundError, StorageError
+
+
+class Database:
+    """A pool of connections to a database whose tables are those of this code."""
+
+    def __init__(self, engine: sa.Engine, patience: float):
+        self.url = shown(engine.url)
+        self._engine = engine
+        self._patience = patience
+
+    @classmethod
+    def open(cls, url: str, create: bool, patience: float) -> Self:
+        """Connect and check the schema; see :meth:`storage.catalog.Catalog.open`."""
+        parsed = parse_catalog_url(url)
+        file = sqlite_file(parsed)
+        if file is not None and not file.exists():
+            _prepare_folder(shown(parsed), file.parent, create)
+        engine = make_engine(parsed)
+        try:
+            ensure_schema(engine, create)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine, patience)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that sees one state of the database and changes nothing."""
+        with failures(self.url), self._connect() as connection, _session(connection) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is committed when the block ends well."""
+        with (
+            failures(self.url),
+            self._connect() as connection,
+            _session(writing(connection)) as session,
+        ):
+            yield session
+
+    def _connect(self) -> sa.Connection:
+        """A live connection; waits for a server that is away, since nothing has been sent yet."""
+        give_up = time.monotonic() + self._patience
+        pause = 0.1
+        while True:
+            try:
+                return self._engine.connect()
+            except OperationalError:
+                if time.monotonic() + pause > give_up:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+
+@contextmanager
+def _session(connection: sa.Connection) -> Iterator[Session]:
+    with Session(connection, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def _prepare_folder(url: str, folder: Path, create: bool) -> None:
+    if not create:
+        raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the catalog {url} cannot be created: {error.strerror} ({folder}); name a file in a "
+            "folder that this user may write"
+        ) from error
