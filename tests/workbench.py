@@ -1,0 +1,100 @@
+"""The method's parts, set up over a few models without any job: base, experts, T, task groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.tiny_zoo import TASKS, TinyZoo
+from tintray import models, pools
+from tintray.checkpoints import open_checkpoint
+from tintray.labels import predict
+from tintray.layout import Granularity, Layout, build_layout
+from tintray.step import StepSettings, TaskGroup, TaskState
+from tintray.task_vectors import TaskVectors
+from tintray.tint import FusedModel, TintLayer
+
+SETTINGS = StepSettings(seed=3, batch_size=6, micro_batch=64, labels="soft", filter="none")
+
+
+@dataclass
+class Workbench:
+    """Base, experts and pools of some tasks, split for one tint site."""
+
+    base: nn.Module
+    experts: dict[str, nn.Module]
+    pools: dict[str, pools.Pool]
+    site: str = "head"
+    granularity: Granularity = "tensor"
+    labels: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = {n: predict(e, self.pools[n]).clone() for n, e in self.experts.items()}
+        self.paths = models.resolve_site(self.base, self.site)
+        self.private = tuple(dict.fromkeys(self.paths + models.head_modules(self.base)))
+        below = tuple(f"{path}." for path in self.private)
+        shapes = {
+            name: self.base.get_parameter(name).shape
+            for name in models.backbone_names(self.base)
+            if not name.startswith(below)
+        }
+        self.layout: Layout = build_layout(shapes, self.granularity)
+
+    @property
+    def vectors(self) -> TaskVectors:
+        """θ₀ and T over the layout."""
+        base = self._flat(self.base)
+        matrix = torch.stack([self._flat(expert) - base for expert in self.experts.values()])
+        return TaskVectors(self.layout, tuple(self.experts), base, matrix)
+
+    def _flat(self, module: nn.Module) -> Tensor:
+        return self.layout.flatten({n: p.detach() for n, p in module.named_parameters()})
+
+    def layers(self) -> list[TintLayer]:
+        """A fresh tint layer per task."""
+        return [
+            TintLayer.of_expert(
+                name, models.private_state(self.experts[name], self.private), self.paths
+            )
+            for name in self.experts
+        ]
+
+    def group(self, settings: StepSettings = SETTINGS) -> TaskGroup:
+        """One task group of all tasks, at its beginning."""
+        states = [
+            TaskState(layer.task, layer, self.pools[layer.task], self.labels[layer.task])
+            for layer in self.layers()
+        ]
+        template = next(iter(self.experts.values()))
+        fused = FusedModel(template, self.layout, self.private)
+        return TaskGroup(states, fused, torch.zeros(self.layout.numel), settings)
+
+    def uniform(self, value: float) -> Tensor:
+        """Λ [K, L] with one value everywhere."""
+        return torch.full((len(self.experts), len(self.layout.units)), value)
+
+
+def tiny_workbench(zoo: TinyZoo, tasks: tuple[str, ...] = TASKS, **options: Any) -> Workbench:
+    """A workbench over the tiny zoo."""
+    data = {name: zoo.folder / f"{name}.npz" for name in tasks}
+    return workbench(zoo.folder, data, **options)
+
+
+def workbench(folder: Path, data: Mapping[str, Path], **options: Any) -> Workbench:
+    """A workbench over the experts in ``folder``, each with the data file named for it."""
+    checkpoints = {name: open_checkpoint(folder / name) for name in data}
+    first = next(iter(checkpoints.values()))
+    base = models.load_base(open_checkpoint(folder / "base"), like=first)
+    experts = {name: models.load_expert(found) for name, found in checkpoints.items()}
+    loaded = {
+        name: pools.build_pool(
+            pools.read_images(data[name], "train", name), pools.load_processor(found, name)
+        )
+        for name, found in checkpoints.items()
+    }
+    return Workbench(base, experts, loaded, **options)
