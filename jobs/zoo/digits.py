@@ -104,6 +104,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
+        for _ in range(workers):
+            pool.submit(os.getpid)  # start them all now: each loads torch for some seconds
         yield pool
     except BrokenProcessPool as error:
         raise TintrayError(
