@@ -30,8 +30,8 @@ from jobs.zoo.recipe import DIGITS, Recipe
 from tintray.errors import TintrayError
 
 LIBRARIES = ("numpy", "pillow", "safetensors", "scikit-learn", "torch", "transformers")
-SIZE = 24 * 2**20  # bytes; about twice what the zoo takes
-MAX_WORKERS = 4  # each holds its own torch, some 400 MB
+SIZE = 24 * 2**20  # bytes; three times what the zoo takes
+MAX_WORKERS = 4  # each holds its own torch, some 480 MB
 
 
 def build(
@@ -109,8 +109,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     except BrokenProcessPool as error:
         raise TintrayError(
-            f"a process that trained the zoo died, perhaps for lack of memory ({workers} ran at "
-            "once); close other programs and try again"
+            f"a process that trained the zoo died ({workers} ran at once): it printed why, or was "
+            "ended for lack of memory; a script has to build under `if __name__ == '__main__':`"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -31,7 +31,7 @@ class Architecture:
     layers: int = 4
     heads: int = 4
     # Wider than the usual 0.02, from which so short a training ends lower; but at 0.1 the first
-    # features are so rich that experts need to change little, and averaging them costs little.
+    # features are so rich that experts need to change less, and averaging them costs far less.
     initializer_range: float = 0.05
 
 
