@@ -64,11 +64,12 @@ class Workbench:
             for name in self.experts
         ]
 
-    def group(self, settings: StepSettings = SETTINGS) -> TaskGroup:
-        """One task group of all tasks, at its beginning."""
+    def group(self, settings: StepSettings = SETTINGS, only: str | None = None) -> TaskGroup:
+        """One task group of all tasks, or of one, at its beginning."""
         states = [
             TaskState(layer.task, layer, self.pools[layer.task], self.labels[layer.task])
             for layer in self.layers()
+            if only in (None, layer.task)
         ]
         template = next(iter(self.experts.values()))
         fused = FusedModel(template, self.layout, self.private)
@@ -85,16 +86,17 @@ def tiny_workbench(zoo: TinyZoo, tasks: tuple[str, ...] = TASKS, **options: Any)
     return workbench(zoo.folder, data, **options)
 
 
-def workbench(folder: Path, data: Mapping[str, Path], **options: Any) -> Workbench:
-    """A workbench over the experts in ``folder``, each with the data file named for it."""
+def workbench(
+    folder: Path, data: Mapping[str, Path], examples: int | None = None, **options: Any
+) -> Workbench:
+    """A workbench over the experts in ``folder``, each with (the start of) its data file."""
     checkpoints = {name: open_checkpoint(folder / name) for name in data}
     first = next(iter(checkpoints.values()))
     base = models.load_base(open_checkpoint(folder / "base"), like=first)
     experts = {name: models.load_expert(found) for name, found in checkpoints.items()}
-    loaded = {
-        name: pools.build_pool(
-            pools.read_images(data[name], "train", name), pools.load_processor(found, name)
-        )
-        for name, found in checkpoints.items()
-    }
+    loaded = {}
+    for name, found in checkpoints.items():
+        raw = pools.read_images(data[name], "train", name)
+        raw = pools.RawImages(raw.images[:examples], raw.source)
+        loaded[name] = pools.build_pool(raw, pools.load_processor(found, name))
     return Workbench(base, experts, loaded, **options)

@@ -1,0 +1,205 @@
+"""The fused step's gradients are those of the naive formulation, which is written out here.
+
+Naively, each task merges the backbone inside autograd, θ = θ₀ + Σₖ λₖ τₖ, runs its own batch
+through its own model, and back-propagates through the merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_zoo import TinyZoo
+from tests.workbench import SETTINGS, Workbench, tiny_workbench, workbench
+from tintray.pools import Pool
+from tintray.randomness import sample
+from tintray.step import StepSettings
+
+Gradients = tuple[Tensor, dict[str, Tensor]]
+SITES = ("head", "vit.layers.2", "vit.layers.0")
+OBJECTIVES = tuple(product(("soft", "hard"), ("none", "agreement")))
+
+
+def naive_gradients(bench: Workbench, coefficients: Tensor, settings: StepSettings) -> Gradients:
+    """∂ΣL/∂Λ [K, L], and per task the gradient of its tint tensors as one vector."""
+    lambdas = coefficients.clone().requires_grad_()
+    base = {slot.name: bench.base.get_parameter(slot.name).detach() for slot in bench.layout.slots}
+    tints = {}
+    for layer in bench.layers():
+        name, expert = layer.task, bench.experts[layer.task]
+        own = {key: layer.tensors[key].detach().clone().requires_grad_() for key in layer.trained}
+        merged = dict(base)
+        for slot in bench.layout.slots:
+            column = next(
+                n for n, u in enumerate(bench.layout.units) if u.start <= slot.start < u.stop
+            )
+            for row, other in enumerate(bench.experts.values()):
+                vector = other.get_parameter(slot.name).detach() - base[slot.name]
+                merged[slot.name] = merged[slot.name] + lambdas[row, column] * vector
+        index = sample(settings.seed, name, 0, len(bench.pools[name]), settings.batch_size)
+        batch = bench.pools[name].batch(index)
+        logits = torch.func.functional_call(expert, merged | own, (), batch).logits
+        naive_loss(logits, bench.labels[name][index], settings).backward()
+        tints[name] = torch.cat([own[key].grad.flatten() for key in layer.trained])
+    assert lambdas.grad is not None
+    return lambdas.grad, tints
+
+
+def naive_loss(merged: Tensor, expert: Tensor, settings: StepSettings) -> Tensor:
+    """Mean over the batch of the loss to the expert's prediction, dropped examples as zeros."""
+    log_probabilities = merged.log_softmax(-1)
+    if settings.labels == "soft":
+        target = (expert / settings.temperature).softmax(-1)
+        loss = -(target * log_probabilities).sum(-1)
+    else:
+        loss = -log_probabilities[torch.arange(len(merged)), expert.argmax(-1)]
+    if settings.filter == "agreement":
+        ours, theirs = merged.detach().softmax(-1), expert.softmax(-1)
+        contradicts = ours.argmax(-1) != theirs.argmax(-1)
+        loss = loss * ~(contradicts & (ours.amax(-1) > theirs.amax(-1)))
+    return loss.mean()
+
+
+def fused_gradients(
+    bench: Workbench, coefficients: Tensor, settings: StepSettings
+) -> tuple[Gradients, list[float]]:
+    """The same of one fused step, and the share of examples that each task kept."""
+    vectors, group = bench.vectors, bench.group(settings)
+    for task in group.tasks:
+        task.optimiser = None  # nobody consumes the gradients: they stay in the tint layers
+    result = group.step(vectors.merge(coefficients), 0, tint_lr=0.0)
+    tints = {
+        task.name: torch.cat([p.grad.flatten() for p in task.layer.parameters])
+        for task in group.tasks
+    }
+    kept = [metrics.kept for metrics in result.metrics.values()]
+    return (vectors.project(result.gradient), tints), kept
+
+
+def assert_equal(found: Gradients, expected: Gradients, relative: float) -> None:
+    """Equal up to ``relative``, of Λ as a whole and of each task's tint layer as a whole."""
+    pairs = [("Λ", found[0], expected[0])]
+    pairs += [(task, found[1][task], tint) for task, tint in expected[1].items()]
+    for name, ours, theirs in pairs:
+        size = theirs.norm()
+        assert size > 1e-3, f"{name}: a gradient that vanishes proves nothing"
+        assert (ours - theirs).norm() <= relative * size, name
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("labels", "filter_"), OBJECTIVES)
+def test_fused_gradients_are_the_naive_ones(
+    tiny: TinyZoo, site: str, labels: str, filter_: str
+) -> None:
+    bench = tiny_workbench(tiny, site=site)
+    settings = replace(SETTINGS, batch_size=12, labels=labels, filter=filter_, temperature=1.5)
+    coefficients = bench.uniform(0.8) + 0.1 * torch.randn(
+        bench.uniform(0).shape, generator=torch.Generator().manual_seed(1)
+    )
+    # Experts are sure of their own pools; less sure ones give the filter something to drop.
+    bench.labels = {name: 0.2 * expert for name, expert in bench.labels.items()}
+    found, kept = fused_gradients(bench, coefficients, settings)
+    assert (min(kept) < 1) == (filter_ == "agreement")
+    assert max(kept) > 0
+    assert_equal(found, naive_gradients(bench, coefficients, settings), 1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "block", "task"])
+def test_gradients_are_the_naive_ones_whatever_a_coefficient_multiplies(
+    tiny: TinyZoo, granularity: str
+) -> None:
+    bench = tiny_workbench(tiny, granularity=granularity)
+    found, _ = fused_gradients(bench, bench.uniform(0.3), SETTINGS)
+    assert_equal(found, naive_gradients(bench, bench.uniform(0.3), SETTINGS), 1e-4)
+
+
+@pytest.mark.parametrize("site", SITES[:2])
+@pytest.mark.parametrize("micro_batch", [1, 4, 9, 11])
+def test_micro_batches_that_cut_a_batch_change_nothing(
+    tiny: TinyZoo, site: str, micro_batch: int
+) -> None:
+    """Batches of 6: micro-batches of 4 and 9 end in the middle of one, and span two tasks."""
+    bench = tiny_workbench(tiny, site=site)
+    settings = replace(SETTINGS, filter="agreement", micro_batch=micro_batch)
+    found, _ = fused_gradients(bench, bench.uniform(0.5), settings)
+    assert_equal(found, naive_gradients(bench, bench.uniform(0.5), settings), 1e-4)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything that is created here is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("site", SITES[:2])
+def test_gradients_are_the_naive_ones_to_the_precision_of_float64(tiny: TinyZoo, site: str) -> None:
+    """What differs in float32 is rounding, not the formula."""
+    single = tiny_workbench(tiny, ("two", "three", "five"), site=site)
+    pools = {
+        name: Pool(
+            {"pixel_values": pool.batch(slice(None))["pixel_values"].double()}, None, None, ""
+        )
+        for name, pool in single.pools.items()
+    }
+    experts = {name: expert.double() for name, expert in single.experts.items()}
+    bench = Workbench(single.base.double(), experts, pools, site)
+    bench.labels = {name: labels.double() for name, labels in bench.labels.items()}
+    settings = replace(SETTINGS, micro_batch=4, filter="agreement")
+    found, _ = fused_gradients(bench, bench.uniform(0.7), settings)
+    assert found[0].dtype == torch.float64
+    assert_equal(found, naive_gradients(bench, bench.uniform(0.7), settings), 1e-11)
+
+
+def test_one_round_moves_a_tint_layer_by_adam_along_its_gradient(tiny: TinyZoo) -> None:
+    bench = tiny_workbench(tiny, site="vit.layers.2")
+    _, tints = naive_gradients(bench, bench.uniform(0.3), SETTINGS)
+    group = bench.group()
+    group.step(bench.vectors.merge(bench.uniform(0.3)), 0, tint_lr=1e-2)
+    for before, task in zip(bench.layers(), group.tasks, strict=True):
+        flat = torch.cat([p.detach().flatten() for p in before.parameters])
+        gradient = tints[task.name]
+        expected = torch.nn.Parameter(flat.clone())
+        expected.grad = gradient
+        torch.optim.Adam([expected], lr=1e-2).step()
+        found = torch.cat([p.detach().flatten() for p in task.layer.parameters])
+        # Adam divides by the gradient's size: where that is rounding noise, so is the direction.
+        certain = gradient.abs() > 1e-4 * gradient.abs().max()
+        assert torch.allclose(found[certain], expected.detach()[certain], atol=1e-4)
+        moved = [not torch.equal(task.layer.tensors[n], before.tensors[n]) for n in before.trained]
+        assert all(moved)
+        frozen = before.tensors.keys() - set(before.trained)
+        assert frozen == {"classifier.weight", "classifier.bias"}
+        assert all(torch.equal(task.layer.tensors[n], before.tensors[n]) for n in frozen)
+
+
+def test_every_task_contributes_to_every_coefficient(tiny: TinyZoo) -> None:
+    """∂L/∂λₖ sums over the losses of all tasks, not over that of task k alone."""
+    bench = tiny_workbench(tiny, ("two", "three"))
+    (together, _), _ = fused_gradients(bench, bench.uniform(0.3), SETTINGS)
+    theta, alone = bench.vectors.merge(bench.uniform(0.3)), []
+    for name in bench.experts:
+        result = bench.group(only=name).step(theta, 0, tint_lr=0.0)
+        assert list(result.metrics) == [name]
+        alone.append(bench.vectors.project(result.gradient.clone()))
+    assert all(gradient.norm(dim=1).min() > 1e-3 for gradient in alone)
+    assert not torch.allclose(alone[0], alone[1], rtol=0.1)
+    assert torch.allclose(alone[0] + alone[1], together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("site", ["head", "vit.layers.5"])
+def test_fused_gradients_of_real_experts_are_the_naive_ones(real_zoo: Path, site: str) -> None:
+    data = {name: real_zoo / "data/vision" / f"{name}.npz" for name in ("mnist", "gtsrb")}
+    bench = workbench(real_zoo / "zoo", data, site=site, examples=32)
+    settings = replace(SETTINGS, batch_size=8, filter="agreement", micro_batch=6)
+    found, _ = fused_gradients(bench, bench.uniform(0.3), settings)
+    assert_equal(found, naive_gradients(bench, bench.uniform(0.3), settings), 1e-4)
