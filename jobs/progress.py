@@ -34,6 +34,7 @@ WORST = 3
 _SMOOTHING = 0.1  # a batch is small, so that a single round's agreement is mostly noise
 _FRAMES_PER_SECOND = 4
 _WINDOW = 50  # rounds over which the pace is measured
+_MAX_SILENCE = 60.0  # seconds that a log of rounds may stand still
 
 
 @dataclass
@@ -183,7 +184,7 @@ def _bar(done: int, total: int, words: str) -> RenderableType:
 
 def _round_words(tracker: Tracker) -> str:
     left = tracker.seconds_left()
-    end = "" if left is None or not tracker.round else f"   {duration(left)} left"
+    end = f"   {duration(left)} left" if left and left >= 1 else ""
     return f"rounds   loss {tracker.loss:.3f}   kept {tracker.kept:.0%}{end}"
 
 
@@ -207,12 +208,16 @@ def _agreement(tracker: Tracker) -> RenderableType:
 
 
 class PlainProgress:
-    """Lines for a log: each stage, and of its tasks or rounds the first, every tenth and last."""
+    """Lines for a log: each stage, and of its tasks or rounds the first, every tenth and last.
 
-    def __init__(self, stream: TextIO) -> None:
+    However long a tenth takes, a line a minute shows that the job is alive.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
-        self._tracker = Tracker()
+        self._tracker = Tracker(clock)
         self._tenths: dict[str, int] = {}
+        self._told = clock()
 
     def __call__(self, event: Event) -> None:
         """Take the event in, and write a line if it is due."""
@@ -262,12 +267,19 @@ class PlainProgress:
         if what == "tasks" and total <= MAX_TASKS:
             return True
         tenth = 10 * done // max(total, 1)
-        due = what not in self._tenths or tenth > self._tenths[what] or done == total
+        quiet = self._tracker.clock() - self._told
+        due = (
+            what not in self._tenths
+            or tenth > self._tenths[what]
+            or done == total
+            or quiet >= _MAX_SILENCE
+        )
         self._tenths[what] = max(tenth, self._tenths.get(what, 0))
         return due
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+        self._told = self._tracker.clock()
 
 
 def duration(seconds: float) -> str:

@@ -92,6 +92,17 @@ def test_rounds_are_told_first_last_and_every_tenth(rounds: int) -> None:
     assert min(rounds, 10) <= len(told) <= 11
 
 
+def test_slow_rounds_are_told_once_a_minute() -> None:
+    now = 0.0
+    stream = io.StringIO()
+    on_event = PlainProgress(stream, clock=lambda: now)
+    for number in range(1, 100):
+        now = 7.0 * number
+        on_event(round_done(number, 100_000))
+    told = [int(line.split("/")[0].split()[1]) for line in stream.getvalue().splitlines()]
+    assert told == list(range(1, 100, 9))  # nine rounds are the first that take a minute
+
+
 def test_many_tasks_do_not_flood_a_log() -> None:
     few, many = (
         [line for line in plain(job(tasks=tasks)) if " tasks: " in line]
