@@ -1,0 +1,1 @@
+"""Measurements behind the figures in the README and in docs/: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,226 @@
+"""One round against the bare compute that it contains, and against the published scheme.
+
+    python -m benchmarks.round [--repeats 7]
+
+For K = 8 and K = 32 tasks of 16 images, on the ViT of the ten-scripts zoo (1.2 M parameters, 32×32
+images), in one process, interleaved, medians:
+
+* ``round``      merge, fused step of all task groups, projection, updates of Λ and of the tints
+* ``bare``       forward and backward of the same images through one merged model, in the same
+                 micro-batches, and nothing else
+* ``published``  what the released code of Model Tinting does, task by task: the expert labels the
+                 batch, all K task vectors are merged inside autograd (a sum of products per
+                 tensor), forward, backward, one Adam step on Λ and the tint layer
+* ``published, tuned``  the same with each sum of products written as one matrix product, and with
+                 labels computed beforehand: how much of the difference is the scheme itself
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from transformers import ViTConfig, ViTForImageClassification
+
+from jobs.crew import DEFAULT_MICRO_BATCH, form_groups
+from jobs.worker import Architecture, architecture
+from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.models import private_state
+from tintray.pools import Pool
+from tintray.step import StepSettings, TaskGroup, TaskState
+from tintray.task_vectors import TaskVectors
+from tintray.tint import FusedModel, TintLayer
+
+BATCH = 16
+CLASSES = 10
+POOL = 64
+
+
+def base_model() -> ViTForImageClassification:
+    """A model of the zoo's shape; weights do not matter to the time it takes."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+        image_size=32,
+        patch_size=4,
+        num_labels=CLASSES,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return ViTForImageClassification(config).eval()
+
+
+class Contest:
+    """The same tasks, images and task vectors for all contestants."""
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.module = base_model()
+        self.parts: Architecture = architecture(self.module, "head", "tensor")
+        layout = self.parts.layout
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(tasks, POOL, 3, 32, 32, generator=generator)
+        self.labels = torch.randn(tasks, POOL, CLASSES, generator=generator)
+        matrix = 0.01 * torch.randn(tasks, layout.numel, generator=generator)
+        names = tuple(f"task{k}" for k in range(tasks))
+        base = layout.flatten(self.module.state_dict())
+        self.vectors = TaskVectors(layout, names, base, matrix)
+        start = initial_coefficients("task_arithmetic", 0.1, tasks, len(layout.units))
+        self.coefficients = Coefficients(start)
+
+    # -- ours ----------------------------------------------------------------------------------
+
+    def round(self) -> Callable[[int], None]:
+        """Merge, step every group, project, update: what a job does in a round."""
+        settings = StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement")
+        fused = FusedModel(self.module, self.parts.layout, self.parts.private)
+        buffer = torch.zeros(self.parts.layout.numel)
+        groups = [
+            TaskGroup([self._task(k) for k in stretch], fused, buffer, settings)
+            for stretch in form_groups(self.tasks, None)
+        ]
+        total = torch.zeros_like(buffer)
+
+        def one(round_: int) -> None:
+            theta = self.vectors.merge(self.coefficients.values)
+            total.zero_()
+            for group in groups:
+                total.add_(group.step(theta, round_, 1e-3).gradient)
+            self.coefficients.update(self.vectors.project(total), 1e-3)
+
+        return one
+
+    def _task(self, k: int) -> TaskState:
+        layer = TintLayer.of_expert(
+            f"task{k}", private_state(self.module, self.parts.private), self.parts.site
+        )
+        pool = Pool({"pixel_values": self.images[k]}, None, None, "")
+        return TaskState(f"task{k}", layer, pool, self.labels[k])
+
+    # -- the bare compute ------------------------------------------------------------------------
+
+    def bare(self) -> Callable[[int], None]:
+        """Forward and backward of the round's images through one model; no task, no merge."""
+        module = base_model()
+        images = self.images[:, :BATCH].reshape(-1, 3, 32, 32)
+        targets = self.labels[:, :BATCH].reshape(-1, CLASSES).softmax(-1)
+
+        def one(round_: int) -> None:
+            module.zero_grad(set_to_none=False)
+            pieces = zip(
+                images.split(DEFAULT_MICRO_BATCH), targets.split(DEFAULT_MICRO_BATCH), strict=True
+            )
+            for piece, target in pieces:
+                cross_entropy(module(pixel_values=piece).logits, target).backward()
+
+        return one
+
+    # -- the published scheme --------------------------------------------------------------------
+
+    def published(self, *, tuned: bool) -> Callable[[int], None]:
+        """Task by task: label, merge inside autograd, forward, backward, one Adam step."""
+        expert = base_model()
+        slots = self.parts.layout.slots
+        base = self.parts.layout.views(self.vectors.base)
+        stacked = {
+            slot.name: self.vectors.matrix[:, slot.start : slot.stop].reshape(-1, *slot.shape)
+            for slot in slots
+        }
+        separate = {name: list(tensor.unbind()) for name, tensor in stacked.items()}
+        coefficients = nn.Parameter(self.coefficients.values.clone())
+        heads = [
+            {
+                name: nn.Parameter(tensor.clone())
+                for name, tensor in private_state(self.module, self.parts.private).items()
+            }
+            for _ in range(self.tasks)
+        ]
+        everything = [coefficients, *(p for head in heads for p in head.values())]
+        optimiser = torch.optim.Adam(everything, lr=1e-3)
+
+        def merged() -> dict[str, Tensor]:
+            if tuned:
+                return {
+                    slot.name: base[slot.name]
+                    + torch.tensordot(coefficients[:, column], stacked[slot.name], 1)
+                    for column, slot in enumerate(slots)
+                }
+            return {
+                slot.name: base[slot.name]
+                + sum(
+                    vector * coefficients[k, column] for k, vector in enumerate(separate[slot.name])
+                )
+                for column, slot in enumerate(slots)
+            }
+
+        def one(round_: int) -> None:
+            for k, head in enumerate(heads):
+                inputs = {"pixel_values": self.images[k, :BATCH]}
+                target = self.labels[k, :BATCH]
+                if not tuned:
+                    with torch.no_grad():
+                        target = expert(**inputs).logits
+                output = functional_call(self.module, merged() | head, (), inputs)
+                loss = cross_entropy(output.logits, target.softmax(-1))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+
+        return one
+
+
+def measure(tasks: int, repeats: int) -> dict[str, float]:
+    """Median seconds of each contestant, one round of each in turn."""
+    contest = Contest(tasks)
+    contestants = {
+        "round": contest.round(),
+        "bare": contest.bare(),
+        "published": contest.published(tuned=False),
+        "published, tuned": contest.published(tuned=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(repeats + 1):
+        for name, one in contestants.items():
+            started = time.perf_counter()
+            one(repeat)
+            if repeat > 0:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    """Print a table and, last, one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = {}
+    for tasks in (8, 32):
+        seconds = measure(tasks, arguments.repeats)
+        print(f"K = {tasks}, {BATCH} images per task, {arguments.threads} threads")
+        for name, value in seconds.items():
+            print(f"  {name:22} {value * 1e3:9.1f} ms   {value / seconds['bare']:6.2f} × bare")
+        result[f"k{tasks}"] = {
+            "over_bare": round(seconds["round"] / seconds["bare"], 3),
+            "speedup_over_published": round(seconds["published"] / seconds["round"], 2),
+            "speedup_over_tuned": round(seconds["published, tuned"] / seconds["round"], 2),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
