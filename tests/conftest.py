@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_zoo import TinyZoo, make_zoo
 
 if TYPE_CHECKING:
     from jobs.results import MergeSummary
     from jobs.spec import JobSpec
+
+settings.register_profile("tintray", deadline=None)  # a busy machine is no failure
+settings.load_profile("tintray")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may depend on the network, nor on where the person who runs it keeps merges.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -54,7 +55,7 @@ class Coefficients:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed job needs to go on as if nothing had happened."""
-        return {"values": self.values.clone(), "optimiser": self._optimiser.state_dict()}
+        return {"values": self.values.clone(), "optimiser": deepcopy(self._optimiser.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what ``state_dict`` returned."""

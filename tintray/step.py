@@ -8,6 +8,7 @@ result depends on θ, the round and the group alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +69,7 @@ class TaskState:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed job needs of this task; pool and labels are cached elsewhere."""
         trained = {name: self.layer.tensors[name].detach().clone() for name in self.layer.trained}
-        optimiser = None if self.optimiser is None else self.optimiser.state_dict()
+        optimiser = None if self.optimiser is None else deepcopy(self.optimiser.state_dict())
         return {"tint": trained, "optimiser": optimiser}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Λ and its learning rates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.schedule import schedule
+
+
+def gradients(count: int) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 5, generator=random) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("init", "value"), [("task_arithmetic", 0.3), ("average", 0.25), ("base", 0.0)]
+)
+def test_initial_values(init: str, value: float) -> None:
+    assert torch.equal(initial_coefficients(init, 0.3, 4, 7), torch.full((4, 7), value))
+
+
+def test_first_update_moves_against_the_gradient_by_the_learning_rate() -> None:
+    coefficients = Coefficients(torch.full((3, 5), 0.3))
+    (gradient,) = gradients(1)
+    coefficients.update(gradient, 0.01)
+    assert torch.allclose(coefficients.values, 0.3 - 0.01 * gradient.sign(), atol=1e-6)
+
+
+def test_bounds_hold_after_every_update() -> None:
+    coefficients = Coefficients(torch.full((3, 5), 0.5), bounds=(0.4, 0.6))
+    for gradient in gradients(5):
+        coefficients.update(gradient, 0.2)
+        assert coefficients.values.min() >= 0.4
+        assert coefficients.values.max() <= 0.6
+    assert coefficients.values.min() < 0.41  # they were reached
+
+
+def test_resumed_coefficients_go_on_bit_for_bit() -> None:
+    steps = gradients(6)
+    whole, first = Coefficients(torch.zeros(3, 5)), Coefficients(torch.zeros(3, 5))
+    for gradient in steps[:3]:
+        first.update(gradient, 0.01)
+    state = first.state_dict()
+    first.update(steps[3], 0.01)  # what the job lost: it must not reach into the checkpoint
+    resumed = Coefficients(torch.ones(3, 5))
+    resumed.load_state_dict(state)
+    for gradient in steps:
+        whole.update(gradient, 0.01)
+    for gradient in steps[3:]:
+        resumed.update(gradient, 0.01)
+    assert torch.equal(whole.values, resumed.values)
+
+
+def test_schedule_rises_and_falls() -> None:
+    constant = schedule(2.0, "constant", 10, warmup=4)
+    assert [constant(n) for n in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    cosine = schedule(2.0, "cosine", 10)
+    rates = [cosine(n) for n in range(10)]
+    assert rates[0] == 2.0
+    assert rates[5] == pytest.approx(1.0)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0

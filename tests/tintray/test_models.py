@@ -1,0 +1,167 @@
+"""Reading models: every tensor accounted for, sites in either spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from tests.tiny_zoo import CLASSES, TASKS, TinyZoo
+from tintray import models
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import CheckpointError, SpecError
+
+
+@pytest.fixture(scope="module")
+def expert(tiny: TinyZoo) -> torch.nn.Module:
+    return models.load_expert(open_checkpoint(tiny.folder / "five"))
+
+
+def test_an_expert_is_what_transformers_loads(tiny: TinyZoo, expert: torch.nn.Module) -> None:
+    plain = ViTForImageClassification.from_pretrained(tiny.folder / "five").state_dict()
+    found = expert.state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert not expert.training
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_base_takes_the_class_of_the_experts(tiny: TinyZoo, task: str) -> None:
+    """Its own head, of six classes, is left out; its backbone is bit for bit the file's."""
+    like = open_checkpoint(tiny.folder / task)
+    base = models.load_base(open_checkpoint(tiny.folder / "base"), like=like)
+    plain = ViTForImageClassification.from_pretrained(tiny.folder / "base").state_dict()
+    for name in models.backbone_names(base):
+        assert torch.equal(base.get_parameter(name), plain[name])
+    assert base.config.num_labels == CLASSES[task]
+
+
+def test_a_base_without_a_head_is_a_base_too(tiny: TinyZoo, tmp_path: Path) -> None:
+    whole = ViTForImageClassification.from_pretrained(tiny.folder / "base")
+    headless = ViTModel(whole.config, add_pooling_layer=False)
+    headless.load_state_dict(whole.vit.state_dict())
+    headless.save_pretrained(tmp_path)
+    like = open_checkpoint(tiny.folder / "two")
+    base = models.load_base(open_checkpoint(tmp_path), like=like)
+    for name in models.backbone_names(base):
+        assert torch.equal(base.get_parameter(name), whole.state_dict()[name])
+
+
+def test_backbone_and_head_are_everything(expert: torch.nn.Module) -> None:
+    heads = models.head_modules(expert)
+    assert heads == ("classifier",)
+    head = {name for name in expert.state_dict() if name.startswith("classifier.")}
+    assert head | set(models.backbone_names(expert)) == set(expert.state_dict())
+    assert set(models.private_state(expert, heads)) == head
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("head", "classifier"),
+        ("classifier", "classifier"),
+        ("vit.layers.1", "vit.layers.1"),
+        ("vit.encoder.layer.1", "vit.layers.1"),
+        ("vit.encoder.layer.1.attention.attention.query", "vit.layers.1.attention.q_proj"),
+        ("vit.encoder.layer.2.output.dense", "vit.layers.2.mlp.fc2"),
+        ("vit.encoder.layer.0.attention", "vit.layers.0.attention"),
+    ],
+)
+def test_a_site_may_be_spelt_as_in_memory_or_as_on_disk(
+    expert: torch.nn.Module, written: str, found: str
+) -> None:
+    assert models.resolve_site(expert, written) == (found,)
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("vit.layer.1", "did you mean 'vit.layers.1'?"),
+        ("heads", "did you mean 'head'?"),
+        ("vit.layers.9", "did you mean 'vit.layers."),
+        ("vit.encoder.layer.9", "did you mean"),
+        ("vit.layers.1.attention.q_proj.weight", "did you mean 'vit.layers.1.attention.q_proj'?"),
+        ("zzz", "expected 'head' or a module path such as 'vit.layers."),
+    ],
+)
+def test_a_site_that_is_none_is_answered_with_the_nearest(
+    expert: torch.nn.Module, written: str, hint: str
+) -> None:
+    with pytest.raises(SpecError, match=rf"^tint\.site: .*no module '{written}'") as raised:
+        models.resolve_site(expert, written)
+    assert hint in str(raised.value)
+
+
+def test_a_path_on_disk_stands_for_exactly_its_tensors(
+    tiny: TinyZoo, expert: torch.nn.Module
+) -> None:
+    """Whatever path the file spells: it is refused, or the site owns what lies below it there."""
+    on_disk = load_file(tiny.folder / "five" / "model.safetensors")
+    paths = {
+        name.rsplit(".", depth)[0] for name in on_disk for depth in range(1, name.count("."))
+    } - {"vit", "vit.encoder", "vit.encoder.layer"}
+    assert len(paths) > 30
+    for path in sorted(paths):
+        try:
+            (found,) = models.resolve_site(expert, path)
+        except SpecError:
+            assert path.endswith("attention.attention"), path  # no module in memory is just this
+            continue
+        size = sum(t.numel() for name, t in on_disk.items() if name.startswith(f"{path}."))
+        private = models.private_state(expert, (found,))
+        assert sum(tensor.numel() for tensor in private.values()) == size, (path, found)
+
+
+@pytest.mark.parametrize("site", ["vit", "vit.layers", "vit.encoder.layer", "vit.encoder"])
+def test_a_site_that_leaves_nothing_to_share_or_only_holds_layers_is_refused(
+    expert: torch.nn.Module, site: str
+) -> None:
+    """``vit.layers`` is a list of blocks that nothing ever calls; ``vit`` is the whole backbone."""
+    with pytest.raises(SpecError, match=r"^tint\.site"):
+        models.resolve_site(expert, site)
+
+
+def config(**changes: int) -> ViTConfig:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    return ViTConfig(**(sizes | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"intermediate_size": 24}, ["shape [24, 16]", "[32, 16]"]),
+        ({"num_hidden_layers": 2}, ["lacks tensor 'vit.layers.2."]),
+        ({"num_hidden_layers": 4}, ["has tensor 'vit.layers.3."]),
+        ({"image_size": 24}, ["'vit.embeddings.position_embeddings'", "[1, 37, 16]"]),
+    ],
+)
+def test_an_expert_of_another_shape_is_refused_by_its_tensor(
+    expert: torch.nn.Module, changes: dict[str, int], words: list[str]
+) -> None:
+    other = ViTForImageClassification(config(**changes))
+    with pytest.raises(CheckpointError, match=r"^tasks\.x\.expert") as raised:
+        models.check_same_backbone(expert, other, "the base", "tasks.x.expert")
+    assert [word for word in words if word not in str(raised.value)] == []
+
+
+def test_a_model_without_a_head_cannot_be_split() -> None:
+    with pytest.raises(CheckpointError, match="no backbone apart from its head"):
+        models.backbone_names(torch.nn.Linear(2, 2))
+
+
+def test_a_skeleton_owns_its_tensors(expert: torch.nn.Module) -> None:
+    copy = models.skeleton(expert)
+    with torch.no_grad():
+        copy.classifier.bias.fill_(7)
+    assert not torch.equal(copy.classifier.bias, expert.classifier.bias)
+    assert not any(p.requires_grad for p in copy.parameters())

@@ -1,0 +1,73 @@
+"""What a task's loss, filter and metrics are, against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tintray.confidence import keep
+from tintray.evaluation import TaskScore, normalised_accuracy, score
+from tintray.tasks import accuracy, agreement, self_label_loss
+
+MERGED = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+EXPERT = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_labels_have_the_gradient_of_the_divergence(temperature: float) -> None:
+    merged = MERGED.clone().requires_grad_()
+    self_label_loss(merged, EXPERT, "soft", temperature).sum().backward()
+    other = MERGED.clone().requires_grad_()
+    target = (EXPERT / temperature).softmax(-1)
+    functional.kl_div(other.log_softmax(-1), target, reduction="sum").backward()
+    assert torch.allclose(merged.grad, other.grad, atol=1e-6)
+
+
+def test_hard_labels_are_the_class_that_the_expert_predicts() -> None:
+    loss = self_label_loss(MERGED, EXPERT, "hard")
+    assert torch.allclose(loss, functional.nll_loss(MERGED.log_softmax(-1), EXPERT.argmax(-1),
+                                                    reduction="none"))  # fmt: skip
+
+
+def test_a_merge_that_answers_as_its_expert_has_nothing_to_learn_from_soft_labels() -> None:
+    merged = EXPERT.clone().requires_grad_()
+    self_label_loss(merged, EXPERT, "soft").sum().backward()
+    assert merged.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("merged", "expert", "kept"),
+    [
+        ([3.0, 0.0], [1.0, 0.0], True),  # they agree, however sure the merge is
+        ([0.5, 0.0], [0.0, 3.0], True),  # they differ, the expert is surer
+        ([3.0, 0.0], [0.0, 1.0], False),  # they differ, the merge is surer
+        ([1.0, 0.0], [0.0, 1.0], True),  # they differ and are equally sure
+    ],
+)
+def test_agreement_filter(merged: list[float], expert: list[float], kept: bool) -> None:
+    one, other = torch.tensor([merged]), torch.tensor([expert])
+    assert keep("agreement", one, other).tolist() == [kept]
+    assert keep("none", one, other).tolist() == [True]
+
+
+def test_filter_gives_no_gradient() -> None:
+    assert not keep("agreement", MERGED.clone().requires_grad_(), EXPERT).requires_grad
+
+
+def test_shares_count_examples() -> None:
+    logits = torch.eye(4)
+    labels = torch.tensor([0, 1, 2, 0])
+    assert accuracy(logits, labels) == 0.75
+    assert agreement(logits, torch.eye(4).roll(1, 0)) == 0.0
+    assert agreement(logits, 5 * logits) == 1.0
+
+
+def test_score_with_and_without_labels() -> None:
+    merged, expert = torch.eye(4), torch.eye(4)[[0, 1, 3, 3]]
+    labelled = score("t", "classification", merged, expert, torch.tensor([0, 1, 2, 0]))
+    assert labelled == TaskScore("t", "accuracy", 0.75, 0.5, 0.75, 4)
+    assert labelled.normalised == 1.5
+    unlabelled = score("t", "classification", merged, expert, None)
+    assert unlabelled == TaskScore("t", "agreement", 0.75, 1.0, 0.75, 4)
+    assert normalised_accuracy([labelled, unlabelled]) == pytest.approx((1.5 + 0.75) / 2)

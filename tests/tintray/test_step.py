@@ -1,0 +1,121 @@
+"""A task group's round: batches that rewind, metrics, losses that are not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.tiny_zoo import TinyZoo
+from tests.workbench import SETTINGS, Workbench, tiny_workbench
+from tintray.errors import FitError
+from tintray.step import TaskGroup
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: TinyZoo) -> Workbench:
+    return tiny_workbench(tiny, site="vit.layers.2")
+
+
+def tints(group: TaskGroup) -> list[torch.Tensor]:
+    return [p.detach().clone() for task in group.tasks for p in task.layer.parameters]
+
+
+def same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def test_a_group_that_goes_back_goes_on_bit_for_bit(bench: Workbench) -> None:
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    whole = bench.group()
+    for round_ in range(4):
+        expected = whole.step(theta, round_, 1e-2).gradient.clone()
+    first = bench.group()
+    for round_ in range(2):
+        first.step(theta, round_, 1e-2)
+    states = [task.state_dict() for task in first.tasks]
+    first.step(theta, 2, 1e-2)  # the round that is lost
+    resumed = bench.group()
+    for task, state in zip(resumed.tasks, states, strict=True):
+        task.load_state_dict(state)
+    for round_ in (2, 3):
+        found = resumed.step(theta, round_, 1e-2).gradient
+    assert torch.equal(found, expected)
+    assert same(tints(resumed), tints(whole))
+
+
+def test_a_step_depends_on_theta_round_and_group_alone(bench: Workbench) -> None:
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    group, other = bench.group(), bench.group()
+    other._fused.bind(torch.zeros_like(theta), None)
+    torch.manual_seed(99)
+    found, expected = group.step(theta, 5, 1e-2), other.step(theta.clone(), 5, 1e-2)
+    assert torch.equal(found.gradient, expected.gradient)
+    assert found.metrics == expected.metrics
+    assert same(tints(group), tints(other))
+
+
+def test_theta_is_only_read(bench: Workbench) -> None:
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    before = theta.clone()
+    bench.group().step(theta, 0, 1.0)
+    assert torch.equal(theta, before)
+
+
+def test_without_learning_the_backbone_only_tints_move(bench: Workbench) -> None:
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    alone, together = bench.group(), bench.group()
+    result = alone.step(theta, 0, 1e-2, learn_backbone=False)
+    together.step(theta, 0, 1e-2)
+    assert result.gradient.count_nonzero() == 0
+    assert same(tints(alone), tints(together))
+    assert not same(tints(alone), tints(bench.group()))
+
+
+def test_steps_lower_the_loss(bench: Workbench) -> None:
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    group = bench.group(replace(SETTINGS, batch_size=40))
+    losses = [
+        sum(metrics.loss for metrics in group.step(theta, n, 1e-3).metrics.values())
+        for n in range(8)
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_metrics_of_experts_that_are_their_own_merge(tiny: TinyZoo) -> None:
+    bench = tiny_workbench(tiny, ("three",))
+    theta = bench.vectors.merge(bench.uniform(1.0))
+    metrics = bench.group(replace(SETTINGS, filter="agreement")).step(theta, 0, 0.0).metrics
+    assert metrics["three"].agreement == 1.0
+    assert metrics["three"].kept == 1.0
+    entropy = torch.distributions.Categorical(logits=bench.labels["three"]).entropy().max()
+    assert 0 <= metrics["three"].loss <= entropy
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_names_task_and_round_and_moves_nothing(
+    bench: Workbench, value: float
+) -> None:
+    group = bench.group()
+    group.tasks[1].labels = torch.full_like(group.tasks[1].labels, value)
+    before = tints(group)
+    with pytest.raises(FitError, match=r"task 'three': the loss of round 8 is not finite.*tint_lr"):
+        group.step(bench.vectors.merge(bench.uniform(0.3)), 7, 1e-2)
+    assert same(tints(group), before)
+    assert all(p.grad is None for task in group.tasks for p in task.layer.parameters)
+
+
+def test_layers_that_do_not_learn_stay_their_experts(tiny: TinyZoo) -> None:
+    bench = tiny_workbench(tiny, ("three", "five"))
+    group = bench.group()
+    for task, layer in zip(group.tasks, bench.layers(), strict=True):
+        assert layer.trained == ("classifier.weight", "classifier.bias")
+        own = bench.experts[task.name].state_dict()
+        assert all(torch.equal(layer.tensors[name], own[name]) for name in layer.tensors)
+    frozen = bench.group()
+    for task in frozen.tasks:
+        task.layer.trained, task.optimiser = (), None
+    theta = bench.vectors.merge(bench.uniform(0.3))
+    gradient = group.step(theta, 0, 1e-2).gradient
+    assert torch.allclose(frozen.step(theta, 0, 1e-2).gradient, gradient, atol=1e-6)
