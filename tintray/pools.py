@@ -8,10 +8,12 @@ float32 rounding leaves, what the expert's own processor gives.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -77,12 +79,12 @@ def read_images(path: Path, split: str, role: str) -> RawImages:
         If the file, the split or any example is missing, or the array is not uint8 images.
     """
     array = _read_array(path, f"x_{split}", role)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)):
         raise DataError(
             f"{role}: 'x_{split}' in {path} is {array.dtype} {list(array.shape)}; expected uint8 "
             "images [N, height, width] or [N, height, width, 3]"
         )
-    if len(array) == 0:
+    if array.size == 0:
         raise DataError(f"{role}: 'x_{split}' in {path} is empty; expected at least one example")
     return RawImages(array, f"{path}:{split}")
 
@@ -129,7 +131,7 @@ def _read_array(path: Path, key: str, role: str) -> np.ndarray[Any, Any]:
             array: np.ndarray[Any, Any] = arrays[key]
     except FileNotFoundError as error:
         raise DataError(f"{role}: the data file {path} does not exist") from error
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
         raise DataError(
             f"{role}: {path} cannot be read as an npz file of plain arrays ({error})"
         ) from error

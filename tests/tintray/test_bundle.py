@@ -1,0 +1,149 @@
+"""A published merge, opened: verified on reading, one backbone for all tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import Published
+from tintray.bundle import open_folder, parameters_of, tensors_as_bytes
+from tintray.errors import IntegrityError, NotFoundError, StorageError
+
+
+@pytest.fixture
+def copied(published: Published, tmp_path: Path) -> Path:
+    """The merge's folder, carried out of its store."""
+    folder = Path(shutil.copytree(published.folder, tmp_path / "merge"))
+    for path in folder.rglob("*"):
+        path.chmod(0o755)
+    return folder
+
+
+def test_every_tasks_model_is_the_backbone_and_its_own_tint(copied: Path) -> None:
+    merge = open_folder(copied)
+    backbone = load_file(copied / "backbone.safetensors")
+    for task in merge.tasks:
+        own = load_file(copied / "tints" / f"{task}.safetensors")
+        found = merge.for_task(task).state_dict()
+        assert found.keys() == backbone.keys() | own.keys()
+        for name, tensor in (backbone | own).items():
+            assert torch.equal(found[name], tensor)
+
+
+def test_models_of_all_tasks_share_one_backbone_in_memory(copied: Path) -> None:
+    merge = open_folder(copied)
+    models = {task: dict(merge.for_task(task).named_parameters()) for task in merge.tasks}
+    for name in merge.backbone:
+        assert len({model[name].data_ptr() for model in models.values()}) == 1, name
+    heads = {model["classifier.weight"].data_ptr() for model in models.values()}
+    assert len(heads) == len(merge.tasks)
+
+
+def test_models_are_ready_to_answer(copied: Path) -> None:
+    model = open_folder(copied).for_task("five")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert type(model).__name__ == "ViTForImageClassification"
+    assert model(pixel_values=torch.zeros(2, 3, 16, 16)).logits.shape == (2, 5)
+
+
+def test_coefficients_have_a_row_per_task_and_a_column_per_unit(copied: Path) -> None:
+    merge = open_folder(copied)
+    units = merge.manifest["units"]
+    assert merge.coefficients.shape == (len(merge.tasks), len(units))
+    assert sum(unit["stop"] - unit["start"] for unit in units) == parameters_of(merge.backbone)
+
+
+def test_backbone_is_what_base_experts_and_coefficients_say(
+    copied: Path, published: Published
+) -> None:
+    """θ = θ₀ + Σ λ τ, worked out again from the published Λ and the checkpoints."""
+    from transformers import ViTForImageClassification
+
+    def weights(location: str) -> dict[str, torch.Tensor]:
+        return ViTForImageClassification.from_pretrained(location).state_dict()
+
+    merge = open_folder(copied)
+    base = weights(published.spec.base)
+    experts = [weights(task.expert) for task in published.spec.tasks]
+    for column, unit in enumerate(merge.manifest["units"]):
+        name = unit["name"]
+        theta = base[name].double()
+        for row, expert in enumerate(experts):
+            theta = theta + merge.coefficients[row, column].double() * (expert[name] - base[name])
+        assert torch.allclose(merge.backbone[name].double(), theta, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["backbone.safetensors", "tints/five.safetensors", "configs/five/config.json"],
+)
+def test_a_damaged_file_is_named_and_not_used(copied: Path, name: str) -> None:
+    data = bytearray((copied / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / name).write_bytes(data)
+    merge = open_folder(copied)
+    with pytest.raises(IntegrityError, match=rf"{name} is damaged: its sha256 is"):
+        merge.for_task("five")
+    if "five" in name:
+        assert merge.for_task("two") is not None  # the other tasks do not read it
+
+
+def test_a_missing_file_is_named(copied: Path) -> None:
+    (copied / "tints/five.safetensors").unlink()
+    with pytest.raises(IntegrityError, match=r"tints/five\.safetensors"):
+        open_folder(copied).for_task("five")
+
+
+def test_what_is_no_merge_is_refused(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no manifest\.json"):
+        open_folder(tmp_path)
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for text, words in [
+        ("{", "not valid JSON"),
+        (json.dumps(manifest | {"format": "other"}), "is not a merge"),
+        (json.dumps(manifest | {"format_version": 99}), "format 99.*upgrade"),
+        ("[]", "is not a merge"),
+        (json.dumps({"format": "tintray-merge"}), "is not a merge|format_version"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(NotFoundError, match=words):
+            open_folder(copied)
+
+
+def test_a_task_that_is_none_is_answered_with_the_nearest(copied: Path) -> None:
+    merge = open_folder(copied)
+    for method in (merge.for_task, merge.tint, merge.config):
+        with pytest.raises(NotFoundError, match="no task 'fivee'; did you mean 'five'"):
+            method("fivee")
+
+
+def test_export_refuses_a_folder_that_is_not_empty(copied: Path, tmp_path: Path) -> None:
+    merge = open_folder(copied)
+    target = tmp_path / "out"
+    target.mkdir()
+    merge.export("five", target)
+    before = {path: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(StorageError, match="exists and is not empty"):
+        merge.export("two", target)
+    assert {path: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_that_cannot_be_written_leaves_nothing(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_folder(copied).export("five", tmp_path / "file" / "out")
+
+
+def test_equal_tensors_are_equal_bytes() -> None:
+    one, other = torch.rand(3, 4), torch.arange(5)
+    assert tensors_as_bytes({"a": one, "b": other}) == tensors_as_bytes({"b": other, "a": one})
+    assert tensors_as_bytes({"a": one.t()}) == tensors_as_bytes({"a": one.t().contiguous()})
+    assert tensors_as_bytes({"a": one}) != tensors_as_bytes({"a": one + 1e-7})

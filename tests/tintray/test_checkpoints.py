@@ -1,0 +1,124 @@
+"""What is refused of a model folder before any of its tensors is read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_zoo import TinyZoo
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny: TinyZoo, tmp_path: Path) -> Path:
+    """An expert's folder, to be damaged."""
+    return tiny.copy(tmp_path / "zoo").folder / "five"
+
+
+def cut_short(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-100])
+
+
+def grown(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0")
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def pickled_under_another_name(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(pickle.dumps({"classifier.weight": [1.0] * 400}))
+
+
+def part_missing(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / WEIGHTS).rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
+    (cut_short, [WEIGHTS, "bytes by its header", "cut short", "copy it again"]),
+    (grown, [WEIGHTS, "bytes by its header"]),
+    (pickled, ["pytorch_model.bin", "pickle", "save_pretrained"]),
+    (pickled_under_another_name, [WEIGHTS, "not a safetensors file"]),
+    (part_missing, ["model-2.safetensors"]),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b""), [WEIGHTS, "not a safetensors file"]),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 64), ["not a safetensors file"]),
+    (lambda folder: (folder / WEIGHTS).unlink(), ["has no model.safetensors"]),
+    (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+    (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
+    (lambda folder: (folder / "config.json").write_text("[]"), ["config.json", "JSON object"]),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
+def test_a_damaged_folder_is_refused_by_its_file(
+    folder: Path, damage: Callable[[Path], object], words: list[str]
+) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError, match=r"^tasks\.five\.expert: ") as raised:
+        open_checkpoint(folder, role="tasks.five.expert")
+    said = str(raised.value)
+    assert [word for word in [str(folder), *words] if word not in said] == []
+
+
+def test_a_folder_that_is_not_there_is_answered_with_the_nearest(tiny: TinyZoo) -> None:
+    with pytest.raises(CheckpointError, match="did you mean 'three'"):
+        open_checkpoint(tiny.folder / "tree")
+    with pytest.raises(CheckpointError, match="is a file; expected the folder"):
+        open_checkpoint(tiny.folder / "five.npz")
+
+
+def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None:
+    from tintray.models import load_expert
+
+    whole = load_expert(open_checkpoint(tiny.folder / "five")).state_dict()
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, of_file in parts.items():
+        save_file({n: tensors[n] for n in of_file}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, of_file in parts.items() for name in of_file}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / WEIGHTS).unlink()
+    checkpoint = open_checkpoint(f"file://{folder}")
+    assert [path.name for path in checkpoint.weights] == sorted(parts)
+    found = load_expert(checkpoint).state_dict()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_digest_covers_all_that_an_output_depends_on(folder: Path) -> None:
+    def digest() -> str:
+        return open_checkpoint(folder).digest()
+
+    first = digest()
+    (folder / "README.md").write_text("a model card")
+    assert digest() == first
+    seen = {first}
+    for name in ("config.json", "preprocessor_config.json"):
+        path = folder / name
+        path.write_text(path.read_text() + "\n")
+        seen.add(digest())
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    seen.add(digest())
+    assert len(seen) == 4
+
+
+def test_digest_does_not_depend_on_where_the_folder_lies(tiny: TinyZoo, folder: Path) -> None:
+    here, there = open_checkpoint(folder), open_checkpoint(tiny.folder / "five")
+    assert here.digest() == there.digest()
