@@ -1,7 +1,7 @@
 """The commands on published merges: list, show, eval, compare and export.
 
 MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
-folder or a URL.
+folder or a URL. What MERGE means is decided in ``jobs.merges``, not here.
 """
 
 from __future__ import annotations

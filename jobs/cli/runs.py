@@ -1,4 +1,7 @@
-"""``tintray run`` and ``tintray validate``: from a job file to a merge."""
+"""``tintray run`` and ``tintray validate``: from a job file to a merge.
+
+The job file is read before anything heavy is imported, so that a misspelt field is told at once.
+"""
 
 from __future__ import annotations
 
