@@ -1,0 +1,346 @@
+"""A job from its file to its published merge, and everything that can be asked of it after."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import tintray
+from jobs import api
+from jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
+from jobs.spec import JobSpec
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from storage.publish import list_merges, parse_merge_url, read_manifest
+from tests import conftest
+from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
+from tintray import pools
+from tintray.bundle import Merge
+
+STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
+
+
+def hashes(url: str) -> dict[str, str]:
+    """sha256 by name of all files of a merge."""
+    manifest = read_manifest(*parse_merge_url(url))
+    return {name: file["sha256"] for name, file in manifest["files"].items()}
+
+
+def learned(url: str) -> dict[str, str]:
+    """The same of what the fit decides."""
+    return {name: found for name, found in hashes(url).items() if name.endswith(".safetensors")}
+
+
+def pixels(spec: JobSpec, merge: Merge, task: str) -> torch.Tensor:
+    """A task's test images as its own processor prepares them."""
+    source = next(t.test or t.adapt for t in spec.tasks if t.name == task)
+    raw = pools.read_images(Path(source.path), source.split, task)
+    pool = pools.build_pool(raw, merge.processor(task))
+    return pool.batch(slice(None))["pixel_values"]
+
+
+# What a run leaves behind
+
+
+def test_a_merge_is_a_folder_of_exactly_what_its_manifest_lists(
+    published: conftest.Published,
+) -> None:
+    folder = published.folder
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == hashes(published.summary.url).keys() | {"manifest.json"}
+    expected = {"backbone.safetensors", "coefficients.safetensors"}
+    for task in TASKS:
+        expected |= {f"tints/{task}.safetensors", f"configs/{task}/config.json"}
+        expected |= {f"configs/{task}/preprocessor_config.json"}
+    assert found == expected | {"manifest.json"}
+
+
+def test_every_hash_is_that_of_the_file(published: conftest.Published) -> None:
+    for name, sha256 in hashes(published.summary.url).items():
+        data = (published.folder / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha256, name
+
+
+def test_the_catalog_knows_job_and_merge(published: conftest.Published) -> None:
+    summary = published.summary
+    with Catalog.open(published.spec.catalog, create=False) as catalog:
+        merge = catalog.find_merge("tiny")
+        assert (merge.name, merge.version, merge.url) == ("tiny", 1, summary.url)
+        assert merge.job_id == summary.job_id
+        assert merge.metrics["normalised_accuracy"] == summary.normalised_accuracy
+        assert {n: ref.sha256 for n, ref in catalog.merge_files(merge).items()} == hashes(
+            summary.url
+        )
+        events = catalog.events(summary.job_id)
+        assert [event.to_state for event in events] == ["queued", *STAGES, "succeeded"]
+        rounds = catalog.rounds(summary.job_id)
+        told = [event for event in published.events if isinstance(event, RoundDone)]
+        assert [found.round for found in rounds] == [1, 2, 3, 4]
+        assert [found.metrics["loss"] for found in rounds] == [event.loss for event in told]
+        assert {task.name for task in catalog.tasks(summary.job_id)} == set(TASKS)
+        units = read_manifest(*parse_merge_url(summary.url))["units"]
+        assert len(catalog.coefficients(merge)) == len(units)
+
+
+def test_events_tell_the_job_in_order(published: conftest.Published) -> None:
+    events = published.events
+    assert [event.stage for event in events if isinstance(event, StageStarted)] == STAGES
+    kinds = [type(event) for event in events if not isinstance(event, StageStarted)]
+    each = [TaskPrepared] * 4 + [RoundDone] * 4 + [Evaluated] * 4 + [Published]
+    assert kinds == each
+    prepared = [event for event in events if isinstance(event, TaskPrepared)]
+    assert [(event.done, event.total, event.cached) for event in prepared] == [
+        (n, 4, False) for n in (1, 2, 3, 4)
+    ]
+    rounds = [event for event in events if isinstance(event, RoundDone)]
+    assert all(set(event.agreement) == set(event.kept) == set(TASKS) for event in rounds)
+    assert events[-1].url == published.summary.url
+
+
+def test_every_task_is_judged_on_the_data_that_it_has(published: conftest.Published) -> None:
+    found = {task.name: task for task in published.summary.tasks}
+    assert list(found) == list(TASKS)
+    for name, task in found.items():
+        labelled = name != "four"
+        assert task.metric == ("accuracy" if labelled else "agreement")
+        assert task.test_examples == (TEST if labelled else POOL)
+        assert (task.expert is not None) == labelled
+        assert task.tint_parameters == 17 * CLASSES[name]  # 16 inputs and a bias for each class
+    assert found["four"].merged == found["four"].agreement == found["four"].normalised
+
+
+def test_scores_are_those_of_the_published_files(
+    published: conftest.Published, tiny: TinyZoo
+) -> None:
+    """Measured here by hand: plain transformers models over the raw test images."""
+    merge = tintray.load(published.summary.url)
+    for task in published.summary.tasks[:3]:
+        labels = torch.from_numpy(tiny.arrays(task.name)["y_test"])
+        images = pixels(published.spec, merge, task.name)
+        expert = AutoModelForImageClassification.from_pretrained(tiny.folder / task.name)
+        for model, value in ((merge.for_task(task.name), task.merged), (expert, task.expert)):
+            with torch.inference_mode():
+                classes = model(pixel_values=images).logits.argmax(-1)
+            assert (classes == labels).float().mean().item() == value
+
+
+def test_the_fit_brings_the_merge_nearer_to_its_experts(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path, fit={"rounds": 40, "coefficient_lr": 1e-2})
+    long = api.run(spec)
+    mean_agreement = [
+        np.mean([task.agreement for task in summary.tasks]) for summary in (published.summary, long)
+    ]
+    assert mean_agreement[1] > mean_agreement[0] + 0.05
+
+
+# What can be asked of it
+
+
+def test_eval_reproduces_the_scores_exactly(published: conftest.Published) -> None:
+    spec, summary = published.spec, published.summary
+    events: list[object] = []
+    table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog, on_event=events.append)
+    assert table.tasks == summary.tasks
+    assert (table.average, table.expert_average) == (summary.average, summary.expert_average)
+    assert table.normalised_accuracy == summary.normalised_accuracy
+    assert len([event for event in events if isinstance(event, Evaluated)]) == 4
+
+
+def test_show_and_load_understand_every_name(published: conftest.Published) -> None:
+    spec, summary = published.spec, published.summary
+    for name in ("tiny", "tiny/v1", "latest", summary.url, str(published.folder)):
+        assert api.show(name, store=spec.store, catalog=spec.catalog).tasks == summary.tasks
+        assert tintray.load(name, catalog=spec.catalog).tasks == TASKS
+
+
+def test_an_export_answers_exactly_as_the_merge(
+    published: conftest.Published, tmp_path: Path
+) -> None:
+    spec = published.spec
+    merge = tintray.load(published.summary.url)
+    for task in TASKS:
+        folder = api.export("tiny", task, tmp_path / task, store=spec.store, catalog=spec.catalog)
+        model = AutoModelForImageClassification.from_pretrained(folder)
+        images = pixels(spec, merge, task)
+        with torch.inference_mode():
+            exported = model(pixel_values=images).logits
+            merged = merge.for_task(task)(pixel_values=images).logits
+        assert torch.equal(exported, merged), task
+        processor = AutoImageProcessor.from_pretrained(folder)
+        assert processor.to_dict() == merge.processor(task).to_dict()
+
+
+def test_labels_of_the_experts_classes_survive_an_export(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    merge = tintray.load(published.summary.url)
+    found = AutoModelForImageClassification.from_pretrained(merge.export("five", tmp_path / "five"))
+    expert = AutoModelForImageClassification.from_pretrained(tiny.folder / "five")
+    assert found.config.id2label == expert.config.id2label
+
+
+# The same again
+
+
+def test_a_second_run_recomputes_nothing_and_publishes_the_same(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path)
+    first, events = api.run(spec), []
+    second = api.run(spec, on_event=events.append)
+    assert (first.version, second.version) == ("v1", "v2")
+    assert hashes(second.url) == hashes(first.url)
+    assert all(event.cached for event in events if isinstance(event, TaskPrepared))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert notices == ["self-labels of 4 of 4 tasks were reused from the store"]
+    store = open_store(spec.store)
+    assert [str(ref) for ref in list_merges(store)] == ["tiny/v1", "tiny/v2"]
+
+
+def test_what_is_in_the_cache_never_changes_the_result(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    """Self-labels and task vectors of another job, with another site, are used as they are."""
+    api.run(tiny.spec(tmp_path, tint={"site": "vit.layers.2"}, fit={"rounds": 1}))
+    assert learned(api.run(tiny.spec(tmp_path)).url) == learned(published.summary.url)
+
+
+def test_a_seed_decides_and_changes(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    other = learned(api.run(tiny.spec(tmp_path, fit={"seed": 1})).url)
+    assert other.keys() == learned(published.summary.url).keys()
+    assert all(other[name] != sha for name, sha in learned(published.summary.url).items())
+
+
+# What a fit may not see
+
+
+@pytest.mark.parametrize("labels", ["scrambled", "absent"])
+def test_labels_of_the_pool_are_never_read(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path, labels: str
+) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    for task in TASKS:
+        wrong = None if labels == "absent" else np.full(POOL, 999)
+        zoo.replace_arrays(task, y_train=wrong)
+    assert learned(api.run(zoo.spec(tmp_path / "store")).url) == learned(published.summary.url)
+
+
+def test_test_data_never_reaches_the_fit(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    for task in TASKS:
+        arrays = zoo.arrays(task)
+        zoo.replace_arrays(task, x_test=255 - arrays["x_test"], y_test=1 - arrays["y_test"] % 2)
+    summary = api.run(zoo.spec(tmp_path / "store"))
+    assert learned(summary.url) == learned(published.summary.url)
+    assert summary.average != published.summary.average
+
+
+def test_a_job_without_any_test_set_is_judged_by_agreement(tiny: TinyZoo, tmp_path: Path) -> None:
+    job = tiny.job(tmp_path, tasks=("two", "five"))
+    for task in job["tasks"]:
+        del task["test"]
+    summary = api.run(tintray.parse_spec(job, folder=tiny.folder))
+    assert [task.metric for task in summary.tasks] == ["agreement", "agreement"]
+    assert [task.test_examples for task in summary.tasks] == [POOL, POOL]
+    again = api.evaluate("tiny", store=str(tmp_path), catalog=f"sqlite:///{tmp_path}/catalog.db")
+    assert again.tasks == summary.tasks
+
+
+# What a job may ask for
+
+
+def test_either_spelling_of_a_site_gives_the_same_merge(tiny: TinyZoo, tmp_path: Path) -> None:
+    in_memory, on_disk = (
+        api.run(tiny.spec(tmp_path, tasks=("two", "five"), tint={"site": site}))
+        for site in ("vit.layers.1", "vit.encoder.layer.1")
+    )
+    assert learned(in_memory.url) == learned(on_disk.url)
+    # A block of 16 wide: norms, query, key, value and output, and two layers between 16 and 32.
+    block = 4 * 16 + 4 * (16 * 16 + 16) + 16 * 32 + 32 + 32 * 16 + 16
+    assert set(in_memory.tint_parameters_per_task.values()) == {block}
+    assert in_memory.tint_share == pytest.approx(block / in_memory.backbone_parameters)
+    merge = tintray.load(in_memory.url)
+    one, other = (merge.for_task(task).state_dict() for task in ("two", "five"))
+    shared = {name for name in one if one[name].data_ptr() == other[name].data_ptr()}
+    below = ("vit.layers.1.", "classifier.")
+    assert {name for name in one if not name.startswith(below)} == shared
+
+
+def test_a_merge_with_a_tinted_block_exports_and_measures_the_same(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path / "store", tasks=("two", "five"), tint={"site": "vit.layers.2"})
+    summary = api.run(spec)
+    merge = tintray.load(summary.url)
+    folder = merge.export("five", tmp_path / "five")
+    images = pixels(spec, merge, "five")
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        exported = model(pixel_values=images).logits
+        assert torch.equal(exported, merge.for_task("five")(pixel_values=images).logits)
+    table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+    assert table.tasks == summary.tasks
+
+
+@pytest.mark.parametrize(("granularity", "units"), [("tensor", 54), ("block", 5), ("task", 1)])
+def test_granularity_decides_how_many_coefficients_there_are(
+    tiny: TinyZoo, tmp_path: Path, granularity: str, units: int
+) -> None:
+    spec = tiny.spec(tmp_path, tasks=("two", "five"), merge={"granularity": granularity})
+    merge = tintray.load(api.run(spec).url)
+    assert merge.coefficients.shape == (2, units)
+
+
+def test_tints_that_do_not_learn_are_their_experts_heads(tiny: TinyZoo, tmp_path: Path) -> None:
+    spec = tiny.spec(tmp_path, tasks=("two", "five"), tint={"learned": False})
+    merge = tintray.load(api.run(spec).url)
+    for task in ("two", "five"):
+        expert = AutoModelForImageClassification.from_pretrained(tiny.folder / task)
+        for name, tensor in merge.tint(task).items():
+            assert torch.equal(tensor, expert.state_dict()[name])
+    assert not torch.equal(merge.coefficients, torch.full_like(merge.coefficients, 0.3))
+
+
+def test_order_of_tasks_does_not_matter(tiny: TinyZoo, tmp_path: Path) -> None:
+    """The same coefficients for each task, up to the order in which gradients were summed.
+
+    One coefficient per block: that of a key's bias alone has no gradient but rounding, since
+    attention does not depend on it, and Adam makes a whole step of that.
+    """
+    names = ("two", "three", "five")
+    merges = [
+        tintray.load(api.run(tiny.spec(tmp_path, tasks=t, merge={"granularity": "block"})).url)
+        for t in (names, names[::-1])
+    ]
+    one, other = (dict(zip(m.tasks, m.coefficients, strict=True)) for m in merges)
+    for name in names:
+        assert torch.allclose(one[name], other[name], atol=1e-6)
+        assert (one[name] - 0.3).abs().max() > 1e-3  # they have moved
+    for name, tensor in merges[0].backbone.items():
+        assert torch.allclose(tensor, merges[1].backbone[name], atol=1e-5), name
+
+
+def test_a_copied_folder_is_a_merge_by_itself(
+    published: conftest.Published, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(published.folder, tmp_path / "carried"))
+    merge = tintray.load(str(folder))
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(
+            merge.for_task("five")(pixel_values=images).logits,
+            tintray.load(published.summary.url).for_task("five")(pixel_values=images).logits,
+        )
