@@ -41,6 +41,7 @@ lock:  ## Write the versions that a fresh environment resolves to into constrain
 	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[zoo,postgres,test]'
 	(echo '# Versions that tintray is tested with; `make lock` writes this file.'; \
 	  build/lock/bin/python -m pip freeze --exclude tintray | sed 's/+cpu$$//') > constraints.txt
+	rm -rf build
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

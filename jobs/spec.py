@@ -153,8 +153,6 @@ class FitSpec(Section):
     """Examples in one forward pass; left out, as many as fit."""
     groups: int | None = Field(default=None, ge=1)
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
-    checkpoint_every: int = Field(default=50, ge=1)
-    """Rounds between two checkpoints."""
 
     @field_validator("warmup")
     @classmethod
@@ -243,7 +241,6 @@ class JobSpec(Section):
         their resolved location, not by their content.
         """
         result = self.model_dump(mode="json", exclude={"name", "store", "catalog", "cluster"})
-        result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker
         canonical = json.dumps(result, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -162,7 +162,7 @@ def load_processor(checkpoint: Checkpoint, role: str) -> Any:
 def build_pool(raw: RawImages, processor: Any) -> Pool:
     """Prepare raw images exactly as the expert's processor does."""
     digest = hashlib.sha256(f"{raw.digest()}{processor.to_json_string()}".encode()).hexdigest()
-    images = _as_pil(raw.images)
+    images = _as_pil(raw.images, "L" if _channels(processor) == 1 else "RGB")
     resized = processor(images, return_tensors="np", do_rescale=False, do_normalize=False)
     pixels = resized["pixel_values"]
     if set(resized) == {"pixel_values"} and pixels.dtype == np.uint8:
@@ -175,10 +175,17 @@ def build_pool(raw: RawImages, processor: Any) -> Pool:
     return Pool({name: torch.as_tensor(value) for name, value in full.items()}, None, None, digest)
 
 
-def _as_pil(images: np.ndarray[Any, Any]) -> list[Any]:
+def _channels(processor: Any) -> int:
+    """How many channels the expert's model takes, as its normalisation tells: 1 (gray) or 3."""
+    mean = getattr(processor, "image_mean", None)
+    gray = isinstance(mean, Sequence) and len(mean) == 1
+    return 1 if gray and not getattr(processor, "do_convert_rgb", None) else 3
+
+
+def _as_pil(images: np.ndarray[Any, Any], mode: str) -> list[Any]:
     from PIL import Image
 
-    return [Image.fromarray(image).convert("RGB") for image in images]
+    return [Image.fromarray(image).convert(mode) for image in images]
 
 
 def _affine(processor: Any, channels: int) -> tuple[Tensor, Tensor]:

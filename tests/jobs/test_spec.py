@@ -393,7 +393,6 @@ def test_digest_knows_what_changes_the_result(load: Load, folder: Path) -> None:
         load(JOB, "name=other"),
         load(JOB, "store=elsewhere", "catalog=sqlite:///x.db"),
         load(JOB, "cluster.workers=3"),
-        load(JOB, "fit.checkpoint_every=7"),
         load(JOB, "fit.rounds=300"),
         load(JOB, f"base={folder}/zoo/base"),
     ]

@@ -180,3 +180,11 @@ def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
     pool = pools.build_pool(raw(data), pools.load_processor(checkpoint, "three"))
     with pytest.raises(CheckpointError, match=r"tasks\.x\.expert gives NaN .* on 40 of 40 pool"):
         self_labels(expert, pool, "tasks.x.expert")
+
+
+def test_a_model_of_one_channel_gets_gray_images() -> None:
+    processor = ViTImageProcessor(size=SIZE, image_mean=[0.3], image_std=[0.2])
+    data = images(4, 16, 16)
+    pool = pools.build_pool(raw(data), processor)
+    expected = (torch.from_numpy(data).float() / 255 - 0.3) / 0.2
+    assert torch.allclose(pool.batch(slice(0, 4))["pixel_values"][:, 0], expected, atol=1e-5)
