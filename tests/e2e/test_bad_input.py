@@ -1,0 +1,283 @@
+"""Bad input through the command line: exit code 2, one sentence, no merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from jobs.cli import main
+from tests.tiny_zoo import TinyZoo
+
+Job = dict[str, Any]
+Damage = Callable[[TinyZoo, Job], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is wrong with a zoo or its job, and the words that must say so."""
+
+    name: str
+    damage: Damage
+    words: tuple[str, ...]
+    set: tuple[str, ...] = ()
+
+
+def nothing(zoo: TinyZoo, job: Job) -> None:
+    """Only an override of the command line is wrong."""
+
+
+def weights(task: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """Change an expert's tensors, under the names that the file gives them."""
+
+    def damage(zoo: TinyZoo, job: Job) -> None:
+        path = zoo.folder / task / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return damage
+
+
+def other_model(task: str, kind: str = "vit", **sizes: int) -> Damage:
+    """Put an expert of other sizes, or of another class, in the place of one."""
+
+    def damage(zoo: TinyZoo, job: Job) -> None:
+        ordinary = {
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": 16,
+            "patch_size": 4,
+            "num_labels": 5,
+        }
+        config, cls = {
+            "vit": (ViTConfig, ViTForImageClassification),
+            "deit": (DeiTConfig, DeiTForImageClassification),
+        }[kind]
+        cls(config(**(ordinary | sizes))).save_pretrained(zoo.folder / task)
+
+    return damage
+
+
+def arrays(task: str, **changed: Any) -> Damage:
+    return lambda zoo, job: zoo.replace_arrays(task, **changed)
+
+
+def truncated(zoo: TinyZoo, job: Job) -> None:
+    path = zoo.folder / "five" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickled(zoo: TinyZoo, job: Job) -> None:
+    path = zoo.folder / "five" / "model.safetensors"
+    torch.save(load_file(path), zoo.folder / "five" / "pytorch_model.bin")
+    path.unlink()
+
+
+def wrong_head(zoo: TinyZoo, job: Job) -> None:
+    path = zoo.folder / "five" / "config.json"
+    config = json.loads(path.read_text())
+    config["id2label"] = {str(n): f"class {n}" for n in range(7)}
+    config["label2id"] = {f"class {n}": n for n in range(7)}
+    path.write_text(json.dumps(config))
+
+
+def image_of_two_channels(zoo: TinyZoo, job: Job) -> None:
+    zoo.replace_arrays("five", x_train=np.zeros((9, 16, 16, 2), np.uint8))
+
+
+def at(*path: str | int, value: Any = None, rename: str | None = None) -> Damage:
+    """Change, rename or (with no value) remove one field of the job."""
+
+    def damage(zoo: TinyZoo, job: Job) -> None:
+        section: Any = job
+        for step in path[:-1]:
+            section = section[step]
+        old = section.pop(path[-1]) if rename or value is None else None
+        if rename or value is not None:
+            section[rename or path[-1]] = old if rename else value
+
+    return damage
+
+
+def fill(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    name = "vit.encoder.layer.1.output.dense.weight"
+    return lambda tensors: tensors[name].view(-1)[7:9].fill_(value)
+
+
+QUERY = "vit.encoder.layer.1.attention.attention.query.weight"
+
+CASES = [
+    # the job file
+    Case("misspelt field", at("fit", "rounds", rename="ronds"),
+         ("'fit.ronds'", "did you mean 'rounds'")),
+    Case("misspelt section", at("fit", rename="fti"), ("'fti'", "did you mean 'fit'")),
+    Case("no rounds", nothing, ("fit.rounds", "1 or more", "found 0"), ("fit.rounds=0",)),
+    Case("no tasks", at("tasks", value=[]), ("tasks", "at least one")),
+    Case("a kind that is none", at("tasks", 0, "kind", value="clasification"),
+         ("tasks.two.kind", "'classification'", "found 'clasification'")),
+    Case("a site that does not exist", at("tint", value={"site": "vit.layer.1"}),
+         ("tint.site", "'vit.layer.1'", "did you mean 'vit.layers.1'")),
+    Case("a site on disk that does not exist", at("tint", value={"site": "vit.encoder.layer.7"}),
+         ("tint.site", "'vit.encoder.layer.7'", "did you mean")),
+    # files
+    Case("no expert there", at("tasks", 2, "expert", value="fife"),
+         ("tasks.five.expert", "'fife'", "does not exist", "did you mean 'five'")),
+    Case("no data there", at("tasks", 1, "adapt", "path", value="tree.npz"),
+         ("tasks.three.adapt.path", "'tree.npz'", "did you mean 'three.npz'")),
+    Case("no base there", at("base", value="bas"), ("base", "'bas'", "did you mean 'base'")),
+    Case("an expert that is a file", at("tasks", 2, "expert", value="five.npz"),
+         ("tasks.five.expert", "five.npz", "folder")),
+    Case("an expert without weights",
+         lambda zoo, job: (zoo.folder / "five" / "model.safetensors").unlink(),
+         ("tasks.five.expert", "no model.safetensors")),
+    Case("a base without weights",
+         lambda zoo, job: (zoo.folder / "base" / "model.safetensors").unlink(),
+         ("base", "no model.safetensors")),
+    Case("a pickle", pickled, ("tasks.five.expert", "pytorch_model.bin", "pickle", "convert")),
+    Case("truncated weights", truncated,
+         ("tasks.five.expert", "model.safetensors", "cut short", "bytes")),
+    Case("a first expert without a config",
+         lambda zoo, job: (zoo.folder / "two" / "config.json").unlink(),
+         ("tasks.two.expert", "no config.json")),
+    Case("no preprocessor",
+         lambda zoo, job: (zoo.folder / "five" / "preprocessor_config.json").unlink(),
+         ("tasks.five.expert", "preprocessor_config.json")),
+    Case("data that is no archive", lambda zoo, job: (zoo.folder / "five.npz").write_text("text"),
+         ("tasks.five.adapt", "five.npz", "cannot be read")),
+    # tensors
+    Case("another hidden size", other_model("five", hidden_size=32),
+         ("tasks.five.expert", "tensor 'vit.", "shape", "32]", "16]")),
+    Case("fewer layers", other_model("five", num_hidden_layers=2),
+         ("tasks.five.expert", "lacks tensor 'vit.layers.2.")),
+    Case("more layers", other_model("five", num_hidden_layers=4),
+         ("tasks.five.expert", "has tensor 'vit.layers.3.")),
+    Case("another kind of model", other_model("five", kind="deit"),
+         ("tasks.five.expert", "DeiTForImageClassification", "ViTForImageClassification")),
+    Case("another kind of model first", other_model("two", kind="deit"),
+         ("base", "DeiTForImageClassification")),
+    Case("a missing tensor", weights("five", lambda tensors: tensors.pop(QUERY)),
+         ("tasks.five.expert", "lacks tensor 'vit.layers.1.attention.q_proj.weight'")),
+    Case("a missing head", weights("five", lambda tensors: tensors.pop("classifier.bias")),
+         ("tasks.five.expert", "lacks tensor 'classifier.bias'")),
+    Case("an extra tensor",
+         weights("five", lambda tensors: tensors.update({"vit.adapter.weight": torch.ones(2)})),
+         ("tasks.five.expert", "has tensor 'vit.adapter.weight'")),
+    Case("a tensor with NaN", weights("five", fill(torch.nan)),
+         ("tasks.five.expert", "'vit.layers.1.mlp.fc2.weight'", "2 of 512", "NaN or infinite")),
+    Case("a tensor with infinity", weights("three", fill(-torch.inf)),
+         ("tasks.three.expert", "'vit.layers.1.mlp.fc2.weight'", "2 of 512")),
+    Case("a base with NaN", weights("base", fill(torch.nan)),
+         ("base", "'vit.layers.1.mlp.fc2.weight'", "NaN or infinite")),
+    Case("a head of another width than its configuration", wrong_head,
+         ("tasks.five.expert", "'classifier.", "[5", "[7")),
+    # data
+    Case("an empty pool", arrays("five", x_train=np.zeros((0, 16, 16, 3), np.uint8)),
+         ("tasks.five.adapt", "'x_train'", "five.npz", "is empty")),
+    Case("an empty test set", arrays("five", x_test=np.zeros((0, 16, 16, 3), np.uint8)),
+         ("tasks.five.test", "'x_test'", "five.npz", "is empty")),
+    Case("a split that is none", at("tasks", 2, "adapt", "split", value="trian"),
+         ("tasks.five.adapt", "'x_trian'", "did you mean 'x_train'")),
+    Case("images of two channels", image_of_two_channels,
+         ("tasks.five.adapt", "[9, 16, 16, 2]", "expected uint8")),
+    Case("no labels to test by", arrays("five", y_test=None), ("tasks.five.test", "'y_test'")),
+    Case("a label outside the head", arrays("five", y_test=np.arange(48) % 6),
+         ("tasks.five.test", "'y_test'", "label 5", "5 classes", "0 to 4")),
+    Case("fewer labels than examples", arrays("five", y_test=np.zeros(47, int)),
+         ("tasks.five.test", "[47]", "48 examples")),
+]  # fmt: skip
+
+
+@pytest.fixture
+def job(tiny: TinyZoo, tmp_path: Path) -> tuple[TinyZoo, Job]:
+    """A zoo and a job that are well, to be damaged."""
+    return tiny.copy(tmp_path / "zoo"), tiny.job(tmp_path / "store")
+
+
+def assert_refused(
+    args: list[str], words: tuple[str, ...], code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code, and on standard error one last sentence with all of the words."""
+    capfd.readouterr()
+    found = main(args)
+    out, err = capfd.readouterr()
+    said = err.strip().splitlines()[-1] if err.strip() else ""
+    assert (found, out) == (code, ""), err
+    assert "Traceback" not in err
+    assert said.startswith("error: "), err
+    assert [word for word in words if word not in said] == [], said
+
+
+def nothing_published(store: Path) -> bool:
+    return not list(store.glob("merges/**/*"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_run_refuses_it_in_one_sentence(
+    job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str], case: Case
+) -> None:
+    zoo, description = job
+    case.damage(zoo, description)
+    path = zoo.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(description, sort_keys=False))
+    overrides = [part for text in case.set for part in ("--set", text)]
+    assert_refused(["run", str(path), *overrides], case.words, 2, capfd)
+    assert nothing_published(tmp_path / "store")
+    # Nothing was computed on the way: there is no self-label, no task vector, no other artifact.
+    assert not list((tmp_path / "store").glob("cache/**/*.json"))
+
+
+@pytest.mark.parametrize("name", ["a tensor with NaN", "an empty pool", "a label outside the head"])
+def test_validate_says_the_same(
+    job: tuple[TinyZoo, Job], capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    zoo, description = job
+    case = next(case for case in CASES if case.name == name)
+    case.damage(zoo, description)
+    path = zoo.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(description))
+    assert_refused(["validate", str(path)], case.words, 2, capfd)
+
+
+def test_the_undamaged_job_is_accepted(
+    job: tuple[TinyZoo, Job], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the cases above are refused for is what was done to them, and nothing else."""
+    zoo, description = job
+    path = zoo.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(description))
+    assert main(["run", str(path)]) == 0, capfd.readouterr().err
+
+
+def test_a_job_that_was_refused_is_failed_in_the_catalog_with_the_sentence(
+    job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from storage.catalog import Catalog
+
+    zoo, description = job
+    weights("five", fill(torch.nan))(zoo, description)
+    path = zoo.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(description))
+    assert main(["run", str(path)]) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+    with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db", create=False) as catalog:
+        (found,) = catalog.jobs()
+        assert found.state == "failed"
+        assert catalog.events(found.id)[-1].reason == said
+        assert catalog.list_merges() == []
