@@ -33,9 +33,9 @@ from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
 from jobs.crew import DEFAULT_MICRO_BATCH, form_groups
-from jobs.worker import Architecture, architecture
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
+from tintray.partition import Partition, partition
 from tintray.pools import Pool
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
@@ -69,7 +69,7 @@ class Contest:
     def __init__(self, tasks: int) -> None:
         self.tasks = tasks
         self.module = base_model()
-        self.parts: Architecture = architecture(self.module, "head", "tensor")
+        self.parts: Partition = partition(self.module, "head", "tensor")
         layout = self.parts.layout
         generator = torch.Generator().manual_seed(1)
         self.images = torch.randn(tasks, POOL, 3, 32, 32, generator=generator)

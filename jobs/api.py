@@ -63,7 +63,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         name=spec.name,
         tasks=[task.name for task in spec.tasks],
         backbone_parameters=ground.parameters,
-        units=len(ground.architecture.layout.units),
+        units=len(ground.partition.layout.units),
         site=spec.tint.site,
         tint_parameters={name: found.tint_parameters for name, found in facts.items()},
         notices=notices,

@@ -44,7 +44,7 @@ def compare(merge: Merge, store_url: str, on_event: OnEvent) -> CompareTable:
         crew = Crew(fleet, spec, ground)
         crew.check()
         crew.prepare(open_store(store_url), lambda done: None)
-        units = len(ground.architecture.layout.units)
+        units = len(ground.partition.layout.units)
         on_event(StageStarted("scales", "task arithmetic: the scale that agrees best on the pools"))
         scale = _best_scale(fleet, crew, units)
         on_event(StageStarted("evaluating", "every method on the same data"))

@@ -18,13 +18,14 @@ from jobs.fleet import Fleet, Member
 from jobs.shard import Shard
 from jobs.sources import cache_folder, local_folder
 from jobs.spec import JobSpec
-from jobs.worker import Architecture, FitOrder, Prepared, TaskFacts, TaskOrder, Worker, architecture
+from jobs.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Worker
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef
 from storage.cache import lookup, remember
 from tintray import models
 from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import open_checkpoint
+from tintray.partition import Partition, partition
 from tintray.step import StepSettings
 
 DEFAULT_GROUPS = 8
@@ -40,12 +41,12 @@ class Ground:
     """What a job stands on: its base, checked, and how it splits for the tint site."""
 
     digest: str
-    architecture: Architecture
+    partition: Partition
 
     @property
     def parameters(self) -> int:
         """Parameters of the backbone, the tint site included."""
-        module = self.architecture.module
+        module = self.partition.module
         return sum(module.get_parameter(n).numel() for n in models.backbone_names(module))
 
 
@@ -62,7 +63,7 @@ def survey(spec: JobSpec) -> Ground:
     first = spec.tasks[0]
     expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
     module = models.load_base(base, like=expert)
-    return Ground(base.digest(), architecture(module, spec.tint.site, spec.merge.granularity))
+    return Ground(base.digest(), partition(module, spec.tint.site, spec.merge.granularity))
 
 
 def form_groups(tasks: int, groups: int | None) -> list[range]:
@@ -133,7 +134,7 @@ class Crew:
     ) -> dict[str, Prepared]:
         """Have self-labels and task vectors of every task, and load the shard and the groups."""
         base = self._base_blob(store)
-        layout = self._ground.architecture.layout
+        layout = self._ground.partition.layout
         self._shard = self._fleet.spawn(
             Shard, self._spec.store, layout, base, threads=0, name="shard"
         )
@@ -182,7 +183,7 @@ class Crew:
         found = lookup(store, "bases", self._ground.digest)
         if found is not None:
             return found.ref
-        module = self._ground.architecture.module
+        module = self._ground.partition.module
         tensors: Mapping[str, torch.Tensor] = {
             name: module.get_parameter(name).detach() for name in models.backbone_names(module)
         }

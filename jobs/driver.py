@@ -135,7 +135,7 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
         address=spec.cluster.address,
         workers=spec.cluster.workers,
         threads=spec.cluster.threads_per_worker,
-        plan=object_store_bytes(ground.architecture.layout.numel, spec.fit.groups),
+        plan=object_store_bytes(ground.partition.layout.numel, spec.fit.groups),
     )
     try:
         yield fleet
@@ -172,7 +172,7 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
             job_id=run.job_id,
             base_digest=ground.digest,
             backbone_parameters=ground.parameters,
-            architecture=ground.architecture,
+            partition=ground.partition,
             facts=facts,
             prepared=prepared,
             kept={name: coordinator.kept(name) for name in facts},
@@ -192,7 +192,7 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
 def _coordinator(
     spec: JobSpec, ground: Ground, fleet: Fleet, crew: Crew
 ) -> tuple[Coefficients, Coordinator]:
-    units = len(ground.architecture.layout.units)
+    units = len(ground.partition.layout.units)
     start = initial_coefficients(spec.merge.init, spec.merge.scale, len(spec.tasks), units)
     coefficients = Coefficients(start, spec.merge.bounds)
     default_lr = HEAD_LR if spec.tint.site == HEAD else BLOCK_LR

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.results import MergeSummary, TaskResult
 from jobs.spec import JobSpec
-from jobs.worker import Architecture, Prepared, TaskFacts
+from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef
 from storage.catalog import Catalog
@@ -29,6 +29,7 @@ from tintray.bundle import (
     tint_file,
 )
 from tintray.evaluation import TaskScore, mean, normalised_accuracy
+from tintray.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Outcome:
     job_id: str
     base_digest: str
     backbone_parameters: int
-    architecture: Architecture
+    partition: Partition
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
     kept: Mapping[str, float]
@@ -90,7 +91,7 @@ def _next_version(store: ArtifactStore, name: str) -> int:
 
 
 def _files(outcome: Outcome) -> dict[str, bytes]:
-    backbone = outcome.architecture.layout.views(outcome.theta) | _shared_buffers(outcome)
+    backbone = outcome.partition.layout.views(outcome.theta) | _shared_buffers(outcome)
     files = {
         BACKBONE: tensors_as_bytes(backbone),
         COEFFICIENTS: tensors_as_bytes(
@@ -105,9 +106,9 @@ def _files(outcome: Outcome) -> dict[str, bytes]:
 
 def _shared_buffers(outcome: Outcome) -> dict[str, Tensor]:
     """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
-    module = outcome.architecture.module
+    module = outcome.partition.module
     parameters = dict(module.named_parameters())
-    below = tuple(f"{path}." for path in outcome.architecture.private)
+    below = tuple(f"{path}." for path in outcome.partition.private)
     return {
         name: tensor
         for name, tensor in module.state_dict().items()
@@ -127,8 +128,8 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "base": {"source": str(spec.base), "sha256": outcome.base_digest},
         "backbone_parameters": outcome.backbone_parameters,
         "site": spec.tint.site,
-        "private_modules": list(outcome.architecture.private),
-        "units": outcome.architecture.layout.to_json(),
+        "private_modules": list(outcome.partition.private),
+        "units": outcome.partition.layout.to_json(),
         "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
         "metrics": _metrics(outcome.scores),
         "rounds": spec.fit.rounds,
@@ -175,7 +176,7 @@ def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
 
 
 def _layers(outcome: Outcome) -> list[LayerSummary]:
-    columns = zip(outcome.architecture.layout.units, outcome.coefficients.t(), strict=True)
+    columns = zip(outcome.partition.layout.units, outcome.coefficients.t(), strict=True)
     return [
         LayerSummary(
             unit.name,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.sources import cache_folder, local_file, local_folder
@@ -25,7 +25,8 @@ from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError
 from tintray.evaluation import TaskScore, score
-from tintray.layout import Granularity, Layout, build_layout
+from tintray.layout import Granularity
+from tintray.partition import partition
 from tintray.step import StepSettings, TaskGroup, TaskMetrics, TaskState
 from tintray.tasks import Kind
 from tintray.tint import FusedModel, TintLayer
@@ -102,29 +103,6 @@ class _Hosted:
     expert_test: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How a base splits into shared and private tensors for a tint site."""
-
-    module: nn.Module
-    site: tuple[str, ...]
-    private: tuple[str, ...]
-    layout: Layout
-
-
-def architecture(base: nn.Module, site: str, granularity: Granularity) -> Architecture:
-    """Resolve a tint site on a base, and lay out what is left to share."""
-    paths = models.resolve_site(base, site)
-    private = tuple(dict.fromkeys(paths + models.head_modules(base)))
-    below = tuple(f"{path}." for path in private)
-    shapes = {
-        name: base.get_parameter(name).shape
-        for name in models.backbone_names(base)
-        if not name.startswith(below)
-    }
-    return Architecture(base, paths, private, build_layout(shapes, granularity))
-
-
 class Worker:
     """Hosts task groups; see the module."""
 
@@ -140,7 +118,7 @@ class Worker:
             open_checkpoint(local_folder(order.base, self._cache), role="base"),
             like=self._checkpoint(first),
         )
-        self._architecture = architecture(base, order.site, order.granularity)
+        self._partition = partition(base, order.site, order.granularity)
         self._fused: FusedModel | None = None
 
     # -- before the fit ------------------------------------------------------------------------
@@ -157,10 +135,10 @@ class Worker:
         """
         checkpoint = self._checkpoint(task)
         expert = models.load_expert(checkpoint, task.role)
-        models.check_same_backbone(self._architecture.module, expert, "the base", task.role)
-        private = models.private_state(expert, self._architecture.private)
+        models.check_same_backbone(self._partition.module, expert, "the base", task.role)
+        private = models.private_state(expert, self._partition.private)
         layer = TintLayer.of_expert(
-            task.name, private, self._architecture.site, learn=self._order.learned
+            task.name, private, self._partition.site, learn=self._order.learned
         )
         classes = int(expert.config.num_labels)  # type: ignore[union-attr,arg-type]
         processor = pools.load_processor(checkpoint, task.role)
@@ -179,7 +157,7 @@ class Worker:
         facts = TaskFacts(
             name=task.name,
             classes=classes,
-            tint_parameters=layer.count(self._architecture.site),
+            tint_parameters=layer.count(self._partition.site),
             head_parameters=layer.count(models.head_modules(expert)),
             expert_digest=digest,
             pool_digest=pool.digest,
@@ -193,7 +171,7 @@ class Worker:
         )
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels)
         if self._fused is None:
-            self._fused = FusedModel(expert, self._architecture.layout, self._architecture.private)
+            self._fused = FusedModel(expert, self._partition.layout, self._partition.private)
         return facts
 
     def prepare(self, name: str) -> Prepared:
@@ -214,7 +192,7 @@ class Worker:
     def begin(self) -> None:
         """Form the task groups; everything that they need is at hand."""
         assert self._fused is not None, "check() comes first"
-        gradient = torch.zeros(self._architecture.layout.numel)  # one group steps at a time
+        gradient = torch.zeros(self._partition.layout.numel)  # one group steps at a time
         for number, orders in self._orders.items():
             states = []
             for order in orders:
@@ -279,7 +257,7 @@ class Worker:
         if found is not None:
             return found.ref
         expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
-        base = self._architecture.module
+        base = self._partition.module
         difference = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
             for name in models.backbone_names(base)
