@@ -7,6 +7,7 @@ wrong ends there as ``failed`` or ``cancelled`` with one sentence.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +28,17 @@ from jobs.events import (
     TaskPrepared,
 )
 from jobs.fleet import Fleet, open_fleet
+from jobs.heartbeat import Heartbeat
 from jobs.publication import Outcome, publish
 from jobs.spec import JobSpec
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore, open_store
-from storage.catalog import Catalog
+from storage.cache import lookup
+from storage.catalog import Catalog, Known
+from storage.leases import LeaseLostError
 from storage.states import JobState
 from tintray.coefficients import Coefficients, initial_coefficients
-from tintray.errors import TintrayError
+from tintray.errors import InputError, StorageError, TintrayError
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
 from tintray.schedule import schedule
@@ -43,15 +47,18 @@ HEAD_LR = 1e-2
 BLOCK_LR = 1e-3
 _FLUSH_SECONDS = 2.0  # rounds are entered in the catalog in batches, off the rounds' own path
 
+_log = logging.getLogger(__name__)
+
 
 class JobRun:
-    """One job while it runs: its row in the catalog, its stage, its clock."""
+    """One job while it runs: its row in the catalog, its lease, its stage, its clock."""
 
     def __init__(self, spec: JobSpec, catalog: Catalog, on_event: OnEvent) -> None:
         self.spec = spec
         self.catalog = catalog
         self.on_event = on_event
         self.job_id = catalog.create_job(spec.name, spec.record(), str(spec.store))
+        self.lease = Heartbeat(catalog, self.job_id)
         self.state = JobState.QUEUED
         self.seconds: dict[str, float] = {}
         self._pending: dict[int, dict[str, Any]] = {}
@@ -68,11 +75,12 @@ class JobRun:
 
     def move(self, state: JobState, reason: str) -> None:
         """Change the job's state in the catalog, from the state that this run put it in."""
-        self.catalog.transition(self.job_id, self.state, state, reason)
+        self.catalog.transition(self.job_id, self.state, state, reason, token=self.lease.token)
         self.state = state
 
     def round_done(self, event: RoundDone) -> None:
         """Tell of a round, and keep its metrics for the catalog."""
+        self.lease.check()
         self.on_event(event)
         self._pending[event.round] = {
             "loss": event.loss,
@@ -86,7 +94,7 @@ class JobRun:
     def flush(self) -> None:
         """Enter the pending rounds in the catalog."""
         if self._pending:
-            self.catalog.record_rounds(self.job_id, self._pending)
+            self.catalog.record_rounds(self.job_id, self._pending, token=self.lease.token)
         self._pending = {}
         self._flushed = time.monotonic()
 
@@ -95,15 +103,25 @@ class JobRun:
         """Whatever ends the job early is its last event."""
         try:
             yield
+        except LeaseLostError:  # the job is another owner's, who says how it ends
+            raise
         except TintrayError as error:
-            self.move(JobState.FAILED, str(error))
+            self._end(JobState.FAILED, str(error))
             raise
         except KeyboardInterrupt:
-            self.move(JobState.CANCELLED, "interrupted from the keyboard")
+            self._end(JobState.CANCELLED, "interrupted from the keyboard")
             raise
         except BaseException as error:
-            self.move(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
+            self._end(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
             raise
+
+    def _end(self, state: JobState, reason: str) -> None:
+        try:
+            self.move(state, reason)
+        except StorageError as error:  # what ended the job is what its user must hear of
+            _log.warning(
+                "job %s: its end (%s) is not in the catalog: %s", self.job_id, state, error
+            )
 
 
 def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
@@ -118,14 +136,29 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
         If something fails while running; nothing is published then.
     """
     ground = survey(spec)
-    store = open_store(spec.store)
-    store.check_writable()
-    with Catalog.open(spec.catalog) as catalog:
+    store, opened = open_places(spec)
+    with opened as catalog:
         run = JobRun(spec, catalog, on_event)
-        with run.ending(), fleet_for(spec, ground) as fleet:
+        with run.lease, run.ending(), fleet_for(spec, ground) as fleet:
             manifest = _run(run, ground, store, fleet)
     on_event(Published(f"{store.url}/merges/{manifest['name']}/v{manifest['version']}"))
     return manifest
+
+
+def open_places(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
+    """The job's store, proved to be writable, and its catalog.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be used: nothing has been computed, and the user can mend it.
+    """
+    try:
+        store = open_store(spec.store)
+        store.check_writable()
+        return store, Catalog.open(spec.catalog)
+    except StorageError as error:
+        raise InputError(str(error)) from error
 
 
 @contextmanager
@@ -159,6 +192,7 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
         _record(run, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
         prepared = crew.prepare(store, _on_prepared(run))
+        _record_base(run, ground, store)
         _tell_reuse(run, prepared)
     coefficients, coordinator = _coordinator(spec, ground, fleet, crew)
     initial = coefficients.values.clone()
@@ -184,7 +218,7 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
             seconds=run.seconds,
             peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
         )
-        manifest = publish(outcome, store, run.catalog)
+        manifest = publish(outcome, store, run.catalog, run.lease)
     run.move(JobState.SUCCEEDED, f"published as {manifest['name']}/v{manifest['version']}")
     return manifest
 
@@ -236,6 +270,7 @@ def _on_prepared(run: JobRun) -> Any:
 
     def tell(prepared: Prepared) -> None:
         done.append(prepared.task)
+        _record_artifacts(run, prepared)
         run.on_event(
             TaskPrepared(
                 task=prepared.task,
@@ -249,15 +284,33 @@ def _on_prepared(run: JobRun) -> Any:
     return tell
 
 
+def _record_artifacts(run: JobRun, prepared: Prepared) -> None:
+    """Enter what a task was prepared with; the job needs it from now on."""
+    meta = {"task": prepared.task}
+    known = [
+        Known(prepared.labels, "self-labels", meta),
+        Known(prepared.vector, "task-vector", meta),
+    ]
+    if prepared.test_outputs is not None:
+        known.append(Known(prepared.test_outputs, "expert-outputs", meta))
+    run.catalog.record_artifacts(known, job_id=run.job_id)
+
+
+def _record_base(run: JobRun, ground: Ground, store: ArtifactStore) -> None:
+    found = lookup(store, "bases", ground.digest)
+    if found is not None:
+        known = Known(found.ref, "base", {"model": ground.digest})
+        run.catalog.record_artifacts([known], job_id=run.job_id)
+
+
 def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:
-    for task, found in prepared.items():
-        for kind, ref in (("self-labels", found.labels), ("task-vector", found.vector)):
-            run.catalog.record_artifact(ref.sha256, ref.size, kind, {"task": task})
-    cached = sum(found.cached for found in prepared.values())
-    if cached:
-        run.on_event(
-            Notice(f"self-labels of {cached} of {len(prepared)} tasks were reused from the store")
-        )
+    tasks = len(prepared)
+    labels = sum(found.cached for found in prepared.values())
+    vectors = sum(found.vector_cached for found in prepared.values())
+    reused = [f"self-labels of {labels} of {tasks} tasks"] if labels else []
+    reused += [f"task vectors of {vectors} of {tasks} tasks"] if vectors else []
+    if reused:
+        run.on_event(Notice(f"{' and '.join(reused)} were reused from the store"))
 
 
 def evaluated(score: TaskScore) -> Evaluated:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.heartbeat import Heartbeat
 from jobs.results import MergeSummary, TaskResult
 from jobs.spec import JobSpec
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef
-from storage.catalog import Catalog
+from storage.catalog import Catalog, Known
 from storage.lineage import LayerSummary
-from storage.publish import parse_merge_url, publish_merge, read_manifest
+from storage.publish import manifest_digest, parse_merge_url, publish_merge, read_manifest
 from tintray.bundle import (
     BACKBONE,
     COEFFICIENTS,
@@ -53,8 +54,12 @@ class Outcome:
     peak_memory_mib: float
 
 
-def publish(outcome: Outcome, store: ArtifactStore, catalog: Catalog) -> dict[str, Any]:
+def publish(
+    outcome: Outcome, store: ArtifactStore, catalog: Catalog, lease: Heartbeat
+) -> dict[str, Any]:
     """Write the merge to the store, its manifest last, and enter it in the catalog.
+
+    Only who holds the job's lease may: it is asked for again right before the manifest.
 
     Returns
     -------
@@ -68,19 +73,60 @@ def publish(outcome: Outcome, store: ArtifactStore, catalog: Catalog) -> dict[st
     """
     name = outcome.spec.name
     number = catalog.reserve_merge(name, outcome.job_id, at_least=_next_version(store, name))
-    url = publish_merge(store, name, _files(outcome), _manifest(outcome), version=number)
-    manifest = read_manifest(store, parse_merge_url(url)[1])
-    catalog.record_merge(
-        name,
-        number,
+    url = publish_merge(
+        store, name, _files(outcome), _manifest(outcome), version=number, confirm=lease.confirm
+    )
+    ref = parse_merge_url(url)[1]
+    manifest = read_manifest(store, ref)
+    enter(
+        catalog,
+        manifest,
         url,
-        outcome.job_id,
-        metrics={**manifest["metrics"], "site": manifest["site"]},
-        added=outcome.facts.keys(),
-        files={key: BlobRef(**ref) for key, ref in manifest["files"].items()},
-        coefficients=_layers(outcome),
+        manifest_sha256=manifest_digest(store, ref),
+        coefficients=outcome.coefficients,
+        job_id=outcome.job_id,
+        token=lease.token,
     )
     return manifest
+
+
+def enter(
+    catalog: Catalog,
+    manifest: Mapping[str, Any],
+    url: str,
+    *,
+    manifest_sha256: str,
+    coefficients: Tensor,
+    job_id: str | None = None,
+    token: int | None = None,
+) -> None:
+    """Enter a published merge, as its manifest describes it, in a catalog.
+
+    ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere.
+    """
+    files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
+    catalog.record_artifacts(
+        [Known(ref, _kind(name), {"file": name}) for name, ref in files.items()], job_id=job_id
+    )
+    catalog.record_merge(
+        manifest["name"],
+        manifest["version"],
+        url,
+        job_id,
+        manifest_sha256=manifest_sha256,
+        metrics={**manifest["metrics"], "site": manifest["site"]},
+        added=[task["name"] for task in manifest["tasks"]],
+        files=files,
+        coefficients=_layers(manifest["units"], coefficients),
+        token=token,
+    )
+
+
+def _kind(file: str) -> str:
+    """What the catalog calls a file of a merge."""
+    if file in (BACKBONE, COEFFICIENTS):
+        return file.removesuffix(".safetensors")
+    return "tint" if file.startswith("tints/") else "config"
 
 
 def _next_version(store: ArtifactStore, name: str) -> int:
@@ -175,17 +221,16 @@ def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
-def _layers(outcome: Outcome) -> list[LayerSummary]:
-    columns = zip(outcome.partition.layout.units, outcome.coefficients.t(), strict=True)
+def _layers(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
     return [
         LayerSummary(
-            unit.name,
+            unit["name"],
             float(column.mean()),
             float(torch.std(column, correction=0)),
             float(column.min()),
             float(column.max()),
         )
-        for unit, column in columns
+        for unit, column in zip(units, coefficients.t(), strict=True)
     ]
 
 

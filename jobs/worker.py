@@ -83,7 +83,8 @@ class Prepared:
 
     task: str
     seconds: float
-    cached: bool
+    cached: bool  # the self-labels came from the store
+    vector_cached: bool  # so did the task vector
     labels: BlobRef
     test_outputs: BlobRef | None  # the expert's outputs on the test set
     vector: BlobRef
@@ -185,9 +186,9 @@ class Worker:
         test_ref = None
         if hosted.test is not None:
             hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
-        vector = self._task_vector(hosted)
+        vector, vector_cached = self._task_vector(hosted)
         seconds = time.perf_counter() - started
-        return Prepared(name, seconds, cached, ref, test_ref, vector)
+        return Prepared(name, seconds, cached, vector_cached, ref, test_ref, vector)
 
     def begin(self) -> None:
         """Form the task groups; everything that they need is at hand."""
@@ -250,19 +251,19 @@ class Worker:
         raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{task.name}.{part}")
         return pools.build_pool(raw, processor)
 
-    def _task_vector(self, hosted: _Hosted) -> BlobRef:
+    def _task_vector(self, hosted: _Hosted) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
         key = f"{self._order.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
         found = lookup(self._store, "task-vectors", key)
         if found is not None:
-            return found.ref
+            return found.ref, True
         expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
         base = self._partition.module
         difference = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
             for name in models.backbone_names(base)
         }
-        return self._remember("task-vectors", key, difference)
+        return self._remember("task-vectors", key, difference), False
 
     def _predictions(self, hosted: _Hosted, pool: pools.Pool) -> tuple[Tensor, BlobRef, bool]:
         key = labels.labels_key(hosted.facts.expert_digest, pool.digest)

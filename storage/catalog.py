@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -35,6 +36,15 @@ from storage.tables import (
 )
 from storage.urls import check_name, redact, scrub
 from tintray.errors import NotFoundError, StorageError, nearest
+
+
+@dataclass(frozen=True)
+class Known:
+    """A blob to be entered: what it is (``kind``, such as ``"task-vector"``), and of what."""
+
+    ref: BlobRef
+    kind: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StateConflictError(StorageError):
@@ -376,14 +386,25 @@ class Catalog:
         *,
         job_id: str | None = None,
     ) -> None:
-        """Know a blob; with ``job_id``, keep it from being collected until that job is over."""
+        """Know a blob; see :meth:`record_artifacts`."""
+        self.record_artifacts([Known(BlobRef(sha256, size), kind, meta or {})], job_id=job_id)
+
+    def record_artifacts(self, found: Iterable[Known], *, job_id: str | None = None) -> None:
+        """Know some blobs, in one transaction; one that is known already keeps its kind.
+
+        With ``job_id``, they are kept from being collected while that job is not over, and for as
+        long as a merge that it published is there.
+        """
         now = datetime.now(UTC)
-        row = lineage.artifact_row(BlobRef(sha256, size), kind, _clean(meta or {}), now)
+        rows = {
+            item.ref.sha256: lineage.artifact_row(item.ref, item.kind, _clean(item.meta), now)
+            for item in found
+        }
         with self._write() as session:
-            lineage.insert_missing(session, Artifact, [row])
+            lineage.insert_missing(session, Artifact, list(rows.values()))
             if job_id is not None:
-                use = {"job_id": job_id, "sha256": sha256}
-                lineage.insert_missing(session, ArtifactUse, [use])
+                uses = [{"job_id": job_id, "sha256": sha256} for sha256 in rows]
+                lineage.insert_missing(session, ArtifactUse, uses)
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """All known artifacts, or those of a kind, oldest first."""

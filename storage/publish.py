@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifacts import ArtifactStore, open_store
-from storage.blobs import BlobRef, blob_key, fetch_blob, put_blob
+from storage.blobs import BlobRef, blob_key, fetch_blob, hash_bytes, put_blob
 from storage.folder import FolderStore
 from storage.records import seal, unseal
 from storage.urls import check_key, check_name, join
@@ -52,6 +52,7 @@ def publish_merge(
     manifest: Mapping[str, Any],
     *,
     version: int | None = None,
+    confirm: Callable[[], object] | None = None,
 ) -> str:
     """Publish files and a manifest as the immutable merge ``name``; returns its URL.
 
@@ -61,8 +62,9 @@ def publish_merge(
 
     Without ``version`` the next free one is taken. Where several publishers share a bucket, take
     it from :meth:`storage.catalog.Catalog.reserve_merge`: not every S3 server keeps its promise
-    of a conditional put. Publishing the same files again under the same version changes nothing;
-    other files under a published version raise :class:`~tintray.errors.StorageError`.
+    of a conditional put. ``confirm`` is called when only the manifest is missing: what it raises
+    keeps the merge from being published. Publishing the same files again under the same version
+    changes nothing; other files under it raise :class:`~tintray.errors.StorageError`.
     """
     check_name(name, "merge name")
     for relative in files:
@@ -70,6 +72,8 @@ def publish_merge(
             raise InputError(f"merge {name}: {MANIFEST} is written by publishing, not given to it")
     blobs = _put_all(store, files)
     listed = {key: {"sha256": ref.sha256, "size": ref.size} for key, ref in sorted(blobs.items())}
+    if confirm is not None:
+        confirm()
     first = version or next_version(store, name)
     for number in range(first, first + (1 if version else _TRIES)):
         ref = MergeRef(name, number)
@@ -154,6 +158,11 @@ def read_manifest(store: ArtifactStore, ref: MergeRef) -> dict[str, Any]:
         hint = nearest(str(ref), map(str, list_merges(store)))
         raise NotFoundError(f"merge {ref} is not published in {store.url}{hint}") from None
     return unseal(data, f"{ref.manifest_key} in {store.url}")
+
+
+def manifest_digest(store: ArtifactStore, ref: MergeRef) -> str:
+    """The sha256 of the manifest's file as it lies in the store."""
+    return hash_bytes(store.get(ref.manifest_key)).sha256
 
 
 def merge_file(

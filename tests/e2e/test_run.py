@@ -199,7 +199,9 @@ def test_a_second_run_recomputes_nothing_and_publishes_the_same(
     assert hashes(second.url) == hashes(first.url)
     assert all(event.cached for event in events if isinstance(event, TaskPrepared))
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert notices == ["self-labels of 4 of 4 tasks were reused from the store"]
+    assert notices == [
+        "self-labels of 4 of 4 tasks and task vectors of 4 of 4 tasks were reused from the store"
+    ]
     store = open_store(spec.store)
     assert [str(ref) for ref in list_merges(store)] == ["tiny/v1", "tiny/v2"]
 
