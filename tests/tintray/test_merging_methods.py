@@ -1,0 +1,358 @@
+"""What every merging method promises, and what each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from tintray.errors import SpecError
+from tintray.layout import build_layout
+from tintray.merging import Layer, Method, Parameter, Recipe, method, methods, recipe, registry
+from tintray.merging.apply import depths, direct, directions, layers, own_deltas
+from tintray.merging.masks import elected
+from tintray.merging.spectral import decompose, pack
+from tintray.task_vectors import TaskVectors
+
+ALL = list(methods())
+SHAPES = {"matrix": (12, 8), "wide": (6, 20), "vector": (8,), "kernel": (4, 3, 2, 2)}
+TASKS = ("first", "second", "third")
+
+
+def layer(shape: tuple[int, ...] = (12, 8), tasks: int = 3, **known: object) -> Layer:
+    generator = torch.Generator().manual_seed(7)
+    base = torch.randn(shape, generator=generator)
+    vectors = 0.1 * torch.randn(tasks, *shape, generator=generator)
+    made = Layer("model.layers.1.weight", base, vectors, TASKS[:tasks], depth=0.5)
+    statistics = {"fisher": torch.rand(tasks, *shape, generator=generator)}
+    if len(shape) == 2:
+        inputs = torch.randn(tasks, 30, shape[1], generator=generator)
+        statistics["gram"] = inputs.mT @ inputs / 30
+    return replace(made, statistics=statistics, **known)  # type: ignore[arg-type]
+
+
+def reordered(given: Layer, order: list[int]) -> Layer:
+    return replace(
+        given,
+        vectors=given.vectors[order],
+        tasks=tuple(given.tasks[k] for k in order),
+        statistics={kind: of[order] for kind, of in given.statistics.items()},
+    )
+
+
+def few(name: str) -> int:
+    return methods()[name].most or 3
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", ALL)
+def test_directions_have_the_task_vectors_shape_and_are_finite(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    given = layer(shape, few(name))
+    found = directions(given, recipe(name))
+    assert found.shape == given.vectors.shape
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_method_changes_none_of_what_it_is_given(name: str) -> None:
+    given = layer(tasks=few(name))
+    before = [given.base.clone(), given.vectors.clone(), given.statistics["gram"].clone()]
+    directions(given, recipe(name))
+    after = [given.base, given.vectors, given.statistics["gram"]]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", [n for n in ALL if methods()[n].expert_at is not None])
+def test_one_task_at_scale_one_is_the_expert(name: str, shape: tuple[int, ...]) -> None:
+    given = layer(shape, 1)
+    promised = recipe(name, methods()[name].expert_at)
+    torch.testing.assert_close(directions(given, promised), given.vectors, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if methods()[n].own is not None])
+def test_one_task_on_its_own_backbone_is_the_expert(name: str) -> None:
+    given = layer(tasks=1)
+    rule = methods()[name].totals
+    given = replace(given, totals=None if rule is None else rule(given))
+    torch.testing.assert_close(own_deltas(given, recipe(name)), given.vectors)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", ALL)
+def test_the_order_of_tasks_does_not_matter(name: str, shape: tuple[int, ...]) -> None:
+    given = layer(shape, few(name))
+    order = [2, 0, 1] if few(name) == 3 else [1, 0]
+    found = directions(given, recipe(name))
+    turned = directions(reordered(given, order), recipe(name))
+    scale = found.abs().max()
+    torch.testing.assert_close(turned.sum(0), found.sum(0), atol=float(2e-5 * scale), rtol=1e-4)
+    torch.testing.assert_close(turned, found[order], atol=float(1e-3 * scale), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_method_finds_is_the_same_every_time(name: str) -> None:
+    given = layer(tasks=few(name))
+    assert torch.equal(directions(given, recipe(name)), directions(given, recipe(name)))
+
+
+@pytest.mark.parametrize("name", ["dare", "dare_ties"])
+def test_random_methods_follow_seed_task_and_tensor(name: str) -> None:
+    given = layer()
+    same = directions(given, recipe(name))
+    other_seed = directions(replace(given, seed=1), recipe(name))
+    other_tensor = directions(replace(given, name="model.layers.2.weight"), recipe(name))
+    assert not torch.equal(same, other_seed)
+    assert not torch.equal(same, other_tensor)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if methods()[n].elementwise])
+def test_elementwise_methods_can_be_cut_into_pieces(name: str) -> None:
+    whole = layer((40,))
+    recipe_ = recipe(name)
+    rule = recipe_.method.thresholds
+    alone = [replace(whole, vectors=whole.vectors[k : k + 1]) for k in range(3)]
+    thresholds = (
+        None if rule is None else torch.cat([rule(one, **recipe_.parameters) for one in alone])
+    )
+    pieces = [
+        replace(
+            whole,
+            base=whole.base[cut],
+            vectors=whole.vectors[:, cut],
+            statistics={"fisher": whole.statistics["fisher"][:, cut]},
+            thresholds=thresholds,
+        )
+        for cut in (slice(0, 13), slice(13, 40))
+    ]
+    found = torch.cat([directions(piece, recipe_) for piece in pieces], dim=1)
+    assert torch.equal(found, directions(whole, recipe_))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_task_that_learned_nothing_disturbs_nothing_but_means(name: str) -> None:
+    """A task vector of zeros must not make a division by zero."""
+    given = layer(tasks=few(name))
+    given.vectors[0] = 0
+    assert torch.isfinite(directions(given, recipe(name))).all()
+
+
+# What each method is
+
+
+def test_ties_keeps_trims_elects_and_averages() -> None:
+    vectors = torch.tensor([[4.0, -1.0, 3.0, 0.5], [2.0, -5.0, -4.0, 0.1]])
+    given = Layer("x", torch.zeros(4), vectors, ("a", "b"))
+    found = directions(given, recipe("ties", {"density": 0.5})).sum(0)
+    # kept: 4 and 3 of a, -5 and -4 of b; at the third coordinate -4 outweighs 3
+    assert found.tolist() == [4.0, -5.0, -4.0, 0.0]
+
+
+def test_breadcrumbs_masks_both_ends() -> None:
+    vectors = torch.tensor([[1.0, -2.0, 3.0, -4.0, 5.0, 6.0, -7.0, 8.0, 9.0, 10.0]])
+    given = Layer("x", torch.zeros(10), vectors, ("a",))
+    found = directions(given, recipe("breadcrumbs", {"smallest": 0.5, "largest": 0.2}))
+    assert found.tolist() == [[0.0, 0, 0, 0, 0, 6, -7, 8, 0, 0]]
+
+
+def test_dare_keeps_the_sum_on_average() -> None:
+    given = Layer("x", torch.zeros(20_000), torch.ones(1, 20_000), ("a",))
+    found = directions(given, recipe("dare", {"drop": 0.75}))
+    assert set(found.unique().tolist()) == {0.0, 4.0}
+    assert abs(float(found.mean()) - 1) < 0.05
+
+
+def test_emr_tasks_keep_their_own_mass() -> None:
+    """The rescaler gives each task's modulation the L1 norm of its task vector."""
+    given = layer()
+    rule = methods()["emr"].totals
+    assert rule is not None
+    own = own_deltas(replace(given, totals=rule(given)), recipe("emr"))
+    torch.testing.assert_close(own.abs().sum((1, 2)), given.vectors.abs().sum((1, 2)))
+    assert (own * given.vectors >= 0).all()
+
+
+def test_emr_shares_the_elected_vector() -> None:
+    given = layer()
+    torch.testing.assert_close(directions(given, recipe("emr")).sum(0), elected(given.vectors))
+
+
+def test_iso_c_flattens_the_spectrum_of_the_sum() -> None:
+    given = layer()
+    merged = directions(given, recipe("iso_c")).sum(0)
+    values = torch.linalg.svdvals(merged)
+    mean = torch.linalg.svdvals(given.vectors.sum(0)).mean()
+    torch.testing.assert_close(values, mean.expand_as(values), atol=1e-5, rtol=1e-4)
+
+
+def test_tsv_tasks_get_directions_orthogonal_to_each_other() -> None:
+    first, second, third = directions(layer(), recipe("tsv_m"))
+    for left, right in ((first, second), (first, third), (second, third)):
+        assert float((left.T @ right).abs().max()) < 1e-5
+        assert float((left @ right.T).abs().max()) < 1e-5
+
+
+def test_regmean_solves_the_normal_equations() -> None:
+    given = layer()
+    grams = given.statistics["gram"]
+    merged = directions(given, recipe("regmean", {"off_diagonal": 1})).sum(0)
+    expected = torch.linalg.solve(grams.sum(0), (given.vectors @ grams).sum(0).T).T
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_wudi_lessens_the_interference() -> None:
+    given = layer()
+
+    def interference(merged: Tensor) -> float:
+        each = (merged - given.vectors) @ given.vectors.mT
+        return float((each.square().sum((1, 2)) / given.vectors.square().sum((1, 2))).sum())
+
+    found = directions(given, recipe("wudi", {"rate": 1e-3})).sum(0)
+    assert interference(found) < 0.5 * interference(given.vectors.sum(0))
+
+
+def test_karcher_of_two_experts_of_one_norm_is_slerp() -> None:
+    given = layer(tasks=2)
+    experts = given.base + given.vectors
+    experts = experts / experts.flatten(1).norm(dim=1)[:, None, None]
+    given = replace(given, vectors=experts - given.base)
+    means = [directions(given, recipe(name)).sum(0) for name in ("slerp", "karcher")]
+    torch.testing.assert_close(*means, atol=1e-6, rtol=1e-4)
+
+
+def test_measured_decompositions_change_nothing() -> None:
+    given = layer()
+    each = {"svd": pack(*decompose(given.vectors))}
+    of_sum = {"svd_sum": pack(*decompose(given.vectors.sum(0)))[None]}
+    for name, statistics in (("tsv_m", each), ("iso_c", of_sum), ("iso_cts", of_sum)):
+        measured = directions(replace(given, statistics=statistics), recipe(name))
+        torch.testing.assert_close(measured, directions(given, recipe(name)))
+
+
+def test_depth_grows_from_embeddings_to_the_last_block() -> None:
+    names = ["embed.weight", "layers.0.w", "layers.1.w", "layers.3.w", "norm.weight"]
+    assert list(depths(names).values()) == [0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+# A whole model in memory
+
+
+def task_vectors(tasks: int = 3) -> TaskVectors:
+    layout = build_layout({"embed.w": (5, 4), "layers.0.w": (6, 4), "layers.1.b": (6,)})
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(layout.numel, generator=generator)
+    matrix = torch.randn(tasks, layout.numel, generator=generator)
+    return TaskVectors(layout, TASKS[:tasks], base, matrix)
+
+
+def test_directions_replace_task_vectors_tensor_by_tensor() -> None:
+    given = task_vectors()
+    expected = {
+        slot.name: directions(one, recipe("lines")) for slot, one in layers(given, recipe("lines"))
+    }
+    direct(given, recipe("lines"))
+    for slot in given.layout.slots:
+        found = given.matrix[:, slot.start : slot.stop].view(-1, *slot.shape)
+        assert torch.equal(found, expected[slot.name])
+
+
+def test_totals_are_of_the_whole_model() -> None:
+    given = task_vectors()
+    totals = {one.totals for _, one in layers(given, recipe("emr")) if one.totals is not None}
+    assert len({id(found) for found in totals}) == 1
+    torch.testing.assert_close(totals.pop()[:, 0].float(), given.matrix.abs().sum(1))
+
+
+# The registry
+
+
+def test_every_method_says_what_it_is() -> None:
+    for found in methods().values():
+        assert found.summary.endswith("."), found.name
+        assert found.source, found.name
+        for parameter in found.parameters:
+            assert parameter.check(parameter.default, found.name) == parameter.default
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("tise", {}, ["no merging method 'tise'", "did you mean 'ties'?"]),
+        ("ties", {"densty": 0.1}, ["no such parameter", "did you mean 'density'?"]),
+        ("ties", {"density": 0}, ["merge.parameters.density", "(0, 1]", "found 0"]),
+        ("ties", {"density": True}, ["a number in (0, 1]", "found True"]),
+        ("dare", {"drop": 1.0}, ["[0, 1)", "found 1.0"]),
+        ("wudi", {"steps": 2.5}, ["a whole number", "found 2.5"]),
+        ("average", {"density": 1}, ["it has none"]),
+    ],
+)
+def test_a_recipe_refuses_what_it_does_not_know(
+    name: str, parameters: Mapping[str, float], said: list[str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        recipe(name, parameters)
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+def test_slerp_refuses_a_third_expert() -> None:
+    with pytest.raises(SpecError, match="at most 2 experts, found 3; use 'karcher'"):
+        methods()["slerp"].check_tasks(3)
+
+
+def test_a_declaration_must_fit_its_function() -> None:
+    with pytest.raises(TypeError, match="takes"):
+
+        @method("odd", summary=".", source="-", parameters=[Parameter("a", 1, 0, 1, "")])
+        def odd(layer: Layer) -> Tensor:
+            return layer.vectors
+
+
+# Plugins
+
+
+@method("halved", summary="Half the sum.", source="-", scale=0.5, elementwise=True)
+def halved(layer: Layer) -> Tensor:
+    return layer.vectors
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that an entry point of the group names; it is empty."""
+    module = ModuleType("tintray_test_plugin")
+    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    point = EntryPoint("plugin", module.__name__, registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    registry.methods.cache_clear()
+    monkeypatch.setattr(registry, "methods", registry.methods)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> object:
+    yield
+    registry.methods.cache_clear()
+
+
+def test_a_plugin_brings_a_method(plugin: ModuleType) -> None:
+    plugin.__dict__["halved"] = halved
+    assert isinstance(registry.find_method("halved"), Method)
+    assert Recipe("halved").method is halved
+
+
+def test_a_plugin_without_a_method_is_named(plugin: ModuleType) -> None:
+    with pytest.raises(SpecError, match="'tintray_test_plugin' of .* holds no method"):
+        registry.methods()
+
+
+def test_a_plugin_cannot_take_a_name(plugin: ModuleType) -> None:
+    plugin.__dict__["ties"] = replace(halved, name="ties")
+    with pytest.raises(SpecError, match="a method 'ties', which exists already"):
+        registry.methods()

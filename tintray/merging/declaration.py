@@ -1,0 +1,249 @@
+"""What a merging method is: one pure function on one tensor, and what is known about it.
+
+A method answers with *directions* D [K, …]: what each task contributes to the merged tensor,
+
+    θ = θ₀ + scale · Σₖ Dₖ
+
+so that a merge, a search for the scale, and a fit that gives every task a coefficient of its own
+(θˡ = θ₀ˡ + Σₖ λₖˡ Dₖˡ, started at λ = scale) all read the same function. A new method is a file
+like this one, named by the entry point group ``tintray.methods``::
+
+    from torch import Tensor
+    from tintray.merging import Layer, Parameter, method
+
+    @method("median", summary="The median task vector, coordinate by coordinate.",
+            source="Tukey 1977", scale=1.0, elementwise=True)
+    def median(layer: Layer) -> Tensor:
+        middle = layer.vectors.median(0).values
+        return middle.expand_as(layer.vectors) / len(layer.vectors)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintray.errors import SpecError, nearest
+
+Value = float | int
+Rule = Callable[..., Tensor]
+"""``(layer, **parameters)`` to a tensor; it changes none of what it is given."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a method can be tuned by, and where it may lie.
+
+    Attributes
+    ----------
+    low, high
+        The documented range. Both ends belong to it, but for those that ``open_low`` and
+        ``open_high`` exclude.
+    whole
+        Whether it counts something.
+    """
+
+    name: str
+    default: Value
+    low: float
+    high: float
+    about: str
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+
+    @property
+    def range(self) -> str:
+        """The range in the notation of intervals, such as ``(0, 1]``."""
+        left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+    def check(self, value: object, method: str) -> Value:
+        """``value`` if it lies in the range.
+
+        Raises
+        ------
+        SpecError
+            Naming the parameter, its range and the value.
+        """
+        kinds = (int,) if self.whole else (int, float)
+        low = isinstance(value, kinds) and not isinstance(value, bool)
+        if low:
+            assert isinstance(value, int | float)
+            above = value > self.low if self.open_low else value >= self.low
+            below = value < self.high if self.open_high else value <= self.high
+            if above and below:
+                return value
+        what = "a whole number" if self.whole else "a number"
+        raise SpecError(
+            f"merge.parameters.{self.name}: expected {what} in {self.range} for the method "
+            f"'{method}' ({self.about}), found {value!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All that a method may know of one tensor.
+
+    Attributes
+    ----------
+    name
+        The tensor's name in the model.
+    base
+        θ₀, float32, of the tensor's shape.
+    vectors
+        Task vectors τₖ = θₖ − θ₀, float32 [K, …].
+    tasks
+        Their names, in order.
+    depth
+        Where the tensor sits: 0 before the first block, 1 in the last block and after it.
+    seed
+        What random methods derive their streams from, together with names.
+    thresholds
+        What the method's ``thresholds`` gave for this tensor, [K, m].
+    totals
+        What the method's ``totals`` gave, summed over all tensors of the model, [K, m].
+    statistics
+        What was measured for this tensor beforehand, by kind: ``fisher`` [K, …], ``gram``
+        [K, in, in], and singular value decompositions.
+    """
+
+    name: str
+    base: Tensor
+    vectors: Tensor
+    tasks: tuple[str, ...]
+    depth: float = 0.0
+    seed: int = 0
+    thresholds: Tensor | None = None
+    totals: Tensor | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merging method and what is known about it.
+
+    Attributes
+    ----------
+    directions
+        Layer to D [K, …].
+    scale
+        What Σ D is multiplied by where nobody says otherwise; None is 1/K.
+    own
+        For methods that give each task a backbone of its own: layer to Δ [K, …], where task k
+        runs on θ₀ + scale · Δₖ. Their ``directions`` sum to the part that all tasks share.
+    thresholds
+        One task's whole tensor to numbers [1, m] that ``directions`` needs, such as quantiles.
+    totals
+        A tensor (or any part of it) to numbers [K, m], summed over the model beforehand.
+    elementwise
+        Whether a coordinate's result depends on that coordinate (and on ``thresholds`` and
+        ``totals``) alone, so that a large tensor can be merged a piece at a time.
+    workspace
+        For the others: how many copies of the task vectors it holds while it runs, the result
+        included.
+    needs
+        Statistics that must have been measured, by kind.
+    uses
+        Statistics that spare it work where they have been measured.
+    most
+        The most tasks that it can merge, or None.
+    expert_at
+        Parameters at which one task at scale 1 gives back the expert; None if it promises no such
+        thing.
+    """
+
+    name: str
+    directions: Rule
+    summary: str
+    source: str
+    parameters: tuple[Parameter, ...] = ()
+    scale: float | None = 1.0
+    own: Rule | None = None
+    thresholds: Rule | None = None
+    totals: Rule | None = None
+    elementwise: bool = False
+    workspace: float = 1.0
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    most: int | None = None
+    expert_at: Mapping[str, Value] | None = field(default_factory=lambda: MappingProxyType({}))
+
+    def start(self, tasks: int) -> float:
+        """The scale where nobody says otherwise."""
+        return 1.0 / tasks if self.scale is None else self.scale
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Value]:
+        """Every parameter's value: what is given, else the default.
+
+        Raises
+        ------
+        SpecError
+            For a name that is no parameter (with the nearest), or a value out of range.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        for name in given:
+            if name not in known:
+                has = ", ".join(known) or "none"
+                raise SpecError(
+                    f"merge.parameters.{name}: the method '{self.name}' has no such parameter"
+                    f"{nearest(name, known)}; it has {has}"
+                )
+        return {
+            name: parameter.check(given.get(name, parameter.default), self.name)
+            for name, parameter in known.items()
+        }
+
+    def check_tasks(self, tasks: int) -> None:
+        """Refuse more tasks than the method merges."""
+        if self.most is not None and tasks > self.most:
+            raise SpecError(
+                f"merge.method: '{self.name}' merges at most {self.most} experts, found {tasks}; "
+                "use 'karcher', its form for any number"
+            )
+
+
+def method(
+    name: str,
+    *,
+    summary: str,
+    source: str,
+    parameters: Sequence[Parameter] = (),
+    **known: Any,
+) -> Callable[[Rule], Method]:
+    """Declare the decorated function as the directions of a method; see :class:`Method`."""
+
+    def declare(function: Rule) -> Method:
+        found = list(inspect.signature(function).parameters)[1:]
+        expected = [parameter.name for parameter in parameters]
+        if found != expected:
+            raise TypeError(f"method '{name}' takes {found}, its parameters are {expected}")
+        return Method(name, function, summary, source, tuple(parameters), **known)
+
+    return declare
+
+
+def rows(vectors: Tensor) -> Tensor:
+    """Task vectors as a matrix [K, n]; no copy."""
+    return vectors.reshape(len(vectors), -1)
+
+
+def per_task(values: Tensor, like: Tensor) -> Tensor:
+    """One number per task [K], shaped to multiply task vectors [K, …]."""
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def shared_out(total: Tensor, shares: Tensor) -> Tensor:
+    """Directions [K, …] that sum to ``total`` […], in proportion to ``shares`` ≥ 0 [K, …].
+
+    Where all shares are zero every task gets the same.
+    """
+    whole = shares.sum(0)
+    even = torch.full_like(shares, 1.0 / len(shares))
+    return total * torch.where(whole > 0, shares / whole.clamp_min(1e-38), even)

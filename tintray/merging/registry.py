@@ -1,0 +1,123 @@
+"""Which methods there are: those in this package, and those that plugins bring.
+
+A plugin names a :class:`Method`, or a module that holds some, in the entry point group
+``tintray.methods``::
+
+    [project.entry-points."tintray.methods"]
+    median = "my_package.median"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType, ModuleType
+
+from tintray.errors import SpecError, nearest
+from tintray.merging import (
+    balancing,
+    interference,
+    linear,
+    masks,
+    sparse,
+    spectral,
+    spherical,
+    statistical,
+)
+from tintray.merging.declaration import Method, Value
+
+GROUP = "tintray.methods"
+_BUILT_IN = (
+    linear,
+    sparse,
+    masks,
+    balancing,
+    spherical,
+    statistical,
+    spectral,
+    interference,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with the values of its parameters and a seed: plain data, checked once.
+
+    ``parameters`` holds every parameter of the method.
+    """
+
+    name: str
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def method(self) -> Method:
+        """The method itself."""
+        return find_method(self.name)
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """All methods by name: the built-in ones in the order of the documentation, then plugins.
+
+    Raises
+    ------
+    SpecError
+        If a plugin cannot be loaded, brings no method, or takes a name that is taken.
+    """
+    found = {method.name: method for module in _BUILT_IN for method in _in_module(module)}
+    for point in entry_points(group=GROUP):
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            raise SpecError(
+                f"the plugin '{point.value}' of {GROUP} cannot be loaded ({error}); "
+                "mend or uninstall it"
+            ) from error
+        brought = [loaded] if isinstance(loaded, Method) else list(_in_module(loaded))
+        if not brought:
+            raise SpecError(
+                f"the plugin '{point.value}' of {GROUP} holds no method; expected a function "
+                "decorated with tintray.merging.method, or a module with some"
+            )
+        for method in brought:
+            if found.setdefault(method.name, method) is not method:
+                raise SpecError(
+                    f"the plugin '{point.value}' of {GROUP} brings a method '{method.name}', "
+                    "which exists already; give it another name"
+                )
+    return MappingProxyType(found)
+
+
+def _in_module(module: ModuleType) -> Iterator[Method]:
+    yield from (value for value in vars(module).values() if isinstance(value, Method))
+
+
+def find_method(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises
+    ------
+    SpecError
+        With the nearest name, if there is none.
+    """
+    known = methods()
+    if name not in known:
+        raise SpecError(
+            f"there is no merging method '{name}'{nearest(name, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    return known[name]
+
+
+def recipe(name: str, parameters: Mapping[str, Value] | None = None, *, seed: int = 0) -> Recipe:
+    """A checked recipe; what is left out takes its default.
+
+    Raises
+    ------
+    SpecError
+        For an unknown method or parameter (with the nearest), or a value out of range.
+    """
+    return Recipe(name, find_method(name).complete(parameters or {}), seed)

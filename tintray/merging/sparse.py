@@ -1,0 +1,160 @@
+"""Methods that keep a part of each task vector: TIES, DARE, Breadcrumbs, MagMax.
+
+What is kept is judged within one tensor. Shares are shares of its coordinates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
+from tintray.randomness import stream
+
+_DENSITY = Parameter(
+    "density", 0.2, 0, 1, "share of each task vector, the largest entries, that is kept",
+    open_low=True,
+)  # fmt: skip
+_DROP = Parameter("drop", 0.9, 0, 1, "share of each task vector dropped at random", open_high=True)
+
+
+def smallest_kept(layer: Layer, density: float) -> Tensor:
+    """For each task the magnitude of the smallest of its ⌊density · n⌋ largest entries: [K, 1]."""
+    found = [_kth_largest(row, int(density * row.numel())) for row in rows(layer.vectors)]
+    return torch.tensor(found).unsqueeze(1)
+
+
+def _kth_largest(row: Tensor, count: int) -> float:
+    """Magnitude of the ``count``-th largest entry; infinite for 0. numpy selects with SIMD."""
+    if count == 0:
+        return float("inf")
+    if count >= row.numel():
+        return 0.0
+    magnitudes = row.abs().numpy()
+    position = len(magnitudes) - count
+    magnitudes.partition(position)
+    return float(magnitudes[position])
+
+
+def elect(vectors: Tensor) -> Tensor:
+    """Disjoint directions: entries against the sign of the sum go, the rest are averaged.
+
+    The sum over tasks is TIES's disjoint mean (eq. in section 3 of arXiv 2306.01708).
+    """
+    sign = vectors.sum(0).sign()
+    agreeing = vectors * sign > 0
+    count = agreeing.sum(0).clamp_min(1)
+    return torch.where(agreeing, vectors, 0.0) / count
+
+
+@method(
+    "ties",
+    summary="Trim each task vector, elect a sign per coordinate, average what agrees with it.",
+    source="Yadav et al., TIES-Merging, arXiv 2306.01708",
+    parameters=[_DENSITY],
+    thresholds=smallest_kept,
+    elementwise=True,
+    expert_at={"density": 1},
+)
+def ties(layer: Layer, density: float) -> Tensor:
+    """D = the disjoint mean's terms; ``layer.thresholds`` says what trimming leaves."""
+    return elect(_at_least(layer))
+
+
+def _at_least(layer: Layer) -> Tensor:
+    assert layer.thresholds is not None
+    bound = per_task(layer.thresholds[:, 0], layer.vectors)
+    return torch.where(layer.vectors.abs() >= bound, layer.vectors, 0.0)
+
+
+def drop_and_rescale(vectors: Tensor, kept: Tensor, drop: float) -> Tensor:
+    """τ where ``kept`` [K, …] (0 or 1) is 1, divided by 1 − drop; eq. 1 of DARE."""
+    return vectors * kept / (1 - drop)
+
+
+def _kept(layer: Layer, drop: float) -> Tensor:
+    """Which entries stay, 0 or 1: of each task by seed, tensor and task name alone."""
+    masks = [
+        torch.rand(layer.base.shape, generator=stream(layer.seed, "dare", layer.name, task))
+        for task in layer.tasks
+    ]
+    return (torch.stack(masks) >= drop).float()
+
+
+@method(
+    "dare",
+    summary="Drop entries of each task vector at random, rescale the rest, then task arithmetic.",
+    source="Yu et al., DARE, arXiv 2311.03099",
+    parameters=[_DROP],
+    scale=0.3,
+    workspace=3,
+    expert_at={"drop": 0},
+)
+def dare(layer: Layer, drop: float) -> Tensor:
+    """D = m ⊙ τ / (1 − drop)."""
+    return drop_and_rescale(layer.vectors, _kept(layer, drop), drop)
+
+
+@method(
+    "dare_ties",
+    summary="Drop entries of each task vector at random, rescale the rest, then elect signs.",
+    source="Yu et al., DARE, arXiv 2311.03099, with the election of TIES",
+    parameters=[_DROP],
+    workspace=4,
+    expert_at={"drop": 0},
+)
+def dare_ties(layer: Layer, drop: float) -> Tensor:
+    """D = the disjoint mean's terms of what DARE leaves."""
+    return elect(drop_and_rescale(layer.vectors, _kept(layer, drop), drop))
+
+
+def smallest_and_largest_kept(layer: Layer, smallest: float, largest: float) -> Tensor:
+    """For each task the least and the greatest magnitude that stay: [K, 2]."""
+    bounds = []
+    for row in rows(layer.vectors):
+        magnitudes = row.abs().numpy()
+        size = len(magnitudes)
+        first = int(smallest * size)
+        last = size - 1 - int(largest * size)
+        if first > last:
+            bounds.append((float("inf"), 0.0))
+            continue
+        magnitudes = np.partition(magnitudes, (first, last))
+        bounds.append((float(magnitudes[first]), float(magnitudes[last])))
+    return torch.tensor(bounds)
+
+
+@method(
+    "breadcrumbs",
+    summary="Mask the smallest and the largest entries of each task vector, then sum.",
+    source="Davari and Belilovsky, Model Breadcrumbs, arXiv 2312.06795",
+    parameters=[
+        Parameter("smallest", 0.85, 0, 1, "share masked for being small", open_high=True),
+        Parameter("largest", 0.007, 0, 1, "share masked for being large", open_high=True),
+    ],
+    scale=0.3,
+    thresholds=smallest_and_largest_kept,
+    elementwise=True,
+    expert_at={"smallest": 0, "largest": 0},
+)
+def breadcrumbs(layer: Layer, smallest: float, largest: float) -> Tensor:
+    """D = τ between the two thresholds of its tensor."""
+    assert layer.thresholds is not None
+    low, high = (per_task(column, layer.vectors) for column in layer.thresholds.unbind(1))
+    size = layer.vectors.abs()
+    return torch.where((size >= low) & (size <= high), layer.vectors, 0.0)
+
+
+@method(
+    "magmax",
+    summary="Per coordinate, the entry of largest magnitude.",
+    source="Marczak et al., MagMax, arXiv 2407.06322",
+    elementwise=True,
+    scale=0.5,
+)
+def magmax(layer: Layer) -> Tensor:
+    """D = τ where it is the largest of all tasks; tasks that draw share the coordinate."""
+    size = layer.vectors.abs()
+    wins = size == size.amax(0)
+    return torch.where(wins, layer.vectors, 0.0) / wins.sum(0)

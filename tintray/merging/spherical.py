@@ -1,0 +1,75 @@
+"""Methods that merge on a sphere: SLERP for two experts, the Karcher mean for any number.
+
+Both work on the experts' own weights. What they give is a weighted sum of experts, Σ sₖ θₖ with
+Σ sₖ ≠ 1, so the directions share the surplus of θ₀ in proportion to the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
+
+_NEARLY_PARALLEL = 0.9995  # above this cosine the arc and its chord cannot be told apart
+
+
+def _directions(layer: Layer, weights: Tensor) -> Tensor:
+    """D with θ₀ + Σ D = Σ sₖ θₖ, for weights s [K] ≥ 0."""
+    surplus = (weights.sum() - 1) / weights.sum()
+    return per_task(weights, layer.vectors) * (layer.vectors + surplus * layer.base)
+
+
+@method(
+    "slerp",
+    summary="The point at t on the arc between two experts.",
+    source="Shoemake, SIGGRAPH 1985, as mergekit applies it to tensors",
+    parameters=[Parameter("t", 0.5, 0, 1, "0 is the first expert, 1 the second")],
+    workspace=2,
+    most=2,
+)
+def slerp(layer: Layer, t: float) -> Tensor:
+    """D of s₁θ₁ + s₂θ₂, s₁ = sin((1−t)ω)/sin ω, s₂ = sin(tω)/sin ω, ω the angle between them."""
+    if len(layer.vectors) == 1:
+        return layer.vectors
+    first, second = rows(layer.base + layer.vectors)
+    norms = first.norm() * second.norm()
+    cosine = (first @ second / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
+    weights = torch.tensor([1 - t, t])
+    if cosine.abs() <= _NEARLY_PARALLEL:
+        angle = cosine.acos()
+        weights = (weights * angle).sin() / angle.sin()
+    return _directions(layer, weights)
+
+
+@method(
+    "karcher",
+    summary="The mean of the experts' directions on the sphere, at their mean norm.",
+    source="Karcher, Comm. Pure Appl. Math. 30 (1977)",
+    parameters=[
+        Parameter("steps", 20, 1, 1000, "steps towards the mean at most", whole=True),
+    ],
+    workspace=2,
+)
+def karcher(layer: Layer, steps: int) -> Tensor:
+    """D of r · m, m the point on the unit sphere with the least sum of squared arcs.
+
+    m is a combination of the experts, so all steps happen on their K × K products.
+    """
+    experts = rows(layer.base + layer.vectors)
+    norms = experts.double().norm(dim=1)
+    if len(experts) == 1 or (norms == 0).any():
+        return layer.vectors / len(experts)
+    products = (experts @ experts.T).double() / norms.outer(norms)
+    mean = torch.full_like(norms, 1 / len(experts))  # of unit vectors
+    mean = mean / (mean @ products @ mean).sqrt()
+    for _ in range(steps):
+        cosines = (products @ mean).clamp(-1, 1)
+        angles = cosines.acos()
+        stretch = torch.where(angles > 1e-12, angles / angles.sin().clamp_min(1e-300), 1.0)
+        tangent = (stretch - (stretch @ cosines) * mean) / len(experts)  # Σ log_m(uₖ) / K
+        length = (tangent @ products @ tangent).clamp_min(0).sqrt()
+        if length < 1e-9:
+            break
+        mean = length.cos() * mean + length.sin() / length * tangent
+    return _directions(layer, (mean * norms.mean() / norms).float())
