@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.crew import Crew, survey
-from jobs.driver import evaluated, run_job
+from jobs.driver import evaluated, open_places, run_job
 from jobs.events import OnEvent, StageStarted, ignore
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.measure import measure
@@ -42,9 +42,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         For the first thing that would make the job fail.
     """
     ground = survey(spec)
-    open_store(spec.store).check_writable()
-    with Catalog.open(spec.catalog):
-        pass
+    open_places(spec)[1].close()
     inline = spec.model_copy(
         update={"cluster": spec.cluster.model_copy(update={"workers": 0, "address": None})}
     )

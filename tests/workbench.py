@@ -14,7 +14,8 @@ from tests.tiny_zoo import TASKS, TinyZoo
 from tintray import models, pools
 from tintray.checkpoints import open_checkpoint
 from tintray.labels import predict
-from tintray.layout import Granularity, Layout, build_layout
+from tintray.layout import Granularity
+from tintray.partition import partition
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
 from tintray.tint import FusedModel, TintLayer
@@ -35,15 +36,8 @@ class Workbench:
 
     def __post_init__(self) -> None:
         self.labels = {n: predict(e, self.pools[n]).clone() for n, e in self.experts.items()}
-        self.paths = models.resolve_site(self.base, self.site)
-        self.private = tuple(dict.fromkeys(self.paths + models.head_modules(self.base)))
-        below = tuple(f"{path}." for path in self.private)
-        shapes = {
-            name: self.base.get_parameter(name).shape
-            for name in models.backbone_names(self.base)
-            if not name.startswith(below)
-        }
-        self.layout: Layout = build_layout(shapes, self.granularity)
+        split = partition(self.base, self.site, self.granularity)
+        self.paths, self.private, self.layout = split.site, split.private, split.layout
 
     @property
     def vectors(self) -> TaskVectors:

@@ -1,0 +1,87 @@
+"""The same job gives the same merge, to the last bit, on whatever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import api
+from jobs.fleet import Fleet, open_fleet
+from storage.publish import parse_merge_url, read_manifest
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import DataError, FitError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Fleet]:
+    """One local Ray for the whole module: jobs that find it running use it and leave it running."""
+    fleet = open_fleet(address=None, workers=1, threads=1, plan=128 * 2**20)
+    yield fleet
+    fleet.close()
+
+
+class Member:
+    """What the tests below host."""
+
+    def double(self, array: np.ndarray) -> np.ndarray:
+        return 2 * array
+
+    def pair(self) -> tuple[int, int]:
+        return 1, 2
+
+    def refuse(self, text: str) -> None:
+        raise DataError(text)
+
+    def die(self) -> None:
+        import os
+
+        os._exit(1)
+
+
+def hashes(url: str) -> dict[str, str]:
+    manifest = read_manifest(*parse_merge_url(url))
+    return {name: file["sha256"] for name, file in manifest["files"].items()}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
+    """In this process, on one worker, on two: the same bytes, each from an empty store.
+
+    A tinted block, so that tints are more than heads; two groups, so that sums have an order.
+    """
+    found = {}
+    for workers in (0, 1, 2):
+        spec = tiny.spec(
+            tmp_path / str(workers),
+            tint={"site": "vit.layers.2"},
+            fit={"rounds": 6, "groups": 2, "micro_batch": 8},
+            cluster={"workers": workers},
+        )
+        summary = api.run(spec)
+        found[workers] = hashes(summary.url), [task.merged for task in summary.tasks]
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> None:
+    member = cluster.spawn(Member, threads=0.5, name="member 1")
+    array = np.arange(4, dtype=np.float32)
+    shared = cluster.put(array)
+    once, twice = member.call("double", shared), member.call("double", member.call("double", array))
+    one, other = cluster.get([once, twice])
+    assert one.tolist() == [0, 2, 4, 6]
+    assert other.tolist() == [0, 4, 8, 12]
+    assert cluster.get(member.call("pair", returns=2)) == [1, 2]
+    refs = [member.call("double", shared) for _ in range(3)]
+    assert sorted(index for index, _ in cluster.as_completed(refs)) == [0, 1, 2]
+    # What a member raises arrives as what it raised, with its sentence and nothing of Ray's.
+    with pytest.raises(DataError) as raised:
+        cluster.get([member.call("refuse", "tasks.x: nothing there")])
+    assert str(raised.value) == "tasks.x: nothing there"
+    with pytest.raises(FitError, match="a worker process died while computing"):
+        cluster.get([member.call("die")])

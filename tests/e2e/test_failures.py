@@ -1,0 +1,325 @@
+"""Failures while running: exit code 1, one sentence, the job failed, and never half a merge."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from jobs import api
+from jobs.cli import main
+from jobs.events import StageStarted, TaskPrepared
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from storage.publish import list_merges
+from tests.conftest import Published
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import StorageError, TintrayError
+
+COMMAND = [sys.executable, "-c", "from jobs.cli import main; raise SystemExit(main())"]
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+
+
+@pytest.fixture
+def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
+    """A zoo of one's own, for its job file."""
+    return tiny.copy(tmp_path / "zoo")
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+def ending(catalog: str) -> tuple[str, str]:
+    """How the only job of a catalog ended, and why."""
+    with Catalog.open(catalog, create=False) as opened:
+        (job,) = opened.jobs()
+        assert opened.list_merges() == []
+        return str(job.state), opened.events(job.id)[-1].reason
+
+
+def nothing_published(store: Path) -> bool:
+    return not list(store.glob("merges/**/*")) and not list_merges(open_store(str(store)))
+
+
+# The fit
+
+
+def test_a_loss_that_is_not_finite_ends_the_job(
+    zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = zoo.job_file(tmp_path / "store", fit={"tint_lr": 1e38, "rounds": 50})
+    assert main(["run", str(path)]) == 1
+    out, err = capfd.readouterr()
+    said = last_line(err)
+    assert out == ""
+    assert "Traceback" not in err
+    assert said.startswith("error: task '")
+    assert "is not finite" in said
+    assert "fit.tint_lr" in said
+    assert nothing_published(tmp_path / "store")
+    state, reason = ending(f"sqlite:///{tmp_path}/store/catalog.db")
+    assert (state, reason) == ("failed", said.removeprefix("error: "))
+
+
+def test_debug_shows_the_traceback(
+    zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = zoo.job_file(tmp_path / "store", fit={"tint_lr": 1e38, "rounds": 50})
+    assert main(["run", str(path), "--debug"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+# The store
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_store_below_a_file_is_refused(
+    zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = zoo.job_file(tmp_path / "file" / "store")
+    code = main([command, str(path)])
+    err = capfd.readouterr().err
+    assert code == 2
+    assert "Traceback" not in err
+    assert str(tmp_path / "file") in last_line(err)
+
+
+def without_override() -> None:
+    """Make the next program obey permission bits even where tests run as root."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_read_only_store_is_refused(zoo: TinyZoo, tmp_path: Path, command: str) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(0o555)
+    path = zoo.job_file(store, catalog=f"sqlite:///{tmp_path}/catalog.db")
+    done = subprocess.run(
+        [*COMMAND, command, str(path)],
+        preexec_fn=without_override,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = last_line(done.stderr)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert said.startswith("error: the artifact store")
+    assert str(store) in said
+    assert "denied" in said.lower() or "read-only" in said.lower()
+    assert list(store.iterdir()) == []
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[Callable[[], None]]:
+    """A switch after which no file of this process may grow beyond ``size``, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_store_that_fills_up_with_its_catalog_is_still_what_is_named(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    """The job's end can no longer be written down; what the user hears is why it ended."""
+    spec = tiny.spec(tmp_path / "store")
+    with files_no_larger_than(512) as fill_up:
+
+        def on_event(event: object) -> None:
+            if isinstance(event, StageStarted) and event.stage == "preparing":
+                fill_up()
+
+        with pytest.raises(StorageError, match="the artifact store") as raised:
+            api.run(spec, on_event=on_event)
+    said = str(raised.value)
+    assert str(tmp_path / "store") in said
+    assert "\n" not in said
+    assert nothing_published(tmp_path / "store")
+
+
+@pytest.mark.parametrize("broken", ["blobs", "merges"])
+def test_a_store_that_breaks_while_publishing_leaves_no_merge(
+    tiny: TinyZoo, tmp_path: Path, broken: str
+) -> None:
+    store = tmp_path / "store"
+    spec = tiny.spec(store)
+
+    def on_event(event: object) -> None:
+        if isinstance(event, StageStarted) and event.stage == "publishing":
+            if (store / broken).exists():
+                (store / broken).rename(tmp_path / broken)
+            (store / broken).write_text("not a folder")
+
+    with pytest.raises(StorageError, match="the artifact store") as raised:
+        api.run(spec, on_event=on_event)
+    assert ending(spec.catalog) == ("failed", str(raised.value))
+    (store / broken).unlink()
+    if (tmp_path / broken).exists():
+        (tmp_path / broken).rename(store / broken)
+    assert nothing_published(store)
+    # Mended, the same job runs to its end; the version that was reserved is not given again.
+    assert api.run(spec).version in ("v1", "v2")
+    assert [ref.name for ref in list_merges(open_store(str(store)))] == ["tiny"]
+
+
+def test_a_full_disk_is_said_to_be_full(zoo: TinyZoo, tmp_path: Path) -> None:
+    """On a real file system of 64 KiB, with the catalog outside of it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    path = zoo.job_file(disk / "store", catalog=f"sqlite:///{tmp_path}/catalog.db")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    own = ["unshare", "--mount", "--map-root-user"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*own, *mount], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this machine does not let a process mount a file system of its own")
+    script = '"$@" && shift $# && exec "$TINTRAY_PYTHON" -c "$TINTRAY_MAIN" run "$TINTRAY_JOB"'
+    environment = {
+        "TINTRAY_PYTHON": sys.executable,
+        "TINTRAY_MAIN": COMMAND[-1],
+        "TINTRAY_JOB": str(path),
+    }
+    done = subprocess.run(
+        [*own, "sh", "-c", script, "sh", *mount],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = last_line(done.stderr)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert said.startswith(f"error: the artifact store {disk / 'store'}")
+    assert "full" in said.lower() or "no space left" in said.lower()
+    state, reason = ending(f"sqlite:///{tmp_path}/catalog.db")
+    assert (state, reason) == ("failed", said.removeprefix("error: "))
+
+
+# What was published
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "tints/five.safetensors"])
+def test_a_damaged_merge_is_named_and_not_used(
+    published: Published, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(published.folder, tmp_path / "merge"))
+    path = folder / name
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    place = ["--store", str(published.spec.store)]
+    export = ["export", str(folder), "--task", "five", str(tmp_path / "out"), *place]
+    for args in (["eval", str(folder), *place], export):
+        code = main(args)
+        out, err = capfd.readouterr()
+        assert (code, out) == (1, ""), err
+        assert "Traceback" not in err
+        assert name in last_line(err)
+        assert "damaged" in last_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_cache_never_reaches_a_merge(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Self-labels whose blob was altered: the job says so, or computes them again."""
+    spec = tiny.spec(tmp_path)
+    prepared: list[TaskPrepared] = []
+    first = api.run(spec)
+    with Catalog.open(spec.catalog, create=False) as catalog:
+        labels = [found.sha256 for found in catalog.artifacts("self-labels")]
+    for sha256 in labels:
+        path = tmp_path / "blobs" / sha256[:2] / sha256
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 0x40
+        path.chmod(0o644)
+        path.write_bytes(data)
+
+    def on_event(event: object) -> None:
+        prepared.extend([event] if isinstance(event, TaskPrepared) else [])
+
+    try:
+        second = api.run(spec, on_event=on_event)
+    except StorageError as error:
+        assert any(sha256 in str(error) for sha256 in labels), error
+        return
+    assert not any(event.cached for event in prepared)
+    assert [task.merged for task in second.tasks] == [task.merged for task in first.tasks]
+
+
+# The driver
+
+
+@contextmanager
+def fitting_forever(zoo: TinyZoo, store: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver in a process of its own, in the middle of its fit."""
+    path = zoo.job_file(store, fit={"rounds": 1_000_000})
+    driver = subprocess.Popen(
+        [*COMMAND, "run", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while state_of(store) != "fitting":
+            assert driver.poll() is None, driver.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield driver
+    finally:
+        driver.kill()
+        driver.communicate()
+
+
+def state_of(store: Path) -> str | None:
+    if not (store / "catalog.db").exists():
+        return None
+    try:
+        with Catalog.open(f"sqlite:///{store}/catalog.db", create=False) as catalog:
+            return next((str(job.state) for job in catalog.jobs()), None)
+    except TintrayError:  # its tables are being made just now
+        return None
+
+
+def test_a_killed_driver_leaves_no_merge_and_nothing_in_the_way(
+    zoo: TinyZoo, tmp_path: Path, published: Published
+) -> None:
+    store = tmp_path / "store"
+    with fitting_forever(zoo, store) as driver:
+        driver.send_signal(signal.SIGKILL)
+        assert driver.wait(30) == -signal.SIGKILL
+    assert nothing_published(store)
+    with Catalog.open(f"sqlite:///{store}/catalog.db", create=False) as catalog:
+        assert catalog.list_merges() == []
+    events: list[object] = []
+    summary = api.run(zoo.spec(store), on_event=events.append)
+    assert all(event.cached for event in events if isinstance(event, TaskPrepared))
+    assert [task.merged for task in summary.tasks] == [t.merged for t in published.summary.tasks]
+    assert [ref.name for ref in list_merges(open_store(str(store)))] == ["tiny"]
+
+
+def test_an_interrupted_driver_cancels_its_job(zoo: TinyZoo, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with fitting_forever(zoo, store) as driver:
+        driver.send_signal(signal.SIGINT)
+        out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (130, ""), err
+    assert last_line(err) == "interrupted"
+    assert "Traceback" not in err
+    assert nothing_published(store)
+    assert ending(f"sqlite:///{store}/catalog.db") == ("cancelled", "interrupted from the keyboard")

@@ -1,0 +1,108 @@
+"""Task groups are the job's, hosts are the cluster's; and a crew can be asked before a fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.crew import DEFAULT_GROUPS, Crew, form_groups, spread_groups, survey
+from jobs.fleet import InlineFleet
+from jobs.worker import Prepared
+from storage.artifacts import open_store
+from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
+from tintray.errors import CheckpointError, SpecError
+
+
+@given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 300)))
+def test_groups_cut_the_tasks_in_order_into_nearly_equal_parts(
+    tasks: int, groups: int | None
+) -> None:
+    formed = form_groups(tasks, groups)
+    assert [task for group in formed for task in group] == list(range(tasks))
+    assert len(formed) == min(tasks, groups or DEFAULT_GROUPS)
+    sizes = [len(group) for group in formed]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 200), st.integers(1, 60), st.integers(1, 20))
+def test_every_group_has_one_host_and_no_host_is_idle_or_overloaded(
+    tasks: int, groups: int, workers: int
+) -> None:
+    formed = form_groups(tasks, groups)
+    hands = spread_groups(formed, workers)
+    assert sorted(number for hand in hands for number in hand) == list(range(len(formed)))
+    assert len(hands) == min(workers, len(formed))
+    assert all(hands)
+    loads = [sum(len(formed[number]) for number in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(len(group) for group in formed)
+
+
+def test_a_survey_counts_the_whole_backbone_whatever_the_site(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    head = survey(tiny.spec(tmp_path))
+    block = survey(tiny.spec(tmp_path, tint={"site": "vit.layers.2"}))
+    assert head.parameters == block.parameters == head.partition.layout.numel
+    assert block.partition.layout.numel < head.parameters
+    assert head.digest == block.digest
+    assert not (tmp_path / "catalog.db").exists()
+
+
+def test_checking_tells_what_a_job_would_use_and_writes_nothing(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path / "store")
+    fleet = InlineFleet(1)
+    facts = Crew(fleet, spec, survey(spec)).check()
+    fleet.close()
+    assert list(facts) == list(TASKS)
+    for name, found in facts.items():
+        assert found.classes == CLASSES[name]
+        assert found.pool_examples == POOL
+        assert found.test_examples == (0 if name == "four" else TEST)
+        assert set(found.configs) == {"config.json", "preprocessor_config.json"}
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_first_bad_task_in_the_jobs_order_is_named(tiny: TinyZoo, tmp_path: Path) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    for task in ("three", "five"):
+        (zoo.folder / task / "model.safetensors").unlink()
+    spec = zoo.spec(tmp_path / "store")
+    fleet = InlineFleet(1)
+    with pytest.raises(CheckpointError, match=r"tasks\.three\.expert"):
+        Crew(fleet, spec, survey(spec)).check()
+    fleet.close()
+
+
+def test_a_site_is_refused_by_the_survey(tiny: TinyZoo, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"tint\.site"):
+        survey(tiny.spec(tmp_path, tint={"site": "vit.blocks.0"}))
+
+
+def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Before any round, Λ = 0 is the base and one task's own vector brings back its expert."""
+    spec = tiny.spec(tmp_path, tasks=("three", "five"))
+    ground = survey(spec)
+    fleet = InlineFleet(1)
+    crew = Crew(fleet, spec, ground)
+    crew.check()
+    done: list[Prepared] = []
+    prepared = crew.prepare(open_store(spec.store), done.append)
+    assert list(prepared.values()) == done
+    layout = ground.partition.layout
+    base = {n: p.detach() for n, p in ground.partition.module.named_parameters()}
+    coefficients = np.zeros((2, len(layout.units)), dtype=np.float32)
+    assert np.array_equal(crew.merge(coefficients), layout.flatten(base).numpy())
+    coefficients[1] = 1.0
+    theta = crew.merge(coefficients)
+    host = crew.cast.tasks["five"]
+    assert host.call("agreement", "five", theta, 128) == 1.0
+    assert host.call("agreement", "three", theta, 128) < 1.0
+    assert crew.peak_memory() > 0
+    fleet.close()

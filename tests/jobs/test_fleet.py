@@ -1,0 +1,66 @@
+"""Members in this process: they answer as those on Ray do, which tests/e2e compares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.fleet import InlineFleet, open_fleet
+from tintray.errors import DataError
+
+
+class Member:
+    def __init__(self, start: float) -> None:
+        self.buffer = np.full(3, start, dtype=np.float32)
+
+    def add(self, amount: float) -> np.ndarray:
+        self.buffer += amount
+        return self.buffer
+
+    def both(self) -> tuple[np.ndarray, int]:
+        return self.buffer, torch.get_num_threads()
+
+    def refuse(self) -> None:
+        raise DataError("nothing there")
+
+
+def test_no_workers_means_this_process() -> None:
+    assert isinstance(open_fleet(address=None, workers=0, threads=1, plan=0), InlineFleet)
+
+
+def test_an_answer_outlives_the_next_call() -> None:
+    """A buffer that a member writes again is not what it has answered before."""
+    fleet = InlineFleet(1)
+    member = fleet.spawn(Member, 1.0, threads=1, name="m")
+    first, second = member.call("add", 1.0), member.call("add", 1.0)
+    pair = member.call("both", returns=2)
+    member.call("add", 1.0)
+    found = fleet.get([first, second, pair[0]])
+    assert [array.tolist() for array in found] == [[2.0] * 3, [3.0] * 3, [3.0] * 3]
+    fleet.close()
+
+
+def test_answers_come_in_order() -> None:
+    fleet = InlineFleet(1)
+    member = fleet.spawn(Member, 0.0, threads=1, name="m")
+    refs = [member.call("add", 1.0) for _ in range(3)]
+    assert [(n, value[0]) for n, value in fleet.as_completed(refs)] == [(0, 1), (1, 2), (2, 3)]
+    assert fleet.put(refs[0]) is refs[0]
+    assert fleet.size() == 1
+    fleet.close()
+
+
+def test_errors_are_the_members_own() -> None:
+    fleet = InlineFleet(1)
+    with pytest.raises(DataError, match="nothing there"):
+        fleet.spawn(Member, 0.0, threads=1, name="m").call("refuse")
+    fleet.close()
+
+
+def test_threads_are_those_asked_for_and_given_back() -> None:
+    before = torch.get_num_threads()
+    fleet = InlineFleet(before + 1)
+    assert fleet.spawn(Member, 0.0, threads=1, name="m").call("both", returns=2)[1] == before + 1
+    fleet.close()
+    assert torch.get_num_threads() == before

@@ -1,0 +1,78 @@
+"""A shard: T from verified blobs, sums in the order given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.shard import Shard
+from storage.artifacts import open_store
+from storage.blobs import BlobRef, blob_key, put_blob
+from tintray.bundle import tensors_as_bytes
+from tintray.errors import IntegrityError, NotFoundError
+from tintray.layout import Layout, build_layout
+
+LAYOUT: Layout = build_layout({"a.x": (3, 2), "a.y": (4,)})
+
+
+def blob(store: Path, seed: int) -> BlobRef:
+    random = torch.Generator().manual_seed(seed)
+    tensors = {"a.x": torch.randn(3, 2, generator=random), "a.y": torch.randn(4, generator=random)}
+    # A tensor that the layout leaves out, as a tinted block's are: it is not read.
+    extra = {"a.z": torch.full((2,), torch.nan)}
+    return put_blob(open_store(str(store)), tensors_as_bytes(tensors | extra))
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Shard:
+    shard = Shard(str(tmp_path), LAYOUT, blob(tmp_path, 0))
+    shard.load(["p", "q"], [blob(tmp_path, 1), blob(tmp_path, 2)])
+    return shard
+
+
+def test_merge_does_not_depend_on_what_was_merged_before(shard: Shard) -> None:
+    one = np.full((2, 2), 0.3, dtype=np.float32)
+    first = shard.merge(one)
+    shard.merge(np.ones((2, 2), dtype=np.float32))
+    assert np.array_equal(shard.merge(one), first)
+    assert first.shape == (10,)
+    assert np.isfinite(first).all()
+
+
+def test_gradients_are_summed_in_the_order_given(shard: Shard) -> None:
+    """The order of a floating-point sum shows: it must be the caller's, for every cluster."""
+    parts = [np.full(10, value, dtype=np.float32) for value in (1e8, 1.0, -1e8)]
+    for part in parts:
+        part.flags.writeable = False  # as arrays from an object store are
+    expected = torch.full((10,), 1e8) + torch.full((10,), 1.0) + torch.full((10,), -1e8)
+    assert np.array_equal(shard.project(*parts), shard.project(expected.numpy()))
+    assert not np.array_equal(shard.project(*parts), shard.project(parts[0], parts[2], parts[1]))
+    assert [part[0] for part in parts] == [np.float32(1e8), 1.0, np.float32(-1e8)]
+
+
+def test_projection_of_one_unit_is_a_dot_product(shard: Shard, tmp_path: Path) -> None:
+    gradient = np.zeros(10, dtype=np.float32)
+    gradient[6:] = [1.0, 2.0, 3.0, 4.0]
+    random = torch.Generator().manual_seed(2)
+    torch.randn(3, 2, generator=random)
+    vector = torch.randn(4, generator=random)
+    found = shard.project(gradient)
+    assert found[:, 0].tolist() == [0.0, 0.0]
+    assert found[1, 1] == pytest.approx(float(vector @ torch.tensor([1.0, 2.0, 3.0, 4.0])))
+
+
+def test_a_damaged_or_missing_vector_is_named(tmp_path: Path) -> None:
+    base, good, bad = (blob(tmp_path, seed) for seed in range(3))
+    path = tmp_path / blob_key(bad.sha256)
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=bad.sha256):
+        Shard(str(tmp_path), LAYOUT, base).load(["p", "q"], [good, bad])
+    path.unlink()
+    with pytest.raises(NotFoundError, match=bad.sha256):
+        Shard(str(tmp_path), LAYOUT, base).load(["p", "q"], [good, bad])
