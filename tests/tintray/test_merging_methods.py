@@ -348,7 +348,7 @@ def test_a_plugin_brings_a_method(plugin: ModuleType) -> None:
 
 
 def test_a_plugin_without_a_method_is_named(plugin: ModuleType) -> None:
-    with pytest.raises(SpecError, match="'tintray_test_plugin' of .* holds no method"):
+    with pytest.raises(SpecError, match=r"'tintray_test_plugin' of .* holds no method"):
         registry.methods()
 
 

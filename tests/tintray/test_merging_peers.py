@@ -1,0 +1,220 @@
+"""Every data-free method agrees with an independent implementation, on the same checkpoints.
+
+Where ``TINTRAY_PEERS_PYTHON`` names an interpreter that has mergekit 0.1.5, fusion-bench 0.2.33 and
+peft, they run now and every number is compared. Everywhere, two numbers per tensor that such a run
+gave are compared with those on record; ``TINTRAY_PEERS_RECORD=1`` writes the record anew.
+
+PCB and LiNeS are in none of the three: they are compared with their formulas written naively.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.tintray import merging_peers as peers
+from tintray.merging import Layer, recipe
+from tintray.merging.apply import depths, directions, own_deltas
+from tintray.merging.masks import masses
+from tintray.merging.sparse import drop_and_rescale
+
+RECORD = Path(__file__).parent / "merging_peers.json"
+SETTINGS = {
+    "ties": {"density": 0.2},
+    "breadcrumbs": {"smallest": 0.25, "largest": 0.25},
+    "karcher": {"steps": 50},
+    "iso_cts": {"common": 0.8},
+    "wudi": {"steps": 300, "rate": 1e-5},
+    "magmax": {},
+    "consensus": {"sparsity": 0.4, "least": 2},
+    "regmean": {"off_diagonal": 0.9},
+}
+PLAIN = [*peers.MERGEKIT, "slerp", "tsv_m", "iso_c", "iso_cts", "wudi", "magmax", "consensus"]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    folder: Path
+    base: dict[str, Tensor]
+    vectors: dict[str, Tensor]  # [K, …]
+
+    def layer(self, name: str, tasks: int = 3) -> Layer:
+        where = depths(self.base)
+        vectors = self.vectors[name][:tasks]
+        return Layer(name, self.base[name], vectors, peers.EXPERTS[:tasks], where[name])
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    folder = tmp_path_factory.mktemp("peers")
+    peers.make_checkpoints(folder)
+    base = load_file(folder / "base" / "model.safetensors")
+    experts = [load_file(folder / name / "model.safetensors") for name in peers.EXPERTS]
+    vectors = {n: torch.stack([expert[n] - base[n] for expert in experts]) for n in base}
+    return Checkpoints(folder, base, vectors)
+
+
+@pytest.fixture(scope="module")
+def live(given: Checkpoints) -> dict[str, Tensor]:
+    """What the peers give now: "case/tensor" to tensor."""
+    python = os.environ.get("TINTRAY_PEERS_PYTHON")
+    if not python:
+        pytest.skip(
+            "TINTRAY_PEERS_PYTHON names no interpreter with mergekit, fusion-bench and peft; "
+            "the numbers on record are compared instead"
+        )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [python, peers.__file__, str(given.folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_file(given.folder / "peers.safetensors")
+    if os.environ.get("TINTRAY_PEERS_RECORD"):
+        kept = {name: sketch(tensor) for name, tensor in found.items() if "dare" not in name}
+        RECORD.write_text(json.dumps(kept, indent=0) + "\n")
+    return found
+
+
+def sketch(tensor: Tensor) -> list[float]:
+    """Two numbers that a tensor that differs somewhere will hardly share."""
+    flat = tensor.double().reshape(-1).numpy()
+    places = np.arange(len(flat))
+    return [float(f"{flat @ np.cos(step * places):.9g}") for step in (1.0, 1.7)]
+
+
+def ours(given: Checkpoints) -> dict[str, Tensor]:
+    """The same cases by tintray's methods."""
+    grams = peers.gram_matrices(given.base)
+    found: dict[str, Tensor] = {}
+    for case in PLAIN:
+        with_ = recipe(case, SETTINGS.get(case))
+        for name, base in given.base.items():
+            layer = given.layer(name, with_.method.most or 3)
+            scale = with_.method.start(len(layer.vectors))
+            found[f"{case}/{name}"] = base + scale * directions(layer, with_).sum(0)
+    for name, base in given.base.items():
+        layer = given.layer(name)
+        if name in grams:
+            layer = replace(layer, statistics={"gram": grams[name]})
+        merged = base + directions(layer, recipe("regmean", SETTINGS["regmean"])).sum(0)
+        found[f"regmean/{name}"] = merged
+        own = own_deltas(given.layer(name), recipe("tall_masks", {"sparsity": 0.4}))
+        for expert, delta in zip(peers.EXPERTS, own, strict=True):
+            found[f"tall_masks/{expert}.{name}"] = base + delta
+    every = torch.cat([given.vectors[n].reshape(3, -1) for n in sorted(given.base)], dim=1)
+    whole = Layer("all", torch.zeros(every.shape[1]), every, peers.EXPERTS)
+    modulated = own_deltas(replace(whole, totals=masses(whole)), recipe("emr"))
+    found |= {
+        f"emr/{expert}": delta for expert, delta in zip(peers.EXPERTS, modulated, strict=True)
+    }
+    for name, base in given.base.items():
+        # fusion-bench, like the released code of TIES, keeps one entry more than its share says.
+        one_more = recipe("ties", {"density": (int(0.2 * base.numel()) + 1) / base.numel()})
+        merged = base + directions(given.layer(name), one_more).sum(0)
+        found[f"ties (fusion-bench)/{name}"] = merged
+    for peer in ("ties (peft)", "task_arithmetic (peft)"):
+        found |= {
+            name.replace(peer.split()[0], peer, 1): tensor
+            for name, tensor in list(found.items())
+            if name.startswith(peer.split()[0] + "/")
+        }
+    return found
+
+
+def cases() -> list[str]:
+    return sorted({name.partition("/")[0] for name in json.loads(RECORD.read_text())})
+
+
+def test_the_record_covers_every_data_free_method() -> None:
+    recorded = {case.split()[0] for case in cases()}
+    assert {*PLAIN, "regmean", "tall_masks", "emr", "ties"} == recorded
+
+
+@pytest.fixture(scope="module")
+def merged(given: Checkpoints) -> dict[str, Tensor]:
+    return ours(given)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_method_agrees_with_what_peers_gave(case: str, merged: dict[str, Tensor]) -> None:
+    record = json.loads(RECORD.read_text())
+    compared = [name for name in record if name.startswith(f"{case}/")]
+    assert compared
+    for name in compared:
+        np.testing.assert_allclose(
+            sketch(merged[name]), record[name], rtol=2e-4, atol=2e-4, err_msg=name
+        )
+
+
+def test_methods_agree_with_peers_that_run_now(
+    live: dict[str, Tensor], merged: dict[str, Tensor]
+) -> None:
+    compared = [name for name in live if "dare" not in name]
+    for name in compared:
+        torch.testing.assert_close(
+            merged[name],
+            live[name],
+            atol=2e-6,
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+    assert len(compared) > 300
+
+
+def test_dare_agrees_with_peft_given_the_same_mask(
+    live: dict[str, Tensor], given: Checkpoints
+) -> None:
+    for k, expert in enumerate(peers.EXPERTS):
+        for name, vectors in given.vectors.items():
+            theirs = live[f"dare (peft)/{expert}.{name}"]
+            kept = (theirs != 0).float()
+            assert 0 < float(kept.mean()) < 1 or theirs.numel() < 30
+            torch.testing.assert_close(drop_and_rescale(vectors[k], kept, 0.6), theirs)
+
+
+# -- methods that no peer has, by their formulas -----------------------------------------------
+
+
+def test_pcb_is_its_formula(given: Checkpoints) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    vectors = given.vectors[name].reshape(3, -1).double().numpy()
+    scores = np.zeros_like(vectors)
+    for k, own in enumerate(vectors):
+        intra = np.exp(3 * own**2 / (own**2).max())
+        inter = np.zeros_like(own)
+        for other in vectors:
+            product = own * other
+            exponential = np.exp(product / np.abs(product).max())
+            inter += exponential / exponential.sum()
+        scores[k] = intra / intra.sum() * inter
+        kept = int(0.1 * len(own))
+        scores[k][scores[k] < np.sort(scores[k])[-kept]] = 0
+    whole = scores.sum(0)
+    expected = np.where(whole > 0, (scores * vectors).sum(0) / np.where(whole > 0, whole, 1), 0)
+    found = directions(given.layer(name), recipe("pcb", {"keep": 0.1})).sum(0)
+    np.testing.assert_allclose(found.reshape(-1).numpy(), expected, atol=1e-6)
+
+
+def test_lines_is_its_formula(given: Checkpoints) -> None:
+    found = {
+        name: directions(given.layer(name), recipe("lines", {"shallow": 0.2}))
+        for name in given.base
+    }
+    ramp = {"model.embed_tokens.weight": 0.2, "lm_head.weight": 1.0, "model.norm.weight": 1.0}
+    ramp |= {f"model.layers.{b}.mlp.up_proj.weight": 0.2 + 0.8 * (b + 1) / 2 for b in range(2)}
+    for name, factor in ramp.items():
+        torch.testing.assert_close(found[name], factor * given.vectors[name])
