@@ -1,0 +1,115 @@
+"""Rounds: only Λ and the tints move, as fast as they are told, in an order that does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.coordinator import Coordinator
+from jobs.crew import Crew, survey
+from jobs.events import RoundDone
+from jobs.fleet import InlineFleet
+from storage.artifacts import open_store
+from tests.tiny_zoo import TASKS, TinyZoo
+from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.evaluation import TaskScore
+
+
+class Fit:
+    """A crew that is ready, and a coordinator over it."""
+
+    def __init__(self, tiny: TinyZoo, store: Path, **sections: Any) -> None:
+        rates = sections.pop("rates", (1e-2, 1e-2))
+        sections.setdefault("merge", {"granularity": "block"})
+        spec = tiny.spec(store, **sections)
+        self.ground = survey(spec)
+        self.fleet = InlineFleet(1)
+        self.crew = Crew(self.fleet, spec, self.ground)
+        self.crew.check()
+        self.crew.prepare(open_store(spec.store), lambda done: None)
+        units = len(self.ground.partition.layout.units)
+        start = initial_coefficients("task_arithmetic", 0.3, len(TASKS), units)
+        self.coefficients = Coefficients(start, spec.merge.bounds)
+        rate: Callable[[float], Callable[[int], float]] = lambda value: lambda round_: value  # noqa: E731
+        self.coordinator = Coordinator(
+            self.fleet,
+            self.crew.cast,
+            self.coefficients,
+            coefficient_lr=rate(rates[0]),
+            tint_lr=rate(rates[1]),
+        )
+        self.rounds: list[RoundDone] = []
+
+    def run(self, rounds: int) -> Fit:
+        self.coordinator.fit(rounds, self.rounds.append)
+        return self
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all fits: what they prepare is the same."""
+    return tmp_path_factory.mktemp("store")
+
+
+def moved(fit: Fit, tiny: TinyZoo, store: Path) -> tuple[bool, bool]:
+    """Whether Λ and whether any tint is elsewhere than at its beginning."""
+    before = Fit(tiny, store)
+    tints, then = fit.crew.tints(), before.crew.tints()
+    tint = any(not torch.equal(tints[t][n], then[t][n]) for t in tints for n in tints[t])
+    return not torch.equal(fit.coefficients.values, before.coefficients.values), tint
+
+
+@pytest.mark.parametrize("rates", [(1e-2, 1e-2), (0.0, 1e-2), (1e-2, 0.0)])
+def test_what_has_no_learning_rate_does_not_move(
+    tiny: TinyZoo, store: Path, rates: tuple[float, float]
+) -> None:
+    fit = Fit(tiny, store, rates=rates).run(2)
+    assert moved(fit, tiny, store) == (rates[0] > 0, rates[1] > 0)
+
+
+def test_groups_change_nothing_but_the_order_of_sums(tiny: TinyZoo, store: Path) -> None:
+    fits = [Fit(tiny, store, fit={"groups": groups}).run(3) for groups in (1, 2, 4)]
+    for other in fits[1:]:
+        assert torch.allclose(other.coefficients.values, fits[0].coefficients.values, atol=1e-5)
+        for task, tensors in other.crew.tints().items():
+            for name, tensor in tensors.items():
+                assert torch.allclose(tensor, fits[0].crew.tints()[task][name], atol=1e-4), name
+
+
+def test_a_fit_is_repeatable_to_the_last_bit(tiny: TinyZoo, store: Path) -> None:
+    one, other = Fit(tiny, store).run(3), Fit(tiny, store).run(3)
+    assert torch.equal(one.coefficients.values, other.coefficients.values)
+    assert np.array_equal(one.coordinator.backbone(), other.coordinator.backbone())
+    assert [event.loss for event in one.rounds] == [event.loss for event in other.rounds]
+
+
+def test_rounds_are_told_one_by_one(tiny: TinyZoo, store: Path) -> None:
+    fit = Fit(tiny, store, objective={"filter": "none"}).run(3)
+    assert [(event.round, event.rounds) for event in fit.rounds] == [(1, 3), (2, 3), (3, 3)]
+    assert all(list(event.agreement) == list(TASKS) for event in fit.rounds)
+    assert all(set(event.kept.values()) == {1.0} for event in fit.rounds)
+    assert [fit.coordinator.kept(task) for task in TASKS] == [1.0] * 4
+    seconds = [event.seconds for event in fit.rounds]
+    assert seconds == sorted(seconds)
+
+
+def test_backbone_and_scores_are_of_the_present_coefficients(tiny: TinyZoo, store: Path) -> None:
+    fit = Fit(tiny, store).run(2)
+    values = fit.coefficients.values.numpy()
+    assert np.array_equal(fit.coordinator.backbone(), fit.crew.merge(values))
+    told: list[TaskScore] = []
+    scores = fit.coordinator.scores(told.append)
+    assert [score.task for score in scores] == list(TASKS)
+    assert told == scores
+
+
+def test_bounds_hold(tiny: TinyZoo, store: Path) -> None:
+    fit = Fit(tiny, store, merge={"bounds": [0.29, 0.31]}, rates=(0.1, 1e-2)).run(3)
+    values = fit.coefficients.values
+    assert values.min() == pytest.approx(0.29)
+    assert values.max() == pytest.approx(0.31)

@@ -1,0 +1,105 @@
+"""A worker prepares from content: the same content is reused, other content never is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.crew import Crew, survey
+from jobs.fleet import InlineFleet
+from jobs.worker import Prepared
+from storage.artifacts import open_store
+from storage.blobs import fetch_blob
+from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
+from tests.workbench import tiny_workbench
+from tintray.bundle import read_tensors
+from tintray.models import backbone_names
+
+
+def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
+    spec = zoo.spec(store, tasks=("five", "four"), **sections)
+    fleet = InlineFleet(1)
+    crew = Crew(fleet, spec, survey(spec))
+    crew.check()
+    found = crew.prepare(open_store(spec.store), lambda done: None)
+    fleet.close()
+    return found
+
+
+def test_self_labels_are_the_experts_predictions(tiny: TinyZoo, tmp_path: Path) -> None:
+    found = prepare(tiny, tmp_path)
+    store = open_store(str(tmp_path))
+    bench = tiny_workbench(tiny, ("five", "four"))
+    for task, prepared in found.items():
+        labels = read_tensors(fetch_blob(store, prepared.labels, tmp_path))["logits"]
+        assert labels.shape == (POOL, CLASSES[task])
+        assert torch.allclose(labels, bench.labels[task], atol=1e-5)
+    outputs = read_tensors(fetch_blob(store, found["five"].test_outputs, tmp_path))["logits"]
+    assert outputs.shape == (TEST, 5)
+    assert found["four"].test_outputs is None
+
+
+@pytest.mark.parametrize("site", ["head", "vit.layers.2"])
+def test_task_vectors_cover_the_whole_backbone_whatever_the_site(
+    tiny: TinyZoo, tmp_path: Path, site: str
+) -> None:
+    found = prepare(tiny, tmp_path, tint={"site": site})
+    store = open_store(str(tmp_path))
+    bench = tiny_workbench(tiny, ("five", "four"))
+    for task, prepared in found.items():
+        vector = read_tensors(fetch_blob(store, prepared.vector, tmp_path))
+        assert sorted(vector) == sorted(backbone_names(bench.base))
+        for name, tensor in vector.items():
+            expert, base = bench.experts[task].get_parameter(name), bench.base.get_parameter(name)
+            assert torch.equal(tensor, expert.detach() - base.detach())
+
+
+def test_the_same_content_is_not_computed_twice(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Wherever it lies, and whatever the job does with it."""
+    first = prepare(tiny, tmp_path / "store")
+    moved = tiny.copy(tmp_path / "zoo")
+    again = prepare(moved, tmp_path / "store", tint={"site": "vit.layers.1"}, fit={"seed": 9})
+    assert not any(prepared.cached for prepared in first.values())
+    for task, prepared in again.items():
+        assert prepared.cached
+        assert (prepared.labels, prepared.vector) == (first[task].labels, first[task].vector)
+
+
+def one_pixel(zoo: TinyZoo) -> None:
+    images = zoo.arrays("five")["x_train"]
+    images[0, 0, 0, 0] ^= 255
+    zoo.replace_arrays("five", x_train=images)
+
+
+def preprocessing(zoo: TinyZoo) -> None:
+    path = zoo.folder / "five" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.4, 0.5, 0.6]}))
+
+
+def expert(zoo: TinyZoo) -> None:
+    path = zoo.folder / "five" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 0x10  # a bit of the last float's exponent or mantissa: still finite
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("change", [one_pixel, preprocessing, expert])
+def test_other_content_is_computed_anew(tiny: TinyZoo, tmp_path: Path, change: Any) -> None:
+    first = prepare(tiny, tmp_path / "store")
+    zoo = tiny.copy(tmp_path / "zoo")
+    change(zoo)
+    again = prepare(zoo, tmp_path / "store")
+    assert not again["five"].cached
+    assert again["five"].labels != first["five"].labels
+    assert again["four"].cached
+
+
+def test_labels_do_not_count_as_content(tiny: TinyZoo, tmp_path: Path) -> None:
+    prepare(tiny, tmp_path / "store")
+    zoo = tiny.copy(tmp_path / "zoo")
+    zoo.replace_arrays("five", y_train=None)
+    assert prepare(zoo, tmp_path / "store")["five"].cached
