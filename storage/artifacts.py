@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,10 +18,20 @@ Observer = Callable[[bytes], object]
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact as a listing shows it; ``size`` in bytes."""
+    """One artifact as a listing shows it: ``size`` in bytes, ``modified`` in seconds since 1970."""
 
     key: str
     size: int
+    modified: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a write that was broken off has left behind; it never was an artifact."""
+
+    name: str
+    size: int
+    modified: float
 
 
 class ArtifactStore(Protocol):
@@ -60,6 +70,9 @@ class ArtifactStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an artifact; one that is not there is no error."""
 
+    def stat(self, key: str) -> Entry | None:
+        """An artifact as a listing would show it, or None if there is none."""
+
     def size(self, key: str) -> int | None:
         """Size of an artifact in bytes, or None if there is none."""
 
@@ -68,6 +81,15 @@ class ArtifactStore(Protocol):
 
     def local_path(self, key: str) -> Path | None:
         """The artifact's own file, to be mapped and never written; None if it has none here."""
+
+    def touch(self, key: str) -> bool:
+        """Let an artifact's age begin anew; False if it is not there or cannot be touched."""
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What writes that were broken off, or are going on, have put aside."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove a leftover; one that is not there is no error."""
 
     def check_writable(self) -> None:
         """Prove with one small artifact that the store can be written, before compute is spent."""

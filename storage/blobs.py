@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.artifacts import ArtifactStore
+from storage.artifacts import ArtifactStore, Entry
 from storage.records import seal, unseal
 from tintray.errors import InputError, IntegrityError
 
 BLOCK = 1 << 20
 """The unit in which parts of a blob are verified, in bytes."""
+
+FRESH = 3600.0
+"""Seconds for which an artifact counts as just written; far below any age limit of a collection."""
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -56,8 +60,8 @@ def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     """
     ref, blocks = _hash_blocks(source)
     key = blob_key(ref.sha256)
-    found = store.size(key)
-    if found == ref.size:
+    found = store.stat(key)
+    if found is not None and found.size == ref.size and freshen(store, found):
         return ref
     if len(blocks) > 1:
         record = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks}
@@ -65,6 +69,15 @@ def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     # One that is there with another size was cut short by a disk that failed: replace it.
     store.put(key, source, overwrite=found is not None)
     return ref
+
+
+def freshen(store: ArtifactStore, found: Entry) -> bool:
+    """Let the age of an artifact that is used again begin anew; False if it keeps its age.
+
+    Garbage collection spares what is young: a blob that a job has just found in the store must be,
+    even if nobody needed it for a year. One that was written within :data:`FRESH` is left alone.
+    """
+    return time.time() - found.modified < FRESH or store.touch(found.key)
 
 
 def _hash_blocks(source: bytes | Path) -> tuple[BlobRef, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef, blob_key, put_blob
+from storage.blobs import BlobRef, blob_key, freshen, put_blob
 from storage.records import seal, unseal
 from storage.urls import check_key
 from tintray.errors import IntegrityError, NotFoundError
@@ -46,7 +46,11 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
         _log.warning("%s; the result is computed again", error)
         return None
     entry = CacheEntry(record["sha256"], record["size"], record["meta"])
-    return entry if store.size(blob_key(entry.sha256)) == entry.size else None
+    found = store.stat(blob_key(entry.sha256))
+    if found is None or found.size != entry.size:
+        return None
+    freshen(store, found)
+    return entry
 
 
 def remember(

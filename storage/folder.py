@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.artifacts import Entry, Observer, Source
+from storage.artifacts import Entry, Leftover, Observer, Source
 from storage.local import replacing, sentence
 from storage.urls import RESERVED, check_key
 from tintray.errors import InputError, NotFoundError, StorageError
@@ -38,8 +39,7 @@ class FolderStore:
                 return False
             with self._scratch() as scratch:
                 _write(scratch, source)
-                _make_folder(path.parent)
-                if not _place(scratch, path, overwrite):
+                if not _place_below(scratch, path, overwrite):
                     return False
             _sync(path.parent)
         return True
@@ -70,17 +70,27 @@ class FolderStore:
 
     def delete(self, key: str) -> None:
         """See :meth:`storage.artifacts.ArtifactStore.delete`."""
+        path = self._path(key)
         with self._failures(f"deleting {key}"), suppress(FileNotFoundError, NotADirectoryError):
-            self._path(key).unlink()
+            path.unlink()
+            for folder in path.parents:  # those that are empty now
+                if folder == self.root or not _remove_empty(folder):
+                    break
 
-    def size(self, key: str) -> int | None:
-        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+    def stat(self, key: str) -> Entry | None:
+        """See :meth:`storage.artifacts.ArtifactStore.stat`."""
         path = self._path(key)
         with self._failures(f"reading {key}"):
             try:
-                return path.stat().st_size if path.is_file() else None
-            except FileNotFoundError:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
                 return None
+        return Entry(key, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
+
+    def size(self, key: str) -> int | None:
+        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+        found = self.stat(key)
+        return None if found is None else found.size
 
     def exists(self, key: str) -> bool:
         """See :meth:`storage.artifacts.ArtifactStore.exists`."""
@@ -92,6 +102,34 @@ class FolderStore:
         if self.size(key) is None:
             raise NotFoundError(f"artifact {key} is not in the store {self.root}")
         return path
+
+    def touch(self, key: str) -> bool:
+        """See :meth:`storage.artifacts.ArtifactStore.touch`."""
+        try:
+            os.utime(self._path(key))
+        except OSError:  # gone, or the file of another user: then its age stays
+            return False
+        return True
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """See :meth:`storage.artifacts.ArtifactStore.leftovers`."""
+        with self._failures("listing unfinished writes"), suppress(FileNotFoundError):
+            for item in sorted((self.root / RESERVED).iterdir()):
+                with suppress(FileNotFoundError):  # finished while we list
+                    files = [path for path in item.rglob("*") if path.is_file()] or [item]
+                    found = [path.stat() for path in files]
+                    newest = max(item.stat().st_mtime, *(one.st_mtime for one in found))
+                    size = sum(one.st_size for one in found)
+                    yield Leftover(f"{RESERVED}/{item.name}", size, newest)
+
+    def discard(self, leftover: Leftover) -> None:
+        """See :meth:`storage.artifacts.ArtifactStore.discard`."""
+        path = self.root / RESERVED / Path(leftover.name).name
+        with self._failures(f"deleting {leftover.name}"), suppress(FileNotFoundError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def check_writable(self) -> None:
         """See :meth:`storage.artifacts.ArtifactStore.check_writable`."""
@@ -204,6 +242,25 @@ def _place(scratch: Path, path: Path, overwrite: bool) -> bool:
     return True
 
 
+def _place_below(scratch: Path, path: Path, overwrite: bool) -> bool:
+    """The same, in a folder that is made, and made again if it was empty and is being removed."""
+    while True:
+        _make_folder(path.parent)
+        try:
+            return _place(scratch, path, overwrite)
+        except FileNotFoundError:
+            if not scratch.exists():
+                raise
+
+
+def _remove_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:  # not empty, most likely
+        return False
+    return True
+
+
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
@@ -248,4 +305,5 @@ def _walk(folder: Path, base: str, prefix: str) -> Iterator[Entry]:
                 yield from _walk(folder / item.name, below, prefix)
         elif key.startswith(prefix) and item.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):  # deleted while we list
-                yield Entry(key, item.stat(follow_symlinks=False).st_size)
+                status = item.stat(follow_symlinks=False)
+                yield Entry(key, status.st_size, status.st_mtime)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
@@ -18,20 +19,25 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.subscribers import BaseSubscriber
 
-from storage.artifacts import Entry, Observer, Source
+from storage.artifacts import Entry, Leftover, Observer, Source
+from storage.deadlines import Connections, OverdueError, Watch
 from storage.local import replacing
-from storage.s3_client import MISSING, S3Options, error_code, failures, make_client
+from storage.s3_client import MISSING, S3Options, error_code, failures, make_client, overdue
 from storage.urls import RESERVED, S3Url, check_key
 from tintray.errors import NotFoundError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, HeadObjectOutputTypeDef
+    from s3transfer.futures import TransferFuture
 
 _CHUNK = 1 << 20
 _TAKEN = {"PreconditionFailed", "412"}
+_UPLOAD = "?uploadId="  # between the key and the id of an upload in parts that has not ended
 _BUSY = {"ConditionalRequestConflict", "409"}
+_NO_COPY = {"InvalidRequest", "EntityTooLarge", "NotImplemented", "501", "InvalidArgument"}
 _UNCONDITIONAL = {"NotImplemented", "501"}
 _BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, OSError)
 
@@ -49,7 +55,7 @@ class S3Store:
         self._options = options or S3Options()
         self._base = f"{place.prefix}/" if place.prefix else ""
         self._lock = threading.Lock()
-        self._connected: tuple[S3Client, TransferManager] | None = None
+        self._connected: tuple[S3Client, TransferManager, Connections] | None = None
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[S3Url, S3Options]]:
         return type(self), (self._place, self._options)
@@ -58,7 +64,7 @@ class S3Store:
         """See :meth:`storage.artifacts.ArtifactStore.put`."""
         name = self._name(key)
         size = source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
-        with self._failures(f"writing {key}"):
+        with self._operation(f"writing {key}", size) as watch:
             if size <= self._options.part_size:
                 data = source.read_bytes() if isinstance(source, Path) else bytes(source)
                 return self._put_small(name, data, overwrite)
@@ -67,7 +73,7 @@ class S3Store:
             if not overwrite and self.exists(key):
                 return False
             body = str(source) if isinstance(source, Path) else io.BytesIO(source)
-            self._transfers.upload(body, self._place.bucket, name).result()
+            _wait(self._transfers.upload(body, self._place.bucket, name), watch)
             return True
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -77,9 +83,9 @@ class S3Store:
                 return b""
             raise self._missing(key)
         name = self._name(key)
-        with self._failures(f"reading {key}"):
+        with self._operation(f"reading {key}") as watch:
             try:
-                return self._read(name, start, stop)
+                return self._read(name, start, stop, watch)
             except ClientError as error:
                 if error_code(error) in MISSING:
                     raise self._missing(key) from None
@@ -90,10 +96,15 @@ class S3Store:
     def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
         """See :meth:`storage.artifacts.ArtifactStore.fetch`."""
         name = self._name(key)
-        with replacing(destination) as file, self._failures(f"reading {key}"):
+        with replacing(destination) as file, self._operation(f"reading {key}") as watch:
             try:
+                head = self._client.head_object(Bucket=self._place.bucket, Key=name)
+                watch.extend(head["ContentLength"] / self._options.slowest)
                 sink = cast("IO[bytes]", _Sink(file, observe))  # all that it calls is write()
-                self._transfers.download(self._place.bucket, name, sink).result()
+                transfer = self._transfers.download(
+                    self._place.bucket, name, sink, subscribers=[_Known(head)]
+                )
+                _wait(transfer, watch)
             except ClientError as error:
                 if error_code(error) in MISSING:
                     raise self._missing(key) from None
@@ -102,31 +113,46 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See :meth:`storage.artifacts.ArtifactStore.list`."""
-        with self._failures(f"listing {prefix or 'everything'}"):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._place.bucket, Prefix=self._base + prefix):
-                for item in page.get("Contents", []):
-                    key = item["Key"][len(self._base) :]
-                    if not key.startswith(f"{RESERVED}/"):
-                        yield Entry(key, item["Size"])
+        for entry in self._objects(prefix):
+            if not entry.key.startswith(f"{RESERVED}/"):
+                yield entry
+
+    def _objects(self, prefix: str) -> Iterator[Entry]:
+        action = f"listing {prefix or 'everything'}"
+        with self._operation(action):
+            paginator = self._client.get_paginator("list_objects_v2")
+        pages = iter(paginator.paginate(Bucket=self._place.bucket, Prefix=self._base + prefix))
+        while True:
+            with self._operation(action):  # a page at a time: what is done with it is not ours
+                page = next(pages, None)
+            if page is None:
+                return
+            for item in page.get("Contents", []):
+                key = item["Key"][len(self._base) :]
+                yield Entry(key, item["Size"], item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         """See :meth:`storage.artifacts.ArtifactStore.delete`."""
         name = self._name(key)
-        with self._failures(f"deleting {key}"):
+        with self._operation(f"deleting {key}"):
             self._client.delete_object(Bucket=self._place.bucket, Key=name)
 
-    def size(self, key: str) -> int | None:
-        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+    def stat(self, key: str) -> Entry | None:
+        """See :meth:`storage.artifacts.ArtifactStore.stat`."""
         name = self._name(key)
-        with self._failures(f"reading {key}"):
+        with self._operation(f"reading {key}"):
             try:
                 answer = self._client.head_object(Bucket=self._place.bucket, Key=name)
-                return answer["ContentLength"]
+                return Entry(key, answer["ContentLength"], answer["LastModified"].timestamp())
             except ClientError as error:
                 if error_code(error) in MISSING:
                     return None
                 raise
+
+    def size(self, key: str) -> int | None:
+        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+        found = self.stat(key)
+        return None if found is None else found.size
 
     def exists(self, key: str) -> bool:
         """See :meth:`storage.artifacts.ArtifactStore.exists`."""
@@ -136,10 +162,61 @@ class S3Store:
         """None: an object has no file here."""
         check_key(key)
 
+    def touch(self, key: str) -> bool:
+        """See :meth:`storage.artifacts.ArtifactStore.touch`: a copy of the object onto itself."""
+        name = self._name(key)
+        place = self._place.bucket
+        with self._operation(f"touching {key}"):
+            try:
+                self._client.copy_object(
+                    Bucket=place,
+                    Key=name,
+                    CopySource={"Bucket": place, "Key": name},
+                    MetadataDirective="REPLACE",
+                )
+            except ClientError as error:  # too large for one copy, gone, or not known here
+                if error_code(error) in MISSING | _NO_COPY:
+                    return False
+                raise
+        return True
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """See :meth:`storage.artifacts.ArtifactStore.leftovers`: probes, and uploads in parts."""
+        for entry in self._objects(f"{RESERVED}/"):
+            yield Leftover(entry.key, entry.size, entry.modified)
+        with self._operation("listing unfinished uploads"):
+            paginator = self._client.get_paginator("list_multipart_uploads")
+            try:
+                pages = list(paginator.paginate(Bucket=self._place.bucket, Prefix=self._base))
+            except ClientError as error:
+                if error_code(error) in _UNCONDITIONAL:  # a server without such a listing
+                    return
+                raise
+        for page in pages:
+            for item in page.get("Uploads", []):
+                key = item["Key"][len(self._base) :]
+                name = f"{key}{_UPLOAD}{item['UploadId']}"
+                yield Leftover(name, 0, item["Initiated"].timestamp())
+
+    def discard(self, leftover: Leftover) -> None:
+        """See :meth:`storage.artifacts.ArtifactStore.discard`."""
+        key, mark, upload = leftover.name.rpartition(_UPLOAD)
+        bucket = self._place.bucket
+        with self._operation(f"deleting {leftover.name}"):
+            if not mark:
+                self._client.delete_object(Bucket=bucket, Key=self._base + leftover.name)
+                return
+            try:
+                name = self._base + key
+                self._client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=upload)
+            except ClientError as error:
+                if error_code(error) not in MISSING | {"NoSuchUpload"}:
+                    raise
+
     def check_writable(self) -> None:
         """See :meth:`storage.artifacts.ArtifactStore.check_writable`."""
         probe = f"{self._base}{RESERVED}/{uuid.uuid4().hex}"
-        with self._failures("writing a probe"):
+        with self._operation("writing a probe"):
             self._client.put_object(Bucket=self._place.bucket, Key=probe, Body=b"tintray")
             self._client.delete_object(Bucket=self._place.bucket, Key=probe)
 
@@ -162,7 +239,7 @@ class S3Store:
         self._client.put_object(Bucket=bucket, Key=name, Body=data)
         return True
 
-    def _read(self, name: str, start: int, stop: int | None) -> bytes:
+    def _read(self, name: str, start: int, stop: int | None, watch: Watch) -> bytes:
         """Bytes of an object, going on where a connection broke."""
         data = bytearray()
         request: GetObjectRequestTypeDef = {"Bucket": self._place.bucket, "Key": name}
@@ -171,6 +248,8 @@ class S3Store:
                 if (first := start + len(data)) or stop is not None:
                     request["Range"] = f"bytes={first}-{'' if stop is None else stop - 1}"
                 answer = self._client.get_object(**request)
+                if "IfMatch" not in request:
+                    watch.extend(answer["ContentLength"] / self._options.slowest)
                 request["IfMatch"] = answer["ETag"]  # if it must go on, then in the same version
                 for chunk in answer["Body"].iter_chunks(_CHUNK):
                     data += chunk
@@ -198,15 +277,28 @@ class S3Store:
     def _transfers(self) -> TransferManager:
         return self._connect()[1]
 
-    def _connect(self) -> tuple[S3Client, TransferManager]:
+    def _connect(self) -> tuple[S3Client, TransferManager, Connections]:
         with self._lock:
             if self._connected is None:
                 client = make_client(self._place, self._options)
-                self._connected = client, _transfers(client, self._options)
+                transfers = _transfers(client, self._options)
+                self._connected = client, transfers, Connections(client)
             return self._connected
 
-    def _failures(self, action: str) -> AbstractContextManager[None]:
-        return failures(self._place, self._client.meta.endpoint_url, action)
+    @contextmanager
+    def _operation(self, action: str, size: int = 0) -> Iterator[Watch]:
+        """Something that moves ``size`` bytes: it ends in time, and fails in one sentence."""
+        client, _, connections = self._connect()
+        endpoint = client.meta.endpoint_url
+        seconds = self._options.deadline + size / self._options.slowest
+        began = time.monotonic()
+        with failures(self._place, endpoint, action):
+            try:
+                with connections.watched(seconds) as watch:
+                    yield watch
+            except OverdueError as error:
+                took = time.monotonic() - began
+                raise overdue(self._place, endpoint, action, took) from error
 
 
 class _Sink:
@@ -220,6 +312,24 @@ class _Sink:
         if self._observe is not None:
             self._observe(data)
         return self._file.write(data)
+
+
+class _Known(BaseSubscriber):
+    """What a HEAD has said already, so that a transfer does not ask again."""
+
+    def __init__(self, head: HeadObjectOutputTypeDef):
+        self._head = head
+
+    def on_queued(self, future: TransferFuture, **_: object) -> None:
+        """Called by the transfer before it begins."""
+        future.meta.provide_transfer_size(self._head["ContentLength"])
+        future.meta.provide_object_etag(self._head["ETag"])
+
+
+def _wait(future: TransferFuture, watch: Watch) -> None:
+    """Wait for a transfer; when its time is over its other threads are told to stop."""
+    watch.cancel = future.cancel
+    future.result()
 
 
 def _transfers(client: S3Client, options: S3Options) -> TransferManager:

@@ -53,13 +53,16 @@ class S3Options:
     """How to speak to the server. Times in seconds, sizes in bytes.
 
     A request that stays silent is given up after ``read_timeout`` and tried again, ``attempts``
-    times in all with growing pauses: a server that answers nothing at all fails within
-    ``attempts * (connect_timeout + read_timeout)`` plus some 15 s of pauses.
+    times in all with growing pauses: a server that answers nothing at all fails
+    within ``attempts * (connect_timeout + read_timeout)`` plus some 15 s of pauses. One that
+    answers byte by byte is cut off after ``deadline`` plus the time of the content.
     """
 
     connect_timeout: float = 5.0
     read_timeout: float = 20.0
     attempts: int = 5
+    deadline: float = 150.0  # of a whole operation, beside the time that its content takes ...
+    slowest: float = 256 << 10  # ... at so many bytes a second
     part_size: int = 8 << 20  # larger artifacts travel in parts of this size, in parallel
     threads: int = 8
     parts_in_memory: int = 10
@@ -105,6 +108,14 @@ def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
         S3ValidationError,
     ) as error:
         raise StorageError(_breakdown(place, endpoint, action, error)) from error
+
+
+def overdue(place: S3Url, endpoint: str, action: str, seconds: float) -> StorageError:
+    """What to raise for an operation that was cut off after ``seconds``."""
+    return StorageError(
+        f"{_where(place, endpoint)} is too slow: {action} was given up after {seconds:.0f} s; "
+        "check the network and the server's load"
+    )
 
 
 def error_code(error: ClientError) -> str:

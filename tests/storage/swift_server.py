@@ -43,7 +43,7 @@ log_address = {folder}/no-syslog
 """
 PROXY = f"""\
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats s3api tempauth slo proxy-server
+pipeline = catch_errors gatekeeper healthcheck listing_formats s3api tempauth copy slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -62,6 +62,8 @@ location = us-east-1
 [filter:tempauth]
 use = egg:swift#tempauth
 user_{ACCOUNT}_{USER} = {SECRET} .admin
+[filter:copy]
+use = egg:swift#copy
 [filter:slo]
 use = egg:swift#slo
 """
