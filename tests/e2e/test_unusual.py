@@ -1,0 +1,154 @@
+"""Jobs that are unusual but right, and jobs that look right and are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+
+import tintray
+from jobs import api
+from storage.publish import parse_merge_url, read_manifest
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CheckpointError, DataError, SpecError
+
+
+@pytest.fixture
+def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
+    """A zoo of one's own, to be changed."""
+    return tiny.copy(tmp_path / "zoo")
+
+
+def reconfigure(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("five", "num_attention_heads", 4),
+        ("five", "hidden_act", "relu"),
+        ("five", "layer_norm_eps", 1e-3),
+        ("base", "num_attention_heads", 4),
+    ],
+)
+def test_tensors_of_one_shape_in_models_that_compute_otherwise_are_refused(
+    zoo: TinyZoo, tmp_path: Path, task: str, field: str, value: Any
+) -> None:
+    """All tasks pass one set of shared layers: those must mean the same in every expert."""
+    reconfigure(zoo.folder / task, **{field: value})
+    with pytest.raises(CheckpointError, match=field):
+        api.run(zoo.spec(tmp_path / "store"))
+    assert not (tmp_path / "store" / "merges").exists()
+
+
+@pytest.mark.parametrize("site", ["vit.embeddings", "vit.layers.0.mlp", "vit.layernorm"])
+def test_any_module_may_be_tinted(tiny: TinyZoo, tmp_path: Path, site: str) -> None:
+    spec = tiny.spec(tmp_path, tasks=("two", "five"), tint={"site": site})
+    summary = api.run(spec)
+    table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+    assert table.tasks == summary.tasks
+
+
+@pytest.mark.parametrize("site", ["vit", "vit.layers", "vit.encoder"])
+def test_a_site_that_nothing_could_be_shared_under_is_refused(
+    tiny: TinyZoo, tmp_path: Path, site: str
+) -> None:
+    with pytest.raises(SpecError, match=r"^tint\.site"):
+        api.run(tiny.spec(tmp_path, tint={"site": site}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_experts_in_half_precision_are_merged_and_exported_in_single(
+    zoo: TinyZoo, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    for task in ("base", "two", "five"):
+        path = zoo.folder / task / "model.safetensors"
+        halves = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+        reconfigure(zoo.folder / task, dtype=str(dtype).removeprefix("torch."))
+    spec = zoo.spec(tmp_path / "store", tasks=("two", "five"))
+    summary = api.run(spec)
+    merge = tintray.load(summary.url)
+    assert {tensor.dtype for tensor in merge.backbone.values()} == {torch.float32}
+    images = torch.rand(4, 3, 16, 16)
+    model = AutoModelForImageClassification.from_pretrained(merge.export("five", tmp_path / "out"))
+    with torch.inference_mode():
+        exported = model(pixel_values=images).logits
+        assert exported.dtype == torch.float32
+        assert torch.equal(exported, merge.for_task("five")(pixel_values=images).logits)
+    assert api.evaluate("tiny", store=spec.store, catalog=spec.catalog).tasks == summary.tasks
+
+
+def test_one_task_alone_is_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
+    summary = api.run(tiny.spec(tmp_path, tasks=("five",), merge={"scale": 1.0}))
+    assert summary.tasks[0].agreement > 0.9
+    assert summary.separate_parameters < summary.merged_parameters
+
+
+def test_a_pool_smaller_than_a_batch_is_walked_again(zoo: TinyZoo, tmp_path: Path) -> None:
+    zoo.replace_arrays("five", x_train=zoo.arrays("five")["x_train"][:1])
+    zoo.replace_arrays("two", x_train=zoo.arrays("two")["x_train"][:4])
+    summary = api.run(zoo.spec(tmp_path / "store", tasks=("two", "five")))
+    assert [task.name for task in summary.tasks] == ["two", "five"]
+
+
+def test_one_expert_may_serve_two_tasks(zoo: TinyZoo, tmp_path: Path) -> None:
+    job = zoo.job(tmp_path / "store", tasks=("five", "two"))
+    twin = zoo.task("five") | {"name": "twin"}
+    job["tasks"].append(twin)
+    summary = api.run(tintray.parse_spec(job, folder=zoo.folder))
+    assert summary.tasks[0].expert == summary.tasks[2].expert
+    manifest = read_manifest(*parse_merge_url(summary.url))
+    assert manifest["tasks"][0]["task_vector"] == manifest["tasks"][2]["task_vector"]
+
+
+def test_the_base_may_be_its_own_expert(zoo: TinyZoo, tmp_path: Path) -> None:
+    """A task vector of zeros: its coefficients have no gradient and stay where they were."""
+    job = zoo.job(tmp_path / "store", tasks=("five",))
+    job["tasks"].append(zoo.task("five") | {"name": "unchanged", "expert": "base", "test": None})
+    merge = tintray.load(api.run(tintray.parse_spec(job, folder=zoo.folder)).url)
+    assert torch.equal(merge.coefficients[1], torch.full_like(merge.coefficients[1], 0.3))
+    assert not torch.equal(merge.coefficients[0], torch.full_like(merge.coefficients[0], 0.3))
+
+
+# A merge outlives what it was made from
+
+
+def test_eval_needs_no_cache(zoo: TinyZoo, tmp_path: Path) -> None:
+    """Self-labels may be gone: the expert answers again, to the same scores."""
+    spec = zoo.spec(tmp_path / "store")
+    summary = api.run(spec)
+    for task in read_manifest(*parse_merge_url(summary.url))["tasks"]:
+        used = [task["pool"]["labels"]] + ([task["test"]["outputs"]] if task["test"] else [])
+        for sha256 in used:
+            (tmp_path / "store/blobs" / sha256[:2] / sha256).unlink()
+    assert api.evaluate("tiny", store=spec.store, catalog=spec.catalog).tasks == summary.tasks
+
+
+def test_eval_refuses_data_that_has_changed_or_gone(zoo: TinyZoo, tmp_path: Path) -> None:
+    spec = zoo.spec(tmp_path / "store")
+    api.run(spec)
+    images = zoo.arrays("five")["x_test"]
+    zoo.replace_arrays("five", x_test=np.ascontiguousarray(images[::-1]))
+    with pytest.raises(DataError, match=r"task 'five': .*five\.npz is not what"):
+        api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+    (zoo.folder / "five.npz").unlink()
+    with pytest.raises(DataError, match=r"five\.npz does not exist"):
+        api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+
+
+def test_show_and_load_need_neither_experts_nor_data(zoo: TinyZoo, tmp_path: Path) -> None:
+    spec = zoo.spec(tmp_path / "store")
+    summary = api.run(spec)
+    zoo.folder.rename(tmp_path / "away")
+    assert api.show("tiny", store=spec.store, catalog=spec.catalog) == summary
+    logits = tintray.load(summary.url).for_task("five")(pixel_values=torch.zeros(1, 3, 16, 16))
+    assert logits.logits.shape == (1, 5)
