@@ -58,7 +58,7 @@ def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     A blob of more than one block gets a record of the hashes of its blocks, which is written first:
     a part of it can then be read and verified without the rest (:func:`read_blob`).
     """
-    ref, blocks = _hash_blocks(source)
+    ref, blocks = hash_blocks(source)
     key = blob_key(ref.sha256)
     found = store.stat(key)
     if found is not None and found.size == ref.size and freshen(store, found):
@@ -80,7 +80,7 @@ def freshen(store: ArtifactStore, found: Entry) -> bool:
     return time.time() - found.modified < FRESH or store.touch(found.key)
 
 
-def _hash_blocks(source: bytes | Path) -> tuple[BlobRef, list[str]]:
+def hash_blocks(source: bytes | Path) -> tuple[BlobRef, list[str]]:
     """The reference of the whole, and the hash of each block of it, in one pass."""
     whole, blocks, size = hashlib.sha256(), [], 0
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:

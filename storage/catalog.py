@@ -15,7 +15,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from storage import leases, lineage
+from storage import leases, lineage, usage
 from storage.blobs import BlobRef
 from storage.database import Database
 from storage.lineage import LayerSummary
@@ -356,6 +356,11 @@ class Catalog:
         with self._read() as session:
             return session.get(Merge, merge.parent_id) if merge.parent_id is not None else None
 
+    def remove_merge(self, name: str, version: int) -> None:
+        """Note that a merge is gone from its store; its version is never given again."""
+        with self._write() as session:
+            lineage.remove(session, name, version)
+
     def merge_files(self, merge: Merge) -> dict[str, BlobRef]:
         """The blobs that a merge consists of, by file name."""
         query = (
@@ -423,10 +428,24 @@ class Catalog:
                 raise NotFoundError(f"there is no artifact {sha256} in the catalog")
             found.pinned_at = moment
 
-    def needed_artifacts(self) -> set[str]:
-        """Hashes of the artifacts that a merge, a job in progress or a pin needs."""
+    def artifact_users(self, sha256: str | None = None) -> dict[str, set[str]]:
+        """By sha256, who needs an artifact (or only this one): merges, unfinished jobs, pins."""
         with self._read() as session:
-            return lineage.needed(session)
+            return usage.users(session, sha256)
+
+    def needed_artifacts(self) -> set[str]:
+        """Hashes of the artifacts that a merge, a job that is not over or a pin needs."""
+        return set(self.artifact_users())
+
+    def forget_artifacts(self, hashes: Iterable[str]) -> None:
+        """Drop the rows of artifacts that were deleted; those that are needed stay."""
+        with self._write() as session:
+            usage.forget(session, hashes)
+
+    def store_urls(self) -> set[str]:
+        """The stores that jobs and merges of this catalog name, as they were written."""
+        with self._read() as session:
+            return usage.store_urls(session)
 
     def _no_job(self, session: Session, job_id: str) -> NotFoundError:
         hint = nearest(job_id, session.scalars(sa.select(Job.id)))

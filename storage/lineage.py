@@ -1,4 +1,4 @@
-"""What the catalog knows of merges and artifacts: versions, parents, files, who needs what."""
+"""What the catalog knows of merges and artifacts: versions, parents, files, coefficients."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from storage.blobs import BlobRef
-from storage.states import JobState
-from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Job, Merge, MergeFile
+from storage.tables import Artifact, Base, Coefficient, Merge, MergeFile
 from tintray.errors import NotFoundError, StorageError, nearest
 
 
@@ -94,6 +93,11 @@ def record(
         merge = Merge(**_blank(name, version, values["job_id"]))
         session.add(merge)
     elif merge.published_at is not None or merge.job_id != values["job_id"]:
+        if merge.removed_at is not None:
+            raise StorageError(
+                f"merge {merge.ref} was removed, and its version is not given again; publish "
+                "under another version or name"
+            )
         known = (merge.manifest_sha256, merge.url)
         if merge.published_at and known == (values["manifest_sha256"], values["url"]):
             return merge
@@ -107,6 +111,15 @@ def record(
     merge.published_at = datetime.now(UTC)
     session.flush()
     return merge
+
+
+def remove(session: Session, name: str, version: int) -> None:
+    """Note that a merge is gone; its row stays for those that grew from it. Once is enough."""
+    merge = session.scalar(sa.select(Merge).where(Merge.name == name, Merge.version == version))
+    if merge is None or merge.removed_at is not None:
+        return
+    merge.removed_at = datetime.now(UTC)
+    session.execute(sa.delete(MergeFile).where(MergeFile.merge_id == merge.id))
 
 
 def add_files(session: Session, merge: Merge, files: Mapping[str, BlobRef]) -> None:
@@ -142,7 +155,7 @@ def published(session: Session) -> list[Merge]:
 
 
 def _published() -> sa.Select[Merge]:
-    return sa.select(Merge).where(Merge.published_at.is_not(None))
+    return sa.select(Merge).where(Merge.published_at.is_not(None), Merge.removed_at.is_(None))
 
 
 def find(session: Session, reference: str) -> Merge:
@@ -167,11 +180,3 @@ def find(session: Session, reference: str) -> Merge:
         hint = nearest(reference, names) if known else "; nothing has been published yet"
         raise NotFoundError(f"there is no merge '{reference}' in the catalog{hint}")
     return merge
-
-
-def needed(session: Session) -> set[str]:
-    """Hashes of the artifacts that a merge consists of, an unfinished job uses, or a pin keeps."""
-    over = [state for state in JobState if state.terminal]
-    running = sa.select(ArtifactUse.sha256).join(Job).where(Job.state.not_in(over))
-    pinned = sa.select(Artifact.sha256).where(Artifact.pinned_at.is_not(None))
-    return set(session.scalars(sa.union(sa.select(MergeFile.sha256), running, pinned)))

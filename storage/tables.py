@@ -172,7 +172,7 @@ class Round(Base):
 
 
 class Merge(Base):
-    """A version of a merge: reserved first, then (``published_at``) published for good."""
+    """A version of a merge: reserved, then published, perhaps removed; never given twice."""
 
     __tablename__ = "merges"
     __table_args__ = (UniqueConstraint("name", "version"),)
@@ -188,6 +188,7 @@ class Merge(Base):
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
+    removed_at: Mapped[datetime | None]
 
     @property
     def ref(self) -> str:
