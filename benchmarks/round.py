@@ -7,12 +7,15 @@ images), in one process, interleaved, medians:
 
 * ``round``      merge, fused step of all task groups, projection, updates of Λ and of the tints
 * ``bare``       forward and backward of the same images through one merged model, in the same
-                 micro-batches, and nothing else
-* ``published``  what the released code of Model Tinting does, task by task: the expert labels the
-                 batch, all K task vectors are merged inside autograd (a sum of products per
-                 tensor), forward, backward, one Adam step on Λ and the tint layer
+                 micro-batches and the same precision, and nothing else
+* ``published``  what the released code of Model Tinting does, task by task in float32: the expert
+                 labels the batch, base and all K task vectors are merged inside autograd (a sum of
+                 products per tensor), forward, backward, one Adam step on Λ and the tint layer
 * ``published, tuned``  the same with each sum of products written as one matrix product, and with
                  labels computed beforehand: how much of the difference is the scheme itself
+
+``round`` and ``bare`` are measured in the precision that a job takes on this machine (bfloat16
+where the processor has it) and in float32.
 
 The last line is one JSON object.
 """
@@ -37,6 +40,7 @@ from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition
 from tintray.pools import Pool
+from tintray.precision import Precision, computing, resolve
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
 from tintray.tint import FusedModel, TintLayer
@@ -83,9 +87,11 @@ class Contest:
 
     # -- ours ----------------------------------------------------------------------------------
 
-    def round(self) -> Callable[[int], None]:
+    def round(self, precision: Precision) -> Callable[[int], None]:
         """Merge, step every group, project, update: what a job does in a round."""
-        settings = StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement")
+        settings = StepSettings(
+            0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement", precision=precision
+        )
         fused = FusedModel(self.module, self.parts.layout, self.parts.private)
         buffer = torch.zeros(self.parts.layout.numel)
         groups = [
@@ -112,7 +118,7 @@ class Contest:
 
     # -- the bare compute ------------------------------------------------------------------------
 
-    def bare(self) -> Callable[[int], None]:
+    def bare(self, precision: Precision) -> Callable[[int], None]:
         """Forward and backward of the round's images through one model; no task, no merge."""
         module = base_model()
         images = self.images[:, :BATCH].reshape(-1, 3, 32, 32)
@@ -124,7 +130,9 @@ class Contest:
                 images.split(DEFAULT_MICRO_BATCH), targets.split(DEFAULT_MICRO_BATCH), strict=True
             )
             for piece, target in pieces:
-                cross_entropy(module(pixel_values=piece).logits, target).backward()
+                with computing(precision, module):
+                    logits = module(pixel_values=piece).logits
+                cross_entropy(logits.float(), target).backward()
 
         return one
 
@@ -139,7 +147,7 @@ class Contest:
             slot.name: self.vectors.matrix[:, slot.start : slot.stop].reshape(-1, *slot.shape)
             for slot in slots
         }
-        separate = {name: list(tensor.unbind()) for name, tensor in stacked.items()}
+        separate = {name: [base[name], *tensor.unbind()] for name, tensor in stacked.items()}
         coefficients = nn.Parameter(self.coefficients.values.clone())
         heads = [
             {
@@ -158,12 +166,13 @@ class Contest:
                     + torch.tensordot(coefficients[:, column], stacked[slot.name], 1)
                     for column, slot in enumerate(slots)
                 }
+            rows = torch.cat([torch.ones(1, len(slots)), coefficients.clamp(0, 1)]).t()
             return {
-                slot.name: base[slot.name]
-                + sum(
-                    vector * coefficients[k, column] for k, vector in enumerate(separate[slot.name])
+                slot.name: sum(  # type: ignore[misc]
+                    tensor * coefficient
+                    for tensor, coefficient in zip(separate[slot.name], row, strict=True)
                 )
-                for column, slot in enumerate(slots)
+                for slot, row in zip(slots, rows, strict=True)
             }
 
         def one(round_: int) -> None:
@@ -185,9 +194,12 @@ class Contest:
 def measure(tasks: int, repeats: int) -> dict[str, float]:
     """Median seconds of each contestant, one round of each in turn."""
     contest = Contest(tasks)
+    precision = resolve("auto")
     contestants = {
-        "round": contest.round(),
-        "bare": contest.bare(),
+        "round": contest.round(precision),
+        "bare": contest.bare(precision),
+        "round, float32": contest.round("float32"),
+        "bare, float32": contest.bare("float32"),
         "published": contest.published(tuned=False),
         "published, tuned": contest.published(tuned=True),
     }
@@ -201,6 +213,10 @@ def measure(tasks: int, repeats: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def _ratio(seconds: dict[str, float], numerator: str, denominator: str) -> float:
+    return round(seconds[numerator] / seconds[denominator], 3)
+
+
 def main() -> None:
     """Print a table and, last, one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -211,13 +227,18 @@ def main() -> None:
     result = {}
     for tasks in (8, 32):
         seconds = measure(tasks, arguments.repeats)
-        print(f"K = {tasks}, {BATCH} images per task, {arguments.threads} threads")
+        print(
+            f"K = {tasks}, {BATCH} images per task, threads: {arguments.threads}, "
+            f"precision of a job here: {resolve('auto')}"
+        )
         for name, value in seconds.items():
-            print(f"  {name:22} {value * 1e3:9.1f} ms   {value / seconds['bare']:6.2f} × bare")
+            print(f"  {name:18} {value * 1e3:9.1f} ms   {value / seconds['bare']:6.2f} × bare")
         result[f"k{tasks}"] = {
-            "over_bare": round(seconds["round"] / seconds["bare"], 3),
-            "speedup_over_published": round(seconds["published"] / seconds["round"], 2),
-            "speedup_over_tuned": round(seconds["published, tuned"] / seconds["round"], 2),
+            "over_bare": _ratio(seconds, "round", "bare"),
+            "speedup_over_published": _ratio(seconds, "published", "round"),
+            "over_bare_float32": _ratio(seconds, "round, float32", "bare, float32"),
+            "speedup_over_published_float32": _ratio(seconds, "published", "round, float32"),
+            "speedup_over_tuned_float32": _ratio(seconds, "published, tuned", "round, float32"),
         }
     print(json.dumps(result))
 

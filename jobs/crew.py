@@ -26,6 +26,7 @@ from tintray import models
 from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import open_checkpoint
 from tintray.partition import Partition, partition
+from tintray.precision import resolve
 from tintray.step import StepSettings
 
 DEFAULT_GROUPS = 8
@@ -62,6 +63,7 @@ def survey(spec: JobSpec) -> Ground:
     base = open_checkpoint(local_folder(spec.base, cache), role="base")
     first = spec.tasks[0]
     expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
+    models.check_same_computation(base, expert, "the base", f"tasks.{first.name}.expert")
     module = models.load_base(base, like=expert)
     return Ground(base.digest(), partition(module, spec.tint.site, spec.merge.granularity))
 
@@ -205,6 +207,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         labels=spec.objective.labels,
         filter=spec.objective.filter,
         temperature=spec.objective.temperature,
+        precision=resolve(spec.fit.precision),
     )
     return FitOrder(
         store_url=str(spec.store),

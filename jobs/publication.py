@@ -31,6 +31,7 @@ from tintray.bundle import (
 )
 from tintray.evaluation import TaskScore, mean, normalised_accuracy
 from tintray.partition import Partition
+from tintray.precision import resolve
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
         "metrics": _metrics(outcome.scores),
         "rounds": spec.fit.rounds,
+        "precision": resolve(spec.fit.precision),
         "seconds": dict(outcome.seconds),
         "peak_memory_mib": outcome.peak_memory_mib,
         "job": spec.record(),

@@ -151,6 +151,8 @@ class FitSpec(Section):
     """Rounds over which the learning rates rise from zero."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Examples in one forward pass; left out, as many as fit."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the passes compute in; `auto` is bfloat16 where the processor has it, else float32."""
     groups: int | None = Field(default=None, ge=1)
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
 

@@ -115,10 +115,8 @@ class Worker:
         self._hosted: dict[str, _Hosted] = {}
         self._groups: dict[int, TaskGroup] = {}
         first = next(task for tasks in groups.values() for task in tasks)
-        base = models.load_base(
-            open_checkpoint(local_folder(order.base, self._cache), role="base"),
-            like=self._checkpoint(first),
-        )
+        self._base = open_checkpoint(local_folder(order.base, self._cache), role="base")
+        base = models.load_base(self._base, like=self._checkpoint(first))
         self._partition = partition(base, order.site, order.granularity)
         self._fused: FusedModel | None = None
 
@@ -135,6 +133,7 @@ class Worker:
             Naming the field, the tensor or the file.
         """
         checkpoint = self._checkpoint(task)
+        models.check_same_computation(self._base, checkpoint, "the base", task.role)
         expert = models.load_expert(checkpoint, task.role)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
         private = models.private_state(expert, self._partition.private)

@@ -59,12 +59,13 @@ class Merge:
     """
 
     def __init__(self, manifest: dict[str, Any], fetch: Callable[[str], Path], url: str) -> None:
-        if manifest.get("format") != FORMAT:
+        written = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if not isinstance(written, int) or manifest.get("format") != FORMAT:
             raise NotFoundError(f"{url} is not a merge: its manifest has no format {FORMAT!r}")
-        if manifest["format_version"] > FORMAT_VERSION:
+        if written > FORMAT_VERSION:
             raise NotFoundError(
-                f"{url} was written in format {manifest['format_version']}; this version of "
-                f"tintray reads up to {FORMAT_VERSION}; upgrade tintray"
+                f"{url} was written in format {written}; this version of tintray reads up to "
+                f"{FORMAT_VERSION}; upgrade tintray"
             )
         self.manifest = manifest
         self.url = url
@@ -104,7 +105,13 @@ class Merge:
         if name not in self._verified:
             path = self._fetch(name)
             expected = self.manifest["files"][name]["sha256"]
-            found = file_sha256(path)
+            try:
+                found = file_sha256(path)
+            except FileNotFoundError as error:
+                raise IntegrityError(
+                    f"{self.url} lacks the file {name} that its manifest names; restore the "
+                    "file or publish the merge again"
+                ) from error
             if found != expected:
                 raise IntegrityError(
                     f"{self.url}/{name} is damaged: its sha256 is {found[:12]}…, the manifest says "

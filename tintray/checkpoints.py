@@ -35,6 +35,7 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    dtypes: frozenset[str]  # in which the tensors are stored, as safetensors spells them: "F32"
 
     @property
     def preprocessor_files(self) -> tuple[Path, ...]:
@@ -75,9 +76,8 @@ def open_checkpoint(location: str | Path, *, role: str = "expert") -> Checkpoint
     folder = _folder(location, role)
     config = _read_config(folder, role)
     weights = _weight_files(folder, role)
-    for path in weights:
-        _check_header(path, role)
-    return Checkpoint(folder, config, weights)
+    dtypes = frozenset[str]().union(*(_stored_types(path, role) for path in weights))
+    return Checkpoint(folder, config, weights, dtypes)
 
 
 def _folder(location: str | Path, role: str) -> Path:
@@ -160,18 +160,20 @@ def _weight_files(folder: Path, role: str) -> tuple[Path, ...]:
     raise CheckpointError(f"{role}: {folder} has no model.safetensors")
 
 
-def _check_header(path: Path, role: str) -> None:
-    """A safetensors file is 8 bytes of header length, a JSON header, and the tensors' bytes."""
+def _stored_types(path: Path, role: str) -> set[str]:
+    """Check a safetensors file's size against its header; the types of its tensors.
+
+    The file is 8 bytes of header length, a JSON header, and the tensors' bytes.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
         raw = file.read(length) if length <= size - 8 else b""
     try:
-        header = json.loads(raw)
-        end = max(
-            (v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0
-        )
+        tensors = [v for k, v in json.loads(raw).items() if k != "__metadata__"]
+        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        types = {str(tensor["dtype"]) for tensor in tensors}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{role}: {path} is not a safetensors file (its header cannot be read); "
@@ -182,3 +184,4 @@ def _check_header(path: Path, role: str) -> None:
             f"{role}: {path} should be {8 + length + end:,} bytes by its header and is {size:,}; "
             "it was cut short or overwritten, copy it again"
         )
+    return types

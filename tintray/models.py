@@ -167,6 +167,54 @@ def head_modules(module: nn.Module) -> tuple[str, ...]:
     )
 
 
+_OF_NO_CONSEQUENCE = (
+    "_name_or_path",
+    "architectures",
+    "dropout",
+    "dtype",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "initializer",
+    "label",
+    "output_",
+    "problem_type",
+    "return_dict",
+    "transformers_version",
+    "use_cache",
+)
+
+
+def check_same_computation(
+    base: Checkpoint, expert: Checkpoint, base_role: str, expert_role: str
+) -> None:
+    """Refuse an expert whose configuration or storage type differs from the base's.
+
+    All tasks pass the same shared layers, so these must mean the same in every expert: a number of
+    attention heads or an activation changes what tensors of equal shape compute. What concerns
+    only training, labels or loading may differ.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the field and both values.
+    """
+    for field in sorted(base.config.keys() | expert.config.keys()):
+        if any(part in field for part in _OF_NO_CONSEQUENCE):
+            continue
+        expected, found = base.config.get(field), expert.config.get(field)
+        if field in base.config and field in expert.config and expected != found:
+            raise CheckpointError(
+                f"{expert_role}: {expert.folder / 'config.json'} has {field}={found!r}, "
+                f"{base_role} has {expected!r}; expected an expert fine-tuned from this base"
+            )
+    if base.dtypes != expert.dtypes:
+        raise CheckpointError(
+            f"{expert_role} is stored as {', '.join(sorted(expert.dtypes))}, {base_role} as "
+            f"{', '.join(sorted(base.dtypes))}; expected one type for both, since their difference "
+            "would be mostly rounding: save both alike with save_pretrained"
+        )
+
+
 def check_same_backbone(
     base: nn.Module, expert: nn.Module, base_role: str, expert_role: str
 ) -> None:
@@ -209,60 +257,71 @@ def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
     Raises
     ------
     SpecError
-        With the nearest valid path, if no module that owns parameters is called so.
+        If no module is called so (with the nearest that is), if it is a mere list of modules, or
+        if nothing would be left to share.
     """
     if site == HEAD:
         return head_modules(module)
-    owners = {name for name, child in module.named_modules() if name and _owns_parameters(child)}
-    if site in owners:
-        return (site,)
-    translated = _module_path_of(module, site)
-    if translated is not None and translated in owners:
-        return (translated,)
-    raise SpecError(
-        f"tint.site: {type(module).__name__} has no module '{site}' that owns parameters; expected "
-        f"'head' or a module path such as '{_an_example(owners)}'{nearest(site, owners | {HEAD})}"
-    )
+    owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
+    path = site if site in owners else _module_path_of(module, site)
+    callable_ = sorted(name for name, child in owners.items() if _is_called(child))
+    if path is None or path not in owners:
+        raise SpecError(
+            f"tint.site: {type(module).__name__} has no module '{site}' that owns parameters; "
+            f"expected 'head' or a module path such as '{_an_example(callable_)}'"
+            f"{nearest(site, [*callable_, HEAD])}"
+        )
+    if not _is_called(owners[path]):
+        raise SpecError(
+            f"tint.site: '{site}' is a list of modules, not one that can be tinted; expected one "
+            f"of them, such as '{_an_example([n for n in callable_ if n.startswith(path + '.')])}'"
+        )
+    if all(name.startswith(path + ".") for name in backbone_names(module)):
+        raise SpecError(
+            f"tint.site: '{site}' is the whole backbone, so that nothing would be shared; expected "
+            f"a part of it, such as '{_an_example(callable_)}'"
+        )
+    return (path,)
 
 
-def _owns_parameters(module: nn.Module) -> bool:
+def _owns(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _an_example(owners: set[str]) -> str:
-    blocks = [name for name in owners if name.rsplit(".", 1)[-1].isdigit()]
-    return max(blocks or owners, key=lambda name: (-name.count("."), len(name), name))
+def _is_called(module: nn.Module) -> bool:
+    """Whether the module has a forward pass; a ModuleList has none, nothing ever calls it."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _an_example(paths: list[str]) -> str:
+    blocks = [path for path in paths if path.rsplit(".", 1)[-1].isdigit()]
+    return max(blocks or paths, key=lambda path: (-path.count("."), len(path), path))
 
 
 def _module_path_of(module: nn.Module, disk_path: str) -> str | None:
     """Translate ``vit.encoder.layer.5`` (on disk) into ``vit.layers.5`` (in memory).
 
     transformers offers the conversion only for whole state dicts; run on one, it renames the
-    keys and passes tensors through, so each tensor's identity tells its two names.
+    keys and passes tensors through, so each tensor's identity tells its two names. The module is
+    the one that owns exactly the tensors below the path; there may be none.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
     state = module.state_dict()
     in_memory = {id(tensor): name for name, tensor in state.items()}
-    pairs = [
-        (disk, in_memory[id(tensor)])
+    below = {
+        in_memory[id(tensor)]
         for disk, tensor in revert_weight_conversion(module, state).items()
         if id(tensor) in in_memory and disk.startswith(disk_path + ".")
-    ]
-    candidates = {memory.removesuffix("." + disk.rsplit(".", 1)[-1]) for disk, memory in pairs}
-    if not candidates:
+    }
+    if not below:
         return None
-    return _common_path(candidates)
-
-
-def _common_path(paths: set[str]) -> str:
-    split = [path.split(".") for path in paths]
-    common = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)
+    path = min(below)
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if {name for name in state if name.startswith(path + ".")} == below:
+            return path
+    return None
 
 
 def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tintray.confidence import Filter, keep
 from tintray.errors import FitError
 from tintray.pools import Pool
+from tintray.precision import Precision
 from tintray.randomness import sample
 from tintray.tasks import Labels, self_label_loss
 from tintray.tint import FusedModel, TintLayer
@@ -42,6 +43,7 @@ class StepSettings:
     labels: Labels
     filter: Filter
     temperature: float = 1.0
+    precision: Precision = "float32"
 
 
 @dataclass
@@ -166,7 +168,9 @@ class TaskGroup:
         rows = [indices[piece.task][piece.rows] for piece in pieces]
         tasks = [self.tasks[piece.task] for piece in pieces]
         batches = [task.pool.batch(index) for task, index in zip(tasks, rows, strict=True)]
-        outputs = self._fused.forward(batches, [task.layer for task in tasks])
+        outputs = self._fused.forward(
+            batches, [task.layer for task in tasks], self._settings.precision
+        )
         losses = []
         for piece, task, index, output in zip(pieces, tasks, rows, outputs, strict=True):
             expert = task.labels[index]

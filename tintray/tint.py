@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from tintray.layout import Layout
 from tintray.models import skeleton
+from tintray.precision import Precision, computing
 
 
 @dataclass
@@ -95,6 +96,13 @@ class Parted(nn.Module):
         self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
         self._split = split
 
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that the model reads off the module that stood here (a dtype, a size)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_template"][0], name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the template once per task and join the outputs [Σ sizes, …]."""
         sizes = self._split.sizes
@@ -166,7 +174,10 @@ class FusedModel:
             parameter.grad = None if gradient is None else gradient[stretch].view(slot.shape)
 
     def forward(
-        self, batches: Sequence[Mapping[str, Tensor]], layers: Sequence[TintLayer]
+        self,
+        batches: Sequence[Mapping[str, Tensor]],
+        layers: Sequence[TintLayer],
+        precision: Precision = "float32",
     ) -> list[Tensor]:
         """Outputs of each task's batch, in order: logits [bₜ, max classes of the tasks given].
 
@@ -175,5 +186,8 @@ class FusedModel:
         joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
         sizes = [len(next(iter(batch.values()))) for batch in batches]
         self._split.sizes, self._split.layers = sizes, list(layers)
-        output = self._module(**joined).logits
+        with computing(precision, self._module):
+            output = self._module(**joined).logits
+        # Losses and metrics are float32 at least, whatever the passes computed in.
+        output = output.float() if output.dtype == torch.bfloat16 else output
         return list(output.split(sizes))
