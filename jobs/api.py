@@ -9,7 +9,7 @@ from jobs.driver import evaluated, open_places, run_job
 from jobs.events import OnEvent, StageStarted, ignore
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.measure import measure
-from jobs.merges import load_merge, locate, store_of
+from jobs.merges import load_merge, locate, store_of, usable
 from jobs.publication import summary, task_result
 from jobs.results import (
     CompareTable,
@@ -81,7 +81,7 @@ def load(merge: str, *, catalog: str | None = None) -> Merge:
 
 def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
     """All merges that the catalog knows, the newest first."""
-    with Catalog.open(catalog, create=False) as opened:
+    with usable(), Catalog.open(catalog, create=False) as opened:
         found = [
             MergeListing(
                 name=merge.name,

@@ -29,6 +29,7 @@ from jobs.events import (
 )
 from jobs.fleet import Fleet, open_fleet
 from jobs.heartbeat import Heartbeat
+from jobs.merges import usable
 from jobs.publication import Outcome, publish
 from jobs.spec import JobSpec
 from jobs.worker import Prepared, TaskFacts
@@ -38,7 +39,7 @@ from storage.catalog import Catalog, Known
 from storage.leases import LeaseLostError
 from storage.states import JobState
 from tintray.coefficients import Coefficients, initial_coefficients
-from tintray.errors import InputError, StorageError, TintrayError
+from tintray.errors import StorageError, TintrayError
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
 from tintray.schedule import schedule
@@ -153,12 +154,10 @@ def open_places(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
     InputError
         If one of them cannot be used: nothing has been computed, and the user can mend it.
     """
-    try:
+    with usable():
         store = open_store(spec.store)
         store.check_writable()
         return store, Catalog.open(spec.catalog)
-    except StorageError as error:
-        raise InputError(str(error)) from error
 
 
 @contextmanager

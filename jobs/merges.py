@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.sources import cache_folder
 from storage.catalog import Catalog
-from storage.publish import merge_file, parse_merge_url, read_manifest
+from storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
+from storage.records import unseal
 from storage.urls import local_folder
 from tintray.bundle import Merge, open_folder
+from tintray.errors import InputError, IntegrityError, StorageError
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """A store or a catalog that does not answer, before anything was done, is bad input."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except StorageError as error:
+        raise InputError(str(error)) from error
 
 
 def locate(merge: str, catalog_url: str) -> str:
@@ -23,7 +38,7 @@ def locate(merge: str, catalog_url: str) -> str:
         return merge
     if (Path(merge) / "manifest.json").is_file():
         return merge
-    with Catalog.open(catalog_url, create=False) as catalog:
+    with usable(), Catalog.open(catalog_url, create=False) as catalog:
         found = catalog.find_merge(merge)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
@@ -36,14 +51,24 @@ def load_merge(url: str) -> Merge:
     ------
     NotFoundError
         If there is no published merge.
+    IntegrityError
+        If its manifest is not as it was published.
     """
     folder = local_folder(url)
     if folder is not None:
-        return open_folder(folder)
+        opened = open_folder(folder)
+        check_seal(folder / MANIFEST)
+        return opened
     store, ref = parse_merge_url(url)
-    manifest = read_manifest(store, ref)
+    with usable():
+        manifest = read_manifest(store, ref)
     cache = cache_folder()
     return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url)
+
+
+def check_seal(manifest: Path) -> None:
+    """Raise :class:`IntegrityError` if a manifest's file is not as it was sealed."""
+    unseal(manifest.read_bytes(), str(manifest))
 
 
 def store_of(url: str, default: str) -> str:

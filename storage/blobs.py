@@ -40,6 +40,12 @@ def blob_key(sha256: str) -> str:
     return f"blobs/{sha256[:2]}/{sha256}"
 
 
+def is_blob(key: str) -> str | None:
+    """The sha256 of the blob that ``key`` names, or None if it names none."""
+    sha256 = key.rpartition("/")[2]
+    return sha256 if _SHA256.match(sha256) and key == blob_key(sha256) else None
+
+
 def hash_file(path: Path) -> BlobRef:
     """The reference that the bytes of a file would have."""
     with path.open("rb") as file:

@@ -31,7 +31,7 @@ class Database:
         parsed = parse_catalog_url(url)
         file = sqlite_file(parsed)
         if file is not None and not file.exists():
-            _prepare_folder(shown(parsed), file.parent, create)
+            prepare_folder(shown(parsed), file.parent, create)
         engine = make_engine(parsed)
         try:
             ensure_schema(engine, create)
@@ -80,7 +80,8 @@ def _session(connection: sa.Connection) -> Iterator[Session]:
         yield session
 
 
-def _prepare_folder(url: str, folder: Path, create: bool) -> None:
+def prepare_folder(url: str, folder: Path, create: bool) -> None:
+    """Make the folder of a SQLite catalog that is not there yet, if it may be created."""
     if not create:
         raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
     try:
