@@ -141,11 +141,11 @@ class FitSpec(Section):
     """Examples of each task in a round."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """What every random stream is derived from."""
-    coefficient_lr: float = Field(default=1e-3, gt=0)
+    coefficient_lr: float = Field(default=2e-2, gt=0)
     """Learning rate of the merging coefficients."""
     tint_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the tint layers; left out, it goes by their site."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rates go from their first value to the last round."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""
