@@ -49,6 +49,25 @@ def default_catalog(store: Location) -> Location:
         raise SpecError(f"{CATALOG_VARIABLE}: {error}") from error
 
 
+def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
+    """The store that something is copied to, and its catalog: ``catalog.db`` in it, if a folder.
+
+    Raises
+    ------
+    SpecError
+        One of them is none.
+    """
+    field = "DEST"
+    try:
+        where = store_location(store, Path.cwd())
+        field = "--dest-catalog"
+        if catalog is not None:
+            return where, catalog_location(catalog, Path.cwd())
+    except ValueError as error:
+        raise SpecError(f"{field}: {error}") from error
+    return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
+
+
 def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
     """The store and catalog of a command, from its options ``--store`` and ``--catalog``.
 

@@ -61,7 +61,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     )
     console.print(_task_table(summary.tasks))
     console.print(Text(_LEGEND, style="dim"))
-    _print_facts(_summary_facts(summary), console)
+    print_facts(_summary_facts(summary), console)
 
 
 def _summary_facts(summary: MergeSummary) -> dict[str, str]:
@@ -104,12 +104,12 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
     facts = _average_facts(
         table.tasks, table.average, table.expert_average, table.normalised_accuracy
     )
-    _print_facts(facts, console)
+    print_facts(facts, console)
 
 
 def _task_table(tasks: Sequence[TaskResult]) -> Table:
     one_metric = len({task.metric for task in tasks}) <= 1
-    table = _table()
+    table = open_table()
     table.add_column("task", no_wrap=True)
     if not one_metric:
         table.add_column("metric")
@@ -136,7 +136,7 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     metric = _joined(row.metric for row in comparison.rows)
     cells = {(row.task, row.method): _metric(row.metric, row.value) for row in comparison.rows}
-    table = _table()
+    table = open_table()
     table.add_column("task", no_wrap=True)
     for method in methods:
         table.add_column(method, justify="right")
@@ -152,12 +152,12 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     console.print(Text.assemble((comparison.merge, "bold"), f"   {metric}"))
     console.print(table)
     if comparison.best_scale is not None:
-        _print_facts({"scale": f"task arithmetic at its best: {comparison.best_scale:g}"}, console)
+        print_facts({"scale": f"task arithmetic at its best: {comparison.best_scale:g}"}, console)
 
 
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
     """The merges of a catalog, one a line."""
-    table = _table()
+    table = open_table()
     for name in ("merge", "created", "site"):
         table.add_column(name, no_wrap=True)
     for name in ("tasks", "average", "of experts"):
@@ -178,7 +178,7 @@ def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
 
 def print_validation(report: ValidationReport, console: Console) -> None:
     """A job file that holds, and what a job of it would have."""
-    table = _table()
+    table = open_table()
     table.add_column("task", no_wrap=True)
     table.add_column("tint parameters", justify="right")
     table.add_column("of backbone", justify="right")
@@ -192,7 +192,7 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         "backbone": f"{count(report.backbone_parameters)} parameters in {report.units} layer units",
         "tint site": report.site,
     }
-    _print_facts(facts, console)
+    print_facts(facts, console)
     for notice in report.notices:
         console.print(f"note: {notice}")
 
@@ -213,11 +213,13 @@ def count(parameters: int) -> str:
     return str(parameters)
 
 
-def _table() -> Table:
+def open_table() -> Table:
+    """An empty table, as all of them look."""
     return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
 
 
-def _print_facts(facts: Mapping[str, str], console: Console) -> None:
+def print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Names and texts in two columns, below an empty line; those without a text are left out."""
     known = {name: text for name, text in facts.items() if text}
     width = max(len(name) for name in known)
     console.print()

@@ -287,7 +287,7 @@ def copy(
             )
     size = sum(file["size"] for file in manifest["files"].values())
     where = None if known is None else known.url
-    return Copied(str(ref), opened_merge.url, copied, len(files), size, where)
+    return Copied(str(ref), url, copied, len(files), size, where)
 
 
 def _store_url(merge_url: str) -> str | None:

@@ -11,7 +11,7 @@ from storage.blobs import blob_key
 from storage.catalog import Catalog
 from storage.publish import MANIFEST
 from storage.records import unseal
-from storage.sweep import Garbage, Inventory, Sweep, plan_sweep
+from storage.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 
 _THREADS = 8
@@ -20,7 +20,7 @@ _THREADS = 8
 def take_inventory(store: ArtifactStore) -> Inventory:
     """List a store, and read its manifests and cache records."""
     leftovers = tuple(store.leftovers())
-    entries = tuple(store.list())
+    entries = tuple(entry for entry in store.list() if is_ours(entry.key))
     manifests = [entry.key for entry in entries if _is_manifest(entry.key)]
     records = [entry.key for entry in entries if _is_record(entry.key)]
     with ThreadPoolExecutor(_THREADS) as pool:

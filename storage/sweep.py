@@ -80,6 +80,11 @@ class _Blob:
         return max(part.modified for part in parts if part is not None)
 
 
+def is_ours(key: str) -> bool:
+    """Whether an artifact is one that tintray makes; a catalog may lie beside them."""
+    return key.startswith(("blobs/", "cache/", "merges/"))
+
+
 def named_hashes(text: str) -> set[str]:
     """Every sha256 in a manifest: its files, and what it was computed from."""
     return set(_HASH.findall(text))

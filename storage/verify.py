@@ -15,6 +15,7 @@ from storage.artifacts import ArtifactStore, Entry
 from storage.blobs import BlobRef, blob_key, hash_blocks, hash_bytes, hash_file
 from storage.publish import MANIFEST, MergeRef
 from storage.records import unseal
+from storage.sweep import is_ours
 from tintray.errors import IntegrityError, NotFoundError
 
 
@@ -43,7 +44,7 @@ def verify_store(
     ``expected`` are hashes of blobs that must be there; ``manifests`` maps the keys of manifests to
     the sha256 that the catalog has of them.
     """
-    entries = {entry.key: entry for entry in store.list()}
+    entries = {entry.key: entry for entry in store.list() if is_ours(entry.key)}
     checks = _Checks(store, entries, manifests or {})
     damaged = [damage for key in entries for damage in checks.one(key)]
     missing = {blob_key(sha256) for sha256 in expected} | (manifests or {}).keys()

@@ -13,9 +13,11 @@ from typing import Any
 import click
 
 from jobs.cli.about import show_version, version
+from jobs.cli.health import db, doctor
 from jobs.cli.merges import compare, evaluate, export, listing, show
 from jobs.cli.options import Session, debug_option
 from jobs.cli.runs import run, validate
+from jobs.cli.upkeep import artifacts, copy, gc, rm
 from jobs.cli.zoo import zoo
 from tintray.errors import TintrayError
 
@@ -67,7 +69,10 @@ def cli() -> None:
     """
 
 
-for command in (run, validate, listing, show, evaluate, compare, export, zoo, version):
+for command in (
+    *(run, validate, listing, show, evaluate, compare, export, copy, rm),
+    *(artifacts, gc, db, doctor, zoo, version),
+):
     cli.add_command(command)
 
 

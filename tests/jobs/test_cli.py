@@ -26,8 +26,22 @@ COMMANDS = [
     "eval",
     "compare",
     "export",
+    "copy",
+    "rm",
+    "artifacts",
+    "gc",
+    "db",
+    "doctor",
     "zoo",
     "version",
+]
+INNER = [
+    "zoo digits",
+    "artifacts ls",
+    "artifacts verify",
+    "artifacts pin",
+    "db upgrade",
+    "db check",
 ]
 
 Call = Callable[..., tuple[int, str, str]]
@@ -92,7 +106,7 @@ def test_help_lists_the_commands_in_order_of_use(call: Call) -> None:
     assert "130 interrupted" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "zoo digits"])
+@pytest.mark.parametrize("command", [*COMMANDS, *INNER])
 def test_every_help_has_an_example(call: Call, command: str) -> None:
     code, out, _ = call(*command.split(), "--help")
     assert code == 0
@@ -100,10 +114,15 @@ def test_every_help_has_an_example(call: Call, command: str) -> None:
 
 
 def test_every_table_has_a_json_form_and_every_command_debug() -> None:
+    commands: dict[str, click.Command] = dict(cli.commands)
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            commands |= {f"{name} {inner}": found for inner, found in command.commands.items()}
     options = {
         name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in cli.commands.items()
+        for name, command in commands.items()
     }
+    assert set(options) == {*COMMANDS, *INNER}
     assert {name for name, found in options.items() if "--json" in found} == {
         "run",
         "validate",
@@ -111,6 +130,15 @@ def test_every_table_has_a_json_form_and_every_command_debug() -> None:
         "show",
         "eval",
         "compare",
+        "copy",
+        "rm",
+        "artifacts ls",
+        "artifacts verify",
+        "artifacts pin",
+        "gc",
+        "db upgrade",
+        "db check",
+        "doctor",
     }
     assert {name for name, found in options.items() if "--debug" not in found} == set()
 

@@ -1,0 +1,99 @@
+"""The commands that look whether all is well: db and doctor."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli.options import debug_option, json_option, place_options, quiet_stdout, write
+
+
+@click.group()
+@debug_option
+def db() -> None:
+    """Upgrade or check the catalog's database.
+
+    \b
+    Example:
+      tintray db check
+    """
+
+
+@db.command()
+@place_options
+@json_option
+@debug_option
+def upgrade(store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Bring the catalog's tables to this version, or create them.
+
+    It happens wholly or not at all; a database that is newer is refused.
+
+    \b
+    Example:
+      tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
+    """
+    from jobs.settings import chosen
+    from jobs.upkeep_tables import print_schema
+
+    _, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs import upkeep
+
+        change = upkeep.upgrade_catalog(database)
+    write(change, print_schema, as_json=as_json)
+
+
+@db.command()
+@place_options
+@json_option
+@debug_option
+def check(store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Look whether the catalog's database is sound and current.
+
+    The exit code is 1 if it is not.
+
+    \b
+    Example:
+      tintray db check --json
+    """
+    from jobs.settings import chosen
+    from jobs.upkeep_tables import print_database
+
+    _, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs import upkeep
+
+        report = upkeep.check_catalog(database)
+    write(report, print_database, as_json=as_json)
+    if report.problems:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="The Ray cluster to look at [default: one is started here, and stopped].",
+)
+@place_options
+@json_option
+@debug_option
+def doctor(address: str | None, store: str | None, catalog: str | None, as_json: bool) -> None:
+    """Check versions, store, database and Ray; each with a fix.
+
+    The exit code is 1 if something is wrong.
+
+    \b
+    Example:
+      tintray doctor --store s3://models/tintray
+    """
+    from jobs.settings import chosen
+    from jobs.upkeep_tables import print_diagnosis
+
+    where, database = chosen(store, catalog)
+    with quiet_stdout():
+        from jobs.doctor import diagnose
+
+        diagnosis = diagnose(store=where, catalog=database, address=address)
+    write(diagnosis, print_diagnosis, as_json=as_json)
+    if not diagnosis.healthy:
+        raise click.exceptions.Exit(1)
