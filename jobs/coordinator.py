@@ -46,6 +46,9 @@ class Coordinator:
         Λ and its optimiser; moved here and nowhere else.
     coefficient_lr, tint_lr
         Learning rates as functions of the round.
+    in_turn
+        Let every group move Λ by itself, one after another (the published loop, with one task per
+        group), instead of all groups together.
     """
 
     def __init__(
@@ -56,12 +59,15 @@ class Coordinator:
         *,
         coefficient_lr: Schedule,
         tint_lr: Schedule,
+        in_turn: bool = False,
     ) -> None:
         self._fleet = fleet
         self._cast = cast
         self._coefficients = coefficients
         self._coefficient_lr = coefficient_lr
         self._tint_lr = tint_lr
+        groups = sorted(cast.groups)
+        self._turns = [[group] for group in groups] if in_turn else [groups]
         self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
     def fit(self, rounds: int, on_round: Callable[[RoundDone], None]) -> None:
@@ -89,11 +95,18 @@ class Coordinator:
             )
 
     def _round(self, round_: int) -> dict[str, TaskMetrics]:
+        found: dict[str, TaskMetrics] = {}
+        for groups in self._turns:
+            found |= self._turn(round_, groups)
+        return found
+
+    def _turn(self, round_: int, groups: Sequence[int]) -> dict[str, TaskMetrics]:
+        """One update of Λ from the gradients of these groups."""
         theta = self.theta()
         tint_lr = self._tint_lr(round_)
         answers = [
             self._cast.groups[group].call("step", group, theta, round_, tint_lr, returns=2)
-            for group in sorted(self._cast.groups)
+            for group in groups
         ]
         projected = self._cast.shard.call("project", *(gradient for gradient, _ in answers))
         gradient, *metrics = self._fleet.get([projected, *(m for _, m in answers)])

@@ -102,7 +102,7 @@ class Crew:
         self._spec = spec
         self._ground = ground
         self.orders = [_order(spec, index) for index in range(len(spec.tasks))]
-        groups = form_groups(len(self.orders), spec.fit.groups)
+        groups = form_groups(len(self.orders), _group_count(spec))
         threads = spec.cluster.threads_per_worker
         wanted = spec.cluster.workers
         count = max(1, fleet.size() // threads) if wanted == "auto" else max(1, wanted)
@@ -190,6 +190,11 @@ class Crew:
             name: module.get_parameter(name).detach() for name in models.backbone_names(module)
         }
         return remember(store, "bases", self._ground.digest, tensors_as_bytes(tensors), {}).ref
+
+
+def _group_count(spec: JobSpec) -> int | None:
+    """In turn means task by task; otherwise as the job says."""
+    return len(spec.tasks) if spec.fit.updates == "in_turn" else spec.fit.groups
 
 
 def _order(spec: JobSpec, index: int) -> TaskOrder:

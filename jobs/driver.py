@@ -45,7 +45,7 @@ from tintray.models import HEAD
 from tintray.schedule import schedule
 
 HEAD_LR = 1e-2
-BLOCK_LR = 1e-3
+BLOCK_LR = 2e-3
 _FLUSH_SECONDS = 2.0  # rounds are entered in the catalog in batches, off the rounds' own path
 
 _log = logging.getLogger(__name__)
@@ -236,6 +236,7 @@ def _coordinator(
         coefficients,
         coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
         tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),
+        in_turn=fit.updates == "in_turn",
     )
     return coefficients, coordinator
 

@@ -149,6 +149,8 @@ class FitSpec(Section):
     """How the learning rates go from their first value to the last round."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""
+    updates: Literal["together", "in_turn"] = "together"
+    """All tasks of a round move the coefficients at once, or each in turn, as was published."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Examples in one forward pass; left out, as many as fit."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

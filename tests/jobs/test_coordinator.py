@@ -42,6 +42,7 @@ class Fit:
             self.coefficients,
             coefficient_lr=rate(rates[0]),
             tint_lr=rate(rates[1]),
+            in_turn=spec.fit.updates == "in_turn",
         )
         self.rounds: list[RoundDone] = []
 
@@ -113,3 +114,14 @@ def test_bounds_hold(tiny: TinyZoo, store: Path) -> None:
     values = fit.coefficients.values
     assert values.min() == pytest.approx(0.29)
     assert values.max() == pytest.approx(0.31)
+
+
+def test_in_turn_each_task_moves_the_coefficients_by_itself(tiny: TinyZoo, store: Path) -> None:
+    together = Fit(tiny, store, rates=(1e-3, 0.0)).run(1)
+    in_turn = Fit(tiny, store, rates=(1e-3, 0.0), fit={"updates": "in_turn"}).run(1)
+    start = initial_coefficients("task_arithmetic", 0.3, *together.coefficients.values.shape)
+    # Adam's first step is its learning rate long, whatever the gradient: one step together, and
+    # up to one per task in turn.
+    assert (together.coefficients.values - start).abs().max() <= 1.01e-3
+    assert (in_turn.coefficients.values - start).abs().max() > 1.5e-3
+    assert {task for done in in_turn.rounds for task in done.agreement} == set(TASKS)
