@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests.services import postgres_server, postgres_url, s3_server, s3_url
 from tests.tiny_zoo import TinyZoo, make_zoo
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 settings.register_profile("tintray", deadline=None)  # a busy machine is no failure
 settings.load_profile("tintray")
+
+__all__ = ["postgres_server", "postgres_url", "s3_server", "s3_url"]  # fixtures for every suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may depend on the network, nor on where the person who runs it keeps merges.
