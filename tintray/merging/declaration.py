@@ -201,7 +201,9 @@ class Method:
         }
 
     def check_tasks(self, tasks: int) -> None:
-        """Refuse more tasks than the method merges."""
+        """Refuse more tasks than the method merges, or none."""
+        if tasks == 0:
+            raise SpecError("tasks: expected at least one expert to merge, found none")
         if self.most is not None and tasks > self.most:
             raise SpecError(
                 f"merge.method: '{self.name}' merges at most {self.most} experts, found {tasks}; "

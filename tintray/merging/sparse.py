@@ -5,11 +5,11 @@ What is kept is judged within one tensor. Shares are shares of its coordinates.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
+from tintray.merging.selection import magnitude_at
 from tintray.randomness import stream
 
 _DENSITY = Parameter(
@@ -21,20 +21,11 @@ _DROP = Parameter("drop", 0.9, 0, 1, "share of each task vector dropped at rando
 
 def smallest_kept(layer: Layer, density: float) -> Tensor:
     """For each task the magnitude of the smallest of its ⌊density · n⌋ largest entries: [K, 1]."""
-    found = [_kth_largest(row, int(density * row.numel())) for row in rows(layer.vectors)]
+    found = []
+    for row in rows(layer.vectors):
+        dropped = len(row) - int(density * len(row))
+        found.append(magnitude_at(row, dropped) if dropped < len(row) else float("inf"))
     return torch.tensor(found).unsqueeze(1)
-
-
-def _kth_largest(row: Tensor, count: int) -> float:
-    """Magnitude of the ``count``-th largest entry; infinite for 0. numpy selects with SIMD."""
-    if count == 0:
-        return float("inf")
-    if count >= row.numel():
-        return 0.0
-    magnitudes = row.abs().numpy()
-    position = len(magnitudes) - count
-    magnitudes.partition(position)
-    return float(magnitudes[position])
 
 
 def elect(vectors: Tensor) -> Tensor:
@@ -43,9 +34,9 @@ def elect(vectors: Tensor) -> Tensor:
     The sum over tasks is TIES's disjoint mean (eq. in section 3 of arXiv 2306.01708).
     """
     sign = vectors.sum(0).sign()
-    agreeing = vectors * sign > 0
-    count = agreeing.sum(0).clamp_min(1)
-    return torch.where(agreeing, vectors, 0.0) / count
+    agreeing = (vectors * sign).relu_()  # |τ| where it agrees, else 0
+    count = agreeing.sign().sum(0)
+    return agreeing.mul_(sign / count.clamp_min_(1))
 
 
 @method(
@@ -63,9 +54,17 @@ def ties(layer: Layer, density: float) -> Tensor:
 
 
 def _at_least(layer: Layer) -> Tensor:
+    """τ where its magnitude reaches the threshold of its task, else 0."""
     assert layer.thresholds is not None
-    bound = per_task(layer.thresholds[:, 0], layer.vectors)
-    return torch.where(layer.vectors.abs() >= bound, layer.vectors, 0.0)
+    # hardshrink keeps what is above its bound, in one pass over each task vector.
+    bounds = layer.thresholds[:, 0].nextafter(torch.tensor(-1.0)).tolist()
+    kept = torch.empty_like(layer.vectors)
+    for row, out, bound in zip(layer.vectors, kept, bounds, strict=True):
+        if bound < 0:  # a threshold of 0 keeps everything
+            out.copy_(row)
+        else:
+            torch.hardshrink(row, bound, out=out)
+    return kept
 
 
 def drop_and_rescale(vectors: Tensor, kept: Tensor, drop: float) -> Tensor:
@@ -113,15 +112,12 @@ def smallest_and_largest_kept(layer: Layer, smallest: float, largest: float) -> 
     """For each task the least and the greatest magnitude that stay: [K, 2]."""
     bounds = []
     for row in rows(layer.vectors):
-        magnitudes = row.abs().numpy()
-        size = len(magnitudes)
-        first = int(smallest * size)
-        last = size - 1 - int(largest * size)
+        first = int(smallest * len(row))
+        last = len(row) - 1 - int(largest * len(row))
         if first > last:
             bounds.append((float("inf"), 0.0))
-            continue
-        magnitudes = np.partition(magnitudes, (first, last))
-        bounds.append((float(magnitudes[first]), float(magnitudes[last])))
+        else:
+            bounds.append((magnitude_at(row, first), magnitude_at(row, last)))
     return torch.tensor(bounds)
 
 

@@ -1,0 +1,328 @@
+"""Whole checkpoints merged tensor by tensor: what comes out, what it takes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import CheckpointError, SpecError, StorageError
+from tintray.layout import build_layout
+from tintray.merging import methods, recipe
+from tintray.merging.apply import directions, layers, own_deltas
+from tintray.merging.streaming import Merging, Sources, merge_checkpoints
+from tintray.merging.tensor_files import TensorFiles
+from tintray.task_vectors import TaskVectors
+
+SHAPES = {
+    "embed.weight": (300, 260),  # more than one piece
+    "layers.0.weight": (24, 16),
+    "layers.0.bias": (24,),
+    "layers.1.weight": (16, 24),
+    "norm.scale": (),
+}
+TASKS = ("red", "green", "blue")
+DATA_FREE = [name for name, known in methods().items() if not known.needs]
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = {n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}
+    return made | {"positions": torch.arange(7)}
+
+
+def checkpoint(folder: Path, content: dict[str, Tensor]) -> Checkpoint:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(content, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "made-up"}')
+    return open_checkpoint(folder)
+
+
+class Zoo:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.folder = folder
+        self.base_tensors = tensors(0, dtype)
+        self.expert_tensors = {
+            task: {
+                n: t if n == "positions" else (t.float() + 0.1 * own[n].float()).to(dtype)
+                for n, t in self.base_tensors.items()
+            }
+            for task, own in ((task, tensors(k + 1)) for k, task in enumerate(TASKS))
+        }
+        self.base = checkpoint(folder / "base", self.base_tensors)
+        self.experts = {
+            task: checkpoint(folder / task, of) for task, of in self.expert_tensors.items()
+        }
+
+    def merge(self, name: str = "task_arithmetic", **options: object) -> dict[str, Tensor]:
+        most = methods()[name].most or 3
+        experts = dict(list(self.experts.items())[:most])
+        output = self.folder / "out"
+        merge_checkpoints(self.base, experts, output, recipe(name), **options)  # type: ignore[arg-type]
+        return load_file(output / "model.safetensors")
+
+    def vectors(self, tasks: int) -> TaskVectors:
+        layout = build_layout(SHAPES)
+        base = layout.flatten(self.base_tensors)
+        rows = [layout.flatten(of) - base for of in list(self.expert_tensors.values())[:tasks]]
+        return TaskVectors(layout, TASKS[:tasks], base, torch.stack(rows))
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    return Zoo(tmp_path)
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_a_streamed_merge_is_the_merge_in_memory(zoo: Zoo, name: str) -> None:
+    known = methods()[name]
+    vectors = zoo.vectors(known.most or 3)
+    scale = known.start(len(vectors.tasks))
+    if known.own is None:
+        outputs = {"": zoo.merge(name)}
+    else:
+        merge_checkpoints(zoo.base, zoo.experts, zoo.folder / "out", recipe(name))
+        outputs = {t: load_file(zoo.folder / "out" / t / "model.safetensors") for t in TASKS}
+    for slot, layer in layers(vectors, recipe(name)):
+        rule = directions if known.own is None else own_deltas
+        delta = rule(layer, recipe(name))
+        expected = delta.sum(0, keepdim=True) if known.own is None else delta
+        for merged, of_task in zip(outputs.values(), expected, strict=True):
+            torch.testing.assert_close(
+                merged[slot.name], layer.base + scale * of_task, atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_names_types_and_shapes_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    zoo = Zoo(tmp_path, dtype)
+    merged = zoo.merge("ties")
+    assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {
+        n: (t.shape, t.dtype) for n, t in zoo.base_tensors.items()
+    }
+    assert torch.equal(merged["positions"], torch.arange(7))
+
+
+def test_one_expert_at_scale_one_comes_back(zoo: Zoo) -> None:
+    output = zoo.folder / "out"
+    one = {"red": zoo.experts["red"]}
+    merge_checkpoints(zoo.base, one, output, recipe("task_arithmetic"), scale=1.0)
+    merged = load_file(output / "model.safetensors")
+    for name, tensor in zoo.expert_tensors["red"].items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_the_configuration_comes_along(zoo: Zoo) -> None:
+    zoo.merge()
+    assert open_checkpoint(zoo.folder / "out").config == {"model_type": "made-up"}
+
+
+def test_large_output_is_cut_into_shards_with_an_index(zoo: Zoo) -> None:
+    whole = zoo.merge()
+    output = zoo.folder / "cut"
+    merge_checkpoints(
+        zoo.base, zoo.experts, output, recipe("task_arithmetic"), shard_bytes=4 * 300 * 260
+    )
+    opened = open_checkpoint(output)
+    count = len(opened.weights)
+    assert count > 1
+    assert [path.name for path in opened.weights] == [
+        f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)
+    ]
+    index = json.loads((output / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    parts = [load_file(path) for path in opened.weights]
+    assert index["weight_map"] == {
+        name: path.name for path, part in zip(opened.weights, parts, strict=True) for name in part
+    }
+    assert index["weight_map"].keys() == whole.keys()
+    for part in parts:
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in part.items())
+
+
+def test_a_sharded_base_is_read_like_a_single_file(zoo: Zoo) -> None:
+    whole = zoo.merge()
+    cut = zoo.folder / "cut"
+    itself = {"base": zoo.base}
+    merge_checkpoints(zoo.base, itself, cut, recipe("average"), shard_bytes=4 * 300 * 260)
+    output = zoo.folder / "again"
+    merge_checkpoints(open_checkpoint(cut), zoo.experts, output, recipe("task_arithmetic"))
+    again = load_file(output / "model.safetensors")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in again.items())
+
+
+def test_progress_rises_to_the_whole(zoo: Zoo) -> None:
+    told: list[tuple[int, int]] = []
+    zoo.merge(progress=lambda done, total: told.append((done, total)))
+    done = [first for first, _ in told]
+    assert done == sorted(done)
+    assert told[-1][0] == told[-1][1] == sum(t.numel() for t in zoo.base_tensors.values())
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_merge_leaves_nothing(zoo: Zoo, raised: type[BaseException]) -> None:
+    before = sorted(path.name for path in zoo.folder.iterdir())
+
+    def stop(done: int, total: int) -> None:
+        raise raised
+
+    with pytest.raises(raised):
+        zoo.merge(progress=stop)
+    assert sorted(path.name for path in zoo.folder.iterdir()) == before
+
+
+def test_a_full_disk_leaves_nothing(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tintray.merging import tensor_files
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(path.name for path in zoo.folder.iterdir())
+    monkeypatch.setattr(tensor_files.os, "write", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        zoo.merge()
+    assert sorted(path.name for path in zoo.folder.iterdir()) == before
+
+
+def refused(zoo: Zoo, name: str = "task_arithmetic", **options: object) -> str:
+    before = sorted(path.name for path in zoo.folder.iterdir())
+    with pytest.raises((CheckpointError, SpecError, StorageError)) as caught:
+        zoo.merge(name, **options)
+    assert sorted(path.name for path in zoo.folder.iterdir()) == before, "bytes were written"
+    return str(caught.value)
+
+
+def change(zoo: Zoo, alter: Callable[[dict[str, Tensor]], object]) -> None:
+    alter(zoo.expert_tensors["green"])
+    checkpoint(zoo.folder / "green", zoo.expert_tensors["green"])
+    zoo.experts["green"] = open_checkpoint(zoo.folder / "green")
+
+
+def test_an_expert_without_a_tensor_is_refused(zoo: Zoo) -> None:
+    change(zoo, lambda of: of.pop("layers.0.bias"))
+    said = refused(zoo)
+    assert "tasks.green.expert lacks tensor 'layers.0.bias'" in said
+
+
+def test_an_expert_of_another_shape_is_refused(zoo: Zoo) -> None:
+    change(zoo, lambda of: of.update({"layers.0.bias": torch.zeros(25)}))
+    assert "'layers.0.bias' has shape [25]; the base has [24]" in refused(zoo)
+
+
+def test_an_expert_with_more_is_refused(zoo: Zoo) -> None:
+    change(zoo, lambda of: of.update({"adapter.weight": torch.zeros(2)}))
+    assert "has tensor 'adapter.weight', which the base lacks" in refused(zoo)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_expert_that_is_not_finite_is_named(zoo: Zoo, value: float) -> None:
+    change(zoo, lambda of: of["layers.1.weight"][2].fill_(value))
+    said = refused(zoo)
+    assert "tasks.green.expert: tensor 'layers.1.weight' has 24 of 384 values" in said
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
+def test_a_method_without_its_statistics_is_refused(zoo: Zoo, name: str, kind: str) -> None:
+    assert f"'{name}' needs statistics '{kind}'" in refused(zoo, name)
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_a_bound_that_the_largest_tensor_exceeds_is_refused(zoo: Zoo, name: str) -> None:
+    said = refused(zoo, name, memory=2**16)
+    assert said.startswith(f"merge.memory: '{name}' needs")
+    assert "'embed.weight' [300, 260]" in said
+
+
+def test_elementwise_methods_fit_where_whole_tensors_do_not(zoo: Zoo) -> None:
+    bound = 6 * 2**20
+    assert "raise merge.memory" in refused(zoo, "tsv_m", memory=bound)
+    zoo.merge("task_arithmetic", memory=bound)
+
+
+def test_a_merge_of_nothing_is_refused(zoo: Zoo) -> None:
+    zoo.experts = {}
+    assert "expected at least one expert" in refused(zoo)
+
+
+def test_an_existing_output_is_refused(zoo: Zoo) -> None:
+    zoo.merge()
+    assert "out exists" in refused(zoo)
+
+
+def test_task_vectors_serve_like_experts(zoo: Zoo) -> None:
+    whole = zoo.merge("iso_c")
+    files = []
+    for task, of in zoo.expert_tensors.items():
+        path = zoo.folder / f"{task}.safetensors"
+        save_file({n: of[n] - zoo.base_tensors[n] for n in SHAPES}, path)
+        files.append(TensorFiles([path], task))
+    base = zoo.folder / "base.safetensors"
+    save_file({n: zoo.base_tensors[n] for n in SHAPES}, base)
+    sources = Sources(TensorFiles([base], "base"), files, TASKS, differences=True)
+    merging = Merging(sources, recipe("iso_c"))
+    for name in SHAPES:
+        torch.testing.assert_close(merging.tensor(name)[0], whole[name])
+
+
+@pytest.mark.parametrize("name", ["fisher", "regmean"])
+def test_statistics_are_read_beside_the_tensors(zoo: Zoo, name: str) -> None:
+    (kind,) = methods()[name].needs
+    random = torch.Generator().manual_seed(5)
+    measured: dict[str, Tensor] = {}
+    for tensor, shape in SHAPES.items():
+        if kind == "fisher":
+            measured[tensor] = torch.rand(3, *shape, generator=random)
+        elif len(shape) == 2:
+            inputs = torch.randn(3, 400, shape[1], generator=random)
+            measured[tensor] = inputs.mT @ inputs
+    files = []
+    for k, task in enumerate(TASKS):
+        path = zoo.folder / f"{task}-{kind}.safetensors"
+        save_file({n: t[k].contiguous() for n, t in measured.items()}, path)
+        files.append(TensorFiles([path], task))
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        sources = Sources.open(zoo.base, zoo.experts, stack)
+        merging = Merging(replace(sources, statistics={kind: files}), recipe(name))
+        for slot, layer in layers(zoo.vectors(3), recipe(name), {kind: measured}):
+            expected = layer.base + directions(layer, recipe(name)).sum(0)
+            torch.testing.assert_close(merging.tensor(slot.name)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_stays_within_its_bound(tmp_path: Path) -> None:
+    """Six checkpoints of 64 MB each are merged, and the process grows by less than one of them."""
+    big = {f"layers.{n}.weight": torch.randn(2048, 1024) for n in range(8)}
+    checkpoint(tmp_path / "base", big)
+    for task in range(5):
+        checkpoint(tmp_path / str(task), {n: t + 0.1 for n, t in big.items()})
+    program = f"""
+import resource
+from pathlib import Path
+from tintray.checkpoints import open_checkpoint
+from tintray.merging import recipe
+from tintray.merging.streaming import merge_checkpoints
+folder = Path({str(tmp_path)!r})
+experts = {{str(n): open_checkpoint(folder / str(n)) for n in range(5)}}
+base = open_checkpoint(folder / "base")
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+merge_checkpoints(base, {{"0": experts["0"]}}, folder / "warm", recipe("average"))
+before = peak()
+merge_checkpoints(base, experts, folder / "out", recipe("ties"), memory=64 * 2**20)
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(done.stdout) < 64

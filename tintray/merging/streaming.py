@@ -1,0 +1,500 @@
+"""Merge whole checkpoints tensor by tensor, within a bound on memory.
+
+Tensors are read in the order in which they lie in the base's files, merged and written in that
+order. A method that is elementwise never needs more than a small piece of each checkpoint; the
+others need one tensor of each at a time. What does not fit is refused before a byte is written.
+While one piece is merged the next one is read and the last one is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tintray.checkpoints import Checkpoint
+from tintray.errors import CheckpointError, SpecError, StorageError
+from tintray.merging.apply import depths
+from tintray.merging.declaration import Layer
+from tintray.merging.registry import Recipe
+from tintray.merging.tensor_files import DTYPES, ShardedWriter, TensorFiles, TensorInfo
+
+MEMORY = 2 * 2**30
+"""Bytes that a merge may hold where nobody says otherwise."""
+SHARD = 5 * 10**9
+"""Bytes of one output file at most, as save_pretrained cuts them."""
+
+_PIECE = 2**16  # numbers of each checkpoint at a time: all of them stay in a core's cache
+_FLOAT = 4
+_TEMPORARIES = 4  # arrays like its input that an elementwise method holds, its result included
+
+Progress = Callable[[int, int], None]
+"""Told after each piece: numbers merged so far, and numbers in all."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a merge reads: the base, and for each task its expert, or its task vector.
+
+    Attributes
+    ----------
+    differences
+        Whether ``experts`` hold task vectors already.
+    statistics
+        Kind to files with tensors of the same names: one per task, or one for all.
+    """
+
+    base: TensorFiles
+    experts: Sequence[TensorFiles]
+    tasks: tuple[str, ...]
+    differences: bool = False
+    statistics: Mapping[str, Sequence[TensorFiles]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, base: Checkpoint, experts: Mapping[str, Checkpoint], stack: ExitStack) -> Self:
+        """Open checkpoints whose tensors match, to be closed with ``stack``.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the first tensor that an expert lacks, has in another shape, or has beside.
+        """
+        opened = stack.enter_context(TensorFiles(base.weights, "the base"))
+        files = []
+        for task, checkpoint in experts.items():
+            found = stack.enter_context(TensorFiles(checkpoint.weights, f"tasks.{task}.expert"))
+            _check_match(opened, found)
+            files.append(found)
+        return cls(opened, files, tuple(experts))
+
+
+def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
+    for name, info in base.tensors.items():
+        if name not in expert.tensors:
+            raise CheckpointError(
+                f"{expert.role} lacks tensor '{name}', which {base.role} has with shape "
+                f"{list(info.shape)}; expected an expert fine-tuned from this base"
+            )
+        shape = expert.tensors[name].shape
+        if shape != info.shape:
+            raise CheckpointError(
+                f"{expert.role}: tensor '{name}' has shape {list(shape)}; {base.role} has "
+                f"{list(info.shape)}; expected an expert fine-tuned from this base"
+            )
+    extra = sorted(expert.tensors.keys() - base.tensors.keys())
+    if extra:
+        raise CheckpointError(
+            f"{expert.role} has tensor '{extra[0]}', which {base.role} lacks; expected an expert "
+            "fine-tuned from this base"
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of one tensor."""
+
+    info: TensorInfo
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def whole(self) -> bool:
+        return self.numel == self.info.numel
+
+
+class Merging:
+    """One recipe on opened checkpoints; checked when it is made, and ready to give any tensor.
+
+    Parameters
+    ----------
+    memory
+        Bytes that buffers, results and the method's own arrays may take together.
+
+    Raises
+    ------
+    SpecError
+        If the method merges fewer tasks, needs statistics that are not there, or needs more memory
+        for the largest tensor.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        recipe: Recipe,
+        *,
+        scale: float | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._sources = sources
+        self._recipe = recipe
+        self._method = recipe.method
+        self._method.check_tasks(len(sources.tasks))
+        self._scale = self._method.start(len(sources.tasks)) if scale is None else scale
+        self._memory = memory
+        self._depths = depths(sources.base.tensors)
+        self._check_statistics()
+        for info in sources.base.tensors.values():
+            if info.floating:
+                self._check_memory(info)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Who gets a backbone: one for all (``""``), or each task its own."""
+        return self._sources.tasks if self._method.own is not None else ("",)
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """All tensors of the result, in the order in which they are written."""
+        return list(self._sources.base.tensors.values())
+
+    def pieces(self, names: Sequence[str] | None = None) -> Iterator[tuple[TensorInfo, Tensor]]:
+        """Stretch after stretch of the merged tensors, in order: info and numbers [outputs, n].
+
+        Numbers are in the tensor's own type, and valid until the next stretch is asked for.
+
+        Raises
+        ------
+        CheckpointError
+            If the numbers of an expert are not finite.
+        """
+        base = self._sources.base
+        infos = [base.tensors[name] for name in (base.tensors if names is None else names)]
+        pieces = [piece for info in infos for piece in self._cut(info)]
+        totals = self.totals() if self._totals is None else self._totals
+        with ThreadPoolExecutor(1) as reader:
+            for piece, layer in self._read_ahead(pieces, reader):
+                if layer is None:
+                    yield piece.info, self._copied(piece)
+                    continue
+                merged = self._merge(replace(layer, totals=totals))
+                if not torch.isfinite(merged.sum()):
+                    raise self._not_finite(piece)
+                yield piece.info, merged.to(DTYPES[piece.info.dtype])
+
+    def tensor(self, name: str) -> Tensor:
+        """One merged tensor, [outputs, *shape]."""
+        parts = [part for _, part in self.pieces([name])]
+        return torch.cat(parts, dim=1).view(-1, *self._sources.base.tensors[name].shape)
+
+    def totals(self, names: Sequence[str] | None = None) -> Tensor | None:
+        """What the method sums over the model, here over ``names``: [K, m]."""
+        rule = self._method.totals
+        if rule is None:
+            return None
+        base = self._sources.base
+        infos = [base.tensors[name] for name in (base.tensors if names is None else names)]
+        pieces = [piece for info in infos if info.floating for piece in self._cut(info)]
+        total = torch.zeros(len(self._sources.tasks), 1, dtype=torch.float64)
+        with ThreadPoolExecutor(1) as reader:
+            for _, layer in self._read_ahead(pieces, reader):
+                assert layer is not None
+                total = total + rule(layer)
+        return total
+
+    def given(self, totals: Tensor) -> None:
+        """Use totals that were summed elsewhere."""
+        self._totals = totals
+
+    _totals: Tensor | None = None
+
+    # -- what fits ---------------------------------------------------------------------------
+
+    def _check_statistics(self) -> None:
+        for kind in self._method.needs:
+            if kind not in self._sources.statistics:
+                raise SpecError(
+                    f"merge.method: '{self._recipe.name}' needs statistics '{kind}' of every "
+                    "expert over its pool, which were not measured; run it as a job whose tasks "
+                    "have an adaptation pool, or choose a method that needs no data"
+                )
+
+    def _check_memory(self, info: TensorInfo) -> None:
+        needed = self._needed(info)
+        if needed > self._memory:
+            raise SpecError(
+                f"merge.memory: '{self._recipe.name}' needs {_mebibytes(needed)} for tensor "
+                f"'{info.name}' {list(info.shape)} of {len(self._sources.tasks)} experts, the "
+                f"bound is {_mebibytes(self._memory)}; raise merge.memory, or choose an "
+                "elementwise method such as task_arithmetic"
+            )
+
+    def _needed(self, info: TensorInfo) -> int:
+        """Bytes for one tensor: what is read, what the method holds, the result."""
+        tasks = len(self._sources.tasks)
+        if self._method.elementwise:
+            smallest = min(info.numel, _PIECE)
+            piece = self._piece_bytes(smallest)
+            if self._method.thresholds is not None:  # one task's whole tensor, and its magnitudes
+                piece += 4 * info.numel * _FLOAT
+            return piece
+        held = tasks + 1 + self._method.workspace * tasks + 2
+        return int(held * info.numel * _FLOAT) + self._statistics_bytes(info)
+
+    def _piece_bytes(self, numel: int) -> int:
+        tasks = len(self._sources.tasks)
+        kinds = sum(len(files) for files in self._sources.statistics.values())
+        return (2 * (tasks + 1 + kinds) + _TEMPORARIES * tasks + 2) * numel * _FLOAT
+
+    def _statistics_bytes(self, info: TensorInfo) -> int:
+        return sum(
+            found.numel * _FLOAT
+            for files in self._sources.statistics.values()
+            for file in files
+            if (found := file.tensors.get(info.name)) is not None
+        )
+
+    def _cut(self, info: TensorInfo) -> list[_Piece]:
+        if not self._method.elementwise or not info.floating:
+            return [_Piece(info, 0, info.numel)]
+        edges = [*range(0, info.numel, _PIECE), info.numel]
+        return [_Piece(info, *pair) for pair in pairwise(edges)]
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _read_ahead(
+        self, pieces: Sequence[_Piece], reader: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Piece, Layer | None]]:
+        """Each piece with its layer (None for what cannot be merged), the next one on its way.
+
+        Two buffers take turns; where two tensors do not fit, the next one waits.
+        """
+        buffers = _Buffers()
+        ahead: Future[Layer | None] | None = None
+        for index, piece in enumerate(pieces):
+            layer = self._load(piece, buffers, index) if ahead is None else ahead.result()
+            ahead = None
+            following = pieces[index + 1] if index + 1 < len(pieces) else None
+            if following is not None and self._both_fit(piece, following):
+                ahead = reader.submit(self._load, following, buffers, index + 1)
+            yield piece, layer
+
+    def _both_fit(self, piece: _Piece, following: _Piece) -> bool:
+        if self._method.elementwise:
+            return True
+        read = (len(self._sources.tasks) + 1) * following.numel * _FLOAT
+        return self._needed(piece.info) + read + self._statistics_bytes(following.info) <= (
+            self._memory
+        )
+
+    def _load(self, piece: _Piece, buffers: _Buffers, index: int) -> Layer | None:
+        info, sources = piece.info, self._sources
+        if not info.floating:
+            return None
+        held = buffers.take(index, len(sources.tasks) + 1, piece.numel)
+        base = sources.base.read(info.name, held[0], piece.start)
+        for row, expert in zip(held[1:], sources.experts, strict=True):
+            expert.read(info.name, row, piece.start)
+            if not sources.differences:
+                row -= base
+        shape = info.shape if piece.whole else (piece.numel,)
+        layer = Layer(
+            info.name,
+            base.view(shape),
+            held[1:].view(-1, *shape),
+            sources.tasks,
+            self._depths[info.name],
+            self._recipe.seed,
+            statistics=self._statistics(piece),
+        )
+        return replace(layer, thresholds=self._thresholds(info))
+
+    def _statistics(self, piece: _Piece) -> dict[str, Tensor]:
+        """The statistics of a piece: cut as it is where they have its tensor's shape."""
+        found = {}
+        for kind, files in self._sources.statistics.items():
+            infos = [file.tensors.get(piece.info.name) for file in files]
+            if any(info is None for info in infos):
+                continue
+            if all(info is not None and info.shape == piece.info.shape for info in infos):
+                rows = [
+                    file.read(piece.info.name, torch.empty(piece.numel), piece.start)
+                    for file in files
+                ]
+                shape = piece.info.shape if piece.whole else (piece.numel,)
+                found[kind] = torch.stack(rows).view(-1, *shape)
+            else:
+                found[kind] = torch.stack(
+                    [file.whole(piece.info.name, torch.float32) for file in files]
+                )
+        return found
+
+    def _thresholds(self, info: TensorInfo) -> Tensor | None:
+        """The method's thresholds of a tensor, found one task at a time and kept for its pieces."""
+        rule = self._method.thresholds
+        if rule is None:
+            return None
+        if self._last_thresholds is None or self._last_thresholds[0] != info.name:
+            base = self._sources.base.whole(info.name, torch.float32)
+            found = []
+            row = torch.empty(info.numel)
+            for task, expert in zip(self._sources.tasks, self._sources.experts, strict=True):
+                vector = expert.read(info.name, row).view(1, *info.shape)
+                if not self._sources.differences:
+                    vector -= base
+                layer = Layer(info.name, base, vector, (task,))
+                found.append(rule(layer, **self._recipe.parameters))
+            self._last_thresholds = (info.name, torch.cat(found))
+        return self._last_thresholds[1]
+
+    _last_thresholds: tuple[str, Tensor] | None = None
+
+    # -- merging -----------------------------------------------------------------------------
+
+    def _merge(self, layer: Layer) -> Tensor:
+        """θ [outputs, n] of one layer."""
+        base = layer.base.reshape(-1)
+        if self._method.own is not None:
+            own = self._method.own(layer, **self._recipe.parameters)
+            return base + self._scale * own.reshape(len(own), -1)
+        found = self._method.directions(layer, **self._recipe.parameters)
+        matrix = found.reshape(len(found), -1)
+        return torch.addmv(base, matrix.t(), self._weights)[None]
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return torch.full((len(self._sources.tasks),), self._scale)
+
+    def _copied(self, piece: _Piece) -> Tensor:
+        tensor = self._sources.base.whole(piece.info.name).reshape(1, -1)
+        return tensor.expand(len(self.outputs), -1)
+
+    def _not_finite(self, piece: _Piece) -> CheckpointError:
+        for expert in (self._sources.base, *self._sources.experts):
+            tensor = expert.whole(piece.info.name)
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                return CheckpointError(
+                    f"{expert.role}: tensor '{piece.info.name}' has {bad:,} of {tensor.numel():,} "
+                    "values that are NaN or infinite; expected finite weights, was the training "
+                    "stable?"
+                )
+        return CheckpointError(
+            f"the method '{self._recipe.name}' gives values that are not finite for tensor "
+            f"'{piece.info.name}'; lower its scale, or report it with the experts"
+        )
+
+
+class _Buffers:
+    """Two arrays for what is read, used in turn; they grow to the largest piece."""
+
+    def __init__(self) -> None:
+        self._pair = [torch.empty(0), torch.empty(0)]
+
+    def take(self, index: int, rows: int, columns: int) -> Tensor:
+        """[rows, columns] of the array of piece ``index``."""
+        turn = index % 2
+        if len(self._pair[turn]) < rows * columns:
+            self._pair[turn] = torch.empty(0)  # the old one goes before the new one comes
+            self._pair[turn] = torch.empty(rows * columns)
+        return self._pair[turn][: rows * columns].view(rows, columns)
+
+
+def merge_checkpoints(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    output: Path,
+    recipe: Recipe,
+    *,
+    scale: float | None = None,
+    memory: int = MEMORY,
+    shard_bytes: int = SHARD,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge checkpoints of one architecture, heads included, into the folder ``output``.
+
+    The folder appears when all of it is there: interrupted, it leaves nothing. It holds the base's
+    configuration and preprocessing. A method that gives each task a backbone of its own writes a
+    folder for each below it.
+
+    Parameters
+    ----------
+    scale
+        What Σ D is multiplied by; left out, the method's own.
+    memory
+        Bytes that the merge may hold.
+    shard_bytes
+        Bytes of tensors in one output file at most.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        If the experts do not match, or the method cannot be run as asked; nothing is written then.
+    StorageError
+        If ``output`` exists or cannot be written.
+    """
+    if output.exists():
+        raise StorageError(f"{output} exists; give a new folder")
+    with ExitStack() as stack:
+        stack.enter_context(_one_thread(recipe))
+        merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
+        partial = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            for name in merging.outputs:
+                (partial / name).mkdir(parents=True)
+                for path in (base.folder / "config.json", *base.preprocessor_files):
+                    shutil.copyfile(path, partial / name / path.name)
+            write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
+            partial.rename(output)
+        except OSError as error:
+            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+@contextmanager
+def _one_thread(recipe: Recipe) -> Iterator[None]:
+    """Keep torch from sharing out pieces that are too small for it; reading has its own thread."""
+    before = torch.get_num_threads()
+    if recipe.method.elementwise:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_merged(
+    merging: Merging,
+    folder: Path,
+    stem: str,
+    *,
+    shard_bytes: int = SHARD,
+    progress: Progress | None = None,
+) -> None:
+    """Write all tensors below ``folder``: one set of files, or one for each task."""
+    infos = list(merging.infos)
+    total = sum(info.numel for info in infos)
+    done = 0
+    with ExitStack() as stack:
+        writers = []
+        for name in merging.outputs:
+            writer = ShardedWriter(folder / name, stem, infos, shard_bytes)
+            stack.callback(writer.close)
+            writers.append(writer)
+        for _, numbers in merging.pieces():
+            for writer, row in zip(writers, numbers, strict=True):
+                writer.write(row.contiguous())
+            done += numbers.shape[1]
+            if progress is not None:
+                progress(done, total)
+        for writer in writers:
+            writer.finish()
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
