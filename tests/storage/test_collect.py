@@ -1,0 +1,185 @@
+"""Collecting garbage on real stores: what is needed or young is spared, come what may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage import collect
+from storage.artifacts import ArtifactStore
+from storage.blobs import BLOCK, blob_key, get_blob, put_blob
+from storage.cache import lookup, remember
+from storage.catalog import Catalog, Known
+from storage.folder import FolderStore
+from storage.publish import list_merges, merge_file, publish_merge, read_manifest
+from storage.states import JobState
+from storage.sweep import Garbage
+from tintray.errors import InputError, StorageError
+
+SOON = -10.0  # an age limit in the future: nothing is too young
+
+
+@pytest.fixture
+def known(tmp_path: Path, store: ArtifactStore) -> Iterator[Catalog]:
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as catalog:
+        catalog.create_job("ten", {}, store.url)
+        yield catalog
+
+
+def keys(store: ArtifactStore) -> set[str]:
+    return {entry.key for entry in store.list()}
+
+
+def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
+    store: ArtifactStore, known: Catalog, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | Path] = {"backbone": b"b" * (BLOCK + 5), "tint": b"tint"}
+    url = publish_merge(store, "ten", files, {"labels": put_blob(store, b"named").sha256})
+    entry = remember(store, "labels", "k", b"not needed", {})
+    big = put_blob(store, bytes(2 * BLOCK))
+    before = keys(store)
+    planned = collect.plan(store, known, SOON)
+    assert keys(store) == before
+    seen: list[Garbage] = []
+    done = collect.collect(store, known, SOON, seen.append)
+    assert done.garbage == planned.garbage == tuple(seen)
+    gone = {
+        "cache/labels/k.json", blob_key(entry.sha256),
+        blob_key(big.sha256), f"{blob_key(big.sha256)}.blocks",
+    }  # fmt: skip
+    assert before - keys(store) == gone == {item.key for item in done.garbage}
+    assert url
+    manifest = read_manifest(store, list_merges(store)[0])
+    for name, content in files.items():
+        assert merge_file(store, manifest, name, tmp_path / "cache").read_bytes() == content
+    assert collect.collect(store, known, SOON).garbage == ()
+
+
+def test_what_an_unfinished_job_or_a_pin_needs_stays(store: ArtifactStore, known: Catalog) -> None:
+    job = known.jobs()[0].id
+    used, pinned = put_blob(store, b"used"), put_blob(store, b"pinned")
+    known.record_artifacts([Known(used, "self-labels")], job_id=job)
+    known.record_artifacts([Known(pinned, "base")])
+    known.pin(pinned.sha256)
+    assert collect.collect(store, known, SOON).garbage == ()
+    known.transition(job, JobState.QUEUED, JobState.FAILED, "no memory")
+    known.pin(pinned.sha256, pinned=False)
+    assert len(collect.collect(store, known, SOON).garbage) == 2
+    assert known.artifacts() == []
+    assert keys(store) == set()
+
+
+def test_what_the_job_of_a_merge_was_computed_from_stays_until_the_merge_goes(
+    store: ArtifactStore, known: Catalog
+) -> None:
+    job = known.jobs()[0].id
+    vector = put_blob(store, b"vector")
+    known.record_artifacts([Known(vector, "task-vector")], job_id=job)
+    url = publish_merge(store, "ten", {"tint": b"tint"}, {})
+    files = {"tint": put_blob(store, b"tint")}
+    known.record_merge("ten", 1, url, job, files=files)
+    known.transition(job, JobState.QUEUED, JobState.SUCCEEDED, "published")
+    assert collect.collect(store, known, SOON).garbage == ()
+    for entry in list(store.list("merges/")):
+        store.delete(entry.key)
+    known.remove_merge("ten", 1)
+    assert {item.sha256 for item in collect.collect(store, known, SOON).garbage} == {
+        vector.sha256,
+        files["tint"].sha256,
+    }
+
+
+def test_what_is_young_or_was_just_found_stays(
+    store: ArtifactStore, known: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = remember(store, "labels", "k", b"labels", {})
+    assert collect.collect(store, known, 3600).garbage == ()
+    monkeypatch.setattr("storage.blobs.FRESH", 0.0)
+    # An S3 server tells times in whole seconds, some of them rounded up.
+    pause, age = (0.2, 0.1) if isinstance(store, FolderStore) else (2.1, 1.0)
+    time.sleep(pause)
+    assert {item.sha256 for item in collect.plan(store, known, age).garbage} == {
+        None,
+        entry.sha256,
+    }
+    assert lookup(store, "labels", "k") is not None
+    assert collect.collect(store, known, age).garbage == ()
+    time.sleep(pause)
+    put_blob(store, b"labels")
+    assert collect.collect(store, known, age).garbage == ()
+    assert get_blob(store, entry.sha256) == b"labels"
+
+
+def test_what_is_used_between_listing_and_deleting_is_spared(
+    store: ArtifactStore, known: Catalog
+) -> None:
+    """The first deletion stands for whatever time passes: then a job begins to need the rest."""
+    refs = [put_blob(store, bytes([number]) * (BLOCK + 1)) for number in range(3)]
+    job = known.jobs()[0].id
+
+    def need_all(_: Garbage) -> None:
+        known.record_artifacts([Known(ref, "task-vector") for ref in refs], job_id=job)
+
+    done = collect.collect(store, known, SOON, need_all)
+    assert len(done.garbage) == 2  # a blob, and the hashes of its blocks
+    left = [ref for ref in refs if store.exists(blob_key(ref.sha256))]
+    assert len(left) == 2
+    assert all(store.exists(f"{blob_key(ref.sha256)}.blocks") for ref in left)
+
+
+def test_broken_off_writes_are_swept(store: ArtifactStore, known: Catalog) -> None:
+    store.put("merges/ten/v4/claims/abc", b"")
+    if isinstance(store, FolderStore):
+        (store.root / ".tmp" / "half").mkdir()
+        (store.root / ".tmp" / "half" / "backbone").write_bytes(b"half")
+        (store.root / ".tmp" / "blob").write_bytes(b"half")
+        left = 2
+    else:
+        begin_upload(store)
+        left = 1
+    assert collect.collect(store, known, 3600).garbage == ()
+    done = collect.collect(store, known, SOON)
+    assert len([item for item in done.garbage if item.leftover]) == left
+    assert len(done.garbage) == left + 1
+    assert (list(store.leftovers()), keys(store)) == ([], set())
+
+
+def begin_upload(store: ArtifactStore) -> None:
+    """What a client leaves that is killed while it uploads parts."""
+    import boto3
+
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    key = f"{prefix}/blobs/large"
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"part")
+    client.close()
+
+
+def test_the_catalog_of_another_store_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    put_blob(store, b"precious")
+    with Catalog.open(f"sqlite:///{tmp_path}/other.db") as other:
+        other.create_job("ten", {}, "file:///elsewhere")
+        with pytest.raises(InputError, match="knows no job and no merge of the store"):
+            collect.collect(store, other, SOON)
+    assert len(keys(store)) == 1
+
+
+def test_the_catalog_forgets_what_was_deleted_before_a_store_failed(
+    known: Catalog, store: ArtifactStore
+) -> None:
+    refs = [put_blob(store, bytes([number])) for number in range(3)]
+    known.record_artifacts([Known(ref, "base") for ref in refs])
+
+    def fail(_: Garbage) -> None:
+        raise StorageError("the store went away")
+
+    with pytest.raises(StorageError):
+        collect.collect(store, known, SOON, fail)
+    assert {item.sha256 for item in known.artifacts()} == {
+        ref.sha256 for ref in refs if store.exists(blob_key(ref.sha256))
+    }
+    assert len(known.artifacts()) == 2

@@ -1,0 +1,116 @@
+"""A server that answers byte by byte, or breaks off in its head, holds nobody."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from storage.s3 import S3Store
+from storage.s3_client import S3Options
+from storage.urls import S3Url
+from tintray.errors import StorageError
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\nETag: \"x\"\r\n"
+    b"Last-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n"
+)  # fmt: skip
+OPTIONS = S3Options(connect_timeout=1, read_timeout=1, attempts=2, deadline=0.6, slowest=1 << 30)
+Operation = Callable[[S3Store, Path], object]
+OPERATIONS: dict[str, Operation] = {
+    "get": lambda store, _: store.get("key"),
+    "range": lambda store, _: store.get("key", 0, 5),
+    "put": lambda store, _: store.put("key", b"x"),
+    "list": lambda store, _: list(store.list()),
+    "fetch": lambda store, folder: store.fetch("key", folder / "copy"),
+}
+
+
+class Trickle:
+    """Answers every request with ``begin``, and then byte by byte for ever (or not at all)."""
+
+    def __init__(self, begin: bytes, pause: float | None) -> None:
+        self._begin, self._pause = begin, pause
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.open = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def _answer(self, client: socket.socket) -> None:
+        self.open += 1
+        with client, suppress(OSError):
+            client.recv(1 << 16)
+            client.sendall(self._begin)
+            while self._pause is not None:
+                client.sendall(b"x")
+                time.sleep(self._pause)
+        self.open -= 1
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def serve(begin: bytes, pause: float | None, monkeypatch: pytest.MonkeyPatch) -> Trickle:
+    server = Trickle(begin, pause)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return server
+
+
+@pytest.fixture(params=["head", "body"])
+def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trickle]:
+    server = serve({"head": HEAD[:40], "body": HEAD}[request.param], 0.05, monkeypatch)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_ends_in_its_time_however_slowly_bytes_come(
+    slow: Trickle, name: str, tmp_path: Path
+) -> None:
+    store = S3Store(S3Url("bucket", "prefix"), OPTIONS)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"is too slow: .* was given up after \d s; check"):
+        OPERATIONS[name](store, tmp_path)
+    assert time.monotonic() - began < OPTIONS.deadline + 2.5  # a last retry, and its pause
+    assert list(tmp_path.iterdir()) == []
+    waited = time.monotonic()
+    while slow.open and time.monotonic() - waited < 2:
+        time.sleep(0.05)
+    assert slow.open == 0  # no connection is left to a thread that nobody waits for
+
+
+@pytest.mark.parametrize("begin", [HEAD[:17], HEAD[:20], HEAD], ids=["status", "head", "no body"])
+def test_an_answer_that_broke_off_is_no_empty_listing(
+    begin: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(begin, None, monkeypatch)
+    try:
+        with pytest.raises(StorageError):
+            list(S3Store(S3Url("bucket", "prefix"), OPTIONS).list())
+    finally:
+        server.close()
+
+
+def test_content_gets_the_time_that_its_size_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 bytes at 50 a second are allowed two seconds more than the deadline."""
+    begin = HEAD.replace(b"20000000", b"100")
+    server = serve(begin, 0.01, monkeypatch)  # a second in all
+    try:
+        options = S3Options(attempts=1, deadline=0.3, slowest=50)
+        assert S3Store(S3Url("bucket", "prefix"), options).get("key") == b"x" * 100
+    finally:
+        server.close()
