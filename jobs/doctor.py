@@ -70,11 +70,10 @@ def _package(requirement: Requirement) -> Check:
 def _store(url: str) -> Check | str:
     folder = local_folder(url)
     if folder is not None and not folder.exists():
-        parent = next(place for place in folder.parents if place.exists())
-        if os.access(parent, os.W_OK | os.X_OK) and parent.is_dir():
+        if _may_make(folder):
             return f"{folder} is not there yet; the first job makes it"
-        fix = f"give this user the right to write {parent}, or name another store"
-        return Check("store", False, f"{folder} cannot be made in {parent}", fix)
+        fix = "give this user the right to make it, or name another store"
+        return Check("store", False, f"the folder {folder} cannot be made", fix)
     store = open_store(url)
     store.check_writable()
     return f"{store.url} can be written and read"
@@ -100,8 +99,13 @@ def _can_be_made(url: str) -> bool:
     file = url.partition("?")[0].removeprefix("sqlite:///")
     if file == url:
         return True  # a database that answered, and has no tables yet
-    parents = Path(file).absolute().parents
-    return os.access(next(place for place in parents if place.exists()), os.W_OK)
+    return _may_make(Path(file).absolute())
+
+
+def _may_make(path: Path) -> bool:
+    """Whether this user may make ``path``, and the folders above it that are not there yet."""
+    parent = next(place for place in path.parents if place.exists())
+    return parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
 
 
 def _ray(address: str | None) -> str:

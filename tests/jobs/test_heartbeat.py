@@ -1,0 +1,103 @@
+"""The lease of a running job: kept while it runs, and without it nothing can be published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import api
+from jobs.events import RoundDone, StageStarted
+from jobs.heartbeat import Heartbeat
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from storage.leases import LeaseHeldError, LeaseLostError
+from storage.publish import MergeRef, list_merges, manifest_digest
+from storage.states import JobState
+from tests.tiny_zoo import TinyZoo
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def job(catalog: Catalog) -> str:
+    return catalog.create_job("ten", {}, "file:///store")
+
+
+def test_a_lease_outlives_its_ttl_while_the_heart_beats(catalog: Catalog, job: str) -> None:
+    with Heartbeat(catalog, job, ttl=0.4) as lease:
+        time.sleep(0.8)
+        lease.check()
+        with pytest.raises(LeaseHeldError):
+            catalog.acquire_lease(job, "another", 60)
+        catalog.transition(job, JobState.QUEUED, JobState.PLANNING, "ours", token=lease.token)
+    assert catalog.acquire_lease(job, "another", 60) == lease.token + 1
+
+
+def test_a_lease_that_was_taken_is_noticed(catalog: Catalog, job: str) -> None:
+    with Heartbeat(catalog, job, ttl=0.2) as lease:
+        _take(catalog, job, lease.token)
+        give_up = time.monotonic() + 5
+        with pytest.raises(LeaseLostError, match="another process continues"):
+            while time.monotonic() < give_up:
+                lease.check()
+                time.sleep(0.02)
+        with pytest.raises(LeaseLostError):
+            lease.confirm()
+    assert catalog.lease(job).owner == "another"  # it is not given back for somebody else
+
+
+def _take(catalog: Catalog, job: str, token: int) -> None:
+    """What another process does once a lease has run out."""
+    catalog.release_lease(job, token)
+    catalog.acquire_lease(job, "another", 60)
+
+
+@pytest.mark.parametrize("moment", ["fitting", "publishing"])
+def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, moment: str) -> None:
+    spec = tiny.spec(tmp_path / "store")
+    taken: list[str] = []
+
+    def watch(event: object) -> None:
+        found = moment == "fitting" and isinstance(event, RoundDone)
+        found |= isinstance(event, StageStarted) and event.stage == moment == "publishing"
+        if found and not taken:
+            with Catalog.open(spec.catalog) as catalog:
+                job = catalog.jobs()[0].id
+                _take(catalog, job, catalog.lease(job).token)
+                taken.append(job)
+
+    with pytest.raises(LeaseLostError, match="no longer ours"):
+        api.run(spec, on_event=watch)
+    assert taken
+    assert list_merges(open_store(spec.store)) == []
+    with Catalog.open(spec.catalog) as catalog:
+        assert catalog.list_merges() == []
+        job = catalog.jobs()[0]
+        # Its state is the new owner's to change: the old one did not call it failed.
+        assert job.state == moment
+        assert catalog.lease(job.id).owner == "another"
+
+
+def test_the_catalog_knows_every_artifact_of_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
+    spec = tiny.spec(tmp_path / "store")
+    summary = api.run(spec)
+    with Catalog.open(spec.catalog, create=False) as catalog:
+        known = {item.sha256: item.kind for item in catalog.artifacts()}
+        merge = catalog.find_merge("tiny")
+        needed = catalog.needed_artifacts()
+        assert catalog.lease(summary.job_id).owner is None
+    store = open_store(spec.store)
+    blobs = {entry.key[-64:] for entry in store.list("blobs/")}
+    assert known.keys() == blobs == needed
+    assert set(known.values()) == {
+        "base", "self-labels", "expert-outputs", "task-vector",
+        "backbone", "coefficients", "tint", "config",
+    }  # fmt: skip
+    assert merge.manifest_sha256 == manifest_digest(store, MergeRef("tiny", 1))
