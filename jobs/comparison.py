@@ -52,14 +52,15 @@ def compare(merge: Merge, store_url: str, on_event: OnEvent) -> CompareTable:
         found = {
             "average": _scores(fleet, crew, _uniform(1 / tasks, tasks, units), on_event),
             "task arithmetic": _scores(fleet, crew, _uniform(scale, tasks, units), on_event),
-            "merge": measure(
-                fleet,
-                merge,
-                store_url,
-                spec.cluster.threads_per_worker,
-                lambda score: on_event(evaluated(score)),
-            ),
         }
+        crew.dismiss()  # their CPUs are the evaluators' now
+        found["merge"] = measure(
+            fleet,
+            merge,
+            store_url,
+            spec.cluster.threads_per_worker,
+            lambda score: on_event(evaluated(score)),
+        )
     return _table(merge.manifest, found, scale)
 
 

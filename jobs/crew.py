@@ -135,7 +135,7 @@ class Crew:
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]
     ) -> dict[str, Prepared]:
         """Have self-labels and task vectors of every task, and load the shard and the groups."""
-        base = self._base_blob(store)
+        base = self.base_blob(store)
         layout = self._ground.partition.layout
         self._shard = self._fleet.spawn(
             Shard, self._spec.store, layout, base, threads=0, name="shard"
@@ -176,12 +176,18 @@ class Crew:
         theta: Floats = self._fleet.get([self.cast.shard.call("merge", coefficients)])[0]
         return theta
 
+    def dismiss(self) -> None:
+        """End workers and shard, so that others can use their CPUs."""
+        self._fleet.dismiss([*self._workers, *([self._shard] if self._shard else [])])
+        self._workers, self._shard = [], None
+
     def peak_memory(self) -> int:
         """Bytes: the sum over the members' processes of the most that each has held."""
         members = [*self._workers, *([self._shard] if self._shard else [])]
         return sum(self._fleet.get([member.call("peak_memory") for member in members]))
 
-    def _base_blob(self, store: ArtifactStore) -> BlobRef:
+    def base_blob(self, store: ArtifactStore) -> BlobRef:
+        """The base's backbone tensors, as an artifact."""
         found = lookup(store, "bases", self._ground.digest)
         if found is not None:
             return found.ref

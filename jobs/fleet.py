@@ -41,6 +41,9 @@ class Fleet(Protocol):
     def put(self, value: Any) -> Ref:
         """Share a value with every member; it is sent once to each machine."""
 
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """End some members and give back what they held, so that others can take their place."""
+
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """Wait for values, in order; the first failure is raised as what the member raised."""
 
@@ -91,6 +94,9 @@ class InlineFleet:
         """The value itself."""
         return value
 
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """Nothing to do: who drops its last reference ends a member."""
+
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """The values themselves."""
         return list(refs)
@@ -124,11 +130,11 @@ class _Host:
 
 class _RayMember:
     def __init__(self, actor: Any, name: str) -> None:
-        self._actor = actor
+        self.actor = actor
         self.name = name
 
     def call(self, method: str, *args: Any, returns: int = 1) -> Ref:
-        return self._actor.call.options(num_returns=returns, name=f"{self.name}.{method}").remote(
+        return self.actor.call.options(num_returns=returns, name=f"{self.name}.{method}").remote(
             method, *args
         )
 
@@ -140,11 +146,19 @@ class RayFleet:
     ----------
     address
         A running cluster's address, or ``None`` to start one on this machine.
+    cpus
+        How many CPUs the members will ask for at once; 0 where they go by the cluster.
     object_store_bytes
         How much shared memory a cluster started here sets aside; the job's plan knows.
+
+    Raises
+    ------
+    SpecError
+        If no cluster answers at the address, or it has fewer CPUs than are asked for: its members
+        would wait for ever.
     """
 
-    def __init__(self, address: str | None, object_store_bytes: int) -> None:
+    def __init__(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
         # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -153,15 +167,25 @@ class RayFleet:
         self._ray = ray
         self._actors: list[Any] = []
         self._owns_cluster = not ray.is_initialized()
-        if not self._owns_cluster:
-            return
+        if self._owns_cluster:
+            self._start(address, cpus, object_store_bytes)
+        if cpus > self.size():
+            found = self.size()
+            self.close()
+            raise SpecError(
+                f"cluster.workers: the workers need {cpus} CPUs and the cluster has {found}; ask "
+                "for fewer workers or threads, or write workers: auto"
+            )
+
+    def _start(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
         local: dict[str, Any] = {
-            "num_cpus": os.cpu_count(),
+            # More workers than cores are slower but not wrong; Ray would let them wait for ever.
+            "num_cpus": max(cpus, os.cpu_count() or 1) if cpus else None,
             "object_store_memory": object_store_bytes,
             "include_dashboard": False,
         }
         try:
-            ray.init(
+            self._ray.init(
                 address=address,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -189,6 +213,13 @@ class RayFleet:
     def put(self, value: Any) -> Ref:
         """Into the object store, where members read it without a copy."""
         return self._ray.put(value)
+
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """Kill their actors; Ray gives their CPUs to the next ones spawned."""
+        for member in members:
+            if isinstance(member, _RayMember):
+                self._ray.kill(member.actor)
+                self._actors.remove(member.actor)
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """Values in order, with members' own errors."""
@@ -249,4 +280,4 @@ def open_fleet(*, address: str | None, workers: int | str, threads: int, plan: i
     """
     if workers == 0:
         return InlineFleet(threads)
-    return RayFleet(address, plan)
+    return RayFleet(address, workers * threads if isinstance(workers, int) else 0, plan)

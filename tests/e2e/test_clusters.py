@@ -12,7 +12,7 @@ from jobs import api
 from jobs.fleet import Fleet, open_fleet
 from storage.publish import parse_merge_url, read_manifest
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import DataError, FitError
+from tintray.errors import DataError, FitError, SpecError
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +52,15 @@ def hashes(url: str) -> dict[str, str]:
 def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
     """In this process, on one worker, on two: the same bytes, each from an empty store.
 
-    A tinted block, so that tints are more than heads; two groups, so that sums have an order.
+    A tinted block, so that tints are more than heads; two groups, so that sums have an order; the
+    precision that this machine computes in by default.
     """
     found = {}
     for workers in (0, 1, 2):
         spec = tiny.spec(
             tmp_path / str(workers),
             tint={"site": "vit.layers.2"},
-            fit={"rounds": 6, "groups": 2, "micro_batch": 8},
+            fit={"rounds": 6, "groups": 2, "micro_batch": 8, "precision": "auto"},
             cluster={"workers": workers},
         )
         summary = api.run(spec)
@@ -85,3 +86,20 @@ def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> No
     assert str(raised.value) == "tasks.x: nothing there"
     with pytest.raises(FitError, match="a worker process died while computing"):
         cluster.get([member.call("die")])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path, fit={"rounds": 2}, cluster={"workers": "auto"})
+    summary = api.run(spec)
+    places = {"store": str(spec.store), "catalog": str(spec.catalog)}
+    assert api.evaluate("tiny", **places).tasks == summary.tasks
+    table = api.compare("tiny", **places)
+    assert table.averages["merge"] == pytest.approx(summary.average)
+
+
+def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Fleet) -> None:
+    with pytest.raises(SpecError, match=r"cluster\.workers.*need 999 CPUs"):
+        open_fleet(address="auto", workers=999, threads=1, plan=0)
