@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.crew import Crew, survey
+from jobs.crew import Crew
 from jobs.driver import evaluated, open_places, run_job
 from jobs.events import OnEvent, StageStarted, ignore
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.measure import measure
 from jobs.merges import load_merge, locate, store_of, usable
+from jobs.methods import surveyed
 from jobs.publication import summary, task_result
 from jobs.results import (
     CompareTable,
@@ -41,7 +42,7 @@ def validate(spec: JobSpec) -> ValidationReport:
     InputError
         For the first thing that would make the job fail.
     """
-    ground = survey(spec)
+    spec, ground = surveyed(spec)
     open_places(spec)[1].close()
     inline = spec.model_copy(
         update={"cluster": spec.cluster.model_copy(update={"workers": 0, "address": None})}

@@ -17,7 +17,7 @@ import torch
 
 from jobs.arrays import peak_memory
 from jobs.coordinator import Coordinator
-from jobs.crew import Crew, Ground, survey
+from jobs.crew import Crew, Ground
 from jobs.events import (
     Evaluated,
     Notice,
@@ -30,6 +30,13 @@ from jobs.events import (
 from jobs.fleet import Fleet, open_fleet
 from jobs.heartbeat import Heartbeat
 from jobs.merges import usable
+from jobs.methods import (
+    Stage,
+    job_recipe,
+    start_coefficients,
+    surveyed,
+    with_own_backbones,
+)
 from jobs.publication import Outcome, publish
 from jobs.spec import JobSpec
 from jobs.worker import Prepared, TaskFacts
@@ -38,7 +45,7 @@ from storage.cache import lookup
 from storage.catalog import Catalog, Known
 from storage.leases import LeaseLostError
 from storage.states import JobState
-from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.coefficients import Coefficients
 from tintray.errors import StorageError, TintrayError
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
@@ -136,7 +143,7 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
     TintrayError
         If something fails while running; nothing is published then.
     """
-    ground = survey(spec)
+    spec, ground = surveyed(spec)
     store, opened = open_places(spec)
     with opened as catalog:
         run = JobRun(spec, catalog, on_event)
@@ -193,12 +200,8 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
         prepared = crew.prepare(store, _on_prepared(run))
         _record_base(run, ground, store)
         _tell_reuse(run, prepared)
-    coefficients, coordinator = _coordinator(spec, ground, fleet, crew)
-    initial = coefficients.values.clone()
-    with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
-        coordinator.fit(spec.fit.rounds, run.round_done)
-    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
-        scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
+    stage = Stage(spec, ground, fleet, crew, store, facts, prepared)
+    result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
     with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(
             spec=spec,
@@ -206,33 +209,72 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
             base_digest=ground.digest,
             backbone_parameters=ground.parameters,
             partition=ground.partition,
-            facts=facts,
             prepared=prepared,
-            kept={name: coordinator.kept(name) for name in facts},
-            scores=scores,
-            theta=torch.from_numpy(coordinator.backbone().copy()),
-            initial=initial,
-            coefficients=coefficients.values,
-            tints=crew.tints(),
             seconds=run.seconds,
             peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
+            **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)
     run.move(JobState.SUCCEEDED, f"published as {manifest['name']}/v{manifest['version']}")
     return manifest
 
 
-def _coordinator(
-    spec: JobSpec, ground: Ground, fleet: Fleet, crew: Crew
-) -> tuple[Coefficients, Coordinator]:
-    units = len(ground.partition.layout.units)
-    start = initial_coefficients(spec.merge.init, spec.merge.scale, len(spec.tasks), units)
+def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
+    """Learn the coefficients, and the tint layers where they are learned."""
+    spec = run.spec
+    with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
+        stage.aim()
+        coefficients, coordinator = _coordinator(stage)
+        initial = coefficients.values.clone()
+        coordinator.fit(spec.fit.rounds, run.round_done)
+    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+        scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
+    return {
+        "facts": stage.facts,
+        "kept": {name: coordinator.kept(name) for name in stage.facts},
+        "scores": scores,
+        "theta": torch.from_numpy(coordinator.backbone().copy()),
+        "initial": initial,
+        "coefficients": coefficients.values,
+        "tints": stage.crew.tints(),
+    }
+
+
+def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
+    """Run a merging method alone; nothing is learned."""
+    spec, layout = run.spec, stage.ground.partition.layout
+    with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
+        backbones = stage.merged(job_recipe(spec), spec.merge.scale, run.on_event)
+    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+        scores = stage.scores(backbones)
+        for score in scores:
+            run.on_event(evaluated(score))
+    coefficients = start_coefficients(spec, layout)
+    tints, facts = stage.crew.tints(), dict(stage.facts)
+    shared = backbones.get("")
+    if shared is None:  # every task has a backbone of its own; the base is what they share
+        tints, facts = with_own_backbones(layout, tints, facts, backbones)
+        shared = stage.crew.merge(0 * coefficients.numpy())
+    return {
+        "facts": facts,
+        "kept": dict.fromkeys(facts, 1.0),
+        "scores": scores,
+        "theta": torch.from_numpy(shared.copy()),
+        "initial": coefficients,
+        "coefficients": coefficients.clone(),
+        "tints": tints,
+    }
+
+
+def _coordinator(stage: Stage) -> tuple[Coefficients, Coordinator]:
+    spec = stage.spec
+    start = start_coefficients(spec, stage.ground.partition.layout)
     coefficients = Coefficients(start, spec.merge.bounds)
     default_lr = HEAD_LR if spec.tint.site == HEAD else BLOCK_LR
     fit = spec.fit
     coordinator = Coordinator(
-        fleet,
-        crew.cast,
+        stage.fleet,
+        stage.crew.cast,
         coefficients,
         coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
         tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),

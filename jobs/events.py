@@ -38,6 +38,15 @@ class RoundDone:
 
 
 @dataclass(frozen=True)
+class TensorsMerged:
+    """A merging method got on: ``done`` of ``total`` numbers of the backbone are merged."""
+
+    method: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """One task was measured: ``value`` of the merge beside ``expert``'s on the same data."""
 
@@ -61,7 +70,7 @@ class Notice:
     text: str
 
 
-Event = StageStarted | TaskPrepared | RoundDone | Evaluated | Published | Notice
+Event = StageStarted | TaskPrepared | RoundDone | TensorsMerged | Evaluated | Published | Notice
 OnEvent = Callable[[Event], None]
 
 

@@ -24,6 +24,7 @@ from jobs.events import (
     RoundDone,
     StageStarted,
     TaskPrepared,
+    TensorsMerged,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Tracker:
                 self.prepared = event
             case RoundDone():
                 self._take_round(event)
+            case TensorsMerged():
+                self.detail = f"{event.method}, {event.done / event.total:.0%} of the backbone"
             case Evaluated():
                 self.evaluated += 1
             case Published() | Notice():
@@ -242,6 +245,8 @@ class PlainProgress:
                 if not self._due("rounds", event.round, event.rounds):
                     return None
                 return self._round_line(event)
+            case TensorsMerged():
+                return None
             case Evaluated():
                 return (
                     f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"

@@ -179,7 +179,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "units": outcome.partition.layout.to_json(),
         "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
         "metrics": _metrics(outcome.scores),
-        "rounds": spec.fit.rounds,
+        "rounds": spec.fit.rounds if spec.merge.learned else 0,
         "precision": resolve(spec.fit.precision),
         "seconds": dict(outcome.seconds),
         "peak_memory_mib": outcome.peak_memory_mib,

@@ -6,7 +6,9 @@ of T never leave this object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,9 @@ from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
 from tintray.bundle import read_tensors
 from tintray.layout import Layout
+from tintray.merging import Recipe
+from tintray.merging.apply import direct
+from tintray.merging.tensor_files import StackedTensors, TensorFiles
 from tintray.task_vectors import TaskVectors
 
 
@@ -43,6 +48,20 @@ class Shard:
             row.copy_(self._flat(ref))
         self._vectors = TaskVectors(self._layout, tuple(tasks), self._flat(self._base), matrix)
 
+    def direct(self, recipe: Recipe, statistics: Mapping[str, Sequence[BlobRef]]) -> None:
+        """Put a merging method's directions in the place of the task vectors."""
+        with ExitStack() as stack:
+            stacked = {
+                kind: StackedTensors(
+                    [
+                        stack.enter_context(TensorFiles([self._path(ref)], f"statistics '{kind}'"))
+                        for ref in refs
+                    ]
+                )
+                for kind, refs in statistics.items()
+            }
+            self._vectors = direct(self._loaded, recipe, stacked)
+
     def merge(self, coefficients: Floats) -> Floats:
         """θ [P] for Λ [K, L]."""
         merged: Floats = self._loaded.merge(torch.from_numpy(coefficients.copy())).numpy()
@@ -66,5 +85,8 @@ class Shard:
         return self._vectors
 
     def _flat(self, ref: BlobRef) -> torch.Tensor:
-        path = fetch_blob(self._store, ref, cache_folder())
-        return self._layout.flatten(read_tensors(path, [s.name for s in self._layout.slots]))
+        names = [slot.name for slot in self._layout.slots]
+        return self._layout.flatten(read_tensors(self._path(ref), names))
+
+    def _path(self, ref: BlobRef) -> Path:
+        return fetch_blob(self._store, ref, cache_folder())

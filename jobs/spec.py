@@ -30,13 +30,18 @@ from jobs.spec_fields import (
     CatalogLocation,
     DataLocation,
     Folder,
+    Memory,
     ModelLocation,
     Name,
     StoreLocation,
     WorkerCount,
 )
 from storage.urls import redact
-from tintray.errors import SpecError
+from tintray.errors import SpecError, nearest
+
+TINT = "tint"
+ADAMERGING = {"adamerging": "tensor", "adamerging_task": "task"}
+"""The layer-wise and the task-wise form of AdaMerging, with the granularity of each."""
 
 
 class Section(BaseModel):
@@ -88,22 +93,71 @@ class TaskSpec(Section):
 class MergeSpec(Section):
     """How the task vectors are merged."""
 
-    method: Literal["tint"] = "tint"
-    """The method: learned merging coefficients, and a tint layer per task."""
-    init: Literal["task_arithmetic", "average", "base"] = "task_arithmetic"
-    """Where the coefficients start: all at `scale`, all at one over the tasks, or all at zero."""
-    scale: float = Field(default=0.3, gt=0)
-    """The coefficient that task arithmetic starts with."""
+    method: str = TINT
+    """`tint` (learned coefficients, a tint layer per task), `adamerging`, or a merging method."""
+    init: str = "task_arithmetic"
+    """The merging method whose directions the coefficients multiply; `base` starts them at zero."""
+    parameters: dict[str, int | float] = Field(default_factory=dict)
+    """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
+    scale: float | None = Field(default=None, gt=0)
+    """The coefficient that all start with; left out, the merging method's own."""
+    memory: Memory = 2 * 2**30
+    """What a process that runs a merging method may hold, such as 2GiB."""
     granularity: Literal["tensor", "block", "task"] = "tensor"
     """How much of a task vector shares one coefficient."""
     bounds: Bounds = None
     """The lowest and the highest value that a coefficient may take, as [low, high]."""
 
+    @property
+    def learned(self) -> bool:
+        """Whether coefficients are learned, rather than a merging method run alone."""
+        return self.method in (TINT, *ADAMERGING)
+
+    @property
+    def directions(self) -> str:
+        """The merging method that is run alone, or whose directions the coefficients multiply."""
+        if not self.learned:
+            return self.method
+        return "task_arithmetic" if self.init == "base" else self.init
+
+    @field_validator("method", "init")
+    @classmethod
+    def _method_exists(cls, name: str, info: ValidationInfo) -> str:
+        extra = (TINT, *ADAMERGING) if info.field_name == "method" else ("base",)
+        if name in (*extra, "task_arithmetic", "average"):
+            return name
+        from tintray.merging import methods
+
+        known = (*extra, *methods())
+        if name not in known:
+            raise ValueError(
+                f"expected a merging method, found {name!r}{nearest(name, known)}; there are "
+                f"{', '.join(known)}"
+            )
+        return name
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_fit(
+        cls, given: dict[str, int | float], info: ValidationInfo
+    ) -> dict[str, int | float]:
+        if given and {"method", "init"} <= info.data.keys():
+            from tintray.merging import recipe
+
+            method, init = info.data["method"], info.data["init"]
+            try:
+                recipe(init if method in (TINT, *ADAMERGING) else method, given)
+            except SpecError as error:
+                raise ValueError(str(error).removeprefix("merge.parameters.")) from error
+        return given
+
     @field_validator("bounds")
     @classmethod
     def _start_within_bounds(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
         scale, init = info.data.get("scale"), info.data.get("init")
-        start = {"task_arithmetic": scale, "base": 0.0}.get(init or "")
+        start = {"task_arithmetic": 0.3 if scale is None else scale, "base": 0.0}.get(
+            init or "", scale
+        )
         if bounds is not None and start is not None and not bounds[0] <= start <= bounds[1]:
             raise ValueError(
                 f"expected bounds around the start of the coefficients ({start:g}), found "
@@ -124,8 +178,8 @@ class TintSpec(Section):
 class ObjectiveSpec(Section):
     """What the fit makes small."""
 
-    labels: Literal["soft", "hard"] = "soft"
-    """The self-labels: the expert's probabilities, or the class that it predicts."""
+    labels: Literal["soft", "hard", "entropy"] = "soft"
+    """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
     filter: Literal["none", "agreement"] = "agreement"
     """Which examples count: all, or those where expert and merge agree or the expert is surer."""
     temperature: float = Field(default=1.0, gt=0)
@@ -245,6 +299,7 @@ class JobSpec(Section):
         their resolved location, not by their content.
         """
         result = self.model_dump(mode="json", exclude={"name", "store", "catalog", "cluster"})
+        result["merge"].pop("memory")
         result["threads_per_worker"] = self.cluster.threads_per_worker
         canonical = json.dumps(result, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -27,6 +27,12 @@ from jobs.locations import (
 )
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?b)", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    f"{letter}{suffix}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
 _FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
@@ -81,10 +87,23 @@ def _worker_count(value: object) -> object:
     raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
 
 
+def _memory(value: object) -> object:
+    """Bytes from a number or a text such as ``2GiB``."""
+    if type(value) is int and value > 0:
+        return value
+    found = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found and float(found[1]) > 0:
+        return int(float(found[1]) * _UNITS[found[2].lower()])
+    raise ValueError(
+        f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
+    )
+
+
 Name = Annotated[str, StringConstraints(min_length=1), AfterValidator(_file_name)]
 ModelLocation = Annotated[Location, _located(model_location)]
 DataLocation = Annotated[Location, _located(data_location)]
 StoreLocation = Annotated[Location, _located(store_location)]
 CatalogLocation = Annotated[Location, _located(catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
+Memory = Annotated[int, BeforeValidator(_memory)]
 WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Kind = Literal["classification"]
-Labels = Literal["soft", "hard"]
+Labels = Literal["soft", "hard", "entropy"]
 
 
 def self_label_loss(
@@ -18,8 +18,12 @@ def self_label_loss(
 
     ``soft`` is cross-entropy to the expert's probabilities at ``temperature`` (its gradient is
     that of KL(expert ‖ merge)); ``hard`` is cross-entropy to the expert's class (``crosspseudo``
-    of Model Tinting, arXiv 2412.19098).
+    of Model Tinting, arXiv 2412.19098); ``entropy`` asks no expert: it is the entropy of the
+    merge's own prediction (AdaMerging, arXiv 2310.02575, eq. 4).
     """
+    if labels == "entropy":
+        logs = merged.log_softmax(-1)
+        return -(logs.exp() * logs).sum(-1)
     target = (expert / temperature).softmax(-1) if labels == "soft" else expert.argmax(-1)
     return functional.cross_entropy(merged, target, reduction="none")
 

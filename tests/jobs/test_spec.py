@@ -293,7 +293,10 @@ def test_bad_fields(load: Load, change: tuple[str, str], words: list[str]) -> No
         ("merge: {bounds: [1, 0]}", ["merge.bounds", "low below high", "[1, 0]"]),
         ("merge: {bounds: [0.5, 1]}", ["merge.bounds", "(0.3)", "[0.5, 1]"]),
         ("tint: {site: ''}", ["tint.site", "text that is not empty"]),
-        ("objective: {labels: sof}", ["objective.labels", "'soft' or 'hard'", "'soft'?"]),
+        (
+            "objective: {labels: sof}",
+            ["objective.labels", "'soft', 'hard' or 'entropy'", "'soft'?"],
+        ),
         ("cluster: {workers: -1}", ["cluster.workers", "0 or more, or 'auto'", "found -1"]),
         ("cluster: {address: 'h:1', workers: 0}", ["cluster.workers", "an address", "found 0"]),
         ("catalog: mysql://h/x", ["catalog", "sqlite:///catalog.db", "'mysql://h/x'"]),

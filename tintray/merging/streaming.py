@@ -8,6 +8,7 @@ While one piece is merged the next one is read and the last one is written.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,7 +149,8 @@ class Merging:
         self._check_statistics()
         for info in sources.base.tensors.values():
             if info.floating:
-                self._check_memory(info)
+                needed = self._needed(info)
+                _check_fits(recipe, info.name, info.shape, len(sources.tasks), needed, memory)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -221,32 +223,14 @@ class Merging:
                     "have an adaptation pool, or choose a method that needs no data"
                 )
 
-    def _check_memory(self, info: TensorInfo) -> None:
-        needed = self._needed(info)
-        if needed > self._memory:
-            raise SpecError(
-                f"merge.memory: '{self._recipe.name}' needs {_mebibytes(needed)} for tensor "
-                f"'{info.name}' {list(info.shape)} of {len(self._sources.tasks)} experts, the "
-                f"bound is {_mebibytes(self._memory)}; raise merge.memory, or choose an "
-                "elementwise method such as task_arithmetic"
-            )
-
     def _needed(self, info: TensorInfo) -> int:
-        """Bytes for one tensor: what is read, what the method holds, the result."""
+        """Bytes for one tensor, with its statistics."""
         tasks = len(self._sources.tasks)
-        if self._method.elementwise:
-            smallest = min(info.numel, _PIECE)
-            piece = self._piece_bytes(smallest)
-            if self._method.thresholds is not None:  # one task's whole tensor, and its magnitudes
-                piece += 4 * info.numel * _FLOAT
-            return piece
-        held = tasks + 1 + self._method.workspace * tasks + 2
-        return int(held * info.numel * _FLOAT) + self._statistics_bytes(info)
-
-    def _piece_bytes(self, numel: int) -> int:
-        tasks = len(self._sources.tasks)
-        kinds = sum(len(files) for files in self._sources.statistics.values())
-        return (2 * (tasks + 1 + kinds) + _TEMPORARIES * tasks + 2) * numel * _FLOAT
+        needed = needed_bytes(self._recipe, info.numel, tasks)
+        if not self._method.elementwise:
+            return needed + self._statistics_bytes(info)
+        files = sum(len(files) for files in self._sources.statistics.values())
+        return needed + 2 * files * min(info.numel, _PIECE) * _FLOAT
 
     def _statistics_bytes(self, info: TensorInfo) -> int:
         return sum(
@@ -384,6 +368,44 @@ class Merging:
         return CheckpointError(
             f"the method '{self._recipe.name}' gives values that are not finite for tensor "
             f"'{piece.info.name}'; lower its scale, or report it with the experts"
+        )
+
+
+def needed_bytes(recipe: Recipe, numel: int, tasks: int) -> int:
+    """Bytes to merge one tensor: what is read, what the method holds, the result."""
+    method = recipe.method
+    if not method.elementwise:
+        return int((tasks + 1 + method.workspace * tasks + 2) * numel * _FLOAT)
+    arrays = 2 * (tasks + 1) + _TEMPORARIES * tasks + 2
+    needed = arrays * min(numel, _PIECE) * _FLOAT
+    if method.thresholds is not None:  # the whole tensor of base and one task, and its magnitudes
+        needed += 4 * numel * _FLOAT
+    return needed
+
+
+def check_memory(
+    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], tasks: int, memory: int
+) -> None:
+    """Refuse a bound on memory that the largest tensor exceeds; statistics come on top.
+
+    Raises
+    ------
+    SpecError
+        Naming the tensor, what it needs and the bound.
+    """
+    for name, shape in shapes.items():
+        needed = needed_bytes(recipe, math.prod(shape), tasks)
+        _check_fits(recipe, name, shape, tasks, needed, memory)
+
+
+def _check_fits(
+    recipe: Recipe, name: str, shape: tuple[int, ...], tasks: int, needed: int, memory: int
+) -> None:
+    if needed > memory:
+        raise SpecError(
+            f"merge.memory: '{recipe.name}' needs {_mebibytes(needed)} for tensor '{name}' "
+            f"{list(shape)} of {tasks} experts, the bound is {_mebibytes(memory)}; raise "
+            "merge.memory, or choose an elementwise method such as task_arithmetic"
         )
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -146,6 +146,25 @@ def _bytes_of(numbers: Tensor) -> memoryview:
 
 def _dtype(info: TensorInfo) -> torch.dtype:
     return DTYPES[info.dtype]
+
+
+class StackedTensors(Mapping[str, Tensor]):
+    """The tensors of several checkpoints, [K, *shape] by name, read when they are asked for."""
+
+    def __init__(self, files: Sequence[TensorFiles]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.stack([file.whole(name, torch.float32) for file in self._files])
+
+    def __contains__(self, name: object) -> bool:
+        return all(name in file.tensors for file in self._files)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files[0].tensors)
+
+    def __len__(self) -> int:
+        return len(self._files[0].tensors)
 
 
 class ShardedWriter:

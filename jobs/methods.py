@@ -1,0 +1,164 @@
+"""``merge.method`` and ``merge.init``: a job that runs a merging method, alone or as its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.arrays import Floats
+from jobs.crew import Crew, Ground, survey
+from jobs.events import OnEvent, TensorsMerged
+from jobs.fleet import Fleet
+from jobs.merging import MergeOrder, merged_backbones
+from jobs.spec import ADAMERGING, JobSpec
+from jobs.statistics import Refs, measure_statistics
+from jobs.worker import Prepared, TaskFacts
+from storage.artifacts import ArtifactStore
+from tintray.evaluation import TaskScore
+from tintray.layout import Layout
+from tintray.merging import Recipe, find_method, recipe
+from tintray.merging.streaming import check_memory
+
+
+def effective(spec: JobSpec) -> JobSpec:
+    """The job with what its merging method implies: which objective, and that no tint is learned.
+
+    AdaMerging (arXiv 2310.02575) learns coefficients alone, by the entropy of the merge's own
+    predictions; a method that runs alone learns nothing.
+    """
+    method = spec.merge.method
+    changed: dict[str, Any] = {}
+    if method in ADAMERGING:
+        changed["merge"] = spec.merge.model_copy(update={"granularity": ADAMERGING[method]})
+        objective = {"labels": "entropy", "filter": "none"}
+        changed["objective"] = spec.objective.model_copy(update=objective)
+    if method in ADAMERGING or not spec.merge.learned:
+        changed["tint"] = spec.tint.model_copy(update={"learned": False})
+    return spec.model_copy(update=changed)
+
+
+def surveyed(spec: JobSpec) -> tuple[JobSpec, Ground]:
+    """The effective job and what it stands on; its method is one that can run.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        As ``survey`` and ``check_method`` do.
+    """
+    spec = effective(spec)
+    ground = survey(spec)
+    check_method(spec, ground.partition.layout)
+    return spec, ground
+
+
+def check_method(spec: JobSpec, layout: Layout) -> None:
+    """Refuse a method that cannot merge these tasks, or tensors of this size within its memory.
+
+    Raises
+    ------
+    SpecError
+        Naming the method or the tensor, what it needs and what it has.
+    """
+    tasks = len(spec.tasks)
+    found = job_recipe(spec)
+    found.method.check_tasks(tasks)
+    if not spec.merge.learned:
+        shapes = {slot.name: slot.shape for slot in layout.slots}
+        check_memory(found, shapes, tasks, spec.merge.memory)
+
+
+def job_recipe(spec: JobSpec) -> Recipe:
+    """The recipe of the method that runs alone, or that the coefficients start from."""
+    return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
+
+
+def start_scale(spec: JobSpec) -> float:
+    """The coefficient that every task and unit starts with."""
+    if spec.merge.learned and spec.merge.init == "base":
+        return 0.0
+    own = find_method(spec.merge.directions).start(len(spec.tasks))
+    return own if spec.merge.scale is None else spec.merge.scale
+
+
+def start_coefficients(spec: JobSpec, layout: Layout) -> Tensor:
+    """Λ [K, L] to start from."""
+    return torch.full((len(spec.tasks), len(layout.units)), start_scale(spec))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method finds when it runs: the crew, and what it has prepared."""
+
+    spec: JobSpec
+    ground: Ground
+    fleet: Fleet
+    crew: Crew
+    store: ArtifactStore
+    facts: Mapping[str, TaskFacts]
+    prepared: Mapping[str, Prepared]
+
+    def statistics(self, recipe: Recipe) -> Refs:
+        """All statistics that a method needs or uses, measured or found in the store."""
+        kinds = (*recipe.method.needs, *recipe.method.uses)
+        return measure_statistics(
+            self.fleet, self.spec.store, kinds, self.crew.orders, self.facts, self.prepared
+        )
+
+    def aim(self) -> None:
+        """Let the shard hold the directions that the job's coefficients multiply."""
+        found = job_recipe(self.spec)
+        if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
+            statistics = self.statistics(found)
+            self.fleet.get([self.crew.cast.shard.call("direct", found, statistics)])
+
+    def merged(self, recipe: Recipe, scale: float | None, on_event: OnEvent) -> dict[str, Floats]:
+        """θ [P] by output, ``""`` or each task, of one method."""
+        names = tuple(order.name for order in self.crew.orders)
+        order = MergeOrder(
+            self.spec.store,
+            self.crew.base_blob(self.store),
+            names,
+            tuple(self.prepared[name].vector for name in names),
+            recipe,
+            scale,
+            self.spec.merge.memory,
+            self.statistics(recipe),
+        )
+        return merged_backbones(
+            self.fleet,
+            order,
+            self.ground.partition.layout,
+            lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
+        )
+
+    def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
+        """Measure every task on its backbone, in the order of the job."""
+        shared = {name: self.fleet.put(theta) for name, theta in backbones.items()}
+        refs = [
+            worker.call("evaluate", name, shared.get(name, shared.get("")))
+            for name, worker in self.crew.cast.tasks.items()
+        ]
+        found: list[TaskScore] = self.fleet.get(refs)
+        return found
+
+
+def with_own_backbones(
+    layout: Layout,
+    tints: Mapping[str, dict[str, Tensor]],
+    facts: Mapping[str, TaskFacts],
+    backbones: Mapping[str, Floats],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
+    """Tints and facts of tasks that each have a backbone of their own: it is all theirs."""
+    own = {
+        name: {**tints[name], **layout.views(torch.from_numpy(theta))}
+        for name, theta in backbones.items()
+    }
+    sizes = {
+        name: replace(of, tint_parameters=of.tint_parameters + layout.numel)
+        for name, of in facts.items()
+    }
+    return own, sizes

@@ -1,0 +1,252 @@
+"""Jobs that run a merging method, alone or as the start of the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import api
+from jobs.events import TensorsMerged
+from jobs.spec import JobSpec, parse_spec
+from storage.artifacts import open_store
+from tests.tiny_zoo import TASKS, TinyZoo
+from tests.workbench import Workbench, tiny_workbench
+from tintray import models, statistics
+from tintray.bundle import Merge
+from tintray.errors import InputError, SpecError
+from tintray.merging import methods, recipe
+from tintray.merging.apply import directions, layers, own_deltas
+
+DATA_FREE = [name for name, known in methods().items() if not known.needs]
+SHARED = [name for name in DATA_FREE if methods()[name].own is None]
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: TinyZoo) -> Workbench:
+    return tiny_workbench(tiny)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all jobs here, so that experts predict their pools once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def tasks_for(name: str) -> tuple[str, ...]:
+    return TASKS[: methods()[name].most or len(TASKS)]
+
+
+def job(tiny: TinyZoo, store: Path, tasks: tuple[str, ...] = TASKS, **merge: Any) -> JobSpec:
+    return parse_spec(tiny.job(store, tasks, merge=merge), folder=tiny.folder)
+
+
+def load(summary: api.MergeSummary) -> Merge:
+    return api.load(summary.url)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_method_alone_publishes_its_merge(
+    tiny: TinyZoo, store: Path, bench: Workbench, name: str
+) -> None:
+    tasks = tasks_for(name)
+    events: list[Any] = []
+    summary = api.run(job(tiny, store, tasks, method=name), on_event=events.append)
+    merge = load(summary)
+    vectors = tiny_workbench(tiny, tasks).vectors if len(tasks) < 4 else bench.vectors
+    scale = methods()[name].start(len(tasks))
+    for slot, layer in layers(vectors, recipe(name)):
+        expected = layer.base + scale * directions(layer, recipe(name)).sum(0)
+        torch.testing.assert_close(merge.backbone[slot.name], expected, atol=1e-5, rtol=1e-4)
+    assert summary.rounds == 0
+    assert torch.unique(merge.coefficients).tolist() == pytest.approx([scale])
+    told = [event for event in events if isinstance(event, TensorsMerged)]
+    assert told[-1].done == told[-1].total == vectors.layout.numel
+
+
+@pytest.mark.parametrize("name", ["emr", "tall_masks"])
+def test_tasks_with_their_own_backbones_run_on_them(
+    tiny: TinyZoo, store: Path, bench: Workbench, name: str
+) -> None:
+    summary = api.run(job(tiny, store, method=name))
+    merge = load(summary)
+    vectors = bench.vectors
+    for slot, layer in layers(vectors, recipe(name)):
+        own = own_deltas(layer, recipe(name))
+        for k, task in enumerate(TASKS):
+            found = merge.for_task(task).get_parameter(slot.name)
+            torch.testing.assert_close(found.data, layer.base + own[k], atol=1e-5, rtol=1e-4)
+    backbone = summary.backbone_parameters
+    assert all(own > backbone for own in summary.tint_parameters_per_task.values())
+    measured = api.evaluate(summary.url, store=str(store), catalog="")
+    assert measured.average == pytest.approx(summary.average)
+
+
+@pytest.mark.parametrize("name", ["fisher", "regmean"])
+def test_statistics_are_measured_once(tiny: TinyZoo, store: Path, name: str) -> None:
+    (kind,) = methods()[name].needs
+    first = api.run(job(tiny, store, method=name))
+    artifacts = open_store(str(store))
+    records = {entry.key for entry in artifacts.list(f"cache/{kind}/")}
+    assert len(records) == len(TASKS)
+    before = {key: artifacts.get(key) for key in records}
+    second = api.run(job(tiny, store, method=name))
+    assert {entry.key for entry in artifacts.list(f"cache/{kind}/")} == records
+    assert {key: artifacts.get(key) for key in records} == before
+    merged = [load(summary).backbone for summary in (first, second)]
+    assert all(torch.equal(tensor, merged[1][key]) for key, tensor in merged[0].items())
+
+
+def test_fisher_is_the_expectation_of_squared_gradients(bench: Workbench) -> None:
+    expert, pool = bench.experts["two"], bench.pools["two"]
+    name = "vit.layernorm.weight"
+    found = statistics.fisher_diagonal(expert, pool, [name])[name]
+    parameter = expert.get_parameter(name)
+    total = torch.zeros_like(parameter)
+    for index in range(len(pool)):
+        chances = expert(**pool.batch(slice(index, index + 1))).logits.softmax(-1)[0]
+        for chance in chances:
+            (gradient,) = torch.autograd.grad(chance.log(), parameter, retain_graph=True)
+            total += chance.detach() * gradient**2
+    torch.testing.assert_close(found, total / total.mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_grams_are_of_the_inputs_of_linear_layers(bench: Workbench) -> None:
+    expert, pool = bench.experts["three"], bench.pools["three"]
+    found = statistics.input_grams(expert, pool, models.backbone_names(expert))
+    name = next(key for key in found if key.endswith("fc1.weight") or "intermediate" in key)
+    seen = []
+    layer = expert.get_submodule(name.removesuffix(".weight"))
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 1)))
+    with torch.inference_mode():
+        expert(**pool.batch(slice(None)))
+    hook.remove()
+    rows = torch.cat(seen)
+    torch.testing.assert_close(found[name], rows.T @ rows / len(rows), atol=1e-4, rtol=1e-4)
+    assert "vit.layernorm.weight" not in found
+
+
+@pytest.mark.parametrize("name", ["ties", "iso_cts", "regmean", "emr"])
+def test_the_fit_starts_from_a_method(tiny: TinyZoo, store: Path, name: str) -> None:
+    """With a learning rate of next to nothing, the fit ends where the method alone ends."""
+    fit = {"rounds": 1, "batch_size": 4, "coefficient_lr": 1e-12, "tint_lr": 1e-12}
+    started = tiny.job(store, merge={"init": name}, fit=fit)
+    summary = api.run(parse_spec(started, folder=tiny.folder))
+    bench = tiny_workbench(tiny)
+    vectors = bench.vectors
+    measured = None
+    if name == "regmean":
+        names = [slot.name for slot in vectors.layout.slots]
+        grams = [
+            statistics.input_grams(bench.experts[task], bench.pools[task], names) for task in TASKS
+        ]
+        measured = {"gram": {key: torch.stack([g[key] for g in grams]) for key in grams[0]}}
+    backbone = load(summary).backbone
+    for slot, layer in layers(vectors, recipe(name), measured):
+        expected = layer.base + directions(layer, recipe(name)).sum(0)
+        torch.testing.assert_close(backbone[slot.name], expected, atol=1e-4, rtol=1e-3)
+    assert torch.allclose(load(summary).coefficients, torch.tensor(1.0))
+
+
+def test_coefficients_move_a_methods_directions(tiny: TinyZoo, store: Path) -> None:
+    fit = {"rounds": 6, "batch_size": 6, "coefficient_lr": 0.05}
+    learned = tiny.job(store, merge={"init": "ties", "parameters": {"density": 0.5}}, fit=fit)
+    merge = load(api.run(parse_spec(learned, folder=tiny.folder)))
+    vectors = tiny_workbench(tiny).vectors
+    moved = (merge.coefficients - 1).abs().amax()
+    assert moved > 0.01
+    columns = dict(zip([u.name for u in vectors.layout.units], merge.coefficients.T, strict=True))
+    for slot, layer in layers(vectors, recipe("ties", {"density": 0.5})):
+        each = directions(layer, recipe("ties", {"density": 0.5}))
+        expected = layer.base + torch.tensordot(columns[slot.name], each, 1)
+        torch.testing.assert_close(merge.backbone[slot.name], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("adamerging", None), ("adamerging_task", 1)])
+def test_adamerging_lessens_the_entropy_of_predictions(
+    tiny: TinyZoo, store: Path, bench: Workbench, name: str, columns: int | None
+) -> None:
+    def entropy(merge: Merge) -> float:
+        total = 0.0
+        for task in TASKS:
+            with torch.inference_mode():
+                batch = bench.pools[task].batch(slice(None))
+                logs = merge.for_task(task)(**batch).logits.log_softmax(-1)
+            total -= float((logs.exp() * logs).sum(-1).mean())
+        return total
+
+    fit = {"rounds": 15, "batch_size": 12, "coefficient_lr": 0.02}
+    summary = api.run(
+        parse_spec(tiny.job(store, merge={"method": name}, fit=fit), folder=tiny.folder)
+    )
+    learned = load(summary)
+    assert columns in (None, learned.coefficients.shape[1])
+    plain = load(api.run(job(tiny, store, method="task_arithmetic")))
+    assert entropy(learned) < entropy(plain)
+    heads = learned.tint("three")
+    expert = bench.experts["three"].state_dict()
+    assert all(torch.equal(tensor, expert[key]) for key, tensor in heads.items())
+
+
+def test_workers_change_nothing(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Tensors spread over members on Ray give the same bytes as one process."""
+    digests = []
+    for workers in (0, 2):
+        section = tiny.job(
+            tmp_path / str(workers), merge={"method": "ties"}, cluster={"workers": workers}
+        )
+        summary = api.run(parse_spec(section, folder=tiny.folder))
+        digests.append(load(summary).manifest["files"]["backbone.safetensors"]["sha256"])
+    assert digests[0] == digests[1]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("merge", "said"),
+    [
+        ({"method": "tise"}, ["merge.method", "found 'tise'", "did you mean 'ties'?"]),
+        ({"init": "ties_"}, ["merge.init", "did you mean 'ties'?"]),
+        ({"method": "ties", "parameters": {"density": 2}}, ["density", "(0, 1]", "found 2"]),
+        ({"method": "ties", "parameters": {"densty": 0.2}}, ["did you mean 'density'?"]),
+        ({"method": "ties", "memory": "2 gigs"}, ["merge.memory", "512MiB", "'2 gigs'"]),
+        ({"method": "ties", "memory": 0}, ["merge.memory", "found 0"]),
+        ({"method": "dare", "parameters": {"drop": "much"}}, ["merge.parameters.drop"]),
+    ],
+)
+def test_a_job_file_with_a_bad_method_is_refused(
+    tiny: TinyZoo, tmp_path: Path, merge: Mapping[str, Any], said: list[str]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        job(tiny, tmp_path / "store", **merge)
+    assert all(part in str(caught.value) for part in said), caught.value
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("merge", "said"),
+    [
+        ({"method": "slerp"}, "'slerp' merges at most 2 experts, found 4"),
+        ({"init": "slerp"}, "'slerp' merges at most 2 experts, found 4"),
+        ({"method": "tsv_m", "memory": 1000}, "merge.memory: 'tsv_m' needs"),
+    ],
+)
+@pytest.mark.parametrize("command", [api.run, api.validate])
+def test_a_method_that_cannot_run_is_refused_before_a_byte_is_written(
+    tiny: TinyZoo, tmp_path: Path, merge: Mapping[str, Any], said: str, command: Any
+) -> None:
+    with pytest.raises(InputError, match=said):
+        command(job(tiny, tmp_path / "store", **merge))
+    assert not (tmp_path / "store").exists()
+
+
+def test_memory_is_written_as_people_write_it(tiny: TinyZoo, store: Path) -> None:
+    sizes = {"2GiB": 2 * 2**30, "512 MiB": 512 * 2**20, "1.5gb": 1_500_000_000, 4096: 4096}
+    for written, expected in sizes.items():
+        assert job(tiny, store, memory=written).merge.memory == expected
+    other = job(tiny, store, memory="1GiB").digest()
+    assert other == job(tiny, store).digest()
