@@ -154,10 +154,18 @@ class Merge:
 
     def processor(self, task: str) -> Any:
         """The image processor of the task's expert."""
+        from tempfile import TemporaryDirectory
+
         from transformers import AutoImageProcessor
 
-        folder = self.file(config_file(task, "preprocessor_config.json")).parent
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.task(task)
+        prefix = config_file(task, "")
+        # A file from a bucket lies under its hash; transformers goes by names.
+        with TemporaryDirectory(prefix="tintray-") as folder:
+            for name in self.manifest["files"]:
+                if name.startswith(prefix):
+                    shutil.copyfile(self.file(name), Path(folder) / name.removeprefix(prefix))
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
 
     def export(self, task: str, directory: Path) -> Path:
         """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
