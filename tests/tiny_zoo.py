@@ -48,7 +48,7 @@ class TinyZoo:
         self, store: Path, tasks: Sequence[str] = TASKS, **sections: Mapping[str, Any]
     ) -> dict[str, Any]:
         """A job over the zoo, in this process, over in a second; ``sections`` are laid over it."""
-        fit = {"rounds": 4, "batch_size": 6, **sections.pop("fit", {})}
+        fit = {"rounds": 4, "batch_size": 6, "precision": "float32", **sections.pop("fit", {})}
         cluster = {"workers": 0, **sections.pop("cluster", {})}
         return {
             "name": "tiny",

@@ -333,6 +333,21 @@ def test_order_of_tasks_does_not_matter(tiny: TinyZoo, tmp_path: Path) -> None:
         assert torch.allclose(tensor, merges[1].backbone[name], atol=1e-5), name
 
 
+def test_a_fit_in_bfloat16_is_published_and_measured_in_float32(
+    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path, fit={"precision": "bfloat16"})
+    summary = api.run(spec)
+    assert learned(summary.url) != learned(published.summary.url)
+    merge, single = tintray.load(summary.url), tintray.load(published.summary.url)
+    assert {tensor.dtype for tensor in merge.backbone.values()} == {torch.float32}
+    assert merge.manifest["precision"] == "bfloat16"
+    # Most move alike; Adam makes whole steps of the few gradients that are rounding and no more.
+    assert (merge.coefficients - single.coefficients).abs().median() < 1e-3
+    assert api.evaluate("tiny", store=spec.store, catalog=spec.catalog).tasks == summary.tasks
+    assert learned(api.run(spec).url) == learned(summary.url)
+
+
 def test_a_copied_folder_is_a_merge_by_itself(
     published: conftest.Published, tmp_path: Path
 ) -> None:

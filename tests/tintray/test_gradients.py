@@ -159,6 +159,20 @@ def test_gradients_are_the_naive_ones_to_the_precision_of_float64(tiny: TinyZoo,
     assert_equal(found, naive_gradients(bench, bench.uniform(0.7), settings), 1e-11)
 
 
+@pytest.mark.parametrize("site", SITES[:2])
+def test_gradients_in_bfloat16_are_the_naive_ones_of_float32_roughly(
+    tiny: TinyZoo, site: str
+) -> None:
+    """Eight bits of mantissa in each product; Λ, tints and their gradients stay float32."""
+    bench = tiny_workbench(tiny, site=site)
+    found, _ = fused_gradients(bench, bench.uniform(0.3), replace(SETTINGS, precision="bfloat16"))
+    assert {tensor.dtype for tensor in (found[0], *found[1].values())} == {torch.float32}
+    expected = naive_gradients(bench, bench.uniform(0.3), SETTINGS)
+    assert_equal(found, expected, 0.15)
+    with pytest.raises(AssertionError):
+        assert_equal(found, expected, 1e-5)  # it was indeed another precision
+
+
 def test_one_round_moves_a_tint_layer_by_adam_along_its_gradient(tiny: TinyZoo) -> None:
     bench = tiny_workbench(tiny, site="vit.layers.2")
     _, tints = naive_gradients(bench, bench.uniform(0.3), SETTINGS)
