@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.crew import Crew
@@ -145,13 +146,22 @@ def evaluate(merge: str, *, store: str, catalog: str, on_event: OnEvent | None =
 
 
 def compare(
-    merge: str, *, store: str, catalog: str, on_event: OnEvent | None = None
+    merge: str,
+    *,
+    store: str,
+    catalog: str,
+    methods: Sequence[str] | None = None,
+    on_event: OnEvent | None = None,
 ) -> CompareTable:
-    """Measure a merge beside its experts, weight averaging and task arithmetic."""
+    """Measure a merge beside its experts and other merging methods.
+
+    ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
+    """
     from jobs import comparison
 
     url = locate(merge, catalog)
-    return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore)
+    names = comparison.RIVALS if methods is None else methods
+    return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore, names)
 
 
 def export(merge: str, task: str, directory: Path, *, store: str, catalog: str) -> Path:

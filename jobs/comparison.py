@@ -1,9 +1,9 @@
 """A merge beside what a user would compare it with, on the same data.
 
-The rivals are the individual experts, the weight average, and task arithmetic (arXiv 2212.04089)
-at its best scale. They share whole backbones and keep each expert's own head. The scale is chosen
-by agreement with the experts on the adaptation pools, where no label is read; test data is used
-once, for the table.
+The rivals are the individual experts and merging methods: the weight average and task arithmetic
+(arXiv 2212.04089), or as many as are asked for. They share whole backbones and keep each expert's
+own head. Where a method has a scale to be tuned, it is the one at which the merge agrees best with
+the experts on the adaptation pools, where no label is read; test data is used once, for the table.
 """
 
 from __future__ import annotations
@@ -14,46 +14,59 @@ from typing import Any
 import numpy as np
 
 from jobs.arrays import Floats
-from jobs.crew import Crew, survey
-from jobs.driver import evaluated, fleet_for
-from jobs.events import OnEvent, StageStarted
+from jobs.crew import Crew
+from jobs.driver import coordinator_for, evaluated, fleet_for
+from jobs.events import Notice, OnEvent, StageStarted
 from jobs.fleet import Fleet
 from jobs.measure import measure
+from jobs.methods import Stage, surveyed
 from jobs.results import CompareRow, CompareTable
-from jobs.spec import JobSpec
+from jobs.spec import ADAMERGING, JobSpec
 from storage.artifacts import open_store
 from tintray.bundle import Merge
+from tintray.errors import SpecError, nearest
 from tintray.evaluation import TaskScore, mean, normalised_accuracy
+from tintray.merging import Recipe, find_method, methods, recipe
 
+RIVALS = ("average", "task_arithmetic")
+"""What a merge is compared with where nobody says otherwise."""
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+"""The scales that are tried, as multiples of the largest that a method may need."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
+_FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
 
 
-def compare(merge: Merge, store_url: str, on_event: OnEvent) -> CompareTable:
-    """Measure a merge, its experts and the plain merges of their task vectors.
+def compare(
+    merge: Merge, store_url: str, on_event: OnEvent, names: Sequence[str] = RIVALS
+) -> CompareTable:
+    """Measure a merge, its experts and other merges of their task vectors.
+
+    Parameters
+    ----------
+    names
+        Merging methods, or ``("all",)`` for every one that can merge so many tasks.
 
     Raises
     ------
     InputError
-        If an expert or a data file of the merge's job is no longer there.
+        If there is no such method, or an expert or a data file of the merge's job is gone.
     """
     spec = _whole_backbone(JobSpec.from_record(merge.manifest["job"]), store_url)
-    ground = survey(spec)
+    chosen = choose(names, len(spec.tasks), on_event)
+    spec, ground = surveyed(spec)
+    found: dict[str, Sequence[TaskScore]] = {}
+    scales: dict[str, float] = {}
     with fleet_for(spec, ground) as fleet:
         on_event(StageStarted("preparing", "experts and their task vectors"))
-        crew = Crew(fleet, spec, ground)
-        crew.check()
-        crew.prepare(open_store(store_url), lambda done: None)
-        units = len(ground.partition.layout.units)
-        on_event(StageStarted("scales", "task arithmetic: the scale that agrees best on the pools"))
-        scale = _best_scale(fleet, crew, units)
-        on_event(StageStarted("evaluating", "every method on the same data"))
-        tasks = len(spec.tasks)
-        found = {
-            "average": _scores(fleet, crew, _uniform(1 / tasks, tasks, units), on_event),
-            "task arithmetic": _scores(fleet, crew, _uniform(scale, tasks, units), on_event),
-        }
-        crew.dismiss()  # their CPUs are the evaluators' now
+        stage = _staged(fleet, spec)
+        for name in (name for name in chosen if name not in ADAMERGING):
+            on_event(StageStarted("comparing", _label(name)))
+            found[_label(name)] = _rival(stage, name, scales, on_event)
+        stage.crew.dismiss()  # their CPUs are the next members' now
+        for name in (name for name in chosen if name in ADAMERGING):
+            on_event(StageStarted("comparing", _label(name)))
+            found[_label(name)] = _learned_rival(fleet, spec, name, on_event)
+        on_event(StageStarted("evaluating", "the merge itself"))
         found["merge"] = measure(
             fleet,
             merge,
@@ -61,43 +74,118 @@ def compare(merge: Merge, store_url: str, on_event: OnEvent) -> CompareTable:
             spec.cluster.threads_per_worker,
             lambda score: on_event(evaluated(score)),
         )
-    return _table(merge.manifest, found, scale)
+    return _table(merge.manifest, found, scales)
+
+
+def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
+    """The methods that are meant; with ``all``, those that can merge so many tasks.
+
+    Raises
+    ------
+    SpecError
+        For a name that is none (with the nearest), or a method that cannot merge so many tasks.
+    """
+    known = [*methods(), *ADAMERGING]
+    if "all" not in names:
+        for name in names:
+            if name not in known:
+                raise SpecError(
+                    f"there is no merging method '{name}' to compare with"
+                    f"{nearest(name, known)}; there are all, {', '.join(known)}"
+                )
+            if name not in ADAMERGING:
+                find_method(name).check_tasks(tasks)
+        return list(dict.fromkeys(names))
+    chosen = []
+    for name in known:
+        most = None if name in ADAMERGING else find_method(name).most
+        if most is not None and most < tasks:
+            on_event(Notice(f"'{name}' merges {most} experts, not {tasks}: left out"))
+        else:
+            chosen.append(name)
+    return chosen
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _staged(fleet: Fleet, spec: JobSpec) -> Stage:
+    """A crew for a job, with everything prepared."""
+    spec, ground = surveyed(spec)
+    crew = Crew(fleet, spec, ground)
+    facts = crew.check()
+    store = open_store(spec.store)
+    prepared = crew.prepare(store, lambda done: None)
+    return Stage(spec, ground, fleet, crew, store, facts, prepared)
 
 
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     """The same job with nothing tinted but the head, and its artifacts in this store."""
+    plain = {"method": "task_arithmetic", "init": "task_arithmetic", "parameters": {}}
     changed: dict[str, Any] = {
+        "merge": spec.merge.model_copy(update=plain | {"scale": None, "bounds": None}),
         "tint": spec.tint.model_copy(update={"site": "head", "learned": False}),
         "store": store_url,
     }
     return spec.model_copy(update=changed)
 
 
-def _uniform(value: float, tasks: int, units: int) -> Floats:
-    return np.full((tasks, units), value, dtype=np.float32)
+def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent) -> list[TaskScore]:
+    """Measure a method, at its best scale where it has one to be tuned."""
+    of = recipe(name, seed=stage.spec.fit.seed)
+    tasks = len(stage.spec.tasks)
+    if of.method.own is not None:
+        return _told(stage.scores(stage.merged(of, None, on_event, most=1)), on_event)
+    base = stage.crew.merge(_zeros(stage))
+    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
+    scale = of.method.start(tasks)
+    if of.method.tuned:
+        scale = scales[_label(name)] = _best_scale(stage, base, whole, of)
+    return _told(stage.scores({"": base + np.float32(scale) * whole}), on_event)
 
 
-def _best_scale(fleet: Fleet, crew: Crew, units: int) -> float:
-    tasks = crew.cast.tasks
-    agreement = {}
-    for scale in SCALES:
-        theta = crew.cast.shard.call("merge", _uniform(scale, len(tasks), units))
-        refs = [worker.call("agreement", name, theta, _EXAMPLES) for name, worker in tasks.items()]
-        agreement[scale] = mean(fleet.get(refs))
-    return max(agreement, key=lambda scale: agreement[scale])
+def _zeros(stage: Stage) -> Floats:
+    units = len(stage.ground.partition.layout.units)
+    return np.zeros((len(stage.spec.tasks), units), dtype=np.float32)
 
 
-def _scores(fleet: Fleet, crew: Crew, coefficients: Floats, on_event: OnEvent) -> list[TaskScore]:
-    theta = crew.cast.shard.call("merge", coefficients)
-    refs = [worker.call("evaluate", name, theta) for name, worker in crew.cast.tasks.items()]
-    scores: list[TaskScore] = fleet.get(refs)
+def _told(scores: list[TaskScore], on_event: OnEvent) -> list[TaskScore]:
     for score in scores:
         on_event(evaluated(score))
     return scores
 
 
+def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
+    """The scale at which the merge agrees best with the experts on the start of their pools."""
+    furthest = 1.0 if of.method.start(2) < 1 else _FURTHEST
+    agreement = {}
+    for share in SCALES:
+        scale = share * furthest
+        theta = stage.fleet.put(base + np.float32(scale) * whole)
+        refs = [
+            worker.call("agreement", name, theta, _EXAMPLES)
+            for name, worker in stage.crew.cast.tasks.items()
+        ]
+        agreement[scale] = mean(stage.fleet.get(refs))
+    return max(agreement, key=lambda scale: agreement[scale])
+
+
+def _learned_rival(fleet: Fleet, spec: JobSpec, name: str, on_event: OnEvent) -> list[TaskScore]:
+    """Measure a method that learns its coefficients, with the rounds and rates of the job."""
+    merge = spec.merge.model_copy(update={"method": name})
+    stage = _staged(fleet, spec.model_copy(update={"merge": merge}))
+    _, coordinator = coordinator_for(stage)
+    coordinator.fit(spec.fit.rounds, on_event)
+    scores = coordinator.scores(lambda score: on_event(evaluated(score)))
+    stage.crew.dismiss()
+    return scores
+
+
 def _table(
-    manifest: Mapping[str, Any], found: Mapping[str, Sequence[TaskScore]], scale: float
+    manifest: Mapping[str, Any],
+    found: Mapping[str, Sequence[TaskScore]],
+    scales: Mapping[str, float],
 ) -> CompareTable:
     reference = found["merge"]
     rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
@@ -108,4 +196,5 @@ def _table(
         averages[method] = mean([s.merged for s in scores])
         normalised[method] = normalised_accuracy(scores)
     name = f"{manifest['name']}/v{manifest['version']}"
-    return CompareTable(name, rows, averages, normalised, scale)
+    best = scales.get("task arithmetic")
+    return CompareTable(name, rows, averages, normalised, best, scales)

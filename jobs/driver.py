@@ -224,7 +224,7 @@ def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
     spec = run.spec
     with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
         stage.aim()
-        coefficients, coordinator = _coordinator(stage)
+        coefficients, coordinator = coordinator_for(stage)
         initial = coefficients.values.clone()
         coordinator.fit(spec.fit.rounds, run.round_done)
     with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
@@ -266,7 +266,8 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _coordinator(stage: Stage) -> tuple[Coefficients, Coordinator]:
+def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
+    """The coefficients at their start, and who moves them."""
     spec = stage.spec
     start = start_coefficients(spec, stage.ground.partition.layout)
     coefficients = Coefficients(start, spec.merge.bounds)

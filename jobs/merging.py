@@ -96,17 +96,31 @@ class Merger:
 
 
 def merged_backbones(
-    fleet: Fleet, order: MergeOrder, layout: Layout, progress: Progress | None = None
+    fleet: Fleet,
+    order: MergeOrder,
+    layout: Layout,
+    progress: Progress | None = None,
+    *,
+    most: int | None = None,
 ) -> dict[str, Floats]:
     """θ [P] by output: one under ``""``, or one for each task.
 
     Each member merges one tensor at a time; finished ones wait their turn in a window as wide as
-    there are members.
+    there are members: one per CPU, or ``most``.
     """
     members = [
         fleet.spawn(Merger, order, threads=0, name=f"merger {n + 1}")
-        for n in range(min(fleet.size(), len(layout.slots)))
+        for n in range(min(most or fleet.size(), len(layout.slots)))
     ]
+    try:
+        return _gathered(fleet, members, layout, progress)
+    finally:
+        fleet.dismiss(members)
+
+
+def _gathered(
+    fleet: Fleet, members: Sequence[Member], layout: Layout, progress: Progress | None
+) -> dict[str, Floats]:
     outputs = fleet.get([member.call("open") for member in members])[0]
     _share_totals(fleet, members, [slot.name for slot in layout.slots])
     merged = np.empty((len(outputs), layout.numel), dtype=np.float32)

@@ -115,8 +115,10 @@ class Stage:
             statistics = self.statistics(found)
             self.fleet.get([self.crew.cast.shard.call("direct", found, statistics)])
 
-    def merged(self, recipe: Recipe, scale: float | None, on_event: OnEvent) -> dict[str, Floats]:
-        """θ [P] by output, ``""`` or each task, of one method."""
+    def merged(
+        self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None
+    ) -> dict[str, Floats]:
+        """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most."""
         names = tuple(order.name for order in self.crew.orders)
         order = MergeOrder(
             self.spec.store,
@@ -133,6 +135,7 @@ class Stage:
             order,
             self.ground.partition.layout,
             lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
+            most=most,
         )
 
     def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:

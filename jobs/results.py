@@ -131,6 +131,7 @@ class CompareTable(Record):
     averages: Mapping[str, float]  # method -> mean over tasks
     normalised: Mapping[str, float]  # method -> mean over tasks of value / expert's value
     best_scale: float | None  # the scale at which task arithmetic did best
+    scales: Mapping[str, float] = field(default_factory=dict)  # the same of every method with one
 
 
 @dataclass(frozen=True)

@@ -94,4 +94,6 @@ def measure_statistics(
             else members[k % len(members)].call("of_vectors", kind, [vectors[k]])
             for k, order in enumerate(orders)
         ]
-    return {kind: tuple(fleet.get(refs)) for kind, refs in calls.items()}
+    found = {kind: tuple(fleet.get(refs)) for kind, refs in calls.items()}
+    fleet.dismiss(members)
+    return found

@@ -27,6 +27,7 @@ of expert    what is left of the expert's own figure
 agreement    how often the merge answers as the expert does
 pool kept    share of the unlabelled examples that counted at the end of the fit
 tint params  parameters that this task alone has; all others are shared"""
+_MANY_METHODS = 6  # more columns than that fit no terminal
 _LOG_WIDTH = 400  # a log has no edge to break lines at
 
 
@@ -131,10 +132,21 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
 
 
 def print_comparison(comparison: CompareTable, console: Console) -> None:
-    """A merge beside its rivals: a column for each method, a row for each task."""
+    """A merge beside its rivals: a column for each, or a row where there are many."""
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
-    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     metric = _joined(row.metric for row in comparison.rows)
+    console.print(Text.assemble((comparison.merge, "bold"), f"   {metric}"))
+    if len(methods) <= _MANY_METHODS:
+        console.print(_methods_beside(comparison, methods, metric))
+        if comparison.best_scale is not None:
+            text = f"task arithmetic at its best: {comparison.best_scale:g}"
+            print_facts({"scale": text}, console)
+    else:
+        console.print(_methods_below(comparison, methods, metric))
+
+
+def _methods_beside(comparison: CompareTable, methods: Sequence[str], metric: str) -> Table:
+    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     cells = {(row.task, row.method): _metric(row.metric, row.value) for row in comparison.rows}
     table = open_table()
     table.add_column("task", no_wrap=True)
@@ -149,10 +161,34 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     )
     kept = comparison.normalised
     table.add_row("of experts", *(_percent(kept[m]) if m in kept else "-" for m in methods))
-    console.print(Text.assemble((comparison.merge, "bold"), f"   {metric}"))
-    console.print(table)
-    if comparison.best_scale is not None:
-        print_facts({"scale": f"task arithmetic at its best: {comparison.best_scale:g}"}, console)
+    return table
+
+
+def _methods_below(comparison: CompareTable, methods: Sequence[str], metric: str) -> Table:
+    """The best method first; with the task on which each keeps least of the expert."""
+    values = {(row.method, row.task): row.value for row in comparison.rows}
+    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
+    table = open_table()
+    table.add_column("method", no_wrap=True)
+    for name in ("average", "of experts", "scale", "worst task"):
+        table.add_column(name, justify="right")
+    kept = comparison.normalised
+    for method in sorted(methods, key=lambda name: -kept.get(name, 0.0)):
+        shares = {
+            task: values[method, task] / values["experts", task]
+            for task in tasks
+            if (method, task) in values and values.get(("experts", task))
+        }
+        worst = min(shares, key=lambda task: shares[task]) if shares else None
+        scale = comparison.scales.get(method)
+        table.add_row(
+            method,
+            _metric(metric, comparison.averages[method]),
+            _percent(kept[method]) if method in kept else "-",
+            "-" if scale is None else f"{scale:g}",
+            "-" if worst is None or method == "experts" else f"{_percent(shares[worst])} {worst}",
+        )
+    return table
 
 
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:

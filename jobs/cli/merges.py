@@ -99,28 +99,53 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
 
 @click.command()
 @merge_argument
+@click.option(
+    "--methods",
+    metavar="NAMES",
+    help="Merging methods to compare with, separated by commas, or all "
+    "[default: average,task_arithmetic].",
+)
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the comparison too, as .png, .svg or .pdf.",
+)
 @place_options
 @json_option
 @debug_option
-def compare(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
-    """Put MERGE beside its experts, averaging and task arithmetic.
+def compare(
+    merge: str,
+    methods: str | None,
+    plot: Path | None,
+    store: str | None,
+    catalog: str | None,
+    as_json: bool,
+) -> None:
+    """Put MERGE beside its experts and other merging methods.
 
     MERGE is a name (the newest version), NAME/VERSION, a folder or a URL. All are measured on the
-    same data; task arithmetic at the scale at which it does best.
+    same data; a method with a scale at the one that agrees best with the experts on the pools.
 
     \b
     Example:
-      tintray compare ten-scripts --json
+      tintray compare ten-scripts --methods all --plot methods.svg
     """
+    from jobs.plots import check_plot, plot_comparison
     from jobs.progress import watch
     from jobs.settings import chosen
     from jobs.tables import print_comparison
 
     where, database = chosen(store, catalog)
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    if plot is not None:
+        check_plot(plot)
     with quiet_stdout(), watch() as on_event:
         from jobs import api
 
-        table = api.compare(merge, store=where, catalog=database, on_event=on_event)
+        table = api.compare(merge, store=where, catalog=database, methods=names, on_event=on_event)
+    if plot is not None:
+        plot_comparison(table, plot)
     write(table, print_comparison, as_json=as_json)
 
 

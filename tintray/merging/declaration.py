@@ -135,6 +135,8 @@ class Method:
         Layer to D [K, …].
     scale
         What Σ D is multiplied by where nobody says otherwise; None is 1/K.
+    tuned
+        Whether its source looks for the scale on held-out data, so that a comparison has to.
     own
         For methods that give each task a backbone of its own: layer to Δ [K, …], where task k
         runs on θ₀ + scale · Δₖ. Their ``directions`` sum to the part that all tasks share.
@@ -165,6 +167,7 @@ class Method:
     source: str
     parameters: tuple[Parameter, ...] = ()
     scale: float | None = 1.0
+    tuned: bool = True
     own: Rule | None = None
     thresholds: Rule | None = None
     totals: Rule | None = None

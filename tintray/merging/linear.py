@@ -12,6 +12,7 @@ from tintray.merging.declaration import Layer, Parameter, method, rows
     summary="The mean of the experts: θ = θ₀ + (1/K) Σ τₖ.",
     source="Wortsman et al., arXiv 2203.05482",
     scale=None,
+    tuned=False,
     elementwise=True,
 )
 def average(layer: Layer) -> Tensor:
@@ -51,6 +52,7 @@ def lines(layer: Layer, shallow: float) -> Tensor:
     "model_stock",
     summary="Between base and mean, tensor by tensor, by the angle between the task vectors.",
     source="Jang et al., Model Stock, arXiv 2403.19522, eq. 2 and its form for K models",
+    tuned=False,
     workspace=2,
 )
 def model_stock(layer: Layer) -> Tensor:

@@ -41,6 +41,7 @@ def _localised(layer: Layer, sparsity: float) -> Tensor:
     summary="Each task reads its own coordinates of the sum of all task vectors.",
     source="Wang et al., TALL masks and Consensus merging, arXiv 2405.07813",
     parameters=[_LAMBDA],
+    tuned=False,
     own=_localised,
     elementwise=True,
 )
@@ -76,6 +77,7 @@ def _modulated(layer: Layer) -> Tensor:
     "emr",
     summary="Elect one task vector; each task masks and rescales it.",
     source="Huang et al., EMR-Merging, arXiv 2405.17461",
+    tuned=False,
     own=_modulated,
     totals=masses,
     elementwise=True,

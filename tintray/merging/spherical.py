@@ -25,6 +25,7 @@ def _directions(layer: Layer, weights: Tensor) -> Tensor:
     summary="The point at t on the arc between two experts.",
     source="Shoemake, SIGGRAPH 1985, as mergekit applies it to tensors",
     parameters=[Parameter("t", 0.5, 0, 1, "0 is the first expert, 1 the second")],
+    tuned=False,
     workspace=2,
     most=2,
 )
@@ -49,6 +50,7 @@ def slerp(layer: Layer, t: float) -> Tensor:
     parameters=[
         Parameter("steps", 20, 1, 1000, "steps towards the mean at most", whole=True),
     ],
+    tuned=False,
     workspace=2,
 )
 def karcher(layer: Layer, steps: int) -> Tensor:

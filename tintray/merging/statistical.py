@@ -14,6 +14,7 @@ from tintray.merging.declaration import Layer, Parameter, method
     source="Matena and Raffel, arXiv 2111.09832, eq. 3",
     parameters=[Parameter("floor", 1e-6, 0, 1, "added to every Fisher value, relative to the mean",
                           open_low=True)],
+    tuned=False,
     needs=("fisher",),
     elementwise=True,
 )  # fmt: skip
@@ -34,6 +35,7 @@ def fisher(layer: Layer, floor: float) -> Tensor:
     parameters=[
         Parameter("off_diagonal", 0.9, 0, 1, "what off-diagonal products of inputs are scaled by"),
     ],
+    tuned=False,
     needs=("gram",),
     workspace=3,
 )
