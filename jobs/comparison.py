@@ -21,7 +21,7 @@ from jobs.fleet import Fleet
 from jobs.measure import measure
 from jobs.methods import Stage, surveyed
 from jobs.results import CompareRow, CompareTable
-from jobs.spec import ADAMERGING, JobSpec
+from jobs.spec import ADAMERGING, SURGERY, JobSpec
 from storage.artifacts import open_store
 from tintray.bundle import Merge
 from tintray.errors import SpecError, nearest
@@ -34,6 +34,9 @@ SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 """The scales that are tried, as multiples of the largest that a method may need."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
 _FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
+
+
+_LEARNED = (*ADAMERGING, SURGERY)
 
 
 def compare(
@@ -85,7 +88,7 @@ def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
     SpecError
         For a name that is none (with the nearest), or a method that cannot merge so many tasks.
     """
-    known = [*methods(), *ADAMERGING]
+    known = [*methods(), *_LEARNED]
     if "all" not in names:
         for name in names:
             if name not in known:
@@ -93,12 +96,12 @@ def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
                     f"there is no merging method '{name}' to compare with"
                     f"{nearest(name, known)}; there are all, {', '.join(known)}"
                 )
-            if name not in ADAMERGING:
+            if name not in _LEARNED:
                 find_method(name).check_tasks(tasks)
         return list(dict.fromkeys(names))
     chosen = []
     for name in known:
-        most = None if name in ADAMERGING else find_method(name).most
+        most = None if name in _LEARNED else find_method(name).most
         if most is not None and most < tasks:
             on_event(Notice(f"'{name}' merges {most} experts, not {tasks}: left out"))
         else:
@@ -132,8 +135,11 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
 
 
 def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent) -> list[TaskScore]:
-    """Measure a method, at its best scale where it has one to be tuned."""
-    of = recipe(name, seed=stage.spec.fit.seed)
+    """Measure a method, at its best scale where it has one to be tuned.
+
+    Surgery operates on task arithmetic.
+    """
+    of = recipe("task_arithmetic" if name == SURGERY else name, seed=stage.spec.fit.seed)
     tasks = len(stage.spec.tasks)
     if of.method.own is not None:
         return _told(stage.scores(stage.merged(of, None, on_event, most=1)), on_event)
@@ -142,7 +148,9 @@ def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent)
     scale = of.method.start(tasks)
     if of.method.tuned:
         scale = scales[_label(name)] = _best_scale(stage, base, whole, of)
-    return _told(stage.scores({"": base + np.float32(scale) * whole}), on_event)
+    theta = {"": base + np.float32(scale) * whole}
+    scores = stage.operate(theta)[1] if name == SURGERY else stage.scores(theta)
+    return _told(scores, on_event)
 
 
 def _zeros(stage: Stage) -> Floats:

@@ -34,11 +34,13 @@ from jobs.methods import (
     Stage,
     job_recipe,
     start_coefficients,
+    start_scale,
     surveyed,
     with_own_backbones,
+    with_surgery,
 )
 from jobs.publication import Outcome, publish
-from jobs.spec import JobSpec
+from jobs.spec import SURGERY, JobSpec
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore, open_store
 from storage.cache import lookup
@@ -244,13 +246,17 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
     """Run a merging method alone; nothing is learned."""
     spec, layout = run.spec, stage.ground.partition.layout
     with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
-        backbones = stage.merged(job_recipe(spec), spec.merge.scale, run.on_event)
+        backbones = stage.merged(job_recipe(spec), start_scale(spec), run.on_event)
+    tints, facts = stage.crew.tints(), dict(stage.facts)
     with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
-        scores = stage.scores(backbones)
+        if spec.merge.method == SURGERY:
+            modules, scores = stage.operate(backbones)
+            tints, facts = with_surgery(tints, facts, modules)
+        else:
+            scores = stage.scores(backbones)
         for score in scores:
             run.on_event(evaluated(score))
     coefficients = start_coefficients(spec, layout)
-    tints, facts = stage.crew.tints(), dict(stage.facts)
     shared = backbones.get("")
     if shared is None:  # every task has a backbone of its own; the base is what they share
         tints, facts = with_own_backbones(layout, tints, facts, backbones)

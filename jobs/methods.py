@@ -16,6 +16,7 @@ from jobs.fleet import Fleet
 from jobs.merging import MergeOrder, merged_backbones
 from jobs.spec import ADAMERGING, JobSpec
 from jobs.statistics import Refs, measure_statistics
+from jobs.surgery import operate_on_all
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore
 from tintray.evaluation import TaskScore
@@ -78,7 +79,7 @@ def job_recipe(spec: JobSpec) -> Recipe:
 
 def start_scale(spec: JobSpec) -> float:
     """The coefficient that every task and unit starts with."""
-    if spec.merge.learned and spec.merge.init == "base":
+    if spec.merge.init == "base" and spec.merge.directions != spec.merge.method:
         return 0.0
     own = find_method(spec.merge.directions).start(len(spec.tasks))
     return own if spec.merge.scale is None else spec.merge.scale
@@ -147,6 +148,29 @@ class Stage:
         ]
         found: list[TaskScore] = self.fleet.get(refs)
         return found
+
+    def operate(
+        self, backbones: Mapping[str, Floats]
+    ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
+        """Learn every task's surgery module on its backbone: modules, and scores with them."""
+        layout, seed = self.ground.partition.layout, self.spec.fit.seed
+        return operate_on_all(self.fleet, layout, seed, self.crew.orders, backbones)
+
+
+def with_surgery(
+    tints: Mapping[str, dict[str, Tensor]],
+    facts: Mapping[str, TaskFacts],
+    modules: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
+    """Tints and facts of tasks that each have a surgery module besides."""
+    own = {name: {**tints[name], **modules[name]} for name in tints}
+    sizes = {
+        name: replace(
+            of, tint_parameters=of.tint_parameters + sum(t.numel() for t in modules[name].values())
+        )
+        for name, of in facts.items()
+    }
+    return own, sizes
 
 
 def with_own_backbones(

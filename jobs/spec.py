@@ -43,6 +43,10 @@ TINT = "tint"
 ADAMERGING = {"adamerging": "tensor", "adamerging_task": "task"}
 """The layer-wise and the task-wise form of AdaMerging, with the granularity of each."""
 
+SURGERY = "surgery"
+"""A module per task behind the merge that ``init`` names; coefficients stay where they start."""
+_FROM_INIT = (TINT, *ADAMERGING, SURGERY)
+
 
 class Section(BaseModel):
     """What all sections share: frozen, no unknown fields, no silent conversion of types."""
@@ -94,7 +98,7 @@ class MergeSpec(Section):
     """How the task vectors are merged."""
 
     method: str = TINT
-    """`tint` (learned coefficients, a tint layer per task), `adamerging`, or a merging method."""
+    """`tint` (all is learned), `adamerging`, `surgery`, or a merging method to run alone."""
     init: str = "task_arithmetic"
     """The merging method whose directions the coefficients multiply; `base` starts them at zero."""
     parameters: dict[str, int | float] = Field(default_factory=dict)
@@ -116,14 +120,14 @@ class MergeSpec(Section):
     @property
     def directions(self) -> str:
         """The merging method that is run alone, or whose directions the coefficients multiply."""
-        if not self.learned:
+        if self.method not in _FROM_INIT:
             return self.method
         return "task_arithmetic" if self.init == "base" else self.init
 
     @field_validator("method", "init")
     @classmethod
     def _method_exists(cls, name: str, info: ValidationInfo) -> str:
-        extra = (TINT, *ADAMERGING) if info.field_name == "method" else ("base",)
+        extra = _FROM_INIT if info.field_name == "method" else ("base",)
         if name in (*extra, "task_arithmetic", "average"):
             return name
         from tintray.merging import methods
@@ -146,7 +150,7 @@ class MergeSpec(Section):
 
             method, init = info.data["method"], info.data["init"]
             try:
-                recipe(init if method in (TINT, *ADAMERGING) else method, given)
+                recipe(init if method in _FROM_INIT else method, given)
             except SpecError as error:
                 raise ValueError(str(error).removeprefix("merge.parameters.")) from error
         return given

@@ -25,8 +25,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tintray.checkpoints import file_sha256
-from tintray.errors import IntegrityError, NotFoundError, StorageError, nearest
+from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 from tintray.models import empty_module, quiet_transformers
+from tintray.surgery import DOWN, UP, attach
 
 FORMAT = "tintray-merge"
 FORMAT_VERSION = 1
@@ -149,7 +150,10 @@ class Merge:
         """
         module = empty_module(self.config(task))
         tensors = self.backbone | self.tint(task)
+        operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
         module.load_state_dict(tensors, strict=True, assign=True)
+        if operation:
+            attach(module, operation)
         return module.requires_grad_(False).eval()
 
     def processor(self, task: str) -> Any:
@@ -174,7 +178,14 @@ class Merge:
         ------
         StorageError
             If ``directory`` exists and is not empty, or cannot be written.
+        InputError
+            If the task has a module that no transformers model has.
         """
+        if DOWN in self.tint(task):
+            raise InputError(
+                f"task '{task}' of {self.url} has a surgery module before its head, which no "
+                "transformers model has; use the merge itself: tintray.load(...).for_task(...)"
+            )
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise StorageError(f"{directory} exists and is not empty; give a new folder")
         module: Any = self.for_task(task)

@@ -15,7 +15,7 @@ from jobs.spec import JobSpec, parse_spec
 from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray import models, statistics
+from tintray import models, statistics, surgery
 from tintray.bundle import Merge
 from tintray.errors import InputError, SpecError
 from tintray.merging import methods, recipe
@@ -250,3 +250,40 @@ def test_memory_is_written_as_people_write_it(tiny: TinyZoo, store: Path) -> Non
         assert job(tiny, store, memory=written).merge.memory == expected
     other = job(tiny, store, memory="1GiB").digest()
     assert other == job(tiny, store).digest()
+
+
+# Surgery
+
+
+def test_surgery_brings_features_towards_the_experts(tiny: TinyZoo, store: Path) -> None:
+    merge = load(api.run(job(tiny, store, method="surgery")))
+    plain = load(api.run(job(tiny, store, method="task_arithmetic")))
+    assert all(torch.equal(t, plain.backbone[n]) for n, t in merge.backbone.items())
+    bench = tiny_workbench(tiny)
+    for task in TASKS:
+        pool = bench.pools[task]
+        wanted = surgery.features(bench.experts[task], pool)
+        before = surgery.features(plain.for_task(task), pool)
+        tensors = {n: t for n, t in merge.tint(task).items() if n.startswith(surgery.PREFIX)}
+        after = surgery.operate(before, tensors[surgery.DOWN], tensors[surgery.UP])
+        assert (after - wanted).abs().mean() < 0.8 * (before - wanted).abs().mean()
+
+
+def test_surgery_is_part_of_the_published_merge(tiny: TinyZoo, store: Path, tmp_path: Path) -> None:
+    summary = api.run(job(tiny, store, method="surgery", init="ties"))
+    again = api.evaluate(summary.url, store=str(store), catalog="")
+    assert {t.name: t.merged for t in again.tasks} == pytest.approx(
+        {t.name: t.merged for t in summary.tasks}
+    )
+    width = 16  # of the tiny zoo's features, and the most that a module's rank can be
+    plain = api.run(job(tiny, store, method="ties"))
+    for task, own in summary.tint_parameters_per_task.items():
+        assert own - plain.tint_parameters_per_task[task] == 2 * width * surgery.RANK
+    with pytest.raises(InputError, match="has a surgery module before its head"):
+        api.export(summary.url, "two", tmp_path / "out", store=str(store), catalog="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_operation_starts_as_no_operation() -> None:
+    given = torch.randn(5, 8)
+    assert torch.equal(surgery.operate(given, torch.randn(3, 8), torch.zeros(8, 3)), given)

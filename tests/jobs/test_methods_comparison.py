@@ -19,7 +19,7 @@ from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.errors import InputError
 from tintray.merging import methods
 
-LEARNED = ("adamerging", "adamerging task")
+LEARNED = ("adamerging", "adamerging task", "surgery")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_every_method_that_can_merge_so_many_is_in_the_table(table: CompareTable
 
 
 def test_scales_are_told_of_methods_that_have_one(table: CompareTable) -> None:
-    tuned = {n.replace("_", " ") for n, known in methods().items() if known.tuned}
+    tuned = {n.replace("_", " ") for n, known in methods().items() if known.tuned} | {"surgery"}
     assert table.scales.keys() == tuned
     assert table.best_scale == table.scales["task arithmetic"]
 
