@@ -164,6 +164,36 @@ def compare(
     return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore, names)
 
 
+def merge_checkpoints(
+    base: str,
+    experts: Sequence[str],
+    output: Path,
+    *,
+    method: str,
+    parameters: Sequence[str] = (),
+    scale: float | None = None,
+    seed: int = 0,
+    memory: str = "2GiB",
+    shard: str = "5GB",
+    on_event: OnEvent | None = None,
+) -> Path:
+    """Merge whole checkpoints of one shape out of core; see ``jobs.checkpoint_merge``."""
+    from jobs.checkpoint_merge import merge_models
+
+    return merge_models(
+        base,
+        experts,
+        Path(output),
+        method=method,
+        parameters=parameters,
+        scale=scale,
+        seed=seed,
+        memory=memory,
+        shard=shard,
+        on_event=on_event or ignore,
+    )
+
+
 def export(merge: str, task: str, directory: Path, *, store: str, catalog: str) -> Path:
     """Write one task's model as a folder that ``transformers.from_pretrained`` loads."""
     return load_merge(locate(merge, catalog)).export(task, Path(directory))

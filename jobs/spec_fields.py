@@ -87,7 +87,7 @@ def _worker_count(value: object) -> object:
     raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
 
 
-def _memory(value: object) -> object:
+def memory_bytes(value: object) -> int:
     """Bytes from a number or a text such as ``2GiB``."""
     if type(value) is int and value > 0:
         return value
@@ -105,5 +105,5 @@ DataLocation = Annotated[Location, _located(data_location)]
 StoreLocation = Annotated[Location, _located(store_location)]
 CatalogLocation = Annotated[Location, _located(catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
-Memory = Annotated[int, BeforeValidator(_memory)]
+Memory = Annotated[int, BeforeValidator(memory_bytes)]
 WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]

@@ -28,6 +28,7 @@ COMMANDS = [
     "export",
     "copy",
     "rm",
+    "merge",
     "artifacts",
     "gc",
     "db",

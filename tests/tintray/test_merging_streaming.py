@@ -210,7 +210,7 @@ def change(zoo: Zoo, alter: Callable[[dict[str, Tensor]], object]) -> None:
 def test_an_expert_without_a_tensor_is_refused(zoo: Zoo) -> None:
     change(zoo, lambda of: of.pop("layers.0.bias"))
     said = refused(zoo)
-    assert "tasks.green.expert lacks tensor 'layers.0.bias'" in said
+    assert "expert 'green' lacks tensor 'layers.0.bias'" in said
 
 
 def test_an_expert_of_another_shape_is_refused(zoo: Zoo) -> None:
@@ -227,7 +227,7 @@ def test_an_expert_with_more_is_refused(zoo: Zoo) -> None:
 def test_an_expert_that_is_not_finite_is_named(zoo: Zoo, value: float) -> None:
     change(zoo, lambda of: of["layers.1.weight"][2].fill_(value))
     said = refused(zoo)
-    assert "tasks.green.expert: tensor 'layers.1.weight' has 24 of 384 values" in said
+    assert "expert 'green': tensor 'layers.1.weight' has 24 of 384 values" in said
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "gram")])

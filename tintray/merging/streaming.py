@@ -72,7 +72,7 @@ class Sources:
         opened = stack.enter_context(TensorFiles(base.weights, "the base"))
         files = []
         for task, checkpoint in experts.items():
-            found = stack.enter_context(TensorFiles(checkpoint.weights, f"tasks.{task}.expert"))
+            found = stack.enter_context(TensorFiles(checkpoint.weights, f"expert '{task}'"))
             _check_match(opened, found)
             files.append(found)
         return cls(opened, files, tuple(experts))

@@ -1,0 +1,76 @@
+"""``tintray merge``: whole checkpoints into one, out of core, without a job or data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jobs.cli.options import debug_option, quiet_stdout, until_closed
+
+
+@click.command()
+@click.argument("experts", metavar="EXPERT...", nargs=-1, required=True)
+@click.option("--base", required=True, metavar="MODEL", help="What the experts were tuned from.")
+@click.option("--method", required=True, metavar="NAME", help="A merging method, such as ties.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The folder to write; it must not exist.",
+)
+@click.option(
+    "--parameter",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A parameter of the method, such as density=0.2. May be repeated.",
+)
+@click.option("--scale", type=float, help="The scale [default: the method's own].")
+@click.option("--seed", type=int, default=0, help="The seed of random methods [default: 0].")
+@click.option("--memory", default="2GiB", metavar="SIZE", help="What it may hold [default: 2GiB].")
+@click.option(
+    "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
+)
+@debug_option
+def merge(
+    experts: tuple[str, ...],
+    base: str,
+    method: str,
+    output: Path,
+    parameters: tuple[str, ...],
+    scale: float | None,
+    seed: int,
+    memory: str,
+    shard: str,
+) -> None:
+    """Merge whole checkpoints into one, out of core.
+
+    They are of one shape, heads included. Tensors are read, merged and written one after another within the memory given. For experts
+    with heads of their own, run a job.
+
+    \b
+    Example:
+      tintray merge --base llama --method ties --parameter density=0.2 \\
+        --output merged llama-math llama-code
+    """
+    from jobs.progress import watch
+
+    with quiet_stdout(), watch() as on_event:
+        from jobs import api
+
+        written = api.merge_checkpoints(
+            base,
+            experts,
+            output,
+            method=method,
+            parameters=parameters,
+            scale=scale,
+            seed=seed,
+            memory=memory,
+            shard=shard,
+            on_event=on_event,
+        )
+    with until_closed():
+        click.echo(str(written))
