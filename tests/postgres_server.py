@@ -105,7 +105,7 @@ def main() -> None:
         print(json.dumps(ready), flush=True)
         sys.stdin.read()
     finally:
-        server.send_signal(signal.SIGINT)  # ends sessions, then itself
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         server.wait()
 
 

@@ -115,17 +115,28 @@ def test_altered_files_and_manifests_are_named(store: ArtifactStore, tmp_path: P
         read_manifest(store, MergeRef("ten", 1))
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "latest", ".hidden", "ü", "x" * 101])
-def test_a_name_that_is_no_folder_is_refused(store: ArtifactStore, name: str) -> None:
-    with pytest.raises(SpecError, match="merge name"):
-        publish_merge(store, name, FILES, {})
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "manifest.json", "a/../../x"])
-def test_a_file_that_would_leave_the_merge_is_refused(store: ArtifactStore, name: str) -> None:
-    with pytest.raises(InputError):
-        publish_merge(store, "ten", {name: b"x"}, {})
+def test_a_name_that_is_no_folder_is_refused(store: ArtifactStore) -> None:
+    for name in ("", "..", "a/b", "latest", ".hidden", "ü", "x" * 101):
+        with pytest.raises(SpecError, match="merge name"):
+            publish_merge(store, name, FILES, {})
     assert list(store.list()) == []
+
+
+def test_a_file_that_would_leave_the_merge_is_refused(store: ArtifactStore) -> None:
+    for name in ("../x", "/x", "manifest.json", "a/../../x"):
+        with pytest.raises(InputError):
+            publish_merge(store, "ten", {name: b"x"}, {})
+    assert list(store.list()) == []
+
+
+def test_what_confirming_raises_keeps_a_merge_from_being_published(store: ArtifactStore) -> None:
+    def refuse() -> None:
+        assert list(store.list("blobs/")) != []
+        raise StorageError("the lease is gone")
+
+    with pytest.raises(StorageError, match="the lease is gone"):
+        publish_merge(store, "ten", FILES, {}, confirm=refuse)
+    assert (list_merges(store), list(store.list("merges/"))) == ([], [])
 
 
 def test_passwords_do_not_reach_a_manifest(store: ArtifactStore) -> None:

@@ -147,7 +147,9 @@ def test_a_silent_server_is_given_up_in_time(
             began = time.monotonic()
             with pytest.raises(StorageError, match="did not answer in time"):
                 use()
-            assert time.monotonic() - began < 2 * (1 + 0.5) + 2
+            assert (
+                time.monotonic() - began < 10
+            )  # seconds for 2 * (1 + 0.5), pauses, a busy machine
     assert list(tmp_path.iterdir()) == []
 
 
