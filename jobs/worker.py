@@ -143,6 +143,8 @@ class Worker:
         classes = int(expert.config.num_labels)  # type: ignore[union-attr,arg-type]
         processor = pools.load_processor(checkpoint, task.role)
         pool = self._pool(task, "adapt", task.pool, processor)
+        source = local_file(task.pool[0], self._cache)
+        pools.check_class_names(source, f"tasks.{task.name}.adapt", classes)
         test, test_labels = None, None
         if task.test is not None:
             test = self._pool(task, "test", task.test, processor)

@@ -140,7 +140,9 @@ def _weight_files(folder: Path, role: str) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            content = json.loads(index.read_text())
+            names = sorted(set(content["weight_map"].values()))
+            content["metadata"]  # transformers reads it, and fails on its absence
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{role}: {index} is not a safetensors index") from error
         missing = [name for name in names if not (folder / name).is_file()]

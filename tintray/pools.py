@@ -112,10 +112,21 @@ def read_labels(path: Path, split: str, role: str, *, examples: int, classes: in
     return torch.from_numpy(array.astype(np.int64))
 
 
-def class_names(path: Path) -> tuple[str, ...] | None:
-    """The ``class_names`` of an npz file, where it has them."""
+def check_class_names(path: Path, role: str, classes: int) -> None:
+    """Refuse a data file whose ``class_names``, where it has them, are not as many as the head's.
+
+    Raises
+    ------
+    DataError
+        Naming both numbers.
+    """
     with np.load(path, allow_pickle=False) as arrays:
-        return tuple(map(str, arrays["class_names"])) if "class_names" in arrays.files else None
+        named = len(arrays["class_names"]) if "class_names" in arrays.files else classes
+    if named != classes:
+        raise DataError(
+            f"{role}: {path} names {named} classes, and the expert's head has {classes}; expected "
+            "as many, is this the data of another task?"
+        )
 
 
 def _read_array(path: Path, key: str, role: str) -> np.ndarray[Any, Any]:

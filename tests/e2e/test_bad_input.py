@@ -191,6 +191,11 @@ CASES = [
     Case("a head of another width than its configuration", wrong_head,
          ("tasks.five.expert", "'classifier.", "[5", "[7")),
     # data
+    Case(
+        "a head whose width is not the number of classes",
+        arrays("five", class_names=np.array(["a", "b", "c"])),
+        ("tasks.five.adapt", "names 3 classes", "head has 5"),
+    ),
     Case("an empty pool", arrays("five", x_train=np.zeros((0, 16, 16, 3), np.uint8)),
          ("tasks.five.adapt", "'x_train'", "five.npz", "is empty")),
     Case("an empty test set", arrays("five", x_test=np.zeros((0, 16, 16, 3), np.uint8)),
