@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -200,6 +201,25 @@ def test_a_copy_is_the_same_merge_in_another_store(ask: Answer, place: Path, cop
     assert again["url"] == listed[0]["url"]
     assert "already" in ask("copy", "tiny", str(copied), code=2)
     assert "DEST" in ask("copy", "tiny", "gs://x", code=2)
+
+
+def test_a_damaged_merge_is_put_right_by_copying_it_again(
+    ask: Answer, copied: Path, place: Path
+) -> None:
+    path = copied / "merges/tiny/v1/backbone.safetensors"
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(bytes(data))  # the blob is the same file
+    damaged = [line["key"] for line in ask("artifacts", "verify", code=1)["damaged"]]
+    assert len(damaged) == 1
+    assert main(["copy", "tiny", str(copied), "--store", str(place)]) == 1
+    (copied / damaged[0]).unlink()
+    shutil.rmtree(copied / "merges/tiny/v1")
+    assert len(ask("artifacts", "verify", code=1)["damaged"]) == 2
+    ask("copy", "tiny", str(copied), "--store", str(place))
+    assert ask("artifacts", "verify")["damaged"] == []
+    assert len(ask("list")) == 1
 
 
 def test_a_copy_of_a_damaged_merge_is_not_published(
