@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ from jobs.methods import (
 )
 from jobs.publication import Outcome, publish
 from jobs.spec import SURGERY, JobSpec
+from jobs.statistics import Refs
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore, open_store
 from storage.cache import lookup
@@ -202,7 +203,7 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
         prepared = crew.prepare(store, _on_prepared(run))
         _record_base(run, ground, store)
         _tell_reuse(run, prepared)
-    stage = Stage(spec, ground, fleet, crew, store, facts, prepared)
+    stage = Stage(spec, ground, fleet, crew, store, facts, prepared, _on_statistics(run))
     result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
     with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(
@@ -350,6 +351,14 @@ def _record_base(run: JobRun, ground: Ground, store: ArtifactStore) -> None:
     if found is not None:
         known = Known(found.ref, "base", {"model": ground.digest})
         run.catalog.record_artifacts([known], job_id=run.job_id)
+
+
+def _on_statistics(run: JobRun) -> Callable[[Refs], None]:
+    def record(found: Refs) -> None:
+        known = [Known(ref, kind) for kind, refs in found.items() for ref in refs]
+        run.catalog.record_artifacts(known, job_id=run.job_id)
+
+    return record
 
 
 def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,13 +101,16 @@ class Stage:
     store: ArtifactStore
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
+    on_statistics: Callable[[Refs], None] = lambda _: None  # hears of what a method measured
 
     def statistics(self, recipe: Recipe) -> Refs:
         """All statistics that a method needs or uses, measured or found in the store."""
         kinds = (*recipe.method.needs, *recipe.method.uses)
-        return measure_statistics(
+        found = measure_statistics(
             self.fleet, self.spec.store, kinds, self.crew.orders, self.facts, self.prepared
         )
+        self.on_statistics(found)
+        return found
 
     def aim(self) -> None:
         """Let the shard hold the directions that the job's coefficients multiply."""

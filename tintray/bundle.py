@@ -68,6 +68,12 @@ class Merge:
                 f"{url} was written in format {written}; this version of tintray reads up to "
                 f"{FORMAT_VERSION}; upgrade tintray"
             )
+        for name in manifest.get("files", ()):
+            if not _stays_inside(name):
+                raise NotFoundError(
+                    f"{url} lists the file {name!r}, which would lie outside of the merge; "
+                    "expected a plain relative path, do not use this merge"
+                )
         self.manifest = manifest
         self.url = url
         self._fetch = fetch
@@ -206,6 +212,12 @@ class Merge:
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(f"{directory} cannot be written: {error.strerror}") from error
         return directory
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a file's name in a manifest is a path below the merge, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return not {"", ".", ".."} & set(parts) and ":" not in parts[0] and "\0" not in name
 
 
 def open_folder(folder: Path) -> Merge:

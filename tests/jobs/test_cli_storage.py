@@ -19,6 +19,7 @@ from storage.blobs import blob_key, put_blob
 from storage.catalog import Catalog
 from storage.migrations import REVISIONS
 from storage.publish import list_merges
+from storage.records import seal, unseal
 from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 
@@ -109,6 +110,25 @@ def test_an_altered_manifest_is_not_opened(ask: Answer, copied: Path) -> None:
     damaged = ask("artifacts", "verify", code=1)["damaged"]
     assert [line["key"] for line in damaged] == ["merges/tiny/v1/manifest.json"]
     assert main(["show", "tiny"]) == 1
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "configs/two/../../../escaped"])
+def test_a_manifest_that_leads_out_of_its_merge_is_refused(
+    ask: Answer, copied: Path, tmp_path: Path, name: str
+) -> None:
+    path = copied / "merges/tiny/v1/manifest.json"
+    document = unseal(path.read_bytes(), "it")
+    document["files"][name] = document["files"]["configs/two/config.json"]
+    path.chmod(0o644)
+    path.write_bytes(seal(document, "it"))
+    for args in (
+        ("show", "tiny"),
+        ("export", "tiny", "--task", "two", str(tmp_path / "out" / "two")),
+        ("copy", "tiny", str(tmp_path / "out" / "store")),
+    ):
+        assert "outside of the merge" in ask(*args, code=2)
+    assert not (tmp_path / "out" / "two").exists()
+    assert list(tmp_path.rglob("escaped")) == []
 
 
 def test_a_pin_keeps_an_artifact(ask: Answer, copied: Path) -> None:

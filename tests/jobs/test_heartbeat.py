@@ -85,8 +85,11 @@ def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, mom
         assert catalog.lease(job.id).owner == "another"
 
 
-def test_the_catalog_knows_every_artifact_of_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
-    spec = tiny.spec(tmp_path / "store")
+@pytest.mark.parametrize(("method", "own"), [("tint", set()), ("fisher", {"fisher"})])
+def test_the_catalog_knows_every_artifact_of_a_job(
+    tiny: TinyZoo, tmp_path: Path, method: str, own: set[str]
+) -> None:
+    spec = tiny.spec(tmp_path / "store", merge={"method": method})
     summary = api.run(spec)
     with Catalog.open(spec.catalog, create=False) as catalog:
         known = {item.sha256: item.kind for item in catalog.artifacts()}
@@ -96,7 +99,7 @@ def test_the_catalog_knows_every_artifact_of_a_job(tiny: TinyZoo, tmp_path: Path
     store = open_store(spec.store)
     blobs = {entry.key[-64:] for entry in store.list("blobs/")}
     assert known.keys() == blobs == needed
-    assert set(known.values()) == {
+    assert set(known.values()) == own | {
         "base", "self-labels", "expert-outputs", "task-vector",
         "backbone", "coefficients", "tint", "config",
     }  # fmt: skip
