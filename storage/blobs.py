@@ -15,7 +15,7 @@ from pathlib import Path
 
 from storage.artifacts import ArtifactStore, Entry
 from storage.records import seal, unseal
-from tintray.errors import InputError, IntegrityError
+from tintray.errors import InputError, IntegrityError, NotFoundError
 
 BLOCK = 1 << 20
 """The unit in which parts of a blob are verified, in bytes."""
@@ -23,7 +23,6 @@ BLOCK = 1 << 20
 FRESH = 3600.0
 """Seconds for which an artifact counts as just written; far below any age limit of a collection."""
 
-_STRETCH = 8 * BLOCK  # what is in memory at a time
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -63,19 +62,24 @@ def hash_bytes(data: bytes | memoryview) -> BlobRef:
 def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     """Store bytes or a file under their hash, unless the store has them already.
 
-    A blob of more than one block gets a record of the hashes of its blocks, which is written first:
-    a part of it can then be read and verified without the rest (:func:`read_blob`).
+    A blob of more than one block gets a record of the hashes of its blocks: a part of it can then
+    be read and verified without the rest (:func:`read_blob`).
     """
-    ref, blocks = hash_blocks(source)
-    key = blob_key(ref.sha256)
+    ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
+    key, record = blob_key(ref.sha256), _blocks_key(ref.sha256)
     found = store.stat(key)
-    if found is not None and found.size == ref.size and freshen(store, found):
+    sound = found is not None and found.size == ref.size
+    if ref.size > BLOCK:
+        sound = sound and store.exists(record)
+    if found is not None and sound and freshen(store, found):
         return ref
-    if len(blocks) > 1:
-        record = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks}
-        store.put(_blocks_key(ref.sha256), seal(record, _blocks_key(ref.sha256)), overwrite=True)
-    # One that is there with another size was cut short by a disk that failed: replace it.
-    store.put(key, source, overwrite=found is not None)
+    with ThreadPoolExecutor(1) as other:  # an upload mostly waits
+        blocks = other.submit(hash_blocks, source) if ref.size > BLOCK else None
+        # One that is there with another size was cut short by a disk that failed: replace it.
+        store.put(key, source, overwrite=found is not None)
+        if blocks is not None:
+            text = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks.result()}
+            store.put(record, seal(text, record), overwrite=True)
     return ref
 
 
@@ -88,41 +92,30 @@ def freshen(store: ArtifactStore, found: Entry) -> bool:
     return time.time() - found.modified < FRESH or store.touch(found.key)
 
 
-def hash_blocks(source: bytes | Path) -> tuple[BlobRef, list[str]]:
-    """The reference of the whole, and the hash of each block of it, in one pass."""
-    whole, size = hashlib.sha256(), 0
-    blocks: list[str] = []
-    with (
-        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
-        ThreadPoolExecutor(1) as other,  # hashing holds no lock: two cores share the work
-    ):
-        while stretch := file.read(_STRETCH):
-            beside = other.submit(_block_hashes, stretch)
-            whole.update(stretch)
-            blocks += beside.result()
-            size += len(stretch)
-    return BlobRef(whole.hexdigest(), size), blocks
-
-
-def _block_hashes(stretch: bytes) -> list[str]:
-    view = memoryview(stretch)
-    starts = range(0, len(stretch), BLOCK)
-    return [hashlib.sha256(view[start : start + BLOCK]).hexdigest() for start in starts]
+def hash_blocks(source: bytes | Path) -> list[str]:
+    """The sha256 of each block of :data:`BLOCK` bytes."""
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        return [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK), b"")]
 
 
 def read_blob(store: ArtifactStore, ref: BlobRef, start: int, stop: int) -> bytes:
     """Bytes ``start:stop`` of a blob, checked against the hashes of the blocks that they lie in.
 
-    Reads those blocks of :data:`BLOCK` bytes and nothing else of the blob.
+    Reads those blocks of :data:`BLOCK` bytes and nothing else of the blob; all of it only if the
+    record of its blocks is missing.
     """
     stop = min(stop, ref.size)
     if start >= stop:
         return b""
     if ref.size <= BLOCK:
         return get_blob(store, ref)[start:stop]
+    try:
+        blocks = _blocks(store, ref)
+    except NotFoundError:
+        return get_blob(store, ref)[start:stop]
     first, last = start // BLOCK, (stop - 1) // BLOCK
     data = store.get(blob_key(ref.sha256), first * BLOCK, (last + 1) * BLOCK)
-    for number, expected in enumerate(_blocks(store, ref)[first : last + 1]):
+    for number, expected in enumerate(blocks[first : last + 1]):
         block = memoryview(data)[number * BLOCK : (number + 1) * BLOCK]
         if hashlib.sha256(block).hexdigest() != expected:
             raise IntegrityError(

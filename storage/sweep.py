@@ -143,7 +143,7 @@ def _parts(blob: _Blob) -> Iterable[Garbage]:
     why = "its blob is gone" if blob.entry is None else "needed by no merge, job or pin"
     for entry in blob.records:
         yield Garbage(entry.key, entry.size, blob.modified, f"a cached result, {why}")
-    # The blob goes before the hashes of its blocks: a blob that is there must have them.
+    # The blob goes before the hashes of its blocks, without which its parts are read slowly.
     for part in (blob.entry, blob.blocks):
         if part is not None:
             yield Garbage(part.key, part.size, blob.modified, why)

@@ -103,14 +103,11 @@ class _Checks:
             path = self._store.local_path(key)
             if path is None:
                 path = self._store.fetch(key, Path(folder) / "blob")
-            ref, blocks = hash_blocks(path)
+            ref, record = hash_file(path), f"{key}.blocks"
+            blocks = hash_blocks(path) if record in self._entries else []
         if ref.sha256 != sha256:
             yield Damage(key, f"its {ref.size:,} bytes have the sha256 {ref.sha256}")
-            return
-        record = f"{key}.blocks"
-        if len(blocks) > 1 and record not in self._entries:
-            yield Damage(record, "the hashes of its blocks are missing")
-        elif len(blocks) > 1:
+        elif blocks:
             with suppress(IntegrityError):  # a record that is damaged is named by its own check
                 if unseal(self._store.get(record), record)["blocks"] != blocks:
                     yield Damage(record, "the hashes in it are not those of its blob")

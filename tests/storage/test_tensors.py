@@ -78,6 +78,19 @@ def test_a_part_of_a_blob_is_a_slice(store: ArtifactStore) -> None:
         assert read_blob(store, small, start, stop) == data[:1000][start:stop], (start, stop)
 
 
+def test_without_the_record_of_its_blocks_a_part_is_read_all_the_same(
+    store: ArtifactStore,
+) -> None:
+    """A writer that was killed may have left a blob without it; writing again mends that."""
+    data = np.random.default_rng(1).bytes(2 * BLOCK + 17)
+    ref = put_blob(store, data)
+    record = f"{blob_key(ref.sha256)}.blocks"
+    store.delete(record)
+    assert read_blob(store, ref, 5, BLOCK + 5) == data[5 : BLOCK + 5]
+    assert put_blob(store, data) == ref
+    assert store.exists(record)
+
+
 def test_an_altered_byte_is_found_in_the_part_that_is_read(
     store: ArtifactStore, blob: BlobRef
 ) -> None:
