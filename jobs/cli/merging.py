@@ -47,8 +47,8 @@ def merge(
 ) -> None:
     """Merge whole checkpoints into one, out of core.
 
-    They are of one shape, heads included. Tensors are read, merged and written one after another within the memory given. For experts
-    with heads of their own, run a job.
+    They are of one shape, heads included. Tensors are read, merged and written one after another
+    within the memory given. For experts with heads of their own, run a job.
 
     \b
     Example:
