@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -356,3 +358,22 @@ def test_a_plugin_cannot_take_a_name(plugin: ModuleType) -> None:
     plugin.__dict__["ties"] = replace(halved, name="ties")
     with pytest.raises(SpecError, match="a method 'ties', which exists already"):
         registry.methods()
+
+
+def test_the_example_in_the_documentation_is_a_method() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    found = names["median"]
+    assert isinstance(found, Method)
+    given = layer((7,))
+    merged = found.directions(given).sum(0)
+    torch.testing.assert_close(merged, given.vectors.median(0).values)
+
+
+def test_every_method_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name, known in methods().items():
+        assert f"**`{name}`**" in text
+        assert all(f"`{parameter.name}`" in text for parameter in known.parameters), name
