@@ -65,7 +65,7 @@ def cli() -> None:
 
     \b
     Example:
-      tintray zoo digits zoo
+      tintray zoo digits zoo/digits
       tintray run examples/digits.yaml
     """
 

@@ -16,7 +16,7 @@ def zoo() -> None:
 
     \b
     Example:
-      tintray zoo digits zoo
+      tintray zoo digits zoo/digits
     """
 
 
@@ -30,7 +30,7 @@ def digits(directory: Path) -> None:
 
     \b
     Example:
-      tintray zoo digits zoo
+      tintray zoo digits zoo/digits
     """
     with quiet_stdout():
         from jobs.zoo.digits import build
