@@ -219,11 +219,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         child, method, folder = arguments.child
+        if child == "make":
+            make_checkpoints(Path(folder))
+            return
         print(CHILDREN[child](method, Path(folder), Path(folder) / "output"))
         return
     python = arguments.peers or peers_python()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as made:
-        make_checkpoints(Path(made))
+        # In a process of its own: a child's peak of memory begins with its parent's.
+        subprocess.run([sys.executable, __file__, "--child", "make", "-", made], check=True)
         print(json.dumps(contest(python, arguments.repeats, Path(made))))
 
 
