@@ -142,12 +142,15 @@ def _weight_files(folder: Path, role: str) -> tuple[Path, ...]:
         try:
             content = json.loads(index.read_text())
             names = sorted(set(content["weight_map"].values()))
-            content["metadata"]  # transformers reads it, and fails on its absence
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{role}: {index} is not a safetensors index") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{role}: {index} names {missing[0]}, which is not in {folder}")
+        if "metadata" not in content:  # transformers reads it, and fails on its absence
+            raise CheckpointError(
+                f"{role}: {index} has no 'metadata'; expected an index that save_pretrained wrote"
+            )
         return tuple(folder / name for name in names)
     single = folder / "model.safetensors"
     if single.is_file():
