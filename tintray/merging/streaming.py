@@ -182,6 +182,7 @@ class Merging:
                     yield piece.info, self._copied(piece)
                     continue
                 merged = self._merge(replace(layer, totals=totals))
+                del layer  # a large tensor's experts must go before the next one's come
                 if not torch.isfinite(merged.sum()):
                     raise self._not_finite(piece)
                 yield piece.info, merged.to(DTYPES[piece.info.dtype])
@@ -253,7 +254,8 @@ class Merging:
     ) -> Iterator[tuple[_Piece, Layer | None]]:
         """Each piece with its layer (None for what cannot be merged), the next one on its way.
 
-        Two buffers take turns; where two tensors do not fit, the next one waits.
+        Pieces are read into two buffers in turn; whole tensors into memory of their own, and where
+        two of them do not fit, the next one waits.
         """
         buffers = _Buffers()
         ahead: Future[Layer | None] | None = None
@@ -264,6 +266,7 @@ class Merging:
             if following is not None and self._both_fit(piece, following):
                 ahead = reader.submit(self._load, following, buffers, index + 1)
             yield piece, layer
+            del layer
 
     def _both_fit(self, piece: _Piece, following: _Piece) -> bool:
         if self._method.elementwise:
@@ -277,7 +280,8 @@ class Merging:
         info, sources = piece.info, self._sources
         if not info.floating:
             return None
-        held = buffers.take(index, len(sources.tasks) + 1, piece.numel)
+        size = (len(sources.tasks) + 1, piece.numel)
+        held = buffers.take(index, *size) if self._method.elementwise else torch.empty(size)
         base = sources.base.read(info.name, held[0], piece.start)
         for row, expert in zip(held[1:], sources.experts, strict=True):
             expert.read(info.name, row, piece.start)
