@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tintray.confidence import Filter, keep
 from tintray.errors import FitError
+from tintray.objectives import Labels, class_loss
 from tintray.pools import Pool
 from tintray.precision import Precision
 from tintray.randomness import sample
-from tintray.tasks import Labels, self_label_loss
 from tintray.tint import FusedModel, TintLayer
 
 
@@ -176,9 +176,7 @@ class TaskGroup:
             expert = task.labels[index]
             merged = output[:, : expert.shape[-1]]
             kept = keep(self._settings.filter, merged, expert)
-            each = self_label_loss(
-                merged, expert, self._settings.labels, self._settings.temperature
-            )
+            each = class_loss(merged, expert, self._settings.labels, self._settings.temperature)
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * kept).sum() / self._settings.batch_size

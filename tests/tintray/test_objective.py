@@ -1,39 +1,16 @@
-"""What a task's loss, filter and metrics are, against their definitions."""
+"""What a task's filter and metrics are, against their definitions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional
 
 from tintray.confidence import keep
 from tintray.evaluation import TaskScore, normalised_accuracy, score
-from tintray.tasks import accuracy, agreement, self_label_loss
+from tintray.tasks import accuracy, agreement
 
 MERGED = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
 EXPERT = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_soft_labels_have_the_gradient_of_the_divergence(temperature: float) -> None:
-    merged = MERGED.clone().requires_grad_()
-    self_label_loss(merged, EXPERT, "soft", temperature).sum().backward()
-    other = MERGED.clone().requires_grad_()
-    target = (EXPERT / temperature).softmax(-1)
-    functional.kl_div(other.log_softmax(-1), target, reduction="sum").backward()
-    assert torch.allclose(merged.grad, other.grad, atol=1e-6)
-
-
-def test_hard_labels_are_the_class_that_the_expert_predicts() -> None:
-    loss = self_label_loss(MERGED, EXPERT, "hard")
-    assert torch.allclose(loss, functional.nll_loss(MERGED.log_softmax(-1), EXPERT.argmax(-1),
-                                                    reduction="none"))  # fmt: skip
-
-
-def test_a_merge_that_answers_as_its_expert_has_nothing_to_learn_from_soft_labels() -> None:
-    merged = EXPERT.clone().requires_grad_()
-    self_label_loss(merged, EXPERT, "soft").sum().backward()
-    assert merged.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(

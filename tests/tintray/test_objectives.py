@@ -1,0 +1,135 @@
+"""Every objective against its definition, written out or taken from torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tintray.objectives import (
+    class_loss,
+    direction_loss,
+    feature_loss,
+    multi_label_loss,
+    pixel_loss,
+    token_loss,
+    top_tokens,
+    true_labels,
+    value_loss,
+)
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+MERGED, EXPERT = _random(8, 5), _random(8, 5, seed=1)
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
+
+
+def _gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    at = at.clone().requires_grad_()
+    loss(at).sum().backward()
+    assert at.grad is not None
+    return at.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_labels_have_the_gradient_of_the_divergence(temperature: float) -> None:
+    target = (EXPERT / temperature).softmax(-1)
+
+    def divergence(merged: Tensor) -> Tensor:
+        logs = (merged / temperature).log_softmax(-1)
+        return temperature**2 * functional.kl_div(logs, target, reduction="none").sum(-1)
+
+    found = _gradient(lambda merged: class_loss(merged, EXPERT, "soft", temperature), MERGED)
+    assert torch.allclose(found, _gradient(divergence, MERGED), atol=1e-6)
+
+
+def test_hard_labels_are_the_class_that_the_expert_predicts() -> None:
+    expected = functional.cross_entropy(MERGED, EXPERT.argmax(-1), reduction="none")
+    assert torch.allclose(class_loss(MERGED, EXPERT, "hard"), expected)
+
+
+def test_entropy_asks_no_expert() -> None:
+    expected = torch.distributions.Categorical(logits=MERGED).entropy()
+    assert torch.allclose(class_loss(MERGED, EXPERT, "entropy"), expected)
+    yes = torch.distributions.Bernoulli(logits=MERGED).entropy().mean(-1)
+    assert torch.allclose(multi_label_loss(MERGED, EXPERT, "entropy"), yes)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        class_loss,
+        multi_label_loss,
+        lambda merged, expert: class_loss(merged, expert, "soft", 3.0),
+        lambda merged, expert: value_loss(merged, expert, 2),
+        lambda merged, expert: token_loss(merged[:, None], top_tokens(expert[:, None], 3)),
+        feature_loss,
+        lambda merged, expert: direction_loss(merged[:, :3, None, None], expert[:, :3, None, None]),
+    ],
+)
+def test_a_merge_that_answers_as_its_expert_has_nothing_to_learn(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    assert _gradient(lambda merged: loss(merged, EXPERT), EXPERT).abs().max() < 1e-6
+    assert _gradient(lambda merged: loss(merged, EXPERT), MERGED).abs().max() > 1e-3
+
+
+def test_answers_of_one_example_are_averaged_where_the_mask_counts_them() -> None:
+    merged, expert = _random(4, 3, 5), _random(4, 3, 5, seed=1)
+    tokens = torch.stack([class_loss(merged[:, i], expert[:, i]) for i in range(3)], 1)
+    found = class_loss(merged, expert, mask=MASK)
+    expected = [tokens[0, :2].mean(), tokens[1, 0], torch.tensor(0.0), tokens[3].mean()]
+    assert torch.allclose(found, torch.stack(expected))
+    assert torch.allclose(class_loss(merged, expert), tokens.mean(1))
+
+
+def test_pixels_are_classes_in_the_second_dimension() -> None:
+    merged, expert = _random(2, 5, 3, 4), _random(2, 5, 3, 4, seed=1)
+    expected = functional.cross_entropy(merged, expert.argmax(1), reduction="none").mean((1, 2))
+    assert torch.allclose(pixel_loss(merged, expert, "hard"), expected)
+
+
+def test_values_and_directions() -> None:
+    merged, expert = _random(4, 3, 2, 2), _random(4, 3, 2, 2, seed=1)
+    assert torch.allclose(value_loss(merged, expert), (merged - expert).abs().mean((1, 2, 3)))
+    assert torch.allclose(value_loss(merged, expert, 2), (merged - expert).square().mean((1, 2, 3)))
+    assert torch.allclose(direction_loss(2 * expert, expert), torch.zeros(4), atol=1e-6)
+    assert torch.allclose(direction_loss(-expert, expert), torch.full((4,), 2.0))
+
+
+def test_hard_answers_to_many_questions_are_yes_or_no() -> None:
+    target = (EXPERT > 0).float()
+    expected = functional.binary_cross_entropy_with_logits(MERGED, target, reduction="none")
+    assert torch.allclose(multi_label_loss(MERGED, EXPERT, "hard"), expected.mean(-1))
+
+
+def test_all_tokens_give_the_divergence_and_fewer_never_more() -> None:
+    merged, expert = _random(4, 3, 20), _random(4, 3, 20, seed=1)
+    full = functional.kl_div(
+        merged.log_softmax(-1), expert.log_softmax(-1), log_target=True, reduction="none"
+    )
+    expected = full.sum(-1).mean(-1)
+    losses = [token_loss(merged, top_tokens(expert, k)) for k in (20, 8, 2)]
+    assert torch.allclose(losses[0], expected, atol=1e-5)
+    assert (losses[1] <= losses[0] + 1e-5).all()
+    assert (losses[2] <= losses[1] + 1e-5).all()
+    assert (losses[2] > 0).all()
+
+
+def test_a_constant_answer_costs_one_in_features_of_any_scale() -> None:
+    expert = 7 + 30 * _random(64, 6)
+    mean = expert.mean(0, keepdim=True).expand_as(expert)
+    assert feature_loss(mean, expert).mean().item() == pytest.approx(1.0, rel=1e-4)
+    assert torch.isfinite(feature_loss(torch.ones(2, 3), torch.zeros(2, 3))).all()
+
+
+def test_true_labels_are_ordinary_cross_entropy() -> None:
+    labels = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    expected = functional.cross_entropy(MERGED, labels, reduction="none")
+    assert torch.allclose(true_labels(MERGED, labels), expected)

@@ -1,0 +1,145 @@
+"""What a fit makes small: one pure function per kind of answer, each giving one loss per example.
+
+Every function takes the merge's outputs and the expert's on the same N examples and returns [N], so
+that a confidence filter can weigh examples afterwards. Where an example has many answers (tokens,
+pixels), its loss is their mean; ``mask`` [N, …] tells which of them count (padding does not). None
+of them reads a label but ``true_labels``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Labels = Literal["soft", "hard", "entropy"]
+"""The expert's probabilities, the class that it predicts, or neither (the merge's own entropy)."""
+
+
+def class_loss(
+    merged: Tensor,
+    expert: Tensor,
+    labels: Labels = "soft",
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Classification, of examples [N, C] or of their tokens [N, …, C]: classes come last.
+
+    ``soft`` is cross-entropy to the expert's probabilities, both sides at ``temperature`` t and
+    scaled by t² (Hinton et al., arXiv 1503.02531): its gradient is that of t² KL(expert ‖ merge).
+    ``hard`` is cross-entropy to the expert's class (``crosspseudo`` of Model Tinting, arXiv
+    2412.19098); ``entropy`` asks no expert (AdaMerging, arXiv 2310.02575, eq. 4).
+    """
+    if labels == "entropy":
+        logs = merged.log_softmax(-1)
+        return _mean(-(logs.exp() * logs).sum(-1), mask)
+    if labels == "hard":
+        return _mean(-_picked(merged.log_softmax(-1), expert.argmax(-1)), mask)
+    target = (expert / temperature).softmax(-1)
+    each = -(target * (merged / temperature).log_softmax(-1)).sum(-1)
+    return _mean(each * temperature**2, mask)
+
+
+def pixel_loss(
+    merged: Tensor, expert: Tensor, labels: Labels = "soft", temperature: float = 1.0
+) -> Tensor:
+    """Segmentation, [N, C, H, W]: ``class_loss`` of every pixel."""
+    return class_loss(merged.movedim(1, -1), expert.movedim(1, -1), labels, temperature)
+
+
+def multi_label_loss(merged: Tensor, expert: Tensor, labels: Labels = "soft") -> Tensor:
+    """Independent yes or no answers, logits [N, C]: mean binary cross-entropy to the expert's.
+
+    ``hard`` targets are whether the expert says yes; ``entropy`` is that of the merge's own answer.
+    """
+    given = merged if labels == "entropy" else expert
+    target = (given > 0).to(merged) if labels == "hard" else given.sigmoid()
+    each = functional.binary_cross_entropy_with_logits(merged, target, reduction="none")
+    return _mean(each)
+
+
+def value_loss(
+    merged: Tensor, expert: Tensor, power: Literal[1, 2] = 1, mask: Tensor | None = None
+) -> Tensor:
+    """Regression and depth, [N, …]: mean |difference| (L1) or mean squared difference (L2)."""
+    return _mean((merged - expert).abs() ** power, mask)
+
+
+def direction_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Surface normals, [N, 3, H, W]: 1 − cosine of the angle between the two, mean over pixels."""
+    return _mean(1 - functional.cosine_similarity(merged, expert, dim=1), mask)
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """An expert's distribution over a vocabulary, cut to its k likeliest tokens.
+
+    Attributes
+    ----------
+    indices
+        The tokens, int64 [N, S, k].
+    logs
+        Their log-probabilities, [N, S, k]; what they lack of 1 belongs to all others together.
+    """
+
+    indices: Tensor
+    logs: Tensor
+
+
+def top_tokens(logits: Tensor, k: int) -> TopTokens:
+    """What is worth keeping of an expert's logits [N, S, V]: the k likeliest tokens."""
+    logs, indices = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
+    return TopTokens(indices, logs)
+
+
+def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) -> Tensor:
+    """Language modelling: KL(expert ‖ merge) over the expert's top tokens and all others as one.
+
+    ``merged`` are logits [N, S, V]. With k = V it is the full divergence. Lumping tokens together
+    can only lower a divergence (the log sum inequality), so this never asks for more than the full
+    one does.
+    """
+    logs = merged.log_softmax(-1)
+    picked = logs.gather(-1, expert.indices)
+    divergence = (expert.logs.exp() * (expert.logs - picked)).sum(-1)
+    if expert.indices.shape[-1] < merged.shape[-1]:
+        rest, own_rest = _remainder(expert.logs), _remainder(picked)
+        divergence = divergence + rest * (rest.log() - own_rest.log())
+    return _mean(divergence, mask)
+
+
+def feature_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Features at a depth of the model, [N, …, d]: squared distance over the expert's variance.
+
+    The variance is that of the batch, per feature vector, so that 1 is what a merge pays that
+    always answers with the expert's mean, at whatever depth.
+    """
+    spread = expert - expert.mean(tuple(range(expert.ndim - 1)), keepdim=True)
+    variance = spread.square().sum(-1).mean().clamp_min(torch.finfo(expert.dtype).tiny)
+    return _mean((merged - expert).square().sum(-1) / variance, mask)
+
+
+def true_labels(merged: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Few-shot: cross-entropy of logits [N, …, C] to true classes [N, …], where there are some."""
+    return _mean(-_picked(merged.log_softmax(-1), labels), mask)
+
+
+def _picked(logs: Tensor, classes: Tensor) -> Tensor:
+    return logs.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
+
+
+def _remainder(logs: Tensor) -> Tensor:
+    """The probability of all other outcomes, kept off zero so that its logarithm is finite."""
+    return (1 - logs.exp().sum(-1)).clamp_min(1e-8)
+
+
+def _mean(each: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[N] from [N, …]: the mean over an example's answers; 0 where none of them counts."""
+    flat = each.flatten(1) if each.ndim > 1 else each.unsqueeze(1)
+    if mask is None:
+        return flat.mean(1)
+    weights = mask.to(flat).flatten(1) if mask.ndim > 1 else mask.to(flat).unsqueeze(1)
+    return (flat * weights).sum(1) / weights.sum(1).clamp_min(1)
