@@ -35,7 +35,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from jobs.crew import DEFAULT_MICRO_BATCH, form_groups
+from jobs.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition
@@ -96,7 +96,7 @@ class Contest:
         buffer = torch.zeros(self.parts.layout.numel)
         groups = [
             TaskGroup([self._task(k) for k in stretch], fused, buffer, settings)
-            for stretch in form_groups(self.tasks, None)
+            for stretch in form_groups(self.tasks, default_groups(self.tasks, BATCH))
         ]
         total = torch.zeros_like(buffer)
 

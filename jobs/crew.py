@@ -29,12 +29,13 @@ from tintray.partition import Partition, partition
 from tintray.precision import resolve
 from tintray.step import StepSettings
 
-DEFAULT_GROUPS = 8
-"""Groups of a job that names none: enough for eight cores, few enough that their gradients (one
-backbone each) stay small beside T."""
+MOST_GROUPS = 8
+"""Groups of a job that names none, at most: enough for eight cores, few enough that their gradients
+(one backbone each) stay small beside T."""
 
-DEFAULT_MICRO_BATCH = 32
-"""Images per forward pass: measured, a ViT's activations then stay in a core's cache."""
+DEFAULT_MICRO_BATCH = 64
+"""Examples per forward pass. Measured on a ViT of 1.2 M parameters in bfloat16: 7 % faster than 32
+on one thread and 13 % on two; 128 gains as much again and doubles what activations take."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,15 @@ def survey(spec: JobSpec) -> Ground:
     return Ground(base.digest(), partition(module, spec.tint.site, spec.merge.granularity))
 
 
-def form_groups(tasks: int, groups: int | None) -> list[range]:
+def default_groups(tasks: int, batch_size: int) -> int:
+    """Task groups of a job that names none: each has a full micro-batch, if there are enough."""
+    full = tasks * batch_size // DEFAULT_MICRO_BATCH
+    return max(1, min(full, tasks, MOST_GROUPS))
+
+
+def form_groups(tasks: int, groups: int) -> list[range]:
     """Cut tasks 0 … K-1, in order, into stretches whose sizes differ by one at most."""
-    count = min(tasks, groups or DEFAULT_GROUPS)
+    count = min(tasks, groups)
     edges = [tasks * index // count for index in range(count + 1)]
     return [range(start, stop) for start, stop in pairwise(edges)]
 
@@ -102,7 +109,7 @@ class Crew:
         self._spec = spec
         self._ground = ground
         self.orders = [_order(spec, index) for index in range(len(spec.tasks))]
-        groups = form_groups(len(self.orders), _group_count(spec))
+        groups = form_groups(len(self.orders), group_count(spec))
         threads = spec.cluster.threads_per_worker
         wanted = spec.cluster.workers
         count = max(1, fleet.size() // threads) if wanted == "auto" else max(1, wanted)
@@ -198,9 +205,11 @@ class Crew:
         return remember(store, "bases", self._ground.digest, tensors_as_bytes(tensors), {}).ref
 
 
-def _group_count(spec: JobSpec) -> int | None:
-    """In turn means task by task; otherwise as the job says."""
-    return len(spec.tasks) if spec.fit.updates == "in_turn" else spec.fit.groups
+def group_count(spec: JobSpec) -> int:
+    """In turn means task by task; otherwise as the job says, or by its tasks and batches."""
+    if spec.fit.updates == "in_turn":
+        return len(spec.tasks)
+    return spec.fit.groups or default_groups(len(spec.tasks), spec.fit.batch_size)
 
 
 def _order(spec: JobSpec, index: int) -> TaskOrder:

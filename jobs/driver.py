@@ -17,7 +17,7 @@ import torch
 
 from jobs.arrays import peak_memory
 from jobs.coordinator import Coordinator
-from jobs.crew import Crew, Ground
+from jobs.crew import Crew, Ground, group_count
 from jobs.events import (
     Evaluated,
     Notice,
@@ -177,7 +177,7 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
         address=spec.cluster.address,
         workers=spec.cluster.workers,
         threads=spec.cluster.threads_per_worker,
-        plan=object_store_bytes(ground.partition.layout.numel, spec.fit.groups),
+        plan=object_store_bytes(ground.partition.layout.numel, group_count(spec)),
     )
     try:
         yield fleet
@@ -185,11 +185,9 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
         fleet.close()
 
 
-def object_store_bytes(parameters: int, groups: int | None) -> int:
+def object_store_bytes(parameters: int, groups: int) -> int:
     """What a round keeps in shared memory: θ and one gradient per group, of two rounds at most."""
-    from jobs.crew import DEFAULT_GROUPS
-
-    arrays = 2 * (1 + (groups or DEFAULT_GROUPS))
+    arrays = 2 * (1 + groups)
     return 2 * arrays * parameters * 4 + 256 * 2**20
 
 

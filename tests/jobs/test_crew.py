@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.crew import DEFAULT_GROUPS, Crew, form_groups, spread_groups, survey
+from jobs.crew import (
+    DEFAULT_MICRO_BATCH,
+    MOST_GROUPS,
+    Crew,
+    default_groups,
+    form_groups,
+    spread_groups,
+    survey,
+)
 from jobs.fleet import InlineFleet
 from jobs.worker import Prepared
 from storage.artifacts import open_store
@@ -17,16 +25,25 @@ from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError
 
 
-@given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 300)))
-def test_groups_cut_the_tasks_in_order_into_nearly_equal_parts(
-    tasks: int, groups: int | None
-) -> None:
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_groups_cut_the_tasks_in_order_into_nearly_equal_parts(tasks: int, groups: int) -> None:
     formed = form_groups(tasks, groups)
     assert [task for group in formed for task in group] == list(range(tasks))
-    assert len(formed) == min(tasks, groups or DEFAULT_GROUPS)
+    assert len(formed) == min(tasks, groups)
     sizes = [len(group) for group in formed]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 600), st.integers(1, 600))
+def test_groups_that_nobody_chose_fill_a_micro_batch_each(tasks: int, batch_size: int) -> None:
+    groups = default_groups(tasks, batch_size)
+    assert 1 <= groups <= min(tasks, MOST_GROUPS)
+    examples = tasks * batch_size
+    assert groups == 1 or examples >= groups * DEFAULT_MICRO_BATCH
+    another = groups + 1
+    if another <= min(tasks, MOST_GROUPS):
+        assert examples < another * DEFAULT_MICRO_BATCH
 
 
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(1, 20))
