@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.events import OnEvent, StageStarted, TensorsMerged
 from jobs.sources import cache_folder, local_folder
+from jobs.spec import ADAMERGING, SURGERY
 from jobs.spec_fields import memory_bytes
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import SpecError
@@ -36,13 +37,19 @@ def merge_models(
     InputError
         If anything that was given cannot be used; nothing is written then.
     """
-    found = recipe(method, dict(_parameter(text) for text in parameters), seed=seed)
+    if method in (*ADAMERGING, SURGERY):
+        raise SpecError(
+            f"--method: '{method}' learns on the tasks' unlabelled pools; run it as a job with "
+            f"merge.method: {method}, or choose a method that needs no data"
+        )
+    found = recipe(method, _parameters(parameters), seed=seed)
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise SpecError(f"--scale: expected a number above 0, found {scale:g}")
     bound, largest = _size("--memory", memory), _size("--shard", shard)
     cache = cache_folder()
     names = _names(experts)
-    on_event(StageStarted("merging", f"{len(experts)} experts by {method}"))
+    many = "expert" if len(experts) == 1 else "experts"
+    on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
     return merge_checkpoints(
         open_checkpoint(local_folder(base, cache), role="the base"),
         {
@@ -66,6 +73,15 @@ def _names(experts: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names)
         else [f"{n + 1}-{name}" for n, name in enumerate(names)]
     )
+
+
+def _parameters(texts: Sequence[str]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in map(_parameter, texts):
+        if name in found:
+            raise SpecError(f"--parameter: '{name}' is given twice, expected one value for it")
+        found[name] = value
+    return found
 
 
 def _parameter(text: str) -> tuple[str, Value]:

@@ -61,7 +61,7 @@ def compare(
     scales: dict[str, float] = {}
     with fleet_for(spec, ground) as fleet:
         on_event(StageStarted("preparing", "experts and their task vectors"))
-        stage = _staged(fleet, spec)
+        stage = _staged(fleet, spec, on_event)
         for name in (name for name in chosen if name not in ADAMERGING):
             on_event(StageStarted("comparing", _label(name)))
             found[_label(name)] = _rival(stage, name, scales, on_event)
@@ -113,14 +113,14 @@ def _label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _staged(fleet: Fleet, spec: JobSpec) -> Stage:
+def _staged(fleet: Fleet, spec: JobSpec, on_event: OnEvent) -> Stage:
     """A crew for a job, with everything prepared."""
     spec, ground = surveyed(spec)
     crew = Crew(fleet, spec, ground)
     facts = crew.check()
     store = open_store(spec.store)
     prepared = crew.prepare(store, lambda done: None)
-    return Stage(spec, ground, fleet, crew, store, facts, prepared)
+    return Stage(spec, ground, fleet, crew, store, facts, prepared, tell=on_event)
 
 
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
@@ -182,7 +182,7 @@ def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
 def _learned_rival(fleet: Fleet, spec: JobSpec, name: str, on_event: OnEvent) -> list[TaskScore]:
     """Measure a method that learns its coefficients, with the rounds and rates of the job."""
     merge = spec.merge.model_copy(update={"method": name})
-    stage = _staged(fleet, spec.model_copy(update={"merge": merge}))
+    stage = _staged(fleet, spec.model_copy(update={"merge": merge}), on_event)
     _, coordinator = coordinator_for(stage)
     coordinator.fit(spec.fit.rounds, on_event)
     scores = coordinator.scores(lambda score: on_event(evaluated(score)))

@@ -201,7 +201,8 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
         prepared = crew.prepare(store, _on_prepared(run))
         _record_base(run, ground, store)
         _tell_reuse(run, prepared)
-    stage = Stage(spec, ground, fleet, crew, store, facts, prepared, _on_statistics(run))
+    hears = _on_statistics(run), run.on_event
+    stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
     result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
     with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(

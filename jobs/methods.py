@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jobs.arrays import Floats
 from jobs.crew import Crew, Ground, survey
-from jobs.events import OnEvent, TensorsMerged
+from jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from jobs.fleet import Fleet
 from jobs.merging import MergeOrder, merged_backbones
 from jobs.spec import ADAMERGING, JobSpec
@@ -102,12 +102,19 @@ class Stage:
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
     on_statistics: Callable[[Refs], None] = lambda _: None  # hears of what a method measured
+    tell: OnEvent = ignore  # and of what of it was reused
 
     def statistics(self, recipe: Recipe) -> Refs:
         """All statistics that a method needs or uses, measured or found in the store."""
         kinds = (*recipe.method.needs, *recipe.method.uses)
         found = measure_statistics(
-            self.fleet, self.spec.store, kinds, self.crew.orders, self.facts, self.prepared
+            self.fleet,
+            self.spec.store,
+            kinds,
+            self.crew.orders,
+            self.facts,
+            self.prepared,
+            lambda text: self.tell(Notice(text)),
         )
         self.on_statistics(found)
         return found

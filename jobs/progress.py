@@ -35,7 +35,7 @@ WORST = 3
 _SMOOTHING = 0.1  # a batch is small, so that a single round's agreement is mostly noise
 _FRAMES_PER_SECOND = 4
 _WINDOW = 50  # rounds over which the pace is measured
-_MAX_SILENCE = 60.0  # seconds that a log of rounds may stand still
+_MAX_SILENCE = 60.0  # seconds that a log may stand still
 
 
 @dataclass
@@ -246,7 +246,9 @@ class PlainProgress:
                     return None
                 return self._round_line(event)
             case TensorsMerged():
-                return None
+                if self._tracker.clock() - self._told < _MAX_SILENCE:  # most merges take less
+                    return None
+                return f"  {self._tracker.detail}"
             case Evaluated():
                 return (
                     f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"

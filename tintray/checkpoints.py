@@ -25,6 +25,10 @@ _PREPROCESSORS = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
 )
 
 
@@ -106,7 +110,7 @@ def _download(hub_id: str, role: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = ["*.json", "*.txt", "*.safetensors", "tokenizer*"]
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except RepositoryNotFoundError as error:

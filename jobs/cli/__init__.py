@@ -15,7 +15,7 @@ import click
 from jobs.cli.about import show_version, version
 from jobs.cli.health import db, doctor
 from jobs.cli.merges import compare, evaluate, export, listing, show
-from jobs.cli.merging import merge
+from jobs.cli.merging import merge, methods
 from jobs.cli.options import Session, debug_option
 from jobs.cli.runs import run, validate
 from jobs.cli.upkeep import artifacts, copy, gc, rm
@@ -71,8 +71,8 @@ def cli() -> None:
 
 
 for command in (
-    *(run, validate, listing, show, evaluate, compare, export, copy, rm, merge),
-    *(artifacts, gc, db, doctor, zoo, version),
+    *(run, validate, listing, show, evaluate, compare, export, copy, rm),
+    *(merge, methods, artifacts, gc, db, doctor, zoo, version),
 ):
     cli.add_command(command)
 

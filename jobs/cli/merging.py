@@ -1,4 +1,4 @@
-"""``tintray merge``: whole checkpoints into one, out of core, without a job or data."""
+"""``tintray merge``: whole checkpoints into one, out of core; ``methods``: what it merges by."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from jobs.cli.options import debug_option, quiet_stdout, until_closed
+from jobs.cli.options import debug_option, json_option, quiet_stdout, until_closed, write
 
 
 @click.command()
 @click.argument("experts", metavar="EXPERT...", nargs=-1, required=True)
 @click.option("--base", required=True, metavar="MODEL", help="What the experts were tuned from.")
-@click.option("--method", required=True, metavar="NAME", help="A merging method, such as ties.")
+@click.option("--method", required=True, metavar="NAME", help="Such as ties; see tintray methods.")
 @click.option(
     "--output",
     required=True,
@@ -74,3 +74,24 @@ def merge(
         )
     with until_closed():
         click.echo(str(written))
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@json_option
+@debug_option
+def methods(names: tuple[str, ...], as_json: bool) -> None:
+    """List the merging methods, or say all about NAME.
+
+    Each serves as merge.method or merge.init of a job and in compare --methods; those without data
+    in merge --method too.
+
+    \b
+    Example:
+      tintray methods ties
+    """
+    from jobs.method_list import list_methods, print_methods
+
+    with quiet_stdout():
+        found = list_methods(names)
+    write(found, print_methods, as_json=as_json)

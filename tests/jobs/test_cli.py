@@ -29,6 +29,7 @@ COMMANDS = [
     "copy",
     "rm",
     "merge",
+    "methods",
     "artifacts",
     "gc",
     "db",

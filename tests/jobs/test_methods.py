@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs import api
-from jobs.events import TensorsMerged
+from jobs.events import Event, Notice, TensorsMerged
 from jobs.spec import JobSpec, parse_spec
 from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
@@ -93,7 +93,11 @@ def test_statistics_are_measured_once(tiny: TinyZoo, store: Path, name: str) -> 
     records = {entry.key for entry in artifacts.list(f"cache/{kind}/")}
     assert len(records) == len(TASKS)
     before = {key: artifacts.get(key) for key in records}
-    second = api.run(job(tiny, store, method=name))
+    told: list[Event] = []
+    second = api.run(job(tiny, store, method=name), on_event=told.append)
+    said = [event.text for event in told if isinstance(event, Notice)]
+    assert any(f"of {len(TASKS)} of {len(TASKS)} tasks were reused" in text for text in said), said
+    assert said[-1].startswith({"fisher": "Fisher diagonals", "gram": "Gram matrices"}[kind])
     assert {entry.key for entry in artifacts.list(f"cache/{kind}/")} == records
     assert {key: artifacts.get(key) for key in records} == before
     merged = [load(summary).backbone for summary in (first, second)]

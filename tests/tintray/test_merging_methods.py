@@ -158,6 +158,11 @@ def test_ties_keeps_trims_elects_and_averages() -> None:
     assert found.tolist() == [4.0, -5.0, -4.0, 0.0]
 
 
+def test_ties_keeps_something_of_the_smallest_tensor() -> None:
+    given = Layer("bias", torch.zeros(3), torch.tensor([[1.0, -2.0, 0.5]]), ("a",))
+    assert directions(given, recipe("ties", {"density": 0.2})).tolist() == [[0.0, -2.0, 0.0]]
+
+
 def test_breadcrumbs_masks_both_ends() -> None:
     vectors = torch.tensor([[1.0, -2.0, 3.0, -4.0, 5.0, 6.0, -7.0, 8.0, 9.0, 10.0]])
     given = Layer("x", torch.zeros(10), vectors, ("a",))

@@ -230,6 +230,12 @@ def test_an_expert_that_is_not_finite_is_named(zoo: Zoo, value: float) -> None:
     assert "expert 'green': tensor 'layers.1.weight' has 24 of 384 values" in said
 
 
+def test_what_overflows_in_sixteen_bits_is_refused(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path, torch.float16)
+    said = refused(zoo, scale=1e7)
+    assert "gives values for tensor 'embed.weight' that are not finite as F16" in said
+
+
 @pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
 def test_a_method_without_its_statistics_is_refused(zoo: Zoo, name: str, kind: str) -> None:
     assert f"'{name}' needs statistics '{kind}'" in refused(zoo, name)

@@ -1,6 +1,6 @@
 """Every merging method that a user would compare with, as pure functions on one tensor.
 
-method.py       what a method is, and the decorator that declares one
+declaration.py  what a method is, and the decorator that declares one
 registry.py     which there are, built in and as plugins; recipes with checked parameters
 linear, sparse, masks, balancing, spherical, statistical, spectral, interference
                 the methods, one small module per family

@@ -71,10 +71,10 @@ def methods() -> Mapping[str, Method]:
     for point in entry_points(group=GROUP):
         try:
             loaded = point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # what a plugin's own code raises can be anything
             raise SpecError(
-                f"the plugin '{point.value}' of {GROUP} cannot be loaded ({error}); "
-                "mend or uninstall it"
+                f"the plugin '{point.value}' of {GROUP} cannot be loaded "
+                f"({type(error).__name__}: {error}); mend or uninstall it"
             ) from error
         brought = [loaded] if isinstance(loaded, Method) else list(_in_module(loaded))
         if not brought:
@@ -91,8 +91,9 @@ def methods() -> Mapping[str, Method]:
     return MappingProxyType(found)
 
 
-def _in_module(module: ModuleType) -> Iterator[Method]:
-    yield from (value for value in vars(module).values() if isinstance(value, Method))
+def _in_module(module: object) -> Iterator[Method]:
+    found = vars(module) if isinstance(module, ModuleType) else {}
+    yield from (value for value in found.values() if isinstance(value, Method))
 
 
 def find_method(name: str) -> Method:

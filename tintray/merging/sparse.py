@@ -20,10 +20,13 @@ _DROP = Parameter("drop", 0.9, 0, 1, "share of each task vector dropped at rando
 
 
 def smallest_kept(layer: Layer, density: float) -> Tensor:
-    """For each task the magnitude of the smallest of its ⌊density · n⌋ largest entries: [K, 1]."""
+    """For each task the magnitude of the smallest of its ⌊density · n⌋ largest entries: [K, 1].
+
+    At least one entry is kept.
+    """
     found = []
     for row in rows(layer.vectors):
-        dropped = len(row) - int(density * len(row))
+        dropped = len(row) - max(1, int(density * len(row)))
         found.append(magnitude_at(row, dropped) if dropped < len(row) else float("inf"))
     return torch.tensor(found).unsqueeze(1)
 

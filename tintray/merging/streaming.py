@@ -89,7 +89,8 @@ def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
         if shape != info.shape:
             raise CheckpointError(
                 f"{expert.role}: tensor '{name}' has shape {list(shape)}; {base.role} has "
-                f"{list(info.shape)}; expected an expert fine-tuned from this base"
+                f"{list(info.shape)}; expected an expert fine-tuned from this base, and of its "
+                "shape: experts with heads of their own are merged by a job"
             )
     extra = sorted(expert.tensors.keys() - base.tensors.keys())
     if extra:
@@ -183,9 +184,10 @@ class Merging:
                     continue
                 merged = self._merge(replace(layer, totals=totals))
                 del layer  # a large tensor's experts must go before the next one's come
-                if not torch.isfinite(merged.sum()):
+                stored = merged.to(DTYPES[piece.info.dtype])  # where 16 bits may overflow
+                if not torch.isfinite(stored.sum(dtype=merged.dtype)):
                     raise self._not_finite(piece)
-                yield piece.info, merged.to(DTYPES[piece.info.dtype])
+                yield piece.info, stored
 
     def tensor(self, name: str) -> Tensor:
         """One merged tensor, [outputs, *shape]."""
@@ -370,8 +372,8 @@ class Merging:
                     "stable?"
                 )
         return CheckpointError(
-            f"the method '{self._recipe.name}' gives values that are not finite for tensor "
-            f"'{piece.info.name}'; lower its scale, or report it with the experts"
+            f"the method '{self._recipe.name}' gives values for tensor '{piece.info.name}' that "
+            f"are not finite as {piece.info.dtype}; lower its scale, or report it with the experts"
         )
 
 
@@ -459,19 +461,20 @@ def merge_checkpoints(
     CheckpointError, SpecError
         If the experts do not match, or the method cannot be run as asked; nothing is written then.
     StorageError
-        If ``output`` exists or cannot be written.
+        If ``output`` cannot be written, or the disk has no room for it.
     """
     if output.exists():
-        raise StorageError(f"{output} exists; give a new folder")
+        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
     with ExitStack() as stack:
         stack.enter_context(_one_thread(recipe))
         merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
+        _check_room(merging, output)
         partial = output.with_name(f".{output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             for name in merging.outputs:
                 (partial / name).mkdir(parents=True)
-                for path in (base.folder / "config.json", *base.preprocessor_files):
+                for path in _beside_weights(base):
                     shutil.copyfile(path, partial / name / path.name)
             write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
             partial.rename(output)
@@ -480,6 +483,25 @@ def merge_checkpoints(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def _beside_weights(base: Checkpoint) -> list[Path]:
+    """The files that the result takes over from the base."""
+    generation = base.folder / "generation_config.json"
+    config = [base.folder / "config.json", *base.preprocessor_files]
+    return [*config, generation] if generation.is_file() else config
+
+
+def _check_room(merging: Merging, output: Path) -> None:
+    """Refuse a disk that has no room for the result, before anything is computed."""
+    size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
+    there = next(path for path in output.absolute().parents if path.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise StorageError(
+            f"{output} cannot be written: it needs {_mebibytes(size)}, {_mebibytes(free)} are "
+            f"free on the disk of {there}; make room or name another folder"
+        )
 
 
 @contextmanager
