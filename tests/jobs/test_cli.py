@@ -134,6 +134,7 @@ def test_every_table_has_a_json_form_and_every_command_debug() -> None:
         "compare",
         "copy",
         "rm",
+        "methods",
         "artifacts ls",
         "artifacts verify",
         "artifacts pin",
