@@ -11,8 +11,10 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from jobs.arrays import Floats
 from jobs.events import RoundDone
@@ -70,16 +72,26 @@ class Coordinator:
         self._turns = [[group] for group in groups] if in_turn else [groups]
         self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
-    def fit(self, rounds: int, on_round: Callable[[RoundDone], None]) -> None:
-        """Run rounds ``0 … rounds - 1``; Λ and the workers' tint layers move in each.
+    def fit(
+        self,
+        rounds: int,
+        on_round: Callable[[RoundDone], None],
+        *,
+        first: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Run rounds ``first … rounds - 1``; Λ and the workers' tint layers move in each.
+
+        ``seconds`` are those that the rounds before ``first`` took. When ``on_round`` is called
+        nothing moves: what it finds is the state at the end of that round.
 
         Raises
         ------
         FitError
             If a loss stops being finite, or a worker dies.
         """
-        started = time.perf_counter()
-        for round_ in range(rounds):
+        started = time.perf_counter() - seconds
+        for round_ in range(first, rounds):
             metrics = self._round(round_)
             for name, of_task in metrics.items():
                 self._kept[name].append(of_task.kept)
@@ -116,6 +128,18 @@ class Coordinator:
     def theta(self) -> Ref:
         """θ for the present Λ, where members can read it."""
         return self._cast.shard.call("merge", self._coefficients.values.numpy())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a resumed fit needs of this: Λ with its optimiser, and notes as JSON types."""
+        kept = {task: list(shares) for task, shares in self._kept.items()}
+        return self._coefficients.state_dict(), {"kept": kept}
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go back to what ``state`` returned."""
+        self._coefficients.load_state_dict(tensors)
+        self._kept.clear()
+        for task, shares in notes["kept"].items():
+            self._kept[task].extend(shares)
 
     def kept(self, task: str) -> float:
         """Share of a task's examples that the confidence filter kept in the last rounds."""

@@ -169,6 +169,18 @@ class Crew:
         tasks = {order.name: self._tasks[order.name] for order in self.orders}
         return Cast(self._shard, self._workers, self._groups, tasks)
 
+    def save_groups(self, mark: torch.Tensor) -> dict[int, BlobRef]:
+        """Have every task group's state written to the store, with ``mark``; blobs by number."""
+        numbers = sorted(self._groups)
+        refs = [self._groups[number].call("save_group", number, mark) for number in numbers]
+        return dict(zip(numbers, self._fleet.get(refs), strict=True))
+
+    def load_groups(self, refs: Mapping[int, BlobRef]) -> None:
+        """Have every task group go back to what was written."""
+        self._fleet.get(
+            [worker.call("load_group", n, refs[n]) for n, worker in self._groups.items()]
+        )
+
     def tints(self) -> dict[str, dict[str, torch.Tensor]]:
         """Every task's private tensors, as they are now."""
         names = [order.name for order in self.orders]

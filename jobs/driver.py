@@ -7,8 +7,6 @@ wrong ends there as ``failed`` or ``cancelled`` with one sentence.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,19 +14,12 @@ from typing import Any
 import torch
 
 from jobs.arrays import peak_memory
+from jobs.checkpointing import Checkpoints, Ownership, delete_blobs
 from jobs.coordinator import Coordinator
 from jobs.crew import Crew, Ground, group_count
-from jobs.events import (
-    Evaluated,
-    Notice,
-    OnEvent,
-    Published,
-    RoundDone,
-    StageStarted,
-    TaskPrepared,
-)
+from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from jobs.fleet import Fleet, open_fleet
-from jobs.heartbeat import Heartbeat
+from jobs.job_run import JobRun, enter_job
 from jobs.merges import usable
 from jobs.methods import (
     Stage,
@@ -46,97 +37,19 @@ from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore, open_store
 from storage.cache import lookup
 from storage.catalog import Catalog, Known
-from storage.leases import LeaseLostError
+from storage.inputs import KnownModel, KnownPool, KnownTask
 from storage.states import JobState
 from tintray.coefficients import Coefficients
-from tintray.errors import StorageError, TintrayError
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
 from tintray.schedule import schedule
 
 HEAD_LR = 1e-2
 BLOCK_LR = 2e-3
-_FLUSH_SECONDS = 2.0  # rounds are entered in the catalog in batches, off the rounds' own path
-
-_log = logging.getLogger(__name__)
-
-
-class JobRun:
-    """One job while it runs: its row in the catalog, its lease, its stage, its clock."""
-
-    def __init__(self, spec: JobSpec, catalog: Catalog, on_event: OnEvent) -> None:
-        self.spec = spec
-        self.catalog = catalog
-        self.on_event = on_event
-        self.job_id = catalog.create_job(spec.name, spec.record(), str(spec.store))
-        self.lease = Heartbeat(catalog, self.job_id)
-        self.state = JobState.QUEUED
-        self.seconds: dict[str, float] = {}
-        self._pending: dict[int, dict[str, Any]] = {}
-        self._flushed = time.monotonic()
-
-    @contextmanager
-    def stage(self, state: JobState, reason: str) -> Iterator[None]:
-        """Be in a stage: told to the catalog and to whoever watches, and timed."""
-        self.move(state, reason)
-        self.on_event(StageStarted(state.value, reason))
-        started = time.perf_counter()
-        yield
-        self.seconds[state.value] = time.perf_counter() - started
-
-    def move(self, state: JobState, reason: str) -> None:
-        """Change the job's state in the catalog, from the state that this run put it in."""
-        self.catalog.transition(self.job_id, self.state, state, reason, token=self.lease.token)
-        self.state = state
-
-    def round_done(self, event: RoundDone) -> None:
-        """Tell of a round, and keep its metrics for the catalog."""
-        self.lease.check()
-        self.on_event(event)
-        self._pending[event.round] = {
-            "loss": event.loss,
-            "agreement": dict(event.agreement),
-            "kept": dict(event.kept),
-            "seconds": event.seconds,
-        }
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS or event.round == event.rounds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Enter the pending rounds in the catalog."""
-        if self._pending:
-            self.catalog.record_rounds(self.job_id, self._pending, token=self.lease.token)
-        self._pending = {}
-        self._flushed = time.monotonic()
-
-    @contextmanager
-    def ending(self) -> Iterator[None]:
-        """Whatever ends the job early is its last event."""
-        try:
-            yield
-        except LeaseLostError:  # the job is another owner's, who says how it ends
-            raise
-        except TintrayError as error:
-            self._end(JobState.FAILED, str(error))
-            raise
-        except KeyboardInterrupt:
-            self._end(JobState.CANCELLED, "interrupted from the keyboard")
-            raise
-        except BaseException as error:
-            self._end(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
-            raise
-
-    def _end(self, state: JobState, reason: str) -> None:
-        try:
-            self.move(state, reason)
-        except StorageError as error:  # what ended the job is what its user must hear of
-            _log.warning(
-                "job %s: its end (%s) is not in the catalog: %s", self.job_id, state, error
-            )
 
 
 def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
-    """Run a job; returns the manifest of the merge that it published.
+    """Run a new job; returns the manifest of the merge that it published.
 
     Raises
     ------
@@ -149,11 +62,31 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
     spec, ground = surveyed(spec)
     store, opened = open_places(spec)
     with opened as catalog:
-        run = JobRun(spec, catalog, on_event)
-        with run.lease, run.ending(), fleet_for(spec, ground) as fleet:
-            manifest = _run(run, ground, store, fleet)
-    on_event(Published(f"{store.url}/merges/{manifest['name']}/v{manifest['version']}"))
-    return manifest
+        run = JobRun(enter_job(catalog, spec), catalog, on_event)
+        with run.running(), fleet_for(spec, ground) as fleet:
+            return _run(run, spec, ground, store, fleet)
+
+
+def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+    """Run a job that waits in the catalog, from its last checkpoint if it has one.
+
+    Returns the manifest of the merge that it published. Whatever goes wrong is how the job ends.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another process works on it.
+    TintrayError
+        As ``run_job``.
+    """
+    run = JobRun(job_id, catalog, on_event)
+    with run.running():
+        spec, ground = surveyed(spec)
+        with usable():
+            store = open_store(spec.store)
+            store.check_writable()
+        with fleet_for(spec, ground) as fleet:
+            return _run(run, spec, ground, store, fleet)
 
 
 def open_places(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
@@ -191,15 +124,16 @@ def object_store_bytes(parameters: int, groups: int) -> int:
     return 2 * arrays * parameters * 4 + 256 * 2**20
 
 
-def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dict[str, Any]:
-    spec = run.spec
+def _run(
+    run: JobRun, spec: JobSpec, ground: Ground, store: ArtifactStore, fleet: Fleet
+) -> dict[str, Any]:
     crew = Crew(fleet, spec, ground)
     with run.stage(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
         facts = crew.check()
-        _record(run, ground, facts)
+        _record(run, spec, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
-        prepared = crew.prepare(store, _on_prepared(run))
-        _record_base(run, ground, store)
+        prepared = crew.prepare(store, _on_prepared(run, len(spec.tasks)))
+        _use_base(run, ground, store)
         _tell_reuse(run, prepared)
     hears = _on_statistics(run), run.on_event
     stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
@@ -217,18 +151,22 @@ def _run(run: JobRun, ground: Ground, store: ArtifactStore, fleet: Fleet) -> dic
             **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)
-    run.move(JobState.SUCCEEDED, f"published as {manifest['name']}/v{manifest['version']}")
+        ref = f"{manifest['name']}/v{manifest['version']}"
+        run.move(JobState.SUCCEEDED, f"published as {ref}")
+        delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
+    run.on_event(Published(f"{store.url}/merges/{ref}"))
     return manifest
 
 
 def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
     """Learn the coefficients, and the tint layers where they are learned."""
-    spec = run.spec
+    spec = stage.spec
     with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
         stage.aim()
         coefficients, coordinator = coordinator_for(stage)
         initial = coefficients.values.clone()
-        coordinator.fit(spec.fit.rounds, run.round_done)
+        spent = _rounds(run, stage, coordinator)
+    run.seconds[JobState.FITTING.value] += spent
     with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
         scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
     return {
@@ -242,9 +180,46 @@ def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
     }
 
 
+def _rounds(run: JobRun, stage: Stage, coordinator: Coordinator) -> float:
+    """Run the rounds that are left, with checkpoints; returns the seconds of those before."""
+    spec = stage.spec
+    checkpoints = Checkpoints(
+        stage.store,
+        run.catalog,
+        Ownership(run.job_id, run.lease.token),
+        coordinator,
+        stage.crew,
+        every=spec.fit.checkpoint_every,
+        basis=_basis(stage),
+    )
+    done = checkpoints.resume()
+    if done.rounds:
+        run.on_event(Notice(f"goes on after round {done.rounds} of {spec.fit.rounds}"))
+
+    def on_round(event: RoundDone) -> None:
+        run.round_done(event)
+        last = event.round == spec.fit.rounds
+        if run.stopper.asked or (checkpoints.due(event.round) and not last):
+            run.flush()
+            run.on_event(checkpoints.save(event))
+        run.stopper.check()
+
+    coordinator.fit(spec.fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
+    return done.seconds
+
+
+def _basis(stage: Stage) -> dict[str, str]:
+    """What the fit stands on, by its content: another base or expert would be another fit."""
+    basis = {"the job file": stage.spec.digest(), "base": stage.ground.digest}
+    for name, facts in stage.facts.items():
+        basis[f"tasks.{name}.expert"] = facts.expert_digest
+        basis[f"tasks.{name}.adapt"] = facts.pool_digest
+    return basis
+
+
 def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
     """Run a merging method alone; nothing is learned."""
-    spec, layout = run.spec, stage.ground.partition.layout
+    spec, layout = stage.spec, stage.ground.partition.layout
     with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
         backbones = stage.merged(job_recipe(spec), start_scale(spec), run.on_event)
     tints, facts = stage.crew.tints(), dict(stage.facts)
@@ -290,41 +265,36 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
     return coefficients, coordinator
 
 
-def _record(run: JobRun, ground: Ground, facts: dict[str, TaskFacts]) -> None:
+def _record(run: JobRun, spec: JobSpec, ground: Ground, facts: dict[str, TaskFacts]) -> None:
     """Enter base, experts, pools and tasks in the catalog, by their content."""
-    spec, catalog = run.spec, run.catalog
-    catalog.record_model(ground.digest, "base", str(spec.base), parameters=ground.parameters)
+    models = [KnownModel(ground.digest, "base", str(spec.base), ground.parameters)]
+    pools, tasks = [], []
     for task in spec.tasks:
         found = facts[task.name]
-        catalog.record_model(
-            found.expert_digest,
-            "expert",
-            str(task.expert),
-            parameters=ground.parameters + found.head_parameters,
-            base=ground.digest,
+        parameters = ground.parameters + found.head_parameters
+        expert = KnownModel(
+            found.expert_digest, "expert", str(task.expert), parameters, ground.digest
         )
-        catalog.record_pool(
-            found.pool_digest,
-            str(task.adapt.path),
-            examples=found.pool_examples,
-            split=task.adapt.split,
-        )
-        catalog.record_task(
-            run.job_id, task.name, task.kind, expert=found.expert_digest, pool=found.pool_digest
-        )
+        models.append(expert)
+        path, split = str(task.adapt.path), task.adapt.split
+        pools.append(KnownPool(found.pool_digest, path, found.pool_examples, split))
+        tasks.append(KnownTask(task.name, task.kind, found.expert_digest, found.pool_digest))
+    run.catalog.record_models(models)
+    run.catalog.record_pools(pools)
+    run.catalog.record_tasks(run.job_id, tasks)
 
 
-def _on_prepared(run: JobRun) -> Any:
+def _on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
     done: list[str] = []
 
     def tell(prepared: Prepared) -> None:
         done.append(prepared.task)
-        _record_artifacts(run, prepared)
+        run.used(*_artifacts(prepared))
         run.on_event(
             TaskPrepared(
                 task=prepared.task,
                 done=len(done),
-                total=len(run.spec.tasks),
+                total=total,
                 seconds=prepared.seconds,
                 cached=prepared.cached,
             )
@@ -333,8 +303,8 @@ def _on_prepared(run: JobRun) -> Any:
     return tell
 
 
-def _record_artifacts(run: JobRun, prepared: Prepared) -> None:
-    """Enter what a task was prepared with; the job needs it from now on."""
+def _artifacts(prepared: Prepared) -> list[Known]:
+    """What a task was prepared with."""
     meta = {"task": prepared.task}
     known = [
         Known(prepared.labels, "self-labels", meta),
@@ -342,20 +312,18 @@ def _record_artifacts(run: JobRun, prepared: Prepared) -> None:
     ]
     if prepared.test_outputs is not None:
         known.append(Known(prepared.test_outputs, "expert-outputs", meta))
-    run.catalog.record_artifacts(known, job_id=run.job_id)
+    return known
 
 
-def _record_base(run: JobRun, ground: Ground, store: ArtifactStore) -> None:
+def _use_base(run: JobRun, ground: Ground, store: ArtifactStore) -> None:
     found = lookup(store, "bases", ground.digest)
     if found is not None:
-        known = Known(found.ref, "base", {"model": ground.digest})
-        run.catalog.record_artifacts([known], job_id=run.job_id)
+        run.used(Known(found.ref, "base", {"model": ground.digest}))
 
 
 def _on_statistics(run: JobRun) -> Callable[[Refs], None]:
     def record(found: Refs) -> None:
-        known = [Known(ref, kind) for kind, refs in found.items() for ref in refs]
-        run.catalog.record_artifacts(known, job_id=run.job_id)
+        run.used(*(Known(ref, kind) for kind, refs in found.items() for ref in refs))
 
     return record
 

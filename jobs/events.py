@@ -38,6 +38,15 @@ class RoundDone:
 
 
 @dataclass(frozen=True)
+class CheckpointSaved:
+    """The state after a round is kept: the job can be resumed from there."""
+
+    round: int
+    bytes: int
+    seconds: float  # what it took
+
+
+@dataclass(frozen=True)
 class TensorsMerged:
     """A merging method got on: ``done`` of ``total`` numbers of the backbone are merged."""
 
@@ -70,7 +79,16 @@ class Notice:
     text: str
 
 
-Event = StageStarted | TaskPrepared | RoundDone | TensorsMerged | Evaluated | Published | Notice
+Event = (
+    StageStarted
+    | TaskPrepared
+    | RoundDone
+    | CheckpointSaved
+    | TensorsMerged
+    | Evaluated
+    | Published
+    | Notice
+)
 OnEvent = Callable[[Event], None]
 
 

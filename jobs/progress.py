@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from jobs.events import (
+    CheckpointSaved,
     Evaluated,
     Event,
     Notice,
@@ -68,7 +69,7 @@ class Tracker:
                 self.detail = f"{event.method}, {event.done / event.total:.0%} of the backbone"
             case Evaluated():
                 self.evaluated += 1
-            case Published() | Notice():
+            case CheckpointSaved() | Published() | Notice():
                 pass
 
     def _take_round(self, event: RoundDone) -> None:
@@ -249,6 +250,8 @@ class PlainProgress:
                 if self._tracker.clock() - self._told < _MAX_SILENCE:  # most merges take less
                     return None
                 return f"  {self._tracker.detail}"
+            case CheckpointSaved():
+                return f"  checkpoint after round {event.round} ({megabytes(event.bytes)})"
             case Evaluated():
                 return (
                     f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"
@@ -300,6 +303,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def megabytes(size: int) -> str:
+    """Bytes for people: ``0.3 MB``."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _stage_line(tracker: Tracker) -> str:

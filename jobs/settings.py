@@ -15,7 +15,29 @@ from tintray.errors import SpecError
 
 STORE_VARIABLE = "TINTRAY_STORE"
 CATALOG_VARIABLE = "TINTRAY_CATALOG"
+LEASE_VARIABLE = "TINTRAY_LEASE_SECONDS"
 STORE = "./tintray-data"
+LEASE_SECONDS = 60.0
+
+
+def lease_seconds() -> float:
+    """How long the lease of a job outlives the last sign of life of the process that runs it.
+
+    Raises
+    ------
+    SpecError
+        ``TINTRAY_LEASE_SECONDS`` is not a positive number.
+    """
+    written = os.environ.get(LEASE_VARIABLE)
+    if not written:
+        return LEASE_SECONDS
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SpecError(f"{LEASE_VARIABLE}: expected a number of seconds, found {written!r}")
+    return seconds
 
 
 def default_store() -> Location:

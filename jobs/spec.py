@@ -215,6 +215,8 @@ class FitSpec(Section):
     """What the passes compute in; `auto` is bfloat16 where the processor has it, else float32."""
     groups: int | None = Field(default=None, ge=1)
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
 
     @field_validator("warmup")
     @classmethod
@@ -304,8 +306,15 @@ class JobSpec(Section):
         """
         result = self.model_dump(mode="json", exclude={"name", "store", "catalog", "cluster"})
         result["merge"].pop("memory")
+        result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker
         canonical = json.dumps(result, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole job, where it runs and goes included, but for the catalog."""
+        record = {name: value for name, value in self.record().items() if name != "catalog"}
+        canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:

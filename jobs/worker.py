@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.arrays import Floats, peak_memory, readable
+from jobs.checkpointing import MARK
 from jobs.sources import cache_folder, local_file, local_folder
 from storage.artifacts import open_store
-from storage.blobs import BlobRef, fetch_blob
+from storage.blobs import BlobRef, fetch_blob, put_blob
 from storage.cache import lookup, remember
 from tintray import labels, models, pools
 from tintray.bundle import read_tensors, tensors_as_bytes
@@ -212,6 +213,28 @@ class Worker:
         result = self._groups[group].step(readable(theta), round_, tint_lr)
         gradient: Floats = result.gradient.numpy()
         return gradient, result.metrics
+
+    def save_group(self, group: int, mark: Tensor) -> BlobRef:
+        """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
+        tensors = {
+            f"{task.name}/{name}": tensor
+            for task in self._groups[group].tasks
+            for name, tensor in task.state_dict().items()
+        }
+        return put_blob(self._store, tensors_as_bytes({**tensors, MARK: mark}))
+
+    def load_group(self, group: int, ref: BlobRef) -> None:
+        """Let a group's tasks go back to what ``save_group`` wrote."""
+        tensors = read_tensors(fetch_blob(self._store, ref, self._cache))
+        for task in self._groups[group].tasks:
+            start = f"{task.name}/"
+            task.load_state_dict(
+                {
+                    name.removeprefix(start): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(start)
+                }
+            )
 
     # -- after the fit -------------------------------------------------------------------------
 

@@ -137,6 +137,12 @@ def _blocks_key(sha256: str) -> str:
     return f"{blob_key(sha256)}.blocks"
 
 
+def delete_blob(store: ArtifactStore, sha256: str) -> None:
+    """Delete a blob that nobody needs, and the record of its blocks after it."""
+    store.delete(blob_key(sha256))
+    store.delete(_blocks_key(sha256))
+
+
 def get_blob(store: ArtifactStore, ref: BlobRef | str) -> bytes:
     """The bytes of a blob, checked against its hash.
 

@@ -7,19 +7,21 @@ on a job holds its lease. Transactions are short: SQLite writers wait for each o
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from storage import leases, lineage, usage
+from storage import inputs, leases, lineage, usage
 from storage.blobs import BlobRef
+from storage.checkpoints import Checkpoints
 from storage.database import Database
+from storage.inputs import KnownModel, KnownPool, KnownTask
 from storage.lineage import LayerSummary
-from storage.states import JobState
+from storage.queue import Queue, no_job
+from storage.states import JobState, StateConflictError
 from storage.tables import (
     Artifact,
     ArtifactUse,
@@ -35,7 +37,7 @@ from storage.tables import (
     Task,
 )
 from storage.urls import check_name, redact, scrub
-from tintray.errors import NotFoundError, StorageError, nearest
+from tintray.errors import NotFoundError, StorageError
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,6 @@ class Known:
     ref: BlobRef
     kind: str
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-class StateConflictError(StorageError):
-    """The job is not in a state that the change starts from: another client was first."""
 
 
 class Catalog:
@@ -62,6 +60,8 @@ class Catalog:
         self._database = database
         self._read = database.read
         self._write = database.write
+        self.checkpoints = Checkpoints(database)
+        self.queue = Queue(database)
 
     @classmethod
     def open(cls, url: str, create: bool = True, *, patience: float = 20.0) -> Self:
@@ -87,11 +87,27 @@ class Catalog:
 
     # Jobs
 
-    def create_job(self, name: str, spec: Mapping[str, Any], store_url: str) -> str:
-        """Queue a job; returns its id. Passwords in URLs of the spec are not kept."""
+    def create_job(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        store_url: str,
+        *,
+        cluster: str | None = None,
+        priority: int = 0,
+        key: str | None = None,
+        digest: str | None = None,
+    ) -> str:
+        """Queue a job; returns its id. Passwords in URLs of the spec are not kept.
+
+        With ``cluster`` it waits until it is handed over to that; otherwise whoever made it runs
+        it. Raises :class:`StateConflictError` if there is a job with this ``key`` already.
+        """
         job_id = f"{check_name(name, 'job name')}-{uuid.uuid4().hex[:8]}"
         now = datetime.now(UTC)
         with self._write() as session:
+            if key is not None and session.scalar(sa.select(Job.id).where(Job.key == key)):
+                raise StateConflictError(f"there is a job with the key {key!r} already")
             session.add(
                 Job(
                     id=job_id,
@@ -102,6 +118,10 @@ class Catalog:
                     store_url=redact(store_url),
                     created_at=now,
                     updated_at=now,
+                    cluster=cluster,
+                    priority=priority,
+                    key=key,
+                    digest=digest,
                 )
             )
             session.flush()
@@ -132,7 +152,7 @@ class Catalog:
             # Locked, so that the state that the event names is the one that is replaced.
             found = session.scalar(sa.select(Job.state).where(Job.id == job_id).with_for_update())
             if found is None:
-                raise self._no_job(session, job_id)
+                raise no_job(session, job_id, self.url)
             if found not in allowed:
                 raise StateConflictError(
                     f"job {job_id} is {found}, not {' or '.join(sorted(allowed))}: it cannot "
@@ -147,7 +167,7 @@ class Catalog:
         with self._read() as session:
             job = session.get(Job, job_id)
             if job is None:
-                raise self._no_job(session, job_id)
+                raise no_job(session, job_id, self.url)
             return job
 
     def jobs(self, states: Iterable[JobState] | None = None) -> list[Job]:
@@ -218,57 +238,20 @@ class Catalog:
 
     # Models, pools, tasks
 
-    def record_model(
-        self,
-        sha256: str,
-        kind: str,
-        source: str,
-        *,
-        parameters: int,
-        base: str | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Know a pretrained model (``base``) or an ``expert`` by the hash of its weights."""
-        row = _described(sha256, source, meta)
-        row |= {"kind": kind, "parameters": parameters, "base_sha256": base}
+    def record_models(self, models: Sequence[KnownModel]) -> None:
+        """Know some models, in one transaction; a base comes before its experts."""
         with self._write() as session:
-            lineage.insert_missing(session, Model, [row])
+            inputs.record_models(session, models)
 
-    def record_pool(
-        self,
-        sha256: str,
-        source: str,
-        *,
-        examples: int,
-        split: str | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Know an adaptation pool by the hash of its examples."""
-        row = _described(sha256, source, meta) | {"examples": examples, "split": split}
+    def record_pools(self, pools: Sequence[KnownPool]) -> None:
+        """Know some adaptation pools, in one transaction."""
         with self._write() as session:
-            lineage.insert_missing(session, Pool, [row])
+            inputs.record_pools(session, pools)
 
-    def record_task(
-        self,
-        job_id: str,
-        name: str,
-        kind: str,
-        *,
-        expert: str | None = None,
-        pool: str | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Know a task of a job: its expert and pool, by their hashes."""
-        row = {
-            "job_id": job_id,
-            "name": name,
-            "kind": kind,
-            "expert_sha256": expert,
-            "pool_sha256": pool,
-            "meta": _clean(meta or {}),
-        }
+    def record_tasks(self, job_id: str, tasks: Sequence[KnownTask]) -> None:
+        """Know the tasks of a job, in one transaction."""
         with self._write() as session:
-            lineage.insert_or_replace(session, Task, [row], ["job_id", "name"])
+            inputs.record_tasks(session, job_id, tasks)
 
     def models(self) -> list[Model]:
         """All known models, oldest first."""
@@ -447,10 +430,6 @@ class Catalog:
         with self._read() as session:
             return usage.store_urls(session)
 
-    def _no_job(self, session: Session, job_id: str) -> NotFoundError:
-        hint = nearest(job_id, session.scalars(sa.select(Job.id)))
-        return NotFoundError(f"there is no job {job_id} in the catalog {self.url}{hint}")
-
 
 def _clean(document: Mapping[str, Any]) -> dict[str, Any]:
     cleaned = scrub(dict(document))
@@ -462,12 +441,3 @@ def _event(
     job_id: str, before: JobState | None, after: JobState, reason: str, at: datetime
 ) -> Event:
     return Event(job_id=job_id, at=at, from_state=before, to_state=after, reason=reason)
-
-
-def _described(sha256: str, source: str, meta: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        "sha256": sha256,
-        "source": redact(source),
-        "meta": _clean(meta or {}),
-        "created_at": datetime.now(UTC),
-    }

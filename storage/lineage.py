@@ -12,8 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from storage.blobs import BlobRef
-from storage.tables import Artifact, Base, Coefficient, Merge, MergeFile
+from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Merge, MergeFile
 from tintray.errors import NotFoundError, StorageError, nearest
+
+_BATCH = 500  # values in one statement: SQLite takes a bounded number
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,27 @@ def add_coefficients(session: Session, merge: Merge, layers: Iterable[LayerSumma
     """Note the summary of the coefficients, layer by layer."""
     rows = [{"merge_id": merge.id, **layer.__dict__} for layer in layers]
     insert_missing(session, Coefficient, rows)
+
+
+def forget_uses(session: Session, job_id: str, hashes: Iterable[str]) -> set[str]:
+    """Note that a job needs some artifacts no more; returns those that are now forgotten.
+
+    What another job or a merge has used, or what is pinned, stays known.
+    """
+    gone = sorted(hashes)
+    forgotten: set[str] = set()
+    for start in range(0, len(gone), _BATCH):
+        batch = gone[start : start + _BATCH]
+        mine = sa.and_(ArtifactUse.job_id == job_id, ArtifactUse.sha256.in_(batch))
+        session.execute(sa.delete(ArtifactUse).where(mine))
+        used = sa.select(ArtifactUse.sha256).union(sa.select(MergeFile.sha256))
+        loose = sa.and_(
+            Artifact.sha256.in_(batch), Artifact.pinned_at.is_(None), Artifact.sha256.not_in(used)
+        )
+        forgotten |= set(
+            session.scalars(sa.delete(Artifact).where(loose).returning(Artifact.sha256))
+        )
+    return forgotten
 
 
 def artifact_row(ref: BlobRef, kind: str, meta: Mapping[str, Any], now: datetime) -> dict[str, Any]:

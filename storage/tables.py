@@ -107,10 +107,16 @@ class Pool(Base):
 
 
 class Job(Base):
-    """A run that produces a merge. ``state`` changes by compare-and-set only."""
+    """A run that produces a merge. ``state`` changes by compare-and-set only.
+
+    The columns from ``priority`` on are the queue's: see :mod:`storage.queue`.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "state", "created_at"),)
+    __table_args__ = (
+        Index(None, "state", "created_at"),
+        Index("ix_jobs_key", "key", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(String(120), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
@@ -118,8 +124,41 @@ class Job(Base):
     reason: Mapped[str] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
     store_url: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(index=True)
     updated_at: Mapped[datetime]
+    priority: Mapped[int] = mapped_column(default=0)  # the highest goes first
+    key: Mapped[str | None] = mapped_column(String(200))  # the submitter's own
+    digest: Mapped[str | None] = mapped_column(String(64))  # of the job file, with its places
+    cluster: Mapped[str | None] = mapped_column(String(500))  # None: run where it was started
+    attempt: Mapped[int] = mapped_column(default=0)  # how often it was handed over to the cluster
+    handed_at: Mapped[datetime | None]  # the last time; None while it waits
+    stop_at: Mapped[datetime | None]  # when it was asked to stop
+    stop_reason: Mapped[str | None] = mapped_column(Text)
+
+
+class Cluster(Base):
+    """A Ray cluster that jobs are queued for, and how many of them it runs at once."""
+
+    __tablename__ = "clusters"
+
+    address: Mapped[str] = mapped_column(String(500), primary_key=True)
+    max_jobs: Mapped[int]
+
+
+class Checkpoint(Base):
+    """The state of a job at the end of a round; ``sha256`` is that of its manifest.
+
+    ``parts`` are the hashes of the blobs that the manifest names: all that goes when it goes.
+    """
+
+    __tablename__ = "checkpoints"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    parts: Mapped[list[str]]
+    size: Mapped[int] = mapped_column(BigInteger)  # bytes, of all its blobs
+    at: Mapped[datetime]
 
 
 class Task(Base):

@@ -11,6 +11,9 @@ from storage.states import JobState
 from storage.tables import Artifact, ArtifactUse, Job, Merge, MergeFile
 
 PIN = "pin"
+CHECKPOINT = "checkpoint"
+"""The kind of the artifacts of a checkpoint, which are needed until it is dropped."""
+
 _BATCH = 500  # values in one statement: SQLite takes a bounded number
 
 
@@ -18,7 +21,8 @@ def users(session: Session, only: str | None = None) -> dict[str, set[str]]:
     """By sha256, who needs an artifact: ``merge name/v1``, ``job name-1a2b3c4d`` or ``pin``.
 
     A merge needs its files and what the job that published it was computed from; a job needs what
-    it has used until it is over. One whose process died is not over: it may be continued.
+    it has used until it is over, and its checkpoints until they are dropped. One whose process died
+    is not over: it may be continued.
     """
     found: dict[str, set[str]] = {}
     for sha256, name, version in session.execute(_of_merges(only)):
@@ -53,11 +57,16 @@ def _of_merges(only: str | None) -> sa.CompoundSelect[str, str, int]:
 
 
 def _of_jobs(only: str | None) -> sa.Select[str, str]:
+    """What jobs that are not over have used, and the checkpoints that any job has."""
     over = [state for state in JobState if state.terminal]
     return (
         sa.select(ArtifactUse.sha256, ArtifactUse.job_id)
         .join(Job, Job.id == ArtifactUse.job_id)
-        .where(Job.state.not_in(over), _is(ArtifactUse.sha256, only))
+        .join(Artifact, Artifact.sha256 == ArtifactUse.sha256)
+        .where(
+            sa.or_(Job.state.not_in(over), Artifact.kind == CHECKPOINT),
+            _is(ArtifactUse.sha256, only),
+        )
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 
 Init = Literal["task_arithmetic", "average", "base"]
 
@@ -53,12 +54,12 @@ class Coefficients:
             with torch.no_grad():
                 self._parameter.clamp_(*self._bounds)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed job needs to go on as if nothing had happened."""
-        return {"values": self.values.clone(), "optimiser": deepcopy(self._optimiser.state_dict())}
+        return {"values": self.values.clone()} | optimiser_tensors(self._optimiser)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
         with torch.no_grad():
             self._parameter.copy_(state["values"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        restore_optimiser(self._optimiser, state)

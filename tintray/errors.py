@@ -10,7 +10,8 @@
     │   └── NotFoundError        a merge, a task, an artifact or a job that does not exist
     ├── StorageError             the artifact store or the catalog failed, is full or unreachable
     │   └── IntegrityError       an artifact is not what its hash says
-    └── FitError                 the fit itself went wrong (a loss not finite, a dead worker)
+    ├── FitError                 the fit itself went wrong (a loss not finite, a dead worker)
+    └── CancelledError           exit code 3: the job was stopped on request
 
 The message is the product: one sentence that names the field, file or tensor, what was expected,
 what was found, and what to do.
@@ -60,6 +61,12 @@ class IntegrityError(StorageError):
 
 class FitError(TintrayError):
     """The fit went wrong while running."""
+
+
+class CancelledError(TintrayError):
+    """The job was stopped on request; what it had reached is kept."""
+
+    exit_code = 3
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -7,10 +7,8 @@ result depends on θ, the round and the group alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch import Tensor
 from tintray.confidence import Filter, keep
 from tintray.errors import FitError
 from tintray.objectives import Labels, class_loss
+from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
 from tintray.randomness import sample
@@ -68,19 +67,19 @@ class TaskState:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What a resumed job needs of this task; pool and labels are cached elsewhere."""
-        trained = {name: self.layer.tensors[name].detach().clone() for name in self.layer.trained}
-        optimiser = None if self.optimiser is None else deepcopy(self.optimiser.state_dict())
-        return {"tint": trained, "optimiser": optimiser}
+        own = self.layer.tensors
+        tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.trained}
+        return tint | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
         with torch.no_grad():
-            for name, tensor in state["tint"].items():
-                self.layer.tensors[name].copy_(tensor)
+            for name in self.layer.trained:
+                self.layer.tensors[name].copy_(state[f"tint.{name}"])
         if self.optimiser is not None:
-            self.optimiser.load_state_dict(state["optimiser"])
+            restore_optimiser(self.optimiser, state)
 
 
 @dataclass(frozen=True)

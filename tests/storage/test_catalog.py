@@ -10,6 +10,7 @@ import pytest
 
 from storage.blobs import BlobRef
 from storage.catalog import Catalog, StateConflictError
+from storage.inputs import KnownModel, KnownPool, KnownTask
 from storage.leases import LeaseHeldError, LeaseLostError
 from storage.lineage import LayerSummary
 from storage.states import JobState
@@ -154,12 +155,12 @@ def test_rounds_are_kept_in_order_and_a_repeated_one_replaced(
 
 
 def test_models_pools_and_tasks_are_known_by_their_hashes(catalog: Catalog, job_id: str) -> None:
-    catalog.record_model(SHA, "base", "./base", parameters=10**10)
-    catalog.record_model("b" * 64, "expert", "./mnist", parameters=7, base=SHA)
-    catalog.record_model("b" * 64, "expert", "./elsewhere", parameters=7, base=SHA)
-    catalog.record_pool("c" * 64, "mnist.npz", examples=60_000, split="train")
+    base = KnownModel(SHA, "base", "./base", 10**10)
+    catalog.record_models([base, KnownModel("b" * 64, "expert", "./mnist", 7, base=SHA)])
+    catalog.record_models([KnownModel("b" * 64, "expert", "./elsewhere", 7, base=SHA)])
+    catalog.record_pools([KnownPool("c" * 64, "mnist.npz", 60_000, "train")])
     for kind in ("regression", "classification"):
-        catalog.record_task(job_id, "mnist", kind, expert="b" * 64, pool="c" * 64)
+        catalog.record_tasks(job_id, [KnownTask("mnist", kind, "b" * 64, "c" * 64)])
     assert [(m.kind, m.source, m.parameters) for m in catalog.models()] == [
         ("base", "./base", 10**10),
         ("expert", "./mnist", 7),
@@ -169,7 +170,7 @@ def test_models_pools_and_tasks_are_known_by_their_hashes(catalog: Catalog, job_
         ("mnist", "classification", "b" * 64)
     ]
     with pytest.raises(StorageError, match="cannot be used"):
-        catalog.record_task(job_id, "x", "classification", expert="d" * 64)
+        catalog.record_tasks(job_id, [KnownTask("x", "classification", "d" * 64)])
 
 
 def test_a_merge_has_lineage_files_and_coefficients(catalog: Catalog, job_id: str) -> None:
@@ -263,7 +264,7 @@ def test_passwords_do_not_reach_a_row(catalog: Catalog) -> None:
     catalog.transition(job_id, QUEUED, PLANNING, f"could not reach {secret}")
     catalog.record_round(job_id, 1, {"note": secret})
     catalog.record_merge("ten", 1, secret, job_id, metrics={"from": secret})
-    catalog.record_model(SHA, "base", secret, parameters=1, meta={"x": secret})
+    catalog.record_models([KnownModel(SHA, "base", secret, 1, meta={"x": secret})])
     catalog.record_artifact(SHA, 1, "labels", {"x": secret})
     rows = [
         catalog.job(job_id), *catalog.events(job_id), *catalog.rounds(job_id),
