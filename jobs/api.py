@@ -95,6 +95,7 @@ def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
                 site=merge.metrics.get("site"),
                 average=merge.metrics.get("average"),
                 normalised_accuracy=merge.metrics.get("normalised_accuracy"),
+                method=merge.metrics.get("method"),
             )
             for merge in opened.list_merges()
         ]

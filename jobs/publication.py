@@ -115,7 +115,11 @@ def enter(
         url,
         job_id,
         manifest_sha256=manifest_sha256,
-        metrics={**manifest["metrics"], "site": manifest["site"]},
+        metrics={
+            **manifest["metrics"],
+            "site": manifest["site"],
+            "method": manifest["job"]["merge"]["method"],
+        },
         added=[task["name"] for task in manifest["tasks"]],
         files=files,
         coefficients=_layers(manifest["units"], coefficients),
@@ -276,4 +280,5 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
         seconds=manifest["seconds"],
         peak_memory_mib=manifest["peak_memory_mib"],
         parent=manifest["parent"],
+        method=manifest["job"]["merge"]["method"],
     )

@@ -84,6 +84,7 @@ class MergeSummary(Record):
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall time
     peak_memory_mib: float | None = None
     parent: str | None = None  # the merge that this one grew from, "name/version"
+    method: str = "tint"  # how it was merged: merge.method of its job
 
     @property
     def separate_parameters(self) -> int:
@@ -110,6 +111,7 @@ class MergeListing(Record):
     average: float | None = None
     normalised_accuracy: float | None = None
     parent: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jobs.results import (
     TaskResult,
     ValidationReport,
 )
+from jobs.spec import TINT
 
 _SHARES = ("accuracy", "agreement")  # metrics between 0 and 1, shown in percent
 _LEGEND = """
@@ -56,13 +57,19 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     console.print(
         Text.assemble(
             (f"{summary.name}/{summary.version}", "bold"),
-            f"   {len(summary.tasks)} tasks, tint layer at {summary.site}, "
-            f"{summary.rounds} rounds{grown}",
+            f"   {len(summary.tasks)} tasks, {_how(summary)}{grown}",
         )
     )
     console.print(_task_table(summary.tasks))
     console.print(Text(_LEGEND, style="dim"))
     print_facts(_summary_facts(summary), console)
+
+
+def _how(summary: MergeSummary) -> str:
+    fit = f"{summary.rounds} rounds" if summary.rounds else "nothing learned"
+    if summary.method == TINT:
+        return f"tint layer at {summary.site}, {fit}"
+    return f"merged by {summary.method}, {fit}"
 
 
 def _summary_facts(summary: MergeSummary) -> dict[str, str]:
@@ -194,7 +201,7 @@ def _methods_below(comparison: CompareTable, methods: Sequence[str], metric: str
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
     """The merges of a catalog, one a line."""
     table = open_table()
-    for name in ("merge", "created", "site"):
+    for name in ("merge", "created", "method", "site"):
         table.add_column(name, no_wrap=True)
     for name in ("tasks", "average", "of experts"):
         table.add_column(name, justify="right")
@@ -203,6 +210,7 @@ def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
         table.add_row(
             f"{merge.name}/{merge.version}",
             merge.created[:19].replace("T", " "),
+            merge.method or "-",
             merge.site or "-",
             "-" if merge.tasks is None else str(merge.tasks),
             "-" if merge.average is None else _percent(merge.average),

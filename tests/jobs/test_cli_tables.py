@@ -146,10 +146,17 @@ def test_comparison_has_a_column_for_each_method() -> None:
 
 def test_listing_has_a_line_for_each_merge() -> None:
     bare = MergeListing("old", "v1", "/x", "2026-01-02T03:04:05+00:00")
-    new = dataclasses.replace(bare, name="new", tasks=8, average=0.5)
+    new = dataclasses.replace(bare, name="new", tasks=8, average=0.5, method="ties")
     table = text(print_listing, [bare, new])
-    assert " ".join(row(table, "old/v1")) == "old/v1 2026-01-02 03:04:05 - - - - -"
-    assert " ".join(row(table, "new/v1")) == "new/v1 2026-01-02 03:04:05 - 8 50.0 % - -"
+    assert " ".join(row(table, "old/v1")) == "old/v1 2026-01-02 03:04:05 - - - - - -"
+    assert " ".join(row(table, "new/v1")) == "new/v1 2026-01-02 03:04:05 ties - 8 50.0 % - -"
+
+
+def test_a_merge_that_learned_nothing_names_its_method() -> None:
+    alone = dataclasses.replace(SUMMARY, method="iso_c", rounds=0, parent=None)
+    assert "ten-scripts/v3   2 tasks, merged by iso_c, nothing learned" in text(
+        print_summary, alone
+    )
 
 
 def test_validation_tells_sizes_and_notices() -> None:
