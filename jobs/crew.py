@@ -18,7 +18,7 @@ from jobs.fleet import Fleet, Member
 from jobs.shard import Shard
 from jobs.sources import cache_folder, local_folder
 from jobs.spec import JobSpec
-from jobs.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Worker
+from jobs.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Trust, Worker
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef
 from storage.cache import lookup, remember
@@ -228,7 +228,7 @@ def _order(spec: JobSpec, index: int) -> TaskOrder:
     task = spec.tasks[index]
     test = None if task.test is None else (str(task.test.path), task.test.split)
     pool = (str(task.adapt.path), task.adapt.split)
-    return TaskOrder(task.name, task.kind, str(task.expert), pool, test)
+    return TaskOrder(task.name, task.kind, str(task.expert), pool, test, task.labelled)
 
 
 def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
@@ -249,4 +249,10 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         learned=spec.tint.learned,
         granularity=spec.merge.granularity,
         settings=settings,
+        trust=Trust(
+            keep=spec.objective.keep,
+            threshold=None if spec.objective.threshold == "auto" else spec.objective.threshold,
+            goal=spec.objective.goal,
+            true_labels=spec.objective.true_labels,
+        ),
     )

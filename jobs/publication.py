@@ -254,6 +254,7 @@ def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
         tint_parameters=task["tint_parameters"],
         test_examples=score.examples,
         kept=task["kept"],
+        calibration=score.calibration,
     )
 
 

@@ -50,6 +50,8 @@ class TaskResult(Record):
     tint_parameters: int  # parameters that only this task has
     test_examples: int  # how many examples the metric was measured on
     kept: float  # share of the pool that the confidence filter kept at the end of the fit
+    # of "merged" and "expert": histogram of confidences, their mean, ece, brier; None if unknown
+    calibration: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from jobs.spec_fields import (
     ModelLocation,
     Name,
     StoreLocation,
+    Threshold,
     WorkerCount,
 )
 from storage.urls import redact
@@ -82,6 +83,8 @@ class TaskSpec(Section):
     """The unlabelled pool that the fit may see; labels in it are not read."""
     test: DataSpec | None = None
     """A labelled test set, if there is one; without it the merge is judged by agreement."""
+    labelled: int = Field(default=0, ge=0)
+    """How many examples of the pool may be read with their label: to calibrate, or to learn."""
 
     @field_validator("test")
     @classmethod
@@ -184,8 +187,16 @@ class ObjectiveSpec(Section):
 
     labels: Literal["soft", "hard", "entropy"] = "soft"
     """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
-    filter: Literal["none", "agreement"] = "agreement"
-    """Which examples count: all, or those where expert and merge agree or the expert is surer."""
+    filter: Literal["none", "agreement", "top_p", "threshold", "weight"] = "agreement"
+    """Which examples count: all; where both agree or the expert is surer; the surest; by weight."""
+    keep: float = Field(default=0.8, gt=0, le=1)
+    """The share of a pool, the surest, that `top_p` keeps."""
+    threshold: Threshold = "auto"
+    """The least confidence that `threshold` keeps; `auto` finds one per task."""
+    goal: float = Field(default=0.5, gt=0, lt=1)
+    """How often self-labels must be right for `auto` to keep them."""
+    true_labels: bool = False
+    """Whether labelled examples are learned by their label; otherwise they only calibrate."""
     temperature: float = Field(default=1.0, gt=0)
     """What the expert's logits are divided by before they become soft labels."""
 

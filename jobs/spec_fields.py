@@ -87,6 +87,13 @@ def _worker_count(value: object) -> object:
     raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
 
 
+def _threshold(value: object) -> object:
+    """A confidence or ``auto``."""
+    if value == "auto" or (type(value) in (int, float) and 0 <= float(str(value)) <= 1):
+        return value if value == "auto" else float(str(value))
+    raise ValueError(f"expected a number from 0 to 1, or 'auto', found {reprlib.repr(value)}")
+
+
 def memory_bytes(value: object) -> int:
     """Bytes from a number or a text such as ``2GiB``."""
     if type(value) is int and value > 0:
@@ -106,4 +113,5 @@ StoreLocation = Annotated[Location, _located(store_location)]
 CatalogLocation = Annotated[Location, _located(catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
 Memory = Annotated[int, BeforeValidator(memory_bytes)]
+Threshold = Annotated[float | Literal["auto"], BeforeValidator(_threshold)]
 WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,14 @@ from storage.blobs import BlobRef, fetch_blob, put_blob
 from storage.cache import lookup, remember
 from tintray import labels, models, pools
 from tintray.bundle import read_tensors, tensors_as_bytes
+from tintray.calibration import fit_temperature
 from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.errors import CheckpointError
-from tintray.evaluation import TaskScore, score
+from tintray.confidence import Judge, labelled_threshold, top_p_threshold
+from tintray.errors import CheckpointError, DataError
+from tintray.evaluation import TaskScore, confidences, score
 from tintray.layout import Granularity
 from tintray.partition import partition
+from tintray.randomness import stream
 from tintray.step import StepSettings, TaskGroup, TaskMetrics, TaskState
 from tintray.tasks import Kind
 from tintray.tint import FusedModel, TintLayer
@@ -42,6 +45,7 @@ class TaskOrder:
     expert: str
     pool: tuple[str, str]  # data file, split
     test: tuple[str, str] | None
+    labelled: int = 0  # how many of the pool's examples may be read with their label
 
     @property
     def role(self) -> str:
@@ -60,6 +64,17 @@ class FitOrder:
     learned: bool
     granularity: Granularity
     settings: StepSettings
+    trust: Trust
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How self-labels are trusted: the job file's section ``objective``, but for the loss."""
+
+    keep: float
+    threshold: float | None  # None: found per task
+    goal: float
+    true_labels: bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ class _Hosted:
     pool: pools.Pool
     test: pools.Pool | None
     test_labels: Tensor | None
+    true: tuple[Tensor, Tensor] | None = None  # which pool examples are labelled, and their labels
     labels: Tensor | None = None
     expert_test: Tensor | None = None
 
@@ -172,7 +188,8 @@ class Worker:
                 for path in (checkpoint.folder / "config.json", *checkpoint.preprocessor_files)
             },
         )
-        self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels)
+        true = self._true_labels(task, len(pool), classes) if task.labelled else None
+        self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
         if self._fused is None:
             self._fused = FusedModel(expert, self._partition.layout, self._partition.private)
         return facts
@@ -201,7 +218,8 @@ class Worker:
             for order in orders:
                 hosted = self._hosted[order.name]
                 assert hosted.labels is not None, "prepare() comes first"
-                states.append(TaskState(order.name, hosted.layer, hosted.pool, hosted.labels))
+                targets, judge = trusted(self._order, hosted.labels, hosted.true)
+                states.append(TaskState(order.name, hosted.layer, hosted.pool, targets, judge))
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
 
     # -- rounds --------------------------------------------------------------------------------
@@ -245,7 +263,8 @@ class Worker:
         expert = hosted.labels if hosted.test is None else hosted.expert_test
         assert expert is not None and self._fused is not None, "prepare() comes first"
         merged = self._predict(hosted.layer, pool, theta)[:, : expert.shape[-1]]
-        return score(name, hosted.order.kind, merged, expert, hosted.test_labels)
+        found = score(name, hosted.order.kind, merged, expert, hosted.test_labels)
+        return replace(found, calibration=confidences(merged, expert, hosted.test_labels))
 
     def agreement(self, name: str, theta: Floats, examples: int) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
@@ -274,6 +293,26 @@ class Worker:
         path, split = source
         raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{task.name}.{part}")
         return pools.build_pool(raw, processor)
+
+    def _true_labels(self, task: TaskOrder, examples: int, classes: int) -> tuple[Tensor, Tensor]:
+        """Which examples of the pool may be read with their label, by the seed, and the labels."""
+        if task.labelled > examples:
+            raise DataError(
+                f"tasks.{task.name}.labelled: expected at most the {examples:,} examples of the "
+                f"pool, found {task.labelled:,}"
+            )
+        labels = pools.read_labels(
+            local_file(task.pool[0], self._cache),
+            task.pool[1],
+            f"tasks.{task.name}.adapt",
+            examples=examples,
+            classes=classes,
+        )
+        order = torch.randperm(
+            examples, generator=stream(self._order.settings.seed, task.name, "labelled")
+        )
+        chosen = order[: task.labelled]
+        return chosen, labels[chosen]
 
     def _task_vector(self, hosted: _Hosted) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
@@ -320,3 +359,32 @@ class Worker:
                 for i in range(0, stop, labels.BATCH)
             ]
         )
+
+
+def trusted(
+    order: FitOrder, expert: Tensor, true: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Judge]:
+    """What a task learns from, logits [N, C], and who judges it, from its expert's logits [N, C].
+
+    ``true`` are the rows of the labelled examples and their labels. They set the temperature of the
+    expert's confidence and, where that is to be found, its threshold; without them a threshold that
+    sets itself goes by the agreement of merge and expert.
+    """
+    trust, filter_ = order.trust, order.settings.filter
+    temperature, threshold = 1.0, trust.threshold
+    if true is not None:
+        rows, labels = true
+        temperature = fit_temperature(expert[rows], labels)
+        if threshold is None:
+            threshold = labelled_threshold(expert[rows], labels, trust.goal, temperature)
+    if filter_ == "top_p":
+        threshold = top_p_threshold(expert, trust.keep, temperature)
+    if true is not None and trust.true_labels:
+        rows, labels = true
+        certain = torch.full_like(expert[rows], -_CERTAIN)
+        expert = expert.clone()
+        expert[rows] = certain.scatter(1, labels[:, None], _CERTAIN)
+    return expert, Judge(filter_, threshold, temperature, trust.goal)
+
+
+_CERTAIN = 50.0  # a logit so far above the others that its probability is 1 at any temperature

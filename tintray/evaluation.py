@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
+from tintray.calibration import calibration
 from tintray.tasks import Kind, accuracy, agreement, metric_name
 
 
@@ -22,6 +24,9 @@ class TaskScore:
         The metric of merge and expert on the same examples; the expert's agreement is 1.
     agreement
         Share of examples on which both predict the same.
+    calibration
+        Of ``merged`` and ``expert``, as ``calibration.Calibration`` has it; None for kinds of task
+        without classes, and in merges of earlier versions.
     """
 
     task: str
@@ -30,6 +35,7 @@ class TaskScore:
     expert: float
     agreement: float
     examples: int
+    calibration: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def normalised(self) -> float:
@@ -52,6 +58,14 @@ def score(
         agreed,
         len(merged),
     )
+
+
+def confidences(merged: Tensor, expert: Tensor, labels: Tensor | None) -> dict[str, dict[str, Any]]:
+    """How sure merge and expert are, and whether rightly; logits [N, C] each, labels [N]."""
+    return {
+        "merged": asdict(calibration(merged, labels)),
+        "expert": asdict(calibration(expert, labels)),
+    }
 
 
 def normalised_accuracy(scores: Sequence[TaskScore]) -> float:

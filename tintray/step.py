@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tintray.confidence import Filter, keep
+from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
 from tintray.objectives import Labels, class_loss
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
@@ -53,6 +53,7 @@ class TaskState:
     layer: TintLayer
     pool: Pool
     labels: Tensor  # the expert's logits over the pool, [N, C]
+    judge: Judge | None = None  # how its examples are filtered; None: as the settings say
     optimiser: torch.optim.Optimizer | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,8 @@ class TaskState:
         """What a resumed job needs of this task; pool and labels are cached elsewhere."""
         own = self.layer.tensors
         tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.trained}
-        return tint | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
+        judge = {} if self.judge is None else {"judge": self.judge.state()}
+        return tint | judge | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
@@ -80,6 +82,8 @@ class TaskState:
                 self.layer.tensors[name].copy_(state[f"tint.{name}"])
         if self.optimiser is not None:
             restore_optimiser(self.optimiser, state)
+        if self.judge is not None:
+            self.judge.restore(state["judge"])
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class TaskGroup:
         settings: StepSettings,
     ) -> None:
         self.tasks = list(tasks)
+        for task in self.tasks:
+            task.judge = task.judge or Judge(settings.filter)
         self._fused = fused
         self._settings = settings
         self._gradient = gradient
@@ -174,14 +180,18 @@ class TaskGroup:
         for piece, task, index, output in zip(pieces, tasks, rows, outputs, strict=True):
             expert = task.labels[index]
             merged = output[:, : expert.shape[-1]]
-            kept = keep(self._settings.filter, merged, expert)
+            assert task.judge is not None  # the constructor has seen to it
+            weights = task.judge.weights(merged.detach(), expert)
+            task.judge.observe(merged, expert)
             each = class_loss(merged, expert, self._settings.labels, self._settings.temperature)
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.
-            loss = (each * kept).sum() / self._settings.batch_size
+            loss = (each * weights).sum() / self._settings.batch_size
             losses.append(loss)
             same = (merged.detach().argmax(-1) == expert.argmax(-1)).sum()
-            share = torch.stack([loss.detach() * self._settings.batch_size, same, kept.sum()])
+            share = torch.stack(
+                [loss.detach() * self._settings.batch_size, same, (weights > 0).sum()]
+            )
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

@@ -55,8 +55,9 @@ def naive_loss(merged: Tensor, expert: Tensor, settings: StepSettings) -> Tensor
     """Mean over the batch of the loss to the expert's prediction, dropped examples as zeros."""
     log_probabilities = merged.log_softmax(-1)
     if settings.labels == "soft":
-        target = (expert / settings.temperature).softmax(-1)
-        loss = -(target * log_probabilities).sum(-1)
+        heat = settings.temperature
+        target = (expert / heat).softmax(-1)
+        loss = -(target * (merged / heat).log_softmax(-1)).sum(-1) * heat**2
     else:
         loss = -log_probabilities[torch.arange(len(merged)), expert.argmax(-1)]
     if settings.filter == "agreement":

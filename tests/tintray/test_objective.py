@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tintray.confidence import keep
+from tintray.confidence import Judge
 from tintray.evaluation import TaskScore, normalised_accuracy, score
 from tintray.tasks import accuracy, agreement
-
-MERGED = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-EXPERT = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
@@ -24,12 +21,8 @@ EXPERT = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
 )
 def test_agreement_filter(merged: list[float], expert: list[float], kept: bool) -> None:
     one, other = torch.tensor([merged]), torch.tensor([expert])
-    assert keep("agreement", one, other).tolist() == [kept]
-    assert keep("none", one, other).tolist() == [True]
-
-
-def test_filter_gives_no_gradient() -> None:
-    assert not keep("agreement", MERGED.clone().requires_grad_(), EXPERT).requires_grad
+    assert Judge("agreement").weights(one, other).tolist() == [float(kept)]
+    assert Judge("none").weights(one, other).tolist() == [1.0]
 
 
 def test_shares_count_examples() -> None:
