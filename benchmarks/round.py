@@ -81,7 +81,7 @@ class Contest:
         matrix = 0.01 * torch.randn(tasks, layout.numel, generator=generator)
         names = tuple(f"task{k}" for k in range(tasks))
         base = layout.flatten(self.module.state_dict())
-        self.vectors = TaskVectors(layout, names, base, matrix)
+        self.vectors = TaskVectors.of_matrix(layout, names, base, matrix)
         start = initial_coefficients("task_arithmetic", 0.1, tasks, len(layout.units))
         self.coefficients = Coefficients(start)
 

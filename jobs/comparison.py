@@ -172,7 +172,7 @@ def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
         scale = share * furthest
         theta = stage.fleet.put(base + np.float32(scale) * whole)
         refs = [
-            worker.call("agreement", name, theta, _EXAMPLES)
+            worker.call("agreement", name, _EXAMPLES, theta)
             for name, worker in stage.crew.cast.tasks.items()
         ]
         agreement[scale] = mean(stage.fleet.get(refs))

@@ -1,6 +1,6 @@
 """The coordinator: the only place where Λ changes.
 
-It asks the shard for θ, every task group for its gradient, the shard for ∂L/∂Λ, and moves Λ. Task
+It asks the shards for θ, every task group for its gradient, the shards for ∂L/∂Λ, and moves Λ. Task
 groups are fixed by the job and gradients are summed in group order, so the result does not depend
 on how many workers there are or which of them answers first.
 """
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jobs.arrays import Floats
 from jobs.events import RoundDone
 from jobs.fleet import Fleet, Member, Ref
+from jobs.shard import Shards
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore, mean
 from tintray.schedule import Schedule
@@ -29,9 +29,9 @@ _RECENT = 20  # rounds over which the kept share of a task is averaged
 
 @dataclass(frozen=True)
 class Cast:
-    """Who takes part: one shard, and the workers with the groups and tasks that each hosts."""
+    """Who takes part: the shards, and the workers with the groups and tasks that each hosts."""
 
-    shard: Member
+    shards: Shards
     workers: Sequence[Member]
     groups: Mapping[int, Member]  # group number -> its worker
     tasks: Mapping[str, Member]  # task name -> its worker
@@ -117,17 +117,20 @@ class Coordinator:
         theta = self.theta()
         tint_lr = self._tint_lr(round_)
         answers = [
-            self._cast.groups[group].call("step", group, theta, round_, tint_lr, returns=2)
+            self._cast.groups[group].call(
+                "step", group, round_, tint_lr, *theta, returns=len(theta) + 1
+            )
             for group in groups
         ]
-        projected = self._cast.shard.call("project", *(gradient for gradient, _ in answers))
-        gradient, *metrics = self._fleet.get([projected, *(m for _, m in answers)])
-        self._coefficients.update(torch.from_numpy(gradient.copy()), self._coefficient_lr(round_))
-        return {name: of_task for group in metrics for name, of_task in group.items()}
+        projected = self._cast.shards.project([pieces for *pieces, _ in answers])
+        found = self._fleet.get([*projected, *(metrics for *_, metrics in answers)])
+        gradient = self._cast.shards.fold(found[: len(projected)])
+        self._coefficients.update(gradient, self._coefficient_lr(round_))
+        return {name: of for group in found[len(projected) :] for name, of in group.items()}
 
-    def theta(self) -> Ref:
-        """θ for the present Λ, where members can read it."""
-        return self._cast.shard.call("merge", self._coefficients.values.numpy())
+    def theta(self) -> list[Ref]:
+        """θ for the present Λ in pieces, where members can read it."""
+        return self._cast.shards.merge(self._coefficients.values)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a resumed fit needs of this: Λ with its optimiser, and notes as JSON types."""
@@ -149,7 +152,7 @@ class Coordinator:
     def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
         """Measure every task under the present Λ, in the order of the job."""
         theta = self.theta()
-        refs = [worker.call("evaluate", name, theta) for name, worker in self._cast.tasks.items()]
+        refs = [worker.call("evaluate", name, *theta) for name, worker in self._cast.tasks.items()]
         found: dict[int, TaskScore] = {}
         for index, score in self._fleet.as_completed(refs):
             on_score(score)
@@ -158,5 +161,4 @@ class Coordinator:
 
     def backbone(self) -> Floats:
         """θ [P] for the present Λ, here."""
-        theta: Floats = self._fleet.get([self.theta()])[0]
-        return theta
+        return self._cast.shards.gather(self.theta())

@@ -15,7 +15,7 @@ import torch
 from jobs.arrays import Floats
 from jobs.coordinator import Cast
 from jobs.fleet import Fleet, Member
-from jobs.shard import Shard
+from jobs.shard import ShardOrder, Shards
 from jobs.sources import cache_folder, local_folder
 from jobs.spec import JobSpec
 from jobs.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Trust, Worker
@@ -32,6 +32,9 @@ from tintray.step import StepSettings
 MOST_GROUPS = 8
 """Groups of a job that names none, at most: enough for eight cores, few enough that their gradients
 (one backbone each) stay small beside T."""
+
+SHARD_BYTES = 512 * 2**20
+"""Task vectors that one shard has at least, where the job file does not say how many there are."""
 
 DEFAULT_MICRO_BATCH = 64
 """Examples per forward pass. Measured on a ViT of 1.2 M parameters in bfloat16: 7 % faster than 32
@@ -94,7 +97,7 @@ def spread_groups(groups: Sequence[range], workers: int) -> list[list[int]]:
 
 
 class Crew:
-    """Workers and shard of one job, on a fleet.
+    """Workers and shards of one job, on a fleet.
 
     Parameters
     ----------
@@ -124,7 +127,7 @@ class Crew:
             self._workers.append(worker)
             self._groups |= dict.fromkeys(hand, worker)
             self._tasks |= {o.name: worker for tasks in hosted.values() for o in tasks}
-        self._shard: Member | None = None
+        self._shards: Shards | None = None
 
     def check(self) -> dict[str, TaskFacts]:
         """Check every expert and every data set; nothing is computed and nothing written.
@@ -141,12 +144,13 @@ class Crew:
     def prepare(
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]
     ) -> dict[str, Prepared]:
-        """Have self-labels and task vectors of every task, and load the shard and the groups."""
-        base = self.base_blob(store)
-        layout = self._ground.partition.layout
-        self._shard = self._fleet.spawn(
-            Shard, self._spec.store, layout, base, threads=0, name="shard"
+        """Have self-labels and task vectors of every task, and load the shards and the groups."""
+        order = ShardOrder(
+            store_url=str(self._spec.store),
+            base=self.base_blob(store),
+            layout=self._ground.partition.layout,
         )
+        shards = self._shards = Shards(self._fleet, order, self._shard_count())
         refs = [self._tasks[order.name].call("prepare", order.name) for order in self.orders]
         prepared: dict[str, Prepared] = {}
         for _, done in self._fleet.as_completed(refs):
@@ -156,8 +160,8 @@ class Crew:
         vectors = [prepared[name].vector for name in names]
         self._fleet.get(
             [
-                self._shard.call("load", names, vectors),
-                *(worker.call("begin") for worker in self._workers),
+                *shards.load(names, vectors),
+                *(worker.call("begin", shards.bounds) for worker in self._workers),
             ]
         )
         return prepared
@@ -165,9 +169,9 @@ class Crew:
     @property
     def cast(self) -> Cast:
         """Who takes part in rounds; ``prepare`` comes first."""
-        assert self._shard is not None, "prepare() comes first"
+        assert self._shards is not None, "prepare() comes first"
         tasks = {order.name: self._tasks[order.name] for order in self.orders}
-        return Cast(self._shard, self._workers, self._groups, tasks)
+        return Cast(self._shards, self._workers, self._groups, tasks)
 
     def save_groups(self, mark: torch.Tensor) -> dict[int, BlobRef]:
         """Have every task group's state written to the store, with ``mark``; blobs by number."""
@@ -191,19 +195,30 @@ class Crew:
         }
 
     def merge(self, coefficients: Floats) -> Floats:
-        """θ [P] for any Λ [K, L], by the shard."""
-        theta: Floats = self._fleet.get([self.cast.shard.call("merge", coefficients)])[0]
-        return theta
+        """θ [P] for any Λ [K, L], by the shards."""
+        shards = self.cast.shards
+        return shards.gather(shards.merge(torch.from_numpy(coefficients)))
 
     def dismiss(self) -> None:
-        """End workers and shard, so that others can use their CPUs."""
-        self._fleet.dismiss([*self._workers, *([self._shard] if self._shard else [])])
-        self._workers, self._shard = [], None
+        """End workers and shards, so that others can use their CPUs."""
+        self._fleet.dismiss(self._members)
+        self._workers, self._shards = [], None
 
     def peak_memory(self) -> int:
         """Bytes: the sum over the members' processes of the most that each has held."""
-        members = [*self._workers, *([self._shard] if self._shard else [])]
-        return sum(self._fleet.get([member.call("peak_memory") for member in members]))
+        return sum(self._fleet.get([member.call("peak_memory") for member in self._members]))
+
+    @property
+    def _members(self) -> list[Member]:
+        return [*self._workers, *(self._shards.members if self._shards else [])]
+
+    def _shard_count(self) -> int:
+        """One while T is small: a second process would cost more than it saves."""
+        wanted = self._spec.cluster.shards
+        if wanted != "auto":
+            return wanted
+        total = 4 * self._ground.partition.layout.numel * len(self.orders)
+        return max(1, min(self._fleet.size(), total // SHARD_BYTES))
 
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""

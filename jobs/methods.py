@@ -120,11 +120,11 @@ class Stage:
         return found
 
     def aim(self) -> None:
-        """Let the shard hold the directions that the job's coefficients multiply."""
+        """Let the shards hold the directions that the job's coefficients multiply."""
         found = job_recipe(self.spec)
         if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
             statistics = self.statistics(found)
-            self.fleet.get([self.crew.cast.shard.call("direct", found, statistics)])
+            self.crew.cast.shards.direct(found, statistics)
 
     def merged(
         self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None

@@ -33,6 +33,7 @@ from jobs.spec_fields import (
     Memory,
     ModelLocation,
     Name,
+    ShardCount,
     StoreLocation,
     Threshold,
     WorkerCount,
@@ -247,6 +248,8 @@ class ClusterSpec(Section):
     """Worker processes; 0 runs in this process without Ray, `auto` goes by the cluster."""
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads with which a worker computes."""
+    shards: ShardCount = "auto"
+    """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
 
     @field_validator("workers")
     @classmethod

@@ -94,6 +94,12 @@ def _threshold(value: object) -> object:
     raise ValueError(f"expected a number from 0 to 1, or 'auto', found {reprlib.repr(value)}")
 
 
+def _shard_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number, 1 or more, or 'auto', found {reprlib.repr(value)}")
+
+
 def memory_bytes(value: object) -> int:
     """Bytes from a number or a text such as ``2GiB``."""
     if type(value) is int and value > 0:
@@ -114,4 +120,5 @@ CatalogLocation = Annotated[Location, _located(catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
 Memory = Annotated[int, BeforeValidator(memory_bytes)]
 Threshold = Annotated[float | Literal["auto"], BeforeValidator(_threshold)]
+ShardCount = Annotated[int | Literal["auto"], BeforeValidator(_shard_count)]
 WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]

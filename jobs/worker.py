@@ -31,7 +31,7 @@ from tintray.evaluation import TaskScore, confidences, score
 from tintray.layout import Granularity
 from tintray.partition import partition
 from tintray.randomness import stream
-from tintray.step import StepSettings, TaskGroup, TaskMetrics, TaskState
+from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.tasks import Kind
 from tintray.tint import FusedModel, TintLayer
 
@@ -136,6 +136,7 @@ class Worker:
         base = models.load_base(self._base, like=self._checkpoint(first))
         self._partition = partition(base, order.site, order.granularity)
         self._fused: FusedModel | None = None
+        self._bounds: list[slice] = []
 
     # -- before the fit ------------------------------------------------------------------------
 
@@ -209,9 +210,10 @@ class Worker:
         seconds = time.perf_counter() - started
         return Prepared(name, seconds, cached, vector_cached, ref, test_ref, vector)
 
-    def begin(self) -> None:
-        """Form the task groups; everything that they need is at hand."""
+    def begin(self, bounds: Sequence[slice]) -> None:
+        """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
         assert self._fused is not None, "check() comes first"
+        self._bounds = list(bounds)
         gradient = torch.zeros(self._partition.layout.numel)  # one group steps at a time
         for number, orders in self._orders.items():
             states = []
@@ -224,13 +226,14 @@ class Worker:
 
     # -- rounds --------------------------------------------------------------------------------
 
-    def step(
-        self, group: int, theta: Floats, round_: int, tint_lr: float
-    ) -> tuple[Floats, dict[str, TaskMetrics]]:
-        """One round of one group: Σ ∂L/∂θ [P] over its tasks, and metrics per task."""
-        result = self._groups[group].step(readable(theta), round_, tint_lr)
+    def step(self, group: int, round_: int, tint_lr: float, *theta: Floats) -> tuple[Any, ...]:
+        """One round of one group under θ, in pieces.
+
+        Answers Σ ∂L/∂θ over its tasks, in as many pieces, and last the metrics per task.
+        """
+        result = self._groups[group].step([readable(t) for t in theta], round_, tint_lr)
         gradient: Floats = result.gradient.numpy()
-        return gradient, result.metrics
+        return (*(gradient[stretch] for stretch in self._bounds), result.metrics)
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
@@ -256,7 +259,7 @@ class Worker:
 
     # -- after the fit -------------------------------------------------------------------------
 
-    def evaluate(self, name: str, theta: Floats) -> TaskScore:
+    def evaluate(self, name: str, *theta: Floats) -> TaskScore:
         """Measure one task under θ: on its labelled test set, else by agreement on its pool."""
         hosted = self._hosted[name]
         pool = hosted.pool if hosted.test is None else hosted.test
@@ -266,7 +269,7 @@ class Worker:
         found = score(name, hosted.order.kind, merged, expert, hosted.test_labels)
         return replace(found, calibration=confidences(merged, expert, hosted.test_labels))
 
-    def agreement(self, name: str, theta: Floats, examples: int) -> float:
+    def agreement(self, name: str, examples: int, *theta: Floats) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
@@ -348,10 +351,14 @@ class Worker:
 
     @torch.inference_mode()
     def _predict(
-        self, layer: TintLayer, pool: pools.Pool, theta: Floats, examples: int | None = None
+        self,
+        layer: TintLayer,
+        pool: pools.Pool,
+        theta: Sequence[Floats],
+        examples: int | None = None,
     ) -> Tensor:
         assert self._fused is not None
-        self._fused.bind(readable(theta), None)
+        self._fused.bind([readable(piece) for piece in theta], None)
         stop = len(pool) if examples is None else min(examples, len(pool))
         return torch.cat(
             [

@@ -44,7 +44,7 @@ class Workbench:
         """θ₀ and T over the layout."""
         base = self._flat(self.base)
         matrix = torch.stack([self._flat(expert) - base for expert in self.experts.values()])
-        return TaskVectors(self.layout, tuple(self.experts), base, matrix)
+        return TaskVectors.of_matrix(self.layout, tuple(self.experts), base, matrix)
 
     def _flat(self, module: nn.Module) -> Tensor:
         return self.layout.flatten({n: p.detach() for n, p in module.named_parameters()})

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+Theta = Tensor | Sequence[Tensor]
+"""A flat vector [P], whole or in consecutive pieces that cut no tensor."""
+
 Granularity = Literal["tensor", "block", "task"]
+
+ALIGNMENT = 16
+"""Numbers; where a vector is cut, so that tensors lie in memory alike however it is cut."""
 
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
@@ -53,9 +60,19 @@ class Layout:
         """P, the length of the flat vector."""
         return self.slots[-1].stop if self.slots else 0
 
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
+    def views(self, flat: Theta) -> dict[str, Tensor]:
         """Each tensor as a view into ``flat`` [P]; no copy."""
-        return {slot.name: flat[slot.start : slot.stop].view(slot.shape) for slot in self.slots}
+        pieces = [flat] if isinstance(flat, Tensor) else list(flat)
+        views: dict[str, Tensor] = {}
+        number, origin = 0, 0
+        for slot in self.slots:
+            while slot.stop > origin + len(pieces[number]):
+                origin += len(pieces[number])
+                number += 1
+            views[slot.name] = pieces[number][slot.start - origin : slot.stop - origin].view(
+                slot.shape
+            )
+        return views
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
         """Copy the layout's tensors out of ``named`` into one new float32 vector [P]."""
@@ -63,6 +80,60 @@ class Layout:
         for slot in self.slots:
             flat[slot.start : slot.stop] = named[slot.name].reshape(-1)
         return flat
+
+    # -- in parts ------------------------------------------------------------------------------
+
+    def stretches(self, parts: int) -> list[range]:
+        """Cut the slots, in order, into at most so many stretches of nearly equal length.
+
+        A tensor is never cut. Cuts lie where ``ALIGNMENT`` numbers divide the position: a processor
+        may sum in another order where memory is aligned otherwise, and no result may depend on it.
+        """
+        starts = {slot.start: n for n, slot in enumerate(self.slots)}
+        allowed = [start for start in starts if start % ALIGNMENT == 0 and start > 0]
+        cuts = {0, len(self.slots)}
+        for part in range(1, parts):
+            if allowed:
+                goal = self.numel * part / parts
+                cuts.add(starts[min(allowed, key=lambda start: abs(start - goal))])
+        return [range(first, last) for first, last in pairwise(sorted(cuts))]
+
+    def part(self, stretch: range) -> Layout:
+        """A stretch of the slots as a layout of its own, in which every tensor is a unit."""
+        slots = [self.slots[n] for n in stretch]
+        origin = slots[0].start
+        moved = [replace(s, start=s.start - origin, stop=s.stop - origin) for s in slots]
+        return Layout(tuple(moved), tuple(LayerUnit(s.name, s.start, s.stop) for s in moved))
+
+    def bounds(self, stretch: range) -> slice:
+        """Where a stretch of the slots lies in the flat vector."""
+        return slice(self.slots[stretch.start].start, self.slots[stretch.stop - 1].stop)
+
+    def spread(self, by_unit: Tensor) -> Tensor:
+        """[K, L] → [K, S]: each tensor gets the column of its unit."""
+        return by_unit if self._tensors_are_units else by_unit[:, self._units_of_slots]
+
+    def fold(self, by_slot: Tensor) -> Tensor:
+        """[K, S] → [K, L]: the columns of a unit's tensors are summed, in their order."""
+        if self._tensors_are_units:
+            return by_slot
+        folded = by_slot.new_zeros(len(by_slot), len(self.units))
+        for column, unit in enumerate(self._units_of_slots):
+            folded[:, unit] += by_slot[:, column]
+        return folded
+
+    @property
+    def _tensors_are_units(self) -> bool:
+        return len(self.units) == len(self.slots)
+
+    @cached_property
+    def _units_of_slots(self) -> list[int]:
+        found, unit = [], 0
+        for slot in self.slots:
+            while unit + 1 < len(self.units) and self.units[unit].stop <= slot.start:
+                unit += 1
+            found.append(unit)
+        return found
 
     def to_json(self) -> list[dict[str, Any]]:
         """The units with their bounds, for a manifest."""

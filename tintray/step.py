@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
+from tintray.layout import Theta
 from tintray.objectives import Labels, class_loss
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
@@ -134,14 +135,14 @@ class TaskGroup:
         self._micro_batches = list(_micro_batches(len(self.tasks), settings))
 
     def step(
-        self, theta: Tensor, round_: int, tint_lr: float, *, learn_backbone: bool = True
+        self, theta: Theta, round_: int, tint_lr: float, *, learn_backbone: bool = True
     ) -> GroupResult:
         """One round of this group: gradients for Λ, and one update of each tint layer.
 
         Parameters
         ----------
         theta
-            The merged backbone, flat [P]; read only.
+            The merged backbone, flat [P], whole or in pieces; read only.
         round_
             0-based; decides the batches together with seed and task names.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
-from tintray.layout import Layout
+from tintray.layout import Layout, Theta
 from tintray.models import skeleton
 from tintray.precision import Precision, computing
 
@@ -162,15 +162,21 @@ class FusedModel:
             setattr(self._module.get_submodule(parent), name, Parted(path, template, self._split))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
 
-    def bind(self, theta: Tensor, gradient: Tensor | None) -> None:
-        """Use θ [P] as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.
+    def bind(self, theta: Theta, gradient: Tensor | None) -> None:
+        """Use θ as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.
 
-        Without a ``gradient`` buffer the shared tensors are constants.
+        Parameters
+        ----------
+        theta
+            One vector [P], or consecutive pieces of it that cut no tensor.
+        gradient
+            Without it the shared tensors are constants.
         """
+        views = self._layout.views(theta)
         for parameter, slot in zip(self._shared, self._layout.slots, strict=True):
-            stretch = slice(slot.start, slot.stop)
-            parameter.data = theta[stretch].view(slot.shape)
+            parameter.data = views[slot.name]
             parameter.requires_grad_(gradient is not None)
+            stretch = slice(slot.start, slot.stop)
             parameter.grad = None if gradient is None else gradient[stretch].view(slot.shape)
 
     def forward(

@@ -37,3 +37,33 @@ def digits(directory: Path) -> None:
 
         made = build(directory, on_progress=lambda line: click.echo(line, err=True))
     click.echo(str(made))
+
+
+@zoo.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The npz file with Omniglot's drawings.",
+)
+@click.option("--tasks", metavar="N", type=int, help="Make only N of the 200 tasks.")
+@debug_option
+def omniglot(directory: Path, data: Path, tasks: int | None) -> None:
+    """Make 200 experts on Omniglot's alphabets in DIR, and a job file.
+
+    A finished zoo is not made again. All 200 take some 25 minutes of one core.
+
+    \b
+    Example:
+      tintray zoo omniglot zoo/omniglot --data omniglot.npz
+      tintray run zoo/omniglot/job.yaml
+    """
+    with quiet_stdout():
+        from jobs.zoo.omniglot import build
+
+        made = build(
+            directory, data, tasks=tasks, on_progress=lambda line: click.echo(line, err=True)
+        )
+    click.echo(str(made))

@@ -7,11 +7,9 @@ uses the same parts, so no test image of one task was seen in training by anothe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +83,12 @@ def pretraining_digits() -> tuple[Images, Labels]:
     return images[part], digits[part]
 
 
+def base_arrays() -> dict[str, NDArray[np.generic]]:
+    """The arrays of the base's data file: ``x_train, y_train, class_names``."""
+    images, digits = pretraining_digits()
+    return {"x_train": images, "y_train": digits, "class_names": np.array(DIGIT_NAMES)}
+
+
 def task_arrays(name: str) -> dict[str, NDArray[np.generic]]:
     """The arrays of one task's data file: ``x_train, y_train, x_test, y_test, class_names``.
 
@@ -107,24 +111,6 @@ def task_arrays(name: str) -> dict[str, NDArray[np.generic]]:
         "y_test": asked[parts.test],
         "class_names": np.array(task.class_names),
     }
-
-
-def write_data(name: str, path: Path) -> None:
-    """Write one task's data file, an uncompressed npz, at ``path``."""
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **task_arrays(name))
-
-
-def data_hash(names: tuple[str, ...]) -> str:
-    """The sha256 of everything that a zoo with these tasks is trained and tested on."""
-    digest = hashlib.sha256()
-    for part in pretraining_digits():
-        digest.update(part.tobytes())
-    for name in names:
-        for label, array in task_arrays(name).items():
-            digest.update(f"{name}/{label}{array.shape}{array.dtype}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 @cache

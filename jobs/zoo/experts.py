@@ -1,4 +1,4 @@
-"""Training the models of the digits zoo, one call per model; each call may run in its own process.
+"""Training the models of a zoo, one call per model; each call may run in its own process.
 
 A model is an ordinary ``save_pretrained`` folder with its image processor. Training goes through
 that processor, so whoever loads the folder sees the pixels that the model was trained on.
@@ -7,36 +7,38 @@ that processor, so whoever loads the folder sees the pixels that the model was t
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from jobs.zoo.digit_tasks import DIGIT_NAMES, Images, pretraining_digits
 from jobs.zoo.recipe import Architecture, Recipe
 from jobs.zoo.training import accuracy, fine_tune
 
 
 def train_base(zoo: Path, recipe: Recipe) -> None:
-    """Pretrain the base on upright digits and save it as ``zoo/base``."""
-    images, digits = pretraining_digits()
+    """Pretrain the base on ``zoo/data/base.npz`` and save it as ``zoo/base``."""
+    data = _read(zoo, "base")
     processor = _processor(recipe.architecture)
-    model = _new_model(recipe.architecture, recipe.seed)
-    pixels = _pixels(processor, images)
-    fine_tune(model, pixels, torch.from_numpy(digits), recipe.pretraining, seed=recipe.seed)
+    model = _new_model(recipe.architecture, _names(data), recipe.seed)
+    pixels = _pixels(processor, data["x_train"])
+    labels = torch.from_numpy(data["y_train"])
+    fine_tune(model, pixels, labels, recipe.pretraining, seed=recipe.seed)
     _save(model, processor, zoo / "base")
 
 
 def train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
     """Fine-tune ``zoo/base`` on ``zoo/data/NAME.npz``, save it, and return its test accuracy."""
-    with np.load(zoo / "data" / f"{name}.npz") as file:
-        data = {key: file[key] for key in file.files}
+    data = _read(zoo, name)
     processor = ViTImageProcessorPil.from_pretrained(zoo / "base")
     model = ViTForImageClassification.from_pretrained(zoo / "base")
-    _replace_head(model, [str(answer) for answer in data["class_names"]])
+    _replace_head(model, _names(data))
     pixels = _pixels(processor, data["x_train"])
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
     fine_tune(model, pixels, torch.from_numpy(data["y_train"]), recipe.fine_tuning, seed=seed)
@@ -44,7 +46,16 @@ def train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
     return accuracy(model, _pixels(processor, data["x_test"]), torch.from_numpy(data["y_test"]))
 
 
-def _new_model(size: Architecture, seed: int) -> ViTForImageClassification:
+def _read(zoo: Path, name: str) -> dict[str, Any]:
+    with np.load(zoo / "data" / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def _names(data: Mapping[str, Any]) -> list[str]:
+    return [str(answer) for answer in data["class_names"]]
+
+
+def _new_model(size: Architecture, class_names: list[str], seed: int) -> ViTForImageClassification:
     config = ViTConfig(
         image_size=size.image_size,
         patch_size=size.patch_size,
@@ -53,7 +64,7 @@ def _new_model(size: Architecture, seed: int) -> ViTForImageClassification:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         initializer_range=size.initializer_range,
-        **_labels(DIGIT_NAMES),
+        **_labels(class_names),
     )
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(seed)
@@ -70,7 +81,7 @@ def _replace_head(model: ViTForImageClassification, class_names: list[str]) -> N
     model.config.update(_labels(class_names))
 
 
-def _labels(class_names: list[str] | tuple[str, ...]) -> dict[str, dict[int, str] | dict[str, int]]:
+def _labels(class_names: list[str]) -> dict[str, dict[int, str] | dict[str, int]]:
     return {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
@@ -87,7 +98,7 @@ def _processor(size: Architecture) -> ViTImageProcessorPil:
     )
 
 
-def _pixels(processor: ViTImageProcessorPil, images: Images) -> Tensor:
+def _pixels(processor: ViTImageProcessorPil, images: NDArray[np.uint8]) -> Tensor:
     """Images uint8 ``[N, H, W]`` as the model wants them, float32 ``[N, 3, H, W]``."""
     from PIL import Image
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from jobs.zoo.recipe import Schedule
 
@@ -83,8 +83,19 @@ def _fit_everything(
     model.train()
     steps = _Descent(model, schedule, schedule.learning_rate, schedule.epochs, len(labels))
     for batch in steps.batches(random):
-        steps.descend(cross_entropy(model(pixel_values=pixels[batch]).logits, labels[batch]))
+        images = _shifted(pixels[batch], schedule.shift, random)
+        steps.descend(cross_entropy(model(pixel_values=images).logits, labels[batch]))
     model.eval()
+
+
+def _shifted(images: Tensor, most: int, random: torch.Generator) -> Tensor:
+    """The batch moved by up to ``most`` pixels each way; what comes in at an edge is its border."""
+    if most == 0:
+        return images
+    down, right = torch.randint(0, 2 * most + 1, (2,), generator=random).tolist()
+    height, width = images.shape[-2:]
+    padded = pad(images, (most, most, most, most), mode="replicate")
+    return padded[..., down : down + height, right : right + width]
 
 
 def _head_inputs(model: nn.Module, head: nn.Module, pixels: Tensor) -> Tensor:

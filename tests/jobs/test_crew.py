@@ -119,7 +119,7 @@ def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> Non
     coefficients[1] = 1.0
     theta = crew.merge(coefficients)
     host = crew.cast.tasks["five"]
-    assert host.call("agreement", "five", theta, 128) == 1.0
-    assert host.call("agreement", "three", theta, 128) < 1.0
+    assert host.call("agreement", "five", 128, theta) == 1.0
+    assert host.call("agreement", "three", 128, theta) < 1.0
     assert crew.peak_memory() > 0
     fleet.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from jobs.shard import Shard
+from jobs.shard import Shard, ShardOrder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, blob_key, put_blob
 from tintray.bundle import tensors_as_bytes
@@ -26,9 +27,13 @@ def blob(store: Path, seed: int) -> BlobRef:
     return put_blob(open_store(str(store)), tensors_as_bytes(tensors | extra))
 
 
+def order(store: Path, base: BlobRef | None = None, **options: Any) -> ShardOrder:
+    return ShardOrder(str(store), base or blob(store, 0), LAYOUT, **options)
+
+
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
-    shard = Shard(str(tmp_path), LAYOUT, blob(tmp_path, 0))
+    shard = Shard(order(tmp_path), range(2))
     shard.load(["p", "q"], [blob(tmp_path, 1), blob(tmp_path, 2)])
     return shard
 
@@ -72,7 +77,7 @@ def test_a_damaged_or_missing_vector_is_named(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=bad.sha256):
-        Shard(str(tmp_path), LAYOUT, base).load(["p", "q"], [good, bad])
+        Shard(order(tmp_path, base), range(2)).load(["p", "q"], [good, bad])
     path.unlink()
     with pytest.raises(NotFoundError, match=bad.sha256):
-        Shard(str(tmp_path), LAYOUT, base).load(["p", "q"], [good, bad])
+        Shard(order(tmp_path, base), range(2)).load(["p", "q"], [good, bad])

@@ -257,7 +257,7 @@ def task_vectors(tasks: int = 3) -> TaskVectors:
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(layout.numel, generator=generator)
     matrix = torch.randn(tasks, layout.numel, generator=generator)
-    return TaskVectors(layout, TASKS[:tasks], base, matrix)
+    return TaskVectors.of_matrix(layout, TASKS[:tasks], base, matrix)
 
 
 def test_directions_replace_task_vectors_tensor_by_tensor() -> None:

@@ -74,7 +74,7 @@ class Zoo:
         layout = build_layout(SHAPES)
         base = layout.flatten(self.base_tensors)
         rows = [layout.flatten(of) - base for of in list(self.expert_tensors.values())[:tasks]]
-        return TaskVectors(layout, TASKS[:tasks], base, torch.stack(rows))
+        return TaskVectors.of_matrix(layout, TASKS[:tasks], base, torch.stack(rows))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch import Tensor
 from tintray.layout import Slot
 from tintray.merging.declaration import Layer
 from tintray.merging.registry import Recipe
+from tintray.stacks import Format, make_stack
 from tintray.task_vectors import TaskVectors
 
 Statistics = Mapping[str, Mapping[str, Tensor]]
@@ -68,40 +69,71 @@ def with_thresholds(layer: Layer, recipe: Recipe) -> Layer:
 
 
 def layers(
-    vectors: TaskVectors, recipe: Recipe, statistics: Statistics | None = None
+    vectors: TaskVectors,
+    recipe: Recipe,
+    statistics: Statistics | None = None,
+    *,
+    where: Mapping[str, float] | None = None,
+    totals: Tensor | None = None,
 ) -> Iterator[tuple[Slot, Layer]]:
-    """Every tensor of a model as a layer, ``totals`` included; views, nothing is copied."""
-    where = depths(slot.name for slot in vectors.layout.slots)
-    measured = statistics or {}
+    """Every tensor of a model as a layer, ``totals`` included; one tensor is in float32 at a time.
 
-    def layer(slot: Slot) -> Layer:
-        stretch = slice(slot.start, slot.stop)
-        return Layer(
-            slot.name,
-            vectors.base[stretch].view(slot.shape),
-            vectors.matrix[:, stretch].view(-1, *slot.shape),
-            vectors.tasks,
-            where[slot.name],
-            recipe.seed,
-            statistics={kind: of[slot.name] for kind, of in measured.items() if slot.name in of},
-        )
+    Parameters
+    ----------
+    where
+        The depth of each tensor, where the vectors are a part of a model; see ``depths``.
+    totals
+        Sums over the whole model, where they are known; else they are taken over these tensors.
+    """
+    at = where or depths(slot.name for slot in vectors.layout.slots)
+    if totals is None and recipe.method.totals is not None:
+        totals = torch.stack(partial_totals(vectors, recipe, at)).sum(0)
+    for number, slot in enumerate(vectors.layout.slots):
+        yield slot, replace(_layer(vectors, number, recipe, at, statistics or {}), totals=totals)
 
-    totals: Tensor | None = None
-    if recipe.method.totals is not None:
-        each = [recipe.method.totals(layer(slot)) for slot in vectors.layout.slots]
-        totals = torch.stack(each).sum(0)
-    for slot in vectors.layout.slots:
-        yield slot, replace(layer(slot), totals=totals)
+
+def partial_totals(
+    vectors: TaskVectors, recipe: Recipe, where: Mapping[str, float]
+) -> list[Tensor]:
+    """What a method sums over a model, of each tensor by itself; all of them make ``totals``."""
+    rule = recipe.method.totals
+    if rule is None:
+        return []
+    numbers = range(len(vectors.layout.slots))
+    return [rule(_layer(vectors, number, recipe, where, {})) for number in numbers]
+
+
+def _layer(
+    vectors: TaskVectors,
+    number: int,
+    recipe: Recipe,
+    where: Mapping[str, float],
+    statistics: Statistics,
+) -> Layer:
+    slot = vectors.layout.slots[number]
+    return Layer(
+        slot.name,
+        vectors.base[slot.start : slot.stop].view(slot.shape),
+        vectors.stacks[number].dense().view(-1, *slot.shape),
+        vectors.tasks,
+        where[slot.name],
+        recipe.seed,
+        statistics={kind: of[slot.name] for kind, of in statistics.items() if slot.name in of},
+    )
 
 
 def direct(
-    vectors: TaskVectors, recipe: Recipe, statistics: Statistics | None = None
+    vectors: TaskVectors,
+    recipe: Recipe,
+    statistics: Statistics | None = None,
+    *,
+    where: Mapping[str, float] | None = None,
+    totals: Tensor | None = None,
+    format: Format = "f32",
 ) -> TaskVectors:
-    """The method's directions in place of the task vectors: T becomes D, written into ``matrix``.
-
-    One tensor's worth of memory is used beside it.
-    """
-    for slot, layer in layers(vectors, recipe, statistics):
-        found = directions(layer, recipe)
-        vectors.matrix[:, slot.start : slot.stop] = found.reshape(len(found), -1)
+    """The method's directions in place of the task vectors, tensor by tensor, in a format."""
+    found = layers(vectors, recipe, statistics, where=where, totals=totals)
+    for number, (slot, layer) in enumerate(found):
+        rows = directions(layer, recipe)
+        vectors.stacks[number] = make_stack(list(rows), slot.shape, format)
     return vectors
