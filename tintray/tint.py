@@ -191,9 +191,19 @@ class FusedModel:
         """
         joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
         sizes = [len(next(iter(batch.values()))) for batch in batches]
-        self._split.sizes, self._split.layers = sizes, list(layers)
+        return self._answers(joined, sizes, layers, precision)
+
+    def _answers(
+        self,
+        joined: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        layers: Sequence[TintLayer],
+        precision: Precision,
+    ) -> list[Tensor]:
+        """Outputs of each task's stretch of a joined batch."""
+        self._split.sizes, self._split.layers = list(sizes), list(layers)
         with computing(precision, self._module):
             output = self._module(**joined).logits
         # Losses and metrics are float32 at least, whatever the passes computed in.
         output = output.float() if output.dtype == torch.bfloat16 else output
-        return list(output.split(sizes))
+        return list(output.split(list(sizes)))
