@@ -24,6 +24,7 @@ from tintray.evaluation import TaskScore, mean
 from tintray.schedule import Schedule
 from tintray.step import TaskMetrics
 
+_CORRECTION = "correction."  # before the names of its tensors in a checkpoint
 _RECENT = 20  # rounds over which the kept share of a task is averaged
 
 
@@ -48,6 +49,8 @@ class Coordinator:
         Λ and its optimiser; moved here and nowhere else.
     coefficient_lr, tint_lr
         Learning rates as functions of the round.
+    correction_lr
+        That of what all tasks add to the merged backbone; None learns no such correction.
     in_turn
         Let every group move Λ by itself, one after another (the published loop, with one task per
         group), instead of all groups together.
@@ -61,6 +64,7 @@ class Coordinator:
         *,
         coefficient_lr: Schedule,
         tint_lr: Schedule,
+        correction_lr: Schedule | None = None,
         in_turn: bool = False,
     ) -> None:
         self._fleet = fleet
@@ -68,6 +72,7 @@ class Coordinator:
         self._coefficients = coefficients
         self._coefficient_lr = coefficient_lr
         self._tint_lr = tint_lr
+        self._correction_lr = correction_lr
         groups = sorted(cast.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
         self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
@@ -122,7 +127,8 @@ class Coordinator:
             )
             for group in groups
         ]
-        projected = self._cast.shards.project([pieces for *pieces, _ in answers])
+        correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
+        projected = self._cast.shards.project([pieces for *pieces, _ in answers], correction_lr)
         found = self._fleet.get([*projected, *(metrics for *_, metrics in answers)])
         gradient = self._cast.shards.fold(found[: len(projected)])
         self._coefficients.update(gradient, self._coefficient_lr(round_))
@@ -133,13 +139,24 @@ class Coordinator:
         return self._cast.shards.merge(self._coefficients.values)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resumed fit needs of this: Λ with its optimiser, and notes as JSON types."""
+        """What a resumed fit needs of this: Λ and δ with optimisers, and notes as JSON types."""
         kept = {task: list(shares) for task, shares in self._kept.items()}
-        return self._coefficients.state_dict(), {"kept": kept}
+        tensors = self._coefficients.state_dict()
+        if self._correction_lr is not None:
+            found = self._cast.shards.correction()
+            tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
+        return tensors, {"kept": kept}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go back to what ``state`` returned."""
         self._coefficients.load_state_dict(tensors)
+        correction = {
+            name.removeprefix(_CORRECTION): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_CORRECTION)
+        }
+        if correction:
+            self._cast.shards.correct(correction)
         self._kept.clear()
         for task, shares in notes["kept"].items():
             self._kept[task].extend(shares)

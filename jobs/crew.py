@@ -69,7 +69,9 @@ def survey(spec: JobSpec) -> Ground:
     expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
     models.check_same_computation(base, expert, "the base", f"tasks.{first.name}.expert")
     module = models.load_base(base, like=expert)
-    return Ground(base.digest(), partition(module, spec.tint.site, spec.merge.granularity))
+    return Ground(
+        base.digest(), partition(module, spec.tint.site, spec.merge.granularity, spec.tint.rank)
+    )
 
 
 def default_groups(tasks: int, batch_size: int) -> int:
@@ -261,6 +263,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         base=str(spec.base),
         base_digest=ground.digest,
         site=spec.tint.site,
+        rank=spec.tint.rank,
         learned=spec.tint.learned,
         granularity=spec.merge.granularity,
         settings=settings,

@@ -260,6 +260,9 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
         coefficients,
         coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
         tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),
+        correction_lr=schedule(fit.correction_lr, fit.schedule, fit.rounds, fit.warmup)
+        if fit.correction_lr
+        else None,
         in_turn=fit.updates == "in_turn",
     )
     return coefficients, coordinator

@@ -26,7 +26,7 @@ from tintray.merging.streaming import check_memory
 
 
 def effective(spec: JobSpec) -> JobSpec:
-    """The job with what its merging method implies: which objective, and that no tint is learned.
+    """The job with what its merging method implies: its objective, and what is not learned.
 
     AdaMerging (arXiv 2310.02575) learns coefficients alone, by the entropy of the merge's own
     predictions; a method that runs alone learns nothing.
@@ -37,6 +37,7 @@ def effective(spec: JobSpec) -> JobSpec:
         changed["merge"] = spec.merge.model_copy(update={"granularity": ADAMERGING[method]})
         objective = {"labels": "entropy", "filter": "none"}
         changed["objective"] = spec.objective.model_copy(update=objective)
+        changed["fit"] = spec.fit.model_copy(update={"correction_lr": 0.0})
     if method in ADAMERGING or not spec.merge.learned:
         changed["tint"] = spec.tint.model_copy(update={"learned": False})
     return spec.model_copy(update=changed)

@@ -181,6 +181,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "site": spec.tint.site,
         "private_modules": list(outcome.partition.private),
         "units": outcome.partition.layout.to_json(),
+        "corrected": bool(spec.merge.learned and spec.fit.correction_lr),
         "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
         "metrics": _metrics(outcome.scores),
         "rounds": spec.fit.rounds if spec.merge.learned else 0,

@@ -24,6 +24,7 @@ from jobs.sources import cache_folder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
 from tintray.bundle import read_tensors
+from tintray.correction import Correction
 from tintray.layout import Layout
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
@@ -64,6 +65,7 @@ class Shard:
         self._layout = order.layout.part(stretch)
         self._vectors: TaskVectors | None = None
         self._total: torch.Tensor | None = None  # of the gradients since the last projection
+        self._correction: Correction | None = None  # none until it is first learned
 
     def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> None:
         """Read θ₀ and one row of T per task, in order, each checked against its hash."""
@@ -115,8 +117,11 @@ class Shard:
             )
 
     def merge(self, coefficients: Floats) -> Floats:
-        """This stretch of θ for coefficients [K, S] by tensor."""
-        merged: Floats = self._loaded.merge(torch.from_numpy(coefficients.copy())).numpy()
+        """This stretch of θ for coefficients [K, S] by tensor, with the correction so far."""
+        theta = self._loaded.merge(torch.from_numpy(coefficients.copy()))
+        if self._correction is not None:
+            theta += self._correction.values
+        merged: Floats = theta.numpy()
         return merged
 
     def add(self, *gradients: Floats) -> None:
@@ -127,13 +132,30 @@ class Shard:
             else:
                 self._total += readable(gradient)
 
-    def project(self, *gradients: Floats) -> Floats:
-        """∂L/∂Λ [K, S] by tensor, of all gradients added since the last projection and these."""
+    def project(self, correction_lr: float, *gradients: Floats) -> Floats:
+        """∂L/∂Λ [K, S] by tensor, of all gradients added since the last projection and these.
+
+        The correction moves along their sum, unless its learning rate is 0.
+        """
         self.add(*gradients)
         assert self._total is not None, "a projection needs a gradient"
         projected: Floats = self._loaded.project(self._total).numpy()
+        if correction_lr:
+            self._correction = self._correction or Correction(self._layout.numel)
+            self._correction.update(self._total, correction_lr)
         self._total = None
         return projected
+
+    def correction(self) -> dict[str, Floats]:
+        """The state of this stretch of the correction; empty where none was learned."""
+        if self._correction is None:
+            return {}
+        return {name: tensor.numpy() for name, tensor in self._correction.state_dict().items()}
+
+    def correct(self, state: Mapping[str, Floats]) -> None:
+        """Go back to what ``correction`` returned."""
+        self._correction = Correction(self._layout.numel)
+        self._correction.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in state.items()})
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
@@ -197,18 +219,23 @@ class Shards:
             for member, stretch in zip(self.members, self._stretches, strict=True)
         ]
 
-    def project(self, gradients: Sequence[Sequence[Ref]]) -> list[Ref]:
+    def project(self, gradients: Sequence[Sequence[Ref]], correction_lr: float = 0.0) -> list[Ref]:
         """∂L/∂Λ by tensor, in pieces; of each group's gradient in pieces, in group order.
+
+        The correction moves along their sum, unless its learning rate is 0.
 
         Large gradients are summed one by one, so that few of them are alive at any time.
         """
         by_shard = list(zip(*gradients, strict=True))
         if 4 * self._layout.numel < _TOGETHER * len(self.members):
-            return [m.call("project", *g) for m, g in zip(self.members, by_shard, strict=True)]
+            return [
+                member.call("project", correction_lr, *mine)
+                for member, mine in zip(self.members, by_shard, strict=True)
+            ]
         for member, mine in zip(self.members, by_shard, strict=True):
             for gradient in mine:
                 member.call("add", gradient)
-        return [member.call("project") for member in self.members]
+        return [member.call("project", correction_lr) for member in self.members]
 
     def fold(self, pieces: Sequence[Floats]) -> torch.Tensor:
         """∂L/∂Λ [K, L] from what ``project`` answered."""
@@ -220,3 +247,26 @@ class Shards:
         whole: Any = np.concatenate(self._fleet.get(list(theta)))
         gathered: Floats = whole
         return gathered
+
+    def correction(self) -> dict[str, torch.Tensor]:
+        """The state of the correction, [P] each but for ``steps``; empty where none was learned."""
+        parts: list[dict[str, Floats]] = self._fleet.get(
+            [member.call("correction") for member in self.members]
+        )
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if whole:
+            whole["steps"] = parts[0]["steps"]
+        return {name: torch.from_numpy(array.copy()) for name, array in whole.items()}
+
+    def correct(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Have every shard go back to its stretch of what ``correction`` returned."""
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        self._fleet.get(
+            [
+                member.call(
+                    "correct",
+                    {n: a if n == "steps" else a[bounds] for n, a in arrays.items()},
+                )
+                for member, bounds in zip(self.members, self.bounds, strict=True)
+            ]
+        )

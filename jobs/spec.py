@@ -178,7 +178,9 @@ class TintSpec(Section):
     """The layer that every task keeps for itself."""
 
     site: str = Field(default="head", min_length=1)
-    """Where: `head`, or the path of a module, such as vit.layers.5."""
+    """Where: `head`, a module's path such as vit.layers.5, `norms`, or a pattern (`*.mlp`)."""
+    rank: int | None = Field(default=None, ge=1)
+    """A low-rank product added to each linear weight there, instead of a copy of the module."""
     learned: bool = True
     """Whether the tint layers learn; otherwise each stays as its expert has it."""
 
@@ -215,6 +217,8 @@ class FitSpec(Section):
     """Learning rate of the merging coefficients."""
     tint_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the tint layers; left out, it goes by their site."""
+    correction_lr: float = Field(default=0.0, ge=0)
+    """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rates go from their first value to the last round."""
     warmup: int = Field(default=0, ge=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.checkpointing import MARK
@@ -33,7 +33,7 @@ from tintray.partition import partition
 from tintray.randomness import stream
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.tasks import Kind
-from tintray.tint import FusedModel, TintLayer
+from tintray.tint import FusedModel, TintLayer, low_rank_factors
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class FitOrder:
     base: str
     base_digest: str
     site: str
+    rank: int | None
     learned: bool
     granularity: Granularity
     settings: StepSettings
@@ -134,7 +135,7 @@ class Worker:
         first = next(task for tasks in groups.values() for task in tasks)
         self._base = open_checkpoint(local_folder(order.base, self._cache), role="base")
         base = models.load_base(self._base, like=self._checkpoint(first))
-        self._partition = partition(base, order.site, order.granularity)
+        self._partition = partition(base, order.site, order.granularity, order.rank)
         self._fused: FusedModel | None = None
         self._bounds: list[slice] = []
 
@@ -155,6 +156,7 @@ class Worker:
         expert = models.load_expert(checkpoint, task.role)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
         private = models.private_state(expert, self._partition.private)
+        private |= self._low_rank_start(expert)
         layer = TintLayer.of_expert(
             task.name, private, self._partition.site, learn=self._order.learned
         )
@@ -192,7 +194,8 @@ class Worker:
         true = self._true_labels(task, len(pool), classes) if task.labelled else None
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
         if self._fused is None:
-            self._fused = FusedModel(expert, self._partition.layout, self._partition.private)
+            split = self._partition
+            self._fused = FusedModel(expert, split.layout, split.private, split.low_rank)
         return facts
 
     def prepare(self, name: str) -> Prepared:
@@ -296,6 +299,17 @@ class Worker:
         path, split = source
         raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{task.name}.{part}")
         return pools.build_pool(raw, processor)
+
+    def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
+        """The factors that a low-rank tint starts from; none where a task has a full copy."""
+        if self._order.rank is None:
+            return {}
+        base = self._partition.module
+        vectors = {
+            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
+            for name in self._partition.low_rank
+        }
+        return low_rank_factors(vectors, self._order.rank)
 
     def _true_labels(self, task: TaskOrder, examples: int, classes: int) -> tuple[Tensor, Tensor]:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""

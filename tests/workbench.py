@@ -18,7 +18,7 @@ from tintray.layout import Granularity
 from tintray.partition import partition
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel, TintLayer
+from tintray.tint import FusedModel, TintLayer, low_rank_factors
 
 SETTINGS = StepSettings(seed=3, batch_size=6, micro_batch=64, labels="soft", filter="none")
 
@@ -31,13 +31,15 @@ class Workbench:
     experts: dict[str, nn.Module]
     pools: dict[str, pools.Pool]
     site: str = "head"
+    rank: int | None = None
     granularity: Granularity = "tensor"
     labels: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labels = {n: predict(e, self.pools[n]).clone() for n, e in self.experts.items()}
-        split = partition(self.base, self.site, self.granularity)
+        split = partition(self.base, self.site, self.granularity, self.rank)
         self.paths, self.private, self.layout = split.site, split.private, split.layout
+        self.low_rank = split.low_rank
 
     @property
     def vectors(self) -> TaskVectors:
@@ -53,10 +55,17 @@ class Workbench:
         """A fresh tint layer per task."""
         return [
             TintLayer.of_expert(
-                name, models.private_state(self.experts[name], self.private), self.paths
+                name, models.private_state(expert, self.private) | self._factors(expert), self.paths
             )
-            for name in self.experts
+            for name, expert in self.experts.items()
         ]
+
+    def _factors(self, expert: nn.Module) -> dict[str, Tensor]:
+        vectors = {
+            name: (expert.get_parameter(name) - self.base.get_parameter(name)).detach()
+            for name in self.low_rank
+        }
+        return {} if self.rank is None else low_rank_factors(vectors, self.rank)
 
     def group(self, settings: StepSettings = SETTINGS, only: str | None = None) -> TaskGroup:
         """One task group of all tasks, or of one, at its beginning."""
@@ -66,7 +75,7 @@ class Workbench:
             if only in (None, layer.task)
         ]
         template = next(iter(self.experts.values()))
-        fused = FusedModel(template, self.layout, self.private)
+        fused = FusedModel(template, self.layout, self.private, self.low_rank)
         return TaskGroup(states, fused, torch.zeros(self.layout.numel), settings)
 
     def uniform(self, value: float) -> Tensor:

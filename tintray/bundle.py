@@ -28,6 +28,7 @@ from tintray.checkpoints import file_sha256
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 from tintray.models import empty_module, quiet_transformers
 from tintray.surgery import DOWN, UP, attach
+from tintray.tint import with_low_rank
 
 FORMAT = "tintray-merge"
 FORMAT_VERSION = 1
@@ -155,7 +156,7 @@ class Merge:
         ones are its own. Training it would change the backbone under every other task.
         """
         module = empty_module(self.config(task))
-        tensors = self.backbone | self.tint(task)
+        tensors = with_low_rank(self.backbone, self.tint(task))
         operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
         module.load_state_dict(tensors, strict=True, assign=True)
         if operation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError, SpecError, nearest
 
 HEAD = "head"
+NORMS = "norms"
 
 
 def model_class(checkpoint: Checkpoint, role: str) -> Any:
@@ -252,7 +254,11 @@ def check_same_backbone(
 
 
 def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
-    """Module paths of a tint site: ``"head"``, or a path spelt as in memory or as on disk.
+    """Module paths of a tint site.
+
+    ``head``; a module's path, spelt as in memory or as on disk; ``norms``, all normalisation
+    layers of the backbone; or a pattern such as ``*.attention``, in which ``*`` stands for
+    anything: all modules that it fits, as in memory, each with what lies below it.
 
     Raises
     ------
@@ -262,6 +268,10 @@ def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
     """
     if site == HEAD:
         return head_modules(module)
+    if site == NORMS or "*" in site:
+        paths = _several(module, site)
+        _check_shares(module, site, paths)
+        return paths
     owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
     path = site if site in owners else _module_path_of(module, site)
     callable_ = sorted(name for name, child in owners.items() if _is_called(child))
@@ -276,12 +286,47 @@ def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
             f"tint.site: '{site}' is a list of modules, not one that can be tinted; expected one "
             f"of them, such as '{_an_example([n for n in callable_ if n.startswith(path + '.')])}'"
         )
-    if all(name.startswith(path + ".") for name in backbone_names(module)):
+    _check_shares(module, site, (path,))
+    return (path,)
+
+
+def _several(module: nn.Module, site: str) -> tuple[str, ...]:
+    """The outermost modules that a pattern fits, or all normalisation layers of the backbone."""
+    prefix = backbone_prefix(module)
+
+    def fits(path: str, child: nn.Module) -> bool:
+        if site == NORMS:
+            return path.startswith(prefix) and _is_norm(child)
+        return fnmatchcase(path, site)
+
+    found: list[str] = []
+    for path, child in module.named_modules():  # parents come before their children
+        below = any(path.startswith(f"{outer}.") for outer in found)
+        if path and not below and _owns(child) and _is_called(child) and fits(path, child):
+            found.append(path)
+    if not found:
+        what = "no normalisation layer" if site == NORMS else f"no module that fits '{site}'"
+        raise SpecError(
+            f"tint.site: {type(module).__name__} has {what}; expected 'head', a module path or a "
+            "pattern such as '*.attention'"
+        )
+    return tuple(found)
+
+
+def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...]) -> None:
+    below = tuple(f"{path}." for path in paths)
+    if all(name.startswith(below) for name in backbone_names(module)):
+        owners = [name for name, child in module.named_modules() if name and _owns(child)]
+        callable_ = sorted(n for n in owners if _is_called(module.get_submodule(n)))
         raise SpecError(
             f"tint.site: '{site}' is the whole backbone, so that nothing would be shared; expected "
             f"a part of it, such as '{_an_example(callable_)}'"
         )
-    return (path,)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises, as its class is called: LayerNorm, BatchNorm2d, T5LayerNorm."""
+    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
 
 
 def _owns(module: nn.Module) -> bool:

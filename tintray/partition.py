@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tintray.errors import SpecError
 from tintray.layout import Granularity, Layout, build_layout
 from tintray.models import backbone_names, head_modules, resolve_site
 
@@ -19,33 +20,65 @@ class Partition:
     site
         Paths of the tinted modules.
     private
-        Paths of all modules that a task owns: the tint site and the head.
+        Paths of all modules that a task owns: the tint site and the head. A low-rank tint leaves
+        the site shared: then it is the head alone.
     layout
         The shared tensors, and the layer units that they form.
+    low_rank
+        Names of the weights at the site that each task adds a low-rank product to.
     """
 
     module: nn.Module
     site: tuple[str, ...]
     private: tuple[str, ...]
     layout: Layout
+    low_rank: tuple[str, ...] = ()
 
 
-def partition(base: nn.Module, site: str, granularity: Granularity = "tensor") -> Partition:
+def partition(
+    base: nn.Module, site: str, granularity: Granularity = "tensor", rank: int | None = None
+) -> Partition:
     """Resolve a tint site on a base, and lay out what is left to share.
 
     A tinted module's tensors are not in the layout: no task would use a merged version of them.
+    With a ``rank`` they are: every task adds a product of that rank to each linear weight there.
 
     Raises
     ------
     SpecError
-        If the model has no such site; see ``resolve_site``.
+        If the model has no such site (see ``resolve_site``), or one that has no low-rank form.
     """
     paths = resolve_site(base, site)
-    private = tuple(dict.fromkeys(paths + head_modules(base)))
+    heads = head_modules(base)
+    low_rank = () if rank is None else _linear_weights(base, site, paths, heads)
+    private = heads if low_rank else tuple(dict.fromkeys(paths + heads))
     below = tuple(f"{path}." for path in private)
     shapes = {
         name: base.get_parameter(name).shape
         for name in backbone_names(base)
         if not name.startswith(below)
     }
-    return Partition(base, paths, private, build_layout(shapes, granularity))
+    return Partition(base, paths, private, build_layout(shapes, granularity), low_rank)
+
+
+def _linear_weights(
+    base: nn.Module, site: str, paths: tuple[str, ...], heads: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Weights of the linear layers below a site, in the order of the model."""
+    if set(paths) & set(heads):
+        raise SpecError(
+            f"tint.rank: the tint site '{site}' is the head, of which tasks share nothing that a "
+            "low-rank product could be added to; name a module of the backbone, or leave out rank"
+        )
+    below = tuple(f"{path}." for path in paths)
+    found = tuple(
+        f"{name}.weight"
+        for name, child in base.named_modules()
+        if isinstance(child, nn.Linear) and f"{name}.".startswith(below)
+    )
+    if not found:
+        raise SpecError(
+            f"tint.rank: there is no linear layer at the tint site '{site}'; expected a module "
+            "with linear layers, such as a block, or leave out rank for a full copy"
+        )
+    return found

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.layout import Layout, Theta
 from tintray.models import skeleton
 from tintray.precision import Precision, computing
+
+UP, DOWN = ".low_rank.up", ".low_rank.down"
 
 
 @dataclass
@@ -43,12 +45,11 @@ class TintLayer:
         cls, task: str, tensors: Mapping[str, Tensor], site: Sequence[str], learn: bool = True
     ) -> TintLayer:
         """Private copies of an expert's tensors; those below ``site`` will be trained."""
+        below = tuple(f"{path}." for path in site)
         trained = tuple(
             name
             for name, tensor in tensors.items()
-            if learn
-            and tensor.is_floating_point()
-            and name.startswith(tuple(f"{p}." for p in site))
+            if learn and tensor.is_floating_point() and name.startswith(below)
         )
         own = {
             name: nn.Parameter(tensor.clone(), requires_grad=True)
@@ -71,6 +72,33 @@ class TintLayer:
         """How many numbers below ``site`` the task owns."""
         below = tuple(f"{path}." for path in site)
         return sum(t.numel() for name, t in self.tensors.items() if name.startswith(below))
+
+
+def low_rank_factors(task_vectors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """A low-rank tint's start: the best product of ``rank`` for each weight's task vector.
+
+    From τ [m, n] by weight name: ``<name>.low_rank.up`` [m, r] and ``<name>.low_rank.down``
+    [r, n], whose product is τ's truncated singular value decomposition; the singular values are
+    shared out evenly, so that both factors learn alike.
+    """
+    found: dict[str, Tensor] = {}
+    for name, vector in task_vectors.items():
+        left, values, right = torch.linalg.svd(vector.float(), full_matrices=False)
+        r = min(rank, len(values))
+        half = values[:r].sqrt()
+        found[name + UP] = (left[:, :r] * half).contiguous()
+        found[name + DOWN] = (half[:, None] * right[:r]).contiguous()
+    return found
+
+
+def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A task's tensors under their models' names: low-rank products added to what is shared."""
+    tensors = {name: t for name, t in {**shared, **own}.items() if not name.endswith((UP, DOWN))}
+    for name in own:
+        if name.endswith(UP):
+            weight = name.removesuffix(UP)
+            tensors[weight] = shared[weight] + own[name] @ own[weight + DOWN]
+    return tensors
 
 
 @dataclass
@@ -130,6 +158,29 @@ class Parted(nn.Module):
         return _join(outputs)
 
 
+class Adapted(nn.Module):
+    """A linear layer that all tasks share, to which each task adds a low-rank product of its own.
+
+    The shared part runs on the whole batch at once; only the products part by task.
+    """
+
+    def __init__(self, path: str, shared: nn.Linear, split: _Split) -> None:
+        super().__init__()
+        self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
+        self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
+        self._split = split
+
+    def forward(self, given: Tensor) -> Tensor:
+        """[Σ sizes, …, n] to [Σ sizes, …, m]."""
+        own = [
+            (part @ layer.tensors[self._down].t()) @ layer.tensors[self._up].t()
+            for part, layer in zip(
+                torch.split(given, self._split.sizes), self._split.layers, strict=True
+            )
+        ]
+        return linear(given, self.weight, self.bias) + torch.cat(own)
+
+
 def _join(outputs: list[Any]) -> Any:
     if isinstance(outputs[0], tuple):
         return tuple(_join(list(column)) for column in zip(*outputs, strict=True))
@@ -150,17 +201,31 @@ class FusedModel:
         Where the shared tensors live in θ.
     private
         Paths of the modules that every task owns: the tint site and the head.
+    low_rank
+        Names of linear weights that every task adds a low-rank product to.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, private: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        private: Sequence[str],
+        low_rank: Sequence[str] = (),
+    ) -> None:
         self._module = skeleton(module)
         self._layout = layout
         self._split = _Split()
         for path in private:
-            parent, _, name = path.rpartition(".")
-            template = self._module.get_submodule(path)
-            setattr(self._module.get_submodule(parent), name, Parted(path, template, self._split))
+            self._replace(path, Parted(path, self._module.get_submodule(path), self._split))
+        for path in (weight.removesuffix(".weight") for weight in low_rank):
+            shared = self._module.get_submodule(path)
+            assert isinstance(shared, nn.Linear)  # a partition names no others
+            self._replace(path, Adapted(path, shared, self._split))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self._module.get_submodule(parent), name, new)
 
     def bind(self, theta: Theta, gradient: Tensor | None) -> None:
         """Use θ as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.

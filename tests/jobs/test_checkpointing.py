@@ -22,7 +22,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, StorageError
 
 ROUNDS = 9
-FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2}
+FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
 SECTIONS: dict[str, Any] = {"tint": {"site": "vit.layers.2"}, "fit": FIT}
 
 

@@ -53,8 +53,10 @@ def test_gradients_are_summed_in_the_order_given(shard: Shard) -> None:
     for part in parts:
         part.flags.writeable = False  # as arrays from an object store are
     expected = torch.full((10,), 1e8) + torch.full((10,), 1.0) + torch.full((10,), -1e8)
-    assert np.array_equal(shard.project(*parts), shard.project(expected.numpy()))
-    assert not np.array_equal(shard.project(*parts), shard.project(parts[0], parts[2], parts[1]))
+    assert np.array_equal(shard.project(0.0, *parts), shard.project(0.0, expected.numpy()))
+    assert not np.array_equal(
+        shard.project(0.0, *parts), shard.project(0.0, parts[0], parts[2], parts[1])
+    )
     assert [part[0] for part in parts] == [np.float32(1e8), 1.0, np.float32(-1e8)]
 
 
@@ -64,7 +66,7 @@ def test_projection_of_one_unit_is_a_dot_product(shard: Shard, tmp_path: Path) -
     random = torch.Generator().manual_seed(2)
     torch.randn(3, 2, generator=random)
     vector = torch.randn(4, generator=random)
-    found = shard.project(gradient)
+    found = shard.project(0.0, gradient)
     assert found[:, 0].tolist() == [0.0, 0.0]
     assert found[1, 1] == pytest.approx(float(vector @ torch.tensor([1.0, 2.0, 3.0, 4.0])))
 

@@ -13,6 +13,7 @@ from tests.tiny_zoo import CLASSES, TASKS, TinyZoo
 from tintray import models
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import CheckpointError, SpecError
+from tintray.partition import partition
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,35 @@ def test_a_site_that_leaves_nothing_to_share_or_only_holds_layers_is_refused(
     """``vit.layers`` is a list of blocks that nothing ever calls; ``vit`` is the whole backbone."""
     with pytest.raises(SpecError, match=r"^tint\.site"):
         models.resolve_site(expert, site)
+
+
+@pytest.mark.parametrize(
+    ("site", "count"), [("norms", 7), ("*.attention", 3), ("*.mlp", 3), ("vit.layers.*", 3)]
+)
+def test_a_pattern_is_all_that_it_fits_and_never_a_part_of_it_again(
+    expert: torch.nn.Module, site: str, count: int
+) -> None:
+    found = models.resolve_site(expert, site)
+    assert len(found) == count
+    assert not any(one.startswith(f"{other}.") for one in found for other in found)
+
+
+@pytest.mark.parametrize(
+    ("site", "words"), [("*.atention", "fits"), ("vit*", "nothing would be shared")]
+)
+def test_a_pattern_that_fits_nothing_or_everything_is_refused(
+    expert: torch.nn.Module, site: str, words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        models.resolve_site(expert, site)
+
+
+@pytest.mark.parametrize(("site", "words"), [("head", "is the head"), ("norms", "no linear layer")])
+def test_a_site_without_a_low_rank_form_is_refused(
+    expert: torch.nn.Module, site: str, words: str
+) -> None:
+    with pytest.raises(SpecError, match=rf"^tint\.rank.*{words}"):
+        partition(expert, site, rank=4)
 
 
 def config(**changes: int) -> ViTConfig:

@@ -8,6 +8,7 @@ import torch
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import models
+from tintray.tint import with_low_rank
 
 
 def outputs(bench: Workbench, sizes: list[int], coefficient: float) -> list[torch.Tensor]:
@@ -20,7 +21,10 @@ def outputs(bench: Workbench, sizes: list[int], coefficient: float) -> list[torc
         return fused.forward(batches, bench.layers())
 
 
-@pytest.mark.parametrize("site", ["head", "vit.layers.1", "vit.embeddings", "vit.layers.0.mlp.fc1"])
+SITES = ["head", "vit.layers.1", "vit.embeddings", "vit.layers.0.mlp.fc1", "norms", "*.attention"]
+
+
+@pytest.mark.parametrize("site", SITES)
 def test_each_task_is_answered_as_by_a_model_of_its_own(tiny: TinyZoo, site: str) -> None:
     """Batches of different sizes, heads of different widths, tints at several depths."""
     bench = tiny_workbench(tiny, site=site)
@@ -64,3 +68,32 @@ def test_a_site_whose_name_begins_another_one_is_not_it(tiny: TinyZoo) -> None:
     layer = TintLayer.of_expert("t", tensors, ("vit.layers.1",))
     assert layer.trained == ("vit.layers.1.w",)
     assert layer.count(("vit.layers.1",)) == 2
+
+
+@pytest.mark.parametrize("site", ["vit.layers.1", "*.mlp"])
+def test_a_low_rank_tint_adds_its_product_to_what_is_shared(tiny: TinyZoo, site: str) -> None:
+    bench = tiny_workbench(tiny, site=site, rank=3)
+    sizes = [5, 1, 7, 3]
+    found = outputs(bench, sizes, 0.4)
+    theta = bench.layout.views(bench.vectors.merge(bench.uniform(0.4)))
+    for layer, logits, size in zip(bench.layers(), found, sizes, strict=True):
+        batch = bench.pools[layer.task].batch(slice(0, size))
+        own = with_low_rank(theta, layer.tensors)
+        with torch.inference_mode():
+            expected = torch.func.functional_call(bench.experts[layer.task], own, (), batch).logits
+        assert torch.allclose(logits[:, : CLASSES[layer.task]], expected, atol=1e-5)
+
+
+def test_a_low_rank_tint_of_full_rank_begins_as_the_expert(tiny: TinyZoo) -> None:
+    """With coefficients of zero the site is θ₀ + τ; it costs rank·(m + n) per weight."""
+    bench = tiny_workbench(tiny, site="vit.layers.1", rank=16)
+    for layer in bench.layers():
+        expert = bench.experts[layer.task]
+        base = {n: bench.base.get_parameter(n) for n in bench.low_rank}
+        full = with_low_rank(base, layer.tensors)
+        for name in bench.low_rank:
+            assert torch.allclose(full[name], expert.get_parameter(name), atol=1e-5)
+    weights = [bench.base.get_parameter(name).shape for name in bench.low_rank]
+    assert len(weights) == 6
+    thin = tiny_workbench(tiny, site="vit.layers.1", rank=2)
+    assert thin.layers()[0].count(thin.paths) == sum(2 * (m + n) for m, n in weights)
