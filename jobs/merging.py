@@ -67,7 +67,9 @@ class Merger:
                 for kind, refs in order.statistics.items()
             },
         )
-        self._merging = Merging(sources, order.recipe, scale=order.scale, memory=order.memory)
+        self._merging = Merging(  # there is a member for each CPU
+            sources, order.recipe, scale=order.scale, memory=order.memory, at_once=1
+        )
         return self._merging.outputs
 
     def totals(self, names: Sequence[str]) -> Floats | None:

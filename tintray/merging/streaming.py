@@ -3,13 +3,17 @@
 Tensors are read in the order in which they lie in the base's files, merged and written in that
 order. A method that is elementwise never needs more than a small piece of each checkpoint; the
 others need one tensor of each at a time. What does not fit is refused before a byte is written.
-While one piece is merged the next one is read and the last one is written.
+Several pieces are merged at once while finished ones are written; where whole tensors are needed,
+the next one is read meanwhile.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -35,6 +39,8 @@ SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""
 
 _PIECE = 2**16  # numbers of each checkpoint at a time: all of them stay in a core's cache
+_WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for
+_WAITING = 2  # merged pieces that wait to be written, beside those that are being merged
 _FLOAT = 4
 _TEMPORARIES = 4  # arrays like its input that an elementwise method holds, its result included
 
@@ -124,6 +130,8 @@ class Merging:
     ----------
     memory
         Bytes that buffers, results and the method's own arrays may take together.
+    at_once
+        Pieces of a tensor that are merged at the same time at most; left out, one for each CPU.
 
     Raises
     ------
@@ -139,14 +147,18 @@ class Merging:
         *,
         scale: float | None = None,
         memory: int = MEMORY,
+        at_once: int | None = None,
     ) -> None:
         self._sources = sources
+        self._at_most = at_once or min(_WORKERS, os.cpu_count() or 1)
         self._recipe = recipe
         self._method = recipe.method
         self._method.check_tasks(len(sources.tasks))
         self._scale = self._method.start(len(sources.tasks)) if scale is None else scale
         self._memory = memory
         self._depths = depths(sources.base.tensors)
+        self._measuring = threading.Lock()
+        self._found_thresholds: dict[str, Tensor] = {}
         self._check_statistics()
         for info in sources.base.tensors.values():
             if info.floating:
@@ -177,17 +189,21 @@ class Merging:
         infos = [base.tensors[name] for name in (base.tensors if names is None else names)]
         pieces = [piece for info in infos for piece in self._cut(info)]
         totals = self.totals() if self._totals is None else self._totals
+
+        def merged(piece: _Piece, layer: Layer | None) -> Tensor:
+            if layer is None:
+                return self._copied(piece)
+            return self._stored(piece, self._merge(replace(layer, totals=totals)))
+
+        if self._method.elementwise:
+            for piece, found in self._at_once(pieces, merged):
+                yield piece.info, found
+            return
         with ThreadPoolExecutor(1) as reader:
             for piece, layer in self._read_ahead(pieces, reader):
-                if layer is None:
-                    yield piece.info, self._copied(piece)
-                    continue
-                merged = self._merge(replace(layer, totals=totals))
+                found = merged(piece, layer)
                 del layer  # a large tensor's experts must go before the next one's come
-                stored = merged.to(DTYPES[piece.info.dtype])  # where 16 bits may overflow
-                if not torch.isfinite(stored.sum(dtype=merged.dtype)):
-                    raise self._not_finite(piece)
-                yield piece.info, stored
+                yield piece.info, found
 
     def tensor(self, name: str) -> Tensor:
         """One merged tensor, [outputs, *shape]."""
@@ -203,10 +219,14 @@ class Merging:
         infos = [base.tensors[name] for name in (base.tensors if names is None else names)]
         pieces = [piece for info in infos if info.floating for piece in self._cut(info)]
         total = torch.zeros(len(self._sources.tasks), 1, dtype=torch.float64)
-        with ThreadPoolExecutor(1) as reader:
-            for _, layer in self._read_ahead(pieces, reader):
-                assert layer is not None
-                total = total + rule(layer)
+
+        def summed(_: _Piece, layer: Layer | None) -> Tensor:
+            assert layer is not None
+            found: Tensor = rule(layer)
+            return found
+
+        for _, part in self._at_once(pieces, summed):
+            total = total + part
         return total
 
     def given(self, totals: Tensor) -> None:
@@ -251,39 +271,73 @@ class Merging:
 
     # -- reading -----------------------------------------------------------------------------
 
+    def _at_once(
+        self, pieces: Sequence[_Piece], finish: Callable[[_Piece, Layer | None], Tensor]
+    ) -> Iterator[tuple[_Piece, Tensor]]:
+        """Each piece with what ``finish`` makes of it, in order; as many at once as fit.
+
+        Every worker reads into an array of its own, that it uses again.
+        """
+        local = threading.local()
+
+        def work(piece: _Piece) -> Tensor:
+            size = (len(self._sources.tasks) + 1, piece.numel if piece.info.floating else 0)
+            return finish(piece, self._load(piece, _taken(local, *size)))
+
+        window: deque[tuple[_Piece, Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(self._workers) as pool:
+            for piece in pieces:
+                if len(window) == self._workers + _WAITING:
+                    first, done = window.popleft()
+                    yield first, done.result()
+                window.append((piece, pool.submit(work, piece)))
+            while window:
+                first, done = window.popleft()
+                yield first, done.result()
+
+    @cached_property
+    def _workers(self) -> int:
+        """How many pieces fit into the memory at once, and are worth it."""
+        largest = max((info.numel for info in self.infos if info.floating), default=0)
+        tasks = len(self._sources.tasks)
+        most = self._at_most if self._method.elementwise else 1
+        files = sum(len(files) for files in self._sources.statistics.values())
+        for workers in range(most, 1, -1):
+            measured = 2 * workers * files * min(largest, _PIECE) * _FLOAT
+            if needed_bytes(self._recipe, largest, tasks, workers) + measured <= self._memory:
+                return workers
+        return 1
+
     def _read_ahead(
         self, pieces: Sequence[_Piece], reader: ThreadPoolExecutor
     ) -> Iterator[tuple[_Piece, Layer | None]]:
-        """Each piece with its layer (None for what cannot be merged), the next one on its way.
+        """Each whole tensor with its layer (None for what cannot be merged), the next on its way.
 
-        Pieces are read into two buffers in turn; whole tensors into memory of their own, and where
-        two of them do not fit, the next one waits.
+        Where two of them do not fit, the next one waits.
         """
-        buffers = _Buffers()
         ahead: Future[Layer | None] | None = None
         for index, piece in enumerate(pieces):
-            layer = self._load(piece, buffers, index) if ahead is None else ahead.result()
+            layer = self._load(piece) if ahead is None else ahead.result()
             ahead = None
             following = pieces[index + 1] if index + 1 < len(pieces) else None
             if following is not None and self._both_fit(piece, following):
-                ahead = reader.submit(self._load, following, buffers, index + 1)
+                ahead = reader.submit(self._load, following)
             yield piece, layer
             del layer
 
     def _both_fit(self, piece: _Piece, following: _Piece) -> bool:
-        if self._method.elementwise:
-            return True
         read = (len(self._sources.tasks) + 1) * following.numel * _FLOAT
         return self._needed(piece.info) + read + self._statistics_bytes(following.info) <= (
             self._memory
         )
 
-    def _load(self, piece: _Piece, buffers: _Buffers, index: int) -> Layer | None:
+    def _load(self, piece: _Piece, held: Tensor | None = None) -> Layer | None:
+        """The layer of a piece, read into ``held`` [K + 1, n] or into memory of its own."""
         info, sources = piece.info, self._sources
         if not info.floating:
             return None
-        size = (len(sources.tasks) + 1, piece.numel)
-        held = buffers.take(index, *size) if self._method.elementwise else torch.empty(size)
+        if held is None:
+            held = torch.empty(len(sources.tasks) + 1, piece.numel)
         base = sources.base.read(info.name, held[0], piece.start)
         for row, expert in zip(held[1:], sources.experts, strict=True):
             expert.read(info.name, row, piece.start)
@@ -322,24 +376,31 @@ class Merging:
         return found
 
     def _thresholds(self, info: TensorInfo) -> Tensor | None:
-        """The method's thresholds of a tensor, found one task at a time and kept for its pieces."""
-        rule = self._method.thresholds
-        if rule is None:
+        """The method's thresholds of a tensor, found by the first of its pieces for all."""
+        if self._method.thresholds is None:
             return None
-        if self._last_thresholds is None or self._last_thresholds[0] != info.name:
-            base = self._sources.base.whole(info.name, torch.float32)
-            found = []
-            row = torch.empty(info.numel)
-            for task, expert in zip(self._sources.tasks, self._sources.experts, strict=True):
-                vector = expert.read(info.name, row).view(1, *info.shape)
-                if not self._sources.differences:
-                    vector -= base
-                layer = Layer(info.name, base, vector, (task,))
-                found.append(rule(layer, **self._recipe.parameters))
-            self._last_thresholds = (info.name, torch.cat(found))
-        return self._last_thresholds[1]
+        if info.name not in self._found_thresholds:
+            with self._measuring:  # one tensor at a time, so that memory stays bounded
+                if info.name not in self._found_thresholds:
+                    self._found_thresholds[info.name] = self._measured_thresholds(info)
+        return self._found_thresholds[info.name]
 
-    _last_thresholds: tuple[str, Tensor] | None = None
+    def _measured_thresholds(self, info: TensorInfo) -> Tensor:
+        """The thresholds [K, m] of a tensor, of as many tasks at once as pieces are merged."""
+        rule, sources = self._method.thresholds, self._sources
+        assert rule is not None
+        base = sources.base.whole(info.name, torch.float32)
+
+        def measured(number: int) -> Tensor:
+            vector = sources.experts[number].whole(info.name, torch.float32)[None]
+            if not sources.differences:
+                vector -= base
+            layer = Layer(info.name, base, vector, (sources.tasks[number],))
+            found: Tensor = rule(layer, **self._recipe.parameters)
+            return found
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            return torch.cat(list(pool.map(measured, range(len(sources.tasks)))))
 
     # -- merging -----------------------------------------------------------------------------
 
@@ -356,6 +417,13 @@ class Merging:
     @cached_property
     def _weights(self) -> Tensor:
         return torch.full((len(self._sources.tasks),), self._scale)
+
+    def _stored(self, piece: _Piece, merged: Tensor) -> Tensor:
+        """θ in the type of the tensor, which 16 bits may overflow."""
+        stored = merged.to(DTYPES[piece.info.dtype])
+        if not torch.isfinite(stored.sum(dtype=merged.dtype)):
+            raise self._not_finite(piece)
+        return stored
 
     def _copied(self, piece: _Piece) -> Tensor:
         tensor = self._sources.base.whole(piece.info.name).reshape(1, -1)
@@ -377,15 +445,19 @@ class Merging:
         )
 
 
-def needed_bytes(recipe: Recipe, numel: int, tasks: int) -> int:
-    """Bytes to merge one tensor: what is read, what the method holds, the result."""
+def needed_bytes(recipe: Recipe, numel: int, tasks: int, workers: int = 1) -> int:
+    """Bytes to merge one tensor: what is read, what the method holds, the results.
+
+    ``workers`` is how many pieces of it are merged at once, where the method takes pieces.
+    """
     method = recipe.method
     if not method.elementwise:
         return int((tasks + 1 + method.workspace * tasks + 2) * numel * _FLOAT)
-    arrays = 2 * (tasks + 1) + _TEMPORARIES * tasks + 2
+    results = (workers + _WAITING) * (1 if method.own is None else tasks)
+    arrays = workers * (tasks + 1 + _TEMPORARIES * tasks) + results
     needed = arrays * min(numel, _PIECE) * _FLOAT
-    if method.thresholds is not None:  # the whole tensor of base and one task, and its magnitudes
-        needed += 4 * numel * _FLOAT
+    if method.thresholds is not None:  # whole tensors: the base, and of each a task, sizes, a copy
+        needed += (1 + 3 * workers) * numel * _FLOAT
     return needed
 
 
@@ -415,19 +487,13 @@ def _check_fits(
         )
 
 
-class _Buffers:
-    """Two arrays for what is read, used in turn; they grow to the largest piece."""
-
-    def __init__(self) -> None:
-        self._pair = [torch.empty(0), torch.empty(0)]
-
-    def take(self, index: int, rows: int, columns: int) -> Tensor:
-        """[rows, columns] of the array of piece ``index``."""
-        turn = index % 2
-        if len(self._pair[turn]) < rows * columns:
-            self._pair[turn] = torch.empty(0)  # the old one goes before the new one comes
-            self._pair[turn] = torch.empty(rows * columns)
-        return self._pair[turn][: rows * columns].view(rows, columns)
+def _taken(local: threading.local, rows: int, columns: int) -> Tensor:
+    """[rows, columns] of this thread's array, which grows to the largest piece."""
+    held: Tensor | None = getattr(local, "held", None)
+    if held is None or len(held) < rows * columns:
+        local.held = held = None  # the old one goes before the new one comes
+        local.held = held = torch.empty(rows * columns)
+    return held[: rows * columns].view(rows, columns)
 
 
 def merge_checkpoints(
