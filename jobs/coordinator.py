@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from jobs.fleet import Fleet, Member, Ref
 from jobs.shard import Shards
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore, mean
+from tintray.plateau import Plateau
 from tintray.schedule import Schedule
 from tintray.step import TaskMetrics
 
@@ -35,6 +36,7 @@ class Cast:
     shards: Shards
     workers: Sequence[Member]
     groups: Mapping[int, Member]  # group number -> its worker
+    names: Mapping[int, Sequence[str]]  # group number -> its tasks, in order
     tasks: Mapping[str, Member]  # task name -> its worker
 
 
@@ -54,6 +56,10 @@ class Coordinator:
     in_turn
         Let every group move Λ by itself, one after another (the published loop, with one task per
         group), instead of all groups together.
+    plateau
+        Ends the fit early, where agreement has stopped growing.
+    sampled
+        Which tasks take part in a round; all of them without it.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class Coordinator:
         tint_lr: Schedule,
         correction_lr: Schedule | None = None,
         in_turn: bool = False,
+        plateau: Plateau | None = None,
+        sampled: Callable[[int], Collection[str]] | None = None,
     ) -> None:
         self._fleet = fleet
         self._cast = cast
@@ -75,6 +83,11 @@ class Coordinator:
         self._correction_lr = correction_lr
         groups = sorted(cast.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
+        self._plateau = plateau
+        self._sampled = sampled
+        self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
+        self.rounds = 0
+        """Rounds that the fit has run."""
         self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
     def fit(
@@ -87,6 +100,7 @@ class Coordinator:
     ) -> None:
         """Run rounds ``first … rounds - 1``; Λ and the workers' tint layers move in each.
 
+        On a plateau it ends before; the last event then says so many ``rounds`` as there were.
         ``seconds`` are those that the rounds before ``first`` took. When ``on_round`` is called
         nothing moves: what it finds is the state at the end of that round.
 
@@ -96,36 +110,59 @@ class Coordinator:
             If a loss stops being finite, or a worker dies.
         """
         started = time.perf_counter() - seconds
+        self.rounds = first
+        if self._on_plateau():  # a checkpoint of the last round
+            return
         for round_ in range(first, rounds):
             metrics = self._round(round_)
             for name, of_task in metrics.items():
                 self._kept[name].append(of_task.kept)
+            self._agreement.append(mean([m.agreement for m in metrics.values()]))
+            self.rounds = round_ + 1
+            last = self._on_plateau()
             on_round(
                 RoundDone(
-                    round=round_ + 1,
-                    rounds=rounds,
+                    round=self.rounds,
+                    rounds=self.rounds if last else rounds,
                     loss=mean([m.loss for m in metrics.values()]),
                     agreement={name: m.agreement for name, m in metrics.items()},
                     kept={name: m.kept for name, m in metrics.items()},
                     seconds=time.perf_counter() - started,
                 )
             )
+            if last:
+                return
+
+    def _on_plateau(self) -> bool:
+        if self._plateau is None:
+            return False
+        self._agreement = self._agreement[-self._plateau.window :]
+        return self._plateau.reached(self._agreement)
 
     def _round(self, round_: int) -> dict[str, TaskMetrics]:
         found: dict[str, TaskMetrics] = {}
+        chosen = None if self._sampled is None else self._sampled(round_)
         for groups in self._turns:
-            found |= self._turn(round_, groups)
+            found |= self._turn(round_, groups, chosen)
         return found
 
-    def _turn(self, round_: int, groups: Sequence[int]) -> dict[str, TaskMetrics]:
-        """One update of Λ from the gradients of these groups."""
+    def _turn(
+        self, round_: int, groups: Sequence[int], chosen: Collection[str] | None
+    ) -> dict[str, TaskMetrics]:
+        """One update of Λ from the gradients of these groups, or of the tasks chosen of them."""
+        only: dict[int, list[str] | None] = dict.fromkeys(groups)
+        if chosen is not None:
+            named = {g: [name for name in self._cast.names[g] if name in chosen] for g in groups}
+            only = {group: names for group, names in named.items() if names}
+        if not only:
+            return {}
         theta = self.theta()
         tint_lr = self._tint_lr(round_)
         answers = [
             self._cast.groups[group].call(
-                "step", group, round_, tint_lr, *theta, returns=len(theta) + 1
+                "step", group, round_, tint_lr, names, *theta, returns=len(theta) + 1
             )
-            for group in groups
+            for group, names in only.items()
         ]
         correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
         projected = self._cast.shards.project([pieces for *pieces, _ in answers], correction_lr)
@@ -145,7 +182,7 @@ class Coordinator:
         if self._correction_lr is not None:
             found = self._cast.shards.correction()
             tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
-        return tensors, {"kept": kept}
+        return tensors, {"kept": kept, "agreement": self._agreement}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go back to what ``state`` returned."""
@@ -157,6 +194,7 @@ class Coordinator:
         }
         if correction:
             self._cast.shards.correct(correction)
+        self._agreement = list(notes["agreement"])
         self._kept.clear()
         for task, shares in notes["kept"].items():
             self._kept[task].extend(shares)

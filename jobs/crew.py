@@ -6,15 +6,27 @@ equal size. Which worker hosts a group depends on the cluster and never enters a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
 from jobs.arrays import Floats
 from jobs.coordinator import Cast
 from jobs.fleet import Fleet, Member
+from jobs.plan import (
+    Choice,
+    ClusterSize,
+    Plan,
+    activation_bytes,
+    check,
+    job_size,
+    object_store_bytes,
+)
+from jobs.resources import free_disk
 from jobs.shard import ShardOrder, Shards
 from jobs.sources import cache_folder, local_folder
 from jobs.spec import JobSpec
@@ -27,14 +39,12 @@ from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import open_checkpoint
 from tintray.partition import Partition, partition
 from tintray.precision import resolve
+from tintray.randomness import sample_tasks
 from tintray.step import StepSettings
 
 MOST_GROUPS = 8
 """Groups of a job that names none, at most: enough for eight cores, few enough that their gradients
 (one backbone each) stay small beside T."""
-
-SHARD_BYTES = 512 * 2**20
-"""Task vectors that one shard has at least, where the job file does not say how many there are."""
 
 DEFAULT_MICRO_BATCH = 64
 """Examples per forward pass. Measured on a ViT of 1.2 M parameters in bfloat16: 7 % faster than 32
@@ -71,6 +81,48 @@ def survey(spec: JobSpec) -> Ground:
     module = models.load_base(base, like=expert)
     return Ground(
         base.digest(), partition(module, spec.tint.site, spec.merge.granularity, spec.tint.rank)
+    )
+
+
+def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
+    """How the job is laid out over a cluster, and the memory that it takes there.
+
+    Raises
+    ------
+    SpecError
+        If it does not fit; see ``plan.check``.
+    """
+    layout, private = ground.partition.layout, ground.partition.private
+    module, examples = ground.partition.module, spec.fit.micro_batch or DEFAULT_MICRO_BATCH
+    below = tuple(f"{path}." for path in private)
+    own = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
+    config = getattr(module, "config", None)
+    wide = 4 if resolve(spec.fit.precision) == "float32" else 2
+    size = job_size(
+        layout,
+        tasks=len(spec.tasks),
+        private=own,
+        groups=min(len(spec.tasks), group_count(spec)),
+        activation_bytes=activation_bytes(config.to_dict() if config else {}, examples, wide),
+    )
+    store = Path(spec.store.path) if spec.store.path else None
+    place = replace(cluster, disk=None if store is None else free_disk(store))
+    return check(size, place, _choice(spec))
+
+
+def object_store_needed(spec: JobSpec, ground: Ground) -> int:
+    """Bytes of shared memory for a cluster that is started for the job."""
+    workers = _choice(spec).workers or max(1, os.cpu_count() or 1)
+    return object_store_bytes(ground.partition.layout.numel, group_count(spec), workers)
+
+
+def _choice(spec: JobSpec) -> Choice:
+    wanted = spec.cluster
+    return Choice(
+        workers=None if wanted.workers == "auto" else max(1, wanted.workers),
+        threads=wanted.threads_per_worker,
+        shards=None if wanted.shards == "auto" else wanted.shards,
+        format=spec.merge.task_vectors,
     )
 
 
@@ -116,18 +168,19 @@ class Crew:
         self.orders = [_order(spec, index) for index in range(len(spec.tasks))]
         groups = form_groups(len(self.orders), group_count(spec))
         threads = spec.cluster.threads_per_worker
-        wanted = spec.cluster.workers
-        count = max(1, fleet.size() // threads) if wanted == "auto" else max(1, wanted)
+        self.plan = make_plan(spec, ground, fleet.capacity())
         order = _fit_order(spec, ground)
         self._groups: dict[int, Member] = {}
+        self._names: dict[int, list[str]] = {}
         self._tasks: dict[str, Member] = {}
         self._workers: list[Member] = []
-        for hand in spread_groups(groups, count):
+        for hand in spread_groups(groups, self.plan.workers):
             hosted = {number: [self.orders[i] for i in groups[number]] for number in hand}
             name = f"worker {len(self._workers) + 1}"
             worker = fleet.spawn(Worker, order, hosted, threads=threads, name=name)
             self._workers.append(worker)
             self._groups |= dict.fromkeys(hand, worker)
+            self._names |= {number: [o.name for o in of] for number, of in hosted.items()}
             self._tasks |= {o.name: worker for tasks in hosted.values() for o in tasks}
         self._shards: Shards | None = None
 
@@ -151,8 +204,10 @@ class Crew:
             store_url=str(self._spec.store),
             base=self.base_blob(store),
             layout=self._ground.partition.layout,
+            format=self.plan.format,
+            mapped=self.plan.mapped,
         )
-        shards = self._shards = Shards(self._fleet, order, self._shard_count())
+        shards = self._shards = Shards(self._fleet, order, self.plan.shards)
         refs = [self._tasks[order.name].call("prepare", order.name) for order in self.orders]
         prepared: dict[str, Prepared] = {}
         for _, done in self._fleet.as_completed(refs):
@@ -173,7 +228,7 @@ class Crew:
         """Who takes part in rounds; ``prepare`` comes first."""
         assert self._shards is not None, "prepare() comes first"
         tasks = {order.name: self._tasks[order.name] for order in self.orders}
-        return Cast(self._shards, self._workers, self._groups, tasks)
+        return Cast(self._shards, self._workers, self._groups, self._names, tasks)
 
     def save_groups(self, mark: torch.Tensor) -> dict[int, BlobRef]:
         """Have every task group's state written to the store, with ``mark``; blobs by number."""
@@ -186,6 +241,19 @@ class Crew:
         self._fleet.get(
             [worker.call("load_group", n, refs[n]) for n, worker in self._groups.items()]
         )
+
+    @property
+    def sampler(self) -> Callable[[int], frozenset[str]] | None:
+        """Which tasks take part in a round, where not all do."""
+        count = self._spec.fit.tasks_per_round
+        if count is None or count >= len(self.orders):
+            return None
+        seed, names = self._spec.fit.seed, [order.name for order in self.orders]
+
+        def chosen(round_: int) -> frozenset[str]:
+            return frozenset(names[k] for k in sample_tasks(seed, round_, len(names), count))
+
+        return chosen
 
     def tints(self) -> dict[str, dict[str, torch.Tensor]]:
         """Every task's private tensors, as they are now."""
@@ -213,14 +281,6 @@ class Crew:
     @property
     def _members(self) -> list[Member]:
         return [*self._workers, *(self._shards.members if self._shards else [])]
-
-    def _shard_count(self) -> int:
-        """One while T is small: a second process would cost more than it saves."""
-        wanted = self._spec.cluster.shards
-        if wanted != "auto":
-            return wanted
-        total = 4 * self._ground.partition.layout.numel * len(self.orders)
-        return max(1, min(self._fleet.size(), total // SHARD_BYTES))
 
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""

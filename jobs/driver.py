@@ -16,7 +16,7 @@ import torch
 from jobs.arrays import peak_memory
 from jobs.checkpointing import Checkpoints, Ownership, delete_blobs
 from jobs.coordinator import Coordinator
-from jobs.crew import Crew, Ground, group_count
+from jobs.crew import Crew, Ground, object_store_needed
 from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from jobs.fleet import Fleet, open_fleet
 from jobs.job_run import JobRun, enter_job
@@ -42,6 +42,7 @@ from storage.states import JobState
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
+from tintray.plateau import Plateau
 from tintray.schedule import schedule
 
 HEAD_LR = 1e-2
@@ -110,18 +111,12 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
         address=spec.cluster.address,
         workers=spec.cluster.workers,
         threads=spec.cluster.threads_per_worker,
-        plan=object_store_bytes(ground.partition.layout.numel, group_count(spec)),
+        plan=object_store_needed(spec, ground),
     )
     try:
         yield fleet
     finally:
         fleet.close()
-
-
-def object_store_bytes(parameters: int, groups: int) -> int:
-    """What a round keeps in shared memory: θ and one gradient per group, of two rounds at most."""
-    arrays = 2 * (1 + groups)
-    return 2 * arrays * parameters * 4 + 256 * 2**20
 
 
 def _run(
@@ -171,6 +166,7 @@ def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
         scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
     return {
         "facts": stage.facts,
+        "rounds": coordinator.rounds,
         "kept": {name: coordinator.kept(name) for name in stage.facts},
         "scores": scores,
         "theta": torch.from_numpy(coordinator.backbone().copy()),
@@ -205,6 +201,8 @@ def _rounds(run: JobRun, stage: Stage, coordinator: Coordinator) -> float:
         run.stopper.check()
 
     coordinator.fit(spec.fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
+    if coordinator.rounds < spec.fit.rounds:
+        run.on_event(Notice(f"agreement stopped growing: ended after round {coordinator.rounds}"))
     return done.seconds
 
 
@@ -264,6 +262,8 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
         if fit.correction_lr
         else None,
         in_turn=fit.updates == "in_turn",
+        plateau=Plateau(fit.patience, fit.least_gain) if fit.patience else None,
+        sampled=stage.crew.sampler,
     )
     return coefficients, coordinator
 

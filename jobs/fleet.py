@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jobs.plan import ClusterSize
+from jobs.resources import available_memory
 from tintray.errors import FitError, SpecError, TintrayError
 
 Ref = Any
@@ -34,6 +36,9 @@ class Fleet(Protocol):
 
     def size(self) -> int:
         """How many single-threaded workers it can run at once."""
+
+    def capacity(self) -> ClusterSize:
+        """What it has in all: CPUs, memory, object store, nodes."""
 
     def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
         """Host ``cls(*args)``, computing with ``threads``; ``name`` is for errors and logs."""
@@ -85,6 +90,10 @@ class InlineFleet:
     def size(self) -> int:
         """One: calls do not overlap."""
         return 1
+
+    def capacity(self) -> ClusterSize:
+        """This process: one worker, and the memory that is free."""
+        return ClusterSize(cpus=1, memory=available_memory())
 
     def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
         """Construct the object here."""
@@ -162,6 +171,10 @@ class RayFleet:
         # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if address is None:
+            # Ray runs workers at niceness 15, for the sake of its own processes on a shared
+            # cluster; on a busy machine that would starve a fit that has the cluster to itself.
+            os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         self._ray = ray
@@ -202,6 +215,18 @@ class RayFleet:
     def size(self) -> int:
         """The cluster's CPUs."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def capacity(self) -> ClusterSize:
+        """The cluster's, as its nodes told when they joined."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        stores = [int(node.get("object_store_memory", 0)) for node in nodes]
+        return ClusterSize(
+            cpus=self.size(),
+            memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
+            nodes=max(1, len(nodes)),
+            gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+            object_store=None if self._owns_cluster else min(stores, default=0),
+        )
 
     def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
         """Start an actor; its constructor runs there and is not waited for."""

@@ -53,6 +53,7 @@ class Outcome:
     tints: Mapping[str, Mapping[str, Tensor]]
     seconds: Mapping[str, float]
     peak_memory_mib: float
+    rounds: int = 0
 
 
 def publish(
@@ -184,7 +185,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "corrected": bool(spec.merge.learned and spec.fit.correction_lr),
         "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
         "metrics": _metrics(outcome.scores),
-        "rounds": spec.fit.rounds if spec.merge.learned else 0,
+        "rounds": outcome.rounds,
         "precision": resolve(spec.fit.precision),
         "seconds": dict(outcome.seconds),
         "peak_memory_mib": outcome.peak_memory_mib,

@@ -109,6 +109,8 @@ class MergeSpec(Section):
     """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
     scale: float | None = Field(default=None, gt=0)
     """The coefficient that all start with; left out, the merging method's own."""
+    task_vectors: Literal["f32", "bf16", "int8", "int4"] = "f32"
+    """How task vectors are kept during the fit: `f32`, or `bf16`, `int8`, `int4` to save memory."""
     memory: Memory = 2 * 2**30
     """What a process that runs a merging method may hold, such as 2GiB."""
     granularity: Literal["tensor", "block", "task"] = "tensor"
@@ -223,6 +225,12 @@ class FitSpec(Section):
     """How the learning rates go from their first value to the last round."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""
+    tasks_per_round: int | None = Field(default=None, ge=1)
+    """How many tasks take part in a round, drawn anew for each; left out, all do."""
+    patience: int | None = Field(default=None, ge=1)
+    """End early once agreement over so many rounds is no higher than over as many before them."""
+    least_gain: float = Field(default=0.0, ge=0)
+    """By how much agreement must have grown for the fit to go on; for `patience`."""
     updates: Literal["together", "in_turn"] = "together"
     """All tasks of a round move the coefficients at once, or each in turn, as was published."""
     micro_batch: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -229,12 +229,15 @@ class Worker:
 
     # -- rounds --------------------------------------------------------------------------------
 
-    def step(self, group: int, round_: int, tint_lr: float, *theta: Floats) -> tuple[Any, ...]:
-        """One round of one group under θ, in pieces.
+    def step(
+        self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Floats
+    ) -> tuple[Any, ...]:
+        """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
 
         Answers Σ ∂L/∂θ over its tasks, in as many pieces, and last the metrics per task.
         """
-        result = self._groups[group].step([readable(t) for t in theta], round_, tint_lr)
+        pieces = [readable(piece) for piece in theta]
+        result = self._groups[group].step(pieces, round_, tint_lr, only=only)
         gradient: Floats = result.gradient.numpy()
         return (*(gradient[stretch] for stretch in self._bounds), result.metrics)
 

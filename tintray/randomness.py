@@ -30,3 +30,16 @@ def sample(seed: int, task: str, round_: int, examples: int, batch_size: int) ->
             for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
         ]
     )
+
+
+def sample_tasks(seed: int, round_: int, tasks: int, count: int) -> list[int]:
+    """Which ``count`` of the tasks 0 … ``tasks`` - 1 take part in ``round_``, in order.
+
+    Rounds walk through one shuffled order of all tasks after another; where it does not divide
+    evenly, its last round is filled up from its own beginning. So no task is twice in a round, and
+    every task is in one of any ``ceil(tasks / count)`` rounds that begin an order.
+    """
+    epoch, step = divmod(round_, -(-tasks // count))
+    order = torch.randperm(tasks, generator=stream(seed, "tasks", epoch))
+    positions = torch.arange(step * count, (step + 1) * count) % tasks
+    return sorted(order[positions].tolist())

@@ -7,7 +7,7 @@ result depends on θ, the round and the group alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,10 +132,15 @@ class TaskGroup:
         self._fused = fused
         self._settings = settings
         self._gradient = gradient
-        self._micro_batches = list(_micro_batches(len(self.tasks), settings))
 
     def step(
-        self, theta: Theta, round_: int, tint_lr: float, *, learn_backbone: bool = True
+        self,
+        theta: Theta,
+        round_: int,
+        tint_lr: float,
+        *,
+        only: Collection[str] | None = None,
+        learn_backbone: bool = True,
     ) -> GroupResult:
         """One round of this group: gradients for Λ, and one update of each tint layer.
 
@@ -145,6 +150,8 @@ class TaskGroup:
             The merged backbone, flat [P], whole or in pieces; read only.
         round_
             0-based; decides the batches together with seed and task names.
+        only
+            The tasks that take part, if not all do; the others stay as they are.
 
         Raises
         ------
@@ -153,26 +160,32 @@ class TaskGroup:
         """
         self._gradient.zero_()
         self._fused.bind(theta, self._gradient if learn_backbone else None)
+        tasks = [t for t in self.tasks if only is None or t.name in only]
         indices = [
             sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)
-            for t in self.tasks
+            for t in tasks
         ]
-        totals = torch.zeros(len(self.tasks), 3, dtype=torch.float64)
-        for micro_batch in self._micro_batches:
-            self._accumulate(micro_batch, indices, totals)
-        self._check(totals, round_)
-        for task in self.tasks:
+        totals = torch.zeros(len(tasks), 3, dtype=torch.float64)
+        for micro_batch in _micro_batches(len(tasks), self._settings):
+            self._accumulate(tasks, micro_batch, indices, totals)
+        _check(tasks, totals, round_)
+        for task in tasks:
             task.update(tint_lr)
         metrics = {
-            task.name: TaskMetrics(*row)
-            for task, row in zip(self.tasks, totals.tolist(), strict=True)
+            task.name: TaskMetrics(*row) for task, row in zip(tasks, totals.tolist(), strict=True)
         }
         return GroupResult(self._gradient, metrics)
 
-    def _accumulate(self, pieces: Sequence[_Piece], indices: list[Tensor], totals: Tensor) -> None:
+    def _accumulate(
+        self,
+        all_tasks: Sequence[TaskState],
+        pieces: Sequence[_Piece],
+        indices: list[Tensor],
+        totals: Tensor,
+    ) -> None:
         """Add the gradients and the metrics (loss, agreement, kept) of one micro-batch."""
         rows = [indices[piece.task][piece.rows] for piece in pieces]
-        tasks = [self.tasks[piece.task] for piece in pieces]
+        tasks = [all_tasks[piece.task] for piece in pieces]
         batches = [task.pool.batch(index) for task, index in zip(tasks, rows, strict=True)]
         outputs = self._fused.forward(
             batches, [task.layer for task in tasks], self._settings.precision
@@ -196,16 +209,17 @@ class TaskGroup:
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
-    def _check(self, totals: Tensor, round_: int) -> None:
-        for task, row in zip(self.tasks, totals, strict=True):
-            if not torch.isfinite(row).all():
-                for other in self.tasks:
-                    for parameter in other.layer.parameters:
-                        parameter.grad = None
-                raise FitError(
-                    f"task '{task.name}': the loss of round {round_ + 1} is not finite; lower "
-                    "fit.tint_lr or fit.coefficient_lr"
-                )
+
+def _check(tasks: Sequence[TaskState], totals: Tensor, round_: int) -> None:
+    for task, row in zip(tasks, totals, strict=True):
+        if not torch.isfinite(row).all():
+            for other in tasks:
+                for parameter in other.layer.parameters:
+                    parameter.grad = None
+            raise FitError(
+                f"task '{task.name}': the loss of round {round_ + 1} is not finite; lower "
+                "fit.tint_lr or fit.coefficient_lr"
+            )
 
 
 def _micro_batches(tasks: int, settings: StepSettings) -> Iterator[list[_Piece]]:

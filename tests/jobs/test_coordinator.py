@@ -18,6 +18,7 @@ from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.evaluation import TaskScore
+from tintray.plateau import Plateau
 
 
 class Fit:
@@ -43,6 +44,8 @@ class Fit:
             coefficient_lr=rate(rates[0]),
             tint_lr=rate(rates[1]),
             in_turn=spec.fit.updates == "in_turn",
+            plateau=Plateau(spec.fit.patience, spec.fit.least_gain) if spec.fit.patience else None,
+            sampled=self.crew.sampler,
         )
         self.rounds: list[RoundDone] = []
 
@@ -125,3 +128,62 @@ def test_in_turn_each_task_moves_the_coefficients_by_itself(tiny: TinyZoo, store
     assert (together.coefficients.values - start).abs().max() <= 1.01e-3
     assert (in_turn.coefficients.values - start).abs().max() > 1.5e-3
     assert {task for done in in_turn.rounds for task in done.agreement} == set(TASKS)
+
+
+@pytest.mark.parametrize("updates", ["together", "in_turn"])
+def test_tasks_that_sit_a_round_out_stay_as_they_are(
+    tiny: TinyZoo, store: Path, updates: str
+) -> None:
+    """Two groups of two tasks, one task a round: one group has nothing to do."""
+    fit = Fit(tiny, store, fit={"tasks_per_round": 1, "groups": 2, "updates": updates})
+    before = fit.crew.tints()
+    fit.run(1)
+    (chosen,) = fit.rounds[0].agreement
+    after = fit.crew.tints()
+    moved = {t for t in TASKS if any(not torch.equal(after[t][n], before[t][n]) for n in after[t])}
+    assert moved == {chosen}
+    fit.run(4)
+    assert {name for event in fit.rounds[1:] for name in event.agreement} == set(TASKS)
+
+
+def test_a_round_of_all_tasks_is_an_ordinary_round(tiny: TinyZoo, store: Path) -> None:
+    plain, all_four = Fit(tiny, store), Fit(tiny, store, fit={"tasks_per_round": 4})
+    assert torch.equal(plain.run(2).coefficients.values, all_four.run(2).coefficients.values)
+
+
+def test_a_fit_ends_where_agreement_stops_growing(tiny: TinyZoo, store: Path) -> None:
+    """Nothing is learned, and the gain asked for is out of reach: two windows, and it is over."""
+    fit = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "least_gain": 1.0}).run(10)
+    assert fit.coordinator.rounds == len(fit.rounds) == 4
+    assert [(event.round, event.rounds) for event in fit.rounds] == [
+        (1, 10),
+        (2, 10),
+        (3, 10),
+        (4, 4),
+    ]
+    # One that is resumed after its last round has nothing more to run.
+    again = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "least_gain": 1.0})
+    again.coordinator.restore(*fit.coordinator.state())
+    again.coordinator.fit(10, again.rounds.append, first=4)
+    assert again.rounds == []
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_formats_change_little_and_shards_change_nothing(
+    tiny: TinyZoo, store: Path, format: str
+) -> None:
+    plain = Fit(tiny, store).run(2).coordinator.backbone()
+    found = [
+        Fit(
+            tiny,
+            store,
+            merge={"granularity": "block", "task_vectors": format},
+            cluster={"shards": n},
+        )
+        .run(2)
+        .coordinator.backbone()
+        for n in (1, 3)
+    ]
+    assert np.array_equal(*found)
+    assert not np.array_equal(found[0], plain)
+    assert np.allclose(found[0], plain, atol={"bf16": 1e-2, "int8": 1e-2, "int4": 0.15}[format])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from jobs import api
-from jobs.driver import object_store_bytes
 from jobs.events import RoundDone
 from storage.catalog import Catalog
 from tests.tiny_zoo import TinyZoo
@@ -62,9 +61,3 @@ def test_a_job_that_ends_gives_its_lease_back(tiny: TinyZoo, tmp_path: Path) -> 
     with Catalog.open(spec.catalog, create=False) as catalog:
         assert catalog.lease(summary.job_id).owner is None
         assert catalog.acquire_lease(summary.job_id, "another", 1.0) > 1
-
-
-def test_the_object_store_holds_two_rounds_of_backbones() -> None:
-    parameters, groups = 10_000_000, 4
-    needed = 2 * (1 + groups) * parameters * 4
-    assert needed < object_store_bytes(parameters, groups) < 4 * needed

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tintray.randomness import sample, stream
+from tintray.randomness import sample, sample_tasks, stream
 
 pools = st.integers(1, 30)
 batches = st.integers(1, 40)
@@ -55,3 +55,19 @@ def test_sampling_leaves_the_global_stream_alone() -> None:
     torch.manual_seed(0)
     sample(0, "a", 3, 10, 4)
     assert torch.equal(torch.rand(1), expected)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
+def test_every_task_takes_part_equally_often(tasks: int, count: int, seed: int) -> None:
+    count = min(count, tasks)
+    an_order = -(-tasks // count)
+    for start in (0, an_order):
+        rounds = [sample_tasks(seed, start + n, tasks, count) for n in range(an_order)]
+        assert all(len(set(chosen)) == count and chosen == sorted(chosen) for chosen in rounds)
+        assert set().union(*rounds) == set(range(tasks))
+
+
+def test_a_sample_of_tasks_depends_on_seed_and_round() -> None:
+    found = {tuple(sample_tasks(seed, n, 200, 20)) for seed in range(3) for n in range(10)}
+    assert len(found) == 30
+    assert sample_tasks(7, 3, 200, 20) == sample_tasks(7, 3, 200, 20)

@@ -1,0 +1,156 @@
+"""The plan: what fits is laid out within what there is; what does not is refused with numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.crew import Crew, make_plan, survey
+from jobs.fleet import InlineFleet
+from jobs.plan import (
+    Choice,
+    ClusterSize,
+    JobSize,
+    activation_bytes,
+    check,
+    job_size,
+    lay_out,
+    object_store_bytes,
+    size,
+    worker_bytes,
+)
+from jobs.resources import available_memory, free_disk
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import SpecError
+from tintray.layout import build_layout
+
+GIB = 2**30
+LAYOUT = build_layout({f"m.layers.{n}.w": (4096, 4096) for n in range(6)})  # 100 M parameters
+JOB = job_size(LAYOUT, tasks=20, private=5_000, groups=8)
+MACHINE = ClusterSize(cpus=4, memory=64 * GIB, disk=100 * GIB)
+
+
+def test_a_job_that_fits_is_laid_out_by_the_cluster() -> None:
+    plan = check(JOB, MACHINE, Choice())
+    assert (plan.workers, plan.shards, plan.mapped) == (4, 4, False)
+    assert plan.memory <= MACHINE.memory
+    assert plan.disk == 20 * 4 * LAYOUT.numel
+    assert check(JOB, MACHINE, Choice(workers=2, shards=3)).workers == 2
+
+
+def test_small_jobs_have_one_shard() -> None:
+    small = job_size(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
+    assert check(small, MACHINE, Choice()).shards == 1
+
+
+def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> None:
+    plan = check(JOB, replace(MACHINE, memory=18 * GIB), Choice())
+    assert plan.mapped
+    assert plan.memory <= 18 * GIB
+    assert not check(JOB, replace(MACHINE, memory=18 * GIB), Choice(format="int8")).mapped
+
+
+def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
+    with pytest.raises(SpecError) as refused:
+        check(JOB, replace(MACHINE, memory=8 * GIB), Choice(format="bf16"))
+    message = str(refused.value)
+    assert re.search(r"4 workers of [\d.]+ GiB, 4 shards of [\d.]+ GiB \(bf16", message)
+    assert "8.0 GiB are free" in message
+    ways = message.partition("what would fit: ")[2].split("; or ")
+    assert "merge.task_vectors: int4 with cluster.workers: 1" in ways
+    one = Choice(format="int4", workers=1)
+    assert check(JOB, replace(MACHINE, memory=8 * GIB), one).memory <= 8 * GIB
+
+
+def test_a_larger_cluster_is_among_the_ways() -> None:
+    with pytest.raises(SpecError, match=r"what would fit: .*8 such nodes \(cluster\.address\)"):
+        check(JOB, replace(MACHINE, memory=4 * GIB), Choice(format="int4", workers=1))
+
+
+def test_the_disk_and_a_foreign_object_store_count_too() -> None:
+    with pytest.raises(SpecError, match=r"take 7\.5 GiB on the disk.*1\.0 GiB are free"):
+        check(JOB, replace(MACHINE, disk=GIB), Choice())
+    with pytest.raises(SpecError, match=r"in the object store, and each node has 1\.0 GiB"):
+        check(JOB, replace(MACHINE, object_store=GIB), Choice())
+
+
+def test_what_nothing_would_fit_needs_a_larger_machine() -> None:
+    with pytest.raises(SpecError, match="it needs a larger machine"):
+        check(JOB, replace(MACHINE, memory=GIB // 8), Choice())
+
+
+@given(
+    st.integers(1, 512),
+    st.integers(1, 10**8),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.integers(0, 10**11),
+)
+def test_whatever_is_planned_adds_up(
+    tasks: int, parameters: int, groups: int, cpus: int, memory: int
+) -> None:
+    job = JobSize(tasks, parameters, 100, {"f32": 4 * tasks * parameters}, min(groups, tasks))
+    plan = lay_out(job, ClusterSize(cpus=cpus, memory=memory), Choice())
+    assert 1 <= plan.workers <= min(cpus, groups, tasks)
+    assert 1 <= plan.shards <= cpus
+    assert plan.mapped or plan.memory <= memory
+    # More tasks on a worker cost what they own, and nothing else.
+    twice = replace(job, tasks=2 * tasks)
+    own = 16 * job.private * (-(-2 * tasks // plan.workers) - -(-tasks // plan.workers))
+    assert worker_bytes(twice, plan.workers) - worker_bytes(job, plan.workers) == own
+
+
+def test_the_object_store_holds_what_is_alive() -> None:
+    small, large = 10_000, 100_000_000
+    assert object_store_bytes(small, 8, 1) > 10 * 4 * small
+    assert 5 * 4 * large < object_store_bytes(large, 64, 1) < 10 * 4 * large  # not 64 gradients
+
+
+def test_activations_grow_with_the_model() -> None:
+    config = {
+        "hidden_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 4,
+    }
+    one = activation_bytes(config, 1, 2)
+    assert one == 6 * 65 * (34 * 128 + 5 * 4 * 65)
+    assert activation_bytes(config, 64, 4) == 128 * one
+    assert activation_bytes({"conv": 3}, 64, 4) == 0
+
+
+def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
+    assert 2**20 < available_memory() < 2**63
+    assert free_disk(tmp_path / "not" / "yet") == free_disk(tmp_path)
+    assert [size(n) for n in (10, 2048, 3 * 2**29)] == ["10 B", "2.0 KiB", "1.5 GiB"]
+
+
+def test_a_job_that_cannot_fit_is_refused_before_anything_starts(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    spec = tiny.spec(tmp_path / "store")
+    ground = survey(spec)
+    with pytest.raises(SpecError, match="the job does not fit: 1 worker of"):
+        make_plan(spec, ground, ClusterSize(cpus=2, memory=2**20))
+
+    class Narrow(InlineFleet):
+        spawned = 0
+
+        def capacity(self) -> ClusterSize:
+            return ClusterSize(cpus=1, memory=2**20)
+
+        def spawn(self, cls: type, *args: object, threads: float, name: str) -> None:  # type: ignore[override]
+            self.spawned += 1
+
+    fleet = Narrow(1)
+    with pytest.raises(SpecError, match="does not fit"):
+        Crew(fleet, spec, ground)
+    fleet.close()
+    assert fleet.spawned == 0
+    assert not (tmp_path / "store").exists()
