@@ -317,6 +317,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         filter=spec.objective.filter,
         temperature=spec.objective.temperature,
         precision=resolve(spec.fit.precision),
+        features=spec.objective.features,
     )
     return FitOrder(
         store_url=str(spec.store),
@@ -324,6 +325,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         base_digest=ground.digest,
         site=spec.tint.site,
         rank=spec.tint.rank,
+        feature_site=spec.objective.feature_site,
         learned=spec.tint.learned,
         granularity=spec.merge.granularity,
         settings=settings,

@@ -313,6 +313,8 @@ def _artifacts(prepared: Prepared) -> list[Known]:
         Known(prepared.labels, "self-labels", meta),
         Known(prepared.vector, "task-vector", meta),
     ]
+    if prepared.features is not None:
+        known.append(Known(prepared.features, "self-features", meta))
     if prepared.test_outputs is not None:
         known.append(Known(prepared.test_outputs, "expert-outputs", meta))
     return known

@@ -202,6 +202,10 @@ class ObjectiveSpec(Section):
     """How often self-labels must be right for `auto` to keep them."""
     true_labels: bool = False
     """Whether labelled examples are learned by their label; otherwise they only calibrate."""
+    features: float = Field(default=0.0, ge=0)
+    """Weight of the distance to the expert's features, besides its predictions; 0 asks for none."""
+    feature_site: str = Field(default="head", min_length=1)
+    """Whose features: what the head is given (`head`), or the output of the module of this path."""
     temperature: float = Field(default=1.0, gt=0)
     """What the expert's logits are divided by before they become soft labels."""
 

@@ -62,6 +62,7 @@ class FitOrder:
     base_digest: str
     site: str
     rank: int | None
+    feature_site: str  # whose features the fit compares, where it does
     learned: bool
     granularity: Granularity
     settings: StepSettings
@@ -105,6 +106,7 @@ class Prepared:
     labels: BlobRef
     test_outputs: BlobRef | None  # the expert's outputs on the test set
     vector: BlobRef
+    features: BlobRef | None = None
 
 
 @dataclass
@@ -120,6 +122,7 @@ class _Hosted:
     true: tuple[Tensor, Tensor] | None = None  # which pool examples are labelled, and their labels
     labels: Tensor | None = None
     expert_test: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Worker:
@@ -196,6 +199,8 @@ class Worker:
         if self._fused is None:
             split = self._partition
             self._fused = FusedModel(expert, split.layout, split.private, split.low_rank)
+            if self._order.settings.features:
+                self._fused.listen(self._feature_path())
         return facts
 
     def prepare(self, name: str) -> Prepared:
@@ -209,9 +214,10 @@ class Worker:
         test_ref = None
         if hosted.test is not None:
             hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
+        features_ref = self._features(hosted) if self._order.settings.features else None
         vector, vector_cached = self._task_vector(hosted)
         seconds = time.perf_counter() - started
-        return Prepared(name, seconds, cached, vector_cached, ref, test_ref, vector)
+        return Prepared(name, seconds, cached, vector_cached, ref, test_ref, vector, features_ref)
 
     def begin(self, bounds: Sequence[slice]) -> None:
         """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
@@ -224,7 +230,11 @@ class Worker:
                 hosted = self._hosted[order.name]
                 assert hosted.labels is not None, "prepare() comes first"
                 targets, judge = trusted(self._order, hosted.labels, hosted.true)
-                states.append(TaskState(order.name, hosted.layer, hosted.pool, targets, judge))
+                states.append(
+                    TaskState(
+                        order.name, hosted.layer, hosted.pool, targets, judge, hosted.features
+                    )
+                )
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
 
     # -- rounds --------------------------------------------------------------------------------
@@ -313,6 +323,26 @@ class Worker:
             for name in self._partition.low_rank
         }
         return low_rank_factors(vectors, self._order.rank)
+
+    def _feature_path(self) -> str:
+        """Where features are read, as the module spells it; one module, not a pattern."""
+        found = models.resolve_site(
+            self._partition.module, self._order.feature_site, field="objective.feature_site"
+        )
+        return models.HEAD if self._order.feature_site == models.HEAD else found[0]
+
+    def _features(self, hosted: _Hosted) -> BlobRef:
+        """The expert's features over the pool at the job's depth, computed or from the store."""
+        path = self._feature_path()
+        key = labels.features_key(hosted.facts.expert_digest, hosted.pool.digest, path)
+        found = lookup(self._store, "self-features", key)
+        if found is not None:
+            file = fetch_blob(self._store, found.ref, self._cache)
+            hosted.features = read_tensors(file)["features"]
+            return found.ref
+        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
+        hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
+        return self._remember("self-features", key, {"features": hosted.features})
 
     def _true_labels(self, task: TaskOrder, examples: int, classes: int) -> tuple[Tensor, Tensor]:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""

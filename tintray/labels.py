@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError
+from tintray.models import head_modules, skeleton
 from tintray.pools import Pool
+from tintray.tint import listen
 
 BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
 
@@ -21,6 +23,17 @@ def predict(module: nn.Module, pool: Pool) -> Tensor:
         for start in range(0, len(pool), BATCH)
     ]
     return torch.cat(outputs)
+
+
+@torch.inference_mode()
+def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
+    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint.listen``."""
+    heard: list[Tensor] = []
+    listening = skeleton(module)
+    listen(listening, path, head_modules(module)[0], heard)
+    for start in range(0, len(pool), BATCH):
+        listening(**pool.batch(slice(start, start + BATCH)))
+    return torch.cat(heard)
 
 
 def self_labels(expert: nn.Module, pool: Pool, role: str) -> Tensor:
@@ -39,6 +52,12 @@ def self_labels(expert: nn.Module, pool: Pool, role: str) -> Tensor:
             "expected finite logits, check the expert and its preprocessing"
         )
     return logits
+
+
+def features_key(expert_digest: str, pool_digest: str, path: str) -> str:
+    """The content hash under which an expert's features at a depth are cached."""
+    text = f"self-features 1 {path} {expert_digest} {pool_digest}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def labels_key(expert_digest: str, pool_digest: str) -> str:

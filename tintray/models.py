@@ -253,7 +253,7 @@ def check_same_backbone(
         )
 
 
-def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
+def resolve_site(module: nn.Module, site: str, *, field: str = "tint.site") -> tuple[str, ...]:
     """Module paths of a tint site.
 
     ``head``; a module's path, spelt as in memory or as on disk; ``norms``, all normalisation
@@ -269,28 +269,28 @@ def resolve_site(module: nn.Module, site: str) -> tuple[str, ...]:
     if site == HEAD:
         return head_modules(module)
     if site == NORMS or "*" in site:
-        paths = _several(module, site)
-        _check_shares(module, site, paths)
+        paths = _several(module, site, field)
+        _check_shares(module, site, paths, field)
         return paths
     owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
     path = site if site in owners else _module_path_of(module, site)
     callable_ = sorted(name for name, child in owners.items() if _is_called(child))
     if path is None or path not in owners:
         raise SpecError(
-            f"tint.site: {type(module).__name__} has no module '{site}' that owns parameters; "
+            f"{field}: {type(module).__name__} has no module '{site}' that owns parameters; "
             f"expected 'head' or a module path such as '{_an_example(callable_)}'"
             f"{nearest(site, [*callable_, HEAD])}"
         )
     if not _is_called(owners[path]):
         raise SpecError(
-            f"tint.site: '{site}' is a list of modules, not one that can be tinted; expected one "
+            f"{field}: '{site}' is a list of modules, not one that can be tinted; expected one "
             f"of them, such as '{_an_example([n for n in callable_ if n.startswith(path + '.')])}'"
         )
-    _check_shares(module, site, (path,))
+    _check_shares(module, site, (path,), field)
     return (path,)
 
 
-def _several(module: nn.Module, site: str) -> tuple[str, ...]:
+def _several(module: nn.Module, site: str, field: str) -> tuple[str, ...]:
     """The outermost modules that a pattern fits, or all normalisation layers of the backbone."""
     prefix = backbone_prefix(module)
 
@@ -307,19 +307,19 @@ def _several(module: nn.Module, site: str) -> tuple[str, ...]:
     if not found:
         what = "no normalisation layer" if site == NORMS else f"no module that fits '{site}'"
         raise SpecError(
-            f"tint.site: {type(module).__name__} has {what}; expected 'head', a module path or a "
+            f"{field}: {type(module).__name__} has {what}; expected 'head', a module path or a "
             "pattern such as '*.attention'"
         )
     return tuple(found)
 
 
-def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...]) -> None:
+def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...], field: str) -> None:
     below = tuple(f"{path}." for path in paths)
     if all(name.startswith(below) for name in backbone_names(module)):
         owners = [name for name, child in module.named_modules() if name and _owns(child)]
         callable_ = sorted(n for n in owners if _is_called(module.get_submodule(n)))
         raise SpecError(
-            f"tint.site: '{site}' is the whole backbone, so that nothing would be shared; expected "
+            f"{field}: '{site}' is the whole backbone, so that nothing would be shared; expected "
             f"a part of it, such as '{_an_example(callable_)}'"
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
 from tintray.layout import Theta
-from tintray.objectives import Labels, class_loss
+from tintray.objectives import Labels, class_loss, feature_loss
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
@@ -44,6 +44,7 @@ class StepSettings:
     filter: Filter
     temperature: float = 1.0
     precision: Precision = "float32"
+    features: float = 0.0  # weight of the distance to the expert's features
 
 
 @dataclass
@@ -55,6 +56,7 @@ class TaskState:
     pool: Pool
     labels: Tensor  # the expert's logits over the pool, [N, C]
     judge: Judge | None = None  # how its examples are filtered; None: as the settings say
+    features: Tensor | None = None  # the expert's features over the pool, [N, d]
     optimiser: torch.optim.Optimizer | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -190,14 +192,20 @@ class TaskGroup:
         outputs = self._fused.forward(
             batches, [task.layer for task in tasks], self._settings.precision
         )
+        heard = self._fused.features() if self._settings.features else [None] * len(pieces)
         losses = []
-        for piece, task, index, output in zip(pieces, tasks, rows, outputs, strict=True):
+        for piece, task, index, output, features in zip(
+            pieces, tasks, rows, outputs, heard, strict=True
+        ):
             expert = task.labels[index]
             merged = output[:, : expert.shape[-1]]
             assert task.judge is not None  # the constructor has seen to it
             weights = task.judge.weights(merged.detach(), expert)
             task.judge.observe(merged, expert)
             each = class_loss(merged, expert, self._settings.labels, self._settings.temperature)
+            if features is not None and task.features is not None:
+                distance = feature_loss(features, task.features[index])
+                each = each + self._settings.features * distance
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * weights).sum() / self._settings.batch_size

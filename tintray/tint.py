@@ -18,7 +18,7 @@ from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.layout import Layout, Theta
-from tintray.models import skeleton
+from tintray.models import HEAD, head_modules, skeleton
 from tintray.precision import Precision, computing
 
 UP, DOWN = ".low_rank.up", ".low_rank.down"
@@ -190,6 +190,33 @@ def _join(outputs: list[Any]) -> Any:
     return torch.cat([pad(output, (0, width - output.shape[-1])) for output in outputs])
 
 
+def pooled(output: Any) -> Tensor:
+    """One feature vector per example, float32 [N, d], of what a module answers or is given.
+
+    Of a sequence [N, S, d] it is the first position beside the mean over all; of a map
+    [N, C, H, W] the mean over its pixels.
+    """
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor = tensor.float()
+    if tensor.ndim == 3:
+        return torch.cat([tensor[:, 0], tensor.mean(1)], -1)
+    return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
+
+
+def listen(module: nn.Module, path: str, head: str, heard: list[Tensor]) -> None:
+    """Append ``pooled`` features to ``heard`` whenever ``module`` runs.
+
+    ``path`` names the submodule whose output they are; ``"head"`` is what that of the path
+    ``head`` is given.
+    """
+    if path == HEAD:
+        target = module.get_submodule(head)
+        target.register_forward_pre_hook(lambda _, given: heard.append(pooled(given)))
+    else:
+        target = module.get_submodule(path)
+        target.register_forward_hook(lambda _, __, output: heard.append(pooled(output)))
+
+
 class FusedModel:
     """One model whose shared tensors are a flat θ and whose private modules part by task.
 
@@ -213,6 +240,8 @@ class FusedModel:
         low_rank: Sequence[str] = (),
     ) -> None:
         self._module = skeleton(module)
+        self._heard: list[Tensor] = []
+        self._head = head_modules(self._module)[0]
         self._layout = layout
         self._split = _Split()
         for path in private:
@@ -222,6 +251,16 @@ class FusedModel:
             assert isinstance(shared, nn.Linear)  # a partition names no others
             self._replace(path, Adapted(path, shared, self._split))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def listen(self, path: str) -> None:
+        """Keep, from now on, the features at ``path`` (see ``listen``) of each forward pass."""
+        listen(self._module, path, self._head, self._heard)
+
+    def features(self) -> list[Tensor]:
+        """The features of the last forward pass, of each task's batch in order: [bₜ, d]."""
+        # A module inside a tint layer runs once per task, any other once for all.
+        parts: Sequence[Tensor] = torch.split(torch.cat(self._heard), self._split.sizes)
+        return list(parts)
 
     def _replace(self, path: str, new: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
@@ -267,6 +306,7 @@ class FusedModel:
     ) -> list[Tensor]:
         """Outputs of each task's stretch of a joined batch."""
         self._split.sizes, self._split.layers = list(sizes), list(layers)
+        self._heard.clear()
         with computing(precision, self._module):
             output = self._module(**joined).logits
         # Losses and metrics are float32 at least, whatever the passes computed in.

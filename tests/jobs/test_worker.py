@@ -17,6 +17,7 @@ from storage.blobs import fetch_blob
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import read_tensors
+from tintray.errors import SpecError
 from tintray.models import backbone_names
 
 
@@ -103,3 +104,14 @@ def test_labels_do_not_count_as_content(tiny: TinyZoo, tmp_path: Path) -> None:
     zoo = tiny.copy(tmp_path / "zoo")
     zoo.replace_arrays("five", y_train=None)
     assert prepare(zoo, tmp_path / "store")["five"].cached
+
+
+def test_features_are_cached_by_expert_pool_and_depth(tiny: TinyZoo, tmp_path: Path) -> None:
+    def features(site: str) -> Any:
+        objective = {"features": 1.0, "feature_site": site}
+        return prepare(tiny, tmp_path, objective=objective)["five"].features
+
+    assert features("head") == features("head") != features("vit.layers.1")
+    assert features("vit.encoder.layer.1") == features("vit.layers.1")
+    with pytest.raises(SpecError, match=r"^objective\.feature_site.*'vit\.layers\.1'"):
+        features("vit.layer.1")

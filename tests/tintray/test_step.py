@@ -10,6 +10,7 @@ import torch
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import FitError
+from tintray.labels import predict_features
 from tintray.step import TaskGroup
 
 
@@ -91,6 +92,41 @@ def test_metrics_of_experts_that_are_their_own_merge(tiny: TinyZoo) -> None:
     assert metrics["three"].kept == 1.0
     entropy = torch.distributions.Categorical(logits=bench.labels["three"]).entropy().max()
     assert 0 <= metrics["three"].loss <= entropy
+
+
+@pytest.mark.parametrize("path", ["head", "vit.layers.0", "vit.layers.2"])
+def test_features_draw_the_merge_towards_its_experts_at_a_depth(
+    bench: Workbench, path: str
+) -> None:
+    """At a shared module, at the tint layer, and at the head."""
+    features = {n: predict_features(e, bench.pools[n], path) for n, e in bench.experts.items()}
+
+    def losses(weight: float, coefficient: float, only: str | None = None) -> list[float]:
+        settings = replace(SETTINGS, features=weight, filter="none")
+        group = bench.group(settings, only)
+        group._fused.listen(path)
+        for task in group.tasks:
+            task.features = features[task.name]
+        found = group.step(bench.vectors.merge(bench.uniform(coefficient)), 0, 0.0)
+        assert weight == 0 or found.gradient.count_nonzero() > 0
+        return [metrics.loss for metrics in found.metrics.values()]
+
+    plain, with_features = losses(0.0, 0.3), losses(2.0, 0.3)
+    assert all(more > less for more, less in zip(with_features, plain, strict=True))
+
+
+def test_a_merge_that_is_its_expert_is_at_no_distance_from_it(tiny: TinyZoo) -> None:
+    bench = tiny_workbench(tiny, ("three",), site="vit.layers.2")
+    found = []
+    for weight in (0.0, 5.0):
+        group = bench.group(replace(SETTINGS, features=weight))
+        group._fused.listen("head")
+        group.tasks[0].features = predict_features(
+            bench.experts["three"], bench.pools["three"], "head"
+        )
+        step = group.step(bench.vectors.merge(bench.uniform(1.0)), 0, 0.0)
+        found.append(step.metrics["three"].loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
