@@ -38,6 +38,7 @@ from tintray import models
 from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import open_checkpoint
 from tintray.partition import Partition, partition
+from tintray.placement import AUTO
 from tintray.precision import resolve
 from tintray.randomness import sample_tasks
 from tintray.step import StepSettings
@@ -79,9 +80,9 @@ def survey(spec: JobSpec) -> Ground:
     expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
     models.check_same_computation(base, expert, "the base", f"tasks.{first.name}.expert")
     module = models.load_base(base, like=expert)
-    return Ground(
-        base.digest(), partition(module, spec.tint.site, spec.merge.granularity, spec.tint.rank)
-    )
+    # Where the site is still to be found, all but the head is laid out.
+    site = models.HEAD if spec.tint.site == AUTO else spec.tint.site
+    return Ground(base.digest(), partition(module, site, spec.merge.granularity, spec.tint.rank))
 
 
 def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:

@@ -16,7 +16,7 @@ import torch
 from jobs.arrays import peak_memory
 from jobs.checkpointing import Checkpoints, Ownership, delete_blobs
 from jobs.coordinator import Coordinator
-from jobs.crew import Crew, Ground, object_store_needed
+from jobs.crew import Crew, Ground, object_store_needed, survey
 from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from jobs.fleet import Fleet, open_fleet
 from jobs.job_run import JobRun, enter_job
@@ -30,6 +30,7 @@ from jobs.methods import (
     with_own_backbones,
     with_surgery,
 )
+from jobs.placement import place
 from jobs.publication import Outcome, publish
 from jobs.spec import SURGERY, JobSpec
 from jobs.statistics import Refs
@@ -42,11 +43,9 @@ from storage.states import JobState
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
 from tintray.models import HEAD
+from tintray.placement import AUTO
 from tintray.plateau import Plateau
-from tintray.schedule import schedule
-
-HEAD_LR = 1e-2
-BLOCK_LR = 2e-3
+from tintray.schedule import BLOCK_LR, HEAD_LR, schedule
 
 
 def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
@@ -122,8 +121,12 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
 def _run(
     run: JobRun, spec: JobSpec, ground: Ground, store: ArtifactStore, fleet: Fleet
 ) -> dict[str, Any]:
-    crew = Crew(fleet, spec, ground)
     with run.stage(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
+        placement = None
+        if spec.tint.site == AUTO:
+            spec, placement = place(spec, fleet, store, _short_fit, run.on_event)
+            ground = survey(spec)
+        crew = Crew(fleet, spec, ground)
         facts = crew.check()
         _record(run, spec, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
@@ -143,6 +146,7 @@ def _run(
             prepared=prepared,
             seconds=run.seconds,
             peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
+            placement=placement,
             **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)
@@ -151,6 +155,13 @@ def _run(
         delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
     run.on_event(Published(f"{store.url}/merges/{ref}"))
     return manifest
+
+
+def _short_fit(stage: Stage, rounds: int) -> Coordinator:
+    """A fit that only tries something: nobody hears of its rounds."""
+    _, coordinator = coordinator_for(stage)
+    coordinator.fit(rounds, lambda event: None)
+    return coordinator
 
 
 def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:

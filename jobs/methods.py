@@ -23,6 +23,8 @@ from tintray.evaluation import TaskScore
 from tintray.layout import Layout
 from tintray.merging import Recipe, find_method, recipe
 from tintray.merging.streaming import check_memory
+from tintray.models import HEAD
+from tintray.placement import AUTO
 
 
 def effective(spec: JobSpec) -> JobSpec:
@@ -39,7 +41,9 @@ def effective(spec: JobSpec) -> JobSpec:
         changed["objective"] = spec.objective.model_copy(update=objective)
         changed["fit"] = spec.fit.model_copy(update={"correction_lr": 0.0})
     if method in ADAMERGING or not spec.merge.learned:
-        changed["tint"] = spec.tint.model_copy(update={"learned": False})
+        # Where nothing is learned at a site, there is none to be found.
+        site = HEAD if spec.tint.site == AUTO else spec.tint.site
+        changed["tint"] = spec.tint.model_copy(update={"learned": False, "site": site})
     return spec.model_copy(update=changed)
 
 

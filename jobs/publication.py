@@ -54,6 +54,7 @@ class Outcome:
     seconds: Mapping[str, float]
     peak_memory_mib: float
     rounds: int = 0
+    placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
 
 
 def publish(
@@ -180,6 +181,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "base": {"source": str(spec.base), "sha256": outcome.base_digest},
         "backbone_parameters": outcome.backbone_parameters,
         "site": spec.tint.site,
+        "placement": outcome.placement,
         "private_modules": list(outcome.partition.private),
         "units": outcome.partition.layout.to_json(),
         "corrected": bool(spec.merge.learned and spec.fit.correction_lr),

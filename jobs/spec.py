@@ -180,11 +180,20 @@ class TintSpec(Section):
     """The layer that every task keeps for itself."""
 
     site: str = Field(default="head", min_length=1)
-    """Where: `head`, a module's path such as vit.layers.5, `norms`, or a pattern (`*.mlp`)."""
+    """Where: `head`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`), `auto`."""
+    budget: int | None = Field(default=None, ge=1)
+    """The most parameters per task that `auto` may choose a site with; left out, any."""
     rank: int | None = Field(default=None, ge=1)
     """A low-rank product added to each linear weight there, instead of a copy of the module."""
     learned: bool = True
     """Whether the tint layers learn; otherwise each stays as its expert has it."""
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_has_a_site(cls, rank: int | None, info: ValidationInfo) -> int | None:
+        if rank is not None and info.data.get("site") == "auto":
+            raise ValueError("expected no rank where the site is 'auto', which tries full copies")
+        return rank
 
 
 class ObjectiveSpec(Section):

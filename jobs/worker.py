@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.checkpointing import MARK
+from jobs.probing import Candidate, probe
 from jobs.sources import cache_folder, local_file, local_folder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob, put_blob
@@ -31,6 +32,7 @@ from tintray.evaluation import TaskScore, confidences, score
 from tintray.layout import Granularity
 from tintray.partition import partition
 from tintray.randomness import stream
+from tintray.schedule import BLOCK_LR, HEAD_LR
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.tasks import Kind
 from tintray.tint import FusedModel, TintLayer, low_rank_factors
@@ -272,6 +274,23 @@ class Worker:
                     if name.startswith(start)
                 }
             )
+
+    def probe(self, name: str, site: str, steps: int, *theta: Floats) -> tuple[float, float]:
+        """Try a site for one task under θ in pieces; see ``jobs.probing.probe``."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        candidate = Candidate(
+            task=name,
+            kind=hosted.order.kind,
+            site=site,
+            expert=models.load_expert(self._checkpoint(hosted.order), hosted.order.role),
+            pool=hosted.pool,
+            labels=hosted.labels,
+            theta=[readable(piece) for piece in theta],
+            layout=self._partition.layout,
+        )
+        rate = HEAD_LR if site == models.HEAD else BLOCK_LR
+        return probe(candidate, self._partition.module, self._order.settings, steps, rate)
 
     # -- after the fit -------------------------------------------------------------------------
 

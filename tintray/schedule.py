@@ -11,6 +11,12 @@ Schedule = Callable[[int], float]
 
 Shape = Literal["constant", "cosine"]
 
+HEAD_LR = 1e-2
+"""Learning rate of a tinted head, where a job names none; measured."""
+
+BLOCK_LR = 2e-3
+"""That of any other tint layer."""
+
 
 def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedule:
     """Rise linearly over ``warmup`` rounds to ``peak``; then stay, or fall as a half cosine."""

@@ -1,0 +1,111 @@
+"""``tint.site: auto``: what is tried, what it costs, and that the search is not done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tintray
+from jobs.events import Notice
+from jobs.spec import parse_spec
+from tests.tiny_zoo import TinyZoo
+from tests.workbench import tiny_workbench
+from tintray.errors import SpecError
+from tintray.placement import (
+    Probe,
+    candidates,
+    exhaustive_passes,
+    ranking,
+    rungs,
+    suffix_share,
+    survivors,
+)
+
+SITES = {"head", "vit.layers.0", "vit.layers.1", "vit.layers.2"}
+
+
+def run(zoo: TinyZoo, store: Path, **tint: Any) -> tuple[dict[str, Any], list[str]]:
+    """The manifest of a job that looks for its site, and what it told."""
+    told: list[str] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, Notice):
+            told.append(event.text)
+
+    job = zoo.job(store, tint={"site": "auto", **tint}, fit={"rounds": 60})
+    summary = tintray.run(parse_spec(job, folder=zoo.folder), on_event=listen)
+    return tintray.load(summary.url).manifest, told
+
+
+@pytest.fixture(scope="module")
+def placed(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    store = tmp_path_factory.mktemp("placed")
+    return *run(tiny, store), store
+
+
+def test_the_merge_is_tinted_where_the_search_ended(placed: Any) -> None:
+    manifest, told, _ = placed
+    report = manifest["placement"]
+    assert manifest["site"] == report["site"] == report["ranking"][0]["site"]
+    assert {probe["site"] for probe in report["ranking"]} == SITES
+    assert all(len(probe["per_task"]) == 4 for probe in report["ranking"])
+    assert any(report["site"] in text for text in told)
+
+
+def test_the_search_costs_less_than_a_quarter_of_fits_at_all_sites(placed: Any) -> None:
+    """Here with 60 rounds; the first probes weigh less the longer the fit is."""
+    report = placed[0]["placement"]
+    assert report["exhaustive_passes"] == 4 * 60 * 6 * 4
+    fits = [probe["passes"] for probe in report["ranking"] if probe["rung"] > 0]
+    assert 0 < sum(fits) < 0.25 * report["exhaustive_passes"]
+
+
+def test_a_second_job_finds_what_the_first_one_found(tiny: TinyZoo, placed: Any) -> None:
+    manifest, told = run(tiny, placed[2])
+    assert manifest["placement"] == placed[0]["placement"]
+    assert any("earlier search" in text for text in told)
+    assert manifest["files"] == placed[0]["files"]
+
+
+def test_a_budget_leaves_out_what_is_larger(tiny: TinyZoo, tmp_path: Path) -> None:
+    manifest, _ = run(tiny, tmp_path, budget=200)
+    assert manifest["site"] == "head"
+    with pytest.raises(SpecError, match=r"^tint\.budget.*at least 34"):
+        run(tiny, tmp_path, budget=5)
+
+
+def test_candidates_are_the_head_and_every_block(tiny: TinyZoo) -> None:
+    base = tiny_workbench(tiny, ("two", "three")).base
+    sites = candidates(base)
+    assert {site.name for site in sites} == SITES
+    shares = [suffix_share(base, site.name) for site in sites]
+    assert shares == sorted(shares[1:], reverse=True) + shares[:1] or shares[0] == 0
+    assert 0 < suffix_share(base, "vit.layers.2") < suffix_share(base, "vit.layers.0") < 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 13, 25])
+def test_short_fits_take_a_small_part_of_all_fits(count: int) -> None:
+    rounds = 300
+    passes = sum(rung.survivors * rung.rounds for rung in rungs(count, rounds))
+    assert passes <= 0.2 * exhaustive_passes(count, rounds, 1, 1)
+    sizes = [count, *(rung.survivors for rung in rungs(count, rounds))]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def probe(site: str, rung: int, agreement: float, parameters: int = 10) -> Probe:
+    return Probe(site, parameters, rung, agreement, (), 1.0)
+
+
+def test_ranking_goes_by_the_last_probe_and_equals_by_parameters() -> None:
+    probes = [
+        probe("a", 0, 0.9),
+        probe("b", 0, 0.8),
+        probe("c", 0, 0.7),
+        probe("a", 1, 0.6),
+        probe("b", 1, 0.95),
+    ]
+    assert [p.site for p in ranking(probes)] == ["b", "a", "c"]
+    equals = [probe("large", 0, 0.5, 20), probe("small", 0, 0.5, 10)]
+    assert survivors(equals, 1)[0].site == "small"
