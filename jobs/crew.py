@@ -6,7 +6,6 @@ equal size. Which worker hosts a group depends on the cluster and never enters a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -113,8 +112,7 @@ def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
 
 def object_store_needed(spec: JobSpec, ground: Ground) -> int:
     """Bytes of shared memory for a cluster that is started for the job."""
-    workers = _choice(spec).workers or max(1, os.cpu_count() or 1)
-    return object_store_bytes(ground.partition.layout.numel, group_count(spec), workers)
+    return object_store_bytes(ground.partition.layout.numel, group_count(spec))
 
 
 def _choice(spec: JobSpec) -> Choice:

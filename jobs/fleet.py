@@ -180,6 +180,7 @@ class RayFleet:
         self._ray = ray
         self._actors: list[Any] = []
         self._owns_cluster = not ray.is_initialized()
+        self._made_to_measure = self._owns_cluster and address is None
         if self._owns_cluster:
             self._start(address, cpus, object_store_bytes)
         if cpus > self.size():
@@ -225,12 +226,14 @@ class RayFleet:
             memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
             nodes=max(1, len(nodes)),
             gpus=int(sum(node.get("GPU", 0) for node in nodes)),
-            object_store=None if self._owns_cluster else min(stores, default=0),
+            object_store=None if self._made_to_measure else min(stores, default=0),
         )
 
     def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
         """Start an actor; its constructor runs there and is not waited for."""
-        remote = self._ray.remote(_Host).options(num_cpus=threads, name=None)
+        # Who asks for no CPU (shards) would all be put on one node; they hold memory: spread them.
+        strategy = "DEFAULT" if threads else "SPREAD"
+        remote = self._ray.remote(_Host).options(num_cpus=threads, scheduling_strategy=strategy)
         actor = remote.remote(max(1, int(threads)), cls, *args)
         self._actors.append(actor)
         return _RayMember(actor, name)

@@ -26,7 +26,7 @@ SHARD_BYTES = 512 * MIB
 LARGE_GRADIENT = 4 * MIB
 """From this size on, a gradient is summed and let go as soon as it is there."""
 
-_HEADROOM = 1.25  # of the object store over what is alive in it at once
+_HEADROOM = 1.5  # of an object store over what is alive in it: Ray spills from 80 % on
 _LEAST_STORE = 256 * MIB
 _MOST_WAYS = 4
 
@@ -106,7 +106,7 @@ class Plan:
     worker, shard
         Memory of the largest of each.
     object_store
-        Shared memory, on each node.
+        What is alive in shared memory at most, on each node.
     disk
         What the artifacts take.
     """
@@ -193,7 +193,7 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         format=choice.format,
         worker=worker_bytes(job, workers),
         shard=shard_bytes(job, shards, total),
-        object_store=object_store_bytes(job.parameters, job.groups, workers),
+        object_store=alive_bytes(job.parameters, job.groups),
         disk=job.stored,
         nodes=cluster.nodes,
     )
@@ -220,16 +220,17 @@ def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
     return PROCESS_BYTES + (vectors + 3 * FLOAT * job.parameters) // shards
 
 
-def object_store_bytes(parameters: int, groups: int, workers: int) -> int:
-    """What a round keeps in shared memory, with headroom.
+def alive_bytes(parameters: int, groups: int) -> int:
+    """What a round has alive in shared memory at most: θ twice, and a gradient of every group.
 
-    θ of this round and of the one before; and gradients, which are summed in group order: all of
-    them where they are small, else two of each worker and the one that is being summed.
+    Two rounds overlap in θ alone: gradients of one round are gone before the next is merged.
     """
-    large = FLOAT * parameters >= LARGE_GRADIENT
-    gradients = min(groups, 2 * workers + 1) if large else groups
-    alive = (2 + gradients) * FLOAT * parameters
-    return int(_HEADROOM * alive) + _LEAST_STORE
+    return (2 + groups) * FLOAT * parameters
+
+
+def object_store_bytes(parameters: int, groups: int) -> int:
+    """The object store of a cluster that is started for a job: what is alive, with headroom."""
+    return int(_HEADROOM * alive_bytes(parameters, groups)) + _LEAST_STORE
 
 
 def check(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.fleet import Fleet, Member, Ref
+from jobs.plan import FLOAT, LARGE_GRADIENT
 from jobs.sources import cache_folder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
@@ -173,9 +174,6 @@ class Shard:
         return fetch_blob(self._store, ref, cache_folder())
 
 
-_TOGETHER = 4 * 2**20  # bytes of a gradient from which on each is summed as soon as it is there
-
-
 class Shards:
     """All shards of a job: the whole of T, spread over members of a fleet.
 
@@ -227,7 +225,7 @@ class Shards:
         Large gradients are summed one by one, so that few of them are alive at any time.
         """
         by_shard = list(zip(*gradients, strict=True))
-        if 4 * self._layout.numel < _TOGETHER * len(self.members):
+        if FLOAT * self._layout.numel < LARGE_GRADIENT:
             return [
                 member.call("project", correction_lr, *mine)
                 for member, mine in zip(self.members, by_shard, strict=True)

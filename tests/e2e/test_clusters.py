@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Fleet]:
     """One local Ray for the whole module: jobs that find it running use it and leave it running."""
-    fleet = open_fleet(address=None, workers=1, threads=1, plan=128 * 2**20)
+    fleet = open_fleet(address=None, workers=4, threads=1, plan=128 * 2**20)
     yield fleet
     fleet.close()
 
@@ -50,23 +50,25 @@ def hashes(url: str) -> dict[str, str]:
 
 @pytest.mark.usefixtures("cluster")
 def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
-    """In this process, on one worker, on two: the same bytes, each from an empty store.
+    """In this process, on one worker, on two, on four; with one shard or more: the same bytes.
 
-    A tinted block, so that tints are more than heads; two groups, so that sums have an order; the
+    Each from an empty store.
+
+    A tinted block, so that tints are more than heads; four groups, so that sums have an order; the
     precision that this machine computes in by default.
     """
     found = {}
-    for workers in (0, 1, 2):
+    for workers, shards in ((0, 1), (1, 1), (2, 2), (4, 3)):
         spec = tiny.spec(
             tmp_path / str(workers),
             tint={"site": "vit.layers.2"},
-            fit={"rounds": 6, "groups": 2, "micro_batch": 8, "precision": "auto"},
-            cluster={"workers": workers},
+            fit={"rounds": 6, "groups": 4, "micro_batch": 8, "precision": "auto"},
+            cluster={"workers": workers, "shards": shards},
         )
         summary = api.run(spec)
         found[workers] = hashes(summary.url), [task.merged for task in summary.tasks]
-    assert found[1] == found[0]
-    assert found[2] == found[0]
+    for workers in (1, 2, 4):
+        assert found[workers] == found[0]
 
 
 def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> None:

@@ -107,8 +107,8 @@ def test_whatever_is_planned_adds_up(
 
 def test_the_object_store_holds_what_is_alive() -> None:
     small, large = 10_000, 100_000_000
-    assert object_store_bytes(small, 8, 1) > 10 * 4 * small
-    assert 5 * 4 * large < object_store_bytes(large, 64, 1) < 10 * 4 * large  # not 64 gradients
+    assert object_store_bytes(small, 8) > 10 * 4 * small
+    assert 1.25 * 10 * 4 * large < object_store_bytes(large, 8) < 2 * 10 * 4 * large
 
 
 def test_activations_grow_with_the_model() -> None:

@@ -1,0 +1,134 @@
+"""Several nodes with an object store each: the same bits, and nothing spills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import api
+from jobs.coordinator import Cast, Coordinator
+from jobs.fleet import Fleet, open_fleet
+from jobs.shard import ShardOrder, Shards
+from storage.artifacts import open_store
+from storage.blobs import put_blob
+from storage.publish import parse_merge_url, read_manifest
+from tests.tiny_zoo import TinyZoo
+from tintray.bundle import tensors_as_bytes
+from tintray.coefficients import Coefficients
+from tintray.layout import build_layout
+from tintray.step import TaskMetrics
+
+pytestmark = pytest.mark.slow
+
+STORE = 100 * 2**20  # bytes of each node's object store
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[str]:
+    """The address of a cluster of three nodes with one CPU each."""
+    import os
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def fleet(nodes: str) -> Iterator[Fleet]:
+    fleet = open_fleet(address=nodes, workers=3, threads=1, plan=0)
+    yield fleet
+    fleet.close()
+
+
+class Probe:
+    """Tells where it is."""
+
+    def node(self) -> str:
+        import ray
+
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
+
+
+class Echo:
+    """A worker whose gradient is θ itself, and whose rounds take no time."""
+
+    def step(self, group: int, round_: int, tint_lr: float, only: Any, *theta: Any) -> Any:
+        return (*(piece.copy() for piece in theta), {f"{group}": TaskMetrics(1.0, 0.5, 1.0)})
+
+
+def spilled() -> int:
+    """Bytes that all nodes have spilled to disk since they started."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    reply = get_memory_info_reply(get_state_from_address(None))
+    return int(reply.store_stats.spilled_bytes_total)
+
+
+def test_three_nodes_give_the_bits_of_one_process(
+    nodes: str, tiny: TinyZoo, tmp_path: Path
+) -> None:
+    found = []
+    for number, cluster in enumerate(
+        ({"workers": 0}, {"workers": 3, "shards": 3, "address": nodes})
+    ):
+        spec = tiny.spec(
+            tmp_path / str(number),
+            tint={"site": "vit.layers.2"},
+            fit={"rounds": 5, "groups": 4, "precision": "auto", "tasks_per_round": 3},
+            merge={"task_vectors": "int8"},
+            cluster=cluster,
+        )
+        manifest = read_manifest(*parse_merge_url(api.run(spec).url))
+        found.append({name: file["sha256"] for name, file in manifest["files"].items()})
+    assert found[0] == found[1]
+
+
+def test_members_are_spread_over_the_nodes(fleet: Fleet) -> None:
+    capacity = fleet.capacity()
+    assert (capacity.cpus, capacity.nodes) == (3, 3)
+    assert capacity.object_store is not None
+    assert capacity.object_store <= STORE
+    workers = [fleet.spawn(Probe, threads=1, name=f"worker {n}") for n in range(3)]
+    shards = [fleet.spawn(Probe, threads=0, name=f"shard {n}") for n in range(3)]
+    assert len(set(fleet.get([member.call("node") for member in workers]))) == 3
+    assert len(set(fleet.get([member.call("node") for member in shards]))) > 1
+
+
+def test_nothing_spills_however_many_rounds_there_are(fleet: Fleet, tmp_path: Path) -> None:
+    """12 MiB of θ, five groups, ten rounds: 0.7 GiB pass through object stores of 100 MiB."""
+    layout = build_layout({f"w.{n}": (1024, 512) for n in range(6)})
+    store = open_store(str(tmp_path))
+    tensors = {slot.name: torch.full(slot.shape, 0.01) for slot in layout.slots}
+    blob = put_blob(store, tensors_as_bytes(tensors))
+    shards = Shards(fleet, ShardOrder(str(tmp_path), blob, layout), 2)
+    fleet.get(shards.load(["a", "b"], [blob, blob]))
+    workers = [fleet.spawn(Echo, threads=1, name=f"worker {n}") for n in range(2)]
+    groups = {n: workers[n % 2] for n in range(5)}
+    names = {n: [str(n)] for n in groups}
+    cast = Cast(shards, workers, groups, names, {})
+    start = Coefficients(torch.full((2, len(layout.units)), 0.3))
+    before = spilled()
+    told: list[Any] = []
+    Coordinator(fleet, cast, start, coefficient_lr=lambda _: 1e-3, tint_lr=lambda _: 0.0).fit(
+        10, told.append
+    )
+    assert len(told) == 10
+    assert spilled() == before
+    theta = shards.gather(shards.merge(start.values))
+    assert np.isfinite(theta).all()
+    # Every group's gradient was θ > 0, along task vectors > 0: coefficients fell ten times.
+    assert start.values.max() < 0.3 - 8e-3
