@@ -57,14 +57,14 @@ def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> 
 
 def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
     with pytest.raises(SpecError) as refused:
-        check(JOB, replace(MACHINE, memory=8 * GIB), Choice(format="bf16"))
+        check(JOB, replace(MACHINE, memory=12 * GIB), Choice(format="bf16"))
     message = str(refused.value)
     assert re.search(r"4 workers of [\d.]+ GiB, 4 shards of [\d.]+ GiB \(bf16", message)
-    assert "8.0 GiB are free" in message
+    assert "12.0 GiB are free" in message
     ways = message.partition("what would fit: ")[2].split("; or ")
-    assert "merge.task_vectors: int4 with cluster.workers: 1" in ways
-    one = Choice(format="int4", workers=1)
-    assert check(JOB, replace(MACHINE, memory=8 * GIB), one).memory <= 8 * GIB
+    assert "merge.task_vectors: int8 with cluster.workers: 1" in ways
+    one = Choice(format="int8", workers=1)
+    assert check(JOB, replace(MACHINE, memory=12 * GIB), one).memory <= 12 * GIB
 
 
 def test_a_larger_cluster_is_among_the_ways() -> None:
