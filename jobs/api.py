@@ -10,8 +10,9 @@ from jobs.driver import evaluated, open_places, run_job
 from jobs.events import OnEvent, StageStarted, ignore
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.measure import measure
-from jobs.merges import load_merge, locate, store_of, usable
+from jobs.merges import load_merge, locate, store_of
 from jobs.methods import surveyed
+from jobs.places import usable
 from jobs.publication import summary, task_result
 from jobs.results import (
     CompareTable,

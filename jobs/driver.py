@@ -20,7 +20,6 @@ from jobs.crew import Crew, Ground, object_store_needed, survey
 from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from jobs.fleet import Fleet, open_fleet
 from jobs.job_run import JobRun, enter_job
-from jobs.merges import usable
 from jobs.methods import (
     Stage,
     job_recipe,
@@ -31,6 +30,7 @@ from jobs.methods import (
     with_surgery,
 )
 from jobs.placement import place
+from jobs.places import usable
 from jobs.publication import Outcome, publish
 from jobs.spec import SURGERY, JobSpec
 from jobs.statistics import Refs

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.places import usable
 from jobs.sources import cache_folder
 from storage.catalog import Catalog
 from storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
 from storage.records import unseal
 from storage.urls import local_folder
 from tintray.bundle import Merge, open_folder
-from tintray.errors import InputError, IntegrityError, StorageError
-
-
-@contextmanager
-def usable() -> Iterator[None]:
-    """A store or a catalog that does not answer, before anything was done, is bad input."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except StorageError as error:
-        raise InputError(str(error)) from error
 
 
 def locate(merge: str, catalog_url: str) -> str:

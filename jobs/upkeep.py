@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.merges import load_merge, locate, store_of, usable
+from jobs.merges import load_merge, locate, store_of
+from jobs.places import usable
 from jobs.publication import enter
 from jobs.upkeep_results import (
     ArtifactLine,

@@ -178,9 +178,10 @@ class Catalog:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def events(self, job_id: str) -> list[Event]:
-        """The changes of a job's state, oldest first."""
-        query = sa.select(Event).where(Event.job_id == job_id).order_by(Event.id)
+    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
+        """The changes of a job's state, oldest first; those with an id above ``after``."""
+        mine = sa.and_(Event.job_id == job_id, Event.id > after)
+        query = sa.select(Event).where(mine).order_by(Event.id)
         with self._read() as session:
             return list(session.scalars(query))
 
@@ -230,11 +231,18 @@ class Catalog:
             leases.fence(session, job_id, token)
             lineage.insert_or_replace(session, Round, rows, ["job_id", "round"])
 
-    def rounds(self, job_id: str) -> list[Round]:
-        """The recorded rounds of a job, in order."""
-        query = sa.select(Round).where(Round.job_id == job_id).order_by(Round.round)
+    def rounds(self, job_id: str, *, after: int = -1) -> list[Round]:
+        """The recorded rounds of a job above ``after``, in order."""
+        mine = sa.and_(Round.job_id == job_id, Round.round > after)
+        query = sa.select(Round).where(mine).order_by(Round.round)
         with self._read() as session:
             return list(session.scalars(query))
+
+    def last_round(self, job_id: str) -> Round | None:
+        """The last recorded round of a job, if there is one."""
+        query = sa.select(Round).where(Round.job_id == job_id).order_by(Round.round.desc())
+        with self._read() as session:
+            return session.scalar(query.limit(1))
 
     # Models, pools, tasks
 
@@ -334,6 +342,13 @@ class Catalog:
         with self._read() as session:
             return lineage.find(session, reference)
 
+    def merge_of(self, job_id: str) -> str | None:
+        """The merge that a job has published, ``name/v1``; also if it was removed since."""
+        published = sa.and_(Merge.job_id == job_id, Merge.published_at.is_not(None))
+        with self._read() as session:
+            merge = session.scalar(sa.select(Merge).where(published).limit(1))
+            return None if merge is None else merge.ref
+
     def parent(self, merge: Merge) -> Merge | None:
         """The merge that this one grew from."""
         with self._read() as session:
@@ -401,6 +416,13 @@ class Catalog:
             query = query.where(Artifact.kind == kind)
         with self._read() as session:
             return list(session.scalars(query))
+
+    def artifacts_of(self, job_id: str, kind: str) -> list[Artifact]:
+        """The artifacts of a kind that a job has used, oldest first."""
+        query = sa.select(Artifact).join(ArtifactUse, ArtifactUse.sha256 == Artifact.sha256)
+        mine = sa.and_(ArtifactUse.job_id == job_id, Artifact.kind == kind)
+        with self._read() as session:
+            return list(session.scalars(query.where(mine).order_by(Artifact.created_at)))
 
     def pin(self, sha256: str, pinned: bool = True) -> None:
         """Keep an artifact from being collected, or no longer."""

@@ -177,10 +177,13 @@ class Queue:
             else:
                 lineage.insert_or_replace(session, Cluster, [row], ["address"])
 
-    def requeue(self, job_id: str, reason: str, *, cluster: str | None) -> None:
+    def requeue(
+        self, job_id: str, reason: str, *, cluster: str | None, fresh: bool = False
+    ) -> None:
         """Let a job that failed, was cancelled or was lost wait for ``cluster`` again.
 
-        Whoever still works on it without knowing that it was lost is shut out. Raises
+        Whoever still works on it without knowing that it was lost is shut out. What is known of
+        its rounds is forgotten if it is to start ``fresh``. Raises
         :class:`~storage.leases.LeaseHeldError` if somebody works on it, and
         :class:`StateConflictError` if it waits already or has succeeded.
         """
@@ -190,10 +193,12 @@ class Queue:
             waits = job.state is JobState.QUEUED and job.cluster is not None
             if waits or job.state is JobState.SUCCEEDED:
                 raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
-            lease.owner, lease.expires_at, lease.token = None, None, lease.token + 1
+            _revoke(lease)
             _move(session, job, JobState.QUEUED, reason, now)
-            job.cluster, job.handed_at = cluster, None
+            job.cluster, job.handed_at, job.attempt = cluster, None, job.attempt + 1
             job.stop_at, job.stop_reason = None, None
+            if fresh:
+                session.execute(sa.delete(Round).where(Round.job_id == job_id))
 
     # Handing over
 
@@ -210,8 +215,7 @@ class Queue:
                 job = session.scalar(_waiting(cluster, now).order_by(*order).limit(1))
                 if job is None:
                     return None
-                if job.attempt < ATTEMPTS or job.handed_at is None:
-                    # One that waits anew, after a resume, has all its attempts again.
+                if _handovers(session, job) < ATTEMPTS:
                     job.attempt, job.handed_at = job.attempt + 1, now
                     reason = f"handed over to {cluster} (attempt {job.attempt})"
                     session.add(_event(job, JobState.QUEUED, reason, now))
@@ -232,6 +236,19 @@ class Queue:
             begun = _held(lease, now) or job.state is not JobState.QUEUED
             if begun or job.attempt != claim.attempt:
                 return False
+            _move(session, job, JobState.FAILED, reason, now)
+            return True
+
+    def bury(self, claim: Claim, reason: str) -> bool:
+        """Note that the process which worked on a job is dead; False if the job is over.
+
+        For whoever has seen it die; its lease ends with this, without waiting until it runs out.
+        """
+        with self._write() as session:
+            lease, job, now = _locked(session, claim.job_id)
+            if job.state.terminal or job.attempt != claim.attempt:
+                return False
+            _revoke(lease)
             _move(session, job, JobState.FAILED, reason, now)
             return True
 
@@ -311,6 +328,10 @@ def _held(lease: Lease, now: datetime) -> bool:
     return lease.owner is not None and lease.expires_at is not None and lease.expires_at > now
 
 
+def _revoke(lease: Lease) -> None:
+    lease.owner, lease.expires_at, lease.token = None, None, lease.token + 1
+
+
 def _refuse_held(lease: Lease, now: datetime) -> None:
     if _held(lease, now):
         raise LeaseHeldError(
@@ -375,8 +396,18 @@ def _limit(cluster: str) -> sa.Select[int]:
     return sa.select(Cluster.max_jobs).where(Cluster.address == cluster)
 
 
+def _handovers(session: Session, job: Job) -> int:
+    """How often a job was handed over since it has begun to wait."""
+    changes = sa.and_(Event.job_id == job.id, Event.to_state == JobState.QUEUED)
+    since = sa.select(sa.func.max(Event.id)).where(
+        changes, sa.or_(Event.from_state.is_(None), Event.from_state != JobState.QUEUED)
+    )
+    query = sa.select(sa.func.count()).where(changes, Event.id > since.scalar_subquery())
+    return session.scalar(query) or 0
+
+
 def _no_sign(job: Job) -> str:
     return (
-        f"handed over to the cluster {job.attempt} times without a sign of life; "
+        f"handed over to the cluster {ATTEMPTS} times without a sign of life; "
         f"`tintray logs {job.id}` may say why"
     )

@@ -29,6 +29,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TINTRAY_STORE", None)
 os.environ.pop("TINTRAY_CATALOG", None)
+os.environ.pop("TINTRAY_ADDRESS", None)
+os.environ["TINTRAY_CONFIG"] = os.devnull
 
 
 @dataclass(frozen=True)

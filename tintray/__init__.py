@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobs.api import compare, evaluate, export, list_merges, load, run, show, validate
+    from jobs.queue.differences import diff
+    from jobs.queue.following import logs, wait, watch
+    from jobs.queue.submission import cancel, resume, retry, set_limit, submit
+    from jobs.queue.views import list_clusters, list_jobs, status
+    from jobs.setup import configure
     from jobs.spec import JobSpec, load_spec, parse_spec
     from tintray.bundle import Merge
     from tintray.errors import TintrayError
@@ -25,19 +30,45 @@ __all__ = [
     "JobSpec",
     "Merge",
     "TintrayError",
+    "cancel",
     "compare",
+    "configure",
+    "diff",
     "evaluate",
     "export",
+    "list_clusters",
+    "list_jobs",
     "list_merges",
     "load",
     "load_spec",
+    "logs",
     "parse_spec",
+    "resume",
+    "retry",
     "run",
+    "set_limit",
     "show",
+    "status",
+    "submit",
     "validate",
+    "wait",
+    "watch",
 ]
 
 _HOME = {
+    "diff": "jobs.queue.differences",
+    "logs": "jobs.queue.following",
+    "wait": "jobs.queue.following",
+    "watch": "jobs.queue.following",
+    "cancel": "jobs.queue.submission",
+    "resume": "jobs.queue.submission",
+    "retry": "jobs.queue.submission",
+    "set_limit": "jobs.queue.submission",
+    "submit": "jobs.queue.submission",
+    "list_clusters": "jobs.queue.views",
+    "list_jobs": "jobs.queue.views",
+    "status": "jobs.queue.views",
+    "configure": "jobs.setup",
     "JobSpec": "jobs.spec",
     "load_spec": "jobs.spec",
     "parse_spec": "jobs.spec",

@@ -13,11 +13,14 @@ from typing import Any
 import click
 
 from jobs.cli.about import show_version, version
+from jobs.cli.following import diff, logs, ps, status, wait, watch
 from jobs.cli.health import db, doctor
 from jobs.cli.merges import compare, evaluate, export, listing, show
 from jobs.cli.merging import merge, methods
 from jobs.cli.options import Session, debug_option
+from jobs.cli.queue import cancel, queue, resume, retry, submit
 from jobs.cli.runs import run, validate
+from jobs.cli.setup import completion, init
 from jobs.cli.upkeep import artifacts, copy, gc, rm
 from jobs.cli.zoo import zoo
 from tintray.errors import TintrayError
@@ -49,7 +52,8 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 something failed while running, 2 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 something failed while running, 2 bad input, 3 the job was "
+    "cancelled, 4 it was lost, 5 not in time, 130 interrupted.",
 )
 @click.option(
     "--version",
@@ -71,8 +75,10 @@ def cli() -> None:
 
 
 for command in (
-    *(run, validate, listing, show, evaluate, compare, export, copy, rm),
-    *(merge, methods, artifacts, gc, db, doctor, zoo, version),
+    *(run, submit, validate),
+    *(ps, status, watch, logs, wait, cancel, resume, retry, diff, queue),
+    *(listing, show, evaluate, compare, export, copy, rm),
+    *(merge, methods, artifacts, gc, db, init, doctor, completion, zoo, version),
 ):
     cli.add_command(command)
 

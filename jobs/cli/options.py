@@ -62,12 +62,20 @@ set_option = click.option(
 
 merge_argument = click.argument("merge", metavar="MERGE")
 
+id_argument = click.argument("job", metavar="JOB")
+
+address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="The dashboard of a Ray cluster, http://head:8265 [default: $TINTRAY_ADDRESS].",
+)
+
 _store_option = click.option(
     "--store",
     metavar="URL",
     help="The artifact store [default: $TINTRAY_STORE, else ./tintray-data].",
 )
-_catalog_option = click.option(
+catalog_option = click.option(
     "--catalog",
     metavar="URL",
     help="The catalog's database [default: $TINTRAY_CATALOG, else catalog.db in the store].",
@@ -76,7 +84,7 @@ _catalog_option = click.option(
 
 def place_options(command: Command) -> Command:
     """Give a command ``--store`` and ``--catalog``."""
-    return _store_option(_catalog_option(command))
+    return _store_option(catalog_option(command))
 
 
 @contextmanager

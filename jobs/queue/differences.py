@@ -1,0 +1,105 @@
+"""What differs between two jobs, or between a job and a job file: fields, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.queue.views import opened, resolve, status_of
+from jobs.results import Record
+from storage.catalog import Catalog
+from tintray.errors import NotFoundError
+
+_ABSENT = "-"
+_PLACES = ("catalog",)  # where a job was recorded is no part of it
+
+
+@dataclass(frozen=True)
+class Difference(Record):
+    """A field that is not the same in both."""
+
+    field: str  # such as "fit.rounds", or "tasks.mnist.expert"
+    one: str
+    other: str
+
+
+@dataclass(frozen=True)
+class JobDifference(Record):
+    """Two jobs beside each other."""
+
+    one: str
+    other: str
+    fields: Sequence[Difference]
+    results: Sequence[Difference]  # their states and metrics; empty beside a job file
+
+
+def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
+    """Compare two jobs, or a job with the job file at the path ``other``.
+
+    Raises
+    ------
+    InputError
+        One of them does not exist or cannot be read.
+    """
+    with opened(catalog) as (known, _):
+        first = resolve(known, one)
+        before = known.job(first).spec
+        if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
+            from jobs.spec import load_spec
+
+            fields = changed_fields(before, load_spec(Path(other)).record())
+            return JobDifference(first, other, fields, [])
+        second = resolve(known, other)
+        fields = changed_fields(before, known.job(second).spec)
+        results = _compared(_results(known, first), _results(known, second))
+        return JobDifference(first, second, fields, results)
+
+
+def changed_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    """The fields of two recorded job files that differ; tasks are matched by their names."""
+    return _compared(_flat(one), _flat(other))
+
+
+def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    names = list(dict.fromkeys([*one, *other]))
+    return [
+        Difference(name, str(one.get(name, _ABSENT)), str(other.get(name, _ABSENT)))
+        for name in names
+        if one.get(name, _ABSENT) != other.get(name, _ABSENT)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items = {str(key): item for key, item in value.items() if path or key not in _PLACES}
+    elif _named(value):
+        items = {str(item["name"]): item for item in value}
+    else:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in items.items():
+        found |= _flat(item, f"{path}.{key}" if path else key)
+    return found
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, Mapping) and "name" in v for v in value)
+
+
+def _results(catalog: Catalog, job_id: str) -> dict[str, Any]:
+    status = status_of(catalog, job_id)
+    found: dict[str, Any] = {"state": status.state, "round": status.round or _ABSENT}
+    if status.merge is not None:
+        try:
+            merge = catalog.find_merge(status.merge)
+        except NotFoundError:  # it was removed
+            return found
+        found |= {"merge": status.merge}
+        found |= {
+            name: f"{value:.4f}"
+            for name, value in merge.metrics.items()
+            if isinstance(value, float)
+        }
+    return found

@@ -1,0 +1,74 @@
+"""The driver of a job that waited in the catalog: ``python -m jobs.queue.driving JOB ATTEMPT``."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.locations import Location
+from jobs.settings import CATALOG_VARIABLE, default_catalog, default_store
+from jobs.spec import JobSpec
+from storage.catalog import Catalog
+from storage.states import JobState
+from tintray.errors import NotFoundError, TintrayError
+
+
+def main() -> int:
+    """Run the job in ``sys.argv`` if it still waits for this very attempt; returns an exit code."""
+    job_id, attempt = sys.argv[1], int(sys.argv[2])
+    try:
+        return drive(job_id, attempt)
+    except TintrayError as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+
+
+def drive(job_id: str, attempt: int) -> int:
+    """Run a job that was handed over; 0 also if it is no longer for this attempt to run."""
+    catalog, url = open_catalog()
+    with catalog:
+        row = catalog.queue.find(job_id)
+        if row.state is not JobState.QUEUED or row.attempt != attempt:
+            print(f"nothing to do: job {job_id} is {row.state}, by attempt {row.attempt}")
+            return 0
+        spec = recorded(catalog, job_id, url)
+        # Only now what takes seconds to import: until here a mistake is told at once.
+        from jobs.driver import continue_job
+        from jobs.progress import PlainProgress
+
+        cluster = spec.cluster
+        if cluster.workers != 0:  # the cluster that this process was started on
+            cluster = cluster.model_copy(update={"address": "auto"})
+        spec = spec.model_copy(update={"cluster": cluster})
+        continue_job(job_id, catalog, spec, PlainProgress(sys.stdout))
+    return 0
+
+
+def recorded(catalog: Catalog, job_id: str, url: str) -> JobSpec:
+    """The job file of a job, as the catalog keeps it, with the catalog that it was found in."""
+    spec = JobSpec.from_record(catalog.job(job_id).spec)
+    return spec.model_copy(update={"catalog": Location(url)})
+
+
+def open_catalog() -> tuple[Catalog, str]:
+    """The catalog of this process's environment, and its URL.
+
+    Raises
+    ------
+    NotFoundError
+        There is none; a node of a cluster has to be told where it is.
+    """
+    url = default_catalog(default_store())
+    try:
+        return Catalog.open(url, create=False), url
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}; on a cluster every node needs {CATALOG_VARIABLE}, a database that it can "
+            "reach"
+        ) from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""What a cluster runs for a job: ``python -m jobs.queue.entry JOB ATTEMPT``.
+
+Two processes: the driver, and this one, which imports nothing heavy before the driver has ended.
+It passes signals on, keeps what the driver says as an artifact, notes a death that the driver could
+not note itself (out of memory, say), and hands over the job that goes next.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage.catalog import Catalog
+
+LOG = "log"
+"""The kind of the artifact that keeps what a driver said."""
+
+_KEPT_LINES = 20_000
+
+
+def main() -> int:
+    """Run the driver of the job in ``sys.argv``; returns its exit code."""
+    job_id, attempt = sys.argv[1], int(sys.argv[2])
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs.queue.driving", job_id, str(attempt)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: driver.send_signal(number))
+    said: deque[str] = deque(maxlen=_KEPT_LINES)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        print(line, end="", flush=True)
+        said.append(line)
+    code = driver.wait()
+    _settle(job_id, attempt, code, "".join(said))
+    return code if code >= 0 else 128 - code
+
+
+def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
+    """After the driver: keep its log, note its death, hand over the next job."""
+    from jobs.queue.driving import open_catalog
+    from jobs.queue.handover import dispatch
+    from storage.queue import Claim
+    from storage.urls import redact
+    from tintray.errors import TintrayError
+
+    try:
+        catalog, url = open_catalog()
+    except TintrayError as error:  # the driver has said so too; nothing can be noted anywhere
+        print(f"error: {error}", flush=True)
+        return
+    claim = Claim(job_id, attempt)
+    last = redact(log.strip().rpartition("\n")[2])
+    with catalog:
+        with _warned():
+            if code < 0:
+                name = signal.Signals(-code).name
+                catalog.queue.bury(claim, f"its driver was ended by {name} ({_advice(-code)})")
+            elif code > 0:
+                catalog.queue.give_up(claim, f"its driver ended before it began: {last}")
+        with _warned():
+            _keep_log(catalog, job_id, log)
+        with _warned():
+            cluster = catalog.queue.find(job_id).cluster
+            if cluster is not None:
+                dispatch(catalog, url, cluster)
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    """Go on after what fails: the next job must not wait for it."""
+    from tintray.errors import TintrayError
+
+    try:
+        yield
+    except TintrayError as error:
+        print(f"warning: {error}", flush=True)
+
+
+def _advice(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "out of memory, or by somebody"
+    return "see its log"
+
+
+def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
+    """Keep what the driver said, without passwords, where the cluster's end does not matter."""
+    from storage.artifacts import open_store
+    from storage.blobs import put_blob
+    from storage.catalog import Known
+    from storage.urls import redact
+
+    ref = put_blob(open_store(catalog.job(job_id).store_url), redact(log).encode())
+    catalog.record_artifacts([Known(ref, LOG, {"job": job_id})], job_id=job_id)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,202 @@
+"""Following a job from the catalog: the events that its driver told, as they are entered there.
+
+Whoever follows a job that waits also hands over what may go next, so that a queue moves as long as
+somebody cares about it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
+from jobs.queue.handover import dispatch, reap, submission_id
+from jobs.queue.ray_jobs import ClusterError, RayJobs
+from jobs.queue.views import JobStatus, opened, resolve, status_of
+from storage.artifacts import open_store
+from storage.blobs import get_blob
+from storage.catalog import Catalog
+from storage.queue import JobRow
+from storage.states import JobState
+from tintray.errors import TintrayError
+
+POLL = 0.5
+"""Seconds between two looks into the catalog."""
+
+LOG = "log"
+"""The kind of the artifact that keeps what a driver said."""
+
+_TEND_SECONDS = 2.0  # between two looks at the cluster of a job that waits
+
+
+class TimedOutError(TintrayError):
+    """What was waited for did not happen in time; exit code 5."""
+
+    exit_code = 5
+
+
+def watch(job: str, *, catalog: str | None = None, on_event: OnEvent | None = None) -> JobStatus:
+    """Follow a job until it is over or lost, telling ``on_event`` what happens; its status then."""
+    return _follow(job, catalog, on_event or ignore, None)
+
+
+def wait(job: str, *, catalog: str | None = None, timeout: float | None = None) -> JobStatus:
+    """Wait until a job is over or lost; its status then.
+
+    Raises
+    ------
+    TimedOutError
+        It is neither after ``timeout`` seconds.
+    """
+    return _follow(job, catalog, ignore, timeout)
+
+
+def logs(job: str, *, catalog: str | None = None, follow: bool = False) -> Iterator[str]:
+    """What the driver of a job said, in pieces; with ``follow``, until the job is over.
+
+    From its cluster, or as it was kept when the driver ended; of a job that was run without a
+    cluster, the changes of its state.
+    """
+    with opened(catalog) as (known, url):
+        job_id = resolve(known, job)
+        shown = 0
+        while True:
+            row = known.queue.find(job_id)
+            over = row.state.terminal or row.lost
+            text = _log(known, row)
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
+            if over or not follow:
+                return
+            _tend(known, url, row)
+            time.sleep(2 * POLL)
+
+
+def _follow(job: str, catalog: str | None, on_event: OnEvent, timeout: float | None) -> JobStatus:
+    with opened(catalog) as (known, url):
+        job_id = resolve(known, job)
+        teller = _Teller(known, job_id, on_event)
+        give_up = None if timeout is None else time.monotonic() + timeout
+        tended = 0.0
+        while True:
+            row = known.queue.find(job_id)
+            teller.tell(row)
+            if row.state.terminal or row.lost:
+                return status_of(known, job_id)
+            if give_up is not None and time.monotonic() > give_up:
+                raise TimedOutError(
+                    f"job {job_id} is still {row.state} after {timeout:g} s; "
+                    f"`tintray watch {job_id}` follows it"
+                )
+            if time.monotonic() - tended > _TEND_SECONDS:
+                _tend(known, url, row)
+                tended = time.monotonic()
+            time.sleep(POLL)
+
+
+class _Teller:
+    """Turns what is new in the catalog about a job into the events of its driver."""
+
+    def __init__(self, catalog: Catalog, job_id: str, on_event: OnEvent) -> None:
+        self._catalog = catalog
+        self._job_id = job_id
+        self._on_event = on_event
+        self._events = 0
+        self._round: int | None = None
+        self._waits: str | None = None
+        self._rounds = 0
+
+    def tell(self, row: JobRow) -> None:
+        if row.state is JobState.QUEUED:
+            self._tell_waiting(row)
+        for event in self._catalog.events(self._job_id, after=self._events):
+            self._events = event.id
+            if event.to_state is not JobState.QUEUED:
+                self._tell_rounds()  # those of the fit that this state comes after
+                self._tell(event.to_state, event.reason)
+        self._tell_rounds()
+
+    def _tell_waiting(self, row: JobRow) -> None:
+        waits = status_of(self._catalog, row.id).waits
+        if waits is not None and waits != self._waits:
+            self._waits = waits
+            self._on_event(StageStarted(str(JobState.QUEUED), waits))
+
+    def _tell(self, state: JobState, reason: str) -> None:
+        if state is JobState.FITTING:
+            self._rounds = int(self._catalog.job(self._job_id).spec["fit"]["rounds"])
+            self._round = None
+        if state is JobState.SUCCEEDED:
+            merge = self._catalog.merge_of(self._job_id)
+            url = None if merge is None else self._catalog.find_merge(merge).url
+            self._on_event(Published(url) if url else Notice(reason))
+        elif state.terminal:
+            self._on_event(Notice(f"{state}: {reason}"))
+        else:
+            self._on_event(StageStarted(str(state), reason))
+
+    def _tell_rounds(self) -> None:
+        if not self._rounds:
+            return
+        after = self._round
+        if after is None:  # of what came before we looked, the last round is enough
+            last = self._catalog.last_round(self._job_id)
+            if last is None:
+                return
+            after = last.round - 1
+        for row in self._catalog.rounds(self._job_id, after=after):
+            self._round = row.round
+            found = row.metrics
+            done = RoundDone(
+                round=row.round,
+                rounds=self._rounds,
+                loss=found["loss"] if found["loss"] is not None else float("nan"),
+                agreement=found["agreement"],
+                kept=found["kept"],
+                seconds=found["seconds"],
+            )
+            self._on_event(done)
+
+
+def _tend(catalog: Catalog, url: str, row: JobRow) -> None:
+    """Hand over what may go on the cluster of a job that waits; a cluster that is away may be."""
+    if row.cluster is None or row.state is not JobState.QUEUED or row.owner is not None:
+        return
+    reap(catalog, row)
+    try:
+        dispatch(catalog, url, row.cluster)
+    except ClusterError:
+        return
+
+
+def _log(catalog: Catalog, row: JobRow) -> str:
+    """The log of a job, from where it can be had."""
+    for read in (_cluster_log, _kept_log):
+        text = read(catalog, row)
+        if text is not None:
+            return text
+    return "".join(
+        f"{event.at:%Y-%m-%d %H:%M:%S} {event.to_state}: {event.reason}\n"
+        for event in catalog.events(row.id)
+    )
+
+
+def _cluster_log(_: Catalog, row: JobRow) -> str | None:
+    if row.cluster is None or row.attempt == 0:
+        return None
+    try:
+        return RayJobs(row.cluster).logs(submission_id(row.id, row.attempt))
+    except ClusterError:
+        return None
+
+
+def _kept_log(catalog: Catalog, row: JobRow) -> str | None:
+    kept = catalog.artifacts_of(row.id, LOG)
+    if not kept:
+        return None
+    store = open_store(catalog.job(row.id).store_url)
+    try:
+        return get_blob(store, kept[-1].sha256).decode(errors="replace")
+    except TintrayError:
+        return None

@@ -1,0 +1,95 @@
+"""Handing jobs over to their cluster, in the order of its queue.
+
+Nobody runs the queue. Whoever submits, resumes, watches or ends a job calls :func:`dispatch`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+
+from jobs.queue.ray_jobs import ClusterError, RayJobs
+from jobs.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
+from storage.catalog import Catalog
+from storage.queue import Claim, JobRow
+from storage.states import JobState
+from storage.urls import redact
+
+
+def submission_id(job_id: str, attempt: int) -> str:
+    """What Ray calls a driver: the job's id, and how often it was handed over."""
+    return f"{job_id}-{attempt}"
+
+
+def dispatch(catalog: Catalog, catalog_url: str, cluster: str) -> list[Claim]:
+    """Hand over what may go next to a cluster; returns it.
+
+    Raises
+    ------
+    ClusterError
+        The cluster does not take a job; it waits again.
+    """
+    handed = []
+    while (claim := catalog.queue.claim(cluster)) is not None:
+        jobs = RayJobs(cluster)
+        name = submission_id(claim.job_id, claim.attempt)
+        try:
+            jobs.submit(_entrypoint(claim), name, _environment(catalog_url))
+        except BaseException as error:
+            if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
+                catalog.queue.unclaim(claim)
+                raise
+        handed.append(claim)
+    return handed
+
+
+def reap(catalog: Catalog, job: JobRow) -> bool:
+    """Note that a job which was handed over ended before its driver could say so itself.
+
+    Returns whether it did. A cluster that does not answer, or does not know the job, says nothing.
+    """
+    begun = job.state is not JobState.QUEUED or job.owner is not None
+    if begun or job.cluster is None or job.handed_at is None:
+        return False
+    jobs, name = RayJobs(job.cluster), submission_id(job.id, job.attempt)
+    try:
+        found = jobs.find(name)
+        if found is None or not found.over:
+            return False
+        log = jobs.logs(name) or found.message
+    except ClusterError:
+        return False
+    said = log.strip().splitlines()
+    reason = (
+        f"its driver ended on {job.cluster} before it began ({redact(said[-1]) if said else ''}); "
+        f"`tintray logs {job.id}` has all that it said"
+    )
+    return catalog.queue.give_up(Claim(job.id, job.attempt), reason)
+
+
+def _arrived(jobs: RayJobs, name: str) -> bool:
+    """Whether a driver runs although the answer to its submission was lost."""
+    try:
+        return jobs.find(name) is not None
+    except ClusterError:
+        return False
+
+
+def _entrypoint(claim: Claim) -> str:
+    chosen = setting("python")
+    python = sys.executable if chosen is None else chosen.value
+    words = [python, "-m", "jobs.queue.entry", claim.job_id, str(claim.attempt)]
+    return shlex.join(words)
+
+
+def _environment(catalog_url: str) -> Mapping[str, str]:
+    """What the driver must know of this side; a password never goes this way.
+
+    With one in the catalog's URL the nodes need TINTRAY_CATALOG, or PGPASSWORD, of their own.
+    """
+    environment = {}
+    if redact(catalog_url) == catalog_url:
+        environment[CATALOG_VARIABLE] = catalog_url
+    lease = setting("lease_seconds")
+    return environment | ({} if lease is None else {LEASE_VARIABLE: lease.value})

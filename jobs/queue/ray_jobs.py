@@ -1,0 +1,203 @@
+"""Ray's Jobs API over HTTP: hand a driver over to a cluster, see how it fares, stop it.
+
+Plain HTTP, since importing Ray takes longer than a submission may. The endpoints are those that
+Ray's own client uses (Ray Jobs REST API, version 4).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+from tintray.errors import InputError, SpecError, TintrayError
+
+DEFAULT_PORT = 8265
+TIMEOUT = 10.0
+"""Seconds that a cluster may take to answer."""
+
+STOP_SECONDS = 30
+"""Seconds between SIGTERM and SIGKILL for a driver that is stopped: it writes a checkpoint."""
+
+_LOCAL = ("auto", "local")
+_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class ClusterError(TintrayError):
+    """A cluster does not answer, or does not do what it was asked."""
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """What a cluster says of a driver that it was given."""
+
+    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
+    message: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.status in _OVER
+
+
+def jobs_address(written: str) -> str:
+    """The URL of a cluster's Jobs API, ``http://host:8265``, from what a user wrote.
+
+    Raises
+    ------
+    SpecError
+        It is the address of something else.
+    """
+    text = written.strip()
+    if text in _LOCAL:
+        return f"http://127.0.0.1:{DEFAULT_PORT}"
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise SpecError(
+            f"address: expected that of a cluster's dashboard, such as http://head:{DEFAULT_PORT}, "
+            f"found {written!r}"
+        )
+    if parts.username is not None:
+        raise SpecError(
+            "address: expected no user and password in it; a cluster with tokens reads "
+            "RAY_AUTH_TOKEN_PATH"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = DEFAULT_PORT if "://" not in text or parts.scheme == "http" else 443
+    return f"{parts.scheme}://{host}:{port or default}{parts.path.rstrip('/')}"
+
+
+class RayJobs:
+    """The Jobs API of one cluster.
+
+    Every method raises :class:`ClusterError` if the cluster does not answer.
+    """
+
+    def __init__(self, address: str, timeout: float = TIMEOUT) -> None:
+        self.address = jobs_address(address)
+        self._timeout = timeout
+        # A proxy of the environment is for the web; clusters are near. Ray's client does the same.
+        self._opener = build_opener(ProxyHandler({}))
+
+    def check_versions(self) -> None:
+        """Refuse a cluster on which a driver of this Ray and Python could not work.
+
+        Raises
+        ------
+        InputError
+            It does not answer, or has another version of Ray or Python.
+        """
+        try:
+            metadata = self._ask("GET", "/api/v0/cluster_metadata").get("data", {})
+        except ClusterError as error:
+            raise InputError(str(error)) from error
+        found = str(metadata.get("rayVersion") or metadata.get("ray_version") or "")
+        python = str(metadata.get("pythonVersion") or metadata.get("python_version") or "")
+        mine = version("ray")
+        if found and found != mine:
+            raise InputError(
+                f"the cluster at {self.address} runs Ray {found}, and this is Ray {mine}; install "
+                "the same version on both"
+            )
+        if python and python.split(".")[:2] != platform.python_version().split(".")[:2]:
+            raise InputError(
+                f"the cluster at {self.address} runs Python {python}, and this is Python "
+                f"{platform.python_version()}; use the same minor version on both"
+            )
+
+    def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str]) -> None:
+        """Start a driver; returns as soon as the cluster has accepted it."""
+        wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        body = {
+            "entrypoint": entrypoint,
+            "submission_id": submission_id,
+            "runtime_env": {"env_vars": {**wait, **environment}},
+        }
+        self._ask("POST", "/api/jobs/", body)
+
+    def find(self, submission_id: str) -> RayJob | None:
+        """How a driver fares; None if the cluster does not know it."""
+        found = self._ask("GET", f"/api/jobs/{quote(submission_id)}", missing=True)
+        return None if found is None else RayJob(found["status"], found.get("message") or "")
+
+    def stop(self, submission_id: str) -> None:
+        """Send a driver SIGTERM; harmless if it is over or unknown."""
+        self._ask("POST", f"/api/jobs/{quote(submission_id)}/stop", {}, missing=True)
+
+    def logs(self, submission_id: str) -> str | None:
+        """All that a driver has written so far; None if the cluster does not know it."""
+        found = self._ask("GET", f"/api/jobs/{quote(submission_id)}/logs", missing=True)
+        return None if found is None else str(found.get("logs") or "")
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        missing: bool = False,
+    ) -> Any:
+        """The JSON that a cluster answers; with ``missing``, None for what it does not know."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **_authorisation()}
+        request = Request(f"{self.address}{path}", data, headers, method=method)
+        try:
+            with self._opener.open(request, timeout=self._timeout) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            if missing and error.code == 404:
+                return None
+            raise ClusterError(self._refusal(error)) from error
+        except (URLError, HTTPException, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise ClusterError(
+                f"no Ray cluster answers at {self.address} ({_words(reason)}); check the address, "
+                "and that `ray start --head` runs there with its dashboard"
+            ) from error
+
+    def _refusal(self, error: HTTPError) -> str:
+        if error.code in (401, 403):
+            return (
+                f"the cluster at {self.address} refused the token ({error.code}); set "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the cluster's"
+            )
+        said = [
+            line for line in error.read(9000).decode(errors="replace").splitlines() if ": " in line
+        ]
+        detail = said[-1].strip().rstrip(".") if said else error.reason
+        return f"the cluster at {self.address} answered {error.code}: {detail}; see its dashboard"
+
+
+def _authorisation() -> dict[str, str]:
+    """The header with the token, where Ray's own environment asks for one."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        try:
+            token = path.read_text().strip()
+        except OSError as error:
+            raise SpecError(
+                f"RAY_AUTH_MODE is token, and the token cannot be read from {path} "
+                f"({error.strerror}); set RAY_AUTH_TOKEN_PATH"
+            ) from error
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _words(reason: object) -> str:
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return " ".join(text.split())

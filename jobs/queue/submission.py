@@ -1,0 +1,283 @@
+"""Submit a job to a cluster, stop it, resume it, start it over: what changes a queue."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jobs.events import OnEvent, ignore
+from jobs.light_checks import check_files
+from jobs.places import usable
+from jobs.queue.handover import dispatch, submission_id
+from jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
+from jobs.queue.views import JobStatus, opened, resolve, status_of
+from jobs.settings import chosen_address
+from jobs.spec import JobSpec, load_spec
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from storage.leases import LeaseHeldError
+from storage.states import StateConflictError
+from tintray.errors import InputError, SpecError, StorageError
+
+PRIORITIES = range(-1000, 1001)
+_KEY_BYTES = 200
+_STOP_SECONDS = 15.0  # in which a driver that hears the catalog has stopped
+_POLL = 0.2
+
+
+def submit(
+    job: JobSpec | Path | str,
+    *,
+    key: str | None = None,
+    priority: int = 0,
+    address: str | None = None,
+) -> JobStatus:
+    """Enter a job in the queue of a Ray cluster, and hand it over if its turn has come.
+
+    Parameters
+    ----------
+    job
+        A job, or the path of its file.
+    key
+        A name of your own for this submission: the same job with the same key is entered once.
+    priority
+        The highest goes first; among equals the oldest.
+    address
+        The cluster's dashboard, such as ``http://head:8265``; left out, that of the job file, else
+        of ``TINTRAY_ADDRESS`` or the configuration file.
+
+    Raises
+    ------
+    InputError
+        The job file, what it refers to, the store, the catalog or the cluster cannot be used, or
+        the key is that of another job. Nothing has been entered then.
+    """
+    spec = load_spec(Path(job)) if isinstance(job, str | Path) else job
+    _check_options(key, priority)
+    cluster = _cluster(chosen_address(address, spec.cluster.address))
+    check_files(spec)
+    with usable():
+        catalog = Catalog.open(spec.catalog)
+    with catalog:
+        known = None if key is None else _of_key(catalog, key, spec)
+        if known is None:
+            RayJobs(cluster).check_versions()
+            known = _enter(catalog, spec, cluster, key, priority)
+            catalog.queue.set_limit(cluster, None)
+        _dispatch(catalog, spec.catalog, cluster)
+        return status_of(catalog, known)
+
+
+def resume(
+    job: str,
+    *,
+    catalog: str | None = None,
+    address: str | None = None,
+    on_event: OnEvent | None = None,
+) -> JobStatus:
+    """Let a job that failed, was cancelled or was lost go on from its last checkpoint.
+
+    It waits for its cluster, or the one at ``address``; a job that was run without one goes on in
+    this process, and the call returns when it is over.
+
+    Raises
+    ------
+    InputError
+        The job waits or runs already, or has succeeded; or the cluster does not answer.
+    """
+    return _again(job, catalog, address, "resumed", fresh=False, on_event=on_event)
+
+
+def retry(
+    job: str,
+    *,
+    catalog: str | None = None,
+    address: str | None = None,
+    on_event: OnEvent | None = None,
+) -> JobStatus:
+    """Start a job that failed, was cancelled or was lost over, from its first round.
+
+    Otherwise as :func:`resume`; its checkpoints are dropped.
+    """
+    return _again(job, catalog, address, "started over", fresh=True, on_event=on_event)
+
+
+def cancel(
+    job: str, *, catalog: str | None = None, wait: bool = True, discard: bool = False
+) -> JobStatus:
+    """Stop a job: one that waits or was lost at once, one that runs at the end of its round.
+
+    Its last checkpoint is kept, so that it can be resumed, unless it is to be ``discard``-ed. With
+    ``wait`` the call returns when the job has stopped.
+
+    Raises
+    ------
+    InputError
+        The job is over already (and has no checkpoint to discard).
+    """
+    with opened(catalog) as (known, _):
+        job_id = resolve(known, job)
+        if discard and not wait:
+            raise SpecError("--discard: expected it without --no-wait: it needs the job to be over")
+        try:
+            state = known.queue.request_stop(job_id, "cancelled on request")
+        except StateConflictError as error:
+            if not (discard and known.checkpoints.of(job_id)):
+                raise InputError(f"{error}: there is nothing to cancel") from error
+            state = known.job(job_id).state
+        if wait and not state.terminal:
+            _until_stopped(known, job_id)
+        if discard:
+            _discard(known, job_id)
+        return status_of(known, job_id)
+
+
+def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None = None) -> None:
+    """Let a cluster run this many jobs at once, from now on."""
+    if max_jobs < 1:
+        raise SpecError(f"--max-jobs: expected 1 or more, found {max_jobs}")
+    with opened(catalog) as (known, url):
+        cluster = _cluster(chosen_address(address, None))
+        known.queue.set_limit(cluster, max_jobs)
+        _dispatch(known, url, cluster)
+
+
+# Entering
+
+
+def _check_options(key: str | None, priority: int) -> None:
+    if key is not None and not (key.isprintable() and 0 < len(key.encode()) <= _KEY_BYTES):
+        raise SpecError(f"--key: expected printable text of at most {_KEY_BYTES} bytes")
+    if priority not in PRIORITIES:
+        raise SpecError(
+            f"--priority: expected a number from {PRIORITIES[0]} to {PRIORITIES[-1]}, found "
+            f"{priority}"
+        )
+
+
+def _cluster(address: str | None) -> str:
+    if address is None:
+        raise SpecError(
+            "no cluster to submit to: name the dashboard of one with --address, TINTRAY_ADDRESS or "
+            "`tintray init`; `tintray run` needs none"
+        )
+    return jobs_address(address)
+
+
+def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, priority: int) -> str:
+    with usable():
+        open_store(spec.store).check_writable()
+    try:
+        return catalog.create_job(
+            spec.name,
+            spec.record(),
+            str(spec.store),
+            cluster=cluster,
+            priority=priority,
+            key=key,
+            digest=spec.fingerprint(),
+        )
+    except StorageError:
+        # Another submission with the same key was first: then it is that job.
+        found = None if key is None else _of_key(catalog, key, spec)
+        if found is None:
+            raise
+        return found
+
+
+def _of_key(catalog: Catalog, key: str, spec: JobSpec) -> str | None:
+    """The job that was submitted with a key, if it is the same job."""
+    found = catalog.queue.by_key(key)
+    if found is None or found.digest == spec.fingerprint():
+        return None if found is None else found.id
+    from jobs.queue.differences import changed_fields
+
+    fields = changed_fields(found.spec, spec.record())
+    first = f"{fields[0].field}: {fields[0].one} then, {fields[0].other} now" if fields else "other"
+    more = f" and {len(fields) - 1} more" if len(fields) > 1 else ""
+    raise InputError(
+        f"the key {key!r} is that of job {found.id}, and the job file was changed since "
+        f"({first}{more}); submit it with another key"
+    )
+
+
+def _dispatch(catalog: Catalog, url: str, cluster: str) -> None:
+    """Hand over what may go; what the cluster does not take waits, and the sentence says so."""
+    try:
+        dispatch(catalog, url, cluster)
+    except ClusterError as error:
+        raise InputError(f"{error}; nothing is lost: jobs wait until it does") from error
+
+
+# Again
+
+
+def _again(
+    job: str,
+    catalog: str | None,
+    address: str | None,
+    reason: str,
+    *,
+    fresh: bool,
+    on_event: OnEvent | None,
+) -> JobStatus:
+    with opened(catalog) as (known, url):
+        job_id = resolve(known, job)
+        before = known.queue.find(job_id)
+        cluster = before.cluster if address is None else address
+        if cluster is not None:
+            cluster = jobs_address(cluster)
+            RayJobs(cluster).check_versions()
+        try:
+            known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
+        except (StateConflictError, LeaseHeldError) as error:
+            raise InputError(_cannot(error, job_id)) from error
+        if fresh:
+            _discard(known, job_id)
+        if cluster is None:
+            _run_here(known, job_id, url, on_event or ignore)
+        else:
+            known.queue.set_limit(cluster, None)
+            _dispatch(known, url, cluster)
+        return status_of(known, job_id)
+
+
+def _cannot(error: StorageError, job_id: str) -> str:
+    if isinstance(error, LeaseHeldError):
+        return str(error)
+    return f"{error}; only a job that failed, was cancelled or was lost can go on"
+
+
+def _run_here(catalog: Catalog, job_id: str, url: str, on_event: OnEvent) -> None:
+    from jobs.driver import continue_job
+    from jobs.queue.driving import recorded
+
+    continue_job(job_id, catalog, recorded(catalog, job_id, url), on_event)
+
+
+# Stopping
+
+
+def _until_stopped(catalog: Catalog, job_id: str) -> None:
+    """Wait until a job has stopped; where the catalog does not reach its driver, signal it."""
+    patience, signalled = time.monotonic() + _STOP_SECONDS, False
+    while True:
+        row = catalog.queue.find(job_id)
+        if row.state.terminal or row.lost:
+            return
+        if time.monotonic() > patience:
+            if signalled or row.cluster is None:
+                raise StorageError(
+                    f"job {job_id} was asked to stop and has not yet ({row.state}, "
+                    f"{row.owner}); `tintray status {job_id}` tells when it does"
+                )
+            RayJobs(row.cluster).stop(submission_id(job_id, row.attempt))
+            patience, signalled = time.monotonic() + _STOP_SECONDS, True
+        time.sleep(_POLL)
+
+
+def _discard(catalog: Catalog, job_id: str) -> None:
+    from jobs.checkpointing import delete_blobs
+
+    gone = catalog.checkpoints.drop(job_id)
+    delete_blobs(open_store(catalog.job(job_id).store_url), gone)

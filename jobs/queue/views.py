@@ -1,0 +1,261 @@
+"""Jobs as the catalog knows them, put into words: lists, one job in full, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from jobs.places import usable
+from jobs.results import Record
+from jobs.settings import default_catalog, default_store
+from storage.catalog import Catalog
+from storage.queue import JobRow, Standing
+from storage.states import JobState
+from tintray.errors import InputError, SpecError
+
+LOST = "lost"
+"""The state in which a job is shown that nobody works on although it is not over."""
+
+STATES = (*(str(state) for state in JobState), LOST)
+
+
+@dataclass(frozen=True)
+class JobLine(Record):
+    """One line of ``tintray ps``."""
+
+    id: str
+    name: str
+    state: str  # a JobState, or "lost"
+    reason: str  # of its last transition
+    created: str  # ISO 8601, UTC
+    updated: str
+    priority: int
+    cluster: str | None  # None: it runs where it was started
+    round: int | None = None
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class EventLine(Record):
+    """One change of a job's state."""
+
+    at: str
+    before: str | None
+    after: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TaskLine(Record):
+    """A task of a job, as of its last recorded round."""
+
+    name: str
+    kind: str
+    agreement: float | None = None  # with its expert, on the batch of that round
+    kept: float | None = None  # share of that batch that the confidence filter kept
+
+
+@dataclass(frozen=True)
+class ClusterLine(Record):
+    """The queue of a cluster."""
+
+    address: str
+    running: int
+    max_jobs: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class JobStatus(JobLine):
+    """All that the catalog knows of one job."""
+
+    key: str | None = None
+    attempt: int = 0  # how often it was handed over to its cluster
+    owner: str | None = None  # who works on it
+    waits: str | None = None  # why it does not run yet
+    stopping: str | None = None  # why it was asked to stop
+    loss: float | None = None  # of its last recorded round
+    checkpoint: int | None = None  # the round after which it would go on
+    merge: str | None = None  # what it has published, "name/v1"
+    store: str = ""
+    tasks: Sequence[TaskLine] = ()
+    events: Sequence[EventLine] = ()
+    next: Mapping[str, str] = field(default_factory=dict)  # command -> what it does
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self.state in (LOST, *(state for state in JobState if state.terminal))
+
+
+@contextmanager
+def opened(catalog: str | None) -> Iterator[tuple[Catalog, str]]:
+    """A catalog, by default that of the settings, and its URL.
+
+    Raises
+    ------
+    InputError
+        It cannot be used, or there is none.
+    """
+    url = default_catalog(default_store()) if catalog is None else catalog
+    with usable():
+        found = Catalog.open(url, create=False)
+    with found:
+        yield found, url
+
+
+def resolve(catalog: Catalog, text: str) -> str:
+    """The id of the job that ``text`` means: an id, how one begins, a name, or ``latest``.
+
+    Raises
+    ------
+    NotFoundError, InputError
+        There is none (with the nearest), or there are several.
+    """
+    if text == "latest":
+        newest = catalog.queue.listing(1)
+        if newest:
+            return newest[0].id
+    found = catalog.queue.by_prefix(text)
+    if text in found or not found:
+        return catalog.queue.find(text).id
+    if len(found) > 1:
+        raise InputError(
+            f"'{text}' may be any of {len(found)} jobs ({', '.join(found[:3])}, the newest first); "
+            "give more of its id"
+        )
+    return found[0]
+
+
+def list_jobs(
+    *,
+    catalog: str | None = None,
+    limit: int | None = 20,
+    states: Sequence[str] | None = None,
+    name: str | None = None,
+) -> list[JobLine]:
+    """The ``limit`` newest jobs (None: all) and all that are not over, newest first.
+
+    ``states`` are JobState texts, or ``"lost"``.
+    """
+    wanted = None if states is None else _states(states)
+    with opened(catalog) as (known, _):
+        rows = known.queue.listing(limit, wanted, name)
+    lines = [_line(row) for row in rows]
+    return lines if states is None else [line for line in lines if line.state in states]
+
+
+def status(job: str, *, catalog: str | None = None) -> JobStatus:
+    """All that the catalog knows of a job; right also where its cluster is gone."""
+    with opened(catalog) as (known, _):
+        return status_of(known, resolve(known, job))
+
+
+def list_clusters(*, catalog: str | None = None) -> list[ClusterLine]:
+    """The clusters that jobs were submitted to, and how their queues stand."""
+    with opened(catalog) as (known, _):
+        found = known.queue.clusters()
+    return [
+        ClusterLine(address, queue.running, queue.max_jobs, queue.ahead)
+        for address, queue in found.items()
+    ]
+
+
+def status_of(catalog: Catalog, job_id: str) -> JobStatus:
+    """As :func:`status`, from an open catalog and an exact id."""
+    row = catalog.queue.find(job_id)
+    checkpoints = catalog.checkpoints.of(job_id)
+    last = catalog.last_round(job_id)
+    metrics = {} if last is None else last.metrics
+    merge = catalog.merge_of(job_id)
+    found = JobStatus(
+        **vars(_line(row)),
+        key=row.key,
+        attempt=row.attempt,
+        owner=row.owner,
+        waits=_waits(row, catalog.queue.standing(row)),
+        stopping=row.stop_reason if row.stop_at and not row.state.terminal else None,
+        loss=metrics.get("loss"),
+        checkpoint=checkpoints[0].round if checkpoints else None,
+        merge=merge,
+        store=catalog.job(job_id).store_url,
+        tasks=_tasks(catalog, job_id, metrics),
+        events=[
+            EventLine(_text(event.at), event.from_state, event.to_state, event.reason)
+            for event in catalog.events(job_id)
+        ],
+    )
+    return JobStatus(**{**vars(found), "next": next_commands(found)})
+
+
+def next_commands(job: JobStatus) -> dict[str, str]:
+    """What one may want to type next, with what it does."""
+    where = f"goes on after round {job.checkpoint}" if job.checkpoint else "runs it again"
+    if job.state == JobState.SUCCEEDED:
+        return {f"tintray show {job.merge}": "what the merge kept, its size and its cost"}
+    if job.state in (LOST, JobState.FAILED, JobState.CANCELLED):
+        return {f"tintray resume {job.id}": where, f"tintray logs {job.id}": "what it said"}
+    return {
+        f"tintray watch {job.id}": "follow it",
+        f"tintray cancel {job.id}": "stop it, and keep its checkpoint",
+    }
+
+
+def _states(names: Sequence[str]) -> list[JobState]:
+    """The states in which jobs of these shown states can be."""
+    unknown = [name for name in names if name not in STATES]
+    if unknown:
+        from tintray.errors import nearest
+
+        raise SpecError(
+            f"--state: expected one of {', '.join(STATES)}, found '{unknown[0]}'"
+            f"{nearest(unknown[0], STATES)}"
+        )
+    if LOST in names:
+        return [state for state in JobState if not state.terminal or str(state) in names]
+    return [JobState(name) for name in names]
+
+
+def _line(row: JobRow) -> JobLine:
+    reason = f"nobody works on it; it was {row.state}" if row.lost else row.reason
+    return JobLine(
+        id=row.id,
+        name=row.name,
+        state=LOST if row.lost else str(row.state),
+        reason=reason,
+        created=_text(row.created_at),
+        updated=_text(row.updated_at),
+        priority=row.priority,
+        cluster=row.cluster,
+        round=row.round,
+        rounds=row.rounds,
+    )
+
+
+def _waits(row: JobRow, standing: Standing | None) -> str | None:
+    """Why a job does not run yet."""
+    if standing is None:
+        begun = row.state is JobState.QUEUED and row.owner is not None
+        return f"its driver has begun ({row.owner})" if begun else None
+    if row.handed_at is not None and standing.ahead == 0:
+        return f"handed over at {row.handed_at:%H:%M:%S} UTC; its driver is starting"
+    full = f"{row.cluster} runs {standing.running} of {standing.max_jobs} jobs at once"
+    ahead = f"{standing.ahead} go before it" if standing.ahead else "it goes next"
+    if standing.running < standing.max_jobs and not standing.ahead:
+        return f"{full}; it has not been handed over yet: `tintray watch {row.id}` does"
+    return f"{full}; {ahead}"
+
+
+def _tasks(catalog: Catalog, job_id: str, metrics: Mapping[str, Any]) -> list[TaskLine]:
+    agreement, kept = metrics.get("agreement", {}), metrics.get("kept", {})
+    return [
+        TaskLine(task.name, task.kind, agreement.get(task.name), kept.get(task.name))
+        for task in catalog.tasks(job_id)
+    ]
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

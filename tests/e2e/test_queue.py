@@ -1,0 +1,140 @@
+"""Jobs on a real Ray cluster by the real command line, with S3 and PostgreSQL behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import api
+from storage.artifacts import open_store
+from storage.catalog import Catalog
+from storage.publish import MergeRef, parse_merge_url, read_manifest
+from tests.ray_head import ray_head
+from tests.servers import BUCKET, PostgresServer, S3Server
+from tests.tiny_zoo import TinyZoo
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+STORE = f"s3://{BUCKET}/queue/team"
+LEASE_SECONDS = "4"
+FIT = {"rounds": 240, "groups": 2, "checkpoint_every": 30}
+
+
+@dataclass
+class Team:
+    """People who share a store, a catalog and a cluster, and type commands."""
+
+    zoo: TinyZoo
+    catalog: str
+    environment: dict[str, str]
+    said: list[str] = field(default_factory=list)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _MAIN, *args],
+            cwd=self.zoo.folder,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, command: subprocess.Popen[str], expected: int, seconds: float = 180) -> str:
+        """The standard output of a command that must end with this exit code."""
+        out, err = command.communicate(timeout=seconds)
+        self.said += [out, err]
+        assert command.returncode == expected, (command.args, out, err)
+        assert "Traceback" not in err
+        return out
+
+    def type(self, *args: str, expected: int = 0) -> str:
+        return self.end(self.start(*args), expected)
+
+    def ask(self, *args: str, expected: int = 0) -> Any:
+        return json.loads(self.type(*args, "--json", expected=expected))
+
+
+@pytest.fixture(scope="module")
+def team(
+    tiny: TinyZoo,
+    s3_server: S3Server,
+    postgres_server: PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    zoo = tiny.copy(folder / "zoo")
+    job = zoo.job_file(folder / "unused", fit=FIT, cluster={"workers": "auto"})
+    job.write_text("".join(line for line in job.open() if not line.startswith("store:")))
+    with postgres_server.database() as catalog:
+        environment = s3_server.environment() | {
+            "TINTRAY_STORE": STORE,
+            "TINTRAY_CATALOG": catalog,
+            "TINTRAY_LEASE_SECONDS": LEASE_SECONDS,
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        yield Team(zoo, catalog, environment)
+
+
+def until(what: Callable[[], Any], seconds: float = 120) -> Any:
+    give_up = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < give_up
+        time.sleep(0.3)
+    return found
+
+
+def test_a_job_survives_its_cluster(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submit, watch, kill the head, see it lost, resume on another cluster: the same merge."""
+    undisturbed = api.run(team.zoo.spec(tmp_path / "alone", fit=FIT))
+    with ray_head(cpus=1, **team.environment) as head:
+        team.environment["TINTRAY_ADDRESS"] = head.address
+        submitted = team.ask("submit", "job.yaml", "--key", "nightly")
+        again = team.ask("submit", "job.yaml", "--key", "nightly")
+        assert (submitted["state"], again["id"]) == ("queued", submitted["id"])
+        changed = team.start("submit", "job.yaml", "--key", "nightly", "--set", "fit.seed=9")
+        team.end(changed, 2)
+        assert "(fit.seed: 0 then, 9 now)" in team.said[-1]
+        job_id = submitted["id"]
+        watching = team.start("watch", job_id)
+        with Catalog.open(team.catalog) as catalog:
+            until(lambda: catalog.checkpoints.of(job_id))
+        assert team.ask("status", job_id)["state"] == "fitting"
+        assert "already" not in team.type("logs", job_id)
+        head.kill()
+        team.end(watching, 4)
+    lost = team.ask("status", job_id)
+    assert lost["state"] == "lost"
+    assert lost["checkpoint"] in range(30, 240, 30)
+    assert f"tintray resume {job_id}" in lost["next"]
+    assert [line["state"] for line in team.ask("ps")] == ["lost"]
+    team.type("resume", job_id, expected=2)  # its cluster is gone
+    assert "no Ray cluster answers" in team.said[-1]
+    with ray_head(cpus=2, **team.environment) as head:
+        team.environment["TINTRAY_ADDRESS"] = head.address
+        resuming = [team.start("resume", job_id, "--address", head.address) for _ in range(2)]
+        codes = sorted(command.wait(60) for command in resuming)
+        assert codes == [0, 2]  # one of two who try at once
+        team.type("wait", job_id, "--timeout", "150")
+        assert "goes on after round" in team.type("logs", job_id)
+        team.type("cancel", job_id, expected=2)
+        assert "is succeeded" in team.said[-1]
+    for name, text in team.environment.items():
+        monkeypatch.setenv(name, text)
+    found = read_manifest(open_store(STORE), MergeRef("tiny", 1))
+    expected = read_manifest(*parse_merge_url(undisturbed.url))
+    assert found["files"] == expected["files"]
+    assert [task["kept"] for task in found["tasks"]] == [t["kept"] for t in expected["tasks"]]
+    assert found["metrics"] == expected["metrics"]

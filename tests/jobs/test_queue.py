@@ -1,0 +1,337 @@
+"""Submitting, stopping and resuming without a cluster: what is refused, and with which words."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tintray
+from jobs.cli import main
+from jobs.queue.ray_jobs import RayJobs, jobs_address
+from jobs.settings import config_file, lease_seconds, setting
+from storage.catalog import Catalog
+from storage.states import JobState
+from tests.ray_head import free_ports
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import InputError, NotFoundError, SpecError
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
+    return tiny.copy(tmp_path / "zoo")
+
+
+@pytest.fixture
+def call(
+    zoo: TinyZoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Call:
+    """Call a command where there is a job file; returns exit code, standard output and error."""
+    zoo.job_file(tmp_path / "store")
+    monkeypatch.chdir(zoo.folder)
+    monkeypatch.setenv("TINTRAY_STORE", str(tmp_path / "store"))
+
+    def run(*args: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(args)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+class FakeHead(BaseHTTPRequestHandler):
+    """Answers what a head of a certain version does, and takes every job."""
+
+    metadata: dict[str, str]
+    submitted: list[dict[str, Any]]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        found = {"data": self.metadata} if "metadata" in self.path else None
+        self._answer(404 if found is None else 200, found or {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.submitted.append(body | {"authorization": self.headers["Authorization"]})
+        self._answer(200, {"submission_id": body.get("submission_id")})
+
+    def _answer(self, code: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def fake_head(**metadata: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    import platform
+
+    right = {"rayVersion": version("ray"), "pythonVersion": platform.python_version()}
+    kind = type("Head", (FakeHead,), {"metadata": right | metadata, "submitted": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", kind.submitted
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("auto", "http://127.0.0.1:8265"),
+        ("head", "http://head:8265"),
+        ("head:9000", "http://head:9000"),
+        ("http://head:9000/ray/", "http://head:9000/ray"),
+        ("https://head", "https://head:443"),
+        ("[::1]:9000", "http://[::1]:9000"),
+    ],
+)
+def test_addresses_are_those_of_dashboards(written: str, address: str) -> None:
+    assert jobs_address(written) == address
+
+
+@pytest.mark.parametrize("written", ["ray://head:10001", "", "head:x", "http://me:hunter2@head"])
+def test_other_addresses_are_refused(written: str) -> None:
+    with pytest.raises(SpecError, match="address: expected") as raised:
+        jobs_address(written)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"rayVersion": "2.9.0"}, r"runs Ray 2\.9\.0, and this is Ray .* install the same"),
+        ({"pythonVersion": "3.9.1"}, r"runs Python 3\.9\.1, and this is Python"),
+    ],
+)
+def test_a_cluster_of_another_version_is_refused_and_nothing_is_entered(
+    call: Call, tmp_path: Path, metadata: dict[str, str], said: str
+) -> None:
+    with fake_head(**metadata) as (address, submitted):
+        code, out, err = call("submit", "job.yaml", "--address", address)
+    assert (code, out, submitted) == (2, "", []), err
+    assert __import__("re").search(said, err)
+    with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db") as catalog:
+        assert catalog.jobs() == []
+
+
+def test_a_dead_address_is_refused_and_nothing_is_entered(call: Call, tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_ports(1)[0]}"
+    code, out, err = call("submit", "job.yaml", "--address", address)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"error: no Ray cluster answers at {address} (Connection refused); check the address, and "
+        "that `ray start --head` runs there with its dashboard"
+    ]
+    code, _, err = call("submit", "job.yaml")
+    assert code == 2
+    assert "--address, TINTRAY_ADDRESS or `tintray init`" in err
+
+
+def test_what_is_handed_over_names_the_job_and_never_a_password(
+    zoo: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
+    spec = zoo.spec(tmp_path / "store")
+    with fake_head() as (address, submitted):
+        job = tintray.submit(spec, address=address, priority=3, key="a")
+        waiting = tintray.submit(spec, address=address)
+        assert tintray.submit(spec, address=address, priority=3, key="a").id == job.id
+    (request,) = submitted
+    assert request["submission_id"] == f"{job.id}-1"
+    assert request["entrypoint"].endswith(f"-m jobs.queue.entry {job.id} 1")
+    assert request["runtime_env"]["env_vars"]["TINTRAY_CATALOG"] == str(spec.catalog)
+    assert request["authorization"] == "Bearer let-me-in"
+    assert "let-me-in" not in json.dumps(request | {"authorization": ""})
+    assert job.waits is not None and "its driver is starting" in job.waits
+    assert waiting.waits == f"{address} runs 1 of 1 jobs at once; it goes next"
+
+
+def test_a_password_of_the_catalog_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.queue.handover import _environment
+
+    secret = "postgresql+psycopg://me:hunter2@host/db"
+    assert "hunter2" not in json.dumps(_environment(secret))
+    assert "TINTRAY_CATALOG" not in _environment(secret)
+
+
+def test_a_job_file_that_was_changed_needs_another_key(call: Call) -> None:
+    with fake_head() as (address, _):
+        submit = ("submit", "job.yaml", "--address", address, "--key", "nightly")
+        first = json.loads(call(*submit, "--json")[1])
+        code, out, err = call(*submit, "--set", "fit.rounds=7", "--set", "fit.seed=1")
+    assert (code, out) == (2, "")
+    assert f"the key 'nightly' is that of job {first['id']}" in err
+    assert "(fit.rounds: 4 then, 7 now and 1 more); submit it with another key" in err
+    diff = json.loads(call("diff", first["id"], "job.yaml", "--json")[1])
+    assert diff["fields"] == []
+
+
+def test_jobs_are_found_by_what_people_type(call: Call) -> None:
+    with fake_head() as (address, _):
+        ids = [
+            json.loads(call("submit", "job.yaml", "--address", address, "--json")[1])["id"]
+            for _ in range(2)
+        ]
+    for text, found in ((ids[0], ids[0]), (ids[0][:-2], ids[0]), ("latest", ids[1])):
+        assert json.loads(call("status", text, "--json")[1])["id"] == found
+    code, _, err = call("status", "tiny")
+    assert code == 2
+    assert "may be any of 2 jobs" in err
+    for command in ("status", "watch", "wait", "cancel", "resume", "retry", "logs"):
+        code, out, err = call(command, "tyni-00000000")
+        assert (code, out) == (2, ""), err
+        assert "there is no job tyni-00000000" in err
+        assert "did you mean 'tiny-" in err
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_resumed(call: Call, tmp_path: Path) -> None:
+    with fake_head() as (address, submitted):
+        job = json.loads(call("submit", "job.yaml", "--address", address, "--json")[1])["id"]
+        code, out, _ = call("cancel", job)
+        assert (code, "cancelled" in out) == (0, True)
+        code, _, err = call("cancel", job)
+        assert code == 2
+        assert f"job {job} is cancelled (cancelled on request): there is nothing to cancel" in err
+        assert call("wait", job)[0] == 3
+        assert call("resume", job)[0] == 0
+        code, _, err = call("resume", job)
+        assert code == 2
+        assert f"job {job} is queued (resumed)" in err
+    assert [request["submission_id"] for request in submitted] == [f"{job}-1", f"{job}-3"]
+    code, _, err = call("wait", job, "--timeout", "0.1")
+    assert code == 5
+    assert f"`tintray watch {job}`" in err
+
+
+def test_a_job_that_was_run_here_is_resumed_here(tiny: TinyZoo, tmp_path: Path, call: Call) -> None:
+    spec = tiny.spec(tmp_path / "store", fit={"checkpoint_every": 1})
+
+    def stop(event: object) -> None:
+        if getattr(event, "round", None) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tintray.run(spec, on_event=stop)
+    (line,) = tintray.list_jobs()
+    assert (line.state, line.round, line.rounds) == ("cancelled", 3, 4)
+    code, out, err = call("resume", line.id, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["state"], found["merge"], found["checkpoint"]) == ("succeeded", "tiny/v1", None)
+    assert "goes on after round 2 of 4" in err
+    assert found["events"][-1]["reason"] == "published as tiny/v1"
+    assert "cancelled: interrupted" in call("logs", line.id)[1]
+
+
+def test_retry_starts_over(tiny: TinyZoo, tmp_path: Path, call: Call) -> None:
+    spec = tiny.spec(tmp_path / "store", fit={"checkpoint_every": 1})
+
+    def fail(event: object) -> None:
+        if getattr(event, "round", None) == 3:
+            raise InputError("enough")
+
+    with pytest.raises(InputError):
+        tintray.run(spec, on_event=fail)
+    events: list[Any] = []
+    done = tintray.retry("latest", on_event=events.append)
+    assert done.state == "succeeded"
+    assert [e.round for e in events if type(e).__name__ == "RoundDone"] == [1, 2, 3, 4]
+    different = tintray.diff(done.id, done.id)
+    assert (different.fields, different.results) == ([], [])
+
+
+def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: Path) -> None:
+    spec = tiny.spec(tmp_path / "store", fit={"checkpoint_every": 1})
+    catalog = str(spec.catalog)
+
+    class Death(BaseException):
+        pass
+
+    def die(event: object) -> None:
+        if getattr(event, "round", None) == 3:
+            raise Death
+
+    with pytest.raises(Death):
+        tintray.run(spec, on_event=die)
+    with Catalog.open(catalog) as opened:  # as if nobody had lived to say that it failed
+        job = opened.jobs()[0].id
+        opened.transition(job, JobState.FAILED, JobState.FITTING, "lost")
+    found = tintray.status(job, catalog=catalog)
+    assert (found.state, found.checkpoint) == ("lost", 2)
+    assert found.reason == "nobody works on it; it was fitting"
+    assert [line.id for line in tintray.list_jobs(catalog=catalog, states=["lost"])] == [job]
+    assert tintray.watch(job, catalog=catalog).state == "lost"
+    cancelled = tintray.cancel(job, catalog=catalog, discard=True)
+    assert (cancelled.state, cancelled.checkpoint) == ("cancelled", None)
+    assert list((tmp_path / "store").glob("merges/*")) == []
+
+
+def test_the_configuration_file_is_asked_where_nothing_else_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    path = tmp_path / "config" / "tintray" / "config.toml"
+    monkeypatch.delenv("TINTRAY_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert config_file() == path
+    secret = "postgresql+psycopg://me:hunter2@db/tintray"
+    code, out, err = call("init", "--store", "mine", "--address", "head", "--catalog", secret)
+    assert code == 0, err
+    assert str(path) in out
+    assert "hunter2" not in out + err
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.delenv("TINTRAY_STORE")
+    store = setting("store")
+    assert store is not None and store.value == str(Path.cwd() / "mine")
+    assert tintray.parse_spec  # the face has it
+    address = setting("address")
+    assert address is not None and address.value == "http://head:8265"
+    monkeypatch.setenv("TINTRAY_ADDRESS", "other")
+    address = setting("address")
+    assert address is not None and address.value == "other"
+    code, _, err = call("init", "--store", "again")
+    assert code == 2
+    assert "--force" in err
+    assert call("init", "--store", "again", "--force")[0] == 0
+    path.write_text("stoer = 'x'")
+    code, _, err = call("ps")
+    assert code == 2
+    assert "found 'stoer'; did you mean 'store'?" in err
+
+
+def test_a_lease_must_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINTRAY_LEASE_SECONDS", "soon")
+    with pytest.raises(SpecError, match="TINTRAY_LEASE_SECONDS: expected a number of seconds"):
+        lease_seconds()
+
+
+def test_shells_can_complete(call: Call) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = call("completion", shell)
+        assert code == 0
+        assert "_TINTRAY_COMPLETE" in out
+
+
+def test_a_missing_catalog_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no catalog"):
+        tintray.list_jobs(catalog=f"sqlite:///{tmp_path}/none.db")
+    assert RayJobs("head").address == "http://head:8265"
