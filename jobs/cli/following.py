@@ -164,7 +164,7 @@ def wait(job: str, timeout: float | None, catalog: str | None, as_json: bool) ->
 @json_option
 @debug_option
 def diff(job: str, other: str, catalog: str | None, as_json: bool) -> None:
-    """Show in what JOB differs from OTHER: another job, or a job file.
+    """Show in what JOB differs from a job or a job file.
 
     JOB is the id of a job, how one begins, a name, or latest.
 

@@ -70,9 +70,9 @@ def submit(
 @json_option
 @debug_option
 def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool, as_json: bool) -> None:
-    """Stop JOB at the end of its round, and keep its last checkpoint.
+    """Stop JOB, and keep its last checkpoint.
 
-    JOB is the id of a job, how one begins, a name, or latest.
+    It stops at the end of its round. JOB is the id of a job, how one begins, a name, or latest.
 
     \b
     Example:
@@ -133,7 +133,9 @@ def retry(job: str, address: str | None, catalog: str | None, watch: bool, as_js
 @json_option
 @debug_option
 def queue(max_jobs: int | None, address: str | None, catalog: str | None, as_json: bool) -> None:
-    """Show how many jobs run and wait on each cluster, or change how many may run.
+    """Show how many jobs run and wait on each cluster.
+
+    With --max-jobs, let one run another number of them at once.
 
     \b
     Example:

@@ -19,7 +19,7 @@ _SHELLS = ("bash", "zsh", "fish")
 def init(
     store: str | None, catalog: str | None, address: str | None, force: bool, as_json: bool
 ) -> None:
-    """Write the configuration file that names store, catalog and cluster.
+    """Write the file that names store, catalog and cluster.
 
     What no option says is asked for; an empty answer leaves it out. On something else than a
     terminal nothing is asked.
@@ -53,7 +53,7 @@ def _asked(question: str, given: str | None) -> str:
 @click.argument("shell", type=click.Choice(_SHELLS))
 @debug_option
 def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands and options.
+    """Print the script that lets a shell complete commands.
 
     \b
     Example:
