@@ -52,6 +52,7 @@ COMMANDS = [
 ]
 INNER = [
     "zoo digits",
+    "zoo omniglot",
     "artifacts ls",
     "artifacts verify",
     "artifacts pin",
