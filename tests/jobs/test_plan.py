@@ -68,8 +68,8 @@ def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
 
 
 def test_a_larger_cluster_is_among_the_ways() -> None:
-    with pytest.raises(SpecError, match=r"what would fit: .*8 such nodes \(cluster\.address\)"):
-        check(JOB, replace(MACHINE, memory=4 * GIB), Choice(format="int4", workers=1))
+    with pytest.raises(SpecError, match=r"what would fit: .*2 such nodes \(cluster\.address\)"):
+        check(JOB, replace(MACHINE, memory=6 * GIB), Choice(format="int4", workers=1))
 
 
 def test_the_disk_and_a_foreign_object_store_count_too() -> None:
