@@ -67,3 +67,31 @@ def omniglot(directory: Path, data: Path, tasks: int | None) -> None:
             directory, data, tasks=tasks, on_progress=lambda line: click.echo(line, err=True)
         )
     click.echo(str(made))
+
+
+@zoo.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The folder with the ten data sets and omniglot.npz.",
+)
+@debug_option
+def scripts(directory: Path, data: Path) -> None:
+    """Make ten experts on scripts, signs and drawings in DIR, and a job file.
+
+    The base has seen most of their kind, and experts moved little from it: averaging helps, as
+    among public checkpoints. A finished zoo is not made again.
+
+    \b
+    Example:
+      tintray zoo scripts zoo/scripts --data data/vision
+      tintray run zoo/scripts/job.yaml
+    """
+    with quiet_stdout():
+        from jobs.zoo.scripts import build
+
+        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
+    click.echo(str(made))

@@ -117,6 +117,17 @@ def build(
     return directory
 
 
+def job_file(name: str, tasks: Iterable[str]) -> str:
+    """A job over all tasks of a zoo, as YAML; paths start from the zoo's folder."""
+    lines = [f"name: {name}", "base: base", "tasks:"]
+    lines += [
+        f"- {{name: {task}, expert: {task}, adapt: {{path: data/{task}.npz}}, "
+        f"test: {{path: data/{task}.npz, split: test}}}}"
+        for task in tasks
+    ]
+    return "\n".join([*lines, ""])
+
+
 def provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Everything that the zoo's content depends on, but the kind of processor."""
     return {

@@ -123,19 +123,8 @@ def build(
         source,
         on_progress=on_progress,
         workers=workers,
-        extra={"job.yaml": job_file(names)},
+        extra={"job.yaml": building.job_file("omniglot", names)},
     )
-
-
-def job_file(names: tuple[str, ...]) -> str:
-    """A job over all tasks of the zoo, as YAML; paths start from the zoo's folder."""
-    lines = ["name: omniglot", "base: base", "tasks:"]
-    lines += [
-        f"- {{name: {name}, expert: {name}, adapt: {{path: data/{name}.npz}}, "
-        f"test: {{path: data/{name}.npz, split: test}}}}"
-        for name in names
-    ]
-    return "\n".join([*lines, ""])
 
 
 def _slug(name: str) -> str:

@@ -68,3 +68,23 @@ def omniglot(tasks: tuple[str, ...]) -> Recipe:
         pretraining=Schedule(epochs=50, learning_rate=2e-3, batch_size=64, shift=2),
         fine_tuning=Schedule(epochs=12, learning_rate=2e-3, head_epochs=30, shift=2),
     )
+
+
+SCRIPTS = Recipe(
+    tasks=(
+        "mnist",
+        "gtsrb",
+        "kannada_mnist",
+        "eurosat",
+        "hoda_persian_digits",
+        "notmnist",
+        "chinese_mnist",
+        "devanagari",
+        "cmater_bangla_numerals",
+        "quickdraw5",
+    ),
+    architecture=Architecture(image_size=32, patch_size=8, hidden_size=96),
+    pretraining=Schedule(epochs=15, learning_rate=2e-3, batch_size=64, shift=2),
+    fine_tuning=Schedule(epochs=3, learning_rate=2e-4, head_epochs=10, shift=2),
+)
+"""The scripts zoo: a base that has seen most of it, and experts that moved little from there."""
