@@ -27,6 +27,8 @@ from storage.artifacts import open_store
 from storage.catalog import Catalog
 from tintray.bundle import Merge
 from tintray.evaluation import mean, normalised_accuracy
+from tintray.kinship import is_foreign
+from tintray.kinship import warning as kinship_warning
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
@@ -60,6 +62,11 @@ def validate(spec: JobSpec) -> ValidationReport:
         notices.append(
             f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"
         )
+    notices += [
+        kinship_warning(name, found.kinship)
+        for name, found in facts.items()
+        if is_foreign(found.kinship)
+    ]
     return ValidationReport(
         name=spec.name,
         tasks=[task.name for task in spec.tasks],

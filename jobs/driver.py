@@ -42,6 +42,8 @@ from storage.inputs import KnownModel, KnownPool, KnownTask
 from storage.states import JobState
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
+from tintray.kinship import is_foreign
+from tintray.kinship import warning as kinship_warning
 from tintray.models import HEAD
 from tintray.placement import AUTO
 from tintray.plateau import Plateau
@@ -128,6 +130,9 @@ def _run(
             ground = survey(spec)
         crew = Crew(fleet, spec, ground)
         facts = crew.check()
+        for name, found in facts.items():
+            if is_foreign(found.kinship):
+                run.on_event(Notice(kinship_warning(name, found.kinship)))
         _record(run, spec, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
         prepared = crew.prepare(store, _on_prepared(run, len(spec.tasks)))
@@ -259,7 +264,7 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
 def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
     """The coefficients at their start, and who moves them."""
     spec = stage.spec
-    start = start_coefficients(spec, stage.ground.partition.layout)
+    start = start_coefficients(spec, stage.ground.partition.layout, stage.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
     default_lr = HEAD_LR if spec.tint.site == HEAD else BLOCK_LR
     fit = spec.fit

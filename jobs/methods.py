@@ -20,6 +20,7 @@ from jobs.surgery import operate_on_all
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore
 from tintray.evaluation import TaskScore
+from tintray.kinship import is_foreign
 from tintray.layout import Layout
 from tintray.merging import Recipe, find_method, recipe
 from tintray.merging.streaming import check_memory
@@ -90,9 +91,19 @@ def start_scale(spec: JobSpec) -> float:
     return own if spec.merge.scale is None else spec.merge.scale
 
 
-def start_coefficients(spec: JobSpec, layout: Layout) -> Tensor:
-    """Λ [K, L] to start from."""
-    return torch.full((len(spec.tasks), len(layout.units)), start_scale(spec))
+def start_coefficients(
+    spec: JobSpec, layout: Layout, facts: Mapping[str, TaskFacts] | None = None
+) -> Tensor:
+    """Λ [K, L] to start from.
+
+    What an expert from another start differs by would only harm the others, so that its
+    coefficients start at zero where ``facts`` tell of it.
+    """
+    start = torch.full((len(spec.tasks), len(layout.units)), start_scale(spec))
+    for row, task in zip(start, spec.tasks, strict=True):
+        if facts is not None and is_foreign(facts[task.name].kinship):
+            row.zero_()
+    return start
 
 
 @dataclass(frozen=True)

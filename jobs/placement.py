@@ -143,7 +143,7 @@ def _search(
 def _first_probes(stage: Stage, sites: Sequence[Site], fleet: Fleet) -> list[Probe]:
     """Tint layers alone, of every task at every site, wherever the tasks are hosted."""
     spec, layout = stage.spec, stage.ground.partition.layout
-    theta = stage.crew.cast.shards.merge(start_coefficients(spec, layout))
+    theta = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
     tasks = stage.crew.cast.tasks
     refs = [
         worker.call("probe", name, site.name, FIRST_STEPS, *theta)

@@ -207,7 +207,11 @@ def _task(outcome: Outcome, index: int) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "classes": facts.classes,
-        "expert": {"source": str(task.expert), "sha256": facts.expert_digest},
+        "expert": {
+            "source": str(task.expert),
+            "sha256": facts.expert_digest,
+            "kinship": facts.kinship,
+        },
         "task_vector": prepared.vector.sha256,
         "pool": pool | {"labels": prepared.labels.sha256},
         "test": test,

@@ -29,6 +29,7 @@ from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.confidence import Judge, labelled_threshold, top_p_threshold
 from tintray.errors import CheckpointError, DataError
 from tintray.evaluation import TaskScore, confidences, score
+from tintray.kinship import kinship
 from tintray.layout import Granularity
 from tintray.partition import partition
 from tintray.randomness import stream
@@ -95,6 +96,7 @@ class TaskFacts:
     test_digest: str | None
     test_examples: int
     configs: Mapping[str, bytes]  # file name -> content
+    kinship: float = 1.0  # cosine between the base's weights and the expert's
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Worker:
                 path.name: path.read_bytes()
                 for path in (checkpoint.folder / "config.json", *checkpoint.preprocessor_files)
             },
+            kinship=kinship(self._partition.module, expert),
         )
         true = self._true_labels(task, len(pool), classes) if task.labelled else None
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
