@@ -21,7 +21,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(MAKE) install
-	$(PIP) --editable '.[zoo,plots,postgres,test]'
+	$(PIP) --editable '.[zoo,data,text,plots,postgres,test]'
 	touch $@
 
 test: $(VENV)/.test lint  ## Format check, lint, strict types, then every test
@@ -38,7 +38,7 @@ format: $(VENV)/.test
 
 lock:  ## Write the versions that a fresh environment resolves to into constraints.txt
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[zoo,plots,postgres,test]'
+	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[zoo,data,text,plots,postgres,test]'
 	(echo '# Versions that tintray is tested with; `make lock` writes this file.'; \
 	  build/lock/bin/python -m pip freeze --exclude tintray | sed 's/+cpu$$//') > constraints.txt
 	rm -rf build

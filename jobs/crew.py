@@ -76,8 +76,9 @@ def survey(spec: JobSpec) -> Ground:
     cache = cache_folder()
     base = open_checkpoint(local_folder(spec.base, cache), role="base")
     first = spec.tasks[0]
-    expert = open_checkpoint(local_folder(first.expert, cache), role=f"tasks.{first.name}.expert")
-    models.check_same_computation(base, expert, "the base", f"tasks.{first.name}.expert")
+    role = f"tasks.{first.name}.expert"
+    expert = open_checkpoint(local_folder(first.expert, cache), role=role, base=base)
+    models.check_same_computation(base, expert, "the base", role)
     module = models.load_base(base, like=expert)
     # Where the site is still to be found, all but the head is laid out.
     site = models.HEAD if spec.tint.site == AUTO else spec.tint.site
@@ -302,9 +303,10 @@ def group_count(spec: JobSpec) -> int:
 
 def _order(spec: JobSpec, index: int) -> TaskOrder:
     task = spec.tasks[index]
-    test = None if task.test is None else (str(task.test.path), task.test.split)
-    pool = (str(task.adapt.path), task.adapt.split)
-    return TaskOrder(task.name, task.kind, str(task.expert), pool, test, task.labelled)
+    test = None if task.test is None else task.test.order()
+    pool = task.adapt.order()
+    known = (task.labelled, str(spec.base))
+    return TaskOrder(task.name, task.kind, str(task.expert), pool, test, *known)
 
 
 def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:

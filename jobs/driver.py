@@ -236,13 +236,14 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
     spec, layout = stage.spec, stage.ground.partition.layout
     with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
         backbones = stage.merged(job_recipe(spec), start_scale(spec), run.on_event)
-    tints, facts = stage.crew.tints(), dict(stage.facts)
+    facts = dict(stage.facts)
     with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
         if spec.merge.method == SURGERY:
             modules, scores = stage.operate(backbones)
-            tints, facts = with_surgery(tints, facts, modules)
+            tints, facts = with_surgery(stage.crew.tints(), facts, modules)
         else:
             scores = stage.scores(backbones)
+            tints = stage.crew.tints()  # with what measuring has estimated for this backbone
         for score in scores:
             run.on_event(evaluated(score))
     coefficients = start_coefficients(spec, layout)

@@ -18,6 +18,7 @@ from tintray.errors import InputError, nearest
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 
 class Location(str):
@@ -64,16 +65,21 @@ def model_location(written: str, folder: Path) -> Location:
 
 
 def data_location(written: str, folder: Path) -> Location:
-    """A data file: one that exists below ``folder``, or an s3:// URL."""
-    expected = "a data file, or a file:// or s3:// URL"
+    """A data file or a folder of images below ``folder``, an s3:// URL, or hf://org/name."""
+    expected = "a data file, a folder of images, hf://org/name, or a file:// or s3:// URL"
     _refuse_unprintable(written, expected)
-    if _scheme(written, ("file", "s3"), expected) == "s3":
+    scheme = _scheme(written, ("file", "s3", "hf"), expected)
+    if scheme == "s3":
         return _bucket_url(written, expected)
+    if scheme == "hf":
+        if not _HUB_DATA.fullmatch(written.removeprefix("hf://")):
+            raise ValueError(
+                f"expected hf://org/name or hf://org/name:configuration, found {written!r}"
+            )
+        return Location(written)
     path = _absolute(written, folder, expected)
     if not _exists(path, written, expected):
         raise ValueError(_missing(path, written, expected))
-    if path.is_dir():
-        raise ValueError(f"expected {expected}, found {written!r}, which is a folder")
     return Location(str(path), written)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from jobs.fleet import Fleet
 from jobs.merges import load_merge
-from jobs.sources import cache_folder, local_file, local_folder
+from jobs.sources import cache_folder, local_data, local_folder
 from storage.artifacts import ArtifactStore, open_store
 from storage.blobs import blob_key, fetch_blob
 from tintray import models, pools
 from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint
+from tintray.data import DataOrder, read_examples
 from tintray.errors import DataError
 from tintray.evaluation import TaskScore, score
 from tintray.labels import predict
+from tintray.tasks import Kind, Outputs, from_tensors
 
 
 class Evaluator:
@@ -38,43 +38,48 @@ class Evaluator:
         task = self._merge.task(name)
         labelled = task["test"] is not None
         source = task["test"] if labelled else task["pool"]
-        pool = self._pool(name, source)
-        merged = predict(self._merge.for_task(name), pool)
+        order, pool = self._pool(name, task["kind"], source)
+        module = self._merge.for_task(name)
+        merged = predict(module, pool, task["kind"])
         expert = _expert_outputs(
-            self._store, task, source["outputs" if labelled else "labels"], pool
+            self._store, self._merge, task, source["outputs" if labelled else "labels"], pool
         )
         labels = None
         if labelled:
-            labels = pools.read_labels(
-                local_file(source["path"], cache_folder()),
-                source["split"],
-                f"task '{name}'",
-                examples=len(pool),
-                classes=task["classes"],
-            )
-        return score(name, task["kind"], merged, expert, labels)
+            answers = models.answers(module, task["classes"])
+            labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
+        return score(name, task["kind"], merged, expert, labels, pool.mask)
 
-    def _pool(self, name: str, source: Mapping[str, Any]) -> pools.Pool:
-        path = local_file(source["path"], cache_folder())
-        raw = pools.read_images(path, source["split"], f"task '{name}'")
-        pool = pools.build_pool(raw, self._merge.processor(name))
+    def _pool(
+        self, name: str, kind: Kind, source: Mapping[str, Any]
+    ) -> tuple[DataOrder, pools.Pool]:
+        fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
+        order = local_data(DataOrder(**fields), cache_folder())
+        where = f"task '{name}'"
+        examples = read_examples(order, where)
+        processor = self._merge.processor(name, text=examples.is_text)
+        pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
         if pool.digest != source["sha256"]:
             raise DataError(
-                f"task '{name}': split '{source['split']}' of {path} is not what the merge was "
-                "published with; expected the same examples, restore the file or run the job again"
+                f"task '{name}': split '{source['split']}' of {order.path} is not what the merge "
+                "was published with; expected the same examples, restore the file or run the job "
+                "again"
             )
-        return pool
+        return order, pool
 
 
 def _expert_outputs(
-    store: ArtifactStore, task: Mapping[str, Any], sha256: str, pool: pools.Pool
-) -> Tensor:
-    """The expert's logits over the pool: from the store, or by the expert where they are gone."""
+    store: ArtifactStore, merge: Merge, task: Mapping[str, Any], sha256: str, pool: pools.Pool
+) -> Outputs:
+    """The expert's answers over the pool: from the store, or by the expert where they are gone."""
     if store.exists(blob_key(sha256)):
-        return read_tensors(fetch_blob(store, sha256, cache_folder()))["logits"]
+        return from_tensors(read_tensors(fetch_blob(store, sha256, cache_folder())))
     role = f"the expert of task '{task['name']}'"
-    folder = local_folder(task["expert"]["source"], cache_folder())
-    return predict(models.load_expert(open_checkpoint(folder, role=role), role), pool)
+    folders = (merge.manifest["base"]["source"], task["expert"]["source"])
+    base, folder = (local_folder(source, cache_folder()) for source in folders)
+    checkpoint = open_checkpoint(folder, role=role, base=open_checkpoint(base, role="the base"))
+    expert = models.load_expert(checkpoint, role)
+    return predict(expert, pool, task["kind"])
 
 
 def measure(

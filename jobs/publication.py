@@ -29,6 +29,7 @@ from tintray.bundle import (
     tensors_as_bytes,
     tint_file,
 )
+from tintray.data import DataOrder
 from tintray.evaluation import TaskScore, mean, normalised_accuracy
 from tintray.partition import Partition
 from tintray.precision import resolve
@@ -160,7 +161,7 @@ def _files(outcome: Outcome) -> dict[str, bytes]:
 def _shared_buffers(outcome: Outcome) -> dict[str, Tensor]:
     """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
     module = outcome.partition.module
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))  # tied ones by both names
     below = tuple(f"{path}." for path in outcome.partition.private)
     return {
         name: tensor
@@ -200,9 +201,9 @@ def _task(outcome: Outcome, index: int) -> dict[str, Any]:
     facts, prepared = outcome.facts[task.name], outcome.prepared[task.name]
     test = None
     if task.test is not None:
-        test = _data(str(task.test.path), task.test.split, facts.test_digest, facts.test_examples)
+        test = _data(task.test.order(), facts.test_digest, facts.test_examples)
         test["outputs"] = prepared.test_outputs and prepared.test_outputs.sha256
-    pool = _data(str(task.adapt.path), task.adapt.split, facts.pool_digest, facts.pool_examples)
+    pool = _data(task.adapt.order(), facts.pool_digest, facts.pool_examples)
     return {
         "name": task.name,
         "kind": task.kind,
@@ -222,8 +223,8 @@ def _task(outcome: Outcome, index: int) -> dict[str, Any]:
     }
 
 
-def _data(path: str, split: str, digest: str | None, examples: int) -> dict[str, Any]:
-    return {"path": path, "split": split, "sha256": digest, "examples": examples}
+def _data(order: DataOrder, digest: str | None, examples: int) -> dict[str, Any]:
+    return {**asdict(order), "sha256": digest, "examples": examples}
 
 
 def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:

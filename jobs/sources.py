@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from storage.artifacts import open_store
+from tintray.data.order import DataOrder
 from tintray.errors import NotFoundError
 
 
@@ -41,6 +43,13 @@ def local_file(location: str, cache: Path) -> Path:
     if not path.is_file() or path.stat().st_size != store.size(name):
         store.fetch(name, path)
     return path
+
+
+def local_data(order: DataOrder, cache: Path) -> DataOrder:
+    """The same order, of data on this machine; a data set on the hub stays where it is."""
+    if order.path.startswith("hf://"):
+        return order
+    return replace(order, path=str(local_file(order.path, cache)))
 
 
 def cache_folder() -> Path:

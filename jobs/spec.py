@@ -39,6 +39,7 @@ from jobs.spec_fields import (
     WorkerCount,
 )
 from storage.urls import redact
+from tintray.data.order import DataOrder
 from tintray.errors import SpecError, nearest
 
 TINT = "tint"
@@ -66,9 +67,35 @@ class DataSpec(Section):
     """Examples of a task."""
 
     path: DataLocation
-    """The data file: npz with arrays x_NAME and, for a test set, y_NAME for each split NAME."""
+    """A file (npz, parquet, csv, json, jsonl), a folder of images, or hf://org/name."""
     split: str = Field(default="train", min_length=1)
-    """The split to read."""
+    """The split to read, or a slice of it, such as train[:500] or train[80%:]."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column is what (image, text, text_pair, tokens, messages, label), if not called so."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Tokens that a text is cut to; left out, what the model takes."""
+    max_bad: int = Field(default=0, ge=0)
+    """How many examples may be unreadable; they are left out."""
+    ignore: int | None = None
+    """A label that stands for none, such as the void class of a segmentation."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = ("image", "text", "text_pair", "tokens", "messages", "label")
+        for name in columns:
+            if name not in known:
+                raise ValueError(
+                    f"expected one of {', '.join(known)}, found {name!r}{nearest(name, known)}"
+                )
+        return columns
+
+    def order(self) -> DataOrder:
+        """The same as plain data."""
+        return DataOrder(
+            *(str(self.path), self.split, dict(self.columns)),
+            *(self.max_length, self.max_bad, self.ignore),
+        )
 
 
 class TaskSpec(Section):
@@ -76,7 +103,16 @@ class TaskSpec(Section):
 
     name: Name
     """The task's name, by which commands and files refer to it."""
-    kind: Literal["classification"] = "classification"
+    kind: Literal[
+        "classification",
+        "multi_label",
+        "regression",
+        "token_classification",
+        "language_modelling",
+        "segmentation",
+        "depth",
+        "normals",
+    ] = "classification"
     """What the task predicts."""
     expert: ModelLocation
     """The fine-tuned model of this task: a folder, a hub id or a URL."""

@@ -10,14 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from jobs.fleet import Fleet
-from jobs.sources import cache_folder, local_file, local_folder
-from jobs.worker import Prepared, TaskFacts, TaskOrder
+from jobs.sources import cache_folder, local_data
+from jobs.worker import Prepared, TaskFacts, TaskOrder, open_expert
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
 from storage.cache import lookup, remember
 from tintray import models, pools, statistics
 from tintray.bundle import read_tensors, tensors_as_bytes
-from tintray.checkpoints import open_checkpoint
 
 _VERSION = 1  # of what is measured and how; another number, another key
 
@@ -46,11 +45,11 @@ class Measurer:
         found = lookup(self._store, kind, key)
         if found is not None:
             return Measured(found.ref, True)
-        checkpoint = open_checkpoint(local_folder(order.expert, self._cache), role=order.role)
+        checkpoint = open_expert(order, self._cache)
         expert = models.load_expert(checkpoint, order.role)
-        path, split = order.pool
-        raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{order.name}.adapt")
-        pool = pools.build_pool(raw, pools.load_processor(checkpoint, order.role))
+        data = local_data(order.pool, self._cache)
+        where = f"tasks.{order.name}.adapt"
+        pool = pools.open_pool(data, checkpoint, order.kind, order.role, where)
         names = models.backbone_names(expert)
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
         return self._remember(kind, key, rule(expert, pool, names))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from jobs.arrays import Floats
 from jobs.fleet import Fleet
-from jobs.sources import cache_folder, local_file, local_folder
-from jobs.worker import TaskOrder
+from jobs.sources import cache_folder, local_data
+from jobs.worker import TaskOrder, open_expert
 from tintray import models, pools, surgery
-from tintray.checkpoints import open_checkpoint
+from tintray.data import DataOrder
 from tintray.evaluation import TaskScore, score
 from tintray.labels import predict
 from tintray.layout import Layout
@@ -40,18 +40,17 @@ class Surgeon:
 
     def operate(self, order: TaskOrder, theta: Floats) -> Operated:
         """Learn a task's module under the backbone θ [P], and measure the task with it."""
-        checkpoint = open_checkpoint(local_folder(order.expert, self._cache), role=order.role)
+        checkpoint = open_expert(order, self._cache)
         module = models.load_expert(checkpoint, order.role).requires_grad_(False)
-        processor = pools.load_processor(checkpoint, order.role)
 
-        def load(source: tuple[str, str]) -> pools.Pool:
-            path = local_file(source[0], self._cache)
-            raw = pools.read_images(path, source[1], f"tasks.{order.name}")
-            return pools.build_pool(raw, processor)
+        def load(source: DataOrder) -> pools.Pool:
+            data = local_data(source, self._cache)
+            return pools.open_pool(data, checkpoint, order.kind, order.role, f"tasks.{order.name}")
 
         pool = load(order.pool)
         measured = pool if order.test is None else load(order.test)
-        wanted, expert = surgery.features(module, pool), predict(module, measured)
+        wanted = surgery.features(module, pool)
+        expert = predict(module, measured, order.kind)
         merged = self._layout.views(torch.from_numpy(theta.copy()))
         for name, tensor in merged.items():
             module.get_parameter(name).copy_(tensor)
@@ -59,17 +58,15 @@ class Surgeon:
             surgery.features(module, pool), wanted, stream(self._seed, order.name, "surgery")
         )
         surgery.attach(module, found)
-        answers = predict(module, measured)
+        answers = predict(module, measured, order.kind)
         labels = None
         if order.test is not None:
-            labels = pools.read_labels(
-                local_file(order.test[0], self._cache),
-                order.test[1],
-                f"tasks.{order.name}.test",
-                examples=len(measured),
-                classes=answers.shape[1],
+            width = models.answer_width(module, order.kind)
+            labels = pools.labels_of(
+                local_data(order.test, self._cache),
+                *(order.kind, measured, models.answers(module, width), f"tasks.{order.name}.test"),
             )
-        measure = score(order.name, order.kind, answers, expert, labels)
+        measure = score(order.name, order.kind, answers, expert, labels, measured.mask)
         return Operated({name: tensor.numpy() for name, tensor in found.items()}, measure)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,24 +19,29 @@ from torch import Tensor, nn
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.checkpointing import MARK
 from jobs.probing import Candidate, probe
-from jobs.sources import cache_folder, local_file, local_folder
+from jobs.sources import cache_folder, local_data, local_folder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob, put_blob
 from storage.cache import lookup, remember
 from tintray import labels, models, pools
+from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.calibration import fit_temperature
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.confidence import Judge, labelled_threshold, top_p_threshold
-from tintray.errors import CheckpointError, DataError
+from tintray.data import Answers, DataOrder, check_class_names
+from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.kinship import kinship
 from tintray.layout import Granularity
+from tintray.norms import norm_buffers
+from tintray.objectives import TopTokens
 from tintray.partition import partition
 from tintray.randomness import stream
 from tintray.schedule import BLOCK_LR, HEAD_LR
 from tintray.step import StepSettings, TaskGroup, TaskState
-from tintray.tasks import Kind
+from tintray.task_vectors import pack
+from tintray.tasks import Kind, Outputs, as_tensors, check_outputs, chosen, from_tensors
 from tintray.tint import FusedModel, TintLayer, low_rank_factors
 
 
@@ -46,14 +52,28 @@ class TaskOrder:
     name: str
     kind: Kind
     expert: str
-    pool: tuple[str, str]  # data file, split
-    test: tuple[str, str] | None
+    pool: DataOrder
+    test: DataOrder | None
     labelled: int = 0  # how many of the pool's examples may be read with their label
+    base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
 
     @property
     def role(self) -> str:
         """How messages call its expert: by the field of the job file."""
         return f"tasks.{self.name}.expert"
+
+
+def open_expert(task: TaskOrder, cache: Path, base: Checkpoint | None = None) -> Checkpoint:
+    """A task's expert, on this machine; ``base`` saves opening that too.
+
+    Raises
+    ------
+    CheckpointError
+        If either cannot be opened.
+    """
+    if base is None:
+        base = open_checkpoint(local_folder(task.base, cache), role="base")
+    return open_checkpoint(local_folder(task.expert, cache), role=task.role, base=base)
 
 
 @dataclass(frozen=True)
@@ -122,10 +142,10 @@ class _Hosted:
     layer: TintLayer
     pool: pools.Pool
     test: pools.Pool | None
-    test_labels: Tensor | None
+    test_labels: Any
     true: tuple[Tensor, Tensor] | None = None  # which pool examples are labelled, and their labels
-    labels: Tensor | None = None
-    expert_test: Tensor | None = None
+    labels: Outputs | None = None
+    expert_test: Outputs | None = None
     features: Tensor | None = None
 
 
@@ -163,29 +183,26 @@ class Worker:
         expert = models.load_expert(checkpoint, task.role)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
         private = models.private_state(expert, self._partition.private)
-        private |= self._low_rank_start(expert)
+        private |= self._low_rank_start(expert) | norm_buffers(expert)
         layer = TintLayer.of_expert(
             task.name, private, self._partition.site, learn=self._order.learned
         )
-        classes = int(expert.config.num_labels)  # type: ignore[union-attr,arg-type]
-        processor = pools.load_processor(checkpoint, task.role)
-        pool = self._pool(task, "adapt", task.pool, processor)
-        source = local_file(task.pool[0], self._cache)
-        pools.check_class_names(source, f"tasks.{task.name}.adapt", classes)
+        width = models.answer_width(expert, task.kind)
+        pool = self._pool(task, "adapt", task.pool, checkpoint)
+        if task.kind in ("classification", "segmentation"):
+            order = local_data(task.pool, self._cache)
+            check_class_names(order, width, f"tasks.{task.name}.adapt")
         test, test_labels = None, None
         if task.test is not None:
-            test = self._pool(task, "test", task.test, processor)
-            test_labels = pools.read_labels(
-                local_file(task.test[0], self._cache),
-                task.test[1],
-                f"tasks.{task.name}.test",
-                examples=len(test),
-                classes=classes,
+            test = self._pool(task, "test", task.test, checkpoint)
+            test_labels = pools.labels_of(
+                local_data(task.test, self._cache),
+                *(task.kind, test, models.answers(expert, width), f"tasks.{task.name}.test"),
             )
         digest = checkpoint.digest()
         facts = TaskFacts(
             name=task.name,
-            classes=classes,
+            classes=width,
             tint_parameters=layer.count(self._partition.site),
             head_parameters=layer.count(models.head_modules(expert)),
             expert_digest=digest,
@@ -193,13 +210,12 @@ class Worker:
             pool_examples=len(pool),
             test_digest=None if test is None else test.digest,
             test_examples=0 if test is None else len(test),
-            configs={
-                path.name: path.read_bytes()
-                for path in (checkpoint.folder / "config.json", *checkpoint.preprocessor_files)
-            },
+            configs=checkpoint.configs(),
             kinship=kinship(self._partition.module, expert),
         )
-        true = self._true_labels(task, len(pool), classes) if task.labelled else None
+        true = (
+            self._true_labels(task, pool, models.answers(expert, width)) if task.labelled else None
+        )
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
         if self._fused is None:
             split = self._partition
@@ -235,11 +251,12 @@ class Worker:
                 hosted = self._hosted[order.name]
                 assert hosted.labels is not None, "prepare() comes first"
                 targets, judge = trusted(self._order, hosted.labels, hosted.true)
-                states.append(
-                    TaskState(
-                        order.name, hosted.layer, hosted.pool, targets, judge, hosted.features
-                    )
+                state = TaskState(
+                    *(order.name, hosted.layer, hosted.pool, targets, judge),
+                    features=hosted.features,
+                    kind=order.kind,
                 )
+                states.append(state)
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
 
     # -- rounds --------------------------------------------------------------------------------
@@ -303,17 +320,23 @@ class Worker:
         pool = hosted.pool if hosted.test is None else hosted.test
         expert = hosted.labels if hosted.test is None else hosted.expert_test
         assert expert is not None and self._fused is not None, "prepare() comes first"
-        merged = self._predict(hosted.layer, pool, theta)[:, : expert.shape[-1]]
-        found = score(name, hosted.order.kind, merged, expert, hosted.test_labels)
-        return replace(found, calibration=confidences(merged, expert, hosted.test_labels))
+        self._estimate(hosted, theta)
+        merged = self._predict(hosted, pool, theta)
+        kind, known = hosted.order.kind, hosted.test_labels
+        found = score(name, kind, merged, expert, known, pool.mask)
+        if kind != "classification":
+            return found
+        return replace(found, calibration=confidences(merged, expert, known))
 
     def agreement(self, name: str, examples: int, *theta: Floats) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
-        merged = self._predict(hosted.layer, hosted.pool, theta, examples)
-        expert = hosted.labels[: len(merged)]
-        return score(name, hosted.order.kind, merged[:, : expert.shape[-1]], expert, None).agreement
+        pool = hosted.pool.first(examples)
+        self._estimate(hosted, theta)
+        merged = self._predict(hosted, pool, theta)
+        expert = chosen(hosted.labels, slice(0, len(pool)))
+        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
 
     def tint(self, name: str) -> dict[str, NDArray[Any]]:
         """The private tensors of a task, as arrays."""
@@ -326,14 +349,13 @@ class Worker:
     # -- helpers -------------------------------------------------------------------------------
 
     def _checkpoint(self, task: TaskOrder) -> Checkpoint:
-        return open_checkpoint(local_folder(task.expert, self._cache), role=task.role)
+        return open_expert(task, self._cache, self._base)
 
     def _pool(
-        self, task: TaskOrder, part: str, source: tuple[str, str], processor: Any
+        self, task: TaskOrder, part: str, order: DataOrder, checkpoint: Checkpoint
     ) -> pools.Pool:
-        path, split = source
-        raw = pools.read_images(local_file(path, self._cache), split, f"tasks.{task.name}.{part}")
-        return pools.build_pool(raw, processor)
+        order = local_data(order, self._cache)
+        return pools.open_pool(order, checkpoint, task.kind, task.role, f"tasks.{task.name}.{part}")
 
     def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
         """The factors that a low-rank tint starts from; none where a task has a full copy."""
@@ -366,19 +388,24 @@ class Worker:
         hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
         return self._remember("self-features", key, {"features": hosted.features})
 
-    def _true_labels(self, task: TaskOrder, examples: int, classes: int) -> tuple[Tensor, Tensor]:
+    def _true_labels(
+        self, task: TaskOrder, pool: pools.Pool, answers: Answers
+    ) -> tuple[Tensor, Tensor]:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
+        examples = len(pool)
+        if task.kind != "classification":
+            raise DataError(
+                f"tasks.{task.name}.labelled: expected a task of kind 'classification', whose "
+                f"few true labels can be used, found '{task.kind}'"
+            )
         if task.labelled > examples:
             raise DataError(
                 f"tasks.{task.name}.labelled: expected at most the {examples:,} examples of the "
                 f"pool, found {task.labelled:,}"
             )
-        labels = pools.read_labels(
-            local_file(task.pool[0], self._cache),
-            task.pool[1],
-            f"tasks.{task.name}.adapt",
-            examples=examples,
-            classes=classes,
+        labels = pools.labels_of(
+            local_data(task.pool, self._cache),
+            *(task.kind, pool, answers, f"tasks.{task.name}.adapt"),
         )
         order = torch.randperm(
             examples, generator=stream(self._order.settings.seed, task.name, "labelled")
@@ -392,54 +419,57 @@ class Worker:
         found = lookup(self._store, "task-vectors", key)
         if found is not None:
             return found.ref, True
-        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
-        base = self._partition.module
+        base, role = self._partition.module, hosted.order.role
+        names = models.backbone_names(base)
+        checkpoint = self._checkpoint(hosted.order)
+        if is_adapter(checkpoint):
+            adapter = read_adapter(checkpoint, base, role, with_head=False)
+            vector = pack(task_vector(adapter, base, names))
+            return self._remember("task-vectors", key, vector), False
+        expert = models.load_expert(checkpoint, role)
         difference = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
-            for name in models.backbone_names(base)
+            for name in names
         }
         return self._remember("task-vectors", key, difference), False
 
-    def _predictions(self, hosted: _Hosted, pool: pools.Pool) -> tuple[Tensor, BlobRef, bool]:
+    def _predictions(self, hosted: _Hosted, pool: pools.Pool) -> tuple[Outputs, BlobRef, bool]:
         key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
         found = lookup(self._store, "self-labels", key)
         if found is not None:
             path = fetch_blob(self._store, found.ref, self._cache)
-            return read_tensors(path)["logits"], found.ref, True
-        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
-        logits = labels.self_labels(expert, pool, hosted.order.role)
-        if logits.ndim != 2 or logits.shape[1] != hosted.facts.classes:
-            raise CheckpointError(
-                f"{hosted.order.role} gives outputs {list(logits.shape)}; expected one row of "
-                f"{hosted.facts.classes} logits per example"
-            )
-        return logits, self._remember("self-labels", key, {"logits": logits}), False
+            return from_tensors(read_tensors(path)), found.ref, True
+        order = hosted.order
+        expert = models.load_expert(self._checkpoint(order), order.role)
+        outputs = labels.self_labels(expert, pool, order.role, order.kind)
+        check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
+        return outputs, self._remember("self-labels", key, as_tensors(outputs)), False
 
     def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         return remember(self._store, kind, key, tensors_as_bytes(tensors), {}).ref
 
-    @torch.inference_mode()
-    def _predict(
-        self,
-        layer: TintLayer,
-        pool: pools.Pool,
-        theta: Sequence[Floats],
-        examples: int | None = None,
-    ) -> Tensor:
-        assert self._fused is not None
+    def _estimate(self, hosted: _Hosted, theta: Sequence[Floats]) -> None:
+        """Let a task keep the statistics of batch normalisation that it has under θ."""
+        assert self._fused is not None, "check() comes first"
         self._fused.bind([readable(piece) for piece in theta], None)
-        stop = len(pool) if examples is None else min(examples, len(pool))
-        return torch.cat(
-            [
-                self._fused.forward([pool.batch(slice(i, min(i + labels.BATCH, stop)))], [layer])[0]
-                for i in range(0, stop, labels.BATCH)
-            ]
-        )
+        self._fused.estimate(hosted.layer, hosted.pool)
+
+    def _predict(self, hosted: _Hosted, pool: pools.Pool, theta: Sequence[Floats]) -> Outputs:
+        fused, layer = self._fused, hosted.layer
+        assert fused is not None, "check() comes first"
+        fused.bind([readable(piece) for piece in theta], None)
+        fused.use_statistics("kept")
+        try:
+            return labels.ask(
+                lambda batch: fused.forward([batch], [layer])[0], pool, hosted.order.kind
+            )
+        finally:
+            fused.use_statistics("batch")
 
 
 def trusted(
-    order: FitOrder, expert: Tensor, true: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Judge]:
+    order: FitOrder, expert: Outputs, true: tuple[Tensor, Tensor] | None
+) -> tuple[Outputs, Judge]:
     """What a task learns from, logits [N, C], and who judges it, from its expert's logits [N, C].
 
     ``true`` are the rows of the labelled examples and their labels. They set the temperature of the
@@ -447,6 +477,8 @@ def trusted(
     sets itself goes by the agreement of merge and expert.
     """
     trust, filter_ = order.trust, order.settings.filter
+    if isinstance(expert, TopTokens):  # nothing of a language model is filtered
+        return expert, Judge("none")
     temperature, threshold = 1.0, trust.threshold
     if true is not None:
         rows, labels = true

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray import models, pools
 from tintray.checkpoints import open_checkpoint
+from tintray.data import DataOrder
 from tintray.labels import predict
 from tintray.layout import Granularity
 from tintray.partition import partition
@@ -99,7 +100,6 @@ def workbench(
     experts = {name: models.load_expert(found) for name, found in checkpoints.items()}
     loaded = {}
     for name, found in checkpoints.items():
-        raw = pools.read_images(data[name], "train", name)
-        raw = pools.RawImages(raw.images[:examples], raw.source)
-        loaded[name] = pools.build_pool(raw, pools.load_processor(found, name))
+        pool = pools.open_pool(DataOrder(str(data[name])), found, "classification", name, name)
+        loaded[name] = pool if examples is None else pool.first(examples)
     return Workbench(base, experts, loaded, **options)

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from tintray.checkpoints import file_sha256
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
-from tintray.models import empty_module, quiet_transformers
+from tintray.models import assign, empty_module, quiet_transformers
+from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
 from tintray.tint import with_low_rank
 
@@ -158,16 +159,14 @@ class Merge:
         module = empty_module(self.config(task))
         tensors = with_low_rank(self.backbone, self.tint(task))
         operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
-        module.load_state_dict(tensors, strict=True, assign=True)
+        assign(module, tensors)
         if operation:
             attach(module, operation)
         return module.requires_grad_(False).eval()
 
-    def processor(self, task: str) -> Any:
-        """The image processor of the task's expert."""
+    def processor(self, task: str, *, text: bool = False) -> Any:
+        """The image processor, or the tokenizer, of the task's expert."""
         from tempfile import TemporaryDirectory
-
-        from transformers import AutoImageProcessor
 
         self.task(task)
         prefix = config_file(task, "")
@@ -176,7 +175,7 @@ class Merge:
             for name in self.manifest["files"]:
                 if name.startswith(prefix):
                     shutil.copyfile(self.file(name), Path(folder) / name.removeprefix(prefix))
-            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            return processor_in(Path(folder), f"task '{task}'", text=text)
 
     def export(self, task: str, directory: Path) -> Path:
         """Write one task's model as a folder that ``transformers.from_pretrained`` loads.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from tintray.errors import CheckpointError, nearest
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PREPROCESSORS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -40,19 +43,46 @@ class Checkpoint:
     config: dict[str, Any]
     weights: tuple[Path, ...]
     dtypes: frozenset[str]  # in which the tensors are stored, as safetensors spells them: "F32"
+    adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
+    base: Checkpoint | None = None
 
     @property
     def preprocessor_files(self) -> tuple[Path, ...]:
-        """The files that say how inputs are prepared, as far as the folder has them."""
+        """The files that say how inputs are prepared, as far as the folder has them.
+
+        An adapter's are its base's where it has none of its own.
+        """
         found = (self.folder / name for name in _PREPROCESSORS)
-        return tuple(path for path in found if path.is_file())
+        own = tuple(path for path in found if path.is_file())
+        return own or (() if self.base is None else self.base.preprocessor_files)
+
+    @property
+    def preparing_folder(self) -> Path:
+        """The folder that has them."""
+        files = self.preprocessor_files
+        return files[0].parent if files else self.folder
+
+    def configs(self) -> dict[str, bytes]:
+        """What is needed to build the model and to prepare its inputs: file name -> content."""
+        config = (
+            (self.folder / "config.json").read_bytes()
+            if self.adapter is None
+            else json.dumps(self.config, indent=2, sort_keys=True).encode()
+        )
+        return {
+            "config.json": config,
+            **{path.name: path.read_bytes() for path in self.preprocessor_files},
+        }
 
     def digest(self) -> str:
         """sha256 over configuration, preprocessing and weights: what every output depends on."""
         total = hashlib.sha256()
-        for path in (self.folder / "config.json", *self.preprocessor_files, *self.weights):
+        configuration = "config.json" if self.adapter is None else ADAPTER_CONFIG
+        for path in (self.folder / configuration, *self.preprocessor_files, *self.weights):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
+        if self.base is not None:
+            total.update(self.base.digest().encode())
         return total.hexdigest()
 
 
@@ -62,7 +92,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_checkpoint(location: str | Path, *, role: str = "expert") -> Checkpoint:
+def open_checkpoint(
+    location: str | Path, *, role: str = "expert", base: Checkpoint | None = None
+) -> Checkpoint:
     """Look at a model folder, a ``file://`` URL or a hub id, and refuse what could not be loaded.
 
     Parameters
@@ -71,6 +103,8 @@ def open_checkpoint(location: str | Path, *, role: str = "expert") -> Checkpoint
         A folder, ``file://…``, or a hub id such as ``google/vit-base-patch16-224``.
     role
         How messages call it: ``"base"`` or ``"expert 'mnist'"``.
+    base
+        What it was fine-tuned from; an adapter cannot be opened without.
 
     Raises
     ------
@@ -78,10 +112,84 @@ def open_checkpoint(location: str | Path, *, role: str = "expert") -> Checkpoint
         If the folder, its ``config.json`` or its safetensors are missing or damaged.
     """
     folder = _folder(location, role)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "model.safetensors").is_file():
+        return _open_adapter(folder, role, base)
     config = _read_config(folder, role)
     weights = _weight_files(folder, role)
     dtypes = frozenset[str]().union(*(_stored_types(path, role) for path in weights))
     return Checkpoint(folder, config, weights, dtypes)
+
+
+def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoint:
+    if base is None:
+        raise CheckpointError(
+            f"{role}: {folder} holds an adapter, not a model; expected the model that it belongs to"
+        )
+    adapter = _read_config(folder, role, ADAPTER_CONFIG)
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{role}: {folder} has no {ADAPTER_WEIGHTS}")
+    types = frozenset(_stored_types(weights, role))
+    _check_named_base(adapter, base, role, folder)
+    own = _read_config(folder, role) if (folder / "config.json").is_file() else {}
+    config = {**base.config, **own, **_of_task(adapter, base, own, weights)}
+    return Checkpoint(folder, config, (weights,), types, adapter, base)
+
+
+_TASKS = {
+    "SEQ_CLS": "SEQUENCE_CLASSIFICATION",
+    "TOKEN_CLS": "TOKEN_CLASSIFICATION",
+    "CAUSAL_LM": "CAUSAL_LM",
+    "SEQ_2_SEQ_LM": "SEQ_TO_SEQ_CAUSAL_LM",
+    None: "IMAGE_CLASSIFICATION",
+}
+
+
+def _of_task(
+    adapter: dict[str, Any], base: Checkpoint, own: dict[str, Any], weights: Path
+) -> dict[str, Any]:
+    """The class and the labels of what an adapter makes of its base; PEFT keeps neither."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, Any] = {}
+    task = _TASKS.get(adapter.get("task_type"))
+    mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {})
+    architecture = mapping.get(base.config.get("model_type"))
+    if architecture is not None and "architectures" not in own:
+        found["architectures"] = [architecture]
+    width = _head_width(weights)
+    if width is not None and "id2label" not in own:
+        names = {index: f"LABEL_{index}" for index in range(width)}
+        found["id2label"] = {str(index): name for index, name in names.items()}
+        found["label2id"] = {name: index for index, name in names.items()}
+    return found
+
+
+def _head_width(weights: Path) -> int | None:
+    """How many classes the head in an adapter's file has; None where it has no head."""
+    from safetensors import safe_open
+
+    width = None
+    with safe_open(weights, framework="pt") as file:
+        for key in sorted(file.keys()):
+            name = key.removeprefix("base_model.model.").replace("modules_to_save.", "")
+            head = name.split(".")[0] in ("classifier", "score", "head", "classification_head")
+            if head and name.endswith(".weight") and ".lora_" not in name:
+                width = int(file.get_slice(key).get_shape()[0])  # its last layer's
+    return width
+
+
+def _check_named_base(adapter: dict[str, Any], base: Checkpoint, role: str, folder: Path) -> None:
+    """Refuse an adapter that says by a hub id that it belongs to another model than the base."""
+    named, known = adapter.get("base_model_name_or_path"), base.config.get("_name_or_path")
+    hub = all(
+        isinstance(n, str) and _HUB_ID.fullmatch(n) and not Path(n).exists() for n in (named, known)
+    )
+    if hub and named != known:
+        raise CheckpointError(
+            f"{role}: {folder / ADAPTER_CONFIG} belongs to {named!r}; the base is {known!r}, "
+            "expected an adapter for this base"
+        )
 
 
 def _folder(location: str | Path, role: str) -> Path:
@@ -125,8 +233,8 @@ def _download(hub_id: str, role: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path, role: str) -> dict[str, Any]:
-    path = folder / "config.json"
+def _read_config(folder: Path, role: str, name: str = "config.json") -> dict[str, Any]:
+    path = folder / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

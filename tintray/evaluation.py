@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from tintray.calibration import calibration
-from tintray.tasks import Kind, accuracy, agreement, metric_name
+from tintray.objectives import TopTokens
+from tintray.tasks import LOWER_IS_BETTER, Kind, Outputs, agreement_each, matched, measure
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class TaskScore:
     merged, expert
         The metric of merge and expert on the same examples; the expert's agreement is 1.
     agreement
-        Share of examples on which both predict the same.
+        Share of answers on which both predict the same.
     calibration
         Of ``merged`` and ``expert``, as ``calibration.Calibration`` has it; None for kinds of task
         without classes, and in merges of earlier versions.
+    details
+        Every metric of the kind of task, by name: that of the merge, that of the expert.
     """
 
     task: str
@@ -36,32 +39,63 @@ class TaskScore:
     agreement: float
     examples: int
     calibration: Mapping[str, Mapping[str, Any]] | None = None
+    details: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def normalised(self) -> float:
-        """Merged metric over expert metric."""
-        return self.merged / self.expert if self.expert else 0.0
+        """Merged metric over expert metric, or the inverse where less is better."""
+        above, below = self.merged, self.expert
+        if self.metric in LOWER_IS_BETTER:
+            above, below = below, above
+        return above / below if below else 0.0
 
 
 def score(
-    task: str, kind: Kind, merged: Tensor, expert: Tensor, labels: Tensor | None
+    task: str,
+    kind: Kind,
+    merged: Outputs,
+    expert: Outputs,
+    labels: Any,
+    mask: Tensor | None = None,
 ) -> TaskScore:
-    """Compare logits of merge and expert, [N, C] each, with labels [N] where there are any."""
-    agreed = agreement(merged, expert)
+    """Compare outputs of merge and expert on N examples, with labels where there are any.
+
+    ``mask`` [N, S] tells which tokens count, where an example has many.
+    """
+    if isinstance(merged, Tensor) and isinstance(expert, Tensor):
+        merged, expert = matched(merged, expert)
+    if isinstance(merged, TopTokens):
+        hits = (merged.indices[..., 0] == _first(expert)).float()
+        weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
+        agreed = float((hits * weights).sum() / weights.sum().clamp_min(1))
+    else:
+        cut = None if mask is None else mask[:, : merged.shape[1]]
+        agreed = float(agreement_each(kind, merged, expert, cut).mean())
     if labels is None:
-        return TaskScore(task, "agreement", agreed, 1.0, agreed, len(merged))
+        return TaskScore(task, "agreement", agreed, 1.0, agreed, _count(merged))
+    found, reference = (measure(kind, outputs, labels, mask) for outputs in (merged, expert))
+    name = next(iter(found))
+    details = {key: (found[key], reference[key]) for key in found}
     return TaskScore(
-        task,
-        metric_name(kind),
-        accuracy(merged, labels),
-        accuracy(expert, labels),
-        agreed,
-        len(merged),
+        *(task, name, found[name], reference[name], agreed, _count(merged)), details=details
     )
 
 
-def confidences(merged: Tensor, expert: Tensor, labels: Tensor | None) -> dict[str, dict[str, Any]]:
+def _first(outputs: Outputs) -> Tensor:
+    assert isinstance(outputs, TopTokens), "both sides come from a language model"
+    return outputs.indices[..., 0]
+
+
+def _count(outputs: Outputs) -> int:
+    return len(outputs.indices) if isinstance(outputs, TopTokens) else len(outputs)
+
+
+def confidences(
+    merged: Outputs, expert: Outputs, labels: Tensor | None
+) -> dict[str, dict[str, Any]]:
     """How sure merge and expert are, and whether rightly; logits [N, C] each, labels [N]."""
+    assert isinstance(merged, Tensor) and isinstance(expert, Tensor), "of classifiers"
+    merged, expert = matched(merged, expert)
     return {
         "merged": asdict(calibration(merged, labels)),
         "expert": asdict(calibration(expert, labels)),

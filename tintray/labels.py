@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError
-from tintray.models import head_modules, skeleton
+from tintray.models import answer, head_modules, skeleton
+from tintray.objectives import TopTokens
 from tintray.pools import Pool
+from tintray.tasks import Kind, Outputs, reduced
 from tintray.tint import listen
 
 BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
 
 
+def predict(module: nn.Module, pool: Pool, kind: Kind = "classification") -> Outputs:
+    """A module's answers over a whole pool, in float32: logits [N, C] of a classifier."""
+    return ask(lambda batch: answer(module, batch), pool, kind)
+
+
 @torch.inference_mode()
-def predict(module: nn.Module, pool: Pool) -> Tensor:
-    """Logits [N, C] in float32 of a module over a whole pool."""
-    outputs = [
-        module(**pool.batch(slice(start, start + BATCH))).logits.float()
-        for start in range(0, len(pool), BATCH)
+def ask(
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    pool: Pool,
+    kind: Kind = "classification",
+    examples: int | None = None,
+) -> Outputs:
+    """Answers over a pool, or over its first ``examples``, of whatever turns a batch into them.
+
+    Answers per token are padded to the longest example of the pool.
+    """
+    stop = len(pool) if examples is None else min(examples, len(pool))
+    parts = [
+        reduced(kind, run(pool.batch(slice(start, min(start + BATCH, stop)))).float())
+        for start in range(0, stop, BATCH)
     ]
-    return torch.cat(outputs)
+    if isinstance(parts[0], TopTokens):
+        tops = [part for part in parts if isinstance(part, TopTokens)]
+        return TopTokens(
+            _stacked([part.indices for part in tops]), _stacked([part.logs for part in tops])
+        )
+    return _stacked([part for part in parts if isinstance(part, Tensor)])
 
 
 @torch.inference_mode()
@@ -32,26 +54,34 @@ def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
     listening = skeleton(module)
     listen(listening, path, head_modules(module)[0], heard)
     for start in range(0, len(pool), BATCH):
-        listening(**pool.batch(slice(start, start + BATCH)))
+        answer(listening, pool.batch(slice(start, start + BATCH)))
     return torch.cat(heard)
 
 
-def self_labels(expert: nn.Module, pool: Pool, role: str) -> Tensor:
-    """The expert's logits [N, C] over its adaptation pool.
+def _stacked(parts: list[Tensor]) -> Tensor:
+    if parts[0].ndim == 3:
+        length = max(part.shape[1] for part in parts)
+        parts = [nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts]
+    return torch.cat(parts)
+
+
+def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = "classification") -> Outputs:
+    """The expert's answers over its adaptation pool.
 
     Raises
     ------
     CheckpointError
         If the expert answers with a value that is not finite.
     """
-    logits = predict(expert, pool)
-    if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits).all(-1)).sum())
+    outputs = predict(expert, pool, kind)
+    values = outputs.logs if isinstance(outputs, TopTokens) else outputs
+    finite = torch.isfinite(values).flatten(1).all(-1)
+    if not finite.all():
         raise CheckpointError(
-            f"{role} gives NaN or infinite outputs on {bad:,} of {len(pool):,} pool examples; "
-            "expected finite logits, check the expert and its preprocessing"
+            f"{role} gives NaN or infinite outputs on {int((~finite).sum()):,} of {len(pool):,} "
+            "pool examples; expected finite logits, check the expert and its preprocessing"
         )
-    return logits
+    return outputs
 
 
 def features_key(expert_digest: str, pool_digest: str, path: str) -> str:

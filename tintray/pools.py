@@ -1,26 +1,27 @@
-"""Pools: the unlabelled examples that a fit may see, and the test sets that it may not.
+"""Pools: examples as a model takes them, in memory, prepared by the expert's own processor.
 
 Images are stored as the processor resizes them (uint8) and turned into floats per batch, which
 takes a quarter of the memory. That shortcut is used only where it gives, to the last bit that
-float32 rounding leaves, what the expert's own processor gives.
+float32 rounding leaves, what the expert's own processor gives. Texts are stored as tokens, padded
+to the longest of the pool; a batch is cut to its own longest.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tintray.checkpoints import Checkpoint
-from tintray.errors import DataError, nearest
+from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
+from tintray.errors import CheckpointError
+from tintray.tasks import Kind
+from tintray.text import build_tokens
 
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
@@ -38,145 +39,184 @@ class Pool:
         where inputs are final.
     digest
         sha256 of the raw examples and of how they were prepared.
+    mask
+        bool [N, S] where each of an example's S tokens has an answer: which of them count.
+    rows
+        Which rows of the split the examples are.
+    words
+        The target of each position, int64 [N, S], where the text itself is the label (the next
+        token); -100 where there is none.
     """
 
     inputs: dict[str, Tensor]
     scale: Tensor | None
     shift: Tensor | None
     digest: str
+    mask: Tensor | None = None
+    rows: Any = ()
+    words: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """Model inputs of the examples at ``index``, as float32 where they are pixels."""
+        """Model inputs of the examples at ``index``; tokens are cut to the longest of them."""
         chosen = {name: tensor[index] for name, tensor in self.inputs.items()}
         if self.scale is not None and self.shift is not None:
             chosen["pixel_values"] = chosen["pixel_values"].float() * self.scale + self.shift
-        return chosen
+        return trimmed(chosen)
 
+    def counts(self, index: Tensor | slice, length: int) -> Tensor | None:
+        """Which of the first ``length`` tokens of the examples at ``index`` count: bool [b, S]."""
+        return None if self.mask is None else self.mask[index][:, :length]
 
-@dataclass(frozen=True)
-class RawImages:
-    """Images of one split as the file holds them: uint8 [N, H, W] or [N, H, W, 3]."""
-
-    images: np.ndarray[Any, Any]
-    source: str
-
-    def digest(self) -> str:
-        """sha256 of the pixels and their shape."""
-        total = hashlib.sha256(f"{self.images.shape}{self.images.dtype}".encode())
-        total.update(np.ascontiguousarray(self.images).data)
-        return total.hexdigest()
-
-
-def read_images(path: Path, split: str, role: str) -> RawImages:
-    """Read ``x_<split>`` of an npz file; labels in it are not touched.
-
-    Raises
-    ------
-    DataError
-        If the file, the split or any example is missing, or the array is not uint8 images.
-    """
-    array = _read_array(path, f"x_{split}", role)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)):
-        raise DataError(
-            f"{role}: 'x_{split}' in {path} is {array.dtype} {list(array.shape)}; expected uint8 "
-            "images [N, height, width] or [N, height, width, 3]"
-        )
-    if array.size == 0:
-        raise DataError(f"{role}: 'x_{split}' in {path} is empty; expected at least one example")
-    return RawImages(array, f"{path}:{split}")
-
-
-def read_labels(path: Path, split: str, role: str, *, examples: int, classes: int) -> Tensor:
-    """Read ``y_<split>`` of an npz file as int64 [N], checked against the head's width.
-
-    Raises
-    ------
-    DataError
-        If labels are missing, of another number than the examples, or outside ``[0, classes)``.
-    """
-    array = _read_array(path, f"y_{split}", role)
-    if array.shape != (examples,) or array.dtype.kind not in "iu":
-        raise DataError(
-            f"{role}: 'y_{split}' in {path} is {array.dtype} {list(array.shape)}; expected one "
-            f"integer label for each of the {examples:,} examples"
-        )
-    if array.min() < 0 or array.max() >= classes:
-        found = int(array.min()) if array.min() < 0 else int(array.max())
-        raise DataError(
-            f"{role}: 'y_{split}' in {path} holds label {found}; the expert's head has {classes} "
-            f"classes, so labels must be 0 to {classes - 1}"
-        )
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def check_class_names(path: Path, role: str, classes: int) -> None:
-    """Refuse a data file whose ``class_names``, where it has them, are not as many as the head's.
-
-    Raises
-    ------
-    DataError
-        Naming both numbers.
-    """
-    with np.load(path, allow_pickle=False) as arrays:
-        named = len(arrays["class_names"]) if "class_names" in arrays.files else classes
-    if named != classes:
-        raise DataError(
-            f"{role}: {path} names {named} classes, and the expert's head has {classes}; expected "
-            "as many, is this the data of another task?"
+    def first(self, count: int) -> Pool:
+        """The first ``count`` examples."""
+        return replace(
+            self,
+            inputs={name: tensor[:count] for name, tensor in self.inputs.items()},
+            mask=None if self.mask is None else self.mask[:count],
+            words=None if self.words is None else self.words[:count],
+            rows=self.rows[:count],
         )
 
 
-def _read_array(path: Path, key: str, role: str) -> np.ndarray[Any, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if key not in arrays.files:
-                splits = sorted(n.removeprefix("x_") for n in arrays.files if n.startswith("x_"))
-                raise DataError(
-                    f"{role}: {path} has no array '{key}'; its splits are "
-                    f"{', '.join(splits) or 'none'}"
-                    f"{nearest(key, arrays.files)}"
-                )
-            array: np.ndarray[Any, Any] = arrays[key]
-    except FileNotFoundError as error:
-        raise DataError(f"{role}: the data file {path} does not exist") from error
-    except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{role}: {path} cannot be read as an npz file of plain arrays ({error})"
-        ) from error
-    return array
+def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without the columns that are padding in every example."""
+    for prefix in ("", "decoder_"):
+        attention = batch.get(f"{prefix}attention_mask")
+        if attention is None or attention.ndim != 2:
+            continue
+        total = attention.shape[1]
+        length = max(1, int(attention.any(0).nonzero().max()) + 1) if attention.any() else 1
+        for name in _of_length(batch, prefix, total):
+            batch[name] = batch[name][:, :length]
+    return batch
 
 
-def load_processor(checkpoint: Checkpoint, role: str) -> Any:
-    """The image processor of an expert's folder.
+def joined(batches: Sequence[dict[str, Tensor]], pad_token: int = 0) -> dict[str, Tensor]:
+    """The batches of several tasks as one; shorter texts are padded on the right."""
+    names = batches[0].keys()
+    widths = {
+        name: max(batch[name].shape[1] for batch in batches)
+        for name in names
+        if batches[0][name].ndim == 2
+    }
+
+    def padded(name: str, tensor: Tensor) -> Tensor:
+        room = widths.get(name, 0) - tensor.shape[1] if name in widths else 0
+        if room <= 0:
+            return tensor
+        fill = pad_token if name.endswith("input_ids") else 0
+        return torch.nn.functional.pad(tensor, (0, room), value=fill)
+
+    return {name: torch.cat([padded(name, batch[name]) for batch in batches]) for name in names}
+
+
+def _of_length(batch: dict[str, Tensor], prefix: str, length: int) -> list[str]:
+    return [
+        name
+        for name, tensor in batch.items()
+        if name.startswith("decoder_") == bool(prefix)
+        and tensor.ndim == 2
+        and tensor.shape[1] == length
+    ]
+
+
+def load_processor(checkpoint: Checkpoint, role: str, *, text: bool = False) -> Any:
+    """The image processor, or the tokenizer, of an expert's folder.
 
     Raises
     ------
     CheckpointError
         If the folder has none.
     """
-    from transformers import AutoImageProcessor
+    return processor_in(checkpoint.preparing_folder, role, text=text)
 
-    from tintray.errors import CheckpointError
 
+def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
+    """The image processor, or the tokenizer, in a folder; see ``load_processor``."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    auto = AutoTokenizer if text else AutoImageProcessor
+    missing = text and not any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    )
     try:
-        return AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        if missing:
+            raise OSError("no tokenizer")
+        return auto.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        file, what = (
+            ("tokenizer.json", "tokenizer")
+            if text
+            else (
+                "preprocessor_config.json",
+                "image processor",
+            )
+        )
         raise CheckpointError(
-            f"{role}: {checkpoint.folder} has no usable preprocessor_config.json; expected the "
-            "image processor saved beside the expert"
+            f"{role}: {folder} has no usable {file}; expected the {what} saved beside the expert"
         ) from error
 
 
-def build_pool(raw: RawImages, processor: Any) -> Pool:
-    """Prepare raw images exactly as the expert's processor does."""
-    digest = hashlib.sha256(f"{raw.digest()}{processor.to_json_string()}".encode()).hexdigest()
-    images = _as_pil(raw.images, "L" if _channels(processor) == 1 else "RGB")
+def open_pool(order: DataOrder, checkpoint: Checkpoint, kind: Kind, role: str, data: str) -> Pool:
+    """Read examples and prepare them for an expert; ``data`` is how messages call the examples.
+
+    Raises
+    ------
+    DataError, CheckpointError
+        If they cannot be read, or the expert's folder has no processor for them.
+    """
+    examples = read_examples(order, data)
+    processor = load_processor(checkpoint, role, text=examples.is_text)
+    return build_pool(examples, processor, kind=kind, order=order, role=data)
+
+
+def labels_of(order: DataOrder, kind: Kind, pool: Pool, answers: Answers, role: str) -> Any:
+    """The labels of a pool's examples; a language model's are the tokens themselves.
+
+    Raises
+    ------
+    DataError
+        If they are missing or do not fit what the expert answers.
+    """
+    if kind == "language_modelling" and pool.words is not None:
+        return pool.words
+    return read_labels(order, kind, pool.rows, answers, role)
+
+
+def build_pool(
+    examples: Examples,
+    processor: Any,
+    *,
+    kind: Kind = "classification",
+    order: DataOrder | None = None,
+    role: str = "data",
+) -> Pool:
+    """Prepare examples exactly as the expert's processor does.
+
+    Raises
+    ------
+    DataError
+        If texts cannot be turned into tokens as the kind of task asks.
+    """
+    if examples.is_text:
+        limit = None if order is None else order.max_length
+        tokens = build_tokens(examples, processor, kind, limit, role)
+        return Pool(
+            tokens.inputs, None, None, tokens.digest, tokens.mask, examples.rows, tokens.words
+        )
+    return replace(_images(examples, processor), rows=examples.rows)
+
+
+def _images(examples: Examples, processor: Any) -> Pool:
+    digest = hashlib.sha256(f"{examples.digest()}{processor.to_json_string()}".encode()).hexdigest()
+    images = _as_pil(examples.columns["image"], "L" if _channels(processor) == 1 else "RGB")
     resized = processor(images, return_tensors="np", do_rescale=False, do_normalize=False)
     pixels = resized["pixel_values"]
-    if set(resized) == {"pixel_values"} and pixels.dtype == np.uint8:
+    if set(resized) == {"pixel_values"} and pixels.dtype == "uint8":
         scale, shift = _affine(processor, channels=pixels.shape[1])
         pool = Pool({"pixel_values": torch.from_numpy(pixels)}, scale, shift, digest)
         probe = processor(images[:_PROBE], return_tensors="pt")["pixel_values"]
@@ -193,7 +233,7 @@ def _channels(processor: Any) -> int:
     return 1 if gray and not getattr(processor, "do_convert_rgb", None) else 3
 
 
-def _as_pil(images: np.ndarray[Any, Any], mode: str) -> list[Any]:
+def _as_pil(images: Any, mode: str) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(image).convert(mode) for image in images]

@@ -16,11 +16,12 @@ from torch import Tensor
 from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
 from tintray.layout import Theta
-from tintray.objectives import Labels, class_loss, feature_loss
+from tintray.objectives import Labels, feature_loss
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
 from tintray.randomness import sample
+from tintray.tasks import Kind, Outputs, chosen, compare
 from tintray.tint import FusedModel, TintLayer
 
 
@@ -54,9 +55,10 @@ class TaskState:
     name: str
     layer: TintLayer
     pool: Pool
-    labels: Tensor  # the expert's logits over the pool, [N, C]
+    labels: Outputs  # the expert's answers over the pool; logits [N, C] of a classifier
     judge: Judge | None = None  # how its examples are filtered; None: as the settings say
     features: Tensor | None = None  # the expert's features over the pool, [N, d]
+    kind: Kind = "classification"
     optimiser: torch.optim.Optimizer | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -197,23 +199,26 @@ class TaskGroup:
         for piece, task, index, output, features in zip(
             pieces, tasks, rows, outputs, heard, strict=True
         ):
-            expert = task.labels[index]
-            merged = output[:, : expert.shape[-1]]
             assert task.judge is not None  # the constructor has seen to it
-            weights = task.judge.weights(merged.detach(), expert)
-            task.judge.observe(merged, expert)
-            each = class_loss(merged, expert, self._settings.labels, self._settings.temperature)
+            found = compare(
+                task.kind,
+                output,
+                chosen(task.labels, index),
+                task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0),
+                judge=task.judge,
+                labels=self._settings.labels,
+                temperature=self._settings.temperature,
+            )
+            each = found.losses
             if features is not None and task.features is not None:
                 distance = feature_loss(features, task.features[index])
                 each = each + self._settings.features * distance
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.
-            loss = (each * weights).sum() / self._settings.batch_size
+            loss = (each * found.weights).sum() / self._settings.batch_size
             losses.append(loss)
-            same = (merged.detach().argmax(-1) == expert.argmax(-1)).sum()
-            share = torch.stack(
-                [loss.detach() * self._settings.batch_size, same, (weights > 0).sum()]
-            )
+            same, kept = found.agreement.sum(), found.kept.sum()
+            share = torch.stack([loss.detach() * self._settings.batch_size, same, kept])
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

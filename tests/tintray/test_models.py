@@ -186,7 +186,7 @@ def test_an_expert_of_another_shape_is_refused_by_its_tensor(
 
 def test_a_model_without_a_head_cannot_be_split() -> None:
     with pytest.raises(CheckpointError, match="no backbone apart from its head"):
-        models.backbone_names(torch.nn.Linear(2, 2))
+        models.backbone_names(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 def test_a_skeleton_owns_its_tensors(expert: torch.nn.Module) -> None:

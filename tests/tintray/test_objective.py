@@ -36,7 +36,8 @@ def test_shares_count_examples() -> None:
 def test_score_with_and_without_labels() -> None:
     merged, expert = torch.eye(4), torch.eye(4)[[0, 1, 3, 3]]
     labelled = score("t", "classification", merged, expert, torch.tensor([0, 1, 2, 0]))
-    assert labelled == TaskScore("t", "accuracy", 0.75, 0.5, 0.75, 4)
+    details = {"accuracy": (0.75, 0.5)}
+    assert labelled == TaskScore("t", "accuracy", 0.75, 0.5, 0.75, 4, details=details)
     assert labelled.normalised == 1.5
     unlabelled = score("t", "classification", merged, expert, None)
     assert unlabelled == TaskScore("t", "agreement", 0.75, 1.0, 0.75, 4)

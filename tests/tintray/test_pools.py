@@ -14,6 +14,7 @@ from transformers import ViTImageProcessor
 from tests.tiny_zoo import TinyZoo
 from tintray import pools
 from tintray.checkpoints import open_checkpoint
+from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
 from tintray.errors import CheckpointError, DataError
 from tintray.labels import predict, self_labels
 from tintray.models import load_expert
@@ -29,8 +30,8 @@ UNUSUAL = [
 ]
 
 
-def raw(images: Any) -> pools.RawImages:
-    return pools.RawImages(images, "here")
+def raw(images: Any) -> Examples:
+    return Examples({"image": images}, "here", np.arange(len(images)))
 
 
 def images(*shape: int) -> Any:
@@ -70,7 +71,7 @@ def test_digest_is_of_pixels_and_preprocessing() -> None:
     processors = [ViTImageProcessor(size=SIZE), ViTImageProcessor(size=SIZE, image_mean=[0.4] * 3)]
     digests = [pools.build_pool(raw(d), p).digest for d in (data, changed) for p in processors]
     assert len(set(digests)) == 4
-    elsewhere = pools.RawImages(data.copy(), "elsewhere")
+    elsewhere = Examples({"image": data.copy()}, "elsewhere", np.arange(4))
     assert pools.build_pool(elsewhere, processors[0]).digest == digests[0]
 
 
@@ -97,7 +98,7 @@ def test_images_that_are_none_are_refused(
 ) -> None:
     path = write(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=r"^tasks\.x\.adapt: ") as raised:
-        pools.read_images(path, "train", "tasks.x.adapt")
+        read_examples(DataOrder(str(path)), "tasks.x.adapt")
     assert [word for word in [str(path), *words] if word not in str(raised.value)] == []
 
 
@@ -106,7 +107,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "data.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"data\.npz cannot be read as an npz file"):
-        pools.read_images(path, "train", "tasks.x.adapt")
+        read_examples(DataOrder(str(path)), "tasks.x.adapt")
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     for size in (len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"data\.npz"):
-            pools.read_images(path, "train", "tasks.x.adapt")
+            read_examples(DataOrder(str(path)), "tasks.x.adapt")
 
 
 def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
@@ -124,7 +125,12 @@ def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"data\.npz cannot be read"):
-        pools.read_images(path, "train", "tasks.x.adapt")
+        read_examples(DataOrder(str(path)), "tasks.x.adapt")
+
+
+def labels_of(path: Path) -> torch.Tensor:
+    order = DataOrder(str(path), "test")
+    return read_labels(order, "classification", range(3), Answers(3), "tasks.x.test")
 
 
 @pytest.mark.parametrize(
@@ -132,22 +138,24 @@ def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
     [
         (np.array([0, 1, 3]), ["label 3", "3 classes", "0 to 2"]),
         (np.array([0, -1, 2]), ["label -1", "0 to 2"]),
-        (np.array([0, 1]), ["[2]", "each of the 3 examples"]),
+        (np.array([0, 1]), ["2 labels", "each of the 3 examples"]),
         (np.array([[0], [1], [2]]), ["[3, 1]"]),
         (np.array([0.0, 1.0, 2.0]), ["float64", "integer"]),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: Any, words: list[str]) -> None:
-    path = write(tmp_path / "data.npz", y_test=labels)
+    path = write(tmp_path / "data.npz", x_test=images(3, 4, 4), y_test=labels)
     with pytest.raises(DataError, match="'y_test' in") as raised:
-        pools.read_labels(path, "test", "tasks.x.test", examples=3, classes=3)
+        labels_of(path)
     assert [word for word in words if word not in str(raised.value)] == []
 
 
 def test_labels_of_any_integer_type(tmp_path: Path) -> None:
     for dtype in (np.uint8, np.int32, np.int64):
-        path = write(tmp_path / "data.npz", y_test=np.array([2, 0, 1], dtype=dtype))
-        found = pools.read_labels(path, "test", "x", examples=3, classes=3)
+        path = write(
+            tmp_path / "data.npz", x_test=images(3, 4, 4), y_test=np.array([2, 0, 1], dtype=dtype)
+        )
+        found = labels_of(path)
         assert found.dtype == torch.int64
         assert found.tolist() == [2, 0, 1]
 

@@ -1,0 +1,194 @@
+"""LoRA adapters: what we read equals what PEFT computes; factors stay factors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny_models as tiny
+from tintray import models
+from tintray.adapters import read_adapter, task_vector
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import CheckpointError
+from tintray.stacks import LowRank
+
+peft = pytest.importorskip("peft")
+
+BERT = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+PLAIN = {"r": 3, "lora_alpha": 5, "target_modules": ["query", "value"]}
+SETTINGS = {
+    "plain": PLAIN,
+    "rank stabilised": PLAIN | {"use_rslora": True},
+    "patterns": PLAIN
+    | {
+        "target_modules": ["query", "dense"],
+        "rank_pattern": {"layer.0.attention.self.query": 2, "intermediate.dense": 4},
+        "alpha_pattern": {"layer.1.*query": 7},
+    },
+    "biases": PLAIN | {"bias": "lora_only"},
+    "embeddings": PLAIN | {"target_modules": ["word_embeddings", "key"]},
+}
+
+
+def make_base(folder: Path, kind: str = "bert") -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "bert":
+        module: Any = transformers.BertModel(transformers.BertConfig(**BERT))
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=tiny.VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2
+        )
+        module = transformers.GPT2LMHeadModel(config)
+    module.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return module
+
+
+def randomise(module: torch.nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if "lora_" in name or parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, Checkpoint]:
+    """A PEFT model with random factors and head, and its folder as we open it."""
+    from transformers import BertForSequenceClassification
+
+    make_base(tmp_path / "base")
+    module = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    model = peft.get_peft_model(module, peft.LoraConfig(task_type="SEQ_CLS", **settings))
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    base = open_checkpoint(tmp_path / "base", role="base")
+    return model.eval(), open_checkpoint(tmp_path / "adapter", role="tasks.x.expert", base=base)
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    texts = [" ".join(row) for row in tiny.sentences(5, 3)]
+    return dict(tiny.tokenizer()(texts, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_an_adapter_is_what_peft_makes_of_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model, checkpoint = adapted(tmp_path, **settings)
+    expert = models.load_expert(checkpoint)
+    assert expert.config.num_labels == 3  # type: ignore[union-attr]
+    with torch.inference_mode():
+        expected = model(**inputs()).logits
+        assert torch.allclose(models.answer(expert, inputs()), expected, atol=1e-5)
+
+
+def test_a_transposed_layer_and_a_tied_head(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "gpt2")
+    settings = {"r": 2, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    opened = open_checkpoint(tmp_path / "base")
+    expert = models.load_expert(open_checkpoint(tmp_path / "adapter", base=opened))
+    ids = torch.randint(4, 40, (3, 7))
+    with torch.inference_mode():
+        expected = model.eval()(input_ids=ids).logits
+        assert torch.allclose(models.answer(expert, {"input_ids": ids}), expected, atol=1e-5)
+
+
+def test_the_task_vector_stays_a_product(tmp_path: Path) -> None:
+    _, checkpoint = adapted(tmp_path, **SETTINGS["patterns"])
+    base = models.load_base(open_checkpoint(tmp_path / "base"), like=checkpoint)
+    names = models.backbone_names(base)
+    vector = task_vector(read_adapter(checkpoint, base, "x", with_head=False), base, names)
+    expert = models.load_expert(checkpoint)
+    assert all(isinstance(row, LowRank) for row in vector.values())
+    assert sorted({row.up.shape[1] for row in vector.values()}) == [2, 3, 4]  # type: ignore[union-attr]
+    for name in names:
+        difference = expert.get_parameter(name) - base.get_parameter(name)
+        row = vector.get(name)
+        found = row.dense().view_as(difference) if isinstance(row, LowRank) else 0 * difference
+        assert torch.allclose(found, difference, atol=1e-6)
+
+
+def change(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def narrow(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(n for n in tensors if n.endswith("query.lora_A.weight"))
+    save_file(tensors | {name: tensors[name][:, :8].contiguous()}, path)
+
+
+def rename(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({n.replace(".query.", ".querry."): t for n, t in tensors.items()}, path)
+
+
+BAD = {
+    "another kind": (lambda f: change(f, peft_type="IA3"), "peft_type='IA3'; expected 'LORA'"),
+    "magnitudes": (lambda f: change(f, use_dora=True), "use_dora=True.*merge_and_unload"),
+    "a start that moves the base": (lambda f: change(f, init_lora_weights="pissa"), "'pissa'"),
+    "another width": (narrow, r"query\.weight' by a product \[16, 8\]; the base has \[16, 16\]"),
+    "another base": (rename, r"'bert\.encoder\.layer\.0\.attention\.self\.querry', which the base"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), BAD.values(), ids=BAD.keys())
+def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
+    adapted(tmp_path, **PLAIN)
+    damage(tmp_path / "adapter")
+    base = open_checkpoint(tmp_path / "base")
+    with pytest.raises(CheckpointError, match=words):
+        models.load_expert(open_checkpoint(tmp_path / "adapter", base=base), "tasks.x.expert")
+
+
+def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
+    """Two tasks, one base, ranks 2 and 5: the artifact in the store holds factors only."""
+    from transformers import BertForSequenceClassification
+
+    import tintray
+    from jobs import api
+
+    make_base(tmp_path / "base")
+    rules = {"thirds": (3, 2, lambda n: n % 3), "halves": (2, 5, lambda n: int(n >= 20))}
+    for seed, (name, (classes, rank, rule)) in enumerate(rules.items()):
+        module = BertForSequenceClassification.from_pretrained(
+            tmp_path / "base", num_labels=classes
+        )
+        settings = {"r": rank, "lora_alpha": 8, "target_modules": ["query", "value", "dense"]}
+        model = peft.get_peft_model(module, peft.LoraConfig(task_type="SEQ_CLS", **settings))
+        for split in ("train", "test"):
+            words = tiny.sentences(40, 10 * seed + len(split), longest=6)
+            labels = [rule(int(row[0][1:])) for row in words]
+            rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
+            tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
+            if split == "train":
+                texts = [row["text"] for row in rows]
+                batch = dict(tiny.tokenizer()(texts, padding=True, return_tensors="pt"))
+                batch["labels"] = torch.tensor(labels)
+                tiny.train(model, lambda _, batch=batch: batch, 60, 1e-2)
+        model.save_pretrained(tmp_path / name)
+    spec = tiny.job(tmp_path, dict.fromkeys(rules, "classification"), fit={"rounds": 20})
+    summary = api.run(spec)
+    assert summary.normalised_accuracy > 0.7
+    merge = tintray.load(summary.url)
+    store = Path(str(spec.store).removeprefix("file://"))
+    digest = merge.task("thirds")["task_vector"]
+    (blob,) = (path for path in store.rglob(f"*{digest}*") if path.is_file())
+    assert all(".low_rank." in name for name in load_file(blob))
+    tiny.check_export(merge, "thirds", tmp_path, inputs())

@@ -1,0 +1,176 @@
+"""Tiny models of every family, fine-tuned from one base in a second, saved as users' folders are.
+
+What each task asks is planted in its data: a token, a colour, a rule. So experts learn something,
+and a merge that mixes tasks up is seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+WORDS = [f"w{n}" for n in range(40)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def tokenizer(**options: Any) -> Any:
+    """A word-level tokenizer over forty words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 32} | options,
+    )
+
+
+def byte_level() -> Any:
+    """A byte-level tokenizer, as Qwen's; each word becomes one token."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import Qwen2Tokenizer
+
+    trained = ByteLevelBPETokenizer()
+    texts = [" ".join(row) for row in sentences(200, 1)]
+    trained.train_from_iterator(
+        texts, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    state = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in state["merges"]]
+    return Qwen2Tokenizer(vocab=state["vocab"], merges=merges, model_max_length=32)
+
+
+VOCABULARY = len(SPECIAL) + len(WORDS)
+
+
+def sentences(count: int, seed: int, longest: int = 9) -> list[list[str]]:
+    """Random words, of different lengths."""
+    random = np.random.default_rng(seed)
+    return [
+        [WORDS[i] for i in random.integers(0, len(WORDS), random.integers(3, longest))]
+        for _ in range(count)
+    ]
+
+
+def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as a jsonl file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def train(model: Any, batch: Callable[[int], Mapping[str, Any]], steps: int, lr: float) -> None:
+    """Fine-tune on ``batch(step)``, whose ``labels`` the model turns into its own loss."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train()
+    for step in range(steps):
+        loss = model(**batch(step)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval()
+
+
+def experts(
+    folder: Path,
+    make: Callable[[int], Any],
+    tasks: Mapping[str, tuple[int, Mapping[str, Any]]],
+    processor: Any,
+    *,
+    steps: int = 40,
+    lr: float = 3e-3,
+    keep: Callable[[str], bool] = lambda name: True,
+) -> Path:
+    """Save a base and one expert per task below ``folder``.
+
+    Parameters
+    ----------
+    make
+        A fresh model with so many labels.
+    tasks
+        Name to number of labels and the training batch.
+    keep
+        Which tensors an expert takes over from the base, by name.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = make(next(iter(tasks.values()))[0])
+        state = base.state_dict()
+        _save(base, processor, folder / "base")
+        for number, (name, (labels, batch)) in enumerate(tasks.items()):
+            torch.manual_seed(1 + number)
+            expert = make(labels)
+            own = expert.state_dict()
+            shared = {
+                key: tensor
+                for key, tensor in state.items()
+                if key in own and own[key].shape == tensor.shape and keep(key)
+            }
+            expert.load_state_dict(shared, strict=False)
+            train(expert, lambda _step, batch=batch: batch, steps, lr)
+            _save(expert, processor, folder / name)
+    return folder
+
+
+def _save(model: Any, processor: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
+    """A parsed job over ``folder``: experts by name, data in NAME_train and NAME_test files."""
+    from jobs.spec import parse_spec
+
+    suffix = sections.pop("suffix", ".jsonl")
+    data = sections.pop("data", {})
+    tasks = [
+        {
+            "name": name,
+            "kind": kind,
+            "expert": name,
+            "adapt": {"path": f"{name}_train{suffix}", **data},
+            "test": {"path": f"{name}_test{suffix}", **data},
+        }
+        for name, kind in kinds.items()
+    ]
+    fit = {"rounds": 30, "batch_size": 8, "precision": "float32", **sections.pop("fit", {})}
+    document = {
+        "name": "tiny",
+        "base": "base",
+        "tasks": tasks,
+        "fit": fit,
+        "cluster": {"workers": 0},
+        "store": str(folder / "store"),
+        **sections,
+    }
+    return parse_spec(document, folder=folder)
+
+
+def check_export(merge: Any, task: str, folder: Path, inputs: Mapping[str, Any]) -> None:
+    """``for_task`` answers as the exported folder does, loaded as its users would."""
+    import transformers
+
+    from tintray.models import answer
+
+    module = merge.for_task(task)
+    exported = merge.export(task, folder / f"exported-{task}")
+    architecture = json.loads((exported / "config.json").read_text())["architectures"][0]
+    loaded = getattr(transformers, architecture).from_pretrained(exported).eval()
+    with torch.inference_mode():
+        found, expected = answer(loaded, inputs), answer(module, inputs)
+    assert torch.allclose(found, expected, atol=1e-5)

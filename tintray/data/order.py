@@ -1,0 +1,109 @@
+"""What to read: a place, a split or a slice of it, and which columns are what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tintray.errors import DataError, nearest
+
+INPUTS = {
+    "image": ("image", "img", "pixels"),
+    "messages": ("messages", "conversation"),
+    "tokens": ("tokens", "words"),
+    "text": ("text", "sentence", "sentence1", "content", "question", "premise"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis"),
+}
+"""Columns that hold inputs, by what they are, each with the names by which it is known."""
+
+LABEL = "label"
+LABELS = (
+    *("label", "labels", "target", "tags", "ner_tags", "pos_tags"),
+    *("mask", "seg", "annotation", "depth", "normals", "summary", "answer", "score"),
+)
+"""Names by which a column of labels is known."""
+
+_SLICE = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """One set of examples to read.
+
+    Attributes
+    ----------
+    path
+        A file or folder on this machine, or ``hf://org/name`` of a data set on the hub.
+    split
+        A split, or a slice of it as ``datasets`` writes it: ``train``, ``train[:500]``,
+        ``test[50%:]``. A file that holds one table has one split, ``train``.
+    columns
+        Which column is what, where its name does not tell: ``{"text": "review"}``.
+    max_length
+        Tokens that a text is cut to; None is what the model takes.
+    max_bad
+        How many examples may be unreadable; they are left out.
+    ignore
+        A label that counts as none (the void class of a segmentation).
+    """
+
+    path: str
+    split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    max_bad: int = 0
+    ignore: int | None = None
+
+    @property
+    def split_name(self) -> str:
+        """The split without the slice."""
+        found = _SLICE.fullmatch(self.split)
+        return found["name"] if found else self.split
+
+    def rows(self, total: int, role: str) -> range:
+        """Which of a split's ``total`` examples are meant.
+
+        Raises
+        ------
+        DataError
+            If the slice cannot be read or is empty.
+        """
+        found = _SLICE.fullmatch(self.split)
+        if found is None:
+            raise DataError(
+                f"{role}: split {self.split!r} cannot be read; expected a name, or a slice such as "
+                "'train[:500]' or 'train[50%:]'"
+            )
+        rows = range(total)[_edge(found["start"], total) : _edge(found["stop"], total)]
+        if not rows:
+            raise DataError(
+                f"{role}: split {self.split!r} of {self.path} is empty (the split has {total:,} "
+                "examples); expected at least one example"
+            )
+        return rows
+
+    def column(self, kind: str, present: list[str], role: str) -> str | None:
+        """The column that holds ``kind``: as the job says, or the first known name; None if none.
+
+        Raises
+        ------
+        DataError
+            If the job names a column that is not there.
+        """
+        named = self.columns.get(kind)
+        if named is not None:
+            if named not in present:
+                raise DataError(
+                    f"{role}: {self.path} has no column '{named}', named by columns.{kind}; it has "
+                    f"{', '.join(present)}{nearest(named, present)}"
+                )
+            return named
+        known = LABELS if kind == LABEL else INPUTS[kind]
+        return next((name for name in known if name in present), None)
+
+
+def _edge(text: str | None, total: int) -> int | None:
+    if text is None:
+        return None
+    return total * int(text[:-1]) // 100 if text.endswith("%") else int(text)

@@ -1,0 +1,69 @@
+"""Ask any model: inputs by name in, one tensor of answers out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tintray.data.labels import Answers
+from tintray.errors import CheckpointError
+
+_ANSWERS = ("logits", "predicted_depth", "prediction")
+
+
+def answer(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the model answers: its logits, its depths, or the one tensor that it returns.
+
+    A module that knows no argument called so is given its inputs by position.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such answer in what the model returns.
+    """
+    output = _call(module, inputs)
+    if isinstance(output, Tensor):
+        return output
+    for name in _ANSWERS:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise CheckpointError(
+        f"{type(module).__name__} returns a {type(output).__name__} without answers; expected a "
+        f"tensor, or an output with {', '.join(_ANSWERS)}: is it a model with a task head?"
+    )
+
+
+def _call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    if not hasattr(module, "config"):
+        known = inspect.signature(module.forward).parameters.values()
+        by_name = any(p.kind is p.VAR_KEYWORD for p in known)
+        if not by_name and not {p.name for p in known} >= inputs.keys():
+            return module(*inputs.values())
+        return module(**inputs)
+    if getattr(module.config, "use_cache", False):
+        return module(**inputs, use_cache=False)  # nothing is generated: keys are not kept
+    return module(**inputs)
+
+
+def answer_width(module: nn.Module, kind: str) -> int:
+    """How many answers a model gives: classes, values, or tokens of its vocabulary.
+
+    0 where nothing tells: a module from a factory without ``num_labels``.
+    """
+    config = getattr(module, "config", None)
+    if kind == "language_modelling":
+        return int(getattr(config, "vocab_size", 0) or 0)
+    owner = module if hasattr(module, "num_labels") else config
+    return int(getattr(owner, "num_labels", 0) or 0)
+
+
+def answers(module: nn.Module, width: int) -> Answers:
+    """What a model answers with, for labels to be checked against."""
+    config = getattr(module, "config", None)
+    names = {str(k): int(v) for k, v in (getattr(config, "label2id", None) or {}).items()}
+    generic = all(name == f"LABEL_{index}" for name, index in names.items())
+    return Answers(width, {} if generic else names)

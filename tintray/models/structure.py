@@ -1,0 +1,256 @@
+"""What a model is made of, by name: backbone, head, and the modules that can be tinted.
+
+A model is split once. Everything beside the module called ``base_model_prefix`` (``vit``,
+``bert``, ``model``) that owns parameters is the *head*, the rest is the *backbone*. A head that is
+tied to the embeddings owns nothing: it is part of the backbone, and stays tied. Names are those of
+the module in memory; transformers may spell them otherwise on disk, and both spellings of a tint
+site are understood.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from tintray.errors import CheckpointError, SpecError, nearest
+
+HEAD = "head"
+NORMS = "norms"
+
+
+def head_modules(module: nn.Module) -> tuple[str, ...]:
+    """Paths of the modules that turn features into answers and own parameters.
+
+    They are what the module's attribute ``head_modules`` says where it has one; else the direct
+    children beside the backbone; else the output embeddings; else the last child.
+    """
+    own: Any = module
+    named = getattr(own, "head_modules", None)
+    if named is not None:
+        return tuple(named)
+    prefix = getattr(own, "base_model_prefix", "")
+    children = [name for name, child in module.named_children() if _owns(child)]
+    if prefix in children:
+        return tuple(name for name in children if name != prefix and not _is_tied(module, name))
+    if hasattr(own, "get_output_embeddings"):
+        output = own.get_output_embeddings()
+        return tuple(
+            name
+            for name in children
+            if module.get_submodule(name) is output and not _is_tied(module, name)
+        )
+    return tuple(children[-1:])
+
+
+def _is_tied(module: nn.Module, path: str) -> bool:
+    """Whether all parameters below ``path`` are also parameters of something else."""
+    own = {id(parameter) for parameter in module.get_submodule(path).parameters()}
+    others = {
+        id(parameter)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not name.startswith(f"{path}.")
+    }
+    return own <= others
+
+
+def backbone_names(module: nn.Module) -> list[str]:
+    """Names of the backbone's parameters, in the order in which the module declares them.
+
+    A tensor that stands in several places is named once, by the first.
+
+    Raises
+    ------
+    CheckpointError
+        If nothing is left beside the head.
+    """
+    heads = tuple(f"{path}." for path in head_modules(module))
+    names = [name for name, _ in module.named_parameters() if not name.startswith(heads)]
+    if not names:
+        raise CheckpointError(
+            f"{type(module).__name__} has no backbone apart from its head ({', '.join(heads)}); "
+            "expected a model with a task head, such as ViTForImageClassification"
+        )
+    return names
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Other names under which a state dict lists a tensor, with the name by which it is known."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        name: first[id(parameter)]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] != name
+    }
+
+
+def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors, not copies of them, in the place of a module's own; what is tied stays tied.
+
+    Raises
+    ------
+    RuntimeError
+        If names or shapes are not those of the module.
+    """
+    tied = tied_names(module)
+    aliases = {alias: tensors[name] for alias, name in tied.items() if name in tensors}
+    module.load_state_dict({**aliases, **tensors}, strict=True, assign=True)
+    for alias, name in tied.items():
+        parent, _, attribute = alias.rpartition(".")
+        if alias not in tensors:
+            setattr(module.get_submodule(parent), attribute, module.get_parameter(name))
+
+
+def resolve_site(module: nn.Module, site: str, *, field: str = "tint.site") -> tuple[str, ...]:
+    """Module paths of a tint site.
+
+    ``head``; a module's path, spelt as in memory or as on disk; ``norms``, all normalisation
+    layers of the backbone; or a pattern such as ``*.attention``, in which ``*`` stands for
+    anything: all modules that it fits, as in memory, each with what lies below it.
+
+    Raises
+    ------
+    SpecError
+        If no module is called so (with the nearest that is), if it is a mere list of modules, or
+        if nothing would be left to share.
+    """
+    if site == HEAD:
+        return _heads(module, field)
+    if site == NORMS or "*" in site:
+        paths = _several(module, site, field)
+        _check_shares(module, site, paths, field)
+        return paths
+    owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
+    path = site if site in owners else module_path_of(module, site)
+    callable_ = _callable(module)
+    if path is None or path not in owners:
+        raise SpecError(
+            f"{field}: {type(module).__name__} has no module '{site}' that owns parameters; "
+            f"expected 'head' or a module path such as '{_an_example(callable_)}'"
+            f"{nearest(site, [*callable_, HEAD])}"
+        )
+    if not _is_called(owners[path]):
+        raise SpecError(
+            f"{field}: '{site}' is a list of modules, not one that can be tinted; expected one "
+            f"of them, such as '{_an_example([n for n in callable_ if n.startswith(path + '.')])}'"
+        )
+    _check_shares(module, site, (path,), field)
+    return (path,)
+
+
+def _several(module: nn.Module, site: str, field: str) -> tuple[str, ...]:
+    """The outermost modules that a pattern fits, or all normalisation layers of the backbone."""
+    heads = tuple(f"{path}." for path in head_modules(module))
+
+    def fits(path: str, child: nn.Module) -> bool:
+        if site == NORMS:
+            return not f"{path}.".startswith(heads) and _is_norm(child)
+        return fnmatchcase(path, site)
+
+    found: list[str] = []
+    for path, child in module.named_modules():  # parents come before their children
+        below = any(path.startswith(f"{outer}.") for outer in found)
+        if path and not below and _owns(child) and _is_called(child) and fits(path, child):
+            found.append(path)
+    if not found:
+        what = "no normalisation layer" if site == NORMS else f"no module that fits '{site}'"
+        raise SpecError(
+            f"{field}: {type(module).__name__} has {what}; expected 'head', a module path or a "
+            "pattern such as '*.attention'"
+        )
+    return tuple(found)
+
+
+def _heads(module: nn.Module, field: str) -> tuple[str, ...]:
+    heads = head_modules(module)
+    if not heads:
+        raise SpecError(
+            f"{field}: the head of {type(module).__name__} is tied to its embeddings, which all "
+            f"tasks share; expected a block, such as '{_an_example(_callable(module))}'"
+        )
+    return heads
+
+
+def _callable(module: nn.Module) -> list[str]:
+    owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
+    return sorted(name for name, child in owners.items() if _is_called(child))
+
+
+def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...], field: str) -> None:
+    below = tuple(f"{path}." for path in paths)
+    tied = tied_names(module)
+    for name in (*tied, *tied.values()):
+        if name.startswith(below):
+            raise SpecError(
+                f"{field}: '{site}' holds {name}, which is tied to another tensor that all tasks "
+                f"share; expected a module of its own, such as '{_an_example(_callable(module))}'"
+            )
+    if all(name.startswith(below) for name in backbone_names(module)):
+        raise SpecError(
+            f"{field}: '{site}' is the whole backbone, so that nothing would be shared; expected "
+            f"a part of it, such as '{_an_example(_callable(module))}'"
+        )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises, as its class is called: LayerNorm, BatchNorm2d, T5LayerNorm."""
+    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
+
+
+def _owns(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether the module has a forward pass; a ModuleList has none, nothing ever calls it."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _an_example(paths: list[str]) -> str:
+    blocks = [path for path in paths if path.rsplit(".", 1)[-1].isdigit()]
+    return max(blocks or paths, key=lambda path: (-path.count("."), len(path), path))
+
+
+def module_path_of(module: nn.Module, disk_path: str) -> str | None:
+    """Translate ``vit.encoder.layer.5`` (on disk) into ``vit.layers.5`` (in memory).
+
+    transformers offers the conversion only for whole state dicts; run on one, it renames the
+    keys and passes tensors through, so each tensor's identity tells its two names. The module is
+    the one that owns exactly the tensors below the path; there may be none.
+    """
+    if not hasattr(module, "config"):
+        return None
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = module.state_dict()
+    in_memory = {id(tensor): name for name, tensor in state.items()}
+    below = {
+        in_memory[id(tensor)]
+        for disk, tensor in revert_weight_conversion(module, state).items()
+        if id(tensor) in in_memory and disk.startswith(disk_path + ".")
+    }
+    if not below:
+        return None
+    path = min(below)
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if {name for name in state if name.startswith(path + ".")} == below:
+            return path
+    return None
+
+
+def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:
+    """The parameters and buffers below ``paths``, by full name: what a task keeps for itself."""
+    return {
+        name: tensor.detach()
+        for name, tensor in module.state_dict().items()
+        if any(name.startswith(path + ".") for path in paths)
+    }
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` that owns its own tensors, frozen, in evaluation mode."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
