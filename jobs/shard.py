@@ -62,7 +62,6 @@ class Shard:
 
     def __init__(self, order: ShardOrder, stretch: range) -> None:
         self._order = order
-        self._store = open_store(order.store_url)
         self._layout = order.layout.part(stretch)
         self._vectors: TaskVectors | None = None
         self._total: torch.Tensor | None = None  # of the gradients since the last projection
@@ -171,7 +170,7 @@ class Shard:
         return depths(slot.name for slot in self._order.layout.slots)
 
     def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(self._store, ref, cache_folder())
+        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
 
 
 class Shards:
@@ -183,12 +182,14 @@ class Shards:
         How many at most; never more than there are places to cut the layout.
     """
 
+    member: type[Shard] = Shard
+
     def __init__(self, fleet: Fleet, order: ShardOrder, count: int) -> None:
         self._fleet = fleet
         self._layout = order.layout
         self._stretches = order.layout.stretches(count)
         self.members: list[Member] = [
-            fleet.spawn(Shard, order, stretch, threads=0, name=f"shard {n + 1}")
+            fleet.spawn(self.member, order, stretch, threads=0, name=f"shard {n + 1}")
             for n, stretch in enumerate(self._stretches)
         ]
 

@@ -66,7 +66,7 @@ def omniglot(tasks: tuple[str, ...]) -> Recipe:
         tasks=tasks,
         architecture=Architecture(image_size=28, patch_size=7, hidden_size=64),
         pretraining=Schedule(epochs=50, learning_rate=2e-3, batch_size=64, shift=2),
-        fine_tuning=Schedule(epochs=12, learning_rate=2e-3, head_epochs=30, shift=2),
+        fine_tuning=Schedule(epochs=5, learning_rate=2e-3, head_epochs=30, shift=2),
     )
 
 

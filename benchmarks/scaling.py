@@ -1,0 +1,321 @@
+"""Rounds of many tasks on a local Ray cluster, against the bare compute that they contain.
+
+    python -m benchmarks.scaling [--tasks 8 32 128 512] [--repeats 3] [--plot FILE]
+    python -m benchmarks.scaling --large
+
+Shards, workers and coordinator are those of a job; what a job would read from files is made here:
+K distinct task vectors of random numbers, and pools of random images that tasks share. The model is
+the real zoo's ViT (1.2 M parameters, 32×32 images), with 16 images per task and round; workers are
+as many as there are cores. For each K, rounds and ``bare`` alternate, and medians are taken:
+
+* ``round``  merge, fused steps of all task groups, gradients to the shards, projection, updates
+* ``bare``   the same workers run forward and backward of the same images, in the same
+             micro-batches and the same precision, through one model each, and nothing else
+
+``per_task_ms`` is the wall time of a round over K; ``over_bare`` is the worst ratio of the two;
+``worker_mib`` is the peak memory of the largest worker, and ``worker_pool_mib`` what pools take of
+it. With ``--large``, a model in the shape of ViT-B/32 (86 M parameters, 224×224 images) and K = 20
+with bfloat16 task vectors; ``total_mib`` is the proportional memory of all processes at its peak.
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import ViTConfig, ViTForImageClassification
+
+from jobs.coordinator import Cast, Coordinator
+from jobs.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
+from jobs.fleet import RayFleet
+from jobs.plan import Choice, ClusterSize, job_size, lay_out, object_store_bytes
+from jobs.shard import Shard, ShardOrder, Shards
+from jobs.worker import Worker
+from storage.blobs import BlobRef
+from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.models import private_state
+from tintray.partition import Partition, partition
+from tintray.pools import Pool
+from tintray.precision import computing, resolve
+from tintray.step import StepSettings, TaskGroup, TaskState
+from tintray.task_vectors import TaskVectors
+from tintray.tint import FusedModel, TintLayer
+
+BATCH = 16
+POOL = 64  # images of each task
+CLASSES = 10
+ZOO = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
+ZOO |= {"intermediate_size": 512, "image_size": 32, "patch_size": 4}
+LARGE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+LARGE |= {"intermediate_size": 3072, "image_size": 224, "patch_size": 32}
+
+
+def base_model(shape: dict[str, int]) -> ViTForImageClassification:
+    """A model of that shape; weights do not matter to the time it takes."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        **shape,
+        num_labels=CLASSES,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return ViTForImageClassification(config).eval()
+
+
+def split(shape: dict[str, int]) -> Partition:
+    return partition(base_model(shape), "head", "tensor")
+
+
+def settings() -> StepSettings:
+    return StepSettings(
+        0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement", precision=resolve("auto")
+    )
+
+
+class MadeShard(Shard):
+    """A shard whose task vectors are drawn instead of read."""
+
+    def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> None:
+        random = torch.Generator().manual_seed(self._layout.numel)
+        base = 0.02 * torch.randn(self._layout.numel, generator=random)
+        self._vectors = TaskVectors.gather(
+            self._layout,
+            tasks,
+            base,
+            lambda slot: [
+                1e-3 * torch.randn(slot.stop - slot.start, generator=random) for _ in tasks
+            ],
+            self._order.format,
+        )
+
+
+class MadeWorker(Worker):
+    """A worker whose tasks are made instead of read; it can also run their bare compute."""
+
+    def __init__(self, shape: dict[str, int], groups: dict[int, list[str]]) -> None:
+        side = shape["image_size"]
+        self._names = groups
+        self._parts = split(shape)
+        self._model = base_model(shape)
+        random = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (POOL, 3, side, side), generator=random, dtype=torch.uint8)
+        self._images = images
+        self._groups: dict[int, TaskGroup] = {}
+
+    def begin(self, bounds: Sequence[slice]) -> None:
+        self._bounds = list(bounds)
+        fused = FusedModel(self._parts.module, self._parts.layout, self._parts.private)
+        gradient = torch.zeros(self._parts.layout.numel)
+        for number, names in self._names.items():
+            states = [self._task(name) for name in names]
+            self._groups[number] = TaskGroup(states, fused, gradient, settings())
+
+    def _task(self, name: str) -> TaskState:
+        """Its own pool in memory, as every task of a job has."""
+        private = private_state(self._model, self._parts.private)
+        layer = TintLayer.of_expert(name, private, self._parts.site)
+        half = torch.full((3, 1, 1), 1 / 127.5), torch.full((3, 1, 1), -1.0)
+        pool = Pool({"pixel_values": self._images.clone()}, *half, "")
+        return TaskState(name, layer, pool, torch.randn(POOL, CLASSES))
+
+    def bare(self) -> int:
+        """Forward and backward of as many images as a round of these tasks has."""
+        count = 0
+        for group in self._groups.values():
+            examples = BATCH * len(group.tasks)
+            self._model.zero_grad(set_to_none=False)
+            for start in range(0, examples, DEFAULT_MICRO_BATCH):
+                size = min(DEFAULT_MICRO_BATCH, examples - start)
+                pixels = (self._images.repeat(-(-size // POOL), 1, 1, 1)[:size]) / 127.5 - 1
+                with computing(resolve("auto"), self._model):
+                    logits = self._model(pixel_values=pixels).logits
+                target = torch.full((size, CLASSES), 1 / CLASSES)
+                cross_entropy(logits.float(), target).backward()
+                count += size
+        return count
+
+    def pool_bytes(self) -> int:
+        tasks = [task for group in self._groups.values() for task in group.tasks]
+        return sum(tensor.nbytes for task in tasks for tensor in task.pool.inputs.values())
+
+
+class MadeShards(Shards):
+    """Shards that draw their task vectors."""
+
+    member = MadeShard
+
+
+class Memory:
+    """The proportional memory of this process and all below it; the most that was seen."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self.peak = max(self.peak, sum(map(_pss, _family(os.getpid()))))
+
+
+def _family(root: int) -> list[int]:
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                text = (folder / "stat").read_text()
+            except OSError:  # it has just ended
+                continue
+            parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def _pss(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # it has just ended
+        pass
+    return 0
+
+
+def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dict[str, Any]:
+    """Medians of K tasks' rounds on a fresh cluster."""
+    layout = split(shape).layout
+    groups = form_groups(tasks, default_groups(tasks, BATCH))
+    cores = os.cpu_count() or 1
+    fleet = RayFleet(None, cores, object_store_bytes(layout.numel, len(groups)))
+    try:
+        size = job_size(layout, tasks=tasks, private=0, groups=len(groups))
+        cluster = ClusterSize(cpus=cores, memory=2**63)
+        plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
+        names = [f"task{k}" for k in range(tasks)]
+        order = ShardOrder("", BlobRef("0" * 64, 0), layout, format=plan.format)
+        shards = MadeShards(fleet, order, plan.shards)
+        workers, hosts, members = [], {}, {}
+        for hand in spread_groups(groups, cores):
+            mine = {number: [names[k] for k in groups[number]] for number in hand}
+            worker = fleet.spawn(MadeWorker, shape, mine, threads=1, name=f"worker {len(workers)}")
+            workers.append(worker)
+            hosts |= dict.fromkeys(hand, worker)
+            members |= mine
+        loads = shards.load(names, [])
+        fleet.get([*loads, *(worker.call("begin", shards.bounds) for worker in workers)])
+        coefficients = Coefficients(
+            initial_coefficients("task_arithmetic", 0.01, tasks, len(layout.units))
+        )
+        coordinator = Coordinator(
+            fleet,
+            Cast(shards, workers, hosts, members, {}),
+            coefficients,
+            coefficient_lr=lambda _: 1e-3,
+            tint_lr=lambda _: 1e-3,
+        )
+        rounds, bare = [], []
+        for repeat in range(repeats + 1):
+            started = time.perf_counter()
+            coordinator.fit(repeat + 1, lambda _: None, first=repeat)
+            middle = time.perf_counter()
+            images = sum(fleet.get([worker.call("bare") for worker in workers]))
+            ended = time.perf_counter()
+            assert images == tasks * BATCH
+            if repeat > 0:  # the first is a warm-up
+                rounds.append(middle - started)
+                bare.append(ended - middle)
+        peaks = fleet.get([worker.call("peak_memory") for worker in workers])
+        pools = fleet.get([worker.call("pool_bytes") for worker in workers])
+        return {
+            "round": statistics.median(rounds),
+            "bare": statistics.median(bare),
+            "worker_mib": round(max(peaks) / 2**20),
+            "pool_mib": round(max(pools) / 2**20),
+            "shards": len(shards.members),
+        }
+    finally:
+        fleet.close()
+
+
+def plot(found: dict[int, dict[str, Any]], path: Path) -> None:
+    """Time per task and memory of a worker over K."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    keys = list(found)
+    for name, colour in (("round", "#1b7f5c"), ("bare", "#9db4c8")):
+        left.plot(keys, [1e3 * found[k][name] / k for k in keys], "o-", color=colour, label=name)
+    left.set_title("ms per task and round", fontsize=10, loc="left")
+    peaks = [found[k]["worker_mib"] for k in keys]
+    right.plot(keys, peaks, "o-", color="#1b7f5c", label="worker, peak")
+    pools = [found[k]["pool_mib"] for k in keys]
+    right.plot(keys, pools, "o-", color="#9db4c8", label="its pools")
+    right.set_title("MiB", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(keys, [str(k) for k in keys])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("tasks")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Print a table and, last, one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[8, 32, 128, 512])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="K = 20 of 86 M parameters instead")
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    shape, tasks = (LARGE, [20]) if arguments.large else (ZOO, arguments.tasks)
+    found: dict[int, dict[str, Any]] = {}
+    print(f"{BATCH} images per task, {os.cpu_count()} workers, {resolve('auto')}")
+    with Memory() as memory:
+        for k in tasks:
+            format = "bf16" if arguments.large else "f32"
+            found[k] = row = measure(shape, k, arguments.repeats, format)
+            print(
+                f"K = {k:4}  round {row['round'] * 1e3:9.1f} ms  {row['round'] * 1e3 / k:7.2f} per "
+                f"task  {row['round'] / row['bare']:5.3f} × bare  worker {row['worker_mib']} MiB, "
+                f"pools {row['pool_mib']} MiB of it  {row['shards']} shards",
+                flush=True,
+            )
+    if arguments.plot:
+        plot(found, arguments.plot)
+    result: dict[str, Any] = {
+        "per_task_ms": {str(k): round(1e3 * row["round"] / k, 2) for k, row in found.items()},
+        "over_bare": round(max(row["round"] / row["bare"] for row in found.values()), 3),
+        "worker_mib": {str(k): row["worker_mib"] for k, row in found.items()},
+        "worker_pool_mib": {str(k): row["pool_mib"] for k, row in found.items()},
+    }
+    if arguments.large:
+        result["total_mib"] = round(memory.peak / 2**20)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
