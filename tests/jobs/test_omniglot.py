@@ -1,0 +1,87 @@
+"""The Omniglot zoo: tasks from one file, no drawing of a test in any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForImageClassification
+
+from jobs.spec import load_spec
+from jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
+from jobs.zoo.recipe import Architecture, Recipe, Schedule
+from tintray.errors import InputError
+
+TINY = Recipe(
+    architecture=Architecture(image_size=28, patch_size=14, hidden_size=8, layers=1, heads=2),
+    pretraining=Schedule(epochs=1, learning_rate=1e-3, shift=2),
+    fine_tuning=Schedule(epochs=1, learning_rate=1e-3, head_epochs=1, shift=2),
+)
+CHARACTERS = (3, 5)  # of two alphabets
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two alphabets, the second not a background one; every drawing another."""
+    rows = [(a, c, d) for a in (0, 1) for c in range(CHARACTERS[a]) for d in range(1, 21)]
+    alphabet, char, drawer = np.array(rows).T
+    path = tmp_path_factory.mktemp("data") / "omniglot.npz"
+    np.savez(
+        path,
+        x=np.random.default_rng(0).integers(0, 256, (len(rows), 28, 28)).astype(np.uint8),
+        alphabet=alphabet,
+        y_char_in_alphabet=char,
+        drawer=drawer,
+        alphabet_names=np.array(["Alphabet_of_the_Magi", "Futurama (new)"]),
+        alphabet_is_background=np.array([True, False]),
+    )
+    return path
+
+
+def test_an_alphabet_is_four_tasks(drawings: Path) -> None:
+    found = Omniglot(drawings)
+    assert list(found.tasks)[:2] == ["alphabet_of_the_magi_0", "alphabet_of_the_magi_90"]
+    assert len(found.tasks) == 8
+    upright, turned = found.task("futurama_new_0"), found.task("futurama_new_90")
+    assert upright["x_train"].shape == (5 * TRAINING_DRAWERS, 28, 28)
+    assert upright["x_test"].shape == (5 * (20 - TRAINING_DRAWERS), 28, 28)
+    assert np.array_equal(np.rot90(upright["x_test"], 1, (1, 2)), turned["x_test"])
+    assert np.array_equal(upright["y_test"], turned["y_test"])
+    assert set(upright["y_train"]) == set(upright["y_test"]) == set(range(5))
+    assert len(upright["class_names"]) == 5
+
+
+def test_no_test_drawing_is_in_any_training(drawings: Path) -> None:
+    found = Omniglot(drawings)
+    trained = {image.tobytes() for image in found.base()["x_train"]}
+    tested = set()
+    for name in found.tasks:
+        trained |= {image.tobytes() for image in found.task(name)["x_train"]}
+        tested |= {image.tobytes() for image in found.task(name)["x_test"]}
+    assert not trained & tested
+
+
+def test_the_base_learns_characters_of_background_alphabets(drawings: Path) -> None:
+    base = Omniglot(drawings).base()
+    assert len(base["x_train"]) == 3 * TRAINING_DRAWERS
+    assert list(np.bincount(base["y_train"])) == [TRAINING_DRAWERS] * 3
+    assert list(base["class_names"]) == ["0.0", "0.1", "0.2"]
+
+
+def test_a_zoo_comes_with_a_job_for_all_its_tasks(drawings: Path, tmp_path: Path) -> None:
+    zoo = build(tmp_path / "zoo", drawings, tasks=2, recipe=TINY, workers=2)
+    spec = load_spec(zoo / "job.yaml")
+    assert [task.name for task in spec.tasks] == ["alphabet_of_the_magi_0", "futurama_new_0"]
+    expert = AutoModelForImageClassification.from_pretrained(zoo / "futurama_new_0")
+    assert expert.config.num_labels == 5
+
+
+def test_a_file_that_is_none_of_it_is_refused(drawings: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(InputError, match=r"--data: '.*other.npz' has no array 'y_char"):
+        Omniglot(tmp_path / "other.npz")
+    with pytest.raises(InputError, match=r"--data: '.*none.npz' cannot be read"):
+        Omniglot(tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"--tasks: expected 1 to 8, found 9"):
+        build(tmp_path / "zoo", drawings, tasks=9)
