@@ -17,14 +17,14 @@ from torch import Tensor
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError, SpecError, StorageError
 from tintray.layout import build_layout
-from tintray.merging import methods, recipe
+from tintray.merging import methods, recipe, streaming
 from tintray.merging.apply import directions, layers, own_deltas
 from tintray.merging.streaming import Merging, Sources, merge_checkpoints
 from tintray.merging.tensor_files import TensorFiles
 from tintray.task_vectors import TaskVectors
 
 SHAPES = {
-    "embed.weight": (300, 260),  # more than one piece
+    "embed.weight": (300, 260),
     "layers.0.weight": (24, 16),
     "layers.0.bias": (24,),
     "layers.1.weight": (16, 24),
@@ -83,7 +83,10 @@ def zoo(tmp_path: Path) -> Zoo:
 
 
 @pytest.mark.parametrize("name", DATA_FREE)
-def test_a_streamed_merge_is_the_merge_in_memory(zoo: Zoo, name: str) -> None:
+def test_a_streamed_merge_is_the_merge_in_memory(
+    zoo: Zoo, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_PIECES", (2**14, 2**12))  # several of them at once
     known = methods()[name]
     vectors = zoo.vectors(known.most or 3)
     scale = known.start(len(vectors.tasks))

@@ -38,7 +38,7 @@ MEMORY = 2 * 2**30
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""
 
-_PIECE = 2**16  # numbers of each checkpoint at a time: all of them stay in a core's cache
+_PIECES = (2**18, 2**16)  # numbers of each checkpoint at a time: larger ones where they fit
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for
 _WAITING = 2  # merged pieces that wait to be written, beside those that are being merged
 _FLOAT = 4
@@ -247,13 +247,18 @@ class Merging:
                 )
 
     def _needed(self, info: TensorInfo) -> int:
-        """Bytes for one tensor, with its statistics."""
+        """Bytes for one tensor at least, with its statistics."""
+        if self._method.elementwise:
+            return self._needed_by_pieces(info.numel, _PIECES[-1], 1)
         tasks = len(self._sources.tasks)
-        needed = needed_bytes(self._recipe, info.numel, tasks)
-        if not self._method.elementwise:
-            return needed + self._statistics_bytes(info)
+        return needed_bytes(self._recipe, info.numel, tasks) + self._statistics_bytes(info)
+
+    def _needed_by_pieces(self, numel: int, size: int, workers: int) -> int:
+        """Bytes for a tensor that is merged in pieces of ``size`` numbers, so many at once."""
         files = sum(len(files) for files in self._sources.statistics.values())
-        return needed + 2 * files * min(info.numel, _PIECE) * _FLOAT
+        measured = 2 * workers * files * min(numel, size) * _FLOAT
+        tasks = len(self._sources.tasks)
+        return measured + needed_bytes(self._recipe, numel, tasks, size, workers)
 
     def _statistics_bytes(self, info: TensorInfo) -> int:
         return sum(
@@ -266,7 +271,7 @@ class Merging:
     def _cut(self, info: TensorInfo) -> list[_Piece]:
         if not self._method.elementwise or not info.floating:
             return [_Piece(info, 0, info.numel)]
-        edges = [*range(0, info.numel, _PIECE), info.numel]
+        edges = [*range(0, info.numel, self._pace[0]), info.numel]
         return [_Piece(info, *pair) for pair in pairwise(edges)]
 
     # -- reading -----------------------------------------------------------------------------
@@ -296,17 +301,20 @@ class Merging:
                 yield first, done.result()
 
     @cached_property
-    def _workers(self) -> int:
-        """How many pieces fit into the memory at once, and are worth it."""
+    def _pace(self) -> tuple[int, int]:
+        """Numbers of a piece, and how many pieces at once: the most that fit into the memory."""
+        if not self._method.elementwise:
+            return _PIECES[-1], 1
         largest = max((info.numel for info in self.infos if info.floating), default=0)
-        tasks = len(self._sources.tasks)
-        most = self._at_most if self._method.elementwise else 1
-        files = sum(len(files) for files in self._sources.statistics.values())
-        for workers in range(most, 1, -1):
-            measured = 2 * workers * files * min(largest, _PIECE) * _FLOAT
-            if needed_bytes(self._recipe, largest, tasks, workers) + measured <= self._memory:
-                return workers
-        return 1
+        for size in _PIECES:
+            for workers in range(self._at_most, 0, -1):
+                if self._needed_by_pieces(largest, size, workers) <= self._memory:
+                    return size, workers
+        return _PIECES[-1], 1
+
+    @property
+    def _workers(self) -> int:
+        return self._pace[1]
 
     def _read_ahead(
         self, pieces: Sequence[_Piece], reader: ThreadPoolExecutor
@@ -390,9 +398,11 @@ class Merging:
         rule, sources = self._method.thresholds, self._sources
         assert rule is not None
         base = sources.base.whole(info.name, torch.float32)
+        local = threading.local()
 
         def measured(number: int) -> Tensor:
-            vector = sources.experts[number].whole(info.name, torch.float32)[None]
+            held = _taken(local, 1, info.numel)
+            vector = sources.experts[number].read(info.name, held[0]).view(1, *info.shape)
             if not sources.differences:
                 vector -= base
             layer = Layer(info.name, base, vector, (sources.tasks[number],))
@@ -445,17 +455,19 @@ class Merging:
         )
 
 
-def needed_bytes(recipe: Recipe, numel: int, tasks: int, workers: int = 1) -> int:
+def needed_bytes(
+    recipe: Recipe, numel: int, tasks: int, size: int = _PIECES[-1], workers: int = 1
+) -> int:
     """Bytes to merge one tensor: what is read, what the method holds, the results.
 
-    ``workers`` is how many pieces of it are merged at once, where the method takes pieces.
+    Where the method takes pieces they have ``size`` numbers, and ``workers`` are merged at once.
     """
     method = recipe.method
     if not method.elementwise:
         return int((tasks + 1 + method.workspace * tasks + 2) * numel * _FLOAT)
     results = (workers + _WAITING) * (1 if method.own is None else tasks)
     arrays = workers * (tasks + 1 + _TEMPORARIES * tasks) + results
-    needed = arrays * min(numel, _PIECE) * _FLOAT
+    needed = arrays * min(numel, size) * _FLOAT
     if method.thresholds is not None:  # whole tensors: the base, and of each a task, sizes, a copy
         needed += (1 + 3 * workers) * numel * _FLOAT
     return needed
