@@ -18,6 +18,7 @@ from jobs.crew import Crew
 from jobs.driver import coordinator_for, evaluated, fleet_for
 from jobs.events import Notice, OnEvent, StageStarted
 from jobs.fleet import Fleet
+from jobs.locations import Location
 from jobs.measure import measure
 from jobs.methods import Stage, surveyed
 from jobs.results import CompareRow, CompareTable
@@ -33,6 +34,7 @@ RIVALS = ("average", "task_arithmetic")
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 """The scales that are tried, as multiples of the largest that a method may need."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
+_ADAMERGING_LR = 1e-3  # arXiv 2310.02575, appendix
 _FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
 
 
@@ -65,10 +67,13 @@ def compare(
         for name in (name for name in chosen if name not in ADAMERGING):
             on_event(StageStarted("comparing", _label(name)))
             found[_label(name)] = _rival(stage, name, scales, on_event)
+        learned = [name for name in chosen if name in ADAMERGING]
+        start = _start_of_learned(stage, scales, on_event) if learned else 0.0
         stage.crew.dismiss()  # their CPUs are the next members' now
-        for name in (name for name in chosen if name in ADAMERGING):
+        for name in learned:
             on_event(StageStarted("comparing", _label(name)))
-            found[_label(name)] = _learned_rival(fleet, spec, name, on_event)
+            scales[_label(name)] = start
+            found[_label(name)] = _learned_rival(fleet, spec, name, start, on_event)
         on_event(StageStarted("evaluating", "the merge itself"))
         found["merge"] = measure(
             fleet,
@@ -129,7 +134,7 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     changed: dict[str, Any] = {
         "merge": spec.merge.model_copy(update=plain | {"scale": None, "bounds": None}),
         "tint": spec.tint.model_copy(update={"site": "head", "learned": False}),
-        "store": store_url,
+        "store": Location(store_url),
     }
     return spec.model_copy(update=changed)
 
@@ -179,10 +184,32 @@ def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
     return max(agreement, key=lambda scale: agreement[scale])
 
 
-def _learned_rival(fleet: Fleet, spec: JobSpec, name: str, on_event: OnEvent) -> list[TaskScore]:
-    """Measure a method that learns its coefficients, with the rounds and rates of the job."""
-    merge = spec.merge.model_copy(update={"method": name})
-    stage = _staged(fleet, spec.model_copy(update={"merge": merge}), on_event)
+def _start_of_learned(stage: Stage, scales: Mapping[str, float], on_event: OnEvent) -> float:
+    """The best scale of task arithmetic: where AdaMerging starts, whatever else is compared."""
+    known = scales.get(_label("task_arithmetic"))
+    if known is not None:
+        return known
+    of = recipe("task_arithmetic")
+    base = stage.crew.merge(_zeros(stage))
+    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
+    return _best_scale(stage, base, whole, of)
+
+
+def _learned_rival(
+    fleet: Fleet, spec: JobSpec, name: str, start: float, on_event: OnEvent
+) -> list[TaskScore]:
+    """Measure AdaMerging: the job's rounds and batches, its source's rate and bounds.
+
+    At the job's rate, which is meant for self-labels, entropy alone drives the coefficients to
+    where every input gets one class.
+    """
+    merge = {"method": name, "scale": start, "bounds": (0.0, 1.0)}
+    fit = {"coefficient_lr": _ADAMERGING_LR, "schedule": "constant"}
+    changed = {
+        "merge": spec.merge.model_copy(update=merge),
+        "fit": spec.fit.model_copy(update=fit),
+    }
+    stage = _staged(fleet, spec.model_copy(update=changed), on_event)
     _, coordinator = coordinator_for(stage)
     coordinator.fit(spec.fit.rounds, on_event)
     scores = coordinator.scores(lambda score: on_event(evaluated(score)))

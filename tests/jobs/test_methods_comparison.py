@@ -41,7 +41,8 @@ def test_every_method_that_can_merge_so_many_is_in_the_table(table: CompareTable
 
 
 def test_scales_are_told_of_methods_that_have_one(table: CompareTable) -> None:
-    tuned = {n.replace("_", " ") for n, known in methods().items() if known.tuned} | {"surgery"}
+    tuned = {n.replace("_", " ") for n, known in methods().items() if known.tuned} | {*LEARNED}
+    assert table.scales["adamerging"] == table.scales["task arithmetic"]
     assert table.scales.keys() == tuned
     assert table.best_scale == table.scales["task arithmetic"]
 
