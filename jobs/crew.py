@@ -6,7 +6,8 @@ equal size. Which worker hosts a group depends on the cluster and never enters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from jobs.arrays import Floats
 from jobs.coordinator import Cast
-from jobs.fleet import Fleet, Member
+from jobs.fleet import Fleet, Member, Ref
 from jobs.plan import (
     Choice,
     ClusterSize,
@@ -35,7 +36,8 @@ from storage.blobs import BlobRef
 from storage.cache import lookup, remember
 from tintray import models
 from tintray.bundle import tensors_as_bytes
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import InputError
 from tintray.partition import Partition, partition
 from tintray.placement import AUTO
 from tintray.precision import resolve
@@ -57,6 +59,7 @@ class Ground:
 
     digest: str
     partition: Partition
+    like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
 
     @property
     def parameters(self) -> int:
@@ -75,14 +78,30 @@ def survey(spec: JobSpec) -> Ground:
     """
     cache = cache_folder()
     base = open_checkpoint(local_folder(spec.base, cache), role="base")
-    first = spec.tasks[0]
-    role = f"tasks.{first.name}.expert"
-    expert = open_checkpoint(local_folder(first.expert, cache), role=role, base=base)
+    like, expert = _first_expert(spec, base, cache)
+    role = like[1]
     models.check_same_computation(base, expert, "the base", role)
     module = models.load_base(base, like=expert)
     # Where the site is still to be found, all but the head is laid out.
     site = models.HEAD if spec.tint.site == AUTO else spec.tint.site
-    return Ground(base.digest(), partition(module, site, spec.merge.granularity, spec.tint.rank))
+    return Ground(
+        base.digest(), partition(module, site, spec.merge.granularity, spec.tint.rank), like
+    )
+
+
+def _first_expert(
+    spec: JobSpec, base: Checkpoint, cache: Path
+) -> tuple[tuple[str, str], Checkpoint]:
+    """The first task's expert; of a job that leaves tasks out, the first that can be opened."""
+    for last, task in enumerate(spec.tasks, start=1 - len(spec.tasks)):
+        role = f"tasks.{task.name}.expert"
+        try:
+            expert = open_checkpoint(local_folder(task.expert, cache), role=role, base=base)
+            return (str(task.expert), role), expert
+        except InputError:
+            if spec.on_task_error == "fail" or last == 0:
+                raise
+    raise AssertionError("a job has tasks")
 
 
 def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
@@ -150,6 +169,14 @@ def spread_groups(groups: Sequence[range], workers: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands if hand]
 
 
+@contextmanager
+def _noted(name: str, found: dict[str, InputError]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        found[name] = error
+
+
 class Crew:
     """Workers and shards of one job, on a fleet.
 
@@ -195,6 +222,18 @@ class Crew:
         refs = [self._tasks[order.name].call("check", order) for order in self.orders]
         facts: list[TaskFacts] = self._fleet.get(refs)
         return {found.name: found for found in facts}
+
+    def failures(self) -> dict[str, InputError]:
+        """Check every task, and give what is wrong with each that cannot be used."""
+        found: dict[str, InputError] = {}
+        started: dict[str, Ref] = {}
+        for order in self.orders:
+            with _noted(order.name, found):  # a member in this process answers at once
+                started[order.name] = self._tasks[order.name].call("check", order)
+        for name, ref in started.items():
+            with _noted(name, found):
+                self._fleet.get([ref])
+        return {order.name: found[order.name] for order in self.orders if order.name in found}
 
     def prepare(
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]
@@ -324,6 +363,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         store_url=str(spec.store),
         base=str(spec.base),
         base_digest=ground.digest,
+        like=ground.like,
         site=spec.tint.site,
         rank=spec.tint.rank,
         feature_site=spec.objective.feature_site,

@@ -129,6 +129,14 @@ def _run(
             spec, placement = place(spec, fleet, store, _short_fit, run.on_event)
             ground = survey(spec)
         crew = Crew(fleet, spec, ground)
+        skipped: dict[str, str] = {}
+        if spec.on_task_error == "skip":
+            skipped = _failed(crew, run.on_event)
+        if skipped:  # what is left is a job like any other: the merge is that of a job without them
+            crew.dismiss()
+            spec = spec.without(skipped)
+            ground = survey(spec)
+            crew = Crew(fleet, spec, ground)
         facts = crew.check()
         for name, found in facts.items():
             if is_foreign(found.kinship):
@@ -152,6 +160,7 @@ def _run(
             seconds=run.seconds,
             peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
             placement=placement,
+            skipped=skipped,
             **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)
@@ -167,6 +176,22 @@ def _short_fit(stage: Stage, rounds: int) -> Coordinator:
     _, coordinator = coordinator_for(stage)
     coordinator.fit(rounds, lambda event: None)
     return coordinator
+
+
+def _failed(crew: Crew, on_event: OnEvent) -> dict[str, str]:
+    """The tasks to leave out, each with its reason; told at once.
+
+    Raises
+    ------
+    InputError
+        If no task is left.
+    """
+    failures = crew.failures()
+    if len(failures) == len(crew.orders):
+        raise next(iter(failures.values()))
+    for name, error in failures.items():
+        on_event(Notice(f"task '{name}' is left out: {error}"))
+    return {name: str(error) for name, error in failures.items()}
 
 
 def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -55,6 +55,7 @@ class Outcome:
     seconds: Mapping[str, float]
     peak_memory_mib: float
     rounds: int = 0
+    skipped: Mapping[str, str] = field(default_factory=dict)  # task left out -> why
     placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
 
 
@@ -183,6 +184,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "backbone_parameters": outcome.backbone_parameters,
         "site": spec.tint.site,
         "placement": outcome.placement,
+        "skipped": dict(outcome.skipped),
         "private_modules": list(outcome.partition.private),
         "units": outcome.partition.layout.to_json(),
         "corrected": bool(spec.merge.learned and spec.fit.correction_lr),
@@ -291,4 +293,5 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
         peak_memory_mib=manifest["peak_memory_mib"],
         parent=manifest["parent"],
         method=manifest["job"]["merge"]["method"],
+        skipped=manifest.get("skipped", {}),
     )

@@ -87,6 +87,7 @@ class MergeSummary(Record):
     peak_memory_mib: float | None = None
     parent: str | None = None  # the merge that this one grew from, "name/version"
     method: str = "tint"  # how it was merged: merge.method of its job
+    skipped: Mapping[str, str] = field(default_factory=dict)  # task that was left out -> why
 
     @property
     def separate_parameters(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -339,6 +339,8 @@ class JobSpec(Section):
     """How long and how fast the fit learns."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the job runs."""
+    on_task_error: Literal["fail", "skip"] = "fail"
+    """When a task's expert or data cannot be used: fail, or leave the task out and say so."""
     store: StoreLocation = Field(default_factory=default_store)
     """The artifact store: a folder or an s3:// URL."""
     catalog: CatalogLocation = Field(default_factory=lambda data: default_catalog(data["store"]))
@@ -372,6 +374,11 @@ class JobSpec(Section):
                 f"expected 'groups' to be at most the {len(tasks)} tasks, found {fit.groups}"
             )
         return fit
+
+    def without(self, names: Collection[str]) -> Self:
+        """The same job without some of its tasks."""
+        kept = tuple(task for task in self.tasks if task.name not in names)
+        return self.model_copy(update={"tasks": kept})
 
     def digest(self) -> str:
         """SHA-256 of all that can change the result: not the name, the store, nor the cluster.

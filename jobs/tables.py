@@ -88,6 +88,7 @@ def _summary_facts(summary: MergeSummary) -> dict[str, str]:
         f"{count(summary.backbone_parameters)} parameters more",
         "time": f"{duration(sum(summary.seconds.values()))} ({stages})" if stages else "",
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
+        "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),
         "created": summary.created,
         "merge": summary.url,
     }

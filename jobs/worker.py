@@ -83,6 +83,7 @@ class FitOrder:
     store_url: str
     base: str
     base_digest: str
+    like: tuple[str, str]  # an expert, for the class of all of them, and how messages call it
     site: str
     rank: int | None
     feature_site: str  # whose features the fit compares, where it does
@@ -159,9 +160,11 @@ class Worker:
         self._orders = {number: list(tasks) for number, tasks in groups.items()}
         self._hosted: dict[str, _Hosted] = {}
         self._groups: dict[int, TaskGroup] = {}
-        first = next(task for tasks in groups.values() for task in tasks)
         self._base = open_checkpoint(local_folder(order.base, self._cache), role="base")
-        base = models.load_base(self._base, like=self._checkpoint(first))
+        location, role = order.like
+        folder = local_folder(location, self._cache)
+        like = open_checkpoint(folder, role=role, base=self._base)
+        base = models.load_base(self._base, like=like)
         self._partition = partition(base, order.site, order.granularity, order.rank)
         self._fused: FusedModel | None = None
         self._bounds: list[slice] = []

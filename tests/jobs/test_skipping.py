@@ -1,0 +1,53 @@
+"""A task that cannot be used fails its job, or is left out and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import api
+from jobs.events import Notice
+from storage.publish import parse_merge_url, read_manifest
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CheckpointError, DataError, InputError
+
+
+def damaged(tiny: TinyZoo, folder: Path) -> TinyZoo:
+    """The first task's expert and the last one's pool cannot be used."""
+    zoo = tiny.copy(folder)
+    (zoo.folder / "two" / "model.safetensors").write_bytes(b"not a model")
+    zoo.replace_arrays("four", x_train=None)
+    return zoo
+
+
+def test_tasks_that_fail_are_left_out_and_named(tiny: TinyZoo, tmp_path: Path) -> None:
+    """And the merge is, to the last bit, the one of the other tasks alone."""
+    zoo = damaged(tiny, tmp_path / "zoo")
+    told: list[Any] = []
+    summary = api.run(zoo.spec(tmp_path / "a", on_task_error="skip"), on_event=told.append)
+    assert [task.name for task in summary.tasks] == ["three", "five"]
+    assert set(summary.skipped) == {"two", "four"}
+    assert "tasks.four.adapt" in summary.skipped["four"]
+    texts = [event.text for event in told if isinstance(event, Notice)]
+    assert sum("is left out" in text for text in texts) == 2
+    alone = api.run(tiny.spec(tmp_path / "b", tasks=("three", "five")))
+    files = [read_manifest(*parse_merge_url(url))["files"] for url in (summary.url, alone.url)]
+    assert {n: f["sha256"] for n, f in files[0].items()} == {
+        n: f["sha256"] for n, f in files[1].items()
+    }
+
+
+def test_by_default_they_fail_the_job(tiny: TinyZoo, tmp_path: Path) -> None:
+    zoo = damaged(tiny, tmp_path / "zoo")
+    with pytest.raises(CheckpointError, match=r"tasks\.two\.expert"):
+        api.run(zoo.spec(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"tasks\.four\.adapt"):
+        api.run(zoo.spec(tmp_path / "a", tasks=("three", "four")))
+
+
+def test_a_job_without_any_task_left_fails(tiny: TinyZoo, tmp_path: Path) -> None:
+    zoo = damaged(tiny, tmp_path / "zoo")
+    with pytest.raises(InputError, match=r"tasks\.four\.adapt"):
+        api.run(zoo.spec(tmp_path / "a", tasks=("four",), on_task_error="skip"))
