@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from tintray import models
 from tintray.evaluation import score
+from tintray.labels import ask
 from tintray.layout import Layout, Theta
-from tintray.partition import partition
+from tintray.partition import Partition, partition
 from tintray.placement import suffix_share
 from tintray.pools import Pool
 from tintray.prefix import NoPrefixError, PrefixModel, fit_tints
 from tintray.schedule import schedule
 from tintray.step import StepSettings, TaskState
-from tintray.tasks import Kind
+from tintray.tasks import Kind, Outputs, chosen
 from tintray.tint import FusedModel, TintLayer
 
 LEARNED = 192
@@ -42,7 +43,7 @@ class Candidate:
     site: str
     expert: nn.Module
     pool: Pool
-    labels: Tensor
+    labels: Outputs
     theta: Theta
     layout: Layout
 
@@ -58,45 +59,38 @@ def probe(
     )
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
-    pool, labels = _cut(candidate.pool, total), candidate.labels[:total]
+    pool, labels = candidate.pool.first(total), chosen(candidate.labels, slice(0, total))
     theta = split.layout.flatten(candidate.layout.views(candidate.theta))
-    model, pool, saved = _model(candidate.expert, split.layout, split.private, split.site, pool,
-                                layer, theta)  # fmt: skip
-    learner = TaskState(task, layer, _rows(pool, slice(0, count)), labels[:count])
+    model, pool, saved = _model(candidate.expert, split, pool, layer, theta)
+    learner = TaskState(
+        task,
+        layer,
+        pool.first(count),
+        chosen(labels, slice(0, count)),
+        kind=candidate.kind,
+    )
     options = replace(settings, precision="float32", features=0.0)
     fit_tints([learner], model, theta, options, schedule(rate, "cosine", steps), steps)
+    others = slice(count, total)
+    judged = pool.part(others)
     with torch.inference_mode():
-        answers = model.forward([pool.batch(slice(count, total))], [layer])[0]
-    expert = labels[count:]
-    found = score(task, candidate.kind, answers[:, : expert.shape[-1]], expert, None).agreement
+        answers = ask(lambda batch: model.forward([batch], [layer])[0], judged, candidate.kind)
+    expert = chosen(labels, others)
+    found = score(task, candidate.kind, answers, expert, None, judged.mask).agreement
     share = suffix_share(base, site) if saved else 1.0
     forward = total / 3  # a forward pass is about a third of one there and back
     return found, forward + share * steps * settings.batch_size
 
 
 def _model(
-    expert: nn.Module,
-    layout: Layout,
-    private: tuple[str, ...],
-    site: tuple[str, ...],
-    pool: Pool,
-    layer: TintLayer,
-    theta: Tensor,
+    expert: nn.Module, split: Partition, pool: Pool, layer: TintLayer, theta: Tensor
 ) -> tuple[FusedModel, Pool, bool]:
     """A model that begins at the site, its pool, and whether there is such a shortcut."""
-    prefix = PrefixModel(expert, layout, private, site)
+    prefix = PrefixModel(expert, split.layout, split.private, split.site)
     prefix.bind(theta, None)
     try:
         return prefix, prefix.cached(pool, layer), True
     except NoPrefixError:
-        whole = FusedModel(expert, layout, private)
+        whole = FusedModel(expert, split.layout, split.private)
         whole.bind(theta, None)
         return whole, pool, False
-
-
-def _cut(pool: Pool, total: int) -> Pool:
-    return _rows(pool, slice(0, total))
-
-
-def _rows(pool: Pool, rows: slice) -> Pool:
-    return replace(pool, inputs={name: tensor[rows] for name, tensor in pool.inputs.items()})

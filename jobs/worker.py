@@ -30,7 +30,7 @@ from tintray.calibration import fit_temperature
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.confidence import Judge, labelled_threshold, top_p_threshold
 from tintray.data import Answers, DataOrder, check_class_names
-from tintray.errors import DataError, SpecError
+from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.kinship import kinship
 from tintray.layout import Granularity
@@ -302,11 +302,6 @@ class Worker:
         """Try a site for one task under θ in pieces; see ``jobs.probing.probe``."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
-        if hosted.order.kind != "classification" or isinstance(hosted.labels, TopTokens):
-            raise SpecError(
-                f"tint.site: 'auto' compares sites by tasks of kind 'classification'; {name} is of "
-                f"kind '{hosted.order.kind}', name a site"
-            )
         candidate = Candidate(
             task=name,
             kind=hosted.order.kind,

@@ -72,12 +72,16 @@ class Pool:
 
     def first(self, count: int) -> Pool:
         """The first ``count`` examples."""
+        return self.part(slice(0, count))
+
+    def part(self, stretch: slice) -> Pool:
+        """The examples of a stretch."""
         return replace(
             self,
-            inputs={name: tensor[:count] for name, tensor in self.inputs.items()},
-            mask=None if self.mask is None else self.mask[:count],
-            words=None if self.words is None else self.words[:count],
-            rows=self.rows[:count],
+            inputs={name: tensor[stretch] for name, tensor in self.inputs.items()},
+            mask=None if self.mask is None else self.mask[stretch],
+            words=None if self.words is None else self.words[stretch],
+            rows=self.rows[stretch],
         )
 
 

@@ -60,7 +60,7 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("site", ["head", "bert.encoder.layer.1"])
+@pytest.mark.parametrize("site", ["head", "bert.encoder.layer.1", "auto"])
 def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -> None:
     spec = tiny.job(
         classifiers,
@@ -126,8 +126,10 @@ def test_token_classification(tmp_path: Path) -> None:
         tiny.tokenizer(),
         keep=lambda name: not name.startswith("classifier"),
     )
-    spec = tiny.job(tmp_path, dict.fromkeys(rules, "token_classification"))
+    kinds = dict.fromkeys(rules, "token_classification")
+    spec = tiny.job(tmp_path, kinds, tint={"site": "auto"})
     summary = api.run(spec)
+    assert summary.site in ("head", "bert.encoder.layer.0", "bert.encoder.layer.1")
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
     tiny.check_export(tintray.load(summary.url), "halves", tmp_path, encoded(tiny.sentences(4, 7)))
