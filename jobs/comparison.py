@@ -34,7 +34,7 @@ RIVALS = ("average", "task_arithmetic")
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 """The scales that are tried, as multiples of the largest that a method may need."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
-_ADAMERGING_LR = 1e-3  # arXiv 2310.02575, appendix
+_ADAMERGING_LR = 1e-3  # what the method of arXiv 2310.02575 is run with
 _FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
 
 
@@ -200,8 +200,7 @@ def _learned_rival(
 ) -> list[TaskScore]:
     """Measure AdaMerging: the job's rounds and batches, its source's rate and bounds.
 
-    At the job's rate, which is meant for self-labels, entropy alone drives the coefficients to
-    where every input gets one class.
+    The job's rate is meant for self-labels; at it, entropy alone lost the experts' answers.
     """
     merge = {"method": name, "scale": start, "bounds": (0.0, 1.0)}
     fit = {"coefficient_lr": _ADAMERGING_LR, "schedule": "constant"}
