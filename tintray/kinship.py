@@ -48,6 +48,6 @@ def warning(task: str, found: float) -> str:
     """What to tell whoever merges an expert that does not come from the base."""
     return (
         f"tasks.{task}.expert does not look fine-tuned from this base (the cosine between their "
-        f"weights is {found:.2f}; experts of one base mostly have 0.9 and more): its coefficients start "
+        f"weights is {found:.2f}; experts of one base have 0.9 as a rule): its coefficients start "
         "at zero and it will live off its tint layer; check 'base', or expect less of this task"
     )
