@@ -25,11 +25,11 @@ from tintray.evaluation import mean
 from tintray.models import HEAD
 from tintray.placement import (
     AUTO,
-    FIRST_STEPS,
     Probe,
     Site,
     candidates,
     exhaustive_passes,
+    first_steps,
     ranking,
     rungs,
     survivors,
@@ -146,7 +146,7 @@ def _first_probes(stage: Stage, sites: Sequence[Site], fleet: Fleet) -> list[Pro
     theta = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
     tasks = stage.crew.cast.tasks
     refs = [
-        worker.call("probe", name, site.name, FIRST_STEPS, *theta)
+        worker.call("probe", name, site.name, first_steps(spec.fit.rounds), *theta)
         for site in sites
         for name, worker in tasks.items()
     ]

@@ -20,8 +20,7 @@ from tintray.models import HEAD, backbone_names, head_modules
 
 AUTO = "auto"
 
-FIRST_STEPS = 40
-"""Steps of a tint layer in the first probes."""
+_FIRST_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,11 @@ def candidates(module: nn.Module, budget: int | None = None) -> list[Site]:
             f"{least.parameters:,}, those of '{least.name}'"
         )
     return fitting
+
+
+def first_steps(rounds: int) -> int:
+    """Steps of a tint layer in the first probes: a tenth of the rounds of the fit, at most 40."""
+    return max(1, min(_FIRST_STEPS, rounds // 10))
 
 
 def rungs(count: int, rounds: int) -> list[Rung]:
