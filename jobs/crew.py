@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from jobs.arrays import Floats
+from jobs.calibration import Speed
 from jobs.coordinator import Cast
 from jobs.fleet import Fleet, Member, Ref
 from jobs.plan import (
@@ -234,6 +235,12 @@ class Crew:
             with _noted(name, found):
                 self._fleet.get([ref])
         return {order.name: found[order.name] for order in self.orders if order.name in found}
+
+    def calibrate(self, seconds: float) -> Speed:
+        """Time the steps of the first task, by the worker that hosts it; ``check`` comes first."""
+        name = self.orders[0].name
+        found: Speed = self._fleet.get([self._tasks[name].call("calibrate", name, seconds)])[0]
+        return found
 
     def prepare(
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.arrays import Floats, peak_memory, readable
+from jobs.calibration import Speed, calibrate
 from jobs.checkpointing import MARK
 from jobs.probing import Candidate, probe
 from jobs.sources import cache_folder, local_data, local_folder
@@ -226,6 +227,15 @@ class Worker:
             if self._order.settings.features:
                 self._fused.listen(self._feature_path())
         return facts
+
+    def calibrate(self, name: str, seconds: float) -> Speed:
+        """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
+        hosted, settings = self._hosted[name], self._order.settings
+        assert self._fused is not None, "check() comes first"
+        batch = hosted.pool.batch(slice(0, min(len(hosted.pool), settings.micro_batch)))
+        module, layout = self._partition.module, self._partition.layout
+        theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
+        return calibrate(self._fused, hosted.layer, batch, theta, settings.precision, seconds)
 
     def prepare(self, name: str) -> Prepared:
         """Have the expert's outputs over pool and test set, and its task vector.

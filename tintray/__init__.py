@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobs.api import compare, evaluate, export, list_merges, load, run, show, validate
+    from jobs.planning import plan
     from jobs.queue.differences import diff
     from jobs.queue.following import logs, wait, watch
     from jobs.queue.submission import cancel, resume, retry, set_limit, submit
@@ -43,6 +44,7 @@ __all__ = [
     "load_spec",
     "logs",
     "parse_spec",
+    "plan",
     "resume",
     "retry",
     "run",
@@ -69,6 +71,7 @@ _HOME = {
     "list_jobs": "jobs.queue.views",
     "status": "jobs.queue.views",
     "configure": "jobs.setup",
+    "plan": "jobs.planning",
     "JobSpec": "jobs.spec",
     "load_spec": "jobs.spec",
     "parse_spec": "jobs.spec",

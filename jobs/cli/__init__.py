@@ -18,6 +18,7 @@ from jobs.cli.health import db, doctor
 from jobs.cli.merges import compare, evaluate, export, listing, show
 from jobs.cli.merging import merge, methods
 from jobs.cli.options import Session, debug_option
+from jobs.cli.planning import plan
 from jobs.cli.queue import cancel, queue, resume, retry, submit
 from jobs.cli.runs import run, validate
 from jobs.cli.setup import completion, init
@@ -75,7 +76,7 @@ def cli() -> None:
 
 
 for command in (
-    *(run, submit, validate),
+    *(run, submit, plan, validate),
     *(ps, status, watch, logs, wait, cancel, resume, retry, diff, queue),
     *(listing, show, evaluate, compare, export, copy, rm),
     *(merge, methods, artifacts, gc, db, init, doctor, completion, zoo, version),

@@ -25,6 +25,9 @@ DEFAULT_PORT = 8265
 TIMEOUT = 10.0
 """Seconds that a cluster may take to answer."""
 
+SUBMIT_TIMEOUT = 45.0
+"""Seconds that it may take to accept a driver: a head that has just started takes its time."""
+
 STOP_SECONDS = 30
 """Seconds between SIGTERM and SIGKILL for a driver that is stopped: it writes a checkpoint."""
 
@@ -126,7 +129,7 @@ class RayJobs:
             "submission_id": submission_id,
             "runtime_env": {"env_vars": {**wait, **environment}},
         }
-        self._ask("POST", "/api/jobs/", body)
+        self._ask("POST", "/api/jobs/", body, timeout=SUBMIT_TIMEOUT)
 
     def find(self, submission_id: str) -> RayJob | None:
         """How a driver fares; None if the cluster does not know it."""
@@ -149,13 +152,14 @@ class RayJobs:
         body: Mapping[str, Any] | None = None,
         *,
         missing: bool = False,
+        timeout: float | None = None,
     ) -> Any:
         """The JSON that a cluster answers; with ``missing``, None for what it does not know."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **_authorisation()}
         request = Request(f"{self.address}{path}", data, headers, method=method)
         try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
+            with self._opener.open(request, timeout=timeout or self._timeout) as answer:
                 return json.load(answer)
         except HTTPError as error:
             if missing and error.code == 404:

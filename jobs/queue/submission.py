@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.events import OnEvent, ignore
@@ -64,8 +65,7 @@ def submit(
             RayJobs(cluster).check_versions()
             known = _enter(catalog, spec, cluster, key, priority)
             catalog.queue.set_limit(cluster, None)
-        _dispatch(catalog, spec.catalog, cluster)
-        return status_of(catalog, known)
+        return _dispatched(catalog, spec.catalog, cluster, known)
 
 
 def resume(
@@ -139,7 +139,8 @@ def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None 
     with opened(catalog) as (known, url):
         cluster = _cluster(chosen_address(address, None))
         known.queue.set_limit(cluster, max_jobs)
-        _dispatch(known, url, cluster)
+        with usable():
+            dispatch(known, url, cluster)
 
 
 # Entering
@@ -201,12 +202,14 @@ def _of_key(catalog: Catalog, key: str, spec: JobSpec) -> str | None:
     )
 
 
-def _dispatch(catalog: Catalog, url: str, cluster: str) -> None:
-    """Hand over what may go; what the cluster does not take waits, and the sentence says so."""
+def _dispatched(catalog: Catalog, url: str, cluster: str, job_id: str) -> JobStatus:
+    """Hand over what may go, and tell of a job; one that the cluster does not take yet waits."""
     try:
         dispatch(catalog, url, cluster)
     except ClusterError as error:
-        raise InputError(f"{error}; nothing is lost: jobs wait until it does") from error
+        waits = f"{error}; `tintray watch {job_id}` hands it over when it can be"
+        return replace(status_of(catalog, job_id), waits=waits)
+    return status_of(catalog, job_id)
 
 
 # Again
@@ -238,7 +241,7 @@ def _again(
             _run_here(known, job_id, url, on_event or ignore)
         else:
             known.queue.set_limit(cluster, None)
-            _dispatch(known, url, cluster)
+            return _dispatched(known, url, cluster, job_id)
         return status_of(known, job_id)
 
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tintray
 from jobs import api
 from storage.artifacts import open_store
 from storage.catalog import Catalog
@@ -125,8 +127,9 @@ def test_a_job_survives_its_cluster(
     with ray_head(cpus=2, **team.environment) as head:
         team.environment["TINTRAY_ADDRESS"] = head.address
         resuming = [team.start("resume", job_id, "--address", head.address) for _ in range(2)]
-        codes = sorted(command.wait(60) for command in resuming)
-        assert codes == [0, 2]  # one of two who try at once
+        said = [command.communicate(timeout=120) for command in resuming]
+        codes = sorted(command.returncode for command in resuming)
+        assert codes == [0, 2], said  # one of two who try at once
         team.type("wait", job_id, "--timeout", "150")
         assert "goes on after round" in team.type("logs", job_id)
         team.type("cancel", job_id, expected=2)
@@ -138,3 +141,35 @@ def test_a_job_survives_its_cluster(
     assert found["files"] == expected["files"]
     assert [task["kept"] for task in found["tasks"]] == [t["kept"] for t in expected["tasks"]]
     assert found["metrics"] == expected["metrics"]
+
+
+def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitted at once, behind one that runs, to a cluster that then runs two at a time."""
+    catalog = f"sqlite:///{tmp_path}/catalog.db"
+    fit = {"rounds": 1, "batch_size": 2, "precision": "float32"}
+    spec = team.zoo.spec(tmp_path / "store", ("two",), fit=fit, catalog=catalog)
+    monkeypatch.setenv("TINTRAY_CATALOG", catalog)
+    with ray_head(cpus=2) as head:
+        first = tintray.submit(spec, address=head.address, priority=1000)
+
+        def submit(number: int) -> str:
+            return tintray.submit(spec, address=head.address, priority=number % 5).id
+
+        with ThreadPoolExecutor(4) as pool:
+            jobs = list(pool.map(submit, range(19)))
+        tintray.set_limit(2, address=head.address)
+        ends = [tintray.wait(job, timeout=400) for job in (first.id, *jobs)]
+    assert [job.state for job in ends] == ["succeeded"] * 20
+    assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 21))
+    with Catalog.open(catalog) as known:
+        assert [known.lease(job.id).token for job in ends] == [1] * 20  # begun once each
+        handed = {
+            job.id: [e.id for e in known.events(job.id) if e.reason.startswith("handed over")]
+            for job in ends
+        }
+    assert {len(events) for events in handed.values()} == {1}
+    priority = {job.id: job.priority for job in ends}
+    order = [priority[job] for job in sorted(handed, key=lambda job: handed[job][0])]
+    assert order == sorted(order, reverse=True)

@@ -21,6 +21,7 @@ HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "nump
 COMMANDS = [
     "run",
     "submit",
+    "plan",
     "validate",
     "ps",
     "status",
@@ -142,6 +143,7 @@ def test_every_table_has_a_json_form_and_every_command_debug() -> None:
     assert {name for name, found in options.items() if "--json" in found} == {
         "run",
         "submit",
+        "plan",
         "validate",
         "ps",
         "status",
