@@ -22,7 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from tintray.errors import InputError, SpecError, TintrayError
 
 DEFAULT_PORT = 8265
-TIMEOUT = 10.0
+TIMEOUT = 20.0
 """Seconds that a cluster may take to answer."""
 
 SUBMIT_TIMEOUT = 45.0

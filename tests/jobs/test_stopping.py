@@ -1,0 +1,143 @@
+"""A job that is told to stop does so at the end of its round, with a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import tintray
+from jobs import stopping
+from jobs.stopping import Stopper
+from storage.catalog import Catalog
+from storage.states import JobState
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CancelledError
+
+_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "reason"),
+    [
+        ("request", 3, "cancelled on request"),
+        (signal.SIGTERM, 3, "stopped by SIGTERM"),
+        (signal.SIGINT, 130, "interrupted from the keyboard"),
+    ],
+)
+def test_a_stop_keeps_a_checkpoint_and_takes_seconds(
+    tiny: TinyZoo, tmp_path: Path, how: object, code: int, reason: str
+) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    job = zoo.job_file(tmp_path / "store", fit={"rounds": 1_000_000})
+    catalog = f"sqlite:///{tmp_path}/store/catalog.db"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, "run", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        found = until_it_fits(driver, catalog)
+        began = time.monotonic()
+        if isinstance(how, signal.Signals):
+            driver.send_signal(how)
+        else:
+            stopped = tintray.cancel(found.id, catalog=catalog)
+            assert stopped.state == "cancelled"
+        out, err = driver.communicate(timeout=60)
+        assert time.monotonic() - began < 15
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert (driver.returncode, out) == (code, ""), err
+    assert "Traceback" not in err
+    found = tintray.status("latest", catalog=catalog)
+    assert (found.state, found.reason) == ("cancelled", reason)
+    assert found.checkpoint == found.round  # that of the round at which it stopped
+    assert found.owner is None
+    assert f"checkpoint after round {found.checkpoint}" in err
+    assert f"tintray resume {found.id}" in found.next
+
+
+def until_it_fits(driver: subprocess.Popen[str], catalog: str) -> tintray.JobStatus:
+    give_up = time.monotonic() + 120
+    while True:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < give_up
+        try:
+            found = tintray.status("latest", catalog=catalog)
+        except tintray.TintrayError:  # there is no catalog, or no job, yet
+            time.sleep(0.1)
+            continue
+        if found.state == "fitting" and found.round:
+            return found
+        time.sleep(0.1)
+
+
+def test_a_round_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "GRACE", 0.3)
+    began = time.monotonic()
+    with Stopper() as stopper, pytest.raises(CancelledError, match="enough"), stopper.at("round"):
+        threading.Timer(0.1, stopper.request, ["enough"]).start()
+        time.sleep(30)
+    assert time.monotonic() - began < 10
+
+
+def test_what_has_no_rounds_stops_at_once_and_publishing_never() -> None:
+    with Stopper() as stopper:
+        with stopper.at("never"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            assert not stopper.asked
+        with pytest.raises(CancelledError, match="stopped by SIGTERM"), stopper.at("now"):
+            pytest.fail("a stop that was asked for before takes effect at the start")
+    with Stopper() as stopper, pytest.raises(CancelledError), stopper.at("now"):
+        threading.Timer(0.1, stopper.request, ["enough"]).start()
+        time.sleep(30)
+
+
+def test_ctrl_c_for_the_second_time_does_not_wait() -> None:
+    with Stopper() as stopper, pytest.raises(KeyboardInterrupt), stopper.at("round"):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopper.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+
+def test_handlers_are_given_back_and_other_threads_only_ask() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    said: list[str] = []
+
+    def elsewhere() -> None:
+        with Stopper() as stopper, stopper.at("round"):
+            stopper.request("enough")
+            said.append(f"{stopper.asked} {signal.getsignal(signal.SIGTERM) == before}")
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert said == ["True True"]
+
+
+def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> None:
+    """A stop that comes while the merge is being published changes nothing of it."""
+    spec = tiny.spec(tmp_path, tasks=("two",))
+
+    def on_event(event: object) -> None:
+        if getattr(event, "stage", None) == "publishing":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    summary = tintray.run(spec, on_event=on_event)
+    assert summary.version == "v1"
+    with Catalog.open(spec.catalog) as catalog:
+        assert catalog.job(summary.job_id).state is JobState.SUCCEEDED
