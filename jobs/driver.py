@@ -83,12 +83,17 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
     """
     run = JobRun(job_id, catalog, on_event)
     with run.running():
-        spec, ground = surveyed(spec)
-        with usable():
-            store = open_store(spec.store)
-            store.check_writable()
-        with fleet_for(spec, ground) as fleet:
-            return _run(run, spec, ground, store, fleet)
+        return carry_on(run, spec)
+
+
+def carry_on(run: JobRun, spec: JobSpec) -> dict[str, Any]:
+    """The stages of a job whose lease is held; see ``continue_job``."""
+    spec, ground = surveyed(spec)
+    with usable():
+        store = open_store(spec.store)
+        store.check_writable()
+    with fleet_for(spec, ground) as fleet:
+        return _run(run, spec, ground, store, fleet)
 
 
 def open_places(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:

@@ -6,9 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.planning import PilotReport, PlanReport
-from jobs.progress import duration
+from jobs.progress import duration, size
 from jobs.tables import count, print_facts
-from jobs.upkeep_tables import size
 
 
 def print_plan(report: PlanReport, console: Console) -> None:

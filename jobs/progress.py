@@ -251,7 +251,7 @@ class PlainProgress:
                     return None
                 return f"  {self._tracker.detail}"
             case CheckpointSaved():
-                return f"  checkpoint after round {event.round} ({megabytes(event.bytes)})"
+                return f"  checkpoint after round {event.round} ({size(event.bytes)})"
             case Evaluated():
                 return (
                     f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"
@@ -305,9 +305,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def megabytes(size: int) -> str:
-    """Bytes for people: ``0.3 MB``."""
-    return f"{size / 1e6:,.1f} MB"
+def size(count: int) -> str:
+    """A number of bytes in three or four digits: ``34.3 MB``."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _stage_line(tracker: Tracker) -> str:

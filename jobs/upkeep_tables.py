@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from jobs.progress import size
 from jobs.tables import open_table, print_facts
 from jobs.upkeep_results import (
     ArtifactLine,
@@ -138,11 +139,3 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(table)
     wrong = sum(not check.ok for check in diagnosis.checks)
     console.print(f"\n{wrong} of {len(diagnosis.checks)} checks failed" if wrong else "\nall well")
-
-
-def size(count: int) -> str:
-    """A number of bytes in three or four digits: ``34.3 MB``."""
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes_:
-            return f"{count / bytes_:.3g} {unit}"
-    return f"{count} bytes"

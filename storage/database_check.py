@@ -119,13 +119,14 @@ def _damage(connection: sa.Connection) -> Iterator[str]:
 
 
 def _idle(connection: sa.Connection) -> Iterator[str]:
-    """Jobs that are not over, and whose lease has run out: their process died."""
+    """Jobs that are not over, do not wait for a cluster, and whose lease has run out: lost ones."""
     over = [state for state in JobState if state.terminal]
     held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > datetime.now(UTC))
+    waits = sa.and_(Job.state == JobState.QUEUED, Job.cluster.is_not(None))
     query = (
         sa.select(Job.id)
         .outerjoin(Lease, Lease.job_id == Job.id)
-        .where(Job.state.not_in(over), sa.not_(sa.func.coalesce(held, sa.false())))
+        .where(Job.state.not_in(over), sa.not_(sa.func.coalesce(held, sa.false())), sa.not_(waits))
         .order_by(Job.created_at)
     )
     yield from connection.scalars(query)

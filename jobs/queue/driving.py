@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from jobs.job_run import JobRun
 from jobs.locations import Location
+from jobs.progress import PlainProgress
 from jobs.settings import CATALOG_VARIABLE, default_catalog, default_store
 from jobs.spec import JobSpec
 from storage.catalog import Catalog
@@ -34,15 +36,15 @@ def drive(job_id: str, attempt: int) -> int:
             print(f"nothing to do: job {job_id} is {row.state}, by attempt {row.attempt}")
             return 0
         spec = recorded(catalog, job_id, url)
-        # Only now what takes seconds to import: until here a mistake is told at once.
-        from jobs.driver import continue_job
-        from jobs.progress import PlainProgress
-
         cluster = spec.cluster
         if cluster.workers != 0:  # the cluster that this process was started on
             cluster = cluster.model_copy(update={"address": "auto"})
-        spec = spec.model_copy(update={"cluster": cluster})
-        continue_job(job_id, catalog, spec, PlainProgress(sys.stdout))
+        run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
+        with run.running():
+            # Imported under the lease: it takes seconds, on a busy machine more than a minute.
+            from jobs.driver import carry_on
+
+            carry_on(run, spec.model_copy(update={"cluster": cluster}))
     return 0
 
 

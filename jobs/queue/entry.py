@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from storage.catalog import Catalog
 
-LOG = "log"
-"""The kind of the artifact that keeps what a driver said."""
-
 _KEPT_LINES = 20_000
 
 
@@ -95,6 +92,7 @@ def _advice(number: int) -> str:
 
 def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
     """Keep what the driver said, without passwords, where the cluster's end does not matter."""
+    from jobs.queue.handover import LOG
     from storage.artifacts import open_store
     from storage.blobs import put_blob
     from storage.catalog import Known

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
-from jobs.queue.handover import dispatch, reap, submission_id
+from jobs.queue.handover import LOG, dispatch, reap, submission_id
 from jobs.queue.ray_jobs import ClusterError, RayJobs
 from jobs.queue.views import JobStatus, opened, resolve, status_of
 from storage.artifacts import open_store
@@ -22,9 +22,6 @@ from tintray.errors import TintrayError
 
 POLL = 0.5
 """Seconds between two looks into the catalog."""
-
-LOG = "log"
-"""The kind of the artifact that keeps what a driver said."""
 
 _TEND_SECONDS = 2.0  # between two looks at the cluster of a job that waits
 

@@ -16,6 +16,9 @@ from storage.queue import Claim, JobRow
 from storage.states import JobState
 from storage.urls import redact
 
+LOG = "log"
+"""The kind of the artifact that keeps what a driver said."""
+
 
 def submission_id(job_id: str, attempt: int) -> str:
     """What Ray calls a driver: the job's id, and how often it was handed over."""

@@ -14,6 +14,7 @@ import pytest
 
 import tintray
 from jobs import stopping
+from jobs.queue.views import JobStatus
 from jobs.stopping import Stopper
 from storage.catalog import Catalog
 from storage.states import JobState
@@ -66,7 +67,7 @@ def test_a_stop_keeps_a_checkpoint_and_takes_seconds(
     assert f"tintray resume {found.id}" in found.next
 
 
-def until_it_fits(driver: subprocess.Popen[str], catalog: str) -> tintray.JobStatus:
+def until_it_fits(driver: subprocess.Popen[str], catalog: str) -> JobStatus:
     give_up = time.monotonic() + 120
     while True:
         assert driver.poll() is None, driver.communicate()
