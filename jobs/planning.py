@@ -21,7 +21,7 @@ from jobs.calibration import Speed
 from jobs.crew import Crew, Ground, make_plan
 from jobs.driver import run_job
 from jobs.events import Event, OnEvent, RoundDone, ignore
-from jobs.fleet import Fleet, InlineFleet, open_fleet
+from jobs.fleet import InlineFleet, open_fleet
 from jobs.locations import Location
 from jobs.methods import surveyed
 from jobs.places import usable
@@ -170,6 +170,14 @@ def _capacity(spec: JobSpec) -> ClusterSize:
         fleet.close()
 
 
+class _Boundless(InlineFleet):
+    """This process, for a look at a job that need not fit: its members hold no task vector."""
+
+    def capacity(self) -> ClusterSize:
+        """As much as anything takes."""
+        return _boundless(super().capacity())
+
+
 def _boundless(cluster: ClusterSize) -> ClusterSize:
     return replace(cluster, memory=2**62, object_store=None, disk=None)
 
@@ -177,7 +185,7 @@ def _boundless(cluster: ClusterSize) -> ClusterSize:
 def _looked_at(spec: JobSpec, ground: Ground, seconds: float) -> tuple[dict[str, TaskFacts], Speed]:
     """Check every task in this process, and time the steps of the first."""
     here = spec.cluster.model_copy(update={"workers": 0, "address": None})
-    fleet: Fleet = InlineFleet(spec.cluster.threads_per_worker)
+    fleet = _Boundless(spec.cluster.threads_per_worker)
     try:
         crew = Crew(fleet, spec.model_copy(update={"cluster": here}), ground)
         return crew.check(), crew.calibrate(seconds)
