@@ -25,6 +25,7 @@ from jobs.settings import default_catalog, default_store
 from jobs.spec import JobSpec
 from storage.artifacts import open_store
 from storage.catalog import Catalog
+from storage.records import seal
 from tintray.bundle import Merge
 from tintray.evaluation import mean, normalised_accuracy
 from tintray.kinship import is_foreign
@@ -203,6 +204,12 @@ def merge_checkpoints(
     )
 
 
-def export(merge: str, task: str, directory: Path, *, store: str, catalog: str) -> Path:
-    """Write one task's model as a folder that ``transformers.from_pretrained`` loads."""
-    return load_merge(locate(merge, catalog)).export(task, Path(directory))
+def export(merge: str, task: str | None, directory: Path, *, store: str, catalog: str) -> Path:
+    """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
+
+    Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens.
+    """
+    found = load_merge(locate(merge, catalog))
+    if task is not None:
+        return found.export(task, Path(directory))
+    return found.export_all(Path(directory), seal(found.manifest, "manifest.json"))

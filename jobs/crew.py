@@ -78,7 +78,7 @@ def survey(spec: JobSpec) -> Ground:
         If the base cannot be loaded, or the site names no module of it.
     """
     cache = cache_folder()
-    base = open_checkpoint(local_folder(spec.base, cache), role="base")
+    base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
     like, expert = _first_expert(spec, base, cache)
     role = like[1]
     models.check_same_computation(base, expert, "the base", role)
@@ -97,7 +97,8 @@ def _first_expert(
     for last, task in enumerate(spec.tasks, start=1 - len(spec.tasks)):
         role = f"tasks.{task.name}.expert"
         try:
-            expert = open_checkpoint(local_folder(task.expert, cache), role=role, base=base)
+            folder = local_folder(task.expert, cache)
+            expert = open_checkpoint(folder, role=role, base=base, factory=spec.factory)
             return (str(task.expert), role), expert
         except InputError:
             if spec.on_task_error == "fail" or last == 0:
@@ -351,7 +352,7 @@ def _order(spec: JobSpec, index: int) -> TaskOrder:
     task = spec.tasks[index]
     test = None if task.test is None else task.test.order()
     pool = task.adapt.order()
-    known = (task.labelled, str(spec.base))
+    known = (task.labelled, str(spec.base), spec.factory)
     return TaskOrder(task.name, task.kind, str(task.expert), pool, test, *known)
 
 
@@ -371,6 +372,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         base=str(spec.base),
         base_digest=ground.digest,
         like=ground.like,
+        factory=spec.factory,
         site=spec.tint.site,
         rank=spec.tint.rank,
         feature_site=spec.objective.feature_site,

@@ -22,10 +22,10 @@ def check_files(spec: JobSpec) -> None:
     CheckpointError
         One of them is no model, cannot be read, or is of another type than the base.
     """
-    base = _opened(spec.base, "base")
+    base = _opened(spec.base, "base", spec.factory)
     for task in spec.tasks:
         role = f"tasks.{task.name}.expert"
-        expert = _opened(task.expert, role)
+        expert = _opened(task.expert, role, spec.factory)
         if base is None or expert is None:
             continue
         wanted, found = (model.config.get("model_type") for model in (base, expert))
@@ -36,8 +36,8 @@ def check_files(spec: JobSpec) -> None:
             )
 
 
-def _opened(location: Location, role: str) -> Checkpoint | None:
+def _opened(location: Location, role: str, factory: str | None) -> Checkpoint | None:
     folder = Location(location).path
     if folder is None or (folder / _ADAPTER).is_file():  # elsewhere, or not a model by itself
         return None
-    return open_checkpoint(folder, role=role)
+    return open_checkpoint(folder, role=role, factory=factory)

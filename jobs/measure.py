@@ -77,7 +77,9 @@ def _expert_outputs(
     role = f"the expert of task '{task['name']}'"
     folders = (merge.manifest["base"]["source"], task["expert"]["source"])
     base, folder = (local_folder(source, cache_folder()) for source in folders)
-    checkpoint = open_checkpoint(folder, role=role, base=open_checkpoint(base, role="the base"))
+    built = merge.manifest.get("job", {}).get("factory")
+    whole = open_checkpoint(base, role="the base", factory=built)
+    checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
     expert = models.load_expert(checkpoint, role)
     return predict(expert, pool, task["kind"])
 

@@ -329,6 +329,8 @@ class JobSpec(Section):
     """The pretrained model that every expert was fine-tuned from."""
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, strict=False)
     """The tasks, each with its expert."""
+    factory: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    """The function that builds base and experts, where they are none of transformers' models."""
     merge: MergeSpec = MergeSpec()
     """How the task vectors are merged."""
     tint: TintSpec = TintSpec()

@@ -57,6 +57,7 @@ class TaskOrder:
     test: DataOrder | None
     labelled: int = 0  # how many of the pool's examples may be read with their label
     base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
+    factory: str | None = None  # what builds the module, if not transformers
 
     @property
     def role(self) -> str:
@@ -73,8 +74,9 @@ def open_expert(task: TaskOrder, cache: Path, base: Checkpoint | None = None) ->
         If either cannot be opened.
     """
     if base is None:
-        base = open_checkpoint(local_folder(task.base, cache), role="base")
-    return open_checkpoint(local_folder(task.expert, cache), role=task.role, base=base)
+        base = open_checkpoint(local_folder(task.base, cache), role="base", factory=task.factory)
+    folder = local_folder(task.expert, cache)
+    return open_checkpoint(folder, role=task.role, base=base, factory=task.factory)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class FitOrder:
     granularity: Granularity
     settings: StepSettings
     trust: Trust
+    factory: str | None = None  # what builds the modules, if not transformers
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,11 @@ class Worker:
         self._orders = {number: list(tasks) for number, tasks in groups.items()}
         self._hosted: dict[str, _Hosted] = {}
         self._groups: dict[int, TaskGroup] = {}
-        self._base = open_checkpoint(local_folder(order.base, self._cache), role="base")
+        folder, built = local_folder(order.base, self._cache), order.factory
+        self._base = open_checkpoint(folder, role="base", factory=built)
         location, role = order.like
         folder = local_folder(location, self._cache)
-        like = open_checkpoint(folder, role=role, base=self._base)
+        like = open_checkpoint(folder, role=role, base=self._base, factory=built)
         base = models.load_base(self._base, like=like)
         self._partition = partition(base, order.site, order.granularity, order.rank)
         self._fused: FusedModel | None = None

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tintray.card import CARD, model_card
 from tintray.checkpoints import file_sha256
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
-from tintray.models import assign, empty_module, quiet_transformers
+from tintray.models import assign, empty_module, quiet_transformers, tied_names
 from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
 from tintray.tint import with_low_rank
@@ -156,7 +158,8 @@ class Merge:
         Its backbone tensors are the merge's own, in memory once for all tasks; only the private
         ones are its own. Training it would change the backbone under every other task.
         """
-        module = empty_module(self.config(task))
+        made_by = self.manifest.get("job", {}).get("factory")
+        module = empty_module(self.config(task), made_by)
         tensors = with_low_rank(self.backbone, self.tint(task))
         operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
         assign(module, tensors)
@@ -165,11 +168,16 @@ class Merge:
         return module.requires_grad_(False).eval()
 
     def processor(self, task: str, *, text: bool = False) -> Any:
-        """The image processor, or the tokenizer, of the task's expert."""
+        """The image processor, or the tokenizer, of the task's expert; None if it needs none."""
         from tempfile import TemporaryDirectory
 
         self.task(task)
         prefix = config_file(task, "")
+        own = [n for n in self.manifest["files"] if n.startswith(prefix)]
+        if own == [config_file(task, "config.json")] and self.manifest.get("job", {}).get(
+            "factory"
+        ):
+            return None
         # A file from a bucket lies under its hash; transformers goes by names.
         with TemporaryDirectory(prefix="tintray-") as folder:
             for name in self.manifest["files"]:
@@ -192,26 +200,69 @@ class Merge:
                 f"task '{task}' of {self.url} has a surgery module before its head, which no "
                 "transformers model has; use the merge itself: tintray.load(...).for_task(...)"
             )
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise StorageError(f"{directory} exists and is not empty; give a new folder")
         module: Any = self.for_task(task)
         quiet_transformers()
-        partial = directory.with_name(f".{directory.name}.partial")
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            module.save_pretrained(partial)
+        with _new_folder(directory) as partial:
+            if hasattr(module, "save_pretrained"):
+                module.save_pretrained(partial)
+            else:  # a factory's: what its weights are called is all that there is to say
+                own = {name: p.detach() for name, p in module.state_dict().items()}
+                for alias in tied_names(module):
+                    own.pop(alias)
+                (partial / "model.safetensors").write_bytes(tensors_as_bytes(own))
+                config = json.dumps(self.config(task), indent=2)
+                (partial / "config.json").write_text(config, encoding="utf-8")
             for name in self.manifest["files"]:
                 prefix = config_file(task, "")
                 if name.startswith(prefix) and name != config_file(task, "config.json"):
                     shutil.copyfile(self.file(name), partial / name.removeprefix(prefix))
-            if directory.exists():
-                directory.rmdir()
-            partial.rename(directory)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StorageError(f"{directory} cannot be written: {error.strerror}") from error
+            (partial / CARD).write_text(model_card(self.manifest, task), encoding="utf-8")
         return directory
+
+    def export_all(self, directory: Path, manifest: bytes) -> Path:
+        """Write the whole merge as one folder that ``tintray.load`` opens: all tasks, one backbone.
+
+        ``manifest`` are the bytes of its ``manifest.json`` as it was published.
+
+        Raises
+        ------
+        StorageError
+            If ``directory`` exists and is not empty, or cannot be written.
+        """
+        with _new_folder(directory) as partial:
+            for name in self.manifest["files"]:
+                target = partial / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.file(name), target)
+            (partial / CARD).write_text(model_card(self.manifest), encoding="utf-8")
+            (partial / "manifest.json").write_bytes(manifest)
+        return directory
+
+
+@contextmanager
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """A hidden folder to write in; when the block ends well, it becomes ``directory``.
+
+    Raises
+    ------
+    StorageError
+        If ``directory`` exists and is not empty, or cannot be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise StorageError(f"{directory} exists and is not empty; give a new folder")
+    partial = directory.with_name(f".{directory.name}.partial")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _stays_inside(name: str) -> bool:

@@ -45,6 +45,7 @@ class Checkpoint:
     dtypes: frozenset[str]  # in which the tensors are stored, as safetensors spells them: "F32"
     adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
     base: Checkpoint | None = None
+    factory: str | None = None  # ``package.module:function`` that builds the module
 
     @property
     def preprocessor_files(self) -> tuple[Path, ...]:
@@ -64,11 +65,11 @@ class Checkpoint:
 
     def configs(self) -> dict[str, bytes]:
         """What is needed to build the model and to prepare its inputs: file name -> content."""
-        config = (
-            (self.folder / "config.json").read_bytes()
-            if self.adapter is None
-            else json.dumps(self.config, indent=2, sort_keys=True).encode()
-        )
+        path = self.folder / "config.json"
+        if self.adapter is None and path.is_file():
+            config = path.read_bytes()
+        else:
+            config = json.dumps(self.config, indent=2, sort_keys=True).encode()
         return {
             "config.json": config,
             **{path.name: path.read_bytes() for path in self.preprocessor_files},
@@ -77,8 +78,10 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over configuration, preprocessing and weights: what every output depends on."""
         total = hashlib.sha256()
-        configuration = "config.json" if self.adapter is None else ADAPTER_CONFIG
-        for path in (self.folder / configuration, *self.preprocessor_files, *self.weights):
+        total.update((self.factory or "").encode())
+        configuration = self.folder / ("config.json" if self.adapter is None else ADAPTER_CONFIG)
+        known = (configuration,) if configuration.is_file() else ()
+        for path in (*known, *self.preprocessor_files, *self.weights):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
         if self.base is not None:
@@ -93,7 +96,11 @@ def file_sha256(path: Path) -> str:
 
 
 def open_checkpoint(
-    location: str | Path, *, role: str = "expert", base: Checkpoint | None = None
+    location: str | Path,
+    *,
+    role: str = "expert",
+    base: Checkpoint | None = None,
+    factory: str | None = None,
 ) -> Checkpoint:
     """Look at a model folder, a ``file://`` URL or a hub id, and refuse what could not be loaded.
 
@@ -105,6 +112,9 @@ def open_checkpoint(
         How messages call it: ``"base"`` or ``"expert 'mnist'"``.
     base
         What it was fine-tuned from; an adapter cannot be opened without.
+    factory
+        The function that builds the module, where it is none of transformers'; the folder then
+        needs no ``config.json``.
 
     Raises
     ------
@@ -114,10 +124,11 @@ def open_checkpoint(
     folder = _folder(location, role)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "model.safetensors").is_file():
         return _open_adapter(folder, role, base)
-    config = _read_config(folder, role)
+    bare = factory is not None and not (folder / "config.json").is_file()
+    config = {} if bare else _read_config(folder, role)
     weights = _weight_files(folder, role)
     dtypes = frozenset[str]().union(*(_stored_types(path, role) for path in weights))
-    return Checkpoint(folder, config, weights, dtypes)
+    return Checkpoint(folder, config, weights, dtypes, factory=factory)
 
 
 def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoint:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
-from tintray.errors import CheckpointError
+from tintray.errors import CheckpointError, DataError
 from tintray.tasks import Kind
 from tintray.text import build_tokens
 
@@ -174,7 +175,10 @@ def open_pool(order: DataOrder, checkpoint: Checkpoint, kind: Kind, role: str, d
         If they cannot be read, or the expert's folder has no processor for them.
     """
     examples = read_examples(order, data)
-    processor = load_processor(checkpoint, role, text=examples.is_text)
+    known = checkpoint.preprocessor_files
+    processor = None
+    if known or checkpoint.factory is None or examples.is_text:
+        processor = load_processor(checkpoint, role, text=examples.is_text)
     return build_pool(examples, processor, kind=kind, order=order, role=data)
 
 
@@ -201,6 +205,8 @@ def build_pool(
 ) -> Pool:
     """Prepare examples exactly as the expert's processor does.
 
+    Without one, as a module from a factory may be, images are scaled to [0, 1], nothing more.
+
     Raises
     ------
     DataError
@@ -212,7 +218,22 @@ def build_pool(
         return Pool(
             tokens.inputs, None, None, tokens.digest, tokens.mask, examples.rows, tokens.words
         )
-    return replace(_images(examples, processor), rows=examples.rows)
+    prepared = _plain(examples, role) if processor is None else _images(examples, processor)
+    return replace(prepared, rows=examples.rows)
+
+
+def _plain(examples: Examples, role: str) -> Pool:
+    images = examples.columns["image"]
+    if not isinstance(images, np.ndarray):
+        raise DataError(
+            f"{role}: the images are of different sizes and the expert has no image processor; "
+            "expected images of one size, or a preprocessor_config.json beside the expert"
+        )
+    pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+    pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    scale = torch.full((pixels.shape[1], 1, 1), 1 / 255)
+    digest = hashlib.sha256(f"{examples.digest()} plain".encode()).hexdigest()
+    return Pool({"pixel_values": pixels}, scale, torch.zeros_like(scale), digest)
 
 
 def _images(examples: Examples, processor: Any) -> Pool:

@@ -152,18 +152,23 @@ def compare(
 @click.command()
 @merge_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", required=True, metavar="NAME", help="The task to export.")
+@click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge.")
 @place_options
 @debug_option
-def export(merge: str, directory: Path, task: str, store: str | None, catalog: str | None) -> None:
-    """Write the model of one task of MERGE to the folder DIR.
+def export(
+    merge: str, directory: Path, task: str | None, store: str | None, catalog: str | None
+) -> None:
+    """Write the model of one task of MERGE, or all of it, to the folder DIR.
 
-    The folder is one that transformers' from_pretrained loads, and it answers exactly as the merge
-    does for that task. MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
+    With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
+    as the merge does for that task. Without, it holds every task over one backbone, and
+    tintray.load opens it. A model card is in either. MERGE is a name (the newest version),
+    NAME/VERSION, a folder or a URL.
 
     \b
     Example:
       tintray export ten-scripts --task mnist ./mnist-merged
+      tintray export ten-scripts ./ten-scripts-merged
     """
     from jobs.settings import chosen
 

@@ -74,6 +74,14 @@ def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -
     merge = tintray.load(summary.url)
     batch = encoded(tiny.sentences(5, 99))
     tiny.check_export(merge, "thirds", tmp_path, batch)
+    card = (tmp_path / "exported-thirds" / "README.md").read_text()
+    assert "| thirds | classification | accuracy |" in card
+    whole = tmp_path / "whole"
+    api.export(summary.url, None, whole, store=spec.store, catalog=spec.catalog)
+    for task in merge.tasks:
+        one, other = (m.for_task(task)(**batch).logits for m in (merge, tintray.load(str(whole))))
+        assert torch.equal(one, other)
+    assert "halves" in (whole / "README.md").read_text()
     again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
 

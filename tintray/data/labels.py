@@ -151,8 +151,12 @@ def _classes(labels: _Labels) -> Tensor:
 def _by_name(labels: _Labels) -> _Labels:
     """Numbers that index a data set's own class names go by those names where the head has them."""
     names, known = labels.class_names, labels.answers.names
-    if not names or not known:
+    if not names:
         return labels
+    if not known:  # the head has no names: classes are numbered as the data have them
+        numbers = {name: index for index, name in enumerate(names)}
+        values = [numbers.get(v, v) if isinstance(v, str) else v for v in labels.values]
+        return _Labels(values, labels.answers, labels.order, labels.where, None)
     if len(names) != labels.answers.width:
         raise DataError(
             f"{labels.where} has {len(names)} classes, and the expert's head has "

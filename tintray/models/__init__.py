@@ -18,6 +18,7 @@ from tintray.models.structure import (
     private_state,
     resolve_site,
     skeleton,
+    tied_names,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "quiet_transformers",
     "resolve_site",
     "skeleton",
+    "tied_names",
 ]

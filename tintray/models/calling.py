@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tintray.data.labels import Answers
 from tintray.errors import CheckpointError
+from tintray.models.structure import head_modules
 
 _ANSWERS = ("logits", "predicted_depth", "prediction")
 
@@ -52,13 +53,18 @@ def _call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
 def answer_width(module: nn.Module, kind: str) -> int:
     """How many answers a model gives: classes, values, or tokens of its vocabulary.
 
-    0 where nothing tells: a module from a factory without ``num_labels``.
+    Where nothing tells, as with a module from a factory, it is the width of the head's last tensor.
     """
     config = getattr(module, "config", None)
     if kind == "language_modelling":
         return int(getattr(config, "vocab_size", 0) or 0)
     owner = module if hasattr(module, "num_labels") else config
-    return int(getattr(owner, "num_labels", 0) or 0)
+    told = int(getattr(owner, "num_labels", 0) or 0)
+    if told:
+        return told
+    heads = tuple(f"{path}." for path in head_modules(module))
+    last = [parameter for name, parameter in module.named_parameters() if name.startswith(heads)]
+    return last[-1].shape[0] if last else 0
 
 
 def answers(module: nn.Module, width: int) -> Answers:

@@ -11,6 +11,7 @@ from torch import nn
 from tintray.adapters import apply, read_adapter
 from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError
+from tintray.models import factory
 from tintray.models.structure import head_modules
 
 
@@ -38,7 +39,10 @@ def load_expert(checkpoint: Checkpoint, role: str = "expert") -> nn.Module:
     CheckpointError
         If a tensor is missing, left over, of another shape than the config says, or not finite.
     """
-    if checkpoint.base is not None:
+    if checkpoint.factory is not None:
+        where = f"{role}: {checkpoint.folder}"
+        module = factory.load(checkpoint.factory, checkpoint.config, checkpoint.weights, where)
+    elif checkpoint.base is not None:
         module = load_base(checkpoint.base, like=checkpoint, role="base")
         apply(read_adapter(checkpoint, module, role), module)
     else:
@@ -52,6 +56,12 @@ def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> n
 
     The head of the result is untrained and stands for nothing.
     """
+    if like.factory is not None:
+        where = f"{role}: {checkpoint.folder}"
+        files = checkpoint.weights
+        plain = factory.load(like.factory, like.config, files, where, any_head=True)
+        _check_finite(plain, role, checkpoint)
+        return plain
     import transformers
 
     cls = model_class(like, role)
@@ -61,8 +71,13 @@ def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> n
     return module
 
 
-def empty_module(config: Mapping[str, Any]) -> nn.Module:
-    """A module of the class and shape in ``config`` (a ``config.json``); weights arbitrary."""
+def empty_module(config: Mapping[str, Any], made_by: str | None = None) -> nn.Module:
+    """A module of the class and shape in ``config`` (a ``config.json``); weights arbitrary.
+
+    ``made_by`` is the factory of a module that is none of transformers'.
+    """
+    if made_by is not None:
+        return factory.build(made_by, config)
     import transformers
     from transformers import initialization
 

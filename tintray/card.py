@@ -1,0 +1,136 @@
+"""Model cards: what an exported merge is, where it comes from, how well it does, where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tintray.tasks import LOWER_IS_BETTER
+
+CARD = "README.md"
+
+
+def model_card(manifest: Mapping[str, Any], task: str | None = None) -> str:
+    """A card in Markdown for one task of a merge, or for the whole of it.
+
+    Every figure is taken from the merge's manifest; nothing is computed.
+    """
+    tasks = [entry for entry in manifest["tasks"] if task in (None, entry["name"])]
+    merge = f"{manifest['name']}/v{manifest['version']}"
+    title = merge if task is None else f"{merge}: {task}"
+    parts = [
+        _front(manifest, tasks),
+        f"# {title}",
+        _what(manifest, merge, task),
+        "## How to load it",
+        _usage(task, tasks, manifest),
+        "## Metrics",
+        _metrics(tasks),
+        "## Lineage",
+        _lineage(manifest, tasks),
+        "## Limits",
+        _limits(manifest, tasks),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    source = str(manifest["base"]["source"])
+    library = "tintray" if len(tasks) > 1 or manifest["job"].get("factory") else "transformers"
+    lines = ["---", f"library_name: {library}", "tags: [model-merging, tintray]"]
+    if "/" in source and not source.startswith(("/", "s3:")):
+        lines.append(f"base_model: {source}")
+    return "\n".join([*lines, "---"])
+
+
+def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
+    count = len(manifest["tasks"])
+    method = manifest["job"].get("merge", {}).get("method", "tint")
+    shared = f"{manifest['backbone_parameters']:,} parameters"
+    whole = (
+        f"A merge of {count} fine-tuned models (method `{method}`, tint site "
+        f"`{manifest['site']}`), made by tintray {manifest['tintray']}: one backbone of {shared} "
+        "that all tasks share, and one small layer and a head per task."
+    )
+    if task is None:
+        return whole
+    return f"The model of task `{task}` of the merge {merge}, by itself. {whole}"
+
+
+def _usage(
+    task: str | None, tasks: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+) -> str:
+    factory = manifest["job"].get("factory")
+    if task is None:
+        code = (
+            "import tintray\n\nmerge = tintray.load(FOLDER)\n"
+            f'model = merge.for_task("{tasks[0]["name"]}")  # an ordinary module'
+        )
+    elif factory:
+        code = (
+            "from tintray.models.factory import load\n\n"
+            f'model = load("{factory}", CONFIG, [FOLDER / "model.safetensors"], "model")'
+        )
+    else:
+        code = (
+            "from transformers import AutoConfig\nimport transformers\n\n"
+            "config = AutoConfig.from_pretrained(FOLDER)\n"
+            "model = getattr(transformers, config.architectures[0]).from_pretrained(FOLDER)"
+        )
+    return f"```python\n{code}\n```"
+
+
+def _metrics(tasks: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| task | kind | metric | merged | expert | of the expert | agreement | examples |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        score = task["score"]
+        named = score.get("details") or {score["metric"]: (score["merged"], score["expert"])}
+        if score["metric"] not in named:
+            named = {score["metric"]: (score["merged"], score["expert"]), **named}
+        for metric, (merged, expert) in named.items():
+            less = metric in LOWER_IS_BETTER
+            share = (expert / merged if less else merged / expert) if merged and expert else 0.0
+            lines.append(
+                f"| {task['name']} | {task['kind']} | {metric}{' (less is better)' if less else ''}"
+                f" | {merged:.4g} | {expert:.4g} | {share:.1%} | {score['agreement']:.1%}"
+                f" | {score['examples']:,} |"
+            )
+    return "\n".join(lines)
+
+
+def _lineage(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"- base: `{manifest['base']['source']}` (sha256 {manifest['base']['sha256'][:12]}…)",
+        *(
+            f"- expert of {task['name']}: `{task['expert']['source']}` "
+            f"(sha256 {task['expert']['sha256'][:12]}…)"
+            for task in tasks
+        ),
+        f"- job: {manifest['job_id']}, {manifest['created']}, {manifest['rounds']} rounds, "
+        f"passes in {manifest['precision']}",
+    ]
+    if manifest.get("parent"):
+        lines.append(f"- grown from: {manifest['parent']}")
+    return "\n".join(lines)
+
+
+def _limits(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    unlabelled = [task["name"] for task in tasks if task["score"]["metric"] == "agreement"]
+    lines = [
+        "- It learned from its experts' predictions on unlabelled pools: what they get wrong, it "
+        "was taught.",
+        "- Its metrics hold for the data named in its manifest; other data were not tried.",
+        "- Licences of base, experts and data apply to it as they do to them.",
+    ]
+    if unlabelled:
+        lines.append(
+            "- Without a labelled test set, and so judged by agreement with the expert alone: "
+            + ", ".join(unlabelled)
+            + "."
+        )
+    if len(manifest["tasks"]) > 1:
+        lines.append("- Training one task's model further changes the backbone of all others.")
+    return "\n".join(lines)
