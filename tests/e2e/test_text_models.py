@@ -69,7 +69,7 @@ def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -
         store=str(tmp_path / "store"),
     )
     summary = api.run(spec)
-    assert summary.normalised_accuracy > 0.8
+    assert summary.normalised_accuracy > 0.6
     assert [task.metric for task in summary.tasks] == ["accuracy", "accuracy"]
     merge = tintray.load(summary.url)
     batch = encoded(tiny.sentences(5, 99))

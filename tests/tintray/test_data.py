@@ -171,3 +171,12 @@ def test_labels_of_other_kinds(tmp_path: Path) -> None:
     assert read_labels(order, "regression", [1], Answers(1), "x").tolist() == [[2.0]]
     with pytest.raises(DataError, match="answers with 2 numbers"):
         read_labels(order, "regression", [1], Answers(2), "x")
+
+
+def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
+    """A data set and a head that number the same classes differently are put right by name."""
+    names = np.array(["cat", "dog"])
+    order = npz(tmp_path / "named.npz", y_train=np.array([0, 1]), class_names=names)
+    answers = Answers(2, {"dog": 0, "cat": 1})
+    assert read_labels(order, "classification", [0, 1], answers, "x").tolist() == [1, 0]
+    assert read_labels(order, "classification", [0, 1], Answers(2), "x").tolist() == [0, 1]

@@ -145,7 +145,7 @@ def _classes(labels: _Labels) -> Tensor:
                 "for each example"
             )
     by_name = _by_name(labels)
-    return torch.tensor([by_name.index(value) for value in labels.values], dtype=torch.int64)
+    return torch.tensor([by_name.index(value) for value in by_name.values], dtype=torch.int64)
 
 
 def _by_name(labels: _Labels) -> _Labels:
