@@ -28,17 +28,47 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@job_argument
+@click.argument("job", metavar="JOB.yaml", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--from-mergekit",
+    "mergekit",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Merge whole checkpoints as this mergekit file says, instead of a job.",
+)
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The folder to write with --from-mergekit; it must not exist.",
+)
 @set_option
 @json_option
 @debug_option
-def run(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def run(
+    job: Path | None,
+    mergekit: Path | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Run the job in JOB.yaml and publish its merge.
 
-    \b
+    With --from-mergekit, merge whole checkpoints by a data-free method, as mergekit's YAML
+    describes it, into a folder.
+
+    
     Example:
       tintray run examples/digits.yaml --set fit.rounds=50
+      tintray run --from-mergekit ties.yaml --output merged
     """
+    if mergekit is not None or output is not None:
+        if mergekit is None or output is None or job is not None:
+            raise click.UsageError("--from-mergekit FILE goes with --output DIR, without JOB.yaml")
+        _run_mergekit(mergekit, output)
+        return
+    if job is None:
+        raise click.UsageError("Missing argument 'JOB.yaml'.")
     from jobs.progress import watch
     from jobs.spec import load_spec
     from jobs.tables import print_next, print_summary
@@ -54,6 +84,26 @@ def run(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         print_next(_next_commands(summary, spec), console)
 
     write(summary, render, as_json=as_json)
+
+
+def _run_mergekit(file: Path, output: Path) -> None:
+    from jobs.mergekit import read_mergekit
+    from jobs.progress import watch
+
+    asked = read_mergekit(file)
+    with quiet_stdout(), watch() as on_event:
+        from jobs import api
+
+        written = api.merge_checkpoints(
+            asked.base,
+            asked.experts,
+            output,
+            method=asked.method,
+            parameters=asked.parameters,
+            scale=asked.scale,
+            on_event=on_event,
+        )
+    click.echo(str(written))
 
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
