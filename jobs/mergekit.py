@@ -57,11 +57,11 @@ class _Reader:
 
     def merge(self) -> WholeMerge:
         self._check_keys()
-        method = self.document.get("merge_method")
+        method = str(self.document.get("merge_method"))
         if method not in _METHODS:
             raise self.refuse(
                 f"merge_method: expected one of {', '.join(_METHODS)}, found {method!r}"
-                f"{nearest(str(method), _METHODS)}"
+                f"{nearest(method, _METHODS)}"
             )
         base, models = self.document.get("base_model"), self._models()
         names = [name for name, _ in models]
