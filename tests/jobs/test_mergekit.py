@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
@@ -103,10 +102,8 @@ def test_run_from_mergekit(tiny: TinyZoo, tmp_path: Path) -> None:
     models = [{"model": "a", "parameters": {"weight": 0.5}}]
     path = write(tmp_path, models=models)
     output = tmp_path / "merged"
-    command = ["run", "--from-mergekit", str(path), "--output", str(output)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    assert main(["run", "--from-mergekit", str(path), "--output", str(output)]) == 0
     found = load_file(output / "model.safetensors")["classifier.bias"]
     assert torch.allclose(found, base.classifier.bias + 0.5)
     for wrong in (["run"], ["run", "job.yaml", "--from-mergekit", str(path)]):
-        assert CliRunner().invoke(main, wrong).exit_code == 2
+        assert main(wrong) == 2
