@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jobs.fleet import Fleet
@@ -15,7 +16,7 @@ from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder, read_examples
 from tintray.errors import DataError
-from tintray.evaluation import TaskScore, score
+from tintray.evaluation import TaskScore, confidences, score
 from tintray.labels import predict
 from tintray.tasks import Kind, Outputs, from_tensors
 
@@ -48,7 +49,10 @@ class Evaluator:
         if labelled:
             answers = models.answers(module, task["classes"])
             labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
-        return score(name, task["kind"], merged, expert, labels, pool.mask)
+        found = score(name, task["kind"], merged, expert, labels, pool.mask)
+        if task["kind"] != "classification":
+            return found
+        return replace(found, calibration=confidences(merged, expert, labels))
 
     def _pool(
         self, name: str, kind: Kind, source: Mapping[str, Any]

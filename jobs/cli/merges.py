@@ -158,7 +158,7 @@ def compare(
 def export(
     merge: str, directory: Path, task: str | None, store: str | None, catalog: str | None
 ) -> None:
-    """Write the model of one task of MERGE, or all of it, to the folder DIR.
+    """Write the model of one task of MERGE, or all of it, to DIR.
 
     With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
     as the merge does for that task. Without, it holds every task over one backbone, and

@@ -54,6 +54,8 @@ COMMANDS = [
 INNER = [
     "zoo digits",
     "zoo omniglot",
+    "zoo scripts",
+    "zoo text",
     "artifacts ls",
     "artifacts verify",
     "artifacts pin",
@@ -190,7 +192,6 @@ def test_version(call: Call) -> None:
         (["rnu"], ["'rnu'", "Did you mean 'run'?", "Try 'tintray --help'."]),
         (["run"], ["'JOB.yaml'", "Try 'tintray run --help'."]),
         (["run", "x.yaml", "--ste", "a=1"], ["'--ste'", "Did you mean '--set'?"]),
-        (["export", "x", "dir"], ["'--task'"]),
         (["zoo", "digts", "x"], ["'digts'", "'digits'"]),
         (["show", "x", "--store", "gs://x"], ["--store", "s3:// URL", "'gs://x'"]),
         (["show", "x", "--catalog", "x.db"], ["--catalog", "a database URL", "'x.db'"]),
