@@ -100,7 +100,7 @@ def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
                 url=merge.url or "",
                 created=(merge.published_at or merge.created_at).isoformat(timespec="seconds"),
                 job_id=merge.job_id,
-                tasks=len(merge.added) or None,
+                tasks=merge.metrics.get("tasks") or len(merge.added) or None,
                 site=merge.metrics.get("site"),
                 average=merge.metrics.get("average"),
                 normalised_accuracy=merge.metrics.get("normalised_accuracy"),

@@ -18,6 +18,7 @@ from jobs.arrays import Floats
 from jobs.calibration import Speed
 from jobs.coordinator import Cast
 from jobs.fleet import Fleet, Member, Ref
+from jobs.kept import Kept
 from jobs.plan import (
     Choice,
     ClusterSize,
@@ -188,13 +189,25 @@ class Crew:
         Where they run.
     spec, ground
         The job, and its base as ``survey`` found it.
+    worker
+        What hosts the task groups.
+    kept
+        Tasks of a published merge, which are taken up without their experts.
     """
 
-    def __init__(self, fleet: Fleet, spec: JobSpec, ground: Ground) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        spec: JobSpec,
+        ground: Ground,
+        *,
+        worker: type[Worker] = Worker,
+        kept: Mapping[str, Kept] | None = None,
+    ) -> None:
         self._fleet = fleet
         self._spec = spec
         self._ground = ground
-        self.orders = [_order(spec, index) for index in range(len(spec.tasks))]
+        self.orders = [_order(spec, index, kept or {}) for index in range(len(spec.tasks))]
         groups = form_groups(len(self.orders), group_count(spec))
         threads = spec.cluster.threads_per_worker
         self.plan = make_plan(spec, ground, fleet.capacity())
@@ -206,11 +219,11 @@ class Crew:
         for hand in spread_groups(groups, self.plan.workers):
             hosted = {number: [self.orders[i] for i in groups[number]] for number in hand}
             name = f"worker {len(self._workers) + 1}"
-            worker = fleet.spawn(Worker, order, hosted, threads=threads, name=name)
-            self._workers.append(worker)
-            self._groups |= dict.fromkeys(hand, worker)
+            member = fleet.spawn(worker, order, hosted, threads=threads, name=name)
+            self._workers.append(member)
+            self._groups |= dict.fromkeys(hand, member)
             self._names |= {number: [o.name for o in of] for number, of in hosted.items()}
-            self._tasks |= {o.name: worker for tasks in hosted.values() for o in tasks}
+            self._tasks |= {o.name: member for tasks in hosted.values() for o in tasks}
         self._shards: Shards | None = None
 
     def check(self) -> dict[str, TaskFacts]:
@@ -247,19 +260,29 @@ class Crew:
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]
     ) -> dict[str, Prepared]:
         """Have self-labels and task vectors of every task, and load the shards and the groups."""
-        order = ShardOrder(
-            store_url=str(self._spec.store),
-            base=self.base_blob(store),
-            layout=self._ground.partition.layout,
-            format=self.plan.format,
-            mapped=self.plan.mapped,
-        )
-        shards = self._shards = Shards(self._fleet, order, self.plan.shards)
+        prepared = self.label(on_done)
+        self.load(self.base_blob(store), prepared)
+        return prepared
+
+    def label(self, on_done: Callable[[Prepared], None]) -> dict[str, Prepared]:
+        """Have self-labels and task vectors of every task."""
         refs = [self._tasks[order.name].call("prepare", order.name) for order in self.orders]
         prepared: dict[str, Prepared] = {}
         for _, done in self._fleet.as_completed(refs):
             prepared[done.task] = done
             on_done(done)
+        return prepared
+
+    def load(self, base: BlobRef, prepared: Mapping[str, Prepared]) -> None:
+        """Load the shards, with what task vectors are added to, and form the groups."""
+        order = ShardOrder(
+            store_url=str(self._spec.store),
+            base=base,
+            layout=self._ground.partition.layout,
+            format=self.plan.format,
+            mapped=self.plan.mapped,
+        )
+        shards = self._shards = Shards(self._fleet, order, self.plan.shards)
         names = [order.name for order in self.orders]
         vectors = [prepared[name].vector for name in names]
         self._fleet.get(
@@ -268,7 +291,6 @@ class Crew:
                 *(worker.call("begin", shards.bounds) for worker in self._workers),
             ]
         )
-        return prepared
 
     @property
     def cast(self) -> Cast:
@@ -348,11 +370,11 @@ def group_count(spec: JobSpec) -> int:
     return spec.fit.groups or default_groups(len(spec.tasks), spec.fit.batch_size)
 
 
-def _order(spec: JobSpec, index: int) -> TaskOrder:
+def _order(spec: JobSpec, index: int, kept: Mapping[str, Kept]) -> TaskOrder:
     task = spec.tasks[index]
     test = None if task.test is None else task.test.order()
     pool = task.adapt.order()
-    known = (task.labelled, str(spec.base), spec.factory)
+    known = (task.labelled, str(spec.base), spec.factory, kept.get(task.name))
     return TaskOrder(task.name, task.kind, str(task.expert), pool, test, *known)
 
 

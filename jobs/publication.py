@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.heartbeat import Heartbeat
 from jobs.results import MergeSummary, TaskResult
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, TaskSpec
 from jobs.worker import Prepared, TaskFacts
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef
@@ -30,6 +30,7 @@ from tintray.bundle import (
     tint_file,
 )
 from tintray.data import DataOrder
+from tintray.errors import NotFoundError
 from tintray.evaluation import TaskScore, mean, normalised_accuracy
 from tintray.partition import Partition
 from tintray.precision import resolve
@@ -107,7 +108,8 @@ def enter(
 ) -> None:
     """Enter a published merge, as its manifest describes it, in a catalog.
 
-    ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere.
+    ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere. A parent
+    that the catalog does not know is not entered as one.
     """
     files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
     catalog.record_artifacts(
@@ -123,12 +125,40 @@ def enter(
             **manifest["metrics"],
             "site": manifest["site"],
             "method": manifest["job"]["merge"]["method"],
+            "tasks": len(manifest["tasks"]),
+            "change": _told(manifest.get("change")),
         },
-        added=[task["name"] for task in manifest["tasks"]],
+        parent=_known_parent(catalog, manifest),
+        added=_added(manifest),
         files=files,
-        coefficients=_layers(manifest["units"], coefficients),
+        coefficients=layer_summaries(manifest["units"], coefficients),
         token=token,
     )
+
+
+def _known_parent(catalog: Catalog, manifest: Mapping[str, Any]) -> str | None:
+    parent: str | None = manifest.get("parent")
+    if parent is None:
+        return None
+    try:
+        return catalog.find_merge(parent).ref
+    except NotFoundError:
+        return None
+
+
+def _told(change: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How a merge grew, as far as its history shows it."""
+    if change is None:
+        return None
+    return {key: change.get(key) for key in ("operation", "tasks", "mode", "to")}
+
+
+def _added(manifest: Mapping[str, Any]) -> list[str]:
+    """The tasks that the merge has and its parent has not."""
+    change = manifest.get("change")
+    if change is None:
+        return [task["name"] for task in manifest["tasks"]]
+    return list(change["tasks"]) if change["operation"] == "add" else []
 
 
 def _kind(file: str) -> str:
@@ -146,7 +176,7 @@ def _next_version(store: ArtifactStore, name: str) -> int:
 
 
 def _files(outcome: Outcome) -> dict[str, bytes]:
-    backbone = outcome.partition.layout.views(outcome.theta) | _shared_buffers(outcome)
+    backbone = outcome.partition.layout.views(outcome.theta) | shared_buffers(outcome.partition)
     files = {
         BACKBONE: tensors_as_bytes(backbone),
         COEFFICIENTS: tensors_as_bytes(
@@ -159,11 +189,11 @@ def _files(outcome: Outcome) -> dict[str, bytes]:
     return files
 
 
-def _shared_buffers(outcome: Outcome) -> dict[str, Tensor]:
+def shared_buffers(partition: Partition) -> dict[str, Tensor]:
     """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
-    module = outcome.partition.module
+    module = partition.module
     parameters = dict(module.named_parameters(remove_duplicate=False))  # tied ones by both names
-    below = tuple(f"{path}." for path in outcome.partition.private)
+    below = tuple(f"{path}." for path in partition.private)
     return {
         name: tensor
         for name, tensor in module.state_dict().items()
@@ -188,8 +218,17 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "private_modules": list(outcome.partition.private),
         "units": outcome.partition.layout.to_json(),
         "corrected": bool(spec.merge.learned and spec.fit.correction_lr),
-        "tasks": [_task(outcome, index) for index in range(len(spec.tasks))],
-        "metrics": _metrics(outcome.scores),
+        "tasks": [
+            task_entry(
+                task,
+                outcome.facts[task.name],
+                outcome.prepared[task.name],
+                outcome.kept[task.name],
+                score,
+            )
+            for task, score in zip(spec.tasks, outcome.scores, strict=True)
+        ],
+        "metrics": overall(outcome.scores),
         "rounds": outcome.rounds,
         "precision": resolve(spec.fit.precision),
         "seconds": dict(outcome.seconds),
@@ -198,9 +237,10 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _task(outcome: Outcome, index: int) -> dict[str, Any]:
-    task, score = outcome.spec.tasks[index], outcome.scores[index]
-    facts, prepared = outcome.facts[task.name], outcome.prepared[task.name]
+def task_entry(
+    task: TaskSpec, facts: TaskFacts, prepared: Prepared, kept: float, score: TaskScore
+) -> dict[str, Any]:
+    """What the manifest says of a task; ``kept`` is the share of its pool that counted."""
     test = None
     if task.test is not None:
         test = _data(task.test.order(), facts.test_digest, facts.test_examples)
@@ -220,7 +260,7 @@ def _task(outcome: Outcome, index: int) -> dict[str, Any]:
         "test": test,
         "tint_parameters": facts.tint_parameters,
         "head_parameters": facts.head_parameters,
-        "kept": outcome.kept[task.name],
+        "kept": kept,
         "score": asdict(score),
     }
 
@@ -229,7 +269,8 @@ def _data(order: DataOrder, digest: str | None, examples: int) -> dict[str, Any]
     return {**asdict(order), "sha256": digest, "examples": examples}
 
 
-def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
+def overall(scores: Sequence[TaskScore]) -> dict[str, float]:
+    """Means over the tasks."""
     return {
         "average": mean([score.merged for score in scores]),
         "expert_average": mean([score.expert for score in scores]),
@@ -238,7 +279,8 @@ def _metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
-def _layers(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
+def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
+    """The coefficients Λ [K, L] of every layer unit, over the tasks."""
     return [
         LayerSummary(
             unit["name"],

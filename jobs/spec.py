@@ -320,6 +320,23 @@ class ClusterSpec(Section):
         return workers
 
 
+class GrowthSpec(Section):
+    """What holds when tasks are added to the published merge, refreshed or removed."""
+
+    target: float = Field(default=0.85, gt=0, le=1)
+    """The agreement with its expert, on held-back pool examples, at which `auto` is content."""
+    tolerance: float = Field(default=1.0, ge=0)
+    """Points that an old task may lose; if one loses more, nothing is published."""
+    rounds: int = Field(default=1000, ge=1)
+    """Rounds in which a new tint layer is learned under a backbone that stays."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples in such a round: on cached activations they cost little."""
+    coefficient_rounds: int = Field(default=100, ge=1)
+    """Rounds in which new coefficients, or all of them, are learned."""
+    refit_rounds: int = Field(default=100, ge=1)
+    """Rounds in which an old tint layer is learned again when the backbone has changed."""
+
+
 class JobSpec(Section):
     """A job: what to merge, how, and where the result goes."""
 
@@ -343,6 +360,8 @@ class JobSpec(Section):
     """Where the job runs."""
     on_task_error: Literal["fail", "skip"] = "fail"
     """When a task's expert or data cannot be used: fail, or leave the task out and say so."""
+    growth: GrowthSpec = GrowthSpec()
+    """What holds when the published merge grows."""
     store: StoreLocation = Field(default_factory=default_store)
     """The artifact store: a folder or an s3:// URL."""
     catalog: CatalogLocation = Field(default_factory=lambda data: default_catalog(data["store"]))
@@ -383,12 +402,13 @@ class JobSpec(Section):
         return self.model_copy(update={"tasks": kept})
 
     def digest(self) -> str:
-        """SHA-256 of all that can change the result: not the name, the store, nor the cluster.
+        """SHA-256 of all that can change the result: not names, places, nor how it may grow later.
 
         Threads do count: they change the order of floating-point sums. Models and data count by
         their resolved location, not by their content.
         """
-        result = self.model_dump(mode="json", exclude={"name", "store", "catalog", "cluster"})
+        elsewhere = {"name", "store", "catalog", "cluster", "growth"}
+        result = self.model_dump(mode="json", exclude=elsewhere)
         result["merge"].pop("memory")
         result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker

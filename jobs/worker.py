@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from jobs.arrays import Floats, peak_memory, readable
 from jobs.calibration import Speed, calibrate
 from jobs.checkpointing import MARK
+from jobs.kept import Kept, kept_checkpoint, kept_module, kept_tint
 from jobs.probing import Candidate, probe
 from jobs.sources import cache_folder, local_data, local_folder
 from storage.artifacts import open_store
@@ -31,7 +32,7 @@ from tintray.calibration import fit_temperature
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.confidence import Judge, labelled_threshold, top_p_threshold
 from tintray.data import Answers, DataOrder, check_class_names
-from tintray.errors import DataError
+from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.kinship import kinship
 from tintray.layout import Granularity
@@ -58,6 +59,7 @@ class TaskOrder:
     labelled: int = 0  # how many of the pool's examples may be read with their label
     base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
     factory: str | None = None  # what builds the module, if not transformers
+    kept: Kept | None = None  # of a published merge: its expert is not needed
 
     @property
     def role(self) -> str:
@@ -166,13 +168,16 @@ class Worker:
         self._groups: dict[int, TaskGroup] = {}
         folder, built = local_folder(order.base, self._cache), order.factory
         self._base = open_checkpoint(folder, role="base", factory=built)
-        location, role = order.like
-        folder = local_folder(location, self._cache)
-        like = open_checkpoint(folder, role=role, base=self._base, factory=built)
-        base = models.load_base(self._base, like=like)
+        base = models.load_base(self._base, like=self._like())
         self._partition = partition(base, order.site, order.granularity, order.rank)
         self._fused: FusedModel | None = None
         self._bounds: list[slice] = []
+
+    def _like(self) -> Checkpoint:
+        """An expert of the job, for its configuration."""
+        location, role = self._order.like
+        folder, built = local_folder(location, self._cache), self._order.factory
+        return open_checkpoint(folder, role=role, base=self._base, factory=built)
 
     # -- before the fit ------------------------------------------------------------------------
 
@@ -187,11 +192,17 @@ class Worker:
             Naming the field, the tensor or the file.
         """
         checkpoint = self._checkpoint(task)
-        models.check_same_computation(self._base, checkpoint, "the base", task.role)
-        expert = models.load_expert(checkpoint, task.role)
+        if task.kept is None:
+            models.check_same_computation(self._base, checkpoint, "the base", task.role)
+            expert = models.load_expert(checkpoint, task.role)
+        else:
+            expert = kept_module(task.kept, task.name)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
-        private = models.private_state(expert, self._partition.private)
-        private |= self._low_rank_start(expert) | norm_buffers(expert)
+        if task.kept is None:
+            private = models.private_state(expert, self._partition.private)
+            private |= self._low_rank_start(expert) | norm_buffers(expert)
+        else:
+            private = kept_tint(task.kept, task.name)
         layer = TintLayer.of_expert(
             task.name, private, self._partition.site, learn=self._order.learned
         )
@@ -207,7 +218,13 @@ class Worker:
                 local_data(task.test, self._cache),
                 *(task.kind, test, models.answers(expert, width), f"tasks.{task.name}.test"),
             )
-        digest = checkpoint.digest()
+        if task.kept is not None and pool.digest != task.kept.pool:
+            raise DataError(
+                f"tasks.{task.name}.adapt: {task.pool.path} is not what "
+                "the merge was published with; expected the same examples, restore the file or "
+                "`tintray refresh` the task"
+            )
+        digest = checkpoint.digest() if task.kept is None else task.kept.expert
         facts = TaskFacts(
             name=task.name,
             classes=width,
@@ -263,18 +280,18 @@ class Worker:
         self._bounds = list(bounds)
         gradient = torch.zeros(self._partition.layout.numel)  # one group steps at a time
         for number, orders in self._orders.items():
-            states = []
-            for order in orders:
-                hosted = self._hosted[order.name]
-                assert hosted.labels is not None, "prepare() comes first"
-                targets, judge = trusted(self._order, hosted.labels, hosted.true)
-                state = TaskState(
-                    *(order.name, hosted.layer, hosted.pool, targets, judge),
-                    features=hosted.features,
-                    kind=order.kind,
-                )
-                states.append(state)
+            states = [self._state(self._hosted[order.name]) for order in orders]
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
+
+    def _state(self, hosted: _Hosted) -> TaskState:
+        """A task at the beginning of its fit."""
+        assert hosted.labels is not None, "prepare() comes first"
+        targets, judge = trusted(self._order, hosted.labels, hosted.true)
+        return TaskState(
+            *(hosted.order.name, hosted.layer, hosted.pool, targets, judge),
+            features=hosted.features,
+            kind=hosted.order.kind,
+        )
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -366,6 +383,28 @@ class Worker:
     # -- helpers -------------------------------------------------------------------------------
 
     def _checkpoint(self, task: TaskOrder) -> Checkpoint:
+        if task.kept is not None:
+            return kept_checkpoint(task.kept, task.name, self._cache)
+        return self._own_checkpoint(task)
+
+    def _expert(self, task: TaskOrder) -> nn.Module:
+        """The expert itself, to compute with."""
+        if task.kept is None:
+            return models.load_expert(self._own_checkpoint(task), task.role)
+        try:
+            checkpoint = self._own_checkpoint(task)
+            if checkpoint.digest() == task.kept.expert:
+                return models.load_expert(checkpoint, task.role)
+            said = f"{task.expert} is another expert by now"
+        except CheckpointError as error:
+            said = str(error)
+        raise NotFoundError(
+            f"task '{task.name}': its self-labels or its task vector are gone from "
+            f"{self._store.url} and its expert cannot compute them again ({said}); copy the "
+            "artifacts back, or `tintray refresh` the task"
+        )
+
+    def _own_checkpoint(self, task: TaskOrder) -> Checkpoint:
         return open_expert(task, self._cache, self._base)
 
     def _pool(
@@ -439,11 +478,11 @@ class Worker:
         base, role = self._partition.module, hosted.order.role
         names = models.backbone_names(base)
         checkpoint = self._checkpoint(hosted.order)
-        if is_adapter(checkpoint):
+        if hosted.order.kept is None and is_adapter(checkpoint):
             adapter = read_adapter(checkpoint, base, role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
             return self._remember("task-vectors", key, vector), False
-        expert = models.load_expert(checkpoint, role)
+        expert = self._expert(hosted.order)
         difference = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
             for name in names
@@ -457,7 +496,7 @@ class Worker:
             path = fetch_blob(self._store, found.ref, self._cache)
             return from_tensors(read_tensors(path)), found.ref, True
         order = hosted.order
-        expert = models.load_expert(self._checkpoint(order), order.role)
+        expert = self._expert(order)
         outputs = labels.self_labels(expert, pool, order.role, order.kind)
         check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
         return outputs, self._remember("self-labels", key, as_tensors(outputs)), False

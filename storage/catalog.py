@@ -279,18 +279,27 @@ class Catalog:
 
     # Merges
 
-    def reserve_merge(self, name: str, job_id: str | None = None, *, at_least: int = 1) -> int:
+    def reserve_merge(
+        self,
+        name: str,
+        job_id: str | None = None,
+        *,
+        at_least: int = 1,
+        head: int | None = None,
+    ) -> int:
         """A version number for :func:`storage.publish.publish_merge` that nobody else gets.
 
         ``at_least`` is for a store that has merges which this catalog does not know. A job that
         asks again after it was restarted gets the number that it holds, whatever ``at_least``: it
-        may have published under it without having entered it here.
+        may have published under it without having entered it here. ``head`` is for a child: the
+        newest version when its job began; :class:`~storage.lineage.ParentChangedError` if there is
+        a newer one, or one on its way.
         """
         check_name(name, "merge name")
         for _ in range(100):
             try:
                 with self._write() as session:
-                    return lineage.reserve(session, name, job_id, at_least)
+                    return lineage.reserve(session, name, job_id, at_least, head)
             except StorageError as error:
                 # The unique constraint chose another client; the next number is free.
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):

@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from storage.blobs import BlobRef
-from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Merge, MergeFile
+from storage.states import JobState
+from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Job, Merge, MergeFile
 from tintray.errors import NotFoundError, StorageError, nearest
 
 _BATCH = 500  # values in one statement: SQLite takes a bounded number
@@ -52,8 +53,20 @@ def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.I
     return postgresql.insert(table)
 
 
-def reserve(session: Session, name: str, job_id: str | None, at_least: int) -> int:
-    """A version that no other caller gets; the same one again for a job that holds one unused."""
+class ParentChangedError(StorageError):
+    """A newer version of a merge has come, or is coming, since a change of it began."""
+
+
+def reserve(
+    session: Session, name: str, job_id: str | None, at_least: int, head: int | None = None
+) -> int:
+    """A version that no other caller gets; the same one again for a job that holds one unused.
+
+    With ``head``, the newest version when the caller began: raises :class:`ParentChangedError` if
+    there is a newer one by now, or another job is publishing one.
+    """
+    if head is not None:
+        _check_head(session, name, job_id, head)
     held = sa.select(Merge.version).where(
         Merge.name == name, Merge.job_id == job_id, Merge.published_at.is_(None)
     )
@@ -65,6 +78,31 @@ def reserve(session: Session, name: str, job_id: str | None, at_least: int) -> i
     session.add(Merge(**_blank(name, version, job_id)))
     session.flush()
     return version
+
+
+def _check_head(session: Session, name: str, job_id: str | None, head: int) -> None:
+    """Refuse if any other change of the merge was first; changes wait for each other here."""
+    at_head = sa.select(Merge.id).where(Merge.name == name, Merge.version == head)
+    session.execute(at_head.with_for_update())
+    over = [state for state in JobState if state.terminal]
+    coming = sa.and_(Merge.published_at.is_(None), Job.state.not_in(over))
+    newer = (
+        sa.select(Merge.version, Merge.job_id, Merge.published_at)
+        .outerjoin(Job, Job.id == Merge.job_id)
+        .where(Merge.name == name, Merge.version > head, Merge.removed_at.is_(None))
+        .where(sa.or_(Merge.published_at.is_not(None), coming))
+        .where(sa.or_(Merge.job_id.is_(None), Merge.job_id != (job_id or "")))
+        .order_by(Merge.version.desc())
+    )
+    found = session.execute(newer).first()
+    if found is None:
+        return
+    verb = "was published" if found.published_at is not None else "is being published"
+    by = f" by job {found.job_id}" if found.job_id else ""
+    raise ParentChangedError(
+        f"{name}/v{found.version} {verb}{by} since this change of {name}/v{head} began; nothing "
+        "was published, run it again, or with --rebase to grow from the newest version by itself"
+    )
 
 
 def _blank(name: str, version: int, job_id: str | None) -> dict[str, Any]:

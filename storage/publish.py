@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifacts import ArtifactStore, open_store
-from storage.blobs import BlobRef, blob_key, fetch_blob, hash_bytes, put_blob
+from storage.blobs import BlobRef, blob_key, fetch_blob, freshen, hash_bytes, put_blob
 from storage.folder import FolderStore
 from storage.records import seal, unseal
 from storage.urls import check_key, check_name, join
@@ -48,7 +48,7 @@ class MergeRef:
 def publish_merge(
     store: ArtifactStore,
     name: str,
-    files: Mapping[str, bytes | Path],
+    files: Mapping[str, bytes | Path | BlobRef],
     manifest: Mapping[str, Any],
     *,
     version: int | None = None,
@@ -56,9 +56,9 @@ def publish_merge(
 ) -> str:
     """Publish files and a manifest as the immutable merge ``name``; returns its URL.
 
-    Every file becomes a blob; the manifest, to which ``name``, ``version`` and
-    ``files: {relative name: {sha256, size}}`` are added, is written last. In a folder store the
-    merge is moreover an ordinary folder with all its files.
+    Every file becomes a blob, or is one that the store has already; the manifest, to which
+    ``name``, ``version`` and ``files: {relative name: {sha256, size}}`` are added, is written last.
+    In a folder store the merge is moreover an ordinary folder with all its files.
 
     Without ``version`` the next free one is taken. Where several publishers share a bucket, take
     it from :meth:`storage.catalog.Catalog.reserve_merge`: not every S3 server keeps its promise
@@ -88,10 +88,25 @@ def publish_merge(
     )
 
 
-def _put_all(store: ArtifactStore, files: Mapping[str, bytes | Path]) -> dict[str, BlobRef]:
+def _put_all(
+    store: ArtifactStore, files: Mapping[str, bytes | Path | BlobRef]
+) -> dict[str, BlobRef]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        refs = pool.map(lambda source: put_blob(store, source), files.values())
+        refs = pool.map(lambda item: _put(store, *item), files.items())
         return dict(zip(files, refs, strict=True))
+
+
+def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
+    if not isinstance(source, BlobRef):
+        return put_blob(store, source)
+    found = store.stat(blob_key(source.sha256))
+    if found is None or found.size != source.size:
+        raise NotFoundError(
+            f"{name} (artifact {source.sha256[:12]}…) is gone from {store.url}; expected a file of "
+            "an earlier merge, copy it back"
+        )
+    freshen(store, found)
+    return source
 
 
 def _show(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tintray.errors import TintrayError
 from tintray.interception import Call, EnoughError, Watch, Where, answering, beside, hooked
 from tintray.labels import BATCH
-from tintray.layout import Layout
+from tintray.layout import Layout, Theta
 from tintray.pools import Pool
 from tintray.precision import Precision
 from tintray.schedule import Schedule
@@ -110,13 +110,20 @@ class PrefixModel(FusedModel):
     module, layout, private
         As for ``FusedModel``.
     site
-        Paths of the tinted modules; they are among ``private``.
+        Paths of the tinted modules.
+    low_rank
+        As for ``FusedModel``.
     """
 
     def __init__(
-        self, module: nn.Module, layout: Layout, private: Sequence[str], site: Sequence[str]
+        self,
+        module: nn.Module,
+        layout: Layout,
+        private: Sequence[str],
+        site: Sequence[str],
+        low_rank: Sequence[str] = (),
     ) -> None:
-        super().__init__(module, layout, private)
+        super().__init__(module, layout, private, low_rank)
         self.site = tuple(site)
         self._plan: _Plan | None = None
 
@@ -375,7 +382,7 @@ def prefix_key(theta: str, pool: str, site: Sequence[str], precision: Precision)
 def fit_tints(
     tasks: Sequence[TaskState],
     model: FusedModel,
-    theta: Tensor,
+    theta: Theta,
     settings: StepSettings,
     rate: Schedule,
     rounds: int,
@@ -388,7 +395,7 @@ def fit_tints(
         A ``PrefixModel`` where the tasks' pools are ``CachedPool``, else a ``FusedModel``: the same
         result, at the cost of the whole model in every round.
     theta
-        The backbone, flat [P].
+        The backbone, flat [P], or its pieces.
 
     Raises
     ------

@@ -14,6 +14,7 @@ import click
 
 from jobs.cli.about import show_version, version
 from jobs.cli.following import diff, logs, ps, status, wait, watch
+from jobs.cli.growth import add, history, refresh, remove, rollback
 from jobs.cli.health import db, doctor
 from jobs.cli.merges import compare, evaluate, export, listing, show
 from jobs.cli.merging import merge, methods
@@ -78,7 +79,8 @@ def cli() -> None:
 for command in (
     *(run, submit, plan, validate),
     *(ps, status, watch, logs, wait, cancel, resume, retry, diff, queue),
-    *(listing, show, evaluate, compare, export, copy, rm),
+    *(listing, show, evaluate, compare, export),
+    *(add, remove, refresh, history, rollback, copy, rm),
     *(merge, methods, artifacts, gc, db, init, doctor, completion, zoo, version),
 ):
     cli.add_command(command)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.cli.growth import diff_merges
 from jobs.cli.options import (
     catalog_option,
     debug_option,
@@ -164,20 +165,30 @@ def wait(job: str, timeout: float | None, catalog: str | None, as_json: bool) ->
 @json_option
 @debug_option
 def diff(job: str, other: str, catalog: str | None, as_json: bool) -> None:
-    """Show in what JOB differs from a job or a job file.
+    """Show in what two jobs, or two merges, differ.
 
-    JOB is the id of a job, how one begins, a name, or latest.
+    JOB is the id of a job, how one begins, a name, or latest; OTHER may be a job file too. Of two
+    merges, each NAME/VERSION or a URL: what changed per task and per layer.
 
     \b
     Example:
       tintray diff ten-scripts-1a2b3c4d job.yaml
+      tintray diff ten-scripts/v1 ten-scripts/v2
     """
+    if _is_merge(job) and _is_merge(other):
+        diff_merges(job, other, catalog, as_json)
+        return
     with quiet_stdout():
         from jobs.queue import differences
         from jobs.queue.tables import print_difference
 
         found = differences.diff(job, other, catalog=catalog)
     write(found, print_difference, as_json=as_json)
+
+
+def _is_merge(text: str) -> bool:
+    """Whether a word is a merge's: neither the id of a job nor a job file's name is like that."""
+    return "/" in text and not text.endswith((".yaml", ".yml"))
 
 
 def watch_job(job: str, catalog: str | None) -> JobStatus:

@@ -226,6 +226,7 @@ def _again(
 ) -> JobStatus:
     with opened(catalog) as (known, url):
         job_id = resolve(known, job)
+        _refuse_change(known, job_id)
         before = known.queue.find(job_id)
         cluster = before.cluster if address is None else address
         if cluster is not None:
@@ -243,6 +244,16 @@ def _again(
             known.queue.set_limit(cluster, None)
             return _dispatched(known, url, cluster, job_id)
         return status_of(known, job_id)
+
+
+def _refuse_change(catalog: Catalog, job_id: str) -> None:
+    """A change of a merge is made again, from the version that is the newest then."""
+    change = catalog.job(job_id).spec.get("change")
+    if change is not None:
+        raise InputError(
+            f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
+            "checkpoint to go on from; run the command that it came from again"
+        )
 
 
 def _cannot(error: StorageError, job_id: str) -> str:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from jobs import api
 from jobs.fleet import Fleet, open_fleet
+from jobs.growth import api as growth
+from jobs.growth.decisions import Asked
 from storage.publish import parse_merge_url, read_manifest
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import DataError, FitError, SpecError
@@ -105,3 +108,32 @@ def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
 def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Fleet) -> None:
     with pytest.raises(SpecError, match=r"cluster\.workers.*need 999 CPUs"):
         open_fleet(address="auto", workers=999, threads=1, plan=0)
+
+
+def grown(zoo: TinyZoo, store: Path, workers: int) -> list[dict[str, str]]:
+    """The hashes of two children, one grown from the other."""
+    spec = zoo.spec(store, ("two", "three"), cluster={"workers": workers}, fit={"rounds": 2})
+    api.run(spec)
+    quick = [f"growth.{field}=2" for field in ("rounds", "coefficient_rounds", "refit_rounds")]
+    made = []
+    modes: dict[str, Asked] = {"five": "coefficients", "four": "joint"}
+    for task, mode in modes.items():
+        path = zoo.folder / f"{task}-alone.yaml"
+        path.write_text(yaml.safe_dump(zoo.task(task)))
+        overrides = (*quick, "growth.tolerance=100")
+        child = growth.add(
+            "tiny",
+            [path],
+            mode=mode,
+            overrides=overrides,
+            store=str(spec.store),
+            catalog=str(spec.catalog),
+        )
+        made.append(hashes(child.url))
+    return made
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_merge_grows_to_the_same_bits_on_workers(tiny: TinyZoo, tmp_path: Path) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    assert grown(zoo, tmp_path / "workers", 2) == grown(zoo, tmp_path / "here", 0)

@@ -1,0 +1,311 @@
+"""The ways of growing, from the cheapest on; each leaves a candidate and changes nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jobs.arrays import Floats
+from jobs.coordinator import Coordinator
+from jobs.crew import Ground
+from jobs.events import Notice
+from jobs.fleet import Fleet
+from jobs.growth.change import Change
+from jobs.growth.crew import GrowthCrew
+from jobs.growth.decisions import Loss, Mode, Verdict, losses
+from jobs.growth.parent import Parent
+from jobs.growth.recomposition import without
+from jobs.growth.tinter import Tinted, TintOrder
+from jobs.job_run import JobRun
+from jobs.spec import JobSpec
+from jobs.worker import Prepared, TaskFacts
+from storage.blobs import BlobRef, put_blob
+from storage.catalog import Known
+from tintray.bundle import tensors_as_bytes
+from tintray.coefficients import Coefficients
+from tintray.evaluation import TaskScore
+from tintray.models import HEAD
+from tintray.schedule import BLOCK_LR, HEAD_LR, schedule
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a way of growing came to, not yet published.
+
+    Attributes
+    ----------
+    theta
+        The backbone [P]; None where it is the parent's.
+    coefficients
+        Λ [K, L] over the child's tasks.
+    tints
+        The private tensors of the tasks whose tint has changed.
+    scores
+        Of the tasks that were measured; others answer as before.
+    kept
+        Share of the last batches that the confidence filter kept, of the new tasks.
+    """
+
+    verdict: Verdict
+    theta: Tensor | None
+    coefficients: Tensor
+    tints: Mapping[str, Mapping[str, Tensor]]
+    scores: Mapping[str, TaskScore]
+    kept: Mapping[str, float]
+    seconds: float
+
+
+@dataclass
+class Growing:
+    """A growth job once its new tasks are prepared.
+
+    Attributes
+    ----------
+    spec
+        The child's job.
+    crew
+        The new or refreshed tasks, by themselves.
+    base
+        The base's backbone tensors, as an artifact.
+    """
+
+    run: JobRun
+    parent: Parent
+    change: Change
+    spec: JobSpec
+    ground: Ground
+    fleet: Fleet
+    crew: GrowthCrew
+    base: BlobRef
+    facts: Mapping[str, TaskFacts]
+    prepared: Mapping[str, Prepared]
+    candidates: list[Candidate] = field(default_factory=list)
+    peak_memory: int = 0  # bytes, of members that are gone
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        """The tasks that stay as they are asked for."""
+        return tuple(task.name for task in self.spec.tasks if task.name not in self.change.names)
+
+    @property
+    def old_scores(self) -> list[TaskScore]:
+        """What the parent has of them."""
+        return [TaskScore(**self.parent.merge.task(name)["score"]) for name in self.old]
+
+    def attempt(self, mode: Mode) -> Candidate:
+        """Grow in this way; the candidate is kept, so that the next way can go on from it."""
+        ways: Mapping[Mode, Callable[[Growing], Candidate]] = {
+            "tint": attempt_tint,
+            "coefficients": attempt_coefficients,
+            "joint": attempt_joint,
+        }
+        found = ways[mode](self)
+        self.candidates.append(found)
+        return found
+
+    # -- parts of the attempts -----------------------------------------------------------------
+
+    def parent_backbone(self) -> Tensor:
+        """θ [P] of the parent."""
+        return self.ground.partition.layout.flatten(self.parent.merge.backbone)
+
+    def start(self) -> Tensor:
+        """Λ [K, L] of the child's tasks as the parent has it; zeros for those that it has not."""
+        known = set(self.parent.merge.tasks)
+        zeros = torch.zeros_like(self.parent.coefficients[0])
+        return torch.stack(
+            [self.parent.row(t.name) if t.name in known else zeros for t in self.spec.tasks]
+        )
+
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """Where tasks stand in Λ."""
+        order = [task.name for task in self.spec.tasks]
+        return [order.index(name) for name in names]
+
+    def coordinator(self, crew: GrowthCrew, coefficients: Coefficients, rounds: int) -> Coordinator:
+        """Who moves these coefficients over so many rounds."""
+        fit = self.spec.fit
+        coordinator = Coordinator(
+            self.fleet,
+            crew.cast,
+            coefficients,
+            coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, rounds),
+            tint_lr=schedule(tint_lr(self.spec), fit.schedule, rounds),
+        )
+        coordinator.fit(rounds, self.run.round_done)
+        return coordinator
+
+    def old_crew(self, names: Sequence[str]) -> GrowthCrew:
+        """Old tasks by themselves, checked and labelled, without their experts."""
+        spec = part_of(self.spec, names)
+        crew = GrowthCrew(self.fleet, spec, self.ground, self.parent.kept(tuple(names)))
+        crew.check()
+        crew.label(lambda _: None)
+        return crew
+
+    def dismiss(self) -> None:
+        """End the new tasks' crew, so that others can use its CPUs."""
+        self.peak_memory = max(self.peak_memory, self.crew.peak_memory())
+        self.crew.dismiss()
+
+    def tell(self, text: str) -> None:
+        """Say something that the user should know."""
+        self.run.on_event(Notice(text))
+
+    def tell_reuse(self, tinted: Sequence[Tinted]) -> None:
+        """Say which prefix activations were there, and note those that are by now."""
+        reused = [found.task for found in tinted if found.reused]
+        if reused:
+            self.tell(
+                f"prefix activations of {len(reused)} of {len(tinted)} tasks were reused from the "
+                "store"
+            )
+        known = [
+            Known(found.activations, "prefix-activations", {"task": found.task})
+            for found in tinted
+            if found.activations is not None
+        ]
+        self.run.catalog.record_artifacts(known)
+
+
+def tint_lr(spec: JobSpec) -> float:
+    """The learning rate of tint layers."""
+    return spec.fit.tint_lr or (HEAD_LR if spec.tint.site == HEAD else BLOCK_LR)
+
+
+def tint_order(spec: JobSpec, rounds: int, *, whole: bool) -> TintOrder:
+    """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
+    batch_size = spec.growth.batch_size if whole else spec.fit.batch_size
+    return TintOrder(rounds, batch_size, tint_lr(spec), spec.fit.schedule, whole)
+
+
+def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
+    """The job of some of its tasks."""
+    return spec.model_copy(
+        update={"tasks": tuple(task for task in spec.tasks if task.name in set(names))}
+    )
+
+
+def attempt_tint(growing: Growing) -> Candidate:
+    """Learn the new tasks' tint layers; the backbone and every old task stay, bit for bit.
+
+    Nothing of an old task is loaded: the cost does not depend on how many there are.
+    """
+    started = time.perf_counter()
+    names = growing.change.names
+    theta = growing.parent_backbone()
+    array: Floats = theta.numpy()
+    order = tint_order(growing.spec, growing.spec.growth.rounds, whole=True)
+    tinted = growing.crew.fit_tints(names, order, array)
+    growing.tell_reuse(tinted)
+    agreement = {found.task: found.agreement or 0.0 for found in tinted}
+    scores = growing.crew.evaluate(names, array)
+    return Candidate(
+        Verdict("tint", agreement, ()),
+        None,
+        growing.start(),
+        growing.crew.tints(),
+        {score.task: score for score in scores},
+        {found.task: found.kept for found in tinted},
+        time.perf_counter() - started,
+    )
+
+
+def attempt_coefficients(growing: Growing) -> Candidate:
+    """Learn the new tasks' coefficients with their tints; then learn the old tints again.
+
+    Old coefficients stay, so that the new tasks' vectors are all that is added to what is there:
+    no old task vector is read. Under the new backbone, old tints go on from where they were.
+    """
+    started = time.perf_counter()
+    names, settings = growing.change.names, growing.spec.growth
+    crew = growing.crew
+    crew.load(foundation(growing), growing.prepared)
+    start = growing.start()
+    learned = Coefficients(start[growing.rows(names)], growing.spec.merge.bounds)
+    coordinator = growing.coordinator(crew, learned, settings.coefficient_rounds)
+    array = coordinator.backbone().copy()
+    start[growing.rows(names)] = learned.values
+    agreement = crew.held_agreement(array)
+    scores, tints = crew.evaluate(names, array), crew.tints()
+    growing.dismiss()
+    lost: tuple[Loss, ...] = ()
+    if growing.old:
+        old = growing.old_crew(growing.old)
+        order = tint_order(growing.spec, settings.refit_rounds, whole=False)
+        old.fit_tints(growing.old, order, array)
+        after = old.evaluate(growing.old, array)
+        lost = losses(growing.old_scores, after, settings.tolerance)
+        scores, tints = [*scores, *after], {**tints, **old.tints()}
+        old.dismiss()
+    return Candidate(
+        Verdict("coefficients", agreement, lost),
+        torch.from_numpy(array),
+        start,
+        tints,
+        {score.task: score for score in scores},
+        {name: coordinator.kept(name) for name in names},
+        time.perf_counter() - started,
+    )
+
+
+def foundation(growing: Growing) -> BlobRef:
+    """What the new tasks' vectors are added to: the parent's backbone, without older versions."""
+    before = [name for name in growing.change.names if name in growing.parent.merge.tasks]
+    if not any(growing.parent.row(name).any() for name in before):
+        return growing.parent.backbone
+    layout = growing.ground.partition.layout
+    theta = without(growing.parent, layout, growing.base, before)
+    return put_blob(growing.parent.store, tensors_as_bytes(layout.views(theta)))
+
+
+def joint_base(growing: Growing) -> BlobRef:
+    """What all task vectors are added to: the base, with what the parent learned to correct it."""
+    if not growing.parent.manifest.get("corrected"):
+        return growing.base
+    layout = growing.ground.partition.layout
+    theta = without(growing.parent, layout, growing.base, growing.parent.merge.tasks)
+    return put_blob(growing.parent.store, tensors_as_bytes(layout.views(theta)))
+
+
+def attempt_joint(growing: Growing) -> Candidate:
+    """Learn all coefficients and all tints, each from where it is; old tasks without experts."""
+    started = time.perf_counter()
+    settings, spec = growing.spec.growth, growing.spec
+    kept = growing.parent.kept(growing.old)
+    growing.dismiss()
+    crew = GrowthCrew(growing.fleet, spec, growing.ground, kept)
+    crew.check()
+    prepared = crew.label(lambda _: None)
+    last = growing.candidates[-1] if growing.candidates else None
+    if last is not None:
+        crew.give_tints({name: last.tints[name] for name in growing.change.names})
+    crew.load(joint_base(growing), prepared)
+    coefficients = Coefficients(
+        growing.start() if last is None else last.coefficients, spec.merge.bounds
+    )
+    coordinator = growing.coordinator(crew, coefficients, settings.coefficient_rounds)
+    array = coordinator.backbone().copy()
+    names = [task.name for task in spec.tasks]
+    agreement = {
+        name: share
+        for name, share in crew.held_agreement(array).items()
+        if name in growing.change.names
+    }
+    scores = crew.evaluate(names, array)
+    lost = losses(growing.old_scores, scores, settings.tolerance)
+    tints = crew.tints()
+    crew.dismiss()
+    return Candidate(
+        Verdict("joint", agreement, lost),
+        torch.from_numpy(array),
+        coefficients.values.clone(),
+        tints,
+        {score.task: score for score in scores},
+        {name: coordinator.kept(name) for name in names},
+        time.perf_counter() - started,
+    )

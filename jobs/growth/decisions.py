@@ -1,0 +1,114 @@
+"""Which way of growing is taken, and whether its result may be published. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tintray.evaluation import TaskScore
+
+Mode = Literal["tint", "coefficients", "joint"]
+Asked = Literal["auto", "tint", "coefficients", "joint"]
+
+LADDER: tuple[Mode, ...] = ("tint", "coefficients", "joint")
+"""From the cheapest on."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An old task that would lose: its metric before and after, each from 0 to 1."""
+
+    task: str
+    metric: str
+    before: float
+    after: float
+
+    @property
+    def points(self) -> float:
+        """How much, in points of the metric."""
+        return 100 * (self.before - self.after)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} loses {self.points:.1f} points ({self.metric} {100 * self.before:.1f} to "
+            f"{100 * self.after:.1f})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an attempt at growing came to.
+
+    Attributes
+    ----------
+    agreement
+        Of every new task with its expert, on pool examples that were held back; empty if none.
+    losses
+        Old tasks that lose more than the tolerance.
+    """
+
+    mode: Mode
+    agreement: Mapping[str, float]
+    losses: tuple[Loss, ...]
+
+    @property
+    def least(self) -> float:
+        """The agreement of the task that agrees least; 1 if there is none."""
+        return min(self.agreement.values(), default=1.0)
+
+    def short(self, target: float) -> str:
+        """Why this is not enough, or ``""`` if it is."""
+        below = {name: share for name, share in self.agreement.items() if share < target}
+        said = []
+        if below:
+            worst = min(below, key=lambda name: below[name])
+            others = f" (and {len(below) - 1} more)" if len(below) > 1 else ""
+            said.append(
+                f"{worst}{others} agrees with its expert on {100 * below[worst]:.1f} % of "
+                f"held-back examples, the target is {100 * target:.1f} %"
+            )
+        if self.losses:
+            said.append("; ".join(map(str, self.losses)))
+        return " and ".join(said)
+
+
+def losses(
+    before: Sequence[TaskScore], after: Sequence[TaskScore], tolerance: float
+) -> tuple[Loss, ...]:
+    """Old tasks of which more than ``tolerance`` points are lost, the worst first.
+
+    Both sides are measured on the same examples: by labels where there are any, else by agreement.
+    """
+    known = {score.task: score for score in before}
+    found = [
+        Loss(score.task, score.metric, known[score.task].merged, score.merged)
+        for score in after
+        if score.task in known
+    ]
+    lost = [loss for loss in found if loss.points > tolerance + 1e-9]
+    return tuple(sorted(lost, key=lambda loss: -loss.points))
+
+
+def next_mode(
+    asked: Asked, done: Sequence[Verdict], target: float, ladder: Sequence[Mode] = LADDER
+) -> Mode | None:
+    """What to try next; None if the last attempt is enough, or nothing is left to try."""
+    if asked != "auto":
+        return None if done else asked
+    if done and not done[-1].short(target):
+        return None
+    tried = {verdict.mode for verdict in done}
+    return next((mode for mode in ladder if mode not in tried), None)
+
+
+def best(done: Sequence[Verdict], target: float) -> Verdict | None:
+    """The attempt to publish: the first that is enough, else what helps most and harms nobody.
+
+    None if every attempt harms an old task.
+    """
+    harmless = [verdict for verdict in done if not verdict.losses]
+    enough = [verdict for verdict in harmless if verdict.least >= target]
+    if enough:
+        return enough[0]
+    return max(harmless, key=lambda verdict: verdict.least) if harmless else None

@@ -1,0 +1,61 @@
+"""What a child stands on: the base of its parent, split as the parent's was."""
+
+from __future__ import annotations
+
+from jobs.crew import Ground, survey
+from jobs.growth.attempts import part_of
+from jobs.growth.change import Change
+from jobs.growth.parent import Parent
+from jobs.kept import kept_checkpoint
+from jobs.sources import cache_folder, local_folder
+from jobs.spec import JobSpec
+from tintray import models
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import CheckpointError, InputError
+from tintray.partition import partition
+
+SUMS = ("task_arithmetic", "average", "base")
+"""Starts of Λ whose directions are the task vectors themselves, whichever other tasks there are."""
+
+
+def child_ground(parent: Parent, change: Change, spec: JobSpec) -> Ground:
+    """Open the base and lay out what is shared; no old expert is read.
+
+    Raises
+    ------
+    CheckpointError
+        If the base is not the one that the merge was made from.
+    InputError
+        If a merge of another method would have to be taken apart.
+    """
+    if change.operation == "remove":
+        ground = _without_experts(parent, spec)
+    else:
+        ground = survey(part_of(spec, change.names))
+    expected = parent.manifest["base"]["sha256"]
+    if ground.digest != expected:
+        raise CheckpointError(
+            f"base: {spec.base} is not what {parent.ref} was made from (sha256 "
+            f"{ground.digest[:12]}…, expected {expected[:12]}…); put that base back"
+        )
+    if ground.partition.layout.to_json() != parent.manifest["units"]:
+        raise InputError(
+            f"{parent.ref} was laid out otherwise, by another version of tintray; run its job again"
+        )
+    return ground
+
+
+def _without_experts(parent: Parent, spec: JobSpec) -> Ground:
+    cache = cache_folder()
+    base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    first = parent.merge.tasks[0]
+    like = kept_checkpoint(parent.stand_in(first), first, cache)
+    module = models.load_base(base, like=like)
+    site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
+    nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
+    return Ground(base.digest(), partition(module, site, granularity, rank), nobody)
+
+
+def sums_task_vectors(spec: JobSpec) -> bool:
+    """Whether a merge's backbone is θ₀ + Λ·T, so that a task can be taken off or added to it."""
+    return spec.merge.learned and spec.merge.init in SUMS

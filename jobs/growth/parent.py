@@ -1,0 +1,149 @@
+"""The merge that a change starts from, and what of its tasks is at hand without their experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jobs.kept import Kept
+from jobs.locations import catalog_location, store_location
+from jobs.merges import load_merge, locate
+from jobs.places import usable
+from jobs.publication import enter
+from jobs.spec import JobSpec
+from storage.artifacts import ArtifactStore
+from storage.blobs import BlobRef, blob_key
+from storage.catalog import Catalog
+from storage.publish import MergeRef, manifest_digest, parse_merge_url
+from tintray.bundle import BACKBONE, Merge, config_file, tint_file
+from tintray.errors import InputError, NotFoundError
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A published merge in a store, about to grow."""
+
+    merge: Merge
+    store: ArtifactStore
+    ref: MergeRef
+    spec: JobSpec  # its job, with the store and the catalog that are in use now
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, as published."""
+        return self.merge.manifest
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Λ [K, L]; rows in the order of the tasks."""
+        return self.merge.coefficients
+
+    def row(self, task: str) -> Tensor:
+        """λ [L] of a task."""
+        return self.coefficients[self.merge.tasks.index(task)]
+
+    @property
+    def backbone(self) -> BlobRef:
+        """The merged backbone, as an artifact."""
+        return BlobRef(**self.manifest["files"][BACKBONE])
+
+    def files(self, task: str) -> dict[str, BlobRef]:
+        """A task's own files: its tint and its configuration."""
+        prefix = config_file(task, "")
+        return {
+            name: BlobRef(**ref)
+            for name, ref in self.manifest["files"].items()
+            if name == tint_file(task) or name.startswith(prefix)
+        }
+
+    def kept(self, tasks: tuple[str, ...]) -> dict[str, Kept]:
+        """How tasks are taken up again without their experts.
+
+        Raises
+        ------
+        NotFoundError
+            If an artifact that this needs is gone from the store; with its kind and what to do.
+        """
+        for name in tasks:
+            self.check_artifact(name, "self-labels", self.merge.task(name)["pool"]["labels"])
+        return {name: self.stand_in(name) for name in tasks}
+
+    def stand_in(self, task: str) -> Kept:
+        """What stands in for a task's expert."""
+        entry = self.merge.task(task)
+        return Kept(self.merge.url, entry["expert"]["sha256"], entry["pool"]["sha256"])
+
+    def check_artifact(self, task: str, kind: str, sha256: str) -> None:
+        """Raise :class:`NotFoundError` if what a change needs of a task is gone."""
+        with usable():
+            there = self.store.exists(blob_key(sha256))
+        if not there:
+            raise NotFoundError(
+                f"the {kind} of task '{task}' of {self.ref} (artifact {sha256[:12]}…) are gone "
+                f"from {self.store.url}; expected what the merge was published with, copy it back "
+                f"or `tintray refresh {self.ref} --task {task}`"
+            )
+
+
+def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
+    """The merge that ``merge`` means.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    InputError
+        If it is a folder that was copied out of its store: a child has no place to go then.
+    """
+    url = locate(merge, catalog)
+    if "/merges/" not in url:
+        raise InputError(
+            f"{merge} is a copy outside of a store; expected a merge in a store, such as NAME/v1 "
+            "or STORE/merges/NAME/v1, since its child is published beside it"
+        )
+    opened = load_merge(url)
+    place, ref = parse_merge_url(url)
+    here = Path.cwd()
+    spec = JobSpec.from_record(opened.manifest["job"])
+    spec = spec.model_copy(
+        update={
+            "tint": spec.tint.model_copy(update={"site": opened.manifest["site"]}),
+            "store": store_location(place.url, here),
+            "catalog": catalog_location(catalog, here),
+            "name": ref.name,
+        }
+    )
+    return Parent(opened, place, ref, spec)
+
+
+def make_known(parent: Parent, catalog: Catalog) -> None:
+    """Enter the parent in a catalog that does not know it: a child names it there."""
+    try:
+        catalog.find_merge(str(parent.ref))
+    except NotFoundError:
+        enter(
+            catalog,
+            parent.manifest,
+            parent.merge.url,
+            manifest_sha256=manifest_digest(parent.store, parent.ref),
+            coefficients=parent.coefficients,
+        )
+
+
+def ancestors(parent: Parent) -> Iterator[Parent]:
+    """The merge's parent, that one's, and so on, as far as they are still there."""
+    seen = parent
+    while seen.manifest.get("parent"):
+        name, _, version = str(seen.manifest["parent"]).partition("/v")
+        url = f"{parent.store.url}/merges/{name}/v{version}"
+        try:
+            opened = load_merge(url)
+        except NotFoundError:  # removed since; what came before it is out of reach
+            return
+        seen = Parent(opened, parent.store, MergeRef(name, int(version)), parent.spec)
+        yield seen

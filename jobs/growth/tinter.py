@@ -1,0 +1,278 @@
+"""A worker that learns tint layers under a backbone that stays, on cached prefix activations.
+
+New tasks keep a part of their pool back: by how the merge agrees with the expert there, which no
+fit has seen, the way of growing is chosen. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.arrays import Floats, readable
+from jobs.worker import Prepared, Worker, _Hosted
+from storage.blobs import BlobRef, fetch_blob
+from storage.cache import lookup
+from tintray import labels
+from tintray.bundle import read_tensors
+from tintray.checkpoints import Checkpoint
+from tintray.errors import CheckpointError
+from tintray.evaluation import score
+from tintray.norms import norm_buffers
+from tintray.pools import Pool
+from tintray.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
+from tintray.randomness import stream
+from tintray.schedule import Shape, schedule
+from tintray.tasks import chosen
+from tintray.tint import FusedModel
+
+HELD_BACK = 0.2
+"""The share of a new task's pool that no fit sees."""
+
+LEAST_SURENESS = 0.2
+"""How much surer than chance an expert must be on average, from 0 (chance) to 1 (certain)."""
+
+MOST_BYTES = 256 * 2**20
+"""Activations of one task that are kept in the store; larger ones are computed again."""
+
+KIND = "prefix-activations"
+
+
+@dataclass(frozen=True)
+class TintOrder:
+    """How tint layers are learned.
+
+    Attributes
+    ----------
+    whole
+        Run the prefix over the whole pool and keep its activations in the store; otherwise over as
+        many examples as the rounds see.
+    """
+
+    rounds: int
+    batch_size: int
+    learning_rate: float
+    shape: Shape
+    whole: bool
+    prefix: bool = True  # False only to measure what the prefix saves
+
+
+@dataclass(frozen=True)
+class Tinted:
+    """A tint layer was learned.
+
+    Attributes
+    ----------
+    agreement
+        With the expert, on the part of the pool that was held back; None where none was.
+    kept
+        Share of the last batch that the confidence filter kept.
+    reused
+        The prefix activations came from the store.
+    activations
+        Where they are by now, if they are kept.
+    """
+
+    task: str
+    agreement: float | None
+    kept: float
+    seconds: float
+    reused: bool
+    activations: BlobRef | None
+
+
+class Tinter(Worker):
+    """Hosts new tasks with their experts, and old ones without; see the module."""
+
+    def _like(self) -> Checkpoint:
+        """A task's configuration: where one is of a published merge, from there."""
+        first = next(task for tasks in self._orders.values() for task in tasks)
+        return super()._like() if first.kept is None else self._checkpoint(first)
+
+    # -- before the fit ------------------------------------------------------------------------
+
+    def prepare(self, name: str) -> Prepared:
+        """As ``Worker.prepare``; then refuse an expert that knows nothing of its pool.
+
+        Raises
+        ------
+        CheckpointError
+            If it is hardly surer than chance, on average.
+        """
+        prepared = super().prepare(name)
+        hosted = self._hosted[name]
+        if hosted.order.kept is None:
+            self._check_sureness(hosted)
+        return prepared
+
+    def _check_sureness(self, hosted: _Hosted) -> None:
+        outputs = hosted.labels
+        if hosted.order.kind != "classification" or not isinstance(outputs, Tensor):
+            return
+        chance = 1 / outputs.shape[1]
+        confidence = float(outputs.softmax(-1).amax(-1).mean())
+        if outputs.shape[1] > 1 and (confidence - chance) / (1 - chance) < LEAST_SURENESS:
+            raise CheckpointError(
+                f"{hosted.order.role}: {hosted.order.expert} is unsure of nearly every example of "
+                f"its pool (mean confidence {confidence:.2f}, chance is {chance:.2f}); expected an "
+                "expert that was trained for this task, on inputs prepared as here"
+            )
+
+    def begin(self, bounds: Sequence[slice]) -> None:
+        """As ``Worker.begin``; new tasks without what they hold back."""
+        super().begin(bounds)
+        for group in self._groups.values():
+            for task in group.tasks:
+                rows = self._rows(self._hosted[task.name])[0]
+                task.pool, task.labels = part(task.pool, rows), chosen(task.labels, rows)
+                task.features = None if task.features is None else task.features[rows]
+
+    def _rows(self, hosted: _Hosted) -> tuple[Tensor, Tensor]:
+        """Which examples of the pool are learned from, and which are held back."""
+        total = len(hosted.pool)
+        if hosted.order.kept is not None or total < 2:
+            return torch.arange(total), torch.arange(0)
+        name, seed = hosted.order.name, self._order.settings.seed
+        order = torch.randperm(total, generator=stream(seed, name, "held back"))
+        held = max(1, int(total * HELD_BACK))
+        return order[held:].sort().values, order[:held].sort().values
+
+    # -- tint layers ---------------------------------------------------------------------------
+
+    def fit_tint(self, name: str, order: TintOrder, *theta: Floats) -> Tinted:
+        """Learn a task's tint layer under θ, from where it is."""
+        hosted = self._hosted[name]
+        started = time.perf_counter()
+        backbone = [readable(piece) for piece in theta]
+        rows, held = self._rows(hosted)
+        if not order.whole:
+            rows = self._sampled(hosted, rows, order.rounds * order.batch_size)
+        state = self._state(hosted)
+        # Features may lie before the site, where nothing runs any more.
+        settings = replace(
+            self._order.settings,
+            features=0.0,
+            batch_size=order.batch_size,
+            micro_batch=max(order.batch_size, self._order.settings.micro_batch),
+        )
+        model: FusedModel
+        pool: Pool
+        ref, reused = None, False
+        try:
+            if not order.prefix or norm_buffers(self._partition.module):
+                raise NoPrefixError("not asked for, or statistics of the batch go into it")
+            prefix = PrefixModel(
+                self._partition.module,
+                self._partition.layout,
+                self._partition.private,
+                self._partition.site,
+                self._partition.low_rank,
+            )
+            prefix.bind(backbone, None)
+            pool, rows, ref, reused = self._cached(prefix, hosted, order, rows, theta)
+            model = prefix
+        except NoPrefixError:  # the same result, at the cost of the whole model in every round
+            assert self._fused is not None
+            model, pool = self._fused, hosted.pool
+        inside = rows if len(pool) == len(hosted.pool) else torch.arange(len(rows))
+        task = replace(
+            state, pool=part(pool, inside), labels=chosen(state.labels, rows), features=None
+        )
+        rate = schedule(order.learning_rate, order.shape, order.rounds)
+        metrics = fit_tints([task], model, backbone, settings, rate, order.rounds)
+        agreement = None
+        if len(held) and order.whole:
+            whole = isinstance(pool, CachedPool)  # then activations of what is held back are there
+            agreement = (
+                self._agreement(hosted, model, pool, held)
+                if whole
+                else self.held_agreement(name, *theta)
+            )
+        seconds = time.perf_counter() - started
+        return Tinted(name, agreement, metrics[name].kept, seconds, reused, ref)
+
+    def held_agreement(self, name: str, *theta: Floats) -> float:
+        """Agreement with the expert on what was held back, under θ."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        held = self._rows(hosted)[1]
+        rows = held if len(held) else torch.arange(len(hosted.pool))
+        pool = part(hosted.pool, rows)
+        self._estimate(hosted, theta)
+        merged, expert = self._predict(hosted, pool, theta), chosen(hosted.labels, rows)
+        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
+
+    def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Let a task's tint layer go on from these tensors."""
+        layer = self._hosted[name].layer
+        with torch.no_grad():
+            for key, array in tensors.items():
+                layer.tensors[key].copy_(torch.from_numpy(array.copy()))
+
+    def _sampled(self, hosted: _Hosted, rows: Tensor, most: int) -> Tensor:
+        """As many examples as the rounds see."""
+        if most >= len(rows):
+            return rows
+        seed = self._order.settings.seed
+        order = torch.randperm(len(rows), generator=stream(seed, hosted.order.name, "refit"))
+        return rows[order[:most]].sort().values
+
+    def _cached(
+        self,
+        model: PrefixModel,
+        hosted: _Hosted,
+        order: TintOrder,
+        rows: Tensor,
+        theta: Sequence[Floats],
+    ) -> tuple[CachedPool, Tensor, BlobRef | None, bool]:
+        """The pool from the site on, its rows, and whether the store has its activations."""
+        precision = self._order.settings.precision
+        if not order.whole:
+            pool = part(hosted.pool, rows)
+            return model.cached(pool, hosted.layer, precision), rows, None, False
+        digest = hashlib.sha256(self._order.base_digest.encode())
+        for piece in theta:
+            digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
+        key = prefix_key(digest.hexdigest(), hosted.pool.digest, model.site, precision)
+        found = lookup(self._store, KIND, key)
+        if found is not None:
+            kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
+            cached = model.cached(hosted.pool, hosted.layer, precision, kept)
+            return cached, rows, found.ref, True
+        cached = model.cached(hosted.pool, hosted.layer, precision)
+        ref = None
+        if sum(tensor.nbytes for tensor in cached.activations.values()) <= MOST_BYTES:
+            ref = self._remember(KIND, key, cached.activations)
+        return cached, rows, ref, False
+
+    def _agreement(self, hosted: _Hosted, model: FusedModel, pool: Pool, rows: Tensor) -> float:
+        """Agreement with the expert on some examples of a pool of activations."""
+        assert hosted.labels is not None, "prepare() comes first"
+        precision, kind = self._order.settings.precision, hosted.order.kind
+        held = part(pool, rows)
+        merged = labels.ask(
+            lambda batch: model.forward([batch], [hosted.layer], precision)[0], held, kind
+        )
+        expert = chosen(hosted.labels, rows)
+        return score(hosted.order.name, kind, merged, expert, None, held.mask).agreement
+
+
+def part(pool: Pool, rows: Tensor) -> Pool:
+    """The examples of a pool at ``rows``, as a pool of the same class."""
+    if len(rows) == len(pool):
+        return pool
+    return replace(
+        pool,
+        inputs={name: tensor[rows] for name, tensor in pool.inputs.items()},
+        mask=None if pool.mask is None else pool.mask[rows],
+        words=None if pool.words is None else pool.words[rows],
+        rows=[pool.rows[row] for row in rows.tolist()] if len(pool.rows) else pool.rows,
+    )

@@ -1,0 +1,296 @@
+"""A merge grows: what stays the same, what the guard refuses, what is told of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import tintray
+from jobs import api
+from jobs.cli import main
+from jobs.events import StageStarted
+from jobs.growth import api as growth
+from jobs.growth.history import diff
+from jobs.growth.run import GuardError
+from jobs.results import MergeSummary
+from storage.lineage import ParentChangedError
+from storage.publish import parse_merge_url, read_manifest
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
+
+QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
+EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
+
+
+class Place(TypedDict):
+    """A store and its catalog, as calls take them."""
+
+    store: str
+    catalog: str
+
+
+class Grown:
+    """A store with a merge of the tiny zoo that begins with some tasks."""
+
+    def __init__(self, zoo: TinyZoo, store: Path, tasks: tuple[str, ...], **sections: Any) -> None:
+        self.zoo = zoo
+        self.spec = zoo.spec(store, tasks, **sections)
+        self.summary = api.run(self.spec)
+        self.place: Place = {"store": str(self.spec.store), "catalog": str(self.spec.catalog)}
+
+    def file(self, *tasks: str, **changed: Any) -> Path:
+        """A file with these tasks."""
+        path = self.zoo.folder / f"{'-'.join(tasks)}.yaml"
+        path.write_text(yaml.safe_dump([self.zoo.task(name) | changed for name in tasks]))
+        return path
+
+    def add(
+        self, *tasks: str, mode: Any = "tint", overrides: Any = EASY, **kw: Any
+    ) -> MergeSummary:
+        """Add tasks to the newest version."""
+        return growth.add(
+            "tiny", [self.file(*tasks)], mode=mode, overrides=overrides, **self.place, **kw
+        )
+
+    def remove(self, *tasks: str, **kw: Any) -> MergeSummary:
+        """Remove tasks from the newest version."""
+        return growth.remove("tiny", tasks, overrides=EASY, **self.place, **kw)
+
+
+def manifest(summary: MergeSummary) -> dict[str, Any]:
+    return read_manifest(*parse_merge_url(summary.url))
+
+
+def hashes(summary: MergeSummary) -> dict[str, str]:
+    return {name: ref["sha256"] for name, ref in manifest(summary)["files"].items()}
+
+
+@pytest.fixture
+def grown(tiny: TinyZoo, tmp_path: Path) -> Grown:
+    return Grown(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three"))
+
+
+def test_a_tint_leaves_the_backbone_and_every_old_task_bit_for_bit(grown: Grown) -> None:
+    before = hashes(grown.summary)
+    child = grown.add("five", "four")
+    after = hashes(child)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"coefficients.safetensors"} | {
+        name for name in after if "/five" in name or "/four" in name
+    }
+    assert child.parent == "tiny/v1"
+    rows = tintray.load(child.url).coefficients
+    assert not rows[2:].any() and rows[:2].all()
+    pixels = torch.randn(2, 3, 16, 16)
+    old, new = tintray.load(grown.summary.url), tintray.load(child.url)
+    for task in ("two", "three"):
+        answers = [merge.for_task(task)(pixel_values=pixels).logits for merge in (old, new)]
+        assert torch.equal(*answers)
+    assert new.for_task("five")(pixel_values=pixels).logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize("mode", ["coefficients", "joint"])
+def test_old_experts_are_not_needed(grown: Grown, mode: str) -> None:
+    for name in ("two", "three"):
+        shutil.rmtree(grown.zoo.folder / name)
+    child = grown.add("five", mode=mode)
+    found = manifest(child)
+    assert found["change"]["mode"] == mode
+    assert {task["task"] for task in found["change"]["guard"]["tasks"]} == {"two", "three"}
+    old, new = tintray.load(grown.summary.url), tintray.load(child.url)
+    assert new.coefficients[2].any()
+    assert torch.equal(new.coefficients[:2], old.coefficients) == (mode == "coefficients")
+    assert not torch.equal(
+        new.tint("two")["classifier.weight"], old.tint("two")["classifier.weight"]
+    )
+    table = api.evaluate("tiny", **grown.place)
+    assert [task.merged for task in table.tasks] == [task.merged for task in child.tasks]
+
+
+@pytest.mark.parametrize("mode", ["tint", "coefficients"])
+def test_removing_what_came_last_gives_the_merge_before(grown: Grown, mode: str) -> None:
+    one = grown.add("five", mode=mode)
+    grown.add("four", mode=mode)
+    back = grown.remove("four")
+    assert hashes(back) == hashes(one)
+    assert [task.merged for task in back.tasks] == [task.merged for task in one.tasks]
+
+
+def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
+    """θ is that of base and task vectors without the removed one, whatever the order of adding."""
+    grown.add("five", mode="coefficients")
+    left = grown.remove("two")
+    merge = tintray.load(left.url)
+    assert merge.tasks == ("three", "five")
+    vectors = {
+        task["name"]: tintray.load(left.url).manifest and task["task_vector"]
+        for task in manifest(left)["tasks"]
+    }
+    from safetensors.torch import load_file
+
+    store = Path(str(grown.spec.store)) / "blobs"
+    base = load_file(grown.zoo.folder / "base" / "model.safetensors")
+    read = {name: load_file(store / sha[:2] / sha) for name, sha in vectors.items()}
+    for column, unit in enumerate(merge.manifest["units"]):
+        name = unit["name"]
+        if name not in base:  # spelt otherwise on disk
+            continue
+        expected = base[name].double()
+        for row, task in enumerate(merge.tasks):
+            expected = expected + merge.coefficients[row, column].double() * read[task][name]
+        torch.testing.assert_close(merge.backbone[name].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_guard_refuses_what_harms_an_old_task(grown: Grown) -> None:
+    strict = (*QUICK, "growth.tolerance=0", "fit.coefficient_lr=1")
+    with pytest.raises(SpecError, match="expected a field of 'growth'"):
+        grown.add("five", mode="coefficients", overrides=strict)
+    wild = Grown(
+        grown.zoo,
+        Path(grown.place["store"]).with_name("wild"),
+        ("two", "three"),
+        fit={"coefficient_lr": 2.0},
+    )
+    with pytest.raises(GuardError, match=r"nothing was published.*loses \d+\.\d points"):
+        wild.add("five", mode="coefficients", overrides=(*QUICK, "growth.tolerance=0"))
+    assert [merge.version for merge in api.list_merges(**wild.place)] == ["v1"]
+
+
+def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(grown: Grown) -> None:
+    events: list[Any] = []
+    cheap = grown.add("five", mode="auto", on_event=events.append)
+    assert manifest(cheap)["change"]["mode"] == "tint"
+    hard = (*QUICK, "growth.target=1", "growth.tolerance=100")
+    child = grown.add("four", mode="auto", overrides=hard, on_event=events.append)
+    change = manifest(child)["change"]
+    assert [tried["mode"] for tried in change["attempts"]] == ["tint", "coefficients", "joint"]
+    assert "agrees with its expert on" in change["attempts"][0]["short"]
+    notices = " ".join(str(event) for event in events)
+    assert "'tint' is not enough" in notices
+    assert "no way is enough" in notices or change["agreement"]["four"] == 1
+
+
+def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
+    pool = grown.zoo.arrays("three")
+    np.savez(grown.zoo.folder / "more.npz", **{**pool, "x_train": pool["x_train"][:30]})
+    child = growth.refresh(
+        "tiny",
+        "three",
+        pool=str(grown.zoo.folder / "more.npz"),
+        mode="tint",
+        overrides=EASY,
+        **grown.place,
+    )
+    before, after = manifest(grown.summary), manifest(child)
+    assert after["tasks"][1]["pool"]["examples"] == 30
+    assert after["files"]["backbone.safetensors"] == before["files"]["backbone.safetensors"]
+    assert after["files"]["tints/three.safetensors"] != before["files"]["tints/three.safetensors"]
+    assert after["files"]["tints/two.safetensors"] == before["files"]["tints/two.safetensors"]
+
+
+def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: Grown) -> None:
+    def meanwhile(event: Any) -> None:
+        if isinstance(event, StageStarted) and event.stage == "fitting" and not came:
+            came.append(grown.add("four"))
+
+    came: list[MergeSummary] = []
+    with pytest.raises(ParentChangedError, match=r"tiny/v2 was published by job tiny-.*--rebase"):
+        grown.add("five", on_event=meanwhile)
+    assert [merge.version for merge in api.list_merges(**grown.place)] == ["v2", "v1"]
+    came.clear()
+    grown.remove("four")
+    child = grown.add("five", on_event=meanwhile, rebase=True)
+    assert child.parent == "tiny/v4"
+    assert tintray.load(child.url).tasks == ("two", "three", "four", "five")
+
+
+def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> None:
+    one = grown.add("five")
+    grown.add("four", mode="coefficients")
+    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    assert main(["rollback", "tiny", "--to", "v2", *where]) == 0
+    back = api.show("tiny", **grown.place)
+    assert (back.version, back.parent, hashes(back)) == ("v4", "tiny/v3", hashes(one))
+    capfd.readouterr()
+    assert main(["history", "tiny", *where]) == 0
+    told = capfd.readouterr().out
+    assert [line.split("tiny/")[1].split()[:2] for line in told.splitlines()] == [
+        ["v1", "merged"],
+        ["v2", "add"],
+        ["v3", "add"],
+        ["v4", "rollback"],
+    ]
+    found = diff("tiny/v2", "tiny/v3", catalog=grown.place["catalog"])
+    assert {task.task: task.change for task in found.tasks} == {
+        "two": "changed",
+        "three": "changed",
+        "five": "changed",
+        "four": "added",
+    }
+    assert any(layer.backbone > 0 and layer.coefficients > 0 for layer in found.layers)
+    same = diff("tiny/v1", "tiny/v2", catalog=grown.place["catalog"])
+    assert same.same_backbone and not any(layer.backbone for layer in same.layers)
+    with pytest.raises(NotFoundError, match="did not grow from tiny/v9; it grew from"):
+        growth.rollback("tiny", "v9", **grown.place)
+
+
+def test_a_merge_grows_from_the_command_line(grown: Grown, capfd: Any) -> None:
+    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    quick = [word for text in EASY for word in ("--set", text)]
+    file = str(grown.file("five", "four"))
+    assert main(["add", "tiny", "--task", file, *quick, *where, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["version"], told["parent"], len(told["tasks"])) == ("v2", "tiny/v1", 4)
+    assert main(["refresh", "tiny", "--task", "two", *quick, *where]) == 0
+    assert main(["remove", "tiny", "--task", "four", *quick, *where]) == 0
+    assert main(["remove", "tiny", "--task", "four", *quick, *where]) == 2
+    assert "tiny/v4 has no task 'four'" in capfd.readouterr().err
+
+
+def test_bad_input_is_told_in_a_sentence_and_nothing_is_published(grown: Grown) -> None:
+    with pytest.raises(SpecError, match="task 'two' is in tiny/v1 already"):
+        grown.add("two")
+    with pytest.raises(NotFoundError, match="has no task 'tow'; did you mean 'two'"):
+        grown.remove("tow")
+    with pytest.raises(InputError, match="would have no task left"):
+        grown.remove("two", "three")
+    with pytest.raises(SpecError, match="exprt' is not a field"):
+        path = grown.file("five")
+        path.write_text(path.read_text().replace("expert", "exprt"))
+        growth.add("tiny", [path], **grown.place)
+    assert [merge.version for merge in api.list_merges(**grown.place)] == ["v1"]
+
+
+def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None:
+    labels = manifest(grown.summary)["tasks"][0]["pool"]["labels"]
+    (Path(grown.place["store"]) / "blobs" / labels[:2] / labels).unlink()
+    with pytest.raises(NotFoundError, match=r"self-labels of task 'two' of tiny/v1 .* are gone"):
+        grown.add("five", mode="joint")
+    assert grown.add("five", mode="tint").version == "v2"  # which needs nothing of old tasks
+    (grown.zoo.folder / "three.npz").unlink()
+    with pytest.raises(DataError, match=r"tasks\.three\.adapt: the data file .* does not exist"):
+        grown.remove("two")
+
+
+def test_an_unsure_expert_and_one_of_another_base_are_refused(grown: Grown) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = grown.zoo.folder / "five" / "model.safetensors"
+    tensors = load_file(path)
+    unsure = {n: t * 0.01 if n.startswith("classifier") else t for n, t in tensors.items()}
+    save_file(unsure, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="unsure of nearly every example of its pool"):
+        grown.add("five")
+    torch.manual_seed(7)
+    other = {n: torch.randn_like(t) * 0.2 if t.ndim > 1 else t for n, t in tensors.items()}
+    save_file(other, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="was not fine-tuned from the base of this merge"):
+        grown.add("five")
+    assert [merge.version for merge in api.list_merges(**grown.place)] == ["v1"]

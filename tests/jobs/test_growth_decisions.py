@@ -1,0 +1,65 @@
+"""Which way of growing is tried next, which is published, and what the guard calls a loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.growth.decisions import Loss, Mode, Verdict, best, losses, next_mode
+from tintray.evaluation import TaskScore
+
+HARM = (Loss("old", "accuracy", 0.9, 0.8),)
+
+
+def verdict(mode: Mode, agreement: float, lost: tuple[Loss, ...] = ()) -> Verdict:
+    return Verdict(mode, {"new": agreement}, lost)
+
+
+def score(task: str, merged: float) -> TaskScore:
+    return TaskScore(task, "accuracy", merged, 1.0, merged, 100)
+
+
+def test_auto_climbs_until_a_way_is_enough() -> None:
+    assert next_mode("auto", [], 0.8) == "tint"
+    assert next_mode("auto", [verdict("tint", 0.8)], 0.8) is None
+    low = verdict("tint", 0.79)
+    assert next_mode("auto", [low], 0.8) == "coefficients"
+    assert next_mode("auto", [low, verdict("coefficients", 0.9, HARM)], 0.8) == "joint"
+    assert next_mode("auto", [low, verdict("coefficients", 0.9)], 0.8) is None
+    done = [low, verdict("coefficients", 0.7), verdict("joint", 0.7)]
+    assert next_mode("auto", done, 0.8) is None
+    assert next_mode("auto", [low], 0.8, ("tint",)) is None
+
+
+@pytest.mark.parametrize("asked", ["tint", "coefficients", "joint"])
+def test_a_way_that_was_asked_for_is_the_only_one(asked: Mode) -> None:
+    assert next_mode(asked, [], 0.8) == asked
+    assert next_mode(asked, [verdict(asked, 0.1, HARM)], 0.8) is None
+
+
+def test_what_harms_is_never_published() -> None:
+    tint, harm, joint = (
+        verdict("tint", 0.5),
+        verdict("coefficients", 1.0, HARM),
+        verdict("joint", 0.7),
+    )
+    assert best([tint, harm, joint], 0.8) is joint
+    assert best([tint, harm], 0.8) is tint
+    assert best([harm], 0.8) is None
+    assert best([verdict("tint", 0.85), verdict("joint", 0.9)], 0.8).mode == "tint"  # type: ignore[union-attr]
+
+
+def test_a_loss_is_more_than_the_tolerance_and_the_worst_is_told_first() -> None:
+    before = [score("a", 0.9), score("b", 0.9), score("c", 0.9)]
+    after = [score("a", 0.89), score("b", 0.85), score("c", 0.80), score("new", 0.1)]
+    found = losses(before, after, 1.0)
+    assert [loss.task for loss in found] == ["c", "b"]
+    assert str(found[0]) == "c loses 10.0 points (accuracy 90.0 to 80.0)"
+
+
+def test_why_it_is_not_enough_names_task_share_and_loss() -> None:
+    found = Verdict("joint", {"x": 0.5, "y": 0.7}, HARM)
+    assert found.short(0.8) == (
+        "x (and 1 more) agrees with its expert on 50.0 % of held-back examples, the target is "
+        "80.0 % and old loses 10.0 points (accuracy 90.0 to 80.0)"
+    )
+    assert verdict("tint", 0.8).short(0.8) == ""

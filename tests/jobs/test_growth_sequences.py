@@ -1,0 +1,133 @@
+"""Any sequence of changes leaves a consistent lineage, whole merges, and nothing of what is gone.
+
+Forty random sequences in one store; each step is checked as it is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tintray
+from jobs import api
+from jobs.growth import api as growth
+from jobs.growth.history import history
+from jobs.results import MergeSummary
+from jobs.upkeep import remove as remove_merge
+from storage.artifacts import open_store
+from storage.blobs import is_blob
+from storage.catalog import Catalog
+from storage.collect import collect
+from storage.publish import list_merges, read_manifest
+from tests.tiny_zoo import TASKS, TinyZoo
+
+QUICK = (
+    "growth.rounds=2",
+    "growth.coefficient_rounds=1",
+    "growth.refit_rounds=1",
+    "growth.tolerance=100",
+)
+
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "remove", "refresh"]),
+        st.sampled_from(TASKS),
+        st.sampled_from(["tint", "tint", "coefficients", "joint"]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+class Place(TypedDict):
+    """A store and its catalog, as calls take them."""
+
+    store: str
+    catalog: str
+
+
+class Line:
+    """A store in which one merge after another begins, grows, and goes."""
+
+    def __init__(self, zoo: TinyZoo, store: Path) -> None:
+        self.zoo, self.store = zoo, store
+        self.place: Place = {"store": str(store), "catalog": f"sqlite:///{store}/catalog.db"}
+        self.spec = zoo.spec(store, ("two", "three"), fit={"rounds": 1})
+
+    def step(self, operation: str, task: str, mode: Any) -> MergeSummary:
+        """Make a change of the newest version."""
+        if operation == "remove":
+            return growth.remove("tiny", [task], overrides=QUICK, **self.place)
+        if operation == "refresh":
+            return growth.refresh("tiny", task, mode=mode, overrides=QUICK, **self.place)
+        path = self.zoo.folder / f"only-{task}.yaml"
+        path.write_text(yaml.safe_dump(self.zoo.task(task)))
+        return growth.add("tiny", [path], mode=mode, overrides=QUICK, **self.place)
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """Of every merge that is in the store."""
+        opened = open_store(self.store)
+        return {str(ref): read_manifest(opened, ref) for ref in list_merges(opened)}
+
+    def blobs(self) -> set[str]:
+        """Hashes of all blobs that are in the store."""
+        found = (is_blob(entry.key) for entry in open_store(self.store).list("blobs/"))
+        return {sha256 for sha256 in found if sha256}
+
+    def collect(self, *gone: str) -> None:
+        """Remove merges, and then what nobody needs."""
+        for ref in gone:
+            remove_merge(ref, catalog=self.place["catalog"])
+        with Catalog.open(self.place["catalog"]) as catalog:
+            collect(open_store(self.store), catalog, age=0)
+
+
+def of_tasks(manifest: dict[str, Any]) -> set[str]:
+    """What a merge needs of each of its tasks, now and to grow: hashes."""
+    own = {file["sha256"] for name, file in manifest["files"].items() if name.startswith("tints/")}
+    for task in manifest["tasks"]:
+        own |= {task["task_vector"], task["pool"]["labels"]}
+        own |= {task["test"]["outputs"]} if task["test"] else set()
+    return own
+
+
+@pytest.fixture(scope="module")
+def line(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """One store for all sequences; each leaves it empty."""
+    return Line(tiny, tmp_path_factory.mktemp("sequences"))
+
+
+@settings(max_examples=40, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(changes)
+def test_every_sequence_is_sound(line: Line, steps: list[tuple[str, str, str]]) -> None:
+    made = [api.run(line.spec)]
+    tasks = {"two", "three"}
+    for operation, task, mode in steps:
+        if (operation == "add") == (task in tasks) or (operation == "remove" and len(tasks) == 1):
+            continue
+        made.append(line.step(operation, task, mode))
+        tasks = tasks ^ {task} if operation != "refresh" else tasks
+        merge = tintray.load(made[-1].url)
+        assert set(merge.tasks) == tasks
+        assert merge.coefficients.shape[0] == len(tasks)
+        for name in merge.manifest["files"]:
+            merge.file(name)  # verifies its hash
+        merge.for_task(task if task in tasks else merge.tasks[0])
+    refs = [f"tiny/{summary.version}" for summary in made]
+    assert [summary.parent for summary in made] == [None, *refs[:-1]]
+    told = {found.ref: found.parent for found in history("tiny", catalog=line.place["catalog"])}
+    assert {ref: told[ref] for ref in refs} == dict(zip(refs, [None, *refs[:-1]], strict=True))
+    manifests = line.manifests()
+    last = manifests[refs[-1]]
+    line.collect(*refs[:-1])
+    everything = set().union(*(of_tasks(manifest) for manifest in manifests.values()))
+    blobs = line.blobs()
+    assert of_tasks(last) <= blobs  # what it needs to grow on
+    assert not (everything - of_tasks(last)) & blobs  # nothing of tasks and tints that are gone
+    line.collect(refs[-1])
+    assert not line.blobs()
