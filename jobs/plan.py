@@ -244,14 +244,15 @@ def check(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     plan = lay_out(job, cluster, choice)
     problem = _problem(plan, cluster)
     if problem is not None:
-        ways = [text for text, other in _ways(job, choice) if _fits(other, cluster)]
-        advice = (
-            f"what would fit: {'; or '.join(ways[:_MOST_WAYS])}"
-            if ways
-            else "it needs a larger machine"
-        )
-        raise SpecError(f"the job does not fit: {problem}; {advice}")
+        raise SpecError(f"the job does not fit: {problem}; {_advice(job, cluster, choice, plan)}")
     return plan
+
+
+def _advice(job: JobSize, cluster: ClusterSize, choice: Choice, plan: Plan) -> str:
+    if _problem(plan, replace(cluster, disk=None)) is None:  # all that lacks is disk
+        return "free some of it, or name a store with more room"
+    ways = [text for text, other in _ways(job, choice) if _fits(other, cluster)]
+    return f"what would fit: {'; or '.join(ways[:_MOST_WAYS])}" if ways else "use a larger machine"
 
 
 def _problem(plan: Plan, cluster: ClusterSize) -> str | None:

@@ -25,7 +25,7 @@ class Calibration:
         ``None`` where there are no labels to tell.
     """
 
-    histogram: tuple[float, ...]
+    histogram: list[float]
     mean_confidence: float
     ece: float | None = None
     brier: float | None = None
@@ -35,7 +35,7 @@ def calibration(logits: Tensor, labels: Tensor | None) -> Calibration:
     """How sure a model is, and whether rightly: from logits [N, C], labels [N] or none."""
     sure = confidence(logits).double()
     counts = torch.bincount(_bins(sure), minlength=BINS).double()
-    histogram = tuple((counts / len(sure)).tolist())
+    histogram = (counts / len(sure)).tolist()
     if labels is None:
         return Calibration(histogram, sure.mean().item())
     return Calibration(

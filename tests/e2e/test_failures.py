@@ -177,12 +177,16 @@ def test_a_store_that_breaks_while_publishing_leaves_no_merge(
     assert [ref.name for ref in list_merges(open_store(str(store)))] == ["tiny"]
 
 
-def test_a_full_disk_is_said_to_be_full(zoo: TinyZoo, tmp_path: Path) -> None:
-    """On a real file system of 64 KiB, with the catalog outside of it."""
+@pytest.mark.parametrize(("room", "code"), [("64k", 2), ("160k", 1)])
+def test_a_full_disk_is_said_to_be_full(zoo: TinyZoo, tmp_path: Path, room: str, code: int) -> None:
+    """On a real file system that the plan finds too small, or that fills up all the same.
+
+    The catalog is outside of it.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     path = zoo.job_file(disk / "store", catalog=f"sqlite:///{tmp_path}/catalog.db")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
     own = ["unshare", "--mount", "--map-root-user"]
     if (
         not shutil.which("unshare")
@@ -204,10 +208,15 @@ def test_a_full_disk_is_said_to_be_full(zoo: TinyZoo, tmp_path: Path) -> None:
         check=False,
     )
     said = last_line(done.stderr)
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert "Traceback" not in done.stderr
-    assert said.startswith(f"error: the artifact store {disk / 'store'}")
-    assert "full" in said.lower() or "no space left" in said.lower()
+    if code == 2:
+        assert said.startswith("error: the job does not fit: the task vectors take")
+        assert "64.0 KiB are free" in said
+        assert "a store with more room" in said
+    else:
+        assert said.startswith(f"error: the artifact store {disk / 'store'}")
+        assert "full" in said.lower() or "no space left" in said.lower()
     state, reason = ending(f"sqlite:///{tmp_path}/catalog.db")
     assert (state, reason) == ("failed", said.removeprefix("error: "))
 

@@ -80,7 +80,7 @@ def test_the_disk_and_a_foreign_object_store_count_too() -> None:
 
 
 def test_what_nothing_would_fit_needs_a_larger_machine() -> None:
-    with pytest.raises(SpecError, match="it needs a larger machine"):
+    with pytest.raises(SpecError, match="use a larger machine"):
         check(JOB, replace(MACHINE, memory=GIB // 8), Choice())
 
 
