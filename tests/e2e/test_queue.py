@@ -88,7 +88,7 @@ def team(
         yield Team(zoo, catalog, environment)
 
 
-def until(what: Callable[[], Any], seconds: float = 120) -> Any:
+def until(what: Callable[[], Any], seconds: float = 300) -> Any:
     give_up = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < give_up
@@ -112,7 +112,13 @@ def test_a_job_survives_its_cluster(
         job_id = submitted["id"]
         watching = team.start("watch", job_id)
         with Catalog.open(team.catalog) as catalog:
-            until(lambda: catalog.checkpoints.of(job_id))
+
+            def has_checkpoint() -> bool:
+                if catalog.job(job_id).state.terminal:
+                    pytest.fail(team.type("status", job_id) + team.type("logs", job_id))
+                return bool(catalog.checkpoints.of(job_id))
+
+            until(has_checkpoint)
         assert team.ask("status", job_id)["state"] == "fitting"
         assert "already" not in team.type("logs", job_id)
         head.kill()
