@@ -20,7 +20,6 @@ from jobs.results import (
     TaskResult,
     ValidationReport,
 )
-from jobs.spec import TINT
 
 _SHARES = ("accuracy", "agreement")  # metrics between 0 and 1, shown in percent
 _LEGEND = """
@@ -66,6 +65,8 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
 
 
 def _how(summary: MergeSummary) -> str:
+    from jobs.spec import TINT  # only here: a list of jobs needs no job file
+
     fit = f"{summary.rounds} rounds" if summary.rounds else "nothing learned"
     if summary.method == TINT:
         return f"tint layer at {summary.site}, {fit}"

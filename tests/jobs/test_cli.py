@@ -108,6 +108,17 @@ def test_help_and_version_import_nothing_heavy(args: list[str]) -> None:
     assert found.stdout.splitlines()[-1] == "0 []", found.stderr
 
 
+def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
+    """They are to answer in a moment: neither the job file nor a list of jobs needs torch."""
+    modules = "submission, views, following, differences, tables"
+    found = python(
+        f"import sys; from jobs.queue import {modules}\n"
+        "heavy = ('torch', 'transformers', 'ray', 'numpy', 'boto3', 'alembic')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert found.stdout.split("\n")[0] == "[]", found.stdout + found.stderr
+
+
 def test_help_answers_at_once() -> None:
     def seconds() -> float:
         began = time.perf_counter()

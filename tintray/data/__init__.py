@@ -2,10 +2,34 @@
 
 Inputs and labels are read by different functions, and the one for inputs never opens a label: what
 a fit sees of an adaptation pool cannot depend on its labels.
+
+Imported when it is used: a job file needs to know what a ``DataOrder`` is, and no torch for that.
 """
 
-from tintray.data.labels import Answers, check_class_names, read_labels
-from tintray.data.order import DataOrder
-from tintray.data.reading import Examples, read_examples
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tintray.data.labels import Answers, check_class_names, read_labels
+    from tintray.data.order import DataOrder
+    from tintray.data.reading import Examples, read_examples
 
 __all__ = ["Answers", "DataOrder", "Examples", "check_class_names", "read_examples", "read_labels"]
+
+_HOME = {
+    "Answers": "labels",
+    "check_class_names": "labels",
+    "read_labels": "labels",
+    "DataOrder": "order",
+    "Examples": "reading",
+    "read_examples": "reading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tintray.data' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"tintray.data.{_HOME[name]}"), name)
