@@ -217,13 +217,18 @@ class Queue:
                     return None
                 if _handovers(session, job) < ATTEMPTS:
                     job.attempt, job.handed_at = job.attempt + 1, now
-                    reason = f"handed over to {cluster} (attempt {job.attempt})"
-                    session.add(_event(job, JobState.QUEUED, reason, now))
                     return Claim(job.id, job.attempt)
                 _move(session, job, JobState.FAILED, _no_sign(job), now)
 
+    def handed(self, claim: Claim) -> None:
+        """Note that a job was handed over: its cluster has taken it."""
+        with self._write() as session:
+            _, job, now = _locked(session, claim.job_id)
+            reason = f"handed over to {job.cluster} (attempt {claim.attempt})"
+            session.add(_event(job, job.state, reason, now))
+
     def unclaim(self, claim: Claim) -> None:
-        """Let a job wait again that could not be handed over."""
+        """Let a job wait again that could not be handed over; that counts for nothing."""
         mine = sa.and_(Job.id == claim.job_id, Job.attempt == claim.attempt)
         waits = sa.and_(mine, Job.state == JobState.QUEUED)
         with self._write() as session:

@@ -43,6 +43,7 @@ def dispatch(catalog: Catalog, catalog_url: str, cluster: str) -> list[Claim]:
             if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
                 catalog.queue.unclaim(claim)
                 raise
+        catalog.queue.handed(claim)
         handed.append(claim)
     return handed
 
