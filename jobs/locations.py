@@ -10,8 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from storage.urls import CATALOG_SCHEMES, parse_store_url, redact
 from tintray.errors import InputError, nearest
@@ -139,7 +138,7 @@ def _absolute(written: str, folder: Path, expected: str) -> Path:
         parts = urlsplit(written)
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ValueError(f"expected a file:// URL of an absolute path, found {written!r}")
-        text = url2pathname(parts.path)
+        text = unquote(parts.path)
     try:
         return (folder / Path(text).expanduser()).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links, or a home folder of nobody

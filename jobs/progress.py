@@ -6,7 +6,7 @@ the live display is drawn by a thread of its own a few times a second, whatever 
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
 import time
 from collections import deque
@@ -322,4 +322,4 @@ def _blend(before: float, now: float) -> float:
 
 
 def _mean(values: Collection[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
+    return math.fsum(values) / len(values) if values else 0.0

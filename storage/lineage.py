@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from storage.blobs import BlobRef
 from storage.states import JobState
 from storage.tables import Artifact, ArtifactUse, Base, Coefficient, Job, Merge, MergeFile
 from tintray.errors import NotFoundError, StorageError, nearest
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 _BATCH = 500  # values in one statement: SQLite takes a bounded number
 
@@ -48,8 +50,13 @@ def insert_or_replace(
 
 
 def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    # Imported for the database at hand: each costs as much as a query, and a list needs neither.
     if session.get_bind().dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
         return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
     return postgresql.insert(table)
 
 
