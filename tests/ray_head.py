@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 READY_SECONDS = 90
 MARK = "TINTRAY_TEST_HEAD"  # a variable by which a head's processes are known
@@ -79,10 +79,15 @@ class RayHead:
 
     def _wait(self) -> None:
         opener = build_opener(ProxyHandler({}))
+        body = json.dumps({"entrypoint": "true"}).encode()
+        request = Request(
+            f"{self.address}/api/jobs/", body, {"Content-Type": "application/json"}, method="POST"
+        )
         give_up = time.monotonic() + READY_SECONDS
         while True:
             try:
-                with opener.open(f"{self.address}/api/v0/cluster_metadata", timeout=5) as answer:
+                # The dashboard answers before it can take a job: then it says so with a 500.
+                with opener.open(request, timeout=30) as answer:
                     json.load(answer)
                     return
             except (URLError, OSError, ValueError):

@@ -178,10 +178,10 @@ class RayJobs:
                 f"the cluster at {self.address} refused the token ({error.code}); set "
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the cluster's"
             )
-        said = [
-            line for line in error.read(9000).decode(errors="replace").splitlines() if ": " in line
-        ]
-        detail = said[-1].strip().rstrip(".") if said else error.reason
+        lines = error.read(9000).decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip(" .")]
+        told = [line for line in said if ": " in line] or said or [error.reason]
+        detail = told[-1].rstrip(".")
         return f"the cluster at {self.address} answered {error.code}: {detail}; see its dashboard"
 
 

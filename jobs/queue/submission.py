@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None 
     with opened(catalog) as (known, url):
         cluster = _cluster(chosen_address(address, None))
         known.queue.set_limit(cluster, max_jobs)
-        with usable():
+        with suppress(ClusterError):  # whoever watches a job that waits hands it over
             dispatch(known, url, cluster)
 
 
