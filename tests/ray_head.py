@@ -29,13 +29,15 @@ class RayHead:
 
     def __init__(self, cpus: int, environment: Mapping[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # socket names allow no longer one
-        ports = free_ports(2)
+        ports = free_ports(4)
         self.address = f"http://127.0.0.1:{ports[0]}"
         self._log = (self.folder / "head.log").open("wb")
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address=127.0.0.1", f"--port={ports[1]}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[0]}",
+            # Fixed ports by default: a second Ray on the machine could then take no job.
+            f"--dashboard-agent-listen-port={ports[2]}", f"--metrics-export-port={ports[3]}",
             f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}",
             f"--temp-dir={self.folder}", "--disable-usage-stats",
         ]  # fmt: skip
