@@ -44,6 +44,7 @@ PUBLISHED = (
 [0, 1]."""
 
 HEAD = ("tint.site=head", "fit.tint_lr=0.01")
+LAST_BLOCK = ("tint.site=vit.layers.5",)
 ALONE = ("tint.site=head", "tint.learned=false", "fit.correction_lr=0")
 
 
@@ -116,6 +117,7 @@ def table(zoo: Zoo, rounds: int, seeds: int, rivals: Sequence[str]) -> dict[str,
 
     default = measured("default", "**tintray**", ())
     measured("head", "tintray, head", HEAD)
+    measured("last_block", "tintray, last block", LAST_BLOCK)
     published = measured("published", "the published loop, head", PUBLISHED)
     same_time = max(1, round(rounds * default.seconds / published.seconds))
     measured("published_same_time", "the published loop, same time", PUBLISHED, same_time)

@@ -354,11 +354,14 @@ def test_interrupting_the_real_command_exits_with_130(tmp_path: Path) -> None:
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Press Ctrl-C until the process ends: a read that is just beginning may miss the first."""
-    for _ in range(60):
+    """Press Ctrl-C until the process ends: a read that is just beginning may miss the first.
+
+    Not in haste: a process that is already ending would end by the second.
+    """
+    for _ in range(10):
         process.send_signal(signal.SIGINT)
         try:
-            return process.communicate(timeout=0.5)
+            return process.communicate(timeout=5)
         except subprocess.TimeoutExpired:
             continue
     process.kill()

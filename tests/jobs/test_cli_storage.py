@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 
 from jobs import api, doctor
 from jobs.cli import main
@@ -20,6 +22,7 @@ from storage.catalog import Catalog
 from storage.migrations import REVISIONS
 from storage.publish import list_merges
 from storage.records import seal, unseal
+from storage.schema import alembic_config
 from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 
@@ -285,10 +288,10 @@ def test_a_merge_is_removed_by_its_folder_too(ask: Answer, copied: Path) -> None
 
 
 def test_db_upgrade_brings_an_old_catalog_up_and_says_so(ask: Answer, copied: Path) -> None:
-    file = copied / "catalog.db"
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("ALTER TABLE merges DROP COLUMN removed_at")
-        database.execute("UPDATE tintray_schema SET version_num = '0001'")
+    config = alembic_config()
+    with sa.create_engine(f"sqlite:///{copied}/catalog.db").begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
     assert "run `tintray db upgrade`" in ask("list", code=2)
     assert "tintray db upgrade" in ask("db", "check", code=1)["problems"][0]
     change = ask("db", "upgrade")
