@@ -125,7 +125,8 @@ class Queue:
             if limit is not None:
                 newest = sa.select(Job.id).order_by(*order).limit(limit).subquery()
                 mine = Job.id.in_(sa.select(newest.c.id))
-                query = query.where(sa.or_(mine, Job.state.not_in(_OVER)))
+                alive = Job.state.in_([state for state in JobState if not state.terminal])
+                query = query.where(sa.or_(mine, alive))  # both by index, unlike "not over"
             found = [_job_row(row) for row in session.execute(query)]
             return _with_rounds(session, found)
 
