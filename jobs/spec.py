@@ -327,7 +327,7 @@ class GrowthSpec(Section):
     """The agreement with its expert, on held-back pool examples, at which `auto` is content."""
     tolerance: float = Field(default=1.0, ge=0)
     """Points that an old task may lose; if one loses more, nothing is published."""
-    rounds: int = Field(default=1000, ge=1)
+    rounds: int = Field(default=400, ge=1)
     """Rounds in which a new tint layer is learned under a backbone that stays."""
     batch_size: int = Field(default=64, ge=1)
     """Examples in such a round: on cached activations they cost little."""
