@@ -21,7 +21,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,13 +141,6 @@ def _line(step: str, merge: MergeSummary, way: str, agreed: str, lost: str, cost
 # -- time ------------------------------------------------------------------------------------------
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def add_times(scratch: Path) -> dict[str, float]:
     """How much longer one more task takes a merge of many than a merge of few: by a tint, all in.
 
@@ -206,7 +199,7 @@ def prefix_speedup(scratch: Path) -> dict[str, float]:
     from jobs.growth.crew import GrowthCrew
 
     spec = job(scratch / "prefix", slice(-1, None), *EXACT)
-    order = replace(tint_order(spec, spec.growth.rounds, whole=True), whole=False)
+    order = tint_order(spec, spec.growth.rounds, whole=True)
     fleet = InlineFleet(1)
     ground = survey(spec)
     theta = ground.partition.layout.flatten(ground.partition.module.state_dict()).numpy()
@@ -216,8 +209,9 @@ def prefix_speedup(scratch: Path) -> dict[str, float]:
         crew = GrowthCrew(fleet, spec, ground)
         crew.check()
         crew.label(lambda _: None)
-        took = seconds_of(lambda: crew.fit_tints([name], replace(order, prefix=prefix), theta))
-        return took, crew.tints()[name]
+        found = crew.fit_tints([name], replace(order, prefix=prefix), theta)[0]
+        assert found.prefixed == prefix
+        return found.seconds, crew.tints()[name]
 
     (quick, one), (slow, other) = learned(True), learned(False)
     fleet.close()

@@ -33,6 +33,7 @@ from tintray.step import StepSettings, TaskGroup, TaskMetrics, TaskState
 from tintray.tint import FusedModel, TintLayer
 
 _PROBE = 5  # examples on which the shortcut is found, and fewer on which it is checked
+_ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 _MARK = "prefix."  # begins the names of activations among a pool's inputs
 
 
@@ -240,7 +241,7 @@ class PrefixModel(FusedModel):
         batch = _whole_batch(pool, slice(0, size))
         watch = Watch(self._module, beside(self._module, self.site), self.site)
         with watch:
-            truth = self._whole(batch, layer, precision)
+            self._whole(batch, layer, precision)
         skipped = {path: calls[0] for path, calls in watch.outputs.items() if len(calls) == 1}
         if not skipped:
             raise NoPrefixError(f"nothing runs before {', '.join(self.site)}")
@@ -253,27 +254,29 @@ class PrefixModel(FusedModel):
             given = [name for name in floats if needed and trial.spoilt((), [name], inputs)]
             blank = {name: batch[name] for name in floats if name not in given}
             plan = _Plan(size, skipped, tuple(kept), tuple(inputs), blank)
-            found = self._shortened(plan, batch, layer, precision)
+            truth, found = self._both(plan, batch, layer, precision)
         except (RuntimeError, ValueError, IndexError) as error:
             raise NoPrefixError(
                 f"the model cannot be run from {', '.join(self.site)} on: {error}"
             ) from error
-        tolerance = 1e-5 if precision == "float32" else 5e-2
-        if not torch.allclose(found, truth[: len(found)], rtol=tolerance, atol=tolerance):
+        # Rounding grows with the size of the answers, not with that of each.
+        tolerance = _ROUNDING[precision] * float(truth.abs().max())
+        if not torch.allclose(found, truth, rtol=0, atol=tolerance):
             raise NoPrefixError(
                 f"the model cannot be run from {', '.join(self.site)} on: it would answer otherwise"
             )
         return plan
 
-    def _shortened(
+    def _both(
         self, plan: _Plan, batch: Mapping[str, Tensor], layer: TintLayer, precision: Precision
-    ) -> Tensor:
-        """What a plan answers to all examples of the probe but the last."""
+    ) -> tuple[Tensor, Tensor]:
+        """What the whole model and a plan answer to all examples of the probe but the last."""
         few = {name: value[: max(1, plan.size - 1)] for name, value in batch.items()}
         known = self._prefix_pass(few, layer, precision, plan)
         inputs = {name: value for name, value in few.items() if name not in plan.blank}
         sizes = [len(next(iter(few.values())))]
-        return self._replay(plan, inputs, known, sizes, [layer], precision)[0]
+        found = self._replay(plan, inputs, known, sizes, [layer], precision)[0]
+        return self._whole(few, layer, precision), found
 
 
 @dataclass(frozen=True)

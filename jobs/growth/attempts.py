@@ -158,6 +158,9 @@ class Growing:
 
     def tell_reuse(self, tinted: Sequence[Tinted]) -> None:
         """Say which prefix activations were there, and note those that are by now."""
+        whole = [found.task for found in tinted if not found.prefixed]
+        if whole:
+            self.tell(f"{', '.join(whole)}: no prefix to cache, every round runs the whole model")
         reused = [found.task for found in tinted if found.reused]
         if reused:
             self.tell(

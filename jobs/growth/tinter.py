@@ -75,6 +75,8 @@ class Tinted:
         With the expert, on the part of the pool that was held back; None where none was.
     kept
         Share of the last batch that the confidence filter kept.
+    prefixed
+        The prefix ran once, and not in every round.
     reused
         The prefix activations came from the store.
     activations
@@ -85,6 +87,7 @@ class Tinted:
     agreement: float | None
     kept: float
     seconds: float
+    prefixed: bool
     reused: bool
     activations: BlobRef | None
 
@@ -197,7 +200,9 @@ class Tinter(Worker):
                 else self.held_agreement(name, *theta)
             )
         seconds = time.perf_counter() - started
-        return Tinted(name, agreement, metrics[name].kept, seconds, reused, ref)
+        return Tinted(
+            name, agreement, metrics[name].kept, seconds, isinstance(pool, CachedPool), reused, ref
+        )
 
     def held_agreement(self, name: str, *theta: Floats) -> float:
         """Agreement with the expert on what was held back, under θ."""

@@ -91,6 +91,16 @@ def test_kept_activations_give_the_same_pool(tiny: TinyZoo) -> None:
     assert all(torch.equal(again.inputs[n], t) for n, t in cached["two"].inputs.items())
 
 
+def test_large_answers_round_more_and_are_no_reason_to_refuse(tiny: TinyZoo) -> None:
+    bench = tiny_workbench(tiny, TASKS, site="head")
+    model = PrefixModel(bench.experts["two"], bench.layout, bench.private, bench.paths)
+    model.bind(bench.vectors.merge(bench.uniform(0.3)), None)
+    for layer in bench.layers():
+        with torch.no_grad():
+            layer.tensors["classifier.weight"] *= 1e4
+        assert model.cached(bench.pools[layer.task], layer).activations
+
+
 def test_nothing_can_be_skipped_before_the_first_module(tiny: TinyZoo) -> None:
     bench = tiny_workbench(tiny, TASKS, site="vit.embeddings")
     with pytest.raises(NoPrefixError, match=r"nothing runs before vit\.embeddings"):
