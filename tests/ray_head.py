@@ -38,6 +38,7 @@ class RayHead:
             "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[0]}",
             # Fixed ports by default: a second Ray on the machine could then take no job.
             f"--dashboard-agent-listen-port={ports[2]}", f"--metrics-export-port={ports[3]}",
+            "--min-worker-port=0", "--max-worker-port=0",
             f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}",
             f"--temp-dir={self.folder}", "--disable-usage-stats",
         ]  # fmt: skip
