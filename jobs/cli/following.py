@@ -8,6 +8,7 @@ import click
 
 from jobs.cli.growth import diff_merges
 from jobs.cli.options import (
+    at_once,
     catalog_option,
     debug_option,
     id_argument,
@@ -48,7 +49,7 @@ def ps(
     Example:
       tintray ps --state fitting --state lost
     """
-    with quiet_stdout():
+    with at_once(), quiet_stdout():
         from jobs.queue import views
 
         found = views.list_jobs(
@@ -80,7 +81,7 @@ def status(job: str, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray status latest
     """
-    with quiet_stdout():
+    with at_once(), quiet_stdout():
         from jobs.queue import views
 
         found = views.status(job, catalog=catalog)

@@ -88,6 +88,21 @@ def place_options(command: Command) -> Command:
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """For a command that is to answer in a moment: no garbage is looked for in the block.
+
+    Most of its time goes into imports, which make none; measured, a tenth of it is saved.
+    """
+    import gc
+
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
 def quiet_stdout() -> Iterator[None]:
     """Send what is printed in the block, by Python or by a library below it, to standard error.
 

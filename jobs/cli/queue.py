@@ -10,6 +10,7 @@ import click
 from jobs.cli.following import end_with, watch_job
 from jobs.cli.options import (
     address_option,
+    at_once,
     catalog_option,
     debug_option,
     id_argument,
@@ -52,12 +53,11 @@ def submit(
     Example:
       tintray submit job.yaml --key nightly-2026-02-01 --watch
     """
-    from jobs.spec import load_spec
-
-    spec = load_spec(job, overrides)
-    with quiet_stdout():
+    with at_once(), quiet_stdout():
         from jobs.queue import submission
+        from jobs.spec import load_spec
 
+        spec = load_spec(job, overrides)
         entered = submission.submit(spec, key=key, priority=priority, address=address)
     _told(entered, str(spec.catalog), watch, as_json)
 
