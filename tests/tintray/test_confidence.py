@@ -120,6 +120,6 @@ def test_known_values() -> None:
     assert expected_calibration_error(sure, labels) == pytest.approx(0.5)
     assert brier_score(sure, labels) == pytest.approx(1.0)
     found = calibration(sure, None)
-    assert found.histogram == (*(0.0,) * (BINS - 1), 1.0)
+    assert found.histogram == [*[0.0] * (BINS - 1), 1.0]
     assert found.ece is found.brier is None
     assert sum(calibration(calibrated()[0], None).histogram) == pytest.approx(1.0)
