@@ -21,7 +21,7 @@ from rich.table import Table
 
 from jobs import api
 from jobs.results import MergeSummary
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from jobs.zoo.text_tasks import TASKS
 
 LAST_BLOCK = "bert.encoder.layer.5"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from jobs import api
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from storage.blobs import fetch_blob
 from storage.publish import parse_merge_url, read_manifest
 from tintray.bundle import read_tensors

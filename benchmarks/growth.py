@@ -35,7 +35,7 @@ import tintray
 from jobs.growth import api as growth
 from jobs.growth.run import GuardError
 from jobs.results import MergeSummary
-from jobs.spec import JobSpec, TaskSpec, parse_spec
+from jobs.spec.sections import JobSpec, TaskSpec, parse_spec
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6
@@ -193,7 +193,7 @@ def many(store: Path, source: JobSpec, tasks: int) -> JobSpec:
 
 def prefix_speedup(scratch: Path) -> dict[str, float]:
     """How much faster a head is learned on cached prefix activations; the same result."""
-    from jobs.crew import survey
+    from jobs.fit.crew import survey
     from jobs.fleet import InlineFleet
     from jobs.growth.attempts import tint_order
     from jobs.growth.crew import GrowthCrew

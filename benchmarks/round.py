@@ -35,7 +35,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from jobs.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
+from jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition

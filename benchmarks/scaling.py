@@ -36,12 +36,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from jobs.coordinator import Cast, Coordinator
-from jobs.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
+from jobs.fit.coordinator import Cast, Coordinator
+from jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
+from jobs.fit.shard import Shard, ShardOrder, Shards
+from jobs.fit.worker import Worker
 from jobs.fleet import RayFleet
-from jobs.plan import Choice, ClusterSize, job_size, lay_out, object_store_bytes
-from jobs.shard import Shard, ShardOrder, Shards
-from jobs.worker import Worker
+from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
 from storage.blobs import BlobRef
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state

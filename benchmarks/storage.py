@@ -152,7 +152,7 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     import numpy as np
     from safetensors.numpy import save
 
-    from jobs.merges import load_merge
+    from jobs.merges.finding import load_merge
     from tintray.bundle import BACKBONE, FORMAT, FORMAT_VERSION, tint_file
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.crew import Crew
-from jobs.driver import evaluated, open_places, run_job
 from jobs.events import OnEvent, StageStarted, ignore
+from jobs.fit.crew import Crew
 from jobs.fleet import InlineFleet, open_fleet
-from jobs.measure import measure
-from jobs.merges import load_merge, locate, store_of
-from jobs.methods import surveyed
-from jobs.places import usable
-from jobs.publication import summary, task_result
+from jobs.merges.finding import load_merge, locate, store_of
+from jobs.merges.measuring import measure
+from jobs.merges.publication import summary, task_result
+from jobs.methods.running import surveyed
 from jobs.results import (
     CompareTable,
     EvalTable,
@@ -21,8 +19,10 @@ from jobs.results import (
     MergeSummary,
     ValidationReport,
 )
-from jobs.settings import default_catalog, default_store
-from jobs.spec import JobSpec
+from jobs.running.driver import evaluated, open_places, run_job
+from jobs.running.places import usable
+from jobs.spec.sections import JobSpec
+from jobs.spec.settings import default_catalog, default_store
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.records import seal
@@ -33,7 +33,7 @@ from tintray.kinship import warning as kinship_warning
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
-    """Run a job to its published merge; see ``jobs.driver.run_job`` for what it raises."""
+    """Run a job to its published merge; see ``jobs.running.driver.run_job`` for what it raises."""
     manifest = run_job(spec, on_event or ignore)
     url = f"{open_store(spec.store).url}/merges/{manifest['name']}/v{manifest['version']}"
     return summary(manifest, url)
@@ -167,7 +167,7 @@ def compare(
 
     ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
     """
-    from jobs import comparison
+    from jobs.merges import comparison
 
     url = locate(merge, catalog)
     names = comparison.RIVALS if methods is None else methods
@@ -187,8 +187,8 @@ def merge_checkpoints(
     shard: str = "5GB",
     on_event: OnEvent | None = None,
 ) -> Path:
-    """Merge whole checkpoints of one shape out of core; see ``jobs.checkpoint_merge``."""
-    from jobs.checkpoint_merge import merge_models
+    """Merge whole checkpoints of one shape out of core; see ``jobs.methods.checkpoints``."""
+    from jobs.methods.checkpoints import merge_models
 
     return merge_models(
         base,

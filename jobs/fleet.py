@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jobs.plan import ClusterSize
+from jobs.planning.needs import ClusterSize
 from jobs.resources import available_memory
 from tintray.errors import FitError, SpecError, TintrayError
 

@@ -17,7 +17,7 @@ from tests.tiny_zoo import TinyZoo, make_zoo
 
 if TYPE_CHECKING:
     from jobs.results import MergeSummary
-    from jobs.spec import JobSpec
+    from jobs.spec.sections import JobSpec
 
 settings.register_profile("tintray", deadline=None)  # a busy machine is no failure
 settings.load_profile("tintray")

@@ -134,7 +134,7 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
 
 def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
     """A parsed job over ``folder``: experts by name, data in NAME_train and NAME_test files."""
-    from jobs.spec import parse_spec
+    from jobs.spec.sections import parse_spec
 
     suffix = sections.pop("suffix", ".jsonl")
     data = sections.pop("data", {})

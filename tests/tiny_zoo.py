@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification
 
-    from jobs.spec import JobSpec
+    from jobs.spec.sections import JobSpec
 
 TASKS = ("two", "three", "five", "four")
 CLASSES = {"two": 2, "three": 3, "five": 5, "four": 4}
@@ -64,7 +64,7 @@ class TinyZoo:
         self, store: Path, tasks: Sequence[str] = TASKS, **sections: Mapping[str, Any]
     ) -> JobSpec:
         """The same, parsed."""
-        from jobs.spec import parse_spec
+        from jobs.spec.sections import parse_spec
 
         return parse_spec(self.job(store, tasks, **sections), folder=self.folder)
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobs.api import compare, evaluate, export, list_merges, load, run, show, validate
-    from jobs.planning import plan
+    from jobs.planning.estimates import plan
     from jobs.queue.differences import diff
     from jobs.queue.following import logs, wait, watch
     from jobs.queue.submission import cancel, resume, retry, set_limit, submit
     from jobs.queue.views import list_clusters, list_jobs, status
-    from jobs.setup import configure
-    from jobs.spec import JobSpec, load_spec, parse_spec
+    from jobs.spec.sections import JobSpec, load_spec, parse_spec
+    from jobs.upkeep.setup import configure
     from tintray.bundle import Merge
     from tintray.errors import TintrayError
 
@@ -70,11 +70,11 @@ _HOME = {
     "list_clusters": "jobs.queue.views",
     "list_jobs": "jobs.queue.views",
     "status": "jobs.queue.views",
-    "configure": "jobs.setup",
-    "plan": "jobs.planning",
-    "JobSpec": "jobs.spec",
-    "load_spec": "jobs.spec",
-    "parse_spec": "jobs.spec",
+    "configure": "jobs.upkeep.setup",
+    "plan": "jobs.planning.estimates",
+    "JobSpec": "jobs.spec.sections",
+    "load_spec": "jobs.spec.sections",
+    "parse_spec": "jobs.spec.sections",
     "Merge": "tintray.bundle",
     "TintrayError": "tintray.errors",
 }

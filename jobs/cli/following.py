@@ -194,7 +194,7 @@ def _is_merge(text: str) -> bool:
 
 def watch_job(job: str, catalog: str | None) -> JobStatus:
     """Follow a job on standard error until it is over."""
-    from jobs.progress import watch as display
+    from jobs.display.progress import watch as display
 
     with quiet_stdout(), display() as on_event:
         from jobs.queue import following

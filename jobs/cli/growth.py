@@ -46,9 +46,9 @@ def _growing(command: Command) -> Command:
 
 def _run(change: str, merge: str, *arguments: Any, as_json: bool, **options: Any) -> None:
     """Make a change of a merge, show its progress, and write what it published."""
-    from jobs.progress import watch
-    from jobs.settings import chosen
-    from jobs.tables import print_summary
+    from jobs.display.progress import watch
+    from jobs.display.tables import print_summary
+    from jobs.spec.settings import chosen
 
     where, database = chosen(options.pop("store"), options.pop("catalog"))
     with quiet_stdout(), watch() as on_event:
@@ -136,7 +136,7 @@ def history(merge: str, store: str | None, catalog: str | None, as_json: bool) -
       tintray history ten-scripts
     """
     from jobs.growth.tables import print_history
-    from jobs.settings import chosen
+    from jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
@@ -163,8 +163,8 @@ def rollback(
     Example:
       tintray rollback ten-scripts --to v2
     """
-    from jobs.settings import chosen
-    from jobs.tables import print_summary
+    from jobs.display.tables import print_summary
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -177,7 +177,7 @@ def rollback(
 def diff_merges(before: str, after: str, catalog: str | None, as_json: bool) -> None:
     """Show what changed from one merge to another; ``tintray diff`` calls it."""
     from jobs.growth.tables import print_merge_difference
-    from jobs.settings import chosen
+    from jobs.spec.settings import chosen
 
     _, database = chosen(None, catalog)
     with quiet_stdout():

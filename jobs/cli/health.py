@@ -31,14 +31,14 @@ def upgrade(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_schema
+    from jobs.display.upkeep_tables import print_schema
+    from jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        change = upkeep.upgrade_catalog(database)
+        change = stores.upgrade_catalog(database)
     write(change, print_schema, as_json=as_json)
 
 
@@ -55,14 +55,14 @@ def check(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db check --json
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_database
+    from jobs.display.upkeep_tables import print_database
+    from jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        report = upkeep.check_catalog(database)
+        report = stores.check_catalog(database)
     write(report, print_database, as_json=as_json)
     if report.problems:
         raise click.exceptions.Exit(1)
@@ -86,12 +86,12 @@ def doctor(address: str | None, store: str | None, catalog: str | None, as_json:
     Example:
       tintray doctor --store s3://models/tintray
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_diagnosis
+    from jobs.display.upkeep_tables import print_diagnosis
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.doctor import diagnose
+        from jobs.upkeep.doctor import diagnose
 
         diagnosis = diagnose(store=where, catalog=database, address=address)
     write(diagnosis, print_diagnosis, as_json=as_json)

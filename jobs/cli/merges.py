@@ -1,7 +1,7 @@
 """The commands on published merges: list, show, eval, compare and export.
 
 MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
-folder or a URL. What MERGE means is decided in ``jobs.merges``, not here.
+folder or a URL. What MERGE means is decided in ``jobs.merges.finding``, not here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray list --store s3://models/tintray
     """
-    from jobs.settings import chosen
-    from jobs.tables import print_listing
+    from jobs.display.tables import print_listing
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -60,8 +60,8 @@ def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> N
     Example:
       tintray show ten-scripts/v2
     """
-    from jobs.settings import chosen
-    from jobs.tables import print_summary
+    from jobs.display.tables import print_summary
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -85,9 +85,9 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
     Example:
       tintray eval ten-scripts
     """
-    from jobs.progress import watch
-    from jobs.settings import chosen
-    from jobs.tables import print_evaluation
+    from jobs.display.progress import watch
+    from jobs.display.tables import print_evaluation
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout(), watch() as on_event:
@@ -131,10 +131,10 @@ def compare(
     Example:
       tintray compare ten-scripts --methods all --plot methods.svg
     """
-    from jobs.plots import check_plot, plot_comparison
-    from jobs.progress import watch
-    from jobs.settings import chosen
-    from jobs.tables import print_comparison
+    from jobs.display.plots import check_plot, plot_comparison
+    from jobs.display.progress import watch
+    from jobs.display.tables import print_comparison
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
@@ -170,7 +170,7 @@ def export(
       tintray export ten-scripts --task mnist ./mnist-merged
       tintray export ten-scripts ./ten-scripts-merged
     """
-    from jobs.settings import chosen
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():

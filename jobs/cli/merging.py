@@ -55,7 +55,7 @@ def merge(
       tintray merge --base llama --method ties --parameter density=0.2 \\
         --output merged llama-math llama-code
     """
-    from jobs.progress import watch
+    from jobs.display.progress import watch
 
     with quiet_stdout(), watch() as on_event:
         from jobs import api
@@ -90,7 +90,7 @@ def methods(names: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray methods ties
     """
-    from jobs.method_list import list_methods, print_methods
+    from jobs.methods.listing import list_methods, print_methods
 
     with quiet_stdout():
         found = list_methods(names)

@@ -128,7 +128,7 @@ def write(
     result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
 ) -> None:
     """Write the result of a command to standard output, as a table or as JSON."""
-    from jobs.tables import open_console, write_json
+    from jobs.display.tables import open_console, write_json
 
     with until_closed():
         if as_json:

@@ -41,15 +41,15 @@ def plan(job: Path, pilot: bool, seconds: float, overrides: tuple[str, ...], as_
     Example:
       tintray plan job.yaml --pilot
     """
-    from jobs.progress import watch
-    from jobs.spec import load_spec
+    from jobs.display.progress import watch
+    from jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
-        from jobs import planning
-        from jobs.planning_tables import print_plan
+        from jobs.display.planning_tables import print_plan
+        from jobs.planning import estimates
 
-        report = planning.plan(spec, pilot=pilot, seconds=seconds, on_event=on_event)
+        report = estimates.plan(spec, pilot=pilot, seconds=seconds, on_event=on_event)
     write(report, print_plan, as_json=as_json)
     if not report.fits:
         raise click.exceptions.Exit(2)

@@ -55,7 +55,7 @@ def submit(
     """
     with at_once(), quiet_stdout():
         from jobs.queue import submission
-        from jobs.spec import load_spec
+        from jobs.spec.sections import load_spec
 
         spec = load_spec(job, overrides)
         entered = submission.submit(spec, key=key, priority=priority, address=address)
@@ -159,7 +159,7 @@ def queue(max_jobs: int | None, address: str | None, catalog: str | None, as_jso
 def _again(
     what: str, job: str, address: str | None, catalog: str | None, watch: bool, as_json: bool
 ) -> None:
-    from jobs.progress import watch as display
+    from jobs.display.progress import watch as display
 
     with quiet_stdout(), display() as on_event:
         from jobs.queue import submission

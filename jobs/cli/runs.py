@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jobs.results import MergeSummary
-    from jobs.spec import JobSpec
+    from jobs.spec.sections import JobSpec
 
 
 @click.command()
@@ -69,9 +69,9 @@ def run(
         return
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
-    from jobs.progress import watch
-    from jobs.spec import load_spec
-    from jobs.tables import print_next, print_summary
+    from jobs.display.progress import watch
+    from jobs.display.tables import print_next, print_summary
+    from jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
@@ -87,8 +87,8 @@ def run(
 
 
 def _run_mergekit(file: Path, output: Path) -> None:
-    from jobs.mergekit import read_mergekit
-    from jobs.progress import watch
+    from jobs.display.progress import watch
+    from jobs.spec.mergekit import read_mergekit
 
     asked = read_mergekit(file)
     with quiet_stdout(), watch() as on_event:
@@ -108,7 +108,7 @@ def _run_mergekit(file: Path, output: Path) -> None:
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
     """What to type next, complete with the store where it is not the default one."""
-    from jobs.settings import default_catalog, default_store
+    from jobs.spec.settings import default_catalog, default_store
     from storage.urls import redact
 
     words = [f"{summary.name}/{summary.version}"]
@@ -138,8 +138,8 @@ def validate(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray validate examples/digits.yaml
     """
-    from jobs.spec import load_spec
-    from jobs.tables import print_validation
+    from jobs.display.tables import print_validation
+    from jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout():

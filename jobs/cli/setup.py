@@ -28,7 +28,7 @@ def init(
     Example:
       tintray init --store s3://models/tintray --address http://head:8265
     """
-    from jobs.setup import Configured, configure, print_configured
+    from jobs.upkeep.setup import Configured, configure, print_configured
 
     asked = {
         "store": _asked("artifact store (a folder, or s3://bucket/prefix)", store),

@@ -59,14 +59,14 @@ def list_artifacts(kind: str | None, store: str | None, catalog: str | None, as_
     Example:
       tintray artifacts ls --kind task-vector
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_artifacts
+    from jobs.display.upkeep_tables import print_artifacts
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        lines = upkeep.list_artifacts(store=where, catalog=database, kind=kind)
+        lines = stores.list_artifacts(store=where, catalog=database, kind=kind)
     write(lines, print_artifacts, as_json=as_json)
 
 
@@ -84,14 +84,14 @@ def verify(merge: str | None, store: str | None, catalog: str | None, as_json: b
     Example:
       tintray artifacts verify ten-scripts/v2
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_verification
+    from jobs.display.upkeep_tables import print_verification
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        report = upkeep.verify(store=where, catalog=database, merge=merge)
+        report = stores.verify(store=where, catalog=database, merge=merge)
     write(report, print_verification, as_json=as_json)
     if report.damaged:
         raise click.exceptions.Exit(1)
@@ -112,14 +112,14 @@ def pin(sha256: str, remove: bool, store: str | None, catalog: str | None, as_js
     Example:
       tintray artifacts pin 3f9a2c41d07b
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_pin
+    from jobs.display.upkeep_tables import print_pin
+    from jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        line = upkeep.pin(sha256, catalog=database, pinned=not remove)
+        line = stores.pin(sha256, catalog=database, pinned=not remove)
     write(line, print_pin, as_json=as_json)
 
 
@@ -144,14 +144,14 @@ def gc(delete: bool, age: float, store: str | None, catalog: str | None, as_json
     Example:
       tintray gc --older-than 7d --delete
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_garbage
+    from jobs.display.upkeep_tables import print_garbage
+    from jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        report = upkeep.collect_garbage(store=where, catalog=database, age=age, delete=delete)
+        report = stores.collect_garbage(store=where, catalog=database, age=age, delete=delete)
     write(report, print_garbage, as_json=as_json)
 
 
@@ -170,14 +170,14 @@ def rm(merge: str, store: str | None, catalog: str | None, as_json: bool) -> Non
     Example:
       tintray rm ten-scripts/v2
     """
-    from jobs.settings import chosen
-    from jobs.upkeep_tables import print_removed
+    from jobs.display.upkeep_tables import print_removed
+    from jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        removed = upkeep.remove(merge, catalog=database)
+        removed = stores.remove(merge, catalog=database)
     write(removed, print_removed, as_json=as_json)
 
 
@@ -209,13 +209,13 @@ def copy(
     Example:
       tintray copy ten-scripts/v2 s3://models/tintray
     """
-    from jobs.settings import chosen, chosen_destination
-    from jobs.upkeep_tables import print_copied
+    from jobs.display.upkeep_tables import print_copied
+    from jobs.spec.settings import chosen, chosen_destination
 
     _, database = chosen(store, catalog)
     target, known = chosen_destination(destination, dest_catalog)
     with quiet_stdout():
-        from jobs import upkeep
+        from jobs.upkeep import stores
 
-        copied = upkeep.copy(merge, target, catalog=database, destination_catalog=known)
+        copied = stores.copy(merge, target, catalog=database, destination_catalog=known)
     write(copied, print_copied, as_json=as_json)

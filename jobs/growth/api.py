@@ -11,7 +11,7 @@ from jobs.growth.change import Change, addition, overridden, read_tasks, refresh
 from jobs.growth.decisions import Asked
 from jobs.growth.history import rollback as publish_again
 from jobs.growth.run import grow
-from jobs.publication import summary
+from jobs.merges.publication import summary
 from jobs.results import MergeSummary
 from storage.artifacts import open_store
 

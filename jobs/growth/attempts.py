@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jobs.arrays import Floats
-from jobs.coordinator import Coordinator
-from jobs.crew import Ground
 from jobs.events import Notice
+from jobs.fit.arrays import Floats
+from jobs.fit.coordinator import Coordinator
+from jobs.fit.crew import Ground
+from jobs.fit.worker import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.growth.change import Change
 from jobs.growth.crew import GrowthCrew
@@ -20,9 +21,8 @@ from jobs.growth.decisions import Loss, Mode, Verdict, losses
 from jobs.growth.parent import Parent
 from jobs.growth.recomposition import without
 from jobs.growth.tinter import Tinted, TintOrder
-from jobs.job_run import JobRun
-from jobs.spec import JobSpec
-from jobs.worker import Prepared, TaskFacts
+from jobs.running.job_run import JobRun
+from jobs.spec.sections import JobSpec
 from storage.blobs import BlobRef, put_blob
 from storage.catalog import Known
 from tintray.bundle import tensors_as_bytes

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from jobs.documents import Document, read_document
-from jobs.spec import JobSpec, Section, TaskSpec
-from jobs.spec_errors import explain
-from jobs.spec_fields import Folder
+from jobs.spec.documents import Document, read_document
+from jobs.spec.errors import explain
+from jobs.spec.fields import Folder
+from jobs.spec.sections import JobSpec, Section, TaskSpec
 from tintray.errors import InputError, NotFoundError, SpecError, nearest
 
 Operation = Literal["add", "refresh", "remove"]

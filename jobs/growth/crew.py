@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from jobs.arrays import Floats
-from jobs.crew import Crew, Ground
+from jobs.fit.arrays import Floats
+from jobs.fit.crew import Crew, Ground
 from jobs.fleet import Fleet
 from jobs.growth.tinter import Tinted, Tinter, TintOrder
-from jobs.kept import Kept
-from jobs.spec import JobSpec
+from jobs.merges.kept import Kept
+from jobs.spec.sections import JobSpec
 from tintray.evaluation import TaskScore
 
 

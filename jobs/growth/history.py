@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from jobs.growth.parent import Parent, ancestors, make_known, open_parent
-from jobs.merges import load_merge, locate
-from jobs.places import usable
-from jobs.publication import enter
+from jobs.merges.finding import load_merge, locate
+from jobs.merges.publication import enter
 from jobs.results import Record
+from jobs.running.places import usable
 from storage.blobs import BlobRef
 from storage.catalog import Catalog
 from storage.publish import (

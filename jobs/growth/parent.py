@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from jobs.kept import Kept
-from jobs.locations import catalog_location, store_location
-from jobs.merges import load_merge, locate
-from jobs.places import usable
-from jobs.publication import enter
-from jobs.spec import JobSpec
+from jobs.merges.finding import load_merge, locate
+from jobs.merges.kept import Kept
+from jobs.merges.publication import enter
+from jobs.running.places import usable
+from jobs.spec.locations import catalog_location, store_location
+from jobs.spec.sections import JobSpec
 from storage.artifacts import ArtifactStore
 from storage.blobs import BlobRef, blob_key
 from storage.catalog import Catalog

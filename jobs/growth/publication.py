@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from jobs.crew import Ground
+from jobs.fit.crew import Ground
+from jobs.fit.worker import Prepared, TaskFacts
 from jobs.growth.change import Change
 from jobs.growth.decisions import Loss
 from jobs.growth.parent import Parent
-from jobs.job_run import JobRun
-from jobs.publication import enter, overall, shared_buffers, task_entry
-from jobs.spec import JobSpec
-from jobs.worker import Prepared, TaskFacts
+from jobs.merges.publication import enter, overall, shared_buffers, task_entry
+from jobs.running.job_run import JobRun
+from jobs.spec.sections import JobSpec
 from storage.blobs import BlobRef
 from storage.publish import (
     manifest_digest,

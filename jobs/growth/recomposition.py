@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from jobs.growth.parent import Parent, ancestors
-from jobs.sources import cache_folder
+from jobs.running.sources import cache_folder
 from storage.blobs import BlobRef, fetch_blob
 from tintray.bundle import read_tensors
 from tintray.layout import Layout

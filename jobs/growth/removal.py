@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from jobs.arrays import Floats, peak_memory
-from jobs.crew import Ground
 from jobs.events import Notice
+from jobs.fit.arrays import Floats, peak_memory
+from jobs.fit.crew import Ground
 from jobs.fleet import Fleet
 from jobs.growth.attempts import Candidate, Growing, attempt_joint, part_of, tint_order
 from jobs.growth.change import Change
@@ -19,8 +19,8 @@ from jobs.growth.grounds import sums_task_vectors
 from jobs.growth.parent import Parent
 from jobs.growth.publication import Child, unchanged_since
 from jobs.growth.recomposition import same_backbone, without
-from jobs.job_run import JobRun
-from jobs.spec import JobSpec
+from jobs.running.job_run import JobRun
+from jobs.spec.sections import JobSpec
 from storage.cache import lookup
 from storage.catalog import Known
 from storage.states import JobState

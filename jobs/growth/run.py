@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.arrays import peak_memory
-from jobs.crew import Ground
-from jobs.driver import evaluated, fleet_for, open_places
 from jobs.events import Notice, OnEvent, Published, TaskPrepared
+from jobs.fit.arrays import peak_memory
+from jobs.fit.crew import Ground
+from jobs.fit.worker import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.growth.attempts import Candidate, Growing, part_of
 from jobs.growth.change import Change
@@ -19,9 +19,9 @@ from jobs.growth.grounds import child_ground, sums_task_vectors
 from jobs.growth.parent import Parent, make_known, open_parent
 from jobs.growth.publication import Child, publish_child
 from jobs.growth.removal import remove_tasks
-from jobs.job_run import JobRun
-from jobs.spec import JobSpec
-from jobs.worker import Prepared, TaskFacts
+from jobs.running.driver import evaluated, fleet_for, open_places
+from jobs.running.job_run import JobRun
+from jobs.spec.sections import JobSpec
 from storage.catalog import Catalog, Known
 from storage.lineage import ParentChangedError
 from storage.states import JobState

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.arrays import Floats, readable
-from jobs.worker import Prepared, Worker, _Hosted
+from jobs.fit.arrays import Floats, readable
+from jobs.fit.worker import Prepared, Worker, _Hosted
 from storage.blobs import BlobRef, fetch_blob
 from storage.cache import lookup
 from tintray import labels

@@ -47,7 +47,7 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
         first = resolve(known, one)
         before = known.job(first).spec
         if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
-            from jobs.spec import load_spec
+            from jobs.spec.sections import load_spec
 
             fields = changed_fields(before, load_spec(Path(other)).record())
             return JobDifference(first, other, fields, [])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from jobs.job_run import JobRun
-from jobs.locations import Location
-from jobs.progress import PlainProgress
-from jobs.settings import CATALOG_VARIABLE, default_catalog, default_store
-from jobs.spec import JobSpec
+from jobs.display.progress import PlainProgress
+from jobs.running.job_run import JobRun
+from jobs.spec.locations import Location
+from jobs.spec.sections import JobSpec
+from jobs.spec.settings import CATALOG_VARIABLE, default_catalog, default_store
 from storage.catalog import Catalog
 from storage.states import JobState
 from tintray.errors import NotFoundError, TintrayError
@@ -42,7 +42,7 @@ def drive(job_id: str, attempt: int) -> int:
         run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
         with run.running():
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
-            from jobs.driver import carry_on
+            from jobs.running.driver import carry_on
 
             carry_on(run, spec.model_copy(update={"cluster": cluster}))
     return 0

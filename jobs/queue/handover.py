@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from jobs.queue.ray_jobs import ClusterError, RayJobs
-from jobs.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
+from jobs.spec.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
 from storage.catalog import Catalog
 from storage.queue import Claim, JobRow
 from storage.states import JobState

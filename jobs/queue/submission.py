@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.events import OnEvent, ignore
-from jobs.light_checks import check_files
-from jobs.places import usable
 from jobs.queue.handover import dispatch, submission_id
 from jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
 from jobs.queue.views import JobStatus, opened, resolve, status_of
-from jobs.settings import chosen_address
-from jobs.spec import JobSpec, load_spec
+from jobs.running.places import usable
+from jobs.spec.light_checks import check_files
+from jobs.spec.sections import JobSpec, load_spec
+from jobs.spec.settings import chosen_address
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.leases import LeaseHeldError
@@ -264,8 +264,8 @@ def _cannot(error: StorageError, job_id: str) -> str:
 
 
 def _run_here(catalog: Catalog, job_id: str, url: str, on_event: OnEvent) -> None:
-    from jobs.driver import continue_job
     from jobs.queue.driving import recorded
+    from jobs.running.driver import continue_job
 
     continue_job(job_id, catalog, recorded(catalog, job_id, url), on_event)
 
@@ -292,7 +292,7 @@ def _until_stopped(catalog: Catalog, job_id: str) -> None:
 
 
 def _discard(catalog: Catalog, job_id: str) -> None:
-    from jobs.checkpointing import delete_blobs
+    from jobs.fit.checkpointing import delete_blobs
 
     gone = catalog.checkpoints.drop(job_id)
     delete_blobs(open_store(catalog.job(job_id).store_url), gone)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.display.tables import open_table, print_facts, print_next
 from jobs.queue.differences import Difference, JobDifference
 from jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
-from jobs.tables import open_table, print_facts, print_next
 
 _STYLES = {"succeeded": "green", "failed": "red", LOST: "red", "cancelled": "yellow"}
 _SHOWN_TASKS = 12

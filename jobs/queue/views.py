@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobs.places import usable
 from jobs.results import Record
-from jobs.settings import default_catalog, default_store
+from jobs.running.places import usable
+from jobs.spec.settings import default_catalog, default_store
 from storage.catalog import Catalog
 from storage.queue import JobRow, Standing
 from storage.states import JobState

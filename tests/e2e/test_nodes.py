@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from jobs import api
-from jobs.coordinator import Cast, Coordinator
+from jobs.fit.coordinator import Cast, Coordinator
+from jobs.fit.shard import ShardOrder, Shards
 from jobs.fleet import Fleet, open_fleet
-from jobs.shard import ShardOrder, Shards
 from storage.artifacts import open_store
 from storage.blobs import put_blob
 from storage.publish import parse_merge_url, read_manifest

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tintray
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import Merge

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import tintray
 from jobs import api
 from jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
-from jobs.spec import JobSpec
+from jobs.spec.sections import JobSpec
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.publish import list_merges, parse_merge_url, read_manifest

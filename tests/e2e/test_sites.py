@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
 from jobs import api
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TEST, TinyZoo
 
 SITES: list[dict[str, Any]] = [

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from jobs import api, checkpointing
-from jobs.driver import continue_job
+from jobs import api
 from jobs.events import CheckpointSaved, Notice, RoundDone
-from jobs.spec import JobSpec
+from jobs.fit import checkpointing
+from jobs.running.driver import continue_job
+from jobs.spec.sections import JobSpec
 from storage.artifacts import open_store
 from storage.blobs import blob_key
 from storage.catalog import Catalog

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
-from jobs.spec import ADAMERGING, SURGERY
+from jobs.spec.sections import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 
 SHAPE = (64, 48)

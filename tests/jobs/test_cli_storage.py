@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from jobs import api, doctor
+from jobs import api
 from jobs.cli import main
+from jobs.upkeep import doctor
 from storage.artifacts import open_store
 from storage.blobs import blob_key, put_blob
 from storage.catalog import Catalog

@@ -10,15 +10,7 @@ import math
 import pytest
 from rich.console import Console
 
-from jobs.results import (
-    CompareRow,
-    CompareTable,
-    MergeListing,
-    MergeSummary,
-    TaskResult,
-    ValidationReport,
-)
-from jobs.tables import (
+from jobs.display.tables import (
     count,
     open_console,
     print_comparison,
@@ -27,6 +19,14 @@ from jobs.tables import (
     print_summary,
     print_validation,
     write_json,
+)
+from jobs.results import (
+    CompareRow,
+    CompareTable,
+    MergeListing,
+    MergeSummary,
+    TaskResult,
+    ValidationReport,
 )
 
 TASK = TaskResult(

@@ -10,7 +10,7 @@ import torch
 from transformers import ViTForImageClassification
 
 from jobs import api
-from jobs.comparison import SCALES
+from jobs.merges.comparison import SCALES
 from jobs.results import CompareTable
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo

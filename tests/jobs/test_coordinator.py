@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.coordinator import Coordinator
-from jobs.crew import Crew, survey
 from jobs.events import RoundDone
+from jobs.fit.coordinator import Coordinator
+from jobs.fit.crew import Crew, survey
 from jobs.fleet import InlineFleet
 from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo

@@ -11,7 +11,7 @@ from torch import nn
 
 import tintray
 from jobs.events import RoundDone
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TinyZoo
 from tintray.correction import Correction
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.crew import (
+from jobs.fit.crew import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
     Crew,
@@ -18,8 +18,8 @@ from jobs.crew import (
     spread_groups,
     survey,
 )
+from jobs.fit.worker import Prepared
 from jobs.fleet import InlineFleet
-from jobs.worker import Prepared
 from storage.artifacts import open_store
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import api
 from jobs.events import RoundDone, StageStarted
-from jobs.heartbeat import Heartbeat
+from jobs.running.heartbeat import Heartbeat
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.leases import LeaseHeldError, LeaseLostError

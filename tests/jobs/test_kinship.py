@@ -10,7 +10,7 @@ from transformers import ViTForImageClassification
 
 import tintray
 from jobs.events import Notice
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.bundle import read_tensors

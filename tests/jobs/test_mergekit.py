@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
 from jobs.cli import main
-from jobs.mergekit import read_mergekit
+from jobs.spec.mergekit import read_mergekit
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import SpecError
 

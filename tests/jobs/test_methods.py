@@ -11,7 +11,7 @@ import torch
 
 from jobs import api
 from jobs.events import Event, Notice, TensorsMerged
-from jobs.spec import JobSpec, parse_spec
+from jobs.spec.sections import JobSpec, parse_spec
 from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench

@@ -10,10 +10,10 @@ import pytest
 
 from jobs import api
 from jobs.cli import main
-from jobs.comparison import choose
 from jobs.events import Notice, ignore
+from jobs.merges.comparison import choose
 from jobs.results import CompareTable
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageClassification
 
-from jobs.spec import load_spec
+from jobs.spec.sections import load_spec
 from jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
 from jobs.zoo.recipe import Architecture, Recipe, Schedule
 from tintray.errors import InputError

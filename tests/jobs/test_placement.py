@@ -9,7 +9,7 @@ import pytest
 
 import tintray
 from jobs.events import Notice
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.errors import SpecError

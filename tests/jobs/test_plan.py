@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.crew import Crew, make_plan, survey
+from jobs.fit.crew import Crew, make_plan, survey
 from jobs.fleet import InlineFleet
-from jobs.plan import (
+from jobs.planning.needs import (
     Choice,
     ClusterSize,
     JobSize,

@@ -8,7 +8,7 @@ import pytest
 
 import tintray
 from jobs import resources
-from jobs.planning import expected_agreement
+from jobs.planning.estimates import expected_agreement
 from storage.catalog import Catalog
 from tests.tiny_zoo import POOL, TASKS, TinyZoo
 

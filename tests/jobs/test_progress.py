@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
+from jobs.display.progress import MAX_TASKS, PlainProgress, Tracker, duration, frame, live, watch
 from jobs.events import (
     Evaluated,
     Event,
@@ -24,7 +25,6 @@ from jobs.events import (
     StageStarted,
     TaskPrepared,
 )
-from jobs.progress import MAX_TASKS, PlainProgress, Tracker, duration, frame, live, watch
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7]|38;[0-9;]+)m")
@@ -236,7 +236,7 @@ def test_no_terminal_gets_plain_lines() -> None:
 SCRIPT = """
 import sys
 from jobs.events import *
-from jobs.progress import watch
+from jobs.display.progress import watch
 with watch() as on_event:
     on_event(StageStarted("fitting", "now"))
     on_event(RoundDone(1, 10, 0.5, {"mnist": 0.5}, {"mnist": 1.0}, 1.0))

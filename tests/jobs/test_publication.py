@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import api
-from jobs.publication import summary
+from jobs.merges.publication import summary
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.publish import list_merges, parse_merge_url, read_manifest

@@ -17,7 +17,7 @@ import pytest
 import tintray
 from jobs.cli import main
 from jobs.queue.ray_jobs import RayJobs, jobs_address
-from jobs.settings import config_file, lease_seconds, setting
+from jobs.spec.settings import config_file, lease_seconds, setting
 from storage.catalog import Catalog
 from storage.states import JobState
 from tests.ray_head import free_ports

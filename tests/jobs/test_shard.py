@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.shard import Shard, ShardOrder
+from jobs.fit.shard import Shard, ShardOrder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, blob_key, put_blob
 from tintray.bundle import tensors_as_bytes

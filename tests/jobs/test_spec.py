@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.spec import JobSpec, Section, load_spec, parse_spec
+from jobs.spec.sections import JobSpec, Section, load_spec, parse_spec
 from tintray.errors import SpecError
 
 JOB = """\

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import tintray
-from jobs import stopping
 from jobs.queue.views import JobStatus
-from jobs.stopping import Stopper
+from jobs.running import stopping
+from jobs.running.stopping import Stopper
 from storage.catalog import Catalog
 from storage.states import JobState
 from tests.tiny_zoo import TinyZoo

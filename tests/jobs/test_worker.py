@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.crew import Crew, survey
+from jobs.fit.crew import Crew, survey
+from jobs.fit.worker import Prepared
 from jobs.fleet import InlineFleet
-from jobs.worker import Prepared
 from storage.artifacts import open_store
 from storage.blobs import fetch_blob
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from jobs.spec import load_spec
+from jobs.spec.sections import load_spec
 from jobs.zoo.content import STAMP, is_current, replacing
 from jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
 from jobs.zoo.digits import build

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs.spec import parse_spec
+from jobs.spec.sections import parse_spec
 from jobs.zoo.building import job_file
 from jobs.zoo.recipe import SCRIPTS
 from jobs.zoo.scripts import SIDE, UNSEEN, Scripts

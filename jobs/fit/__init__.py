@@ -1,0 +1,1 @@
+"""The fit: coordinator, workers, shards, and what they agree on."""

@@ -1,0 +1,1 @@
+"""Published merges: how one comes to be, is found, measured and compared."""

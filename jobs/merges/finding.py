@@ -1,0 +1,64 @@
+"""Find a published merge by what a user calls it, and open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.running.places import usable
+from jobs.running.sources import cache_folder
+from storage.catalog import Catalog
+from storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
+from storage.records import unseal
+from storage.urls import local_folder
+from tintray.bundle import Merge, open_folder
+
+
+def locate(merge: str, catalog_url: str) -> str:
+    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog.
+
+    Raises
+    ------
+    NotFoundError
+        With the nearest name, if the catalog has no such merge.
+    """
+    if "://" in merge or merge.startswith((".", "/", "~")):
+        return merge
+    if (Path(merge) / "manifest.json").is_file():
+        return merge
+    with usable(), Catalog.open(catalog_url, create=False) as catalog:
+        found = catalog.find_merge(merge)
+    assert found.url is not None, "find_merge gives published merges"
+    return found.url
+
+
+def load_merge(url: str) -> Merge:
+    """Open a merge at a folder or a URL; files are read, and verified, as they are needed.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no published merge.
+    IntegrityError
+        If its manifest is not as it was published.
+    """
+    folder = local_folder(url)
+    if folder is not None:
+        opened = open_folder(folder)
+        check_seal(folder / MANIFEST)
+        return opened
+    store, ref = parse_merge_url(url)
+    with usable():
+        manifest = read_manifest(store, ref)
+    cache = cache_folder()
+    return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url)
+
+
+def check_seal(manifest: Path) -> None:
+    """Raise :class:`IntegrityError` if a manifest's file is not as it was sealed."""
+    unseal(manifest.read_bytes(), str(manifest))
+
+
+def store_of(url: str, default: str) -> str:
+    """The artifact store that a merge lies in; ``default`` for a folder that was copied out."""
+    root, mark, _ = url.rstrip("/").rpartition("/merges/")
+    return root if mark else default

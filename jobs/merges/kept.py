@@ -1,0 +1,82 @@
+"""A task of a published merge, taken up again without its expert.
+
+All that a fit needs of an expert after its self-labels are made is in the merge: the tint layer and
+head, the configuration, the preprocessing. The task's model as the merge serves it stands in.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from jobs.merges.finding import load_merge
+from tintray.bundle import Merge, config_file
+from tintray.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which task of which merge: plain data.
+
+    Attributes
+    ----------
+    url
+        The merge.
+    expert, pool
+        sha256 of the expert and of the prepared pool that it was published with.
+    """
+
+    url: str
+    expert: str
+    pool: str
+
+
+@cache
+def _opened(url: str) -> Merge:
+    return load_merge(url)
+
+
+def kept_module(kept: Kept, task: str) -> nn.Module:
+    """The task's model as the merge serves it; its backbone is the merge's own."""
+    return _opened(kept.url).for_task(task)
+
+
+def kept_tint(kept: Kept, task: str) -> dict[str, Tensor]:
+    """The task's private tensors, as they were published."""
+    return _opened(kept.url).tint(task)
+
+
+def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> Checkpoint:
+    """The expert's configuration and preprocessing, as a folder without weights."""
+    merge = _opened(kept.url)
+    prefix = config_file(task, "")
+    paths = {
+        name.removeprefix(prefix): merge.file(name)
+        for name in merge.manifest["files"]
+        if name.startswith(prefix)
+    }
+    folder = paths["config.json"].parent
+    if any(path.parent != folder or path.name != name for name, path in paths.items()):
+        folder = _gathered(paths, cache_folder / "configs" / merge.task(task)["expert"]["sha256"])
+    factory = merge.manifest["job"].get("factory")
+    return Checkpoint(folder, merge.config(task), (), frozenset(), factory=factory)
+
+
+def _gathered(paths: Mapping[str, Path], folder: Path) -> Path:
+    """Files of a store that keeps them under their hash, by their names in one folder."""
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+        partial.mkdir(parents=True)
+        for name, path in paths.items():
+            shutil.copyfile(path, partial / name)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was first, with the same files
+            shutil.rmtree(partial)
+    return folder

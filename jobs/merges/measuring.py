@@ -1,0 +1,111 @@
+"""Measure a published merge again: load it as a user would, run every task through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jobs.fleet import Fleet
+from jobs.merges.finding import load_merge
+from jobs.running.sources import cache_folder, local_data, local_folder
+from storage.artifacts import ArtifactStore, open_store
+from storage.blobs import blob_key, fetch_blob
+from tintray import models, pools
+from tintray.bundle import Merge, read_tensors
+from tintray.checkpoints import open_checkpoint
+from tintray.data import DataOrder, read_examples
+from tintray.errors import DataError
+from tintray.evaluation import TaskScore, confidences, score
+from tintray.labels import predict
+from tintray.tasks import Kind, Outputs, from_tensors
+
+
+class Evaluator:
+    """A member that holds one published merge and measures tasks of it."""
+
+    def __init__(self, url: str, store_url: str) -> None:
+        self._merge = load_merge(url)
+        self._store = open_store(store_url)
+
+    def evaluate(self, name: str) -> TaskScore:
+        """Measure one task: on its labelled test set, else by agreement on its pool.
+
+        Raises
+        ------
+        DataError
+            If the data file is gone, or holds other examples than when the merge was published.
+        """
+        task = self._merge.task(name)
+        labelled = task["test"] is not None
+        source = task["test"] if labelled else task["pool"]
+        order, pool = self._pool(name, task["kind"], source)
+        module = self._merge.for_task(name)
+        merged = predict(module, pool, task["kind"])
+        expert = _expert_outputs(
+            self._store, self._merge, task, source["outputs" if labelled else "labels"], pool
+        )
+        labels = None
+        if labelled:
+            answers = models.answers(module, task["classes"])
+            labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
+        found = score(name, task["kind"], merged, expert, labels, pool.mask)
+        if task["kind"] != "classification":
+            return found
+        return replace(found, calibration=confidences(merged, expert, labels))
+
+    def _pool(
+        self, name: str, kind: Kind, source: Mapping[str, Any]
+    ) -> tuple[DataOrder, pools.Pool]:
+        fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
+        order = local_data(DataOrder(**fields), cache_folder())
+        where = f"task '{name}'"
+        examples = read_examples(order, where)
+        processor = self._merge.processor(name, text=examples.is_text)
+        pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
+        if pool.digest != source["sha256"]:
+            raise DataError(
+                f"task '{name}': split '{source['split']}' of {order.path} is not what the merge "
+                "was published with; expected the same examples, restore the file or run the job "
+                "again"
+            )
+        return order, pool
+
+
+def _expert_outputs(
+    store: ArtifactStore, merge: Merge, task: Mapping[str, Any], sha256: str, pool: pools.Pool
+) -> Outputs:
+    """The expert's answers over the pool: from the store, or by the expert where they are gone."""
+    if store.exists(blob_key(sha256)):
+        return from_tensors(read_tensors(fetch_blob(store, sha256, cache_folder())))
+    role = f"the expert of task '{task['name']}'"
+    folders = (merge.manifest["base"]["source"], task["expert"]["source"])
+    base, folder = (local_folder(source, cache_folder()) for source in folders)
+    built = merge.manifest.get("job", {}).get("factory")
+    whole = open_checkpoint(base, role="the base", factory=built)
+    checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
+    expert = models.load_expert(checkpoint, role)
+    return predict(expert, pool, task["kind"])
+
+
+def measure(
+    fleet: Fleet,
+    merge: Merge,
+    store_url: str,
+    threads: int,
+    on_score: Callable[[TaskScore], None],
+) -> list[TaskScore]:
+    """Measure every task of a merge, spread over the fleet, in the order of its tasks."""
+    members = [
+        fleet.spawn(Evaluator, merge.url, store_url, threads=threads, name=f"evaluator {n + 1}")
+        for n in range(min(max(1, fleet.size() // threads), len(merge.tasks)))
+    ]
+    refs = [
+        members[index % len(members)].call("evaluate", name)
+        for index, name in enumerate(merge.tasks)
+    ]
+    found: dict[int, TaskScore] = {}
+    for index, result in fleet.as_completed(refs):
+        on_score(result)
+        found[index] = result
+    return [found[index] for index in range(len(refs))]

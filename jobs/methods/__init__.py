@@ -1,0 +1,1 @@
+"""Merging methods over a fleet, and the statistics they measure."""

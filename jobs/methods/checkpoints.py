@@ -1,0 +1,102 @@
+"""Merge whole checkpoints, as a command asks for it: texts in, events out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.events import OnEvent, StageStarted, TensorsMerged
+from jobs.running.sources import cache_folder, local_folder
+from jobs.spec.fields import memory_bytes
+from jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import SpecError
+from tintray.merging import recipe
+from tintray.merging.declaration import Value
+from tintray.merging.streaming import merge_checkpoints
+
+
+def merge_models(
+    base: str,
+    experts: Sequence[str],
+    output: Path,
+    *,
+    method: str,
+    parameters: Sequence[str],
+    scale: float | None,
+    seed: int,
+    memory: str,
+    shard: str,
+    on_event: OnEvent,
+) -> Path:
+    """Merge the models at these locations into the folder ``output``; see ``merge_checkpoints``.
+
+    Raises
+    ------
+    InputError
+        If anything that was given cannot be used; nothing is written then.
+    """
+    if method in (*ADAMERGING, SURGERY):
+        raise SpecError(
+            f"--method: '{method}' learns on the tasks' unlabelled pools; run it as a job with "
+            f"merge.method: {method}, or choose a method that needs no data"
+        )
+    found = recipe(method, _parameters(parameters), seed=seed)
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise SpecError(f"--scale: expected a number above 0, found {scale:g}")
+    bound, largest = _size("--memory", memory), _size("--shard", shard)
+    cache = cache_folder()
+    names = _names(experts)
+    many = "expert" if len(experts) == 1 else "experts"
+    on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
+    return merge_checkpoints(
+        open_checkpoint(local_folder(base, cache), role="the base"),
+        {
+            name: open_checkpoint(local_folder(expert, cache), role=f"expert '{expert}'")
+            for name, expert in zip(names, experts, strict=True)
+        },
+        output,
+        found,
+        scale=scale,
+        memory=bound,
+        shard_bytes=largest,
+        progress=lambda done, total: on_event(TensorsMerged(method, done, total)),
+    )
+
+
+def _names(experts: Sequence[str]) -> list[str]:
+    """What messages and folders call each expert: the last part of its location."""
+    names = [expert.rstrip("/").rpartition("/")[2] for expert in experts]
+    return (
+        names
+        if len(set(names)) == len(names)
+        else [f"{n + 1}-{name}" for n, name in enumerate(names)]
+    )
+
+
+def _parameters(texts: Sequence[str]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in map(_parameter, texts):
+        if name in found:
+            raise SpecError(f"--parameter: '{name}' is given twice, expected one value for it")
+        found[name] = value
+    return found
+
+
+def _parameter(text: str) -> tuple[str, Value]:
+    name, mark, written = text.partition("=")
+    try:
+        value = float(written)
+    except ValueError:
+        mark = ""
+    if not mark:
+        raise SpecError(f"--parameter: expected NAME=NUMBER such as density=0.2, found {text!r}")
+    return name.strip(), int(value) if value.is_integer() else value
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return memory_bytes(text)
+    except ValueError as error:
+        raise SpecError(f"{option}: {error}") from error

@@ -1,0 +1,120 @@
+"""Which merging methods there are, with what each is tuned by: what ``tintray methods`` answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from jobs.display.tables import open_table, print_facts
+from jobs.results import Record
+from jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.errors import SpecError, nearest
+from tintray.merging import Method, methods
+
+LEARNED: Mapping[str, tuple[str, str]] = {
+    "adamerging": (
+        "Learn a coefficient per tensor and task by the entropy of the merge's predictions.",
+        "Yang et al., AdaMerging, arXiv 2310.02575",
+    ),
+    "adamerging_task": (
+        "Learn a coefficient per task by the entropy of the merge's predictions.",
+        "Yang et al., AdaMerging, arXiv 2310.02575",
+    ),
+    "surgery": (
+        "Learn a module per task before its head that brings features back to the expert's.",
+        "Yang et al., Representation Surgery, arXiv 2402.02705",
+    ),
+}
+"""Methods that learn on the tasks' pools, within a job: summary and source."""
+
+
+@dataclass(frozen=True)
+class ParameterLine(Record):
+    """A number that a method is tuned by; ``range`` is an interval such as ``(0, 1]``."""
+
+    name: str
+    default: float
+    range: str
+    about: str
+
+
+@dataclass(frozen=True)
+class MethodLine(Record):
+    """One merging method, as ``tintray methods`` shows it."""
+
+    name: str
+    summary: str
+    source: str
+    data: str  # "none", or what it learns or measures on a task's pool
+    scale: float | None  # where nobody says otherwise; None is 1/K, or learned
+    parameters: Sequence[ParameterLine] = ()
+    own_backbones: bool = False  # each task runs on a backbone of its own
+    most: int | None = None  # experts that it merges at most
+
+
+def list_methods(names: Sequence[str] = ()) -> list[MethodLine]:
+    """The methods of these names, or all, in the order of the documentation; plugins last.
+
+    Raises
+    ------
+    SpecError
+        With the nearest name, if there is no such method.
+    """
+    assert LEARNED.keys() == {*ADAMERGING, SURGERY}
+    known = {name: _line(method) for name, method in methods().items()}
+    known |= {
+        name: MethodLine(name, summary, source, "pool", None)
+        for name, (summary, source) in LEARNED.items()
+    }
+    for name in names:
+        if name not in known:
+            raise SpecError(
+                f"there is no merging method '{name}'{nearest(name, known)}; "
+                f"there are {', '.join(known)}"
+            )
+    return [known[name] for name in names or known]
+
+
+def _line(method: Method) -> MethodLine:
+    return MethodLine(
+        method.name,
+        method.summary,
+        method.source,
+        f"pool ({', '.join(method.needs)})" if method.needs else "none",
+        method.scale,
+        [ParameterLine(p.name, p.default, p.range, p.about) for p in method.parameters],
+        method.own is not None,
+        method.most,
+    )
+
+
+def print_methods(lines: Sequence[MethodLine], console: Console) -> None:
+    """One method with all that is known of it; or several, one a line."""
+    if len(lines) == 1:
+        _print_one(lines[0], console)
+        return
+    table = open_table()
+    for name in ("method", "data", "parameters", "what it does"):
+        table.add_column(name, no_wrap=True)
+    for line in lines:
+        tuned = ", ".join(f"{p.name}={p.default:g}" for p in line.parameters)
+        data = "-" if line.data == "none" else line.data
+        table.add_row(line.name, data, tuned or "-", line.summary)
+    console.print(table)
+
+
+def _print_one(line: MethodLine, console: Console) -> None:
+    console.print(Text.assemble((line.name, "bold"), f"   {line.summary}"))
+    scale = "1/K" if line.scale is None else f"{line.scale:g}"
+    facts = {
+        "source": line.source,
+        "data": line.data,
+        "scale": "" if line.name in LEARNED else scale,
+        "experts": "" if line.most is None else f"{line.most} at most",
+        "backbones": "one for each task" if line.own_backbones else "",
+    }
+    facts |= {p.name: f"{p.about}; in {p.range}, default {p.default:g}" for p in line.parameters}
+    print_facts(facts, console)

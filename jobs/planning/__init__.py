@@ -1,0 +1,1 @@
+"""What a job needs and takes, known before it starts."""

@@ -1,0 +1,1 @@
+"""One job while it runs: its stages, its lease, how it stops."""

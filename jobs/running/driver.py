@@ -1,0 +1,395 @@
+"""Runs one job from its file to its published merge.
+
+Stages follow each other as the catalog knows them: planning, preparing, fitting, evaluating,
+publishing. Every change of stage is a compare-and-set in the catalog with its reason; whatever goes
+wrong ends there as ``failed`` or ``cancelled`` with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
+from jobs.fit.arrays import peak_memory
+from jobs.fit.checkpointing import Checkpoints, Ownership, delete_blobs
+from jobs.fit.coordinator import Coordinator
+from jobs.fit.crew import Crew, Ground, object_store_needed, survey
+from jobs.fit.placement import place
+from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fleet import Fleet, open_fleet
+from jobs.merges.publication import Outcome, publish
+from jobs.methods.running import (
+    Stage,
+    job_recipe,
+    start_coefficients,
+    start_scale,
+    surveyed,
+    with_own_backbones,
+    with_surgery,
+)
+from jobs.methods.statistics import Refs
+from jobs.running.job_run import JobRun, enter_job
+from jobs.running.places import usable
+from jobs.spec.sections import SURGERY, JobSpec
+from storage.artifacts import ArtifactStore, open_store
+from storage.cache import lookup
+from storage.catalog import Catalog, Known
+from storage.inputs import KnownModel, KnownPool, KnownTask
+from storage.states import JobState
+from tintray.coefficients import Coefficients
+from tintray.evaluation import TaskScore
+from tintray.kinship import is_foreign
+from tintray.kinship import warning as kinship_warning
+from tintray.models import HEAD
+from tintray.placement import AUTO
+from tintray.plateau import Plateau
+from tintray.schedule import BLOCK_LR, HEAD_LR, schedule
+
+
+def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+    """Run a new job; returns the manifest of the merge that it published.
+
+    Raises
+    ------
+    InputError
+        Before any compute is spent, if the job file, an expert, data, store or catalog cannot be
+        used.
+    TintrayError
+        If something fails while running; nothing is published then.
+    """
+    spec, ground = surveyed(spec)
+    store, opened = open_places(spec)
+    with opened as catalog:
+        run = JobRun(enter_job(catalog, spec), catalog, on_event)
+        with run.running(), fleet_for(spec, ground) as fleet:
+            return _run(run, spec, ground, store, fleet)
+
+
+def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+    """Run a job that waits in the catalog, from its last checkpoint if it has one.
+
+    Returns the manifest of the merge that it published. Whatever goes wrong is how the job ends.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another process works on it.
+    TintrayError
+        As ``run_job``.
+    """
+    run = JobRun(job_id, catalog, on_event)
+    with run.running():
+        return carry_on(run, spec)
+
+
+def carry_on(run: JobRun, spec: JobSpec) -> dict[str, Any]:
+    """The stages of a job whose lease is held; see ``continue_job``."""
+    spec, ground = surveyed(spec)
+    with usable():
+        store = open_store(spec.store)
+        store.check_writable()
+    with fleet_for(spec, ground) as fleet:
+        return _run(run, spec, ground, store, fleet)
+
+
+def open_places(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
+    """The job's store, proved to be writable, and its catalog.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be used: nothing has been computed, and the user can mend it.
+    """
+    with usable():
+        store = open_store(spec.store)
+        store.check_writable()
+        return store, Catalog.open(spec.catalog)
+
+
+@contextmanager
+def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
+    """The job's fleet, closed at the end whatever happens."""
+    fleet = open_fleet(
+        address=spec.cluster.address,
+        workers=spec.cluster.workers,
+        threads=spec.cluster.threads_per_worker,
+        plan=object_store_needed(spec, ground),
+    )
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def _run(
+    run: JobRun, spec: JobSpec, ground: Ground, store: ArtifactStore, fleet: Fleet
+) -> dict[str, Any]:
+    with run.stage(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
+        placement = None
+        if spec.tint.site == AUTO:
+            spec, placement = place(spec, fleet, store, _short_fit, run.on_event)
+            ground = survey(spec)
+        crew = Crew(fleet, spec, ground)
+        skipped: dict[str, str] = {}
+        if spec.on_task_error == "skip":
+            skipped = _failed(crew, run.on_event)
+        if skipped:  # what is left is a job like any other: the merge is that of a job without them
+            crew.dismiss()
+            spec = spec.without(skipped)
+            ground = survey(spec)
+            crew = Crew(fleet, spec, ground)
+        facts = crew.check()
+        for name, found in facts.items():
+            if is_foreign(found.kinship):
+                run.on_event(Notice(kinship_warning(name, found.kinship)))
+        _record(run, spec, ground, facts)
+    with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
+        prepared = crew.prepare(store, _on_prepared(run, len(spec.tasks)))
+        _use_base(run, ground, store)
+        _tell_reuse(run, prepared)
+    hears = _on_statistics(run), run.on_event
+    stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
+    result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
+    with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
+        outcome = Outcome(
+            spec=spec,
+            job_id=run.job_id,
+            base_digest=ground.digest,
+            backbone_parameters=ground.parameters,
+            partition=ground.partition,
+            prepared=prepared,
+            seconds=run.seconds,
+            peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
+            placement=placement,
+            skipped=skipped,
+            **result,
+        )
+        manifest = publish(outcome, store, run.catalog, run.lease)
+        ref = f"{manifest['name']}/v{manifest['version']}"
+        run.move(JobState.SUCCEEDED, f"published as {ref}")
+        delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
+    run.on_event(Published(f"{store.url}/merges/{ref}"))
+    return manifest
+
+
+def _short_fit(stage: Stage, rounds: int) -> Coordinator:
+    """A fit that only tries something: nobody hears of its rounds."""
+    _, coordinator = coordinator_for(stage)
+    coordinator.fit(rounds, lambda event: None)
+    return coordinator
+
+
+def _failed(crew: Crew, on_event: OnEvent) -> dict[str, str]:
+    """The tasks to leave out, each with its reason; told at once.
+
+    Raises
+    ------
+    InputError
+        If no task is left.
+    """
+    failures = crew.failures()
+    if len(failures) == len(crew.orders):
+        raise next(iter(failures.values()))
+    for name, error in failures.items():
+        on_event(Notice(f"task '{name}' is left out: {error}"))
+    return {name: str(error) for name, error in failures.items()}
+
+
+def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
+    """Learn the coefficients, and the tint layers where they are learned."""
+    spec = stage.spec
+    with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
+        stage.aim()
+        coefficients, coordinator = coordinator_for(stage)
+        initial = coefficients.values.clone()
+        spent = _rounds(run, stage, coordinator)
+    run.seconds[JobState.FITTING.value] += spent
+    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+        scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
+    return {
+        "facts": stage.facts,
+        "rounds": coordinator.rounds,
+        "kept": {name: coordinator.kept(name) for name in stage.facts},
+        "scores": scores,
+        "theta": torch.from_numpy(coordinator.backbone().copy()),
+        "initial": initial,
+        "coefficients": coefficients.values,
+        "tints": stage.crew.tints(),
+    }
+
+
+def _rounds(run: JobRun, stage: Stage, coordinator: Coordinator) -> float:
+    """Run the rounds that are left, with checkpoints; returns the seconds of those before."""
+    spec = stage.spec
+    checkpoints = Checkpoints(
+        stage.store,
+        run.catalog,
+        Ownership(run.job_id, run.lease.token),
+        coordinator,
+        stage.crew,
+        every=spec.fit.checkpoint_every,
+        basis=_basis(stage),
+    )
+    done = checkpoints.resume()
+    if done.rounds:
+        run.on_event(Notice(f"goes on after round {done.rounds} of {spec.fit.rounds}"))
+
+    def on_round(event: RoundDone) -> None:
+        run.round_done(event)
+        last = event.round == spec.fit.rounds
+        if run.stopper.asked or (checkpoints.due(event.round) and not last):
+            run.flush()
+            run.on_event(checkpoints.save(event))
+        run.stopper.check()
+
+    coordinator.fit(spec.fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
+    if coordinator.rounds < spec.fit.rounds:
+        run.on_event(Notice(f"agreement stopped growing: ended after round {coordinator.rounds}"))
+    return done.seconds
+
+
+def _basis(stage: Stage) -> dict[str, str]:
+    """What the fit stands on, by its content: another base or expert would be another fit."""
+    basis = {"the job file": stage.spec.digest(), "base": stage.ground.digest}
+    for name, facts in stage.facts.items():
+        basis[f"tasks.{name}.expert"] = facts.expert_digest
+        basis[f"tasks.{name}.adapt"] = facts.pool_digest
+    return basis
+
+
+def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
+    """Run a merging method alone; nothing is learned."""
+    spec, layout = stage.spec, stage.ground.partition.layout
+    with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
+        backbones = stage.merged(job_recipe(spec), start_scale(spec), run.on_event)
+    facts = dict(stage.facts)
+    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+        if spec.merge.method == SURGERY:
+            modules, scores = stage.operate(backbones)
+            tints, facts = with_surgery(stage.crew.tints(), facts, modules)
+        else:
+            scores = stage.scores(backbones)
+            tints = stage.crew.tints()  # with what measuring has estimated for this backbone
+        for score in scores:
+            run.on_event(evaluated(score))
+    coefficients = start_coefficients(spec, layout)
+    shared = backbones.get("")
+    if shared is None:  # every task has a backbone of its own; the base is what they share
+        tints, facts = with_own_backbones(layout, tints, facts, backbones)
+        shared = stage.crew.merge(0 * coefficients.numpy())
+    return {
+        "facts": facts,
+        "kept": dict.fromkeys(facts, 1.0),
+        "scores": scores,
+        "theta": torch.from_numpy(shared.copy()),
+        "initial": coefficients,
+        "coefficients": coefficients.clone(),
+        "tints": tints,
+    }
+
+
+def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
+    """The coefficients at their start, and who moves them."""
+    spec = stage.spec
+    start = start_coefficients(spec, stage.ground.partition.layout, stage.facts)
+    coefficients = Coefficients(start, spec.merge.bounds)
+    default_lr = HEAD_LR if spec.tint.site == HEAD else BLOCK_LR
+    fit = spec.fit
+    coordinator = Coordinator(
+        stage.fleet,
+        stage.crew.cast,
+        coefficients,
+        coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
+        tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),
+        correction_lr=schedule(fit.correction_lr, fit.schedule, fit.rounds, fit.warmup)
+        if fit.correction_lr
+        else None,
+        in_turn=fit.updates == "in_turn",
+        plateau=Plateau(fit.patience, fit.least_gain) if fit.patience else None,
+        sampled=stage.crew.sampler,
+    )
+    return coefficients, coordinator
+
+
+def _record(run: JobRun, spec: JobSpec, ground: Ground, facts: dict[str, TaskFacts]) -> None:
+    """Enter base, experts, pools and tasks in the catalog, by their content."""
+    models = [KnownModel(ground.digest, "base", str(spec.base), ground.parameters)]
+    pools, tasks = [], []
+    for task in spec.tasks:
+        found = facts[task.name]
+        parameters = ground.parameters + found.head_parameters
+        expert = KnownModel(
+            found.expert_digest, "expert", str(task.expert), parameters, ground.digest
+        )
+        models.append(expert)
+        path, split = str(task.adapt.path), task.adapt.split
+        pools.append(KnownPool(found.pool_digest, path, found.pool_examples, split))
+        tasks.append(KnownTask(task.name, task.kind, found.expert_digest, found.pool_digest))
+    run.catalog.record_models(models)
+    run.catalog.record_pools(pools)
+    run.catalog.record_tasks(run.job_id, tasks)
+
+
+def _on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
+    done: list[str] = []
+
+    def tell(prepared: Prepared) -> None:
+        done.append(prepared.task)
+        run.used(*_artifacts(prepared))
+        run.on_event(
+            TaskPrepared(
+                task=prepared.task,
+                done=len(done),
+                total=total,
+                seconds=prepared.seconds,
+                cached=prepared.cached,
+            )
+        )
+
+    return tell
+
+
+def _artifacts(prepared: Prepared) -> list[Known]:
+    """What a task was prepared with."""
+    meta = {"task": prepared.task}
+    known = [
+        Known(prepared.labels, "self-labels", meta),
+        Known(prepared.vector, "task-vector", meta),
+    ]
+    if prepared.features is not None:
+        known.append(Known(prepared.features, "self-features", meta))
+    if prepared.test_outputs is not None:
+        known.append(Known(prepared.test_outputs, "expert-outputs", meta))
+    return known
+
+
+def _use_base(run: JobRun, ground: Ground, store: ArtifactStore) -> None:
+    found = lookup(store, "bases", ground.digest)
+    if found is not None:
+        run.used(Known(found.ref, "base", {"model": ground.digest}))
+
+
+def _on_statistics(run: JobRun) -> Callable[[Refs], None]:
+    def record(found: Refs) -> None:
+        run.used(*(Known(ref, kind) for kind, refs in found.items() for ref in refs))
+
+    return record
+
+
+def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:
+    tasks = len(prepared)
+    labels = sum(found.cached for found in prepared.values())
+    vectors = sum(found.vector_cached for found in prepared.values())
+    reused = [f"self-labels of {labels} of {tasks} tasks"] if labels else []
+    reused += [f"task vectors of {vectors} of {tasks} tasks"] if vectors else []
+    if reused:
+        run.on_event(Notice(f"{' and '.join(reused)} were reused from the store"))
+
+
+def evaluated(score: TaskScore) -> Evaluated:
+    """A measurement as an event."""
+    return Evaluated(score.task, score.metric, score.merged, score.expert)

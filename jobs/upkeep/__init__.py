@@ -1,0 +1,1 @@
+"""Looking after stores and catalogs, and what tintray stands on."""

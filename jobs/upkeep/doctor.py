@@ -1,0 +1,117 @@
+"""What tintray stands on, looked at one by one: versions, store, database, Ray. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from jobs.fleet import open_fleet
+from jobs.upkeep.results import Check, Diagnosis
+from jobs.upkeep.stores import check_catalog
+from storage.artifacts import open_store
+from storage.urls import local_folder
+from tintray.errors import NotFoundError, TintrayError
+
+PYTHON = (3, 11)
+_RAY_PLAN = 128 * 2**20  # bytes of shared memory: the least that Ray takes is below
+
+
+def diagnose(*, store: str, catalog: str, address: str | None = None) -> Diagnosis:
+    """Look at everything that a job needs; whatever is wrong comes with its fix.
+
+    ``address`` is that of a Ray cluster; without it one is started on this machine, and stopped.
+    """
+    checks = [
+        *versions(),
+        _checked("store", lambda: _store(store)),
+        _checked("database", lambda: _database(catalog)),
+        _checked("ray", lambda: _ray(address)),
+    ]
+    return Diagnosis(all(check.ok for check in checks), checks)
+
+
+def _checked(name: str, look: Callable[[], Check | str]) -> Check:
+    try:
+        found = look()
+    except TintrayError as error:  # such a sentence ends with what to do
+        problem, _, fix = str(error).rpartition("; ")
+        return Check(name, False, problem or fix, fix if problem else None)
+    return Check(name, True, found) if isinstance(found, str) else found
+
+
+def versions() -> Iterator[Check]:
+    """Python, and every package that tintray requires, beside the version that it requires."""
+    found = platform.python_version()
+    wanted = ".".join(map(str, PYTHON))
+    fix = None if sys.version_info >= PYTHON else f"install Python {wanted} or newer"
+    yield Check("python", fix is None, found, fix)
+    for text in requires("tintray") or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _package(requirement)
+
+
+def _package(requirement: Requirement) -> Check:
+    fix = f"pip install '{requirement}'"
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        return Check(requirement.name, False, "not installed", fix)
+    fits = requirement.specifier.contains(found, prereleases=True)
+    return Check(requirement.name, fits, found, None if fits else fix)
+
+
+def _store(url: str) -> Check | str:
+    folder = local_folder(url)
+    if folder is not None and not folder.exists():
+        if _may_make(folder):
+            return f"{folder} is not there yet; the first job makes it"
+        fix = "give this user the right to make it, or name another store"
+        return Check("store", False, f"the folder {folder} cannot be made", fix)
+    store = open_store(url)
+    store.check_writable()
+    return f"{store.url} can be written and read"
+
+
+def _database(url: str) -> Check | str:
+    try:
+        report = check_catalog(url)
+    except NotFoundError as error:
+        if not _can_be_made(url):
+            raise
+        return str(error).partition(";")[0] + "; the first job makes it"
+    if report.problems:
+        problem, _, fix = report.problems[0].rpartition("; ")
+        return Check("database", False, f"{report.catalog}: {problem}", fix)
+    idle = len(report.idle_jobs)
+    beside = f"; {idle} unfinished jobs that nobody works on" if idle else ""
+    return f"{report.catalog}, schema {report.schema}{beside}"
+
+
+def _can_be_made(url: str) -> bool:
+    """Whether a catalog that is not there yet can be created by the first job."""
+    file = url.partition("?")[0].removeprefix("sqlite:///")
+    if file == url:
+        return True  # a database that answered, and has no tables yet
+    return _may_make(Path(file).absolute())
+
+
+def _may_make(path: Path) -> bool:
+    """Whether this user may make ``path``, and the folders above it that are not there yet."""
+    parent = next(place for place in path.parents if place.exists())
+    return parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+
+
+def _ray(address: str | None) -> str:
+    fleet = open_fleet(address=address, workers=1, threads=1, plan=_RAY_PLAN)
+    try:
+        where = f"the cluster at {address}" if address else "a cluster on this machine"
+        return f"{where} has {fleet.size()} CPUs"
+    finally:
+        fleet.close()

@@ -1,0 +1,45 @@
+"""Setting tintray up for a person: the configuration file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from jobs.display.tables import print_facts
+from jobs.queue.ray_jobs import jobs_address
+from jobs.results import Record
+from jobs.spec.settings import write_config
+from storage.urls import redact
+
+
+@dataclass(frozen=True)
+class Configured(Record):
+    """What was written, passwords left out."""
+
+    path: str
+    settings: Mapping[str, str]
+
+
+def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured:
+    """Write the configuration file of this user; see :func:`jobs.spec.settings.write_config`.
+
+    Raises
+    ------
+    SpecError
+        A value cannot be what it is to be, or there is a file already that is not to be replaced.
+    """
+    given = dict(values)
+    if "address" in given:
+        given["address"] = jobs_address(given["address"])
+    path = write_config(given, replace=replace)
+    return Configured(str(path), {name: redact(value) for name, value in given.items()})
+
+
+def print_configured(found: Configured, console: Console) -> None:
+    """Where it is, and what is in it."""
+    console.print(found.path)
+    if found.settings:
+        print_facts(found.settings, console)
+    console.print("\n`tintray doctor` checks them")

@@ -1,0 +1,336 @@
+"""Looking after a store and its catalog: list, verify, pin, collect, remove, copy, upgrade."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.merges.finding import load_merge, locate, store_of
+from jobs.merges.publication import enter
+from jobs.running.places import usable
+from jobs.upkeep.results import (
+    ArtifactLine,
+    Copied,
+    DamageLine,
+    DatabaseReport,
+    GarbageLine,
+    GarbageReport,
+    Removed,
+    SchemaChange,
+    VerifyReport,
+)
+from storage import collect, database_check
+from storage.artifacts import ArtifactStore, open_store
+from storage.blobs import fetch_blob, is_blob
+from storage.catalog import Catalog
+from storage.publish import (
+    MergeRef,
+    file_ref,
+    list_merges,
+    manifest_digest,
+    parse_merge_url,
+    publish_merge,
+    read_manifest,
+)
+from storage.tables import Artifact
+from storage.verify import verify_merge, verify_store
+from tintray.errors import InputError, NotFoundError, StorageError, nearest
+
+DAY = 86400.0
+
+
+@contextmanager
+def opened(store: str, catalog: str) -> Iterator[tuple[ArtifactStore, Catalog]]:
+    """A store and its catalog, for the length of a block.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be used as it was named.
+    """
+    with usable():
+        found, known = open_store(store), Catalog.open(catalog, create=False)
+    with known:
+        with usable():
+            next(iter(found.list("merges/")), None)
+        yield found, known
+
+
+# Artifacts
+
+
+def list_artifacts(*, store: str, catalog: str, kind: str | None = None) -> list[ArtifactLine]:
+    """Every blob that the catalog or the store knows, oldest first; those of a kind if given."""
+    with opened(store, catalog) as (place, known):
+        there = {name: entry for entry in place.list("blobs/") if (name := is_blob(entry.key))}
+        users = known.artifact_users()
+        found = known.artifacts()
+    lines = [
+        _line(item, users.get(item.sha256, set()), item.sha256 in there)
+        for item in found
+        if kind in (None, item.kind)
+    ]
+    unknown = sorted(there.keys() - {item.sha256 for item in found})
+    if kind in (None, "unknown"):
+        lines += [
+            ArtifactLine(sha256, "unknown", there[sha256].size, None, [], True)
+            for sha256 in unknown
+        ]
+    if kind is not None and not lines:
+        kinds = sorted({item.kind for item in found})
+        raise NotFoundError(
+            f"there is no artifact of the kind '{kind}'{nearest(kind, kinds)}; there are "
+            f"{', '.join(kinds) or 'none at all'}"
+        )
+    return lines
+
+
+def _line(item: Artifact, users: set[str], in_store: bool) -> ArtifactLine:
+    created = item.created_at.isoformat(timespec="seconds")
+    return ArtifactLine(item.sha256, item.kind, item.size, created, sorted(users), in_store)
+
+
+def verify(*, store: str, catalog: str, merge: str | None = None) -> VerifyReport:
+    """Read every artifact of a store, or of one merge, and compare it with its hash."""
+    if merge is not None:
+        return _verify_merge(merge, catalog)
+    with opened(store, catalog) as (place, known):
+        users = known.artifact_users()
+        mine = [item for item in known.list_merges() if _is_in(item.url, place)]
+        manifests = {
+            MergeRef(item.name, item.version).manifest_key: item.manifest_sha256 or ""
+            for item in mine
+        }
+        expected = {ref.sha256 for item in mine for ref in known.merge_files(item).values()}
+        result = verify_store(place, expected, manifests)
+    lines = [DamageLine(d.key, d.problem, _users_of(d.key, users)) for d in result.damaged]
+    return VerifyReport(place.url, result.artifacts, result.size, lines)
+
+
+def _verify_merge(merge: str, catalog: str) -> VerifyReport:
+    with usable():
+        url = locate(merge, catalog)
+        place, ref = parse_merge_url(url)
+        result = verify_merge(place, ref, _known_manifest(ref, url, catalog))
+    lines = [DamageLine(d.key, d.problem, [f"merge {ref}"]) for d in result.damaged]
+    return VerifyReport(place.url, result.artifacts, result.size, lines)
+
+
+def _known_manifest(ref: MergeRef, url: str, catalog: str) -> str | None:
+    """What the catalog has as the manifest's sha256, where it knows this very merge."""
+    try:
+        with Catalog.open(catalog, create=False) as known:
+            found = known.find_merge(str(ref))
+    except NotFoundError:
+        return None
+    return found.manifest_sha256 if found.url == url else None
+
+
+def _is_in(url: str | None, store: ArtifactStore) -> bool:
+    return url is not None and url.startswith(f"{store.url}/merges/")
+
+
+def _users_of(key: str, users: dict[str, set[str]]) -> list[str]:
+    sha256 = is_blob(key.removesuffix(".blocks"))
+    if sha256 is not None:
+        return sorted(users.get(sha256, set()))
+    parts = key.split("/")
+    return [f"merge {parts[1]}/{parts[2]}"] if parts[0] == "merges" else []
+
+
+def pin(sha256: str, *, catalog: str, pinned: bool = True) -> ArtifactLine:
+    """Keep an artifact, named by the first digits of its hash, from gc; or no longer.
+
+    Raises
+    ------
+    NotFoundError, InputError
+        If no artifact, or more than one, begins so.
+    """
+    with usable():
+        known = Catalog.open(catalog, create=False)
+    with known:
+        found = [item for item in known.artifacts() if item.sha256.startswith(sha256)]
+        if len(sha256) < 6 or len(found) > 1:
+            raise InputError(
+                f"artifact '{sha256}': expected six or more digits of a sha256 that only one "
+                f"artifact begins with, found {len(found)} that do"
+            )
+        if not found:
+            raise NotFoundError(
+                f"there is no artifact that begins with '{sha256}' in the catalog {known.url}; "
+                "`tintray artifacts ls` lists them"
+            )
+        known.pin(found[0].sha256, pinned)
+        users = known.artifact_users(found[0].sha256).get(found[0].sha256, set())
+        return _line(found[0], users, True)
+
+
+# Garbage
+
+
+def collect_garbage(
+    *, store: str, catalog: str, age: float = DAY, delete: bool = False
+) -> GarbageReport:
+    """Find what nobody needs and is older than ``age`` seconds, and ``delete`` it if asked to."""
+    with opened(store, catalog) as (place, known):
+        sweep = (collect.collect if delete else collect.plan)(place, known, age)
+    return GarbageReport(
+        store=place.url,
+        dry_run=not delete,
+        garbage=[GarbageLine(item.key, item.size, item.reason) for item in sweep.garbage],
+        garbage_bytes=sum(item.size for item in sweep.garbage),
+        kept=sweep.kept,
+        kept_bytes=sweep.kept_bytes,
+        young=sweep.young,
+        young_bytes=sweep.young_bytes,
+    )
+
+
+# Merges
+
+
+def remove(merge: str, *, catalog: str) -> Removed:
+    """Take a merge out of its store and its catalog; its blobs are left to the next collection.
+
+    The manifest goes first: from then on there is no such merge. One that was removed half way is
+    removed wholly by trying again.
+    """
+    with usable():
+        url = locate(merge, catalog)
+        place, ref = parse_merge_url(url)
+        keys = [entry.key for entry in place.list(f"{ref.key}/")]
+    hashes = _hashes(place, ref)
+    known = _open_if_there(catalog)
+    if not keys and (known is None or not _knows(known, ref, url)):
+        hint = nearest(str(ref), map(str, list_merges(place)))
+        raise NotFoundError(f"merge {ref} is not published in {place.url}{hint}")
+    for key in sorted(keys, key=lambda key: key != ref.manifest_key):
+        place.delete(key)
+    unneeded = hashes
+    if known is not None:
+        with known:
+            if _knows(known, ref, url):
+                known.remove_merge(ref.name, ref.version)
+            needed = known.needed_artifacts()
+        unneeded = {sha256: size for sha256, size in hashes.items() if sha256 not in needed}
+    return Removed(str(ref), url, sum(unneeded.values()))
+
+
+def _hashes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:
+    """Sizes of the blobs of a merge; none if its manifest is gone or damaged."""
+    try:
+        files = read_manifest(store, ref)["files"]
+    except (NotFoundError, StorageError):
+        return {}
+    return {file["sha256"]: file["size"] for file in files.values()}
+
+
+def _open_if_there(catalog: str) -> Catalog | None:
+    try:
+        with usable():
+            return Catalog.open(catalog, create=False)
+    except NotFoundError:
+        return None
+
+
+def _knows(catalog: Catalog, ref: MergeRef, url: str) -> bool:
+    try:
+        found = catalog.find_merge(str(ref)).url
+    except NotFoundError:
+        return False
+    return found is not None and _same_place(found, url)
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two URLs name the same merge: a folder may be written as a path or as a URL."""
+    (a, first), (b, second) = parse_merge_url(one), parse_merge_url(other)
+    return (a.url, first) == (b.url, second)
+
+
+def copy(
+    merge: str, destination: str, *, catalog: str, destination_catalog: str | None = None
+) -> Copied:
+    """Copy a merge to another store: every file verified here and there, the manifest last.
+
+    A copy that was broken off goes on where it was, and one that is there already is left as it
+    is. ``destination_catalog`` is where the copy is entered, if anywhere.
+    """
+    with usable():
+        url = locate(merge, catalog)
+        opened_merge = load_merge(url)
+        manifest = opened_merge.manifest
+        ref = MergeRef(manifest["name"], manifest["version"])
+        target = open_store(destination)
+        if _store_url(url) == target.url:
+            raise InputError(f"merge {ref} is in {target.url} already; name another store")
+        target.check_writable()
+    known = None
+    if destination_catalog is not None:
+        with usable():
+            known = Catalog.open(destination_catalog)
+    files = {name: opened_merge.file(name) for name in manifest["files"]}
+
+    def read_back() -> None:
+        _read_back(target, [file_ref(manifest, name).sha256 for name in files])
+
+    copied = publish_merge(
+        target, ref.name, files, manifest, version=ref.version, confirm=read_back
+    )
+    if known is not None:
+        with known:
+            enter(
+                known,
+                manifest,
+                copied,
+                manifest_sha256=manifest_digest(target, ref),
+                coefficients=opened_merge.coefficients,
+            )
+    size = sum(file["size"] for file in manifest["files"].values())
+    where = None if known is None else known.url
+    return Copied(str(ref), url, copied, len(files), size, where)
+
+
+def _store_url(merge_url: str) -> str | None:
+    """The store that a merge lies in; None for a folder that was copied out of one."""
+    root = store_of(merge_url, "")
+    return open_store(root).url if root else None
+
+
+def _read_back(store: ArtifactStore, hashes: list[str]) -> None:
+    """Read what was just written, and compare its hash, before a manifest says that it is there."""
+    from tempfile import TemporaryDirectory
+
+    for sha256 in dict.fromkeys(hashes):
+        with TemporaryDirectory(prefix="tintray-") as folder:
+            fetch_blob(store, sha256, Path(folder))
+
+
+# The catalog's database
+
+
+def upgrade_catalog(catalog: str) -> SchemaChange:
+    """Bring a catalog's tables to this version of tintray, or create them."""
+    with usable():
+        before, after = database_check.upgrade(catalog)
+    return SchemaChange(_shown(catalog), before, after)
+
+
+def check_catalog(catalog: str) -> DatabaseReport:
+    """Look whether a catalog's database is sound, and its tables those of this tintray."""
+    with usable():
+        state = database_check.check(catalog)
+    return DatabaseReport(
+        catalog=state.url,
+        schema=state.found,
+        needed=state.needed,
+        rows=state.rows,
+        problems=state.problems,
+        idle_jobs=state.idle,
+    )
+
+
+def _shown(catalog: str) -> str:
+    from storage.engine import parse_catalog_url, shown
+
+    return shown(parse_catalog_url(catalog))
