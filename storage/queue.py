@@ -7,8 +7,8 @@ limit of the cluster is kept, however many claim at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from storage import lineage
 from storage.database import Database
+from storage.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
 from storage.leases import LeaseHeldError, database_time
 from storage.states import JobState, StateConflictError
 from storage.tables import Cluster, Event, Job, Lease, Round
@@ -33,35 +34,6 @@ MAX_JOBS = 1
 """Jobs that a cluster runs at once where nobody has said otherwise."""
 
 _OVER = tuple(state for state in JobState if state.terminal)
-
-
-@dataclass(frozen=True)
-class JobRow:
-    """A job as lists show it, without its job file."""
-
-    id: str
-    name: str
-    state: JobState
-    reason: str
-    created_at: datetime
-    updated_at: datetime
-    priority: int
-    key: str | None
-    cluster: str | None
-    attempt: int
-    handed_at: datetime | None
-    stop_at: datetime | None
-    stop_reason: str | None
-    owner: str | None  # who holds its lease, if that is in force
-    round: int | None = None  # the last that is known, of a job that is not over
-    rounds: int | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether somebody had begun to work on it, and nobody does any more."""
-        if self.state.terminal or self.owner is not None:
-            return False
-        return self.state is not JobState.QUEUED or self.cluster is None
 
 
 @dataclass(frozen=True)
@@ -94,11 +66,10 @@ class Queue:
     def find(self, job_id: str) -> JobRow:
         """One job; :class:`NotFoundError` with the nearest id if there is none."""
         with self._read() as session:
-            now = database_time(session)
-            row = session.execute(_rows(now).where(Job.id == job_id)).first()
-            if row is None:
+            found = _jobs(session, job_id=job_id)
+            if not found:
                 raise no_job(session, job_id, self.url)
-            return _with_rounds(session, [_job_row(row)])[0]
+            return found[0]
 
     def by_prefix(self, text: str) -> list[str]:
         """Ids of the jobs that begin with ``text``, or whose name it is; newest first."""
@@ -115,20 +86,8 @@ class Queue:
         self, limit: int | None, states: Iterable[JobState] | None = None, name: str | None = None
     ) -> list[JobRow]:
         """The ``limit`` newest jobs and all that are not over, newest first."""
-        order = (Job.created_at.desc(), Job.id)
         with self._read() as session:
-            query = _rows(database_time(session)).order_by(*order)
-            if states is not None:
-                query = query.where(Job.state.in_(list(states)))
-            if name is not None:
-                query = query.where(Job.name == name)
-            if limit is not None:
-                newest = sa.select(Job.id).order_by(*order).limit(limit).subquery()
-                mine = Job.id.in_(sa.select(newest.c.id))
-                alive = Job.state.in_([state for state in JobState if not state.terminal])
-                query = query.where(sa.or_(mine, alive))  # both by index, unlike "not over"
-            found = [_job_row(row) for row in session.execute(query)]
-            return _with_rounds(session, found)
+            return _jobs(session, limit=limit, states=states, name=name)
 
     def standing(self, job: JobRow) -> Standing | None:
         """Where a job stands that waits for its cluster; None if it does not wait."""
@@ -289,45 +248,15 @@ def no_job(session: Session, job_id: str, url: str) -> NotFoundError:
     return NotFoundError(f"there is no job {job_id} in the catalog {url}{hint}")
 
 
-def _rows(now: datetime) -> sa.Select[Any]:
-    held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > now)
-    columns = (
-        Job.id,
-        Job.name,
-        Job.state,
-        Job.reason,
-        Job.created_at,
-        Job.updated_at,
-        Job.priority,
-        Job.key,
-        Job.cluster,
-        Job.attempt,
-        Job.handed_at,
-        Job.stop_at,
-        Job.stop_reason,
-        sa.case((held, Lease.owner)).label("owner"),
-    )
-    return sa.select(*columns).outerjoin(Lease, Lease.job_id == Job.id)
+def _jobs(session: Session, **query: Any) -> list[JobRow]:
+    """Jobs as lists show them; see :func:`storage.job_list.select_jobs`."""
+    connection = session.connection()
 
+    def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
+        return connection.exec_driver_sql(statement, tuple(values)).all()
 
-def _job_row(row: sa.Row[Any]) -> JobRow:
-    return JobRow(**row._asdict())
-
-
-def _with_rounds(session: Session, rows: list[JobRow]) -> list[JobRow]:
-    """With the rounds of those that are being fitted, or could be resumed."""
-    known = {JobState.FITTING, JobState.FAILED, JobState.CANCELLED}
-    ids = [row.id for row in rows if row.state in known][:500]
-    if not ids:
-        return rows
-    last = sa.select(Round.job_id, sa.func.max(Round.round)).where(Round.job_id.in_(ids))
-    done = {job_id: number for job_id, number in session.execute(last.group_by(Round.job_id))}  # noqa: C416
-    query = sa.select(Job.id, Job.spec).where(Job.id.in_(list(done)))
-    wanted = {job_id: spec.get("fit", {}).get("rounds") for job_id, spec in session.execute(query)}
-    return [
-        replace(row, round=done[row.id], rounds=wanted[row.id]) if row.id in done else row
-        for row in rows
-    ]
+    sqlite = connection.dialect.name == "sqlite"
+    return select_jobs(execute, SQLITE if sqlite else POSTGRESQL, **query)
 
 
 def _held(lease: Lease, now: datetime) -> bool:

@@ -16,7 +16,7 @@ from jobs.queue.views import JobStatus, opened, resolve, status_of
 from storage.artifacts import open_store
 from storage.blobs import get_blob
 from storage.catalog import Catalog
-from storage.queue import JobRow
+from storage.job_list import JobRow
 from storage.states import JobState
 from tintray.errors import TintrayError
 

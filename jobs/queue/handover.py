@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from jobs.queue.ray_jobs import ClusterError, RayJobs
 from jobs.spec.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
 from storage.catalog import Catalog
-from storage.queue import Claim, JobRow
+from storage.job_list import JobRow
+from storage.queue import Claim
 from storage.states import JobState
 from storage.urls import redact
 

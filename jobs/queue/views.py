@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.results import Record
 from jobs.running.places import usable
 from jobs.spec.settings import default_catalog, default_store
-from storage.catalog import Catalog
-from storage.queue import JobRow, Standing
+from storage.job_list import JobRow, glance
 from storage.states import JobState
 from tintray.errors import InputError, SpecError
+
+if TYPE_CHECKING:
+    from storage.catalog import Catalog
+    from storage.queue import Standing
 
 LOST = "lost"
 """The state in which a job is shown that nobody works on although it is not over."""
@@ -100,11 +103,18 @@ def opened(catalog: str | None) -> Iterator[tuple[Catalog, str]]:
     InputError
         It cannot be used, or there is none.
     """
-    url = default_catalog(default_store()) if catalog is None else catalog
+    # Imported where it is needed: with SQLAlchemy it takes longer than what is asked of it.
+    from storage.catalog import Catalog
+
+    url = _url(catalog)
     with usable():
         found = Catalog.open(url, create=False)
     with found:
         yield found, url
+
+
+def _url(catalog: str | None) -> str:
+    return default_catalog(default_store()) if catalog is None else catalog
 
 
 def resolve(catalog: Catalog, text: str) -> str:
@@ -142,8 +152,10 @@ def list_jobs(
     ``states`` are JobState texts, or ``"lost"``.
     """
     wanted = None if states is None else _states(states)
-    with opened(catalog) as (known, _):
-        rows = known.queue.listing(limit, wanted, name)
+    rows = glance(_url(catalog), limit=limit, states=wanted, name=name)
+    if rows is None:
+        with opened(catalog) as (known, _):
+            rows = known.queue.listing(limit, wanted, name)
     lines = [_line(row) for row in rows]
     return lines if states is None else [line for line in lines if line.state in states]
 

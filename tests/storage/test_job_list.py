@@ -1,0 +1,82 @@
+"""The list of jobs without SQLAlchemy: the same rows, and no guess where it cannot tell."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from storage.catalog import Catalog
+from storage.job_list import glance
+from storage.states import JobState
+
+
+def fill(catalog: Catalog) -> dict[str, str]:
+    """Jobs of every sort that a list tells apart; ids by name."""
+    spec = {"fit": {"rounds": 30}}
+    ids = {
+        name: catalog.create_job(name, spec, "file:///store")
+        for name in ("waiting", "fitting", "lost", "failed", "done")
+    }
+    for name, owner in (("fitting", "somebody"), ("lost", "gone")):
+        catalog.acquire_lease(ids[name], owner, 60)
+        catalog.transition(ids[name], JobState.QUEUED, JobState.FITTING, "begins")
+    with catalog._write() as session:
+        session.execute(
+            sa.text("UPDATE leases SET expires_at = :then WHERE owner = 'gone'").bindparams(
+                sa.bindparam("then", catalog.job(ids["lost"]).created_at - timedelta(hours=1))
+            )
+        )
+    catalog.transition(ids["failed"], JobState.QUEUED, JobState.FAILED, "a worker died")
+    catalog.transition(ids["done"], JobState.QUEUED, JobState.SUCCEEDED, "published")
+    catalog.record_rounds(ids["fitting"], {1: {"loss": 1.0}, 2: {"loss": 0.5}})
+    return ids
+
+
+def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str) -> None:
+    ids = fill(catalog)
+    found = glance(catalog_url)
+    assert found == catalog.queue.listing(None)
+    assert found is not None
+    rows = {row.name: row for row in found}
+    assert {name: row.id for name, row in rows.items()} == ids
+    assert [name for name, row in rows.items() if row.lost] == ["lost", "waiting"]
+    assert (rows["fitting"].round, rows["fitting"].rounds) == (2, 30)
+    assert rows["fitting"].owner == "somebody"
+    assert rows["failed"].round is None
+    for query in ({"limit": 1}, {"name": "done"}, {"states": [JobState.FAILED]}, {"states": []}):
+        assert glance(catalog_url, **query) == catalog.queue.listing(  # type: ignore[arg-type]
+            query.get("limit"),  # type: ignore[arg-type]
+            query.get("states"),  # type: ignore[arg-type]
+            query.get("name"),  # type: ignore[arg-type]
+        )
+
+
+def test_what_it_cannot_read_is_left_to_the_catalog(tmp_path: Path) -> None:
+    assert glance(f"sqlite:///{tmp_path}/absent.db") is None
+    assert not (tmp_path / "absent.db").exists()
+    (tmp_path / "noise.db").write_bytes(b"no database at all" * 100)
+    assert glance(f"sqlite:///{tmp_path}/noise.db") is None
+    assert glance("postgresql+psycopg://nobody@127.0.0.1:1/none") is None
+    assert glance("mysql://somewhere/else") is None
+
+
+@pytest.mark.parametrize("version", ["0001", "9999"])
+def test_another_version_of_the_tables_is_left_to_the_catalog(version: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    with Catalog.open(url) as catalog:
+        fill(catalog)
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("UPDATE tintray_schema SET version_num = ?", (version,))
+    connection.close()
+    assert glance(url) is None
+
+
+def test_it_does_not_import_sqlalchemy() -> None:
+    code = "import sys, jobs.queue.views, jobs.queue.tables; print('sqlalchemy' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
