@@ -22,7 +22,7 @@ from jobs.results import (
 from jobs.running.driver import evaluated, open_places, run_job
 from jobs.running.places import usable
 from jobs.spec.sections import JobSpec
-from jobs.spec.settings import default_catalog, default_store
+from jobs.spec.settings import chosen, default_catalog, default_store
 from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.records import seal
@@ -90,8 +90,9 @@ def load(merge: str, *, catalog: str | None = None) -> Merge:
     return load_merge(locate(str(merge), catalog or default_catalog(default_store())))
 
 
-def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
+def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:
     """All merges that the catalog knows, the newest first."""
+    store, catalog = chosen(store, catalog)
     with usable(), Catalog.open(catalog, create=False) as opened:
         found = [
             MergeListing(
@@ -111,13 +112,20 @@ def list_merges(*, store: str, catalog: str) -> list[MergeListing]:
     return found[::-1]
 
 
-def show(merge: str, *, store: str, catalog: str) -> MergeSummary:
+def show(merge: str, *, store: str | None = None, catalog: str | None = None) -> MergeSummary:
     """What a published merge is, kept and cost, from its manifest."""
+    store, catalog = chosen(store, catalog)
     url = locate(merge, catalog)
     return summary(load_merge(url).manifest, url)
 
 
-def evaluate(merge: str, *, store: str, catalog: str, on_event: OnEvent | None = None) -> EvalTable:
+def evaluate(
+    merge: str,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    on_event: OnEvent | None = None,
+) -> EvalTable:
     """Measure a published merge again, on the data of its job.
 
     Raises
@@ -125,6 +133,7 @@ def evaluate(merge: str, *, store: str, catalog: str, on_event: OnEvent | None =
     DataError
         If that data is gone, or is no longer the same.
     """
+    store, catalog = chosen(store, catalog)
     tell = on_event or ignore
     url = locate(merge, catalog)
     opened = load_merge(url)
@@ -158,8 +167,8 @@ def evaluate(merge: str, *, store: str, catalog: str, on_event: OnEvent | None =
 def compare(
     merge: str,
     *,
-    store: str,
-    catalog: str,
+    store: str | None = None,
+    catalog: str | None = None,
     methods: Sequence[str] | None = None,
     on_event: OnEvent | None = None,
 ) -> CompareTable:
@@ -167,6 +176,7 @@ def compare(
 
     ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
     """
+    store, catalog = chosen(store, catalog)
     from jobs.merges import comparison
 
     url = locate(merge, catalog)
@@ -204,11 +214,19 @@ def merge_checkpoints(
     )
 
 
-def export(merge: str, task: str | None, directory: Path, *, store: str, catalog: str) -> Path:
+def export(
+    merge: str,
+    task: str | None,
+    directory: Path,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+) -> Path:
     """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
 
     Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens.
     """
+    store, catalog = chosen(store, catalog)
     found = load_merge(locate(merge, catalog))
     if task is not None:
         return found.export(task, Path(directory))

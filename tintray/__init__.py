@@ -16,14 +16,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.api import compare, evaluate, export, list_merges, load, run, show, validate
+    from jobs.api import (
+        compare,
+        evaluate,
+        export,
+        list_merges,
+        load,
+        merge_checkpoints,
+        run,
+        show,
+        validate,
+    )
+    from jobs.growth.api import add, refresh, remove, rollback
+    from jobs.growth.history import diff_merges, history
+    from jobs.methods.listing import list_methods
     from jobs.planning.estimates import plan
     from jobs.queue.differences import diff
     from jobs.queue.following import logs, wait, watch
     from jobs.queue.submission import cancel, resume, retry, set_limit, submit
     from jobs.queue.views import list_clusters, list_jobs, status
+    from jobs.spec.mergekit import read_mergekit
     from jobs.spec.sections import JobSpec, load_spec, parse_spec
+    from jobs.upkeep.doctor import diagnose
     from jobs.upkeep.setup import configure
+    from jobs.upkeep.stores import (
+        check_catalog,
+        collect_garbage,
+        copy_merge,
+        list_artifacts,
+        pin,
+        remove_merge,
+        upgrade_catalog,
+        verify,
+    )
     from tintray.bundle import Merge
     from tintray.errors import TintrayError
 
@@ -31,33 +56,68 @@ __all__ = [
     "JobSpec",
     "Merge",
     "TintrayError",
+    "add",
     "cancel",
+    "check_catalog",
+    "collect_garbage",
     "compare",
     "configure",
+    "copy_merge",
+    "diagnose",
     "diff",
+    "diff_merges",
     "evaluate",
     "export",
+    "history",
+    "list_artifacts",
     "list_clusters",
     "list_jobs",
     "list_merges",
+    "list_methods",
     "load",
     "load_spec",
     "logs",
+    "merge_checkpoints",
     "parse_spec",
+    "pin",
     "plan",
+    "read_mergekit",
+    "refresh",
+    "remove",
+    "remove_merge",
     "resume",
     "retry",
+    "rollback",
     "run",
     "set_limit",
     "show",
     "status",
     "submit",
+    "upgrade_catalog",
     "validate",
+    "verify",
     "wait",
     "watch",
 ]
 
 _HOME = {
+    "add": "jobs.growth.api",
+    "remove": "jobs.growth.api",
+    "refresh": "jobs.growth.api",
+    "rollback": "jobs.growth.api",
+    "history": "jobs.growth.history",
+    "diff_merges": "jobs.growth.history",
+    "list_methods": "jobs.methods.listing",
+    "list_artifacts": "jobs.upkeep.stores",
+    "verify": "jobs.upkeep.stores",
+    "pin": "jobs.upkeep.stores",
+    "collect_garbage": "jobs.upkeep.stores",
+    "remove_merge": "jobs.upkeep.stores",
+    "copy_merge": "jobs.upkeep.stores",
+    "upgrade_catalog": "jobs.upkeep.stores",
+    "check_catalog": "jobs.upkeep.stores",
+    "diagnose": "jobs.upkeep.doctor",
+    "read_mergekit": "jobs.spec.mergekit",
     "diff": "jobs.queue.differences",
     "logs": "jobs.queue.following",
     "wait": "jobs.queue.following",

@@ -181,7 +181,7 @@ def diff_merges(before: str, after: str, catalog: str | None, as_json: bool) -> 
 
     _, database = chosen(None, catalog)
     with quiet_stdout():
-        from jobs.growth.history import diff
+        from jobs.growth.history import diff_merges as differences
 
-        found = diff(before, after, catalog=database)
+        found = differences(before, after, catalog=database)
     write(found, print_merge_difference, as_json=as_json)

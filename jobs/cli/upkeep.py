@@ -177,7 +177,7 @@ def rm(merge: str, store: str | None, catalog: str | None, as_json: bool) -> Non
     with quiet_stdout():
         from jobs.upkeep import stores
 
-        removed = stores.remove(merge, catalog=database)
+        removed = stores.remove_merge(merge, catalog=database)
     write(removed, print_removed, as_json=as_json)
 
 
@@ -217,5 +217,5 @@ def copy(
     with quiet_stdout():
         from jobs.upkeep import stores
 
-        copied = stores.copy(merge, target, catalog=database, destination_catalog=known)
+        copied = stores.copy_merge(merge, target, catalog=database, destination_catalog=known)
     write(copied, print_copied, as_json=as_json)

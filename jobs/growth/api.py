@@ -13,6 +13,7 @@ from jobs.growth.history import rollback as publish_again
 from jobs.growth.run import grow
 from jobs.merges.publication import summary
 from jobs.results import MergeSummary
+from jobs.spec.settings import chosen
 from storage.artifacts import open_store
 
 
@@ -20,14 +21,15 @@ def add(
     merge: str,
     tasks: Sequence[str | Path],
     *,
-    store: str,
-    catalog: str,
+    store: str | None = None,
+    catalog: str | None = None,
     mode: Asked = "auto",
     rebase: bool = False,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
 ) -> MergeSummary:
     """Publish a child of ``merge`` with the tasks of these files too; see ``jobs.growth.run``."""
+    store, catalog = chosen(store, catalog)
     change = addition([task for path in tasks for task in read_tasks(Path(path))])
     return _grown(merge, change, store, catalog, mode, rebase, overrides, on_event)
 
@@ -36,13 +38,14 @@ def remove(
     merge: str,
     tasks: Sequence[str],
     *,
-    store: str,
-    catalog: str,
+    store: str | None = None,
+    catalog: str | None = None,
     rebase: bool = False,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
 ) -> MergeSummary:
     """Publish a child of ``merge`` without these tasks."""
+    store, catalog = chosen(store, catalog)
     change = Change("remove", tuple(dict.fromkeys(tasks)))
     return _grown(merge, change, store, catalog, "auto", rebase, overrides, on_event)
 
@@ -51,8 +54,8 @@ def refresh(
     merge: str,
     task: str,
     *,
-    store: str,
-    catalog: str,
+    store: str | None = None,
+    catalog: str | None = None,
     expert: str | None = None,
     pool: str | None = None,
     mode: Asked = "auto",
@@ -61,6 +64,7 @@ def refresh(
     on_event: OnEvent | None = None,
 ) -> MergeSummary:
     """Publish a child of ``merge`` with a task anew: its expert, its pool, or what lies there."""
+    store, catalog = chosen(store, catalog)
     manifest = grow(
         merge,
         lambda parent: refreshed(parent.spec, task, expert=expert, pool=pool, folder=Path.cwd()),
@@ -74,8 +78,11 @@ def refresh(
     return _summary(manifest, store)
 
 
-def rollback(merge: str, to: str | None = None, *, store: str, catalog: str) -> MergeSummary:
+def rollback(
+    merge: str, to: str | None = None, *, store: str | None = None, catalog: str | None = None
+) -> MergeSummary:
     """Publish an earlier version of ``merge`` again, as its newest."""
+    store, catalog = chosen(store, catalog)
     manifest = publish_again(merge, to, store=store, catalog=catalog)
     return _summary(manifest, store)
 

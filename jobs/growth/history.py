@@ -14,6 +14,7 @@ from jobs.merges.finding import load_merge, locate
 from jobs.merges.publication import enter
 from jobs.results import Record
 from jobs.running.places import usable
+from jobs.spec.settings import chosen
 from storage.blobs import BlobRef
 from storage.catalog import Catalog
 from storage.publish import (
@@ -76,7 +77,7 @@ class MergeDifference(Record):
     layers: Sequence[LayerDifference] = field(default_factory=list)
 
 
-def history(merge: str, *, catalog: str) -> list[Version]:
+def history(merge: str, *, catalog: str | None = None) -> list[Version]:
     """Every version in the tree that a merge is in, oldest first.
 
     Raises
@@ -84,6 +85,7 @@ def history(merge: str, *, catalog: str) -> list[Version]:
     NotFoundError
         With the nearest name, if the catalog has no such merge.
     """
+    _, catalog = chosen(None, catalog)
     with usable(), Catalog.open(catalog, create=False) as opened:
         name = opened.find_merge(merge).name
         rows = {row.id: row for row in opened.list_merges()}
@@ -116,7 +118,7 @@ def _version(row: Row, rows: Mapping[int, Row]) -> Version:
     )
 
 
-def diff(before: str, after: str, *, catalog: str) -> MergeDifference:
+def diff_merges(before: str, after: str, *, catalog: str | None = None) -> MergeDifference:
     """What changed from one merge to another: per task, and per layer.
 
     Raises
@@ -124,6 +126,7 @@ def diff(before: str, after: str, *, catalog: str) -> MergeDifference:
     InputError
         If their layers are not the same, so that nothing can be compared.
     """
+    _, catalog = chosen(None, catalog)
     one, other = (load_merge(locate(name, catalog)) for name in (before, after))
     if one.manifest["units"] != other.manifest["units"]:
         raise InputError(

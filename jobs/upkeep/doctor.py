@@ -12,6 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from jobs.fleet import open_fleet
+from jobs.spec.settings import chosen
 from jobs.upkeep.results import Check, Diagnosis
 from jobs.upkeep.stores import check_catalog
 from storage.artifacts import open_store
@@ -22,11 +23,14 @@ PYTHON = (3, 11)
 _RAY_PLAN = 128 * 2**20  # bytes of shared memory: the least that Ray takes is below
 
 
-def diagnose(*, store: str, catalog: str, address: str | None = None) -> Diagnosis:
+def diagnose(
+    *, store: str | None = None, catalog: str | None = None, address: str | None = None
+) -> Diagnosis:
     """Look at everything that a job needs; whatever is wrong comes with its fix.
 
     ``address`` is that of a Ray cluster; without it one is started on this machine, and stopped.
     """
+    store, catalog = chosen(store, catalog)
     checks = [
         *versions(),
         _checked("store", lambda: _store(store)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.merges.finding import load_merge, locate, store_of
 from jobs.merges.publication import enter
 from jobs.running.places import usable
+from jobs.spec.settings import chosen
 from jobs.upkeep.results import (
     ArtifactLine,
     Copied,
@@ -60,8 +61,11 @@ def opened(store: str, catalog: str) -> Iterator[tuple[ArtifactStore, Catalog]]:
 # Artifacts
 
 
-def list_artifacts(*, store: str, catalog: str, kind: str | None = None) -> list[ArtifactLine]:
+def list_artifacts(
+    *, store: str | None = None, catalog: str | None = None, kind: str | None = None
+) -> list[ArtifactLine]:
     """Every blob that the catalog or the store knows, oldest first; those of a kind if given."""
+    store, catalog = chosen(store, catalog)
     with opened(store, catalog) as (place, known):
         there = {name: entry for entry in place.list("blobs/") if (name := is_blob(entry.key))}
         users = known.artifact_users()
@@ -91,8 +95,11 @@ def _line(item: Artifact, users: set[str], in_store: bool) -> ArtifactLine:
     return ArtifactLine(item.sha256, item.kind, item.size, created, sorted(users), in_store)
 
 
-def verify(*, store: str, catalog: str, merge: str | None = None) -> VerifyReport:
+def verify(
+    *, store: str | None = None, catalog: str | None = None, merge: str | None = None
+) -> VerifyReport:
     """Read every artifact of a store, or of one merge, and compare it with its hash."""
+    store, catalog = chosen(store, catalog)
     if merge is not None:
         return _verify_merge(merge, catalog)
     with opened(store, catalog) as (place, known):
@@ -139,7 +146,7 @@ def _users_of(key: str, users: dict[str, set[str]]) -> list[str]:
     return [f"merge {parts[1]}/{parts[2]}"] if parts[0] == "merges" else []
 
 
-def pin(sha256: str, *, catalog: str, pinned: bool = True) -> ArtifactLine:
+def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> ArtifactLine:
     """Keep an artifact, named by the first digits of its hash, from gc; or no longer.
 
     Raises
@@ -147,6 +154,7 @@ def pin(sha256: str, *, catalog: str, pinned: bool = True) -> ArtifactLine:
     NotFoundError, InputError
         If no artifact, or more than one, begins so.
     """
+    _, catalog = chosen(None, catalog)
     with usable():
         known = Catalog.open(catalog, create=False)
     with known:
@@ -170,9 +178,10 @@ def pin(sha256: str, *, catalog: str, pinned: bool = True) -> ArtifactLine:
 
 
 def collect_garbage(
-    *, store: str, catalog: str, age: float = DAY, delete: bool = False
+    *, store: str | None = None, catalog: str | None = None, age: float = DAY, delete: bool = False
 ) -> GarbageReport:
     """Find what nobody needs and is older than ``age`` seconds, and ``delete`` it if asked to."""
+    store, catalog = chosen(store, catalog)
     with opened(store, catalog) as (place, known):
         sweep = (collect.collect if delete else collect.plan)(place, known, age)
     return GarbageReport(
@@ -190,12 +199,13 @@ def collect_garbage(
 # Merges
 
 
-def remove(merge: str, *, catalog: str) -> Removed:
+def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
     """Take a merge out of its store and its catalog; its blobs are left to the next collection.
 
     The manifest goes first: from then on there is no such merge. One that was removed half way is
     removed wholly by trying again.
     """
+    _, catalog = chosen(None, catalog)
     with usable():
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
@@ -248,14 +258,19 @@ def _same_place(one: str, other: str) -> bool:
     return (a.url, first) == (b.url, second)
 
 
-def copy(
-    merge: str, destination: str, *, catalog: str, destination_catalog: str | None = None
+def copy_merge(
+    merge: str,
+    destination: str,
+    *,
+    catalog: str | None = None,
+    destination_catalog: str | None = None,
 ) -> Copied:
     """Copy a merge to another store: every file verified here and there, the manifest last.
 
     A copy that was broken off goes on where it was, and one that is there already is left as it
     is. ``destination_catalog`` is where the copy is entered, if anywhere.
     """
+    _, catalog = chosen(None, catalog)
     with usable():
         url = locate(merge, catalog)
         opened_merge = load_merge(url)
@@ -309,15 +324,17 @@ def _read_back(store: ArtifactStore, hashes: list[str]) -> None:
 # The catalog's database
 
 
-def upgrade_catalog(catalog: str) -> SchemaChange:
+def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
     """Bring a catalog's tables to this version of tintray, or create them."""
+    _, catalog = chosen(None, catalog)
     with usable():
         before, after = database_check.upgrade(catalog)
     return SchemaChange(_shown(catalog), before, after)
 
 
-def check_catalog(catalog: str) -> DatabaseReport:
+def check_catalog(catalog: str | None = None) -> DatabaseReport:
     """Look whether a catalog's database is sound, and its tables those of this tintray."""
+    _, catalog = chosen(None, catalog)
     with usable():
         state = database_check.check(catalog)
     return DatabaseReport(

@@ -17,7 +17,7 @@ from jobs import api
 from jobs.cli import main
 from jobs.events import StageStarted
 from jobs.growth import api as growth
-from jobs.growth.history import diff
+from jobs.growth.history import diff_merges
 from jobs.growth.run import GuardError
 from jobs.results import MergeSummary
 from storage.lineage import ParentChangedError
@@ -227,7 +227,7 @@ def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> N
         ["v3", "add"],
         ["v4", "rollback"],
     ]
-    found = diff("tiny/v2", "tiny/v3", catalog=grown.place["catalog"])
+    found = diff_merges("tiny/v2", "tiny/v3", catalog=grown.place["catalog"])
     assert {task.task: task.change for task in found.tasks} == {
         "two": "changed",
         "three": "changed",
@@ -235,7 +235,7 @@ def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> N
         "four": "added",
     }
     assert any(layer.backbone > 0 and layer.coefficients > 0 for layer in found.layers)
-    same = diff("tiny/v1", "tiny/v2", catalog=grown.place["catalog"])
+    same = diff_merges("tiny/v1", "tiny/v2", catalog=grown.place["catalog"])
     assert same.same_backbone and not any(layer.backbone for layer in same.layers)
     with pytest.raises(NotFoundError, match="did not grow from tiny/v9; it grew from"):
         growth.rollback("tiny", "v9", **grown.place)

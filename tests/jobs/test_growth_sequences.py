@@ -18,7 +18,7 @@ from jobs import api
 from jobs.growth import api as growth
 from jobs.growth.history import history
 from jobs.results import MergeSummary
-from jobs.upkeep.stores import remove as remove_merge
+from jobs.upkeep.stores import remove_merge
 from storage.artifacts import open_store
 from storage.blobs import is_blob
 from storage.catalog import Catalog
