@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from jobs.cli.options import debug_option
+from jobs.cli.options import answer, debug_option, json_option
 
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
@@ -17,8 +17,9 @@ def show_version(context: click.Context, _: click.Parameter, value: bool) -> Non
 
 
 @click.command()
+@json_option
 @debug_option
-def version() -> None:
+def version(as_json: bool) -> None:
     """Show the versions of tintray and of what it stands on.
 
     \b
@@ -27,10 +28,9 @@ def version() -> None:
     """
     import platform
 
-    click.echo(f"tintray {_installed('tintray')}")
-    click.echo(f"python {platform.python_version()}")
-    for library in _LIBRARIES:
-        click.echo(f"{library} {_installed(library)}")
+    found = {"tintray": _installed("tintray"), "python": platform.python_version()}
+    found |= {library: _installed(library) for library in _LIBRARIES}
+    answer("\n".join(f"{name} {what}" for name, what in found.items()), found, as_json=as_json)
 
 
 def _installed(distribution: str) -> str:

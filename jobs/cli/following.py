@@ -115,8 +115,10 @@ def watch(job: str, catalog: str | None, as_json: bool) -> None:
 @id_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
 @catalog_option
+@click.option("--json", "as_json", is_flag=True, help="Write each piece as a JSON object of its "
+              'own, {"text": ...}, on a line of its own.')  # fmt: skip
 @debug_option
-def logs(job: str, follow: bool, catalog: str | None) -> None:
+def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
     """Print what the driver of JOB said.
 
     JOB is the id of a job, how one begins, a name, or latest.
@@ -125,13 +127,15 @@ def logs(job: str, follow: bool, catalog: str | None) -> None:
     Example:
       tintray logs -f latest
     """
+    import json
+
     with quiet_stdout():
         from jobs.queue import following
 
         pieces = following.logs(job, catalog=catalog, follow=follow)
     with until_closed():
         for piece in pieces:
-            click.echo(piece, nl=False)
+            click.echo(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
 
 
 @click.command()

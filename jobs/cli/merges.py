@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 
 from jobs.cli.options import (
+    answer,
     debug_option,
     json_option,
     merge_argument,
     place_options,
     quiet_stdout,
-    until_closed,
     write,
 )
 
@@ -154,9 +154,15 @@ def compare(
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge.")
 @place_options
+@json_option
 @debug_option
 def export(
-    merge: str, directory: Path, task: str | None, store: str | None, catalog: str | None
+    merge: str,
+    directory: Path,
+    task: str | None,
+    store: str | None,
+    catalog: str | None,
+    as_json: bool,
 ) -> None:
     """Write the model of one task of MERGE, or all of it, to DIR.
 
@@ -177,5 +183,4 @@ def export(
         from jobs import api
 
         written = api.export(merge, task, directory, store=where, catalog=database)
-    with until_closed():
-        click.echo(str(written))
+    answer(str(written), {"path": str(written)}, as_json=as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jobs.cli.options import debug_option, json_option, quiet_stdout, until_closed, write
+from jobs.cli.options import answer, debug_option, json_option, quiet_stdout, write
 
 
 @click.command()
@@ -33,6 +33,7 @@ from jobs.cli.options import debug_option, json_option, quiet_stdout, until_clos
 @click.option(
     "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
 )
+@json_option
 @debug_option
 def merge(
     experts: tuple[str, ...],
@@ -44,6 +45,7 @@ def merge(
     seed: int,
     memory: str,
     shard: str,
+    as_json: bool,
 ) -> None:
     """Merge whole checkpoints into one, out of core.
 
@@ -72,8 +74,7 @@ def merge(
             shard=shard,
             on_event=on_event,
         )
-    with until_closed():
-        click.echo(str(written))
+    answer(str(written), {"path": str(written)}, as_json=as_json)
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,14 @@ def write(
             write_json(result, sys.stdout)
         else:
             render(result, open_console(sys.stdout))
+
+
+def answer(text: str, document: Mapping[str, object], *, as_json: bool) -> None:
+    """Write what a command answers with that has no table: a text, or one JSON object."""
+    import json
+
+    with until_closed():
+        click.echo(json.dumps(document, ensure_ascii=False) if as_json else text)
 
 
 @contextmanager

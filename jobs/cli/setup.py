@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from jobs.cli.options import debug_option, json_option, until_closed, write
+from jobs.cli.options import answer, debug_option, json_option, write
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -51,8 +51,9 @@ def _asked(question: str, given: str | None) -> str:
 
 @click.command()
 @click.argument("shell", type=click.Choice(_SHELLS))
+@json_option
 @debug_option
-def completion(shell: str) -> None:
+def completion(shell: str, as_json: bool) -> None:
     """Print the script that lets a shell complete commands.
 
     \b
@@ -65,5 +66,5 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None, "these shells are click's own"
-    with until_closed():
-        click.echo(found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source())
+    script = found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source()
+    answer(script, {"shell": shell, "script": script}, as_json=as_json)

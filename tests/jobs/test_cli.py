@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -108,6 +109,17 @@ def test_help_and_version_import_nothing_heavy(args: list[str]) -> None:
     assert found.stdout.splitlines()[-1] == "0 []", found.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [(["version"], "torch"), (["completion", "bash"], "script"), (["completion", "fish"], "shell")],
+)
+def test_what_has_no_table_is_one_json_object(
+    args: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*args, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[field]
+
+
 def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
     """They are to answer in a moment: neither the job file nor a list of jobs needs torch."""
     modules = "submission, views, following, differences, tables"
@@ -148,7 +160,7 @@ def test_every_help_has_an_example(call: Call, command: str) -> None:
     assert f"Example:\n    tintray {command}" in out
 
 
-def test_every_table_has_a_json_form_and_every_command_debug() -> None:
+def test_every_answer_has_a_json_form_and_every_command_debug() -> None:
     commands: dict[str, click.Command] = dict(cli.commands)
     for name, command in cli.commands.items():
         if isinstance(command, click.Group):
@@ -158,41 +170,9 @@ def test_every_table_has_a_json_form_and_every_command_debug() -> None:
         for name, command in commands.items()
     }
     assert set(options) == {*COMMANDS, *INNER}
-    assert {name for name, found in options.items() if "--json" in found} == {
-        "run",
-        "submit",
-        "plan",
-        "validate",
-        "ps",
-        "status",
-        "watch",
-        "wait",
-        "cancel",
-        "resume",
-        "retry",
-        "diff",
-        "queue",
-        "init",
-        "list",
-        "show",
-        "eval",
-        "compare",
-        "add",
-        "remove",
-        "refresh",
-        "history",
-        "rollback",
-        "copy",
-        "rm",
-        "methods",
-        "artifacts ls",
-        "artifacts verify",
-        "artifacts pin",
-        "gc",
-        "db upgrade",
-        "db check",
-        "doctor",
-    }
+    groups = {name for name, command in commands.items() if isinstance(command, click.Group)}
+    silent = {name for name, found in options.items() if "--json" not in found} - groups
+    assert silent == {name for name in options if name.startswith("zoo ")}
     assert {name for name, found in options.items() if "--debug" not in found} == set()
 
 

@@ -243,6 +243,8 @@ def test_a_job_that_was_run_here_is_resumed_here(tiny: TinyZoo, tmp_path: Path, 
     assert "goes on after round 2 of 4" in err
     assert found["events"][-1]["reason"] == "published as tiny/v1"
     assert "cancelled: interrupted" in call("logs", line.id)[1]
+    line_of = json.loads(call("logs", line.id, "--json")[1].splitlines()[0])
+    assert line_of["text"] in call("logs", line.id)[1]
 
 
 def test_retry_starts_over(tiny: TinyZoo, tmp_path: Path, call: Call) -> None:
