@@ -208,6 +208,11 @@ class RayFleet:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             if address is None:
                 raise FitError(f"Ray could not be started on this machine: {error}") from error
+            if "Version mismatch" in str(error):
+                raise SpecError(
+                    f"cluster.address: expected Ray and Python at '{address}' to be of this "
+                    f"process's versions: {' '.join(str(error).split())}; install the same on both"
+                ) from error
             raise SpecError(
                 f"cluster.address: no Ray cluster answers at '{address}' ({_first_line(error)}); "
                 "check it, or leave it out to start one on this machine"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jobs.fleet import InlineFleet, open_fleet
-from tintray.errors import DataError
+from tintray.errors import DataError, SpecError
 
 
 class Member:
@@ -64,3 +64,19 @@ def test_threads_are_those_asked_for_and_given_back() -> None:
     assert fleet.spawn(Member, 0.0, threads=1, name="m").call("both", returns=2)[1] == before + 1
     fleet.close()
     assert torch.get_num_threads() == before
+
+
+def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are those of Ray's own check, which a process meets when it connects."""
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**_: object) -> None:
+        found = {"ray_version": "1.13.0", "python_version": "3.7.1"}
+        check_version_info(found, "node 10.0.0.2")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        SpecError, match=r"cluster\.address: expected .*Ray: 1\.13\.0.*same on both"
+    ):
+        open_fleet(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
