@@ -1,13 +1,17 @@
 """The README's tables of what a merge keeps: a hard zoo, a mild one, and where to tint.
 
-    python -m benchmarks.quality [--rounds 300] [--seeds 3] [--mild DIR] [--placement]
-                                 [--rivals all] [--store FOLDER]
+    python -m benchmarks.quality [--rounds 300] [--seeds 3] [--only ROW ...] [--mild DIR]
+                                 [--placement] [--rivals all] [--store FOLDER]
 
 The hard zoo is that of ``examples/ten-scripts.yaml``; its settings are the default configuration.
 Every row learns from the same pools, with the same rounds of 16 images per task. The mild zoo is
 what ``tintray zoo scripts DIR`` made. Settings were chosen by agreement on adaptation pools; the
-test sets serve for these tables alone. The last line is one JSON object; what was not asked for is
-null in it.
+test sets serve for these tables alone.
+
+With ``--store`` every finished job is a line of ``runs.jsonl`` there, and is not run again: what
+was stopped goes on, and several calls with different rows (``--only``) can run beside each other.
+A job runs in this process on one core; its time is processor time of the fit. The last line is one
+JSON object; what was not asked for is null in it.
 """
 
 from __future__ import annotations
@@ -16,14 +20,14 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import tintray
-from jobs.results import MergeSummary
+from jobs.events import StageStarted
 from tintray.checkpoints import open_checkpoint
 from tintray.models import load_base
 from tintray.placement import candidates
@@ -43,152 +47,209 @@ PUBLISHED = (
 """The released loop: head, hard labels, agreement filter, each task in turn, Adam 1e-2, Λ in
 [0, 1]."""
 
-HEAD = ("tint.site=head", "fit.tint_lr=0.01")
-LAST_BLOCK = ("tint.site=vit.layers.5",)
-ALONE = ("tint.site=head", "tint.learned=false", "fit.correction_lr=0")
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "default": ("**tintray**", ()),
+    "head": ("tintray, head", ("tint.site=head", "fit.tint_lr=0.01")),
+    "published": ("the published loop, head", PUBLISHED),
+    "published_same_time": ("the published loop, same time", PUBLISHED),
+    "last_block": ("tintray, last block", ("tint.site=vit.layers.5",)),
+    "coefficients": (
+        "coefficients alone",
+        ("tint.site=head", "tint.learned=false", "fit.correction_lr=0"),
+    ),
+}
+"""Row → its label in the table, and its settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one job came to: shares of 1, and processor seconds of its fit."""
+
+    accuracy: float
+    normalised: float
+    share: float  # extra parameters per task over those of the backbone
+    seconds: float
+    merge: str
+    placement: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """A job file, and what is laid over it in every row."""
+    """A job file, and the folder in which everything about it is kept."""
 
     job: Path
-    common: tuple[str, ...]
+    store: Path
 
-    def run(self, overrides: Sequence[str], rounds: int, seed: int) -> MergeSummary:
-        """One job on the zoo."""
-        given = (*self.common, *overrides, f"fit.rounds={rounds}", f"fit.seed={seed}")
-        return tintray.run(tintray.load_spec(self.job, given))
+    @property
+    def catalog(self) -> str:
+        """The database of its jobs and merges."""
+        return f"sqlite:///{self.store}/catalog.db"
+
+    def spec(self, overrides: Sequence[str]) -> tintray.JobSpec:
+        """The job with ``overrides``, kept here and run in this process."""
+        kept = (f"store={self.store}", f"catalog={self.catalog}", "cluster.workers=0")
+        return tintray.load_spec(self.job, (*overrides, *kept))
+
+    def run(self, overrides: Sequence[str], rounds: int, seed: int) -> Run:
+        """One job, or what a call before this one kept of it."""
+        spec = self.spec((*overrides, f"fit.rounds={rounds}", f"fit.seed={seed}"))
+        note = f"{self.job.parent.name}/{self.job.name} {' '.join(overrides)} {rounds} {seed}"
+        return Run(**self._once(spec.digest(), note, lambda: asdict(job(spec))))
+
+    def compared(self, overrides: Sequence[str], rounds: int, rivals: Sequence[str]) -> Any:
+        """Averages and normalised accuracy of ``rivals``, beside the merge of a job."""
+        merge = self.run(overrides, rounds, 0).merge
+        key = f"{self.spec(overrides).digest()} compared {' '.join(rivals)}"
+
+        def compare() -> dict[str, Any]:
+            found = tintray.compare(
+                merge,
+                store=str(self.store),
+                catalog=self.catalog,
+                methods=list(rivals) or None,
+            )
+            return {"averages": dict(found.averages), "normalised": dict(found.normalised)}
+
+        return self._once(key, f"{self.job.parent.name} compared", compare)
+
+    def _once(self, key: str, note: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The line of ``runs.jsonl`` under ``key``; computed and added if it is not there."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        kept = self.store / "runs.jsonl"
+        for line in kept.read_text().splitlines() if kept.exists() else ():
+            entry = json.loads(line)
+            if entry["key"] == key:
+                found: dict[str, Any] = entry["found"]
+                return found
+        found = compute()
+        with kept.open("a") as file:
+            file.write(json.dumps({"key": key, "note": note, "found": found}) + "\n")
+        return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """Several seeds of one way to merge: shares of 1, and seconds of fitting."""
+def job(spec: tintray.JobSpec) -> Run:
+    """Run a job in this process."""
+    began: dict[str, float] = {}
 
-    accuracy: float
-    normalised: float
-    std: float
-    seconds: float
-    share: float
+    def on_event(event: object) -> None:
+        if isinstance(event, StageStarted):
+            began[event.stage] = time.process_time()
 
-    @classmethod
-    def of(cls, runs: Sequence[MergeSummary]) -> Row:
-        """Mean over runs, and the standard deviation of their normalised accuracy."""
-        normalised = [run.normalised_accuracy or 0.0 for run in runs]
-        return cls(
-            statistics.mean(run.average for run in runs),
-            statistics.mean(normalised),
-            statistics.stdev(normalised) if len(runs) > 1 else 0.0,
-            statistics.median(run.seconds["fitting"] for run in runs),
-            runs[0].tint_share,
-        )
-
-    def line(self, name: str) -> str:
-        """As a row of a markdown table."""
-        spread = f" ± {100 * self.std:.1f}" if self.std else ""
-        return (
-            f"| {name} | {100 * self.accuracy:.1f} | {100 * self.normalised:.1f}{spread} % | "
-            f"{100 * self.share:.2g} % | {self.seconds:.0f} s |"
-        )
-
-    def to_json(self) -> dict[str, float]:
-        """For the last line."""
-        return {
-            "accuracy": self.accuracy,
-            "normalised_accuracy": self.normalised,
-            "std": self.std,
-            "seconds": self.seconds,
-        }
+    found = tintray.run(spec, on_event=on_event)
+    return Run(
+        found.average,
+        found.normalised_accuracy or 0.0,
+        found.tint_share,
+        began["evaluating"] - began["fitting"],
+        f"{found.name}/{found.version}",
+        tintray.load(found.url).manifest.get("placement"),
+    )
 
 
-def table(zoo: Zoo, rounds: int, seeds: int, rivals: Sequence[str]) -> dict[str, Any]:
+def summary(runs: Sequence[Run], rounds: int) -> dict[str, float]:
+    """Mean over seeds, the standard deviation of normalised accuracy, and the median time."""
+    normalised = [run.normalised for run in runs]
+    return {
+        "accuracy": statistics.mean(run.accuracy for run in runs),
+        "normalised_accuracy": statistics.mean(normalised),
+        "std": statistics.stdev(normalised) if len(runs) > 1 else 0.0,
+        "seconds": statistics.median(run.seconds for run in runs),
+        "share": runs[0].share,
+        "rounds": rounds,
+        "seeds": len(runs),
+    }
+
+
+def line(label: str, row: dict[str, float]) -> str:
+    """A row of a markdown table."""
+    spread = f" ± {100 * row['std']:.1f}" if row["seeds"] > 1 else ""
+    return (
+        f"| {label} | {100 * row['accuracy']:.1f} | {100 * row['normalised_accuracy']:.1f}"
+        f"{spread} % | {100 * row['share']:.2g} % | {row['seconds']:.0f} s |"
+    )
+
+
+def table(
+    zoo: Zoo, rounds: int, seeds: int, rivals: Sequence[str], only: Sequence[str]
+) -> dict[str, Any]:
     """Print the rows of one zoo as they are done; the same as JSON types."""
     print("| method | accuracy | of the experts' | extra per task | fit |")
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|", flush=True)
     found: dict[str, Any] = {}
-
-    def measured(name: str, label: str, overrides: Sequence[str], count: int = rounds) -> Row:
-        runs = [zoo.run(overrides, count, seed) for seed in range(seeds)]
-        row = Row.of(runs)
-        print(row.line(label), flush=True)
-        found[name] = row.to_json() | {"rounds": count}
-        found.setdefault("_merge", f"{runs[0].name}/{runs[0].version}")
-        return row
-
-    default = measured("default", "**tintray**", ())
-    measured("head", "tintray, head", HEAD)
-    measured("last_block", "tintray, last block", LAST_BLOCK)
-    published = measured("published", "the published loop, head", PUBLISHED)
-    same_time = max(1, round(rounds * default.seconds / published.seconds))
-    measured("published_same_time", "the published loop, same time", PUBLISHED, same_time)
-    measured("coefficients", "coefficients alone", ALONE)
-    found["baselines"] = baselines(zoo, found.pop("_merge"), rivals)
+    for name, (label, overrides) in ROWS.items():
+        if name not in only:
+            continue
+        count = same_time(zoo, rounds) if name == "published_same_time" else rounds
+        found[name] = summary([zoo.run(overrides, count, seed) for seed in range(seeds)], count)
+        print(line(label, found[name]), flush=True)
+    if "baselines" in only:
+        found["baselines"] = baselines(zoo, rounds, rivals)
     return found
 
 
-def baselines(zoo: Zoo, merge: str, rivals: Sequence[str]) -> dict[str, Any]:
+def same_time(zoo: Zoo, rounds: int) -> int:
+    """Rounds of the published loop in the processor time of the default configuration."""
+    default, published = (zoo.run(ROWS[name][1], rounds, 0) for name in ("default", "published"))
+    return max(1, round(rounds * default.seconds / published.seconds))
+
+
+def baselines(zoo: Zoo, rounds: int, rivals: Sequence[str]) -> dict[str, Any]:
     """Average and normalised accuracy of the experts and of other merging methods."""
-    places = dict(text.split("=", 1) for text in zoo.common if "=" in text)
-    compared = tintray.compare(
-        merge, store=places["store"], catalog=places["catalog"], methods=list(rivals) or None
-    )
+    compared = zoo.compared((), rounds, rivals)
     found = {}
-    for method, average in compared.averages.items():
+    for method, average in compared["averages"].items():
         if method != "merge":
-            normalised = compared.normalised[method]
+            normalised = compared["normalised"][method]
             print(f"| {method} | {100 * average:.1f} | {100 * normalised:.1f} % | | |", flush=True)
             found[method] = {"accuracy": average, "normalised_accuracy": normalised}
     return found
 
 
 def placement(zoo: Zoo, rounds: int) -> tuple[float, float]:
-    """Points of agreement lost by the site that ``auto`` finds, and its share of the search's cost.
+    """Points lost by the site that ``auto`` finds, and its share of the search's cost.
 
-    The best site is that of fits at every candidate, by the same measure on the same test sets.
+    The best site is that of fits at every candidate, by accuracy on the same test sets.
     """
-    found = zoo.run(("tint.site=auto",), rounds, 0)
-    report = tintray.load(found.url).manifest["placement"]
-    spec = tintray.load_spec(zoo.job, zoo.common)
+    report = zoo.run(("tint.site=auto",), rounds, 0).placement
+    assert report is not None
+    spec = zoo.spec(())
     first = open_checkpoint(Path(str(spec.tasks[0].expert)))
     base = load_base(open_checkpoint(Path(str(spec.base))), like=first)
-    accuracy = {report["site"]: found.average}
+    print("| site | accuracy |\n|---|---|")
+    accuracy = {}
     for site in candidates(base):
-        if site.name not in accuracy:
-            accuracy[site.name] = zoo.run((f"tint.site={site.name}",), rounds, 0).average
-        print(f"| tinted at {site.name} | {100 * accuracy[site.name]:.1f} |", flush=True)
+        accuracy[site.name] = zoo.run((f"tint.site={site.name}",), rounds, 0).accuracy
+        chosen = ", found by `auto`" if site.name == report["site"] else ""
+        print(f"| {site.name}{chosen} | {100 * accuracy[site.name]:.1f} |", flush=True)
     gap = 100 * (max(accuracy.values()) - accuracy[report["site"]])
     return gap, report["cost_share"]
 
 
-def _zoo(job: Path, store: str) -> Zoo:
-    return Zoo(job, (f"store={store}", f"catalog=sqlite:///{store}/catalog.db"))
-
-
 def main() -> None:
     """Print markdown tables and, last, one JSON object."""
+    every = (*ROWS, "baselines")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=every, choices=every, metavar="ROW")
     parser.add_argument("--mild", type=Path, help="the folder that `tintray zoo scripts` made")
     parser.add_argument("--placement", action="store_true", help="also try every site")
     parser.add_argument("--rivals", nargs="*", default=[], help="merging methods, or all")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="tintray-quality-") as scratch:
-        store = str((arguments.store or Path(scratch)).resolve())
-        started = time.perf_counter()
-        rows = arguments.rounds, arguments.seeds, arguments.rivals
-        result: dict[str, Any] = {"hard": table(_zoo(JOB, store), *rows), "mild": None}
+        store = (arguments.store or Path(scratch)).resolve()
+        rows = arguments.rounds, arguments.seeds, arguments.rivals, arguments.only
+        hard = Zoo(JOB, store)
+        result: dict[str, Any] = {"hard": table(hard, *rows), "mild": None}
         if arguments.mild:
             print()
-            result["mild"] = table(_zoo(arguments.mild / "job.yaml", store), *rows)
-        found: Mapping[str, Any] = dict.fromkeys(("placement_gap_points", "placement_cost_share"))
+            result["mild"] = table(Zoo(arguments.mild / "job.yaml", store), *rows)
+        gap, share = None, None
         if arguments.placement:
-            gap, share = placement(_zoo(JOB, store), arguments.rounds)
-            found = {"placement_gap_points": gap, "placement_cost_share": share}
-        result |= found
-        result["seconds"] = time.perf_counter() - started
-    print(json.dumps(result))
+            print()
+            gap, share = placement(hard, arguments.rounds)
+    print(json.dumps(result | {"placement_gap_points": gap, "placement_cost_share": share}))
 
 
 if __name__ == "__main__":

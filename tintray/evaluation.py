@@ -10,7 +10,16 @@ from torch import Tensor
 
 from tintray.calibration import calibration
 from tintray.objectives import TopTokens
-from tintray.tasks import LOWER_IS_BETTER, Kind, Outputs, agreement_each, matched, measure
+from tintray.tasks import (
+    CLASSES,
+    LOWER_IS_BETTER,
+    Kind,
+    Outputs,
+    agreement_each,
+    by_class,
+    matched,
+    measure,
+)
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,19 @@ def _count(outputs: Outputs) -> int:
 
 
 def confidences(
-    merged: Outputs, expert: Outputs, labels: Tensor | None
-) -> dict[str, dict[str, Any]]:
-    """How sure merge and expert are, and whether rightly; logits [N, C] each, labels [N]."""
+    kind: Kind, merged: Outputs, expert: Outputs, labels: Any, mask: Tensor | None = None
+) -> dict[str, dict[str, Any]] | None:
+    """How sure merge and expert are of their classes, and whether rightly where there are labels.
+
+    Of examples, tokens or pixels, by the kind of task; None for kinds without classes.
+    """
+    if kind not in CLASSES:
+        return None
     assert isinstance(merged, Tensor) and isinstance(expert, Tensor), "of classifiers"
     merged, expert = matched(merged, expert)
     return {
-        "merged": asdict(calibration(merged, labels)),
-        "expert": asdict(calibration(expert, labels)),
+        "merged": asdict(calibration(*by_class(kind, merged, labels, mask))),
+        "expert": asdict(calibration(*by_class(kind, expert, labels, mask))),
     }
 
 

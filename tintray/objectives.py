@@ -18,6 +18,9 @@ from torch.nn import functional
 Labels = Literal["soft", "hard", "entropy"]
 """The expert's probabilities, the class that it predicts, or neither (the merge's own entropy)."""
 
+Distance = Literal["l1", "l2"]
+"""Between two values: their difference's size, or its square."""
+
 
 def class_loss(
     merged: Tensor,
@@ -62,10 +65,11 @@ def multi_label_loss(merged: Tensor, expert: Tensor, labels: Labels = "soft") ->
 
 
 def value_loss(
-    merged: Tensor, expert: Tensor, power: Literal[1, 2] = 1, mask: Tensor | None = None
+    merged: Tensor, expert: Tensor, distance: Distance = "l1", mask: Tensor | None = None
 ) -> Tensor:
     """Regression and depth, [N, …]: mean |difference| (L1) or mean squared difference (L2)."""
-    return _mean((merged - expert).abs() ** power, mask)
+    difference = merged - expert
+    return _mean(difference.abs() if distance == "l1" else difference.square(), mask)
 
 
 def direction_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:

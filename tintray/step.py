@@ -16,7 +16,7 @@ from torch import Tensor
 from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
 from tintray.layout import Theta
-from tintray.objectives import Labels, feature_loss
+from tintray.objectives import Distance, Labels, feature_loss
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
@@ -46,6 +46,7 @@ class StepSettings:
     temperature: float = 1.0
     precision: Precision = "float32"
     features: float = 0.0  # weight of the distance to the expert's features
+    distance: Distance = "l1"  # between values, for regression and depth
 
 
 @dataclass
@@ -208,6 +209,7 @@ class TaskGroup:
                 judge=task.judge,
                 labels=self._settings.labels,
                 temperature=self._settings.temperature,
+                distance=self._settings.distance,
             )
             each = found.losses
             if features is not None and task.features is not None:

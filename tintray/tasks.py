@@ -18,7 +18,7 @@ from torch.nn import functional
 from tintray import objectives
 from tintray.confidence import Judge
 from tintray.errors import DataError
-from tintray.objectives import Labels, TopTokens
+from tintray.objectives import Distance, Labels, TopTokens
 
 Kind = Literal[
     "classification",
@@ -35,6 +35,8 @@ Outputs = Tensor | TopTokens
 
 OF_TOKENS = ("token_classification", "language_modelling")
 DENSE = ("segmentation", "depth", "normals")
+CLASSES = ("classification", "token_classification", "segmentation")
+"""Kinds that choose among classes, with a confidence: of an example, a token, a pixel."""
 TOP_TOKENS = 64
 """How many tokens of a language model's distribution are kept."""
 
@@ -120,6 +122,7 @@ def compare(
     judge: Judge,
     labels: Labels,
     temperature: float,
+    distance: Distance = "l1",
 ) -> Compared:
     """The loss of every example of a batch, and how many agree and are kept.
 
@@ -137,7 +140,7 @@ def compare(
     merged, expert = matched(merged, expert)
     agreed = agreement_each(kind, merged.detach(), expert, mask)
     if kind in ("multi_label", "regression", "depth", "normals"):
-        losses = _value_loss(kind, merged, expert, labels)
+        losses = _value_loss(kind, merged, expert, labels, distance)
         return Compared(losses, everything, agreed, everything)
     if kind == "segmentation":
         merged, expert = merged.movedim(1, -1), expert.movedim(1, -1)
@@ -152,12 +155,14 @@ def compare(
     return Compared(losses, _share(weights, mask), agreed, _share(weights > 0, mask))
 
 
-def _value_loss(kind: Kind, merged: Tensor, expert: Tensor, labels: Labels) -> Tensor:
+def _value_loss(
+    kind: Kind, merged: Tensor, expert: Tensor, labels: Labels, distance: Distance
+) -> Tensor:
     if kind == "multi_label":
         return objectives.multi_label_loss(merged, expert, labels)
     if kind == "normals":
         return objectives.direction_loss(merged, expert)
-    return objectives.value_loss(merged, expert)
+    return objectives.value_loss(merged, expert, distance)
 
 
 def agreement_each(kind: Kind, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
@@ -248,6 +253,30 @@ def measure(kind: Kind, outputs: Outputs, labels: Any, mask: Tensor | None) -> d
     angles = degrees(found, labels)[labels.square().sum(1) > 0]
     near = (angles < _NEAR_DEGREES).float().mean()
     return {"degrees": float(angles.mean()), "within_11_degrees": float(near)}
+
+
+def by_class(
+    kind: Kind, outputs: Tensor, labels: Any, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The answers that count, one row of logits each: [M, C], and their labels [M] or none.
+
+    Answers are examples, tokens or pixels, by the kind of task, which is one with ``CLASSES``.
+    """
+    if kind == "segmentation":
+        outputs = (outputs if labels is None else _resized(outputs, labels.shape[-2:])).movedim(
+            1, -1
+        )
+    elif kind == "token_classification":
+        assert mask is not None, "pools of token classification say which tokens count"
+        length = min(outputs.shape[1], mask.shape[1])
+        outputs, mask = outputs[:, :length], mask[:, :length]
+        if labels is None:
+            return outputs[mask.bool()], None
+        labels = by_token(labels, mask)
+    if labels is None:
+        return outputs.reshape(-1, outputs.shape[-1]), None
+    counted = labels != _NONE
+    return outputs[counted], labels[counted]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -127,6 +127,7 @@ def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
         private=own,
         groups=min(len(spec.tasks), group_count(spec)),
         activation_bytes=activation_bytes(config.to_dict() if config else {}, examples, wide),
+        corrected=bool(spec.merge.learned and spec.fit.correction_lr),
     )
     store = Path(spec.store.path) if spec.store.path else None
     place = replace(cluster, disk=None if store is None else free_disk(store))
@@ -388,6 +389,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         temperature=spec.objective.temperature,
         precision=resolve(spec.fit.precision),
         features=spec.objective.features,
+        distance=spec.objective.distance,
     )
     return FitOrder(
         store_url=str(spec.store),

@@ -358,9 +358,8 @@ class Worker:
         merged = self._predict(hosted, pool, theta)
         kind, known = hosted.order.kind, hosted.test_labels
         found = score(name, kind, merged, expert, known, pool.mask)
-        if kind != "classification":
-            return found
-        return replace(found, calibration=confidences(merged, expert, known))
+        sure = confidences(kind, merged, expert, known, pool.mask)
+        return replace(found, calibration=sure)
 
     def agreement(self, name: str, examples: int, *theta: Floats) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""

@@ -50,9 +50,8 @@ class Evaluator:
             answers = models.answers(module, task["classes"])
             labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
         found = score(name, task["kind"], merged, expert, labels, pool.mask)
-        if task["kind"] != "classification":
-            return found
-        return replace(found, calibration=confidences(merged, expert, labels))
+        sure = confidences(task["kind"], merged, expert, labels, pool.mask)
+        return replace(found, calibration=sure)
 
     def _pool(
         self, name: str, kind: Kind, source: Mapping[str, Any]

@@ -49,6 +49,8 @@ class JobSize:
         Pools and test sets of all tasks in memory.
     stored
         Bytes of the artifacts that the job may have to write: task vectors in float32.
+    corrected
+        Whether a shared correction is learned.
     """
 
     tasks: int
@@ -59,6 +61,7 @@ class JobSize:
     activation_bytes: int = 0
     pool_bytes: int = 0
     stored: int = 0
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def job_size(
     groups: int,
     activation_bytes: int = 0,
     pool_bytes: int = 0,
+    corrected: bool = False,
 ) -> JobSize:
     """The size of a job over a layout."""
     formats: tuple[Format, ...] = ("f32", "bf16", "int8", "int4")
@@ -155,6 +159,7 @@ def job_size(
         activation_bytes=activation_bytes,
         pool_bytes=pool_bytes,
         stored=FLOAT * layout.numel * tasks,
+        corrected=corrected,
     )
 
 
@@ -216,8 +221,12 @@ def worker_bytes(job: JobSize, workers: int) -> int:
 
 
 def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
-    """Memory of a shard: its part of the task vectors, of θ₀, of θ and of the summed gradient."""
-    return PROCESS_BYTES + (vectors + 3 * FLOAT * job.parameters) // shards
+    """Memory of a shard: its part of the task vectors, of θ₀, of θ and of the summed gradient.
+
+    Where a shared correction is learned, also that, Adam's two moments and what a step computes.
+    """
+    backbones = 3 + (4 if job.corrected else 0)
+    return PROCESS_BYTES + (vectors + backbones * FLOAT * job.parameters) // shards
 
 
 def alive_bytes(parameters: int, groups: int) -> int:

@@ -48,6 +48,12 @@ def test_small_jobs_have_one_shard() -> None:
     assert check(small, MACHINE, Choice()).shards == 1
 
 
+def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
+    corrected = lay_out(replace(JOB, corrected=True), MACHINE, Choice(shards=1))
+    plain = lay_out(JOB, MACHINE, Choice(shards=1))
+    assert corrected.memory - plain.memory == 4 * 4 * LAYOUT.numel
+
+
 def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> None:
     plan = check(JOB, replace(MACHINE, memory=18 * GIB), Choice())
     assert plan.mapped

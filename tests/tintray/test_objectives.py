@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tintray.confidence import Judge
 from tintray.objectives import (
+    Distance,
     class_loss,
     direction_loss,
     feature_loss,
@@ -20,6 +22,7 @@ from tintray.objectives import (
     true_labels,
     value_loss,
 )
+from tintray.tasks import compare
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -67,7 +70,7 @@ def test_entropy_asks_no_expert() -> None:
         class_loss,
         multi_label_loss,
         lambda merged, expert: class_loss(merged, expert, "soft", 3.0),
-        lambda merged, expert: value_loss(merged, expert, 2),
+        lambda merged, expert: value_loss(merged, expert, "l2"),
         lambda merged, expert: token_loss(merged[:, None], top_tokens(expert[:, None], 3)),
         feature_loss,
         lambda merged, expert: direction_loss(merged[:, :3, None, None], expert[:, :3, None, None]),
@@ -98,9 +101,25 @@ def test_pixels_are_classes_in_the_second_dimension() -> None:
 def test_values_and_directions() -> None:
     merged, expert = _random(4, 3, 2, 2), _random(4, 3, 2, 2, seed=1)
     assert torch.allclose(value_loss(merged, expert), (merged - expert).abs().mean((1, 2, 3)))
-    assert torch.allclose(value_loss(merged, expert, 2), (merged - expert).square().mean((1, 2, 3)))
+    squares = (merged - expert).square().mean((1, 2, 3))
+    assert torch.allclose(value_loss(merged, expert, "l2"), squares)
     assert torch.allclose(direction_loss(2 * expert, expert), torch.zeros(4), atol=1e-6)
     assert torch.allclose(direction_loss(-expert, expert), torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
+    found = compare(
+        "regression",
+        MERGED,
+        EXPERT,
+        None,
+        judge=Judge("none"),
+        labels="soft",
+        temperature=1.0,
+        distance=distance,
+    )
+    assert torch.equal(found.losses, value_loss(MERGED, EXPERT, distance))
 
 
 def test_hard_answers_to_many_questions_are_yes_or_no() -> None:
