@@ -21,8 +21,11 @@ from torch import Tensor
 from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
 from tintray.errors import CheckpointError, DataError
-from tintray.tasks import Kind
+from tintray.tasks import WRITING, Kind
 from tintray.text import build_tokens
+
+ANSWER_LENGTH = 64
+"""Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
 
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
@@ -47,6 +50,8 @@ class Pool:
     words
         The target of each position, int64 [N, S], where the text itself is the label (the next
         token); -100 where there is none.
+    answer_length
+        Tokens that an answer of a sequence-to-sequence model has at most; see ``sequences``.
     """
 
     inputs: dict[str, Tensor]
@@ -56,6 +61,7 @@ class Pool:
     mask: Tensor | None = None
     rows: Any = ()
     words: Tensor | None = None
+    answer_length: int | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -183,14 +189,14 @@ def open_pool(order: DataOrder, checkpoint: Checkpoint, kind: Kind, role: str, d
 
 
 def labels_of(order: DataOrder, kind: Kind, pool: Pool, answers: Answers, role: str) -> Any:
-    """The labels of a pool's examples; a language model's are the tokens themselves.
+    """The labels of a pool's examples; those of a model that writes are the tokens themselves.
 
     Raises
     ------
     DataError
         If they are missing or do not fit what the expert answers.
     """
-    if kind == "language_modelling" and pool.words is not None:
+    if kind in WRITING and pool.words is not None:
         return pool.words
     return read_labels(order, kind, pool.rows, answers, role)
 
@@ -215,9 +221,14 @@ def build_pool(
     if examples.is_text:
         limit = None if order is None else order.max_length
         tokens = build_tokens(examples, processor, kind, limit, role)
-        return Pool(
+        pool = Pool(
             tokens.inputs, None, None, tokens.digest, tokens.mask, examples.rows, tokens.words
         )
+        if kind != "seq2seq":
+            return pool
+        length = (order.max_target_length if order else None) or ANSWER_LENGTH
+        digest = hashlib.sha256(f"{pool.digest} {length}".encode()).hexdigest()
+        return replace(pool, digest=digest, answer_length=length)
     prepared = _plain(examples, role) if processor is None else _images(examples, processor)
     return replace(prepared, rows=examples.rows)
 

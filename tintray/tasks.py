@@ -26,6 +26,7 @@ Kind = Literal[
     "regression",
     "token_classification",
     "language_modelling",
+    "seq2seq",
     "segmentation",
     "depth",
     "normals",
@@ -33,7 +34,9 @@ Kind = Literal[
 Outputs = Tensor | TopTokens
 """What an expert answered on N examples."""
 
-OF_TOKENS = ("token_classification", "language_modelling")
+OF_TOKENS = ("token_classification", "language_modelling", "seq2seq")
+WRITING = ("language_modelling", "seq2seq")
+"""Kinds whose answers are distributions over a vocabulary, one for each token."""
 DENSE = ("segmentation", "depth", "normals")
 CLASSES = ("classification", "token_classification", "segmentation")
 """Kinds that choose among classes, with a confidence: of an example, a token, a pixel."""
@@ -69,7 +72,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Outputs:
 
 def reduced(kind: Kind, answers: Tensor) -> Outputs:
     """What is kept of answers: all, or of a language model's [N, S, V] the likeliest tokens."""
-    if kind == "language_modelling":
+    if kind in WRITING:
         return objectives.top_tokens(answers, TOP_TOKENS)
     return answers
 
@@ -219,6 +222,7 @@ _METRICS = {
     "regression": "mae",
     "token_classification": "accuracy",
     "language_modelling": "token_accuracy",
+    "seq2seq": "exact_match",
     "segmentation": "miou",
     "depth": "relative_error",
     "normals": "degrees",
@@ -233,7 +237,9 @@ def metric_name(kind: Kind) -> str:
 def measure(kind: Kind, outputs: Outputs, labels: Any, mask: Tensor | None) -> dict[str, float]:
     """Metrics of outputs on labels; the first is the one that tables show."""
     if isinstance(outputs, TopTokens):
-        return {"token_accuracy": _accuracy(outputs.indices[..., 0], labels)}
+        tokens = outputs.indices[..., 0]
+        exact = {"exact_match": _exact(tokens, labels)} if kind == "seq2seq" else {}
+        return exact | {"token_accuracy": _accuracy(tokens, labels)}
     if kind == "classification":
         return {"accuracy": _accuracy(outputs.argmax(-1), labels)}
     if kind == "token_classification":
@@ -305,6 +311,13 @@ def _accuracy(predicted: Tensor, labels: Tensor) -> float:
         predicted, labels = predicted[:, :length], labels[:, :length]
     counted = labels != _NONE
     return (predicted == labels)[counted].float().mean().item()
+
+
+def _exact(predicted: Tensor, labels: Tensor) -> float:
+    """Share of answers [N, S] that are right at every position that counts."""
+    length = min(predicted.shape[1], labels.shape[1])
+    right = (predicted[:, :length] == labels[:, :length]) | (labels[:, :length] == _NONE)
+    return right.all(1).float().mean().item()
 
 
 def _micro_f1(found: Tensor, truth: Tensor) -> float:

@@ -142,11 +142,10 @@ class Parted(nn.Module):
                 for name, tensor in layer.tensors.items()
                 if name.startswith(self._path + ".")
             }
-            outputs.append(
-                torch.func.functional_call(
-                    self._template[0], own, tree_map(cut, args), tree_map(cut, kwargs)
-                )
+            answer = torch.func.functional_call(
+                self._template[0], own, tree_map(cut, args), tree_map(cut, kwargs)
             )
+            outputs.append(_whole(answer, size, total))
             start += size
         return _join(outputs)
 
@@ -188,6 +187,19 @@ def _join(outputs: list[Any]) -> Any:
         return pad(output, [edge for room in reversed(rooms) for edge in (0, room)])
 
     return torch.cat([padded(output) for output in outputs])
+
+
+def _whole(output: Any, size: int, total: int) -> Any:
+    """One task's output with a row per example; what is one for all of them is repeated.
+
+    T5 computes its relative positions once, in the first block, for a batch of whatever size. They
+    are a task's own where that block is, and the later blocks are given them.
+    """
+    if isinstance(output, tuple):
+        return tuple(_whole(value, size, total) for value in output)
+    if isinstance(output, Tensor) and output.ndim > 2 and len(output) == 1 < size < total:
+        return output.expand(size, *output.shape[1:])
+    return output
 
 
 def _is_batch(value: Any, total: int) -> bool:

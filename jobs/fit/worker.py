@@ -25,7 +25,7 @@ from jobs.running.sources import cache_folder, local_data, local_folder
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob, put_blob
 from storage.cache import lookup, remember
-from tintray import labels, models, pools
+from tintray import labels, models, pools, sequences
 from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.calibration import fit_temperature
@@ -198,6 +198,7 @@ class Worker:
         else:
             expert = kept_module(task.kept, task.name)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
+        sequences.check_writes(expert, task.kind, task.role)
         if task.kept is None:
             private = models.private_state(expert, self._partition.private)
             private |= self._low_rank_start(expert) | norm_buffers(expert)
@@ -213,7 +214,7 @@ class Worker:
             check_class_names(order, width, f"tasks.{task.name}.adapt")
         test, test_labels = None, None
         if task.test is not None:
-            test = self._pool(task, "test", task.test, checkpoint)
+            test = self._test(task, task.test, checkpoint, expert)
             test_labels = pools.labels_of(
                 local_data(task.test, self._cache),
                 *(task.kind, test, models.answers(expert, width), f"tasks.{task.name}.test"),
@@ -253,8 +254,10 @@ class Worker:
         """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
         hosted, settings = self._hosted[name], self._order.settings
         assert self._fused is not None, "check() comes first"
-        batch = hosted.pool.batch(slice(0, min(len(hosted.pool), settings.micro_batch)))
         module, layout = self._partition.module, self._partition.layout
+        config = getattr(module, "config", None)
+        pool = sequences.placeholder(hosted.pool.first(settings.micro_batch), config)
+        batch = pool.batch(slice(0, len(pool)))
         theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
         return calibrate(self._fused, hosted.layer, batch, theta, settings.precision, seconds)
 
@@ -265,10 +268,10 @@ class Worker:
         """
         hosted = self._hosted[name]
         started = time.perf_counter()
-        hosted.labels, ref, cached = self._predictions(hosted, hosted.pool)
+        hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool)
         test_ref = None
         if hosted.test is not None:
-            hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
+            _, hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
         features_ref = self._features(hosted) if self._order.settings.features else None
         vector, vector_cached = self._task_vector(hosted)
         seconds = time.perf_counter() - started
@@ -412,6 +415,18 @@ class Worker:
         order = local_data(order, self._cache)
         return pools.open_pool(order, checkpoint, task.kind, task.role, f"tasks.{task.name}.{part}")
 
+    def _test(
+        self, task: TaskOrder, order: DataOrder, checkpoint: Checkpoint, expert: nn.Module
+    ) -> pools.Pool:
+        pool = self._pool(task, "test", order, checkpoint)
+        if not sequences.is_open(pool):
+            return pool
+        tokenizer = pools.load_processor(checkpoint, task.role, text=True)
+        local = local_data(order, self._cache)
+        config = getattr(expert, "config", None)
+        where = f"tasks.{task.name}.test"
+        return sequences.with_right_answers(pool, local, tokenizer, config, where)
+
     def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
         """The factors that a low-rank tint starts from; none where a task has a full copy."""
         if self._order.rank is None:
@@ -488,17 +503,23 @@ class Worker:
         }
         return self._remember("task-vectors", key, difference), False
 
-    def _predictions(self, hosted: _Hosted, pool: pools.Pool) -> tuple[Outputs, BlobRef, bool]:
+    def _predictions(
+        self, hosted: _Hosted, pool: pools.Pool
+    ) -> tuple[pools.Pool, Outputs, BlobRef, bool]:
+        """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
         key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
         found = lookup(self._store, "self-labels", key)
+        config = getattr(self._partition.module, "config", None)
         if found is not None:
-            path = fetch_blob(self._store, found.ref, self._cache)
-            return from_tensors(read_tensors(path)), found.ref, True
+            kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
+            return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
         order = hosted.order
         expert = self._expert(order)
-        outputs = labels.self_labels(expert, pool, order.role, order.kind)
+        whole = sequences.completed(expert, pool)
+        outputs = labels.self_labels(expert, whole, order.role, order.kind)
         check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
-        return outputs, self._remember("self-labels", key, as_tensors(outputs)), False
+        tensors = as_tensors(outputs) | sequences.written(pool, whole)
+        return whole, outputs, self._remember("self-labels", key, tensors), False
 
     def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         return remember(self._store, kind, key, tensors_as_bytes(tensors), {}).ref

@@ -11,7 +11,7 @@ from jobs.merges.finding import load_merge
 from jobs.running.sources import cache_folder, local_data, local_folder
 from storage.artifacts import ArtifactStore, open_store
 from storage.blobs import blob_key, fetch_blob
-from tintray import models, pools
+from tintray import models, pools, sequences
 from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder, read_examples
@@ -39,12 +39,12 @@ class Evaluator:
         task = self._merge.task(name)
         labelled = task["test"] is not None
         source = task["test"] if labelled else task["pool"]
-        order, pool = self._pool(name, task["kind"], source)
         module = self._merge.for_task(name)
+        order, pool = self._pool(name, task["kind"], source, module if labelled else None)
+        digest = source["outputs" if labelled else "labels"]
+        config = getattr(module, "config", None)
+        pool, expert = _expert_outputs(self._store, self._merge, task, digest, pool, config)
         merged = predict(module, pool, task["kind"])
-        expert = _expert_outputs(
-            self._store, self._merge, task, source["outputs" if labelled else "labels"], pool
-        )
         labels = None
         if labelled:
             answers = models.answers(module, task["classes"])
@@ -54,14 +54,17 @@ class Evaluator:
         return replace(found, calibration=sure)
 
     def _pool(
-        self, name: str, kind: Kind, source: Mapping[str, Any]
+        self, name: str, kind: Kind, source: Mapping[str, Any], reader: Any
     ) -> tuple[DataOrder, pools.Pool]:
+        """The examples and where they were read; ``reader`` is a model to read right answers."""
         fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
         order = local_data(DataOrder(**fields), cache_folder())
         where = f"task '{name}'"
         examples = read_examples(order, where)
         processor = self._merge.processor(name, text=examples.is_text)
         pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
+        if reader is not None and sequences.is_open(pool):
+            pool = sequences.with_right_answers(pool, order, processor, reader.config, where)
         if pool.digest != source["sha256"]:
             raise DataError(
                 f"task '{name}': split '{source['split']}' of {order.path} is not what the merge "
@@ -72,11 +75,20 @@ class Evaluator:
 
 
 def _expert_outputs(
-    store: ArtifactStore, merge: Merge, task: Mapping[str, Any], sha256: str, pool: pools.Pool
-) -> Outputs:
-    """The expert's answers over the pool: from the store, or by the expert where they are gone."""
+    store: ArtifactStore,
+    merge: Merge,
+    task: Mapping[str, Any],
+    sha256: str,
+    pool: pools.Pool,
+    config: Any,
+) -> tuple[pools.Pool, Outputs]:
+    """The pool with what its decoder reads, if it has one, and the expert's answers over it.
+
+    They come from the store, or from the expert where they are gone.
+    """
     if store.exists(blob_key(sha256)):
-        return from_tensors(read_tensors(fetch_blob(store, sha256, cache_folder())))
+        kept = read_tensors(fetch_blob(store, sha256, cache_folder()))
+        return sequences.recalled(pool, kept, config), from_tensors(kept)
     role = f"the expert of task '{task['name']}'"
     folders = (merge.manifest["base"]["source"], task["expert"]["source"])
     base, folder = (local_folder(source, cache_folder()) for source in folders)
@@ -84,7 +96,8 @@ def _expert_outputs(
     whole = open_checkpoint(base, role="the base", factory=built)
     checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
     expert = models.load_expert(checkpoint, role)
-    return predict(expert, pool, task["kind"])
+    pool = sequences.completed(expert, pool)
+    return pool, predict(expert, pool, task["kind"])
 
 
 def measure(

@@ -15,7 +15,7 @@ from jobs.running.sources import cache_folder, local_data
 from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
 from storage.cache import lookup, remember
-from tintray import models, pools, statistics
+from tintray import models, pools, sequences, statistics
 from tintray.bundle import read_tensors, tensors_as_bytes
 
 _VERSION = 1  # of what is measured and how; another number, another key
@@ -50,6 +50,7 @@ class Measurer:
         data = local_data(order.pool, self._cache)
         where = f"tasks.{order.name}.adapt"
         pool = pools.open_pool(data, checkpoint, order.kind, order.role, where)
+        pool = sequences.completed(expert, pool)
         names = models.backbone_names(expert)
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
         return self._remember(kind, key, rule(expert, pool, names))

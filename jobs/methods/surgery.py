@@ -14,7 +14,7 @@ from jobs.fit.arrays import Floats
 from jobs.fit.worker import TaskOrder, open_expert
 from jobs.fleet import Fleet
 from jobs.running.sources import cache_folder, local_data
-from tintray import models, pools, surgery
+from tintray import models, pools, sequences, surgery
 from tintray.data import DataOrder
 from tintray.evaluation import TaskScore, score
 from tintray.labels import predict
@@ -43,12 +43,17 @@ class Surgeon:
         checkpoint = open_expert(order, self._cache)
         module = models.load_expert(checkpoint, order.role).requires_grad_(False)
 
-        def load(source: DataOrder) -> pools.Pool:
-            data = local_data(source, self._cache)
-            return pools.open_pool(data, checkpoint, order.kind, order.role, f"tasks.{order.name}")
+        def load(source: DataOrder, labelled: bool) -> pools.Pool:
+            data, where = local_data(source, self._cache), f"tasks.{order.name}"
+            found = pools.open_pool(data, checkpoint, order.kind, order.role, where)
+            if not (labelled and sequences.is_open(found)):
+                return sequences.completed(module, found)
+            tokenizer = pools.load_processor(checkpoint, order.role, text=True)
+            config = getattr(module, "config", None)
+            return sequences.with_right_answers(found, data, tokenizer, config, where)
 
-        pool = load(order.pool)
-        measured = pool if order.test is None else load(order.test)
+        pool = load(order.pool, labelled=False)
+        measured = pool if order.test is None else load(order.test, labelled=True)
         wanted = surgery.features(module, pool)
         expert = predict(module, measured, order.kind)
         merged = self._layout.views(torch.from_numpy(theta.copy()))

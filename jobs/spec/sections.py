@@ -78,6 +78,10 @@ class DataSpec(Section):
     """How many examples may be unreadable; they are left out."""
     ignore: int | None = None
     """A label that stands for none, such as the void class of a segmentation."""
+    prefix: str = ""
+    """Put before each text, such as `summarize: `."""
+    max_target_length: int | None = Field(default=None, ge=1)
+    """Tokens that an answer of kind `seq2seq` is cut to; left out, 64."""
 
     @field_validator("columns")
     @classmethod
@@ -95,6 +99,8 @@ class DataSpec(Section):
         return DataOrder(
             *(str(self.path), self.split, dict(self.columns)),
             *(self.max_length, self.max_bad, self.ignore),
+            prefix=self.prefix,
+            max_target_length=self.max_target_length,
         )
 
 
@@ -109,6 +115,7 @@ class TaskSpec(Section):
         "regression",
         "token_classification",
         "language_modelling",
+        "seq2seq",
         "segmentation",
         "depth",
         "normals",

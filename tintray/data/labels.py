@@ -255,7 +255,7 @@ _READERS = {
     "multi_label": _many,
     "regression": _values,
     "token_classification": _words,
-    "language_modelling": _texts,
+    "seq2seq": _texts,
     "segmentation": _segments,
     "depth": _depth,
     "normals": _normals,

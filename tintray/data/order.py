@@ -46,6 +46,10 @@ class DataOrder:
         How many examples may be unreadable; they are left out.
     ignore
         A label that counts as none (the void class of a segmentation).
+    prefix
+        Put before each text, such as ``"summarize: "``.
+    max_target_length
+        Tokens that an answer of a sequence-to-sequence model is cut to; None is 64.
     """
 
     path: str
@@ -54,6 +58,8 @@ class DataOrder:
     max_length: int | None = None
     max_bad: int = 0
     ignore: int | None = None
+    prefix: str = ""
+    max_target_length: int | None = None
 
     @property
     def split_name(self) -> str:

@@ -125,6 +125,8 @@ def _texts(
                 )
     kept = _without(order, rows, bad, role)
     chosen = {kind: [found[row] for row in kept.tolist()] for kind, found in values.items()}
+    if order.prefix and "text" in chosen:
+        chosen["text"] = [order.prefix + text for text in chosen["text"]]
     return Examples(chosen, f"{order.path}:{order.split}", kept, tuple(bad.values()))
 
 

@@ -56,7 +56,7 @@ def answer_width(module: nn.Module, kind: str) -> int:
     Where nothing tells, as with a module from a factory, it is the width of the head's last tensor.
     """
     config = getattr(module, "config", None)
-    if kind == "language_modelling":
+    if kind in ("language_modelling", "seq2seq"):
         return int(getattr(config, "vocab_size", 0) or 0)
     owner = module if hasattr(module, "num_labels") else config
     told = int(getattr(owner, "num_labels", 0) or 0)
