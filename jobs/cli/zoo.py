@@ -49,8 +49,9 @@ def digits(directory: Path) -> None:
     help="The npz file with Omniglot's drawings.",
 )
 @click.option("--tasks", metavar="N", type=int, help="Make only N of the 200 tasks.")
+@click.option("--lora", metavar="RANK", type=int, help="Make LoRA adapters instead of models.")
 @debug_option
-def omniglot(directory: Path, data: Path, tasks: int | None) -> None:
+def omniglot(directory: Path, data: Path, tasks: int | None, lora: int | None) -> None:
     """Make 200 experts on Omniglot's alphabets in DIR, and a job file.
 
     A finished zoo is not made again. All 200 take some 25 minutes of one core.
@@ -64,7 +65,11 @@ def omniglot(directory: Path, data: Path, tasks: int | None) -> None:
         from jobs.zoo.omniglot import build
 
         made = build(
-            directory, data, tasks=tasks, on_progress=lambda line: click.echo(line, err=True)
+            directory,
+            data,
+            tasks=tasks,
+            lora=lora,
+            on_progress=lambda line: click.echo(line, err=True),
         )
     click.echo(str(made))
 

@@ -131,7 +131,8 @@ def job_file(name: str, tasks: Iterable[str]) -> str:
 def provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Everything that the zoo's content depends on, but the kind of processor."""
     return {
-        "recipe": asdict(recipe),
+        # What a recipe leaves out is left out here: zoos of before it was known stay current.
+        "recipe": {key: value for key, value in asdict(recipe).items() if value is not None},
         "libraries": {name: version(name) for name in sorted((*LIBRARIES, *source.libraries))},
         "data_sha256": source.digest(recipe.tasks),
     }

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from jobs.zoo import adapters
 from jobs.zoo.recipe import Architecture, Recipe
 from jobs.zoo.training import accuracy, fine_tune
 
@@ -41,8 +42,13 @@ def train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
     _replace_head(model, _names(data))
     pixels = _pixels(processor, data["x_train"])
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
-    fine_tune(model, pixels, torch.from_numpy(data["y_train"]), recipe.fine_tuning, seed=seed)
-    _save(model, processor, zoo / name)
+    labels = torch.from_numpy(data["y_train"])
+    if recipe.lora is None:
+        fine_tune(model, pixels, labels, recipe.fine_tuning, seed=seed)
+        _save(model, processor, zoo / name)
+    else:
+        model = adapters.fine_tune(model, pixels, labels, recipe.fine_tuning, recipe.lora, seed)
+        adapters.save(model, zoo / name)
     return accuracy(model, _pixels(processor, data["x_test"]), torch.from_numpy(data["y_test"]))
 
 

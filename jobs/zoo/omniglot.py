@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.zoo import building
+from jobs.zoo.adapters import check_lora
 from jobs.zoo.recipe import Recipe, omniglot
 from tintray.errors import InputError
 
@@ -91,6 +92,7 @@ def build(
     data: Path,
     *,
     tasks: int | None = None,
+    lora: int | None = None,
     on_progress: Callable[[str], None] | None = None,
     recipe: Recipe | None = None,
     workers: int | None = None,
@@ -103,11 +105,13 @@ def build(
         The npz file with the drawings; see ``Omniglot``.
     tasks
         How many of its tasks, spread over the alphabets; all by default.
+    lora
+        Make experts that are LoRA adapters of this rank; whole models by default.
 
     Raises
     ------
     InputError
-        As ``building.build``; also where ``data`` cannot be used.
+        As ``building.build``; also where ``data`` cannot be used, or adapters cannot be made.
     """
     drawings = Omniglot(data)
     every = list(drawings.tasks)
@@ -115,9 +119,14 @@ def build(
     if not 1 <= count <= len(every):
         raise InputError(f"--tasks: expected 1 to {len(every)}, found {count}")
     names = tuple(every[len(every) * index // count] for index in range(count))
-    chosen = omniglot(names) if recipe is None else replace(recipe, tasks=names)
+    if lora is not None:
+        check_lora(lora)
+    chosen = omniglot(names, lora) if recipe is None else replace(recipe, tasks=names, lora=lora)
     source = building.Source(
-        drawings.base, drawings.task, size=(16 + _MIB_PER_TASK * count) * 2**20
+        drawings.base,
+        drawings.task,
+        size=(16 + _MIB_PER_TASK * count) * 2**20,
+        libraries=() if lora is None else ("peft",),
     )
     return building.build(
         directory,

@@ -7,7 +7,7 @@ same call on the same machine gives the same bits, in whatever process it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +20,17 @@ INFERENCE_BATCH = 256  # images; bounds the memory of passes without gradients
 
 
 def fine_tune(
-    model: nn.Module, pixels: Tensor, labels: Tensor, schedule: Schedule, *, seed: int
-) -> None:
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    *,
+    seed: int,
+    adapt: Callable[[nn.Module], nn.Module] | None = None,
+) -> nn.Module:
     """Train ``model`` in place: its ``classifier`` alone for a while, then every parameter.
+
+    Returns it, or what ``adapt`` made of it.
 
     Parameters
     ----------
@@ -37,12 +45,16 @@ def fine_tune(
         Epochs and rates. AdamW, one-cycle, cross-entropy.
     seed
         Seeds the order of the examples.
+    adapt
+        What becomes of the model between the two: adapters are put into it, and the rest frozen.
     """
     random = torch.Generator().manual_seed(seed)
     with single_thread():
         if schedule.head_epochs:
             _fit_head(model, pixels, labels, schedule, random)
-        _fit_everything(model, pixels, labels, schedule, random)
+        trained = model if adapt is None else adapt(model)
+        _fit_everything(trained, pixels, labels, schedule, random)
+    return trained
 
 
 def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from transformers import AutoModelForImageClassification
 from jobs.spec.sections import load_spec
 from jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
 from jobs.zoo.recipe import Architecture, Recipe, Schedule
+from tintray import models
+from tintray.adapters import read_adapter
+from tintray.checkpoints import open_checkpoint
 from tintray.errors import InputError
 
 TINY = Recipe(
@@ -85,3 +89,25 @@ def test_a_file_that_is_none_of_it_is_refused(drawings: Path, tmp_path: Path) ->
         Omniglot(tmp_path / "none.npz")
     with pytest.raises(InputError, match=r"--tasks: expected 1 to 8, found 9"):
         build(tmp_path / "zoo", drawings, tasks=9)
+
+
+def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    zoo = build(tmp_path / "zoo", drawings, tasks=2, lora=2, recipe=TINY, workers=1)
+    spec = load_spec(zoo / "job.yaml")
+    base = open_checkpoint(zoo / "base")
+    for task in spec.tasks:
+        checkpoint = open_checkpoint(task.expert, base=base)
+        assert checkpoint.adapter is not None
+        expert: Any = models.load_expert(checkpoint)
+        assert expert.config.id2label[0] == "0"
+        adapter = read_adapter(checkpoint, expert, task.name)
+        assert adapter.rank == 2
+        assert len(adapter.products) == 6  # attention's four and the two of the block's MLP
+        assert all(product.up.abs().max() > 0 for product in adapter.products.values())
+        assert "classifier.weight" in adapter.tensors
+
+
+def test_a_rank_that_is_none_is_refused(drawings: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--lora: expected a rank of 1 or more, found 0"):
+        build(tmp_path / "zoo", drawings, lora=0)
