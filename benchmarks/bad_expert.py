@@ -39,7 +39,7 @@ def corrupt(zoo: Path, share: float) -> float:
     right = data["y_train"].copy()
     data["y_train"][rows] = (right[rows] + random.integers(1, classes, len(rows))) % classes
     np.savez(path, **data)
-    found = train_expert(zoo, BAD, DIGITS)
+    found = train_expert(zoo, BAD, DIGITS)["accuracy"]
     np.savez(path, **data | {"y_train": right})
     return found
 

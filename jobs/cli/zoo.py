@@ -80,6 +80,34 @@ def omniglot(directory: Path, data: Path, tasks: int | None, lora: int | None) -
     "--data",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
+    help="A folder with camvid64.npz and fasseg64.npz, for two experts on real images.",
+)
+@debug_option
+def scenes(directory: Path, data: Path | None) -> None:
+    """Make three experts on rendered rooms in DIR, and a job file.
+
+    Segmentation, depth and surface normals of the same rooms, which a ray caster of tintray's
+    renders. With --data there are two experts on real images besides, and a second job file,
+    segmentation.yaml. A finished zoo is not made again.
+
+    \b
+    Example:
+      tintray zoo scenes zoo/scenes
+      tintray run zoo/scenes/job.yaml
+    """
+    with quiet_stdout():
+        from jobs.zoo.scenes import build
+
+        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
+    click.echo(str(made))
+
+
+@zoo.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
     required=True,
     help="The folder with the ten data sets and omniglot.npz.",
 )

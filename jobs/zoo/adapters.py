@@ -54,7 +54,7 @@ def fine_tune(
     )
 
     def adapt(module: nn.Module) -> nn.Module:
-        adapted: Any = get_peft_model(module, settings)  # type: ignore[arg-type]
+        adapted: nn.Module = get_peft_model(module, settings)
         return adapted
 
     with torch.random.fork_rng(devices=[]):

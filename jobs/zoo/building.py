@@ -10,15 +10,10 @@ DIR/zoo.json         what the zoo was made from, and the hash of every file
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,14 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.zoo.content import is_current, replacing
+from jobs.zoo.dense_recipe import DenseRecipe
+from jobs.zoo.processes import cores, processes
 from jobs.zoo.recipe import Recipe
-from tintray.errors import TintrayError
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """A data file: ``x_train``, ``y_train``, ``class_names``, and ``x_test``, ``y_test`` of a task."""
 
+AnyRecipe = Recipe | DenseRecipe
+
 LIBRARIES = ("numpy", "pillow", "safetensors", "torch", "transformers")
-MAX_WORKERS = 4  # each holds its own torch, some 480 MB
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,16 @@ class Source:
         Bytes that the finished zoo takes at most.
     libraries
         Packages, besides those that all zoos use, whose versions matter to the content.
+    trainer
+        The module that trains: its ``train_base(zoo, recipe)`` and ``train_expert(zoo, name,
+        recipe)``, which returns metrics by name on the test set.
     """
 
     base: Callable[[], Arrays]
     task: Callable[[str], Arrays]
     size: int
     libraries: tuple[str, ...] = ()
+    trainer: str = "jobs.zoo.experts"
 
     def digest(self, tasks: Iterable[str]) -> str:
         """The sha256 of everything that a zoo with these tasks is trained and tested on."""
@@ -70,7 +71,7 @@ class Source:
 
 def build(
     directory: Path,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     source: Source,
     *,
     on_progress: Callable[[str], None] | None = None,
@@ -112,8 +113,8 @@ def build(
             _write(building / "data" / f"{name}.npz", source.task(name))
         for name, text in (extra or {}).items():
             (building / name).write_text(text, encoding="utf-8")
-        with _processes(workers or _cores()) as pool:
-            _train(building, recipe, pool, report)
+        with processes(workers or cores(), source.trainer) as pool:
+            _train(building, recipe, source.trainer, pool, report)
     return directory
 
 
@@ -128,7 +129,7 @@ def job_file(name: str, tasks: Iterable[str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
+def provenance(recipe: AnyRecipe, source: Source) -> dict[str, Any]:
     """Everything that the zoo's content depends on, but the kind of processor."""
     return {
         # What a recipe leaves out is left out here: zoos of before it was known stay current.
@@ -144,68 +145,30 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _train(
-    zoo: Path, recipe: Recipe, pool: ProcessPoolExecutor, report: Callable[[str], None]
+    zoo: Path,
+    recipe: AnyRecipe,
+    trainer: str,
+    pool: ProcessPoolExecutor,
+    report: Callable[[str], None],
 ) -> None:
     report("pretraining the base")
-    pool.submit(_train_base, zoo, recipe).result()
+    pool.submit(_train_base, trainer, zoo, recipe).result()
     report(f"base done; fine-tuning {len(recipe.tasks)} experts")
-    pending = {pool.submit(_train_expert, zoo, name, recipe): name for name in recipe.tasks}
+    pending = {
+        pool.submit(_train_expert, trainer, zoo, name, recipe): name for name in recipe.tasks
+    }
     for done, future in enumerate(as_completed(pending), start=1):
-        score = future.result()
-        report(f"expert {done}/{len(pending)} {pending[future]}: {score:.1%} test accuracy")
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes, one thread of arithmetic each; what they compute is then the same anyhow."""
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        for _ in range(workers):
-            pool.submit(os.getpid)  # start them all now: each loads torch for some seconds
-        yield pool
-    except BrokenProcessPool as error:
-        raise TintrayError(
-            f"a process that trained the zoo died ({workers} ran at once): it printed why, or was "
-            "ended for lack of memory; a script has to build under `if __name__ == '__main__':`"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Load torch and transformers at once in every worker, and end together with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from transformers.utils import logging
-
-    import jobs.zoo.experts  # noqa: F401
-
-    logging.disable_progress_bar()  # no bars for loading and saving tiny files
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a killed parent cannot tell its pool to stop
+        found = ", ".join(f"{metric} {value:.3f}" for metric, value in future.result().items())
+        report(f"expert {done}/{len(pending)} {pending[future]}: test {found}")
 
 
 # What runs in a worker. The import waits until there: the parent of the pool never needs torch.
 
 
-def _train_base(zoo: Path, recipe: Recipe) -> None:
-    from jobs.zoo.experts import train_base
-
-    train_base(zoo, recipe)
+def _train_base(trainer: str, zoo: Path, recipe: AnyRecipe) -> None:
+    import_module(trainer).train_base(zoo, recipe)
 
 
-def _train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
-    from jobs.zoo.experts import train_expert
-
-    return train_expert(zoo, name, recipe)
-
-
-def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+def _train_expert(trainer: str, zoo: Path, name: str, recipe: AnyRecipe) -> dict[str, float]:
+    found: dict[str, float] = import_module(trainer).train_expert(zoo, name, recipe)
+    return found

@@ -34,8 +34,8 @@ def train_base(zoo: Path, recipe: Recipe) -> None:
     _save(model, processor, zoo / "base")
 
 
-def train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
-    """Fine-tune ``zoo/base`` on ``zoo/data/NAME.npz``, save it, and return its test accuracy."""
+def train_expert(zoo: Path, name: str, recipe: Recipe) -> dict[str, float]:
+    """Fine-tune ``zoo/base`` on ``zoo/data/NAME.npz``, save it, and measure it on the test set."""
     data = _read(zoo, name)
     processor = ViTImageProcessorPil.from_pretrained(zoo / "base")
     model = ViTForImageClassification.from_pretrained(zoo / "base")
@@ -49,7 +49,8 @@ def train_expert(zoo: Path, name: str, recipe: Recipe) -> float:
     else:
         model = adapters.fine_tune(model, pixels, labels, recipe.fine_tuning, recipe.lora, seed)
         adapters.save(model, zoo / name)
-    return accuracy(model, _pixels(processor, data["x_test"]), torch.from_numpy(data["y_test"]))
+    images, truth = _pixels(processor, data["x_test"]), torch.from_numpy(data["y_test"])
+    return {"accuracy": accuracy(model, images, truth)}
 
 
 def _read(zoo: Path, name: str) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""The scenes zoo: experts of three kinds on rendered rooms, and of one on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tintray
+from jobs.spec.sections import load_spec
+from jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
+from jobs.zoo.recipe import Schedule
+from jobs.zoo.rendering import Style
+from jobs.zoo.scenes import VOID, build
+from tests import tiny_models as tiny
+from tintray.errors import InputError
+
+SIDE = 32
+TINY = DenseRecipe(
+    side=SIDE,
+    pretraining_scenes=SceneSet(48, 1, Style((1, 2), textured=False, noise=2.0)),
+    training_scenes=SceneSet(48, 2),
+    test_scenes=SceneSet(12, 3),
+    architecture=Pyramid((8, 16), (1, 1), (2, 2), (1, 2), decoder_size=16),
+    pretraining=Schedule(12, 1e-2, batch_size=8),
+    fine_tuning=Schedule(6, 3e-3, batch_size=8),
+    real_fine_tuning=Schedule(10, 3e-3, batch_size=4),
+)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of the form of the real ones, one of which has a class that is none."""
+    folder, random = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    names = {"camvid64": ["sky", "road", "unlabelled(void)"], "fasseg64": ["skin", "hair"]}
+    for name, classes in names.items():
+        arrays: dict[str, Any] = {"class_names": np.array(classes)}
+        for split, count in (("train", 16), ("test", 8)):
+            segments = np.zeros((count, SIDE, SIDE), np.uint8)
+            segments[:, SIDE // 2 :] = 1
+            segments[:, :2] = len(classes) - 1
+            noise = random.normal(0, 10, (count, SIDE, SIDE, 3))
+            images = np.where(segments[..., None] == 0, 160, 80) + noise
+            arrays |= {f"x_{split}": images.astype(np.uint8), f"seg_{split}": segments}
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zoo(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo") / "scenes"
+    return build(folder, photographs, recipe=TINY, workers=1)
+
+
+def test_three_kinds_are_merged_and_measured(zoo: Path, tmp_path: Path) -> None:
+    summary = tintray.run(load_spec(zoo / "job.yaml", _settings(tmp_path)))
+    found = {task.name: task for task in summary.tasks}
+    names = {name: task.metric for name, task in found.items()}
+    assert names == {"segments": "miou", "depth": "relative_error", "normals": "degrees"}
+    assert (found["segments"].expert or 0) > 0.3  # of five classes, after a second of training
+    assert (found["depth"].expert or 1) < 0.5
+    assert summary.normalised_accuracy is not None and summary.normalised_accuracy > 0.8
+    merge = tintray.load(summary.url)
+    details = {name: set(merge.task(name)["score"]["details"]) for name in found}
+    assert details == {
+        "segments": {"miou", "pixel_accuracy"},
+        "depth": {"relative_error", "absolute_error"},
+        "normals": {"degrees", "within_11_degrees"},
+    }
+    with np.load(zoo / "data" / "depth.npz") as arrays:
+        images = list(arrays["x_test"][:3])
+    batch = dict(merge.processor("depth")(images, return_tensors="pt"))
+    for name in found:
+        tiny.check_export(merge, name, tmp_path, batch)
+
+
+def test_real_images_come_with_a_job_of_their_own(zoo: Path, tmp_path: Path) -> None:
+    with np.load(zoo / "data" / "camvid64.npz") as arrays:
+        assert set(np.unique(arrays["y_test"])) == {0, 1, VOID}
+        assert arrays["class_names"].tolist() == ["sky", "road"]
+    summary = tintray.run(load_spec(zoo / "segmentation.yaml", _settings(tmp_path)))
+    found = {task.name: task for task in summary.tasks}
+    assert list(found) == ["segments", "camvid64", "fasseg64"]
+    assert all(task.metric == "miou" for task in found.values())
+    assert (found["camvid64"].expert or 0) > 0.5
+
+
+def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--data: '.*camvid64\.npz' cannot be read"):
+        build(tmp_path / "zoo", tmp_path, recipe=TINY)
+    np.savez(tmp_path / "camvid64.npz", x_train=np.zeros(3))
+    with pytest.raises(InputError, match=r"^--data: '.*camvid64\.npz' lacks an array"):
+        build(tmp_path / "zoo", tmp_path, recipe=TINY)
+
+
+def _settings(folder: Path) -> list[str]:
+    return [f"store={folder / 'store'}", "cluster.workers=0", "fit.rounds=20"]
