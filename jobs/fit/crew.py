@@ -17,7 +17,7 @@ import torch
 from jobs.fit.arrays import Floats
 from jobs.fit.coordinator import Cast
 from jobs.fit.shard import ShardOrder, Shards
-from jobs.fit.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Trust, Worker
+from jobs.fit.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Worker
 from jobs.fleet import Fleet, Member, Ref
 from jobs.merges.kept import Kept
 from jobs.planning.calibration import Speed
@@ -45,6 +45,7 @@ from tintray.placement import AUTO
 from tintray.precision import resolve
 from tintray.randomness import sample_tasks
 from tintray.step import StepSettings
+from tintray.trust import Trust
 
 MOST_GROUPS = 8
 """Groups of a job that names none, at most: enough for eight cores, few enough that their gradients

@@ -28,16 +28,13 @@ from storage.cache import lookup, remember
 from tintray import labels, models, pools, sequences
 from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
-from tintray.calibration import fit_temperature
 from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.confidence import Judge, labelled_threshold, top_p_threshold
 from tintray.data import Answers, DataOrder, check_class_names
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.kinship import kinship
 from tintray.layout import Granularity
 from tintray.norms import norm_buffers
-from tintray.objectives import TopTokens
 from tintray.partition import partition
 from tintray.randomness import stream
 from tintray.schedule import BLOCK_LR, HEAD_LR
@@ -45,6 +42,7 @@ from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import pack
 from tintray.tasks import Kind, Outputs, as_tensors, check_outputs, chosen, from_tensors
 from tintray.tint import FusedModel, TintLayer, low_rank_factors
+from tintray.trust import LABELLED, TrueLabels, Trust, trusted
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,6 @@ class FitOrder:
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How self-labels are trusted: the job file's section ``objective``, but for the loss."""
-
-    keep: float
-    threshold: float | None  # None: found per task
-    goal: float
-    true_labels: bool
-
-
-@dataclass(frozen=True)
 class TaskFacts:
     """What a worker found out about a task while it checked it."""
 
@@ -150,7 +138,7 @@ class _Hosted:
     pool: pools.Pool
     test: pools.Pool | None
     test_labels: Any
-    true: tuple[Tensor, Tensor] | None = None  # which pool examples are labelled, and their labels
+    true: TrueLabels | None = None
     labels: Outputs | None = None
     expert_test: Outputs | None = None
     features: Tensor | None = None
@@ -289,7 +277,15 @@ class Worker:
     def _state(self, hosted: _Hosted) -> TaskState:
         """A task at the beginning of its fit."""
         assert hosted.labels is not None, "prepare() comes first"
-        targets, judge = trusted(self._order, hosted.labels, hosted.true)
+        order = self._order
+        targets, judge = trusted(
+            hosted.order.kind,
+            hosted.labels,
+            hosted.true,
+            order.trust,
+            order.settings.filter,
+            hosted.pool.mask,
+        )
         return TaskState(
             *(hosted.order.name, hosted.layer, hosted.pool, targets, judge),
             features=hosted.features,
@@ -458,15 +454,13 @@ class Worker:
         hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
         return self._remember("self-features", key, {"features": hosted.features})
 
-    def _true_labels(
-        self, task: TaskOrder, pool: pools.Pool, answers: Answers
-    ) -> tuple[Tensor, Tensor]:
+    def _true_labels(self, task: TaskOrder, pool: pools.Pool, answers: Answers) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
         examples = len(pool)
-        if task.kind != "classification":
+        if task.kind not in LABELLED:
             raise DataError(
-                f"tasks.{task.name}.labelled: expected a task of kind 'classification', whose "
-                f"few true labels can be used, found '{task.kind}'"
+                f"tasks.{task.name}.labelled: expected a task of one of the kinds "
+                f"{', '.join(LABELLED)}, found '{task.kind}', which has no labels beside its texts"
             )
         if task.labelled > examples:
             raise DataError(
@@ -480,8 +474,9 @@ class Worker:
         order = torch.randperm(
             examples, generator=stream(self._order.settings.seed, task.name, "labelled")
         )
-        chosen = order[: task.labelled]
-        return chosen, labels[chosen]
+        rows = order[: task.labelled]
+        few = labels[rows] if isinstance(labels, Tensor) else [labels[row] for row in rows.tolist()]
+        return TrueLabels(rows, few)
 
     def _task_vector(self, hosted: _Hosted) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
@@ -541,34 +536,3 @@ class Worker:
             )
         finally:
             fused.use_statistics("batch")
-
-
-def trusted(
-    order: FitOrder, expert: Outputs, true: tuple[Tensor, Tensor] | None
-) -> tuple[Outputs, Judge]:
-    """What a task learns from, logits [N, C], and who judges it, from its expert's logits [N, C].
-
-    ``true`` are the rows of the labelled examples and their labels. They set the temperature of the
-    expert's confidence and, where that is to be found, its threshold; without them a threshold that
-    sets itself goes by the agreement of merge and expert.
-    """
-    trust, filter_ = order.trust, order.settings.filter
-    if isinstance(expert, TopTokens):  # nothing of a language model is filtered
-        return expert, Judge("none")
-    temperature, threshold = 1.0, trust.threshold
-    if true is not None:
-        rows, labels = true
-        temperature = fit_temperature(expert[rows], labels)
-        if threshold is None:
-            threshold = labelled_threshold(expert[rows], labels, trust.goal, temperature)
-    if filter_ == "top_p":
-        threshold = top_p_threshold(expert, trust.keep, temperature)
-    if true is not None and trust.true_labels:
-        rows, labels = true
-        certain = torch.full_like(expert[rows], -_CERTAIN)
-        expert = expert.clone()
-        expert[rows] = certain.scatter(1, labels[:, None], _CERTAIN)
-    return expert, Judge(filter_, threshold, temperature, trust.goal)
-
-
-_CERTAIN = 50.0  # a logit so far above the others that its probability is 1 at any temperature

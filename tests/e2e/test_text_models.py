@@ -140,6 +140,7 @@ def test_token_classification(tmp_path: Path) -> None:
     assert summary.site in ("head", "bert.encoder.layer.0", "bert.encoder.layer.1")
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
+    assert all((task.calibration or {})["merged"]["ece"] < 0.5 for task in summary.tasks)
     tiny.check_export(tintray.load(summary.url), "halves", tmp_path, encoded(tiny.sentences(4, 7)))
 
 

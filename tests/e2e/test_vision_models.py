@@ -222,6 +222,8 @@ def test_dense_prediction(tmp_path: Path) -> None:
     }
     assert (found["segments"].expert or 0) > 0.7
     assert found["segments"].normalised > 0.75
+    assert (found["segments"].calibration or {})["merged"]["ece"] < 0.5
+    assert found["depths"].calibration is None
     merge = tintray.load(summary.url)
     score = merge.task("depths")["score"]
     assert set(score["details"]) == {"relative_error", "absolute_error"}
