@@ -14,7 +14,7 @@ from tintray.checkpoints import open_checkpoint
 from tintray.errors import SpecError
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
-from tintray.merging.streaming import merge_checkpoints
+from tintray.merging.writing import merge_checkpoints
 
 
 def merge_models(

@@ -17,8 +17,11 @@ from storage.artifacts import open_store
 from storage.blobs import BlobRef, fetch_blob
 from tintray.layout import Layout
 from tintray.merging import Recipe
-from tintray.merging.streaming import MEMORY, Merging, Progress, Sources
+from tintray.merging.memory import MEMORY
+from tintray.merging.sources import Sources
+from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.writing import Progress
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign
 from tintray.layout import Layout
 from tintray.merging import Recipe, find_method, recipe
-from tintray.merging.streaming import check_memory
+from tintray.merging.memory import check_memory
 from tintray.models import HEAD
 from tintray.placement import AUTO
 

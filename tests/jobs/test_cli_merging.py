@@ -17,7 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
 from jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import SpecError
 from tintray.merging import methods as known_methods
+from tintray.merging import recipe
+from tintray.merging.writing import merge_checkpoints
 
 SHAPE = (64, 48)
 
@@ -128,10 +132,29 @@ def test_a_disk_that_fills_on_the_way_leaves_nothing(folder: Path) -> None:
 
 
 def test_what_a_killed_merge_left_is_no_obstacle(folder: Path) -> None:
-    (folder / ".out.partial").mkdir()
-    (folder / ".out.partial" / "model.safetensors").write_bytes(b"half")
+    (folder / ".out.abc.partial").mkdir()
+    (folder / ".out.abc.partial" / "model.safetensors").write_bytes(b"half")
     assert call("--method", "average", "red") == 0
     assert sorted(path.name for path in folder.iterdir()) == ["base", "green", "out", "red"]
+
+
+def test_two_merges_into_one_folder_leave_each_other_alone(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second begins while the first is at work, ends sooner, and is the one that counts."""
+    held: list[int] = []
+
+    def second(done: int, total: int) -> None:
+        if not held:
+            held.append(call("--method", "average", "green"))
+
+    base, red = (open_checkpoint(folder / name) for name in ("base", "red"))
+    with pytest.raises(SpecError, match="out exists by now: another merge into it ended first"):
+        merge_checkpoints(base, {"red": red}, folder / "out", recipe("average"), progress=second)
+    assert held == [0]
+    assert sorted(path.name for path in folder.iterdir()) == ["base", "green", "out", "red"]
+    kept, green = (load_file(folder / name / "model.safetensors") for name in ("out", "green"))
+    torch.testing.assert_close(kept, green)
 
 
 def test_how_a_model_generates_comes_along(folder: Path) -> None:
@@ -235,11 +258,10 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path) -> None:
         [*command, *args], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    partial = tmp_path / ".out.partial"
     until = time.monotonic() + 60
-    while not partial.exists() and time.monotonic() < until:
+    while not list(tmp_path.glob(".out.*.partial")) and time.monotonic() < until:
         time.sleep(0.05)
-    assert partial.exists()
+    assert list(tmp_path.glob(".out.*.partial"))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "red"]

@@ -81,7 +81,7 @@ def test_tasks_with_their_own_backbones_run_on_them(
             torch.testing.assert_close(found.data, layer.base + own[k], atol=1e-5, rtol=1e-4)
     backbone = summary.backbone_parameters
     assert all(own > backbone for own in summary.tint_parameters_per_task.values())
-    measured = api.evaluate(summary.url, store=str(store), catalog="")
+    measured = api.evaluate(summary.url, store=str(store))
     assert measured.average == pytest.approx(summary.average)
 
 
@@ -275,7 +275,7 @@ def test_surgery_brings_features_towards_the_experts(tiny: TinyZoo, store: Path)
 
 def test_surgery_is_part_of_the_published_merge(tiny: TinyZoo, store: Path, tmp_path: Path) -> None:
     summary = api.run(job(tiny, store, method="surgery", init="ties"))
-    again = api.evaluate(summary.url, store=str(store), catalog="")
+    again = api.evaluate(summary.url, store=str(store))
     assert {t.name: t.merged for t in again.tasks} == pytest.approx(
         {t.name: t.merged for t in summary.tasks}
     )
@@ -284,7 +284,7 @@ def test_surgery_is_part_of_the_published_merge(tiny: TinyZoo, store: Path, tmp_
     for task, own in summary.tint_parameters_per_task.items():
         assert own - plain.tint_parameters_per_task[task] == 2 * width * surgery.RANK
     with pytest.raises(InputError, match="has a surgery module before its head"):
-        api.export(summary.url, "two", tmp_path / "out", store=str(store), catalog="")
+        api.export(summary.url, "two", tmp_path / "out", store=str(store))
     assert not (tmp_path / "out").exists()
 
 

@@ -19,8 +19,10 @@ from tintray.errors import CheckpointError, SpecError, StorageError
 from tintray.layout import build_layout
 from tintray.merging import methods, recipe, streaming
 from tintray.merging.apply import directions, layers, own_deltas
-from tintray.merging.streaming import Merging, Sources, merge_checkpoints
+from tintray.merging.sources import Sources
+from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.writing import merge_checkpoints
 from tintray.task_vectors import TaskVectors
 
 SHAPES = {
@@ -86,7 +88,7 @@ def zoo(tmp_path: Path) -> Zoo:
 def test_a_streamed_merge_is_the_merge_in_memory(
     zoo: Zoo, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "_PIECES", (2**14, 2**12))  # several of them at once
+    monkeypatch.setattr(streaming, "PIECES", (2**14, 2**12))  # several of them at once
     known = methods()[name]
     vectors = zoo.vectors(known.most or 3)
     scale = known.start(len(vectors.tasks))
@@ -321,7 +323,7 @@ import resource
 from pathlib import Path
 from tintray.checkpoints import open_checkpoint
 from tintray.merging import recipe
-from tintray.merging.streaming import merge_checkpoints
+from tintray.merging.writing import merge_checkpoints
 folder = Path({str(tmp_path)!r})
 experts = {{str(n): open_checkpoint(folder / str(n)) for n in range(5)}}
 base = open_checkpoint(folder / "base")

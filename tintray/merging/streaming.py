@@ -9,101 +9,27 @@ the next one is read meanwhile.
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from tintray.checkpoints import Checkpoint
-from tintray.errors import CheckpointError, SpecError, StorageError
+from tintray.errors import CheckpointError, SpecError
 from tintray.merging.apply import depths
 from tintray.merging.declaration import Layer
+from tintray.merging.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, needed_bytes
 from tintray.merging.registry import Recipe
-from tintray.merging.tensor_files import DTYPES, ShardedWriter, TensorFiles, TensorInfo
+from tintray.merging.sources import Sources
+from tintray.merging.tensor_files import DTYPES, TensorInfo
 
-MEMORY = 2 * 2**30
-"""Bytes that a merge may hold where nobody says otherwise."""
-SHARD = 5 * 10**9
-"""Bytes of one output file at most, as save_pretrained cuts them."""
-
-_PIECES = (2**18, 2**16)  # numbers of each checkpoint at a time: larger ones where they fit
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for
-_WAITING = 2  # merged pieces that wait to be written, beside those that are being merged
-_FLOAT = 4
-_TEMPORARIES = 4  # arrays like its input that an elementwise method holds, its result included
-
-Progress = Callable[[int, int], None]
-"""Told after each piece: numbers merged so far, and numbers in all."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a merge reads: the base, and for each task its expert, or its task vector.
-
-    Attributes
-    ----------
-    differences
-        Whether ``experts`` hold task vectors already.
-    statistics
-        Kind to files with tensors of the same names: one per task, or one for all.
-    """
-
-    base: TensorFiles
-    experts: Sequence[TensorFiles]
-    tasks: tuple[str, ...]
-    differences: bool = False
-    statistics: Mapping[str, Sequence[TensorFiles]] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, base: Checkpoint, experts: Mapping[str, Checkpoint], stack: ExitStack) -> Self:
-        """Open checkpoints whose tensors match, to be closed with ``stack``.
-
-        Raises
-        ------
-        CheckpointError
-            Naming the first tensor that an expert lacks, has in another shape, or has beside.
-        """
-        opened = stack.enter_context(TensorFiles(base.weights, "the base"))
-        files = []
-        for task, checkpoint in experts.items():
-            found = stack.enter_context(TensorFiles(checkpoint.weights, f"expert '{task}'"))
-            _check_match(opened, found)
-            files.append(found)
-        return cls(opened, files, tuple(experts))
-
-
-def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
-    for name, info in base.tensors.items():
-        if name not in expert.tensors:
-            raise CheckpointError(
-                f"{expert.role} lacks tensor '{name}', which {base.role} has with shape "
-                f"{list(info.shape)}; expected an expert fine-tuned from this base"
-            )
-        shape = expert.tensors[name].shape
-        if shape != info.shape:
-            raise CheckpointError(
-                f"{expert.role}: tensor '{name}' has shape {list(shape)}; {base.role} has "
-                f"{list(info.shape)}; expected an expert fine-tuned from this base, and of its "
-                "shape: experts with heads of their own are merged by a job"
-            )
-    extra = sorted(expert.tensors.keys() - base.tensors.keys())
-    if extra:
-        raise CheckpointError(
-            f"{expert.role} has tensor '{extra[0]}', which {base.role} lacks; expected an expert "
-            "fine-tuned from this base"
-        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +89,7 @@ class Merging:
         for info in sources.base.tensors.values():
             if info.floating:
                 needed = self._needed(info)
-                _check_fits(recipe, info.name, info.shape, len(sources.tasks), needed, memory)
+                check_fits(recipe, info.name, info.shape, len(sources.tasks), needed, memory)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -249,20 +175,20 @@ class Merging:
     def _needed(self, info: TensorInfo) -> int:
         """Bytes for one tensor at least, with its statistics."""
         if self._method.elementwise:
-            return self._needed_by_pieces(info.numel, _PIECES[-1], 1)
+            return self._needed_by_pieces(info.numel, PIECES[-1], 1)
         tasks = len(self._sources.tasks)
         return needed_bytes(self._recipe, info.numel, tasks) + self._statistics_bytes(info)
 
     def _needed_by_pieces(self, numel: int, size: int, workers: int) -> int:
         """Bytes for a tensor that is merged in pieces of ``size`` numbers, so many at once."""
         files = sum(len(files) for files in self._sources.statistics.values())
-        measured = 2 * workers * files * min(numel, size) * _FLOAT
+        measured = 2 * workers * files * min(numel, size) * FLOAT
         tasks = len(self._sources.tasks)
         return measured + needed_bytes(self._recipe, numel, tasks, size, workers)
 
     def _statistics_bytes(self, info: TensorInfo) -> int:
         return sum(
-            found.numel * _FLOAT
+            found.numel * FLOAT
             for files in self._sources.statistics.values()
             for file in files
             if (found := file.tensors.get(info.name)) is not None
@@ -292,7 +218,7 @@ class Merging:
         window: deque[tuple[_Piece, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             for piece in pieces:
-                if len(window) == self._workers + _WAITING:
+                if len(window) == self._workers + WAITING:
                     first, done = window.popleft()
                     yield first, done.result()
                 window.append((piece, pool.submit(work, piece)))
@@ -304,13 +230,13 @@ class Merging:
     def _pace(self) -> tuple[int, int]:
         """Numbers of a piece, and how many pieces at once: the most that fit into the memory."""
         if not self._method.elementwise:
-            return _PIECES[-1], 1
+            return PIECES[-1], 1
         largest = max((info.numel for info in self.infos if info.floating), default=0)
-        for size in _PIECES:
+        for size in PIECES:
             for workers in range(self._at_most, 0, -1):
                 if self._needed_by_pieces(largest, size, workers) <= self._memory:
                     return size, workers
-        return _PIECES[-1], 1
+        return PIECES[-1], 1
 
     @property
     def _workers(self) -> int:
@@ -334,7 +260,7 @@ class Merging:
             del layer
 
     def _both_fit(self, piece: _Piece, following: _Piece) -> bool:
-        read = (len(self._sources.tasks) + 1) * following.numel * _FLOAT
+        read = (len(self._sources.tasks) + 1) * following.numel * FLOAT
         return self._needed(piece.info) + read + self._statistics_bytes(following.info) <= (
             self._memory
         )
@@ -455,50 +381,6 @@ class Merging:
         )
 
 
-def needed_bytes(
-    recipe: Recipe, numel: int, tasks: int, size: int = _PIECES[-1], workers: int = 1
-) -> int:
-    """Bytes to merge one tensor: what is read, what the method holds, the results.
-
-    Where the method takes pieces they have ``size`` numbers, and ``workers`` are merged at once.
-    """
-    method = recipe.method
-    if not method.elementwise:
-        return int((tasks + 1 + method.workspace * tasks + 2) * numel * _FLOAT)
-    results = (workers + _WAITING) * (1 if method.own is None else tasks)
-    arrays = workers * (tasks + 1 + _TEMPORARIES * tasks) + results
-    needed = arrays * min(numel, size) * _FLOAT
-    if method.thresholds is not None:  # whole tensors: the base, and of each a task, sizes, a copy
-        needed += (1 + 3 * workers) * numel * _FLOAT
-    return needed
-
-
-def check_memory(
-    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], tasks: int, memory: int
-) -> None:
-    """Refuse a bound on memory that the largest tensor exceeds; statistics come on top.
-
-    Raises
-    ------
-    SpecError
-        Naming the tensor, what it needs and the bound.
-    """
-    for name, shape in shapes.items():
-        needed = needed_bytes(recipe, math.prod(shape), tasks)
-        _check_fits(recipe, name, shape, tasks, needed, memory)
-
-
-def _check_fits(
-    recipe: Recipe, name: str, shape: tuple[int, ...], tasks: int, needed: int, memory: int
-) -> None:
-    if needed > memory:
-        raise SpecError(
-            f"merge.memory: '{recipe.name}' needs {_mebibytes(needed)} for tensor '{name}' "
-            f"{list(shape)} of {tasks} experts, the bound is {_mebibytes(memory)}; raise "
-            "merge.memory, or choose an elementwise method such as task_arithmetic"
-        )
-
-
 def _taken(local: threading.local, rows: int, columns: int) -> Tensor:
     """[rows, columns] of this thread's array, which grows to the largest piece."""
     held: Tensor | None = getattr(local, "held", None)
@@ -506,121 +388,3 @@ def _taken(local: threading.local, rows: int, columns: int) -> Tensor:
         local.held = held = None  # the old one goes before the new one comes
         local.held = held = torch.empty(rows * columns)
     return held[: rows * columns].view(rows, columns)
-
-
-def merge_checkpoints(
-    base: Checkpoint,
-    experts: Mapping[str, Checkpoint],
-    output: Path,
-    recipe: Recipe,
-    *,
-    scale: float | None = None,
-    memory: int = MEMORY,
-    shard_bytes: int = SHARD,
-    progress: Progress | None = None,
-) -> Path:
-    """Merge checkpoints of one architecture, heads included, into the folder ``output``.
-
-    The folder appears when all of it is there: interrupted, it leaves nothing. It holds the base's
-    configuration and preprocessing. A method that gives each task a backbone of its own writes a
-    folder for each below it.
-
-    Parameters
-    ----------
-    scale
-        What Σ D is multiplied by; left out, the method's own.
-    memory
-        Bytes that the merge may hold.
-    shard_bytes
-        Bytes of tensors in one output file at most.
-
-    Raises
-    ------
-    CheckpointError, SpecError
-        If the experts do not match, or the method cannot be run as asked; nothing is written then.
-    StorageError
-        If ``output`` cannot be written, or the disk has no room for it.
-    """
-    if output.exists():
-        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
-    with ExitStack() as stack:
-        stack.enter_context(_one_thread(recipe))
-        merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
-        _check_room(merging, output)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            for name in merging.outputs:
-                (partial / name).mkdir(parents=True)
-                for path in _beside_weights(base):
-                    shutil.copyfile(path, partial / name / path.name)
-            write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
-            partial.rename(output)
-        except OSError as error:
-            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return output
-
-
-def _beside_weights(base: Checkpoint) -> list[Path]:
-    """The files that the result takes over from the base."""
-    generation = base.folder / "generation_config.json"
-    config = [base.folder / "config.json", *base.preprocessor_files]
-    return [*config, generation] if generation.is_file() else config
-
-
-def _check_room(merging: Merging, output: Path) -> None:
-    """Refuse a disk that has no room for the result, before anything is computed."""
-    size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
-    there = next(path for path in output.absolute().parents if path.exists())
-    free = shutil.disk_usage(there).free
-    if size > free:
-        raise StorageError(
-            f"{output} cannot be written: it needs {_mebibytes(size)}, {_mebibytes(free)} are "
-            f"free on the disk of {there}; make room or name another folder"
-        )
-
-
-@contextmanager
-def _one_thread(recipe: Recipe) -> Iterator[None]:
-    """Keep torch from sharing out pieces that are too small for it; reading has its own thread."""
-    before = torch.get_num_threads()
-    if recipe.method.elementwise:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def write_merged(
-    merging: Merging,
-    folder: Path,
-    stem: str,
-    *,
-    shard_bytes: int = SHARD,
-    progress: Progress | None = None,
-) -> None:
-    """Write all tensors below ``folder``: one set of files, or one for each task."""
-    infos = list(merging.infos)
-    total = sum(info.numel for info in infos)
-    done = 0
-    with ExitStack() as stack:
-        writers = []
-        for name in merging.outputs:
-            writer = ShardedWriter(folder / name, stem, infos, shard_bytes)
-            stack.callback(writer.close)
-            writers.append(writer)
-        for _, numbers in merging.pieces():
-            for writer, row in zip(writers, numbers, strict=True):
-                writer.write(row.contiguous())
-            done += numbers.shape[1]
-            if progress is not None:
-                progress(done, total)
-        for writer in writers:
-            writer.finish()
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

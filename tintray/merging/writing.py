@@ -1,0 +1,189 @@
+"""Write a merge of whole checkpoints as a folder that appears when all of it is there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from tintray.checkpoints import Checkpoint
+from tintray.errors import SpecError, StorageError
+from tintray.merging.memory import MEMORY, mebibytes
+from tintray.merging.registry import Recipe
+from tintray.merging.sources import Sources
+from tintray.merging.streaming import Merging
+from tintray.merging.tensor_files import ShardedWriter
+
+SHARD = 5 * 10**9
+"""Bytes of one output file at most, as save_pretrained cuts them."""
+
+
+Progress = Callable[[int, int], None]
+"""Told after each piece: numbers merged so far, and numbers in all."""
+
+
+def merge_checkpoints(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    output: Path,
+    recipe: Recipe,
+    *,
+    scale: float | None = None,
+    memory: int = MEMORY,
+    shard_bytes: int = SHARD,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge checkpoints of one architecture, heads included, into the folder ``output``.
+
+    The folder appears when all of it is there: interrupted, it leaves nothing. It holds the base's
+    configuration and preprocessing. A method that gives each task a backbone of its own writes a
+    folder for each below it.
+
+    Parameters
+    ----------
+    scale
+        What Σ D is multiplied by; left out, the method's own.
+    memory
+        Bytes that the merge may hold.
+    shard_bytes
+        Bytes of tensors in one output file at most.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        If the experts do not match, or the method cannot be run as asked; nothing is written then.
+    StorageError
+        If ``output`` cannot be written, or the disk has no room for it.
+    """
+    if output.exists():
+        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
+    with ExitStack() as stack:
+        stack.enter_context(_one_thread(recipe))
+        merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
+        _check_room(merging, output)
+        try:
+            with _appearing(output) as partial:
+                for name in merging.outputs:
+                    (partial / name).mkdir(exist_ok=True)
+                    for path in _beside_weights(base):
+                        shutil.copyfile(path, partial / name / path.name)
+                write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
+        except OSError as error:
+            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
+    return output
+
+
+@contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that becomes it when the block ends well, and is gone otherwise.
+
+    It is locked while it is written: what a process that was killed has left behind is removed,
+    what another one is writing is left alone. Whoever ends second is told that the first one was.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for left in output.parent.glob(f".{output.name}.*.partial"):
+        with _locked(left) as mine:
+            if mine:
+                shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(".partial", f".{output.name}.", output.parent))
+    try:
+        with _locked(partial):
+            partial.chmod(0o777 & ~_umask())  # mkdtemp makes it for this user alone
+            yield partial
+            if output.exists():
+                raise SpecError(
+                    f"{output} exists by now: another merge into it ended first; name a new folder"
+                )
+            partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this process holds ``folder`` during the block; the system lets go for the dead."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _beside_weights(base: Checkpoint) -> list[Path]:
+    """The files that the result takes over from the base."""
+    generation = base.folder / "generation_config.json"
+    config = [base.folder / "config.json", *base.preprocessor_files]
+    return [*config, generation] if generation.is_file() else config
+
+
+def _check_room(merging: Merging, output: Path) -> None:
+    """Refuse a disk that has no room for the result, before anything is computed."""
+    size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
+    there = next(path for path in output.absolute().parents if path.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise StorageError(
+            f"{output} cannot be written: it needs {mebibytes(size)}, {mebibytes(free)} are "
+            f"free on the disk of {there}; make room or name another folder"
+        )
+
+
+@contextmanager
+def _one_thread(recipe: Recipe) -> Iterator[None]:
+    """Keep torch from sharing out pieces that are too small for it; reading has its own thread."""
+    before = torch.get_num_threads()
+    if recipe.method.elementwise:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_merged(
+    merging: Merging,
+    folder: Path,
+    stem: str,
+    *,
+    shard_bytes: int = SHARD,
+    progress: Progress | None = None,
+) -> None:
+    """Write all tensors below ``folder``: one set of files, or one for each task."""
+    infos = list(merging.infos)
+    total = sum(info.numel for info in infos)
+    done = 0
+    with ExitStack() as stack:
+        writers = []
+        for name in merging.outputs:
+            writer = ShardedWriter(folder / name, stem, infos, shard_bytes)
+            stack.callback(writer.close)
+            writers.append(writer)
+        for _, numbers in merging.pieces():
+            for writer, row in zip(writers, numbers, strict=True):
+                writer.write(row.contiguous())
+            done += numbers.shape[1]
+            if progress is not None:
+                progress(done, total)
+        for writer in writers:
+            writer.finish()
