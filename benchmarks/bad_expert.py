@@ -1,10 +1,11 @@
 """What a bad expert costs, with each confidence filter: the digits zoo, one expert made bad.
 
-    python -m benchmarks.bad_expert [--rounds 300] [--seeds 3] [--share 0.3]
+    python -m benchmarks.bad_expert [--rounds 300] [--seeds 3] [--share 0.3] [--store FOLDER]
 
 The expert ``turned`` is fine-tuned again with a share of its labels replaced by wrong ones; then
 the eight tasks are merged under each filter. The last line is one JSON object: by filter, the
-accuracy of the bad task, of the seven others, and the share of the pool that was kept.
+accuracy of the bad task, of the seven others, and the share of the pool that was kept. With
+``--store`` what is done is kept there, and a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import tintray
+from benchmarks.kept import Kept
 from jobs.zoo.building import job_file
 from jobs.zoo.digits import build
 from jobs.zoo.experts import train_expert
@@ -44,43 +46,46 @@ def corrupt(zoo: Path, share: float) -> float:
     return found
 
 
+def merge(kept: Kept, job: Path, name: str, rounds: int, seed: int) -> dict[str, float]:
+    """One merge under a filter: accuracy of the bad task, mean of the others, share kept."""
+    given = [f"objective.filter={name}", f"fit.rounds={rounds}", f"fit.seed={seed}"]
+    spec = tintray.load_spec(job, [*given, f"store={job.parent}/store", "cluster.workers=0"])
+
+    def run() -> dict[str, float]:
+        tasks = tintray.run(spec).tasks
+        bad = next(task for task in tasks if task.name == BAD)
+        others = statistics.mean(task.merged for task in tasks if task is not bad)
+        return {"bad": bad.merged, "others": others, "kept": bad.kept}
+
+    found: dict[str, float] = kept.once(spec.digest(), " ".join(given), run)
+    return found
+
+
 def main() -> None:
     """Print one row per filter and, last, one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.3)
+    parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")
     arguments = parser.parse_args()
     quiet_transformers()
     with TemporaryDirectory(prefix="tintray-bad-expert-") as scratch:
-        zoo = build(Path(scratch) / "zoo", workers=1)
-        expert = corrupt(zoo, arguments.share)
+        folder = (arguments.store or Path(scratch)).resolve()
+        kept = Kept(folder)
+        zoo = folder / f"zoo-{arguments.share:g}"
+        note = f"a share of {arguments.share:g} corrupted"
+        expert = kept.once(note, note, lambda: corrupt(build(zoo, workers=1), arguments.share))
         print(f"the bad expert: {expert:.1%} on its test set", flush=True)
         job = zoo / "job.yaml"
         job.write_text(job_file("digits", DIGITS.tasks))
         result: dict[str, dict[str, float]] = {}
         for name in FILTERS:
             runs = [
-                tintray.run(
-                    tintray.load_spec(
-                        job,
-                        [
-                            f"objective.filter={name}",
-                            f"fit.rounds={arguments.rounds}",
-                            f"fit.seed={seed}",
-                            f"store={scratch}/store",
-                            "cluster.workers=0",
-                        ],
-                    )
-                )
-                for seed in range(arguments.seeds)
+                merge(kept, job, name, arguments.rounds, seed) for seed in range(arguments.seeds)
             ]
-            bad = [task for run in runs for task in run.tasks if task.name == BAD]
-            good = [task for run in runs for task in run.tasks if task.name != BAD]
             result[name] = {
-                "bad": statistics.mean(task.merged for task in bad),
-                "others": statistics.mean(task.merged for task in good),
-                "kept": statistics.mean(task.kept for task in bad),
+                key: statistics.mean(run[key] for run in runs) for key in ("bad", "others", "kept")
             }
             row = result[name]
             print(

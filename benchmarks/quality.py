@@ -20,13 +20,14 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import tintray
+from benchmarks.kept import Kept
 from jobs.events import StageStarted
 from tintray.checkpoints import open_checkpoint
 from tintray.models import load_base
@@ -94,7 +95,7 @@ class Zoo:
         """One job, or what a call before this one kept of it."""
         spec = self.spec((*overrides, f"fit.rounds={rounds}", f"fit.seed={seed}"))
         note = f"{self.job.parent.name}/{self.job.name} {' '.join(overrides)} {rounds} {seed}"
-        return Run(**self._once(spec.digest(), note, lambda: asdict(job(spec))))
+        return Run(**Kept(self.store).once(spec.digest(), note, lambda: asdict(job(spec))))
 
     def compared(self, overrides: Sequence[str], rounds: int, rivals: Sequence[str]) -> Any:
         """Averages and normalised accuracy of ``rivals``, beside the merge of a job."""
@@ -110,21 +111,7 @@ class Zoo:
             )
             return {"averages": dict(found.averages), "normalised": dict(found.normalised)}
 
-        return self._once(key, f"{self.job.parent.name} compared", compare)
-
-    def _once(self, key: str, note: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The line of ``runs.jsonl`` under ``key``; computed and added if it is not there."""
-        self.store.mkdir(parents=True, exist_ok=True)
-        kept = self.store / "runs.jsonl"
-        for line in kept.read_text().splitlines() if kept.exists() else ():
-            entry = json.loads(line)
-            if entry["key"] == key:
-                found: dict[str, Any] = entry["found"]
-                return found
-        found = compute()
-        with kept.open("a") as file:
-            file.write(json.dumps({"key": key, "note": note, "found": found}) + "\n")
-        return found
+        return Kept(self.store).once(key, f"{self.job.parent.name} compared", compare)
 
 
 def job(spec: tintray.JobSpec) -> Run:
