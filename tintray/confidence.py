@@ -20,6 +20,7 @@ WINDOW = 512
 """Examples over which a threshold that sets itself looks back."""
 
 _ENOUGH = 64  # of them before it drops anything
+_OF_A_BATCH = 64  # of them that one batch gives at most: the window spans eight batches of pixels
 
 
 @dataclass
@@ -77,8 +78,13 @@ class Judge:
         return _cut(seen[:, 0], seen[:, 1], self.goal**2)
 
     def observe(self, merged: Tensor, expert: Tensor) -> None:
-        """Remember how merge and expert did on these examples, where the threshold sets itself."""
+        """Remember how merge and expert did on these examples, where the threshold sets itself.
+
+        Of many (tokens, pixels), as many as ``_OF_A_BATCH``, evenly spread over them.
+        """
         if self.threshold is None and self.filter == "threshold":
+            every = slice(None, None, max(1, -(-len(merged) // _OF_A_BATCH)))
+            merged, expert = merged[every], expert[every]
             sure = confidence(expert, self.temperature)
             new = torch.stack([sure, _agreed(merged.detach(), expert)], 1).cpu().float()
             self._seen = torch.cat([self._seen, new])[-WINDOW:]

@@ -149,7 +149,7 @@ def compare(
         merged, expert = merged.movedim(1, -1), expert.movedim(1, -1)
     rows = (merged.detach().reshape(-1, merged.shape[-1]), expert.reshape(-1, expert.shape[-1]))
     weights = judge.weights(*rows).view(merged.shape[:-1])
-    judge.observe(*rows)
+    judge.observe(*(rows if mask is None else (of[mask.reshape(-1) > 0] for of in rows)))
     if kind == "classification":
         losses = objectives.class_loss(merged, expert, labels, temperature)
         return Compared(losses, weights, agreed, (weights > 0).float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from tintray.confidence import (
     labelled_threshold,
     top_p_threshold,
 )
+from tintray.tasks import compare
 
 RANDOM = torch.Generator().manual_seed(0)
 CLASSES = 4
@@ -85,11 +88,32 @@ def test_a_threshold_that_sets_itself_drops_what_the_merge_keeps_contradicting()
     merged = model(600, torch.ones(600, dtype=torch.bool), torch.full((600,), 0.9), labels)
     judge = Judge("threshold", None)
     assert judge.weights(merged, expert).all(), "nothing is known yet, so nothing is dropped"
-    judge.observe(merged, expert)
+    for rows in torch.arange(600).split(50):
+        judge.observe(merged[rows], expert[rows])
     assert judge.bar == pytest.approx(0.6, abs=0.05)
     other = Judge("threshold", None)
     other.restore(judge.state())
     assert other.bar == judge.bar
+
+
+def test_no_single_batch_of_pixels_fills_what_a_threshold_looks_back_on() -> None:
+    judge = Judge("threshold", None)
+    sure = torch.tensor([[9.0, 0.0]])
+    judge.observe(sure.expand(64, -1), sure.expand(64, -1))
+    before = judge.state()
+    judge.observe(sure.flip(1).expand(4096, -1), sure.expand(4096, -1))
+    assert (~judge.state()[:, 0].isnan()).sum() == 128
+    assert torch.equal(judge.state()[-128:-64], before[-64:])
+
+
+def test_padding_is_not_what_a_threshold_learns_from() -> None:
+    judge = Judge("threshold", None)
+    expert = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(4, 6)
+    mask[:, :2] = 1
+    settings: Any = {"judge": judge, "labels": "soft", "temperature": 1.0}
+    compare("token_classification", expert, expert, mask, **settings)
+    assert (~judge.state()[:, 0].isnan()).sum() == 8
 
 
 def test_isotonic_is_the_nearest_rising_sequence() -> None:
