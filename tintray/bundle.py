@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tintray.card import CARD, model_card
-from tintray.checkpoints import file_sha256
+from tintray.checkpoints import HEAD_FILE, file_sha256
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 from tintray.models import assign, empty_module, quiet_transformers, tied_names
 from tintray.pools import processor_in
@@ -216,7 +216,9 @@ class Merge:
                 prefix = config_file(task, "")
                 if name.startswith(prefix) and name != config_file(task, "config.json"):
                     shutil.copyfile(self.file(name), partial / name.removeprefix(prefix))
-            (partial / CARD).write_text(model_card(self.manifest, task), encoding="utf-8")
+            texts = (partial / HEAD_FILE).is_file()
+            card = model_card(self.manifest, task, texts=texts)
+            (partial / CARD).write_text(card, encoding="utf-8")
         return directory
 
     def export_all(self, directory: Path, manifest: bytes) -> Path:

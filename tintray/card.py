@@ -10,10 +10,11 @@ from tintray.tasks import LOWER_IS_BETTER
 CARD = "README.md"
 
 
-def model_card(manifest: Mapping[str, Any], task: str | None = None) -> str:
+def model_card(manifest: Mapping[str, Any], task: str | None = None, *, texts: bool = False) -> str:
     """A card in Markdown for one task of a merge, or for the whole of it.
 
-    Every figure is taken from the merge's manifest; nothing is computed.
+    ``texts`` says that the head is that of a zero-shot classifier, in a file of its own. Every
+    figure is taken from the merge's manifest; nothing is computed.
     """
     tasks = [entry for entry in manifest["tasks"] if task in (None, entry["name"])]
     merge = f"{manifest['name']}/v{manifest['version']}"
@@ -23,7 +24,7 @@ def model_card(manifest: Mapping[str, Any], task: str | None = None) -> str:
         f"# {title}",
         _what(manifest, merge, task),
         "## How to load it",
-        _usage(task, tasks, manifest),
+        _usage(task, tasks, manifest, texts),
         "## Metrics",
         _metrics(tasks),
         "## Lineage",
@@ -58,7 +59,10 @@ def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
 
 
 def _usage(
-    task: str | None, tasks: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+    task: str | None,
+    tasks: Sequence[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    texts: bool,
 ) -> str:
     factory = manifest["job"].get("factory")
     if task is None:
@@ -70,6 +74,15 @@ def _usage(
         code = (
             "from tintray.models.factory import load\n\n"
             f'model = load("{factory}", CONFIG, [FOLDER / "model.safetensors"], "model")'
+        )
+    elif texts:
+        code = (
+            "from safetensors.torch import load_file\n"
+            "from torch.nn.functional import normalize\n"
+            "from transformers import CLIPVisionModelWithProjection\n\n"
+            "model = CLIPVisionModelWithProjection.from_pretrained(FOLDER)\n"
+            'head = load_file(FOLDER + "/zero_shot_head.safetensors")["weight"]\n'
+            "logits = normalize(model(pixel_values=images).image_embeds) @ head.T"
         )
     else:
         code = (

@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tintray.errors import CheckpointError, nearest
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD_FILE = "zero_shot_head.safetensors"
+_TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PREPROCESSORS = (
     "preprocessor_config.json",
@@ -35,6 +38,18 @@ _PREPROCESSORS = (
 )
 
 
+TEMPLATES = ("a photo of a {}.",)
+"""The prompt of a zero-shot head, where the job names none."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What the head of a CLIP vision tower is made of: names of classes, prompts with ``{}``."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = TEMPLATES
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder whose files are there and readable; no tensor has been read yet."""
@@ -46,12 +61,32 @@ class Checkpoint:
     adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
     base: Checkpoint | None = None
     factory: str | None = None  # ``package.module:function`` that builds the module
+    zero_shot: ZeroShot | None = None  # what the head of a CLIP vision tower is made of
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it is a CLIP vision tower, which takes its head from texts."""
+        return self.base is not None and self.adapter is None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a CLIP vision tower's folder has a head of its own, as exports do."""
+        return (self.folder / HEAD_FILE).is_file()
+
+    def without_texts(self) -> Checkpoint:
+        """The same, not to be given a head of texts when it is loaded: that takes computing."""
+        return replace(self, zero_shot=None)
+
+    def with_classes(self, zero_shot: ZeroShot) -> Checkpoint:
+        """A CLIP vision tower with a head for these classes."""
+        named = _names(zero_shot.classes) | {"zero_shot_templates": list(zero_shot.templates)}
+        return replace(self, config={**self.config, **named}, zero_shot=zero_shot)
 
     @property
     def preprocessor_files(self) -> tuple[Path, ...]:
         """The files that say how inputs are prepared, as far as the folder has them.
 
-        An adapter's are its base's where it has none of its own.
+        An adapter's, or a CLIP tower's, are its base's where it has none of its own.
         """
         found = (self.folder / name for name in _PREPROCESSORS)
         own = tuple(path for path in found if path.is_file())
@@ -66,7 +101,7 @@ class Checkpoint:
     def configs(self) -> dict[str, bytes]:
         """What is needed to build the model and to prepare its inputs: file name -> content."""
         path = self.folder / "config.json"
-        if self.adapter is None and path.is_file():
+        if self.base is None and path.is_file():
             config = path.read_bytes()
         else:
             config = json.dumps(self.config, indent=2, sort_keys=True).encode()
@@ -84,6 +119,11 @@ class Checkpoint:
         for path in (*known, *self.preprocessor_files, *self.weights):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
+        if self.is_tower and self.has_head:
+            total.update(file_sha256(self.folder / HEAD_FILE).encode())
+        if self.zero_shot is not None:
+            told = [self.zero_shot.classes, self.zero_shot.templates]
+            total.update(json.dumps(told).encode())
         if self.base is not None:
             total.update(self.base.digest().encode())
         return total.hexdigest()
@@ -128,7 +168,34 @@ def open_checkpoint(
     config = {} if bare else _read_config(folder, role)
     weights = _weight_files(folder, role)
     dtypes = frozenset[str]().union(*(_stored_types(path, role) for path in weights))
+    tower = base is not None and (config.get("architectures") or [""])[0] in _TOWERS
+    if tower and factory is None:
+        return Checkpoint(folder, tower_config(config), weights, dtypes, base=base)
     return Checkpoint(folder, config, weights, dtypes, factory=factory)
+
+
+def tower_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the vision tower in a CLIP model's, or a tower's own."""
+    whole = "vision_config" in config
+    tower = config["vision_config"] if whole else config
+    known = {"projection_dim": config.get("projection_dim", 512)} if whole else {}
+    labels = {} if "id2label" in tower else _names(["LABEL_0"])
+    own = {"model_type": "clip_vision_model", "architectures": ["CLIPZeroShotClassifier"]}
+    return {**tower, **known, **labels, **own}
+
+
+def zero_shot_of(config: Mapping[str, Any]) -> ZeroShot:
+    """What a task's head was made of, from the ``config.json`` that its merge keeps."""
+    names = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    return ZeroShot(tuple(names), tuple(config["zero_shot_templates"]))
+
+
+def _names(classes: Sequence[str]) -> dict[str, Any]:
+    """Names of classes, as a ``config.json`` has them."""
+    return {
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+    }
 
 
 def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoint:
@@ -170,9 +237,7 @@ def _of_task(
         found["architectures"] = [architecture]
     width = _head_width(weights)
     if width is not None and "id2label" not in own:
-        names = {index: f"LABEL_{index}" for index in range(width)}
-        found["id2label"] = {str(index): name for index, name in names.items()}
-        found["label2id"] = {name: index for index, name in names.items()}
+        found |= _names([f"LABEL_{index}" for index in range(width)])
     return found
 
 

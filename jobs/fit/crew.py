@@ -377,7 +377,11 @@ def _order(spec: JobSpec, index: int, kept: Mapping[str, Kept]) -> TaskOrder:
     test = None if task.test is None else task.test.order()
     pool = task.adapt.order()
     known = (task.labelled, str(spec.base), spec.factory, kept.get(task.name))
-    return TaskOrder(task.name, task.kind, str(task.expert), pool, test, *known)
+    return TaskOrder(
+        *(task.name, task.kind, str(task.expert), pool, test, *known),
+        classes=task.zero_shot.classes,
+        templates=task.zero_shot.templates,
+    )
 
 
 def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:

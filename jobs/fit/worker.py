@@ -28,8 +28,8 @@ from storage.cache import lookup, remember
 from tintray import labels, models, pools, sequences
 from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
-from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.data import Answers, DataOrder, check_class_names
+from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
+from tintray.data import Answers, DataOrder, check_class_names, class_names
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.kinship import kinship
@@ -58,6 +58,8 @@ class TaskOrder:
     base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
     factory: str | None = None  # what builds the module, if not transformers
     kept: Kept | None = None  # of a published merge: its expert is not needed
+    classes: tuple[str, ...] | None = None  # of a zero-shot head; None: as the data name them
+    templates: tuple[str, ...] = TEMPLATES
 
     @property
     def role(self) -> str:
@@ -76,7 +78,30 @@ def open_expert(task: TaskOrder, cache: Path, base: Checkpoint | None = None) ->
     if base is None:
         base = open_checkpoint(local_folder(task.base, cache), role="base", factory=task.factory)
     folder = local_folder(task.expert, cache)
-    return open_checkpoint(folder, role=task.role, base=base, factory=task.factory)
+    checkpoint = open_checkpoint(folder, role=task.role, base=base, factory=task.factory)
+    if not checkpoint.is_tower or checkpoint.has_head:
+        _check_no_texts(task, checkpoint)
+        return checkpoint
+    where = f"tasks.{task.name}.adapt"
+    names = task.classes or class_names(local_data(task.pool, cache), where)
+    if names is None:
+        raise CheckpointError(
+            f"tasks.{task.name}.zero_shot.classes: {task.pool.path} does not name its classes; "
+            "expected a list of names, of which the head of a CLIP tower is made"
+        )
+    return checkpoint.with_classes(ZeroShot(tuple(names), task.templates))
+
+
+def _check_no_texts(task: TaskOrder, checkpoint: Checkpoint) -> None:
+    """Refuse names of classes for an expert whose head is not made of them."""
+    if task.classes is None and task.templates == TEMPLATES:
+        return
+    kind = (checkpoint.config.get("architectures") or ["model of a factory"])[0]
+    found = f"{checkpoint.folder} has a head of its own" if checkpoint.is_tower else f"a {kind}"
+    raise CheckpointError(
+        f"tasks.{task.name}.zero_shot: expected a CLIP vision tower as the expert, whose head is "
+        f"made of texts; found {found}: leave 'zero_shot' out"
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +207,7 @@ class Worker:
         checkpoint = self._checkpoint(task)
         if task.kept is None:
             models.check_same_computation(self._base, checkpoint, "the base", task.role)
-            expert = models.load_expert(checkpoint, task.role)
+            expert = models.load_expert(checkpoint.without_texts(), task.role)
         else:
             expert = kept_module(task.kept, task.name)
         models.check_same_backbone(self._partition.module, expert, "the base", task.role)
@@ -256,6 +281,7 @@ class Worker:
         """
         hosted = self._hosted[name]
         started = time.perf_counter()
+        self._give_head(hosted)
         hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool)
         test_ref = None
         if hosted.test is not None:
@@ -336,7 +362,7 @@ class Worker:
             task=name,
             kind=hosted.order.kind,
             site=site,
-            expert=models.load_expert(self._checkpoint(hosted.order), hosted.order.role),
+            expert=self._loaded(self._checkpoint(hosted.order), hosted.order.role),
             pool=hosted.pool,
             labels=hosted.labels,
             theta=[readable(piece) for piece in theta],
@@ -388,11 +414,11 @@ class Worker:
     def _expert(self, task: TaskOrder) -> nn.Module:
         """The expert itself, to compute with."""
         if task.kept is None:
-            return models.load_expert(self._own_checkpoint(task), task.role)
+            return self._loaded(self._own_checkpoint(task), task.role)
         try:
             checkpoint = self._own_checkpoint(task)
             if checkpoint.digest() == task.kept.expert:
-                return models.load_expert(checkpoint, task.role)
+                return self._loaded(checkpoint, task.role)
             said = f"{task.expert} is another expert by now"
         except CheckpointError as error:
             said = str(error)
@@ -401,6 +427,34 @@ class Worker:
             f"{self._store.url} and its expert cannot compute them again ({said}); copy the "
             "artifacts back, or `tintray refresh` the task"
         )
+
+    def _loaded(self, checkpoint: Checkpoint, role: str) -> nn.Module:
+        """An expert, with the head of a CLIP tower as it is in the store."""
+        return models.load_expert(checkpoint, role, head=self._text_head(checkpoint, role))
+
+    def _give_head(self, hosted: _Hosted) -> None:
+        """Put the head of texts into a task's layer: when it was checked, nothing was computed."""
+        if hosted.order.kept is not None:
+            return
+        head = self._text_head(self._checkpoint(hosted.order), hosted.order.role)
+        if head is not None:
+            module: Any = self._partition.module
+            with torch.no_grad():
+                hosted.layer.tensors["classifier.weight"].copy_(head * module.root)
+
+    def _text_head(self, checkpoint: Checkpoint, role: str) -> Tensor | None:
+        """The head that a CLIP tower's names of classes make, computed once or from the store."""
+        if checkpoint.zero_shot is None or checkpoint.base is None:
+            return None
+        from tintray.models.clip import head_key, text_head
+
+        key = head_key(checkpoint, self._order.base_digest)
+        found = lookup(self._store, "zero-shot-heads", key)
+        if found is not None:
+            return read_tensors(fetch_blob(self._store, found.ref, self._cache))["head"]
+        head = text_head(checkpoint.base.folder, checkpoint.zero_shot, role).clone()
+        self._remember("zero-shot-heads", key, {"head": head})
+        return head
 
     def _own_checkpoint(self, task: TaskOrder) -> Checkpoint:
         return open_expert(task, self._cache, self._base)
@@ -450,7 +504,7 @@ class Worker:
             file = fetch_blob(self._store, found.ref, self._cache)
             hosted.features = read_tensors(file)["features"]
             return found.ref
-        expert = models.load_expert(self._checkpoint(hosted.order), hosted.order.role)
+        expert = self._loaded(self._checkpoint(hosted.order), hosted.order.role)
         hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
         return self._remember("self-features", key, {"features": hosted.features})
 

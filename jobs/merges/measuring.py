@@ -13,7 +13,7 @@ from storage.artifacts import ArtifactStore, open_store
 from storage.blobs import blob_key, fetch_blob
 from tintray import models, pools, sequences
 from tintray.bundle import Merge, read_tensors
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints import open_checkpoint, zero_shot_of
 from tintray.data import DataOrder, read_examples
 from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
@@ -95,6 +95,8 @@ def _expert_outputs(
     built = merge.manifest.get("job", {}).get("factory")
     whole = open_checkpoint(base, role="the base", factory=built)
     checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
+    if checkpoint.is_tower and not checkpoint.has_head:
+        checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task["name"])))
     expert = models.load_expert(checkpoint, role)
     pool = sequences.completed(expert, pool)
     return pool, predict(expert, pool, task["kind"])

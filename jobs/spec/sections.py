@@ -39,6 +39,7 @@ from jobs.spec.fields import (
 )
 from jobs.spec.settings import default_catalog, default_store
 from storage.urls import redact
+from tintray.checkpoints import TEMPLATES
 from tintray.data.order import DataOrder
 from tintray.errors import SpecError, nearest
 
@@ -78,6 +79,8 @@ class DataSpec(Section):
     """How many examples may be unreadable; they are left out."""
     ignore: int | None = None
     """A label that stands for none, such as the void class of a segmentation."""
+    sample: int | None = Field(default=None, ge=1)
+    """Take so many examples, spread evenly over the split or slice; left out, all."""
     prefix: str = ""
     """Put before each text, such as `summarize: `."""
     max_target_length: int | None = Field(default=None, ge=1)
@@ -99,9 +102,35 @@ class DataSpec(Section):
         return DataOrder(
             *(str(self.path), self.split, dict(self.columns)),
             *(self.max_length, self.max_bad, self.ignore),
+            sample=self.sample,
             prefix=self.prefix,
             max_target_length=self.max_target_length,
         )
+
+
+class ZeroShotSpec(Section):
+    """The head of a CLIP vision tower, made of texts."""
+
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    """Names of the classes, in the order of the labels; left out, those of the data set."""
+    templates: tuple[str, ...] = Field(default=TEMPLATES, min_length=1, strict=False)
+    """Prompts, each with `{}` in the place of the name; their embeddings are averaged."""
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        name, count = Counter(classes or ("",)).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"expected a different name for each class, found {name!r} twice")
+        return classes
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"expected '{{}}' in the place of the name, found {template!r}")
+        return templates
 
 
 class TaskSpec(Section):
@@ -127,6 +156,8 @@ class TaskSpec(Section):
     """The unlabelled pool that the fit may see; labels in it are not read."""
     test: DataSpec | None = None
     """A labelled test set, if there is one; without it the merge is judged by agreement."""
+    zero_shot: ZeroShotSpec = ZeroShotSpec()
+    """What the head of a CLIP vision tower is made of."""
     labelled: int = Field(default=0, ge=0)
     """How many examples of the pool may be read with their label: to calibrate, or to learn."""
 

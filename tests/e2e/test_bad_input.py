@@ -190,6 +190,9 @@ CASES = [
          ("tasks.five.expert", "F16", "F32", "the base")),
     Case("a head of another width than its configuration", wrong_head,
          ("tasks.five.expert", "'classifier.", "[5", "[7")),
+    Case("names of classes for an expert that has a head",
+         at("tasks", 2, "zero_shot", value={"classes": ["a", "b", "c", "d", "e"]}),
+         ("tasks.five.zero_shot", "expected a CLIP vision tower", "ViTForImageClassification")),
     # data
     Case(
         "a head whose width is not the number of classes",

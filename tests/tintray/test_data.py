@@ -180,3 +180,21 @@ def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
     answers = Answers(2, {"dog": 0, "cat": 1})
     assert read_labels(order, "classification", [0, 1], answers, "x").tolist() == [1, 0]
     assert read_labels(order, "classification", [0, 1], Answers(2), "x").tolist() == [0, 1]
+
+
+def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
+    """Of data sorted by class, every class is there."""
+    path = write_lines(tmp_path / "d.jsonl")
+    order = DataOrder(str(path), "train[2:]", sample=4)
+    examples = read_examples(order, "x")
+    assert examples.rows.tolist() == [2, 4, 6, 8]
+    assert examples.columns["text"] == ["text 2", "text 4", "text 6", "text 8"]
+    assert read_labels(order, "classification", examples.rows, Answers(3), "x").tolist() == [
+        2,
+        1,
+        0,
+        2,
+    ]
+    assert len(read_examples(DataOrder(str(path), sample=99), "x")) == 10
+    prefixed = read_examples(DataOrder(str(path), sample=1, prefix="summarize: "), "x")
+    assert prefixed.columns["text"] == ["summarize: text 0"]

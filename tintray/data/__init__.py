@@ -11,15 +11,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tintray.data.labels import Answers, check_class_names, read_labels
+    from tintray.data.labels import Answers, check_class_names, class_names, read_labels
     from tintray.data.order import DataOrder
     from tintray.data.reading import Examples, read_examples
 
-__all__ = ["Answers", "DataOrder", "Examples", "check_class_names", "read_examples", "read_labels"]
+__all__ = [
+    "Answers",
+    "DataOrder",
+    "Examples",
+    "check_class_names",
+    "class_names",
+    "read_examples",
+    "read_labels",
+]
 
 _HOME = {
     "Answers": "labels",
     "check_class_names": "labels",
+    "class_names": "labels",
     "read_labels": "labels",
     "DataOrder": "order",
     "Examples": "reading",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tintray.data.order import LABEL, DataOrder
 from tintray.data.reading import decode
-from tintray.data.tables import open_table
+from tintray.data.tables import open_table, pick
 from tintray.errors import DataError, nearest
 
 NONE = -100
@@ -61,9 +61,7 @@ def read_labels(
             f"{where} holds {len(values):,} labels; expected one for each of the {table.rows:,} "
             "examples"
         )
-    chosen = (
-        values[np.asarray(rows)] if isinstance(values, np.ndarray) else [values[r] for r in rows]
-    )
+    chosen = pick(values, rows)
     return _READERS[kind](_Labels(chosen, answers, order, where, table.class_names))
 
 
@@ -81,6 +79,12 @@ def check_class_names(order: DataOrder, width: int, role: str) -> None:
             f"{role}: {order.path} names {len(names)} classes, and the expert's head has {width}; "
             "expected as many, is this the data of another task?"
         )
+
+
+def class_names(order: DataOrder, role: str) -> list[str] | None:
+    """Names of the classes, as texts for people: ``dense_residential`` is "dense residential"."""
+    found = open_table(order, role).class_names
+    return None if found is None else [name.replace("_", " ").strip() for name in found]
 
 
 @dataclass(frozen=True)

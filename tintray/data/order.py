@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tintray.errors import DataError, nearest
@@ -46,6 +46,8 @@ class DataOrder:
         How many examples may be unreadable; they are left out.
     ignore
         A label that counts as none (the void class of a segmentation).
+    sample
+        As many examples, spread evenly over the split or slice; None is all of them.
     prefix
         Put before each text, such as ``"summarize: "``.
     max_target_length
@@ -58,6 +60,7 @@ class DataOrder:
     max_length: int | None = None
     max_bad: int = 0
     ignore: int | None = None
+    sample: int | None = None
     prefix: str = ""
     max_target_length: int | None = None
 
@@ -67,8 +70,8 @@ class DataOrder:
         found = _SLICE.fullmatch(self.split)
         return found["name"] if found else self.split
 
-    def rows(self, total: int, role: str) -> range:
-        """Which of a split's ``total`` examples are meant.
+    def rows(self, total: int, role: str) -> Sequence[int]:
+        """Which of a split's ``total`` examples are meant, in order.
 
         Raises
         ------
@@ -87,6 +90,8 @@ class DataOrder:
                 f"{role}: split {self.split!r} of {self.path} is empty (the split has {total:,} "
                 "examples); expected at least one example"
             )
+        if self.sample is not None and self.sample < len(rows):
+            return [rows[len(rows) * n // self.sample] for n in range(self.sample)]
         return rows
 
     def column(self, kind: str, present: list[str], role: str) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tintray.data.order import INPUTS, DataOrder
-from tintray.data.tables import Table, open_table, plain
+from tintray.data.tables import Table, open_table, pick, plain
 from tintray.errors import DataError
 
 
@@ -111,20 +111,20 @@ def read_examples(order: DataOrder, role: str) -> Examples:
 def _texts(
     order: DataOrder, table: Table, columns: Mapping[str, str], rows: Any, role: str
 ) -> Examples:
-    values = {kind: table.read(column) for kind, column in columns.items()}
+    values = {kind: pick(table.read(column), rows) for kind, column in columns.items()}
     expected = {"tokens": "a list of words", "messages": "a list of messages"}
     bad: dict[int, str] = {}
     for kind, column in columns.items():
         type_ = list if kind in expected else str
-        for row in rows.tolist():
-            value = values[kind][row]
+        for row, value in zip(rows.tolist(), values[kind], strict=True):
             if not isinstance(value, type_) or not len(value):
                 what = expected.get(kind, "a text")
                 bad.setdefault(
                     row, f"example {row + 1} has {value!r:.40} in '{column}', not {what}"
                 )
-    kept = _without(order, rows, bad, role)
-    chosen = {kind: [found[row] for row in kept.tolist()] for kind, found in values.items()}
+    kept = _without(order, rows, bad, role)  # refuses too many of them
+    good = [number for number, row in enumerate(rows.tolist()) if row not in bad]
+    chosen = {kind: [found[number] for number in good] for kind, found in values.items()}
     if order.prefix and "text" in chosen:
         chosen["text"] = [order.prefix + text for text in chosen["text"]]
     return Examples(chosen, f"{order.path}:{order.split}", kept, tuple(bad.values()))

@@ -17,6 +17,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tintray.data.order import DataOrder
 from tintray.errors import DataError, nearest
@@ -27,7 +28,11 @@ _HUB = "hf://"
 
 @dataclass(frozen=True)
 class Table:
-    """A split: the names of its columns, how many rows it has, and a way to read one column."""
+    """A split: the names of its columns, how many rows it has, and a way to read one column.
+
+    What is read is an array, a list, or a column that ``datasets`` keeps on disk: ``pick`` takes
+    rows of any of them.
+    """
 
     columns: list[str]
     rows: int
@@ -241,7 +246,7 @@ def _datasets_table(order: DataOrder, role: str, name: str, **options: Any) -> T
     return Table(
         list(found.column_names),
         len(found),
-        lambda column: _undecoded(found, column)[:],
+        lambda column: _undecoded(found, column),
         list(getattr(label, "names", None) or []) or None,
     )
 
@@ -253,6 +258,15 @@ def _undecoded(found: Any, column: str) -> Any:
     if isinstance(found.features[column], datasets.Image):
         found = found.cast_column(column, datasets.Image(decode=False))
     return found[column]
+
+
+def pick(values: Any, rows: Sequence[int] | NDArray[Any]) -> Any:
+    """The values at ``rows`` of what a table's column was read as; others are not read."""
+    if isinstance(values, np.ndarray):
+        return values[np.asarray(rows)]
+    if isinstance(values, list | tuple):
+        return [values[row] for row in rows]
+    return list(values[[int(row) for row in rows]])
 
 
 def plain(value: Any) -> Any:

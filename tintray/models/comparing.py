@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints import Checkpoint, tower_config
 from tintray.errors import CheckpointError
 from tintray.models.loading import and_more
 from tintray.models.structure import backbone_names
@@ -23,6 +25,7 @@ _OF_NO_CONSEQUENCE = (
     "return_dict",
     "transformers_version",
     "use_cache",
+    "zero_shot",
 )
 
 
@@ -40,21 +43,28 @@ def check_same_computation(
     CheckpointError
         Naming the field and both values.
     """
-    for field in sorted(base.config.keys() | expert.config.keys()):
+    known = tower_config(base.config) if expert.is_tower else base.config
+    for field in sorted(known.keys() | expert.config.keys()):
         if any(part in field for part in _OF_NO_CONSEQUENCE):
             continue
-        expected, found = base.config.get(field), expert.config.get(field)
-        if field in base.config and field in expert.config and expected != found:
+        expected, found = known.get(field), expert.config.get(field)
+        if field in known and field in expert.config and expected != found:
             raise CheckpointError(
                 f"{expert_role}: {expert.folder / 'config.json'} has {field}={found!r}, "
                 f"{base_role} has {expected!r}; expected an expert fine-tuned from this base"
             )
-    if expert.adapter is None and base.dtypes != expert.dtypes:
+    types, own = _floating(base.dtypes), _floating(expert.dtypes)
+    if expert.adapter is None and types != own:
         raise CheckpointError(
-            f"{expert_role} is stored as {', '.join(sorted(expert.dtypes))}, {base_role} as "
-            f"{', '.join(sorted(base.dtypes))}; expected one type for both, since their difference "
-            "would be mostly rounding: save both alike with save_pretrained"
+            f"{expert_role} is stored as {', '.join(own)}, {base_role} as {', '.join(types)}; "
+            "expected one type for both, since their difference would be mostly rounding: save "
+            "both alike with save_pretrained"
         )
+
+
+def _floating(types: Collection[str]) -> list[str]:
+    """Types of weights; whole numbers are positions and counters, which old files have too."""
+    return sorted(name for name in types if name.startswith(("F", "BF")))
 
 
 def check_same_backbone(

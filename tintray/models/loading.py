@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tintray.adapters import apply, read_adapter
 from tintray.checkpoints import Checkpoint
@@ -17,10 +17,8 @@ from tintray.models.structure import head_modules
 
 def model_class(checkpoint: Checkpoint, role: str) -> Any:
     """The transformers class that wrote the checkpoint, from ``architectures`` in its config."""
-    import transformers
-
     names = checkpoint.config.get("architectures") or []
-    found = getattr(transformers, names[0], None) if names else None
+    found = _class(names[0]) if names else None
     if found is None:
         raise CheckpointError(
             f"{role}: {checkpoint.folder / 'config.json'} has architectures={names!r}; expected "
@@ -29,10 +27,24 @@ def model_class(checkpoint: Checkpoint, role: str) -> Any:
     return found
 
 
-def load_expert(checkpoint: Checkpoint, role: str = "expert") -> nn.Module:
+def _class(name: str) -> Any:
+    """A model class of transformers, or ours."""
+    if name == "CLIPZeroShotClassifier":
+        from tintray.models.clip import CLIPZeroShotClassifier
+
+        return CLIPZeroShotClassifier
+    import transformers
+
+    return getattr(transformers, name, None)
+
+
+def load_expert(
+    checkpoint: Checkpoint, role: str = "expert", *, head: Tensor | None = None
+) -> nn.Module:
     """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
 
-    An adapter is merged into its base.
+    An adapter is merged into its base. A CLIP vision tower gets the ``head`` that is given, unit
+    rows [C, d], or the one that its names of classes make.
 
     Raises
     ------
@@ -42,6 +54,8 @@ def load_expert(checkpoint: Checkpoint, role: str = "expert") -> nn.Module:
     if checkpoint.factory is not None:
         where = f"{role}: {checkpoint.folder}"
         module = factory.load(checkpoint.factory, checkpoint.config, checkpoint.weights, where)
+    elif checkpoint.is_tower:
+        module = _tower(checkpoint, checkpoint, role, head)
     elif checkpoint.base is not None:
         module = load_base(checkpoint.base, like=checkpoint, role="base")
         apply(read_adapter(checkpoint, module, role), module)
@@ -65,9 +79,27 @@ def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> n
     import transformers
 
     cls = model_class(like, role)
+    if cls.__name__ == "CLIPZeroShotClassifier":
+        whole = _tower(checkpoint, like, role, None)
+        _check_finite(whole, role, checkpoint)
+        return whole
     config = transformers.AutoConfig.for_model(**like.config)
     module = _from_pretrained(cls, checkpoint, role, config=config, any_head=True)
     _check_finite(module, role, checkpoint)
+    return module
+
+
+def _tower(checkpoint: Checkpoint, like: Checkpoint, role: str, head: Tensor | None) -> nn.Module:
+    """A CLIP vision tower as a classifier; a base's head stands for nothing."""
+    from transformers import CLIPVisionConfig
+
+    from tintray.models import clip
+
+    known = {*CLIPVisionConfig().to_dict(), "id2label", "label2id"}
+    config = CLIPVisionConfig(**{k: v for k, v in like.config.items() if k in known})
+    cls = clip.CLIPZeroShotClassifier
+    module = _from_pretrained(cls, checkpoint, role, config=config, any_head=True)
+    clip.finish(module, checkpoint, role, head)
     return module
 
 
@@ -81,7 +113,7 @@ def empty_module(config: Mapping[str, Any], made_by: str | None = None) -> nn.Mo
     import transformers
     from transformers import initialization
 
-    cls = getattr(transformers, config["architectures"][0])
+    cls = _class(config["architectures"][0])
     with initialization.no_init_weights():
         module: Any = cls(transformers.AutoConfig.for_model(**config))
     module.tie_weights()
