@@ -21,6 +21,7 @@ from jobs.fit.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Worker
 from jobs.fleet import Fleet, Member, Ref
 from jobs.merges.kept import Kept
 from jobs.planning.calibration import Speed
+from jobs.planning.factors import factor_bytes
 from jobs.planning.needs import (
     Choice,
     ClusterSize,
@@ -129,6 +130,7 @@ def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
         groups=min(len(spec.tasks), group_count(spec)),
         activation_bytes=activation_bytes(config.to_dict() if config else {}, examples, wide),
         corrected=bool(spec.merge.learned and spec.fit.correction_lr),
+        factors=list(factor_bytes(spec).values()),
     )
     store = Path(spec.store.path) if spec.store.path else None
     place = replace(cluster, disk=None if store is None else free_disk(store))

@@ -23,6 +23,7 @@ from jobs.fit.worker import TaskFacts
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.methods.running import surveyed
 from jobs.planning.calibration import Speed
+from jobs.planning.factors import factor_bytes
 from jobs.planning.needs import ClusterSize, Plan
 from jobs.results import Record
 from jobs.running.driver import run_job
@@ -117,7 +118,7 @@ def plan(
         read_bytes=_read_bytes(spec),
         cached_labels=len(cached.labels),
         cached_vectors=len(cached.vectors),
-        write_bytes=_write_bytes(ground, facts, cached),
+        write_bytes=_write_bytes(spec, ground, facts, cached),
         workers=laid_out.workers,
         shards=laid_out.shards,
         worker_bytes=laid_out.worker,
@@ -206,13 +207,17 @@ def _read_bytes(spec: JobSpec) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _write_bytes(ground: Ground, facts: Mapping[str, TaskFacts], cached: _Cached) -> int:
+def _write_bytes(
+    spec: JobSpec, ground: Ground, facts: Mapping[str, TaskFacts], cached: _Cached
+) -> int:
     """Task vectors and self-labels that are not there yet, and the merge itself."""
-    vectors = (len(facts) - len(cached.vectors)) * ground.parameters
+    products = factor_bytes(spec)
+    absent = facts.keys() - cached.vectors
+    vectors = sum(products.get(name, _FLOAT * ground.parameters) for name in absent)
     labels = sum(f.pool_examples * f.classes for n, f in facts.items() if n not in cached.labels)
     tests = sum(f.test_examples * f.classes for n, f in facts.items() if n not in cached.labels)
     merge = ground.parameters + sum(f.tint_parameters + f.head_parameters for f in facts.values())
-    return _FLOAT * (vectors + labels + tests + merge)
+    return vectors + _FLOAT * (labels + tests + merge)
 
 
 # What it takes

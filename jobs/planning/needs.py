@@ -6,7 +6,7 @@ what would make it fit. Estimates are from above, but not far: see ``docs/cluste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,9 @@ class JobSize:
         Bytes of the artifacts that the job may have to write: task vectors in float32.
     corrected
         Whether a shared correction is learned.
+    factors
+        Bytes of the task vectors that are products, of adapters; they are in ``vectors`` and stay
+        in memory.
     """
 
     tasks: int
@@ -62,6 +65,7 @@ class JobSize:
     pool_bytes: int = 0
     stored: int = 0
     corrected: bool = False
+    factors: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,13 @@ def job_size(
     activation_bytes: int = 0,
     pool_bytes: int = 0,
     corrected: bool = False,
+    factors: Sequence[int] = (),
 ) -> JobSize:
-    """The size of a job over a layout."""
+    """The size of a job over a layout; ``factors`` are the bytes of each adapter."""
     formats: tuple[Format, ...] = ("f32", "bf16", "int8", "int4")
+    whole, products = tasks - len(factors), sum(factors)
     vectors = {
-        format: sum(stack_bytes(slot.shape, tasks, format) for slot in layout.slots)
+        format: products + sum(stack_bytes(slot.shape, whole, format) for slot in layout.slots)
         for format in formats
     }
     return JobSize(
@@ -158,8 +164,9 @@ def job_size(
         groups=groups,
         activation_bytes=activation_bytes,
         pool_bytes=pool_bytes,
-        stored=FLOAT * layout.numel * tasks,
+        stored=FLOAT * layout.numel * whole + products,
         corrected=corrected,
+        factors=products,
     )
 
 
@@ -203,7 +210,7 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         nodes=cluster.nodes,
     )
     if choice.format == "f32" and plan.memory > cluster.memory:
-        return replace(plan, mapped=True, shard=shard_bytes(job, shards, 0))
+        return replace(plan, mapped=True, shard=shard_bytes(job, shards, job.factors))
     return plan
 
 

@@ -60,6 +60,7 @@ COMMANDS = [
 INNER = [
     "zoo digits",
     "zoo omniglot",
+    "zoo scenes",
     "zoo scripts",
     "zoo text",
     "artifacts ls",

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageClassification
 
+import tintray
+from jobs.planning.factors import factor_bytes
 from jobs.spec.sections import load_spec
 from jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
 from jobs.zoo.recipe import Architecture, Recipe, Schedule
@@ -106,6 +108,13 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
         assert len(adapter.products) == 6  # attention's four and the two of the block's MLP
         assert all(product.up.abs().max() > 0 for product in adapter.products.values())
         assert "classifier.weight" in adapter.tensors
+        numbers = sum(p.up.numel() + p.down.numel() for p in adapter.products.values())
+        numbers += sum(tensor.numel() for tensor in adapter.tensors.values())
+        assert factor_bytes(spec)[task.name] == 4 * numbers  # what a plan takes them for
+    settings = [f"store={tmp_path / 'store'}", "cluster.workers=0", "fit.rounds=20"]
+    summary = tintray.run(load_spec(zoo / "job.yaml", settings))
+    assert min(task.expert or 0 for task in summary.tasks) > 0
+    assert (summary.normalised_accuracy or 0) > 0.7
 
 
 def test_a_rank_that_is_none_is_refused(drawings: Path, tmp_path: Path) -> None:

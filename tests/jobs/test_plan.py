@@ -61,6 +61,21 @@ def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> 
     assert not check(JOB, replace(MACHINE, memory=18 * GIB), Choice(format="int8")).mapped
 
 
+def test_adapters_count_as_what_they_hold() -> None:
+    """Two hundred fit where as many models do not; they stay in memory, whatever is in files."""
+    factors = [8 * 2**20] * 200
+    adapters = job_size(LAYOUT, tasks=200, private=5_000, groups=8, factors=factors)
+    models = job_size(LAYOUT, tasks=200, private=5_000, groups=8)
+    assert check(adapters, MACHINE, Choice()).disk == sum(factors)
+    with pytest.raises(SpecError, match=r"take 75\.0 GiB on the disk"):
+        check(models, replace(MACHINE, disk=50 * GIB), Choice())
+    some = job_size(LAYOUT, tasks=210, private=5_000, groups=8, factors=factors)
+    assert some.vectors["f32"] == sum(factors) + 10 * 4 * LAYOUT.numel
+    plan = check(some, replace(MACHINE, memory=18 * GIB), Choice())
+    assert plan.mapped
+    assert plan.shard * plan.shards > sum(factors)
+
+
 def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
     with pytest.raises(SpecError) as refused:
         check(JOB, replace(MACHINE, memory=12 * GIB), Choice(format="bf16"))
