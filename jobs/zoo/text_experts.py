@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from jobs.zoo.text_recipe import TextRecipe
 from jobs.zoo.text_tasks import Texts, read_class_names, read_texts
 from jobs.zoo.training import single_thread
+from tintray.models import quiet_transformers
 from tintray.precision import computing, resolve
 
 _CHUNK = 16  # batches that are sorted by length together: shuffled enough, hardly padded
@@ -41,6 +42,7 @@ def train_expert(zoo: Path, name: str, recipe: TextRecipe) -> float:
         train = Texts(train.texts[: recipe.examples], train.labels[: recipe.examples])
     tokenizer = AutoTokenizer.from_pretrained(zoo / "base")
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
+    quiet_transformers()  # that the head is new is meant
     with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)  # the new head, and dropout
         model = AutoModelForSequenceClassification.from_pretrained(
