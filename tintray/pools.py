@@ -22,7 +22,7 @@ from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
 from tintray.errors import CheckpointError, DataError
 from tintray.tasks import WRITING, Kind
-from tintray.text import build_tokens
+from tintray.text import build_tokens, has_tokenizer
 
 ANSWER_LENGTH = 64
 """Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
@@ -150,10 +150,7 @@ def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     auto = AutoTokenizer if text else AutoImageProcessor
-    missing = text and not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
-    )
+    missing = text and not has_tokenizer(folder)
     try:
         if missing:
             raise OSError("no tokenizer")

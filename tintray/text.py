@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tintray.data.labels import NONE
 from tintray.data.reading import Examples
-from tintray.errors import DataError
+from tintray.errors import CheckpointError, DataError
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
 _DEFAULT_LENGTH = 512
+_COMMON = 0.9  # of the tokens of the smaller vocabulary, which the other one has to know
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,58 @@ def build_tokens(
     if kind == "language_modelling":
         mask, words = _next_tokens(inputs, assistant)
     return Tokens(inputs, mask, words, digest)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder has the files of a tokenizer."""
+    return any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    )
+
+
+def check_same_tokens(reference: Any, tokenizer: Any, reference_role: str, role: str) -> None:
+    """Refuse a tokenizer that numbers tokens otherwise than ``reference``.
+
+    All tasks share one table of embeddings, so a number has to be the same token for each of them.
+    Either may know tokens that the other does not, such as one for padding.
+
+    Raises
+    ------
+    CheckpointError
+        Naming a token and both its numbers, or how few tokens they have in common.
+    """
+    known, found = reference.get_vocab(), tokenizer.get_vocab()
+    common = known.keys() & found.keys()
+    expected = "expected one tokenizer for all tasks, which share the embeddings"
+    for token in sorted(common, key=lambda token: (found[token], token)):
+        if known[token] != found[token]:
+            raise CheckpointError(
+                f"{role}: its tokenizer has the token {token!r} as number {found[token]}, and that "
+                f"of {reference_role} as {known[token]}; {expected}"
+            )
+    if len(common) < _COMMON * min(len(known), len(found)):
+        raise CheckpointError(
+            f"{role}: its tokenizer has {len(found):,} tokens, of which that of {reference_role} "
+            f"knows {len(common):,}; {expected}"
+        )
+
+
+def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
+    """Refuse tokens [N, S] beyond a model's embeddings.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the largest number and how many embeddings there are.
+    """
+    get = getattr(module, "get_input_embeddings", None)
+    rows = getattr(get() if get else None, "num_embeddings", None)
+    if rows is not None and int(ids.max()) >= rows:
+        raise CheckpointError(
+            f"{role}: its tokenizer gives the token number {int(ids.max()):,}, and the model has "
+            f"{rows:,} embeddings; expected the tokenizer that the expert was trained with"
+        )
 
 
 def _check_content(encoded: Any, tokenizer: Any, role: str) -> None:

@@ -41,6 +41,7 @@ from tintray.schedule import BLOCK_LR, HEAD_LR
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import pack
 from tintray.tasks import Kind, Outputs, as_tensors, check_outputs, chosen, from_tensors
+from tintray.text import check_known, check_same_tokens, has_tokenizer
 from tintray.tint import FusedModel, TintLayer, low_rank_factors
 from tintray.trust import LABELLED, TrueLabels, Trust, trusted
 
@@ -221,7 +222,9 @@ class Worker:
             task.name, private, self._partition.site, learn=self._order.learned
         )
         width = models.answer_width(expert, task.kind)
+        known = models.answers(expert, width, task.role)
         pool = self._pool(task, "adapt", task.pool, checkpoint)
+        self._check_tokens(task, pool, checkpoint, expert)
         if task.kind in ("classification", "segmentation"):
             order = local_data(task.pool, self._cache)
             check_class_names(order, width, f"tasks.{task.name}.adapt")
@@ -230,7 +233,7 @@ class Worker:
             test = self._test(task, task.test, checkpoint, expert)
             test_labels = pools.labels_of(
                 local_data(task.test, self._cache),
-                *(task.kind, test, models.answers(expert, width), f"tasks.{task.name}.test"),
+                *(task.kind, test, known, f"tasks.{task.name}.test"),
             )
         if task.kept is not None and pool.digest != task.kept.pool:
             raise DataError(
@@ -252,9 +255,7 @@ class Worker:
             configs=checkpoint.configs(),
             kinship=kinship(self._partition.module, expert),
         )
-        true = (
-            self._true_labels(task, pool, models.answers(expert, width)) if task.labelled else None
-        )
+        true = self._true_labels(task, pool, known) if task.labelled else None
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
         if self._fused is None:
             split = self._partition
@@ -476,6 +477,23 @@ class Worker:
         config = getattr(expert, "config", None)
         where = f"tasks.{task.name}.test"
         return sequences.with_right_answers(pool, local, tokenizer, config, where)
+
+    def _check_tokens(
+        self, task: TaskOrder, pool: pools.Pool, checkpoint: Checkpoint, expert: nn.Module
+    ) -> None:
+        """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
+        if "input_ids" not in pool.inputs:
+            return
+        check_known(pool.inputs["input_ids"], expert, task.role)
+        reference, said = self._base, "the base"
+        if not has_tokenizer(reference.preparing_folder):
+            reference, said = self._like(), self._order.like[1]
+        if reference.preparing_folder != checkpoint.preparing_folder:
+            one, other = (
+                pools.load_processor(source, role, text=True)
+                for source, role in ((reference, said), (checkpoint, task.role))
+            )
+            check_same_tokens(one, other, said, task.role)
 
     def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
         """The factors that a low-rank tint starts from; none where a task has a full copy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,6 @@ BERT = {
 def encoded(words: list[list[str]], tokenizer: Any = None) -> dict[str, torch.Tensor]:
     texts = [" ".join(row) for row in words]
     return dict((tokenizer or tiny.tokenizer())(texts, padding=True, return_tensors="pt"))
-
-
-def holds(word: str, row: list[str]) -> int:
-    return int(any(int(w[1:]) % 4 == int(word) for w in row[:2]))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +95,6 @@ def test_labels_of_a_pool_are_never_read(classifiers: Path, tmp_path: Path) -> N
         for name in ("thirds", "halves"):
             if label is not None:
                 lines = (classifiers / f"{name}_train.jsonl").read_text().splitlines()
-                import json
-
                 rows = [json.loads(line) | {"label": label} for line in lines]
                 (folder / f"{name}_train.jsonl").unlink()
                 tiny.save_rows(folder / f"{name}_train.jsonl", rows)
@@ -142,6 +137,126 @@ def test_token_classification(tmp_path: Path) -> None:
     assert summary.normalised_accuracy > 0.85
     assert all((task.calibration or {})["merged"]["ece"] < 0.5 for task in summary.tasks)
     tiny.check_export(tintray.load(summary.url), "halves", tmp_path, encoded(tiny.sentences(4, 7)))
+
+
+def byte_level_bert() -> Any:
+    """RoBERTa's kind of tokenizer, with its numbers for special tokens; a word is one token."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    trained = ByteLevelBPETokenizer(add_prefix_space=True)
+    texts = [" ".join(row) for row in tiny.sentences(200, 1)]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(texts, vocab_size=400, special_tokens=special, show_progress=False)
+    state = json.loads(trained.to_str())["model"]
+    return RobertaTokenizer(
+        vocab=state["vocab"],
+        merges=[tuple(pair) for pair in state["merges"]],
+        add_prefix_space=True,
+        model_max_length=30,
+    )
+
+
+def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> None:
+    """Its positions begin behind the number of padding, which a fused batch has to use."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    def number(row: list[str]) -> int:
+        return int(row[0][1:]) % 16
+
+    rules: dict[str, tuple[str, int, Any]] = {
+        "thirds": ("classification", 3, lambda row: number(row) % 3),
+        "parts": ("multi_label", 2, lambda row: [float(number(row) >= 8), float(number(row) % 2)]),
+        "size": ("regression", 1, lambda row: number(row) / 4 - 2),
+    }
+    made = byte_level_bert()
+    tasks: dict[str, Any] = {}
+    for seed, (name, (_, width, rule)) in enumerate(rules.items()):
+        for split in ("train", "test"):
+            words = tiny.sentences(48, 10 * seed + len(split), longest=5 + 2 * seed)
+            words = [[f"w{number([word])}" for word in row] for row in words]
+            labels = [rule(row) for row in words]
+            rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
+            tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
+            if split == "train":
+                tasks[name] = (width, encoded(words, made) | {"labels": torch.tensor(labels)})
+    sizes = {
+        name: size for name, size in BERT.items() if name not in ("vocab_size", "pad_token_id")
+    }
+    config = sizes | {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    config |= {"hidden_dropout_prob": 0.0, "initializer_range": 0.1}
+    tiny.experts(
+        tmp_path,
+        lambda labels: RobertaForSequenceClassification(RobertaConfig(**config, num_labels=labels)),
+        tasks,
+        made,
+        steps=60,
+        lr=1e-2,
+        keep=lambda name: not name.startswith("classifier"),
+    )
+    kinds = {name: kind for name, (kind, _, _) in rules.items()}
+    summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "roberta.encoder.layer.1"}))
+    found = {task.name: task for task in summary.tasks}
+    assert {name: task.metric for name, task in found.items()} == {
+        "thirds": "accuracy",
+        "parts": "micro_f1",
+        "size": "mae",
+    }
+    assert (found["parts"].expert or 0) > 0.7
+    assert (found["size"].expert or 9) < 0.6  # answering with the mean would leave an error of 1
+    assert min(task.normalised for task in found.values()) > 0.6
+    merge = tintray.load(summary.url)
+    for name in rules:
+        tiny.check_export(merge, name, tmp_path, encoded(tiny.sentences(4, 7), made))
+
+
+CHAT = (
+    "{% for message in messages %}{{ message['role'] }} "
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
+    "{% endgeneration %} {% else %}{{ message['content'] }} {% endif %}{% endfor %}"
+)
+
+
+def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
+    """Padded on the right, whatever the tokenizer says; only the assistant's words are learned."""
+    from tintray.data import Examples
+    from tintray.pools import build_pool
+
+    made = tiny.tokenizer(
+        chat_template=CHAT,
+        padding_side="left",
+        truncation_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    talks = [
+        [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w4"}],
+        [
+            {"role": "user", "content": "w5"},
+            {"role": "assistant", "content": "w6"},
+            {"role": "user", "content": "w7 w8"},
+            {"role": "assistant", "content": "w9"},
+        ],
+    ]
+    examples = Examples({"messages": talks}, "here")
+    pool = build_pool(examples, made, kind="language_modelling")
+    assert pool.mask is not None and pool.words is not None
+    plain = [made.apply_chat_template(talk, tokenize=True)["input_ids"] for talk in talks]
+    for row, ids in enumerate(plain):
+        real = pool.inputs["attention_mask"][row].bool()
+        assert pool.inputs["input_ids"][row][real].tolist() == ids
+        assert real.tolist() == sorted(real.tolist(), reverse=True)  # what is real comes first
+        # a position counts if the token after it is the assistant's, and that is its target
+        counted = pool.mask[row].nonzero().flatten()
+        assert torch.equal(pool.words[row][counted], pool.inputs["input_ids"][row][counted + 1])
+    said = [made.decode(pool.words[row][pool.mask[row]]).split() for row in range(2)]
+    assert said == [["w3", "w4"], ["w6", "w9"]]
+    everything = tiny.tokenizer(
+        chat_template=CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    whole = build_pool(examples, everything, kind="language_modelling")
+    assert whole.mask is not None
+    assert whole.mask.sum(1).tolist() == [len(ids) - 1 for ids in plain]
 
 
 def causal(kind: str, tied: bool) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,9 @@ def _values(labels: _Labels) -> Tensor:
 
 
 def _words(labels: _Labels) -> list[Tensor]:
+    flat = [value for row in labels.values for value in row]
+    named = iter(_by_name(replace(labels, values=flat)).values)
+    labels = replace(labels, values=[[next(named) for _ in row] for row in labels.values])
     return [
         torch.tensor([labels.index(v) for v in row], dtype=torch.int64) for row in labels.values
     ]

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.data.order import DataOrder
+from tintray.data.order import LABEL, DataOrder
 from tintray.errors import DataError, nearest
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -242,7 +242,9 @@ def _datasets_table(order: DataOrder, role: str, name: str, **options: Any) -> T
             f"{role}: split '{order.split_name}' of {order.path} cannot be read "
             f"({str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)})"
         ) from error
-    label = found.features.get(order.columns.get("label", "label"))
+    column = order.column(LABEL, list(found.column_names), role)
+    label = found.features.get(column)
+    label = getattr(label, "feature", label)  # of a list of labels: what each of them is
     return Table(
         list(found.column_names),
         len(found),

@@ -67,9 +67,23 @@ def answer_width(module: nn.Module, kind: str) -> int:
     return last[-1].shape[0] if last else 0
 
 
-def answers(module: nn.Module, width: int) -> Answers:
-    """What a model answers with, for labels to be checked against."""
+def answers(module: nn.Module, width: int, role: str = "the expert") -> Answers:
+    """What a model answers with, for labels to be checked against.
+
+    Raises
+    ------
+    CheckpointError
+        If the two maps of its configuration, of classes and of names, contradict each other.
+    """
     config = getattr(module, "config", None)
+    by_number = getattr(config, "id2label", None) or {}
+    for name, number in (getattr(config, "label2id", None) or {}).items():
+        found = by_number.get(int(number), by_number.get(str(number)))
+        if found is not None and found != name:
+            raise CheckpointError(
+                f"{role}: config.json calls class {number} {found!r} in id2label and {name!r} in "
+                "label2id; expected each to be the inverse of the other"
+            )
     names = {str(k): int(v) for k, v in (getattr(config, "label2id", None) or {}).items()}
     generic = all(name == f"LABEL_{index}" for name, index in names.items())
     return Answers(width, {} if generic else names)

@@ -9,7 +9,7 @@ from torch import nn
 from tintray.checkpoints import Checkpoint, tower_config
 from tintray.errors import CheckpointError
 from tintray.models.loading import and_more
-from tintray.models.structure import backbone_names
+from tintray.models.structure import backbone_names, head_modules
 
 _OF_NO_CONSEQUENCE = (
     "_name_or_path",
@@ -27,6 +27,14 @@ _OF_NO_CONSEQUENCE = (
     "use_cache",
     "zero_shot",
 )
+
+
+_FROM_BASE = "an expert fine-tuned from this base"
+_EXPECTED = {
+    "vocab_size": "one vocabulary for all tasks, which share the embeddings: give base and experts "
+    "the same added tokens (resize_token_embeddings)",
+    "tie_word_embeddings": "the head tied in all models, or in none",
+}
 
 
 def check_same_computation(
@@ -51,7 +59,7 @@ def check_same_computation(
         if field in known and field in expert.config and expected != found:
             raise CheckpointError(
                 f"{expert_role}: {expert.folder / 'config.json'} has {field}={found!r}, "
-                f"{base_role} has {expected!r}; expected an expert fine-tuned from this base"
+                f"{base_role} has {expected!r}; expected {_EXPECTED.get(field, _FROM_BASE)}"
             )
     types, own = _floating(base.dtypes), _floating(expert.dtypes)
     if expert.adapter is None and types != own:
@@ -81,6 +89,13 @@ def check_same_backbone(
         raise CheckpointError(
             f"{expert_role} is a {type(expert).__name__}; the other experts and {base_role} are "
             f"{type(base).__name__}, and only models of one architecture can be merged"
+        )
+    one, other = head_modules(base), head_modules(expert)
+    if bool(one) != bool(other):
+        tied, free = (base_role, expert_role) if other else (expert_role, base_role)
+        raise CheckpointError(
+            f"{expert_role}: {free} has a head of its own ({', '.join(one or other)}), {tied} has "
+            f"it tied to its embeddings; expected {_EXPECTED['tie_word_embeddings']}"
         )
     expected = {name: tuple(base.get_parameter(name).shape) for name in backbone_names(base)}
     found = {name: tuple(expert.get_parameter(name).shape) for name in backbone_names(expert)}
