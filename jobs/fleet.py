@@ -46,6 +46,9 @@ class Fleet(Protocol):
     def put(self, value: Any) -> Ref:
         """Share a value with every member; it is sent once to each machine."""
 
+    def ready(self, members: Sequence[Member]) -> None:
+        """Wait until members have been constructed; what a constructor raised is raised here."""
+
     def dismiss(self, members: Sequence[Member]) -> None:
         """End some members and give back what they held, so that others can take their place."""
 
@@ -103,6 +106,9 @@ class InlineFleet:
         """The value itself."""
         return value
 
+    def ready(self, members: Sequence[Member]) -> None:
+        """They are: ``spawn`` has constructed them."""
+
     def dismiss(self, members: Sequence[Member]) -> None:
         """Nothing to do: who drops its last reference ends a member."""
 
@@ -125,16 +131,37 @@ class InlineFleet:
 
 
 class _Host:
-    """The actor: one member, with the number of threads that its results were promised for."""
+    """The actor: one member, with the number of threads that its results were promised for.
+
+    What the member's constructor raises on purpose is raised by the first call instead: Ray takes
+    an actor that could not be constructed for one that died.
+    """
 
     def __init__(self, threads: int, cls: type, *args: Any) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._target = cls(*args)
+        self._target: Any = None
+        self._refusal: TintrayError | None = None
+        try:
+            self._target = cls(*args)
+        except TintrayError as error:
+            self._refusal = error
 
     def call(self, method: str, *args: Any) -> Any:
+        if self._refusal is not None:
+            raise self._refusal
         return getattr(self._target, method)(*args)
+
+    def ready(self, name_node: bool) -> None:
+        if self._refusal is None:
+            return
+        if name_node:
+            import ray
+
+            where = f" (on the node {ray.util.get_node_ip_address()})"
+            raise type(self._refusal)(f"{self._refusal}{where}")
+        raise self._refusal
 
 
 class _RayMember:
@@ -247,6 +274,12 @@ class RayFleet:
         """Into the object store, where members read it without a copy."""
         return self._ray.put(value)
 
+    def ready(self, members: Sequence[Member]) -> None:
+        """Wait for their constructors; among several nodes, a failure names its own."""
+        several = self.capacity().nodes > 1
+        started = [m.actor.ready.remote(several) for m in members if isinstance(m, _RayMember)]
+        self.get(started)
+
     def dismiss(self, members: Sequence[Member]) -> None:
         """Kill their actors; Ray gives their CPUs to the next ones spawned."""
         for member in members:
@@ -295,6 +328,11 @@ class RayFleet:
                 "cluster.workers or a smaller fit.micro_batch"
             ) from error
         except exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise FitError(
+                    f"a worker could not be started ({_last_line(error)}); every node needs the "
+                    "same Python packages, tintray among them"
+                ) from error
             raise FitError(
                 f"a worker process died while computing ({_first_line(error)}); "
                 "run the job again, what was cached is kept"
@@ -302,8 +340,16 @@ class RayFleet:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(_lines(error)), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a traceback: the exception."""
+    return _lines(error)[-1].strip() if _lines(error) else type(error).__name__
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines()
 
 
 def open_fleet(*, address: str | None, workers: int | str, threads: int, plan: int) -> Fleet:

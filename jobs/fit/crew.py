@@ -236,14 +236,23 @@ class Crew:
         Raises
         ------
         InputError
-            For the first task, in the job's order, that cannot be used.
+            For a worker that cannot build the models at all; else for the first task, in the job's
+            order, that cannot be used.
         """
+        self._fleet.ready(self._workers)
         refs = [self._tasks[order.name].call("check", order) for order in self.orders]
         facts: list[TaskFacts] = self._fleet.get(refs)
         return {found.name: found for found in facts}
 
     def failures(self) -> dict[str, InputError]:
-        """Check every task, and give what is wrong with each that cannot be used."""
+        """Check every task, and give what is wrong with each that cannot be used.
+
+        Raises
+        ------
+        InputError
+            For a worker that cannot build the models: that is no task's fault.
+        """
+        self._fleet.ready(self._workers)
         found: dict[str, InputError] = {}
         started: dict[str, Ref] = {}
         for order in self.orders:
