@@ -133,7 +133,9 @@ class Growing:
             self.fleet,
             crew.cast,
             coefficients,
-            coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, rounds),
+            coefficient_lr=schedule(
+                self.spec.coefficient_lr(len(crew.orders)), fit.schedule, rounds
+            ),
             tint_lr=schedule(tint_lr(self.spec), fit.schedule, rounds),
         )
         coordinator.fit(rounds, self.run.round_done)

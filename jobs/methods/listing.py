@@ -11,6 +11,7 @@ from rich.text import Text
 from jobs.display.tables import open_table, print_facts
 from jobs.results import Record
 from jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.crowding import FEW
 from tintray.errors import SpecError, nearest
 from tintray.merging import Method, methods
 
@@ -53,6 +54,7 @@ class MethodLine(Record):
     parameters: Sequence[ParameterLine] = ()
     own_backbones: bool = False  # each task runs on a backbone of its own
     most: int | None = None  # experts that it merges at most
+    adds_up: bool = False  # beyond ten experts the scale is ten times itself over K
 
 
 def list_methods(names: Sequence[str] = ()) -> list[MethodLine]:
@@ -88,6 +90,7 @@ def _line(method: Method) -> MethodLine:
         [ParameterLine(p.name, p.default, p.range, p.about) for p in method.parameters],
         method.own is not None,
         method.most,
+        method.adds_up,
     )
 
 
@@ -109,6 +112,8 @@ def print_methods(lines: Sequence[MethodLine], console: Console) -> None:
 def _print_one(line: MethodLine, console: Console) -> None:
     console.print(Text.assemble((line.name, "bold"), f"   {line.summary}"))
     scale = "1/K" if line.scale is None else f"{line.scale:g}"
+    if line.scale is not None and line.adds_up:
+        scale += f", beyond {FEW} experts {line.scale * FEW:g}/K"
     facts = {
         "source": line.source,
         "data": line.data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,11 +85,13 @@ def job_recipe(spec: JobSpec) -> Recipe:
 
 
 def start_scale(spec: JobSpec) -> float:
-    """The coefficient that every task and unit starts with."""
+    """The coefficient that every task and unit starts with, within the bounds."""
     if spec.merge.init == "base" and spec.merge.directions != spec.merge.method:
         return 0.0
-    own = find_method(spec.merge.directions).start(len(spec.tasks))
-    return own if spec.merge.scale is None else spec.merge.scale
+    if spec.merge.scale is not None:
+        return spec.merge.scale
+    low, high = spec.merge.bounds or (-math.inf, math.inf)
+    return min(max(find_method(spec.merge.directions).start(len(spec.tasks)), low), high)
 
 
 def start_coefficients(

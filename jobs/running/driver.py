@@ -303,7 +303,9 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
         stage.fleet,
         stage.crew.cast,
         coefficients,
-        coefficient_lr=schedule(fit.coefficient_lr, fit.schedule, fit.rounds, fit.warmup),
+        coefficient_lr=schedule(
+            spec.coefficient_lr(len(spec.tasks)), fit.schedule, fit.rounds, fit.warmup
+        ),
         tint_lr=schedule(fit.tint_lr or default_lr, fit.schedule, fit.rounds, fit.warmup),
         correction_lr=schedule(fit.correction_lr, fit.schedule, fit.rounds, fit.warmup)
         if fit.correction_lr

@@ -40,8 +40,12 @@ from jobs.spec.fields import (
 from jobs.spec.settings import default_catalog, default_store
 from storage.urls import redact
 from tintray.checkpoints import TEMPLATES
+from tintray.crowding import crowding
 from tintray.data.order import DataOrder
 from tintray.errors import SpecError, nearest
+
+COEFFICIENT_LR = 2e-2
+"""Of up to ten tasks; see ``crowding``."""
 
 TINT = "tint"
 ADAMERGING = {"adamerging": "tensor", "adamerging_task": "task"}
@@ -182,7 +186,7 @@ class MergeSpec(Section):
     parameters: dict[str, int | float] = Field(default_factory=dict)
     """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
     scale: float | None = Field(default=None, gt=0)
-    """The coefficient that all start with; left out, the merging method's own."""
+    """The coefficient that all start with; left out, the merging method's own for so many tasks."""
     task_vectors: Literal["f32", "bf16", "int8", "int4"] = "f32"
     """How task vectors are kept during the fit: `f32`, or `bf16`, `int8`, `int4` to save memory."""
     memory: Memory = 2 * 2**30
@@ -238,10 +242,8 @@ class MergeSpec(Section):
     @field_validator("bounds")
     @classmethod
     def _start_within_bounds(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
-        scale, init = info.data.get("scale"), info.data.get("init")
-        start = {"task_arithmetic": 0.3 if scale is None else scale, "base": 0.0}.get(
-            init or "", scale
-        )
+        # A method's own scale gives way to bounds; what the job asks for does not.
+        start = 0.0 if info.data.get("init") == "base" else info.data.get("scale")
         if bounds is not None and start is not None and not bounds[0] <= start <= bounds[1]:
             raise ValueError(
                 f"expected bounds around the start of the coefficients ({start:g}), found "
@@ -304,8 +306,8 @@ class FitSpec(Section):
     """Examples of each task in a round."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """What every random stream is derived from."""
-    coefficient_lr: float = Field(default=2e-2, gt=0)
-    """Learning rate of the merging coefficients."""
+    coefficient_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the merging coefficients; left out, 0.02 and, beyond ten tasks, 0.2/K."""
     tint_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the tint layers; left out, it goes by their site."""
     correction_lr: float = Field(default=0.0, ge=0)
@@ -435,6 +437,11 @@ class JobSpec(Section):
                 f"expected 'groups' to be at most the {len(tasks)} tasks, found {fit.groups}"
             )
         return fit
+
+    def coefficient_lr(self, tasks: int) -> float:
+        """The first learning rate of so many tasks' coefficients: the job's own, or by them."""
+        own = self.fit.coefficient_lr
+        return COEFFICIENT_LR * crowding(tasks) if own is None else own
 
     def without(self, names: Collection[str]) -> Self:
         """The same job without some of its tasks."""

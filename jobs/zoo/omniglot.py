@@ -27,8 +27,7 @@ from tintray.errors import InputError
 TURNS = (0, 90, 180, 270)
 TRAINING_DRAWERS = 14
 _NEEDED = ("x", "y_char_in_alphabet", "alphabet", "drawer", "alphabet_names")
-_SETTINGS = "merge: {init: average}\nfit: {rounds: 60, coefficient_lr: 0.001}\n"
-"""200 task vectors at a coefficient that suits eight would be far from every expert."""
+_SETTINGS = "merge: {init: average}\nfit: {rounds: 60}\n"
 _MIB_PER_TASK = 5  # an expert of 1.9 MiB, its data, and as much again
 
 

@@ -136,6 +136,12 @@ def test_numbers_with_exponents_are_numbers(load: Load) -> None:
     assert load(JOB + "fit: {coefficient_lr: 1e-2, tint_lr: 3E-4}\n").fit.tint_lr == 3e-4
 
 
+def test_coefficients_of_many_tasks_move_in_smaller_steps(load: Load) -> None:
+    spec = load(JOB)
+    assert [spec.coefficient_lr(tasks) for tasks in (1, 10, 200)] == [0.02, 0.02, 0.001]
+    assert load(JOB, "fit.coefficient_lr=0.5").coefficient_lr(200) == 0.5
+
+
 def test_yaml_anchors_and_merge_keys(load: Load) -> None:
     text = """\
 name: x
@@ -290,7 +296,7 @@ def test_bad_fields(load: Load, change: tuple[str, str], words: list[str]) -> No
         ("merge: {granularity: tensors}", ["merge.granularity", "did you mean 'tensor'?"]),
         ("merge: {bounds: [1]}", ["merge.bounds", "two numbers [low, high]", "[1]"]),
         ("merge: {bounds: [1, 0]}", ["merge.bounds", "low below high", "[1, 0]"]),
-        ("merge: {bounds: [0.5, 1]}", ["merge.bounds", "(0.3)", "[0.5, 1]"]),
+        ("merge: {scale: 0.3, bounds: [0.5, 1]}", ["merge.bounds", "(0.3)", "[0.5, 1]"]),
         ("tint: {site: ''}", ["tint.site", "text that is not empty"]),
         (
             "objective: {labels: sof}",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.merging import find_method
 from tintray.schedule import schedule
 
 
@@ -19,6 +20,15 @@ def gradients(count: int) -> list[torch.Tensor]:
 )
 def test_initial_values(init: str, value: float) -> None:
     assert torch.equal(initial_coefficients(init, 0.3, 4, 7), torch.full((4, 7), value))
+
+
+def test_many_tasks_share_what_ten_have() -> None:
+    """Of a sum; a mean, an election or a decomposition does not grow with the tasks."""
+    arithmetic = find_method("task_arithmetic")
+    assert [arithmetic.start(tasks) for tasks in (1, 8, 10)] == [0.3] * 3
+    assert [tasks * arithmetic.start(tasks) for tasks in (20, 200)] == pytest.approx([3.0, 3.0])
+    assert find_method("ties").start(200) == find_method("ties").start(8) == 1.0
+    assert find_method("average").start(200) == 1 / 200
 
 
 def test_first_update_moves_against_the_gradient_by_the_learning_rate() -> None:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintray.crowding import crowding
 from tintray.errors import SpecError, nearest
 
 Value = float | int
@@ -135,6 +136,9 @@ class Method:
         Layer to D [K, …].
     scale
         What Σ D is multiplied by where nobody says otherwise; None is 1/K.
+    adds_up
+        Whether Σ D grows with the tasks, so that more than a few get less of the scale each; see
+        ``crowding``.
     tuned
         Whether its source looks for the scale on held-out data, so that a comparison has to.
     own
@@ -167,6 +171,7 @@ class Method:
     source: str
     parameters: tuple[Parameter, ...] = ()
     scale: float | None = 1.0
+    adds_up: bool = False
     tuned: bool = True
     own: Rule | None = None
     thresholds: Rule | None = None
@@ -180,7 +185,9 @@ class Method:
 
     def start(self, tasks: int) -> float:
         """The scale where nobody says otherwise."""
-        return 1.0 / tasks if self.scale is None else self.scale
+        if self.scale is None:
+            return 1.0 / tasks
+        return self.scale * crowding(tasks) if self.adds_up else self.scale
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """Every parameter's value: what is given, else the default.

@@ -25,6 +25,7 @@ def average(layer: Layer) -> Tensor:
     summary="The sum of the task vectors at one scale: θ = θ₀ + λ Σ τₖ.",
     source="Ilharco et al., arXiv 2212.04089",
     scale=0.3,
+    adds_up=True,
     elementwise=True,
 )
 def task_arithmetic(layer: Layer) -> Tensor:
@@ -40,6 +41,7 @@ def task_arithmetic(layer: Layer) -> Tensor:
         Parameter("shallow", 0.3, 0, 1, "share of the scale before the first block"),
     ],
     scale=0.4,
+    adds_up=True,
     elementwise=True,
     expert_at={"shallow": 1},
 )

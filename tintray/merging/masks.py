@@ -24,6 +24,7 @@ def tall_masks_of(vectors: Tensor, sparsity: float) -> Tensor:
         Parameter("least", 2, 1, 1000, "tasks that must use a coordinate", whole=True),
     ],
     scale=0.3,
+    adds_up=True,
     elementwise=True,
 )
 def consensus(layer: Layer, sparsity: float, least: int) -> Tensor:

@@ -90,6 +90,7 @@ def _kept(layer: Layer, drop: float) -> Tensor:
     source="Yu et al., DARE, arXiv 2311.03099",
     parameters=[_DROP],
     scale=0.3,
+    adds_up=True,
     workspace=3,
     expert_at={"drop": 0},
 )
@@ -133,6 +134,7 @@ def smallest_and_largest_kept(layer: Layer, smallest: float, largest: float) -> 
         Parameter("largest", 0.007, 0, 1, "share masked for being large", open_high=True),
     ],
     scale=0.3,
+    adds_up=True,
     thresholds=smallest_and_largest_kept,
     elementwise=True,
     expert_at={"smallest": 0, "largest": 0},
