@@ -14,8 +14,10 @@ as many as there are cores. For each K, rounds and ``bare`` alternate, and media
 
 ``per_task_ms`` is the wall time of a round over K; ``over_bare`` is the worst ratio of the two;
 ``worker_mib`` is the peak memory of the largest worker, and ``worker_pool_mib`` what pools take of
-it. With ``--large``, a model in the shape of ViT-B/32 (86 M parameters, 224×224 images) and K = 20
-with bfloat16 task vectors; ``total_mib`` is the proportional memory of all processes at its peak.
+it. ``preparing`` is the largest share of a round in which batches are drawn and prepared: the most
+that preparing the next ones during the merge could gain. With ``--large``, a model in the shape of
+ViT-B/32 (86 M parameters, 224×224 images) and K = 20 with bfloat16 task vectors; ``total_mib`` is
+the proportional memory of all processes at its peak.
 
 The last line is one JSON object.
 """
@@ -46,8 +48,9 @@ from storage.blobs import BlobRef
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition
-from tintray.pools import Pool
+from tintray.pools import Pool, joined
 from tintray.precision import computing, resolve
+from tintray.randomness import sample
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
 from tintray.tint import FusedModel, TintLayer
@@ -145,6 +148,18 @@ class MadeWorker(Worker):
                 count += size
         return count
 
+    def preparing(self) -> float:
+        """Seconds in which the batches of a round of these tasks are drawn, prepared and joined."""
+        started = time.perf_counter()
+        for group in self._groups.values():
+            joined(
+                [
+                    task.pool.batch(sample(0, task.name, 0, len(task.pool), BATCH))
+                    for task in group.tasks
+                ]
+            )
+        return time.perf_counter() - started
+
     def pool_bytes(self) -> int:
         tasks = [task for group in self._groups.values() for task in group.tasks]
         return sum(tensor.nbytes for task in tasks for tensor in task.pool.inputs.values())
@@ -214,7 +229,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
         plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
         names = [f"task{k}" for k in range(tasks)]
         order = ShardOrder("", BlobRef("0" * 64, 0), layout, format=plan.format)
-        shards = MadeShards(fleet, order, plan.shards)
+        shards = MadeShards(fleet, order, plan.shards, here=plan.here)
         workers, hosts, members = [], {}, {}
         for hand in spread_groups(groups, cores):
             mine = {number: [names[k] for k in groups[number]] for number in hand}
@@ -245,11 +260,14 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             if repeat > 0:  # the first is a warm-up
                 rounds.append(middle - started)
                 bare.append(ended - middle)
+        fleet.get([worker.call("preparing") for worker in workers])  # a warm-up
+        preparing = fleet.get([worker.call("preparing") for worker in workers])
         peaks = fleet.get([worker.call("peak_memory") for worker in workers])
         pools = fleet.get([worker.call("pool_bytes") for worker in workers])
         return {
             "round": statistics.median(rounds),
             "bare": statistics.median(bare),
+            "preparing": max(preparing),
             "worker_mib": round(max(peaks) / 2**20),
             "pool_mib": round(max(pools) / 2**20),
             "shards": len(shards.members),
@@ -301,7 +319,8 @@ def main() -> None:
             print(
                 f"K = {k:4}  round {row['round'] * 1e3:9.1f} ms  {row['round'] * 1e3 / k:7.2f} per "
                 f"task  {row['round'] / row['bare']:5.3f} × bare  worker {row['worker_mib']} MiB, "
-                f"pools {row['pool_mib']} MiB of it  {row['shards']} shards",
+                f"pools {row['pool_mib']} MiB of it  {row['shards']} shards  "
+                f"preparing {row['preparing'] / row['round']:.2%}",
                 flush=True,
             )
     if arguments.plot:
@@ -309,6 +328,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "per_task_ms": {str(k): round(1e3 * row["round"] / k, 2) for k, row in found.items()},
         "over_bare": round(max(row["round"] / row["bare"] for row in found.values()), 3),
+        "preparing": round(max(row["preparing"] / row["round"] for row in found.values()), 4),
         "worker_mib": {str(k): row["worker_mib"] for k, row in found.items()},
         "worker_pool_mib": {str(k): row["pool_mib"] for k, row in found.items()},
     }

@@ -49,12 +49,9 @@ def validate(spec: JobSpec) -> ValidationReport:
     """
     spec, ground = surveyed(spec)
     open_places(spec)[1].close()
-    inline = spec.model_copy(
-        update={"cluster": spec.cluster.model_copy(update={"workers": 0, "address": None})}
-    )
     fleet = InlineFleet(spec.cluster.threads_per_worker)
     try:
-        facts = Crew(fleet, inline, ground).check()
+        facts = Crew(fleet, spec.here(), ground).check()
     finally:
         fleet.close()
     unlabelled = [task.name for task in spec.tasks if task.test is None]

@@ -8,9 +8,11 @@ both, to the last bit: who hosts a member never enters a result.
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +22,11 @@ from jobs.planning.needs import ClusterSize
 from jobs.resources import available_memory
 from tintray.errors import FitError, SpecError, TintrayError
 
+_GPUS = "cluster.gpus_per_worker"
+_NO_GPUS = "use machines that have them, or leave it out to compute on CPUs"
+
+_LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
+
 Ref = Any
 """A value that may still be on its way: hand it to another call, or to ``Fleet.get``."""
 
@@ -27,12 +34,20 @@ Ref = Any
 class Member(Protocol):
     """One object that a fleet hosts."""
 
-    def call(self, method: str, *args: Any, returns: int = 1) -> Ref:
-        """Start ``method``; ``returns=2`` splits a pair into a list of two refs."""
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
+        """Start ``method``; ``returns=2`` splits a pair into a list of two refs.
+
+        With ``direct`` it answers a tensor (of several answers, all but the last are tensors) that
+        goes from member to member, on whatever device it is, and not through the object store;
+        see ``Fleet.connect``. Only members can use such a ref.
+        """
 
 
 class Fleet(Protocol):
     """A set of members, on one machine or on many."""
+
+    direct: bool
+    """Whether members can exchange tensors directly, once they are connected."""
 
     def size(self) -> int:
         """How many single-threaded workers it can run at once."""
@@ -40,8 +55,24 @@ class Fleet(Protocol):
     def capacity(self) -> ClusterSize:
         """What it has in all: CPUs, memory, object store, nodes."""
 
-    def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
-        """Host ``cls(*args)``, computing with ``threads``; ``name`` is for errors and logs."""
+    def spawn(
+        self,
+        cls: type,
+        *args: Any,
+        threads: float,
+        name: str,
+        gpus: int = 0,
+        beside: Member | None = None,
+        here: bool = False,
+    ) -> Member:
+        """Host ``cls(*args)``, computing with ``threads``; ``name`` is for errors and logs.
+
+        It has ``gpus`` to itself, or lives with another member: on its CPUs and GPUs, in turn; or
+        ``here``, in this process, where a call returns when it is done.
+        """
+
+    def connect(self, members: Sequence[Member]) -> None:
+        """Let these members, all that there are, exchange tensors directly from now on."""
 
     def put(self, value: Any) -> Ref:
         """Share a value with every member; it is sent once to each machine."""
@@ -69,24 +100,37 @@ class Fleet(Protocol):
 class _InlineMember:
     target: Any
 
-    def call(self, method: str, *args: Any, returns: int = 1) -> Ref:
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
         result = _own(getattr(self.target, method)(*args))
         return list(result) if returns > 1 else result
 
 
 def _own(value: Any) -> Any:
     """A copy of the arrays that a member returned: like Ray's, it must outlive the next call."""
+    import torch
+
     if isinstance(value, tuple):
         return tuple(_own(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
 class InlineFleet:
-    """Everything in this process, one call after another."""
+    """Everything in this process, one call after another.
 
-    def __init__(self, threads: int) -> None:
+    Raises
+    ------
+    SpecError
+        If a GPU is asked for and torch finds none.
+    """
+
+    def __init__(self, threads: int, *, gpus: int = 0) -> None:
         import torch
 
+        if gpus and not torch.cuda.is_available():
+            raise SpecError(f"{_GPUS}: torch finds no GPU on this machine; {_NO_GPUS}")
+        self.direct = gpus > 0
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
 
@@ -96,11 +140,23 @@ class InlineFleet:
 
     def capacity(self) -> ClusterSize:
         """This process: one worker, and the memory that is free."""
-        return ClusterSize(cpus=1, memory=available_memory())
+        return ClusterSize(cpus=1, memory=available_memory(), gpus=int(self.direct))
 
-    def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
+    def spawn(
+        self,
+        cls: type,
+        *args: Any,
+        threads: float,
+        name: str,
+        gpus: int = 0,
+        beside: Member | None = None,
+        here: bool = False,
+    ) -> Member:
         """Construct the object here."""
         return _InlineMember(cls(*args))
+
+    def connect(self, members: Sequence[Member]) -> None:
+        """They are: nothing leaves this process."""
 
     def put(self, value: Any) -> Ref:
         """The value itself."""
@@ -131,48 +187,125 @@ class InlineFleet:
 
 
 class _Host:
-    """The actor: one member, with the number of threads that its results were promised for.
+    """The actor: a member, or several, with the threads that their results were promised for.
 
-    What the member's constructor raises on purpose is raised by the first call instead: Ray takes
-    an actor that could not be constructed for one that died.
+    What a member's constructor raises is raised by its first call: Ray takes an actor that could
+    not be constructed for one that died.
     """
 
-    def __init__(self, threads: int, cls: type, *args: Any) -> None:
+    def __init__(self, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._target: Any = None
-        self._refusal: TintrayError | None = None
+        self._members: list[Any] = []
+        self._refusals: dict[int, Exception] = {}
+        self._kept: dict[int, Any] = {}  # answers of several tensors, until each is taken
+        self._failure: Exception | None = None  # of the last call that had such answers
+
+    def host(self, cls: type, *args: Any) -> None:
         try:
-            self._target = cls(*args)
-        except TintrayError as error:
-            self._refusal = error
+            self._members.append(cls(*args))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, ``call`` raises it
+            self._refusals[len(self._members)] = error
+            self._members.append(None)
 
-    def call(self, method: str, *args: Any) -> Any:
-        if self._refusal is not None:
-            raise self._refusal
-        return getattr(self._target, method)(*args)
+    def call(self, number: int, method: str, *args: Any) -> Any:
+        if number in self._refusals:
+            raise self._refusals[number]
+        return getattr(self._members[number], method)(*args)
 
-    def ready(self, name_node: bool) -> None:
-        if self._refusal is None:
-            return
+    def keep(self, token: int, number: int, method: str, *args: Any) -> Any:
+        self._failure = None
+        try:
+            *kept, last = self.call(number, method, *args)
+        except Exception as error:
+            self._failure = error  # of what will be asked for next
+            raise
+        # Copies: what was answered is sent later, when the member may be at its next call.
+        self._kept |= {token + n: tensor.clone() for n, tensor in enumerate(kept)}
+        return last
+
+    def take(self, token: int) -> Any:
+        if self._failure is not None:
+            raise self._failure
+        return self._kept.pop(token)
+
+    def ready(self, number: int, name_node: bool) -> None:
+        error, where = self._refusals.get(number), ""
         if name_node:
             import ray
 
             where = f" (on the node {ray.util.get_node_ip_address()})"
-            raise type(self._refusal)(f"{self._refusal}{where}")
-        raise self._refusal
+        if isinstance(error, TintrayError):
+            raise type(error)(f"{error}{where}")
+        if error is not None:
+            found = f"{type(error).__name__}: {error}"
+            raise FitError(f"a worker could not be started ({found}){where}") from error
 
 
 class _RayMember:
-    def __init__(self, actor: Any, name: str) -> None:
-        self.actor = actor
-        self.name = name
+    """One of an actor's members; ``transport`` is how tensors go from actor to actor."""
 
-    def call(self, method: str, *args: Any, returns: int = 1) -> Ref:
-        return self.actor.call.options(num_returns=returns, name=f"{self.name}.{method}").remote(
-            method, *args
+    def __init__(self, actor: Any, number: int, name: str, transport: str | None) -> None:
+        self.actor = actor
+        self.hosts = number + 1
+        """Members that the actor has by now, if this is the first of them."""
+        self.name = name
+        self._number = number
+        self._transport = transport
+        self._tokens = itertools.count(number << 48)
+
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
+        name = f"{self.name}.{method}"
+        if direct and returns > 1:
+            first, *others = (next(self._tokens) for _ in range(returns - 1))
+            last = self.actor.keep.options(name=name).remote(first, self._number, method, *args)
+            return [*(self._directly("take", name, n) for n in (first, *others)), last]
+        if direct:
+            return self._directly("call", name, self._number, method, *args)
+        return self.actor.call.options(num_returns=returns, name=name).remote(
+            self._number, method, *args
         )
+
+    def _directly(self, task: str, name: str, *args: Any) -> Ref:
+        options = {"tensor_transport": self._transport, "name": name}
+        return getattr(self.actor, task).options(**options).remote(*args)
+
+    def ready(self, name_node: bool) -> Ref:
+        """Raises, when it is asked for, what the constructor did."""
+        return self.actor.ready.remote(self._number, name_node)
+
+
+class _MemberHere:
+    """A member in the process of the fleet itself, which other members' answers come to."""
+
+    def __init__(self, fleet: RayFleet, threads: int, target: Any) -> None:
+        self._fleet = fleet
+        self._threads = threads
+        self._target = target
+
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
+        given = self._fleet.get(args)
+        with _computing_with(self._threads):
+            result = getattr(self._target, method)(*given)
+        return [self._sent(value) for value in result] if returns > 1 else self._sent(result)
+
+    def _sent(self, value: Any) -> Ref:
+        """Large arrays go into the object store once, not along with every call."""
+        large = isinstance(value, np.ndarray) and value.nbytes > _LARGE
+        return self._fleet.put(value) if large else _own(value)
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class RayFleet:
@@ -186,15 +319,28 @@ class RayFleet:
         How many CPUs the members will ask for at once; 0 where they go by the cluster.
     object_store_bytes
         How much shared memory a cluster started here sets aside; the job's plan knows.
+    gpus
+        How many GPUs the members will ask for at once.
+    transport
+        What of Ray's direct transports members exchange tensors by: ``nccl`` between GPUs,
+        ``gloo`` in memory; None sends all through the object store.
 
     Raises
     ------
     SpecError
-        If no cluster answers at the address, or it has fewer CPUs than are asked for: its members
-        would wait for ever.
+        If no cluster answers at the address, or it has fewer CPUs or GPUs than are asked for: its
+        members would wait for ever.
     """
 
-    def __init__(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        cpus: int,
+        object_store_bytes: int,
+        *,
+        gpus: int = 0,
+        transport: str | None = None,
+    ) -> None:
         # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -205,6 +351,9 @@ class RayFleet:
         import ray
 
         self._ray = ray
+        self._transport = transport
+        self.direct = transport is not None
+        self._group: Any = None
         self._actors: list[Any] = []
         self._owns_cluster = not ray.is_initialized()
         self._made_to_measure = self._owns_cluster and address is None
@@ -216,6 +365,13 @@ class RayFleet:
             raise SpecError(
                 f"cluster.workers: the workers need {cpus} CPUs and the cluster has {found}; ask "
                 "for fewer workers or threads, or write workers: auto"
+            )
+        there = self._gpus()
+        if gpus > there:
+            self.close()
+            raise SpecError(
+                f"{_GPUS}: the workers need {gpus} GPU{'' if gpus == 1 else 's'} and the cluster "
+                f"has {there}; {_NO_GPUS}"
             )
 
     def _start(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
@@ -257,18 +413,61 @@ class RayFleet:
             cpus=self.size(),
             memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
             nodes=max(1, len(nodes)),
-            gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+            gpus=self._gpus(),
             object_store=None if self._made_to_measure else min(stores, default=0),
         )
 
-    def spawn(self, cls: type, *args: Any, threads: float, name: str) -> Member:
-        """Start an actor; its constructor runs there and is not waited for."""
+    def _gpus(self) -> int:
+        return int(self._ray.cluster_resources().get("GPU", 0))
+
+    def spawn(
+        self,
+        cls: type,
+        *args: Any,
+        threads: float,
+        name: str,
+        gpus: int = 0,
+        beside: Member | None = None,
+        here: bool = False,
+    ) -> Member:
+        """Start an actor; the constructor runs there and is not waited for."""
+        if here:
+            return _MemberHere(self, max(1, int(threads)), cls(*args))
+        if isinstance(beside, _RayMember):
+            beside.actor.host.remote(cls, *args)
+            beside.hosts += 1
+            return _RayMember(beside.actor, beside.hosts - 1, name, self._transport)
         # Who asks for no CPU (shards) would all be put on one node; they hold memory: spread them.
         strategy = "DEFAULT" if threads else "SPREAD"
-        remote = self._ray.remote(_Host).options(num_cpus=threads, scheduling_strategy=strategy)
-        actor = remote.remote(max(1, int(threads)), cls, *args)
+        remote = self._ray.remote(
+            num_cpus=threads,
+            num_gpus=gpus,
+            scheduling_strategy=strategy,
+            enable_tensor_transport=self.direct,
+        )(_Host)
+        actor = remote.remote(max(1, int(threads)))
+        actor.host.remote(cls, *args)
         self._actors.append(actor)
-        return _RayMember(actor, name)
+        return _RayMember(actor, 0, name, self._transport)
+
+    def connect(self, members: Sequence[Member]) -> None:
+        """Make the one group that Ray's collective transports ask for, of the members' actors."""
+        from ray.experimental.collective import create_collective_group
+
+        self._disconnect()
+        # Ray warns that what an actor is given back of its own is no copy; nobody writes into it.
+        warnings.filterwarnings("ignore", message="RDT ObjectRef", category=UserWarning)
+        actors = dict.fromkeys(m.actor for m in members if isinstance(m, _RayMember))
+        with self._translated():
+            self._group = create_collective_group(list(actors), backend=self._transport)
+
+    def _disconnect(self) -> None:
+        if self._group is not None:
+            from ray.experimental.collective import destroy_collective_group
+
+            group, self._group = self._group, None
+            with suppress(self._ray.exceptions.RayError):  # members that have died
+                destroy_collective_group(group)
 
     def put(self, value: Any) -> Ref:
         """Into the object store, where members read it without a copy."""
@@ -277,21 +476,25 @@ class RayFleet:
     def ready(self, members: Sequence[Member]) -> None:
         """Wait for their constructors; among several nodes, a failure names its own."""
         several = self.capacity().nodes > 1
-        started = [m.actor.ready.remote(several) for m in members if isinstance(m, _RayMember)]
-        self.get(started)
+        self.get([m.ready(several) for m in members if isinstance(m, _RayMember)])
 
     def dismiss(self, members: Sequence[Member]) -> None:
         """Kill their actors; Ray gives their CPUs to the next ones spawned."""
+        self._disconnect()
         for member in members:
-            if isinstance(member, _RayMember):
+            if isinstance(member, _RayMember) and member.actor in self._actors:
                 self._ray.kill(member.actor)
                 self._actors.remove(member.actor)
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """Values in order, with members' own errors."""
         with self._translated():
-            values: list[Any] = self._ray.get(list(refs))
-            return values
+            found = iter(self._ray.get([ref for ref in refs if self.on_its_way(ref)]))
+        return [next(found) if self.on_its_way(ref) else ref for ref in refs]
+
+    def on_its_way(self, ref: Ref) -> bool:
+        """Whether a ref is Ray's; otherwise it is the value itself, of a member in this process."""
+        return isinstance(ref, self._ray.ObjectRef)
 
     def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[int, Any]]:
         """Values as they come."""
@@ -305,6 +508,7 @@ class RayFleet:
 
     def close(self) -> None:
         """Kill the actors; stop the cluster if it was started here."""
+        self._disconnect()
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors.clear()
@@ -352,11 +556,19 @@ def _lines(error: BaseException) -> list[str]:
     return str(error).strip().splitlines()
 
 
-def open_fleet(*, address: str | None, workers: int | str, threads: int, plan: int) -> Fleet:
+def open_fleet(
+    *, address: str | None, workers: int | str, threads: int, plan: int, gpus: int = 0
+) -> Fleet:
     """The fleet that a job file's ``cluster`` asks for; ``workers: 0`` is this process.
 
-    ``plan`` is the object store that a local cluster needs, in bytes.
+    ``plan`` is the object store that a local cluster needs, in bytes; ``gpus`` are those of each
+    worker.
     """
     if workers == 0:
-        return InlineFleet(threads)
-    return RayFleet(address, workers * threads if isinstance(workers, int) else 0, plan)
+        return InlineFleet(threads, gpus=gpus)
+    count = workers if isinstance(workers, int) else 0
+    return RayFleet(
+        *(address, count * threads, plan),
+        gpus=max(1, count) * gpus,
+        transport="nccl" if gpus else None,
+    )

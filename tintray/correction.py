@@ -24,8 +24,8 @@ class Correction:
     Every operation is elementwise, so that stretches move as the whole would.
     """
 
-    def __init__(self, numel: int) -> None:
-        self._tensors = {name: torch.zeros(numel) for name in _NAMES}
+    def __init__(self, numel: int, device: str = "cpu") -> None:
+        self._tensors = {name: torch.zeros(numel, device=device) for name in _NAMES}
         self._steps = 0
 
     @property

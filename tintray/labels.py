@@ -12,7 +12,7 @@ from tintray.errors import CheckpointError
 from tintray.models import answer, head_modules, skeleton
 from tintray.objectives import TopTokens
 from tintray.pools import Pool
-from tintray.tasks import Kind, Outputs, reduced
+from tintray.tasks import Kind, Outputs, moved, reduced
 from tintray.tint import listen
 
 BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
@@ -32,11 +32,11 @@ def ask(
 ) -> Outputs:
     """Answers over a pool, or over its first ``examples``, of whatever turns a batch into them.
 
-    Answers per token are padded to the longest example of the pool.
+    Answers per token are padded to the longest example of the pool; all are in memory.
     """
     stop = len(pool) if examples is None else min(examples, len(pool))
     parts = [
-        reduced(kind, run(pool.batch(slice(start, min(start + BATCH, stop)))).float())
+        moved(reduced(kind, run(pool.batch(slice(start, min(start + BATCH, stop)))).float()), "cpu")
         for start in range(0, stop, BATCH)
     ]
     if isinstance(parts[0], TopTokens):

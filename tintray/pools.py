@@ -73,9 +73,11 @@ class Pool:
             chosen["pixel_values"] = chosen["pixel_values"].float() * self.scale + self.shift
         return trimmed(chosen)
 
-    def counts(self, index: Tensor | slice, length: int) -> Tensor | None:
+    def counts(
+        self, index: Tensor | slice, length: int, device: torch.device | str = "cpu"
+    ) -> Tensor | None:
         """Which of the first ``length`` tokens of the examples at ``index`` count: bool [b, S]."""
-        return None if self.mask is None else self.mask[index][:, :length]
+        return None if self.mask is None else self.mask[index][:, :length].to(device)
 
     def first(self, count: int) -> Pool:
         """The first ``count`` examples."""

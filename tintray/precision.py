@@ -19,16 +19,20 @@ Precision = Literal["float32", "bfloat16"]
 Choice = Literal["auto", "float32", "bfloat16"]
 
 
-def resolve(choice: Choice) -> Precision:
-    """``auto`` is bfloat16 where this machine multiplies it natively, else float32."""
+def resolve(choice: Choice, device: str = "cpu") -> Precision:
+    """``auto`` is bfloat16 where the device multiplies it natively, else float32.
+
+    Of a GPU that this machine does not have (its workers may be elsewhere) it is bfloat16.
+    """
     if choice != "auto":
         return choice
-    return "bfloat16" if _has_bfloat16() else "float32"
+    return "bfloat16" if _has_bfloat16(device) else "float32"
 
 
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+def _has_bfloat16(device: str) -> bool:
+    if device != "cpu":
+        there = torch.cuda.is_available()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False)) if there else True
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:  # not Linux: then nothing tells, and float32 is right everywhere

@@ -215,7 +215,8 @@ def make_stack(
     rows
         A task's numbers each: a tensor of ``shape`` or flat, a ``LowRank``, or None for zeros.
     mapped
-        Keep the rows themselves, which lie in mapped files, instead of a copy; ``f32`` only.
+        Keep the rows themselves, which lie in mapped files, instead of a copy; ``f32`` in memory
+        only, other devices have their own copy.
     device
         Where the stack lies and computes.
     """
@@ -229,7 +230,7 @@ def make_stack(
     channel = size[1:].numel() if len(size) > 1 else size.numel()
     edges = _edges(size.numel(), channel, len(rows))
     kept: Format = "f32" if len(size) < 2 else format
-    if mapped and kept == "f32":
+    if mapped and kept == "f32" and device == "cpu":
         return _Mapped(edges, flat)
     double = kept == "f32" and any(r is not None and r.dtype == torch.float64 for r in flat)
     dtype = torch.float64 if double else torch.float32

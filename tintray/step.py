@@ -21,7 +21,7 @@ from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
 from tintray.randomness import sample
-from tintray.tasks import Kind, Outputs, chosen, compare
+from tintray.tasks import Kind, Outputs, chosen, compare, moved
 from tintray.tint import FusedModel, TintLayer
 
 
@@ -121,7 +121,8 @@ class TaskGroup:
     """A fixed set of tasks that steps as one.
 
     ``gradient`` [P] is the buffer that every step overwrites and returns; groups that never step
-    at the same time may share one.
+    at the same time may share one. It lies where ``fused`` computes, as the tint layers do; pools
+    and self-labels stay in memory, and their batches are moved there.
     """
 
     def __init__(
@@ -170,9 +171,10 @@ class TaskGroup:
             sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)
             for t in tasks
         ]
-        totals = torch.zeros(len(tasks), 3, dtype=torch.float64)
+        totals = torch.zeros(len(tasks), 3, dtype=torch.float64, device=self._gradient.device)
         for micro_batch in _micro_batches(len(tasks), self._settings):
             self._accumulate(tasks, micro_batch, indices, totals)
+        totals = totals.cpu()  # where passes run elsewhere, this waits for them: once per step
         _check(tasks, totals, round_)
         for task in tasks:
             task.update(tint_lr)
@@ -195,6 +197,7 @@ class TaskGroup:
         outputs = self._fused.forward(
             batches, [task.layer for task in tasks], self._settings.precision
         )
+        device = self._gradient.device
         heard = self._fused.features() if self._settings.features else [None] * len(pieces)
         losses = []
         for piece, task, index, output, features in zip(
@@ -204,8 +207,8 @@ class TaskGroup:
             found = compare(
                 task.kind,
                 output,
-                chosen(task.labels, index),
-                task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0),
+                moved(chosen(task.labels, index), device),
+                task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0, device),
                 judge=task.judge,
                 labels=self._settings.labels,
                 temperature=self._settings.temperature,
@@ -213,7 +216,7 @@ class TaskGroup:
             )
             each = found.losses
             if features is not None and task.features is not None:
-                distance = feature_loss(features, task.features[index])
+                distance = feature_loss(features, task.features[index].to(device))
                 each = each + self._settings.features * distance
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.

@@ -56,6 +56,13 @@ def chosen(outputs: Outputs, index: Tensor | slice) -> Outputs:
     return outputs[index]
 
 
+def moved(outputs: Outputs, device: torch.device | str) -> Outputs:
+    """The same outputs on a device."""
+    if isinstance(outputs, TopTokens):
+        return TopTokens(outputs.indices.to(device), outputs.logs.to(device))
+    return outputs.to(device)
+
+
 def as_tensors(outputs: Outputs) -> dict[str, Tensor]:
     """Outputs as named tensors, to be kept as an artifact."""
     if isinstance(outputs, TopTokens):
@@ -132,7 +139,7 @@ def compare(
     Examples, tokens or pixels that the judge drops weigh nothing; for kinds without a confidence
     (values, language) all are kept.
     """
-    everything = torch.ones(len(merged))
+    everything = torch.ones(len(merged), device=merged.device)
     if isinstance(expert, TopTokens):
         length = min(merged.shape[1], expert.logs.shape[1])
         merged = merged[:, :length]

@@ -44,9 +44,14 @@ class TintLayer:
 
     @classmethod
     def of_expert(
-        cls, task: str, tensors: Mapping[str, Tensor], site: Sequence[str], learn: bool = True
+        cls,
+        task: str,
+        tensors: Mapping[str, Tensor],
+        site: Sequence[str],
+        learn: bool = True,
+        device: str = "cpu",
     ) -> TintLayer:
-        """Private copies of an expert's tensors; those below ``site`` will be trained."""
+        """Private copies, on ``device``, of an expert's tensors; those below ``site`` learn."""
         below = tuple(f"{path}." for path in site)
         trained = tuple(
             name
@@ -54,9 +59,9 @@ class TintLayer:
             if learn and tensor.is_floating_point() and name.startswith(below)
         )
         own = {
-            name: nn.Parameter(tensor.clone(), requires_grad=True)
+            name: nn.Parameter(tensor.to(device, copy=True), requires_grad=True)
             if name in trained
-            else tensor.clone()
+            else tensor.to(device, copy=True)
             for name, tensor in tensors.items()
         }
         return cls(task, own, trained)
@@ -249,6 +254,9 @@ class FusedModel:
         Paths of the modules that every task owns: the tint site and the head.
     low_rank
         Names of linear weights that every task adds a low-rank product to.
+    device
+        Where it computes. θ, the gradient and the tint layers that it is given lie there; batches
+        are moved there, and answers stay.
     """
 
     def __init__(
@@ -257,8 +265,10 @@ class FusedModel:
         layout: Layout,
         private: Sequence[str],
         low_rank: Sequence[str] = (),
+        device: str = "cpu",
     ) -> None:
-        self._module = skeleton(module)
+        self._device = torch.device(device)
+        self._module = skeleton(module).to(self._device)
         self._heard: list[Tensor] = []
         self._head = (*head_modules(self._module), "")[0]
         self._layout = layout
@@ -338,6 +348,7 @@ class FusedModel:
         The caller cuts each to its task's own size; see ``Parted`` and ``tasks.matched``.
         """
         inputs = joined([dict(batch) for batch in batches], self._pad_token)
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         sizes = [len(next(iter(batch.values()))) for batch in batches]
         return self._answers(inputs, sizes, layers, precision)
 
@@ -351,7 +362,7 @@ class FusedModel:
         """Outputs of each task's stretch of a joined batch."""
         self._split.sizes, self._split.layers = list(sizes), list(layers)
         self._heard.clear()
-        with computing(precision, self._module):
+        with computing(precision, self._module, self._device.type):
             output = answer(self._module, inputs)
         # Losses and metrics are float32 at least, whatever the passes computed in.
         output = output.float() if output.dtype == torch.bfloat16 else output

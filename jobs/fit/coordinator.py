@@ -156,11 +156,13 @@ class Coordinator:
             only = {group: names for group, names in named.items() if names}
         if not only:
             return {}
-        theta = self.theta()
+        theta = self._cast.shards.merge(self._coefficients.values, for_a_round=True)
         tint_lr = self._tint_lr(round_)
         answers = [
             self._cast.groups[group].call(
-                "step", group, round_, tint_lr, names, *theta, returns=len(theta) + 1
+                *("step", group, round_, tint_lr, names, *theta),
+                returns=len(theta) + 1,
+                direct=self._cast.shards.sends_tensors,
             )
             for group, names in only.items()
         ]

@@ -31,6 +31,7 @@ from jobs.planning.needs import (
     job_size,
     object_store_bytes,
 )
+from jobs.planning.pool_sizes import pool_bytes
 from jobs.resources import free_disk
 from jobs.running.sources import cache_folder, local_folder
 from jobs.spec.sections import JobSpec
@@ -121,14 +122,19 @@ def make_plan(spec: JobSpec, ground: Ground, cluster: ClusterSize) -> Plan:
     module, examples = ground.partition.module, spec.fit.micro_batch or DEFAULT_MICRO_BATCH
     below = tuple(f"{path}." for path in private)
     own = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
-    config = getattr(module, "config", None)
-    wide = 4 if resolve(spec.fit.precision) == "float32" else 2
+    known = getattr(module, "config", None)
+    answers = {
+        "num_labels": getattr(known, "num_labels", 1)
+    }  # a property, of which a dict is silent
+    config = known.to_dict() | answers if known else {}
+    wide = 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
     size = job_size(
         layout,
         tasks=len(spec.tasks),
         private=own,
         groups=min(len(spec.tasks), group_count(spec)),
-        activation_bytes=activation_bytes(config.to_dict() if config else {}, examples, wide),
+        pool_bytes=pool_bytes(spec, config),
+        activation_bytes=activation_bytes(config, examples, wide),
         corrected=bool(spec.merge.learned and spec.fit.correction_lr),
         factors=list(factor_bytes(spec).values()),
     )
@@ -148,6 +154,7 @@ def _choice(spec: JobSpec) -> Choice:
         workers=None if wanted.workers == "auto" else max(1, wanted.workers),
         threads=wanted.threads_per_worker,
         shards=None if wanted.shards == "auto" else wanted.shards,
+        gpus=wanted.gpus_per_worker,
         format=spec.merge.task_vectors,
     )
 
@@ -215,7 +222,7 @@ class Crew:
         groups = form_groups(len(self.orders), group_count(spec))
         threads = spec.cluster.threads_per_worker
         self.plan = make_plan(spec, ground, fleet.capacity())
-        order = _fit_order(spec, ground)
+        order = replace(_fit_order(spec, ground), direct=fleet.direct)
         self._groups: dict[int, Member] = {}
         self._names: dict[int, list[str]] = {}
         self._tasks: dict[str, Member] = {}
@@ -223,7 +230,12 @@ class Crew:
         for hand in spread_groups(groups, self.plan.workers):
             hosted = {number: [self.orders[i] for i in groups[number]] for number in hand}
             name = f"worker {len(self._workers) + 1}"
-            member = fleet.spawn(worker, order, hosted, threads=threads, name=name)
+            member = fleet.spawn(
+                *(worker, order, hosted),
+                threads=threads,
+                name=name,
+                gpus=spec.cluster.gpus_per_worker,
+            )
             self._workers.append(member)
             self._groups |= dict.fromkeys(hand, member)
             self._names |= {number: [o.name for o in of] for number, of in hosted.items()}
@@ -294,8 +306,13 @@ class Crew:
             layout=self._ground.partition.layout,
             format=self.plan.format,
             mapped=self.plan.mapped,
+            device=self._spec.cluster.device,
+            direct=self._fleet.direct,
         )
-        shards = self._shards = Shards(self._fleet, order, self.plan.shards)
+        hosts = self._workers if self._fleet.direct else ()
+        shards = self._shards = Shards(
+            self._fleet, order, self.plan.shards, hosts, here=self.plan.here
+        )
         names = [order.name for order in self.orders]
         vectors = [prepared[name].vector for name in names]
         self._fleet.get(
@@ -304,6 +321,8 @@ class Crew:
                 *(worker.call("begin", shards.bounds) for worker in self._workers),
             ]
         )
+        if self._fleet.direct:
+            self._fleet.connect(self._workers)
 
     @property
     def cast(self) -> Cast:
@@ -357,12 +376,14 @@ class Crew:
         self._workers, self._shards = [], None
 
     def peak_memory(self) -> int:
-        """Bytes: the sum over the members' processes of the most that each has held."""
+        """Bytes: the sum over the members' own processes of the most that each has held."""
         return sum(self._fleet.get([member.call("peak_memory") for member in self._members]))
 
     @property
     def _members(self) -> list[Member]:
-        return [*self._workers, *(self._shards.members if self._shards else [])]
+        """Those with a process of their own."""
+        away = self._shards is not None and not self._shards.here
+        return [*self._workers, *(self._shards.members if self._shards and away else [])]
 
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""
@@ -403,7 +424,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         labels=spec.objective.labels,
         filter=spec.objective.filter,
         temperature=spec.objective.temperature,
-        precision=resolve(spec.fit.precision),
+        precision=resolve(spec.fit.precision, spec.cluster.device),
         features=spec.objective.features,
         distance=spec.objective.distance,
     )
@@ -417,6 +438,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         rank=spec.tint.rank,
         feature_site=spec.objective.feature_site,
         learned=spec.tint.learned,
+        device=spec.cluster.device,
         granularity=spec.merge.granularity,
         settings=settings,
         trust=Trust(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from jobs.fit.arrays import Floats, peak_memory, readable
+from jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
 from jobs.fleet import Fleet, Member, Ref
 from jobs.planning.needs import FLOAT, LARGE_GRADIENT
 from jobs.running.sources import cache_folder
@@ -48,6 +48,10 @@ class ShardOrder:
         How task vectors are kept in memory.
     mapped
         Leave float32 task vectors in their files, mapped, where memory would not hold them.
+    device
+        Where they lie, merge and project.
+    direct
+        Whether workers send and are sent tensors, instead of arrays in the object store.
     """
 
     store_url: str
@@ -55,6 +59,8 @@ class ShardOrder:
     layout: Layout
     format: Format = "f32"
     mapped: bool = False
+    device: str = "cpu"
+    direct: bool = False
 
 
 class Shard:
@@ -83,6 +89,7 @@ class Shard:
                 lambda slot: [row_of(names, tensor, slot.name) for names, tensor in files],
                 self._order.format,
                 mapped=self._order.mapped,
+                device=self._order.device,
             )
 
     def totals(self, recipe: Recipe) -> list[Floats]:
@@ -116,32 +123,32 @@ class Shard:
                 format=self._order.format,
             )
 
-    def merge(self, coefficients: Floats) -> Floats:
+    def merge(self, coefficients: Floats, direct: bool = False) -> Sent:
         """This stretch of θ for coefficients [K, S] by tensor, with the correction so far."""
         theta = self._loaded.merge(torch.from_numpy(coefficients.copy()))
         if self._correction is not None:
             theta += self._correction.values
-        merged: Floats = theta.numpy()
-        return merged
+        return sent(theta, direct)
 
-    def add(self, *gradients: Floats) -> None:
+    def add(self, *gradients: Sent) -> None:
         """Sum this stretch of the groups' gradients, in the order given, onto what was added."""
-        for gradient in gradients:
+        for given in gradients:
+            gradient = readable(given, self._order.device)
             if self._total is None:
-                self._total = torch.from_numpy(gradient.copy())
+                self._total = gradient.clone()
             else:
-                self._total += readable(gradient)
+                self._total += gradient
 
-    def project(self, correction_lr: float, *gradients: Floats) -> Floats:
+    def project(self, correction_lr: float, *gradients: Sent) -> Floats:
         """∂L/∂Λ [K, S] by tensor, of all gradients added since the last projection and these.
 
         The correction moves along their sum, unless its learning rate is 0.
         """
         self.add(*gradients)
         assert self._total is not None, "a projection needs a gradient"
-        projected: Floats = self._loaded.project(self._total).numpy()
+        projected: Floats = self._loaded.project(self._total).cpu().numpy()
         if correction_lr:
-            self._correction = self._correction or Correction(self._layout.numel)
+            self._correction = self._correction or self._no_correction()
             self._correction.update(self._total, correction_lr)
         self._total = None
         return projected
@@ -150,16 +157,20 @@ class Shard:
         """The state of this stretch of the correction; empty where none was learned."""
         if self._correction is None:
             return {}
-        return {name: tensor.numpy() for name, tensor in self._correction.state_dict().items()}
+        state = self._correction.state_dict()
+        return {name: tensor.cpu().numpy() for name, tensor in state.items()}
 
     def correct(self, state: Mapping[str, Floats]) -> None:
         """Go back to what ``correction`` returned."""
-        self._correction = Correction(self._layout.numel)
+        self._correction = self._no_correction()
         self._correction.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in state.items()})
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
         return peak_memory()
+
+    def _no_correction(self) -> Correction:
+        return Correction(self._layout.numel, self._order.device)
 
     @property
     def _loaded(self) -> TaskVectors:
@@ -180,18 +191,47 @@ class Shards:
     ----------
     count
         How many at most; never more than there are places to cut the layout.
+    hosts
+        Members beside which they live, one each: what lies on a device is then moved only between
+        devices. Without them each has a process of its own.
+    here
+        Have the one shard in the coordinator's process: a round then makes half as many hops.
     """
 
     member: type[Shard] = Shard
 
-    def __init__(self, fleet: Fleet, order: ShardOrder, count: int) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        order: ShardOrder,
+        count: int,
+        hosts: Sequence[Member] = (),
+        *,
+        here: bool = False,
+    ) -> None:
         self._fleet = fleet
         self._layout = order.layout
-        self._stretches = order.layout.stretches(count)
+        self._direct = order.direct
+        self.here = here
+        """Whether they are in this process."""
+        self._stretches = order.layout.stretches(min(count, len(hosts)) if hosts else count)
         self.members: list[Member] = [
-            fleet.spawn(self.member, order, stretch, threads=0, name=f"shard {n + 1}")
+            fleet.spawn(
+                self.member,
+                order,
+                stretch,
+                threads=0,
+                name=f"shard {n + 1}",
+                beside=hosts[n] if hosts else None,
+                here=here,
+            )
             for n, stretch in enumerate(self._stretches)
         ]
+
+    @property
+    def sends_tensors(self) -> bool:
+        """Whether they and the workers exchange tensors directly."""
+        return self._direct
 
     @property
     def bounds(self) -> list[slice]:
@@ -210,11 +250,20 @@ class Shards:
         given = None if totals is None else totals.numpy()
         self._fleet.get([m.call("direct", recipe, statistics, given) for m in self.members])
 
-    def merge(self, coefficients: torch.Tensor) -> list[Ref]:
-        """θ for Λ [K, L], in pieces, one of each shard."""
+    def merge(self, coefficients: torch.Tensor, *, for_a_round: bool = False) -> list[Ref]:
+        """θ for Λ [K, L], in pieces, one of each shard.
+
+        ``for_a_round`` it may go to the workers directly; else whoever holds the refs can read it.
+        """
         spread = self._layout.spread(coefficients).numpy()
+        direct = self._direct and for_a_round
         return [
-            member.call("merge", np.ascontiguousarray(spread[:, stretch.start : stretch.stop]))
+            member.call(
+                "merge",
+                np.ascontiguousarray(spread[:, stretch.start : stretch.stop]),
+                *([True] if direct else []),
+                direct=direct,
+            )
             for member, stretch in zip(self.members, self._stretches, strict=True)
         ]
 

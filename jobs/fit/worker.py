@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.fit.arrays import Floats, peak_memory, readable
+from jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
 from jobs.fit.checkpointing import MARK
 from jobs.fit.probing import Candidate, probe
 from jobs.merges.kept import Kept, kept_checkpoint, kept_module, kept_tint
@@ -121,6 +121,8 @@ class FitOrder:
     settings: StepSettings
     trust: Trust
     factory: str | None = None  # what builds the modules, if not transformers
+    device: str = "cpu"  # where rounds and evaluations compute
+    direct: bool = False  # whether gradients are answered as tensors, not as arrays
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,9 @@ class Worker:
         else:
             private = kept_tint(task.kept, task.name)
         layer = TintLayer.of_expert(
-            task.name, private, self._partition.site, learn=self._order.learned
+            *(task.name, private, self._partition.site),
+            learn=self._order.learned,
+            device=self._order.device,
         )
         width = models.answer_width(expert, task.kind)
         known = models.answers(expert, width, task.role)
@@ -259,7 +263,9 @@ class Worker:
         self._hosted[task.name] = _Hosted(task, facts, layer, pool, test, test_labels, true)
         if self._fused is None:
             split = self._partition
-            self._fused = FusedModel(expert, split.layout, split.private, split.low_rank)
+            self._fused = FusedModel(
+                *(expert, split.layout, split.private, split.low_rank), device=self._order.device
+            )
             if self._order.settings.features:
                 self._fused.listen(self._feature_path())
         return facts
@@ -296,7 +302,8 @@ class Worker:
         """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
         assert self._fused is not None, "check() comes first"
         self._bounds = list(bounds)
-        gradient = torch.zeros(self._partition.layout.numel)  # one group steps at a time
+        # One group steps at a time.
+        gradient = torch.zeros(self._partition.layout.numel, device=self._order.device)
         for number, orders in self._orders.items():
             states = [self._state(self._hosted[order.name]) for order in orders]
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
@@ -322,16 +329,15 @@ class Worker:
     # -- rounds --------------------------------------------------------------------------------
 
     def step(
-        self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Floats
+        self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Sent
     ) -> tuple[Any, ...]:
         """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
 
         Answers Σ ∂L/∂θ over its tasks, in as many pieces, and last the metrics per task.
         """
-        pieces = [readable(piece) for piece in theta]
-        result = self._groups[group].step(pieces, round_, tint_lr, only=only)
-        gradient: Floats = result.gradient.numpy()
-        return (*(gradient[stretch] for stretch in self._bounds), result.metrics)
+        result = self._groups[group].step(self._backbone(theta), round_, tint_lr, only=only)
+        pieces = [result.gradient[stretch] for stretch in self._bounds]
+        return (*(sent(piece, self._order.direct) for piece in pieces), result.metrics)
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
@@ -399,7 +405,7 @@ class Worker:
 
     def tint(self, name: str) -> dict[str, NDArray[Any]]:
         """The private tensors of a task, as arrays."""
-        return {k: v.detach().numpy() for k, v in self._hosted[name].layer.tensors.items()}
+        return {k: v.detach().cpu().numpy() for k, v in self._hosted[name].layer.tensors.items()}
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
@@ -591,16 +597,20 @@ class Worker:
     def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         return remember(self._store, kind, key, tensors_as_bytes(tensors), {}).ref
 
+    def _backbone(self, theta: Sequence[Sent]) -> list[Tensor]:
+        """θ in pieces, where rounds compute."""
+        return [readable(piece, self._order.device) for piece in theta]
+
     def _estimate(self, hosted: _Hosted, theta: Sequence[Floats]) -> None:
         """Let a task keep the statistics of batch normalisation that it has under θ."""
         assert self._fused is not None, "check() comes first"
-        self._fused.bind([readable(piece) for piece in theta], None)
+        self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
 
     def _predict(self, hosted: _Hosted, pool: pools.Pool, theta: Sequence[Floats]) -> Outputs:
         fused, layer = self._fused, hosted.layer
         assert fused is not None, "check() comes first"
-        fused.bind([readable(piece) for piece in theta], None)
+        fused.bind(self._backbone(theta), None)
         fused.use_statistics("kept")
         try:
             return labels.ask(

@@ -89,7 +89,8 @@ def _grow_once(
     of_newest: bool,
     on_event: OnEvent,
 ) -> dict[str, Any]:
-    spec = adjust(change.applied(parent.spec, str(parent.ref)))
+    # Growing computes on CPUs: what is cached of a prefix lies in memory.
+    spec = adjust(change.applied(parent.spec, str(parent.ref))).on_cpus()
     ground = child_ground(parent, change, spec)
     place, opened = open_places(spec)
     with opened as catalog:

@@ -230,7 +230,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         ],
         "metrics": overall(outcome.scores),
         "rounds": outcome.rounds,
-        "precision": resolve(spec.fit.precision),
+        "precision": resolve(spec.fit.precision, spec.cluster.device),
         "seconds": dict(outcome.seconds),
         "peak_memory_mib": outcome.peak_memory_mib,
         "job": spec.record(),

@@ -185,10 +185,9 @@ def _boundless(cluster: ClusterSize) -> ClusterSize:
 
 def _looked_at(spec: JobSpec, ground: Ground, seconds: float) -> tuple[dict[str, TaskFacts], Speed]:
     """Check every task in this process, and time the steps of the first."""
-    here = spec.cluster.model_copy(update={"workers": 0, "address": None})
     fleet = _Boundless(spec.cluster.threads_per_worker)
     try:
-        crew = Crew(fleet, spec.model_copy(update={"cluster": here}), ground)
+        crew = Crew(fleet, spec.here(), ground)
         return crew.check(), crew.calibrate(seconds)
     finally:
         fleet.close()
@@ -330,11 +329,10 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
                 changed[part] = data.model_copy(update={"split": split})
         cut.append(task.model_copy(update=changed))
     fit = {"rounds": rounds, "warmup": min(spec.fit.warmup, rounds - 1), "groups": None}
-    return spec.model_copy(
+    return spec.here().model_copy(
         update={
             "tasks": tuple(cut),
             "fit": spec.fit.model_copy(update=fit),
-            "cluster": spec.cluster.model_copy(update={"workers": 0, "address": None}),
             "store": Location(str(folder / "store")),
             "catalog": Location(f"sqlite:///{folder}/catalog.db"),
         }

@@ -23,6 +23,11 @@ PROCESS_BYTES = 420 * MIB
 SHARD_BYTES = 512 * MIB
 """Task vectors that one shard has at least, where the job file does not say how many there are."""
 
+HERE_BYTES = 128 * MIB
+"""Up to so much, all task vectors are held by the coordinator's process, where the job file does
+not say how many shards there are: a round then waits for half as many calls, and nobody pays for a
+process more."""
+
 LARGE_GRADIENT = 4 * MIB
 """From this size on, a gradient is summed and let go as soon as it is there."""
 
@@ -99,6 +104,7 @@ class Choice:
     workers: int | None = None
     threads: int = 1
     shards: int | None = None
+    gpus: int = 0  # of each worker
     format: Format = "f32"
 
 
@@ -116,6 +122,10 @@ class Plan:
         What is alive in shared memory at most, on each node.
     disk
         What the artifacts take.
+    pools
+        What of a worker's memory is pools.
+    here
+        Whether the one shard is in the coordinator's process.
     """
 
     workers: int
@@ -127,6 +137,8 @@ class Plan:
     object_store: int
     disk: int
     nodes: int = 1
+    pools: int = 0
+    here: bool = False
 
     @property
     def memory(self) -> int:
@@ -193,24 +205,31 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """Lay a job out over a cluster, whether it fits there or not.
 
     Task vectors in float32 stay in their files where memory would not hold them beside the rest.
+    What lies on GPUs is counted as if it lay in memory; that of GPUs is not known here.
     """
-    workers = choice.workers or max(1, cluster.cpus // choice.threads)
-    workers = min(workers, job.groups)
+    most = cluster.gpus // choice.gpus if choice.gpus else cluster.cpus // choice.threads
+    workers = min(choice.workers or max(1, most), job.groups)
     total = job.vectors[choice.format]
     shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))
+    if choice.gpus:  # a shard lives beside a worker, on its GPU
+        shards = min(choice.shards or workers, workers)
+    here = choice.shards is None and not choice.gpus and total <= HERE_BYTES
     plan = Plan(
         workers=workers,
         shards=shards,
         mapped=False,
         format=choice.format,
         worker=worker_bytes(job, workers),
-        shard=shard_bytes(job, shards, total),
+        shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if here else 0),
         object_store=alive_bytes(job.parameters, job.groups),
         disk=job.stored,
         nodes=cluster.nodes,
+        pools=job.pool_bytes // workers,
+        here=here,
     )
     if choice.format == "f32" and plan.memory > cluster.memory:
-        return replace(plan, mapped=True, shard=shard_bytes(job, shards, job.factors))
+        shard = shard_bytes(job, shards, job.factors)
+        return replace(plan, mapped=True, here=False, shard=shard)
     return plan
 
 
@@ -273,8 +292,9 @@ def _advice(job: JobSize, cluster: ClusterSize, choice: Choice, plan: Plan) -> s
 
 def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
     if plan.memory > cluster.memory:
+        pools = f" ({size(plan.pools)} of it pools)" if 10 * plan.pools > plan.worker else ""
         return (
-            f"{plan.workers} worker{_s(plan.workers)} of {size(plan.worker)}, {plan.shards} "
+            f"{plan.workers} worker{_s(plan.workers)} of {size(plan.worker)}{pools}, {plan.shards} "
             f"shard{_s(plan.shards)} of {size(plan.shard)} ({plan.format} task vectors) and an "
             f"object store of {size(plan.nodes * plan.object_store)} are {size(plan.memory)} of "
             f"memory, and {size(cluster.memory)} are free"
@@ -319,6 +339,9 @@ def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Ch
                 yield text, (job, replace(choice, format=format, workers=workers), 1)
     if job.groups > 2:
         yield "fit.groups: 2", (replace(job, groups=2), choice, 1)
+    if job.pool_bytes:
+        halved = replace(job, pool_bytes=job.pool_bytes // 2)
+        yield "half of each pool (adapt.split: train[:50%])", (halved, choice, 1)
     for nodes in (2, 4, 8):
         yield f"{nodes} such nodes (cluster.address)", (job, choice, nodes)
 

@@ -118,6 +118,7 @@ def fleet_for(spec: JobSpec, ground: Ground) -> Iterator[Fleet]:
         workers=spec.cluster.workers,
         threads=spec.cluster.threads_per_worker,
         plan=object_store_needed(spec, ground),
+        gpus=spec.cluster.gpus_per_worker,
     )
     try:
         yield fleet

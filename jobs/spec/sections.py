@@ -343,7 +343,7 @@ class FitSpec(Section):
 
 
 class ClusterSpec(Section):
-    """Where the job runs. Nothing here changes what it learns."""
+    """Where the job runs. Nothing here changes what it learns, but for the rounding of a GPU."""
 
     address: str | None = Field(default=None, min_length=1)
     """The Ray cluster to join; left out, one is started on this machine."""
@@ -353,6 +353,13 @@ class ClusterSpec(Section):
     """Threads with which a worker computes."""
     shards: ShardCount = "auto"
     """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where rounds compute, as torch calls it."""
+        return "cuda" if self.gpus_per_worker else "cpu"
 
     @field_validator("workers")
     @classmethod
@@ -448,17 +455,30 @@ class JobSpec(Section):
         kept = tuple(task for task in self.tasks if task.name not in names)
         return self.model_copy(update={"tasks": kept})
 
+    def here(self) -> Self:
+        """The same job in this process, on its CPU."""
+        return self._on({"workers": 0, "address": None, "gpus_per_worker": 0})
+
+    def on_cpus(self) -> Self:
+        """The same job without GPUs."""
+        return self._on({"gpus_per_worker": 0})
+
+    def _on(self, cluster: Mapping[str, Any]) -> Self:
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update=cluster)})
+
     def digest(self) -> str:
         """SHA-256 of all that can change the result: not names, places, nor how it may grow later.
 
-        Threads do count: they change the order of floating-point sums. Models and data count by
-        their resolved location, not by their content.
+        Threads and GPUs do count: they change the order of floating-point sums. Models and data
+        count by their resolved location, not by their content.
         """
         elsewhere = {"name", "store", "catalog", "cluster", "growth"}
         result = self.model_dump(mode="json", exclude=elsewhere)
         result["merge"].pop("memory")
         result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker
+        if self.cluster.gpus_per_worker:
+            result["gpus_per_worker"] = self.cluster.gpus_per_worker
         canonical = json.dumps(result, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

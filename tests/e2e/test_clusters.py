@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from jobs import api
 from jobs.events import Notice
-from jobs.fleet import Fleet, open_fleet
+from jobs.fleet import Fleet, RayFleet, open_fleet
 from jobs.growth import api as growth
 from jobs.growth.decisions import Asked
 from storage.publish import parse_merge_url, read_manifest
@@ -63,7 +64,7 @@ def hashes(url: str) -> dict[str, str]:
 
 @pytest.mark.usefixtures("cluster")
 def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
-    """In this process, on one worker, on two, on four; with one shard or more: the same bytes.
+    """In this process, on one worker, on two, on four; with one shard or more, or none away.
 
     Each from an empty store.
 
@@ -71,7 +72,7 @@ def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
     precision that this machine computes in by default.
     """
     found = {}
-    for workers, shards in ((0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 3)):
+    for workers, shards in ((0, 1), (1, 2), (2, "auto"), (2, 2), (4, 1)):
         spec = tiny.spec(
             tmp_path / f"{workers}-{shards}",
             tint={"site": "vit.layers.2"},
@@ -103,12 +104,36 @@ def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> No
         cluster.get([member.call("die")])
 
 
+@pytest.mark.usefixtures("cluster")
+def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's direct transport, over gloo where there is no GPU: shards beside workers, same bits."""
+    parts = {"fit": {"rounds": 3, "groups": 4}, "merge": {"granularity": "block"}}
+    arrays = api.run(tiny.spec(tmp_path / "arrays", **parts))
+
+    def direct(**wanted: Any) -> Fleet:
+        return RayFleet(None, wanted["workers"], wanted["plan"], transport="gloo")
+
+    monkeypatch.setattr("jobs.running.driver.open_fleet", direct)
+    cluster = {"workers": 2, "shards": 2}
+    tensors = api.run(tiny.spec(tmp_path / "tensors", cluster=cluster, **parts))
+    assert hashes(tensors.url) == hashes(arrays.url)
+
+
+def test_gpus_that_the_cluster_lacks_are_asked_for_in_vain(cluster: Fleet) -> None:
+    if cluster.capacity().gpus:
+        pytest.skip("this machine has GPUs")
+    with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: the workers need 2 GPUs and"):
+        open_fleet(address="auto", workers=2, threads=1, plan=0, gpus=1)
+
+
 def test_members_that_cannot_be_constructed_say_why(cluster: Fleet) -> None:
     """On purpose: its own sentence; by a bug: the exception. Neither is a worker that died."""
     refused = cluster.spawn(Unready, SpecError("field: bad"), threads=0, name="member 1")
-    with pytest.raises(SpecError, match="^field: bad$"):
+    with pytest.raises(SpecError, match="field: bad"):
         cluster.ready([refused])
-    with pytest.raises(SpecError, match="^field: bad$"):
+    with pytest.raises(SpecError, match="field: bad"):
         cluster.get([refused.call("anything")])
     broken = cluster.spawn(Unready, KeyError("of a bug"), threads=0, name="member 2")
     with pytest.raises(FitError, match=r"could not be started \(KeyError: 'of a bug'\)"):

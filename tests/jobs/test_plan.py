@@ -24,8 +24,11 @@ from jobs.planning.needs import (
     size,
     worker_bytes,
 )
+from jobs.planning.pool_sizes import pool_bytes
 from jobs.resources import available_memory, free_disk
 from tests.tiny_zoo import TinyZoo
+from tintray.data import DataOrder
+from tintray.data.counting import extent
 from tintray.errors import SpecError
 from tintray.layout import build_layout
 
@@ -45,7 +48,11 @@ def test_a_job_that_fits_is_laid_out_by_the_cluster() -> None:
 
 def test_small_jobs_have_one_shard() -> None:
     small = job_size(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
-    assert check(small, MACHINE, Choice()).shards == 1
+    plan = check(small, MACHINE, Choice())
+    assert (plan.shards, plan.here) == (1, True)  # and no process for it
+    assert plan.shard < 2**20
+    assert not check(small, MACHINE, Choice(shards=1)).here
+    assert not check(JOB, MACHINE, Choice()).here
 
 
 def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
@@ -86,6 +93,14 @@ def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
     assert "merge.task_vectors: int8 with cluster.workers: 1" in ways
     one = Choice(format="int8", workers=1)
     assert check(JOB, replace(MACHINE, memory=12 * GIB), one).memory <= 12 * GIB
+
+
+def test_pools_count_and_a_smaller_part_of_them_is_among_the_ways() -> None:
+    with pytest.raises(SpecError) as refused:
+        check(replace(JOB, pool_bytes=40 * GIB), replace(MACHINE, memory=48 * GIB), Choice())
+    message = str(refused.value)
+    assert re.search(r"4 workers of [\d.]+ GiB \(10\.0 GiB of it pools\)", message)
+    assert "half of each pool (adapt.split: train[:50%])" in message
 
 
 def test_a_larger_cluster_is_among_the_ways() -> None:
@@ -150,6 +165,37 @@ def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
     assert 2**20 < available_memory() < 2**63
     assert free_disk(tmp_path / "not" / "yet") == free_disk(tmp_path)
     assert [size(n) for n in (10, 2048, 3 * 2**29)] == ["10 B", "2.0 KiB", "1.5 GiB"]
+
+
+def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:
+    """As the workers then hold them, or a little more; nothing of them is read."""
+    spec = tiny.spec(tmp_path / "store")
+    ground = survey(spec)
+    known = ground.partition.module.config
+    planned = pool_bytes(spec, known.to_dict() | {"num_labels": known.num_labels})
+    crew = Crew(InlineFleet(1), spec, ground)
+    crew.check()
+    hosted = crew._workers[0].target._hosted.values()  # type: ignore[attr-defined]
+    pools = [pool for task in hosted for pool in (task.pool, task.test) if pool is not None]
+    held = sum(tensor.nbytes for pool in pools for tensor in pool.inputs.values())
+    assert held <= planned < 1.1 * held
+    assert make_plan(spec, ground, ClusterSize(cpus=1, memory=64 * GIB)).pools == planned
+    assert pool_bytes(spec, {}) > 0  # of a model that tells nothing, by the shapes in the files
+
+
+def test_texts_and_folders_of_images_are_counted_too(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n' * 1000)
+    folder = tmp_path / "images" / "train" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        (folder / f"{number}.png").write_bytes(b"not read")
+    texts = extent(DataOrder(str(tmp_path / "texts.jsonl")))
+    images = extent(DataOrder(str(tmp_path / "images"), split="train[:50%]"))
+    assert (texts.examples, texts.file_bytes) == (None, 14_000)
+    assert (images.examples, images.file_bytes) == (5, 80)
+    assert extent(DataOrder("hf://org/name")).examples == 0
+    (tmp_path / "broken.npz").write_bytes(b"not an npz")
+    assert extent(DataOrder(str(tmp_path / "broken.npz"))).examples is None
 
 
 def test_a_job_that_cannot_fit_is_refused_before_anything_starts(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,8 +127,27 @@ def read_array(path: Path, key: str, role: str) -> Any:
 
 
 def _length(path: Path, key: str, role: str) -> int:
-    array = read_array(path, key, role)
-    return len(array) if array.ndim else 0
+    try:
+        return (*npz_shape(path, key), 0)[0]
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise _unreadable(path, role, error) from error
+
+
+def npz_shape(path: Path, key: str) -> tuple[int, ...]:
+    """The shape of one array of an npz file, from its header.
+
+    Raises
+    ------
+    KeyError
+        If there is no such array.
+    OSError, ValueError, BadZipFile, zlib.error
+        If the file or the header cannot be read.
+    """
+    with ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            return tuple(np.lib.format.read_array_header_1_0(file)[0])
+        return tuple(np.lib.format.read_array_header_2_0(file)[0])
 
 
 def _unreadable(path: Path, role: str, error: Exception) -> DataError:

@@ -1,0 +1,134 @@
+"""A job on GPUs, as far as that can be seen without one.
+
+The step, the merge and the projection run on another device than the CPU, of which tensors have no
+numbers (torch's fake tensors): like those of a GPU they refuse to be mixed with the CPU's. That
+members reach each other directly is tried in this process, and between Ray actors in
+``tests/e2e/test_clusters.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from jobs.fleet import InlineFleet, open_fleet
+from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
+from tests.jobs.test_coordinator import Fit
+from tests.tiny_zoo import TinyZoo
+from tests.workbench import SETTINGS, Workbench, tiny_workbench
+from tintray import step
+from tintray.errors import SpecError
+from tintray.layout import build_layout
+from tintray.stacks import LowRank
+from tintray.step import TaskGroup, TaskState
+from tintray.task_vectors import TaskVectors
+from tintray.tint import FusedModel, TintLayer
+
+ELSEWHERE = "meta"  # of fake tensors; a GPU that torch was not built for will not even do as a fake
+
+
+@pytest.fixture(scope="module")
+def bench(tiny: TinyZoo) -> Workbench:
+    return tiny_workbench(tiny, site="vit.layers.2")
+
+
+def test_a_step_never_mixes_devices(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools and self-labels in memory, all else on the device."""
+    numbers: list[torch.Tensor] = []
+    # What looks at numbers, or has no kernel there, is left out.
+    monkeypatch.setattr(step, "sample", lambda *purpose: torch.arange(SETTINGS.batch_size))
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, fused: torch.optim.SGD(parameters))
+    monkeypatch.setattr(step, "_check", lambda tasks, totals, round_: numbers.append(totals))
+    monkeypatch.setattr(FakeTensor, "tolist", lambda self: [[0.0] * 3] * len(self))
+    template = next(iter(bench.experts.values()))
+    # A module of fake tensors cannot be moved: it is made where it will be.
+    monkeypatch.setattr(type(template), "to", lambda self, device: self)
+    layers = bench.layers()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        states = [
+            TaskState(
+                *(layer.task, moved(layer, bench), bench.pools[layer.task]),
+                bench.labels[layer.task],
+                features=torch.zeros(len(bench.pools[layer.task]), 32),
+            )
+            for layer in layers
+        ]
+        with torch.device(ELSEWHERE):
+            there = type(template)(template.config).eval()
+        fused = FusedModel(there, bench.layout, bench.private, device=ELSEWHERE)
+        fused.listen("vit.layers.1")
+        gradient = torch.zeros(bench.layout.numel, device=ELSEWHERE)
+        settings = replace(SETTINGS, filter="agreement", features=0.1)
+        group = TaskGroup(states, fused, gradient, settings)
+        found = group.step(torch.zeros(bench.layout.numel, device=ELSEWHERE), 0, 1e-2)
+        assert str(found.gradient.device) == ELSEWHERE
+        for state in states:
+            assert {str(p.device) for p in state.layer.parameters} == {ELSEWHERE}
+    assert len(numbers) == 1
+    assert numbers[0].device.type == "cpu"
+
+
+def moved(layer: TintLayer, bench: Workbench) -> TintLayer:
+    tensors = {name: tensor.detach() for name, tensor in layer.tensors.items()}
+    return TintLayer.of_expert(layer.task, tensors, bench.paths, device=ELSEWHERE)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4"])
+def test_a_shard_never_mixes_devices(format: Any) -> None:
+    layout = build_layout({"w": (8, 4), "b": (8,)})
+    with FakeTensorMode():
+        product = LowRank(torch.randn(8, 2), torch.randn(2, 4))
+
+        def rows(slot: Any) -> list[Any]:
+            dense = torch.randn(slot.shape)
+            return [dense, product if len(slot.shape) > 1 else None, None]
+
+        vectors = TaskVectors.gather(
+            layout, ["p", "q", "r"], torch.zeros(40), rows, format, mapped=True, device=ELSEWHERE
+        )
+        theta = vectors.merge(torch.full((3, 2), 0.3))
+        projected = vectors.project(torch.zeros(40, device=ELSEWHERE))
+        assert (str(theta.device), str(projected.device)) == (ELSEWHERE, ELSEWHERE)
+        assert projected.shape == (3, 2)
+
+
+def test_tensors_that_go_directly_are_the_arrays_that_would(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same fit with members that answer tensors: the same bits, and none overwritten."""
+    plain = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
+    monkeypatch.setattr("tests.jobs.test_coordinator.InlineFleet", DirectFleet)
+    direct = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
+    assert direct.coordinator._cast.shards.sends_tensors
+    assert np.array_equal(direct.coordinator.backbone(), plain.coordinator.backbone())
+    assert direct.rounds[-1].loss == plain.rounds[-1].loss
+
+
+def test_without_a_gpu_a_job_that_asks_for_one_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: torch finds no GPU.*leave it"):
+        open_fleet(address=None, workers=0, threads=1, plan=0, gpus=1)
+
+
+def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:
+    job = job_size(build_layout({"w": (4096, 4096)}), tasks=40, private=10, groups=8)
+    machine = ClusterSize(cpus=16, memory=2**40, gpus=2)
+    plan = lay_out(job, machine, Choice(gpus=1))
+    assert (plan.workers, plan.shards) == (2, 2)
+    assert lay_out(job, machine, Choice(gpus=1, shards=1)).shards == 1
+    assert lay_out(job, machine, Choice(gpus=1, shards=9, workers=1)).shards == 1
+
+
+class DirectFleet(InlineFleet):
+    """This process, with members that answer tensors as those on GPUs do."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.direct = True
