@@ -50,13 +50,18 @@ PUBLISHED = (
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "default": ("**tintray**", ()),
-    "head": ("tintray, head", ("tint.site=head", "fit.tint_lr=0.01")),
+    "head": ("tintray, head", ("tint.site=head", "fit.tint_lr=0.01", "objective.temperature=1")),
     "published": ("the published loop, head", PUBLISHED),
     "published_same_time": ("the published loop, same time", PUBLISHED),
     "last_block": ("tintray, last block", ("tint.site=vit.layers.5",)),
     "coefficients": (
         "coefficients alone",
-        ("tint.site=head", "tint.learned=false", "fit.correction_lr=0"),
+        (
+            "tint.site=head",
+            "tint.learned=false",
+            "fit.correction_lr=0",
+            "objective.temperature=1",
+        ),
     ),
 }
 """Row → its label in the table, and its settings."""

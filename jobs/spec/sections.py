@@ -292,7 +292,7 @@ class ObjectiveSpec(Section):
     feature_site: str = Field(default="head", min_length=1)
     """Whose features: what the head is given (`head`), or the output of the module of this path."""
     temperature: float = Field(default=1.0, gt=0)
-    """What the expert's logits are divided by before they become soft labels."""
+    """What the logits of expert and merge are divided by where classes are soft labels."""
     distance: Literal["l1", "l2"] = "l1"
     """How regression and depth are compared: by the size of the difference, or its square."""
 

@@ -168,7 +168,7 @@ def test_labels_of_other_kinds(tmp_path: Path) -> None:
     found = read_labels(order, "multi_label", [0, 1], Answers(3), "x")
     assert torch.equal(found, torch.tensor([[1.0, 0, 1], [0, 0, 0]]))
     order = npz(tmp_path / "values.npz", y_train=np.array([0.5, 2.0]))
-    assert read_labels(order, "regression", [1], Answers(1), "x").tolist() == [[2.0]]
+    assert read_labels(order, "regression", [1, 0], Answers(1), "x").tolist() == [[2.0], [0.5]]
     with pytest.raises(DataError, match="answers with 2 numbers"):
         read_labels(order, "regression", [1], Answers(2), "x")
 

@@ -196,7 +196,7 @@ def _many(labels: _Labels) -> Tensor:
 
 def _values(labels: _Labels) -> Tensor:
     width = labels.answers.width
-    if labels.values and not isinstance(labels.values, np.ndarray):
+    if not isinstance(labels.values, np.ndarray) and labels.values:
         try:  # csv gives texts
             labels = _Labels(
                 [float(v) if isinstance(v, str) else v for v in labels.values],
