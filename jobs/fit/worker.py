@@ -7,8 +7,9 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,12 +290,13 @@ class Worker:
         hosted = self._hosted[name]
         started = time.perf_counter()
         self._give_head(hosted)
-        hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool)
+        expert = cache(lambda: self._expert(hosted.order))  # read once, and only if it is needed
+        hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool, expert)
         test_ref = None
         if hosted.test is not None:
-            _, hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test)
+            _, hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test, expert)
         features_ref = self._features(hosted) if self._order.settings.features else None
-        vector, vector_cached = self._task_vector(hosted)
+        vector, vector_cached = self._task_vector(hosted, expert)
         seconds = time.perf_counter() - started
         return Prepared(name, seconds, cached, vector_cached, ref, test_ref, vector, features_ref)
 
@@ -556,7 +558,7 @@ class Worker:
         few = labels[rows] if isinstance(labels, Tensor) else [labels[row] for row in rows.tolist()]
         return TrueLabels(rows, few)
 
-    def _task_vector(self, hosted: _Hosted) -> tuple[BlobRef, bool]:
+    def _task_vector(self, hosted: _Hosted, read: Callable[[], nn.Module]) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
         key = f"{self._order.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
         found = lookup(self._store, "task-vectors", key)
@@ -569,7 +571,7 @@ class Worker:
             adapter = read_adapter(checkpoint, base, role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
             return self._remember("task-vectors", key, vector), False
-        expert = self._expert(hosted.order)
+        expert = read()
         difference = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
             for name in names
@@ -577,7 +579,7 @@ class Worker:
         return self._remember("task-vectors", key, difference), False
 
     def _predictions(
-        self, hosted: _Hosted, pool: pools.Pool
+        self, hosted: _Hosted, pool: pools.Pool, read: Callable[[], nn.Module]
     ) -> tuple[pools.Pool, Outputs, BlobRef, bool]:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
         key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
@@ -587,7 +589,7 @@ class Worker:
             kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
             return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
         order = hosted.order
-        expert = self._expert(order)
+        expert = read()
         whole = sequences.completed(expert, pool)
         outputs = labels.self_labels(expert, whole, order.role, order.kind)
         check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
