@@ -1,15 +1,19 @@
 """What growing a merge costs and keeps, against merging all at once.
 
     python -m benchmarks.growth [--rounds 300] [--site vit.layers.5] [--only quality|adds|prefix]
+                                [--store FOLDER] [--set fit.correction_lr=0.001]
 
 ``quality``  the ten-scripts zoo: a merge of six tasks, then four more added one at a time in
              ``auto``; beside it, all ten merged at once by the same job. Full merges with 7, 8, 9
              and 10 tasks are taken to cost as much as that one in proportion to their tasks: the
              cost of the four additions is given as a share of these four. Self-labels are made
-             once and count for neither side.
+             once and count for neither side. With ``--store`` a run that was broken off goes on.
 ``adds``     adding one task by a tint to a merge of K = 200 tasks and of K = 8 (three tasks,
-             interleaved, the median).
-``prefix``   learning a head with cached prefix activations and without.
+             taking turns, the median).
+``prefix``   learning a tint layer with cached prefix activations and without: everything from the
+             fit's beginning to the agreement on what was held back. The figure is of the head, the
+             default site; that of the last block is printed too. The first block has hardly
+             anything before it, and nothing to gain.
 
 Settings were chosen by agreement on held-back pool examples; the test sets serve for the table
 alone. The last line is one JSON object.
@@ -21,8 +25,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
@@ -32,6 +36,8 @@ import torch
 import yaml
 
 import tintray
+from jobs.api import show
+from jobs.events import Event, StageStarted
 from jobs.growth import api as growth
 from jobs.growth.run import GuardError
 from jobs.results import MergeSummary
@@ -73,69 +79,127 @@ def task_file(folder: Path, task: TaskSpec) -> Path:
 # -- quality ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Step:
+    """One merge of the table: what came of it and what it cost.
+
+    Attributes
+    ----------
+    cost
+        Seconds of processor time without self-labels, which all steps share. Everything runs in
+        one thread of this process, so that others on the machine do not count.
+    refused
+        What the guard said, where nothing was published.
+    """
+
+    merge: str
+    cost: float
+    refused: str = ""
+
+
+class Meter:
+    """Counts the processor time of a job's stages, but for the one that makes self-labels."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self._stage, self._since = "", time.process_time()
+
+    def __call__(self, event: Event) -> None:
+        """Take note of a stage that begins."""
+        if isinstance(event, StageStarted):
+            self.stop()
+            self._stage = event.stage
+
+    def stop(self) -> None:
+        """Count what has passed since the last stage began."""
+        now = time.process_time()
+        if self._stage != "preparing":
+            self.spent += now - self._since
+        self._since = now
+
+
+class Diary:
+    """The steps that were taken, kept beside the store: a run that was broken off goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._steps = json.loads(path.read_text()) if path.is_file() else {}
+
+    def step(self, name: str, work: Callable[[Meter], MergeSummary]) -> Step:
+        """Take a step, unless an earlier run has."""
+        if name in self._steps:
+            return Step(**self._steps[name])
+        meter = Meter()
+        try:
+            made = work(meter)
+            merge, refused = f"{made.name}/{made.version}", ""
+        except GuardError as error:
+            merge, refused = "", str(error)
+        meter.stop()
+        taken = Step(merge, meter.spent, refused)
+        self._steps[name] = asdict(taken)
+        self._path.write_text(json.dumps(self._steps, indent=1))
+        return taken
+
+
 def quality(
-    scratch: Path, kept: Path | None, rounds: int, site: str, overrides: Sequence[str]
+    store: Path, rounds: int, site: str, settings: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Grow a merge from six tasks to ten, and merge ten at once, in one store."""
-    store = (kept or scratch / "grown").resolve()
-    common = (f"fit.rounds={rounds}", f"tint.site={site}")
-    joint = tintray.run(job(store, slice(None), "name=at-once", *common))
-    joint_seconds = _cost(joint)
-    now = tintray.run(job(store, slice(FIRST), "name=grown", *common))
-    added = job(store, slice(FIRST, None), *common).tasks
-    print(
-        "| step | tasks | way | new task: agreement held back | kept of the experts | "
-        "worst old task | cost |"
-    )
+    common = (f"fit.rounds={rounds}", f"tint.site={site}", *settings)
+    whole = job(store, slice(None), "name=at-once", *common)
+    where = place(store)
+    store.mkdir(parents=True, exist_ok=True)
+    diary = Diary(store / "steps.json")
+
+    def full(name: str, tasks: slice) -> Callable[[Meter], MergeSummary]:
+        return lambda meter: tintray.run(job(store, tasks, f"name={name}", *common), on_event=meter)
+
+    def one_more(task: TaskSpec) -> Callable[[Meter], MergeSummary]:
+        file = task_file(store, task)
+        return lambda meter: growth.add(
+            "grown", [file], overrides=overrides, on_event=meter, **where
+        )
+
+    head = ("step", "tasks", "way", "new task: agreement held back", "kept of the experts")
+    print("| " + " | ".join((*head, "worst old task", "cost")) + " |")
     print("|---|---|---|---|---|---|---|")
-    print(_line("six at once", now, "", "", "", ""), flush=True)
-    worst, spent, full = 0.0, 0.0, 0.0
-    for task in added:
+    first = diary.step("six", full("grown", slice(FIRST)))
+    now = show(first.merge, **where)
+    print(_line("six at once", now, "", "", "", first.cost), flush=True)
+    worst, spent, sizes = 0.0, 0.0, []
+    for task in whole.tasks[FIRST:]:
         before = {found.name: found.merged for found in now.tasks}
-        try:
-            now = growth.add(
-                "grown", [task_file(scratch, task)], overrides=overrides, **place(store)
-            )
-        except GuardError as error:
-            print(f"| add {task.name} | refused: {error} | | | | | |")
+        step = diary.step(f"add {task.name}", one_more(task))
+        spent += step.cost
+        sizes.append(len(now.tasks) + 1)
+        if step.refused:
+            print(f"| add {task.name} | refused: {step.refused} | | | | | {step.cost:.0f} s |")
             continue
-        seconds = _cost(now)
-        spent += seconds
-        full += joint_seconds * len(now.tasks) / len(joint.tasks)
+        now = show(step.merge, **where)
         drops = {t.name: 100 * (before[t.name] - t.merged) for t in now.tasks if t.name in before}
-        worst = max(worst, *drops.values())
+        lost = max(drops, key=lambda name: drops[name])
+        worst = max(worst, drops[lost])
         change = tintray.load(now.url).manifest["change"]
         way = " → ".join(tried["mode"] for tried in change["attempts"])
+        way = way if way.endswith(change["mode"]) else f"{way}; {change['mode']} taken"
         agreed = f"{100 * change['agreement'][task.name]:.1f} %"
-        lost = max(drops, key=lambda name: drops[name])
-        print(
-            _line(
-                f"add {task.name}",
-                now,
-                way if way.endswith(change["mode"]) else f"{way}; {change['mode']} taken",
-                agreed,
-                f"{lost} {-drops[lost]:+.1f}",
-                f"{seconds:.0f} s",
-            ),
-            flush=True,
-        )
-    print(_line("ten at once", joint, "", "", "", f"{joint_seconds:.0f} s"), flush=True)
+        fell = f"{lost} {-drops[lost]:+.1f}" if drops[lost] else "all as before"
+        print(_line(f"add {task.name}", now, way, agreed, fell, step.cost), flush=True)
+    last = diary.step("at once", full("at-once", slice(None)))
+    joint = show(last.merge, **where)
+    print(_line("ten at once", joint, "", "", "", last.cost), flush=True)
     below = 100 * ((joint.normalised_accuracy or 0) - (now.normalised_accuracy or 0))
     return {
         "auto_points_below_joint": below,
         "worst_old_task_drop_points": worst,
-        "cost_over_four_full": spent / full,
+        "cost_over_four_full": spent / sum(last.cost * size / len(joint.tasks) for size in sizes),
     }
 
 
-def _cost(merge: MergeSummary) -> float:
-    """Seconds of a job without its self-labels, which all jobs in a store share."""
-    return sum(took for stage, took in merge.seconds.items() if stage != "preparing")
-
-
-def _line(step: str, merge: MergeSummary, way: str, agreed: str, lost: str, cost: str) -> str:
+def _line(step: str, merge: MergeSummary, way: str, agreed: str, lost: str, cost: float) -> str:
     kept = f"{100 * (merge.normalised_accuracy or 0):.1f} %"
-    return f"| {step} | {len(merge.tasks)} | {way} | {agreed} | {kept} | {lost} | {cost} |"
+    return f"| {step} | {len(merge.tasks)} | {way} | {agreed} | {kept} | {lost} | {cost:.0f} s |"
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -158,7 +222,9 @@ def add_times(scratch: Path) -> dict[str, float]:
             continue
         path = task_file(scratch, task)
         took = {}
-        for tasks, where in merges.items():
+        # In turns: who comes first in a process pays for what is loaded once.
+        turns = list(merges.items()) if len(ratios) % 2 else list(merges.items())[::-1]
+        for tasks, where in turns:
             began = time.perf_counter()
             growth.add("many/v1", [path], mode="tint", **where)
             took[tasks] = time.perf_counter() - began
@@ -191,15 +257,22 @@ def many(store: Path, source: JobSpec, tasks: int) -> JobSpec:
     )
 
 
-def prefix_speedup(scratch: Path) -> dict[str, float]:
-    """How much faster a head is learned on cached prefix activations; the same result."""
+def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """How much faster tint layers are learned on cached prefix activations; the same result."""
+    head, difference = prefix_speedup(scratch, "head", overrides)
+    prefix_speedup(scratch, "vit.layers.5", overrides)
+    return {"prefix_speedup": head, "prefix_difference": difference}
+
+
+def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> tuple[float, float]:
+    """How much faster, and the largest difference between the two results."""
     from jobs.fit.crew import survey
     from jobs.fleet import InlineFleet
     from jobs.growth.attempts import tint_order
     from jobs.growth.crew import GrowthCrew
 
-    spec = job(scratch / "prefix", slice(-1, None), *EXACT)
-    order = tint_order(spec, spec.growth.rounds, whole=True)
+    spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
+    order = tint_order(spec, spec.growth.rounds, new=True)
     fleet = InlineFleet(1)
     ground = survey(spec)
     theta = ground.partition.layout.flatten(ground.partition.module.state_dict()).numpy()
@@ -219,10 +292,10 @@ def prefix_speedup(scratch: Path) -> dict[str, float]:
     fleet.close()
     apart = max(float((one[name] - other[name]).abs().max()) for name in one)
     print(
-        f"a head, {spec.growth.rounds} rounds: {quick:.1f} s with the prefix cached "
+        f"{site}, {spec.growth.rounds} rounds: {quick:.1f} s with the prefix cached "
         f"(caching included), {slow:.1f} s without; largest difference {apart:.1e}"
     )
-    return {"prefix_speedup": slow / quick, "prefix_difference": apart}
+    return slow / quick, apart
 
 
 def main() -> None:
@@ -230,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--site", default="vit.layers.5")
-    parser.add_argument("--store", type=Path, help="keeps merges, and labels for the next run")
+    parser.add_argument("--store", type=Path, help="keeps merges; a run that broke off goes on")
     parser.add_argument("--only", choices=["quality", "adds", "prefix"])
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
@@ -239,13 +312,15 @@ def main() -> None:
     with TemporaryDirectory(prefix="tintray-growth-") as name:
         scratch = Path(name)
         if arguments.only in (None, "quality"):
-            result |= quality(
-                scratch, arguments.store, arguments.rounds, arguments.site, arguments.overrides
-            )
+            store = (arguments.store or scratch / "grown").resolve()
+            overrides = arguments.overrides
+            asked = [text for text in overrides if text.startswith("growth.")]
+            others = [text for text in overrides if text not in asked]
+            result |= quality(store, arguments.rounds, arguments.site, others, asked)
         if arguments.only in (None, "adds"):
             result |= add_times(scratch)
         if arguments.only in (None, "prefix"):
-            result |= prefix_speedup(scratch)
+            result |= prefix_speedups(scratch, arguments.overrides)
     print(json.dumps(result))
 
 

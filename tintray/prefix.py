@@ -368,7 +368,9 @@ def _whole_batch(pool: Pool, index: Tensor | slice) -> dict[str, Tensor]:
     return chosen
 
 
-def prefix_key(theta: str, pool: str, site: Sequence[str], precision: Precision) -> str:
+def prefix_key(
+    theta: str, pool: str, rows: Tensor, site: Sequence[str], precision: Precision
+) -> str:
     """The hash under which activations are cached, of all that they depend on.
 
     Parameters
@@ -377,8 +379,11 @@ def prefix_key(theta: str, pool: str, site: Sequence[str], precision: Precision)
         sha256 of the backbone as it is published.
     pool
         ``Pool.digest``: of examples and preprocessing.
+    rows
+        Which of the pool's examples, in order: int64 [n].
     """
-    text = f"prefix-activations 1 {theta} {pool} {' '.join(site)} {precision}"
+    chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+    text = f"prefix-activations 2 {theta} {pool} {chosen} {' '.join(site)} {precision}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -406,7 +411,8 @@ def fit_tints(
         If a loss stops being finite.
     """
     group = TaskGroup(tasks, model, torch.zeros(0), settings)
+    model.bind(theta, None)
     metrics: dict[str, TaskMetrics] = {}
     for round_ in range(rounds):
-        metrics = group.step(theta, round_, rate(round_), learn_backbone=False).metrics
+        metrics = group.step(None, round_, rate(round_)).metrics
     return metrics

@@ -141,7 +141,7 @@ class TaskGroup:
 
     def step(
         self,
-        theta: Theta,
+        theta: Theta | None,
         round_: int,
         tint_lr: float,
         *,
@@ -153,7 +153,8 @@ class TaskGroup:
         Parameters
         ----------
         theta
-            The merged backbone, flat [P], whole or in pieces; read only.
+            The merged backbone, flat [P], whole or in pieces; read only. None: the one that the
+            model is bound to.
         round_
             0-based; decides the batches together with seed and task names.
         only
@@ -165,7 +166,8 @@ class TaskGroup:
             If a task's loss is not finite; the tint layers are then left as they were.
         """
         self._gradient.zero_()
-        self._fused.bind(theta, self._gradient if learn_backbone else None)
+        if theta is not None:
+            self._fused.bind(theta, self._gradient if learn_backbone else None)
         tasks = [t for t in self.tasks if only is None or t.name in only]
         indices = [
             sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)

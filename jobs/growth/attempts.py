@@ -17,7 +17,7 @@ from jobs.fit.worker import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.growth.change import Change
 from jobs.growth.crew import GrowthCrew
-from jobs.growth.decisions import Loss, Mode, Verdict, losses
+from jobs.growth.decisions import Loss, Mode, Verdict, hopeless, losses
 from jobs.growth.parent import Parent
 from jobs.growth.recomposition import without
 from jobs.growth.tinter import Tinted, TintOrder
@@ -182,10 +182,10 @@ def tint_lr(spec: JobSpec) -> float:
     return spec.fit.tint_lr or (HEAD_LR if spec.tint.site == HEAD else BLOCK_LR)
 
 
-def tint_order(spec: JobSpec, rounds: int, *, whole: bool) -> TintOrder:
+def tint_order(spec: JobSpec, rounds: int, *, new: bool) -> TintOrder:
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
-    batch_size = spec.growth.batch_size if whole else spec.fit.batch_size
-    return TintOrder(rounds, batch_size, tint_lr(spec), spec.fit.schedule, whole)
+    batch_size = spec.growth.batch_size if new else spec.fit.batch_size
+    return TintOrder(rounds, batch_size, tint_lr(spec), spec.fit.schedule, new)
 
 
 def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
@@ -204,7 +204,7 @@ def attempt_tint(growing: Growing) -> Candidate:
     names = growing.change.names
     theta = growing.parent_backbone()
     array: Floats = theta.numpy()
-    order = tint_order(growing.spec, growing.spec.growth.rounds, whole=True)
+    order = tint_order(growing.spec, growing.spec.growth.rounds, new=True)
     tinted = growing.crew.fit_tints(names, order, array)
     growing.tell_reuse(tinted)
     agreement = {found.task: found.agreement or 0.0 for found in tinted}
@@ -223,6 +223,7 @@ def attempt_tint(growing: Growing) -> Candidate:
 def attempt_coefficients(growing: Growing) -> Candidate:
     """Learn the new tasks' coefficients with their tints; then learn the old tints again.
 
+    Where the first has gained next to nothing over a cheaper way, the second is not done.
     Old coefficients stay, so that the new tasks' vectors are all that is added to what is there:
     no old task vector is read. Under the new backbone, old tints go on from where they were.
     """
@@ -236,12 +237,18 @@ def attempt_coefficients(growing: Growing) -> Candidate:
     array = coordinator.backbone().copy()
     start[growing.rows(names)] = learned.values
     agreement = crew.held_agreement(array)
+    before = [candidate.verdict for candidate in growing.candidates]
+    if hopeless([*before, Verdict("coefficients", agreement, ())], settings.target):
+        growing.dismiss()
+        abandoned = Verdict("coefficients", agreement, (), abandoned=True)
+        seconds = time.perf_counter() - started
+        return Candidate(abandoned, None, start, {}, {}, {}, seconds)
     scores, tints = crew.evaluate(names, array), crew.tints()
     growing.dismiss()
     lost: tuple[Loss, ...] = ()
     if growing.old:
         old = growing.old_crew(growing.old)
-        order = tint_order(growing.spec, settings.refit_rounds, whole=False)
+        order = tint_order(growing.spec, settings.refit_rounds, new=False)
         old.fit_tints(growing.old, order, array)
         after = old.evaluate(growing.old, array)
         lost = losses(growing.old_scores, after, settings.tolerance)

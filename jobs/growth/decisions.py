@@ -14,6 +14,11 @@ Asked = Literal["auto", "tint", "coefficients", "joint"]
 LADDER: tuple[Mode, ...] = ("tint", "coefficients", "joint")
 """From the cheapest on."""
 
+WORTH = 0.1
+"""The share of what is missing to the target that a way must have gained for a costlier one to be
+tried: some experts cannot be matched by any way, and the most expensive one would be spent on each.
+"""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -46,11 +51,14 @@ class Verdict:
         Of every new task with its expert, on pool examples that were held back; empty if none.
     losses
         Old tasks that lose more than the tolerance.
+    abandoned
+        It gained so little for the new tasks that nothing was done for the old ones.
     """
 
     mode: Mode
     agreement: Mapping[str, float]
     losses: tuple[Loss, ...]
+    abandoned: bool = False
 
     @property
     def least(self) -> float:
@@ -93,13 +101,21 @@ def losses(
 def next_mode(
     asked: Asked, done: Sequence[Verdict], target: float, ladder: Sequence[Mode] = LADDER
 ) -> Mode | None:
-    """What to try next; None if the last attempt is enough, or nothing is left to try."""
+    """What to try next; None if the last attempt is enough, or nothing is left that might help."""
     if asked != "auto":
         return None if done else asked
-    if done and not done[-1].short(target):
+    if done and (not done[-1].short(target) or hopeless(done, target)):
         return None
     tried = {verdict.mode for verdict in done}
     return next((mode for mode in ladder if mode not in tried), None)
+
+
+def hopeless(done: Sequence[Verdict], target: float) -> bool:
+    """Whether the last way gained so little over the one before that a costlier one is no use."""
+    if len(done) < 2:
+        return False
+    before, last = done[-2].least, done[-1].least
+    return last < target and last - before < WORTH * (target - before)
 
 
 def best(done: Sequence[Verdict], target: float) -> Verdict | None:
@@ -107,7 +123,7 @@ def best(done: Sequence[Verdict], target: float) -> Verdict | None:
 
     None if every attempt harms an old task.
     """
-    harmless = [verdict for verdict in done if not verdict.losses]
+    harmless = [verdict for verdict in done if not verdict.losses and not verdict.abandoned]
     enough = [verdict for verdict in harmless if verdict.least >= target]
     if enough:
         return enough[0]

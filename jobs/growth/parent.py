@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from storage.catalog import Catalog
 from storage.publish import MergeRef, manifest_digest, parse_merge_url
 from tintray.bundle import BACKBONE, Merge, config_file, tint_file
 from tintray.errors import InputError, NotFoundError
+
+_THREADS = 4  # a store over a network mostly waits
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,28 @@ class Parent:
         """What stands in for a task's expert."""
         entry = self.merge.task(task)
         return Kept(self.merge.url, entry["expert"]["sha256"], entry["pool"]["sha256"])
+
+    def check_files(self, leaving: Iterable[str]) -> None:
+        """Raise :class:`NotFoundError` if a file that a child has too is gone.
+
+        ``leaving`` are the tasks whose own files it will not have.
+        """
+
+        def gone(item: tuple[str, dict[str, Any]]) -> bool:
+            return not self.store.exists(blob_key(item[1]["sha256"]))
+
+        without = {name for task in leaving for name in self.files(task)}
+        files = [(n, ref) for n, ref in self.manifest["files"].items() if n not in without]
+        with usable(), ThreadPoolExecutor(_THREADS) as pool:
+            missing = [
+                item for item, lost in zip(files, pool.map(gone, files), strict=True) if lost
+            ]
+        for name, ref in missing[:1]:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise NotFoundError(
+                f"{name}{others} of {self.ref} (artifact {ref['sha256'][:12]}…) is gone from "
+                f"{self.store.url}; expected what the merge was published with, copy it back"
+            )
 
     def check_artifact(self, task: str, kind: str, sha256: str) -> None:
         """Raise :class:`NotFoundError` if what a change needs of a task is gone."""

@@ -91,6 +91,7 @@ def _grow_once(
 ) -> dict[str, Any]:
     # Growing computes on CPUs: what is cached of a prefix lies in memory.
     spec = adjust(change.applied(parent.spec, str(parent.ref))).on_cpus()
+    parent.check_files(change.names)
     ground = child_ground(parent, change, spec)
     place, opened = open_places(spec)
     with opened as catalog:
@@ -194,7 +195,9 @@ def _climb(growing: Growing, asked: Asked) -> Candidate:
     if chosen is None:
         chosen = done[-1]
     elif asked == "auto" and chosen.short(target):
-        growing.tell(f"no way is enough; takes '{chosen.mode}': {chosen.short(target)}")
+        untried = [mode for mode in ladder if mode not in {verdict.mode for verdict in done}]
+        gained = f", '{done[-1].mode}' has hardly gained" if untried else ""
+        growing.tell(f"no way is enough{gained}; takes '{chosen.mode}': {chosen.short(target)}")
     return growing.candidates[done.index(chosen)]
 
 
@@ -224,6 +227,7 @@ def _child(growing: Growing, candidate: Candidate, asked: Asked) -> Child:
                     "agreement": dict(tried.verdict.agreement),
                     "short": tried.verdict.short(growing.spec.growth.target),
                     "losses": [asdict(loss) for loss in tried.verdict.losses],
+                    "abandoned": tried.verdict.abandoned,
                     "seconds": tried.seconds,
                 }
                 for tried in growing.candidates

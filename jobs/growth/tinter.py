@@ -31,11 +31,16 @@ from tintray.pools import Pool
 from tintray.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
 from tintray.randomness import stream
 from tintray.schedule import Shape, schedule
-from tintray.tasks import chosen
+from tintray.tasks import Outputs, chosen
 from tintray.tint import FusedModel
 
-HELD_BACK = 0.2
-"""The share of a new task's pool that no fit sees."""
+HELD_BACK, MOST_HELD = 0.2, 1000
+"""The share of a new task's pool that no fit sees, and the most examples of it."""
+
+EPOCHS, LEAST_SEEN = 8, 1024
+"""A tint layer under a backbone that stays learns from so many examples of its pool that it comes
+back to each as often as this, and from no fewer than that many: what lies before the site runs once
+for each of them."""
 
 LEAST_SURENESS = 0.2
 """How much surer than chance an expert must be on average, from 0 (chance) to 1 (certain)."""
@@ -52,16 +57,16 @@ class TintOrder:
 
     Attributes
     ----------
-    whole
-        Run the prefix over the whole pool and keep its activations in the store; otherwise over as
-        many examples as the rounds see.
+    new
+        The tasks are new: their agreement with the expert is measured on what they hold back, and
+        activations stay in the store for the next attempt.
     """
 
     rounds: int
     batch_size: int
     learning_rate: float
     shape: Shape
-    whole: bool
+    new: bool
     prefix: bool = True  # False only to measure what the prefix saves
 
 
@@ -145,7 +150,7 @@ class Tinter(Worker):
             return torch.arange(total), torch.arange(0)
         name, seed = hosted.order.name, self._order.settings.seed
         order = torch.randperm(total, generator=stream(seed, name, "held back"))
-        held = max(1, int(total * HELD_BACK))
+        held = min(max(1, int(total * HELD_BACK)), MOST_HELD)
         return order[held:].sort().values, order[:held].sort().values
 
     # -- tint layers ---------------------------------------------------------------------------
@@ -156,8 +161,8 @@ class Tinter(Worker):
         started = time.perf_counter()
         backbone = [readable(piece) for piece in theta]
         rows, held = self._rows(hosted)
-        if not order.whole:
-            rows = self._sampled(hosted, rows, order.rounds * order.batch_size)
+        rows = self._visited(hosted, rows, order)
+        held = held if order.new else held[:0]
         state = self._state(hosted)
         # Features may lie before the site, where nothing runs any more.
         settings = replace(
@@ -180,29 +185,32 @@ class Tinter(Worker):
                 self._partition.low_rank,
             )
             prefix.bind(backbone, None)
-            pool, rows, ref, reused = self._cached(prefix, hosted, order, rows, theta)
+            pool, ref, reused = self._cached(
+                prefix, hosted, torch.cat([rows, held]), theta, keep=order.new
+            )
             model = prefix
         except NoPrefixError:  # the same result, at the cost of the whole model in every round
             assert self._fused is not None
-            model, pool = self._fused, hosted.pool
-        inside = rows if len(pool) == len(hosted.pool) else torch.arange(len(rows))
+            model, pool = self._fused, part(hosted.pool, torch.cat([rows, held]))
+        inside = torch.arange(len(pool))
         task = replace(
-            state, pool=part(pool, inside), labels=chosen(state.labels, rows), features=None
+            state,
+            pool=part(pool, inside[: len(rows)]),
+            labels=chosen(state.labels, rows),
+            features=None,
         )
         rate = schedule(order.learning_rate, order.shape, order.rounds)
         metrics = fit_tints([task], model, backbone, settings, rate, order.rounds)
-        agreement = None
-        if len(held) and order.whole:
-            whole = isinstance(pool, CachedPool)  # then activations of what is held back are there
-            agreement = (
-                self._agreement(hosted, model, pool, held)
-                if whole
-                else self.held_agreement(name, *theta)
-            )
         seconds = time.perf_counter() - started
-        return Tinted(
-            name, agreement, metrics[name].kept, seconds, isinstance(pool, CachedPool), reused, ref
-        )
+        prefixed = isinstance(pool, CachedPool)
+        agreement = None
+        if len(held) and prefixed:
+            assert hosted.labels is not None, "prepare() comes first"
+            held_pool = part(pool, inside[len(rows) :])
+            agreement = self._agreement(hosted, model, held_pool, chosen(hosted.labels, held))
+        elif len(held):
+            agreement = self.held_agreement(name, *theta)
+        return Tinted(name, agreement, metrics[name].kept, seconds, prefixed, reused, ref)
 
     def held_agreement(self, name: str, *theta: Floats) -> float:
         """Agreement with the expert on what was held back, under θ."""
@@ -222,52 +230,50 @@ class Tinter(Worker):
             for key, array in tensors.items():
                 layer.tensors[key].copy_(torch.from_numpy(array.copy()))
 
-    def _sampled(self, hosted: _Hosted, rows: Tensor, most: int) -> Tensor:
-        """As many examples as the rounds see."""
+    def _visited(self, hosted: _Hosted, rows: Tensor, order: TintOrder) -> Tensor:
+        """Which examples the rounds come back to; see ``EPOCHS``."""
+        most = max(LEAST_SEEN, order.rounds * order.batch_size // EPOCHS)
         if most >= len(rows):
             return rows
         seed = self._order.settings.seed
-        order = torch.randperm(len(rows), generator=stream(seed, hosted.order.name, "refit"))
-        return rows[order[:most]].sort().values
+        some = torch.randperm(len(rows), generator=stream(seed, hosted.order.name, "visited"))
+        return rows[some[:most]].sort().values
 
     def _cached(
         self,
         model: PrefixModel,
         hosted: _Hosted,
-        order: TintOrder,
         rows: Tensor,
         theta: Sequence[Floats],
-    ) -> tuple[CachedPool, Tensor, BlobRef | None, bool]:
-        """The pool from the site on, its rows, and whether the store has its activations."""
+        *,
+        keep: bool,
+    ) -> tuple[CachedPool, BlobRef | None, bool]:
+        """These examples from the site on, and whether the store had their activations."""
         precision = self._order.settings.precision
-        if not order.whole:
-            pool = part(hosted.pool, rows)
-            return model.cached(pool, hosted.layer, precision), rows, None, False
+        pool = part(hosted.pool, rows)
+        if not keep:
+            return model.cached(pool, hosted.layer, precision), None, False
         digest = hashlib.sha256(self._order.base_digest.encode())
         for piece in theta:
             digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
-        key = prefix_key(digest.hexdigest(), hosted.pool.digest, model.site, precision)
+        key = prefix_key(digest.hexdigest(), hosted.pool.digest, rows, model.site, precision)
         found = lookup(self._store, KIND, key)
         if found is not None:
             kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
-            cached = model.cached(hosted.pool, hosted.layer, precision, kept)
-            return cached, rows, found.ref, True
-        cached = model.cached(hosted.pool, hosted.layer, precision)
+            return model.cached(pool, hosted.layer, precision, kept), found.ref, True
+        cached = model.cached(pool, hosted.layer, precision)
         ref = None
         if sum(tensor.nbytes for tensor in cached.activations.values()) <= MOST_BYTES:
             ref = self._remember(KIND, key, cached.activations)
-        return cached, rows, ref, False
+        return cached, ref, False
 
-    def _agreement(self, hosted: _Hosted, model: FusedModel, pool: Pool, rows: Tensor) -> float:
-        """Agreement with the expert on some examples of a pool of activations."""
-        assert hosted.labels is not None, "prepare() comes first"
+    def _agreement(self, hosted: _Hosted, model: FusedModel, pool: Pool, expert: Outputs) -> float:
+        """Agreement with the expert's answers to a pool of activations."""
         precision, kind = self._order.settings.precision, hosted.order.kind
-        held = part(pool, rows)
         merged = labels.ask(
-            lambda batch: model.forward([batch], [hosted.layer], precision)[0], held, kind
+            lambda batch: model.forward([batch], [hosted.layer], precision)[0], pool, kind
         )
-        expert = chosen(hosted.labels, rows)
-        return score(hosted.order.name, kind, merged, expert, None, held.mask).agreement
+        return score(hosted.order.name, kind, merged, expert, None, pool.mask).agreement
 
 
 def part(pool: Pool, rows: Tensor) -> Pool:

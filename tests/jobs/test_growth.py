@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import tintray
 from jobs import api
 from jobs.cli import main
 from jobs.events import StageStarted
 from jobs.growth import api as growth
+from jobs.growth import decisions
 from jobs.growth.history import diff_merges
 from jobs.growth.run import GuardError
 from jobs.results import MergeSummary
@@ -70,6 +73,17 @@ def manifest(summary: MergeSummary) -> dict[str, Any]:
 
 def hashes(summary: MergeSummary) -> dict[str, str]:
     return {name: ref["sha256"] for name, ref in manifest(summary)["files"].items()}
+
+
+def save_altered(expert: Path, name: str, change: Callable[[str, torch.Tensor], Any]) -> Path:
+    """A copy of an expert beside it, or itself, each of its tensors changed."""
+    tensors = load_file(expert / "model.safetensors")
+    other = expert.with_name(name)
+    if other != expert:
+        shutil.copytree(expert, other)
+    changed = {key: change(key, tensor).contiguous() for key, tensor in tensors.items()}
+    save_file(changed, other / "model.safetensors", metadata={"format": "pt"})
+    return other
 
 
 @pytest.fixture
@@ -133,8 +147,6 @@ def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
         task["name"]: tintray.load(left.url).manifest and task["task_vector"]
         for task in manifest(left)["tasks"]
     }
-    from safetensors.torch import load_file
-
     store = Path(str(grown.spec.store)) / "blobs"
     base = load_file(grown.zoo.folder / "base" / "model.safetensors")
     read = {name: load_file(store / sha[:2] / sha) for name, sha in vectors.items()}
@@ -163,11 +175,14 @@ def test_the_guard_refuses_what_harms_an_old_task(grown: Grown) -> None:
     assert [merge.version for merge in api.list_merges(**wild.place)] == ["v1"]
 
 
-def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(grown: Grown) -> None:
+def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(
+    grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[Any] = []
     cheap = grown.add("five", mode="auto", on_event=events.append)
     assert manifest(cheap)["change"]["mode"] == "tint"
     hard = (*QUICK, "growth.target=1", "growth.tolerance=100")
+    monkeypatch.setattr(decisions, "WORTH", -1)  # whatever little a way gains, the next is tried
     child = grown.add("four", mode="auto", overrides=hard, on_event=events.append)
     change = manifest(child)["change"]
     assert [tried["mode"] for tried in change["attempts"]] == ["tint", "coefficients", "joint"]
@@ -175,6 +190,20 @@ def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(grown: Grow
     notices = " ".join(str(event) for event in events)
     assert "'tint' is not enough" in notices
     assert "no way is enough" in notices or change["agreement"]["four"] == 1
+
+
+def test_auto_goes_no_further_when_the_costlier_way_gains_too_little(
+    grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    few = (*QUICK, "growth.target=1")
+    monkeypatch.setattr(decisions, "WORTH", 100)
+    child = grown.add("four", mode="auto", overrides=few, on_event=events.append)
+    change = manifest(child)["change"]
+    assert change["mode"] == "tint"
+    assert [tried["abandoned"] for tried in change["attempts"]] == [False, True]
+    assert "'coefficients' has hardly gained; takes 'tint'" in " ".join(map(str, events))
+    assert child.tasks[0].merged == grown.summary.tasks[0].merged
 
 
 def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
@@ -193,6 +222,26 @@ def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
     assert after["files"]["backbone.safetensors"] == before["files"]["backbone.safetensors"]
     assert after["files"]["tints/three.safetensors"] != before["files"]["tints/three.safetensors"]
     assert after["files"]["tints/two.safetensors"] == before["files"]["tints/two.safetensors"]
+
+    other = save_altered(grown.zoo.folder / "three", "three-2", lambda n, t: t * 1.01)
+    third = growth.refresh(
+        "tiny", "three", expert=str(other), mode="coefficients", overrides=EASY, **grown.place
+    )
+    now = manifest(third)["tasks"][1]
+    assert now["expert"]["source"] == str(other)
+    assert now["expert"]["sha256"] != after["tasks"][1]["expert"]["sha256"]
+    assert now["task_vector"] != after["tasks"][1]["task_vector"]
+    assert now["pool"]["examples"] == 30
+
+
+def test_twenty_tasks_are_added_in_one_job(grown: Grown) -> None:
+    twenty = [grown.zoo.task("five" if n % 2 else "four") | {"name": f"task{n}"} for n in range(20)]
+    path = grown.zoo.folder / "twenty.yaml"
+    path.write_text(yaml.safe_dump(twenty))
+    before = len(tintray.list_jobs(catalog=grown.place["catalog"]))
+    child = growth.add("tiny", [path], mode="tint", overrides=("growth.rounds=1",), **grown.place)
+    assert (child.version, child.parent, len(child.tasks)) == ("v2", "tiny/v1", 22)
+    assert len(tintray.list_jobs(catalog=grown.place["catalog"])) == before + 1
 
 
 def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: Grown) -> None:
@@ -274,23 +323,26 @@ def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None
     with pytest.raises(NotFoundError, match=r"self-labels of task 'two' of tiny/v1 .* are gone"):
         grown.add("five", mode="joint")
     assert grown.add("five", mode="tint").version == "v2"  # which needs nothing of old tasks
+    tint = hashes(grown.summary)["tints/two.safetensors"]
+    lost = Path(grown.place["store"]) / "blobs" / tint[:2] / tint
+    lost.rename(lost.with_name("away"))
+    events: list[Any] = []
+    with pytest.raises(NotFoundError, match=r"tints/two\.safetensors of tiny/v2 .* copy it back"):
+        grown.add("four", mode="tint", on_event=events.append)
+    assert not events  # nothing was computed
+    lost.with_name("away").rename(lost)
     (grown.zoo.folder / "three.npz").unlink()
     with pytest.raises(DataError, match=r"tasks\.three\.adapt: the data file .* does not exist"):
         grown.remove("two")
 
 
 def test_an_unsure_expert_and_one_of_another_base_are_refused(grown: Grown) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = grown.zoo.folder / "five" / "model.safetensors"
-    tensors = load_file(path)
-    unsure = {n: t * 0.01 if n.startswith("classifier") else t for n, t in tensors.items()}
-    save_file(unsure, path, metadata={"format": "pt"})
+    five = grown.zoo.folder / "five"
+    unsure = save_altered(five, "unsure", lambda n, t: t * 0.01 if n.startswith("class") else t)
     with pytest.raises(CheckpointError, match="unsure of nearly every example of its pool"):
-        grown.add("five")
+        growth.add("tiny", [grown.file("five", expert=str(unsure))], **grown.place)
     torch.manual_seed(7)
-    other = {n: torch.randn_like(t) * 0.2 if t.ndim > 1 else t for n, t in tensors.items()}
-    save_file(other, path, metadata={"format": "pt"})
+    save_altered(five, "five", lambda _, t: torch.randn_like(t) * 0.2 if t.ndim > 1 else t)
     with pytest.raises(CheckpointError, match="was not fine-tuned from the base of this merge"):
         grown.add("five")
     assert [merge.version for merge in api.list_merges(**grown.place)] == ["v1"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.growth.decisions import Loss, Mode, Verdict, best, losses, next_mode
@@ -30,6 +32,15 @@ def test_auto_climbs_until_a_way_is_enough() -> None:
     assert next_mode("auto", [low], 0.8, ("tint",)) is None
 
 
+def test_auto_stops_climbing_when_a_costlier_way_gains_next_to_nothing() -> None:
+    far = verdict("tint", 0.5)
+    assert next_mode("auto", [far, verdict("coefficients", 0.52)], 0.8) is None
+    assert next_mode("auto", [far, verdict("coefficients", 0.54)], 0.8) == "joint"
+    assert next_mode("auto", [far, verdict("coefficients", 0.9, HARM)], 0.8) == "joint"
+    near = verdict("tint", 0.79)
+    assert next_mode("auto", [near, verdict("coefficients", 0.792)], 0.8) == "joint"
+
+
 @pytest.mark.parametrize("asked", ["tint", "coefficients", "joint"])
 def test_a_way_that_was_asked_for_is_the_only_one(asked: Mode) -> None:
     assert next_mode(asked, [], 0.8) == asked
@@ -45,6 +56,7 @@ def test_what_harms_is_never_published() -> None:
     assert best([tint, harm, joint], 0.8) is joint
     assert best([tint, harm], 0.8) is tint
     assert best([harm], 0.8) is None
+    assert best([tint, replace(joint, abandoned=True)], 0.8) is tint
     assert best([verdict("tint", 0.85), verdict("joint", 0.9)], 0.8).mode == "tint"  # type: ignore[union-attr]
 
 

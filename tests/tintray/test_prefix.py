@@ -116,10 +116,11 @@ def test_a_site_that_the_rest_of_the_model_sees_past_keeps_what_it_sees(tiny: Ti
 
 def test_the_key_names_all_that_activations_depend_on() -> None:
     keys = {
-        prefix_key(theta, pool, site, precision)
+        prefix_key(theta, pool, torch.tensor(rows), site, precision)
         for theta in ("a", "b")
         for pool in ("a", "b")
+        for rows in ([0, 1], [1, 0])
         for site in (("x",), ("x", "y"))
         for precision in ("float32", "bfloat16")
     }
-    assert len(keys) == 16
+    assert len(keys) == 32
