@@ -218,13 +218,19 @@ def export(
     *,
     store: str | None = None,
     catalog: str | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
 
-    Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens.
+    Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens. As an
+    ``adapter`` either has low-rank products in the place of the backbone, in PEFT's format.
     """
     store, catalog = chosen(store, catalog)
     found = load_merge(locate(merge, catalog))
+    if adapter:
+        from jobs.merges.adapting import export_adapter
+
+        return export_adapter(found, task, Path(directory))
     if task is not None:
         return found.export(task, Path(directory))
     return found.export_all(Path(directory), seal(found.manifest, "manifest.json"))

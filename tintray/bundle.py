@@ -25,10 +25,23 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tintray.card import CARD, model_card
-from tintray.checkpoints import HEAD_FILE, file_sha256
+from tintray.card import CARD, Form, model_card
+from tintray.checkpoints import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    HEAD_FILE,
+    Checkpoint,
+    file_sha256,
+    open_checkpoint,
+)
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
-from tintray.models import assign, empty_module, quiet_transformers, tied_names
+from tintray.models import (
+    assign,
+    empty_module,
+    load_expert,
+    quiet_transformers,
+    tied_names,
+)
 from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
 from tintray.tint import with_low_rank
@@ -133,8 +146,30 @@ class Merge:
 
     @cached_property
     def backbone(self) -> dict[str, Tensor]:
-        """The shared tensors by name; read once, shared by every task's model."""
-        return read_tensors(self.file(BACKBONE))
+        """The shared tensors by name; read once, shared by every task's model.
+
+        Of a merge that was exported as an adapter: those of its base, with the adapter added.
+        """
+        if BACKBONE in self.manifest["files"]:
+            return read_tensors(self.file(BACKBONE))
+        return self._adapted()
+
+    def _adapted(self) -> dict[str, Tensor]:
+        known = self.manifest["base"]
+        base = open_checkpoint(known["source"], role=f"the base of {self.url}")
+        if base.digest() != known["sha256"]:
+            raise IntegrityError(
+                f"{known['source']} is not the base that {self.url} belongs to: its sha256 is "
+                f"{base.digest()[:12]}…, the manifest says {known['sha256'][:12]}…; put that back"
+            )
+        path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
+        adapter = json.loads(self.file(ADAPTER_CONFIG).read_text())
+        like = Checkpoint(path.parent, config, (path,), frozenset(), adapter, base)
+        module = load_expert(like, f"the adapter of {self.url}")
+        private = tuple(f"{path}." for path in self.manifest["private_modules"])
+        state = module.state_dict()
+        names = state.keys() - tied_names(module).keys()
+        return {name: state[name] for name in sorted(names) if not name.startswith(private)}
 
     @cached_property
     def coefficients(self) -> Tensor:
@@ -202,7 +237,7 @@ class Merge:
             )
         module: Any = self.for_task(task)
         quiet_transformers()
-        with _new_folder(directory) as partial:
+        with new_folder(directory) as partial:
             if hasattr(module, "save_pretrained"):
                 module.save_pretrained(partial)
             else:  # a factory's: what its weights are called is all that there is to say
@@ -212,14 +247,23 @@ class Merge:
                 (partial / "model.safetensors").write_bytes(tensors_as_bytes(own))
                 config = json.dumps(self.config(task), indent=2)
                 (partial / "config.json").write_text(config, encoding="utf-8")
-            for name in self.manifest["files"]:
-                prefix = config_file(task, "")
-                if name.startswith(prefix) and name != config_file(task, "config.json"):
-                    shutil.copyfile(self.file(name), partial / name.removeprefix(prefix))
-            texts = (partial / HEAD_FILE).is_file()
-            card = model_card(self.manifest, task, texts=texts)
+            self.copy_configs(task, partial)
+            form: Form = "zero_shot" if (partial / HEAD_FILE).is_file() else "model"
+            card = model_card(self.manifest, task, form=form)
             (partial / CARD).write_text(card, encoding="utf-8")
         return directory
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.file(name), target)
+
+    def copy_configs(self, task: str, folder: Path) -> None:
+        """A task's preprocessor files, by their own names."""
+        prefix = config_file(task, "")
+        for name in self.manifest["files"]:
+            if name.startswith(prefix) and name != config_file(task, "config.json"):
+                shutil.copyfile(self.file(name), folder / name.removeprefix(prefix))
 
     def export_all(self, directory: Path, manifest: bytes) -> Path:
         """Write the whole merge as one folder that ``tintray.load`` opens: all tasks, one backbone.
@@ -231,18 +275,16 @@ class Merge:
         StorageError
             If ``directory`` exists and is not empty, or cannot be written.
         """
-        with _new_folder(directory) as partial:
+        with new_folder(directory) as partial:
             for name in self.manifest["files"]:
-                target = partial / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.file(name), target)
+                self.copy(name, partial / name)
             (partial / CARD).write_text(model_card(self.manifest), encoding="utf-8")
             (partial / "manifest.json").write_bytes(manifest)
         return directory
 
 
 @contextmanager
-def _new_folder(directory: Path) -> Iterator[Path]:
+def new_folder(directory: Path) -> Iterator[Path]:
     """A hidden folder to write in; when the block ends well, it becomes ``directory``.
 
     Raises

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tintray.tasks import LOWER_IS_BETTER
 
 CARD = "README.md"
 
+Form = Literal["model", "zero_shot", "adapter"]
+"""A whole model; a CLIP tower with its head of texts in a file of its own; a PEFT adapter."""
 
-def model_card(manifest: Mapping[str, Any], task: str | None = None, *, texts: bool = False) -> str:
+
+def model_card(
+    manifest: Mapping[str, Any], task: str | None = None, *, form: Form = "model"
+) -> str:
     """A card in Markdown for one task of a merge, or for the whole of it.
 
-    ``texts`` says that the head is that of a zero-shot classifier, in a file of its own. Every
-    figure is taken from the merge's manifest; nothing is computed.
+    Every figure is taken from the merge's manifest; nothing is computed.
     """
     tasks = [entry for entry in manifest["tasks"] if task in (None, entry["name"])]
     merge = f"{manifest['name']}/v{manifest['version']}"
@@ -24,7 +28,7 @@ def model_card(manifest: Mapping[str, Any], task: str | None = None, *, texts: b
         f"# {title}",
         _what(manifest, merge, task),
         "## How to load it",
-        _usage(task, tasks, manifest, texts),
+        _usage(task, tasks, manifest, form),
         "## Metrics",
         _metrics(tasks),
         "## Lineage",
@@ -62,7 +66,7 @@ def _usage(
     task: str | None,
     tasks: Sequence[Mapping[str, Any]],
     manifest: Mapping[str, Any],
-    texts: bool,
+    form: Form,
 ) -> str:
     factory = manifest["job"].get("factory")
     if task is None:
@@ -75,7 +79,15 @@ def _usage(
             "from tintray.models.factory import load\n\n"
             f'model = load("{factory}", CONFIG, [FOLDER / "model.safetensors"], "model")'
         )
-    elif texts:
+    elif form == "adapter":
+        code = (
+            "import transformers\nfrom peft import PeftModel\n\n"
+            "config = transformers.AutoConfig.from_pretrained(FOLDER)\n"
+            "cls = getattr(transformers, config.architectures[0])\n"
+            f"base = cls.from_pretrained({manifest['base']['source']!r}, config=config)\n"
+            "model = PeftModel.from_pretrained(base, FOLDER)"
+        )
+    elif form == "zero_shot":
         code = (
             "from safetensors.torch import load_file\n"
             "from torch.nn.functional import normalize\n"

@@ -153,6 +153,11 @@ def compare(
 @merge_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge.")
+@click.option(
+    "--adapter",
+    is_flag=True,
+    help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
+)
 @place_options
 @json_option
 @debug_option
@@ -160,6 +165,7 @@ def export(
     merge: str,
     directory: Path,
     task: str | None,
+    adapter: bool,
     store: str | None,
     catalog: str | None,
     as_json: bool,
@@ -168,13 +174,15 @@ def export(
 
     With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
     as the merge does for that task. Without, it holds every task over one backbone, and
-    tintray.load opens it. A model card is in either. MERGE is a name (the newest version),
-    NAME/VERSION, a folder or a URL.
+    tintray.load opens it. With --adapter a merge of LoRA experts stays an adapter: one for PEFT
+    with --task, else one for all tasks plus their tint layers. A model card is in each. MERGE is a
+    name (the newest version), NAME/VERSION, a folder or a URL.
 
     \b
     Example:
       tintray export ten-scripts --task mnist ./mnist-merged
       tintray export ten-scripts ./ten-scripts-merged
+      tintray export adapters --adapter ./one-adapter
     """
     from jobs.spec.settings import chosen
 
@@ -182,5 +190,5 @@ def export(
     with quiet_stdout():
         from jobs import api
 
-        written = api.export(merge, task, directory, store=where, catalog=database)
+        written = api.export(merge, task, directory, store=where, catalog=database, adapter=adapter)
     answer(str(written), {"path": str(written)}, as_json=as_json)

@@ -14,7 +14,7 @@ from tests import tiny_models as tiny
 from tintray import models
 from tintray.adapters import read_adapter, task_vector
 from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.errors import CheckpointError
+from tintray.errors import CheckpointError, InputError, IntegrityError
 from tintray.stacks import LowRank
 
 peft = pytest.importorskip("peft")
@@ -121,8 +121,8 @@ def test_the_task_vector_stays_a_product(tmp_path: Path) -> None:
         assert torch.allclose(found, difference, atol=1e-6)
 
 
-def change(folder: Path, **fields: Any) -> None:
-    path = folder / "adapter_config.json"
+def change(folder: Path, file: str = "adapter_config.json", **fields: Any) -> None:
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -192,3 +192,42 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
     (blob,) = (path for path in store.rglob(f"*{digest}*") if path.is_file())
     assert all(".low_rank." in name for name in load_file(blob))
     tiny.check_export(merge, "thirds", tmp_path, inputs())
+    _check_adapters(spec, summary.url, tmp_path)
+
+
+def _check_adapters(spec: Any, url: str, folder: Path) -> None:
+    """The same merge as one adapter for PEFT, and as one for all tasks plus their tints."""
+    from transformers import BertForSequenceClassification
+
+    import tintray
+    from jobs import api
+
+    merge = tintray.load(url)
+    where = {"store": spec.store, "catalog": spec.catalog, "adapter": True}
+    one = api.export(url, "thirds", folder / "one", **where)
+    base = BertForSequenceClassification.from_pretrained(folder / "base", num_labels=3)
+    loaded = peft.PeftModel.from_pretrained(base, one).eval()
+    everything = api.export(url, None, folder / "all", **where)
+    assert not (everything / "backbone.safetensors").exists()
+    shared = load_file(everything / "adapter_model.safetensors")
+    assert {tensor.shape[0] for name, tensor in shared.items() if "lora_A" in name} == {7}  # 2 + 5
+    again = tintray.load(str(everything))
+    opened = open_checkpoint(one, base=open_checkpoint(folder / "base"))
+    with torch.inference_mode():
+        expected = merge.for_task("thirds")(**inputs()).logits
+        assert torch.allclose(loaded(**inputs()).logits, expected, atol=1e-5)
+        found = models.answer(models.load_expert(opened), inputs())
+        assert torch.allclose(found, expected, atol=1e-5)
+        for task in merge.tasks:
+            expected = merge.for_task(task)(**inputs()).logits
+            assert torch.allclose(again.for_task(task)(**inputs()).logits, expected, atol=1e-5)
+    change(folder / "base", file="config.json", layer_norm_eps=1e-3)
+    with pytest.raises(IntegrityError, match=r"base is not the base that .* belongs to"):
+        tintray.load(str(everything)).for_task("thirds")
+
+
+def test_a_merge_of_whole_models_is_no_adapter(published: Any, tmp_path: Path) -> None:
+    from jobs import api
+
+    with pytest.raises(InputError, match=r"expected a merge of LoRA adapters"):
+        api.export(published.summary.url, None, tmp_path / "all", adapter=True)
