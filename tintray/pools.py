@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
+from tintray.data.reading import encoded_digest
 from tintray.errors import CheckpointError, DataError
 from tintray.tasks import WRITING, Kind
 from tintray.text import build_tokens, has_tokenizer
@@ -171,14 +172,35 @@ def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
         ) from error
 
 
-def open_pool(order: DataOrder, checkpoint: Checkpoint, kind: Kind, role: str, data: str) -> Pool:
+def open_pool(
+    order: DataOrder,
+    checkpoint: Checkpoint,
+    kind: Kind,
+    role: str,
+    data: str,
+    cache: Path | None = None,
+) -> Pool:
     """Read examples and prepare them for an expert; ``data`` is how messages call the examples.
+
+    Below ``cache`` prepared images are kept, by content; see ``pool_cache``.
 
     Raises
     ------
     DataError, CheckpointError
         If they cannot be read, or the expert's folder has no processor for them.
     """
+    encoded = encoded_digest(order, data) if cache and checkpoint.preprocessor_files else None
+    if cache is not None and encoded is not None:
+        from tintray.pool_cache import cached_pool
+
+        prepares = load_processor(checkpoint, role)
+        key = f"{encoded} {prepares.to_json_string()} {order.max_bad}"
+        return cached_pool(
+            *(cache, key),
+            lambda: build_pool(
+                read_examples(order, data), prepares, kind=kind, order=order, role=data
+            ),
+        )
     examples = read_examples(order, data)
     known = checkpoint.preprocessor_files
     processor = None

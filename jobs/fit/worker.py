@@ -472,7 +472,8 @@ class Worker:
         self, task: TaskOrder, part: str, order: DataOrder, checkpoint: Checkpoint
     ) -> pools.Pool:
         order = local_data(order, self._cache)
-        return pools.open_pool(order, checkpoint, task.kind, task.role, f"tasks.{task.name}.{part}")
+        where = f"tasks.{task.name}.{part}"
+        return pools.open_pool(order, checkpoint, task.kind, task.role, where, self._cache)
 
     def _test(
         self, task: TaskOrder, order: DataOrder, checkpoint: Checkpoint, expert: nn.Module

@@ -145,6 +145,38 @@ def _images(order: DataOrder, table: Table, column: str, rows: Any, role: str) -
     return Examples({"image": images}, source, kept, tuple(bad.values()))
 
 
+def encoded_digest(order: DataOrder, role: str) -> str | None:
+    """sha256 of the image files that an order reads, as they are; None if none is to be decoded.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be opened.
+    """
+    table = open_table(order, role)
+    column = order.column("image", table.columns, role)
+    if column is None or table.rows == 0:
+        return None
+    values = table.read(column)
+    if isinstance(values, np.ndarray):
+        return None
+    rows = order.rows(table.rows, role)
+    total = hashlib.sha256(np.asarray(rows, np.int64).tobytes())
+    for row in rows:
+        try:
+            total.update(hashlib.sha256(_encoded(values[row])).digest())
+        except (OSError, TypeError):
+            return None  # whoever decodes it says what is wrong
+    return total.hexdigest()
+
+
+def _encoded(value: Any) -> bytes:
+    """The bytes of an image file, wherever it is."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else Path(str(value["path"]))
+    return value if isinstance(value, bytes) else Path(value).read_bytes()
+
+
 def _checked(array: NDArray[Any], order: DataOrder, role: str) -> NDArray[Any]:
     split = order.split_name
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)):

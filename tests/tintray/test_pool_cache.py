@@ -1,0 +1,113 @@
+"""Images are decoded once: the same files, prepared the same way, come from the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny_zoo import TinyZoo
+from tintray import pool_cache, pools
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.data import DataOrder, reading
+from tintray.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images; the fourth is cut short."""
+    random = np.random.default_rng(0)
+    below = tmp_path / "images" / "train"
+    below.mkdir(parents=True)
+    for number in range(6):
+        pixels = random.integers(0, 256, (20, 14, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(below / f"{number}.png")
+    broken = below / "3.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was decoded."""
+    found: list[Any] = []
+    decode = reading.decode
+
+    def counted(value: Any) -> Any:
+        found.append(value)
+        return decode(value)
+
+    monkeypatch.setattr(reading, "decode", counted)
+    return found
+
+
+@pytest.fixture
+def expert(tiny: TinyZoo, tmp_path: Path) -> Checkpoint:
+    return open_checkpoint(tiny.copy(tmp_path / "zoo").folder / "five")
+
+
+def opened(folder: Path, expert: Checkpoint, cache: Path, max_bad: int = 1) -> pools.Pool:
+    order = DataOrder(str(folder), max_bad=max_bad)
+    return pools.open_pool(order, expert, "classification", "x", "tasks.x.adapt", cache)
+
+
+def test_what_was_decoded_once_is_not_again(
+    folder: Path, expert: Checkpoint, decoded: list[Any], tmp_path: Path
+) -> None:
+    first = opened(folder, expert, tmp_path / "cache")
+    assert len(decoded) == 6
+    copied = folder.rename(tmp_path / "elsewhere")  # it goes by content, not by name
+    again = opened(copied, expert, tmp_path / "cache")
+    assert len(decoded) == 6
+    assert again.digest == first.digest
+    assert list(again.rows) == [0, 1, 2, 4, 5] == list(first.rows)
+    assert again.inputs["pixel_values"].dtype == torch.uint8
+    batches = (pool.batch(slice(None))["pixel_values"] for pool in (first, again))
+    assert torch.equal(*batches)
+    with pytest.raises(DataError, match=r"1 of 6 examples .* max_bad allows 0"):
+        opened(copied, expert, tmp_path / "cache", max_bad=0)
+
+
+def test_other_pixels_and_other_preparation_are_decoded(
+    folder: Path, expert: Checkpoint, decoded: list[Any], tmp_path: Path
+) -> None:
+    first = opened(folder, expert, tmp_path / "cache")
+    Image.new("RGB", (20, 14)).save(folder / "train" / "0.png")
+    other = opened(folder, expert, tmp_path / "cache")
+    path = expert.folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    third = opened(folder, expert, tmp_path / "cache")
+    assert len(decoded) == 18
+    assert len({first.digest, other.digest, third.digest}) == 3
+
+
+def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
+    folder: Path,
+    expert: Checkpoint,
+    decoded: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "cache"
+    opened(folder, expert, cache)
+    (entry,) = (cache / "pools").iterdir()
+    entry.write_bytes(entry.read_bytes()[:50])
+    opened(folder, expert, cache)
+    assert len(decoded) == 12
+    os.utime(entry, (0, 0))
+    monkeypatch.setattr(pool_cache, "MOST_BYTES", int(1.5 * entry.stat().st_size))
+    opened(folder, expert, cache, max_bad=2)
+    assert [path == entry for path in (cache / "pools").iterdir()] == [False]
+
+
+def test_a_cache_that_cannot_be_written_is_none(
+    folder: Path, expert: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert len(opened(folder, expert, tmp_path / "cache")) == 5
