@@ -53,7 +53,9 @@ def pixel_loss(
     return class_loss(merged.movedim(1, -1), expert.movedim(1, -1), labels, temperature)
 
 
-def multi_label_loss(merged: Tensor, expert: Tensor, labels: Labels = "soft") -> Tensor:
+def multi_label_loss(
+    merged: Tensor, expert: Tensor, labels: Labels = "soft", mask: Tensor | None = None
+) -> Tensor:
     """Independent yes or no answers, logits [N, C]: mean binary cross-entropy to the expert's.
 
     ``hard`` targets are whether the expert says yes; ``entropy`` is that of the merge's own answer.
@@ -61,7 +63,7 @@ def multi_label_loss(merged: Tensor, expert: Tensor, labels: Labels = "soft") ->
     given = merged if labels == "entropy" else expert
     target = (given > 0).to(merged) if labels == "hard" else given.sigmoid()
     each = functional.binary_cross_entropy_with_logits(merged, target, reduction="none")
-    return _mean(each)
+    return _mean(each, mask)
 
 
 def value_loss(

@@ -38,8 +38,8 @@ OF_TOKENS = ("token_classification", "language_modelling", "seq2seq")
 WRITING = ("language_modelling", "seq2seq")
 """Kinds whose answers are distributions over a vocabulary, one for each token."""
 DENSE = ("segmentation", "depth", "normals")
-CLASSES = ("classification", "token_classification", "segmentation")
-"""Kinds that choose among classes, with a confidence: of an example, a token, a pixel."""
+CLASSES = ("classification", "multi_label", "token_classification", "segmentation")
+"""Kinds that choose with a confidence: a class of an example, a token, a pixel; yes or no."""
 TOP_TOKENS = 64
 """How many tokens of a language model's distribution are kept."""
 
@@ -136,8 +136,8 @@ def compare(
 ) -> Compared:
     """The loss of every example of a batch, and how many agree and are kept.
 
-    Examples, tokens or pixels that the judge drops weigh nothing; for kinds without a confidence
-    (values, language) all are kept.
+    Examples (or each yes or no, token, pixel) that the judge drops weigh nothing; for kinds without
+    a confidence (values, language) all are kept.
     """
     everything = torch.ones(len(merged), device=merged.device)
     if isinstance(expert, TopTokens):
@@ -149,9 +149,14 @@ def compare(
         return Compared(losses, everything, agreed, everything)
     merged, expert = matched(merged, expert)
     agreed = agreement_each(kind, merged.detach(), expert, mask)
-    if kind in ("multi_label", "regression", "depth", "normals"):
-        losses = _value_loss(kind, merged, expert, labels, distance)
+    if kind in ("regression", "depth", "normals"):
+        losses = _value_loss(kind, merged, expert, distance)
         return Compared(losses, everything, agreed, everything)
+    if kind == "multi_label":
+        weights = judge.weights(_yes_or_no(merged.detach()), _yes_or_no(expert)).view(merged.shape)
+        judge.observe(_yes_or_no(merged.detach()), _yes_or_no(expert))
+        losses = objectives.multi_label_loss(merged, expert, labels, weights)
+        return Compared(losses, weights.mean(1), agreed, _share(weights > 0))
     if kind == "segmentation":
         merged, expert = merged.movedim(1, -1), expert.movedim(1, -1)
     rows = (merged.detach().reshape(-1, merged.shape[-1]), expert.reshape(-1, expert.shape[-1]))
@@ -165,11 +170,13 @@ def compare(
     return Compared(losses, _share(weights, mask), agreed, _share(weights > 0, mask))
 
 
-def _value_loss(
-    kind: Kind, merged: Tensor, expert: Tensor, labels: Labels, distance: Distance
-) -> Tensor:
-    if kind == "multi_label":
-        return objectives.multi_label_loss(merged, expert, labels)
+def _yes_or_no(logits: Tensor) -> Tensor:
+    """Independent answers [N, C] as choices between two classes, [N · C, 2]: no, yes."""
+    flat = logits.reshape(-1)
+    return torch.stack([torch.zeros_like(flat), flat], -1)
+
+
+def _value_loss(kind: Kind, merged: Tensor, expert: Tensor, distance: Distance) -> Tensor:
     if kind == "normals":
         return objectives.direction_loss(merged, expert)
     return objectives.value_loss(merged, expert, distance)
@@ -273,8 +280,10 @@ def by_class(
 ) -> tuple[Tensor, Tensor | None]:
     """The answers that count, one row of logits each: [M, C], and their labels [M] or none.
 
-    Answers are examples, tokens or pixels, by the kind of task, which is one with ``CLASSES``.
+    Answers are examples, each yes or no, tokens or pixels, by the kind of task, of ``CLASSES``.
     """
+    if kind == "multi_label":
+        return _yes_or_no(outputs), None if labels is None else labels.reshape(-1).long()
     if kind == "segmentation":
         outputs = (outputs if labels is None else _resized(outputs, labels.shape[-2:])).movedim(
             1, -1

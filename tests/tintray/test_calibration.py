@@ -52,7 +52,18 @@ def test_maps_are_enlarged_to_their_labels() -> None:
     assert sum(found["merged"]["histogram"]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("kind", ["multi_label", "regression", "depth", "normals"])
+def test_each_yes_and_no_is_counted() -> None:
+    merged, labels = logits(6, 3), (logits(6, 3, seed=1) > 0).float()
+    found = confidences("multi_label", merged, merged, labels)
+    assert found is not None
+    yes = merged.sigmoid()
+    assert found["merged"]["brier"] == pytest.approx(float(2 * (yes - labels).square().mean()))
+    assert found["merged"]["mean_confidence"] == pytest.approx(
+        float(torch.maximum(yes, 1 - yes).mean())
+    )
+
+
+@pytest.mark.parametrize("kind", ["regression", "depth", "normals"])
 def test_values_have_no_confidence(kind: Any) -> None:
     of: Kind = kind
     assert confidences(of, logits(3, 2), logits(3, 2), None) is None

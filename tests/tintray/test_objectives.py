@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,15 @@ def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
         distance=distance,
     )
     assert torch.equal(found.losses, value_loss(MERGED, EXPERT, distance))
+
+
+def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
+    """The merge contradicts its expert on the first, more surely; on the second, less surely."""
+    merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])
+    settings: Any = {"judge": Judge("agreement"), "labels": "soft", "temperature": 1.0}
+    found = compare("multi_label", merged, expert, None, **settings)
+    assert found.kept.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
+    assert torch.allclose(found.losses, multi_label_loss(merged[:, 1:], expert[:, 1:]))
 
 
 def test_hard_answers_to_many_questions_are_yes_or_no() -> None:
