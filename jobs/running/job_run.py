@@ -104,9 +104,21 @@ class JobRun:
         self._flushed = time.monotonic()
 
     @contextmanager
-    def _ending(self) -> Iterator[None]:
+    def _unmasked(self) -> Iterator[None]:
+        """A stop that a library took for a failure of its own, and told as one, is a stop."""
         try:
             yield
+        except (LeaseLostError, CancelledError):
+            raise
+        except Exception:
+            self.stopper.check()
+            raise
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            with self._unmasked():
+                yield
         except LeaseLostError:  # the job is another owner's, who says how it ends
             raise
         except CancelledError as error:

@@ -15,6 +15,7 @@ import pytest
 import tintray
 from jobs.queue.views import JobStatus
 from jobs.running import stopping
+from jobs.running.job_run import JobRun
 from jobs.running.stopping import Stopper
 from storage.catalog import Catalog
 from storage.states import JobState
@@ -128,6 +129,23 @@ def test_handlers_are_given_back_and_other_threads_only_ask() -> None:
     thread.start()
     thread.join()
     assert said == ["True True"]
+
+
+def test_a_stop_that_a_library_takes_for_its_own_failure_is_a_stop(tmp_path: Path) -> None:
+    """transformers turns whatever is raised while it makes a tensor into a ValueError."""
+    with Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as catalog:
+        for stops, expected in ((True, CancelledError), (False, ValueError)):
+            job_id = catalog.create_job("one", {}, "file:///store")
+            run = JobRun(job_id, catalog, lambda _: None)
+            with pytest.raises(expected), run.running():
+                try:
+                    if stops:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    raise OSError("a file was cut short")
+                except Exception as error:
+                    raise ValueError("cannot make a tensor") from error
+            state = JobState.CANCELLED if stops else JobState.FAILED
+            assert catalog.job(job_id).state is state
 
 
 def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> None:
