@@ -1,10 +1,15 @@
 """What each format of task vectors costs in accuracy, on the ten-scripts zoo.
 
     python -m benchmarks.formats [--zoo DIR] [--rounds 100] [--examples 500]
+    python -m benchmarks.formats --experts [--zoo DIR] [--examples 500]
 
 DIR holds ``zoo/`` and ``data/vision/``. One fit for each ``merge.task_vectors``, in turn, all else
 alike, on the first examples of each task's pool and test set. ``error`` is the relative error of
 the task vectors in that format, √(Σ‖τ̂ − τ‖² / Σ‖τ‖²).
+
+With ``--experts`` nothing is fitted: each expert is put together again from the base and its own
+task vector in the format (λ = 1, where an error of the vector shows whole), and measured on the
+first examples of its test set: accuracy, and agreement with the expert as it was.
 
 The last line is one JSON object.
 """
@@ -25,8 +30,15 @@ from jobs.spec.sections import parse_spec
 from storage.blobs import fetch_blob
 from storage.publish import parse_merge_url, read_manifest
 from tintray.bundle import read_tensors
+from tintray.checkpoints import open_checkpoint
+from tintray.data import DataOrder
+from tintray.evaluation import score
+from tintray.labels import predict
+from tintray.models import answer_width, answers, backbone_names, load_base, load_expert
+from tintray.pools import labels_of, open_pool
 from tintray.stacks import Format, make_stack
 
+FORMATS: tuple[Format, ...] = get_args(Format)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -73,6 +85,45 @@ def error(url: str, format: Format) -> float:
     return (lost / whole) ** 0.5
 
 
+def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
+    """Experts put together again from task vectors in each format: means over the tasks."""
+    tasks = sorted(p.name for p in (zoo / "zoo").iterdir() if p.is_dir() and p.name != "base")
+    base = open_checkpoint(zoo / "zoo" / "base", role="base")
+    sums = {
+        format: dict.fromkeys(("accuracy", "agreement", "lost", "whole"), 0.0) for format in FORMATS
+    }
+    for name in tasks:
+        checkpoint = open_checkpoint(zoo / "zoo" / name, role=name, base=base)
+        start, expert = load_base(base, like=checkpoint), load_expert(checkpoint, name)
+        order = DataOrder(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
+        pool = open_pool(order, checkpoint, "classification", name, name)
+        width = answer_width(expert, "classification")
+        labels = labels_of(order, "classification", pool, answers(expert, width), name)
+        known = predict(expert, pool)
+        vectors = {
+            tensor: (expert.get_parameter(tensor) - start.get_parameter(tensor)).detach()
+            for tensor in backbone_names(start)
+        }
+        for format, found in sums.items():
+            for tensor, vector in vectors.items():
+                held = make_stack([vector], vector.shape, format).dense().view(vector.shape)
+                with torch.no_grad():
+                    expert.get_parameter(tensor).copy_(start.get_parameter(tensor) + held)
+                found["lost"] += float(torch.sum((held - vector).double() ** 2))
+                found["whole"] += float(torch.sum(vector.double() ** 2))
+            scored = score(name, "classification", predict(expert, pool), known, labels)
+            found["accuracy"] += scored.merged / len(tasks)
+            found["agreement"] += scored.agreement / len(tasks)
+    return {
+        format: {
+            "accuracy": round(found["accuracy"], 4),
+            "agreement": round(found["agreement"], 4),
+            "error": round((found["lost"] / found["whole"]) ** 0.5, 5),
+        }
+        for format, found in sums.items()
+    }
+
+
 def main() -> None:
     """Print a table and, last, one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -80,10 +131,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--experts", action="store_true", help="fit nothing: experts put together")
     arguments = parser.parse_args()
+    if arguments.experts:
+        print(json.dumps(rebuilt(arguments.zoo, arguments.examples)))
+        return
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for format in get_args(Format):
+        for format in FORMATS:
             spec = parse_spec(
                 job(arguments.zoo, Path(folder), format, arguments), folder=Path(folder)
             )

@@ -103,6 +103,24 @@ def test_pools_count_and_a_smaller_part_of_them_is_among_the_ways() -> None:
     assert "half of each pool (adapt.split: train[:50%])" in message
 
 
+def test_twenty_vision_transformers_of_86_million_are_planned_within_16_gib() -> None:
+    """ViT-B/32 on two cores with bfloat16 task vectors; in float32 they stay in their files."""
+    block = {"q": (768, 768), "k": (768, 768), "v": (768, 768), "o": (768, 768)}
+    block |= {"up": (3072, 768), "down": (768, 3072), "biases": (9 * 768,), "norms": (4 * 768,)}
+    shapes = {f"m.layers.{n}.{name}": size for n in range(12) for name, size in block.items()}
+    shapes |= {"patches": (768, 3072), "positions": (50, 768), "rest": (4 * 768,)}
+    layout = build_layout(shapes)
+    assert layout.numel == pytest.approx(87.4e6, rel=0.01)
+    config = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    activations = activation_bytes(config | {"image_size": 224, "patch_size": 32}, 64, 4)
+    pools = 20 * 64 * 3 * 224 * 224
+    sizes = {"groups": 5, "activation_bytes": activations, "pool_bytes": pools}
+    job = job_size(layout, tasks=20, private=7_690, **sizes)
+    machine = ClusterSize(cpus=2, memory=16 * GIB)
+    assert check(job, machine, Choice(format="bf16")).memory <= 16 * GIB
+    assert check(job, machine, Choice()).mapped
+
+
 def test_a_larger_cluster_is_among_the_ways() -> None:
     with pytest.raises(SpecError, match=r"what would fit: .*2 such nodes \(cluster\.address\)"):
         check(JOB, replace(MACHINE, memory=6 * GIB), Choice(format="int4", workers=1))
