@@ -16,8 +16,9 @@ import torch
 
 from jobs.fit.arrays import Floats
 from jobs.fit.coordinator import Cast
+from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
 from jobs.fit.shard import ShardOrder, Shards
-from jobs.fit.worker import FitOrder, Prepared, TaskFacts, TaskOrder, Worker
+from jobs.fit.worker import Worker
 from jobs.fleet import Fleet, Member, Ref
 from jobs.merges.kept import Kept
 from jobs.planning.calibration import Speed

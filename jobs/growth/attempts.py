@@ -13,7 +13,7 @@ from jobs.events import Notice
 from jobs.fit.arrays import Floats
 from jobs.fit.coordinator import Coordinator
 from jobs.fit.crew import Ground
-from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.growth.change import Change
 from jobs.growth.crew import GrowthCrew

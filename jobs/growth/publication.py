@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from jobs.fit.crew import Ground
-from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.growth.change import Change
 from jobs.growth.decisions import Loss
 from jobs.growth.parent import Parent

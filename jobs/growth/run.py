@@ -9,7 +9,7 @@ from typing import Any
 from jobs.events import Notice, OnEvent, Published, TaskPrepared
 from jobs.fit.arrays import peak_memory
 from jobs.fit.crew import Ground
-from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.growth.attempts import Candidate, Growing, part_of
 from jobs.growth.change import Change

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.fit.arrays import Floats, readable
-from jobs.fit.worker import Prepared, Worker, _Hosted
+from jobs.fit.experts import Hosted
+from jobs.fit.orders import Prepared
+from jobs.fit.worker import Worker
 from storage.blobs import BlobRef, fetch_blob
 from storage.cache import lookup
 from tintray import labels
 from tintray.bundle import read_tensors
-from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError
 from tintray.evaluation import score
 from tintray.norms import norm_buffers
@@ -100,11 +101,6 @@ class Tinted:
 class Tinter(Worker):
     """Hosts new tasks with their experts, and old ones without; see the module."""
 
-    def _like(self) -> Checkpoint:
-        """A task's configuration: where one is of a published merge, from there."""
-        first = next(task for tasks in self._orders.values() for task in tasks)
-        return super()._like() if first.kept is None else self._checkpoint(first)
-
     # -- before the fit ------------------------------------------------------------------------
 
     def prepare(self, name: str) -> Prepared:
@@ -121,7 +117,7 @@ class Tinter(Worker):
             self._check_sureness(hosted)
         return prepared
 
-    def _check_sureness(self, hosted: _Hosted) -> None:
+    def _check_sureness(self, hosted: Hosted) -> None:
         outputs = hosted.labels
         if hosted.order.kind != "classification" or not isinstance(outputs, Tensor):
             return
@@ -143,7 +139,7 @@ class Tinter(Worker):
                 task.pool, task.labels = part(task.pool, rows), chosen(task.labels, rows)
                 task.features = None if task.features is None else task.features[rows]
 
-    def _rows(self, hosted: _Hosted) -> tuple[Tensor, Tensor]:
+    def _rows(self, hosted: Hosted) -> tuple[Tensor, Tensor]:
         """Which examples of the pool are learned from, and which are held back."""
         total = len(hosted.pool)
         if hosted.order.kept is not None or total < 2:
@@ -230,7 +226,7 @@ class Tinter(Worker):
             for key, array in tensors.items():
                 layer.tensors[key].copy_(torch.from_numpy(array.copy()))
 
-    def _visited(self, hosted: _Hosted, rows: Tensor, order: TintOrder) -> Tensor:
+    def _visited(self, hosted: Hosted, rows: Tensor, order: TintOrder) -> Tensor:
         """Which examples the rounds come back to; see ``EPOCHS``."""
         most = max(LEAST_SEEN, order.rounds * order.batch_size // EPOCHS)
         if most >= len(rows):
@@ -242,7 +238,7 @@ class Tinter(Worker):
     def _cached(
         self,
         model: PrefixModel,
-        hosted: _Hosted,
+        hosted: Hosted,
         rows: Tensor,
         theta: Sequence[Floats],
         *,
@@ -264,10 +260,10 @@ class Tinter(Worker):
         cached = model.cached(pool, hosted.layer, precision)
         ref = None
         if sum(tensor.nbytes for tensor in cached.activations.values()) <= MOST_BYTES:
-            ref = self._remember(KIND, key, cached.activations)
+            ref = self._experts.remember(KIND, key, cached.activations)
         return cached, ref, False
 
-    def _agreement(self, hosted: _Hosted, model: FusedModel, pool: Pool, expert: Outputs) -> float:
+    def _agreement(self, hosted: Hosted, model: FusedModel, pool: Pool, expert: Outputs) -> float:
         """Agreement with the expert's answers to a pool of activations."""
         precision, kind = self._order.settings.precision, hosted.order.kind
         merged = labels.ask(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.results import MergeSummary, TaskResult
 from jobs.running.heartbeat import Heartbeat
 from jobs.spec.sections import JobSpec, TaskSpec

@@ -13,7 +13,7 @@ from torch import Tensor
 from jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from jobs.fit.arrays import Floats
 from jobs.fit.crew import Crew, Ground, survey
-from jobs.fit.worker import Prepared, TaskFacts
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.fleet import Fleet
 from jobs.methods.merging import MergeOrder, merged_backbones
 from jobs.methods.statistics import Refs, measure_statistics

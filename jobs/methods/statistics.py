@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jobs.fit.worker import Prepared, TaskFacts, TaskOrder, open_expert
+from jobs.fit.orders import Prepared, TaskFacts, TaskOrder, open_expert
 from jobs.fleet import Fleet
 from jobs.running.sources import cache_folder, local_data
 from storage.artifacts import open_store

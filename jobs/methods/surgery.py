@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.fit.arrays import Floats
-from jobs.fit.worker import TaskOrder, open_expert
+from jobs.fit.orders import TaskOrder, open_expert
 from jobs.fleet import Fleet
 from jobs.running.sources import cache_folder, local_data
 from tintray import models, pools, sequences, surgery

@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs.events import Event, OnEvent, RoundDone, ignore
 from jobs.fit.crew import Crew, Ground, make_plan
-from jobs.fit.worker import TaskFacts
+from jobs.fit.orders import TaskFacts
 from jobs.fleet import InlineFleet, open_fleet
 from jobs.methods.running import surveyed
 from jobs.planning.calibration import Speed

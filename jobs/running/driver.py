@@ -18,8 +18,8 @@ from jobs.fit.arrays import peak_memory
 from jobs.fit.checkpointing import Checkpoints, Ownership, delete_blobs
 from jobs.fit.coordinator import Coordinator
 from jobs.fit.crew import Crew, Ground, object_store_needed, survey
+from jobs.fit.orders import Prepared, TaskFacts
 from jobs.fit.placement import place
-from jobs.fit.worker import Prepared, TaskFacts
 from jobs.fleet import Fleet, open_fleet
 from jobs.merges.publication import Outcome, publish
 from jobs.methods.running import (

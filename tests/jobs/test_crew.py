@@ -18,7 +18,7 @@ from jobs.fit.crew import (
     spread_groups,
     survey,
 )
-from jobs.fit.worker import Prepared
+from jobs.fit.orders import Prepared
 from jobs.fleet import InlineFleet
 from storage.artifacts import open_store
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo

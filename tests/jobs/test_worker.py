@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.fit.crew import Crew, survey
-from jobs.fit.worker import Prepared
+from jobs.fit.orders import Prepared
 from jobs.fleet import InlineFleet
 from storage.artifacts import open_store
 from storage.blobs import fetch_blob

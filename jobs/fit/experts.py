@@ -1,0 +1,357 @@
+"""What a worker does with experts before it lets them go: checks, self-labels, task vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
+from jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
+from jobs.running.sources import cache_folder, local_data, local_folder
+from storage.artifacts import open_store
+from storage.blobs import BlobRef, fetch_blob
+from storage.cache import lookup, remember
+from tintray import labels, models, pools, sequences
+from tintray.adapters import is_adapter, read_adapter, task_vector
+from tintray.bundle import read_tensors, tensors_as_bytes
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.data import Answers, DataOrder, check_class_names
+from tintray.errors import CheckpointError, DataError, NotFoundError
+from tintray.kinship import kinship
+from tintray.norms import norm_buffers
+from tintray.partition import partition
+from tintray.randomness import stream
+from tintray.task_vectors import pack
+from tintray.tasks import Outputs, as_tensors, check_outputs, from_tensors
+from tintray.text import check_known, check_same_tokens, has_tokenizer
+from tintray.tint import TintLayer, low_rank_factors
+from tintray.trust import LABELLED, TrueLabels
+
+
+@dataclass
+class Hosted:
+    """A task between its check and the end of the fit."""
+
+    order: TaskOrder
+    facts: TaskFacts
+    layer: TintLayer
+    pool: pools.Pool
+    test: pools.Pool | None
+    test_labels: Any
+    true: TrueLabels | None = None
+    labels: Outputs | None = None
+    expert_test: Outputs | None = None
+    features: Tensor | None = None
+
+
+class Experts:
+    """Opens the experts of a job's tasks on this machine, and has done with each as soon as it can.
+
+    Parameters
+    ----------
+    order
+        The job.
+    first
+        Any of its tasks; a published one tells of itself, where experts may be gone.
+
+    Attributes
+    ----------
+    store, cache
+        Where artifacts are, and copies of what came from elsewhere.
+    partition
+        The base, split for the tint site.
+    """
+
+    def __init__(self, order: FitOrder, first: TaskOrder) -> None:
+        self._order = order
+        self.store = open_store(order.store_url)
+        self.cache = cache_folder()
+        folder, built = local_folder(order.base, self.cache), order.factory
+        self._base = open_checkpoint(folder, role="base", factory=built)
+        self._like = self._known(first)
+        base = models.load_base(self._base, like=self._like)
+        self.partition = partition(base, order.site, order.granularity, order.rank)
+
+    def check(self, task: TaskOrder) -> tuple[Hosted, nn.Module]:
+        """Check a task's expert and data: what the task owns, and the expert.
+
+        Nothing is computed with the expert yet, and nothing is written.
+
+        Raises
+        ------
+        CheckpointError, DataError
+            Naming the field, the tensor or the file.
+        """
+        checkpoint = self.checkpoint(task)
+        if task.kept is None:
+            models.check_same_computation(self._base, checkpoint, "the base", task.role)
+            expert = models.load_expert(checkpoint.without_texts(), task.role)
+        else:
+            expert = kept_module(task.kept, task.name)
+        models.check_same_backbone(self.partition.module, expert, "the base", task.role)
+        sequences.check_writes(expert, task.kind, task.role)
+        if task.kept is None:
+            private = models.private_state(expert, self.partition.private)
+            private |= self._low_rank_start(expert) | norm_buffers(expert)
+        else:
+            private = kept_tint(task.kept, task.name)
+        layer = TintLayer.of_expert(
+            *(task.name, private, self.partition.site),
+            learn=self._order.learned,
+            device=self._order.device,
+        )
+        width = models.answer_width(expert, task.kind)
+        known = models.answers(expert, width, task.role)
+        pool = self._pool(task, "adapt", task.pool, checkpoint)
+        self._check_tokens(task, pool, checkpoint, expert)
+        if task.kind in ("classification", "segmentation"):
+            order = local_data(task.pool, self.cache)
+            check_class_names(order, width, f"tasks.{task.name}.adapt")
+        test, test_labels = None, None
+        if task.test is not None:
+            test = self._test(task, task.test, checkpoint, expert)
+            test_labels = pools.labels_of(
+                local_data(task.test, self.cache),
+                *(task.kind, test, known, f"tasks.{task.name}.test"),
+            )
+        if task.kept is not None and pool.digest != task.kept.pool:
+            raise DataError(
+                f"tasks.{task.name}.adapt: {task.pool.path} is not what "
+                "the merge was published with; expected the same examples, restore the file or "
+                "`tintray refresh` the task"
+            )
+        digest = checkpoint.digest() if task.kept is None else task.kept.expert
+        facts = TaskFacts(
+            name=task.name,
+            classes=width,
+            tint_parameters=layer.count(self.partition.site),
+            head_parameters=layer.count(models.head_modules(expert)),
+            expert_digest=digest,
+            pool_digest=pool.digest,
+            pool_examples=len(pool),
+            test_digest=None if test is None else test.digest,
+            test_examples=0 if test is None else len(test),
+            configs=checkpoint.configs(),
+            kinship=kinship(self.partition.module, expert),
+        )
+        true = self._true_labels(task, pool, known) if task.labelled else None
+        return Hosted(task, facts, layer, pool, test, test_labels, true), expert
+
+    def prepare(self, hosted: Hosted) -> Prepared:
+        """Have the expert's outputs over pool and test set, and its task vector.
+
+        What another job has computed from the same content is taken from the artifact store.
+        """
+        started = time.perf_counter()
+        self._give_head(hosted)
+        expert = cache(lambda: self._expert(hosted.order))  # read once, and only if it is needed
+        hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool, expert)
+        test_ref = None
+        if hosted.test is not None:
+            _, hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test, expert)
+        features_ref = self._features(hosted) if self._order.settings.features else None
+        vector, vector_cached = self._task_vector(hosted, expert)
+        seconds = time.perf_counter() - started
+        found = (cached, vector_cached, ref, test_ref, vector, features_ref)
+        return Prepared(hosted.order.name, seconds, *found)
+
+    def _check_tokens(
+        self, task: TaskOrder, pool: pools.Pool, checkpoint: Checkpoint, expert: nn.Module
+    ) -> None:
+        """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
+        if "input_ids" not in pool.inputs:
+            return
+        check_known(pool.inputs["input_ids"], expert, task.role)
+        reference, said = self._base, "the base"
+        if not has_tokenizer(reference.preparing_folder):
+            reference, said = self._like, self._order.like[1]
+        if reference.preparing_folder != checkpoint.preparing_folder:
+            one, other = (
+                pools.load_processor(source, role, text=True)
+                for source, role in ((reference, said), (checkpoint, task.role))
+            )
+            check_same_tokens(one, other, said, task.role)
+
+    def checkpoint(self, task: TaskOrder) -> Checkpoint:
+        """A task's expert, opened; of a published task, what the merge has of it."""
+        if task.kept is not None:
+            return kept_checkpoint(task.kept, task.name, self.cache)
+        return self._own_checkpoint(task)
+
+    def _expert(self, task: TaskOrder) -> nn.Module:
+        """The expert itself, to compute with."""
+        if task.kept is None:
+            return self.loaded(self._own_checkpoint(task), task.role)
+        try:
+            checkpoint = self._own_checkpoint(task)
+            if checkpoint.digest() == task.kept.expert:
+                return self.loaded(checkpoint, task.role)
+            said = f"{task.expert} is another expert by now"
+        except CheckpointError as error:
+            said = str(error)
+        raise NotFoundError(
+            f"task '{task.name}': its self-labels or its task vector are gone from "
+            f"{self.store.url} and its expert cannot compute them again ({said}); copy the "
+            "artifacts back, or `tintray refresh` the task"
+        )
+
+    def loaded(self, checkpoint: Checkpoint, role: str) -> nn.Module:
+        """An expert, with the head of a CLIP tower as it is in the store."""
+        return models.load_expert(checkpoint, role, head=self._text_head(checkpoint, role))
+
+    def _give_head(self, hosted: Hosted) -> None:
+        """Put the head of texts into a task's layer: when it was checked, nothing was computed."""
+        if hosted.order.kept is not None:
+            return
+        head = self._text_head(self.checkpoint(hosted.order), hosted.order.role)
+        if head is not None:
+            module: Any = self.partition.module
+            with torch.no_grad():
+                hosted.layer.tensors["classifier.weight"].copy_(head * module.root)
+
+    def _text_head(self, checkpoint: Checkpoint, role: str) -> Tensor | None:
+        """The head that a CLIP tower's names of classes make, computed once or from the store."""
+        if checkpoint.zero_shot is None or checkpoint.base is None:
+            return None
+        from tintray.models.clip import head_key, text_head
+
+        key = head_key(checkpoint, self._order.base_digest)
+        found = lookup(self.store, "zero-shot-heads", key)
+        if found is not None:
+            return read_tensors(fetch_blob(self.store, found.ref, self.cache))["head"]
+        head = text_head(checkpoint.base.folder, checkpoint.zero_shot, role).clone()
+        self.remember("zero-shot-heads", key, {"head": head})
+        return head
+
+    def _own_checkpoint(self, task: TaskOrder) -> Checkpoint:
+        return open_expert(task, self.cache, self._base)
+
+    def _pool(
+        self, task: TaskOrder, part: str, order: DataOrder, checkpoint: Checkpoint
+    ) -> pools.Pool:
+        order = local_data(order, self.cache)
+        where = f"tasks.{task.name}.{part}"
+        return pools.open_pool(order, checkpoint, task.kind, task.role, where, self.cache)
+
+    def _test(
+        self, task: TaskOrder, order: DataOrder, checkpoint: Checkpoint, expert: nn.Module
+    ) -> pools.Pool:
+        pool = self._pool(task, "test", order, checkpoint)
+        if not sequences.is_open(pool):
+            return pool
+        tokenizer = pools.load_processor(checkpoint, task.role, text=True)
+        local = local_data(order, self.cache)
+        config = getattr(expert, "config", None)
+        where = f"tasks.{task.name}.test"
+        return sequences.with_right_answers(pool, local, tokenizer, config, where)
+
+    def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
+        """The factors that a low-rank tint starts from; none where a task has a full copy."""
+        if self._order.rank is None:
+            return {}
+        base = self.partition.module
+        vectors = {
+            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
+            for name in self.partition.low_rank
+        }
+        return low_rank_factors(vectors, self._order.rank)
+
+    def feature_path(self) -> str:
+        """Where features are read, as the module spells it; one module, not a pattern."""
+        found = models.resolve_site(
+            self.partition.module, self._order.feature_site, field="objective.feature_site"
+        )
+        return models.HEAD if self._order.feature_site == models.HEAD else found[0]
+
+    def _features(self, hosted: Hosted) -> BlobRef:
+        """The expert's features over the pool at the job's depth, computed or from the store."""
+        path = self.feature_path()
+        key = labels.features_key(hosted.facts.expert_digest, hosted.pool.digest, path)
+        found = lookup(self.store, "self-features", key)
+        if found is not None:
+            file = fetch_blob(self.store, found.ref, self.cache)
+            hosted.features = read_tensors(file)["features"]
+            return found.ref
+        expert = self.loaded(self.checkpoint(hosted.order), hosted.order.role)
+        hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
+        return self.remember("self-features", key, {"features": hosted.features})
+
+    def _true_labels(self, task: TaskOrder, pool: pools.Pool, answers: Answers) -> TrueLabels:
+        """Which examples of the pool may be read with their label, by the seed, and the labels."""
+        examples = len(pool)
+        if task.kind not in LABELLED:
+            raise DataError(
+                f"tasks.{task.name}.labelled: expected a task of one of the kinds "
+                f"{', '.join(LABELLED)}, found '{task.kind}', which has no labels beside its texts"
+            )
+        if task.labelled > examples:
+            raise DataError(
+                f"tasks.{task.name}.labelled: expected at most the {examples:,} examples of the "
+                f"pool, found {task.labelled:,}"
+            )
+        labels = pools.labels_of(
+            local_data(task.pool, self.cache),
+            *(task.kind, pool, answers, f"tasks.{task.name}.adapt"),
+        )
+        order = torch.randperm(
+            examples, generator=stream(self._order.settings.seed, task.name, "labelled")
+        )
+        rows = order[: task.labelled]
+        few = labels[rows] if isinstance(labels, Tensor) else [labels[row] for row in rows.tolist()]
+        return TrueLabels(rows, few)
+
+    def _task_vector(self, hosted: Hosted, read: Callable[[], nn.Module]) -> tuple[BlobRef, bool]:
+        """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
+        key = f"{self._order.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
+        found = lookup(self.store, "task-vectors", key)
+        if found is not None:
+            return found.ref, True
+        base, role = self.partition.module, hosted.order.role
+        names = models.backbone_names(base)
+        checkpoint = self.checkpoint(hosted.order)
+        if hosted.order.kept is None and is_adapter(checkpoint):
+            adapter = read_adapter(checkpoint, base, role, with_head=False)
+            vector = pack(task_vector(adapter, base, names))
+            return self.remember("task-vectors", key, vector), False
+        expert = read()
+        difference = {
+            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
+            for name in names
+        }
+        return self.remember("task-vectors", key, difference), False
+
+    def _predictions(
+        self, hosted: Hosted, pool: pools.Pool, read: Callable[[], nn.Module]
+    ) -> tuple[pools.Pool, Outputs, BlobRef, bool]:
+        """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
+        key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
+        found = lookup(self.store, "self-labels", key)
+        config = getattr(self.partition.module, "config", None)
+        if found is not None:
+            kept = read_tensors(fetch_blob(self.store, found.ref, self.cache))
+            return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
+        order = hosted.order
+        expert = read()
+        whole = sequences.completed(expert, pool)
+        outputs = labels.self_labels(expert, whole, order.role, order.kind)
+        check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
+        tensors = as_tensors(outputs) | sequences.written(pool, whole)
+        return whole, outputs, self.remember("self-labels", key, tensors), False
+
+    def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
+        """Keep tensors as an artifact of this kind, under the hash of what they come from."""
+        return remember(self.store, kind, key, tensors_as_bytes(tensors), {}).ref
+
+    def _known(self, first: TaskOrder) -> Checkpoint:
+        """An expert of the job, for its configuration; of a published task, from its merge."""
+        if first.kept is not None:
+            return self.checkpoint(first)
+        location, role = self._order.like
+        folder, built = local_folder(location, self.cache), self._order.factory
+        return open_checkpoint(folder, role=role, base=self._base, factory=built)

@@ -1,0 +1,128 @@
+"""What a worker is told and what it answers: plain data, and how an expert is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.merges.kept import Kept
+from jobs.running.sources import local_data, local_folder
+from storage.blobs import BlobRef
+from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
+from tintray.data import DataOrder, class_names
+from tintray.errors import CheckpointError
+from tintray.layout import Granularity
+from tintray.step import StepSettings
+from tintray.tasks import Kind
+from tintray.trust import Trust
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """What a worker must know of a task to host it; plain data, from the job file."""
+
+    name: str
+    kind: Kind
+    expert: str
+    pool: DataOrder
+    test: DataOrder | None
+    labelled: int = 0  # how many of the pool's examples may be read with their label
+    base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
+    factory: str | None = None  # what builds the module, if not transformers
+    kept: Kept | None = None  # of a published merge: its expert is not needed
+    classes: tuple[str, ...] | None = None  # of a zero-shot head; None: as the data name them
+    templates: tuple[str, ...] = TEMPLATES
+
+    @property
+    def role(self) -> str:
+        """How messages call its expert: by the field of the job file."""
+        return f"tasks.{self.name}.expert"
+
+
+def open_expert(task: TaskOrder, cache: Path, base: Checkpoint | None = None) -> Checkpoint:
+    """A task's expert, on this machine; ``base`` saves opening that too.
+
+    Raises
+    ------
+    CheckpointError
+        If either cannot be opened.
+    """
+    if base is None:
+        base = open_checkpoint(local_folder(task.base, cache), role="base", factory=task.factory)
+    folder = local_folder(task.expert, cache)
+    checkpoint = open_checkpoint(folder, role=task.role, base=base, factory=task.factory)
+    if not checkpoint.is_tower or checkpoint.has_head:
+        _check_no_texts(task, checkpoint)
+        return checkpoint
+    where = f"tasks.{task.name}.adapt"
+    names = task.classes or class_names(local_data(task.pool, cache), where)
+    if names is None:
+        raise CheckpointError(
+            f"tasks.{task.name}.zero_shot.classes: {task.pool.path} does not name its classes; "
+            "expected a list of names, of which the head of a CLIP tower is made"
+        )
+    return checkpoint.with_classes(ZeroShot(tuple(names), task.templates))
+
+
+def _check_no_texts(task: TaskOrder, checkpoint: Checkpoint) -> None:
+    """Refuse names of classes for an expert whose head is not made of them."""
+    if task.classes is None and task.templates == TEMPLATES:
+        return
+    kind = (checkpoint.config.get("architectures") or ["model of a factory"])[0]
+    found = f"{checkpoint.folder} has a head of its own" if checkpoint.is_tower else f"a {kind}"
+    raise CheckpointError(
+        f"tasks.{task.name}.zero_shot: expected a CLIP vision tower as the expert, whose head is "
+        f"made of texts; found {found}: leave 'zero_shot' out"
+    )
+
+
+@dataclass(frozen=True)
+class FitOrder:
+    """What all workers of a job must know; plain data, from the job file and the base."""
+
+    store_url: str
+    base: str
+    base_digest: str
+    like: tuple[str, str]  # an expert, for the class of all of them, and how messages call it
+    site: str
+    rank: int | None
+    feature_site: str  # whose features the fit compares, where it does
+    learned: bool
+    granularity: Granularity
+    settings: StepSettings
+    trust: Trust
+    factory: str | None = None  # what builds the modules, if not transformers
+    device: str = "cpu"  # where rounds and evaluations compute
+    direct: bool = False  # whether gradients are answered as tensors, not as arrays
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a worker found out about a task while it checked it."""
+
+    name: str
+    classes: int
+    tint_parameters: int
+    head_parameters: int
+    expert_digest: str
+    pool_digest: str
+    pool_examples: int
+    test_digest: str | None
+    test_examples: int
+    configs: Mapping[str, bytes]  # file name -> content
+    kinship: float = 1.0  # cosine between the base's weights and the expert's
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task's self-labels and task vector are at hand, as artifacts."""
+
+    task: str
+    seconds: float
+    cached: bool  # the self-labels came from the store
+    vector_cached: bool  # so did the task vector
+    labels: BlobRef
+    test_outputs: BlobRef | None  # the expert's outputs on the test set
+    vector: BlobRef
+    features: BlobRef | None = None
