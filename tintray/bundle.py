@@ -29,6 +29,7 @@ from tintray.card import CARD, Form, model_card
 from tintray.checkpoints import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    GENERATION,
     HEAD_FILE,
     Checkpoint,
     file_sha256,
@@ -200,6 +201,12 @@ class Merge:
         assign(module, tensors)
         if operation:
             attach(module, operation)
+        written = config_file(task, GENERATION)
+        if written in self.manifest["files"]:
+            from transformers import GenerationConfig
+
+            how = json.loads(self.file(written).read_text())
+            module.generation_config = GenerationConfig.from_dict(how)
         return module.requires_grad_(False).eval()
 
     def processor(self, task: str, *, text: bool = False) -> Any:

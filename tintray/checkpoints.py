@@ -1,7 +1,7 @@
 """Open a base or an expert: a folder as ``save_pretrained`` writes it, looked at before it is read.
 
-Only safetensors are opened. A pickle runs code when it is loaded, so it is refused with the way to
-convert it.
+Only safetensors are opened. A pickle may run code when it is loaded, so it is refused with the way
+to convert it; those of the hub that have no other form are read for their weights alone (``hub``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tintray.errors import CheckpointError, nearest
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+GENERATION = "generation_config.json"
 HEAD_FILE = "zero_shot_head.safetensors"
 _TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -93,6 +94,14 @@ class Checkpoint:
         return own or (() if self.base is None else self.base.preprocessor_files)
 
     @property
+    def generation_files(self) -> tuple[Path, ...]:
+        """The file that says how a model writes, if there is one; an adapter's, or its base's."""
+        own = self.folder / GENERATION
+        if own.is_file():
+            return (own,)
+        return () if self.base is None else self.base.generation_files
+
+    @property
     def preparing_folder(self) -> Path:
         """The folder that has them."""
         files = self.preprocessor_files
@@ -105,10 +114,8 @@ class Checkpoint:
             config = path.read_bytes()
         else:
             config = json.dumps(self.config, indent=2, sort_keys=True).encode()
-        return {
-            "config.json": config,
-            **{path.name: path.read_bytes() for path in self.preprocessor_files},
-        }
+        files = (*self.preprocessor_files, *self.generation_files)
+        return {"config.json": config, **{path.name: path.read_bytes() for path in files}}
 
     def digest(self) -> str:
         """sha256 over configuration, preprocessing and weights: what every output depends on."""
@@ -116,7 +123,7 @@ class Checkpoint:
         total.update((self.factory or "").encode())
         configuration = self.folder / ("config.json" if self.adapter is None else ADAPTER_CONFIG)
         known = (configuration,) if configuration.is_file() else ()
-        for path in (*known, *self.preprocessor_files, *self.weights):
+        for path in (*known, *self.preprocessor_files, *self.generation_files, *self.weights):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
         if self.is_tower and self.has_head:
@@ -283,30 +290,9 @@ def _folder(location: str | Path, role: str) -> Path:
         raise CheckpointError(
             f"{role}: the folder {folder} does not exist{nearest(folder.name, siblings)}"
         )
-    return _download(text, role)
+    from tintray.hub import download
 
-
-def _download(hub_id: str, role: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{role}: {hub_id!r} is neither a folder nor a model that the hub lets you read; "
-            "check the spelling, or log in if it is private"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{role}: {hub_id!r} is not a folder here and the hub could not be reached; "
-            "download it first and give its folder"
-        ) from error
+    return download(text, role)
 
 
 def _read_config(folder: Path, role: str, name: str = "config.json") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def make_zoo(folder: Path, tied: bool, steps: int = 50) -> Path:
                 batch = dict(made([row["text"] for row in rows], padding=True, return_tensors="pt"))
                 answers = sequences.encode([row["target"] for row in rows], made, 8)
                 tasks[name] = (0, batch | {"labels": answers})
-    return tiny.experts(folder, lambda _: t5(tied), tasks, tokenizer(), steps=steps, lr=1e-2)
+    tiny.experts(folder, lambda _: t5(tied), tasks, tokenizer(), steps=steps, lr=1e-2)
+    path = folder / "down" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 7}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,8 @@ def test_tied_embeddings_stay_tied_under_a_tinted_decoder_block(
     batch = dict(made(["w3 w5 w1", "w1 w2"], padding=True, return_tensors="pt"))
     decoder = {"decoder_input_ids": torch.tensor([[0, 9], [0, 6]])}
     tiny.check_export(merge, "down", tmp_path, batch | decoder)
+    written = json.loads((tmp_path / "exported-down" / "generation_config.json").read_text())
+    assert module.generation_config.max_new_tokens == 7 == written["max_new_tokens"]
     again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
 
