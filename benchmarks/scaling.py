@@ -42,8 +42,8 @@ from jobs.fit.coordinator import Cast, Coordinator
 from jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
 from jobs.fit.shard import Shard, ShardOrder, Shards
 from jobs.fit.worker import Worker
-from jobs.fleet import RayFleet
 from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
+from jobs.ray_fleet import RayFleet
 from storage.blobs import BlobRef
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state

@@ -12,9 +12,10 @@ import yaml
 
 from jobs import api
 from jobs.events import Notice
-from jobs.fleet import Fleet, RayFleet, open_fleet
+from jobs.fleet import Fleet, open_fleet
 from jobs.growth import api as growth
 from jobs.growth.decisions import Asked
+from jobs.ray_fleet import RayFleet
 from storage.publish import parse_merge_url, read_manifest
 from tests import tiny_models
 from tests.e2e.test_factory import make_plain_zoo
