@@ -99,8 +99,9 @@ class FolderStore:
     def local_path(self, key: str) -> Path:
         """The artifact's own file; raises :class:`NotFoundError` if there is none."""
         path = self._path(key)
-        if self.size(key) is None:
-            raise NotFoundError(f"artifact {key} is not in the store {self.root}")
+        with self._failures(f"reading {key}"):
+            if not path.is_file():
+                raise NotFoundError(f"artifact {key} is not in the store {self.root}")
         return path
 
     def touch(self, key: str) -> bool:

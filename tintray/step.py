@@ -146,15 +146,14 @@ class TaskGroup:
         tint_lr: float,
         *,
         only: Collection[str] | None = None,
-        learn_backbone: bool = True,
     ) -> GroupResult:
         """One round of this group: gradients for Λ, and one update of each tint layer.
 
         Parameters
         ----------
         theta
-            The merged backbone, flat [P], whole or in pieces; read only. None: the one that the
-            model is bound to.
+            The merged backbone, flat [P], whole or in pieces; read only. None: that which the model
+            is bound to, as it is bound to it.
         round_
             0-based; decides the batches together with seed and task names.
         only
@@ -167,7 +166,7 @@ class TaskGroup:
         """
         self._gradient.zero_()
         if theta is not None:
-            self._fused.bind(theta, self._gradient if learn_backbone else None)
+            self._fused.bind(theta, self._gradient)
         tasks = [t for t in self.tasks if only is None or t.name in only]
         indices = [
             sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)

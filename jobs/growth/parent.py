@@ -57,11 +57,11 @@ class Parent:
 
     def files(self, task: str) -> dict[str, BlobRef]:
         """A task's own files: its tint and its configuration."""
-        prefix = config_file(task, "")
+        tint, prefix = tint_file(task), config_file(task, "")
         return {
             name: BlobRef(**ref)
             for name, ref in self.manifest["files"].items()
-            if name == tint_file(task) or name.startswith(prefix)
+            if name == tint or name.startswith(prefix)
         }
 
     def kept(self, tasks: tuple[str, ...]) -> dict[str, Kept]:
