@@ -21,7 +21,12 @@ from jobs.results import (
     ValidationReport,
 )
 
-_SHARES = ("accuracy", "agreement")  # metrics between 0 and 1, shown in percent
+_SHARES = (
+    "accuracy",
+    "agreement",
+    "exact_match",
+    "token_accuracy",
+)  # metrics between 0 and 1, shown in percent
 _LEGEND = """
 of expert    what is left of the expert's own figure
 agreement    how often the merge answers as the expert does

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     DeiTConfig,
@@ -100,6 +101,17 @@ def wrong_head(zoo: TinyZoo, job: Job) -> None:
 
 def image_of_two_channels(zoo: TinyZoo, job: Job) -> None:
     zoo.replace_arrays("five", x_train=np.zeros((9, 16, 16, 2), np.uint8))
+
+
+def images_that_cannot_be_read(zoo: TinyZoo, job: Job) -> None:
+    """A folder of three images, of which one is cut short and one has 16 bits a pixel."""
+    folder = zoo.folder / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        kind = np.uint16 if number == 2 else np.uint8
+        Image.fromarray(np.full((16, 16), 90, kind)).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:45])
+    job["tasks"][2]["adapt"] = {"path": "pictures", "max_bad": 1}
 
 
 def at(*path: str | int, value: Any = None, rename: str | None = None) -> Damage:
@@ -207,6 +219,8 @@ CASES = [
          ("tasks.five.adapt", "'x_trian'", "did you mean 'x_train'")),
     Case("images of two channels", image_of_two_channels,
          ("tasks.five.adapt", "[9, 16, 16, 2]", "expected uint8")),
+    Case("images that are cut short or of another mode", images_that_cannot_be_read,
+         ("tasks.five.adapt", "2 of 3 examples", "max_bad allows 1", "1.png")),
     Case("no labels to test by", arrays("five", y_test=None), ("tasks.five.test", "'y_test'")),
     Case("a label outside the head", arrays("five", y_test=np.arange(48) % 6),
          ("tasks.five.test", "'y_test'", "label 5", "5 classes", "0 to 4")),

@@ -198,3 +198,30 @@ def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
     assert len(read_examples(DataOrder(str(path), sample=99), "x")) == 10
     prefixed = read_examples(DataOrder(str(path), sample=1, prefix="summarize: "), "x")
     assert prefixed.columns["text"] == ["summarize: text 0"]
+
+
+def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) -> None:
+    """Images in a parquet file are decoded as asked for; tags go by their names, as classes do."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names = datasets.ClassLabel(names=["cat", "dog"])
+    images = [Image.new("RGB", (4, 3), (10 * n, 0, 0)) for n in range(4)]
+    columns = {"img": images, "kind": [0, 1, 1, 0]}
+    features = datasets.Features({"img": datasets.Image(), "kind": names})
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "images.parquet")
+    order = DataOrder(
+        str(tmp_path / "images.parquet"), sample=2, columns={"image": "img", "label": "kind"}
+    )
+    examples = read_examples(order, "x")
+    assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 20]
+    answers = Answers(2, {"dog": 0, "cat": 1})
+    labels = read_labels(order, "classification", examples.rows, answers, "x")
+    assert labels.tolist() == [1, 0]
+    tagged = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[0, 1], [1]]}
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(names)}
+    )
+    datasets.Dataset.from_dict(tagged, features).to_parquet(tmp_path / "tags.parquet")
+    order = DataOrder(str(tmp_path / "tags.parquet"))
+    found = read_labels(order, "token_classification", [0, 1], answers, "x")
+    assert [row.tolist() for row in found] == [[1, 0], [0]]
