@@ -21,7 +21,7 @@ from tintray.bundle import BACKBONE, Merge, new_folder
 from tintray.card import CARD, model_card
 from tintray.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
 from tintray.errors import InputError
-from tintray.models import backbone_names
+from tintray.models import backbone_names, is_linear, is_transposed
 from tintray.tint import DOWN, UP, with_low_rank
 
 _PREFIX = "base_model.model."
@@ -132,7 +132,7 @@ def write_adapter(
             continue
         path, _, last = name.rpartition(".")
         owner = base.get_submodule(path)
-        product = isinstance(owner, nn.Linear | nn.Embedding) or _is_conv1d(owner)
+        product = isinstance(owner, nn.Embedding) or is_linear(owner)
         if product and last == "weight":
             up, down = _factors(added, merged[name])
             ranks[path] = down.shape[0]
@@ -171,13 +171,9 @@ def _named(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, T
             f"{key}.lora_embedding_A": up.t().contiguous(),
             f"{key}.lora_embedding_B": down.t().contiguous(),
         }
-    if _is_conv1d(owner):
+    if is_transposed(owner):
         up, down = down.t(), up.t()
     return {f"{key}.lora_A.weight": down.contiguous(), f"{key}.lora_B.weight": up.contiguous()}
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
 
 
 def _config(
@@ -195,7 +191,7 @@ def _config(
         "alpha_pattern": dict(ranks),  # as much as the rank: products are added as they are
         "target_modules": sorted(ranks),
         "modules_to_save": list(modules) or None,
-        "fan_in_fan_out": any(_is_conv1d(base.get_submodule(path)) for path in ranks),
+        "fan_in_fan_out": any(is_transposed(base.get_submodule(path)) for path in ranks),
         "bias": "none",
         "use_rslora": False,
         "lora_dropout": 0.0,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError, nearest
-from tintray.models.structure import head_modules, module_path_of
+from tintray.models.structure import head_modules, is_transposed, module_path_of
 from tintray.stacks import LowRank
 
 _PREFIX = "base_model.model."
@@ -160,7 +160,7 @@ def _product(
     weight = module.get_parameter(name)
     scaled = pair["B"] * _scaling(path, pair["A"].shape[0], config)
     up, down = scaled.flatten(1), pair["A"].flatten(1)
-    if embedding or (config.get("fan_in_fan_out") and _is_transposed(module, found)):
+    if embedding or (config.get("fan_in_fan_out") and is_transposed(module.get_submodule(found))):
         up, down = down.t(), up.t()
     if up.shape[1] != down.shape[0] or (up.shape[0], up.shape[0] * down.shape[1]) != (
         weight.shape[0],
@@ -171,11 +171,6 @@ def _product(
             f"{list(weight.shape)}, expected an adapter for this base"
         )
     return name, LowRank(up.contiguous(), down.contiguous())
-
-
-def _is_transposed(module: nn.Module, path: str) -> bool:
-    """Whether a layer keeps its weight as [in, out], as GPT-2's ``Conv1D`` does."""
-    return type(module.get_submodule(path)).__name__ == "Conv1D"
 
 
 def _scaling(path: str, rank: int, config: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from torch import nn
 
 from tintray.errors import SpecError
 from tintray.layout import Granularity, Layout, build_layout
-from tintray.models import backbone_names, head_modules, resolve_site
+from tintray.models import backbone_names, head_modules, is_linear, resolve_site
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _linear_weights(
     found = tuple(
         f"{name}.weight"
         for name, child in base.named_modules()
-        if isinstance(child, nn.Linear) and f"{name}.".startswith(below)
+        if is_linear(child) and f"{name}.".startswith(below)
     )
     if not found:
         raise SpecError(

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.layout import Layout, Theta
-from tintray.models import HEAD, answer, head_modules, skeleton
+from tintray.models import HEAD, answer, head_modules, is_linear, is_transposed, skeleton
 from tintray.norms import Split, Statistics, keep_seen, replace_norms
 from tintray.pools import Pool, joined
 from tintray.precision import Precision, computing
@@ -161,21 +161,24 @@ class Adapted(nn.Module):
     The shared part runs on the whole batch at once; only the products part by task.
     """
 
-    def __init__(self, path: str, shared: nn.Linear, split: Split) -> None:
+    def __init__(self, path: str, shared: nn.Module, split: Split) -> None:
         super().__init__()
         self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
+        self._transposed = is_transposed(shared)
         self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
         self._split = split
 
     def forward(self, given: Tensor) -> Tensor:
         """[Σ sizes, …, n] to [Σ sizes, …, m]."""
-        own = [
-            (part @ layer.tensors[self._down].t()) @ layer.tensors[self._up].t()
-            for part, layer in zip(
-                torch.split(given, self._split.sizes), self._split.layers, strict=True
-            )
-        ]
-        return linear(given, self.weight, self.bias) + torch.cat(own)
+        parts = torch.split(given, self._split.sizes)
+        own = []
+        for part, layer in zip(parts, self._split.layers, strict=True):
+            up, down = layer.tensors[self._up], layer.tensors[self._down]
+            own.append(part @ up @ down if self._transposed else part @ down.t() @ up.t())
+        weight: Any = self.weight
+        bias: Any = self.bias
+        weight = weight.t() if self._transposed else weight
+        return linear(given, weight, bias) + torch.cat(own)
 
 
 def _join(outputs: list[Any]) -> Any:
@@ -279,7 +282,7 @@ class FusedModel:
             self._replace(path, Parted(path, self._module.get_submodule(path), self._split))
         for path in (weight.removesuffix(".weight") for weight in low_rank):
             shared = self._module.get_submodule(path)
-            assert isinstance(shared, nn.Linear)  # a partition names no others
+            assert is_linear(shared)  # a partition names no others
             self._replace(path, Adapted(path, shared, self._split))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
 

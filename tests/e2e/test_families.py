@@ -6,7 +6,7 @@ through a merge and an export, whatever the class calls them. The tests of singl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Family:
     kind: str = "classification"
     site: str = "head"
     texts: bool = True
+    rank: int | None = None
 
     def make(self, labels: int) -> Any:
         cls = getattr(transformers, self.model)
@@ -102,6 +103,8 @@ FAMILIES = {
     "albert": Family("AlbertForSequenceClassification", TEXT | {"embedding_size": 8}),
     "mpnet": Family("MPNetForSequenceClassification", TEXT),
     "gpt2": causal("GPT2LMHeadModel", "transformer.h.1", True, **GPT2),
+    "gpt2 by rank": replace(causal("GPT2LMHeadModel", "transformer.h.1", True, **GPT2), rank=2),
+    "llama by rank": replace(causal("LlamaForCausalLM", "*.mlp", False, **CAUSAL), rank=2),
     "llama": causal("LlamaForCausalLM", "head", False, **CAUSAL),
     "qwen2": causal("Qwen2ForCausalLM", "model.layers.1", True, **CAUSAL),
     "qwen3": causal("Qwen3ForCausalLM", "norms", True, **CAUSAL),
@@ -185,9 +188,13 @@ def test_a_merge_answers_as_its_exported_folder(family: Family, tmp_path: Path) 
         tmp_path,
         dict.fromkeys(("one", "two"), family.kind),
         suffix=".jsonl" if family.texts else ".npz",
-        tint={"site": family.site},
+        tint={"site": family.site, "rank": family.rank},
         fit={"rounds": 2, "batch_size": 4},
         **options,
     )
-    merge = tintray.load(api.run(spec).url)
+    summary = api.run(spec)
+    merge = tintray.load(summary.url)
     tiny.check_export(merge, "two", tmp_path, inputs(family))
+    again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
+    for one, other in zip(summary.tasks, again.tasks, strict=True):  # fused, and task by task
+        assert one.merged == pytest.approx(other.merged, abs=1e-5)

@@ -97,3 +97,25 @@ def test_a_low_rank_tint_of_full_rank_begins_as_the_expert(tiny: TinyZoo) -> Non
     assert len(weights) == 6
     thin = tiny_workbench(tiny, site="vit.layers.1", rank=2)
     assert thin.layers()[0].count(thin.paths) == sum(2 * (m + n) for m, n in weights)
+
+
+def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
+    """GPT-2 keeps its weights as [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    from tintray.norms import Split
+    from tintray.tint import Adapted, TintLayer
+
+    torch.manual_seed(0)
+    shared = Conv1D(5, 3)
+    own = [
+        {"c.weight.low_rank.up": torch.randn(3, 2), "c.weight.low_rank.down": torch.randn(2, 5)}
+        for _ in range(2)
+    ]
+    split = Split([1, 3], [TintLayer(str(n), tensors, ()) for n, tensors in enumerate(own)])
+    given = torch.randn(4, 6, 3)
+    found = Adapted("c", shared, split)(given)
+    for tensors, rows in zip(own, (slice(0, 1), slice(1, 4)), strict=True):
+        weight = with_low_rank({"c.weight": shared.weight}, tensors)["c.weight"]
+        expected = given[rows] @ weight + shared.bias
+        assert torch.allclose(found[rows], expected, atol=1e-5)

@@ -242,6 +242,16 @@ def module_path_of(module: nn.Module, disk_path: str) -> str | None:
     return None
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix: ``nn.Linear``, or GPT-2's ``Conv1D``."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as [in, out], as GPT-2's ``Conv1D`` does."""
+    return type(module).__name__ == "Conv1D"
+
+
 def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:
     """The parameters and buffers below ``paths``, by full name: what a task keeps for itself."""
     return {
