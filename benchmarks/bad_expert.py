@@ -1,11 +1,12 @@
 """What a bad expert costs, with each confidence filter: the digits zoo, one expert made bad.
 
-    python -m benchmarks.bad_expert [--rounds 300] [--seeds 3] [--share 0.3] [--store FOLDER]
+    python -m benchmarks.bad_expert [--rounds 300] [--seeds 3] [--share 0.3]
+                                    [--tasks TASK ...] [--store FOLDER]
 
 The expert ``turned`` is fine-tuned again with a share of its labels replaced by wrong ones; then
-the eight tasks are merged under each filter. The last line is one JSON object: by filter, the
-accuracy of the bad task, of the seven others, and the share of the pool that was kept. With
-``--store`` what is done is kept there, and a stopped run goes on.
+it and the others, all seven by default, are merged under each filter. The last line is one JSON
+object: by filter, the accuracy of the bad task, of the others, and the share of the bad task's pool
+that was kept. With ``--store`` what is done is kept there, and a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,18 +69,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.3)
+    parser.add_argument("--tasks", nargs="*", default=DIGITS.tasks, choices=DIGITS.tasks)
     parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")
     arguments = parser.parse_args()
     quiet_transformers()
     with TemporaryDirectory(prefix="tintray-bad-expert-") as scratch:
         folder = (arguments.store or Path(scratch)).resolve()
         kept = Kept(folder)
-        zoo = folder / f"zoo-{arguments.share:g}"
-        note = f"a share of {arguments.share:g} corrupted"
-        expert = kept.once(note, note, lambda: corrupt(build(zoo, workers=1), arguments.share))
+        recipe = replace(DIGITS, tasks=tuple(dict.fromkeys((BAD, *arguments.tasks))))
+        zoo = folder / f"zoo-{len(recipe.tasks)}-{arguments.share:g}"
+        note = f"a share of {arguments.share:g} corrupted, {', '.join(recipe.tasks)}"
+        expert = kept.once(
+            note, note, lambda: corrupt(build(zoo, recipe=recipe, workers=1), arguments.share)
+        )
         print(f"the bad expert: {expert:.1%} on its test set", flush=True)
         job = zoo / "job.yaml"
-        job.write_text(job_file("digits", DIGITS.tasks))
+        job.write_text(job_file("digits", recipe.tasks))
         result: dict[str, dict[str, float]] = {}
         for name in FILTERS:
             runs = [
