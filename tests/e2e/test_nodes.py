@@ -34,6 +34,8 @@ def nodes() -> Iterator[str]:
     import os
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's default of 15 would let them wait for whatever else this machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
