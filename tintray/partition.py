@@ -8,7 +8,7 @@ from torch import nn
 
 from tintray.errors import SpecError
 from tintray.layout import Granularity, Layout, build_layout
-from tintray.models import backbone_names, head_modules, is_linear, resolve_site
+from tintray.models import HEAD, backbone_names, head_modules, is_linear, resolve_site
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,27 @@ class Partition:
 
 
 def partition(
-    base: nn.Module, site: str, granularity: Granularity = "tensor", rank: int | None = None
+    base: nn.Module,
+    site: str,
+    granularity: Granularity = "tensor",
+    rank: int | None = None,
+    *,
+    learned: bool = True,
 ) -> Partition:
     """Resolve a tint site on a base, and lay out what is left to share.
 
     A tinted module's tensors are not in the layout: no task would use a merged version of them.
     With a ``rank`` they are: every task adds a product of that rank to each linear weight there.
+    Where nothing is ``learned``, a head that is tied to the embeddings is merged with them, and
+    tasks own nothing.
 
     Raises
     ------
     SpecError
         If the model has no such site (see ``resolve_site``), or one that has no low-rank form.
     """
-    paths = resolve_site(base, site)
     heads = head_modules(base)
+    paths = () if site == HEAD and not (learned or heads) else resolve_site(base, site)
     low_rank = () if rank is None else _linear_weights(base, site, paths, heads)
     private = heads if low_rank else tuple(dict.fromkeys(paths + heads))
     below = tuple(f"{path}." for path in private)

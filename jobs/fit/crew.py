@@ -90,9 +90,8 @@ def survey(spec: JobSpec) -> Ground:
     module = models.load_base(base, like=expert)
     # Where the site is still to be found, all but the head is laid out.
     site = models.HEAD if spec.tint.site == AUTO else spec.tint.site
-    return Ground(
-        base.digest(), partition(module, site, spec.merge.granularity, spec.tint.rank), like
-    )
+    choice = (module, site, spec.merge.granularity, spec.tint.rank)
+    return Ground(base.digest(), partition(*choice, learned=spec.tint.learned), like)
 
 
 def _first_expert(

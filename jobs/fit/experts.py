@@ -76,7 +76,9 @@ class Experts:
         self._base = open_checkpoint(folder, role="base", factory=built)
         self._like = self._known(first)
         base = models.load_base(self._base, like=self._like)
-        self.partition = partition(base, order.site, order.granularity, order.rank)
+        self.partition = partition(
+            *(base, order.site, order.granularity, order.rank), learned=order.learned
+        )
 
     def check(self, task: TaskOrder) -> tuple[Hosted, nn.Module]:
         """Check a task's expert and data: what the task owns, and the expert.

@@ -53,7 +53,8 @@ def _without_experts(parent: Parent, spec: JobSpec) -> Ground:
     module = models.load_base(base, like=like)
     site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
     nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
-    return Ground(base.digest(), partition(module, site, granularity, rank), nobody)
+    split = partition(module, site, granularity, rank, learned=spec.tint.learned)
+    return Ground(base.digest(), split, nobody)
 
 
 def sums_task_vectors(spec: JobSpec) -> bool:

@@ -334,6 +334,9 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
     module = merge.for_task("up")
     same = module.get_output_embeddings().weight is module.get_input_embeddings().weight
     assert same == tied
+    if kind == "gpt2":  # merged with the embeddings, where a method learns no head
+        rivals = api.compare(summary.url, store=spec.store, catalog=spec.catalog)
+        assert rivals.averages["average"] < rivals.averages["merge"]
     tiny.check_export(merge, "up", tmp_path, encoded(tiny.sentences(3, 5), processor))
 
 
