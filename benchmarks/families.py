@@ -256,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="of every fit; by default each family's own")
     parser.add_argument("--tasks", type=int, help="use so many tasks, spread over each job's")
     parser.add_argument("--held-back", action="store_true", help="measure agreement on pools")
-    parser.add_argument("--set", nargs="*", default=[], help="laid over every job: fit.seed=1")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], help="laid over every job: fit.seed=1"
+    )
     parser.add_argument("--store", type=Path, help="artifact store; by default in --zoos")
     parser.add_argument("--workers", type=int, default=0, help="of Ray; 0 is this process")
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,8 @@ class Parted(nn.Module):
         self._path = path
         self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
         self._split = split
+        # Who listens to the module is told once, of the whole batch.
+        self._forward_hooks, template._forward_hooks = template._forward_hooks, OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
         """Attributes that the model reads off the module that stood here (a dtype, a size)."""
@@ -244,6 +247,19 @@ def listen(module: nn.Module, path: str, head: str, heard: list[Tensor]) -> None
         target.register_forward_hook(lambda _, __, output: heard.append(pooled(output)))
 
 
+def _record(module: nn.Module) -> None:
+    """Have a transformers model listen to its layers now, while they are of the classes it knows.
+
+    A decoder of maps asks for the features of every stage. transformers hears them by hooks on the
+    layers, which it finds by their class when it is first asked.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    if isinstance(module, PreTrainedModel):
+        maybe_install_capturing_hooks(module)
+
+
 class FusedModel:
     """One model whose shared tensors are a flat θ and whose private modules part by task.
 
@@ -272,6 +288,7 @@ class FusedModel:
     ) -> None:
         self._device = torch.device(device)
         self._module = skeleton(module).to(self._device)
+        _record(self._module)
         self._heard: list[Tensor] = []
         self._head = (*head_modules(self._module), "")[0]
         self._layout = layout

@@ -45,9 +45,9 @@ class DenseRecipe:
     training_scenes: SceneSet = SceneSet(1500, 2)
     test_scenes: SceneSet = SceneSet(300, 3)
     architecture: Pyramid = field(default_factory=Pyramid)
-    pretraining: Schedule = field(default_factory=lambda: Schedule(12, 2e-3))
-    fine_tuning: Schedule = field(default_factory=lambda: Schedule(8, 1e-3))
-    real_fine_tuning: Schedule = field(default_factory=lambda: Schedule(40, 1e-3))
+    pretraining: Schedule = field(default_factory=lambda: Schedule(12, 2e-3, batch_size=16))
+    fine_tuning: Schedule = field(default_factory=lambda: Schedule(8, 1e-3, batch_size=16))
+    real_fine_tuning: Schedule = field(default_factory=lambda: Schedule(30, 1e-3, batch_size=16))
     seed: int = 0
     version: int = 1  # to be raised when the code that follows the recipe changes its results
 

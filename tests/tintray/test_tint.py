@@ -8,7 +8,9 @@ import torch
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import models
-from tintray.tint import with_low_rank
+from tintray.norms import norm_buffers
+from tintray.partition import partition
+from tintray.tint import FusedModel, TintLayer, with_low_rank
 
 
 def outputs(bench: Workbench, sizes: list[int], coefficient: float) -> list[torch.Tensor]:
@@ -63,8 +65,6 @@ def test_private_tensors_are_counted_at_the_site(tiny: TinyZoo) -> None:
 def test_a_site_whose_name_begins_another_one_is_not_it(tiny: TinyZoo) -> None:
     """``vit.layers.1`` is not ``vit.layers.10``."""
     tensors = {"vit.layers.1.w": torch.ones(2), "vit.layers.10.w": torch.ones(3)}
-    from tintray.tint import TintLayer
-
     layer = TintLayer.of_expert("t", tensors, ("vit.layers.1",))
     assert layer.trained == ("vit.layers.1.w",)
     assert layer.count(("vit.layers.1",)) == 2
@@ -104,7 +104,7 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
     from transformers.pytorch_utils import Conv1D
 
     from tintray.norms import Split
-    from tintray.tint import Adapted, TintLayer
+    from tintray.tint import Adapted
 
     torch.manual_seed(0)
     shared = Conv1D(5, 3)
@@ -119,3 +119,46 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
         weight = with_low_rank({"c.weight": shared.weight}, tensors)["c.weight"]
         expected = given[rows] @ weight + shared.bias
         assert torch.allclose(found[rows], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["segformer.stages.0", "segformer.stages.1.blocks.0"])
+def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
+    """transformers hears the stages' outputs by hooks on layers of their classes."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[1, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+        num_labels=3,
+    )
+    torch.manual_seed(0)
+    experts = [SegformerForSemanticSegmentation(config).eval() for _ in range(2)]
+    split = partition(experts[0], site, "tensor")
+    fused = FusedModel(experts[0], split.layout, split.private)
+    theta = torch.cat([experts[0].get_parameter(s.name).flatten() for s in split.layout.slots])
+    fused.bind(theta.detach().clone(), None)
+    fused.use_statistics("kept")
+    layers = [
+        TintLayer.of_expert(
+            f"t{number}",
+            models.private_state(expert, split.private) | norm_buffers(expert),
+            split.site,
+        )
+        for number, expert in enumerate(experts)
+    ]
+    images = torch.rand(5, 3, 16, 16)
+    with torch.inference_mode():
+        found = fused.forward([{"pixel_values": images[:2]}, {"pixel_values": images[2:]}], layers)
+        for number, stretch in enumerate((slice(0, 2), slice(2, 5))):
+            own = dict(split.layout.views(theta)) | layers[number].tensors
+            expected = torch.func.functional_call(
+                experts[0], own, (), {"pixel_values": images[stretch]}
+            ).logits
+            assert torch.allclose(found[number], expected, atol=1e-5)
