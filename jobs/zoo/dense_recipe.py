@@ -57,6 +57,15 @@ KINDS: dict[str, Kind] = {"segments": "segmentation", "depth": "depth", "normals
 REAL = ("camvid64", "fasseg64")
 """Real images of streets and of faces, each with a file of its name."""
 
+SMALL = DenseRecipe(
+    pretraining_scenes=SceneSet(300, 1, Style((1, 3), textured=False, noise=2.0)),
+    training_scenes=SceneSet(240, 2),
+    test_scenes=SceneSet(100, 3),
+    pretraining=Schedule(10, 2e-3, batch_size=16),
+    real_fine_tuning=Schedule(8, 1e-3, batch_size=16),
+)
+"""The scenes zoo in two minutes of a core, with experts that know less."""
+
 
 def kind_of(task: str) -> Kind:
     """The kind of a task of the zoo."""
