@@ -191,22 +191,34 @@ def open_pool(
     """
     encoded = encoded_digest(order, data) if cache and checkpoint.preprocessor_files else None
     if cache is not None and encoded is not None:
-        from tintray.pool_cache import cached_pool
-
-        prepares = load_processor(checkpoint, role)
-        key = f"{encoded} {prepares.to_json_string()} {order.max_bad}"
-        return cached_pool(
-            *(cache, key),
-            lambda: build_pool(
-                read_examples(order, data), prepares, kind=kind, order=order, role=data
-            ),
-        )
+        return decoded_once(encoded, order, load_processor(checkpoint, role), kind, data, cache)
     examples = read_examples(order, data)
     known = checkpoint.preprocessor_files
     processor = None
     if known or checkpoint.factory is None or examples.is_text:
         processor = load_processor(checkpoint, role, text=examples.is_text)
     return build_pool(examples, processor, kind=kind, order=order, role=data)
+
+
+def decoded_once(
+    encoded: str, order: DataOrder, processor: Any, kind: Kind, role: str, cache: Path
+) -> Pool:
+    """A pool of images, prepared anew or from the cache; ``encoded`` is their ``encoded_digest``.
+
+    Raises
+    ------
+    DataError
+        If more of them than ``max_bad`` cannot be decoded.
+    """
+    from tintray.pool_cache import cached_pool
+
+    key = f"{encoded} {processor.to_json_string()} {order.max_bad}"
+    return cached_pool(
+        *(cache, key),
+        lambda: build_pool(
+            read_examples(order, role), processor, kind=kind, order=order, role=role
+        ),
+    )
 
 
 def labels_of(order: DataOrder, kind: Kind, pool: Pool, answers: Answers, role: str) -> Any:

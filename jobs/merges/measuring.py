@@ -15,6 +15,7 @@ from tintray import models, pools, sequences
 from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint, zero_shot_of
 from tintray.data import DataOrder, read_examples
+from tintray.data.reading import encoded_digest
 from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.labels import predict
@@ -60,9 +61,14 @@ class Evaluator:
         fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
         order = local_data(DataOrder(**fields), cache_folder())
         where = f"task '{name}'"
-        examples = read_examples(order, where)
-        processor = self._merge.processor(name, text=examples.is_text)
-        pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
+        encoded = encoded_digest(order, where)
+        processor = None if encoded is None else self._merge.processor(name)
+        if encoded is not None and processor is not None:
+            pool = pools.decoded_once(encoded, order, processor, kind, where, cache_folder())
+        else:
+            examples = read_examples(order, where)
+            processor = self._merge.processor(name, text=examples.is_text)
+            pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
         if reader is not None and sequences.is_open(pool):
             pool = sequences.with_right_answers(pool, order, processor, reader.config, where)
         if pool.digest != source["sha256"]:

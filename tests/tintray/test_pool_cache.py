@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray import pool_cache, pools
 from tintray.checkpoints import Checkpoint, open_checkpoint
@@ -104,6 +105,31 @@ def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
     monkeypatch.setattr(pool_cache, "MOST_BYTES", int(1.5 * entry.stat().st_size))
     opened(folder, expert, cache, max_bad=2)
     assert [path == entry for path in (cache / "pools").iterdir()] == [False]
+
+
+def test_a_job_and_its_evaluation_decode_each_image_once(
+    tiny: TinyZoo, decoded: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import api
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    zoo = tiny.copy(tmp_path / "zoo")
+    arrays = zoo.arrays("five")
+    for split in ("train", "test"):
+        for number in range(30):
+            below = zoo.folder / "pictures" / split / f"class {arrays[f'y_{split}'][number]}"
+            below.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(arrays[f"x_{split}"][number]).save(below / f"{number}.png")
+    job = zoo.job(tmp_path / "store", tasks=("five",))
+    job["tasks"][0] |= {
+        "adapt": {"path": "pictures"},
+        "test": {"path": "pictures", "split": "test"},
+    }
+    spec = tintray.parse_spec(job, folder=zoo.folder)
+    summary = api.run(spec)
+    again = api.evaluate(summary.url, store=str(spec.store), catalog=str(spec.catalog))
+    assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
+    assert len(decoded) == 60
 
 
 def test_a_cache_that_cannot_be_written_is_none(
