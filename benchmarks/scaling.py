@@ -31,6 +31,7 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from jobs.fit.coordinator import Cast, Coordinator
 from jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
+from jobs.fit.orders import FitOrder
 from jobs.fit.shard import Shard, ShardOrder, Shards
 from jobs.fit.worker import Worker
 from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
@@ -54,6 +56,7 @@ from tintray.randomness import sample
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
 from tintray.tint import FusedModel, TintLayer
+from tintray.trust import Trust
 
 BATCH = 16
 POOL = 64  # images of each task
@@ -86,6 +89,14 @@ def settings() -> StepSettings:
     )
 
 
+_NOTHING = FitOrder(
+    *("", "", "", ("", ""), "head", None, "head", True, "tensor"),
+    settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
+    trust=Trust(keep=1.0, threshold=None, goal=0.5, true_labels=False),
+)
+"""An order that names no base and no store: workers here make what others read."""
+
+
 class MadeShard(Shard):
     """A shard whose task vectors are drawn instead of read."""
 
@@ -108,6 +119,7 @@ class MadeWorker(Worker):
 
     def __init__(self, shape: dict[str, int], groups: dict[int, list[str]]) -> None:
         side = shape["image_size"]
+        self._order = replace(_NOTHING, settings=settings())
         self._names = groups
         self._parts = split(shape)
         self._model = base_model(shape)

@@ -1,0 +1,27 @@
+"""The benchmark of many tasks runs the members of a job, with what they would read made up."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.scaling import BATCH, MadeShard, MadeWorker, split
+from jobs.fit.shard import ShardOrder
+from storage.blobs import BlobRef
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SHAPE |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8}
+
+
+def test_its_members_run_a_round() -> None:
+    layout = split(SHAPE).layout
+    shard = MadeShard(ShardOrder("", BlobRef("0" * 64, 0), layout), range(len(layout.slots)))
+    shard.load(["one", "two"], [])
+    worker = MadeWorker(SHAPE, {0: ["one", "two"]})
+    worker.begin([slice(0, layout.numel)])
+    theta = shard.merge(torch.full((2, len(layout.slots)), 0.01).numpy())
+    gradient, metrics = worker.step(0, 0, 1e-3, None, theta)
+    assert shard.project(0.0, gradient).shape == (2, len(layout.slots))
+    assert set(metrics) == {"one", "two"}
+    assert worker.bare() == 2 * BATCH
+    assert worker.preparing() > 0
+    assert worker.pool_bytes() == 2 * 64 * 3 * 16 * 16
