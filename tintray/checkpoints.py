@@ -78,9 +78,15 @@ class Checkpoint:
         """The same, not to be given a head of texts when it is loaded: that takes computing."""
         return replace(self, zero_shot=None)
 
-    def with_classes(self, zero_shot: ZeroShot) -> Checkpoint:
-        """A CLIP vision tower with a head for these classes."""
-        named = _names(zero_shot.classes) | {"zero_shot_templates": list(zero_shot.templates)}
+    def with_classes(self, zero_shot: ZeroShot, names: Sequence[str] | None = None) -> Checkpoint:
+        """A CLIP vision tower with a head for these classes.
+
+        ``names`` are what labels in data call them, where that is not what prompts do.
+        """
+        named = _names(zero_shot.classes if names is None else names) | {
+            "zero_shot_classes": list(zero_shot.classes),
+            "zero_shot_templates": list(zero_shot.templates),
+        }
         return replace(self, config={**self.config, **named}, zero_shot=zero_shot)
 
     @property
@@ -193,8 +199,7 @@ def tower_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def zero_shot_of(config: Mapping[str, Any]) -> ZeroShot:
     """What a task's head was made of, from the ``config.json`` that its merge keeps."""
-    names = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-    return ZeroShot(tuple(names), tuple(config["zero_shot_templates"]))
+    return ZeroShot(tuple(config["zero_shot_classes"]), tuple(config["zero_shot_templates"]))
 
 
 def _names(classes: Sequence[str]) -> dict[str, Any]:

@@ -56,13 +56,15 @@ def open_expert(task: TaskOrder, cache: Path, base: Checkpoint | None = None) ->
         _check_no_texts(task, checkpoint)
         return checkpoint
     where = f"tasks.{task.name}.adapt"
-    names = task.classes or class_names(local_data(task.pool, cache), where)
-    if names is None:
+    known = class_names(local_data(task.pool, cache), where)
+    told = task.classes or known
+    if told is None:
         raise CheckpointError(
             f"tasks.{task.name}.zero_shot.classes: {task.pool.path} does not name its classes; "
             "expected a list of names, of which the head of a CLIP tower is made"
         )
-    return checkpoint.with_classes(ZeroShot(tuple(names), task.templates))
+    names = known if known is not None and len(known) == len(told) else told
+    return checkpoint.with_classes(ZeroShot(tuple(told), task.templates), names)
 
 
 def _check_no_texts(task: TaskOrder, checkpoint: Checkpoint) -> None:

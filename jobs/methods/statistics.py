@@ -49,7 +49,7 @@ class Measurer:
         expert = models.load_expert(checkpoint, order.role)
         data = local_data(order.pool, self._cache)
         where = f"tasks.{order.name}.adapt"
-        pool = pools.open_pool(data, checkpoint, order.kind, order.role, where)
+        pool = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
         pool = sequences.completed(expert, pool)
         names = models.backbone_names(expert)
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams

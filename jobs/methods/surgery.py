@@ -45,7 +45,7 @@ class Surgeon:
 
         def load(source: DataOrder, labelled: bool) -> pools.Pool:
             data, where = local_data(source, self._cache), f"tasks.{order.name}"
-            found = pools.open_pool(data, checkpoint, order.kind, order.role, where)
+            found = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
             if not (labelled and sequences.is_open(found)):
                 return sequences.completed(module, found)
             tokenizer = pools.load_processor(checkpoint, order.role, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,33 @@ def test_the_text_tower_runs_once_for_a_head(
     for _ in range(2):
         api.run(job(zoo, tmp_path / "store"))
     assert [found.classes for found in asked] == [tuple(COLOURS), tuple(SHADES)]
+
+
+def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_path: Path) -> None:
+    """A data set says dense_residential, its prompts say it in two words, or in others."""
+    from PIL import Image
+
+    from jobs.fit.orders import TaskOrder, open_expert
+    from tintray.data import Answers, DataOrder, read_labels
+
+    for name in ("a_red_one", "green"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "train" / name / "0.png")
+    data = DataOrder(str(tmp_path))
+    order = TaskOrder(
+        "x", "classification", str(zoo / "colours"), data, None, base=str(zoo / "base")
+    )
+    plain = open_expert(order, tmp_path)
+    told = open_expert(replace(order, classes=("w0", "w1")), tmp_path)
+    for found, classes in ((plain, ("a_red_one", "green")), (told, ("w0", "w1"))):
+        assert found.zero_shot is not None
+        assert found.zero_shot.classes == classes
+        assert found.config["label2id"] == {"a_red_one": 0, "green": 1}
+        known = Answers(2, found.config["label2id"])
+        assert read_labels(data, "classification", [0, 1], known, "x").tolist() == [0, 1]
+    base = open_checkpoint(zoo / "base").folder
+    heads = [clip.text_head(base, ZeroShot((n,)), "x") for n in ("w0_w1", "w0 w1")]
+    assert torch.equal(*heads)
 
 
 def test_what_a_head_cannot_be_made_of_is_refused(zoo: Path, tmp_path: Path) -> None:

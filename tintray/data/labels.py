@@ -82,9 +82,8 @@ def check_class_names(order: DataOrder, width: int, role: str) -> None:
 
 
 def class_names(order: DataOrder, role: str) -> list[str] | None:
-    """Names of the classes, as texts for people: ``dense_residential`` is "dense residential"."""
-    found = open_table(order, role).class_names
-    return None if found is None else [name.replace("_", " ").strip() for name in found]
+    """Names of the classes, in the order of their numbers; None where the data do not say."""
+    return open_table(order, role).class_names
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ def text_head(folder: Path, zero_shot: ZeroShot, role: str) -> Tensor:
             f"{role}: the base {folder} has no text tower (it lacks "
             f"'{sorted(info['missing_keys'])[0]}'); expected a whole CLIP model"
         )
-    texts = [t.replace("{}", name) for name in zero_shot.classes for t in zero_shot.templates]
+    names = [name.replace("_", " ").strip() for name in zero_shot.classes]
+    texts = [template.replace("{}", name) for name in names for template in zero_shot.templates]
     parts = []
     for start in range(0, len(texts), _BATCH):
         batch = tokenizer(
