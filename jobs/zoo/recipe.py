@@ -63,7 +63,7 @@ DIGITS = Recipe()
 
 def omniglot(tasks: tuple[str, ...], lora: int | None = None) -> Recipe:
     """The recipe of the Omniglot zoo: more tasks, larger images, still quick."""
-    rate = 2e-3 if lora is None else 1e-2  # factors start at zero and have further to go
+    rate = 2e-3 if lora is None else 5e-3  # factors start at zero and have further to go
     return Recipe(
         tasks=tasks,
         lora=lora,
