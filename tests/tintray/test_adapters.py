@@ -201,13 +201,16 @@ def _check_adapters(spec: Any, url: str, folder: Path) -> None:
 
     import tintray
     from jobs import api
+    from jobs.cli import main
 
     merge = tintray.load(url)
     where = {"store": spec.store, "catalog": spec.catalog, "adapter": True}
     one = api.export(url, "thirds", folder / "one", **where)
     base = BertForSequenceClassification.from_pretrained(folder / "base", num_labels=3)
     loaded = peft.PeftModel.from_pretrained(base, one).eval()
-    everything = api.export(url, None, folder / "all", **where)
+    everything = folder / "all"
+    place = ["--store", str(spec.store), "--catalog", str(spec.catalog)]
+    assert main(["export", url, str(everything), "--adapter", *place]) == 0
     assert not (everything / "backbone.safetensors").exists()
     shared = load_file(everything / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in shared.items() if "lora_A" in name} == {7}  # 2 + 5
