@@ -27,7 +27,7 @@ from tintray.stacks import Format, LowRank, Row, Stack, make_stack
 TaskVector = Mapping[str, Tensor | LowRank]
 """What fine-tuning changed: tensor name -> its difference, dense or as a product."""
 
-_UP, _DOWN = ".low_rank.up", ".low_rank.down"
+UP, DOWN = ".low_rank.up", ".low_rank.down"
 
 
 def pack(vector: TaskVector) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def pack(vector: TaskVector) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     for name, row in vector.items():
         if isinstance(row, LowRank):
-            packed |= {name + _UP: row.up.contiguous(), name + _DOWN: row.down.contiguous()}
+            packed |= {name + UP: row.up.contiguous(), name + DOWN: row.down.contiguous()}
         else:
             packed[name] = row
     return packed
@@ -45,10 +45,10 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | LowRank]:
     """The task vector that ``pack`` wrote."""
     vector: dict[str, Tensor | LowRank] = {}
     for name in tensors:
-        if name.endswith(_UP):
-            whole = name.removesuffix(_UP)
-            vector[whole] = LowRank(tensors[name], tensors[whole + _DOWN])
-        elif not name.endswith(_DOWN):
+        if name.endswith(UP):
+            whole = name.removesuffix(UP)
+            vector[whole] = LowRank(tensors[name], tensors[whole + DOWN])
+        elif not name.endswith(DOWN):
             vector[name] = tensors[name]
     return vector
 
@@ -57,8 +57,8 @@ def row_of(names: Collection[str], tensor: Callable[[str], Tensor], name: str) -
     """One tensor of a packed task vector, read by ``tensor``; None where it has not changed."""
     if name in names:
         return tensor(name)
-    if name + _UP in names:
-        return LowRank(tensor(name + _UP), tensor(name + _DOWN))
+    if name + UP in names:
+        return LowRank(tensor(name + UP), tensor(name + DOWN))
     return None
 
 

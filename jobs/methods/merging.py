@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tintray.merging.memory import MEMORY
 from tintray.merging.sources import Sources
 from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.vector_files import VectorFiles
 from tintray.merging.writing import Progress
 
 
@@ -60,7 +62,7 @@ class Merger:
         sources = Sources(
             self._files(order.base, "the base"),
             [
-                self._files(ref, f"the task vector of '{task}'")
+                VectorFiles([self._path(ref)], f"the task vector of '{task}'")
                 for task, ref in zip(order.tasks, order.vectors, strict=True)
             ],
             order.tasks,
@@ -96,8 +98,10 @@ class Merger:
         return self._merging
 
     def _files(self, ref: BlobRef, role: str) -> TensorFiles:
-        path = fetch_blob(open_store(self._order.store_url), ref, cache_folder())
-        return TensorFiles([path], role)
+        return TensorFiles([self._path(ref)], role)
+
+    def _path(self, ref: BlobRef) -> Path:
+        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
 
 
 def merged_backbones(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForImageClassification
 
 import tintray
@@ -115,6 +116,16 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
     summary = tintray.run(load_spec(zoo / "job.yaml", settings))
     assert min(task.expert or 0 for task in summary.tasks) > 0
     assert (summary.normalised_accuracy or 0) > 0.7
+    # A merging method alone multiplies the products out, and leaves what no adapter changes.
+    given = [*settings, "merge.method=average"]
+    merge = tintray.load(tintray.run(load_spec(zoo / "job.yaml", given)).url)
+    name = spec.tasks[0].name
+    merged = merge.for_task(name).state_dict()
+    experts = [models.load_expert(open_checkpoint(t.expert, base=base)) for t in spec.tasks]
+    shared = [key for key in merged if not key.startswith("classifier")]
+    for key in shared:
+        mean = torch.stack([expert.state_dict()[key] for expert in experts]).mean(0)
+        assert torch.allclose(merged[key], mean, atol=1e-5), key
 
 
 def test_a_rank_that_is_none_is_refused(drawings: Path, tmp_path: Path) -> None:
