@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +18,9 @@ from torch.nn import functional
 from tintray import objectives
 from tintray.confidence import Judge
 from tintray.errors import DataError
+from tintray.kinds import Kind as Kind
 from tintray.objectives import Distance, Labels, TopTokens
 
-Kind = Literal[
-    "classification",
-    "multi_label",
-    "regression",
-    "token_classification",
-    "language_modelling",
-    "seq2seq",
-    "segmentation",
-    "depth",
-    "normals",
-]
 Outputs = Tensor | TopTokens
 """What an expert answered on N examples."""
 

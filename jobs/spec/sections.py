@@ -43,6 +43,7 @@ from tintray.checkpoints import TEMPLATES
 from tintray.crowding import crowding
 from tintray.data.order import DataOrder
 from tintray.errors import SpecError, nearest
+from tintray.kinds import Kind
 
 COEFFICIENT_LR = 2e-2
 """Of up to ten tasks; see ``crowding``."""
@@ -142,17 +143,7 @@ class TaskSpec(Section):
 
     name: Name
     """The task's name, by which commands and files refer to it."""
-    kind: Literal[
-        "classification",
-        "multi_label",
-        "regression",
-        "token_classification",
-        "language_modelling",
-        "seq2seq",
-        "segmentation",
-        "depth",
-        "normals",
-    ] = "classification"
+    kind: Kind = "classification"
     """What the task predicts."""
     expert: ModelLocation
     """The fine-tuned model of this task: a folder, a hub id or a URL."""
