@@ -1,8 +1,9 @@
 """Measures what people wait for: a submission, a list of ten thousand jobs, the help.
 
 ``python -m benchmarks.jobs`` starts a Ray head on this machine and times whole processes of the
-command line, the start of Python included. The drivers of the jobs that it submits end at once, so
-that they do not compete for the processor. The last line is one JSON object, in seconds.
+command line, the start of Python included. The drivers of the jobs that it submits end at once, and
+the next submission waits until the cluster is idle again: what is timed is a submission, not the
+start of the one before it. The last line is one JSON object, in seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.request import urlopen
 
 from storage.catalog import Catalog
 from storage.states import JobState
@@ -41,7 +44,10 @@ def main() -> None:
             environment |= {"TINTRAY_ADDRESS": head.address, "TINTRAY_STORE": str(folder / "store")}
             first = call(["submit", str(job)], environment)  # knows the cluster
             call(["queue", "--max-jobs", "1000"], environment)  # so that each is handed over
-            submit = timed(["submit", str(job)], environment)
+            submit = []
+            for _ in range(TIMES):
+                until_idle(head.address)
+                submit.append(call(["submit", str(job)], environment))
         url = f"sqlite:///{folder}/many/catalog.db"
         fill(url)
         ps = timed(["ps", "--catalog", url], environment)
@@ -51,6 +57,19 @@ def main() -> None:
         print(f"{what:<20} median {statistics.median(times):.2f} s, worst {max(times):.2f} s")
     result = {"submit_s": submit, "ps_10k_s": ps, "help_s": help_}
     print(json.dumps({name: round(statistics.median(t), 3) for name, t in result.items()}))
+
+
+def until_idle(address: str) -> None:
+    """Wait until nothing that was handed to the cluster starts or runs."""
+    while any(job["status"] in ("PENDING", "RUNNING") for job in _ray_jobs(address)):
+        time.sleep(0.2)
+    time.sleep(1)  # a driver's processes end a little after its state says so
+
+
+def _ray_jobs(address: str) -> list[dict[str, Any]]:
+    with urlopen(f"{address}/api/jobs/") as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+        return found
 
 
 def timed(args: list[str], environment: Mapping[str, str]) -> list[float]:

@@ -52,23 +52,35 @@ PUBLISHED = (
 FIRST, LAST = "tint.site=FIRST", "tint.site=LAST"
 """The first and the last block of whichever model the zoo has."""
 
-OURS = ("fit.correction_lr=0.001", "objective.temperature=4")
+OURS = (
+    "merge.scale=0.1",
+    "fit.tint_lr=0.0005",
+    "fit.correction_lr=0.001",
+    "objective.temperature=4",
+)
 """With the first block tinted, what ``examples/ten-scripts.yaml`` says."""
+
+START = "merge.scale=0.3"
+"""Where coefficients begin in the released code, and by default; better for a tinted head."""
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "default": ("**tintray**", (FIRST, *OURS)),
     "head": (
         "tintray, head",
-        ("tint.site=head", "fit.correction_lr=0.001", "objective.temperature=1"),
+        (
+            *("tint.site=head", START, "fit.tint_lr=0.01"),
+            *("fit.correction_lr=0.001", "objective.temperature=1"),
+        ),
     ),
-    "published": ("the published loop, head", PUBLISHED),
-    "published_same_time": ("the published loop, same time", PUBLISHED),
+    "published": ("the published loop, head", (*PUBLISHED, START)),
+    "published_same_time": ("the published loop, same time", (*PUBLISHED, START)),
     "last_block": ("tintray, last block", (LAST, *OURS)),
     "coefficients": (
         "coefficients alone",
         (
             "tint.site=head",
             "tint.learned=false",
+            START,
             "fit.correction_lr=0",
             "objective.temperature=1",
         ),
