@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "published": ("the published loop, head", (*PUBLISHED, START)),
     "published_same_time": ("the published loop, same time", (*PUBLISHED, START)),
-    "last_block": ("tintray, last block", (LAST, *OURS)),
+    "last_block": ("tintray, last block", (LAST, *OURS, START, "fit.tint_lr=0.002")),
     "coefficients": (
         "coefficients alone",
         (

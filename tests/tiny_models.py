@@ -132,6 +132,28 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def check_growth(spec: Any, folder: Path) -> Any:
+    """A merge of all tasks but the last takes that in with a tint alone; the summary of the child."""
+    import yaml
+
+    import tintray
+
+    *old, new = spec.tasks
+    before = tintray.run(spec.model_copy(update={"tasks": tuple(old)}))
+    path = folder / f"{new.name}.yaml"
+    path.write_text(yaml.safe_dump([new.model_dump(mode="json", exclude_defaults=True)]))
+    easy = ("growth.rounds=100", "growth.target=0.01", "growth.tolerance=100")
+    place = {"store": str(spec.store), "catalog": str(spec.catalog)}
+    after = tintray.add(spec.name, [path], mode="tint", overrides=easy, **place)
+    assert [task.name for task in after.tasks] == [task.name for task in spec.tasks]
+    kept, known = (
+        {task.name: task.merged for task in summary.tasks if task.name != new.name}
+        for summary in (after, before)
+    )
+    assert kept == known
+    return after
+
+
 def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
     """A parsed job over ``folder``: experts by name, data in NAME_train and NAME_test files."""
     from jobs.spec.sections import parse_spec

@@ -167,6 +167,16 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
     assert torch.allclose(found, logits, atol=1e-5)
 
 
+def test_a_merge_takes_in_another_tower(zoo: Path, tmp_path: Path) -> None:
+    spec = job(zoo, tmp_path / "store", rounds=10)
+    block = spec.tint.model_copy(update={"site": "vision_model.encoder.layers.0"})
+    summary = tiny.check_growth(spec.model_copy(update={"tint": block}), tmp_path)
+    again = tintray.evaluate(summary.url, store=str(spec.store), catalog=spec.catalog)
+    assert again.tasks[-1].merged == summary.tasks[-1].merged > 0.5
+    exported = tintray.load(summary.url).export("shades", tmp_path / "shades")
+    assert load_file(exported / "zero_shot_head.safetensors")["weight"].shape[0] == len(SHADES)
+
+
 def test_a_head_of_texts_is_what_clip_answers(zoo: Path) -> None:
     from transformers import CLIPModel
 

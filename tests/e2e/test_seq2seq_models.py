@@ -124,6 +124,13 @@ def test_tied_embeddings_stay_tied_under_a_tinted_decoder_block(
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
 
 
+def test_a_merge_takes_in_another_writer(tied: Path, tmp_path: Path) -> None:
+    spec = job(tied, tmp_path / "store", tint={"site": "decoder.block.1"})
+    summary = tiny.check_growth(spec, tmp_path)
+    assert summary.tasks[-1].metric == "exact_match"
+    assert summary.tasks[-1].agreement > 0.3
+
+
 def test_an_untied_language_head_is_a_tint_site(tmp_path: Path) -> None:
     zoo = make_zoo(tmp_path, tied=False, steps=10)
     summary = api.run(job(zoo, tmp_path / "store", tint={"site": "head"}, fit={"rounds": 5}))
