@@ -133,7 +133,7 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
 
 
 def check_growth(spec: Any, folder: Path) -> Any:
-    """A merge of all tasks but the last takes that in with a tint alone; the summary of the child."""
+    """A merge of all tasks but the last takes that in with a tint alone; the child's summary."""
     import yaml
 
     import tintray

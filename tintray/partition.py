@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from statistics import median_low
 
 from torch import nn
 
 from tintray.errors import SpecError
 from tintray.layout import Granularity, Layout, build_layout
 from tintray.models import HEAD, backbone_names, head_modules, is_linear, resolve_site
+from tintray.schedule import BLOCK_LR, BLOCK_LR_OF_WIDTH, HEAD_LR
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,30 @@ def partition(
         if not name.startswith(below)
     }
     return Partition(base, paths, private, build_layout(shapes, granularity), low_rank)
+
+
+def default_tint_lr(base: nn.Module, site: str, rank: int | None = None) -> float:
+    """The learning rate of tint layers, where a job names none.
+
+    With Adam, the best rate of a weight matrix falls as one over its width (Yang et al. 2022,
+    Tensor Programs V); wide modules therefore learn more slowly. Heads, normalisation layers and
+    low-rank products do not go by width.
+    """
+    if site == HEAD:
+        return HEAD_LR
+    width = None if rank is not None else _width(base, resolve_site(base, site))
+    return BLOCK_LR if width is None else min(BLOCK_LR, BLOCK_LR_OF_WIDTH / width)
+
+
+def _width(base: nn.Module, paths: tuple[str, ...]) -> int | None:
+    """The narrower side of the matrices below these paths, their median; None if there is none."""
+    sides = [
+        min(tensor.shape[0], prod(tensor.shape[1:]))
+        for path in paths
+        for tensor in base.get_submodule(path).parameters()
+        if tensor.dim() > 1
+    ]
+    return median_low(sides) if sides else None
 
 
 def _linear_weights(

@@ -15,7 +15,10 @@ HEAD_LR = 1e-2
 """Learning rate of a tinted head, where a job names none; measured."""
 
 BLOCK_LR = 2e-3
-"""That of any other tint layer."""
+"""The highest of any other tint layer; see :func:`tintray.partition.default_tint_lr`."""
+
+BLOCK_LR_OF_WIDTH = 0.1
+"""Learning rate times width of a tinted module that is wide; measured at widths of 128 and 384."""
 
 
 def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedule:

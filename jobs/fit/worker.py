@@ -21,10 +21,10 @@ from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
 from jobs.fit.probing import Candidate, probe
 from jobs.planning.calibration import Speed, calibrate
 from storage.blobs import BlobRef, fetch_blob, put_blob
-from tintray import labels, models, pools, sequences
+from tintray import labels, pools, sequences
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.evaluation import TaskScore, confidences, score
-from tintray.schedule import BLOCK_LR, HEAD_LR
+from tintray.partition import default_tint_lr
 from tintray.step import TaskGroup, TaskState
 from tintray.tasks import Outputs, chosen
 from tintray.tint import FusedModel
@@ -163,7 +163,7 @@ class Worker:
             theta=[readable(piece) for piece in theta],
             layout=self._partition.layout,
         )
-        rate = HEAD_LR if site == models.HEAD else BLOCK_LR
+        rate = default_tint_lr(self._partition.module, site)
         return probe(candidate, self._partition.module, self._order.settings, steps, rate)
 
     # -- after the fit -------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from storage.catalog import Known
 from tintray.bundle import tensors_as_bytes
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
-from tintray.models import HEAD
-from tintray.schedule import BLOCK_LR, HEAD_LR, schedule
+from tintray.partition import default_tint_lr
+from tintray.schedule import schedule
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Growing:
             coefficient_lr=schedule(
                 self.spec.coefficient_lr(len(crew.orders)), fit.schedule, rounds
             ),
-            tint_lr=schedule(tint_lr(self.spec), fit.schedule, rounds),
+            tint_lr=schedule(tint_lr(self.spec, self.ground), fit.schedule, rounds),
         )
         coordinator.fit(rounds, self.run.round_done)
         return coordinator
@@ -177,15 +177,17 @@ class Growing:
         self.run.catalog.record_artifacts(known)
 
 
-def tint_lr(spec: JobSpec) -> float:
+def tint_lr(spec: JobSpec, ground: Ground) -> float:
     """The learning rate of tint layers."""
-    return spec.fit.tint_lr or (HEAD_LR if spec.tint.site == HEAD else BLOCK_LR)
+    return spec.fit.tint_lr or default_tint_lr(
+        ground.partition.module, spec.tint.site, spec.tint.rank
+    )
 
 
-def tint_order(spec: JobSpec, rounds: int, *, new: bool) -> TintOrder:
+def tint_order(spec: JobSpec, ground: Ground, rounds: int, *, new: bool) -> TintOrder:
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
-    return TintOrder(rounds, batch_size, tint_lr(spec), spec.fit.schedule, new)
+    return TintOrder(rounds, batch_size, tint_lr(spec, ground), spec.fit.schedule, new)
 
 
 def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
@@ -204,7 +206,7 @@ def attempt_tint(growing: Growing) -> Candidate:
     names = growing.change.names
     theta = growing.parent_backbone()
     array: Floats = theta.numpy()
-    order = tint_order(growing.spec, growing.spec.growth.rounds, new=True)
+    order = tint_order(growing.spec, growing.ground, growing.spec.growth.rounds, new=True)
     tinted = growing.crew.fit_tints(names, order, array)
     growing.tell_reuse(tinted)
     agreement = {found.task: found.agreement or 0.0 for found in tinted}
@@ -248,7 +250,7 @@ def attempt_coefficients(growing: Growing) -> Candidate:
     lost: tuple[Loss, ...] = ()
     if growing.old:
         old = growing.old_crew(growing.old)
-        order = tint_order(growing.spec, settings.refit_rounds, new=False)
+        order = tint_order(growing.spec, growing.ground, settings.refit_rounds, new=False)
         old.fit_tints(growing.old, order, array)
         after = old.evaluate(growing.old, array)
         lost = losses(growing.old_scores, after, settings.tolerance)

@@ -136,7 +136,9 @@ class Removal:
             return crew, scores, lost
         self.tell(f"learns again what lost: {_said(lost)}")
         again = [loss.task for loss in lost]
-        crew.fit_tints(again, tint_order(self.spec, settings.refit_rounds, new=False), array)
+        crew.fit_tints(
+            again, tint_order(self.spec, self.ground, settings.refit_rounds, new=False), array
+        )
         better = {score.task: score for score in crew.evaluate(again, array)}
         scores = [better.get(score.task, score) for score in scores]
         return crew, scores, losses(before, scores, settings.tolerance)

@@ -300,7 +300,7 @@ class FitSpec(Section):
     coefficient_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the merging coefficients; left out, 0.02 and, beyond ten tasks, 0.2/K."""
     tint_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the tint layers; left out, it goes by their site."""
+    """Learning rate of the tint layers; left out, it goes by their site and its width."""
     correction_lr: float = Field(default=0.0, ge=0)
     """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing."""
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -1,0 +1,41 @@
+"""How a model splits: the learning rate that a tint layer gets where a job names none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tintray.partition import default_tint_lr
+from tintray.schedule import BLOCK_LR, HEAD_LR
+
+
+def bert(width: int) -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=32,
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=4 * width,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "site", "rank", "expected"),
+    [
+        (16, "bert.encoder.layer.1", None, BLOCK_LR),
+        (400, "bert.encoder.layer.1", None, 0.1 / 400),
+        (400, "*.attention", None, 0.1 / 400),
+        (400, "bert.encoder.layer.1", 4, BLOCK_LR),
+        (400, "norms", None, BLOCK_LR),
+        (400, "head", None, HEAD_LR),
+    ],
+)
+def test_wide_blocks_learn_more_slowly(
+    width: int, site: str, rank: int | None, expected: float
+) -> None:
+    assert default_tint_lr(bert(width), site, rank) == pytest.approx(expected)
