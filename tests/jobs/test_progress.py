@@ -186,7 +186,7 @@ def test_live_fits_narrow_terminals(width: int) -> None:
 def test_live_draws_every_stage_of_a_job() -> None:
     events = list(job(5, 3))
     for count in range(len(events) + 1):
-        drawn(events[:count])
+        assert drawn(events[:count]).strip()
 
 
 def test_events_cost_less_than_a_millisecond() -> None:
