@@ -43,7 +43,7 @@ from tintray import models
 from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import InputError
-from tintray.partition import Partition, partition
+from tintray.partition import Partition, default_tint_lr, partition
 from tintray.placement import AUTO
 from tintray.precision import resolve
 from tintray.randomness import sample_tasks
@@ -72,6 +72,11 @@ class Ground:
         """Parameters of the backbone, the tint site included."""
         module = self.partition.module
         return sum(module.get_parameter(n).numel() for n in models.backbone_names(module))
+
+    def tint_lr(self, spec: JobSpec) -> float:
+        """The highest learning rate of tint layers: the job's own, or the default of its site."""
+        module = self.partition.module
+        return spec.fit.tint_lr or default_tint_lr(module, spec.tint.site, spec.tint.rank)
 
 
 def survey(spec: JobSpec) -> Ground:

@@ -28,7 +28,6 @@ from storage.catalog import Known
 from tintray.bundle import tensors_as_bytes
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
-from tintray.partition import default_tint_lr
 from tintray.schedule import schedule
 
 
@@ -136,7 +135,7 @@ class Growing:
             coefficient_lr=schedule(
                 self.spec.coefficient_lr(len(crew.orders)), fit.schedule, rounds
             ),
-            tint_lr=schedule(tint_lr(self.spec, self.ground), fit.schedule, rounds),
+            tint_lr=schedule(self.ground.tint_lr(self.spec), fit.schedule, rounds),
         )
         coordinator.fit(rounds, self.run.round_done)
         return coordinator
@@ -177,17 +176,10 @@ class Growing:
         self.run.catalog.record_artifacts(known)
 
 
-def tint_lr(spec: JobSpec, ground: Ground) -> float:
-    """The learning rate of tint layers."""
-    return spec.fit.tint_lr or default_tint_lr(
-        ground.partition.module, spec.tint.site, spec.tint.rank
-    )
-
-
 def tint_order(spec: JobSpec, ground: Ground, rounds: int, *, new: bool) -> TintOrder:
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
-    return TintOrder(rounds, batch_size, tint_lr(spec, ground), spec.fit.schedule, new)
+    return TintOrder(rounds, batch_size, ground.tint_lr(spec), spec.fit.schedule, new)
 
 
 def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:

@@ -44,7 +44,6 @@ from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
-from tintray.partition import default_tint_lr
 from tintray.placement import AUTO
 from tintray.plateau import Plateau
 from tintray.schedule import schedule
@@ -299,9 +298,6 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
     start = start_coefficients(spec, stage.ground.partition.layout, stage.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
     fit = spec.fit
-    tint_lr = fit.tint_lr or default_tint_lr(
-        stage.ground.partition.module, spec.tint.site, spec.tint.rank
-    )
     coordinator = Coordinator(
         stage.fleet,
         stage.crew.cast,
@@ -309,7 +305,7 @@ def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
         coefficient_lr=schedule(
             spec.coefficient_lr(len(spec.tasks)), fit.schedule, fit.rounds, fit.warmup
         ),
-        tint_lr=schedule(tint_lr, fit.schedule, fit.rounds, fit.warmup),
+        tint_lr=schedule(stage.ground.tint_lr(spec), fit.schedule, fit.rounds, fit.warmup),
         correction_lr=schedule(fit.correction_lr, fit.schedule, fit.rounds, fit.warmup)
         if fit.correction_lr
         else None,
