@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from urllib.request import urlopen
+
+from ray.job_submission import JobSubmissionClient
 
 from storage.catalog import Catalog
 from storage.states import JobState
@@ -44,10 +44,7 @@ def main() -> None:
             environment |= {"TINTRAY_ADDRESS": head.address, "TINTRAY_STORE": str(folder / "store")}
             first = call(["submit", str(job)], environment)  # knows the cluster
             call(["queue", "--max-jobs", "1000"], environment)  # so that each is handed over
-            submit = []
-            for _ in range(TIMES):
-                until_idle(head.address)
-                submit.append(call(["submit", str(job)], environment))
+            submit = timed(["submit", str(job)], environment, lambda: until_idle(head.address))
         url = f"sqlite:///{folder}/many/catalog.db"
         fill(url)
         ps = timed(["ps", "--catalog", url], environment)
@@ -61,20 +58,22 @@ def main() -> None:
 
 def until_idle(address: str) -> None:
     """Wait until nothing that was handed to the cluster starts or runs."""
-    while any(job["status"] in ("PENDING", "RUNNING") for job in _ray_jobs(address)):
+    cluster = JobSubmissionClient(address)
+    while not all(job.status.is_terminal() for job in cluster.list_jobs()):
         time.sleep(0.2)
     time.sleep(1)  # a driver's processes end a little after its state says so
 
 
-def _ray_jobs(address: str) -> list[dict[str, Any]]:
-    with urlopen(f"{address}/api/jobs/") as answer:
-        found: list[dict[str, Any]] = json.load(answer)
-        return found
-
-
-def timed(args: list[str], environment: Mapping[str, str]) -> list[float]:
-    """Wall time of each of several calls."""
-    return [call(args, environment) for _ in range(TIMES)]
+def timed(
+    args: list[str], environment: Mapping[str, str], ready: Callable[[], None] | None = None
+) -> list[float]:
+    """Wall time of each of several calls; ``ready`` waits for each one's turn."""
+    times = []
+    for _ in range(TIMES):
+        if ready is not None:
+            ready()
+        times.append(call(args, environment))
+    return times
 
 
 def call(args: list[str], environment: Mapping[str, str]) -> float:
