@@ -192,6 +192,7 @@ class RayFleet:
         self.direct = transport is not None
         self._group: Any = None
         self._actors: list[Any] = []
+        self._spread = 0  # how many members that ask for no CPU were given a node
         self._owns_cluster = not ray.is_initialized()
         self._made_to_measure = self._owns_cluster and address is None
         if self._owns_cluster:
@@ -276,7 +277,7 @@ class RayFleet:
             beside.hosts += 1
             return _RayMember(beside.actor, beside.hosts - 1, name, self._transport)
         # Who asks for no CPU (shards) would all be put on one node; they hold memory: spread them.
-        strategy = "DEFAULT" if threads else "SPREAD"
+        strategy = "DEFAULT" if threads else self._next_node()
         remote = self._ray.remote(
             num_cpus=threads,
             num_gpus=gpus,
@@ -287,6 +288,14 @@ class RayFleet:
         actor.host.remote(cls, *args)
         self._actors.append(actor)
         return _RayMember(actor, 0, name, self._transport)
+
+    def _next_node(self) -> Any:
+        """Each node in turn; Ray's own SPREAD is a wish, and may put all members on one."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        alive = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
+        self._spread += 1
+        return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=True)
 
     def connect(self, members: Sequence[Member]) -> None:
         """Make the one group that Ray's collective transports ask for, of the members' actors."""
