@@ -1,9 +1,9 @@
 """One round against the bare compute that it contains, and against the published scheme.
 
-    python -m benchmarks.round [--repeats 7]
+    python -m benchmarks.round [--repeats 7] [--device cuda] [--model vit-b-32]
 
 For K = 8 and K = 32 tasks of 16 images, on the ViT of the ten-scripts zoo (1.2 M parameters, 32×32
-images), in one process, interleaved, medians:
+images) or one in the shape of ViT-B/32 (86 M, 224×224), in one process, interleaved, medians:
 
 * ``round``      merge, fused step of all task groups, projection, updates of Λ and of the tints
 * ``bare``       forward and backward of the same images through one merged model, in the same
@@ -28,6 +28,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -50,16 +51,24 @@ CLASSES = 10
 POOL = 64
 
 
-def base_model() -> ViTForImageClassification:
-    """A model of the zoo's shape; weights do not matter to the time it takes."""
+SHAPES: dict[str, dict[str, int]] = {
+    "zoo": {
+        "hidden_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+    "vit-b-32": {"image_size": 224, "patch_size": 32},  # the rest as the class has it
+}
+
+
+def base_model(shape: str) -> ViTForImageClassification:
+    """A model of a shape; weights do not matter to the time it takes."""
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=512,
-        image_size=32,
-        patch_size=4,
+        **SHAPES[shape],
         num_labels=CLASSES,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -70,18 +79,20 @@ def base_model() -> ViTForImageClassification:
 class Contest:
     """The same tasks, images and task vectors for all contestants."""
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, shape: str, device: str) -> None:
         self.tasks = tasks
-        self.module = base_model()
+        self.device = device
+        self.module = base_model(shape)
         self.parts: Partition = partition(self.module, "head", "tensor")
         layout = self.parts.layout
         generator = torch.Generator().manual_seed(1)
-        self.images = torch.randn(tasks, POOL, 3, 32, 32, generator=generator)
+        size = SHAPES[shape]["image_size"]
+        self.images = torch.randn(tasks, POOL, 3, size, size, generator=generator)
         self.labels = torch.randn(tasks, POOL, CLASSES, generator=generator)
-        matrix = 0.01 * torch.randn(tasks, layout.numel, generator=generator)
+        matrix = torch.randn(tasks, layout.numel, generator=generator).mul_(0.01)
         names = tuple(f"task{k}" for k in range(tasks))
         base = layout.flatten(self.module.state_dict())
-        self.vectors = TaskVectors.of_matrix(layout, names, base, matrix)
+        self.vectors = TaskVectors.of_matrix(layout, names, base, matrix, device)
         start = initial_coefficients("task_arithmetic", 0.1, tasks, len(layout.units))
         self.coefficients = Coefficients(start)
 
@@ -92,8 +103,8 @@ class Contest:
         settings = StepSettings(
             0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement", precision=precision
         )
-        fused = FusedModel(self.module, self.parts.layout, self.parts.private)
-        buffer = torch.zeros(self.parts.layout.numel)
+        fused = FusedModel(self.module, self.parts.layout, self.parts.private, device=self.device)
+        buffer = torch.zeros(self.parts.layout.numel, device=self.device)
         groups = [
             TaskGroup([self._task(k) for k in stretch], fused, buffer, settings)
             for stretch in form_groups(self.tasks, default_groups(self.tasks, BATCH))
@@ -105,13 +116,16 @@ class Contest:
             total.zero_()
             for group in groups:
                 total.add_(group.step(theta, round_, 1e-3).gradient)
-            self.coefficients.update(self.vectors.project(total), 1e-3)
+            self.coefficients.update(self.vectors.project(total).cpu(), 1e-3)
 
         return one
 
     def _task(self, k: int) -> TaskState:
         layer = TintLayer.of_expert(
-            f"task{k}", private_state(self.module, self.parts.private), self.parts.site
+            f"task{k}",
+            private_state(self.module, self.parts.private),
+            self.parts.site,
+            device=self.device,
         )
         pool = Pool({"pixel_values": self.images[k]}, None, None, "")
         return TaskState(f"task{k}", layer, pool, self.labels[k])
@@ -120,9 +134,9 @@ class Contest:
 
     def bare(self, precision: Precision) -> Callable[[int], None]:
         """Forward and backward of the round's images through one model; no task, no merge."""
-        module = base_model()
-        images = self.images[:, :BATCH].reshape(-1, 3, 32, 32)
-        targets = self.labels[:, :BATCH].reshape(-1, CLASSES).softmax(-1)
+        module = deepcopy(self.module).to(self.device)
+        images = self.images[:, :BATCH].flatten(0, 1).to(self.device)
+        targets = self.labels[:, :BATCH].flatten(0, 1).softmax(-1).to(self.device)
 
         def one(round_: int) -> None:
             module.zero_grad(set_to_none=False)
@@ -130,7 +144,7 @@ class Contest:
                 images.split(DEFAULT_MICRO_BATCH), targets.split(DEFAULT_MICRO_BATCH), strict=True
             )
             for piece, target in pieces:
-                with computing(precision, module):
+                with computing(precision, module, self.device):
                     logits = module(pixel_values=piece).logits
                 cross_entropy(logits.float(), target).backward()
 
@@ -140,18 +154,19 @@ class Contest:
 
     def published(self, *, tuned: bool) -> Callable[[int], None]:
         """Task by task: label, merge inside autograd, forward, backward, one Adam step."""
-        expert = base_model()
+        expert = deepcopy(self.module).to(self.device)
+        module = deepcopy(self.module).to(self.device)
         slots = self.parts.layout.slots
         base = self.parts.layout.views(self.vectors.base)
+        matrix = self.vectors.matrix
         stacked = {
-            slot.name: self.vectors.matrix[:, slot.start : slot.stop].reshape(-1, *slot.shape)
-            for slot in slots
+            slot.name: matrix[:, slot.start : slot.stop].reshape(-1, *slot.shape) for slot in slots
         }
         separate = {name: [base[name], *tensor.unbind()] for name, tensor in stacked.items()}
-        coefficients = nn.Parameter(self.coefficients.values.clone())
+        coefficients = nn.Parameter(self.coefficients.values.to(self.device, copy=True))
         heads = [
             {
-                name: nn.Parameter(tensor.clone())
+                name: nn.Parameter(tensor.to(self.device, copy=True))
                 for name, tensor in private_state(self.module, self.parts.private).items()
             }
             for _ in range(self.tasks)
@@ -166,7 +181,8 @@ class Contest:
                     + torch.tensordot(coefficients[:, column], stacked[slot.name], 1)
                     for column, slot in enumerate(slots)
                 }
-            rows = torch.cat([torch.ones(1, len(slots)), coefficients.clamp(0, 1)]).t()
+            ones = torch.ones(1, len(slots), device=self.device)
+            rows = torch.cat([ones, coefficients.clamp(0, 1)]).t()
             return {
                 slot.name: sum(  # type: ignore[misc]
                     tensor * coefficient
@@ -177,12 +193,12 @@ class Contest:
 
         def one(round_: int) -> None:
             for k, head in enumerate(heads):
-                inputs = {"pixel_values": self.images[k, :BATCH]}
-                target = self.labels[k, :BATCH]
+                inputs = {"pixel_values": self.images[k, :BATCH].to(self.device)}
+                target = self.labels[k, :BATCH].to(self.device)
                 if not tuned:
                     with torch.no_grad():
                         target = expert(**inputs).logits
-                output = functional_call(self.module, merged() | head, (), inputs)
+                output = functional_call(module, merged() | head, (), inputs)
                 loss = cross_entropy(output.logits, target.softmax(-1))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -191,10 +207,10 @@ class Contest:
         return one
 
 
-def measure(tasks: int, repeats: int) -> dict[str, float]:
+def measure(tasks: int, repeats: int, shape: str, device: str) -> dict[str, float]:
     """Median seconds of each contestant, one round of each in turn."""
-    contest = Contest(tasks)
-    precision = resolve("auto")
+    contest = Contest(tasks, shape, device)
+    precision = resolve("auto", device)
     contestants = {
         "round": contest.round(precision),
         "bare": contest.bare(precision),
@@ -208,6 +224,8 @@ def measure(tasks: int, repeats: int) -> dict[str, float]:
         for name, one in contestants.items():
             started = time.perf_counter()
             one(repeat)
+            if device != "cpu":
+                torch.cuda.synchronize()
             if repeat > 0:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -222,14 +240,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=list(SHAPES), default="zoo")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {}
     for tasks in (8, 32):
-        seconds = measure(tasks, arguments.repeats)
+        seconds = measure(tasks, arguments.repeats, arguments.model, arguments.device)
         print(
             f"K = {tasks}, {BATCH} images per task, threads: {arguments.threads}, "
-            f"precision of a job here: {resolve('auto')}"
+            f"precision of a job here: {resolve('auto', arguments.device)}"
         )
         for name, value in seconds.items():
             print(f"  {name:18} {value * 1e3:9.1f} ms   {value / seconds['bare']:6.2f} × bare")

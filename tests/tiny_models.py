@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.tiny_zoo import GPUS
+
 WORDS = [f"w{n}" for n in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
@@ -176,7 +178,7 @@ def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
         "base": "base",
         "tasks": tasks,
         "fit": fit,
-        "cluster": {"workers": 0},
+        "cluster": {"workers": 0, "gpus_per_worker": GPUS},
         "store": str(folder / "store"),
         **sections,
     }

@@ -7,6 +7,7 @@ experts learn something, conflict, and are sometimes wrong. ``two`` is gray and 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,20 @@ if TYPE_CHECKING:
 TASKS = ("two", "three", "five", "four")
 CLASSES = {"two": 2, "three": 3, "five": 5, "four": 4}
 WITHOUT_TEST = ("four",)
+GPUS = int(os.environ.get("TINTRAY_TEST_GPUS", "0"))
+"""Of each worker, in every job of the tests: with 1 they all compute on a GPU."""
 POOL, TEST = 40, 48
 _STEPS = 30
+
+
+def comparable(tasks: Sequence[Any]) -> list[Any]:
+    """What two evaluations of a merge have in common: all, to the last bit.
+
+    But not if the first was on a GPU and the second, as always later, on a CPU.
+    """
+    if not GPUS:
+        return list(tasks)
+    return [(task.name, task.metric, task.tint_parameters, task.test_examples) for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class TinyZoo:
     ) -> dict[str, Any]:
         """A job over the zoo, in this process, over in a second; ``sections`` are laid over it."""
         fit = {"rounds": 4, "batch_size": 6, "precision": "float32", **sections.pop("fit", {})}
-        cluster = {"workers": 0, **sections.pop("cluster", {})}
+        cluster = {"workers": 0, "gpus_per_worker": GPUS, **sections.pop("cluster", {})}
         return {
             "name": "tiny",
             "base": "base",

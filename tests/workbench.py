@@ -45,18 +45,25 @@ class Workbench:
     @property
     def vectors(self) -> TaskVectors:
         """θ₀ and T over the layout."""
+        return self.vectors_on("cpu")
+
+    def vectors_on(self, device: str) -> TaskVectors:
+        """The same on a device."""
         base = self._flat(self.base)
         matrix = torch.stack([self._flat(expert) - base for expert in self.experts.values()])
-        return TaskVectors.of_matrix(self.layout, tuple(self.experts), base, matrix)
+        return TaskVectors.of_matrix(self.layout, tuple(self.experts), base, matrix, device)
 
     def _flat(self, module: nn.Module) -> Tensor:
         return self.layout.flatten({n: p.detach() for n, p in module.named_parameters()})
 
-    def layers(self) -> list[TintLayer]:
+    def layers(self, device: str = "cpu") -> list[TintLayer]:
         """A fresh tint layer per task."""
         return [
             TintLayer.of_expert(
-                name, models.private_state(expert, self.private) | self._factors(expert), self.paths
+                name,
+                models.private_state(expert, self.private) | self._factors(expert),
+                self.paths,
+                device=device,
             )
             for name, expert in self.experts.items()
         ]
@@ -68,16 +75,19 @@ class Workbench:
         }
         return {} if self.rank is None else low_rank_factors(vectors, self.rank)
 
-    def group(self, settings: StepSettings = SETTINGS, only: str | None = None) -> TaskGroup:
+    def group(
+        self, settings: StepSettings = SETTINGS, only: str | None = None, device: str = "cpu"
+    ) -> TaskGroup:
         """One task group of all tasks, or of one, at its beginning."""
         states = [
             TaskState(layer.task, layer, self.pools[layer.task], self.labels[layer.task])
-            for layer in self.layers()
+            for layer in self.layers(device)
             if only in (None, layer.task)
         ]
         template = next(iter(self.experts.values()))
-        fused = FusedModel(template, self.layout, self.private, self.low_rank)
-        return TaskGroup(states, fused, torch.zeros(self.layout.numel), settings)
+        fused = FusedModel(template, self.layout, self.private, self.low_rank, device=device)
+        gradient = torch.zeros(self.layout.numel, device=device)
+        return TaskGroup(states, fused, gradient, settings)
 
     def uniform(self, value: float) -> Tensor:
         """Λ [K, L] with one value everywhere."""

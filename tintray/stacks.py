@@ -28,6 +28,7 @@ BITS: dict[Format, float] = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
 """Bits of a number in each format; scales add 32 per task and channel."""
 
 _BLOCK = 2**18  # numbers; 1 MiB of float32, which stays in a core's second-level cache
+_BLOCK_ELSEWHERE = 2**24  # on a GPU, where every block costs the starts of a few kernels
 _CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # shares of the largest value that int4 may clip to
 
 
@@ -228,7 +229,7 @@ def make_stack(
         return _Factored(len(rows), products, rest, device)
     flat = [row.reshape(-1) if isinstance(row, Tensor) else None for row in rows]
     channel = size[1:].numel() if len(size) > 1 else size.numel()
-    edges = _edges(size.numel(), channel, len(rows))
+    edges = _edges(size.numel(), channel, len(rows), device)
     kept: Format = "f32" if len(size) < 2 else format
     if mapped and kept == "f32" and device == "cpu":
         return _Mapped(edges, flat)
@@ -251,12 +252,13 @@ def stack_bytes(shape: Sequence[int], tasks: int, format: Format) -> int:
     return int(tasks * size.numel() * BITS[format] / 8) + scales
 
 
-def _edges(numel: int, channel: int, tasks: int) -> list[int]:
+def _edges(numel: int, channel: int, tasks: int, device: str) -> list[int]:
     """Where blocks begin and end: whole channels, about ``_BLOCK`` numbers over all tasks.
 
     A tensor of one dimension is one channel; it is cut anywhere.
     """
-    width = max(1, _BLOCK // max(1, tasks))
+    block = _BLOCK if device == "cpu" else _BLOCK_ELSEWHERE
+    width = max(1, block // max(1, tasks))
     if channel < numel:
         width = channel * max(1, width // channel)
     return [*range(0, numel, width), numel] if numel else [0]

@@ -98,10 +98,19 @@ class TaskVectors:
 
     @classmethod
     def of_matrix(
-        cls, layout: Layout, tasks: Sequence[str], base: Tensor, matrix: Tensor
+        cls,
+        layout: Layout,
+        tasks: Sequence[str],
+        base: Tensor,
+        matrix: Tensor,
+        device: str = "cpu",
     ) -> TaskVectors:
-        """From T as one float32 array [K, P]; it is copied."""
-        return cls.gather(layout, tasks, base, lambda slot: list(matrix[:, slot.start : slot.stop]))
+        """From T as one float32 array [K, P] in memory; it is copied to ``device``."""
+
+        def rows(slot: Slot) -> list[Row]:
+            return list(matrix[:, slot.start : slot.stop])
+
+        return cls.gather(layout, tasks, base, rows, device=device)
 
     def merge(self, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
         """θ [P] = θ₀ + Λ·T for Λ [K, L]; written into ``out`` where given."""

@@ -18,7 +18,7 @@ from storage.artifacts import open_store
 from storage.catalog import Catalog
 from storage.publish import list_merges, parse_merge_url, read_manifest
 from tests import conftest
-from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
+from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray import pools
 from tintray.bundle import Merge
 from tintray.data import read_examples
@@ -148,9 +148,12 @@ def test_eval_reproduces_the_scores_exactly(published: conftest.Published) -> No
     spec, summary = published.spec, published.summary
     events: list[object] = []
     table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog, on_event=events.append)
-    assert table.tasks == summary.tasks
-    assert (table.average, table.expert_average) == (summary.average, summary.expert_average)
-    assert table.normalised_accuracy == summary.normalised_accuracy
+    assert comparable(table.tasks) == comparable(summary.tasks)
+    found, told = (
+        (table.average, table.expert_average, table.normalised_accuracy),
+        (summary.average, summary.expert_average, summary.normalised_accuracy),
+    )
+    assert found == (pytest.approx(told, abs=0.02) if GPUS else told)
     assert len([event for event in events if isinstance(event, Evaluated)]) == 4
 
 
@@ -257,7 +260,7 @@ def test_a_job_without_any_test_set_is_judged_by_agreement(tiny: TinyZoo, tmp_pa
     assert [task.metric for task in summary.tasks] == ["agreement", "agreement"]
     assert [task.test_examples for task in summary.tasks] == [POOL, POOL]
     again = api.evaluate("tiny", store=str(tmp_path), catalog=f"sqlite:///{tmp_path}/catalog.db")
-    assert again.tasks == summary.tasks
+    assert comparable(again.tasks) == comparable(summary.tasks)
 
 
 # What a job may ask for
@@ -293,7 +296,7 @@ def test_a_merge_with_a_tinted_block_exports_and_measures_the_same(
         exported = model(pixel_values=images).logits
         assert torch.equal(exported, merge.for_task("five")(pixel_values=images).logits)
     table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
-    assert table.tasks == summary.tasks
+    assert comparable(table.tasks) == comparable(summary.tasks)
 
 
 @pytest.mark.parametrize(("granularity", "units"), [("tensor", 54), ("block", 5), ("task", 1)])
@@ -345,7 +348,8 @@ def test_a_fit_in_bfloat16_is_published_and_measured_in_float32(
     assert merge.manifest["precision"] == "bfloat16"
     # Most move alike; Adam makes whole steps of the few gradients that are rounding and no more.
     assert (merge.coefficients - single.coefficients).abs().median() < 1e-3
-    assert api.evaluate("tiny", store=spec.store, catalog=spec.catalog).tasks == summary.tasks
+    again = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+    assert comparable(again.tasks) == comparable(summary.tasks)
     assert learned(api.run(spec).url) == learned(summary.url)
 
 

@@ -1,0 +1,128 @@
+"""On a GPU: rounds and whole jobs are those in memory, but for rounding.
+
+Skipped where torch finds no GPU. With TINTRAY_TEST_GPUS=1 the jobs of the other tests compute on
+it as well: see ``tests/tiny_zoo.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tintray
+from jobs import api
+from jobs.results import MergeSummary
+from tests.tiny_zoo import TASKS, TinyZoo
+from tests.workbench import SETTINGS, Workbench, tiny_workbench
+from tintray.precision import resolve
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+
+ROUNDS = 3
+WHOLE: dict[str, Any] = {
+    "tint": {"site": "vit.layers.2"},
+    "fit": {"rounds": 6, "groups": 2, "correction_lr": 1e-4},
+}
+
+
+@pytest.mark.parametrize(
+    ("site", "rank"), [("head", None), ("vit.layers.2", None), ("vit.layers.2", 2)]
+)
+def test_rounds_are_those_in_memory(tiny: TinyZoo, site: str, rank: int | None) -> None:
+    bench = tiny_workbench(tiny, site=site, rank=rank)
+    near, there = rounds(bench, "cpu"), rounds(bench, "cuda")
+    assert near.keys() == there.keys()
+    for name, tensor in near.items():
+        # Attention does not depend on a key's bias: its gradient is rounding, and Adam's steps too.
+        if not name.endswith("k_proj.bias"):
+            assert torch.allclose(there[name], tensor, rtol=1e-3, atol=1e-5), name
+
+
+def rounds(bench: Workbench, device: str) -> dict[str, Tensor]:
+    """What a few rounds give: Λ's gradients, and the tints at the end."""
+    vectors = bench.vectors_on(device)
+    group = bench.group(replace(SETTINGS, filter="agreement"), device=device)
+    found = {}
+    for round_ in range(ROUNDS):
+        gradient = group.step(vectors.merge(bench.uniform(0.3)), round_, 1e-3).gradient
+        assert gradient.device.type == device
+        found[f"gradient {round_}"] = vectors.project(gradient).cpu()
+    for state in group.tasks:
+        tensors = {f"{state.name} {n}": t.detach() for n, t in state.layer.tensors.items()}
+        assert {tensor.device.type for tensor in tensors.values()} == {device}
+        found |= {name: tensor.cpu() for name, tensor in tensors.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_memory(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> MergeSummary:
+    cluster = {"gpus_per_worker": 0}
+    return api.run(tiny.spec(tmp_path_factory.mktemp("memory"), cluster=cluster, **WHOLE))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_job_gives_the_merge_that_it_gives_in_memory(
+    tiny: TinyZoo, tmp_path: Path, in_memory: MergeSummary, workers: int
+) -> None:
+    """In this process, and on a Ray worker with a shard beside it."""
+    cluster = {"workers": workers, "gpus_per_worker": 1}
+    summary = api.run(tiny.spec(tmp_path, cluster=cluster, **WHOLE))
+    assert same_answers(tiny, summary, in_memory)
+    for here, there in zip(in_memory.tasks, summary.tasks, strict=True):
+        assert there.agreement == pytest.approx(here.agreement, abs=0.03)  # an image of 40
+
+
+def same_answers(tiny: TinyZoo, one: MergeSummary, other: MergeSummary) -> bool:
+    first, second = tintray.load(one.url), tintray.load(other.url)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return all(
+            torch.allclose(
+                first.for_task(task)(pixel_values=images).logits,
+                second.for_task(task)(pixel_values=images).logits,
+                atol=1e-2,
+            )
+            for task in TASKS
+        )
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_task_vectors_in_other_formats_lie_on_the_gpu(
+    tiny: TinyZoo, tmp_path: Path, format: str
+) -> None:
+    """The same job with the same format in memory."""
+    there, here = (
+        api.run(
+            tiny.spec(
+                tmp_path / str(gpus),
+                fit={"rounds": 3},
+                merge={"task_vectors": format},
+                cluster={"gpus_per_worker": gpus},
+            )
+        )
+        for gpus in (1, 0)
+    )
+    assert same_answers(tiny, there, here)
+
+
+def test_passes_compute_in_bfloat16_where_the_job_does_not_say(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    assert resolve("auto", "cuda") == "bfloat16"
+    rough, precise = (
+        api.run(
+            tiny.spec(
+                tmp_path / precision,
+                fit={"rounds": 6, "precision": precision},
+                cluster={"gpus_per_worker": 1},
+            )
+        )
+        for precision in ("auto", "float32")
+    )
+    for one, other in zip(rough.tasks, precise.tasks, strict=True):
+        assert one.agreement == pytest.approx(other.agreement, abs=0.06)  # two images of 40
