@@ -37,6 +37,8 @@ RANK = 4
 ADAPTERS = 100
 _TRAIN = re.compile(r"(?P<name>\w+)(\[:(?P<stop>\d+)\])?")
 
+PLAIN = ("objective.temperature=1", "fit.warmup=0")
+"""What the published loop does not have, and a zoo's job file may ask for."""
 AVERAGE = ("merge.method=average",)
 ARITHMETIC = ("merge.method=task_arithmetic",)
 FIRST_STAGE = ("tint.site=segformer.stages.0",)
@@ -55,7 +57,7 @@ class Family:
 
 
 def _rows(**own: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    rivals = {"average": AVERAGE, "task_arithmetic": ARITHMETIC, "published": PUBLISHED}
+    rivals = {"average": AVERAGE, "task_arithmetic": ARITHMETIC, "published": (*PUBLISHED, *PLAIN)}
     return rivals | own
 
 
@@ -64,7 +66,11 @@ FAMILIES = {
         "Eight texts on MiniLM",
         "text",
         "job.yaml",
-        _rows(head=("tint.site=head",), block=("tint.site=bert.encoder.layer.5",)),
+        _rows(
+            head=("tint.site=head",),
+            block=("tint.site=bert.encoder.layer.5", "fit.correction_lr=0.00003"),
+        ),
+        rounds=300,
     ),
     "scenes": Family(
         "Segmentation, depth and normals of rendered rooms",
@@ -82,7 +88,7 @@ FAMILIES = {
         f"{ADAPTERS} LoRA adapters",
         "lora",
         "job.yaml",
-        _rows(head=("tint.site=head",)),
+        _rows(head=("tint.site=head", "objective.temperature=4", "fit.tint_lr=0.001")),
         rounds=60,
         tasks=ADAPTERS,
     ),

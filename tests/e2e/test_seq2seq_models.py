@@ -16,8 +16,8 @@ from tintray import pools, sequences
 from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder
 from tintray.data.labels import NONE
-from tintray.errors import CheckpointError, DataError
-from tintray.models import load_expert
+from tintray.errors import CheckpointError, DataError, SpecError
+from tintray.models import load_expert, resolve_site
 
 WORDS = 10
 STEPS = {"up": 1, "down": -1}
@@ -122,6 +122,11 @@ def test_tied_embeddings_stay_tied_under_a_tinted_decoder_block(
     assert module.generation_config.max_new_tokens == 7 == written["max_new_tokens"]
     again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
+
+
+def test_a_site_that_holds_tied_embeddings_is_refused_for_its_blocks() -> None:
+    with pytest.raises(SpecError, match=r"'decoder' holds .*tied.*such as 'decoder\.block\.\*'"):
+        resolve_site(t5(tied=True), "decoder")
 
 
 def test_a_merge_takes_in_another_writer(tied: Path, tmp_path: Path) -> None:

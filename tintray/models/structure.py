@@ -10,7 +10,7 @@ site are understood.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -181,18 +181,28 @@ def _callable(module: nn.Module) -> list[str]:
 
 def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...], field: str) -> None:
     below = tuple(f"{path}." for path in paths)
-    tied = tied_names(module)
-    for name in (*tied, *tied.values()):
+    tied = [name for pair in tied_names(module).items() for name in pair]
+    for name in tied:
         if name.startswith(below):
             raise SpecError(
                 f"{field}: '{site}' holds {name}, which is tied to another tensor that all tasks "
-                f"share; expected a module of its own, such as '{_an_example(_callable(module))}'"
+                f"share; expected a module of its own, such as '{_untied(module, paths, tied)}'"
             )
     if all(name.startswith(below) for name in backbone_names(module)):
         raise SpecError(
             f"{field}: '{site}' is the whole backbone, so that nothing would be shared; expected "
             f"a part of it, such as '{_an_example(_callable(module))}'"
         )
+
+
+def _untied(module: nn.Module, paths: Sequence[str], tied: Sequence[str]) -> str:
+    """The blocks below a path that holds tied tensors, as a pattern, or else any module."""
+    for path in paths:
+        for name, child in module.get_submodule(path).named_modules():
+            blocks = f"{path}.{name}."
+            if isinstance(child, nn.ModuleList) and not any(n.startswith(blocks) for n in tied):
+                return f"{blocks}*"
+    return _an_example(_callable(module))
 
 
 def _is_norm(module: nn.Module) -> bool:
