@@ -41,7 +41,11 @@ PLAIN = ("objective.temperature=1", "fit.warmup=0")
 """What the published loop does not have, and a zoo's job file may ask for."""
 AVERAGE = ("merge.method=average",)
 ARITHMETIC = ("merge.method=task_arithmetic",)
-FIRST_STAGE = ("tint.site=segformer.stages.0",)
+CORRECTED = ("fit.correction_lr=0.001", "fit.warmup=10")
+DENSE = {
+    "head": ("tint.site=head", *CORRECTED),
+    "stage": ("tint.site=segformer.stages.0", *CORRECTED),
+}
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ FAMILIES = {
         "Segmentation, depth and normals of rendered rooms",
         "scenes",
         "job.yaml",
-        _rows(head=("tint.site=head",), stage=FIRST_STAGE),
+        _rows(**DENSE),
+        rounds=300,
     ),
     "segmentation": Family(
         "Segmentation of rooms, streets and faces",
         "scenes",
         "segmentation.yaml",
-        _rows(head=("tint.site=head",), stage=FIRST_STAGE),
+        _rows(**DENSE),
+        rounds=300,
     ),
     "lora": Family(
         f"{ADAPTERS} LoRA adapters",
@@ -93,7 +99,7 @@ FAMILIES = {
         tasks=ADAPTERS,
     ),
 }
-CHOSEN = {"scenes": "head", "segmentation": "stage", "lora": "head"}
+CHOSEN = {"scenes": "stage", "segmentation": "stage", "lora": "head"}
 """The row that stands for a family: the one with the highest agreement on held-back pools."""
 PARTS = {"text": ("text",), "dense": ("scenes", "segmentation"), "lora": ("lora",)}
 

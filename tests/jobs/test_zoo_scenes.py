@@ -106,7 +106,7 @@ def test_the_benchmark_makes_its_tables_of_the_zoo(
 ) -> None:
     (tmp_path / "scenes").symlink_to(zoo)
     given = ["--zoos", str(tmp_path), "--only", "dense", "--rows", "head", "stage"]
-    families.main([*given, "--rounds", "4"])
+    families.main([*given, "--rounds", "12"])
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     assert {name for name, value in found.items() if value is None} == set(found) - {"dense"}
@@ -114,7 +114,7 @@ def test_the_benchmark_makes_its_tables_of_the_zoo(
     rows = [line for line in lines if line.startswith(("| experts", "| head", "| stage"))]
     assert len(rows) == 6  # of two tables
     shutil.rmtree(tmp_path / "store")
-    families.main([*given, "--rounds", "4"])  # from what the first has kept
+    families.main([*given, "--rounds", "12"])  # from what the first has kept
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
 
 
