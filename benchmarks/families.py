@@ -39,13 +39,9 @@ _TRAIN = re.compile(r"(?P<name>\w+)(\[:(?P<stop>\d+)\])?")
 
 PLAIN = ("objective.temperature=1", "fit.warmup=0")
 """What the published loop does not have, and a zoo's job file may ask for."""
-AVERAGE = ("merge.method=average",)
-ARITHMETIC = ("merge.method=task_arithmetic",)
-CORRECTED = ("fit.correction_lr=0.001", "fit.warmup=10")
-DENSE = {
-    "head": ("tint.site=head", *CORRECTED),
-    "stage": ("tint.site=segformer.stages.0", *CORRECTED),
-}
+HEAD = ("tint.site=head",)
+AVERAGE = ("merge.method=average", *HEAD)
+ARITHMETIC = ("merge.method=task_arithmetic", *HEAD)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ FAMILIES = {
         "text",
         "job.yaml",
         _rows(
-            head=("tint.site=head",),
+            head=HEAD,
             block=("tint.site=bert.encoder.layer.5", "fit.correction_lr=0.00003"),
         ),
         rounds=300,
@@ -80,21 +76,21 @@ FAMILIES = {
         "Segmentation, depth and normals of rendered rooms",
         "scenes",
         "job.yaml",
-        _rows(**DENSE),
+        _rows(head=HEAD, stage=("tint.site=segformer.stages.0",)),
         rounds=300,
     ),
     "segmentation": Family(
         "Segmentation of rooms, streets and faces",
         "scenes",
         "segmentation.yaml",
-        _rows(**DENSE),
+        _rows(head=HEAD, stage=("tint.site=segformer.stages.0",)),
         rounds=300,
     ),
     "lora": Family(
         f"{ADAPTERS} LoRA adapters",
         "lora",
         "job.yaml",
-        _rows(head=("tint.site=head", "objective.temperature=4", "fit.tint_lr=0.001")),
+        _rows(head=HEAD),
         rounds=60,
         tasks=ADAPTERS,
     ),

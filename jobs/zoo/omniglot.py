@@ -28,6 +28,11 @@ TURNS = (0, 90, 180, 270)
 TRAINING_DRAWERS = 14
 _NEEDED = ("x", "y_char_in_alphabet", "alphabet", "drawer", "alphabet_names")
 _SETTINGS = "merge: {init: average}\nfit: {rounds: 60}\n"
+_LORA_SETTINGS = """\
+merge: {init: average}
+objective: {temperature: 4}
+fit: {rounds: 60, tint_lr: 1.0e-3}
+"""  # adapters stay near their base: heads that learn fast would lose more than they gain
 _MIB_PER_TASK = 5  # an expert of 1.9 MiB, its data, and as much again
 
 
@@ -121,6 +126,7 @@ def build(
     if lora is not None:
         check_lora(lora)
     chosen = omniglot(names, lora) if recipe is None else replace(recipe, tasks=names, lora=lora)
+    settings = _SETTINGS if lora is None else _LORA_SETTINGS
     source = building.Source(
         drawings.base,
         drawings.task,
@@ -133,7 +139,7 @@ def build(
         source,
         on_progress=on_progress,
         workers=workers,
-        extra={"job.yaml": building.job_file("omniglot", names) + _SETTINGS},
+        extra={"job.yaml": building.job_file("omniglot", names) + settings},
     )
 
 

@@ -121,7 +121,7 @@ def test_the_benchmark_makes_its_tables_of_the_zoo(
 def test_held_back_examples_take_the_place_of_test_sets(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "scenes").symlink_to(zoo)
     options = SimpleNamespace(
-        rounds=4, tasks=2, store=tmp_path / "store", workers=0, set=[], held_back=True
+        rounds=12, tasks=2, store=tmp_path / "store", workers=0, set=[], held_back=True
     )
     spec = families.job(families.FAMILIES["segmentation"], tmp_path, families.AVERAGE, options)
     assert [task.name for task in spec.tasks] == ["segments", "camvid64"]
