@@ -37,9 +37,8 @@ RANK = 4
 ADAPTERS = 100
 _TRAIN = re.compile(r"(?P<name>\w+)(\[:(?P<stop>\d+)\])?")
 
-PLAIN = ("objective.temperature=1", "fit.warmup=0")
-"""What the published loop does not have, and a zoo's job file may ask for."""
 HEAD = ("tint.site=head",)
+FIRST_STAGE = ("tint.site=segformer.stages.0",)
 AVERAGE = ("merge.method=average", *HEAD)
 ARITHMETIC = ("merge.method=task_arithmetic", *HEAD)
 
@@ -52,13 +51,13 @@ class Family:
     zoo: str
     job: str
     rows: Mapping[str, tuple[str, ...]]
-    rounds: int = 100
     tasks: int | None = None  # spread over all of the job's; None is all
 
 
 def _rows(**own: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    rivals = {"average": AVERAGE, "task_arithmetic": ARITHMETIC, "published": (*PUBLISHED, *PLAIN)}
-    return rivals | own
+    """Rivals, a tinted head, and a family's ``own``."""
+    rivals = {"average": AVERAGE, "task_arithmetic": ARITHMETIC, "published": PUBLISHED}
+    return rivals | {"head": HEAD} | own
 
 
 FAMILIES = {
@@ -66,32 +65,25 @@ FAMILIES = {
         "Eight texts on MiniLM",
         "text",
         "job.yaml",
-        _rows(
-            head=HEAD,
-            block=("tint.site=bert.encoder.layer.5", "fit.correction_lr=0.00003"),
-        ),
-        rounds=300,
+        _rows(block=("tint.site=bert.encoder.layer.5", "fit.correction_lr=0.00003")),
     ),
     "scenes": Family(
         "Segmentation, depth and normals of rendered rooms",
         "scenes",
         "job.yaml",
-        _rows(head=HEAD, stage=("tint.site=segformer.stages.0",)),
-        rounds=300,
+        _rows(stage=FIRST_STAGE),
     ),
     "segmentation": Family(
         "Segmentation of rooms, streets and faces",
         "scenes",
         "segmentation.yaml",
-        _rows(head=HEAD, stage=("tint.site=segformer.stages.0",)),
-        rounds=300,
+        _rows(stage=FIRST_STAGE),
     ),
     "lora": Family(
         f"{ADAPTERS} LoRA adapters",
         "lora",
         "job.yaml",
-        _rows(head=HEAD),
-        rounds=60,
+        _rows(),
         tasks=ADAPTERS,
     ),
 }
@@ -121,13 +113,12 @@ class Row:
 
 def job(family: Family, zoos: Path, overrides: Sequence[str], options: Any) -> JobSpec:
     """The job of one row; with ``--held-back``, tested on a fifth of its pools."""
-    rounds = options.rounds or family.rounds
     given = (
         f"store={(options.store or zoos / 'store').resolve()}",
         f"cluster.workers={options.workers}",
         *overrides,
         *options.set,
-        f"fit.rounds={rounds}",
+        *([f"fit.rounds={options.rounds}"] if options.rounds else []),
     )
     spec = load_spec(zoos / family.zoo / family.job, given)
     every = spec.tasks
@@ -273,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="what they need")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rows", nargs="+", help="rows of the tables, such as head published")
-    parser.add_argument("--rounds", type=int, help="of every fit; by default each family's own")
+    parser.add_argument("--rounds", type=int, help="of every fit; by default those of its job file")
     parser.add_argument("--tasks", type=int, help="use so many tasks, spread over each job's")
     parser.add_argument("--small", action="store_true", help="make smaller zoos")
     parser.add_argument("--held-back", action="store_true", help="measure agreement on pools")

@@ -154,8 +154,7 @@ class Contest:
 
     def published(self, *, tuned: bool) -> Callable[[int], None]:
         """Task by task: label, merge inside autograd, forward, backward, one Adam step."""
-        expert = deepcopy(self.module).to(self.device)
-        module = deepcopy(self.module).to(self.device)
+        module = deepcopy(self.module).to(self.device)  # as it is, every task's expert
         slots = self.parts.layout.slots
         base = self.parts.layout.views(self.vectors.base)
         matrix = self.vectors.matrix
@@ -197,7 +196,7 @@ class Contest:
                 target = self.labels[k, :BATCH].to(self.device)
                 if not tuned:
                     with torch.no_grad():
-                        target = expert(**inputs).logits
+                        target = module(**inputs).logits
                 output = functional_call(module, merged() | head, (), inputs)
                 loss = cross_entropy(output.logits, target.softmax(-1))
                 optimiser.zero_grad(set_to_none=True)

@@ -253,7 +253,7 @@ def stack_bytes(shape: Sequence[int], tasks: int, format: Format) -> int:
 
 
 def _edges(numel: int, channel: int, tasks: int, device: str) -> list[int]:
-    """Where blocks begin and end: whole channels, about ``_BLOCK`` numbers over all tasks.
+    """Where blocks begin and end: whole channels, about a block of numbers over all tasks.
 
     A tensor of one dimension is one channel; it is cut anywhere.
     """

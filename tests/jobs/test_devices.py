@@ -28,7 +28,7 @@ from tintray.layout import build_layout
 from tintray.stacks import LowRank
 from tintray.step import TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel, TintLayer
+from tintray.tint import FusedModel
 
 ELSEWHERE = "meta"  # of fake tensors; a GPU that torch was not built for will not even do as a fake
 
@@ -49,15 +49,13 @@ def test_a_step_never_mixes_devices(bench: Workbench, monkeypatch: pytest.Monkey
     template = next(iter(bench.experts.values()))
     # A module of fake tensors cannot be moved: it is made where it will be.
     monkeypatch.setattr(type(template), "to", lambda self, device: self)
-    layers = bench.layers()
     with FakeTensorMode(allow_non_fake_inputs=True):
         states = [
             TaskState(
-                *(layer.task, moved(layer, bench), bench.pools[layer.task]),
-                bench.labels[layer.task],
+                *(layer.task, layer, bench.pools[layer.task], bench.labels[layer.task]),
                 features=torch.zeros(len(bench.pools[layer.task]), 32),
             )
-            for layer in layers
+            for layer in bench.layers(ELSEWHERE)
         ]
         with torch.device(ELSEWHERE):
             there = type(template)(template.config).eval()
@@ -72,11 +70,6 @@ def test_a_step_never_mixes_devices(bench: Workbench, monkeypatch: pytest.Monkey
             assert {str(p.device) for p in state.layer.parameters} == {ELSEWHERE}
     assert len(numbers) == 1
     assert numbers[0].device.type == "cpu"
-
-
-def moved(layer: TintLayer, bench: Workbench) -> TintLayer:
-    tensors = {name: tensor.detach() for name, tensor in layer.tensors.items()}
-    return TintLayer.of_expert(layer.task, tensors, bench.paths, device=ELSEWHERE)
 
 
 @pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4"])
