@@ -20,13 +20,24 @@ what was found, and what to do.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+MAX_SENTENCE = 500  # characters; a name or a value from outside may be of any length
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 class TintrayError(Exception):
-    """Something failed while running; the base of every error raised on purpose."""
+    """Something failed while running; the base of every error raised on purpose.
+
+    Its message often quotes a file or a name that came from outside. Whatever that holds, the
+    message is one printable line of at most ``MAX_SENTENCE`` characters.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(printable(str(message))))
 
 
 class InputError(TintrayError):
@@ -69,7 +80,30 @@ class CancelledError(TintrayError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    r"""``text`` on one line, with nothing in it that a terminal would act upon.
+
+    Control characters, escapes, changes of the writing direction, line separators and halves of
+    surrogate pairs are shown as Python writes them: ``\x1b``, ``\u202e``, ``\n``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def shortened(text: str, limit: int = MAX_SENTENCE) -> str:
+    """``text``, or its beginning and its end around an ellipsis, at most ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    head = 2 * limit // 3
+    return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt ``name``: ``"; did you mean 'x'?"``, or ``""`` when nothing is near."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], list(valid), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -25,7 +25,7 @@ from jobs.cli.runs import run, validate
 from jobs.cli.setup import completion, init
 from jobs.cli.upkeep import artifacts, copy, gc, rm
 from jobs.cli.zoo import zoo
-from tintray.errors import TintrayError
+from tintray.errors import TintrayError, printable, shortened
 
 INTERRUPTED = 130
 
@@ -107,14 +107,18 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(error, TintrayError):
         return error.exit_code, f"error: {error}"
-    said = " ".join(str(error).split())
+    said = _one_line(str(error))
     return 1, f"internal error: {type(error).__name__}: {said}; run again with --debug"
 
 
 def _usage(error: click.ClickException) -> int:
     """Say what is wrong with the command line, and where to read how it goes."""
-    click.echo(f"error: {error.format_message()}", err=True)
+    click.echo(f"error: {_one_line(error.format_message())}", err=True)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
         click.echo(f"Try '{context.command_path} --help'.", err=True)
     return error.exit_code
+
+
+def _one_line(said: str) -> str:
+    return shortened(printable(" ".join(said.split())))
