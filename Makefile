@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint format lock clean
+.PHONY: demo install test lint types format lock clean
 
 demo: install  ## Eight real experts become one model, and a table says what it kept
 	$(BIN)/tintray zoo digits zoo/digits
@@ -27,10 +27,14 @@ $(VENV)/.test: pyproject.toml constraints.txt
 test: $(VENV)/.test lint  ## Format check, lint, strict types, then every test
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+types:  ## Links that show a type checker the three folders as the one package that is installed
+	rm -rf build/types && mkdir -p build/types/tintray
+	ln -s $(addprefix $(CURDIR)/,jobs storage $(wildcard tintray/*)) build/types/tintray/
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from jobs.fit.crew import survey
-from jobs.planning.factors import factor_bytes
-from jobs.planning.needs import (
+from tintray.jobs.fit.crew import survey
+from tintray.jobs.planning.factors import factor_bytes
+from tintray.jobs.planning.needs import (
     FLOAT,
     Choice,
     ClusterSize,
@@ -28,7 +26,9 @@ from jobs.planning.needs import (
     lay_out,
     size,
 )
-from jobs.spec.sections import load_spec
+from tintray.jobs.spec.sections import load_spec
+from torch import nn
+
 from tintray.errors import SpecError
 from tintray.layout import Layout, build_layout
 from tintray.models import backbone_names

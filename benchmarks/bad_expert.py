@@ -19,13 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from tintray.jobs.zoo.building import job_file
+from tintray.jobs.zoo.digits import build
+from tintray.jobs.zoo.experts import train_expert
+from tintray.jobs.zoo.recipe import DIGITS
 
 import tintray
 from benchmarks.kept import Kept
-from jobs.zoo.building import job_file
-from jobs.zoo.digits import build
-from jobs.zoo.experts import train_expert
-from jobs.zoo.recipe import DIGITS
 from tintray.models import quiet_transformers
 
 BAD = "turned"

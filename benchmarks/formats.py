@@ -24,11 +24,11 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from tintray.jobs import api
+from tintray.jobs.spec.sections import parse_spec
+from tintray.storage.blobs import fetch_blob
+from tintray.storage.publish import parse_merge_url, read_manifest
 
-from jobs import api
-from jobs.spec.sections import parse_spec
-from storage.blobs import fetch_blob
-from storage.publish import parse_merge_url, read_manifest
 from tintray.bundle import read_tensors
 from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder

@@ -34,14 +34,14 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import yaml
+from tintray.jobs.api import show
+from tintray.jobs.events import Event, StageStarted
+from tintray.jobs.growth import api as growth
+from tintray.jobs.growth.run import GuardError
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.spec.sections import JobSpec, TaskSpec, parse_spec
 
 import tintray
-from jobs.api import show
-from jobs.events import Event, StageStarted
-from jobs.growth import api as growth
-from jobs.growth.run import GuardError
-from jobs.results import MergeSummary
-from jobs.spec.sections import JobSpec, TaskSpec, parse_spec
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6
@@ -269,10 +269,10 @@ def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]
 
 def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     """How much faster at this site."""
-    from jobs.fit.crew import survey
-    from jobs.fleet import InlineFleet
-    from jobs.growth.attempts import tint_order
-    from jobs.growth.crew import GrowthCrew
+    from tintray.jobs.fit.crew import survey
+    from tintray.jobs.fleet import InlineFleet
+    from tintray.jobs.growth.attempts import tint_order
+    from tintray.jobs.growth.crew import GrowthCrew
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
     order = tint_order(spec, spec.growth.rounds, new=True)

@@ -21,16 +21,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ray.job_submission import JobSubmissionClient
+from tintray.storage.catalog import Catalog
+from tintray.storage.states import JobState
+from tintray.storage.tables import Event, Job, Lease
 
-from storage.catalog import Catalog
-from storage.states import JobState
-from storage.tables import Event, Job, Lease
 from tests.ray_head import ray_head
 from tests.tiny_zoo import make_zoo
 
 TIMES = 7
 JOBS = 10_000
-_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+_MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 
 
 def main() -> None:

@@ -36,17 +36,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tintray.jobs.fit.coordinator import Cast, Coordinator
+from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
+from tintray.jobs.fit.orders import FitOrder
+from tintray.jobs.fit.shard import Shard, ShardOrder, Shards
+from tintray.jobs.fit.worker import Worker
+from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
+from tintray.jobs.ray_fleet import RayFleet
+from tintray.storage.blobs import BlobRef
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from jobs.fit.coordinator import Cast, Coordinator
-from jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
-from jobs.fit.orders import FitOrder
-from jobs.fit.shard import Shard, ShardOrder, Shards
-from jobs.fit.worker import Worker
-from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
-from jobs.ray_fleet import RayFleet
-from storage.blobs import BlobRef
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition

@@ -36,11 +36,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import open_store
-from storage.blobs import blob_key, fetch_blob, hash_file, put_blob
-from storage.catalog import Catalog, StateConflictError
-from storage.publish import parse_merge_url, publish_merge
-from storage.states import JobState
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import blob_key, fetch_blob, hash_file, put_blob
+from tintray.storage.catalog import Catalog, StateConflictError
+from tintray.storage.publish import parse_merge_url, publish_merge
+from tintray.storage.states import JobState
+
 from tests.servers import BUCKET, S3Server, postgres, swift
 
 MIB = 1 << 20
@@ -151,8 +152,8 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     """Bytes on the wire for loading one tint, over the bytes of its merge."""
     import numpy as np
     from safetensors.numpy import save
+    from tintray.jobs.merges.finding import load_merge
 
-    from jobs.merges.finding import load_merge
     from tintray.bundle import BACKBONE, FORMAT, FORMAT_VERSION, tint_file
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.events import OnEvent, StageStarted, ignore
-from jobs.fit.crew import Crew
-from jobs.fleet import InlineFleet, open_fleet
-from jobs.merges.finding import load_merge, locate, store_of
-from jobs.merges.measuring import measure
-from jobs.merges.publication import summary, task_result
-from jobs.methods.running import surveyed
-from jobs.results import (
+from tintray.jobs.events import OnEvent, StageStarted, ignore
+from tintray.jobs.fit.crew import Crew
+from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.merges.finding import load_merge, locate, store_of
+from tintray.jobs.merges.measuring import measure
+from tintray.jobs.merges.publication import summary, task_result
+from tintray.jobs.methods.running import surveyed
+from tintray.jobs.results import (
     CompareTable,
     EvalTable,
     MergeListing,
     MergeSummary,
     ValidationReport,
 )
-from jobs.running.driver import evaluated, open_places, run_job
-from jobs.running.places import usable
-from jobs.spec.sections import JobSpec
-from jobs.spec.settings import chosen, default_catalog, default_store
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.records import seal
+from tintray.jobs.running.driver import evaluated, open_places, run_job
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.sections import JobSpec
+from tintray.jobs.spec.settings import chosen, default_catalog, default_store
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.records import seal
+
 from tintray.bundle import Merge
 from tintray.evaluation import mean, normalised_accuracy
 from tintray.kinship import is_foreign
@@ -174,7 +175,7 @@ def compare(
     ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
     """
     store, catalog = chosen(store, catalog)
-    from jobs.merges import comparison
+    from tintray.jobs.merges import comparison
 
     url = locate(merge, catalog)
     names = comparison.RIVALS if methods is None else methods
@@ -195,7 +196,7 @@ def merge_checkpoints(
     on_event: OnEvent | None = None,
 ) -> Path:
     """Merge whole checkpoints of one shape out of core; see ``jobs.methods.checkpoints``."""
-    from jobs.methods.checkpoints import merge_models
+    from tintray.jobs.methods.checkpoints import merge_models
 
     return merge_models(
         base,
@@ -228,7 +229,7 @@ def export(
     store, catalog = chosen(store, catalog)
     found = load_merge(locate(merge, catalog))
     if adapter:
-        from jobs.merges.adapting import export_adapter
+        from tintray.jobs.merges.adapting import export_adapter
 
         return export_adapter(found, task, Path(directory))
     if task is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tintray.jobs.planning.needs import ClusterSize
+from tintray.jobs.resources import available_memory
 
-from jobs.planning.needs import ClusterSize
-from jobs.resources import available_memory
 from tintray.errors import SpecError
 
 GPUS = "cluster.gpus_per_worker"
@@ -184,7 +184,7 @@ def open_fleet(
     """
     if workers == 0:
         return InlineFleet(threads, gpus=gpus)
-    from jobs.ray_fleet import RayFleet
+    from tintray.jobs.ray_fleet import RayFleet
 
     count = workers if isinstance(workers, int) else 0
     return RayFleet(

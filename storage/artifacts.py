@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from storage.urls import FolderUrl, parse_store_url
+from tintray.storage.urls import FolderUrl, parse_store_url
 
 Source = bytes | memoryview | Path
 """What can be put: bytes in memory, or a file."""
@@ -37,7 +37,7 @@ class Leftover:
 class ArtifactStore(Protocol):
     """Named byte strings that become visible whole or not at all.
 
-    Keys are relative POSIX paths (:func:`storage.urls.check_key`). Every method raises
+    Keys are relative POSIX paths (:func:`tintray.storage.urls.check_key`). Every method raises
     :class:`~tintray.errors.StorageError` when the store itself fails, and
     :class:`~tintray.errors.InputError` for a key that would leave it.
     """
@@ -102,9 +102,9 @@ def open_store(url: str | Path) -> ArtifactStore:
     """
     place = parse_store_url(url)
     if isinstance(place, FolderUrl):
-        from storage.folder import FolderStore
+        from tintray.storage.folder import FolderStore
 
         return FolderStore(place.root)
-    from storage.s3 import S3Store
+    from tintray.storage.s3 import S3Store
 
     return S3Store(place)

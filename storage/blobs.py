@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.artifacts import ArtifactStore, Entry
-from storage.records import seal, unseal
+from tintray.storage.artifacts import ArtifactStore, Entry
+from tintray.storage.records import seal, unseal
+
 from tintray.errors import InputError, IntegrityError, NotFoundError
 
 BLOCK = 1 << 20

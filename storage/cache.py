@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef, blob_key, freshen, put_blob
-from storage.records import seal, unseal
-from storage.urls import check_key
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef, blob_key, freshen, put_blob
+from tintray.storage.records import seal, unseal
+from tintray.storage.urls import check_key
+
 from tintray.errors import IntegrityError, NotFoundError
 
 _log = logging.getLogger(__name__)

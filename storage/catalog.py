@@ -13,16 +13,15 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import sqlalchemy as sa
-
-from storage import inputs, leases, lineage, usage
-from storage.blobs import BlobRef
-from storage.checkpoints import Checkpoints
-from storage.database import Database
-from storage.inputs import KnownModel, KnownPool, KnownTask
-from storage.lineage import LayerSummary
-from storage.queue import Queue, no_job
-from storage.states import JobState, StateConflictError
-from storage.tables import (
+from tintray.storage import inputs, leases, lineage, usage
+from tintray.storage.blobs import BlobRef
+from tintray.storage.checkpoints import Checkpoints
+from tintray.storage.database import Database
+from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
+from tintray.storage.lineage import LayerSummary
+from tintray.storage.queue import Queue, no_job
+from tintray.storage.states import JobState, StateConflictError
+from tintray.storage.tables import (
     Artifact,
     ArtifactUse,
     Coefficient,
@@ -36,7 +35,8 @@ from storage.tables import (
     Round,
     Task,
 )
-from storage.urls import check_name, redact, scrub
+from tintray.storage.urls import check_name, redact, scrub
+
 from tintray.errors import NotFoundError, StorageError
 
 
@@ -142,7 +142,7 @@ class Catalog:
 
         ``token``, if given, must be that of the lease in force. Raises
         :class:`StateConflictError` if the job is in another state by now, and
-        :class:`~storage.leases.LeaseLostError` if another owner works on it.
+        :class:`~tintray.storage.leases.LeaseLostError` if another owner works on it.
         """
         allowed = {from_states} if isinstance(from_states, JobState) else set(from_states)
         now = datetime.now(UTC)
@@ -190,7 +190,7 @@ class Catalog:
     def acquire_lease(self, job_id: str, owner: str, ttl: float) -> int:
         """Take a job's lease for ``ttl`` seconds; returns its fencing token, which grows.
 
-        Raises :class:`~storage.leases.LeaseHeldError` while another owner's lease runs.
+        Raises :class:`~tintray.storage.leases.LeaseHeldError` while another owner's lease runs.
         """
         with self._write() as session:
             return leases.acquire(session, job_id, owner, ttl)
@@ -287,7 +287,7 @@ class Catalog:
         at_least: int = 1,
         head: int | None = None,
     ) -> int:
-        """A version number for :func:`storage.publish.publish_merge` that nobody else gets.
+        """A version number for :func:`tintray.storage.publish.publish_merge` that nobody else gets.
 
         ``at_least`` is for a store that has merges which this catalog does not know. A job that
         asks again after it was restarted gets the number that it holds, whatever ``at_least``: it

@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-
-from storage import leases, lineage
-from storage.blobs import BlobRef
-from storage.database import Database
-from storage.tables import Artifact, ArtifactUse, Checkpoint
-from storage.usage import CHECKPOINT
+from tintray.storage import leases, lineage
+from tintray.storage.blobs import BlobRef
+from tintray.storage.database import Database
+from tintray.storage.tables import Artifact, ArtifactUse, Checkpoint
+from tintray.storage.usage import CHECKPOINT
 
 
 class Checkpoints:
@@ -32,7 +31,7 @@ class Checkpoints:
     ) -> None:
         """Enter a checkpoint whose blobs are all in the store.
 
-        Raises :class:`~storage.leases.LeaseLostError` if another owner works on the job.
+        Raises :class:`~tintray.storage.leases.LeaseLostError` if another owner works on the job.
         """
         now = datetime.now(UTC)
         blobs = {ref.sha256: ref for ref in (manifest, *parts)}
@@ -62,7 +61,7 @@ class Checkpoints:
         """Forget all but the ``keep`` newest; returns the blobs that nobody needs any more.
 
         They are the caller's to delete; gc finds those that it does not come to. Raises
-        :class:`~storage.leases.LeaseLostError` if another owner works on the job.
+        :class:`~tintray.storage.leases.LeaseLostError` if another owner works on the job.
         """
         with self._write() as session:
             leases.fence(session, job_id, token)

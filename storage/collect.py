@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from storage.artifacts import ArtifactStore, Leftover, open_store
-from storage.blobs import blob_key
-from storage.catalog import Catalog
-from storage.publish import MANIFEST
-from storage.records import unseal
-from storage.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
+from tintray.storage.artifacts import ArtifactStore, Leftover, open_store
+from tintray.storage.blobs import blob_key
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import MANIFEST
+from tintray.storage.records import unseal
+from tintray.storage.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
+
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 
 _THREADS = 8

@@ -11,9 +11,16 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from tintray.storage.engine import (
+    failures,
+    make_engine,
+    parse_catalog_url,
+    shown,
+    sqlite_file,
+    writing,
+)
+from tintray.storage.schema import ensure_schema
 
-from storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file, writing
-from storage.schema import ensure_schema
 from tintray.errors import NotFoundError, StorageError
 
 
@@ -27,7 +34,7 @@ class Database:
 
     @classmethod
     def open(cls, url: str, create: bool, patience: float) -> Self:
-        """Connect and check the schema; see :meth:`storage.catalog.Catalog.open`."""
+        """Connect and check the schema; see :meth:`tintray.storage.catalog.Catalog.open`."""
         parsed = parse_catalog_url(url)
         file = sqlite_file(parsed)
         if file is not None and not file.exists():

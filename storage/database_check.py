@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
+from tintray.storage.database import prepare_folder
+from tintray.storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file
+from tintray.storage.migrations import REVISIONS
+from tintray.storage.schema import VERSION_TABLE, found_revision, upgrade_schema
+from tintray.storage.states import JobState
+from tintray.storage.tables import Base, Job, Lease
 
-from storage.database import prepare_folder
-from storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file
-from storage.migrations import REVISIONS
-from storage.schema import VERSION_TABLE, found_revision, upgrade_schema
-from storage.states import JobState
-from storage.tables import Base, Job, Lease
 from tintray.errors import NotFoundError
 
 

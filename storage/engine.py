@@ -17,8 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from tintray.storage.urls import CATALOG_SCHEMES, redact
 
-from storage.urls import CATALOG_SCHEMES, redact
 from tintray.errors import SpecError, StorageError, nearest
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for its turn

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.artifacts import Entry, Leftover, Observer, Source
-from storage.local import replacing, sentence
-from storage.urls import RESERVED, check_key
+from tintray.storage.artifacts import Entry, Leftover, Observer, Source
+from tintray.storage.local import replacing, sentence
+from tintray.storage.urls import RESERVED, check_key
+
 from tintray.errors import InputError, NotFoundError, StorageError
 
 _CHUNK = 4 << 20
@@ -32,7 +33,7 @@ class FolderStore:
         self.url = self.root.as_uri()
 
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
-        """See :meth:`storage.artifacts.ArtifactStore.put`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.put`."""
         path = self._path(key)
         with self._failures(f"writing {key}"):
             if not overwrite and path.exists():
@@ -45,13 +46,13 @@ class FolderStore:
         return True
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See :meth:`storage.artifacts.ArtifactStore.get`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.get`."""
         with self._reading(key), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
     def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
-        """See :meth:`storage.artifacts.ArtifactStore.fetch`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.fetch`."""
         with self._reading(key):
             source = self._path(key).open("rb")
         with source, replacing(destination) as target:
@@ -62,14 +63,14 @@ class FolderStore:
         return destination
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """See :meth:`storage.artifacts.ArtifactStore.list`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.list`."""
         folder = prefix.rpartition("/")[0]
         top = self._path(folder) if folder else self.root
         with self._failures(f"listing {prefix or 'everything'}"):
             yield from _walk(top, f"{folder}/" if folder else "", prefix)
 
     def delete(self, key: str) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.delete`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.delete`."""
         path = self._path(key)
         with self._failures(f"deleting {key}"), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
@@ -78,7 +79,7 @@ class FolderStore:
                     break
 
     def stat(self, key: str) -> Entry | None:
-        """See :meth:`storage.artifacts.ArtifactStore.stat`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.stat`."""
         path = self._path(key)
         with self._failures(f"reading {key}"):
             try:
@@ -88,12 +89,12 @@ class FolderStore:
         return Entry(key, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
 
     def size(self, key: str) -> int | None:
-        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.size`."""
         found = self.stat(key)
         return None if found is None else found.size
 
     def exists(self, key: str) -> bool:
-        """See :meth:`storage.artifacts.ArtifactStore.exists`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.exists`."""
         return self.size(key) is not None
 
     def local_path(self, key: str) -> Path:
@@ -105,7 +106,7 @@ class FolderStore:
         return path
 
     def touch(self, key: str) -> bool:
-        """See :meth:`storage.artifacts.ArtifactStore.touch`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.touch`."""
         try:
             os.utime(self._path(key))
         except OSError:  # gone, or the file of another user: then its age stays
@@ -113,7 +114,7 @@ class FolderStore:
         return True
 
     def leftovers(self) -> Iterator[Leftover]:
-        """See :meth:`storage.artifacts.ArtifactStore.leftovers`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.leftovers`."""
         with self._failures("listing unfinished writes"), suppress(FileNotFoundError):
             for item in sorted((self.root / RESERVED).iterdir()):
                 with suppress(FileNotFoundError):  # finished while we list
@@ -124,7 +125,7 @@ class FolderStore:
                     yield Leftover(f"{RESERVED}/{item.name}", size, newest)
 
     def discard(self, leftover: Leftover) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.discard`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.discard`."""
         path = self.root / RESERVED / Path(leftover.name).name
         with self._failures(f"deleting {leftover.name}"), suppress(FileNotFoundError):
             if path.is_dir():
@@ -133,7 +134,7 @@ class FolderStore:
                 path.unlink()
 
     def check_writable(self) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.check_writable`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.check_writable`."""
         with self._failures("writing a probe"), self._scratch() as scratch:
             _write(scratch, b"tintray")
 

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
-
-from storage import lineage
-from storage.tables import Model, Pool, Task
-from storage.urls import redact, scrub
+from tintray.storage import lineage
+from tintray.storage.tables import Model, Pool, Task
+from tintray.storage.urls import redact, scrub
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from storage.migrations import REVISIONS
-from storage.states import JobState
+from tintray.storage.migrations import REVISIONS
+from tintray.storage.states import JobState
 
 _RESUMABLE = {JobState.FITTING, JobState.FAILED, JobState.CANCELLED}
 _WITH_ROUNDS = 500  # jobs of a list whose rounds are looked up
@@ -133,7 +133,7 @@ def glance(
     """As :func:`select_jobs`, from the catalog at ``url``.
 
     None where there is none of this code's version, or it does not answer: opening it with
-    :class:`storage.catalog.Catalog` waits, or says what is wrong.
+    :class:`tintray.storage.catalog.Catalog` waits, or says what is wrong.
     """
     if "?" in url:
         return None

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from tintray.storage.tables import Lease
 
-from storage.tables import Lease
 from tintray.errors import NotFoundError, StorageError
 
 

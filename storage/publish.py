@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import ArtifactStore, open_store
-from storage.blobs import BlobRef, blob_key, fetch_blob, freshen, hash_bytes, put_blob
-from storage.folder import FolderStore
-from storage.records import seal, unseal
-from storage.urls import check_key, check_name, join
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.blobs import BlobRef, blob_key, fetch_blob, freshen, hash_bytes, put_blob
+from tintray.storage.folder import FolderStore
+from tintray.storage.records import seal, unseal
+from tintray.storage.urls import check_key, check_name, join
+
 from tintray.errors import InputError, NotFoundError, StorageError, nearest
 
 MANIFEST = "manifest.json"

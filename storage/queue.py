@@ -14,14 +14,14 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from tintray.storage import lineage
+from tintray.storage.database import Database
+from tintray.storage.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
+from tintray.storage.leases import LeaseHeldError, database_time
+from tintray.storage.states import JobState, StateConflictError
+from tintray.storage.tables import Cluster, Event, Job, Lease, Round
+from tintray.storage.urls import redact
 
-from storage import lineage
-from storage.database import Database
-from storage.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
-from storage.leases import LeaseHeldError, database_time
-from storage.states import JobState, StateConflictError
-from storage.tables import Cluster, Event, Job, Lease, Round
-from storage.urls import redact
 from tintray.errors import NotFoundError, nearest
 
 HANDOVER = 120.0
@@ -144,7 +144,7 @@ class Queue:
 
         Whoever still works on it without knowing that it was lost is shut out. What is known of
         its rounds is forgotten if it is to start ``fresh``. Raises
-        :class:`~storage.leases.LeaseHeldError` if somebody works on it, and
+        :class:`~tintray.storage.leases.LeaseHeldError` if somebody works on it, and
         :class:`StateConflictError` if it waits already or has succeeded.
         """
         with self._write() as session:
@@ -249,7 +249,7 @@ def no_job(session: Session, job_id: str, url: str) -> NotFoundError:
 
 
 def _jobs(session: Session, **query: Any) -> list[JobRow]:
-    """Jobs as lists show them; see :func:`storage.job_list.select_jobs`."""
+    """Jobs as lists show them; see :func:`tintray.storage.job_list.select_jobs`."""
     connection = session.connection()
 
     def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:

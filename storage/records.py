@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from storage.urls import scrub
+from tintray.storage.urls import scrub
+
 from tintray.errors import IntegrityError, StorageError
 
 _SEAL = "sealed_sha256"

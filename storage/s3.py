@@ -20,12 +20,12 @@ from botocore.exceptions import (
 )
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
+from tintray.storage.artifacts import Entry, Leftover, Observer, Source
+from tintray.storage.deadlines import Connections, OverdueError, Watch
+from tintray.storage.local import replacing
+from tintray.storage.s3_client import MISSING, S3Options, error_code, failures, make_client, overdue
+from tintray.storage.urls import RESERVED, S3Url, check_key
 
-from storage.artifacts import Entry, Leftover, Observer, Source
-from storage.deadlines import Connections, OverdueError, Watch
-from storage.local import replacing
-from storage.s3_client import MISSING, S3Options, error_code, failures, make_client, overdue
-from storage.urls import RESERVED, S3Url, check_key
 from tintray.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class S3Store:
         return type(self), (self._place, self._options)
 
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
-        """See :meth:`storage.artifacts.ArtifactStore.put`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.put`."""
         name = self._name(key)
         size = source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
         with self._operation(f"writing {key}", size) as watch:
@@ -77,7 +77,7 @@ class S3Store:
             return True
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See :meth:`storage.artifacts.ArtifactStore.get`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.get`."""
         if stop is not None and stop <= start:
             if self.exists(key):
                 return b""
@@ -94,7 +94,7 @@ class S3Store:
                 raise
 
     def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
-        """See :meth:`storage.artifacts.ArtifactStore.fetch`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.fetch`."""
         name = self._name(key)
         with replacing(destination) as file, self._operation(f"reading {key}") as watch:
             try:
@@ -112,7 +112,7 @@ class S3Store:
         return destination
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """See :meth:`storage.artifacts.ArtifactStore.list`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.list`."""
         for entry in self._objects(prefix):
             if not entry.key.startswith(f"{RESERVED}/"):
                 yield entry
@@ -132,13 +132,13 @@ class S3Store:
                 yield Entry(key, item["Size"], item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.delete`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.delete`."""
         name = self._name(key)
         with self._operation(f"deleting {key}"):
             self._client.delete_object(Bucket=self._place.bucket, Key=name)
 
     def stat(self, key: str) -> Entry | None:
-        """See :meth:`storage.artifacts.ArtifactStore.stat`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.stat`."""
         name = self._name(key)
         with self._operation(f"reading {key}"):
             try:
@@ -150,12 +150,12 @@ class S3Store:
                 raise
 
     def size(self, key: str) -> int | None:
-        """See :meth:`storage.artifacts.ArtifactStore.size`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.size`."""
         found = self.stat(key)
         return None if found is None else found.size
 
     def exists(self, key: str) -> bool:
-        """See :meth:`storage.artifacts.ArtifactStore.exists`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.exists`."""
         return self.size(key) is not None
 
     def local_path(self, key: str) -> None:
@@ -199,7 +199,7 @@ class S3Store:
                 yield Leftover(name, 0, item["Initiated"].timestamp())
 
     def discard(self, leftover: Leftover) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.discard`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.discard`."""
         key, mark, upload = leftover.name.rpartition(_UPLOAD)
         bucket = self._place.bucket
         with self._operation(f"deleting {leftover.name}"):
@@ -214,7 +214,7 @@ class S3Store:
                     raise
 
     def check_writable(self) -> None:
-        """See :meth:`storage.artifacts.ArtifactStore.check_writable`."""
+        """See :meth:`tintray.storage.artifacts.ArtifactStore.check_writable`."""
         probe = f"{self._base}{RESERVED}/{uuid.uuid4().hex}"
         with self._operation("writing a probe"):
             self._client.put_object(Bucket=self._place.bucket, Key=probe, Body=b"tintray")

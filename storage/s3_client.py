@@ -22,8 +22,8 @@ from botocore.exceptions import (
     SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
+from tintray.storage.urls import S3Url, redact
 
-from storage.urls import S3Url, redact
 from tintray.errors import StorageError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from tintray.storage.engine import failures, shown, writing
+from tintray.storage.migrations import REVISIONS
 
-from storage.engine import failures, shown, writing
-from storage.migrations import REVISIONS
 from tintray.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -88,5 +88,5 @@ def alembic_config() -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", "storage:migrations")
+    config.set_main_option("script_location", "tintray.storage:migrations")
     return config

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from storage.artifacts import Entry, Leftover
-from storage.publish import MANIFEST
+from tintray.storage.artifacts import Entry, Leftover
+from tintray.storage.publish import MANIFEST
 
 _BLOB = re.compile(r"^blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?$")
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")

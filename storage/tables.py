@@ -19,8 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-from storage.states import JobState
+from tintray.storage.states import JobState
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -109,7 +108,7 @@ class Pool(Base):
 class Job(Base):
     """A run that produces a merge. ``state`` changes by compare-and-set only.
 
-    The columns from ``priority`` on are the queue's: see :mod:`storage.queue`.
+    The columns from ``priority`` on are the queue's: see :mod:`tintray.storage.queue`.
     """
 
     __tablename__ = "jobs"

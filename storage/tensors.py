@@ -18,7 +18,7 @@ _LARGEST_HEADER = 100 << 20  # the limit of the safetensors format
 
 
 class RangeReader(Protocol):
-    """Where bytes come from: a blob (:func:`storage.blobs.read_blob`) or an artifact."""
+    """Where bytes come from: a blob (:func:`tintray.storage.blobs.read_blob`) or an artifact."""
 
     def __call__(self, start: int, stop: int) -> bytes:
         """Bytes ``start:stop``; fewer if the artifact ends before."""

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
-
-from storage.states import JobState
-from storage.tables import Artifact, ArtifactUse, Job, Merge, MergeFile
+from tintray.storage.states import JobState
+from tintray.storage.tables import Artifact, ArtifactUse, Job, Merge, MergeFile
 
 PIN = "pin"
 CHECKPOINT = "checkpoint"

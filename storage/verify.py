@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.artifacts import ArtifactStore, Entry
-from storage.blobs import BlobRef, blob_key, hash_blocks, hash_bytes, hash_file
-from storage.publish import MANIFEST, MergeRef
-from storage.records import unseal
-from storage.sweep import is_ours
+from tintray.storage.artifacts import ArtifactStore, Entry
+from tintray.storage.blobs import BlobRef, blob_key, hash_blocks, hash_bytes, hash_file
+from tintray.storage.publish import MANIFEST, MergeRef
+from tintray.storage.records import unseal
+from tintray.storage.sweep import is_ours
+
 from tintray.errors import IntegrityError, NotFoundError
 
 

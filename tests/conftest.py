@@ -16,8 +16,8 @@ from tests.services import postgres_server, postgres_url, s3_server, s3_url
 from tests.tiny_zoo import TinyZoo, make_zoo
 
 if TYPE_CHECKING:
-    from jobs.results import MergeSummary
-    from jobs.spec.sections import JobSpec
+    from tintray.jobs.results import MergeSummary
+    from tintray.jobs.spec.sections import JobSpec
 
 settings.register_profile("tintray", deadline=None)  # a busy machine is no failure
 settings.load_profile("tintray")
@@ -56,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyZoo:
 @pytest.fixture(scope="session")
 def published(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Published:
     """The tiny job, run once in this process; only to be read."""
-    from jobs import api
+    from tintray.jobs import api
 
     spec = tiny.spec(tmp_path_factory.mktemp("store"))
     events: list[Any] = []

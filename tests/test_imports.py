@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,12 @@ PLAIN = {"tintray.errors", "tintray.layout", "tintray.tasks"}
 
 def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    """What a module is called where tintray is installed: ``tintray.jobs.api``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "tintray" else ("tintray", *parts))
 
 
 def imports(path: Path) -> set[str]:
@@ -60,7 +67,8 @@ def test_every_package_is_seen() -> None:
 
 def test_the_method_knows_neither_stores_nor_jobs() -> None:
     inner = [path for path in modules("tintray") if path.name != "__init__.py"]
-    assert breaches(inner, ("storage", "jobs", "ray", "sqlalchemy", "boto3", "click")) == []
+    ours = ("tintray.storage", "tintray.jobs")
+    assert breaches(inner, (*ours, "ray", "sqlalchemy", "boto3", "click")) == []
 
 
 def test_nothing_inside_the_method_imports_its_public_face() -> None:
@@ -78,10 +86,11 @@ def test_the_public_face_imports_nothing_until_it_is_asked() -> None:
 
 
 def test_stores_know_only_errors_and_plain_data_of_the_method() -> None:
-    assert breaches(modules("storage"), ("jobs", "ray", "click", "torch")) == []
+    assert breaches(modules("storage"), ("tintray.jobs", "ray", "click", "torch")) == []
     for path in modules("storage"):
         of_tintray = {name for name in imports(path) if name.split(".")[0] == "tintray"}
-        beyond = {name for name in of_tintray if name.rpartition(".")[0] not in PLAIN}
+        others = {name for name in of_tintray if not name.startswith("tintray.storage")}
+        beyond = {name for name in others if name.rpartition(".")[0] not in PLAIN}
         assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
 
 
@@ -94,8 +103,7 @@ def test_only_the_fleet_imports_ray() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_modules_of_a_package_import_each_other_in_one_direction(package: str) -> None:
     """No cycle at import time: every package can be read from its first module to its last."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
-             for path in modules(package)}  # fmt: skip
+    names = {module_name(path): path for path in modules(package)}
     needs = {name: {n for n in eager(path) if n in names} for name, path in names.items()}
     while needs:
         free = {name for name, wanted in needs.items() if not wanted & needs.keys() - {name}}
@@ -130,7 +138,7 @@ def test_the_public_face_and_its_types_agree() -> None:
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys\n"
-        "from jobs.cli import main\n"
+        "from tintray.jobs.cli import main\n"
         "assert main(['--help']) == 0\n"
         "heavy = {'torch', 'transformers', 'ray', 'sqlalchemy', 'boto3', 'numpy'}\n"
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)\n"
@@ -139,3 +147,31 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_every_folder_of_modules_is_packaged_under_one_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    told = project["tool"]["setuptools"]["packages"]
+    found = {module_name(path.parent) for package in PACKAGES for path in modules(package)
+             if path.name == "__init__.py"}  # fmt: skip
+    assert sorted(found) == told
+    assert {name.partition(".")[0] for name in told} == {"tintray"}
+
+
+def test_a_users_own_folders_and_files_are_never_in_the_way(tmp_path: Path) -> None:
+    for folder in ("jobs", "zoo"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise ImportError('the user's own')")
+    for name in ("storage.py", "errors.py", "models.py", "data.py", "benchmarks.py"):
+        (tmp_path / name).write_text("raise ImportError('the user's own')")
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import tintray\n"
+        "from tintray.jobs.cli import main\n"
+        "assert tintray.JobSpec and tintray.Merge\n"
+        "raise SystemExit(main(['methods']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

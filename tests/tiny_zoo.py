@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tintray.jobs.spec.sections import JobSpec
     from transformers import ViTForImageClassification
-
-    from jobs.spec.sections import JobSpec
 
 TASKS = ("two", "three", "five", "four")
 CLASSES = {"two": 2, "three": 3, "five": 5, "four": 4}
@@ -77,7 +76,7 @@ class TinyZoo:
         self, store: Path, tasks: Sequence[str] = TASKS, **sections: Mapping[str, Any]
     ) -> JobSpec:
         """The same, parsed."""
-        from jobs.spec.sections import parse_spec
+        from tintray.jobs.spec.sections import parse_spec
 
         return parse_spec(self.job(store, tasks, **sections), folder=self.folder)
 

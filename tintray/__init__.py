@@ -16,7 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.api import (
+    from tintray.bundle import Merge
+    from tintray.errors import TintrayError
+    from tintray.jobs.api import (
         compare,
         evaluate,
         export,
@@ -27,19 +29,19 @@ if TYPE_CHECKING:
         show,
         validate,
     )
-    from jobs.growth.api import add, refresh, remove, rollback
-    from jobs.growth.history import diff_merges, history
-    from jobs.methods.listing import list_methods
-    from jobs.planning.estimates import plan
-    from jobs.queue.differences import diff
-    from jobs.queue.following import logs, wait, watch
-    from jobs.queue.submission import cancel, resume, retry, set_limit, submit
-    from jobs.queue.views import list_clusters, list_jobs, status
-    from jobs.spec.mergekit import read_mergekit
-    from jobs.spec.sections import JobSpec, load_spec, parse_spec
-    from jobs.upkeep.doctor import diagnose
-    from jobs.upkeep.setup import configure
-    from jobs.upkeep.stores import (
+    from tintray.jobs.growth.api import add, refresh, remove, rollback
+    from tintray.jobs.growth.history import diff_merges, history
+    from tintray.jobs.methods.listing import list_methods
+    from tintray.jobs.planning.estimates import plan
+    from tintray.jobs.queue.differences import diff
+    from tintray.jobs.queue.following import logs, wait, watch
+    from tintray.jobs.queue.submission import cancel, resume, retry, set_limit, submit
+    from tintray.jobs.queue.views import list_clusters, list_jobs, status
+    from tintray.jobs.spec.mergekit import read_mergekit
+    from tintray.jobs.spec.sections import JobSpec, load_spec, parse_spec
+    from tintray.jobs.upkeep.doctor import diagnose
+    from tintray.jobs.upkeep.setup import configure
+    from tintray.jobs.upkeep.stores import (
         check_catalog,
         collect_garbage,
         copy_merge,
@@ -49,9 +51,7 @@ if TYPE_CHECKING:
         upgrade_catalog,
         verify,
     )
-    from jobs.zoo.making import make_zoo
-    from tintray.bundle import Merge
-    from tintray.errors import TintrayError
+    from tintray.jobs.zoo.making import make_zoo
 
 __all__ = [
     "JobSpec",
@@ -103,41 +103,41 @@ __all__ = [
 ]
 
 _HOME = {
-    "make_zoo": "jobs.zoo.making",
-    "add": "jobs.growth.api",
-    "remove": "jobs.growth.api",
-    "refresh": "jobs.growth.api",
-    "rollback": "jobs.growth.api",
-    "history": "jobs.growth.history",
-    "diff_merges": "jobs.growth.history",
-    "list_methods": "jobs.methods.listing",
-    "list_artifacts": "jobs.upkeep.stores",
-    "verify": "jobs.upkeep.stores",
-    "pin": "jobs.upkeep.stores",
-    "collect_garbage": "jobs.upkeep.stores",
-    "remove_merge": "jobs.upkeep.stores",
-    "copy_merge": "jobs.upkeep.stores",
-    "upgrade_catalog": "jobs.upkeep.stores",
-    "check_catalog": "jobs.upkeep.stores",
-    "diagnose": "jobs.upkeep.doctor",
-    "read_mergekit": "jobs.spec.mergekit",
-    "diff": "jobs.queue.differences",
-    "logs": "jobs.queue.following",
-    "wait": "jobs.queue.following",
-    "watch": "jobs.queue.following",
-    "cancel": "jobs.queue.submission",
-    "resume": "jobs.queue.submission",
-    "retry": "jobs.queue.submission",
-    "set_limit": "jobs.queue.submission",
-    "submit": "jobs.queue.submission",
-    "list_clusters": "jobs.queue.views",
-    "list_jobs": "jobs.queue.views",
-    "status": "jobs.queue.views",
-    "configure": "jobs.upkeep.setup",
-    "plan": "jobs.planning.estimates",
-    "JobSpec": "jobs.spec.sections",
-    "load_spec": "jobs.spec.sections",
-    "parse_spec": "jobs.spec.sections",
+    "make_zoo": "tintray.jobs.zoo.making",
+    "add": "tintray.jobs.growth.api",
+    "remove": "tintray.jobs.growth.api",
+    "refresh": "tintray.jobs.growth.api",
+    "rollback": "tintray.jobs.growth.api",
+    "history": "tintray.jobs.growth.history",
+    "diff_merges": "tintray.jobs.growth.history",
+    "list_methods": "tintray.jobs.methods.listing",
+    "list_artifacts": "tintray.jobs.upkeep.stores",
+    "verify": "tintray.jobs.upkeep.stores",
+    "pin": "tintray.jobs.upkeep.stores",
+    "collect_garbage": "tintray.jobs.upkeep.stores",
+    "remove_merge": "tintray.jobs.upkeep.stores",
+    "copy_merge": "tintray.jobs.upkeep.stores",
+    "upgrade_catalog": "tintray.jobs.upkeep.stores",
+    "check_catalog": "tintray.jobs.upkeep.stores",
+    "diagnose": "tintray.jobs.upkeep.doctor",
+    "read_mergekit": "tintray.jobs.spec.mergekit",
+    "diff": "tintray.jobs.queue.differences",
+    "logs": "tintray.jobs.queue.following",
+    "wait": "tintray.jobs.queue.following",
+    "watch": "tintray.jobs.queue.following",
+    "cancel": "tintray.jobs.queue.submission",
+    "resume": "tintray.jobs.queue.submission",
+    "retry": "tintray.jobs.queue.submission",
+    "set_limit": "tintray.jobs.queue.submission",
+    "submit": "tintray.jobs.queue.submission",
+    "list_clusters": "tintray.jobs.queue.views",
+    "list_jobs": "tintray.jobs.queue.views",
+    "status": "tintray.jobs.queue.views",
+    "configure": "tintray.jobs.upkeep.setup",
+    "plan": "tintray.jobs.planning.estimates",
+    "JobSpec": "tintray.jobs.spec.sections",
+    "load_spec": "tintray.jobs.spec.sections",
+    "parse_spec": "tintray.jobs.spec.sections",
     "Merge": "tintray.bundle",
     "TintrayError": "tintray.errors",
 }
@@ -148,7 +148,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tintray' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME.get(name, "jobs.api")), name)
+    return getattr(import_module(_HOME.get(name, "tintray.jobs.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from tintray.jobs.cli.about import show_version, version
+from tintray.jobs.cli.following import diff, logs, ps, status, wait, watch
+from tintray.jobs.cli.growth import add, history, refresh, remove, rollback
+from tintray.jobs.cli.health import db, doctor
+from tintray.jobs.cli.merges import compare, evaluate, export, listing, show
+from tintray.jobs.cli.merging import merge, methods
+from tintray.jobs.cli.options import Session, debug_option
+from tintray.jobs.cli.planning import plan
+from tintray.jobs.cli.queue import cancel, queue, resume, retry, submit
+from tintray.jobs.cli.runs import run, validate
+from tintray.jobs.cli.setup import completion, init
+from tintray.jobs.cli.upkeep import artifacts, copy, gc, rm
+from tintray.jobs.cli.zoo import zoo
 
-from jobs.cli.about import show_version, version
-from jobs.cli.following import diff, logs, ps, status, wait, watch
-from jobs.cli.growth import add, history, refresh, remove, rollback
-from jobs.cli.health import db, doctor
-from jobs.cli.merges import compare, evaluate, export, listing, show
-from jobs.cli.merging import merge, methods
-from jobs.cli.options import Session, debug_option
-from jobs.cli.planning import plan
-from jobs.cli.queue import cancel, queue, resume, retry, submit
-from jobs.cli.runs import run, validate
-from jobs.cli.setup import completion, init
-from jobs.cli.upkeep import artifacts, copy, gc, rm
-from jobs.cli.zoo import zoo
 from tintray.errors import TintrayError, printable, shortened
 
 INTERRUPTED = 130

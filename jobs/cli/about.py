@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import click
-
-from jobs.cli.options import answer, debug_option, json_option
+from tintray.jobs.cli.options import answer, debug_option, json_option
 
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-
-from jobs.cli.growth import diff_merges
-from jobs.cli.options import (
+from tintray.jobs.cli.growth import diff_merges
+from tintray.jobs.cli.options import (
     at_once,
     catalog_option,
     debug_option,
@@ -19,7 +18,7 @@ from jobs.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from jobs.queue.views import JobStatus
+    from tintray.jobs.queue.views import JobStatus
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": 4}
 """What `wait`, `watch` and `--watch` answer with, by the state that the job is in by then."""
@@ -50,7 +49,7 @@ def ps(
       tintray ps --state fitting --state lost
     """
     with at_once(), quiet_stdout():
-        from jobs.queue import views
+        from tintray.jobs.queue import views
 
         found = views.list_jobs(
             catalog=catalog,
@@ -58,7 +57,7 @@ def ps(
             states=states or None,
             name=name,
         )
-        from jobs.queue.tables import print_jobs
+        from tintray.jobs.queue.tables import print_jobs
     if not found:
         click.echo(
             "no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one", err=True
@@ -82,10 +81,10 @@ def status(job: str, catalog: str | None, as_json: bool) -> None:
       tintray status latest
     """
     with at_once(), quiet_stdout():
-        from jobs.queue import views
+        from tintray.jobs.queue import views
 
         found = views.status(job, catalog=catalog)
-        from jobs.queue.tables import print_status
+        from tintray.jobs.queue.tables import print_status
     write(found, print_status, as_json=as_json)
 
 
@@ -104,7 +103,7 @@ def watch(job: str, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray watch latest
     """
-    from jobs.queue.tables import print_status
+    from tintray.jobs.queue.tables import print_status
 
     found = watch_job(job, catalog)
     write(found, print_status, as_json=as_json)
@@ -130,7 +129,7 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
     import json
 
     with quiet_stdout():
-        from jobs.queue import following
+        from tintray.jobs.queue import following
 
         pieces = following.logs(job, catalog=catalog, follow=follow)
     with until_closed():
@@ -155,10 +154,10 @@ def wait(job: str, timeout: float | None, catalog: str | None, as_json: bool) ->
       tintray wait ten-scripts-1a2b3c4d --timeout 3600
     """
     with quiet_stdout():
-        from jobs.queue import following
+        from tintray.jobs.queue import following
 
         found = following.wait(job, catalog=catalog, timeout=timeout)
-        from jobs.queue.tables import print_told
+        from tintray.jobs.queue.tables import print_told
     write(found, print_told, as_json=as_json)
     end_with(found)
 
@@ -184,8 +183,8 @@ def diff(job: str, other: str, catalog: str | None, as_json: bool) -> None:
         diff_merges(job, other, catalog, as_json)
         return
     with quiet_stdout():
-        from jobs.queue import differences
-        from jobs.queue.tables import print_difference
+        from tintray.jobs.queue import differences
+        from tintray.jobs.queue.tables import print_difference
 
         found = differences.diff(job, other, catalog=catalog)
     write(found, print_difference, as_json=as_json)
@@ -198,10 +197,10 @@ def _is_merge(text: str) -> bool:
 
 def watch_job(job: str, catalog: str | None) -> JobStatus:
     """Follow a job on standard error until it is over."""
-    from jobs.display.progress import watch as display
+    from tintray.jobs.display.progress import watch as display
 
     with quiet_stdout(), display() as on_event:
-        from jobs.queue import following
+        from tintray.jobs.queue import following
 
         return following.watch(job, catalog=catalog, on_event=on_event)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import click
-
-from jobs.cli.options import debug_option, json_option, place_options, quiet_stdout, write
+from tintray.jobs.cli.options import debug_option, json_option, place_options, quiet_stdout, write
 
 
 @click.group()
@@ -31,12 +30,12 @@ def upgrade(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
     """
-    from jobs.display.upkeep_tables import print_schema
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_schema
+    from tintray.jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         change = stores.upgrade_catalog(database)
     write(change, print_schema, as_json=as_json)
@@ -55,12 +54,12 @@ def check(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db check --json
     """
-    from jobs.display.upkeep_tables import print_database
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_database
+    from tintray.jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         report = stores.check_catalog(database)
     write(report, print_database, as_json=as_json)
@@ -86,12 +85,12 @@ def doctor(address: str | None, store: str | None, catalog: str | None, as_json:
     Example:
       tintray doctor --store s3://models/tintray
     """
-    from jobs.display.upkeep_tables import print_diagnosis
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_diagnosis
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep.doctor import diagnose
+        from tintray.jobs.upkeep.doctor import diagnose
 
         diagnosis = diagnose(store=where, catalog=database, address=address)
     write(diagnosis, print_diagnosis, as_json=as_json)

@@ -1,7 +1,7 @@
 """The commands on published merges: list, show, eval, compare and export.
 
 MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
-folder or a URL. What MERGE means is decided in ``jobs.merges.finding``, not here.
+folder or a URL. What MERGE means is decided in ``tintray.jobs.merges.finding``, not here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from jobs.cli.options import (
+from tintray.jobs.cli.options import (
     answer,
     debug_option,
     json_option,
@@ -32,12 +31,12 @@ def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray list --store s3://models/tintray
     """
-    from jobs.display.tables import print_listing
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.tables import print_listing
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import api
+        from tintray.jobs import api
 
         merges = api.list_merges(store=where, catalog=database)
     if not merges:
@@ -60,12 +59,12 @@ def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> N
     Example:
       tintray show ten-scripts/v2
     """
-    from jobs.display.tables import print_summary
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.tables import print_summary
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import api
+        from tintray.jobs import api
 
         summary = api.show(merge, store=where, catalog=database)
     write(summary, print_summary, as_json=as_json)
@@ -85,13 +84,13 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
     Example:
       tintray eval ten-scripts
     """
-    from jobs.display.progress import watch
-    from jobs.display.tables import print_evaluation
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.progress import watch
+    from tintray.jobs.display.tables import print_evaluation
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout(), watch() as on_event:
-        from jobs import api
+        from tintray.jobs import api
 
         table = api.evaluate(merge, store=where, catalog=database, on_event=on_event)
     write(table, print_evaluation, as_json=as_json)
@@ -131,17 +130,17 @@ def compare(
     Example:
       tintray compare ten-scripts --methods all --plot methods.svg
     """
-    from jobs.display.plots import check_plot, plot_comparison
-    from jobs.display.progress import watch
-    from jobs.display.tables import print_comparison
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.plots import check_plot, plot_comparison
+    from tintray.jobs.display.progress import watch
+    from tintray.jobs.display.tables import print_comparison
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if plot is not None:
         check_plot(plot)
     with quiet_stdout(), watch() as on_event:
-        from jobs import api
+        from tintray.jobs import api
 
         table = api.compare(merge, store=where, catalog=database, methods=names, on_event=on_event)
     if plot is not None:
@@ -184,11 +183,11 @@ def export(
       tintray export ten-scripts ./ten-scripts-merged
       tintray export adapters --adapter ./one-adapter
     """
-    from jobs.spec.settings import chosen
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs import api
+        from tintray.jobs import api
 
         written = api.export(merge, task, directory, store=where, catalog=database, adapter=adapter)
     answer(str(written), {"path": str(written)}, as_json=as_json)

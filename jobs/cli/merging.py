@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from jobs.cli.options import answer, debug_option, json_option, quiet_stdout, write
+from tintray.jobs.cli.options import answer, debug_option, json_option, quiet_stdout, write
 
 
 @click.command()
@@ -57,10 +56,10 @@ def merge(
       tintray merge --base llama --method ties --parameter density=0.2 \\
         --output merged llama-math llama-code
     """
-    from jobs.display.progress import watch
+    from tintray.jobs.display.progress import watch
 
     with quiet_stdout(), watch() as on_event:
-        from jobs import api
+        from tintray.jobs import api
 
         written = api.merge_checkpoints(
             base,
@@ -91,7 +90,7 @@ def methods(names: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray methods ties
     """
-    from jobs.methods.listing import list_methods, print_methods
+    from tintray.jobs.methods.listing import list_methods, print_methods
 
     with quiet_stdout():
         found = list_methods(names)

@@ -14,8 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from jobs.results import Record
+    from tintray.jobs.results import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SomeRecord = TypeVar("SomeRecord", bound="Record | Sequence[Record]")
@@ -128,7 +127,7 @@ def write(
     result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
 ) -> None:
     """Write the result of a command to standard output, as a table or as JSON."""
-    from jobs.display.tables import open_console, write_json
+    from tintray.jobs.display.tables import open_console, write_json
 
     with until_closed():
         if as_json:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
-from jobs.cli.options import (
+from tintray.jobs.cli.options import (
     debug_option,
     job_argument,
     json_option,
@@ -41,13 +40,13 @@ def plan(job: Path, pilot: bool, seconds: float, overrides: tuple[str, ...], as_
     Example:
       tintray plan job.yaml --pilot
     """
-    from jobs.display.progress import watch
-    from jobs.spec.sections import load_spec
+    from tintray.jobs.display.progress import watch
+    from tintray.jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
-        from jobs.display.planning_tables import print_plan
-        from jobs.planning import estimates
+        from tintray.jobs.display.planning_tables import print_plan
+        from tintray.jobs.planning import estimates
 
         report = estimates.plan(spec, pilot=pilot, seconds=seconds, on_event=on_event)
     write(report, print_plan, as_json=as_json)

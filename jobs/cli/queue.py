@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from jobs.cli.following import end_with, watch_job
-from jobs.cli.options import (
+from tintray.jobs.cli.following import end_with, watch_job
+from tintray.jobs.cli.options import (
     address_option,
     at_once,
     catalog_option,
@@ -22,7 +21,7 @@ from jobs.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from jobs.queue.views import JobStatus
+    from tintray.jobs.queue.views import JobStatus
 
 watch_option = click.option("--watch", is_flag=True, help="Follow it until it is over.")
 
@@ -54,8 +53,8 @@ def submit(
       tintray submit job.yaml --key nightly-2026-02-01 --watch
     """
     with at_once(), quiet_stdout():
-        from jobs.queue import submission
-        from jobs.spec.sections import load_spec
+        from tintray.jobs.queue import submission
+        from tintray.jobs.spec.sections import load_spec
 
         spec = load_spec(job, overrides)
         entered = submission.submit(spec, key=key, priority=priority, address=address)
@@ -79,7 +78,7 @@ def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool, as_json:
       tintray cancel ten-scripts-1a2b3c4d
     """
     with quiet_stdout():
-        from jobs.queue import submission
+        from tintray.jobs.queue import submission
 
         stopped = submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
     _told(stopped, catalog, False, as_json)
@@ -142,12 +141,12 @@ def queue(max_jobs: int | None, address: str | None, catalog: str | None, as_jso
       tintray queue --max-jobs 4 --address http://head:8265
     """
     with quiet_stdout():
-        from jobs.queue import submission, views
+        from tintray.jobs.queue import submission, views
 
         if max_jobs is not None:
             submission.set_limit(max_jobs, address=address, catalog=catalog)
         clusters = views.list_clusters(catalog=catalog)
-        from jobs.queue.tables import print_clusters
+        from tintray.jobs.queue.tables import print_clusters
     if not clusters:
         click.echo(
             "no cluster yet; tintray submit JOB.yaml --address URL makes one known", err=True
@@ -159,10 +158,10 @@ def queue(max_jobs: int | None, address: str | None, catalog: str | None, as_jso
 def _again(
     what: str, job: str, address: str | None, catalog: str | None, watch: bool, as_json: bool
 ) -> None:
-    from jobs.display.progress import watch as display
+    from tintray.jobs.display.progress import watch as display
 
     with quiet_stdout(), display() as on_event:
-        from jobs.queue import submission
+        from tintray.jobs.queue import submission
 
         call = submission.resume if what == "resume" else submission.retry
         found = call(job, catalog=catalog, address=address, on_event=on_event)
@@ -171,7 +170,7 @@ def _again(
 
 def _told(job: JobStatus, catalog: str | None, watch: bool, as_json: bool) -> None:
     """Tell of a job that was changed, or follow it if that was asked for."""
-    from jobs.queue.tables import print_status, print_told
+    from tintray.jobs.queue.tables import print_status, print_told
 
     if watch and not job.over:
         job = watch_job(job.id, catalog)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from jobs.cli.options import (
+from tintray.jobs.cli.options import (
     debug_option,
     job_argument,
     json_option,
@@ -22,9 +21,8 @@ from jobs.cli.options import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from jobs.results import MergeSummary
-    from jobs.spec.sections import JobSpec
+    from tintray.jobs.results import MergeSummary
+    from tintray.jobs.spec.sections import JobSpec
 
 
 @click.command()
@@ -69,13 +67,13 @@ def run(
         return
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
-    from jobs.display.progress import watch
-    from jobs.display.tables import print_next, print_summary
-    from jobs.spec.sections import load_spec
+    from tintray.jobs.display.progress import watch
+    from tintray.jobs.display.tables import print_next, print_summary
+    from tintray.jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
-        from jobs import api
+        from tintray.jobs import api
 
         summary = api.run(spec, on_event=on_event)
 
@@ -87,12 +85,12 @@ def run(
 
 
 def _run_mergekit(file: Path, output: Path) -> None:
-    from jobs.display.progress import watch
-    from jobs.spec.mergekit import read_mergekit
+    from tintray.jobs.display.progress import watch
+    from tintray.jobs.spec.mergekit import read_mergekit
 
     asked = read_mergekit(file)
     with quiet_stdout(), watch() as on_event:
-        from jobs import api
+        from tintray.jobs import api
 
         written = api.merge_checkpoints(
             asked.base,
@@ -108,8 +106,8 @@ def _run_mergekit(file: Path, output: Path) -> None:
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
     """What to type next, complete with the store where it is not the default one."""
-    from jobs.spec.settings import default_catalog, default_store
-    from storage.urls import redact
+    from tintray.jobs.spec.settings import default_catalog, default_store
+    from tintray.storage.urls import redact
 
     words = [f"{summary.name}/{summary.version}"]
     store = default_store()
@@ -138,12 +136,12 @@ def validate(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray validate examples/digits.yaml
     """
-    from jobs.display.tables import print_validation
-    from jobs.spec.sections import load_spec
+    from tintray.jobs.display.tables import print_validation
+    from tintray.jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout():
-        from jobs import api
+        from tintray.jobs import api
 
         report = api.validate(spec)
     write(report, print_validation, as_json=as_json)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import click
-
-from jobs.cli.options import answer, debug_option, json_option, write
+from tintray.jobs.cli.options import answer, debug_option, json_option, write
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -28,7 +27,7 @@ def init(
     Example:
       tintray init --store s3://models/tintray --address http://head:8265
     """
-    from jobs.upkeep.setup import Configured, configure, print_configured
+    from tintray.jobs.upkeep.setup import Configured, configure, print_configured
 
     asked = {
         "store": _asked("artifact store (a folder, or s3://bucket/prefix)", store),
@@ -61,8 +60,7 @@ def completion(shell: str, as_json: bool) -> None:
       tintray completion bash > ~/.local/share/bash-completion/completions/tintray
     """
     from click.shell_completion import get_completion_class
-
-    from jobs.cli import cli
+    from tintray.jobs.cli import cli
 
     found = get_completion_class(shell)
     assert found is not None, "these shells are click's own"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import click
-
-from jobs.cli.options import (
+from tintray.jobs.cli.options import (
     debug_option,
     json_option,
     merge_argument,
@@ -59,12 +58,12 @@ def list_artifacts(kind: str | None, store: str | None, catalog: str | None, as_
     Example:
       tintray artifacts ls --kind task-vector
     """
-    from jobs.display.upkeep_tables import print_artifacts
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_artifacts
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         lines = stores.list_artifacts(store=where, catalog=database, kind=kind)
     write(lines, print_artifacts, as_json=as_json)
@@ -84,12 +83,12 @@ def verify(merge: str | None, store: str | None, catalog: str | None, as_json: b
     Example:
       tintray artifacts verify ten-scripts/v2
     """
-    from jobs.display.upkeep_tables import print_verification
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_verification
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         report = stores.verify(store=where, catalog=database, merge=merge)
     write(report, print_verification, as_json=as_json)
@@ -112,12 +111,12 @@ def pin(sha256: str, remove: bool, store: str | None, catalog: str | None, as_js
     Example:
       tintray artifacts pin 3f9a2c41d07b
     """
-    from jobs.display.upkeep_tables import print_pin
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_pin
+    from tintray.jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         line = stores.pin(sha256, catalog=database, pinned=not remove)
     write(line, print_pin, as_json=as_json)
@@ -144,12 +143,12 @@ def gc(delete: bool, age: float, store: str | None, catalog: str | None, as_json
     Example:
       tintray gc --older-than 7d --delete
     """
-    from jobs.display.upkeep_tables import print_garbage
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_garbage
+    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         report = stores.collect_garbage(store=where, catalog=database, age=age, delete=delete)
     write(report, print_garbage, as_json=as_json)
@@ -170,12 +169,12 @@ def rm(merge: str, store: str | None, catalog: str | None, as_json: bool) -> Non
     Example:
       tintray rm ten-scripts/v2
     """
-    from jobs.display.upkeep_tables import print_removed
-    from jobs.spec.settings import chosen
+    from tintray.jobs.display.upkeep_tables import print_removed
+    from tintray.jobs.spec.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         removed = stores.remove_merge(merge, catalog=database)
     write(removed, print_removed, as_json=as_json)
@@ -209,13 +208,13 @@ def copy(
     Example:
       tintray copy ten-scripts/v2 s3://models/tintray
     """
-    from jobs.display.upkeep_tables import print_copied
-    from jobs.spec.settings import chosen, chosen_destination
+    from tintray.jobs.display.upkeep_tables import print_copied
+    from tintray.jobs.spec.settings import chosen, chosen_destination
 
     _, database = chosen(store, catalog)
     target, known = chosen_destination(destination, dest_catalog)
     with quiet_stdout():
-        from jobs.upkeep import stores
+        from tintray.jobs.upkeep import stores
 
         copied = stores.copy_merge(merge, target, catalog=database, destination_catalog=known)
     write(copied, print_copied, as_json=as_json)

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from jobs.cli.options import answer, debug_option, json_option, quiet_stdout
+from tintray.jobs.cli.options import answer, debug_option, json_option, quiet_stdout
 
 if TYPE_CHECKING:
-    from jobs.zoo.making import Zoo
+    from tintray.jobs.zoo.making import Zoo
 
 
 def _make(name: Zoo, directory: Path, as_json: bool, **options: Any) -> None:
     with quiet_stdout():
-        from jobs.zoo.making import make_zoo
+        from tintray.jobs.zoo.making import make_zoo
 
         made = make_zoo(
             name, directory, on_progress=lambda line: click.echo(line, err=True), **options

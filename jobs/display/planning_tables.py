@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
-
-from jobs.display.progress import duration, size
-from jobs.display.tables import count, print_facts
-from jobs.planning.estimates import PilotReport, PlanReport
+from tintray.jobs.display.progress import duration, size
+from tintray.jobs.display.tables import count, print_facts
+from tintray.jobs.planning.estimates import PilotReport, PlanReport
 
 
 def print_plan(report: PlanReport, console: Console) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.results import CompareTable
+from tintray.jobs.results import CompareTable
+
 from tintray.errors import InputError, StorageError
 
 _KINDS = (".png", ".svg", ".pdf")

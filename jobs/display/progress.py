@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from jobs.events import (
+from tintray.jobs.events import (
     CheckpointSaved,
     Evaluated,
     Event,

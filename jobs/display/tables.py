@@ -9,9 +9,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from jobs.display.progress import duration
-from jobs.results import (
+from tintray.jobs.display.progress import duration
+from tintray.jobs.results import (
     CompareTable,
     EvalTable,
     MergeListing,
@@ -70,7 +69,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
 
 
 def _how(summary: MergeSummary) -> str:
-    from jobs.spec.sections import TINT  # only here: a list of jobs needs no job file
+    from tintray.jobs.spec.sections import TINT  # only here: a list of jobs needs no job file
 
     fit = f"{summary.rounds} rounds" if summary.rounds else "nothing learned"
     if summary.method == TINT:

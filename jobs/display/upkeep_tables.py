@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
-
-from jobs.display.progress import size
-from jobs.display.tables import open_table, print_facts
-from jobs.upkeep.results import (
+from tintray.jobs.display.progress import size
+from tintray.jobs.display.tables import open_table, print_facts
+from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
     DatabaseReport,

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from tintray.jobs.events import CheckpointSaved, RoundDone
+from tintray.jobs.running.sources import cache_folder
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
+from tintray.storage.catalog import Catalog
+from tintray.storage.records import seal, unseal
+from tintray.storage.tables import Checkpoint
 from torch import Tensor
 
-from jobs.events import CheckpointSaved, RoundDone
-from jobs.running.sources import cache_folder
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
-from storage.catalog import Catalog
-from storage.records import seal, unseal
-from storage.tables import Checkpoint
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 

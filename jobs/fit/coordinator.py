@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tintray.jobs.events import RoundDone
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.shard import Shards
+from tintray.jobs.fleet import Fleet, Member, Ref
 from torch import Tensor
 
-from jobs.events import RoundDone
-from jobs.fit.arrays import Floats
-from jobs.fit.shard import Shards
-from jobs.fleet import Fleet, Member, Ref
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore, mean
 from tintray.plateau import Plateau

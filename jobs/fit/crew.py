@@ -13,17 +13,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-
-from jobs.fit.arrays import Floats
-from jobs.fit.coordinator import Cast
-from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
-from jobs.fit.shard import ShardOrder, Shards
-from jobs.fit.worker import Worker
-from jobs.fleet import Fleet, Member, Ref
-from jobs.merges.kept import Kept
-from jobs.planning.calibration import Speed
-from jobs.planning.factors import factor_bytes
-from jobs.planning.needs import (
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.coordinator import Cast
+from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
+from tintray.jobs.fit.shard import ShardOrder, Shards
+from tintray.jobs.fit.worker import Worker
+from tintray.jobs.fleet import Fleet, Member, Ref
+from tintray.jobs.merges.kept import Kept
+from tintray.jobs.planning.calibration import Speed
+from tintray.jobs.planning.factors import factor_bytes
+from tintray.jobs.planning.needs import (
     Choice,
     ClusterSize,
     Plan,
@@ -32,13 +31,14 @@ from jobs.planning.needs import (
     job_size,
     object_store_bytes,
 )
-from jobs.planning.pool_sizes import pool_bytes
-from jobs.resources import free_disk
-from jobs.running.sources import cache_folder, local_folder
-from jobs.spec.sections import JobSpec
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef
-from storage.cache import lookup, remember
+from tintray.jobs.planning.pool_sizes import pool_bytes
+from tintray.jobs.resources import free_disk
+from tintray.jobs.running.sources import cache_folder, local_folder
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef
+from tintray.storage.cache import lookup, remember
+
 from tintray import models
 from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint

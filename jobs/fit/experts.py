@@ -9,14 +9,14 @@ from functools import cache
 from typing import Any
 
 import torch
+from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
+from tintray.jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
+from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
+from tintray.storage.cache import lookup, remember
 from torch import Tensor, nn
 
-from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
-from jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
-from jobs.running.sources import cache_folder, local_data, local_folder
-from storage.artifacts import open_store
-from storage.blobs import BlobRef, fetch_blob
-from storage.cache import lookup, remember
 from tintray import labels, models, pools, sequences
 from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.merges.kept import Kept
-from jobs.running.sources import local_data, local_folder
-from storage.blobs import BlobRef
+from tintray.jobs.merges.kept import Kept
+from tintray.jobs.running.sources import local_data, local_folder
+from tintray.storage.blobs import BlobRef
+
 from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
 from tintray.data import DataOrder, class_names
 from tintray.errors import CheckpointError

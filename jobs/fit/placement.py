@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.events import Notice, OnEvent
-from jobs.fit.crew import Crew, survey
-from jobs.fleet import Fleet
-from jobs.methods.running import Stage, start_coefficients
-from jobs.spec.sections import JobSpec
-from storage.artifacts import ArtifactStore
-from storage.blobs import get_blob
-from storage.cache import lookup, remember
+from tintray.jobs.events import Notice, OnEvent
+from tintray.jobs.fit.crew import Crew, survey
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.methods.running import Stage, start_coefficients
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import get_blob
+from tintray.storage.cache import lookup, remember
+
 from tintray.evaluation import mean
 from tintray.models import HEAD
 from tintray.placement import (

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from tintray.jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
+from tintray.jobs.fleet import Fleet, Member, Ref
+from tintray.jobs.planning.needs import FLOAT, LARGE_GRADIENT
+from tintray.jobs.running.sources import cache_folder
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
 
-from jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
-from jobs.fleet import Fleet, Member, Ref
-from jobs.planning.needs import FLOAT, LARGE_GRADIENT
-from jobs.running.sources import cache_folder
-from storage.artifacts import open_store
-from storage.blobs import BlobRef, fetch_blob
 from tintray.bundle import read_tensors
 from tintray.correction import Correction
 from tintray.layout import Layout

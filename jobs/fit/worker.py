@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from tintray.jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
+from tintray.jobs.fit.checkpointing import MARK
+from tintray.jobs.fit.experts import Experts, Hosted
+from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
+from tintray.jobs.fit.probing import Candidate, probe
+from tintray.jobs.planning.calibration import Speed, calibrate
+from tintray.storage.blobs import BlobRef, fetch_blob, put_blob
 from torch import Tensor
 
-from jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
-from jobs.fit.checkpointing import MARK
-from jobs.fit.experts import Experts, Hosted
-from jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
-from jobs.fit.probing import Candidate, probe
-from jobs.planning.calibration import Speed, calibrate
-from storage.blobs import BlobRef, fetch_blob, put_blob
 from tintray import labels, pools, sequences
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.evaluation import TaskScore, confidences, score
@@ -150,7 +150,7 @@ class Worker:
             )
 
     def probe(self, name: str, site: str, steps: int, *theta: Floats) -> tuple[float, float]:
-        """Try a site for one task under θ in pieces; see ``jobs.fit.probing.probe``."""
+        """Try a site for one task under θ in pieces; see ``tintray.jobs.fit.probing.probe``."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
         candidate = Candidate(

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.events import OnEvent, ignore
-from jobs.growth.change import Change, addition, overridden, read_tasks, refreshed
-from jobs.growth.decisions import Asked
-from jobs.growth.history import rollback as publish_again
-from jobs.growth.run import grow
-from jobs.merges.publication import summary
-from jobs.results import MergeSummary
-from jobs.spec.settings import chosen
-from storage.artifacts import open_store
+from tintray.jobs.events import OnEvent, ignore
+from tintray.jobs.growth.change import Change, addition, overridden, read_tasks, refreshed
+from tintray.jobs.growth.decisions import Asked
+from tintray.jobs.growth.history import rollback as publish_again
+from tintray.jobs.growth.run import grow
+from tintray.jobs.merges.publication import summary
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.spec.settings import chosen
+from tintray.storage.artifacts import open_store
 
 
 def add(

@@ -7,24 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from tintray.jobs.events import Notice
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.coordinator import Coordinator
+from tintray.jobs.fit.crew import Ground
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.growth.change import Change
+from tintray.jobs.growth.crew import GrowthCrew
+from tintray.jobs.growth.decisions import Loss, Mode, Verdict, hopeless, losses
+from tintray.jobs.growth.parent import Parent
+from tintray.jobs.growth.recomposition import without
+from tintray.jobs.growth.tinter import Tinted, TintOrder
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.blobs import BlobRef, put_blob
+from tintray.storage.catalog import Known
 from torch import Tensor
 
-from jobs.events import Notice
-from jobs.fit.arrays import Floats
-from jobs.fit.coordinator import Coordinator
-from jobs.fit.crew import Ground
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.fleet import Fleet
-from jobs.growth.change import Change
-from jobs.growth.crew import GrowthCrew
-from jobs.growth.decisions import Loss, Mode, Verdict, hopeless, losses
-from jobs.growth.parent import Parent
-from jobs.growth.recomposition import without
-from jobs.growth.tinter import Tinted, TintOrder
-from jobs.running.job_run import JobRun
-from jobs.spec.sections import JobSpec
-from storage.blobs import BlobRef, put_blob
-from storage.catalog import Known
 from tintray.bundle import tensors_as_bytes
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
+from tintray.jobs.spec.documents import Document, read_document
+from tintray.jobs.spec.errors import explain
+from tintray.jobs.spec.fields import Folder
+from tintray.jobs.spec.sections import JobSpec, Section, TaskSpec
 
-from jobs.spec.documents import Document, read_document
-from jobs.spec.errors import explain
-from jobs.spec.fields import Folder
-from jobs.spec.sections import JobSpec, Section, TaskSpec
 from tintray.errors import InputError, NotFoundError, SpecError, nearest
 
 Operation = Literal["add", "refresh", "remove"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.crew import Crew, Ground
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.growth.tinter import Tinted, Tinter, TintOrder
+from tintray.jobs.merges.kept import Kept
+from tintray.jobs.spec.sections import JobSpec
 from torch import Tensor
 
-from jobs.fit.arrays import Floats
-from jobs.fit.crew import Crew, Ground
-from jobs.fleet import Fleet
-from jobs.growth.tinter import Tinted, Tinter, TintOrder
-from jobs.merges.kept import Kept
-from jobs.spec.sections import JobSpec
 from tintray.evaluation import TaskScore
 
 

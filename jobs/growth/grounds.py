@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from jobs.fit.crew import Ground, survey
-from jobs.growth.attempts import part_of
-from jobs.growth.change import Change
-from jobs.growth.parent import Parent
-from jobs.merges.kept import kept_checkpoint
-from jobs.running.sources import cache_folder, local_folder
-from jobs.spec.sections import JobSpec
+from tintray.jobs.fit.crew import Ground, survey
+from tintray.jobs.growth.attempts import part_of
+from tintray.jobs.growth.change import Change
+from tintray.jobs.growth.parent import Parent
+from tintray.jobs.merges.kept import kept_checkpoint
+from tintray.jobs.running.sources import cache_folder, local_folder
+from tintray.jobs.spec.sections import JobSpec
+
 from tintray import models
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import CheckpointError, InputError

@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-
-from jobs.growth.parent import Parent, ancestors, make_known, open_parent
-from jobs.merges.finding import load_merge, locate
-from jobs.merges.publication import enter
-from jobs.results import Record
-from jobs.running.places import usable
-from jobs.spec.settings import chosen
-from storage.blobs import BlobRef
-from storage.catalog import Catalog
-from storage.publish import (
+from tintray.jobs.growth.parent import Parent, ancestors, make_known, open_parent
+from tintray.jobs.merges.finding import load_merge, locate
+from tintray.jobs.merges.publication import enter
+from tintray.jobs.results import Record
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.settings import chosen
+from tintray.storage.blobs import BlobRef
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import (
     manifest_digest,
     next_version,
     parse_merge_url,
     publish_merge,
     read_manifest,
 )
-from storage.tables import Merge as Row
+from tintray.storage.tables import Merge as Row
+
 from tintray.bundle import BACKBONE, Merge, tint_file
 from tintray.errors import InputError, NotFoundError
 

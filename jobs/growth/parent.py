@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tintray.jobs.merges.finding import load_merge, locate
+from tintray.jobs.merges.kept import Kept
+from tintray.jobs.merges.publication import enter
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.locations import catalog_location, store_location
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef, blob_key
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import MergeRef, manifest_digest, parse_merge_url
 from torch import Tensor
 
-from jobs.merges.finding import load_merge, locate
-from jobs.merges.kept import Kept
-from jobs.merges.publication import enter
-from jobs.running.places import usable
-from jobs.spec.locations import catalog_location, store_location
-from jobs.spec.sections import JobSpec
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef, blob_key
-from storage.catalog import Catalog
-from storage.publish import MergeRef, manifest_digest, parse_merge_url
 from tintray.bundle import BACKBONE, Merge, config_file, tint_file
 from tintray.errors import InputError, NotFoundError
 

@@ -9,24 +9,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from jobs.fit.crew import Ground
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.growth.change import Change
-from jobs.growth.decisions import Loss
-from jobs.growth.parent import Parent
-from jobs.merges.publication import enter, overall, shared_buffers, task_entry
-from jobs.running.job_run import JobRun
-from jobs.spec.sections import JobSpec
-from storage.blobs import BlobRef
-from storage.publish import (
+from tintray.jobs.fit.crew import Ground
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.growth.change import Change
+from tintray.jobs.growth.decisions import Loss
+from tintray.jobs.growth.parent import Parent
+from tintray.jobs.merges.publication import enter, overall, shared_buffers, task_entry
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.blobs import BlobRef
+from tintray.storage.publish import (
     manifest_digest,
     next_version,
     parse_merge_url,
     publish_merge,
     read_manifest,
 )
+from torch import Tensor
+
 from tintray.bundle import (
     BACKBONE,
     COEFFICIENTS,

@@ -6,24 +6,24 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from tintray.jobs.events import Notice
+from tintray.jobs.fit.arrays import Floats, peak_memory
+from tintray.jobs.fit.crew import Ground
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.growth.attempts import Candidate, Growing, attempt_joint, part_of, tint_order
+from tintray.jobs.growth.change import Change
+from tintray.jobs.growth.crew import GrowthCrew
+from tintray.jobs.growth.decisions import Loss, Verdict, losses
+from tintray.jobs.growth.grounds import sums_task_vectors
+from tintray.jobs.growth.parent import Parent
+from tintray.jobs.growth.publication import Child, unchanged_since
+from tintray.jobs.growth.recomposition import same_backbone, without
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.cache import lookup
+from tintray.storage.catalog import Known
+from tintray.storage.states import JobState
 
-from jobs.events import Notice
-from jobs.fit.arrays import Floats, peak_memory
-from jobs.fit.crew import Ground
-from jobs.fleet import Fleet
-from jobs.growth.attempts import Candidate, Growing, attempt_joint, part_of, tint_order
-from jobs.growth.change import Change
-from jobs.growth.crew import GrowthCrew
-from jobs.growth.decisions import Loss, Verdict, losses
-from jobs.growth.grounds import sums_task_vectors
-from jobs.growth.parent import Parent
-from jobs.growth.publication import Child, unchanged_since
-from jobs.growth.recomposition import same_backbone, without
-from jobs.running.job_run import JobRun
-from jobs.spec.sections import JobSpec
-from storage.cache import lookup
-from storage.catalog import Known
-from storage.states import JobState
 from tintray.errors import InputError, NotFoundError
 from tintray.evaluation import TaskScore
 

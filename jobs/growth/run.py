@@ -6,25 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.events import Notice, OnEvent, Published, TaskPrepared
-from jobs.fit.arrays import peak_memory
-from jobs.fit.crew import Ground
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.fleet import Fleet
-from jobs.growth.attempts import Candidate, Growing, part_of
-from jobs.growth.change import Change
-from jobs.growth.crew import GrowthCrew
-from jobs.growth.decisions import LADDER, Asked, Mode, Verdict, best, next_mode
-from jobs.growth.grounds import child_ground, sums_task_vectors
-from jobs.growth.parent import Parent, make_known, open_parent
-from jobs.growth.publication import Child, publish_child
-from jobs.growth.removal import remove_tasks
-from jobs.running.driver import evaluated, fleet_for, open_places
-from jobs.running.job_run import JobRun
-from jobs.spec.sections import JobSpec
-from storage.catalog import Catalog, Known
-from storage.lineage import ParentChangedError
-from storage.states import JobState
+from tintray.jobs.events import Notice, OnEvent, Published, TaskPrepared
+from tintray.jobs.fit.arrays import peak_memory
+from tintray.jobs.fit.crew import Ground
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.growth.attempts import Candidate, Growing, part_of
+from tintray.jobs.growth.change import Change
+from tintray.jobs.growth.crew import GrowthCrew
+from tintray.jobs.growth.decisions import LADDER, Asked, Mode, Verdict, best, next_mode
+from tintray.jobs.growth.grounds import child_ground, sums_task_vectors
+from tintray.jobs.growth.parent import Parent, make_known, open_parent
+from tintray.jobs.growth.publication import Child, publish_child
+from tintray.jobs.growth.removal import remove_tasks
+from tintray.jobs.running.driver import evaluated, fleet_for, open_places
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.lineage import ParentChangedError
+from tintray.storage.states import JobState
+
 from tintray.errors import CheckpointError, FitError, InputError
 from tintray.kinship import FOREIGN, is_foreign
 

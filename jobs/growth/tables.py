@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-
-from jobs.growth.history import MergeDifference, Version
+from tintray.jobs.growth.history import MergeDifference, Version
 
 _LAYERS = 20  # as many as fit a terminal: those that changed most
 _NAMES = 4  # of the tasks of one change, so that its line stays a line

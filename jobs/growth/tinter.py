@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tintray.jobs.fit.arrays import Floats, readable
+from tintray.jobs.fit.experts import Hosted
+from tintray.jobs.fit.orders import Prepared
+from tintray.jobs.fit.worker import Worker
+from tintray.storage.blobs import BlobRef, fetch_blob
+from tintray.storage.cache import lookup
 from torch import Tensor
 
-from jobs.fit.arrays import Floats, readable
-from jobs.fit.experts import Hosted
-from jobs.fit.orders import Prepared
-from jobs.fit.worker import Worker
-from storage.blobs import BlobRef, fetch_blob
-from storage.cache import lookup
 from tintray import labels
 from tintray.bundle import read_tensors
 from tintray.errors import CheckpointError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tintray.jobs.running.sources import cache_folder, local_folder
+from tintray.storage.records import seal
 from torch import nn
 
-from jobs.running.sources import cache_folder, local_folder
-from storage.records import seal
 from tintray.adapter_export import export_all, export_task
 from tintray.bundle import Merge
 from tintray.checkpoints import Checkpoint, open_checkpoint

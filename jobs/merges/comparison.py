@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tintray.jobs.events import Notice, OnEvent, StageStarted
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.crew import Crew
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.merges.measuring import measure
+from tintray.jobs.methods.running import Stage, surveyed
+from tintray.jobs.results import CompareRow, CompareTable
+from tintray.jobs.running.driver import coordinator_for, evaluated, fleet_for
+from tintray.jobs.spec.locations import Location
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY, JobSpec
+from tintray.storage.artifacts import open_store
 
-from jobs.events import Notice, OnEvent, StageStarted
-from jobs.fit.arrays import Floats
-from jobs.fit.crew import Crew
-from jobs.fleet import Fleet
-from jobs.merges.measuring import measure
-from jobs.methods.running import Stage, surveyed
-from jobs.results import CompareRow, CompareTable
-from jobs.running.driver import coordinator_for, evaluated, fleet_for
-from jobs.spec.locations import Location
-from jobs.spec.sections import ADAMERGING, SURGERY, JobSpec
-from storage.artifacts import open_store
 from tintray.bundle import Merge
 from tintray.errors import SpecError, nearest
 from tintray.evaluation import TaskScore, mean, normalised_accuracy

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.running.places import usable
-from jobs.running.sources import cache_folder
-from storage.catalog import Catalog
-from storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
-from storage.records import unseal
-from storage.urls import local_folder
+from tintray.jobs.running.places import usable
+from tintray.jobs.running.sources import cache_folder
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
+from tintray.storage.records import unseal
+from tintray.storage.urls import local_folder
+
 from tintray.bundle import Merge, open_folder
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tintray.jobs.merges.finding import load_merge
 from torch import Tensor, nn
 
-from jobs.merges.finding import load_merge
 from tintray.bundle import Merge, config_file
 from tintray.checkpoints import Checkpoint
 

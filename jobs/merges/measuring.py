@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jobs.fleet import Fleet
-from jobs.merges.finding import load_merge
-from jobs.running.sources import cache_folder, local_data, local_folder
-from storage.artifacts import ArtifactStore, open_store
-from storage.blobs import blob_key, fetch_blob
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.merges.finding import load_merge
+from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.blobs import blob_key, fetch_blob
+
 from tintray import models, pools, sequences
 from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint, zero_shot_of

@@ -9,17 +9,17 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.jobs.running.heartbeat import Heartbeat
+from tintray.jobs.spec.sections import JobSpec, TaskSpec
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.lineage import LayerSummary
+from tintray.storage.publish import manifest_digest, parse_merge_url, publish_merge, read_manifest
 from torch import Tensor
 
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.results import MergeSummary, TaskResult
-from jobs.running.heartbeat import Heartbeat
-from jobs.spec.sections import JobSpec, TaskSpec
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef
-from storage.catalog import Catalog, Known
-from storage.lineage import LayerSummary
-from storage.publish import manifest_digest, parse_merge_url, publish_merge, read_manifest
 from tintray.bundle import (
     BACKBONE,
     COEFFICIENTS,
@@ -170,7 +170,7 @@ def _kind(file: str) -> str:
 
 def _next_version(store: ArtifactStore, name: str) -> int:
     """Above every version that the store has, also those that another catalog knows."""
-    from storage.publish import next_version
+    from tintray.storage.publish import next_version
 
     return next_version(store, name)
 

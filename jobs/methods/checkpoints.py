@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.events import OnEvent, StageStarted, TensorsMerged
-from jobs.running.sources import cache_folder, local_folder
-from jobs.spec.fields import memory_bytes
-from jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.jobs.events import OnEvent, StageStarted, TensorsMerged
+from tintray.jobs.running.sources import cache_folder, local_folder
+from tintray.jobs.spec.fields import memory_bytes
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY
+
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import SpecError
 from tintray.merging import recipe

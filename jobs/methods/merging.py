@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fleet import Fleet, Member, Ref
+from tintray.jobs.methods.statistics import Refs
+from tintray.jobs.running.sources import cache_folder
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
 
-from jobs.fit.arrays import Floats
-from jobs.fleet import Fleet, Member, Ref
-from jobs.methods.statistics import Refs
-from jobs.running.sources import cache_folder
-from storage.artifacts import open_store
-from storage.blobs import BlobRef, fetch_blob
 from tintray.layout import Layout
 from tintray.merging import Recipe
 from tintray.merging.memory import MEMORY

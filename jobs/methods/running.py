@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.crew import Crew, Ground, survey
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.methods.merging import MergeOrder, merged_backbones
+from tintray.jobs.methods.statistics import Refs, measure_statistics
+from tintray.jobs.methods.surgery import operate_on_all
+from tintray.jobs.spec.sections import ADAMERGING, JobSpec
+from tintray.storage.artifacts import ArtifactStore
 from torch import Tensor
 
-from jobs.events import Notice, OnEvent, TensorsMerged, ignore
-from jobs.fit.arrays import Floats
-from jobs.fit.crew import Crew, Ground, survey
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.fleet import Fleet
-from jobs.methods.merging import MergeOrder, merged_backbones
-from jobs.methods.statistics import Refs, measure_statistics
-from jobs.methods.surgery import operate_on_all
-from jobs.spec.sections import ADAMERGING, JobSpec
-from storage.artifacts import ArtifactStore
 from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign
 from tintray.layout import Layout

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tintray.jobs.fit.orders import Prepared, TaskFacts, TaskOrder, open_expert
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.running.sources import cache_folder, local_data
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
+from tintray.storage.cache import lookup, remember
 from torch import Tensor
 
-from jobs.fit.orders import Prepared, TaskFacts, TaskOrder, open_expert
-from jobs.fleet import Fleet
-from jobs.running.sources import cache_folder, local_data
-from storage.artifacts import open_store
-from storage.blobs import BlobRef, fetch_blob
-from storage.cache import lookup, remember
 from tintray import models, pools, sequences, statistics
 from tintray.bundle import read_tensors, tensors_as_bytes
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.orders import TaskOrder, open_expert
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.running.sources import cache_folder, local_data
 from torch import Tensor
 
-from jobs.fit.arrays import Floats
-from jobs.fit.orders import TaskOrder, open_expert
-from jobs.fleet import Fleet
-from jobs.running.sources import cache_folder, local_data
 from tintray import models, pools, sequences, surgery
 from tintray.data import DataOrder
 from tintray.evaluation import TaskScore, score

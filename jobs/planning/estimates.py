@@ -16,22 +16,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
+from tintray.jobs.fit.crew import Crew, Ground, make_plan
+from tintray.jobs.fit.orders import TaskFacts
+from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.methods.running import surveyed
+from tintray.jobs.planning.calibration import Speed
+from tintray.jobs.planning.factors import factor_bytes
+from tintray.jobs.planning.needs import ClusterSize, Plan
+from tintray.jobs.results import Record
+from tintray.jobs.running.driver import run_job
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.locations import Location
+from tintray.jobs.spec.sections import JobSpec, TaskSpec
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.cache import lookup
 
-from jobs.events import Event, OnEvent, RoundDone, ignore
-from jobs.fit.crew import Crew, Ground, make_plan
-from jobs.fit.orders import TaskFacts
-from jobs.fleet import InlineFleet, open_fleet
-from jobs.methods.running import surveyed
-from jobs.planning.calibration import Speed
-from jobs.planning.factors import factor_bytes
-from jobs.planning.needs import ClusterSize, Plan
-from jobs.results import Record
-from jobs.running.driver import run_job
-from jobs.running.places import usable
-from jobs.spec.locations import Location
-from jobs.spec.sections import JobSpec, TaskSpec
-from storage.artifacts import ArtifactStore, open_store
-from storage.cache import lookup
 from tintray.errors import SpecError
 from tintray.labels import labels_key
 

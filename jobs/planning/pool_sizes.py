@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.spec.sections import JobSpec
+from tintray.jobs.spec.sections import JobSpec
+
 from tintray.data import DataOrder
 from tintray.data.counting import extent
 from tintray.tasks import DENSE, Kind

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.queue.views import opened, resolve, status_of
-from jobs.results import Record
-from storage.catalog import Catalog
+from tintray.jobs.queue.views import opened, resolve, status_of
+from tintray.jobs.results import Record
+from tintray.storage.catalog import Catalog
+
 from tintray.errors import NotFoundError
 
 _ABSENT = "-"
@@ -47,7 +48,7 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
         first = resolve(known, one)
         before = known.job(first).spec
         if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
-            from jobs.spec.sections import load_spec
+            from tintray.jobs.spec.sections import load_spec
 
             fields = changed_fields(before, load_spec(Path(other)).record())
             return JobDifference(first, other, fields, [])

@@ -1,16 +1,17 @@
-"""The driver of a job that waited in the catalog: ``python -m jobs.queue.driving JOB ATTEMPT``."""
+"""Drive a job that waited in the catalog: ``python -m tintray.jobs.queue.driving JOB ATTEMPT``."""
 
 from __future__ import annotations
 
 import sys
 
-from jobs.display.progress import PlainProgress
-from jobs.running.job_run import JobRun
-from jobs.spec.locations import Location
-from jobs.spec.sections import JobSpec
-from jobs.spec.settings import CATALOG_VARIABLE, default_catalog, default_store
-from storage.catalog import Catalog
-from storage.states import JobState
+from tintray.jobs.display.progress import PlainProgress
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.spec.locations import Location
+from tintray.jobs.spec.sections import JobSpec
+from tintray.jobs.spec.settings import CATALOG_VARIABLE, default_catalog, default_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.states import JobState
+
 from tintray.errors import NotFoundError, TintrayError
 
 
@@ -42,7 +43,7 @@ def drive(job_id: str, attempt: int) -> int:
         run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
         with run.running():
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
-            from jobs.running.driver import carry_on
+            from tintray.jobs.running.driver import carry_on
 
             carry_on(run, spec.model_copy(update={"cluster": cluster}))
     return 0

@@ -1,4 +1,4 @@
-"""What a cluster runs for a job: ``python -m jobs.queue.entry JOB ATTEMPT``.
+"""What a cluster runs for a job: ``python -m tintray.jobs.queue.entry JOB ATTEMPT``.
 
 Two processes: the driver, and this one, which imports nothing heavy before the driver has ended.
 It passes signals on, keeps what the driver says as an artifact, notes a death that the driver could
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from storage.catalog import Catalog
+    from tintray.storage.catalog import Catalog
 
 _KEPT_LINES = 20_000
 
@@ -25,7 +25,7 @@ def main() -> int:
     """Run the driver of the job in ``sys.argv``; returns its exit code."""
     job_id, attempt = sys.argv[1], int(sys.argv[2])
     driver = subprocess.Popen(
-        [sys.executable, "-m", "jobs.queue.driving", job_id, str(attempt)],
+        [sys.executable, "-m", "tintray.jobs.queue.driving", job_id, str(attempt)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,10 +45,11 @@ def main() -> int:
 
 def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     """After the driver: keep its log, note its death, hand over the next job."""
-    from jobs.queue.driving import open_catalog
-    from jobs.queue.handover import dispatch
-    from storage.queue import Claim
-    from storage.urls import redact
+    from tintray.jobs.queue.driving import open_catalog
+    from tintray.jobs.queue.handover import dispatch
+    from tintray.storage.queue import Claim
+    from tintray.storage.urls import redact
+
     from tintray.errors import TintrayError
 
     try:
@@ -92,11 +93,11 @@ def _advice(number: int) -> str:
 
 def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
     """Keep what the driver said, without passwords, where the cluster's end does not matter."""
-    from jobs.queue.handover import LOG
-    from storage.artifacts import open_store
-    from storage.blobs import put_blob
-    from storage.catalog import Known
-    from storage.urls import redact
+    from tintray.jobs.queue.handover import LOG
+    from tintray.storage.artifacts import open_store
+    from tintray.storage.blobs import put_blob
+    from tintray.storage.catalog import Known
+    from tintray.storage.urls import redact
 
     ref = put_blob(open_store(catalog.job(job_id).store_url), redact(log).encode())
     catalog.record_artifacts([Known(ref, LOG, {"job": job_id})], job_id=job_id)

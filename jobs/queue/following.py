@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
-from jobs.queue.handover import LOG, dispatch, reap, submission_id
-from jobs.queue.ray_jobs import ClusterError, RayJobs
-from jobs.queue.views import JobStatus, opened, resolve, status_of
-from storage.artifacts import open_store
-from storage.blobs import get_blob
-from storage.catalog import Catalog
-from storage.job_list import JobRow
-from storage.states import JobState
+from tintray.jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
+from tintray.jobs.queue.handover import LOG, dispatch, reap, submission_id
+from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
+from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import get_blob
+from tintray.storage.catalog import Catalog
+from tintray.storage.job_list import JobRow
+from tintray.storage.states import JobState
+
 from tintray.errors import TintrayError
 
 POLL = 0.5

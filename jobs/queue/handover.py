@@ -9,13 +9,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 
-from jobs.queue.ray_jobs import ClusterError, RayJobs
-from jobs.spec.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
-from storage.catalog import Catalog
-from storage.job_list import JobRow
-from storage.queue import Claim
-from storage.states import JobState
-from storage.urls import redact
+from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
+from tintray.jobs.spec.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
+from tintray.storage.catalog import Catalog
+from tintray.storage.job_list import JobRow
+from tintray.storage.queue import Claim
+from tintray.storage.states import JobState
+from tintray.storage.urls import redact
 
 LOG = "log"
 """The kind of the artifact that keeps what a driver said."""
@@ -84,7 +84,7 @@ def _arrived(jobs: RayJobs, name: str) -> bool:
 def _entrypoint(claim: Claim) -> str:
     chosen = setting("python")
     python = sys.executable if chosen is None else chosen.value
-    words = [python, "-m", "jobs.queue.entry", claim.job_id, str(claim.attempt)]
+    words = [python, "-m", "tintray.jobs.queue.entry", claim.job_id, str(claim.attempt)]
     return shlex.join(words)
 
 

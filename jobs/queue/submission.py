@@ -7,18 +7,19 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.events import OnEvent, ignore
-from jobs.queue.handover import dispatch, submission_id
-from jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
-from jobs.queue.views import JobStatus, opened, resolve, status_of
-from jobs.running.places import usable
-from jobs.spec.light_checks import check_files
-from jobs.spec.sections import JobSpec, load_spec
-from jobs.spec.settings import chosen_address
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.leases import LeaseHeldError
-from storage.states import StateConflictError
+from tintray.jobs.events import OnEvent, ignore
+from tintray.jobs.queue.handover import dispatch, submission_id
+from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
+from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.light_checks import check_files
+from tintray.jobs.spec.sections import JobSpec, load_spec
+from tintray.jobs.spec.settings import chosen_address
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.leases import LeaseHeldError
+from tintray.storage.states import StateConflictError
+
 from tintray.errors import InputError, SpecError, StorageError
 
 PRIORITIES = range(-1000, 1001)
@@ -192,7 +193,7 @@ def _of_key(catalog: Catalog, key: str, spec: JobSpec) -> str | None:
     found = catalog.queue.by_key(key)
     if found is None or found.digest == spec.fingerprint():
         return None if found is None else found.id
-    from jobs.queue.differences import changed_fields
+    from tintray.jobs.queue.differences import changed_fields
 
     fields = changed_fields(found.spec, spec.record())
     first = f"{fields[0].field}: {fields[0].one} then, {fields[0].other} now" if fields else "other"
@@ -264,8 +265,8 @@ def _cannot(error: StorageError, job_id: str) -> str:
 
 
 def _run_here(catalog: Catalog, job_id: str, url: str, on_event: OnEvent) -> None:
-    from jobs.queue.driving import recorded
-    from jobs.running.driver import continue_job
+    from tintray.jobs.queue.driving import recorded
+    from tintray.jobs.running.driver import continue_job
 
     continue_job(job_id, catalog, recorded(catalog, job_id, url), on_event)
 
@@ -292,7 +293,7 @@ def _until_stopped(catalog: Catalog, job_id: str) -> None:
 
 
 def _discard(catalog: Catalog, job_id: str) -> None:
-    from jobs.fit.checkpointing import delete_blobs
+    from tintray.jobs.fit.checkpointing import delete_blobs
 
     gone = catalog.checkpoints.drop(job_id)
     delete_blobs(open_store(catalog.job(job_id).store_url), gone)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from jobs.display.tables import open_table, print_facts, print_next
-from jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
+from tintray.jobs.display.tables import open_table, print_facts, print_next
+from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 
 if TYPE_CHECKING:
-    from jobs.queue.differences import Difference, JobDifference
+    from tintray.jobs.queue.differences import Difference, JobDifference
 
 _STYLES = {"succeeded": "green", "failed": "red", LOST: "red", "cancelled": "yellow"}
 _SHOWN_TASKS = 12

@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-
-from jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
-from jobs.fit.arrays import peak_memory
-from jobs.fit.checkpointing import Checkpoints, Ownership, delete_blobs
-from jobs.fit.coordinator import Coordinator
-from jobs.fit.crew import Crew, Ground, object_store_needed, survey
-from jobs.fit.orders import Prepared, TaskFacts
-from jobs.fit.placement import place
-from jobs.fleet import Fleet, open_fleet
-from jobs.merges.publication import Outcome, publish
-from jobs.methods.running import (
+from tintray.jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
+from tintray.jobs.fit.arrays import peak_memory
+from tintray.jobs.fit.checkpointing import Checkpoints, Ownership, delete_blobs
+from tintray.jobs.fit.coordinator import Coordinator
+from tintray.jobs.fit.crew import Crew, Ground, object_store_needed, survey
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.fit.placement import place
+from tintray.jobs.fleet import Fleet, open_fleet
+from tintray.jobs.merges.publication import Outcome, publish
+from tintray.jobs.methods.running import (
     Stage,
     job_recipe,
     start_coefficients,
@@ -31,15 +30,16 @@ from jobs.methods.running import (
     with_own_backbones,
     with_surgery,
 )
-from jobs.methods.statistics import Refs
-from jobs.running.job_run import JobRun, enter_job
-from jobs.running.places import usable
-from jobs.spec.sections import SURGERY, JobSpec
-from storage.artifacts import ArtifactStore, open_store
-from storage.cache import lookup
-from storage.catalog import Catalog, Known
-from storage.inputs import KnownModel, KnownPool, KnownTask
-from storage.states import JobState
+from tintray.jobs.methods.statistics import Refs
+from tintray.jobs.running.job_run import JobRun, enter_job
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.sections import SURGERY, JobSpec
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.cache import lookup
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
+from tintray.storage.states import JobState
+
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign

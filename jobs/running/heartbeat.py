@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable
 from typing import Self
 
-from jobs.spec.settings import lease_seconds
-from storage.catalog import Catalog
-from storage.leases import LeaseLostError
+from tintray.jobs.spec.settings import lease_seconds
+from tintray.storage.catalog import Catalog
+from tintray.storage.leases import LeaseLostError
+
 from tintray.errors import StorageError
 
 POLL = 1.0

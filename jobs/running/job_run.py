@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.events import OnEvent, RoundDone, StageStarted
-from jobs.running.heartbeat import Heartbeat
-from jobs.running.stopping import Moment, Stopper
-from jobs.spec.sections import JobSpec
-from storage.catalog import Catalog, Known
-from storage.leases import LeaseLostError
-from storage.states import JobState
+from tintray.jobs.events import OnEvent, RoundDone, StageStarted
+from tintray.jobs.running.heartbeat import Heartbeat
+from tintray.jobs.running.stopping import Moment, Stopper
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.leases import LeaseLostError
+from tintray.storage.states import JobState
+
 from tintray.errors import CancelledError, StorageError, TintrayError
 
 _FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path

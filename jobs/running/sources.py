@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from storage.artifacts import open_store
+from tintray.storage.artifacts import open_store
+
 from tintray.data.order import DataOrder
 from tintray.errors import NotFoundError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tintray.storage.urls import redact
 
-from storage.urls import redact
 from tintray.errors import SpecError, nearest
 
 Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "adapt", "split")

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from tintray.jobs.spec.documents import Document, Loc
 
-from jobs.spec.documents import Document, Loc
 from tintray.errors import nearest
 
 # Errors that only follow from another one, which is reported itself.

@@ -17,8 +17,7 @@ from pydantic import (
     ValidationInfo,
 )
 from pydantic_core import PydanticCustomError
-
-from jobs.spec.locations import (
+from tintray.jobs.spec.locations import (
     Location,
     catalog_location,
     data_location,

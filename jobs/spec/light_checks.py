@@ -6,8 +6,9 @@ cluster; ``tintray validate`` does it here.
 
 from __future__ import annotations
 
-from jobs.spec.locations import Location
-from jobs.spec.sections import JobSpec
+from tintray.jobs.spec.locations import Location
+from tintray.jobs.spec.sections import JobSpec
+
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError
 

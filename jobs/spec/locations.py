@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from storage.urls import CATALOG_SCHEMES, parse_store_url, redact
+from tintray.storage.urls import CATALOG_SCHEMES, parse_store_url, redact
+
 from tintray.errors import InputError, nearest
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

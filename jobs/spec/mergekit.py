@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tintray.jobs.spec.locations import model_location
 
-from jobs.spec.locations import model_location
 from tintray.errors import SpecError, nearest
 
 
 @dataclass(frozen=True)
 class WholeMerge:
-    """A merge of whole checkpoints; see ``jobs.methods.checkpoints.merge_models``."""
+    """A merge of whole checkpoints; see ``tintray.jobs.methods.checkpoints.merge_models``."""
 
     base: str
     experts: tuple[str, ...]

@@ -21,10 +21,9 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-
-from jobs.spec.documents import Document, read_document
-from jobs.spec.errors import explain
-from jobs.spec.fields import (
+from tintray.jobs.spec.documents import Document, read_document
+from tintray.jobs.spec.errors import explain
+from tintray.jobs.spec.fields import (
     Bounds,
     CatalogLocation,
     DataLocation,
@@ -37,8 +36,9 @@ from jobs.spec.fields import (
     Threshold,
     WorkerCount,
 )
-from jobs.spec.settings import default_catalog, default_store
-from storage.urls import redact
+from tintray.jobs.spec.settings import default_catalog, default_store
+from tintray.storage.urls import redact
+
 from tintray.checkpoints import TEMPLATES
 from tintray.crowding import crowding
 from tintray.data.order import DataOrder

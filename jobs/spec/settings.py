@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.spec.locations import Location, catalog_location, store_location
+from tintray.jobs.spec.locations import Location, catalog_location, store_location
+
 from tintray.errors import SpecError, nearest
 
 CONFIG_VARIABLE = "TINTRAY_CONFIG"

@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from tintray.jobs.fleet import open_fleet
+from tintray.jobs.spec.settings import chosen
+from tintray.jobs.upkeep.results import Check, Diagnosis
+from tintray.jobs.upkeep.stores import check_catalog
+from tintray.storage.artifacts import open_store
+from tintray.storage.urls import local_folder
 
-from jobs.fleet import open_fleet
-from jobs.spec.settings import chosen
-from jobs.upkeep.results import Check, Diagnosis
-from jobs.upkeep.stores import check_catalog
-from storage.artifacts import open_store
-from storage.urls import local_folder
 from tintray.errors import NotFoundError, TintrayError
 
 PYTHON = (3, 11)

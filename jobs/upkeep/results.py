@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.results import Record
+from tintray.jobs.results import Record
 
 
 @dataclass(frozen=True)

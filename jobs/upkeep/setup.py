@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
-
-from jobs.display.tables import print_facts
-from jobs.queue.ray_jobs import jobs_address
-from jobs.results import Record
-from jobs.spec.settings import write_config
-from storage.urls import redact
+from tintray.jobs.display.tables import print_facts
+from tintray.jobs.queue.ray_jobs import jobs_address
+from tintray.jobs.results import Record
+from tintray.jobs.spec.settings import write_config
+from tintray.storage.urls import redact
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.merges.finding import load_merge, locate, store_of
-from jobs.merges.publication import enter
-from jobs.running.places import usable
-from jobs.spec.settings import chosen
-from jobs.upkeep.results import (
+from tintray.jobs.merges.finding import load_merge, locate, store_of
+from tintray.jobs.merges.publication import enter
+from tintray.jobs.running.places import usable
+from tintray.jobs.spec.settings import chosen
+from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
     DamageLine,
@@ -21,11 +21,11 @@ from jobs.upkeep.results import (
     SchemaChange,
     VerifyReport,
 )
-from storage import collect, database_check
-from storage.artifacts import ArtifactStore, open_store
-from storage.blobs import fetch_blob, is_blob
-from storage.catalog import Catalog
-from storage.publish import (
+from tintray.storage import collect, database_check
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.blobs import fetch_blob, is_blob
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import (
     MergeRef,
     file_ref,
     list_merges,
@@ -34,8 +34,9 @@ from storage.publish import (
     publish_merge,
     read_manifest,
 )
-from storage.tables import Artifact
-from storage.verify import verify_merge, verify_store
+from tintray.storage.tables import Artifact
+from tintray.storage.verify import verify_merge, verify_store
+
 from tintray.errors import InputError, NotFoundError, StorageError, nearest
 
 DAY = 86400.0
@@ -348,6 +349,6 @@ def check_catalog(catalog: str | None = None) -> DatabaseReport:
 
 
 def _shown(catalog: str) -> str:
-    from storage.engine import parse_catalog_url, shown
+    from tintray.storage.engine import parse_catalog_url, shown
 
     return shown(parse_catalog_url(catalog))

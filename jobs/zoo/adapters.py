@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.zoo.recipe import Schedule
+from tintray.jobs.zoo.recipe import Schedule
+
 from tintray.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def fine_tune(
     """
     import torch
     from peft import LoraConfig, get_peft_model
-
-    from jobs.zoo import training
+    from tintray.jobs.zoo import training
 
     settings = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=_LINEAR, modules_to_save=["classifier"]

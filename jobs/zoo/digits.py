@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.zoo import building
-from jobs.zoo.digit_tasks import base_arrays, task_arrays
-from jobs.zoo.recipe import DIGITS, Recipe
+from tintray.jobs.zoo import building
+from tintray.jobs.zoo.digit_tasks import base_arrays, task_arrays
+from tintray.jobs.zoo.recipe import DIGITS, Recipe
 
 SOURCE = building.Source(
     base_arrays,

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from tintray.jobs.zoo import adapters
+from tintray.jobs.zoo.recipe import Architecture, Recipe
+from tintray.jobs.zoo.training import accuracy, fine_tune
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
-from jobs.zoo import adapters
-from jobs.zoo.recipe import Architecture, Recipe
-from jobs.zoo.training import accuracy, fine_tune
 
 
 def train_base(zoo: Path, recipe: Recipe) -> None:

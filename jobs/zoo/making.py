@@ -41,7 +41,7 @@ def make_zoo(
         raise InputError(
             f"zoo '{name}': expected one of {', '.join(known)}{nearest(name, list(known))}"
         )
-    build = import_module(f"jobs.zoo.{name}").build
+    build = import_module(f"tintray.jobs.zoo.{name}").build
     given = () if data is None else (Path(data),)
     made: Path = build(Path(directory), *given, on_progress=on_progress, **options)
     return made

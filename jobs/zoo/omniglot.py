@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tintray.jobs.zoo import building
+from tintray.jobs.zoo.adapters import check_lora
+from tintray.jobs.zoo.recipe import Recipe, omniglot
 
-from jobs.zoo import building
-from jobs.zoo.adapters import check_lora
-from jobs.zoo.recipe import Recipe, omniglot
 from tintray.errors import InputError
 
 TURNS = (0, 90, 180, 270)

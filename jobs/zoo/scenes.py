@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tintray.jobs.zoo import building
+from tintray.jobs.zoo.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
+from tintray.jobs.zoo.rendering import CLASSES, Scenes, render
 
-from jobs.zoo import building
-from jobs.zoo.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
-from jobs.zoo.rendering import CLASSES, Scenes, render
 from tintray.errors import InputError
 
 VOID = 255
@@ -83,7 +83,7 @@ def build(
             base,
             task,
             size=_MIB_PER_TASK * 2**20 * (1 + len(chosen.tasks)),
-            trainer="jobs.zoo.dense_experts",
+            trainer="tintray.jobs.zoo.dense_experts",
         ),
         on_progress=on_progress,
         workers=workers,

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tintray.jobs.zoo import building
+from tintray.jobs.zoo.recipe import SCRIPTS, Recipe
 
-from jobs.zoo import building
-from jobs.zoo.recipe import SCRIPTS, Recipe
 from tintray.errors import InputError
 
 UNSEEN = ("cmater_bangla_numerals", "quickdraw5")

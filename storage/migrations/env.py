@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from alembic import context
-
-from storage.schema import VERSION_TABLE
-from storage.tables import Base
+from tintray.storage.schema import VERSION_TABLE
+from tintray.storage.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tintray.jobs.cli import main
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
@@ -21,7 +22,6 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from jobs.cli import main
 from tests.tiny_zoo import TinyZoo
 
 Job = dict[str, Any]
@@ -293,7 +293,7 @@ def test_the_undamaged_job_is_accepted(
 def test_a_job_that_was_refused_is_failed_in_the_catalog_with_the_sentence(
     job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from storage.catalog import Catalog
+    from tintray.storage.catalog import Catalog
 
     zoo, description = job
     weights("five", fill(torch.nan))(zoo, description)

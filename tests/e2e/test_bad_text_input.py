@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tintray.jobs import api
 
-from jobs import api
 from tests import tiny_models as tiny
 from tintray.errors import InputError
 

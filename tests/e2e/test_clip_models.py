@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tintray.jobs import api
 from torch.nn.functional import normalize
 
 import tintray
-from jobs import api
 from tests import tiny_models as tiny
 from tintray import models
 from tintray.checkpoints import ZeroShot, open_checkpoint
@@ -108,7 +108,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(folder: Path, store: Path, rounds: int = 2, **shades: Any) -> Any:
     """The data of one task name its classes; those of the other one are named by the job."""
-    from jobs.spec.sections import parse_spec
+    from tintray.jobs.spec.sections import parse_spec
 
     named = {"colours": {}, "shades": {"classes": list(SHADES)}}
     tasks = [
@@ -212,8 +212,8 @@ def test_the_text_tower_runs_once_for_a_head(
 def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_path: Path) -> None:
     """A data set says dense_residential, its prompts say it in two words, or in others."""
     from PIL import Image
+    from tintray.jobs.fit.orders import TaskOrder, open_expert
 
-    from jobs.fit.orders import TaskOrder, open_expert
     from tintray.data import Answers, DataOrder, read_labels
 
     for name in ("a_red_one", "green"):

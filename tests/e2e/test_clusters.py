@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tintray.jobs import api
+from tintray.jobs.events import Notice
+from tintray.jobs.fleet import Fleet, open_fleet
+from tintray.jobs.growth import api as growth
+from tintray.jobs.growth.decisions import Asked
+from tintray.jobs.ray_fleet import RayFleet
+from tintray.storage.publish import parse_merge_url, read_manifest
 
-from jobs import api
-from jobs.events import Notice
-from jobs.fleet import Fleet, open_fleet
-from jobs.growth import api as growth
-from jobs.growth.decisions import Asked
-from jobs.ray_fleet import RayFleet
-from storage.publish import parse_merge_url, read_manifest
 from tests import tiny_models
 from tests.e2e.test_factory import make_plain_zoo
 from tests.tiny_zoo import TinyZoo
@@ -116,7 +116,7 @@ def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
     def direct(**wanted: Any) -> Fleet:
         return RayFleet(None, wanted["workers"], wanted["plan"], transport="gloo")
 
-    monkeypatch.setattr("jobs.running.driver.open_fleet", direct)
+    monkeypatch.setattr("tintray.jobs.running.driver.open_fleet", direct)
     cluster = {"workers": 2, "shards": 2}
     tensors = api.run(tiny.spec(tmp_path / "tensors", cluster=cluster, **parts))
     assert hashes(tensors.url) == hashes(arrays.url)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tintray.jobs import api
 from torch import nn
 
 import tintray
-from jobs import api
 from tests import tiny_models as tiny
 from tintray.errors import CheckpointError, SpecError
 from tintray.models.factory import build, find

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tintray.jobs import api
 
 import tintray
-from jobs import api
 from tests import tiny_models as tiny
 
 SIZES = {

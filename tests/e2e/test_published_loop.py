@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs.spec.sections import parse_spec
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tintray
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import Merge

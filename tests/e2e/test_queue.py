@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tintray.jobs import api
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import MergeRef, parse_merge_url, read_manifest
 
 import tintray
-from jobs import api
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.publish import MergeRef, parse_merge_url, read_manifest
 from tests.ray_head import ray_head
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TinyZoo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+_MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 STORE = f"s3://{BUCKET}/queue/team"
 LEASE_SECONDS = "4"
 FIT = {"rounds": 240, "groups": 2, "checkpoint_every": 30}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.events import RoundDone
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
-from jobs import api
-from jobs.events import RoundDone
 from tests.conftest import Published
 
 pytestmark = pytest.mark.zoo

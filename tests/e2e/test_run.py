@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
-from jobs import api
-from jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
-from jobs.spec.sections import JobSpec
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.publish import list_merges, parse_merge_url, read_manifest
 from tests import conftest
 from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray import pools

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.cli import main
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.tables import Base
 
 import tintray
-from jobs import api
-from jobs.cli import main
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.tables import Base
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TASKS, TinyZoo
 
-_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+_MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 STORE = f"s3://{BUCKET}/e2e/team store"
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tintray.jobs import api
+from tintray.jobs.spec.sections import parse_spec
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
-from jobs import api
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TEST, TinyZoo
 
 SITES: list[dict[str, Any]] = [

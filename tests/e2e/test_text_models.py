@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs import api
 
 import tintray
-from jobs import api
 from tests import tiny_models as tiny
 
 BERT = {

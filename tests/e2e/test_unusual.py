@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tintray.jobs import api
+from tintray.storage.publish import parse_merge_url, read_manifest
 from transformers import AutoModelForImageClassification
 
 import tintray
-from jobs import api
-from storage.publish import parse_merge_url, read_manifest
 from tests.tiny_zoo import TinyZoo, comparable
 from tintray.errors import CheckpointError, DataError, SpecError
 

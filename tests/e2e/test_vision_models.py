@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs import api
 
 import tintray
-from jobs import api
 from tests import tiny_models as tiny
 from tintray.norms import norm_paths
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tintray.jobs import api
+from tintray.jobs.events import CheckpointSaved, Notice, RoundDone
+from tintray.jobs.fit import checkpointing
+from tintray.jobs.running.driver import continue_job
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import blob_key
+from tintray.storage.catalog import Catalog
+from tintray.storage.collect import plan
+from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.storage.states import JobState
 
-from jobs import api
-from jobs.events import CheckpointSaved, Notice, RoundDone
-from jobs.fit import checkpointing
-from jobs.running.driver import continue_job
-from jobs.spec.sections import JobSpec
-from storage.artifacts import open_store
-from storage.blobs import blob_key
-from storage.catalog import Catalog
-from storage.collect import plan
-from storage.publish import parse_merge_url, read_manifest
-from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, StorageError
 

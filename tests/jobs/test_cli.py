@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
+from tintray.jobs.cli import cli, main
+from tintray.jobs.cli.options import Session, quiet_stdout
 
-from jobs.cli import cli, main
-from jobs.cli.options import Session, quiet_stdout
 from tintray.errors import FitError
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
@@ -103,7 +103,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_and_version_import_nothing_heavy(args: list[str]) -> None:
     found = python(
         "import sys\n"
-        "from jobs.cli import main\n"
+        "from tintray.jobs.cli import main\n"
         f"code = main({args})\n"
         f"print(code, [name for name in {HEAVY} if name in sys.modules])"
     )
@@ -125,7 +125,7 @@ def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
     """They are to answer in a moment: neither the job file nor a list of jobs needs torch."""
     modules = "submission, views, following, differences, tables"
     found = python(
-        f"import sys; from jobs.queue import {modules}\n"
+        f"import sys; from tintray.jobs.queue import {modules}\n"
         "heavy = ('torch', 'transformers', 'ray', 'numpy', 'boto3', 'alembic')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -136,7 +136,7 @@ def test_help_answers_at_once() -> None:
     def seconds() -> float:
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", "from jobs.cli import main; main(['--help'])"],
+            [sys.executable, "-c", "from tintray.jobs.cli import main; main(['--help'])"],
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -275,7 +275,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
             sys.executable,
             "-c",
             "import sys\n"
-            "from jobs.cli.options import until_closed\n"
+            "from tintray.jobs.cli.options import until_closed\n"
             "with until_closed():\n"
             "    for _ in range(100000): print('a line that nobody reads')\n",
         ],
@@ -318,7 +318,13 @@ def test_interrupting_the_real_command_exits_with_130(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     os.mkfifo(job)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from jobs.cli import main; raise SystemExit(main())", "run", job],
+        [
+            sys.executable,
+            "-c",
+            "from tintray.jobs.cli import main; raise SystemExit(main())",
+            "run",
+            job,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

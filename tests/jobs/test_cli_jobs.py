@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tintray.jobs.cli import main
 
-from jobs.cli import main
 from tests.tiny_zoo import TinyZoo
 
 TASKS = ["two", "three", "five", "four"]
@@ -44,7 +44,12 @@ def tintray(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     names = ("TINTRAY_STORE", "TINTRAY_CATALOG", "FORCE_COLOR")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [sys.executable, "-c", "from jobs.cli import main; raise SystemExit(main())", *args],
+        [
+            sys.executable,
+            "-c",
+            "from tintray.jobs.cli import main; raise SystemExit(main())",
+            *args,
+        ],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tintray.jobs.cli import main
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 
-from jobs.cli import main
-from jobs.spec.sections import ADAMERGING, SURGERY
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import SpecError
 from tintray.merging import methods as known_methods
@@ -118,7 +118,7 @@ def test_a_disk_without_room_is_refused_before_a_byte(
 def test_a_disk_that_fills_on_the_way_leaves_nothing(folder: Path) -> None:
     """The kernel itself refuses to write more than 20,000 bytes into one file."""
     program = (
-        "import resource, sys; from jobs.cli import main; "
+        "import resource, sys; from tintray.jobs.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main())"
     )
     args = ["merge", "--base", "base", "--method", "average", "--output", "out", "red"]
@@ -197,7 +197,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
 def tintray(
     folder: Path, environment: dict[str, str], *args: str
 ) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from jobs.cli import main; sys.exit(main())"
+    program = "import sys; from tintray.jobs.cli import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, *args], cwd=folder, env=environment, capture_output=True,
         text=True, timeout=60, check=False,
@@ -251,7 +251,11 @@ def test_an_unknown_method_is_refused(capfd: pytest.CaptureFixture[str]) -> None
 def test_an_interrupted_command_leaves_nothing(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "red")):
         write(tmp_path / name, seed, blocks=12, shape=(600, 600))
-    command = [sys.executable, "-c", "import sys; from jobs.cli import main; sys.exit(main())"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tintray.jobs.cli import main; sys.exit(main())",
+    ]
     args = ["merge", "--base", "base", "--method", "wudi", "--output", "out", "red"]
     args += ["--parameter", "steps=10000"]
     process = subprocess.Popen(

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic import command
+from tintray.jobs import api
+from tintray.jobs.cli import main
+from tintray.jobs.upkeep import doctor
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import blob_key, put_blob
+from tintray.storage.catalog import Catalog
+from tintray.storage.migrations import REVISIONS
+from tintray.storage.publish import list_merges
+from tintray.storage.records import seal, unseal
+from tintray.storage.schema import alembic_config
+from tintray.storage.states import JobState
 
-from jobs import api
-from jobs.cli import main
-from jobs.upkeep import doctor
-from storage.artifacts import open_store
-from storage.blobs import blob_key, put_blob
-from storage.catalog import Catalog
-from storage.migrations import REVISIONS
-from storage.publish import list_merges
-from storage.records import seal, unseal
-from storage.schema import alembic_config
-from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 
 Answer = Callable[..., Any]
@@ -172,7 +172,7 @@ def test_gc_spares_what_a_job_has_used_until_it_is_over(
     ask: Answer, tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that was killed while fitting may be continued; one that failed is over."""
-    from jobs.events import RoundDone
+    from tintray.jobs.events import RoundDone
 
     store = tmp_path / "store"
     monkeypatch.setenv("TINTRAY_STORE", str(store))

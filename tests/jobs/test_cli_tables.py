@@ -9,8 +9,7 @@ import math
 
 import pytest
 from rich.console import Console
-
-from jobs.display.tables import (
+from tintray.jobs.display.tables import (
     count,
     open_console,
     print_comparison,
@@ -20,7 +19,7 @@ from jobs.display.tables import (
     print_validation,
     write_json,
 )
-from jobs.results import (
+from tintray.jobs.results import (
     CompareRow,
     CompareTable,
     MergeListing,

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.merges.comparison import SCALES
+from tintray.jobs.results import CompareTable
 from transformers import ViTForImageClassification
 
-from jobs import api
-from jobs.merges.comparison import SCALES
-from jobs.results import CompareTable
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs.events import RoundDone
+from tintray.jobs.fit.coordinator import Coordinator
+from tintray.jobs.fit.crew import Crew, survey
+from tintray.jobs.fleet import InlineFleet
+from tintray.storage.artifacts import open_store
 
-from jobs.events import RoundDone
-from jobs.fit.coordinator import Coordinator
-from jobs.fit.crew import Crew, survey
-from jobs.fleet import InlineFleet
-from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.evaluation import TaskScore

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs.events import RoundDone
+from tintray.jobs.spec.sections import parse_spec
 from torch import nn
 
 import tintray
-from jobs.events import RoundDone
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TinyZoo
 from tintray.correction import Correction
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from jobs.fit.crew import (
+from tintray.jobs.fit.crew import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
     Crew,
@@ -18,9 +17,10 @@ from jobs.fit.crew import (
     spread_groups,
     survey,
 )
-from jobs.fit.orders import Prepared
-from jobs.fleet import InlineFleet
-from storage.artifacts import open_store
+from tintray.jobs.fit.orders import Prepared
+from tintray.jobs.fleet import InlineFleet
+from tintray.storage.artifacts import open_store
+
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError
 

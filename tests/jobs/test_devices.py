@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from jobs.fleet import InlineFleet, open_fleet
-from jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
 from tests.jobs.test_coordinator import Fit
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from jobs.spec.sections import JobSpec, load_spec
+from tintray.jobs.spec.sections import JobSpec, load_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = (8, 14, 20)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tintray.jobs.spec.sections import parse_spec
 
 import tintray
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tintray.errors import DataError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tintray.jobs.fleet import InlineFleet, open_fleet
 
-from jobs.fleet import InlineFleet, open_fleet
 from tintray.errors import DataError, SpecError
 
 

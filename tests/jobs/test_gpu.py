@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.results import MergeSummary
 from torch import Tensor
 
 import tintray
-from jobs import api
-from jobs.results import MergeSummary
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.precision import resolve

@@ -13,18 +13,18 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tintray.jobs import api
+from tintray.jobs.cli import main
+from tintray.jobs.events import StageStarted
+from tintray.jobs.growth import api as growth
+from tintray.jobs.growth import decisions
+from tintray.jobs.growth.history import diff_merges
+from tintray.jobs.growth.run import GuardError
+from tintray.jobs.results import MergeSummary
+from tintray.storage.lineage import ParentChangedError
+from tintray.storage.publish import parse_merge_url, read_manifest
 
 import tintray
-from jobs import api
-from jobs.cli import main
-from jobs.events import StageStarted
-from jobs.growth import api as growth
-from jobs.growth import decisions
-from jobs.growth.history import diff_merges
-from jobs.growth.run import GuardError
-from jobs.results import MergeSummary
-from storage.lineage import ParentChangedError
-from storage.publish import parse_merge_url, read_manifest
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tintray.jobs.growth.decisions import Loss, Mode, Verdict, best, losses, next_mode
 
-from jobs.growth.decisions import Loss, Mode, Verdict, best, losses, next_mode
 from tintray.evaluation import TaskScore
 
 HARM = (Loss("old", "accuracy", 0.9, 0.8),)

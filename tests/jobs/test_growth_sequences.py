@@ -15,18 +15,18 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tintray.jobs import api
+from tintray.jobs.growth import api as growth
+from tintray.jobs.growth.history import history
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.upkeep.stores import remove_merge
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import is_blob
+from tintray.storage.catalog import Catalog
+from tintray.storage.collect import collect
+from tintray.storage.publish import list_merges, read_manifest
 
 import tintray
-from jobs import api
-from jobs.growth import api as growth
-from jobs.growth.history import history
-from jobs.results import MergeSummary
-from jobs.upkeep.stores import remove_merge
-from storage.artifacts import open_store
-from storage.blobs import is_blob
-from storage.catalog import Catalog
-from storage.collect import collect
-from storage.publish import list_merges, read_manifest
 from tests.tiny_zoo import TASKS, TinyZoo
 
 QUICK = (

@@ -6,9 +6,8 @@ import io
 from dataclasses import replace
 
 from rich.console import Console
-
-from jobs.growth.history import LayerDifference, MergeDifference, TaskDifference, Version
-from jobs.growth.tables import print_history, print_merge_difference
+from tintray.jobs.growth.history import LayerDifference, MergeDifference, TaskDifference, Version
+from tintray.jobs.growth.tables import print_history, print_merge_difference
 
 FIRST = Version("m/v1", None, "2026-01-02T03:04:05", "merged", [], None, 2, 0.8, 0.9)
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tintray.jobs import api
+from tintray.jobs.events import RoundDone, StageStarted
+from tintray.jobs.running.heartbeat import Heartbeat
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.leases import LeaseHeldError, LeaseLostError
+from tintray.storage.publish import MergeRef, list_merges, manifest_digest
+from tintray.storage.states import JobState
 
-from jobs import api
-from jobs.events import RoundDone, StageStarted
-from jobs.running.heartbeat import Heartbeat
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.leases import LeaseHeldError, LeaseLostError
-from storage.publish import MergeRef, list_merges, manifest_digest
-from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tintray.jobs.events import Notice
+from tintray.jobs.spec.sections import parse_spec
 from transformers import ViTForImageClassification
 
 import tintray
-from jobs.events import Notice
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.bundle import read_tensors

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tintray.jobs.cli import main
+from tintray.jobs.spec.mergekit import read_mergekit
 from transformers import ViTForImageClassification
 
-from jobs.cli import main
-from jobs.spec.mergekit import read_mergekit
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import SpecError
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs import api
+from tintray.jobs.events import Event, Notice, TensorsMerged
+from tintray.jobs.spec.sections import JobSpec, parse_spec
+from tintray.storage.artifacts import open_store
 
-from jobs import api
-from jobs.events import Event, Notice, TensorsMerged
-from jobs.spec.sections import JobSpec, parse_spec
-from storage.artifacts import open_store
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import models, statistics, surgery

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tintray.jobs import api
+from tintray.jobs.cli import main
+from tintray.jobs.events import Notice, ignore
+from tintray.jobs.merges.comparison import choose
+from tintray.jobs.results import CompareTable
+from tintray.jobs.spec.sections import parse_spec
 
-from jobs import api
-from jobs.cli import main
-from jobs.events import Notice, ignore
-from jobs.merges.comparison import choose
-from jobs.results import CompareTable
-from jobs.spec.sections import parse_spec
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.errors import InputError

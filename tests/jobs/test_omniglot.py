@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs.planning.factors import factor_bytes
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
+from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 from transformers import AutoModelForImageClassification
 
 import tintray
-from jobs.planning.factors import factor_bytes
-from jobs.spec.sections import load_spec
-from jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
-from jobs.zoo.recipe import Architecture, Recipe, Schedule
 from tintray import models
 from tintray.adapters import read_adapter
 from tintray.checkpoints import open_checkpoint

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tintray.jobs.events import Notice
+from tintray.jobs.spec.sections import parse_spec
 
 import tintray
-from jobs.events import Notice
-from jobs.spec.sections import parse_spec
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.errors import SpecError

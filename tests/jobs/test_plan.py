@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from jobs.fit.crew import Crew, make_plan, survey
-from jobs.fleet import InlineFleet
-from jobs.planning.needs import (
+from tintray.jobs.fit.crew import Crew, make_plan, survey
+from tintray.jobs.fleet import InlineFleet
+from tintray.jobs.planning.needs import (
     Choice,
     ClusterSize,
     JobSize,
@@ -24,8 +23,9 @@ from jobs.planning.needs import (
     size,
     worker_bytes,
 )
-from jobs.planning.pool_sizes import pool_bytes
-from jobs.resources import available_memory, free_disk
+from tintray.jobs.planning.pool_sizes import pool_bytes
+from tintray.jobs.resources import available_memory, free_disk
+
 from tests.tiny_zoo import TinyZoo
 from tintray.data import DataOrder
 from tintray.data.counting import extent

@@ -13,9 +13,16 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
-
-from jobs.display.progress import MAX_TASKS, PlainProgress, Tracker, duration, frame, live, watch
-from jobs.events import (
+from tintray.jobs.display.progress import (
+    MAX_TASKS,
+    PlainProgress,
+    Tracker,
+    duration,
+    frame,
+    live,
+    watch,
+)
+from tintray.jobs.events import (
     Evaluated,
     Event,
     Notice,
@@ -235,8 +242,8 @@ def test_no_terminal_gets_plain_lines() -> None:
 
 SCRIPT = """
 import sys
-from jobs.events import *
-from jobs.display.progress import watch
+from tintray.jobs.events import *
+from tintray.jobs.display.progress import watch
 with watch() as on_event:
     on_event(StageStarted("fitting", "now"))
     on_event(RoundDone(1, 10, 0.5, {"mnist": 0.5}, {"mnist": 1.0}, 1.0))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tintray.jobs import api
+from tintray.jobs.merges.publication import summary
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
 
-from jobs import api
-from jobs.merges.publication import summary
-from storage.artifacts import open_store
-from storage.catalog import Catalog
-from storage.publish import list_merges, parse_merge_url, read_manifest
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.evaluation import TaskScore

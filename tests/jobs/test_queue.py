@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tintray.jobs.cli import main
+from tintray.jobs.queue.ray_jobs import RayJobs, jobs_address
+from tintray.jobs.spec.settings import config_file, lease_seconds, setting
+from tintray.storage.catalog import Catalog
+from tintray.storage.states import JobState
 
 import tintray
-from jobs.cli import main
-from jobs.queue.ray_jobs import RayJobs, jobs_address
-from jobs.spec.settings import config_file, lease_seconds, setting
-from storage.catalog import Catalog
-from storage.states import JobState
 from tests.ray_head import free_ports
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, NotFoundError, SpecError
@@ -159,7 +159,7 @@ def test_what_is_handed_over_names_the_job_and_never_a_password(
         assert tintray.submit(spec, address=address, priority=3, key="a").id == job.id
     (request,) = submitted
     assert request["submission_id"] == f"{job.id}-1"
-    assert request["entrypoint"].endswith(f"-m jobs.queue.entry {job.id} 1")
+    assert request["entrypoint"].endswith(f"-m tintray.jobs.queue.entry {job.id} 1")
     assert request["runtime_env"]["env_vars"]["TINTRAY_CATALOG"] == str(spec.catalog)
     assert request["authorization"] == "Bearer let-me-in"
     assert "let-me-in" not in json.dumps(request | {"authorization": ""})
@@ -168,7 +168,7 @@ def test_what_is_handed_over_names_the_job_and_never_a_password(
 
 
 def test_a_password_of_the_catalog_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.queue.handover import _environment
+    from tintray.jobs.queue.handover import _environment
 
     secret = "postgresql+psycopg://me:hunter2@host/db"
     assert "hunter2" not in json.dumps(_environment(secret))

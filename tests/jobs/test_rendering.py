@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from jobs.zoo.rendering import (
+from tintray.jobs.zoo.rendering import (
     BOX,
     CLASSES,
     SPHERE,

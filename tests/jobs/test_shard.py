@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tintray.jobs.fit.shard import Shard, ShardOrder
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, blob_key, put_blob
 
-from jobs.fit.shard import Shard, ShardOrder
-from storage.artifacts import open_store
-from storage.blobs import BlobRef, blob_key, put_blob
 from tintray.bundle import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
 from tintray.layout import Layout, build_layout

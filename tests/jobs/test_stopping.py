@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+from tintray.jobs.queue.views import JobStatus
+from tintray.jobs.running import stopping
+from tintray.jobs.running.job_run import JobRun
+from tintray.jobs.running.stopping import Stopper
+from tintray.storage.catalog import Catalog
+from tintray.storage.states import JobState
 
 import tintray
-from jobs.queue.views import JobStatus
-from jobs.running import stopping
-from jobs.running.job_run import JobRun
-from jobs.running.stopping import Stopper
-from storage.catalog import Catalog
-from storage.states import JobState
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError
 
-_MAIN = "from jobs.cli import main; raise SystemExit(main())"
+_MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tintray.jobs.fit.crew import Crew, survey
+from tintray.jobs.fit.orders import Prepared
+from tintray.jobs.fleet import InlineFleet
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import fetch_blob
 
-from jobs.fit.crew import Crew, survey
-from jobs.fit.orders import Prepared
-from jobs.fleet import InlineFleet
-from storage.artifacts import open_store
-from storage.blobs import fetch_blob
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import read_tensors

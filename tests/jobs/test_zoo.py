@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.content import STAMP, is_current, replacing
+from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
+from tintray.jobs.zoo.digits import build
+from tintray.jobs.zoo.recipe import DIGITS, Architecture, Recipe, Schedule
+from tintray.jobs.zoo.training import accuracy, fine_tune
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from jobs.spec.sections import load_spec
-from jobs.zoo.content import STAMP, is_current, replacing
-from jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
-from jobs.zoo.digits import build
-from jobs.zoo.recipe import DIGITS, Architecture, Recipe, Schedule
-from jobs.zoo.training import accuracy, fine_tune
 from tintray.errors import InputError, SpecError
 
 TINY = Recipe(
@@ -95,7 +95,7 @@ def test_killed_build_is_invisible_and_cleared_by_the_next(tmp_path: Path) -> No
     killed = """
         import os, signal, sys
         from pathlib import Path
-        from jobs.zoo.content import replacing
+        from tintray.jobs.zoo.content import replacing
         with replacing(Path(sys.argv[1]), {}, size=1024) as building:
             (building / "half").touch()
             os.kill(os.getpid(), signal.SIGKILL)

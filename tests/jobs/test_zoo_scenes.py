@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
+from tintray.jobs.zoo.recipe import Schedule
+from tintray.jobs.zoo.rendering import Style
+from tintray.jobs.zoo.scenes import VOID, build
 
 import tintray
 from benchmarks import families
-from jobs.spec.sections import load_spec
-from jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
-from jobs.zoo.recipe import Schedule
-from jobs.zoo.rendering import Style
-from jobs.zoo.scenes import VOID, build
 from tests import tiny_models as tiny
 from tintray.errors import InputError
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tintray.jobs.spec.sections import parse_spec
+from tintray.jobs.zoo.building import job_file
+from tintray.jobs.zoo.recipe import SCRIPTS
+from tintray.jobs.zoo.scripts import SIDE, UNSEEN, Scripts
 
-from jobs.spec.sections import parse_spec
-from jobs.zoo.building import job_file
-from jobs.zoo.recipe import SCRIPTS
-from jobs.zoo.scripts import SIDE, UNSEEN, Scripts
 from tintray.errors import InputError
 
 EXAMPLES = 12

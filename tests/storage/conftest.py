@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from storage.artifacts import ArtifactStore, open_store
-from storage.catalog import Catalog
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.catalog import Catalog
 
 
 @pytest.fixture(params=["folder", "s3"])

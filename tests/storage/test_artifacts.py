@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tintray.storage.artifacts import ArtifactStore, Entry
 
-from storage.artifacts import ArtifactStore, Entry
 from tintray.errors import InputError, NotFoundError
 
 

@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef, blob_key, fetch_blob, get_blob, put_blob
+from tintray.storage.cache import lookup, remember
+from tintray.storage.records import seal, unseal
 
-from storage.artifacts import ArtifactStore
-from storage.blobs import BlobRef, blob_key, fetch_blob, get_blob, put_blob
-from storage.cache import lookup, remember
-from storage.records import seal, unseal
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 
 

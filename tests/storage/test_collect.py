@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tintray.storage import collect
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BLOCK, blob_key, get_blob, put_blob
+from tintray.storage.cache import lookup, remember
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.folder import FolderStore
+from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.states import JobState
+from tintray.storage.sweep import Garbage
 
-from storage import collect
-from storage.artifacts import ArtifactStore
-from storage.blobs import BLOCK, blob_key, get_blob, put_blob
-from storage.cache import lookup, remember
-from storage.catalog import Catalog, Known
-from storage.folder import FolderStore
-from storage.publish import list_merges, merge_file, publish_merge, read_manifest
-from storage.states import JobState
-from storage.sweep import Garbage
 from tintray.errors import InputError, StorageError
 
 SOON = -10.0  # an age limit in the future: nothing is too young
@@ -97,7 +97,7 @@ def test_what_is_young_or_was_just_found_stays(
 ) -> None:
     entry = remember(store, "labels", "k", b"labels", {})
     assert collect.collect(store, known, 3600).garbage == ()
-    monkeypatch.setattr("storage.blobs.FRESH", 0.0)
+    monkeypatch.setattr("tintray.storage.blobs.FRESH", 0.0)
     # An S3 server tells times in whole seconds, some of them rounded up.
     pause, age = (0.2, 0.1) if isinstance(store, FolderStore) else (2.1, 1.0)
     time.sleep(pause)

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tintray.storage.s3 import S3Store
+from tintray.storage.s3_client import S3Options
+from tintray.storage.urls import S3Url
 
-from storage.s3 import S3Store
-from storage.s3_client import S3Options
-from storage.urls import S3Url
 from tintray.errors import StorageError
 
 HEAD = (

@@ -13,13 +13,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import fetch_blob, get_blob, put_blob
+from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.s3 import S3Store
+from tintray.storage.s3_client import S3Options
+from tintray.storage.urls import S3Url
 
-from storage.artifacts import open_store
-from storage.blobs import fetch_blob, get_blob, put_blob
-from storage.publish import list_merges, merge_file, publish_merge, read_manifest
-from storage.s3 import S3Store
-from storage.s3_client import S3Options
-from storage.urls import S3Url
 from tintray.errors import StorageError
 
 MIB = 1 << 20

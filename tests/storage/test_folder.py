@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tintray.storage.blobs import put_blob
+from tintray.storage.folder import FolderStore
+from tintray.storage.publish import list_merges, publish_merge
 
-from storage.blobs import put_blob
-from storage.folder import FolderStore
-from storage.publish import list_merges, publish_merge
 from tintray.errors import InputError, StorageError, TintrayError
 
 
@@ -158,7 +158,7 @@ def test_a_folder_appears_whole_and_once(folder: FolderStore) -> None:
 
 def test_opening_a_store_by_url_loads_no_client() -> None:
     code = (
-        "import sys; import storage.urls; from storage.artifacts import open_store;"
+        "import sys; import tintray.storage.urls; from tintray.storage.artifacts import open_store;"
         "open_store('.'); print(sorted({'boto3', 'sqlalchemy', 'torch'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

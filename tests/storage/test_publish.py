@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from storage.artifacts import ArtifactStore
-from storage.blobs import blob_key
-from storage.folder import FolderStore
-from storage.publish import (
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import blob_key
+from tintray.storage.folder import FolderStore
+from tintray.storage.publish import (
     MergeRef,
     list_merges,
     merge_file,
@@ -21,6 +20,7 @@ from storage.publish import (
     publish_merge,
     read_manifest,
 )
+
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 
 FILES: dict[str, bytes | Path] = {

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BLOCK, BlobRef, blob_key, put_blob, read_blob
+from tintray.storage.tensors import TensorFile
 
-from storage.artifacts import ArtifactStore
-from storage.blobs import BLOCK, BlobRef, blob_key, put_blob, read_blob
-from storage.tensors import TensorFile
 from tintray.errors import IntegrityError, NotFoundError
 
 

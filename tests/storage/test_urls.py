@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tintray.storage.artifacts import open_store
+from tintray.storage.urls import (
+    FolderUrl,
+    S3Url,
+    join,
+    local_folder,
+    parse_store_url,
+    redact,
+    scrub,
+)
 
-from storage.artifacts import open_store
-from storage.urls import FolderUrl, S3Url, join, local_folder, parse_store_url, redact, scrub
 from tintray.errors import InputError, SpecError
 
 

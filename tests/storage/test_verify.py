@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from storage.artifacts import ArtifactStore
-from storage.blobs import BLOCK, blob_key
-from storage.cache import remember
-from storage.folder import FolderStore
-from storage.publish import MergeRef, manifest_digest, publish_merge, read_manifest
-from storage.verify import verify_merge, verify_store
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BLOCK, blob_key
+from tintray.storage.cache import remember
+from tintray.storage.folder import FolderStore
+from tintray.storage.publish import MergeRef, manifest_digest, publish_merge, read_manifest
+from tintray.storage.verify import verify_merge, verify_store
 
 REF = MergeRef("ten", 1)
 

@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
 def test_a_job_and_its_evaluation_decode_each_image_once(
     tiny: TinyZoo, decoded: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import api
+    from tintray.jobs import api
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     zoo = tiny.copy(tmp_path / "zoo")
