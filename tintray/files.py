@@ -1,0 +1,149 @@
+"""Files that somebody else wrote, opened in one place per form.
+
+Nothing but regular files is opened, no more than a bound is read, no link is followed out of the
+folder that is read, and whatever a library raises over a file becomes one of our errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tintray.errors import CheckpointError, TintrayError
+
+MAX_JSON = 16 * 2**20
+"""Bytes of a JSON file that are read; the index of the largest public models has 13 MB."""
+
+
+@contextmanager
+def foreign(what: str, error: type[TintrayError] = CheckpointError) -> Iterator[None]:
+    """Turn whatever a library raises over a foreign file into ``error``: ``what`` and the reason.
+
+    Libraries in Rust panic with exceptions that are no ``Exception``, and a hostile file can
+    exhaust the stack or the memory of any parser, so everything counts but what ends the process.
+    """
+    try:
+        yield
+    except (TintrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as found:
+        raise error(f"{what} ({reason(found)})") from found
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    said = lines[0].strip() if lines else ""
+    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said
+
+
+def read_bytes(
+    path: Path, role: str, *, limit: int = MAX_JSON, error: type[TintrayError] = CheckpointError
+) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none: what was expected there is the caller's to say.
+    TintrayError
+        ``error``, if it is no regular file, is larger, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as found:
+        raise error(f"{role}: {path} cannot be read ({reason(found)})") from found
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(f"{role}: {path} is no regular file; expected one")
+    with (
+        foreign(f"{role}: {path} cannot be read", error),
+        os.fdopen(descriptor, "rb") as file,
+    ):
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise error(
+            f"{role}: {path} has more than {limit:,} bytes, which no file of this kind needs; "
+            "was another file copied over it?"
+        )
+    return content
+
+
+def read_json(
+    path: Path, role: str, *, limit: int = MAX_JSON, error: type[TintrayError] = CheckpointError
+) -> dict[str, Any]:
+    """The object in a JSON file; see ``read_bytes``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    TintrayError
+        ``error``, if it cannot be read, is not JSON, or holds something else than an object.
+    """
+    content = read_bytes(path, role, limit=limit, error=error)
+    with foreign(f"{role}: {path} is not valid JSON", error):
+        found = json.loads(content.decode("utf-8-sig"))
+    if not isinstance(found, dict):
+        raise error(f"{role}: {path} must hold a JSON object, found {type(found).__name__}")
+    return found
+
+
+def file_in(folder: Path, name: str, role: str) -> Path | None:
+    """A file by its name in a folder that somebody else wrote; None if it is not there.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no regular file, or a link to one outside of the folder. Links of the hub's cache,
+        from a snapshot to the blobs beside it, are what they always are.
+    """
+    path = folder / name
+    if not path.is_symlink() and not path.exists():
+        return None
+    with foreign(f"{role}: {path} cannot be followed"):
+        inside, found = folder.resolve(), path.resolve(strict=True)
+    blobs = inside.parent.parent / "blobs"
+    of_hub = inside.parent.name == "snapshots" and found.parent == blobs
+    if not (found.is_relative_to(inside) or of_hub):
+        raise CheckpointError(
+            f"{role}: {path} is a link to {found}, outside of its folder; expected the file itself"
+        )
+    if not found.is_file():
+        raise CheckpointError(f"{role}: {path} is no regular file; expected one")
+    return path
+
+
+class Stored(NamedTuple):
+    """A tensor as its file describes it."""
+
+    dtype: str  # as safetensors spells it: "F32"
+    shape: tuple[int, ...]
+
+
+def stored_tensors(path: Path, role: str) -> dict[str, Stored]:
+    """What a safetensors file holds, by name; no tensor is read.
+
+    Raises
+    ------
+    CheckpointError
+        If the safetensors library refuses it: cut short, spans that overlap or do not fit a shape.
+    """
+    from safetensors import safe_open
+
+    with (
+        foreign(f"{role}: {path} is not a safetensors file, or was cut short: copy it again"),
+        safe_open(path, framework="np") as file,
+    ):
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: Stored(found.get_dtype(), tuple(found.get_shape()))
+            for name, found in slices.items()
+        }
