@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tintray.errors import CheckpointError, nearest
+from tintray.safetensors_files import tensors_in
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -345,27 +345,5 @@ def _weight_files(folder: Path, role: str) -> tuple[Path, ...]:
 
 
 def _stored_types(path: Path, role: str) -> set[str]:
-    """Check a safetensors file's size against its header; the types of its tensors.
-
-    The file is 8 bytes of header length, a JSON header, and the tensors' bytes.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
-        raw = file.read(length) if length <= size - 8 else b""
-    try:
-        tensors = [v for k, v in json.loads(raw).items() if k != "__metadata__"]
-        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        types = {str(tensor["dtype"]) for tensor in tensors}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{role}: {path} is not a safetensors file (its header cannot be read); "
-            "was the download interrupted?"
-        ) from error
-    if 8 + length + end != size:
-        raise CheckpointError(
-            f"{role}: {path} should be {8 + length + end:,} bytes by its header and is {size:,}; "
-            "it was cut short or overwritten, copy it again"
-        )
-    return types
+    """The types of a safetensors file's tensors; refuses a damaged one."""
+    return {info.dtype for info in tensors_in(path, role)}

@@ -49,8 +49,8 @@ def part_missing(folder: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
-    (cut_short, [WEIGHTS, "bytes by its header", "cut short", "copy it again"]),
-    (grown, [WEIGHTS, "bytes by its header"]),
+    (cut_short, [WEIGHTS, "cut short", "copy it again"]),
+    (grown, [WEIGHTS, "copy it again"]),
     (pickled, ["pytorch_model.bin", "pickle", "save_pretrained"]),
     (pickled_under_another_name, [WEIGHTS, "not a safetensors file"]),
     (part_missing, ["model-2.safetensors"]),

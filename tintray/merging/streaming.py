@@ -27,7 +27,8 @@ from tintray.merging.declaration import Layer
 from tintray.merging.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, needed_bytes
 from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
-from tintray.merging.tensor_files import DTYPES, TensorInfo
+from tintray.merging.tensor_files import DTYPES
+from tintray.safetensors_files import TensorInfo
 
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for
 

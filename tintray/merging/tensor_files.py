@@ -8,11 +8,9 @@ buffer, which mapping a file does not promise.
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tintray.errors import CheckpointError, StorageError
+from tintray.safetensors_files import TensorInfo, merged_tables, tensors_in_open
 
 DTYPES = {
     "F64": torch.float64,
@@ -34,32 +33,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file; nothing of it has been read."""
-
-    name: str
-    dtype: str  # as safetensors spells it
-    shape: tuple[int, ...]
-    file: int  # which of the checkpoint's files
-    offset: int  # of its first byte in that file
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return DTYPES[self.dtype].itemsize
-
-    @property
-    def floating(self) -> bool:
-        """Whether it can be merged."""
-        return DTYPES[self.dtype].is_floating_point
+"""The types of number that are merged, or taken over from the base."""
 
 
 class TensorFiles:
@@ -68,31 +42,23 @@ class TensorFiles:
     Raises
     ------
     CheckpointError
-        If a file is not safetensors, or holds a type of number that cannot be merged.
+        If a file is not safetensors, two files hold one tensor, or a type of number cannot be
+        merged.
     """
 
     def __init__(self, files: Sequence[Path], role: str) -> None:
         self.role = role
-        self._files = [os.open(path, os.O_RDONLY) for path in files]
-        self.tensors: dict[str, TensorInfo] = {}
-        for number, path in enumerate(files):
-            self.tensors |= {info.name: info for info in self._header(number, path)}
-
-    def _header(self, number: int, path: Path) -> list[TensorInfo]:
-        descriptor = self._files[number]
-        length = struct.unpack("<Q", os.pread(descriptor, 8, 0))[0]
-        header = json.loads(os.pread(descriptor, length, 8))
-        header.pop("__metadata__", None)
-        found = []
-        for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
-                raise CheckpointError(
-                    f"{self.role}: tensor '{name}' in {path} is stored as {entry['dtype']}; "
-                    f"expected one of {', '.join(DTYPES)}, convert the checkpoint first"
-                )
-            offset = 8 + length + entry["data_offsets"][0]
-            found.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), number, offset))
-        return sorted(found, key=lambda info: info.offset)
+        self._files: list[int] = []
+        tables = []
+        try:
+            for number, path in enumerate(files):
+                self._files.append(_opened(path, role))
+                tables.append(tensors_in_open(self._files[-1], path, role, number=number))
+            self.tensors = merged_tables(tables, role)
+            _check_types(self.tensors.values(), role)
+        except CheckpointError:
+            self.close()
+            raise
 
     def read(self, name: str, out: Tensor, start: int = 0) -> Tensor:
         """Numbers ``start … start + len(out)`` of a tensor into ``out`` [n], converted if need be.
@@ -134,6 +100,22 @@ class TensorFiles:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _opened(path: Path, role: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{role}: {path} cannot be opened ({error.strerror})") from error
+
+
+def _check_types(tensors: Iterable[TensorInfo], role: str) -> None:
+    for info in tensors:
+        if info.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{role}: tensor '{info.name}' is stored as {info.dtype}; expected one of "
+                f"{', '.join(DTYPES)}, convert the checkpoint first"
+            )
 
 
 def _bytes_of(numbers: Tensor) -> memoryview:
