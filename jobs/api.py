@@ -28,7 +28,7 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.records import seal
 
 from tintray.bundle import Merge
-from tintray.evaluation import mean, normalised_accuracy
+from tintray.evaluation import overall
 from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
 
@@ -102,6 +102,7 @@ def list_merges(*, store: str | None = None, catalog: str | None = None) -> list
                 tasks=merge.metrics.get("tasks") or len(merge.added) or None,
                 site=merge.metrics.get("site"),
                 average=merge.metrics.get("average"),
+                metrics=merge.metrics.get("metrics") or ("accuracy",),
                 normalised_accuracy=merge.metrics.get("normalised_accuracy"),
                 method=merge.metrics.get("method"),
             )
@@ -153,12 +154,13 @@ def evaluate(
         )
     finally:
         fleet.close()
+    means = overall(scores)
     return EvalTable(
         merge=f"{opened.manifest['name']}/v{opened.manifest['version']}",
         tasks=[task_result(opened.task(found.task), found) for found in scores],
-        average=mean([found.merged for found in scores]),
-        expert_average=mean([found.expert for found in scores]),
-        normalised_accuracy=normalised_accuracy(scores),
+        average=means.average,
+        expert_average=means.expert_average,
+        normalised_accuracy=means.normalised_accuracy,
     )
 
 

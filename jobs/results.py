@@ -46,7 +46,7 @@ class TaskResult(Record):
     merged: float  # the merge's metric
     expert: float | None  # the expert's metric on the same data; None where there are no labels
     agreement: float  # share of the examples on which the merge predicts what the expert predicts
-    normalised: float | None  # merged / expert
+    normalised: float | None  # merged / expert, or the inverse where less is better
     tint_parameters: int  # parameters that only this task has
     test_examples: int  # how many examples the metric was measured on
     kept: float  # share of the pool that the confidence filter kept at the end of the fit
@@ -60,7 +60,7 @@ class EvalTable(Record):
 
     merge: str  # "name/version"
     tasks: Sequence[TaskResult]
-    average: float
+    average: float | None  # None where the tasks' metrics cannot be averaged
     expert_average: float | None
     normalised_accuracy: float | None  # mean over tasks of merged / expert
 
@@ -76,7 +76,7 @@ class MergeSummary(Record):
     created: str  # ISO 8601, UTC
     site: str  # where the tint layers sit, such as "head"
     tasks: Sequence[TaskResult]
-    average: float  # mean of the tasks' merged metrics
+    average: float | None  # mean of the tasks' merged metrics; None where they have none
     expert_average: float | None
     normalised_accuracy: float | None  # mean over tasks of merged / expert
     backbone_parameters: int
@@ -112,6 +112,7 @@ class MergeListing(Record):
     tasks: int | None = None
     site: str | None = None
     average: float | None = None
+    metrics: Sequence[str] = ("accuracy",)  # of its tasks: what "average" is a mean of
     normalised_accuracy: float | None = None
     parent: str | None = None
     method: str | None = None
@@ -133,7 +134,7 @@ class CompareTable(Record):
 
     merge: str  # "name/version"
     rows: Sequence[CompareRow]
-    averages: Mapping[str, float]  # method -> mean over tasks
+    averages: Mapping[str, float]  # method -> mean over tasks; none where metrics have no mean
     normalised: Mapping[str, float]  # method -> mean over tasks of value / expert's value
     best_scale: float | None  # the scale at which task arithmetic did best
     scales: Mapping[str, float] = field(default_factory=dict)  # the same of every method with one

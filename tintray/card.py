@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tintray.tasks import LOWER_IS_BETTER
+from tintray.metrics import find_metric
 
 CARD = "README.md"
 
@@ -116,11 +116,12 @@ def _metrics(tasks: Sequence[Mapping[str, Any]]) -> str:
         if score["metric"] not in named:
             named = {score["metric"]: (score["merged"], score["expert"]), **named}
         for metric, (merged, expert) in named.items():
-            less = metric in LOWER_IS_BETTER
-            share = (expert / merged if less else merged / expert) if merged and expert else 0.0
+            found = find_metric(metric)
+            share = found.normalised(merged, expert)
             lines.append(
-                f"| {task['name']} | {task['kind']} | {metric}{' (less is better)' if less else ''}"
-                f" | {merged:.4g} | {expert:.4g} | {share:.1%} | {score['agreement']:.1%}"
+                f"| {task['name']} | {task['kind']} | {metric}"
+                f"{' (less is better)' if found.lower else ''} | {merged:.4g} | {expert:.4g}"
+                f" | {'-' if share is None else f'{share:.1%}'} | {score['agreement']:.1%}"
                 f" | {score['examples']:,} |"
             )
     return "\n".join(lines)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from tintray.calibration import calibration
+from tintray.metrics import averaged, find_metric
 from tintray.objectives import TopTokens
 from tintray.tasks import (
     CLASSES,
-    LOWER_IS_BETTER,
     Kind,
     Outputs,
     agreement_each,
@@ -51,12 +51,9 @@ class TaskScore:
     details: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
-    def normalised(self) -> float:
-        """Merged metric over expert metric, or the inverse where less is better."""
-        above, below = self.merged, self.expert
-        if self.metric in LOWER_IS_BETTER:
-            above, below = below, above
-        return above / below if below else 0.0
+    def normalised(self) -> float | None:
+        """Merged metric over expert metric, or the inverse where less is better; None if none."""
+        return find_metric(self.metric).normalised(self.merged, self.expert)
 
 
 def score(
@@ -116,9 +113,44 @@ def confidences(
     }
 
 
-def normalised_accuracy(scores: Sequence[TaskScore]) -> float:
-    """Mean over tasks of merged metric / expert metric."""
-    return sum(score.normalised for score in scores) / len(scores)
+@dataclass(frozen=True)
+class Overall:
+    """Means over the tasks of a merge: every task counts alike.
+
+    Attributes
+    ----------
+    metrics
+        The metrics' names, each once.
+    average, expert_average
+        None where the tasks' metrics cannot be averaged, see ``metrics.averaged``.
+    normalised_accuracy
+        Over tasks whose experts are better than chance; None if there is none.
+    """
+
+    metrics: Sequence[str]
+    average: float | None
+    expert_average: float | None
+    normalised_accuracy: float | None
+    agreement: float
+
+
+def overall(scores: Sequence[TaskScore], at_chance: Collection[str] = ()) -> Overall:
+    """Means over tasks; ``at_chance`` are those whose experts are no better than guessing.
+
+    To keep all of such an expert says nothing of a merge, so it is left out of the normalised
+    accuracy.
+    """
+    names = [score.metric for score in scores]
+    alike = averaged(names)
+    kept = [score.normalised for score in scores if score.task not in at_chance]
+    known = [share for share in kept if share is not None]
+    return Overall(
+        metrics=sorted(set(names)),
+        average=mean([score.merged for score in scores]) if alike else None,
+        expert_average=mean([score.expert for score in scores]) if alike else None,
+        normalised_accuracy=mean(known) if known else None,
+        agreement=mean([score.agreement for score in scores]),
+    )
 
 
 def mean(values: Sequence[float]) -> float:

@@ -218,28 +218,9 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
 
 # -- metrics on labels -----------------------------------------------------------------------------
 
-LOWER_IS_BETTER = frozenset({"mae", "relative_error", "absolute_error", "degrees"})
-
-_METRICS = {
-    "classification": "accuracy",
-    "multi_label": "micro_f1",
-    "regression": "mae",
-    "token_classification": "accuracy",
-    "language_modelling": "token_accuracy",
-    "seq2seq": "exact_match",
-    "segmentation": "miou",
-    "depth": "relative_error",
-    "normals": "degrees",
-}
-
-
-def metric_name(kind: Kind) -> str:
-    """How the first labelled metric of a kind of task is called in tables."""
-    return _METRICS[kind]
-
 
 def measure(kind: Kind, outputs: Outputs, labels: Any, mask: Tensor | None) -> dict[str, float]:
-    """Metrics of outputs on labels; the first is the one that tables show."""
+    """Metrics of outputs on labels, of ``tintray.metrics``; tables show the first of them."""
     if isinstance(outputs, TopTokens):
         tokens = outputs.indices[..., 0]
         exact = {"exact_match": _exact(tokens, labels)} if kind == "seq2seq" else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from tintray.jobs.results import CompareTable
 
 from tintray.errors import InputError, StorageError
+from tintray.metrics import find_metric
 
 _KINDS = (".png", ".svg", ".pdf")
 _INK, _MERGE, _RIVAL, _TASK = "#333333", "#1b7f5c", "#9db4c8", "#5b6b7a"
@@ -50,11 +51,12 @@ def plot_comparison(table: CompareTable, path: Path) -> None:
     for height, name in enumerate(order):
         colour = _MERGE if name == "merge" else _RIVAL
         axes.barh(height, 100 * table.normalised[name], color=colour, height=0.7, zorder=1)
-        shares = [
-            100 * row.value / experts[row.task]
+        kept = [
+            find_metric(row.metric).normalised(row.value, experts[row.task])
             for row in table.rows
-            if row.method == name and experts.get(row.task)
+            if row.method == name and row.task in experts
         ]
+        shares = [100 * share for share in kept if share is not None]
         axes.plot(shares, [height] * len(shares), ".", color=_TASK, markersize=4, zorder=2)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)

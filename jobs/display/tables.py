@@ -20,14 +20,10 @@ from tintray.jobs.results import (
     ValidationReport,
 )
 
-_SHARES = (
-    "accuracy",
-    "agreement",
-    "exact_match",
-    "token_accuracy",
-)  # metrics between 0 and 1, shown in percent
+from tintray.metrics import find_metric, shown
+
 _LEGEND = """
-of expert    what is left of the expert's own figure
+of expert    what is left of the expert's own figure; where less is better, expert / merged
 agreement    how often the merge answers as the expert does
 pool kept    share of the unlabelled examples that counted at the end of the fit
 tint params  parameters that this task alone has; all others are shared"""
@@ -100,13 +96,18 @@ def _summary_facts(summary: MergeSummary) -> dict[str, str]:
 
 
 def _average_facts(
-    tasks: Sequence[TaskResult], average: float, experts: float | None, normalised: float | None
+    tasks: Sequence[TaskResult],
+    average: float | None,
+    experts: float | None,
+    normalised: float | None,
 ) -> dict[str, str]:
-    metric = _joined(task.metric for task in tasks)
-    beside = "" if experts is None else f"; the separate experts' {_metric(metric, experts)}"
+    metrics = [task.metric for task in tasks]
+    beside = "" if experts is None else f"; the separate experts' {shown(metrics, experts)}"
     kept = "" if normalised is None else f"{_percent(normalised)} of the experts' accuracy"
     return {
-        "average": f"{metric} {_metric(metric, average)}{beside}",
+        "average": ""
+        if average is None
+        else f"{_joined(metrics)} {shown(metrics, average)}{beside}",
         "kept": kept and f"{kept} (normalised accuracy)",
     }
 
@@ -133,8 +134,8 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
     for task in tasks:
         cells = [] if one_metric else [task.metric]
         cells += [
-            "-" if task.expert is None else _metric(task.metric, task.expert),
-            _metric(task.metric, task.merged),
+            shown([task.metric], task.expert),
+            shown([task.metric], task.merged),
             "-" if task.normalised is None else _percent(task.normalised),
             _percent(task.agreement),
             _percent(task.kept),
@@ -147,20 +148,22 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
 def print_comparison(comparison: CompareTable, console: Console) -> None:
     """A merge beside its rivals: a column for each, or a row where there are many."""
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
-    metric = _joined(row.metric for row in comparison.rows)
-    console.print(Text.assemble((comparison.merge, "bold"), f"   {metric}"))
+    metrics = [row.metric for row in comparison.rows]
+    console.print(Text.assemble((comparison.merge, "bold"), f"   {_joined(metrics)}"))
     if len(methods) <= _MANY_METHODS:
-        console.print(_methods_beside(comparison, methods, metric))
+        console.print(_methods_beside(comparison, methods, metrics))
         if comparison.best_scale is not None:
             text = f"task arithmetic at its best: {comparison.best_scale:g}"
             print_facts({"scale": text}, console)
     else:
-        console.print(_methods_below(comparison, methods, metric))
+        console.print(_methods_below(comparison, methods, metrics))
 
 
-def _methods_beside(comparison: CompareTable, methods: Sequence[str], metric: str) -> Table:
+def _methods_beside(
+    comparison: CompareTable, methods: Sequence[str], metrics: Sequence[str]
+) -> Table:
     tasks = list(dict.fromkeys(row.task for row in comparison.rows))
-    cells = {(row.task, row.method): _metric(row.metric, row.value) for row in comparison.rows}
+    cells = {(row.task, row.method): shown([row.metric], row.value) for row in comparison.rows}
     table = open_table()
     table.add_column("task", no_wrap=True)
     for method in methods:
@@ -169,37 +172,38 @@ def _methods_beside(comparison: CompareTable, methods: Sequence[str], metric: st
         table.add_row(task, *(cells.get((task, method), "-") for method in methods))
     table.add_row()
     averages = comparison.averages
-    table.add_row(
-        "average", *(_metric(metric, averages[m]) if m in averages else "-" for m in methods)
-    )
+    table.add_row("average", *(shown(metrics, averages.get(m)) for m in methods))
     kept = comparison.normalised
     table.add_row("of experts", *(_percent(kept[m]) if m in kept else "-" for m in methods))
     return table
 
 
-def _methods_below(comparison: CompareTable, methods: Sequence[str], metric: str) -> Table:
+def _methods_below(
+    comparison: CompareTable, methods: Sequence[str], metrics: Sequence[str]
+) -> Table:
     """The best method first; with the task on which each keeps least of the expert."""
-    values = {(row.method, row.task): row.value for row in comparison.rows}
-    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
+    experts = {row.task: row.value for row in comparison.rows if row.method == "experts"}
     table = open_table()
     table.add_column("method", no_wrap=True)
     for name in ("average", "of experts", "scale", "worst task"):
         table.add_column(name, justify="right")
     kept = comparison.normalised
     for method in sorted(methods, key=lambda name: -kept.get(name, 0.0)):
-        shares = {
-            task: values[method, task] / values["experts", task]
-            for task in tasks
-            if (method, task) in values and values.get(("experts", task))
-        }
-        worst = min(shares, key=lambda task: shares[task]) if shares else None
+        shares = [
+            (share, row.task)
+            for row in comparison.rows
+            if row.method == method and row.task in experts
+            if (share := find_metric(row.metric).normalised(row.value, experts[row.task]))
+            is not None
+        ]
+        worst = min(shares) if shares else None
         scale = comparison.scales.get(method)
         table.add_row(
             method,
-            _metric(metric, comparison.averages[method]),
+            shown(metrics, comparison.averages.get(method)),
             _percent(kept[method]) if method in kept else "-",
             "-" if scale is None else f"{scale:g}",
-            "-" if worst is None or method == "experts" else f"{_percent(shares[worst])} {worst}",
+            "-" if worst is None or method == "experts" else f"{_percent(worst[0])} {worst[1]}",
         )
     return table
 
@@ -219,7 +223,7 @@ def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
             merge.method or "-",
             merge.site or "-",
             "-" if merge.tasks is None else str(merge.tasks),
-            "-" if merge.average is None else _percent(merge.average),
+            shown(merge.metrics, merge.average),
             "-" if merge.normalised_accuracy is None else _percent(merge.normalised_accuracy),
             merge.parent or "-",
         )
@@ -279,12 +283,6 @@ def print_facts(facts: Mapping[str, str], console: Console) -> None:
 
 def _joined(metrics: Iterable[str]) -> str:
     return " and ".join(sorted(set(metrics)))
-
-
-def _metric(metric: str, value: float) -> str:
-    """``value`` of a metric, or of a mean over metrics, whose names are joined."""
-    share = all(name in _SHARES for name in metric.split(" and "))
-    return _percent(value) if share else f"{value:.4g}"
 
 
 def _percent(share: float, digits: int = 1) -> str:

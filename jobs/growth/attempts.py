@@ -18,6 +18,7 @@ from tintray.jobs.growth.crew import GrowthCrew
 from tintray.jobs.growth.decisions import Loss, Mode, Verdict, hopeless, losses
 from tintray.jobs.growth.parent import Parent
 from tintray.jobs.growth.recomposition import without
+from tintray.jobs.growth.references import references
 from tintray.jobs.growth.tinter import Tinted, TintOrder
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
@@ -90,10 +91,9 @@ class Growing:
         """The tasks that stay as they are asked for."""
         return tuple(task.name for task in self.spec.tasks if task.name not in self.change.names)
 
-    @property
-    def old_scores(self) -> list[TaskScore]:
-        """What the parent has of them."""
-        return [TaskScore(**self.parent.merge.task(name)["score"]) for name in self.old]
+    def losses(self, after: Sequence[TaskScore]) -> tuple[Loss, ...]:
+        """Which of them lose more than the tolerance."""
+        return losses(references(self.parent, self.old), after, self.spec.growth.tolerance)
 
     def attempt(self, mode: Mode) -> Candidate:
         """Grow in this way; the candidate is kept, so that the next way can go on from it."""
@@ -245,7 +245,7 @@ def attempt_coefficients(growing: Growing) -> Candidate:
         order = tint_order(growing.spec, growing.ground, settings.refit_rounds, new=False)
         old.fit_tints(growing.old, order, array)
         after = old.evaluate(growing.old, array)
-        lost = losses(growing.old_scores, after, settings.tolerance)
+        lost = growing.losses(after)
         scores, tints = [*scores, *after], {**tints, **old.tints()}
         old.dismiss()
     return Candidate(
@@ -303,7 +303,7 @@ def attempt_joint(growing: Growing) -> Candidate:
         if name in growing.change.names
     }
     scores = crew.evaluate(names, array)
-    lost = losses(growing.old_scores, scores, settings.tolerance)
+    lost = growing.losses(scores)
     tints = crew.tints()
     crew.dismiss()
     return Candidate(

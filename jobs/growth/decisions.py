@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tintray.evaluation import TaskScore
+from tintray.metrics import find_metric
 
 Mode = Literal["tint", "coefficients", "joint"]
 Asked = Literal["auto", "tint", "coefficients", "joint"]
@@ -21,23 +22,35 @@ tried: some experts cannot be matched by any way, and the most expensive one wou
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What a task had in a version of the merge, by its first metric."""
+
+    version: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Loss:
-    """An old task that would lose: its metric before and after, each from 0 to 1."""
+    """An old task that would lose: its figure before and after, and where it had the former."""
 
     task: str
     metric: str
     before: float
     after: float
+    since: str = ""
 
     @property
-    def points(self) -> float:
-        """How much, in points of the metric."""
-        return 100 * (self.before - self.after)
+    def lost(self) -> float:
+        """How much, in points of a share, else in percent of the figure before."""
+        return find_metric(self.metric).loss(self.before, self.after)
 
     def __str__(self) -> str:
+        metric = find_metric(self.metric)
         return (
-            f"{self.task} loses {self.points:.1f} points ({self.metric} {100 * self.before:.1f} to "
-            f"{100 * self.after:.1f})"
+            f"{self.task} loses {self.lost:.1f} {metric.lost_in}"
+            f"{f' since {self.since}' if self.since else ''} ({self.metric} "
+            f"{metric.figure(self.before)} to {metric.figure(self.after)})"
         )
 
 
@@ -67,7 +80,7 @@ class Verdict:
 
     def short(self, target: float) -> str:
         """Why this is not enough, or ``""`` if it is."""
-        below = {name: share for name, share in self.agreement.items() if share < target}
+        below = {name: share for name, share in self.agreement.items() if not share >= target}
         said = []
         if below:
             worst = min(below, key=lambda name: below[name])
@@ -82,20 +95,28 @@ class Verdict:
 
 
 def losses(
-    before: Sequence[TaskScore], after: Sequence[TaskScore], tolerance: float
+    before: Mapping[str, Sequence[Figure]], after: Sequence[TaskScore], tolerance: float
 ) -> tuple[Loss, ...]:
-    """Old tasks of which more than ``tolerance`` points are lost, the worst first.
+    """Old tasks that lose more than the tolerance, the worst first.
 
-    Both sides are measured on the same examples: by labels where there are any, else by agreement.
+    ``before`` has each task's figure in the parent, and then in the version in which it was fitted.
+    Many small losses add up to what the second tells; but where a change takes nothing more, what
+    was lost before it is not held against it. All are measured on the same examples: by labels
+    where there are any, else by agreement.
     """
-    known = {score.task: score for score in before}
-    found = [
-        Loss(score.task, score.metric, known[score.task].merged, score.merged)
-        for score in after
-        if score.task in known
-    ]
-    lost = [loss for loss in found if loss.points > tolerance + 1e-9]
-    return tuple(sorted(lost, key=lambda loss: -loss.points))
+    found = (_loss(score, before[score.task], tolerance) for score in after if score.task in before)
+    return tuple(sorted((loss for loss in found if loss), key=lambda loss: -loss.lost))
+
+
+def _loss(score: TaskScore, before: Sequence[Figure], tolerance: float) -> Loss | None:
+    metric, now = find_metric(score.metric), score.merged
+    parent, *earlier = (
+        Loss(score.task, score.metric, figure.value, now, figure.version) for figure in before
+    )
+    over = [loss for loss in (parent, *earlier) if metric.lost(loss.before, now, tolerance)]
+    if not over or not metric.lost(parent.before, now, 0.0):
+        return None
+    return max(over, key=lambda loss: loss.lost)
 
 
 def next_mode(

@@ -14,7 +14,8 @@ from tintray.jobs.fit.orders import Prepared, TaskFacts
 from tintray.jobs.growth.change import Change
 from tintray.jobs.growth.decisions import Loss
 from tintray.jobs.growth.parent import Parent
-from tintray.jobs.merges.publication import enter, overall, shared_buffers, task_entry
+from tintray.jobs.growth.references import fitted
+from tintray.jobs.merges.publication import enter, shared_buffers, task_entry
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.blobs import BlobRef
@@ -35,7 +36,7 @@ from tintray.bundle import (
     tensors_as_bytes,
     tint_file,
 )
-from tintray.evaluation import TaskScore
+from tintray.evaluation import TaskScore, overall
 
 
 def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:
@@ -167,6 +168,7 @@ def child_manifest(child: Child, run: JobRun) -> dict[str, Any]:
             "task": name,
             "metric": score.metric,
             "before": child.parent.merge.task(name)["score"]["merged"],
+            "fitted": fitted(child.parent, name).value,
             "after": score.merged,
         }
         for name, score in child.scores.items()
@@ -185,7 +187,7 @@ def child_manifest(child: Child, run: JobRun) -> dict[str, Any]:
             "guard": {"tolerance": child.spec.growth.tolerance, "tasks": guard},
         },
         "tasks": entries,
-        "metrics": overall([TaskScore(**entry["score"]) for entry in entries]),
+        "metrics": asdict(overall([TaskScore(**entry["score"]) for entry in entries])),
         "seconds": dict(run.seconds),
         "peak_memory_mib": child.peak_memory / 2**20,
         "job": child.spec.record(),
@@ -203,6 +205,7 @@ def _entry(child: Child, index: int) -> dict[str, Any]:
             entry["task_vector"] = child.parent.merge.task(task.name)["task_vector"]
         return entry
     known = dict(child.source(task.name).merge.task(task.name))
+    known["fitted"] = asdict(fitted(child.parent, task.name))
     if task.name in child.scores:
         known["score"] = asdict(child.scores[task.name])
     if task.name in child.kept:

@@ -28,6 +28,7 @@ from tintray.storage.states import JobState
 
 from tintray.errors import CheckpointError, FitError, InputError
 from tintray.kinship import FOREIGN, is_foreign
+from tintray.metrics import find_metric
 
 _REBASES = 5
 
@@ -243,11 +244,12 @@ def _guard(run: JobRun, parent: Parent, child: Child) -> None:
         return
     tolerance = child.spec.growth.tolerance
     said = "; ".join(map(str, child.losses))
+    units = sorted({find_metric(loss.metric).lost_in for loss in child.losses})
     adding = child.change.operation != "remove"
     hint = "; --mode tint leaves the backbone as it is" if adding else ""
     raise GuardError(
-        f"nothing was published: compared with {parent.ref}, {said}; growth.tolerance is "
-        f"{tolerance:g} point{'' if tolerance == 1 else 's'}{hint}"
+        f"nothing was published by this change of {parent.ref}: {said}; growth.tolerance is "
+        f"{tolerance:g} ({'; '.join(units)}){hint}"
     )
 
 

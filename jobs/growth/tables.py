@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from tintray.jobs.growth.history import MergeDifference, Version
+from tintray.jobs.growth.history import MergeDifference, TaskDifference, Version
+
+from tintray.metrics import find_metric
 
 _LAYERS = 20  # as many as fit a terminal: those that changed most
 _NAMES = 4  # of the tasks of one change, so that its line stays a line
@@ -66,17 +68,15 @@ def print_merge_difference(found: MergeDifference, console: Console) -> None:
     changed = [task for task in found.tasks if task.change != "same" or task.before != task.after]
     if changed:
         table = Table(box=None, header_style="dim")
-        for column in ("task", "what changed", "metric", "before", "after", "points"):
-            right = column in ("before", "after", "points")
+        for column in ("task", "what changed", "metric", "before", "after", "change"):
+            right = column in ("before", "after", "change")
             table.add_column(column, justify="right" if right else "left", no_wrap=right)
         for task in changed:
             table.add_row(
                 task.task,
                 Text(", ".join(task.parts) or task.change.replace("same", "the backbone alone")),
                 task.metric or "",
-                _percent(task.before),
-                _percent(task.after),
-                _points(task.before, task.after),
+                *_figures(task),
             )
         console.print(table)
     same = len(found.tasks) - len(changed)
@@ -114,13 +114,16 @@ def _print_layers(found: MergeDifference, console: Console) -> None:
         console.print(Text(f"and {len(moved) - _LAYERS} layers that moved less", style="dim"))
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
-
-
-def _points(before: float | None, after: float | None) -> Text:
+def _figures(task: TaskDifference) -> tuple[str, str, Text]:
+    """Before, after, and the change: in points of a share, else in percent of before."""
+    if task.metric is None:
+        return "", "", Text("")
+    metric, before, after = find_metric(task.metric), task.before, task.after
+    told = ["" if value is None else metric.figure(value) for value in (before, after)]
     if before is None or after is None:
-        return Text("")
-    points = round(100 * (after - before), 1)
-    style = "red" if points < 0 else "green" if points > 0 else "dim"
-    return Text(f"{points:+.1f}" if points else "0.0", style=style)
+        return told[0], told[1], Text("")
+    gain = round(-metric.loss(before, after), 1)
+    change = gain if not metric.lower else -gain
+    style = "red" if gain < 0 else "green" if gain > 0 else "dim"
+    unit = "" if metric.lost_in == "points" else f" {metric.lost_in}"
+    return told[0], told[1], Text(f"{change:+.1f}{unit}" if gain else "0.0", style=style)

@@ -26,7 +26,7 @@ from tintray.storage.artifacts import open_store
 
 from tintray.bundle import Merge
 from tintray.errors import SpecError, nearest
-from tintray.evaluation import TaskScore, mean, normalised_accuracy
+from tintray.evaluation import TaskScore, mean, overall
 from tintray.merging import Recipe, find_method, methods, recipe
 
 RIVALS = ("average", "task_arithmetic")
@@ -223,12 +223,16 @@ def _table(
 ) -> CompareTable:
     reference = found["merge"]
     rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
-    averages = {"experts": mean([s.expert for s in reference])}
-    normalised = {"experts": 1.0}
+    averages = {"experts": overall(reference).expert_average}
+    normalised: dict[str, float | None] = {"experts": 1.0}
     for method, scores in found.items():
         rows += [CompareRow(method, s.task, s.metric, s.merged) for s in scores]
-        averages[method] = mean([s.merged for s in scores])
-        normalised[method] = normalised_accuracy(scores)
+        means = overall(scores)
+        averages[method], normalised[method] = means.average, means.normalised_accuracy
     name = f"{manifest['name']}/v{manifest['version']}"
     best = scales.get("task arithmetic")
-    return CompareTable(name, rows, averages, normalised, best, scales)
+    return CompareTable(name, rows, _known(averages), _known(normalised), best, scales)
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {method: figure for method, figure in figures.items() if figure is not None}

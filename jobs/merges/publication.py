@@ -31,7 +31,7 @@ from tintray.bundle import (
 )
 from tintray.data import DataOrder
 from tintray.errors import NotFoundError
-from tintray.evaluation import TaskScore, mean, normalised_accuracy
+from tintray.evaluation import TaskScore, mean, overall
 from tintray.partition import Partition
 from tintray.precision import resolve
 
@@ -228,7 +228,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
             )
             for task, score in zip(spec.tasks, outcome.scores, strict=True)
         ],
-        "metrics": overall(outcome.scores),
+        "metrics": asdict(overall(outcome.scores)),
         "rounds": outcome.rounds,
         "precision": resolve(spec.fit.precision, spec.cluster.device),
         "seconds": dict(outcome.seconds),
@@ -269,16 +269,6 @@ def _data(order: DataOrder, digest: str | None, examples: int) -> dict[str, Any]
     return {**asdict(order), "sha256": digest, "examples": examples}
 
 
-def overall(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """Means over the tasks."""
-    return {
-        "average": mean([score.merged for score in scores]),
-        "expert_average": mean([score.expert for score in scores]),
-        "normalised_accuracy": normalised_accuracy(scores),
-        "agreement": mean([score.agreement for score in scores]),
-    }
-
-
 def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
     """The coefficients Λ [K, L] of every layer unit, over the tasks."""
     return [
@@ -315,7 +305,8 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
     """What ``tintray show`` tells of a published merge."""
     tasks = manifest["tasks"]
     tint = {task["name"]: task["tint_parameters"] for task in tasks}
-    metrics = manifest["metrics"]
+    scores = [TaskScore(**task["score"]) for task in tasks]
+    means = overall(scores)
     return MergeSummary(
         name=manifest["name"],
         version=f"v{manifest['version']}",
@@ -323,10 +314,10 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
         job_id=manifest["job_id"],
         created=manifest["created"],
         site=manifest["site"],
-        tasks=[task_result(task, TaskScore(**task["score"])) for task in tasks],
-        average=metrics["average"],
-        expert_average=metrics["expert_average"],
-        normalised_accuracy=metrics["normalised_accuracy"],
+        tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
+        average=means.average,
+        expert_average=means.expert_average,
+        normalised_accuracy=means.normalised_accuracy,
         backbone_parameters=manifest["backbone_parameters"],
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],

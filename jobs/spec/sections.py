@@ -366,7 +366,7 @@ class GrowthSpec(Section):
     target: float = Field(default=0.85, gt=0, le=1)
     """The agreement with its expert, on held-back pool examples, at which `auto` is content."""
     tolerance: float = Field(default=1.0, ge=0)
-    """Points that an old task may lose; if one loses more, nothing is published."""
+    """What an old task may lose: points of a share, percent of an error; beyond, all is refused."""
     rounds: int = Field(default=400, ge=1)
     """Rounds in which a new tint layer is learned under a backbone that stays."""
     batch_size: int = Field(default=64, ge=1)

@@ -120,11 +120,12 @@ def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_metrics_that_are_no_shares_are_shown_as_they_are() -> None:
-    task = dataclasses.replace(TASK, metric="mean squared error", merged=12.5, expert=11.25)
-    mixed = dataclasses.replace(SUMMARY, tasks=[task, TASK])
-    table = text(print_summary, mixed)
-    assert "mean squared error   11.25    12.5" in table
-    assert "accuracy and mean squared error 0.83" in table
+    task = dataclasses.replace(TASK, metric="degrees", merged=12.5, expert=11.25)
+    table = text(print_summary, dataclasses.replace(SUMMARY, tasks=[task, TASK], average=None))
+    assert "degrees    11.25    12.5" in table
+    assert "\naverage" not in table  # of degrees and a share there is no mean
+    far = dataclasses.replace(SUMMARY, tasks=[task], average=12.5, expert_average=11.25)
+    assert "average   degrees 12.5; the separate experts' 11.25" in text(print_summary, far)
 
 
 def test_comparison_has_a_column_for_each_method() -> None:

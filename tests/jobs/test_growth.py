@@ -18,6 +18,7 @@ from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted
 from tintray.jobs.growth import api as growth
 from tintray.jobs.growth import decisions
+from tintray.jobs.growth.crew import GrowthCrew
 from tintray.jobs.growth.history import diff_merges
 from tintray.jobs.growth.run import GuardError
 from tintray.jobs.results import MergeSummary
@@ -27,6 +28,7 @@ from tintray.storage.publish import parse_merge_url, read_manifest
 import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
+from tintray.evaluation import TaskScore
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
 EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
@@ -135,6 +137,31 @@ def test_removing_what_came_last_gives_the_merge_before(grown: Grown, mode: str)
     back = grown.remove("four")
     assert hashes(back) == hashes(one)
     assert [task.merged for task in back.tasks] == [task.merged for task in one.tasks]
+
+
+def test_the_guard_adds_up_what_changes_one_after_another_take(
+    grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = [grown.summary]
+
+    def worse(crew: Any, names: Any, theta: Any) -> list[TaskScore]:
+        known = {task["name"]: task["score"] for task in manifest(parents[-1])["tasks"]}
+        lost = [
+            TaskScore(**score | {"merged": score["merged"] - 0.009})
+            for name in names
+            if (score := known.get(name))
+        ]
+        new = [name for name in names if name not in known]
+        return lost + [TaskScore(name, "accuracy", 0.9, 1.0, 0.9, 48) for name in new]
+
+    monkeypatch.setattr(GrowthCrew, "evaluate", worse)
+    point = (*QUICK, "growth.target=0.01", "growth.tolerance=1")
+    parents.append(grown.add("five", mode="coefficients", overrides=point))
+    entry = manifest(parents[-1])["tasks"][0]
+    assert entry["fitted"]["version"] == "tiny/v1"
+    assert entry["fitted"]["value"] == manifest(grown.summary)["tasks"][0]["score"]["merged"]
+    with pytest.raises(GuardError, match=r"loses 1\.8 points since tiny/v1 .*tolerance is 1 "):
+        grown.add("four", mode="coefficients", overrides=point)
 
 
 def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:

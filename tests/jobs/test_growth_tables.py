@@ -40,6 +40,7 @@ def test_a_difference_shows_what_changed_and_counts_the_rest() -> None:
         TaskDifference("old", "same", [], "accuracy", 0.8, 0.8),
         TaskDifference("kin", "same", [], "accuracy", 0.8, 0.79),
         TaskDifference("warm", "changed", ["tint", "coefficients"], "accuracy", 0.7, 0.712),
+        TaskDifference("far", "changed", ["tint"], "degrees", 10.0, 12.5),
         TaskDifference("new", "added", [], "accuracy", None, 0.6),
         TaskDifference("gone", "removed", [], "accuracy", 0.5, None),
     ]
@@ -48,9 +49,10 @@ def test_a_difference_shows_what_changed_and_counts_the_rest() -> None:
     told = [" ".join(line.split()) for line in lines]
     assert told == [
         "m/v1 → m/v2",
-        "task what changed metric before after points",
+        "task what changed metric before after change",
         "kin the backbone alone accuracy 80.0 79.0 -1.0",
         "warm tint, coefficients accuracy 70.0 71.2 +1.2",
+        "far tint degrees 10 12.5 +25.0 %",
         "new added accuracy 60.0",
         "gone removed accuracy 50.0",
         "1 other task as before",

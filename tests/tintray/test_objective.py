@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tintray.confidence import Judge
-from tintray.evaluation import TaskScore, normalised_accuracy, score
+from tintray.evaluation import TaskScore, overall, score
 from tintray.tasks import accuracy, agreement
 
 
@@ -41,4 +41,4 @@ def test_score_with_and_without_labels() -> None:
     assert labelled.normalised == 1.5
     unlabelled = score("t", "classification", merged, expert, None)
     assert unlabelled == TaskScore("t", "agreement", 0.75, 1.0, 0.75, 4)
-    assert normalised_accuracy([labelled, unlabelled]) == pytest.approx((1.5 + 0.75) / 2)
+    assert overall([labelled, unlabelled]).normalised_accuracy == pytest.approx((1.5 + 0.75) / 2)

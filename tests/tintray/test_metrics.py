@@ -1,0 +1,135 @@
+"""Every metric has a direction, a unit and a tolerance, and the growth guard goes by them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tintray.jobs.growth.decisions import Figure, losses
+
+from tintray import tasks
+from tintray.errors import InputError
+from tintray.evaluation import TaskScore, overall, score
+from tintray.kinds import Kind
+from tintray.metrics import METRICS, Metric, averaged, find_metric, shown
+from tintray.objectives import top_tokens
+
+BOUNDED = [name for name, metric in METRICS.items() if metric.unit == "share"]
+every_metric = st.sampled_from(sorted(METRICS))
+odd = st.sampled_from([math.nan, math.inf, 0.0])
+
+
+def refused(metric: str, before: float, after: float, tolerance: float) -> bool:
+    """Whether the guard stops a task that goes from one figure to another."""
+    known = {"t": (Figure("m/v1", metric, before), Figure("m/v1", metric, before))}
+    return bool(losses(known, [TaskScore("t", metric, after, 1.0, 1.0, 10)], tolerance))
+
+
+def moved(metric: Metric, before: float, by: float) -> float:
+    """The figure that is worse by so many points, or percent; below 0, better."""
+    step = by / 100 if metric.unit == "share" else before * by / 100
+    return before + step if metric.lower else before - step
+
+
+@given(every_metric, st.floats(0.05, 0.95), st.floats(0, 5), st.floats(1e-3, 4))
+def test_the_guard_stops_what_is_worse_by_more_than_the_tolerance(
+    name: str, before: float, tolerance: float, by: float
+) -> None:
+    metric = METRICS[name]
+    assert not refused(name, before, before, tolerance)
+    assert not refused(name, before, moved(metric, before, tolerance), tolerance)  # at the edge
+    assert refused(name, before, moved(metric, before, tolerance + by), tolerance)
+    assert not refused(name, before, moved(metric, before, -by), tolerance)  # better
+    assert not refused(name, before, moved(metric, before, -99), 0)
+
+
+@given(every_metric, odd, st.floats(0.05, 0.95), st.floats(0, 100))
+def test_the_guard_knows_figures_that_are_none(
+    name: str, strange: float, plain: float, tolerance: float
+) -> None:
+    metric = METRICS[name]
+    assert not refused(name, strange, strange, tolerance)
+    assert refused(name, plain, math.nan, tolerance)
+    assert not refused(name, math.nan, plain, tolerance)  # nothing was known to be lost
+    if metric.lower:
+        assert refused(name, plain, math.inf, tolerance)
+        assert not refused(name, math.inf, plain, tolerance)
+        assert refused(name, 0.0, plain, tolerance)
+        assert not refused(name, plain, 0.0, tolerance)
+
+
+@given(every_metric, st.floats(0.05, 0.95), st.floats(0.05, 0.95))
+def test_what_is_kept_of_the_expert_is_more_where_the_merge_is_better(
+    name: str, merged: float, expert: float
+) -> None:
+    metric = METRICS[name]
+    share = metric.normalised(merged, expert)
+    assert share is not None
+    assert (share >= 1) == ((merged <= expert) if metric.lower else (merged >= expert))
+    assert metric.normalised(math.nan, expert) is None
+    assert metric.normalised(merged, 0.0) == (0.0 if metric.lower else None)
+    assert metric.normalised(0.0, expert) == (None if metric.lower else 0.0)
+    assert shown([name], merged).endswith("%") == (name in BOUNDED)
+
+
+def test_a_figure_that_no_share_comes_of_is_left_out_of_the_mean() -> None:
+    scores = [
+        TaskScore("good", "accuracy", 0.45, 0.9, 0.5, 10),
+        TaskScore("none", "accuracy", 0.4, 0.0, 0.1, 10),
+        TaskScore("bad", "accuracy", 0.2, 0.2, 1.0, 10),
+    ]
+    assert overall(scores).normalised_accuracy == pytest.approx(0.75)
+    assert overall(scores, at_chance=["bad"]).normalised_accuracy == 0.5
+    assert overall(scores[1:], at_chance=["bad"]).normalised_accuracy is None
+
+
+def test_figures_of_different_units_have_no_mean() -> None:
+    assert averaged(["accuracy", "agreement", "miou"])
+    assert averaged(["degrees", "degrees"]) and averaged(["mae"])
+    assert not averaged(["accuracy", "degrees"])
+    assert not averaged(["mae", "mae"])  # stars of one task, metres of another
+    mixed = [TaskScore("a", "accuracy", 1, 1, 1, 9), TaskScore("b", "degrees", 9, 9, 1, 9)]
+    assert overall(mixed).average is None
+    assert overall(mixed).normalised_accuracy == 1
+
+
+def example(kind: Kind) -> tuple[Any, Any, Any]:
+    """Outputs, labels and mask of two examples."""
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    maps, mask = logits[..., None, None].expand(2, 3, 4, 4), torch.ones(2, 5)
+    words = logits[:, None].expand(2, 5, 3)
+    classes = torch.zeros(2, 5, dtype=torch.int64)
+    pixels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    match kind:
+        case "classification":
+            return logits, torch.tensor([0, 1]), None
+        case "multi_label" | "regression":
+            return logits, torch.ones(2, 3), None
+        case "token_classification":
+            return words, list(classes), mask
+        case "language_modelling" | "seq2seq":
+            return top_tokens(words, 2), classes, mask
+        case "segmentation":
+            return maps, pixels, None
+        case "depth":
+            return maps[:, :1], torch.ones(2, 4, 4), None
+        case "normals":
+            return maps, torch.ones(2, 3, 4, 4), None
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_what_a_kind_is_measured_by_is_declared(kind: Kind) -> None:
+    outputs, labels, mask = example(kind)
+    assert tasks.measure(kind, outputs, labels, mask).keys() <= METRICS.keys()
+    for given_labels in (labels, None):
+        found = score("t", kind, outputs, outputs, given_labels, mask)
+        assert found.metric in METRICS
+
+
+def test_a_metric_of_another_version_is_told() -> None:
+    with pytest.raises(InputError, match="there is no metric 'psnr'; expected one of accuracy"):
+        find_metric("psnr")
