@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -109,6 +109,51 @@ def test_modules_of_a_package_import_each_other_in_one_direction(package: str) -
         free = {name for name, wanted in needs.items() if not wanted & needs.keys() - {name}}
         assert free, f"these modules import each other: {sorted(needs)}"
         needs = {name: wanted for name, wanted in needs.items() if name not in free}
+
+
+def cycles(first: str, wanted: Mapping[str, list[tuple[str, set[str]]]]) -> list[str]:
+    """What is asked of modules that are still being read, if ``first`` is imported first."""
+    begun: list[str] = []
+    done: set[str] = set()
+    found: list[str] = []
+
+    def read(name: str) -> None:
+        parts = name.split(".")
+        for parent in (".".join(parts[:end]) for end in range(1, len(parts))):
+            read(parent)
+        if name not in wanted or name in done or name in begun:
+            return
+        begun.append(name)
+        for source, names in wanted[name]:
+            read(source)
+            beside = {n for n in names if f"{source}.{n}" in wanted}  # modules, not what is in them
+            for module in beside:
+                read(f"{source}.{module}")
+            if source in begun and names - beside:
+                found.append(f"{name} wants {sorted(names - beside)} of {source}")
+        begun.remove(name)
+        done.add(name)
+
+    read(first)
+    return found
+
+
+def test_any_module_can_be_the_first_to_be_imported() -> None:
+    """No cycle through the ``__init__`` of a package, which is read before its modules."""
+    wanted = {
+        module_name(path): [
+            (node.module, {alias.name for alias in node.names})
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom) and node.module
+        ]
+        for package in PACKAGES
+        for path in modules(package)
+    }
+    wanted = {name.removesuffix(".__init__"): needs for name, needs in wanted.items()}
+    assert len(wanted) > 200
+    assert {first: found for first in wanted if (found := cycles(first, wanted))} == {}
+    broken = {"a": [("b.c", {"x"})], "b": [("b.d", {"y"})], "b.d": [("a", {"z"})], "b.c": []}
+    assert cycles("a", broken) == ["b.d wants ['z'] of a"]
 
 
 def test_the_public_face_exports_exactly_what_exists() -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError, nearest
-from tintray.models.structure import head_modules, is_transposed, module_path_of
 from tintray.stacks import LowRank
+from tintray.structure import head_modules, is_transposed, module_path_of
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")

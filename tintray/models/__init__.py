@@ -9,7 +9,7 @@ from tintray.models.loading import (
     model_class,
     quiet_transformers,
 )
-from tintray.models.structure import (
+from tintray.structure import (
     HEAD,
     NORMS,
     assign,

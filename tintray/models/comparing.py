@@ -9,7 +9,7 @@ from torch import nn
 from tintray.checkpoints import Checkpoint, tower_config
 from tintray.errors import CheckpointError
 from tintray.models.loading import and_more
-from tintray.models.structure import backbone_names, head_modules
+from tintray.structure import backbone_names, head_modules
 
 _OF_NO_CONSEQUENCE = (
     "_name_or_path",

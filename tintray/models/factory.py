@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, SpecError, nearest
-from tintray.models.structure import head_modules, tied_names
+from tintray.structure import head_modules, tied_names
 
 
 def find(factory: str) -> Callable[[Mapping[str, Any]], nn.Module]:

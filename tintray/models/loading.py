@@ -12,7 +12,7 @@ from tintray.adapters import apply, read_adapter
 from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError
 from tintray.models import factory
-from tintray.models.structure import head_modules
+from tintray.structure import head_modules
 
 
 def model_class(checkpoint: Checkpoint, role: str) -> Any:
