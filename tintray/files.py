@@ -6,13 +6,14 @@ folder that is read, and whatever a library raises over a file becomes one of ou
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tintray.errors import CheckpointError, TintrayError
 
@@ -20,16 +21,26 @@ MAX_JSON = 16 * 2**20
 """Bytes of a JSON file that are read; the index of the largest public models has 13 MB."""
 
 
+_KEPT = (TintrayError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
 @contextmanager
-def foreign(what: str, error: type[TintrayError] = CheckpointError) -> Iterator[None]:
+def foreign(
+    what: str,
+    error: type[TintrayError] = CheckpointError,
+    *passed: type[Exception],
+) -> Iterator[None]:
     """Turn whatever a library raises over a foreign file into ``error``: ``what`` and the reason.
+
+    Exceptions that are ``passed`` stay as they are.
 
     Libraries in Rust panic with exceptions that are no ``Exception``, and a hostile file can
     exhaust the stack or the memory of any parser, so everything counts but what ends the process.
     """
+    kept: tuple[type[BaseException], ...] = (*_KEPT, *passed)
     try:
         yield
-    except (TintrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except kept:
         raise
     except BaseException as found:
         raise error(f"{what} ({reason(found)})") from found
@@ -40,6 +51,26 @@ def reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     said = lines[0].strip() if lines else ""
     return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    A pipe, a socket or a device is refused, without waiting for what it may send.
+
+    Raises
+    ------
+    OSError, ValueError
+        It is not there, may not be read, or is no regular file; or its name has a NUL in it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def read_bytes(
@@ -54,19 +85,8 @@ def read_bytes(
     TintrayError
         ``error``, if it is no regular file, is larger, or cannot be read.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as found:
-        raise error(f"{role}: {path} cannot be read ({reason(found)})") from found
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise error(f"{role}: {path} is no regular file; expected one")
-    with (
-        foreign(f"{role}: {path} cannot be read", error),
-        os.fdopen(descriptor, "rb") as file,
-    ):
+    unreadable = f"{role}: {path} cannot be read"
+    with foreign(unreadable, error, FileNotFoundError), open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise error(

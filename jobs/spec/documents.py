@@ -1,42 +1,22 @@
-"""YAML documents that remember their lines, and the ``key.path=value`` overrides laid over them.
-
-PyYAML keeps the last of two equal keys and reads ``1e-3`` as text; a job file may do neither.
-"""
+"""YAML documents that remember their lines, and the ``key.path=value`` overrides laid over them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tintray.jobs.spec import settings
+from tintray.jobs.spec.yaml_text import parse_yaml
 from tintray.storage.urls import redact
 
 from tintray.errors import SpecError, nearest
+from tintray.files import open_regular
+from tintray.limits import Limits
 
 Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "adapt", "split")
-
-_MAX_BYTES = 4 << 20  # a job file of a thousand tasks is a tenth of this
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads numbers as YAML 1.2 does."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The mapping as written: equal keys show here, before ``<<`` has added its own."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        _refuse_duplicates(node)
-        return node
-
-
-# YAML 1.1, which PyYAML follows, wants a dot in a number that has an exponent; no user expects it.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 @dataclass(frozen=True)
@@ -78,8 +58,8 @@ class Document:
                 f"tasks.mnist.expert=zoo/mnist, found {text!r}"
             )
         try:
-            _, value = _parse(written)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            _, value = parse_yaml(written)
+        except yaml.YAMLError as error:
             raise SpecError(
                 f"--set {text}: expected a YAML value after '=', found {written!r}"
                 f" ({_problem(error)})"
@@ -91,51 +71,49 @@ class Document:
         return Document(self.source, changed, self.root, (*self.overrides, (loc, text)))
 
 
-def read_document(path: Path) -> Document:
-    """The YAML document in the file ``path``.
+def read_document(path: Path, what: str = "a job file", limits: Limits | None = None) -> Document:
+    """The YAML document in the file ``path``; messages call it ``what``.
+
+    It holds plain values only, and no more of them than ``limits`` allow (left out, those of the
+    configuration).
 
     Raises
     ------
     SpecError
-        The file is missing, unreadable, empty, not UTF-8 or not YAML; with line and column.
+        The file is missing, unreadable, too large, empty, not UTF-8 or not YAML; with line and
+        column.
     """
-    text = _read_text(path)
+    limits = settings.limits() if limits is None else limits
+    text = _read_text(path, what, limits)
     try:
-        root, value = _parse(text)
+        root, value = parse_yaml(text, limits)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SpecError(f"{path}{where}: not valid YAML: {_problem(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {_problem(error)}") from error
     if root is None:
-        raise SpecError(f"{path}: expected a job file, found an empty file")
+        raise SpecError(f"{path}: expected {what}, found an empty file")
     return Document(str(path), value, root)
 
 
-def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """The one document in ``text``: its nodes, which know their lines, and its value."""
-    loader = _Loader(text)
+def _read_text(path: Path, what: str, limits: Limits) -> str:
     try:
-        root = loader.get_single_node()
-        return root, None if root is None else loader.construct_document(root)
-    finally:
-        loader.dispose()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        with open_regular(path) as file:
+            data = file.read(limits.max_yaml_bytes + 1)
     except FileNotFoundError as error:
-        raise SpecError(f"{path}: expected a job file, found none{_similar(path)}") from error
+        raise SpecError(f"{path}: expected {what}, found none{_similar(path)}") from error
     except IsADirectoryError as error:
-        raise SpecError(f"{path}: expected a job file, found a folder") from error
+        raise SpecError(f"{path}: expected {what}, found a folder") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise SpecError(f"{path}: expected a job file that can be read ({reason})") from error
-    if len(data) > _MAX_BYTES:
-        raise SpecError(f"{path}: expected a job file, found one above {_MAX_BYTES >> 20} MiB")
+        raise SpecError(f"{path}: expected {what} that can be read ({reason})") from error
+    if len(data) > limits.max_yaml_bytes:
+        raise SpecError(
+            f"{path}: expected {what}, found more bytes than max_yaml_bytes allows "
+            f"({limits.max_yaml_bytes:,})"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,24 +133,11 @@ def _similar(path: Path) -> str:
 
 def _problem(error: Exception) -> str:
     """What PyYAML says, in one line."""
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError):
         said = " ".join(filter(None, (error.context, error.problem)))
     else:
         said = str(error).partition("\n")[0]
     return " ".join(said.split()) or "it cannot be parsed"
-
-
-def _refuse_duplicates(node: yaml.MappingNode) -> None:
-    seen: dict[str, int] = {}
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue
-        if key.value in seen:
-            problem = f"the key '{key.value}' is already on line {seen[key.value]}"
-            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
-        seen[key.value] = key.start_mark.line + 1
 
 
 def _line(node: yaml.Node | None, loc: Loc) -> int | None:

@@ -7,7 +7,6 @@ more than that ``expert`` is missing.
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import re
 import reprlib
@@ -97,7 +96,7 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], document: Any) -> s
         return f"{name}: expected {choices}, found {_found(problem['input'])}{hint}"
     expected = _EXPECTED.get(kind) or _BOUNDS.get(kind, "").format_map(context)
     found = _found(problem["input"])
-    if expected == "text" and isinstance(problem["input"], int | float | datetime.date):
+    if expected == "text" and isinstance(problem["input"], int | float):
         found += "; put it in quotes"
     return f"{name}: expected {expected or problem['msg']}, found {found}"
 
@@ -130,8 +129,6 @@ def _found(value: Any) -> str:
         return "a section" if value else "an empty section"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
-    if isinstance(value, datetime.date):
-        return f"{value} (a date)"
     shortened = reprlib.Repr()
     shortened.maxstring = shortened.maxother = 80
     return shortened.repr(value)

@@ -12,23 +12,29 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tintray.jobs.spec.fields import memory_bytes
 from tintray.jobs.spec.locations import Location, catalog_location, store_location
 
 from tintray.errors import SpecError, nearest
+from tintray.limits import Limits
 
 CONFIG_VARIABLE = "TINTRAY_CONFIG"
 STORE = "./tintray-data"
 LEASE_SECONDS = 60.0
+LIMITS = tuple(field.name for field in fields(Limits))
+"""The budgets of what is read: settings of the same names as the fields of ``Limits``."""
+
 SETTINGS = {
     "store": "the artifact store: a folder or an s3:// URL",
     "catalog": "the database of jobs and merges",
     "address": "the dashboard of the Ray cluster that jobs are submitted to",
     "python": "the Python of tintray on the cluster's nodes, if it is not where it is here",
     "lease_seconds": "how long a job that shows no sign of life is not yet lost",
+    **dict.fromkeys(LIMITS, "a budget of what is read; see tintray.limits.Limits"),
 }
 """Every setting: its name in the configuration file, and, after ``TINTRAY_``, as a variable."""
 
@@ -125,6 +131,38 @@ def lease_seconds() -> float:
     if not 0 < seconds < float("inf"):
         raise SpecError(f"{found.origin}: expected a number of seconds, found {found.value!r}")
     return seconds
+
+
+def limits() -> Limits:
+    """The budgets of what is read, as the settings have them; each is at least 1.
+
+    Raises
+    ------
+    SpecError
+        A budget is no size (``512MiB``, ``8GiB``) or no number.
+    """
+    chosen: dict[str, Any] = {}
+    for name in LIMITS:
+        found = setting(name)
+        if found is None:
+            continue
+        try:
+            chosen[name] = _limit(name, found)
+        except ValueError as error:
+            raise SpecError(f"{found.origin}: {error}") from error
+    return Limits(**chosen)
+
+
+def _limit(name: str, found: Setting) -> int | tuple[str, ...]:
+    if name == "data_roots":
+        parts = [part for part in found.value.split(os.pathsep) if part]
+        return tuple(str((found.folder / Path(part).expanduser()).resolve()) for part in parts)
+    written = found.value.strip()
+    if written.isdecimal() and len(written) < 20:  # bytes, pixels or nodes
+        return memory_bytes(int(written))
+    if name.endswith("_bytes"):
+        return memory_bytes(written)
+    raise ValueError(f"expected a whole number, 1 or more, found {found.value!r}")
 
 
 def default_store() -> Location:

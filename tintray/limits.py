@@ -1,0 +1,58 @@
+"""What reading foreign files may take: the budgets, and the folders that data may name files in.
+
+A budget is checked from headers and sizes, before the memory is taken. Each is a setting of the
+configuration file under its own name here; ``Limits`` travels with the orders that it bounds, so a
+worker on another machine keeps the budgets of whoever submitted the job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of what is read; each is told with its field's name where it is exceeded.
+
+    Attributes
+    ----------
+    max_pool_bytes
+        Memory that one adaptation pool or test set may take, as read and as prepared.
+    max_text_bytes
+        Text of a csv, tsv, json or jsonl table that may be read, counted once decompressed.
+    max_example_bytes
+        One line of a table, or one image file.
+    max_image_pixels
+        Pixels of one image, before it is resized.
+    max_yaml_bytes
+        A job file, or a mergekit file.
+    max_yaml_nodes
+        Values and keys of such a file, each alias counted as all that it stands for.
+    max_yaml_depth
+        Sections and lists of such a file that lie within one another.
+    data_roots
+        Folders besides the data's own that a table of examples may name image files in.
+    """
+
+    max_pool_bytes: int = 8 * _GIB
+    max_text_bytes: int = 2 * _GIB
+    max_example_bytes: int = 64 * _MIB
+    max_image_pixels: int = 64 * _MIB
+    max_yaml_bytes: int = 2 * _MIB
+    max_yaml_nodes: int = 100_000
+    max_yaml_depth: int = 64
+    data_roots: tuple[str, ...] = ()
+
+
+DEFAULTS = Limits()
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people write it: ``512 MiB``, ``1.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if count == int(count) or count >= 100 else f"{count:,.1f} {unit}"
