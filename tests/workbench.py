@@ -16,6 +16,7 @@ from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder
 from tintray.labels import predict
 from tintray.layout import Granularity
+from tintray.norms import norm_buffers
 from tintray.partition import partition
 from tintray.step import StepSettings, TaskGroup, TaskState
 from tintray.task_vectors import TaskVectors
@@ -61,7 +62,9 @@ class Workbench:
         return [
             TintLayer.of_expert(
                 name,
-                models.private_state(expert, self.private) | self._factors(expert),
+                models.private_state(expert, self.private)
+                | norm_buffers(expert)
+                | self._factors(expert),
                 self.paths,
                 device=device,
             )

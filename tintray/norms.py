@@ -68,7 +68,8 @@ class TaskNorm(nn.Module):
         )
 
     def _normalised(self, given: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        if self._split.statistics == "kept":
+        alone = given.numel() == given.shape[1]  # no statistics come of one value per channel
+        if alone or self._split.statistics == "kept":
             return batch_norm(given, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         if self._split.statistics == "collect":
             dims = [0, *range(2, given.ndim)]

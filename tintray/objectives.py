@@ -22,6 +22,9 @@ Distance = Literal["l1", "l2"]
 """Between two values: their difference's size, or its square."""
 
 
+_LEAST_VARIANCE = 1e-9  # of the usual one: below is what rounding leaves of none
+
+
 def class_loss(
     merged: Tensor,
     expert: Tensor,
@@ -117,15 +120,31 @@ def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) ->
     return _mean(divergence, mask)
 
 
-def feature_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
+def feature_loss(
+    merged: Tensor, expert: Tensor, mask: Tensor | None = None, usual: Tensor | None = None
+) -> Tensor:
     """Features at a depth of the model, [N, …, d]: squared distance over the expert's variance.
 
     The variance is that of the batch, per feature vector, so that 1 is what a merge pays that
-    always answers with the expert's mean, at whatever depth.
+    always answers with the expert's mean, at whatever depth. One example, or examples that are all
+    alike, have none: then it is the ``usual`` one, see ``feature_variance``.
     """
     spread = expert - expert.mean(tuple(range(expert.ndim - 1)), keepdim=True)
-    variance = spread.square().sum(-1).mean().clamp_min(torch.finfo(expert.dtype).tiny)
+    variance = spread.square().sum(-1).mean()
+    usual = feature_variance(expert) if usual is None else usual
+    variance = torch.where(variance > _LEAST_VARIANCE * usual, variance, usual)
     return _mean((merged - expert).square().sum(-1) / variance, mask)
+
+
+def feature_variance(features: Tensor) -> Tensor:
+    """The variance of a pool's feature vectors [N, …, d]; where they are all alike, their square.
+
+    Never 0: an expert whose features are all 0 pays 1 for each.
+    """
+    flat = features.flatten(0, -2)
+    variance, square = flat.var(0, correction=0).sum(), flat.square().sum(-1).mean()
+    found = torch.where(variance > _LEAST_VARIANCE * square, variance, square)
+    return torch.where(found > 0, found, torch.ones_like(found))
 
 
 def true_labels(merged: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from tintray.confidence import Filter, Judge
 from tintray.errors import FitError
 from tintray.layout import Theta
-from tintray.objectives import Distance, Labels, feature_loss
+from tintray.objectives import Distance, Labels, feature_loss, feature_variance
 from tintray.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.pools import Pool
 from tintray.precision import Precision
@@ -65,6 +66,12 @@ class TaskState:
     def __post_init__(self) -> None:
         parameters = self.layer.parameters
         self.optimiser = torch.optim.Adam(parameters, fused=True) if parameters else None
+
+    @cached_property
+    def feature_variance(self) -> Tensor:
+        """That of the features over the pool, for batches that have none of their own."""
+        assert self.features is not None, "the fit compares no features"
+        return feature_variance(self.features)
 
     def update(self, learning_rate: float) -> None:
         """Move the tint layer along the gradients that the step has left in it."""
@@ -217,7 +224,8 @@ class TaskGroup:
             )
             each = found.losses
             if features is not None and task.features is not None:
-                distance = feature_loss(features, task.features[index].to(device))
+                usual = task.feature_variance.to(device)
+                distance = feature_loss(features, task.features[index].to(device), usual=usual)
                 each = each + self._settings.features * distance
             # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
             # is harmless, and micro-batches add up to the same gradient as one batch.

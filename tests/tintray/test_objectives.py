@@ -16,6 +16,7 @@ from tintray.objectives import (
     class_loss,
     direction_loss,
     feature_loss,
+    feature_variance,
     multi_label_loss,
     pixel_loss,
     token_loss,
@@ -155,7 +156,17 @@ def test_a_constant_answer_costs_one_in_features_of_any_scale() -> None:
     expert = 7 + 30 * _random(64, 6)
     mean = expert.mean(0, keepdim=True).expand_as(expert)
     assert feature_loss(mean, expert).mean().item() == pytest.approx(1.0, rel=1e-4)
-    assert torch.isfinite(feature_loss(torch.ones(2, 3), torch.zeros(2, 3))).all()
+    assert torch.equal(feature_loss(torch.ones(2, 3), torch.zeros(2, 3)), torch.full((2,), 3.0))
+
+
+def test_features_that_are_all_alike_are_measured_by_the_pools_variance() -> None:
+    pool, merged = 7 + 30 * _random(64, 6), _random(64, 6, seed=1)
+    usual = feature_variance(pool)
+    for rows in ([5], [5, 5, 5]):
+        expected = (merged[rows] - pool[rows]).square().sum(-1) / usual
+        assert torch.allclose(feature_loss(merged[rows], pool[rows], usual=usual), expected)
+    few = feature_loss(merged[:2], pool[:2])
+    assert torch.equal(feature_loss(merged[:2], pool[:2], usual=usual), few)
 
 
 def test_true_labels_are_ordinary_cross_entropy() -> None:

@@ -11,6 +11,7 @@ from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import FitError
 from tintray.labels import predict_features
+from tintray.pools import Pool
 from tintray.step import TaskGroup
 
 
@@ -156,3 +157,49 @@ def test_layers_that_do_not_learn_stay_their_experts(tiny: TinyZoo) -> None:
     theta = bench.vectors.merge(bench.uniform(0.3))
     gradient = group.step(theta, 0, 1e-2).gradient
     assert torch.allclose(frozen.step(theta, 0, 1e-2).gradient, gradient, atol=1e-6)
+
+
+def resnets() -> Workbench:
+    """Two experts with batch normalisation, whose last maps have one pixel."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    torch.manual_seed(0)
+    base, *experts = (ResNetForImageClassification(config).eval() for _ in range(3))
+    pixels = torch.randn(24, 3, 8, 8)
+    pools = {name: Pool({"pixel_values": pixels}, None, None, name) for name in ("a", "b")}
+    return Workbench(base, dict(zip("ab", experts, strict=True)), pools)
+
+
+@pytest.mark.parametrize("model", ["transformer with features", "batch normalisation"])
+def test_every_batch_size_can_be_cut_and_stepped(bench: Workbench, model: str) -> None:
+    """Wherever a cut leaves one example alone: of one task's batch, or beside another's."""
+    features = model.endswith("features")
+    bench = bench if features else resnets()
+    settings = replace(SETTINGS, features=float(features), micro_batch=8)
+    theta = bench.vectors.merge(bench.uniform(0.1))
+    heard = {n: predict_features(e, bench.pools[n], "head") for n, e in bench.experts.items()}
+    for batch_size in range(1, 21):
+        group = bench.group(replace(settings, batch_size=batch_size))
+        if features:
+            group._fused.listen("head")
+            for task in group.tasks:
+                task.features = heard[task.name]
+        found = group.step(theta, 0, 1e-3)
+        assert found.gradient.isfinite().all()
+        assert max(metrics.loss for metrics in found.metrics.values()) < 1e4, batch_size
+
+
+def test_a_pool_of_one_example_keeps_its_experts_statistics() -> None:
+    bench = resnets()
+    group = bench.group()
+    group._fused.bind(bench.vectors.merge(bench.uniform(0.1)), None)
+    (layer, *_) = (task.layer for task in group.tasks)
+    before = {name: tensor.clone() for name, tensor in layer.tensors.items()}
+    group._fused.estimate(layer, bench.pools["a"].first(1))
+    for name, tensor in layer.tensors.items():
+        assert tensor.isfinite().all(), name
+    deepest = [name for name in before if name.endswith("running_var")][-1]
+    assert torch.equal(layer.tensors[deepest], before[deepest])
