@@ -20,6 +20,7 @@ from tintray.jobs.growth.parent import Parent
 from tintray.jobs.growth.recomposition import without
 from tintray.jobs.growth.references import references
 from tintray.jobs.growth.tinter import Tinted, TintOrder
+from tintray.jobs.running.driver import artifacts, coordinator
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.blobs import BlobRef, put_blob
@@ -29,7 +30,6 @@ from torch import Tensor
 from tintray.bundle import tensors_as_bytes
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore
-from tintray.schedule import schedule
 
 
 @dataclass(frozen=True)
@@ -126,32 +126,29 @@ class Growing:
         return [order.index(name) for name in names]
 
     def coordinator(self, crew: GrowthCrew, coefficients: Coefficients, rounds: int) -> Coordinator:
-        """Who moves these coefficients over so many rounds."""
-        fit = self.spec.fit
-        coordinator = Coordinator(
-            self.fleet,
-            crew.cast,
-            coefficients,
-            coefficient_lr=schedule(
-                self.spec.coefficient_lr(len(crew.orders)), fit.schedule, rounds
-            ),
-            tint_lr=schedule(self.ground.tint_lr(self.spec), fit.schedule, rounds),
-        )
-        coordinator.fit(rounds, self.run.round_done)
-        return coordinator
+        """Who has moved these coefficients over so many rounds."""
+        found = coordinator(self.spec, self.ground, self.fleet, crew, coefficients, rounds)
+        found.fit(rounds, self.run.round_done)
+        if found.rounds < rounds:
+            self.tell(f"agreement stopped growing: ended after round {found.rounds}")
+        return found
 
     def old_crew(self, names: Sequence[str]) -> GrowthCrew:
         """Old tasks by themselves, checked and labelled, without their experts."""
         spec = part_of(self.spec, names)
         crew = GrowthCrew(self.fleet, spec, self.ground, self.parent.kept(tuple(names)))
         crew.check()
-        crew.label(lambda _: None)
+        crew.label(self.own)
         return crew
 
     def dismiss(self) -> None:
         """End the new tasks' crew, so that others can use its CPUs."""
         self.peak_memory = max(self.peak_memory, self.crew.peak_memory())
         self.crew.dismiss()
+
+    def own(self, prepared: Prepared) -> None:
+        """Note what is needed of a task, so that nothing of it lies in the store unowned."""
+        self.run.used(*artifacts(prepared))
 
     def tell(self, text: str) -> None:
         """Say something that the user should know."""
@@ -179,7 +176,8 @@ class Growing:
 def tint_order(spec: JobSpec, ground: Ground, rounds: int, *, new: bool) -> TintOrder:
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
-    return TintOrder(rounds, batch_size, ground.tint_lr(spec), spec.fit.schedule, new)
+    warmup = round(spec.fit.warmup * rounds / spec.fit.rounds)
+    return TintOrder(rounds, batch_size, ground.tint_lr(spec), spec.fit.schedule, new, warmup)
 
 
 def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
@@ -286,7 +284,7 @@ def attempt_joint(growing: Growing) -> Candidate:
     growing.dismiss()
     crew = GrowthCrew(growing.fleet, spec, growing.ground, kept)
     crew.check()
-    prepared = crew.label(lambda _: None)
+    prepared = crew.label(growing.own)
     last = growing.candidates[-1] if growing.candidates else None
     if last is not None:
         crew.give_tints({name: last.tints[name] for name in growing.change.names})

@@ -19,6 +19,7 @@ from tintray.jobs.growth.parent import Parent
 from tintray.jobs.growth.publication import Child, unchanged_since
 from tintray.jobs.growth.recomposition import same_backbone, without
 from tintray.jobs.growth.references import references
+from tintray.jobs.running.driver import artifacts
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.cache import lookup
@@ -129,7 +130,7 @@ class Removal:
         kept = self.parent.kept(names)
         crew = GrowthCrew(self.fleet, part_of(self.spec, names), self.ground, kept)
         crew.check()
-        crew.label(lambda _: None)
+        crew.label(lambda prepared: self.run.used(*artifacts(prepared)))
         before = references(self.parent, names)
         scores = crew.evaluate(names, array)
         lost = losses(before, scores, settings.tolerance)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tintray.jobs.events import Notice, OnEvent, Published, TaskPrepared
+from tintray.jobs.events import Notice, OnEvent, Published
 from tintray.jobs.fit.arrays import peak_memory
 from tintray.jobs.fit.crew import Ground
-from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.fit.orders import TaskFacts
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.growth.attempts import Candidate, Growing, part_of
 from tintray.jobs.growth.change import Change
@@ -19,7 +19,7 @@ from tintray.jobs.growth.grounds import child_ground, sums_task_vectors
 from tintray.jobs.growth.parent import Parent, make_known, open_parent
 from tintray.jobs.growth.publication import Child, publish_child
 from tintray.jobs.growth.removal import remove_tasks
-from tintray.jobs.running.driver import evaluated, fleet_for, open_places
+from tintray.jobs.running.driver import evaluated, fleet_for, on_prepared, open_places
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.catalog import Catalog, Known
@@ -148,7 +148,7 @@ def _add(
         facts = crew.check()
         _check_kinship(facts, spec)
     with run.stage(JobState.PREPARING, "self-labels: each new expert predicts its pool once"):
-        prepared = crew.label(_teller(run, len(new.tasks)))
+        prepared = crew.label(on_prepared(run, len(new.tasks)))
         base = crew.base_blob(parent.store)
         run.used(Known(base, "base", {"model": ground.digest}))
     growing = Growing(run, parent, change, spec, ground, fleet, crew, base, facts, prepared)
@@ -251,21 +251,3 @@ def _guard(run: JobRun, parent: Parent, child: Child) -> None:
         f"nothing was published by this change of {parent.ref}: {said}; growth.tolerance is "
         f"{tolerance:g} ({'; '.join(units)}){hint}"
     )
-
-
-def _teller(run: JobRun, total: int) -> Callable[[Prepared], None]:
-    done: list[str] = []
-
-    def tell(prepared: Prepared) -> None:
-        done.append(prepared.task)
-        meta = {"task": prepared.task}
-        run.used(
-            Known(prepared.labels, "self-labels", meta), Known(prepared.vector, "task-vector", meta)
-        )
-        if prepared.test_outputs is not None:
-            run.used(Known(prepared.test_outputs, "expert-outputs", meta))
-        run.on_event(
-            TaskPrepared(prepared.task, len(done), total, prepared.seconds, prepared.cached)
-        )
-
-    return tell

@@ -68,6 +68,7 @@ class TintOrder:
     learning_rate: float
     shape: Shape
     new: bool
+    warmup: int = 0
     prefix: bool = True  # False only to measure what the prefix saves
 
 
@@ -195,7 +196,7 @@ class Tinter(Worker):
             labels=chosen(state.labels, rows),
             features=None,
         )
-        rate = schedule(order.learning_rate, order.shape, order.rounds)
+        rate = schedule(order.learning_rate, order.shape, order.rounds, order.warmup)
         metrics = fit_tints([task], model, backbone, settings, rate, order.rounds)
         seconds = time.perf_counter() - started
         prefixed = isinstance(pool, CachedPool)

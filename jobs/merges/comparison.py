@@ -21,7 +21,7 @@ from tintray.jobs.methods.running import Stage, surveyed
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.running.driver import coordinator_for, evaluated, fleet_for
 from tintray.jobs.spec.locations import Location
-from tintray.jobs.spec.sections import ADAMERGING, SURGERY, JobSpec
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY, JobSpec, TintSpec
 from tintray.storage.artifacts import open_store
 
 from tintray.bundle import Merge
@@ -129,11 +129,15 @@ def _staged(fleet: Fleet, spec: JobSpec, on_event: OnEvent) -> Stage:
 
 
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
-    """The same job with nothing tinted but the head, and its artifacts in this store."""
+    """The same job with nothing tinted but the head, and its artifacts in this store.
+
+    No rival learns from features.
+    """
     plain = {"method": "task_arithmetic", "init": "task_arithmetic", "parameters": {}}
     changed: dict[str, Any] = {
         "merge": spec.merge.model_copy(update=plain | {"scale": None, "bounds": None}),
-        "tint": spec.tint.model_copy(update={"site": "head", "learned": False}),
+        "tint": TintSpec(learned=False),
+        "objective": spec.objective.model_copy(update={"features": 0.0}),
         "store": Location(store_url),
     }
     return spec.model_copy(update=changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tintray import models, pools, sequences, surgery
 from tintray.data import DataOrder
-from tintray.evaluation import TaskScore, score
+from tintray.evaluation import TaskScore, confidences, score
 from tintray.labels import predict
 from tintray.layout import Layout
 from tintray.randomness import stream
@@ -71,7 +71,8 @@ class Surgeon:
                 local_data(order.test, self._cache),
                 *(order.kind, measured, models.answers(module, width), f"tasks.{order.name}.test"),
             )
-        measure = score(order.name, order.kind, answers, expert, labels, measured.mask)
+        seen = (order.kind, answers, expert, labels, measured.mask)
+        measure = replace(score(order.name, *seen), calibration=confidences(*seen))
         return Operated({name: tensor.numpy() for name, tensor in found.items()}, measure)
 
 

@@ -46,7 +46,7 @@ from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
 from tintray.placement import AUTO
 from tintray.plateau import Plateau
-from tintray.schedule import schedule
+from tintray.schedule import Schedule
 
 
 def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _run(
                 run.on_event(Notice(kinship_warning(name, found.kinship)))
         _record(run, spec, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
-        prepared = crew.prepare(store, _on_prepared(run, len(spec.tasks)))
+        prepared = crew.prepare(store, on_prepared(run, len(spec.tasks)))
         _use_base(run, ground, store)
         _tell_reuse(run, prepared)
     hears = _on_statistics(run), run.on_event
@@ -294,26 +294,39 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
 
 def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
     """The coefficients at their start, and who moves them."""
-    spec = stage.spec
-    start = start_coefficients(spec, stage.ground.partition.layout, stage.facts)
+    spec, ground = stage.spec, stage.ground
+    start = start_coefficients(spec, ground.partition.layout, stage.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
+    rate = spec.fit.correction_lr
+    found = coordinator(
+        *(spec, ground, stage.fleet, stage.crew, coefficients, spec.fit.rounds),
+        correction_lr=spec.fit.rate(rate, spec.fit.rounds) if rate else None,
+    )
+    return coefficients, found
+
+
+def coordinator(
+    spec: JobSpec,
+    ground: Ground,
+    fleet: Fleet,
+    crew: Crew,
+    coefficients: Coefficients,
+    rounds: int,
+    correction_lr: Schedule | None = None,
+) -> Coordinator:
+    """Who moves the coefficients of a crew's tasks over so many rounds, as the job's fit says."""
     fit = spec.fit
-    coordinator = Coordinator(
-        stage.fleet,
-        stage.crew.cast,
+    return Coordinator(
+        fleet,
+        crew.cast,
         coefficients,
-        coefficient_lr=schedule(
-            spec.coefficient_lr(len(spec.tasks)), fit.schedule, fit.rounds, fit.warmup
-        ),
-        tint_lr=schedule(stage.ground.tint_lr(spec), fit.schedule, fit.rounds, fit.warmup),
-        correction_lr=schedule(fit.correction_lr, fit.schedule, fit.rounds, fit.warmup)
-        if fit.correction_lr
-        else None,
+        coefficient_lr=fit.rate(spec.coefficient_lr(len(crew.orders)), rounds),
+        tint_lr=fit.rate(ground.tint_lr(spec), rounds),
+        correction_lr=correction_lr,
         in_turn=fit.updates == "in_turn",
         plateau=Plateau(fit.patience, fit.least_gain) if fit.patience else None,
-        sampled=stage.crew.sampler,
+        sampled=crew.sampler,
     )
-    return coefficients, coordinator
 
 
 def _record(run: JobRun, spec: JobSpec, ground: Ground, facts: dict[str, TaskFacts]) -> None:
@@ -335,12 +348,13 @@ def _record(run: JobRun, spec: JobSpec, ground: Ground, facts: dict[str, TaskFac
     run.catalog.record_tasks(run.job_id, tasks)
 
 
-def _on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
+def on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
+    """Hear of each task that is prepared: tell of it, and note what the job needs of it."""
     done: list[str] = []
 
     def tell(prepared: Prepared) -> None:
         done.append(prepared.task)
-        run.used(*_artifacts(prepared))
+        run.used(*artifacts(prepared))
         run.on_event(
             TaskPrepared(
                 task=prepared.task,
@@ -354,7 +368,7 @@ def _on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
     return tell
 
 
-def _artifacts(prepared: Prepared) -> list[Known]:
+def artifacts(prepared: Prepared) -> list[Known]:
     """What a task was prepared with."""
     meta = {"task": prepared.task}
     known = [

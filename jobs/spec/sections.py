@@ -44,6 +44,7 @@ from tintray.crowding import crowding
 from tintray.data.order import DataOrder
 from tintray.errors import SpecError, nearest
 from tintray.kinds import Kind
+from tintray.schedule import Schedule, schedule
 
 COEFFICIENT_LR = 2e-2
 """Of up to ten tasks; see ``crowding``."""
@@ -323,6 +324,10 @@ class FitSpec(Section):
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
+
+    def rate(self, peak: float, rounds: int) -> Schedule:
+        """A learning rate over so many rounds, with as large a part of them to warm up in."""
+        return schedule(peak, self.schedule, rounds, round(self.warmup * rounds / self.rounds))
 
     @field_validator("warmup")
     @classmethod

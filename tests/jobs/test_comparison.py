@@ -123,7 +123,8 @@ def test_that_scale_agrees_best_with_the_experts_on_the_pools(
 def test_rivals_do_not_depend_on_the_merges_own_site(
     tiny: TinyZoo, table: CompareTable, tmp_path: Path
 ) -> None:
-    spec = tiny.spec(tmp_path, tint={"site": "vit.layers.2"}, fit={"rounds": 1})
+    tint, objective = {"site": "vit.layers.2", "rank": 2}, {"features": 1.0}
+    spec = tiny.spec(tmp_path, tint=tint, objective=objective, fit={"rounds": 1})
     api.run(spec)
     other = api.compare("tiny", store=spec.store, catalog=spec.catalog)
     for method in ("experts", "average", "task arithmetic"):

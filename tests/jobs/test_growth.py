@@ -16,12 +16,15 @@ from safetensors.torch import load_file, save_file
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted
+from tintray.jobs.fit.coordinator import Coordinator
 from tintray.jobs.growth import api as growth
 from tintray.jobs.growth import decisions
 from tintray.jobs.growth.crew import GrowthCrew
 from tintray.jobs.growth.history import diff_merges
 from tintray.jobs.growth.run import GuardError
 from tintray.jobs.results import MergeSummary
+from tintray.jobs.running import driver
+from tintray.storage.catalog import Catalog
 from tintray.storage.lineage import ParentChangedError
 from tintray.storage.publish import parse_merge_url, read_manifest
 
@@ -162,6 +165,37 @@ def test_the_guard_adds_up_what_changes_one_after_another_take(
     assert entry["fitted"]["value"] == manifest(grown.summary)["tasks"][0]["score"]["merged"]
     with pytest.raises(GuardError, match=r"loses 1\.8 points since tiny/v1 .*tolerance is 1 "):
         grown.add("four", mode="coefficients", overrides=point)
+
+
+def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Heard(Coordinator):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            made.append(options)
+            super().__init__(*given, **options)
+
+    fit = {"rounds": 4, "warmup": 2, "updates": "in_turn", "tasks_per_round": 2}
+    stopping = {"patience": 1, "least_gain": 1.0}  # more than agreement can grow: at once
+    grown = Grown(
+        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three")),
+        fit=fit | stopping,
+        objective={"features": 1.0},
+    )
+    monkeypatch.setattr(driver, "Coordinator", Heard)
+    events: list[Any] = []
+    rounds = (*EASY, "growth.coefficient_rounds=8")
+    child = grown.add("five", mode="joint", overrides=rounds, on_event=events.append)
+    (options,) = made
+    assert options["in_turn"] and len(options["sampled"](0)) == 2
+    rates = [options["coefficient_lr"](round_) for round_ in range(8)]
+    assert max(rates) == rates[3] > rates[0]  # warms up for as large a part of its rounds
+    assert any("ended after round 2" in str(event) for event in events)
+    with Catalog.open(grown.place["catalog"]) as catalog:
+        owned = catalog.artifacts_of(child.job_id, "self-features")
+        assert {found.meta["task"] for found in owned} == {"two", "three", "five"}
 
 
 def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:

@@ -276,9 +276,12 @@ def test_surgery_brings_features_towards_the_experts(tiny: TinyZoo, store: Path)
 def test_surgery_is_part_of_the_published_merge(tiny: TinyZoo, store: Path, tmp_path: Path) -> None:
     summary = api.run(job(tiny, store, method="surgery", init="ties"))
     again = api.evaluate(summary.url, store=str(store))
-    assert {t.name: t.merged for t in again.tasks} == pytest.approx(
-        {t.name: t.merged for t in summary.tasks}
-    )
+    for published, measured in zip(summary.tasks, again.tasks, strict=True):
+        assert published.merged == pytest.approx(measured.merged)
+        assert published.calibration and measured.calibration
+        for side in ("merged", "expert"):
+            brier = measured.calibration[side]["brier"]  # None where there are no labels
+            assert published.calibration[side]["brier"] == pytest.approx(brier, abs=1e-6)
     width = 16  # of the tiny zoo's features, and the most that a module's rank can be
     plain = api.run(job(tiny, store, method="ties"))
     for task, own in summary.tint_parameters_per_task.items():
