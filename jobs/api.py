@@ -31,6 +31,7 @@ from tintray.bundle import Merge
 from tintray.evaluation import overall
 from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
+from tintray.placement import AUTO
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
@@ -41,7 +42,9 @@ def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
 
 
 def validate(spec: JobSpec) -> ValidationReport:
-    """Check a job and all that it refers to, in this process; compute and write nothing.
+    """Check a job and all that it refers to, in this process; nothing is written.
+
+    One example of each task's data is run, by its expert and by the model that would be fitted.
 
     Raises
     ------
@@ -55,8 +58,10 @@ def validate(spec: JobSpec) -> ValidationReport:
         facts = Crew(fleet, spec.here(), ground).check()
     finally:
         fleet.close()
-    unlabelled = [task.name for task in spec.tasks if task.test is None]
     notices = []
+    if spec.tint.site == AUTO:
+        notices.append("tint.site is found by the run; what is shown of tints is for the head")
+    unlabelled = [task.name for task in spec.tasks if task.test is None]
     if unlabelled:
         notices.append(
             f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"

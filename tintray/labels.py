@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tintray.errors import CheckpointError
+from tintray.errors import CheckpointError, DataError, TintrayError
 from tintray.models import answer, head_modules, skeleton
 from tintray.objectives import TopTokens
 from tintray.pools import Pool
-from tintray.tasks import Kind, Outputs, moved, reduced
+from tintray.tasks import Kind, Outputs, check_outputs, moved, reduced
 from tintray.tint import listen
 
 BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
@@ -74,14 +74,57 @@ def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = "classifi
         If the expert answers with a value that is not finite.
     """
     outputs = predict(expert, pool, kind)
+    _check_finite(outputs, f"{role} gives", f"of {len(pool):,} pool examples")
+    return outputs
+
+
+def try_out(
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    pool: Pool,
+    kind: Kind,
+    width: int,
+    role: str,
+    where: str,
+) -> None:
+    """Run a model on one example, before anything is spent on all of them.
+
+    Parameters
+    ----------
+    run
+        Turns a batch into the model's answers.
+    width
+        How many answers there should be.
+    role, where
+        What messages call the model, and the data.
+
+    Raises
+    ------
+    DataError
+        The model does not take the example, or answers otherwise than its kind of task asks.
+    CheckpointError
+        Its answer is not finite.
+    """
+    try:
+        outputs = ask(run, pool.longest(), kind)
+    except (TintrayError, MemoryError):
+        raise
+    except Exception as error:  # whatever a model raises over its input: each has its own
+        raise DataError(
+            f"{role} cannot be run on {where} ({type(error).__name__}: {error}); expected examples "
+            "as the model takes them, check its image processor or tokenizer"
+        ) from error
+    check_outputs(kind, outputs, width, role)
+    _check_finite(outputs, f"{role} gives", f"example of {where} that was tried")
+
+
+def _check_finite(outputs: Outputs, gives: str, of: str) -> None:
     values = outputs.logs if isinstance(outputs, TopTokens) else outputs
     finite = torch.isfinite(values).flatten(1).all(-1)
     if not finite.all():
         raise CheckpointError(
-            f"{role} gives NaN or infinite outputs on {int((~finite).sum()):,} of {len(pool):,} "
-            "pool examples; expected finite logits, check the expert and its preprocessing"
+            f"{gives} NaN or infinite outputs on {int((~finite).sum()):,} {of}; expected finite "
+            "logits, check the expert and its preprocessing"
         )
-    return outputs
 
 
 def features_key(expert_digest: str, pool_digest: str, path: str) -> str:

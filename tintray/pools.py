@@ -84,6 +84,12 @@ class Pool:
         """The first ``count`` examples."""
         return self.part(slice(0, count))
 
+    def longest(self) -> Pool:
+        """The example with the most tokens, alone; where they are of one size, the first."""
+        attention = self.inputs.get("attention_mask")
+        row = 0 if attention is None or attention.ndim != 2 else int(attention.sum(1).argmax())
+        return self.part(slice(row, row + 1))
+
     def part(self, stretch: slice) -> Pool:
         """The examples of a stretch."""
         return replace(

@@ -251,12 +251,14 @@ def _record(module: nn.Module) -> None:
     """Have a transformers model listen to its layers now, while they are of the classes it knows.
 
     A decoder of maps asks for the features of every stage. transformers hears them by hooks on the
-    layers, which it finds by their class when it is first asked.
+    layers, which it finds by their class when it is first asked. A model that has been run has them
+    already, if not all under its own name; it would hear each layer twice.
     """
     from transformers import PreTrainedModel
     from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-    if isinstance(module, PreTrainedModel):
+    heard = any(hasattr(part, "_output_capturing_hooks_installed") for part in module.modules())
+    if isinstance(module, PreTrainedModel) and not heard:
         maybe_install_capturing_hooks(module)
 
 

@@ -130,7 +130,9 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
 @json_option
 @debug_option
 def validate(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check JOB.yaml and all that it refers to; nothing is computed.
+    """Check JOB.yaml and all that it refers to; nothing is written.
+
+    One example of each task is run, so that what passes here does not fail in run for its input.
 
     \b
     Example:

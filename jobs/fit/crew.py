@@ -44,7 +44,7 @@ from tintray.bundle import tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import InputError
 from tintray.partition import Partition, default_tint_lr, partition
-from tintray.placement import AUTO
+from tintray.placement import AUTO, candidates
 from tintray.precision import resolve
 from tintray.randomness import sample_tasks
 from tintray.step import StepSettings
@@ -61,10 +61,14 @@ on one thread and 13 % on two; 128 gains as much again and doubles what activati
 
 @dataclass(frozen=True)
 class Ground:
-    """What a job stands on: its base, checked, and how it splits for the tint site."""
+    """What a job stands on: its base, checked, and how it splits for the tint site.
+
+    ``site`` is the one that it is laid out for: the head, where the job's own is still to be found.
+    """
 
     digest: str
     partition: Partition
+    site: str
     like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
 
     @property
@@ -76,7 +80,7 @@ class Ground:
     def tint_lr(self, spec: JobSpec) -> float:
         """The highest learning rate of tint layers: the job's own, or the default of its site."""
         module = self.partition.module
-        return spec.fit.tint_lr or default_tint_lr(module, spec.tint.site, spec.tint.rank)
+        return spec.fit.tint_lr or default_tint_lr(module, self.site, spec.tint.rank)
 
 
 def survey(spec: JobSpec) -> Ground:
@@ -85,7 +89,7 @@ def survey(spec: JobSpec) -> Ground:
     Raises
     ------
     CheckpointError, SpecError
-        If the base cannot be loaded, or the site names no module of it.
+        If the base cannot be loaded, the site names no module of it, or none fits the budget.
     """
     cache = cache_folder()
     base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
@@ -93,10 +97,12 @@ def survey(spec: JobSpec) -> Ground:
     role = like[1]
     models.check_same_computation(base, expert, "the base", role)
     module = models.load_base(base, like=expert)
-    # Where the site is still to be found, all but the head is laid out.
-    site = models.HEAD if spec.tint.site == AUTO else spec.tint.site
+    site = spec.tint.site
+    if site == AUTO:  # still to be found: all but the head is laid out
+        candidates(module, spec.tint.budget)
+        site = models.HEAD
     choice = (module, site, spec.merge.granularity, spec.tint.rank)
-    return Ground(base.digest(), partition(*choice, learned=spec.tint.learned), like)
+    return Ground(base.digest(), partition(*choice, learned=spec.tint.learned), site, like)
 
 
 def _first_expert(
@@ -248,7 +254,7 @@ class Crew:
         self._shards: Shards | None = None
 
     def check(self) -> dict[str, TaskFacts]:
-        """Check every expert and every data set; nothing is computed and nothing written.
+        """Check every expert and every data set by one example of each; nothing is written.
 
         Raises
         ------
@@ -439,7 +445,7 @@ def _fit_order(spec: JobSpec, ground: Ground) -> FitOrder:
         base_digest=ground.digest,
         like=ground.like,
         factory=spec.factory,
-        site=spec.tint.site,
+        site=ground.site,
         rank=spec.tint.rank,
         feature_site=spec.objective.feature_site,
         learned=spec.tint.learned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Experts:
     def check(self, task: TaskOrder) -> tuple[Hosted, nn.Module]:
         """Check a task's expert and data: what the task owns, and the expert.
 
-        Nothing is computed with the expert yet, and nothing is written.
+        The expert is run on one example of each, and nothing is written.
 
         Raises
         ------
@@ -111,13 +111,15 @@ class Experts:
         width = models.answer_width(expert, task.kind)
         known = models.answers(expert, width, task.role)
         pool = self._pool(task, "adapt", task.pool, checkpoint)
-        self._check_tokens(task, pool, checkpoint, expert)
+        self._check_tokens(task, pool, checkpoint)
+        self._try_out(task, expert, pool, width, "adapt")
         if task.kind in ("classification", "segmentation"):
             order = local_data(task.pool, self.cache)
             check_class_names(order, width, f"tasks.{task.name}.adapt")
         test, test_labels = None, None
         if task.test is not None:
             test = self._test(task, task.test, checkpoint, expert)
+            self._try_out(task, expert, test, width, "test")
             test_labels = pools.labels_of(
                 local_data(task.test, self.cache),
                 *(task.kind, test, known, f"tasks.{task.name}.test"),
@@ -163,13 +165,21 @@ class Experts:
         found = (cached, vector_cached, ref, test_ref, vector, features_ref)
         return Prepared(hosted.order.name, seconds, *found)
 
-    def _check_tokens(
-        self, task: TaskOrder, pool: pools.Pool, checkpoint: Checkpoint, expert: nn.Module
+    def _try_out(
+        self, task: TaskOrder, expert: nn.Module, pool: pools.Pool, width: int, part: str
     ) -> None:
+        """Run an expert on one example; that of a published merge has been."""
+        if "input_ids" in pool.inputs:
+            check_known(pool.inputs["input_ids"], expert, task.role)
+        if task.kept is None:
+            one = sequences.placeholder(pool.longest(), getattr(expert, "config", None))
+            where = f"tasks.{task.name}.{part}"
+            labels.try_out(partial(models.answer, expert), one, task.kind, width, task.role, where)
+
+    def _check_tokens(self, task: TaskOrder, pool: pools.Pool, checkpoint: Checkpoint) -> None:
         """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
         if "input_ids" not in pool.inputs:
             return
-        check_known(pool.inputs["input_ids"], expert, task.role)
         reference, said = self._base, "the base"
         if not has_tokenizer(reference.preparing_folder):
             reference, said = self._like, self._order.like[1]

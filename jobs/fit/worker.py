@@ -6,7 +6,8 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,8 @@ class Worker:
     def check(self, task: TaskOrder) -> TaskFacts:
         """Check a task's expert and data, and keep what the task owns.
 
-        Nothing is computed with the expert yet, and nothing is written.
+        One example of each is run, by the expert and by the model that is fitted; nothing is
+        written.
 
         Raises
         ------
@@ -66,7 +68,20 @@ class Worker:
             )
             if self._order.settings.features:
                 self._fused.listen(self._experts.feature_path())
+        self._try_out(hosted)
         return hosted.facts
+
+    def _try_out(self, hosted: Hosted) -> None:
+        """Run the model that is fitted on one example of a task, where all is at its start."""
+        split = self._partition
+        base = {name: tensor.detach() for name, tensor in split.module.named_parameters()}
+        theta = split.layout.flatten(base).numpy()
+        config = getattr(split.module, "config", None)
+        one = sequences.placeholder(hosted.pool.longest(), config)
+        task, kind, width = hosted.order, hosted.order.kind, hosted.facts.classes
+        where = f"tasks.{task.name}.adapt"
+        with self._bound(hosted, (theta,)) as run:
+            labels.try_out(run, one, kind, width, f"the model tinted as {task.name}", where)
 
     def calibrate(self, name: str, seconds: float) -> Speed:
         """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
@@ -212,13 +227,19 @@ class Worker:
         self._fused.estimate(hosted.layer, hosted.pool)
 
     def _predict(self, hosted: Hosted, pool: pools.Pool, theta: Sequence[Floats]) -> Outputs:
+        with self._bound(hosted, theta) as run:
+            return labels.ask(run, pool, hosted.order.kind)
+
+    @contextmanager
+    def _bound(
+        self, hosted: Hosted, theta: Sequence[Floats]
+    ) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
+        """The merged model of a task under θ in pieces, in this block."""
         fused, layer = self._fused, hosted.layer
         assert fused is not None, "check() comes first"
         fused.bind(self._backbone(theta), None)
         fused.use_statistics("kept")
         try:
-            return labels.ask(
-                lambda batch: fused.forward([batch], [layer])[0], pool, hosted.order.kind
-            )
+            yield lambda batch: fused.forward([batch], [layer])[0]
         finally:
             fused.use_statistics("batch")

@@ -55,7 +55,7 @@ def _without_experts(parent: Parent, spec: JobSpec) -> Ground:
     site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
     nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
     split = partition(module, site, granularity, rank, learned=spec.tint.learned)
-    return Ground(base.digest(), split, nobody)
+    return Ground(base.digest(), split, site, nobody)
 
 
 def sums_task_vectors(spec: JobSpec) -> bool:

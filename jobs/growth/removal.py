@@ -42,8 +42,9 @@ def remove_tasks(
     with run.stage(JobState.PLANNING, f"removing {', '.join(change.names)}"):
         merged = [name for name in change.names if bool(parent.row(name).any())]
         if merged and not sums_task_vectors(spec):
+            method = spec.merge.init if spec.merge.learned else spec.merge.method
             raise InputError(
-                f"{merged[0]} cannot be taken out of {parent.ref}: '{spec.merge.init}' merged it "
+                f"{merged[0]} cannot be taken out of {parent.ref}: '{method}' merged it "
                 "in a way that depends on all tasks; run the job again without it"
             )
         ancestor = same_backbone(parent, change.names) if merged else None

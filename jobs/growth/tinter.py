@@ -156,6 +156,8 @@ class Tinter(Worker):
         """Learn a task's tint layer under θ, from where it is."""
         hosted = self._hosted[name]
         started = time.perf_counter()
+        if not hosted.layer.parameters:  # the merge's tint layers do not learn
+            return self._as_it_is(hosted, order, theta, started)
         backbone = [readable(piece) for piece in theta]
         rows, held = self._rows(hosted)
         rows = self._visited(hosted, rows, order)
@@ -208,6 +210,14 @@ class Tinter(Worker):
         elif len(held):
             agreement = self.held_agreement(name, *theta)
         return Tinted(name, agreement, metrics[name].kept, seconds, prefixed, reused, ref)
+
+    def _as_it_is(
+        self, hosted: Hosted, order: TintOrder, theta: Sequence[Floats], started: float
+    ) -> Tinted:
+        """What ``fit_tint`` answers of a layer in which nothing is to be learned."""
+        name = hosted.order.name
+        agreement = self.held_agreement(name, *theta) if order.new else None
+        return Tinted(name, agreement, 1.0, time.perf_counter() - started, False, False, None)
 
     def held_agreement(self, name: str, *theta: Floats) -> float:
         """Agreement with the expert on what was held back, under θ."""

@@ -1,0 +1,237 @@
+"""Every command that takes a merge, on every sort of merge: it answers, and what it says is right.
+
+Each sort is published once; commands grow children of its first version, so that no cell of the
+matrix depends on another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import tintray
+from tests.answers import Answer, call
+from tests.sorts import SORTS, Sort, make_zoo, write_yaml
+from tintray.bundle import Merge
+from tintray.models import answer
+
+UNCHANGEABLE = ("surgery", "ties", "own backbones")
+"""Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sort of merge, published, with a child that has one task more."""
+
+    label: str
+    sort: Sort
+    zoo: Path
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @cached_property
+    def job(self) -> Path:
+        return write_yaml(self.folder / "job.yaml", self.sort.job(self.zoo, self.store))
+
+    @cached_property
+    def third(self) -> Path:
+        return write_yaml(self.folder / "three.yaml", self.sort.task(self.zoo, "three"))
+
+    @cached_property
+    def published(self) -> dict[str, Any]:
+        """What ``run`` said."""
+        found: dict[str, Any] = call("run", self.job, "--json").document
+        assert (found["name"], found["version"]) == ("tiny", "v1")
+        return found
+
+    @cached_property
+    def child(self) -> str:
+        """The merge with ``three``, which came with a tint layer alone."""
+        found = self.ask("add", self.first, "--task", self.third, "--mode", "tint").document
+        return f"tiny/{found['version']}"
+
+    @cached_property
+    def first(self) -> str:
+        assert self.published
+        return "tiny/v1"
+
+    def ask(self, *words: object) -> Answer:
+        """Run a command on this store, for JSON."""
+        command = ["artifacts", "verify"] if words[0] == "verify" else [words[0]]
+        return call(*command, *words[1:], "--store", self.store, "--json")
+
+    def load(self, merge: str) -> Merge:
+        return tintray.load(str(self.store / "merges" / merge))
+
+    def inputs(self, merge: Merge, task: str) -> dict[str, torch.Tensor]:
+        """A batch of a task."""
+        if self.sort.zoo in ("sentences", "adapters"):
+            processor = merge.processor(task, text=True)
+            return dict(processor(["w1 w2 w3", "w4 w5"], padding=True, return_tensors="pt"))
+        random = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(2, 3, 8, 8, generator=random)}
+
+    def answers(self, merge: Merge, task: str) -> torch.Tensor:
+        with torch.inference_mode():
+            return answer(merge.for_task(task), self.inputs(merge, task))
+
+
+@pytest.fixture(scope="session")
+def zoos(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    found: dict[str, Path] = {}
+
+    def zoo(name: str) -> Path:
+        if name not in found:
+            found[name] = make_zoo(name, tmp_path_factory.mktemp(name))
+        return found[name]
+
+    return zoo
+
+
+@pytest.fixture(scope="session", params=SORTS.items(), ids=SORTS.keys())
+def made(
+    request: pytest.FixtureRequest,
+    zoos: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Made:
+    label, sort = request.param
+    if sort.zoo == "adapters":
+        pytest.importorskip("peft")
+    return Made(label, sort, zoos(sort.zoo), tmp_path_factory.mktemp("sort"))
+
+
+def scores(tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {task["name"]: pytest.approx(task["merged"], abs=1e-5) for task in tasks}
+
+
+def test_validate_and_plan_take_what_run_takes(made: Made) -> None:
+    assert call("validate", made.job, "--json").document["tasks"] == ["one", "two"]
+    assert call("plan", made.job, "--calibrate", "0.1", "--json").document["fits"]
+    assert [task["name"] for task in made.published["tasks"]] == ["one", "two"]
+
+
+def test_show_and_eval_say_what_the_run_said(made: Made) -> None:
+    shown = made.ask("show", made.first).document
+    assert shown["tasks"] == made.published["tasks"]
+    again = made.ask("eval", made.first).document
+    assert {task["name"]: task["merged"] for task in again["tasks"]} == scores(shown["tasks"])
+
+
+def test_compare(made: Made) -> None:
+    table = made.ask("compare", made.first).document
+    rows = {(row["method"], row["task"]): row["value"] for row in table["rows"]}
+    assert {method for method, _ in rows} == {"experts", "average", "task arithmetic", "merge"}
+    merged = {task: value for (method, task), value in rows.items() if method == "merge"}
+    assert merged == scores(made.published["tasks"])
+
+
+def test_export_of_a_task_loads_and_answers_alike(made: Made, tmp_path: Path) -> None:
+    found = made.ask("export", made.first, tmp_path / "model", "--task", "two")
+    if made.label == "surgery":
+        assert "has a surgery module" in found.sentence
+        assert not (tmp_path / "model").exists()
+        return
+    folder = Path(found.document["path"])
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    loaded = getattr(transformers, name).from_pretrained(folder).eval()
+    merge = made.load(made.first)
+    with torch.inference_mode():
+        found_ = answer(loaded, made.inputs(merge, "two"))
+    assert torch.allclose(found_, made.answers(merge, "two"), atol=1e-5)
+
+
+def test_export_of_all_opens_and_answers_alike(made: Made, tmp_path: Path) -> None:
+    folder = made.ask("export", made.first, tmp_path / "whole").document["path"]
+    whole, merge = tintray.load(folder), made.load(made.first)
+    assert whole.tasks == merge.tasks == ("one", "two")
+    for task in whole.tasks:
+        assert torch.equal(made.answers(whole, task), made.answers(merge, task))
+
+
+def test_export_as_an_adapter(made: Made, tmp_path: Path) -> None:
+    found = made.ask("export", made.first, tmp_path / "adapter", "--adapter")
+    if made.sort.zoo == "adapters":
+        assert (Path(found.document["path"]) / "adapter_model.safetensors").is_file()
+        return
+    assert "adapter" in found.sentence
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_add_leaves_the_old_tasks_bit_for_bit(made: Made) -> None:
+    before, after = made.load(made.first), made.load(made.child)
+    assert after.tasks == ("one", "two", "three")
+    for task in before.tasks:
+        assert torch.equal(made.answers(before, task), made.answers(after, task))
+    assert made.answers(after, "three").isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["auto", "coefficients", "joint"])
+def test_add_in_other_ways(made: Made, mode: str) -> None:
+    found = made.ask("add", made.first, "--task", made.third, "--mode", mode)
+    if mode != "auto" and made.label in UNCHANGEABLE:
+        assert "--mode tint" in found.sentence
+        return
+    assert [task["name"] for task in found.document["tasks"]] == ["one", "two", "three"]
+
+
+def test_refresh(made: Made) -> None:
+    found = made.ask("refresh", made.first, "--task", "two").document
+    assert [task["name"] for task in found["tasks"]] == ["one", "two"]
+    assert made.answers(made.load(f"tiny/{found['version']}"), "two").isfinite().all()
+
+
+def test_remove_what_was_added_gives_the_first_again(made: Made) -> None:
+    found = made.ask("remove", made.child, "--task", "three").document
+    before, after = made.load(made.first), made.load(f"tiny/{found['version']}")
+    assert after.tasks == ("one", "two")
+    for task in after.tasks:
+        assert torch.equal(made.answers(before, task), made.answers(after, task))
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 100])
+def test_remove_what_was_merged(made: Made, tolerance: float) -> None:
+    setting = f"growth.tolerance={tolerance}"
+    found = made.ask("remove", made.first, "--task", "one", "--set", setting)
+    if made.label in UNCHANGEABLE:
+        assert f"'{made.published['method']}' merged it" in found.sentence
+        return
+    if tolerance < 1 and found.code == 1:
+        assert "error: nothing was published" in found.err
+        return
+    assert [task["name"] for task in found.document["tasks"]] == ["two"]
+
+
+def test_rollback_history_and_diff(made: Made) -> None:
+    found = made.ask("rollback", made.child).document
+    back = made.load(f"tiny/{found['version']}")
+    assert back.manifest["files"] == made.load(made.first).manifest["files"]
+    assert "grew from no merge" in made.ask("rollback", made.first).sentence
+    versions = {version["ref"]: version for version in made.ask("history", "tiny").document}
+    assert (versions[made.first]["parent"], versions[made.child]["parent"]) == (None, made.first)
+    catalog = f"sqlite:///{made.store}/catalog.db"
+    difference = call("diff", made.first, made.child, "--catalog", catalog, "--json").document
+    assert difference["same_backbone"]
+    changes = {task["task"]: task["change"] for task in difference["tasks"]}
+    assert changes == {"one": "same", "two": "same", "three": "added"}
+
+
+def test_a_copy_is_whole(made: Made, tmp_path: Path) -> None:
+    copied = Made(made.label, made.sort, made.zoo, tmp_path)
+    made.ask("copy", made.child, copied.store)
+    assert copied.ask("verify").document["damaged"] == []
+    before, after = made.load(made.child), copied.load(made.child)
+    assert before.manifest["files"] == after.manifest["files"]
+    for task in after.tasks:
+        assert torch.equal(made.answers(before, task), made.answers(after, task))
+    assert made.ask("verify", made.child).document["damaged"] == []
