@@ -1,4 +1,7 @@
-"""The same job gives the same merge, to the last bit, on whatever it runs."""
+"""The same job gives the same merge, to the last bit, on Ray as in one process.
+
+Layouts of every size are tried in one process, by tests/jobs/test_layouts.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from tintray.jobs import api
 from tintray.jobs.events import Notice
 from tintray.jobs.fleet import Fleet, open_fleet
 from tintray.jobs.growth import api as growth
-from tintray.jobs.growth.decisions import Asked
 from tintray.jobs.ray_fleet import RayFleet
 from tintray.storage.publish import parse_merge_url, read_manifest
 
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Fleet]:
     """One local Ray for the whole module: jobs that find it running use it and leave it running."""
-    fleet = open_fleet(address=None, workers=4, threads=1, plan=128 * 2**20)
+    fleet = open_fleet(address=None, workers=2, threads=1, plan=128 * 2**20)
     yield fleet
     fleet.close()
 
@@ -63,27 +65,35 @@ def hashes(url: str) -> dict[str, str]:
     return {name: file["sha256"] for name, file in manifest["files"].items()}
 
 
+def grown(zoo: TinyZoo, store: Path, **cluster: Any) -> list[Any]:
+    """The files of a merge and of a child of it, their scores, and how rivals compare."""
+    spec = zoo.spec(
+        store,
+        ("two", "three"),
+        tint={"site": "vit.layers.2"},
+        fit={"rounds": 3, "groups": 2, "micro_batch": 8, "precision": "auto"},
+        cluster=cluster,
+    )
+    summary = api.run(spec)
+    places = {"store": str(spec.store), "catalog": str(spec.catalog)}
+    table = api.compare("tiny", **places)
+    assert table.averages["merge"] == pytest.approx(summary.average)
+    path = zoo.folder / "five-alone.yaml"
+    path.write_text(yaml.safe_dump(zoo.task("five")))
+    overrides = ("growth.rounds=2", "growth.refit_rounds=2", "growth.tolerance=100")
+    child = growth.add("tiny", [path], mode="joint", overrides=overrides, **places)
+    scores = [[task.merged for task in found.tasks] for found in (summary, child)]
+    return [hashes(summary.url), hashes(child.url), scores, table.averages]
+
+
 @pytest.mark.usefixtures("cluster")
-def test_workers_never_change_the_result(tiny: TinyZoo, tmp_path: Path) -> None:
-    """In this process, on one worker, on two, on four; with one shard or more, or none away.
-
-    Each from an empty store.
-
-    A tinted block, so that tints are more than heads; four groups, so that sums have an order; the
-    precision that this machine computes in by default.
-    """
-    found = {}
-    for workers, shards in ((0, 1), (1, 2), (2, "auto"), (2, 2), (4, 1)):
-        spec = tiny.spec(
-            tmp_path / f"{workers}-{shards}",
-            tint={"site": "vit.layers.2"},
-            fit={"rounds": 4, "groups": 4, "micro_batch": 8, "precision": "auto"},
-            cluster={"workers": workers, "shards": shards},
-        )
-        summary = api.run(spec)
-        found[workers, shards] = hashes(summary.url), [task.merged for task in summary.tasks]
-    for cluster, of_cluster in found.items():
-        assert of_cluster == found[0, 1], cluster
+def test_a_merge_is_made_compared_and_grown_to_the_same_bits_on_ray(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    """On workers that take all CPUs, with shards beside them; what comes after finds CPUs too."""
+    zoo = tiny.copy(tmp_path / "zoo")
+    here = grown(zoo, tmp_path / "here", workers=0)
+    assert grown(zoo, tmp_path / "ray", workers="auto", shards=2) == here
 
 
 def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> None:
@@ -171,47 +181,6 @@ def test_workers_that_cannot_import_the_factory_say_so_once(
     assert not [event for event in events if isinstance(event, Notice)]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
-    tiny: TinyZoo, tmp_path: Path
-) -> None:
-    spec = tiny.spec(tmp_path, fit={"rounds": 2}, cluster={"workers": "auto"})
-    summary = api.run(spec)
-    places = {"store": str(spec.store), "catalog": str(spec.catalog)}
-    assert api.evaluate("tiny", **places).tasks == summary.tasks
-    table = api.compare("tiny", **places)
-    assert table.averages["merge"] == pytest.approx(summary.average)
-
-
 def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Fleet) -> None:
     with pytest.raises(SpecError, match=r"cluster\.workers.*need 999 CPUs"):
         open_fleet(address="auto", workers=999, threads=1, plan=0)
-
-
-def grown(zoo: TinyZoo, store: Path, workers: int) -> list[dict[str, str]]:
-    """The hashes of two children, one grown from the other."""
-    spec = zoo.spec(store, ("two", "three"), cluster={"workers": workers}, fit={"rounds": 2})
-    api.run(spec)
-    quick = [f"growth.{field}=2" for field in ("rounds", "coefficient_rounds", "refit_rounds")]
-    made = []
-    modes: dict[str, Asked] = {"five": "coefficients", "four": "joint"}
-    for task, mode in modes.items():
-        path = zoo.folder / f"{task}-alone.yaml"
-        path.write_text(yaml.safe_dump(zoo.task(task)))
-        overrides = (*quick, "growth.tolerance=100")
-        child = growth.add(
-            "tiny",
-            [path],
-            mode=mode,
-            overrides=overrides,
-            store=str(spec.store),
-            catalog=str(spec.catalog),
-        )
-        made.append(hashes(child.url))
-    return made
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_merge_grows_to_the_same_bits_on_workers(tiny: TinyZoo, tmp_path: Path) -> None:
-    zoo = tiny.copy(tmp_path / "zoo")
-    assert grown(zoo, tmp_path / "workers", 2) == grown(zoo, tmp_path / "here", 0)

@@ -195,18 +195,6 @@ def test_adamerging_lessens_the_entropy_of_predictions(
     assert all(torch.equal(tensor, expert[key]) for key, tensor in heads.items())
 
 
-def test_workers_change_nothing(tiny: TinyZoo, tmp_path: Path) -> None:
-    """Tensors spread over members on Ray give the same bytes as one process."""
-    digests = []
-    for workers in (0, 2):
-        section = tiny.job(
-            tmp_path / str(workers), merge={"method": "ties"}, cluster={"workers": workers}
-        )
-        summary = api.run(parse_spec(section, folder=tiny.folder))
-        digests.append(load(summary).manifest["files"]["backbone.safetensors"]["sha256"])
-    assert digests[0] == digests[1]
-
-
 # Bad input
 
 

@@ -1,0 +1,137 @@
+"""Who hosts what never enters a result: the same bits on any number of members."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tintray.jobs import api
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.growth import api as growth
+from tintray.jobs.growth.decisions import Asked
+from tintray.storage.publish import parse_merge_url, read_manifest
+
+from tests.several import SeveralFleet, sent
+from tests.tiny_zoo import TinyZoo
+
+
+def hashes(url: str) -> dict[str, str]:
+    manifest = read_manifest(*parse_merge_url(url))
+    return {name: file["sha256"] for name, file in manifest["files"].items()}
+
+
+def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[SeveralFleet]:
+    """Every fleet that is opened from now on, but those of jobs that ask for no worker."""
+    from tintray.jobs.fleet import open_fleet
+
+    opened: list[SeveralFleet] = []
+
+    def several(**wanted: Any) -> Fleet:
+        if wanted["workers"] == 0:
+            return open_fleet(**wanted)
+        opened.append(SeveralFleet(cpus))
+        return opened[-1]
+
+    for caller in (
+        "tintray.jobs.api",
+        "tintray.jobs.running.driver",
+        "tintray.jobs.planning.estimates",
+    ):
+        monkeypatch.setattr(f"{caller}.open_fleet", several)
+    return opened
+
+
+def test_what_is_sent_is_a_copy_that_cannot_be_written_to() -> None:
+    array = np.zeros(3)
+    found = sent((array, {"a": array}))
+    assert not np.shares_memory(found[0], array)
+    assert not found[0].flags.writeable
+    with pytest.raises(AssertionError, match="worker 2 would wait"):
+        fleet = SeveralFleet(1)
+        for number in (1, 2):
+            fleet.spawn(dict, threads=1, name=f"worker {number}")
+
+
+def test_workers_and_shards_never_change_the_result(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, on one worker, on two, on four; with one shard or more, or none away.
+
+    Each from an empty store.
+
+    A tinted block, so that tints are more than heads; four groups, so that sums have an order; the
+    precision that this machine computes in by default.
+    """
+    opened = on_a_cluster(monkeypatch, 4)
+    found = {}
+    for workers, shards in ((0, 1), (1, 2), (2, "auto"), (2, 2), (3, 5), (4, 1)):
+        spec = tiny.spec(
+            tmp_path / f"{workers}-{shards}",
+            tint={"site": "vit.layers.2"},
+            fit={"rounds": 4, "groups": 4, "micro_batch": 8, "precision": "auto"},
+            cluster={"workers": workers, "shards": shards},
+        )
+        summary = api.run(spec)
+        found[workers, shards] = hashes(summary.url), [task.merged for task in summary.tasks]
+    for cluster, of_cluster in found.items():
+        assert of_cluster == found[0, 1], cluster
+    assert [len(fleet.members) for fleet in opened] == [1 + 2, 2 + 1, 2 + 2, 3 + 5, 4 + 1]
+
+
+@pytest.mark.parametrize("method", ["ties", "fisher", "tall_masks"])
+def test_members_that_merge_tensors_change_nothing(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    on_a_cluster(monkeypatch, 3)
+    found = []
+    for workers in (0, 3):
+        cluster = {"workers": workers}
+        spec = tiny.spec(tmp_path / str(workers), merge={"method": method}, cluster=cluster)
+        found.append(hashes(api.run(spec).url))
+    assert found[0] == found[1]
+
+
+def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_cluster(monkeypatch, 4)
+    spec = tiny.spec(tmp_path, fit={"rounds": 2, "groups": 4}, cluster={"workers": "auto"})
+    summary = api.run(spec)
+    places = {"store": str(spec.store), "catalog": str(spec.catalog)}
+    assert api.evaluate("tiny", **places).tasks == summary.tasks
+    table = api.compare("tiny", **places)
+    assert table.averages["merge"] == pytest.approx(summary.average)
+
+
+def grown(zoo: TinyZoo, store: Path, workers: int) -> list[dict[str, str]]:
+    """The hashes of two children, one grown from the other."""
+    spec = zoo.spec(store, ("two", "three"), cluster={"workers": workers}, fit={"rounds": 2})
+    api.run(spec)
+    quick = [f"growth.{field}=2" for field in ("rounds", "coefficient_rounds", "refit_rounds")]
+    made = []
+    modes: dict[str, Asked] = {"five": "coefficients", "four": "joint"}
+    for task, mode in modes.items():
+        path = zoo.folder / f"{task}-alone.yaml"
+        path.write_text(yaml.safe_dump(zoo.task(task)))
+        overrides = (*quick, "growth.tolerance=100")
+        child = growth.add(
+            "tiny",
+            [path],
+            mode=mode,
+            overrides=overrides,
+            store=str(spec.store),
+            catalog=str(spec.catalog),
+        )
+        made.append(hashes(child.url))
+    return made
+
+
+def test_a_merge_grows_to_the_same_bits_on_workers(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    on_a_cluster(monkeypatch, 4)
+    assert grown(zoo, tmp_path / "workers", 2) == grown(zoo, tmp_path / "here", 0)
