@@ -18,11 +18,15 @@ Observer = Callable[[bytes], object]
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact as a listing shows it: ``size`` in bytes, ``modified`` in seconds since 1970."""
+    """One artifact as a listing shows it: ``size`` in bytes, ``modified`` in seconds since 1970.
+
+    ``mark`` is what a server calls this content (an ETag), and changes with it; empty if unknown.
+    """
 
     key: str
     size: int
     modified: float = field(default=0.0, compare=False)
+    mark: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class ArtifactStore(Protocol):
     @property
     def url(self) -> str:
         """The canonical URL of the store, never with credentials."""
+
+    proved: dict[str, str]
+    """Blobs whose bytes this object has hashed whole: their sha256, and the mark they had then."""
 
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
         """Write an artifact, at once and durably; True if it was written.

@@ -24,7 +24,8 @@ BLOCK = 1 << 20
 FRESH = 3600.0
 """Seconds for which an artifact counts as just written; far below any age limit of a collection."""
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class BlobRef:
 
 def blob_key(sha256: str) -> str:
     """The key of a blob: ``blobs/<first two digits>/<sha256>``."""
-    if not _SHA256.match(sha256):
+    if not _SHA256.fullmatch(sha256):
         raise InputError(f"artifact {sha256!r}: expected a sha256 of 64 hexadecimal digits")
     return f"blobs/{sha256[:2]}/{sha256}"
 
@@ -45,7 +46,7 @@ def blob_key(sha256: str) -> str:
 def is_blob(key: str) -> str | None:
     """The sha256 of the blob that ``key`` names, or None if it names none."""
     sha256 = key.rpartition("/")[2]
-    return sha256 if _SHA256.match(sha256) and key == blob_key(sha256) else None
+    return sha256 if _SHA256.fullmatch(sha256) and key == blob_key(sha256) else None
 
 
 def hash_file(path: Path) -> BlobRef:
@@ -63,25 +64,69 @@ def hash_bytes(data: bytes | memoryview) -> BlobRef:
 def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     """Store bytes or a file under their hash, unless the store has them already.
 
+    What the store has is read and hashed: a blob whose bytes have changed is written again.
+
     A blob of more than one block gets a record of the hashes of its blocks: a part of it can then
     be read and verified without the rest (:func:`read_blob`).
     """
     ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
-    key, record = blob_key(ref.sha256), _blocks_key(ref.sha256)
+    key, record = blob_key(ref.sha256), blocks_key(ref.sha256)
     found = store.stat(key)
-    sound = found is not None and found.size == ref.size
-    if ref.size > BLOCK:
-        sound = sound and store.exists(record)
-    if found is not None and sound and freshen(store, found):
+    whole = found is not None and is_sound(store, ref, found) and has_record(store, ref)
+    if found is not None and whole and freshen(store, found):
         return ref
     with ThreadPoolExecutor(1) as other:  # an upload mostly waits
         blocks = other.submit(hash_blocks, source) if ref.size > BLOCK else None
-        # One that is there with another size was cut short by a disk that failed: replace it.
         store.put(key, source, overwrite=found is not None)
         if blocks is not None:
             text = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks.result()}
             store.put(record, seal(text, record), overwrite=True)
+            _remember(store, ref.sha256)
     return ref
+
+
+def is_sound(store: ArtifactStore, ref: BlobRef, found: Entry) -> bool:
+    """Whether the bytes of a blob that the store has, ``found``, are still those of its name.
+
+    They are read and hashed. A large one in a bucket is not where this store object has done so, or
+    has written it, and the server's mark of its content is still the same.
+    """
+    if found.size != ref.size:
+        return False
+    if found.mark and store.proved.get(ref.sha256) == found.mark:
+        return True
+    if hash_stored(store, found.key) != ref:
+        return False
+    if found.mark:
+        store.proved[ref.sha256] = found.mark
+    return True
+
+
+def hash_stored(store: ArtifactStore, key: str) -> BlobRef:
+    """The reference that the bytes of an artifact in a store would have; bounded memory."""
+    own = store.local_path(key)
+    if own is not None:
+        return hash_file(own)
+    digest, size = hashlib.sha256(), 0
+    while chunk := store.get(key, size, size + _CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return BlobRef(digest.hexdigest(), size)
+
+
+def has_record(store: ArtifactStore, ref: BlobRef) -> bool:
+    """Whether a blob has the record of its blocks that it needs, and it can be read."""
+    try:
+        return ref.size <= BLOCK or len(_blocks(store, ref)) == -(-ref.size // BLOCK)
+    except (NotFoundError, IntegrityError):
+        return False
+
+
+def _remember(store: ArtifactStore, sha256: str) -> None:
+    """Note the mark of a blob whose bytes have just been hashed on their way."""
+    found = store.stat(blob_key(sha256))
+    if found is not None and found.mark:
+        store.proved[sha256] = found.mark
 
 
 def freshen(store: ArtifactStore, found: Entry) -> bool:
@@ -128,20 +173,25 @@ def read_blob(store: ArtifactStore, ref: BlobRef, start: int, stop: int) -> byte
 
 
 def _blocks(store: ArtifactStore, ref: BlobRef) -> list[str]:
-    key = _blocks_key(ref.sha256)
+    key = blocks_key(ref.sha256)
     record = unseal(store.get(key), f"{key} in {store.url}")
-    blocks: list[str] = record["blocks"]
+    blocks = record.get("blocks")
+    if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
+        raise IntegrityError(
+            f"{key} in {store.url} has no list of hashes; delete it and run what made it again"
+        )
     return blocks
 
 
-def _blocks_key(sha256: str) -> str:
+def blocks_key(sha256: str) -> str:
+    """The key of the record of a blob's blocks."""
     return f"{blob_key(sha256)}.blocks"
 
 
 def delete_blob(store: ArtifactStore, sha256: str) -> None:
     """Delete a blob that nobody needs, and the record of its blocks after it."""
     store.delete(blob_key(sha256))
-    store.delete(_blocks_key(sha256))
+    store.delete(blocks_key(sha256))
 
 
 def get_blob(store: ArtifactStore, ref: BlobRef | str) -> bytes:

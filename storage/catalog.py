@@ -20,6 +20,7 @@ from tintray.storage.database import Database
 from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.lineage import LayerSummary
 from tintray.storage.queue import Queue, no_job
+from tintray.storage.secrets import redact, scrub, shown_url
 from tintray.storage.states import JobState, StateConflictError
 from tintray.storage.tables import (
     Artifact,
@@ -35,7 +36,7 @@ from tintray.storage.tables import (
     Round,
     Task,
 )
-from tintray.storage.urls import check_name, redact, scrub
+from tintray.storage.urls import check_name
 
 from tintray.errors import NotFoundError, StorageError
 
@@ -115,7 +116,7 @@ class Catalog:
                     state=JobState.QUEUED,
                     reason="submitted",
                     spec=_clean(spec),
-                    store_url=redact(store_url),
+                    store_url=shown_url(store_url),
                     created_at=now,
                     updated_at=now,
                     cluster=cluster,
@@ -327,7 +328,7 @@ class Catalog:
         not. Raises :class:`~tintray.errors.StorageError` if the version is another merge's.
         """
         values = {
-            "url": redact(url),
+            "url": shown_url(url),
             "job_id": job_id,
             "manifest_sha256": manifest_sha256,
             "metrics": _clean(metrics or {}),

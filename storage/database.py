@@ -11,15 +11,9 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
-from tintray.storage.engine import (
-    failures,
-    make_engine,
-    parse_catalog_url,
-    shown,
-    sqlite_file,
-    writing,
-)
+from tintray.storage.engine import failures, make_engine, parse_catalog_url, sqlite_file, writing
 from tintray.storage.schema import ensure_schema
+from tintray.storage.secrets import shown_catalog
 
 from tintray.errors import NotFoundError, StorageError
 
@@ -28,7 +22,7 @@ class Database:
     """A pool of connections to a database whose tables are those of this code."""
 
     def __init__(self, engine: sa.Engine, patience: float):
-        self.url = shown(engine.url)
+        self.url = shown_catalog(engine.url)
         self._engine = engine
         self._patience = patience
 
@@ -38,7 +32,7 @@ class Database:
         parsed = parse_catalog_url(url)
         file = sqlite_file(parsed)
         if file is not None and not file.exists():
-            prepare_folder(shown(parsed), file.parent, create)
+            prepare_folder(shown_catalog(parsed), file.parent, create)
         engine = make_engine(parsed)
         try:
             ensure_schema(engine, create)

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from tintray.storage.database import prepare_folder
-from tintray.storage.engine import failures, make_engine, parse_catalog_url, shown, sqlite_file
+from tintray.storage.engine import failures, make_engine, parse_catalog_url, sqlite_file
 from tintray.storage.migrations import REVISIONS
 from tintray.storage.schema import VERSION_TABLE, found_revision, upgrade_schema
+from tintray.storage.secrets import shown_catalog
 from tintray.storage.states import JobState
 from tintray.storage.tables import Base, Job, Lease
 
@@ -38,7 +39,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
     parsed = parse_catalog_url(url)
     file = sqlite_file(parsed)
     if file is not None and not file.exists():
-        prepare_folder(shown(parsed), file.parent, create=True)
+        prepare_folder(shown_catalog(parsed), file.parent, create=True)
     with _engine(parsed) as engine:
         return upgrade_schema(engine)
 
@@ -49,7 +50,7 @@ def check(url: str) -> DatabaseState:
     Raises :class:`~tintray.errors.NotFoundError` if there is no catalog there.
     """
     parsed = parse_catalog_url(url)
-    where = shown(parsed)
+    where = shown_catalog(parsed)
     file = sqlite_file(parsed)
     if file is not None and not file.exists():
         raise NotFoundError(f"there is no catalog {where} yet; run a job with it first")

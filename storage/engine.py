@@ -15,9 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tintray.storage.urls import CATALOG_SCHEMES, redact
+from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
 
 from tintray.errors import SpecError, StorageError, nearest
 
@@ -32,12 +32,13 @@ def parse_catalog_url(url: str) -> sa.URL:
     ``postgresql://`` means psycopg 3 too. Raises :class:`SpecError` without repeating a password.
     """
     try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        parsed = parse_catalog(url)
+    except ValueError as error:
         raise SpecError(
-            f"catalog: expected sqlite:///path or postgresql+psycopg://user@host/name, "
-            f"found '{redact(url)}'"
+            "catalog: expected sqlite:///path or postgresql+psycopg://user@host/name, found "
+            f"{error}"
         ) from None
+    learn_url(url, parsed)
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in CATALOG_SCHEMES:
@@ -49,11 +50,6 @@ def parse_catalog_url(url: str) -> sa.URL:
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise SpecError("catalog: a SQLite catalog needs a file, as in sqlite:///folder/catalog.db")
     return parsed
-
-
-def shown(url: sa.URL) -> str:
-    """The URL as it may be logged and stored: without its password."""
-    return redact(url.render_as_string(hide_password=True))
 
 
 def sqlite_file(url: sa.URL) -> Path | None:
@@ -77,8 +73,8 @@ def make_engine(url: sa.URL) -> sa.Engine:
         )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise StorageError(
-            f"catalog {shown(url)}: PostgreSQL needs the package psycopg, which is not installed; "
-            "pip install 'tintray[postgres]'"
+            f"catalog {shown_catalog(url)}: PostgreSQL needs the package psycopg, which is not "
+            "installed; pip install 'tintray[postgres]'"
         ) from error
 
 

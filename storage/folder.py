@@ -31,6 +31,7 @@ class FolderStore:
     def __init__(self, root: Path):
         self.root = root.absolute()
         self.url = self.root.as_uri()
+        self.proved: dict[str, str] = {}  # stays empty: a file has no mark of its content
 
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
         """See :meth:`tintray.storage.artifacts.ArtifactStore.put`."""

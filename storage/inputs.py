@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 from tintray.storage import lineage
+from tintray.storage.secrets import scrub, shown_url
 from tintray.storage.tables import Model, Pool, Task
-from tintray.storage.urls import redact, scrub
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def record_tasks(session: Session, job_id: str, tasks: Sequence[KnownTask]) -> N
 def _described(sha256: str, source: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sha256": sha256,
-        "source": redact(source),
+        "source": shown_url(source),
         "meta": scrub(dict(meta)),
         "created_at": datetime.now(UTC),
     }

@@ -12,17 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from tintray.storage.artifacts import ArtifactStore, open_store
-from tintray.storage.blobs import BlobRef, blob_key, fetch_blob, freshen, hash_bytes, put_blob
+from tintray.storage.blobs import (
+    BlobRef,
+    blob_key,
+    blocks_key,
+    fetch_blob,
+    freshen,
+    has_record,
+    hash_bytes,
+    is_sound,
+    put_blob,
+)
 from tintray.storage.folder import FolderStore
 from tintray.storage.records import seal, unseal
 from tintray.storage.urls import check_key, check_name, join
 
-from tintray.errors import InputError, NotFoundError, StorageError, nearest
+from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 
 MANIFEST = "manifest.json"
 _TRIES = 100
 _THREADS = 4
-_VERSION = re.compile(r"^v([1-9][0-9]{0,8})$")
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +67,8 @@ def publish_merge(
 ) -> str:
     """Publish files and a manifest as the immutable merge ``name``; returns its URL.
 
-    Every file becomes a blob, or is one that the store has already; the manifest, to which
+    Every file becomes a blob, or is one that the store has already and that is hashed there again:
+    what a manifest names can be read. The manifest, to which
     ``name``, ``version`` and ``files: {relative name: {sha256, size}}`` are added, is written last.
     In a folder store the merge is moreover an ordinary folder with all its files.
 
@@ -100,12 +111,20 @@ def _put_all(
 def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
     if not isinstance(source, BlobRef):
         return put_blob(store, source)
-    found = store.stat(blob_key(source.sha256))
-    if found is None or found.size != source.size:
+    key = blob_key(source.sha256)
+    found = store.stat(key)
+    if found is None:
         raise NotFoundError(
             f"{name} (artifact {source.sha256[:12]}…) is gone from {store.url}; expected a file of "
             "an earlier merge, copy it back"
         )
+    if not is_sound(store, source, found):
+        raise IntegrityError(
+            f"{name} (artifact {key}) in {store.url} is truncated or altered, and this merge would "
+            "have it too; copy it back, or delete it and run what made it again"
+        )
+    if not has_record(store, source):
+        store.delete(blocks_key(source.sha256))  # it is read whole then, without one
     freshen(store, found)
     return source
 
@@ -149,7 +168,7 @@ def next_version(store: ArtifactStore, name: str) -> int:
 
 
 def _version(text: str) -> int:
-    found = _VERSION.match(text)
+    found = _VERSION.fullmatch(text)
     return int(found.group(1)) if found else 0
 
 

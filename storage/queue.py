@@ -18,9 +18,9 @@ from tintray.storage import lineage
 from tintray.storage.database import Database
 from tintray.storage.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
 from tintray.storage.leases import LeaseHeldError, database_time
+from tintray.storage.secrets import redact
 from tintray.storage.states import JobState, StateConflictError
 from tintray.storage.tables import Cluster, Event, Job, Lease, Round
-from tintray.storage.urls import redact
 
 from tintray.errors import NotFoundError, nearest
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tintray.storage.urls import scrub
+from tintray.storage.secrets import scrub
 
 from tintray.errors import IntegrityError, StorageError
 

@@ -54,6 +54,7 @@ class S3Store:
         self._place = place
         self._options = options or S3Options()
         self._base = f"{place.prefix}/" if place.prefix else ""
+        self.proved: dict[str, str] = {}
         self._lock = threading.Lock()
         self._connected: tuple[S3Client, TransferManager, Connections] | None = None
 
@@ -143,7 +144,8 @@ class S3Store:
         with self._operation(f"reading {key}"):
             try:
                 answer = self._client.head_object(Bucket=self._place.bucket, Key=name)
-                return Entry(key, answer["ContentLength"], answer["LastModified"].timestamp())
+                modified = answer["LastModified"].timestamp()
+                return Entry(key, answer["ContentLength"], modified, answer.get("ETag", ""))
             except ClientError as error:
                 if error_code(error) in MISSING:
                     return None

@@ -22,7 +22,8 @@ from botocore.exceptions import (
     SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
-from tintray.storage.urls import S3Url, redact
+from tintray.storage.secrets import redact, shown_url
+from tintray.storage.urls import S3Url
 
 from tintray.errors import StorageError
 
@@ -170,4 +171,4 @@ def _breakdown(place: S3Url, endpoint: str, action: str, error: Exception) -> st
 
 
 def _where(place: S3Url, endpoint: str) -> str:
-    return f"the artifact store {place} at {redact(endpoint)}"
+    return f"the artifact store {place} at {shown_url(endpoint)}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from tintray.storage.engine import failures, shown, writing
+from tintray.storage.engine import failures, writing
 from tintray.storage.migrations import REVISIONS
+from tintray.storage.secrets import shown_catalog
 
 from tintray.errors import NotFoundError, StorageError
 
@@ -34,7 +35,7 @@ def ensure_schema(engine: sa.Engine, create: bool) -> None:
     Raises :class:`NotFoundError` if there is no catalog and none may be created, and
     :class:`StorageError` for a schema that is older or newer than this code.
     """
-    where = shown(engine.url)
+    where = shown_catalog(engine.url)
     with failures(where), engine.connect() as connection:
         found = found_revision(connection)
     if found == REVISIONS[-1]:
@@ -56,7 +57,7 @@ def upgrade_schema(engine: sa.Engine) -> tuple[str | None, str]:
     One transaction: it happens wholly or not at all, and only once if several try. Raises
     :class:`StorageError` if the schema is newer than this code.
     """
-    where = shown(engine.url)
+    where = shown_catalog(engine.url)
     with failures(where), engine.connect() as connection, writing(connection).begin():
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from tintray.storage.artifacts import Entry, Leftover
 from tintray.storage.publish import MANIFEST
 
-_BLOB = re.compile(r"^blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?$")
+_BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?")
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-_MERGE = re.compile(r"^(merges/[^/]+/v[0-9]+)/(.+)$")
+_MERGE = re.compile(r"(merges/[^/]+/v[0-9]+)/(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Garbage:
     @property
     def sha256(self) -> str | None:
         """The blob that this is, if it is one."""
-        found = _BLOB.match(self.key)
+        found = _BLOB.fullmatch(self.key)
         return found[2] if found and not found[3] else None
 
     @property
     def blocks_of(self) -> str | None:
         """The blob whose blocks' hashes this is, if it is that."""
-        found = _BLOB.match(self.key)
+        found = _BLOB.fullmatch(self.key)
         return found[2] if found and found[3] else None
 
 
@@ -127,7 +127,7 @@ def plan_sweep(inventory: Inventory, needed: AbstractSet[str], before: float) ->
 def _blobs(inventory: Inventory) -> dict[str, _Blob]:
     blobs: dict[str, _Blob] = {}
     for entry in inventory.entries:
-        if found := _BLOB.match(entry.key):
+        if found := _BLOB.fullmatch(entry.key):
             blob = blobs.setdefault(found[2], _Blob())
             if found[3]:
                 blob.blocks = entry
@@ -162,7 +162,7 @@ def _loose(inventory: Inventory) -> Iterable[Garbage]:
 def _loose_reason(key: str, inventory: Inventory) -> str | None:
     if key in inventory.records and inventory.records[key] is None:
         return "a cached result whose record is damaged"
-    found = _MERGE.match(key)
+    found = _MERGE.fullmatch(key)
     if found is None:
         return None
     if found[2].startswith("claims/"):

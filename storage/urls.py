@@ -1,4 +1,4 @@
-"""Names of places: store URLs, keys inside a store, and what must never be shown of either.
+"""Names of places: store URLs, and keys inside a store.
 
 Standard library only, so that a command can check a URL without loading a client for it.
 """
@@ -13,16 +13,12 @@ from urllib.parse import unquote, urlsplit
 from tintray.errors import InputError, SpecError, nearest
 
 SCHEMES = ("file", "s3")
-CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 RESERVED = ".tmp"  # the first segment under which a folder store writes what is not yet visible
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_BUCKET = re.compile(r"^[A-Za-z0-9._-]{3,255}$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-_USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^\s@'\"]*)@")  # a password may hold a slash
-_SECRET_FIELD = re.compile(
-    r"((?:^|[?&;\s])(?:password|passwd|sslpassword|secret|secret_key)=)[^&\s'\";,]+", re.IGNORECASE
-)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
+_LETTERS = re.compile(r"[A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,14 @@ def parse_store_url(url: str | Path) -> FolderUrl | S3Url:
 
 
 def _file_path(text: str) -> Path:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that are no IPv6 address
+        raise SpecError("store: expected file:///path, found a URL that cannot be read") from None
     if parts.netloc not in ("", "localhost"):
         raise SpecError(
             f"store: a file:// URL names a folder of this machine as file:///path, "
-            f"found the host '{parts.netloc.rpartition('@')[2]}'; mount it and give its path"
+            f"found {_named('host', parts.netloc)}; mount it and give its path"
         )
     if not parts.path.startswith("/"):
         raise SpecError("store: a file:// URL needs an absolute path, as in file:///data/tintray")
@@ -88,12 +87,19 @@ def _s3_url(text: str) -> S3Url:
             "store: an s3:// URL names a bucket and a prefix only; credentials and endpoint belong "
             "in the AWS environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         )
-    if not _BUCKET.match(bucket):
-        raise SpecError(f"store: expected s3://bucket/prefix, found the bucket name '{bucket}'")
+    if not _BUCKET.fullmatch(bucket):
+        raise SpecError(
+            f"store: expected s3://bucket/prefix, found {_named('bucket name', bucket)}"
+        )
     prefix = prefix.strip("/")
     if prefix:
         check_key(prefix)
     return S3Url(bucket, prefix)
+
+
+def _named(what: str, text: str) -> str:
+    """``text`` quoted, unless it is no name: then it may be a password, and is not repeated."""
+    return f"the {what} '{text}'" if _LETTERS.fullmatch(text) else f"a {what} of other characters"
 
 
 def local_folder(url: str | Path) -> Path | None:
@@ -130,7 +136,7 @@ def _key_problem(key: str) -> str | None:
         return "an absolute path"
     if "\\" in key:
         return "a backslash"
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in key):
         return "a control character"
     segments = key.split("/")
     if ".." in segments:
@@ -158,25 +164,9 @@ def _shown(key: str) -> str:
 
 def check_name(name: str, field: str = "name") -> str:
     """Return the name of a job or merge if it can be a folder, an object key and a URL part."""
-    if not _NAME.match(name) or name == "latest":
+    if not _NAME.fullmatch(name) or name == "latest":
         raise SpecError(
             f"{field}: expected letters, digits, '.', '_' or '-', beginning with a letter or "
             f"digit, at most 100 of them and not 'latest'; found {_shown(name)}"
         )
     return name
-
-
-def redact(text: str) -> str:
-    """``text`` without the passwords of URLs and ``password=...`` fields in it."""
-    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
-
-
-def scrub(document: object) -> object:
-    """A copy of a JSON-like document with :func:`redact` applied to every string in it."""
-    if isinstance(document, str):
-        return redact(document)
-    if isinstance(document, dict):
-        return {key: scrub(value) for key, value in document.items()}
-    if isinstance(document, list | tuple):
-        return [scrub(value) for value in document]
-    return document

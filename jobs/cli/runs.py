@@ -107,7 +107,7 @@ def _run_mergekit(file: Path, output: Path) -> None:
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
     """What to type next, complete with the store where it is not the default one."""
     from tintray.jobs.spec.settings import default_catalog, default_store
-    from tintray.storage.urls import redact
+    from tintray.storage.secrets import shown_url
 
     words = [f"{summary.name}/{summary.version}"]
     store = default_store()
@@ -115,7 +115,7 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
         store = spec.store
         words += ["--store", store]
     if spec.catalog != default_catalog(store):
-        words += ["--catalog", redact(spec.catalog)]
+        words += ["--catalog", shown_url(spec.catalog)]
     merge = shlex.join(words)
     return {
         f"tintray show {merge}": "this table again",

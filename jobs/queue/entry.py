@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tintray.storage.secrets import redact
+
 if TYPE_CHECKING:
     from tintray.storage.catalog import Catalog
 
@@ -35,7 +37,8 @@ def main() -> int:
         signal.signal(number, lambda number, _: driver.send_signal(number))
     said: deque[str] = deque(maxlen=_KEPT_LINES)
     assert driver.stdout is not None
-    for line in driver.stdout:
+    for line in driver.stdout:  # Ray keeps what is printed, and shows it to all who ask
+        line = redact(line)
         print(line, end="", flush=True)
         said.append(line)
     code = driver.wait()
@@ -48,7 +51,6 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     from tintray.jobs.queue.driving import open_catalog
     from tintray.jobs.queue.handover import dispatch
     from tintray.storage.queue import Claim
-    from tintray.storage.urls import redact
 
     from tintray.errors import TintrayError
 
@@ -58,7 +60,7 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
         print(f"error: {error}", flush=True)
         return
     claim = Claim(job_id, attempt)
-    last = redact(log.strip().rpartition("\n")[2])
+    last = log.strip().rpartition("\n")[2]
     with catalog:
         with _warned():
             if code < 0:
@@ -92,14 +94,13 @@ def _advice(number: int) -> str:
 
 
 def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
-    """Keep what the driver said, without passwords, where the cluster's end does not matter."""
+    """Keep what the driver said where the cluster's end does not matter."""
     from tintray.jobs.queue.handover import LOG
     from tintray.storage.artifacts import open_store
     from tintray.storage.blobs import put_blob
     from tintray.storage.catalog import Known
-    from tintray.storage.urls import redact
 
-    ref = put_blob(open_store(catalog.job(job_id).store_url), redact(log).encode())
+    ref = put_blob(open_store(catalog.job(job_id).store_url), log.encode())
     catalog.record_artifacts([Known(ref, LOG, {"job": job_id})], job_id=job_id)
 
 

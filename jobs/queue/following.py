@@ -17,6 +17,7 @@ from tintray.storage.artifacts import open_store
 from tintray.storage.blobs import get_blob
 from tintray.storage.catalog import Catalog
 from tintray.storage.job_list import JobRow
+from tintray.storage.secrets import redact
 from tintray.storage.states import JobState
 
 from tintray.errors import TintrayError
@@ -184,9 +185,10 @@ def _cluster_log(_: Catalog, row: JobRow) -> str | None:
     if row.cluster is None or row.attempt == 0:
         return None
     try:
-        return RayJobs(row.cluster).logs(submission_id(row.id, row.attempt))
+        text = RayJobs(row.cluster).logs(submission_id(row.id, row.attempt))
     except ClusterError:
         return None
+    return None if text is None else redact(text)
 
 
 def _kept_log(catalog: Catalog, row: JobRow) -> str | None:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Mapping
 
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
-from tintray.jobs.spec.settings import CATALOG_VARIABLE, LEASE_VARIABLE, setting
+from tintray.jobs.spec.settings import ADDRESS_VARIABLE, CATALOG_VARIABLE, LEASE_VARIABLE, setting
 from tintray.storage.catalog import Catalog
 from tintray.storage.job_list import JobRow
 from tintray.storage.queue import Claim
+from tintray.storage.secrets import has_secret, redact
 from tintray.storage.states import JobState
-from tintray.storage.urls import redact
 
 LOG = "log"
 """The kind of the artifact that keeps what a driver said."""
@@ -26,8 +26,12 @@ def submission_id(job_id: str, attempt: int) -> str:
     return f"{job_id}-{attempt}"
 
 
-def dispatch(catalog: Catalog, catalog_url: str, cluster: str) -> list[Claim]:
+def dispatch(
+    catalog: Catalog, catalog_url: str, cluster: str, *, confirmed: bool = False
+) -> list[Claim]:
     """Hand over what may go next to a cluster; returns it.
+
+    With ``confirmed`` the user has just given the cluster's address: a token may go there.
 
     Raises
     ------
@@ -36,10 +40,12 @@ def dispatch(catalog: Catalog, catalog_url: str, cluster: str) -> list[Claim]:
     """
     handed = []
     while (claim := catalog.queue.claim(cluster)) is not None:
-        jobs = RayJobs(cluster)
+        jobs = RayJobs(cluster, confirmed=confirmed)
         name = submission_id(claim.job_id, claim.attempt)
         try:
-            jobs.submit(_entrypoint(claim), name, _environment(catalog_url))
+            # The driver hands over the next job, to the address that was chosen here.
+            chosen = {ADDRESS_VARIABLE: jobs.address} if jobs.confirmed else {}
+            jobs.submit(_entrypoint(claim), name, {**_environment(catalog_url), **chosen})
         except BaseException as error:
             if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
                 catalog.queue.unclaim(claim)
@@ -94,7 +100,7 @@ def _environment(catalog_url: str) -> Mapping[str, str]:
     With one in the catalog's URL the nodes need TINTRAY_CATALOG, or PGPASSWORD, of their own.
     """
     environment = {}
-    if redact(catalog_url) == catalog_url:
+    if not has_secret(catalog_url):
         environment[CATALOG_VARIABLE] = catalog_url
     lease = setting("lease_seconds")
     return environment | ({} if lease is None else {LEASE_VARIABLE: lease.value})

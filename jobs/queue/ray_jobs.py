@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+
+from tintray.jobs.spec.settings import ADDRESS_VARIABLE, setting
+from tintray.storage.secrets import learn, redact, shown_url
 
 from tintray.errors import InputError, SpecError, TintrayError
 
@@ -32,6 +36,8 @@ STOP_SECONDS = 30
 """Seconds between SIGTERM and SIGKILL for a driver that is stopped: it writes a checkpoint."""
 
 _LOCAL = ("auto", "local")
+_ANSWER_BYTES = 256 << 20  # of a driver's whole log, the longest answer that there is
+_TOKEN = re.compile(r"[!-~]{1,4096}")
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -63,22 +69,23 @@ def jobs_address(written: str) -> str:
     text = written.strip()
     if text in _LOCAL:
         return f"http://127.0.0.1:{DEFAULT_PORT}"
-    parts = urlsplit(text if "://" in text else f"http://{text}")
+    parts = urlsplit("")
     try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port, name = parts.port, parts.hostname or ""
+    except ValueError:  # a port that is no number, brackets that are no IPv6 address
+        port, name = 0, ""
+    if parts.scheme not in ("http", "https") or not name or port == 0:
         raise SpecError(
             f"address: expected that of a cluster's dashboard, such as http://head:{DEFAULT_PORT}, "
-            f"found {written!r}"
+            f"found {shown_url(written)!r}"
         )
     if parts.username is not None:
         raise SpecError(
             "address: expected no user and password in it; a cluster with tokens reads "
             "RAY_AUTH_TOKEN_PATH"
         )
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{name}]" if ":" in name else name
     default = DEFAULT_PORT if "://" not in text or parts.scheme == "http" else 443
     return f"{parts.scheme}://{host}:{port or default}{parts.path.rstrip('/')}"
 
@@ -86,14 +93,18 @@ def jobs_address(written: str) -> str:
 class RayJobs:
     """The Jobs API of one cluster.
 
+    The token of this machine goes to no address but the configured one, or one that the user has
+    ``confirmed``: a job file or a catalog of somebody else may name any. No redirect is followed.
+
     Every method raises :class:`ClusterError` if the cluster does not answer.
     """
 
-    def __init__(self, address: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, address: str, timeout: float = TIMEOUT, *, confirmed: bool = False) -> None:
         self.address = jobs_address(address)
+        self.confirmed = confirmed or self.address in _configured()
         self._timeout = timeout
         # A proxy of the environment is for the web; clusters are near. Ray's client does the same.
-        self._opener = build_opener(ProxyHandler({}))
+        self._opener = build_opener(ProxyHandler({}), _NoRedirect)
 
     def check_versions(self) -> None:
         """Refuse a cluster on which a driver of this Ray and Python could not work.
@@ -104,9 +115,10 @@ class RayJobs:
             It does not answer, or has another version of Ray or Python.
         """
         try:
-            metadata = self._ask("GET", "/api/v0/cluster_metadata").get("data", {})
+            metadata = self._ask("GET", "/api/v0/cluster_metadata").get("data")
         except ClusterError as error:
             raise InputError(str(error)) from error
+        metadata = metadata if isinstance(metadata, dict) else {}
         found = str(metadata.get("rayVersion") or metadata.get("ray_version") or "")
         python = str(metadata.get("pythonVersion") or metadata.get("python_version") or "")
         mine = version("ray")
@@ -121,6 +133,14 @@ class RayJobs:
                 f"{platform.python_version()}; use the same minor version on both"
             )
 
+    def is_open(self) -> bool:
+        """Whether it takes jobs from whoever reaches it: it answers without a token."""
+        try:
+            self._ask("GET", "/api/v0/cluster_metadata", token=False)
+        except ClusterError:
+            return False
+        return True
+
     def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str]) -> None:
         """Start a driver; returns as soon as the cluster has accepted it."""
         wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
@@ -134,7 +154,9 @@ class RayJobs:
     def find(self, submission_id: str) -> RayJob | None:
         """How a driver fares; None if the cluster does not know it."""
         found = self._ask("GET", f"/api/jobs/{quote(submission_id)}", missing=True)
-        return None if found is None else RayJob(found["status"], found.get("message") or "")
+        if found is None:
+            return None
+        return RayJob(str(found.get("status")), str(found.get("message") or ""))
 
     def stop(self, submission_id: str) -> None:
         """Send a driver SIGTERM; harmless if it is over or unknown."""
@@ -153,19 +175,22 @@ class RayJobs:
         *,
         missing: bool = False,
         timeout: float | None = None,
+        token: bool = True,
     ) -> Any:
-        """The JSON that a cluster answers; with ``missing``, None for what it does not know."""
+        """The JSON object that a cluster answers; with ``missing``, None for what it lacks."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", **_authorisation()}
+        headers = {"Content-Type": "application/json"}
+        if token and self.confirmed:
+            headers |= _authorisation()
         request = Request(f"{self.address}{path}", data, headers, method=method)
         try:
             with self._opener.open(request, timeout=timeout or self._timeout) as answer:
-                return json.load(answer)
+                return _object(answer.read(_ANSWER_BYTES + 1))
         except HTTPError as error:
             if missing and error.code == 404:
                 return None
             raise ClusterError(self._refusal(error)) from error
-        except (URLError, HTTPException, OSError, ValueError) as error:
+        except (URLError, HTTPException, OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "reason", error)
             raise ClusterError(
                 f"no Ray cluster answers at {self.address} ({_words(reason)}); check the address, "
@@ -173,6 +198,17 @@ class RayJobs:
             ) from error
 
     def _refusal(self, error: HTTPError) -> str:
+        if 300 <= error.code < 400:
+            return (
+                f"the cluster at {self.address} answered {error.code}: it redirects elsewhere, "
+                "which is not followed; give the address of its dashboard itself"
+            )
+        if error.code in (401, 403) and not self.confirmed:
+            return (
+                f"the cluster at {self.address} wants a token ({error.code}), and a token goes "
+                f"only to the address that you chose; if it is yours, give --address, or set "
+                f"{ADDRESS_VARIABLE}, to {self.address}"
+            )
         if error.code in (401, 403):
             return (
                 f"the cluster at {self.address} refused the token ({error.code}); set "
@@ -181,27 +217,61 @@ class RayJobs:
         lines = error.read(9000).decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip(" .")]
         told = [line for line in said if ": " in line] or said or [error.reason]
-        detail = told[-1].rstrip(".")
+        detail = redact(told[-1]).rstrip(".")
         return f"the cluster at {self.address} answered {error.code}: {detail}; see its dashboard"
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: it would take the token, or the job, to an address nobody chose."""
+
+    def redirect_request(self, *_: object) -> None:
+        """None: the redirect itself is then the answer, and an error."""
+
+
+def _configured() -> set[str]:
+    """The addresses that the user of this machine has chosen, outside of any job file."""
+    found = setting("address")
+    chosen = [found.value if found else "", os.environ.get("RAY_API_SERVER_ADDRESS", "")]
+    return {jobs_address(address) for address in chosen if address}
+
+
+def token_mode() -> bool:
+    """Whether Ray's own environment asks for a token with every request."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def _authorisation() -> dict[str, str]:
     """The header with the token, where Ray's own environment asks for one."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if not token_mode():
         return {}
-    token = os.environ.get("RAY_AUTH_TOKEN")
+    token, where = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
     if not token:
         path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         try:
-            token = path.read_text().strip()
+            token, where = path.read_text(errors="replace").strip(), str(path)
         except OSError as error:
             raise SpecError(
                 f"RAY_AUTH_MODE is token, and the token cannot be read from {path} "
                 f"({error.strerror}); set RAY_AUTH_TOKEN_PATH"
             ) from error
+    if not _TOKEN.fullmatch(token):  # it would be quoted by whoever refuses it as a header
+        raise SpecError(
+            f"{where}: expected a token, one word of ASCII characters, found something else (it is "
+            "not shown); `ray get-auth-token --generate` makes one"
+        )
+    learn(token)
     return {"Authorization": f"Bearer {token}"}
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    if len(data) > _ANSWER_BYTES:
+        raise ValueError(f"an answer above {_ANSWER_BYTES >> 20} MiB")
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("an answer that is no JSON object")
+    return found
 
 
 def _words(reason: object) -> str:
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return " ".join(text.split())
+    return redact(" ".join(text.split()))

@@ -64,10 +64,10 @@ def submit(
     with catalog:
         known = None if key is None else _of_key(catalog, key, spec)
         if known is None:
-            RayJobs(cluster).check_versions()
+            RayJobs(cluster, confirmed=address is not None).check_versions()
             known = _enter(catalog, spec, cluster, key, priority)
             catalog.queue.set_limit(cluster, None)
-        return _dispatched(catalog, spec.catalog, cluster, known)
+        return _dispatched(catalog, spec.catalog, cluster, known, address is not None)
 
 
 def resume(
@@ -142,7 +142,7 @@ def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None 
         cluster = _cluster(chosen_address(address, None))
         known.queue.set_limit(cluster, max_jobs)
         with suppress(ClusterError):  # whoever watches a job that waits hands it over
-            dispatch(known, url, cluster)
+            dispatch(known, url, cluster, confirmed=address is not None)
 
 
 # Entering
@@ -204,10 +204,12 @@ def _of_key(catalog: Catalog, key: str, spec: JobSpec) -> str | None:
     )
 
 
-def _dispatched(catalog: Catalog, url: str, cluster: str, job_id: str) -> JobStatus:
+def _dispatched(
+    catalog: Catalog, url: str, cluster: str, job_id: str, confirmed: bool
+) -> JobStatus:
     """Hand over what may go, and tell of a job; one that the cluster does not take yet waits."""
     try:
-        dispatch(catalog, url, cluster)
+        dispatch(catalog, url, cluster, confirmed=confirmed)
     except ClusterError as error:
         waits = f"{error}; `tintray watch {job_id}` hands it over when it can be"
         return replace(status_of(catalog, job_id), waits=waits)
@@ -233,7 +235,7 @@ def _again(
         cluster = before.cluster if address is None else address
         if cluster is not None:
             cluster = jobs_address(cluster)
-            RayJobs(cluster).check_versions()
+            RayJobs(cluster, confirmed=address is not None).check_versions()
         try:
             known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
         except (StateConflictError, LeaseHeldError) as error:
@@ -244,7 +246,7 @@ def _again(
             _run_here(known, job_id, url, on_event or ignore)
         else:
             known.queue.set_limit(cluster, None)
-            return _dispatched(known, url, cluster, job_id)
+            return _dispatched(known, url, cluster, job_id, address is not None)
         return status_of(known, job_id)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from tintray.jobs.spec import settings
 from tintray.jobs.spec.yaml_text import parse_yaml
-from tintray.storage.urls import redact
+from tintray.storage.secrets import redact
 
 from tintray.errors import SpecError, nearest
 from tintray.files import open_regular
@@ -61,13 +61,13 @@ class Document:
             _, value = parse_yaml(written)
         except yaml.YAMLError as error:
             raise SpecError(
-                f"--set {text}: expected a YAML value after '=', found {written!r}"
+                f"--set {text}: expected a YAML value after '=', found {redact(written)!r}"
                 f" ({_problem(error)})"
             ) from error
         try:
             changed, loc = _changed(self.value, keys, value)
         except ValueError as error:
-            raise SpecError(f"--set {text}: {error}") from error
+            raise SpecError(redact(f"--set {text}: {error}")) from error
         return Document(self.source, changed, self.root, (*self.overrides, (loc, text)))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from tintray.jobs.spec.documents import Document, Loc
+from tintray.storage.secrets import redact
 
 from tintray.errors import nearest
 
@@ -50,6 +51,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     problems.sort(key=lambda problem: problem["type"] not in ("extra_forbidden", "invalid_key"))
     first, *others = problems
     sentence = f"{document.origin(first['loc'])}: {_sentence(first, model, document.value)}"
+    sentence = redact(sentence)
     if not others:
         return sentence
     named = list(dict.fromkeys(_dotted(other["loc"], document.value) for other in others))

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tintray.storage.urls import CATALOG_SCHEMES, parse_store_url, redact
+from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, shown_url
+from tintray.storage.urls import parse_store_url
 
 from tintray.errors import InputError, nearest
 
@@ -54,7 +55,7 @@ def model_location(written: str, folder: Path) -> Location:
     if scheme == "hf":
         hub_id = written.removeprefix("hf://")
         if not _HUB_ID.fullmatch(hub_id):
-            raise ValueError(f"expected hf://org/name, found {written!r}")
+            raise ValueError(f"expected hf://org/name, found {shown_url(written)!r}")
         return Location(hub_id, written)
     path = _absolute(written, folder, expected)
     if _exists(path, written, expected):
@@ -74,7 +75,8 @@ def data_location(written: str, folder: Path) -> Location:
     if scheme == "hf":
         if not _HUB_DATA.fullmatch(written.removeprefix("hf://")):
             raise ValueError(
-                f"expected hf://org/name or hf://org/name:configuration, found {written!r}"
+                "expected hf://org/name or hf://org/name:configuration, found "
+                f"{shown_url(written)!r}"
             )
         return Location(written)
     path = _absolute(written, folder, expected)
@@ -91,7 +93,7 @@ def store_location(written: str, folder: Path) -> Location:
         return _bucket_url(written, expected)
     path = _absolute(written, folder, expected)
     if _exists(path, written, expected) and not path.is_dir():
-        raise ValueError(f"expected {expected}, found {written!r}, which is a file")
+        raise ValueError(f"expected {expected}, found {shown_url(written)!r}, which is a file")
     return Location(str(path), written)
 
 
@@ -99,10 +101,14 @@ def catalog_location(written: str, folder: Path) -> Location:
     """A catalog: an SQLAlchemy URL of SQLite or PostgreSQL; SQLite's file may be relative."""
     expected = "a database URL such as sqlite:///catalog.db or postgresql+psycopg://host/name"
     _refuse_unprintable(written, expected)
-    shown = redact(written)
+    shown = shown_url(written)
     scheme = _SCHEME.match(written)
     if scheme is None or scheme[1] not in CATALOG_SCHEMES:
         raise ValueError(f"expected {expected}, found {shown!r}")
+    try:
+        learn_url(written, parse_catalog(written))
+    except ValueError as error:
+        raise ValueError(f"expected {expected}, found {error}") from None
     if scheme[1] != "sqlite":
         return Location(written, shown)
     file, mark, query = written.removeprefix("sqlite://").partition("?")
@@ -120,7 +126,7 @@ def _scheme(written: str, accepted: tuple[str, ...], expected: str) -> str | Non
     if match is None:
         return None
     if match[1] not in accepted:
-        raise ValueError(f"expected {expected}, found {redact(written)!r}")
+        raise ValueError(f"expected {expected}, found {shown_url(written)!r}")
     return match[1]
 
 
@@ -129,28 +135,34 @@ def _bucket_url(written: str, expected: str) -> Location:
         parse_store_url(written)  # one grammar of s3:// URLs, that of the stores
     except InputError as error:
         problem = str(error).removeprefix("store: ")
-        raise ValueError(f"expected {expected}, found {redact(written)!r}: {problem}") from error
+        raise ValueError(f"expected {expected}, found {shown_url(written)!r}: {problem}") from error
     return Location(written)
 
 
 def _absolute(written: str, folder: Path, expected: str) -> Path:
     text = written
     if written.startswith("file://"):
-        parts = urlsplit(written)
+        try:
+            parts = urlsplit(written)
+        except ValueError:  # brackets that are no IPv6 address
+            raise ValueError(f"expected {expected}, found {shown_url(written)!r}") from None
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise ValueError(f"expected a file:// URL of an absolute path, found {written!r}")
+            shown = shown_url(written)
+            raise ValueError(f"expected a file:// URL of an absolute path, found {shown!r}")
         text = unquote(parts.path)
     try:
         return (folder / Path(text).expanduser()).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links, or a home folder of nobody
-        raise ValueError(f"expected {expected}, found {written!r} ({error})") from error
+        raise ValueError(f"expected {expected}, found {shown_url(written)!r} ({error})") from error
 
 
 def _exists(path: Path, written: str, expected: str) -> bool:
     try:
         return path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise ValueError(f"expected {expected}, found {written!r} ({error.strerror})") from error
+        raise ValueError(
+            f"expected {expected}, found {shown_url(written)!r} ({error.strerror})"
+        ) from error
 
 
 def _looks_local(written: str, folder: Path) -> bool:
@@ -169,7 +181,7 @@ def _missing(path: Path, written: str, expected: str) -> str:
         missing = missing.parent
     what = "does not exist" if missing == path else f"does not exist ({missing} is missing)"
     hint = nearest(missing.name, _siblings(missing))
-    return f"expected {expected}, found {written!r}, which {what}{hint}"
+    return f"expected {expected}, found {shown_url(written)!r}, which {what}{hint}"
 
 
 def _siblings(missing: Path) -> list[str]:
@@ -184,5 +196,5 @@ def _refuse_unprintable(written: str, expected: str) -> None:
         raise ValueError(f"expected {expected}, found an empty text")
     if not written.isprintable():
         raise ValueError(
-            f"expected {expected}, found {written!r}, which has unprintable characters"
+            f"expected {expected}, found {shown_url(written)!r}, which has unprintable characters"
         )

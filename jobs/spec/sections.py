@@ -37,7 +37,7 @@ from tintray.jobs.spec.fields import (
     WorkerCount,
 )
 from tintray.jobs.spec.settings import default_catalog, default_store
-from tintray.storage.urls import redact
+from tintray.storage.secrets import shown_url
 
 from tintray.checkpoints import TEMPLATES
 from tintray.crowding import crowding
@@ -357,6 +357,16 @@ class ClusterSpec(Section):
         """Where rounds compute, as torch calls it."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
+    @field_validator("address")
+    @classmethod
+    def _without_credentials(cls, address: str | None) -> str | None:
+        if address is not None and ("@" in address or "?" in address):
+            raise ValueError(
+                "expected an address without user, password and query; a cluster with tokens "
+                "reads RAY_AUTH_TOKEN_PATH"
+            )
+        return address
+
     @field_validator("workers")
     @classmethod
     def _cluster_has_workers(cls, workers: WorkerCount, info: ValidationInfo) -> WorkerCount:
@@ -487,7 +497,7 @@ class JobSpec(Section):
     def record(self) -> dict[str, Any]:
         """The job as JSON types, locations resolved and without a password, to keep and to show."""
         record = self.model_dump(mode="json")
-        record["catalog"] = redact(self.catalog)
+        record["catalog"] = shown_url(self.catalog)
         return record
 
     @classmethod

@@ -10,7 +10,7 @@ from tintray.jobs.display.tables import print_facts
 from tintray.jobs.queue.ray_jobs import jobs_address
 from tintray.jobs.results import Record
 from tintray.jobs.spec.settings import write_config
-from tintray.storage.urls import redact
+from tintray.storage.secrets import shown_url
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured
     if "address" in given:
         given["address"] = jobs_address(given["address"])
     path = write_config(given, replace=replace)
-    return Configured(str(path), {name: redact(value) for name, value in given.items()})
+    return Configured(str(path), {name: shown_url(value) for name, value in given.items()})
 
 
 def print_configured(found: Configured, console: Console) -> None:

@@ -349,6 +349,7 @@ def check_catalog(catalog: str | None = None) -> DatabaseReport:
 
 
 def _shown(catalog: str) -> str:
-    from tintray.storage.engine import parse_catalog_url, shown
+    from tintray.storage.engine import parse_catalog_url
+    from tintray.storage.secrets import shown_catalog
 
-    return shown(parse_catalog_url(catalog))
+    return shown_catalog(parse_catalog_url(catalog))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tintray.jobs.cli import main
-from tintray.jobs.queue.ray_jobs import RayJobs, jobs_address
+from tintray.jobs.queue.handover import dispatch
+from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
 from tintray.jobs.spec.settings import config_file, lease_seconds, setting
 from tintray.storage.catalog import Catalog
 from tintray.storage.states import JobState
@@ -22,7 +25,7 @@ from tintray.storage.states import JobState
 import tintray
 from tests.ray_head import free_ports
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import InputError, NotFoundError, SpecError
+from tintray.errors import InputError, NotFoundError, SpecError, TintrayError
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -173,6 +176,104 @@ def test_a_password_of_the_catalog_stays_here(monkeypatch: pytest.MonkeyPatch) -
     secret = "postgresql+psycopg://me:hunter2@host/db"
     assert "hunter2" not in json.dumps(_environment(secret))
     assert "TINTRAY_CATALOG" not in _environment(secret)
+
+
+@contextmanager
+def redirecting(target: str) -> Iterator[tuple[str, list[str | None]]]:
+    """A head that sends whoever asks it to another address; with the tokens it was given."""
+    seen: list[str | None] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(307)
+            self.send_header("Location", f"{target}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirects)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("way", ["option", "variable", "Ray's variable", "job file", "catalog"])
+def test_the_token_goes_to_no_address_but_the_one_that_the_user_chose(
+    zoo: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
+    spec = zoo.spec(tmp_path / "store")
+    with fake_head() as (address, submitted):
+        names = {"variable": "TINTRAY_ADDRESS", "Ray's variable": "RAY_API_SERVER_ADDRESS"}
+        monkeypatch.setenv(names.get(way, "TINTRAY_ADDRESS"), "http://elsewhere:1")
+        if way in names:
+            monkeypatch.setenv(names[way], f"{address}/")
+        if way == "job file":
+            cluster = spec.cluster.model_copy(update={"address": address, "workers": "auto"})
+            tintray.submit(spec.model_copy(update={"cluster": cluster}))
+        elif way == "catalog":
+            with Catalog.open(spec.catalog) as catalog:
+                catalog.create_job("x", spec.record(), str(spec.store), cluster=address)
+                catalog.queue.set_limit(address, None)
+                dispatch(catalog, spec.catalog, address)
+        else:
+            tintray.submit(spec, address=address if way == "option" else None)
+    (request,) = submitted
+    given = way in ("option", *names)
+    assert (request["authorization"] == "Bearer let-me-in") is given
+    assert request["runtime_env"]["env_vars"].get("TINTRAY_ADDRESS") == (address if given else None)
+    assert "let-me-in" not in json.dumps(request | {"authorization": ""})
+
+
+def test_no_redirect_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
+    with fake_head() as (there, submitted), redirecting(there) as (address, seen):
+        jobs = RayJobs(address, confirmed=True)
+        with pytest.raises(InputError, match="redirects elsewhere, which is not followed"):
+            jobs.check_versions()
+        for ask in (lambda: jobs.submit("true", "a", {}), lambda: jobs.logs("a")):
+            with pytest.raises(ClusterError, match="redirects elsewhere"):
+                ask()
+    assert seen == ["Bearer let-me-in"] * 3
+    assert submitted == []
+
+
+@pytest.mark.parametrize("token", ["two words", "a\nb", "a\r\nHost: x", "ü", "\x1b[2J"])
+def test_a_token_that_is_none_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    with pytest.raises(SpecError, match="expected a token") as raised:
+        RayJobs("http://127.0.0.1:9", confirmed=True).check_versions()
+    assert token not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"3", b"null", b"[" * 100_000, b"{", b'{"data": 3}', b"\xff", b'{"status": []}'],
+)
+def test_whatever_a_cluster_answers_ends_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    jobs = RayJobs("http://127.0.0.1:9")
+    monkeypatch.setattr(jobs, "_opener", SimpleNamespace(open=lambda *_, **__: io.BytesIO(answer)))
+    for ask in (jobs.check_versions, lambda: jobs.find("a"), lambda: jobs.logs("a")):
+        with suppress(TintrayError):
+            ask()
 
 
 def test_a_job_file_that_was_changed_needs_another_key(call: Call) -> None:

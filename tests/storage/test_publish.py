@@ -8,8 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tintray.storage import blobs
 from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import blob_key
+from tintray.storage.blobs import (
+    BLOCK,
+    BlobRef,
+    blob_key,
+    blocks_key,
+    has_record,
+    put_blob,
+    read_blob,
+)
 from tintray.storage.folder import FolderStore
 from tintray.storage.publish import (
     MergeRef,
@@ -153,3 +162,52 @@ def test_in_a_folder_the_merge_is_an_ordinary_folder(tmp_path: Path) -> None:
     manifest = json.loads((place / "manifest.json").read_text())
     blob = store.local_path(blob_key(manifest["files"]["backbone.safetensors"]["sha256"]))
     assert (place / "backbone.safetensors").samefile(blob)
+
+
+@pytest.mark.parametrize("size", [5_000, BLOCK + 5_000])
+@pytest.mark.parametrize("source", ["bytes", "file", "reference"])
+def test_what_a_published_manifest_names_can_be_read_though_the_store_had_it_rotten(
+    store: ArtifactStore, tmp_path: Path, size: int, source: str
+) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    ref = put_blob(store, data)
+    publish_merge(store, "before", {"backbone.safetensors": ref}, {})
+    rotten = data[:100] + b"!" + data[101:]
+    store.put(blob_key(ref.sha256), rotten, overwrite=True)
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    given: dict[str, bytes | Path | BlobRef] = {"bytes": data, "file": file, "reference": ref}
+    files = {"backbone.safetensors": given[source]}
+    if source == "reference":  # nobody has the bytes that it should have
+        with pytest.raises(IntegrityError, match=r"backbone\.safetensors .* is truncated or alter"):
+            publish_merge(store, "after", files, {})
+        assert [ref.name for ref in list_merges(store)] == ["before"]
+        return
+    publish_merge(store, "after", files, {})
+    found = merge_file(
+        store, read_manifest(store, MergeRef("after", 1)), "backbone.safetensors", tmp_path / "c"
+    )
+    assert found.read_bytes() == data
+
+
+def test_a_record_of_blocks_that_is_rotten_is_written_again_or_done_without(
+    store: ArtifactStore,
+) -> None:
+    data = bytes(range(256)) * 5000
+    ref = put_blob(store, data)
+    store.put(blocks_key(ref.sha256), b'{"blocks": 3}', overwrite=True)
+    publish_merge(store, "ten", {"backbone.safetensors": ref}, {})
+    assert read_blob(store, ref, 10, 20) == data[10:20]
+    store.put(blocks_key(ref.sha256), b"{}", overwrite=True)
+    put_blob(store, data)
+    assert has_record(store, ref)
+
+
+def test_a_large_blob_in_a_bucket_is_not_read_again_by_who_wrote_it(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = put_blob(store, bytes(2 * BLOCK))
+    read = []
+    monkeypatch.setattr(blobs, "hash_stored", lambda *at: read.append(at) or ref)
+    publish_merge(store, "ten", {"backbone.safetensors": ref}, {})
+    assert len(read) == (1 if isinstance(store, FolderStore) else 0)

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 from tintray.storage.artifacts import open_store
-from tintray.storage.urls import (
-    FolderUrl,
-    S3Url,
-    join,
-    local_folder,
-    parse_store_url,
-    redact,
-    scrub,
-)
+from tintray.storage.secrets import redact, scrub
+from tintray.storage.urls import FolderUrl, S3Url, join, local_folder, parse_store_url
 
 from tintray.errors import InputError, SpecError
 

@@ -1,0 +1,243 @@
+"""Passwords and tokens: found by parsing the URL that has them, then never shown, stored or sent.
+
+What a URL shows is what its parts are known to be. One that cannot be parsed shows its scheme
+alone. Free text, such as a log, is moreover searched for each secret that this process knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus, urlsplit
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+HIDDEN = "***"
+CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+ENVIRONMENT = (
+    "PGPASSWORD",
+    "RAY_AUTH_TOKEN",
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Variables of the environment that hold a secret and nothing else."""
+
+_SHORTEST = 5  # a shorter secret is in every text by chance, and hiding it there spoils the text
+_OPEN = frozenset(
+    {
+        *("host", "port", "hostaddr", "dbname", "user", "sslmode", "sslrootcert", "sslcert"),
+        *("sslcrl", "sslnegotiation", "channel_binding", "gssencmode", "target_session_attrs"),
+        *("load_balance_hosts", "connect_timeout", "application_name", "client_encoding"),
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+        *("mode", "uri", "cache", "timeout", "nolock", "immutable", "vfs"),
+    }
+)
+"""Fields of a catalog URL's query that may be shown; any other may hold a secret."""
+
+_HIDDEN = frozenset({"password", "sslpassword", "passfile", "sslkey", "options", "service"})
+
+_NAME = re.compile(r"[^@\s'\"=?:\\]*")  # of a database on a server
+_HOST = re.compile(r"[\w.:/%~+-]*")
+_CATALOG_URL = re.compile(r"(?:sqlite|postgresql)(?:\+\w+)?://", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^\s@]*)@")  # a password may hold a slash
+_FIELD = re.compile(
+    r"((?:^|[?&;\s])(?:password|passwd|pwd|passphrase|sslpassword|secret|secret_key|"
+    r"secret_access_key)=)(?!\*\*\*)('(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^&\s'\";,]+)",
+    re.IGNORECASE,
+)
+
+_learnt: set[str] = set()  # every secret that this process has used
+
+
+def parse_catalog(url: str) -> sa.URL:
+    """A catalog's URL in its parts.
+
+    Raises
+    ------
+    ValueError
+        It cannot be parsed, or it is unclear where its password ends. It is not repeated.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        raise ValueError("a URL that cannot be read") from None
+    if parsed.drivername.startswith("sqlite"):
+        if parsed.host or parsed.username or parsed.password:
+            raise ValueError("a SQLite URL with a host or a user in it")
+    elif (
+        url.count("@") > 1
+        or not _NAME.fullmatch(parsed.database or "")
+        or not _HOST.fullmatch(parsed.host or "")
+    ):
+        raise ValueError(
+            "a URL of which it is unclear where the password ends; write '@', '/', ':' and '?' in "
+            "it as %40, %2F, %3A and %3F"
+        )
+    return parsed
+
+
+def has_secret(url: str) -> bool:
+    """Whether a catalog's URL has a password, or anything that may be one."""
+    try:
+        return _secret_in(parse_catalog(url))
+    except ValueError:
+        return True
+
+
+def _secret_in(parsed: sa.URL) -> bool:
+    return parsed.password is not None or any(key.lower() not in _OPEN for key in parsed.query)
+
+
+def shown_catalog(parsed: sa.URL) -> str:
+    """A catalog's URL as it may be shown and stored."""
+    query = {
+        key if key.lower() in _OPEN | _HIDDEN else HIDDEN: value if key.lower() in _OPEN else HIDDEN
+        for key, value in parsed.query.items()
+    }
+    text = parsed.set(query=query).render_as_string(hide_password=True)
+    return text.replace(quote_plus(HIDDEN), HIDDEN)
+
+
+def shown_url(text: str) -> str:
+    """A value that is, or was meant to be, one URL, without what may be a secret in it.
+
+    A text without ``://`` is given back as it is.
+    """
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return redact(text) if "://" in text else text
+    if _CATALOG_URL.match(text):
+        try:
+            parsed = parse_catalog(text)
+        except ValueError:
+            return f"{scheme[0]}{HIDDEN}"
+        return shown_catalog(parsed) if _secret_in(parsed) else text
+    if "@" not in text and "?" not in text:
+        return text
+    try:
+        parts = urlsplit(text)
+        known = "@" not in parts.path + parts.fragment and parts.netloc.count("@") <= 1
+    except ValueError:
+        known = False
+    if not known:
+        return f"{scheme[0]}{HIDDEN}"
+    userinfo = f"{HIDDEN}@" if "@" in parts.netloc else ""
+    query = f"?{HIDDEN}" if parts.query else ""
+    return f"{scheme[0]}{userinfo}{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+def redact(text: str) -> str:
+    """Free text without the secrets that this process knows, and without those in URLs in it."""
+    for secret in sorted(_known(), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _without_fields("\n".join(map(_without_catalogs, text.split("\n"))))
+
+
+def scrub(document: object) -> object:
+    """A copy of a JSON-like document without the secrets of the URLs in it."""
+    if isinstance(document, str):
+        return shown_url(document) if _CATALOG_URL.match(document) else _without_fields(document)
+    if isinstance(document, dict):
+        return {key: scrub(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [scrub(value) for value in document]
+    return document
+
+
+def learn_url(url: str, parsed: sa.URL) -> None:
+    """Let :func:`redact` hide the secrets of a catalog's URL from now on."""
+    _learnt.update(_forms(url, parsed))
+
+
+def learn(secret: str) -> None:
+    """Let :func:`redact` hide a secret from now on."""
+    _learnt.update(form for form in _spellings(secret) if len(form) >= _SHORTEST)
+
+
+def _without_fields(text: str) -> str:
+    return _FIELD.sub(rf"\1{HIDDEN}", _USERINFO.sub(rf"\1:{HIDDEN}@", text))
+
+
+def _without_catalogs(line: str) -> str:
+    """A line of text without the secrets of catalogs' URLs in it; in doubt without its rest."""
+    found = _CATALOG_URL.search(line)
+    if found is None:
+        return line
+    before, scheme, rest = line[: found.start()], found[0], line[found.end() :]
+    run = rest.split(None, 1)[0] if rest and not rest[0].isspace() else ""
+    run = run.rstrip("'\"`,;:.)]}>")
+    tail = rest[len(run) :]
+    following = _SCHEME.search(tail)
+    try:
+        parsed = parse_catalog(scheme + run)
+    except ValueError:
+        return f"{before}{scheme}{HIDDEN}"
+    if "@" in tail[: following.start() if following else None]:  # or a password with a space in it
+        return f"{before}{scheme}{HIDDEN}"
+    shown = scheme + run
+    if any(key.lower() not in _OPEN and value != HIDDEN for key, value in parsed.query.items()):
+        shown, tail = shown_catalog(parsed), ""  # the value may go on behind the space
+    elif parsed.password not in (None, HIDDEN):
+        shown = shown_catalog(parsed)
+    return f"{before}{shown}{_without_catalogs(tail)}"
+
+
+def _known() -> set[str]:
+    given = {name: os.environ.get(name, "") for name in (*ENVIRONMENT, "TINTRAY_CATALOG")}
+    url = given.pop("TINTRAY_CATALOG")
+    if url and not _plain_file(url):
+        _look_into(url)
+    values = {form for value in given.values() for form in _spellings(value)}
+    return {value for value in _learnt | values if len(value) >= _SHORTEST}
+
+
+def _plain_file(url: str) -> bool:
+    return url.startswith("sqlite:") and "?" not in url
+
+
+@lru_cache(maxsize=8)
+def _look_into(url: str) -> None:
+    try:
+        learn_url(url, parse_catalog(url))
+    except ValueError:  # then it is never used either
+        learn(url)
+
+
+def _forms(url: str, parsed: sa.URL) -> Iterator[str]:
+    """How the secrets of a URL may be written, but for those that its open parts have too."""
+    raw, secrets = _raw_secrets(url), [str(parsed.password or "")]
+    for key, value in parsed.query.items():
+        if key.lower() not in _OPEN:
+            secrets += [value] if isinstance(value, str) else value
+    # A password that is the user's name cannot be told from it in a text.
+    beside = f"{parsed.drivername} {parsed.username} {parsed.host} {parsed.database} tintray"
+    for secret in {*raw, *secrets}:
+        if len(secret) >= _SHORTEST and secret not in beside and secret != HIDDEN:
+            yield from (form for form in _spellings(secret) if len(form) >= _SHORTEST)
+
+
+def _raw_secrets(url: str) -> Iterable[str]:
+    """The same as they are written in the URL, where a part may be percent-encoded and not all."""
+    _, _, rest = url.partition("://")
+    userinfo, _, place = rest.rpartition("@")
+    fields = [pair.partition("=") for pair in place.partition("?")[2].split("&")]
+    hidden = [value for key, _, value in fields if key.lower() not in _OPEN]
+    return [userinfo.partition(":")[2], *hidden]
+
+
+def _spellings(secret: str) -> set[str]:
+    if not secret:
+        return set()
+    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret), shlex.quote(secret)}
+    return {secret, *quoted, repr(secret)[1:-1], json.dumps(secret)[1:-1]}

@@ -1,0 +1,155 @@
+"""Passwords: whatever is in one, nothing that is shown, stored or sent has it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tintray.jobs.queue.handover import _environment
+from tintray.jobs.spec.locations import catalog_location
+from tintray.jobs.spec.sections import parse_spec
+from tintray.storage import secrets
+from tintray.storage.catalog import Catalog
+from tintray.storage.engine import make_engine, parse_catalog_url
+from tintray.storage.secrets import HIDDEN, has_secret, redact, scrub, shown_url
+from tintray.storage.urls import parse_store_url
+
+from tintray.errors import InputError, SpecError, TintrayError
+
+RARE = "QXZKVJW"  # no text of ours has two of them side by side
+HARD = "'\" @:/%?#&;=\\,*()[]{}<>|`$!+ü"
+PASSWORDS = st.text(st.sampled_from(HARD + 3 * RARE), min_size=4, max_size=20).map("ZX{}QK".format)
+FORMS: dict[str, Callable[[str], str]] = {
+    "encoded": lambda word: f"postgresql+psycopg://user:{quote(word, safe='')}@db/t",
+    "as typed": lambda word: f"postgresql+psycopg://user:{word}@db/t",
+    "without a user": lambda word: f"postgresql://:{word}@db:5432/t",
+    "password in the query": lambda word: f"postgresql://db/t?password={quote_plus(word)}",
+    "as typed in the query": lambda word: f"postgresql://user@db/t?sslpassword={word}&port=1",
+    "another field": lambda word: f"postgresql:///t?host=/run/pg&options={quote_plus(word)}",
+    "several hosts": lambda word: f"postgresql://user:{quote(word, safe='')}@/t?host=a:1&host=b:2",
+    "the driver misspelt": lambda word: f"postgresql+pysopg://user:{word}@db/t",
+    "SQLite": lambda word: f"sqlite:///catalog.db?password={quote_plus(word)}",
+    "no host": lambda word: f"postgresql://user:{word.replace('@', '')}",
+    "a slash in the user": lambda word: f"postgresql://us/er:{word}@db/t",
+}
+
+
+def pieces(word: str) -> set[str]:
+    """A password as it may be written, and every part of it that no text has by chance."""
+    whole = {word, quote(word, safe=""), quote_plus(word), repr(word)[1:-1], json.dumps(word)[1:-1]}
+    return whole | set(re.findall(f"[{RARE}]{{2,}}", word))
+
+
+def none_of(word: str, text: str) -> None:
+    found = [piece for piece in pieces(word) if piece in text]
+    assert not found, f"{found} in {text!r}"
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> Iterator[None]:
+    """Secrets of other tests would be hidden in this one's texts too."""
+    kept = set(secrets._learnt)
+    yield
+    secrets._learnt.clear()
+    secrets._learnt.update(kept)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=60, deadline=None)
+@given(word=PASSWORDS)
+def test_no_part_of_a_password_is_shown_stored_or_sent(form: str, word: str) -> None:
+    url = FORMS[form](word)
+    said = [shown_url(url), json.dumps(scrub({"catalog": url}))]
+    said.append(json.dumps(dict(_environment(url))))
+    assert has_secret(url)
+    for use in (
+        lambda: catalog_location(url, Path("/")),
+        lambda: make_engine(parse_catalog_url(url)),
+        lambda: parse_spec({"name": "x", "catalog": url, "fit": 3}),
+        lambda: parse_spec({"name": "x", "store": url, "base": url, "cluster": {"address": url}}),
+    ):
+        try:
+            use()
+        except (TintrayError, ValueError) as error:
+            said.append(str(error))
+    for text in said:
+        none_of(word, text)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=60, deadline=None)
+@given(word=PASSWORDS, before=st.sampled_from(["", "at ", "--set catalog=", "'", "\x1b[31m"]))
+def test_a_log_that_quotes_a_url_is_kept_without_its_password(
+    form: str, word: str, before: str
+) -> None:
+    none_of(word, redact(f"first\n{before}{FORMS[form](word)}\nlast"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(word=PASSWORDS)
+def test_a_password_that_is_known_is_hidden_however_it_is_written(word: str) -> None:
+    url = FORMS["encoded"](word)
+    parse_catalog_url(url)
+    for text in (word, repr(word), json.dumps(word), quote(word), f"PGPASSWORD={word} psql"):
+        none_of(word, redact(f"FATAL: {text} was refused"))
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(word=PASSWORDS)
+def test_no_row_of_a_catalog_has_a_password(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "catalog.db"
+    file.unlink(missing_ok=True)
+    url = FORMS["encoded"](word)
+    parse_catalog_url(url)
+    with Catalog.open(f"sqlite:///{file}") as catalog:
+        spec = {"name": "x", "catalog": url, "note": [url]}
+        job = catalog.create_job("x", spec, "/store", cluster="http://head:8265")
+        catalog.queue.request_stop(job, f"asked by {url}")
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    none_of(word, content.decode("latin-1"))
+    none_of(word.encode().decode("latin-1"), content.decode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://me@host/db", "postgresql+psycopg://me@host:5432/db?sslmode=require"),
+        *("sqlite:////data/a b/catalog.db", "sqlite:////data/x@y:z/catalog.db?mode=ro"),
+        *("postgresql:///db?host=/run/postgresql", "postgresql://user%40tenant@host/db"),
+    ],
+)
+def test_a_url_without_a_secret_is_shown_and_sent_as_it_is(url: str) -> None:
+    assert shown_url(url) == scrub(url) == redact(url) == url
+    assert redact(f"the catalog {url} cannot be used") == f"the catalog {url} cannot be used"
+    assert _environment(url)["TINTRAY_CATALOG"] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("s3://AKIAKEY:{}@bucket/prefix", "s3://AKIAKEY:{}/bucket", "s3://bucket/p?secret={}"),
+        *("file://me:{}@host/path", "https://me:{}@host/x"),
+    ],
+)
+@settings(max_examples=40, deadline=None)
+@given(word=PASSWORDS)
+def test_credentials_in_a_store_url_are_refused_and_not_repeated(url: str, word: str) -> None:
+    with pytest.raises(InputError) as raised:
+        parse_store_url(url.format(word))
+    none_of(word, str(raised.value))
+    with pytest.raises(SpecError) as refused:
+        parse_spec({"name": "x", "base": "/", "store": url.format(word)})
+    none_of(word, str(refused.value))
+
+
+def test_text_that_is_no_secret_stays_as_it_is() -> None:
+    for text in ("pad_token=[PAD] at 10:30 x@y", "s3://bucket/a?b", "hf://org/name", HIDDEN):
+        assert redact(text) == scrub(text) == text
