@@ -88,6 +88,7 @@ class MergeSummary(Record):
     parent: str | None = None  # the merge that this one grew from, "name/version"
     method: str = "tint"  # how it was merged: merge.method of its job
     skipped: Mapping[str, str] = field(default_factory=dict)  # task that was left out -> why
+    notices: Sequence[str] = ()  # what whoever uses it should know, each a sentence
 
     @property
     def separate_parameters(self) -> int:

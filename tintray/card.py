@@ -157,6 +157,7 @@ def _limits(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> 
             + ", ".join(unlabelled)
             + "."
         )
+    lines += [f"- {notice[:1].upper()}{notice[1:]}." for notice in manifest.get("notices", ())]
     if len(manifest["tasks"]) > 1:
         lines.append("- Training one task's model further changes the backbone of all others.")
     return "\n".join(lines)

@@ -75,7 +75,8 @@ def _run(change: str, merge: str, *arguments: Any, as_json: bool, **options: Any
 def add(merge: str, tasks: tuple[Path, ...], **options: Any) -> None:
     """Publish a child of MERGE that has these tasks too.
 
-    Nothing is published if an old task would lose more than growth.tolerance. The experts of the
+    Nothing is published if an old task would lose more than growth.tolerance; the exit code is 1
+    then. A new task below growth.target is published, and the result says so. The experts of the
     old tasks are not needed.
 
     \b
@@ -94,7 +95,8 @@ def add(merge: str, tasks: tuple[Path, ...], **options: Any) -> None:
 def remove(merge: str, tasks: tuple[str, ...], **options: Any) -> None:
     """Publish a child of MERGE without a task.
 
-    Its part of the backbone is taken out exactly; tints that lose by it are learned again.
+    Its part of the backbone is taken out exactly; tints that lose by it are learned again. What
+    all tasks learned together to correct the backbone stays, and the result says so.
 
     \b
     Example:

@@ -62,6 +62,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     console.print(_task_table(summary.tasks))
     console.print(Text(_LEGEND, style="dim"))
     print_facts(_summary_facts(summary), console)
+    _print_notices(summary.notices, console)
 
 
 def _how(summary: MergeSummary) -> str:
@@ -247,7 +248,11 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         "tint site": report.site,
     }
     print_facts(facts, console)
-    for notice in report.notices:
+    _print_notices(report.notices, console)
+
+
+def _print_notices(notices: Sequence[str], console: Console) -> None:
+    for notice in notices:
         console.print(f"note: {notice}")
 
 

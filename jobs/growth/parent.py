@@ -50,6 +50,11 @@ class Parent:
         """λ [L] of a task."""
         return self.coefficients[self.merge.tasks.index(task)]
 
+    def expert(self, task: str) -> str:
+        """The hash of a task's expert."""
+        digest: str = self.merge.task(task)["expert"]["sha256"]
+        return digest
+
     @property
     def backbone(self) -> BlobRef:
         """The merged backbone, as an artifact."""

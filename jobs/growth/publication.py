@@ -14,6 +14,7 @@ from tintray.jobs.fit.orders import Prepared, TaskFacts
 from tintray.jobs.growth.change import Change
 from tintray.jobs.growth.decisions import Loss
 from tintray.jobs.growth.parent import Parent
+from tintray.jobs.growth.recomposition import correction_from
 from tintray.jobs.growth.references import fitted
 from tintray.jobs.merges.publication import enter, shared_buffers, task_entry
 from tintray.jobs.running.job_run import JobRun
@@ -107,6 +108,11 @@ def publish_child(child: Child, run: JobRun, head: int) -> dict[str, Any]:
     number = run.catalog.reserve_merge(
         name, run.job_id, at_least=next_version(store, name), head=head
     )
+    if gone := _gone_from_correction(child):
+        run.remark(
+            f"the correction that tasks learned together stays in the backbone, and was learned "
+            f"from {', '.join(gone)} too (fit.correction_lr); run the job anew to be rid of it"
+        )
     manifest = child_manifest(child, run)
     url = publish_merge(
         store, name, _files(child), manifest, version=number, confirm=run.lease.confirm
@@ -186,12 +192,25 @@ def child_manifest(child: Child, run: JobRun) -> dict[str, Any]:
             **child.report,
             "guard": {"tolerance": child.spec.growth.tolerance, "tasks": guard},
         },
+        "correction_from": correction_from(child.parent),
+        "notices": list(run.remarks),
         "tasks": entries,
         "metrics": asdict(overall([TaskScore(**entry["score"]) for entry in entries])),
         "seconds": dict(run.seconds),
         "peak_memory_mib": child.peak_memory / 2**20,
         "job": child.spec.record(),
     }
+
+
+def _gone_from_correction(child: Child) -> list[str]:
+    """Tasks that the shared correction was learned from and that are gone, or have new experts."""
+    return [
+        name
+        for name, expert in correction_from(child.parent).items()
+        if name not in {task.name for task in child.spec.tasks}
+        or (name in child.new and child.new[name][0].expert_digest != expert)
+        or (name not in child.new and child.source(name).expert(name) != expert)
+    ]
 
 
 def _entry(child: Child, index: int) -> dict[str, Any]:

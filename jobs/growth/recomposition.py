@@ -39,7 +39,8 @@ def recomposed(
 def without(parent: Parent, layout: Layout, base: BlobRef, names: Iterable[str]) -> Tensor:
     """The parent's backbone θ [P] as if these tasks had never been merged.
 
-    A correction that all tasks learned together stays: then their part is taken off.
+    A correction that all tasks learned together stays, see ``correction_from``: then the tasks'
+    own part is taken off.
 
     Raises
     ------
@@ -69,6 +70,18 @@ def _vector(parent: Parent, layout: Layout, task: str) -> dict[str, Row]:
 def contributors(parent: Parent) -> tuple[str, ...]:
     """The tasks that have a part in the backbone: those that came with a tint alone have none."""
     return tuple(task for task in parent.merge.tasks if bool(parent.row(task).any()))
+
+
+def correction_from(parent: Parent) -> dict[str, str]:
+    """Tasks that the shared correction was learned from, and their experts' hashes; {} if none.
+
+    It is one sum over all of them: a task's part in it cannot be told from the others'.
+    """
+    known: dict[str, str] | None = parent.manifest.get("correction_from")
+    if known is None and parent.manifest.get("corrected"):  # a merge of version 0.1.0
+        first = [parent, *ancestors(parent)][-1].merge
+        known = {task: first.task(task)["expert"]["sha256"] for task in first.tasks}
+    return known or {}
 
 
 def same_backbone(parent: Parent, names: Iterable[str]) -> Parent | None:

@@ -199,7 +199,10 @@ def _climb(growing: Growing, asked: Asked) -> Candidate:
     elif asked == "auto" and chosen.short(target):
         untried = [mode for mode in ladder if mode not in {verdict.mode for verdict in done}]
         gained = f", '{done[-1].mode}' has hardly gained" if untried else ""
-        growing.tell(f"no way is enough{gained}; takes '{chosen.mode}': {chosen.short(target)}")
+        told = f"no way is enough{gained}; takes '{chosen.mode}': {chosen.short(target)}"
+        growing.run.remark(told)
+    elif chosen.short(target):
+        growing.run.remark(f"'{asked}' was asked for, and is not enough: {chosen.short(target)}")
     return growing.candidates[done.index(chosen)]
 
 

@@ -57,6 +57,7 @@ class Outcome:
     peak_memory_mib: float
     rounds: int = 0
     skipped: Mapping[str, str] = field(default_factory=dict)  # task left out -> why
+    notices: Sequence[str] = ()  # what whoever uses the merge should know
     placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
 
 
@@ -203,6 +204,7 @@ def shared_buffers(partition: Partition) -> dict[str, Tensor]:
 
 def _manifest(outcome: Outcome) -> dict[str, Any]:
     spec = outcome.spec
+    corrected = bool(spec.merge.learned and spec.fit.correction_lr)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -217,7 +219,10 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         "skipped": dict(outcome.skipped),
         "private_modules": list(outcome.partition.private),
         "units": outcome.partition.layout.to_json(),
-        "corrected": bool(spec.merge.learned and spec.fit.correction_lr),
+        "corrected": corrected,
+        # Whom the shared correction was learned from: tasks may be removed or refreshed later.
+        "correction_from": {n: f.expert_digest for n, f in outcome.facts.items() if corrected},
+        "notices": list(outcome.notices),
         "tasks": [
             task_entry(
                 task,
@@ -327,4 +332,5 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
         parent=manifest["parent"],
         method=manifest["job"]["merge"]["method"],
         skipped=manifest.get("skipped", {}),
+        notices=manifest.get("notices", ()),
     )

@@ -166,6 +166,7 @@ def _run(
             peak_memory_mib=(crew.peak_memory() + peak_memory()) / 2**20,
             placement=placement,
             skipped=skipped,
+            notices=run.remarks,
             **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)

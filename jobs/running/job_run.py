@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tintray.jobs.events import OnEvent, RoundDone, StageStarted
+from tintray.jobs.events import Notice, OnEvent, RoundDone, StageStarted
 from tintray.jobs.running.heartbeat import Heartbeat
 from tintray.jobs.running.stopping import Moment, Stopper
 from tintray.jobs.spec.sections import JobSpec
@@ -46,6 +46,8 @@ class JobRun:
         self.lease = Heartbeat(catalog, job_id, on_stop=self.stopper.request)
         self.state = JobState.QUEUED
         self.seconds: dict[str, float] = {}
+        self.remarks: list[str] = []
+        """What whoever uses the result should know of it; part of what is published."""
         self._rounds: dict[int, dict[str, Any]] = {}
         self._artifacts: list[Known] = []
         self._flushed = time.monotonic()
@@ -73,6 +75,12 @@ class JobRun:
         self.state = state
         if state.terminal:
             self.stopper.settle()
+
+    def remark(self, text: str) -> None:
+        """Say something that belongs to the result: now, and in what is published."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+            self.on_event(Notice(text))
 
     def used(self, *artifacts: Known) -> None:
         """Note what the job needs from now on."""

@@ -198,6 +198,29 @@ def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
         assert {found.meta["task"] for found in owned} == {"two", "three", "five"}
 
 
+def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
+    tiny: TinyZoo, tmp_path: Path, capfd: Any
+) -> None:
+    grown = Grown(
+        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three", "five")),
+        fit={"correction_lr": 1e-3},
+    )
+    assert not grown.summary.notices
+    events: list[Any] = []
+    child = grown.remove("five", on_event=events.append)
+    (notice,) = child.notices
+    assert "correction that tasks learned together stays" in notice and "from five too" in notice
+    assert notice in " ".join(map(str, events))
+    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    far = ["--set", "growth.target=1", "--set", "growth.rounds=1", "--mode", "tint"]
+    capfd.readouterr()
+    assert main(["add", "tiny", "--task", str(grown.file("four")), *far, *where]) == 0
+    assert "note: 'tint' was asked for, and is not enough: four agrees" in capfd.readouterr().out
+    found = manifest(api.show("tiny", **grown.place))
+    assert len(found["notices"]) == 2 and notice in found["notices"]  # of children too
+    assert set(found["correction_from"]) == {"two", "three", "five"}
+
+
 def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
     """θ is that of base and task vectors without the removed one, whatever the order of adding."""
     grown.add("five", mode="coefficients")
