@@ -219,6 +219,29 @@ def merge_checkpoints(
     )
 
 
+def compose(
+    file: Path,
+    output: Path,
+    *,
+    seed: int = 0,
+    memory: str = "4GiB",
+    shard: str = "5GB",
+    on_event: OnEvent | None = None,
+) -> Path:
+    """Merge whole models as a mergekit file says; see ``tintray.jobs.methods.mergekit``."""
+    from tintray.jobs.methods.mergekit import compose_models
+    from tintray.jobs.spec.mergekit import read_mergekit
+
+    return compose_models(
+        read_mergekit(Path(file)),
+        Path(output),
+        seed=seed,
+        memory=memory,
+        shard=shard,
+        on_event=on_event or ignore,
+    )
+
+
 def export(
     merge: str,
     task: str | None,

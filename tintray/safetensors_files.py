@@ -137,3 +137,8 @@ def merged_tables(files: Sequence[list[TensorInfo]], role: str) -> dict[str, Ten
                 )
             found[info.name] = info
     return found
+
+
+def is_rebuilt(name: str) -> bool:
+    """Whether a model computes a tensor itself, which only old files still hold."""
+    return name.rpartition(".")[2] in ("position_ids", "inv_freq")

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The folder to write with --from-mergekit; it must not exist.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What it may hold with --from-mergekit [default: 4GiB].",
+)
 @set_option
 @json_option
 @debug_option
@@ -47,6 +52,7 @@ def run(
     job: Path | None,
     mergekit: Path | None,
     output: Path | None,
+    memory: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -60,10 +66,10 @@ def run(
       tintray run examples/digits.yaml --set fit.rounds=50
       tintray run --from-mergekit ties.yaml --output merged
     """
-    if mergekit is not None or output is not None:
+    if mergekit is not None or output is not None or memory is not None:
         if mergekit is None or output is None or job is not None:
             raise click.UsageError("--from-mergekit FILE goes with --output DIR, without JOB.yaml")
-        _run_mergekit(mergekit, output)
+        _run_mergekit(mergekit, output, memory or "4GiB")
         return
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
@@ -84,23 +90,13 @@ def run(
     write(summary, render, as_json=as_json)
 
 
-def _run_mergekit(file: Path, output: Path) -> None:
+def _run_mergekit(file: Path, output: Path, memory: str) -> None:
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.spec.mergekit import read_mergekit
 
-    asked = read_mergekit(file)
     with quiet_stdout(), watch() as on_event:
         from tintray.jobs import api
 
-        written = api.merge_checkpoints(
-            asked.base,
-            asked.experts,
-            output,
-            method=asked.method,
-            parameters=asked.parameters,
-            scale=asked.scale,
-            on_event=on_event,
-        )
+        written = api.compose(file, output, memory=memory, on_event=on_event)
     click.echo(str(written))
 
 

@@ -46,7 +46,7 @@ def merge_models(
     found = recipe(method, _parameters(parameters), seed=seed)
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise SpecError(f"--scale: expected a number above 0, found {scale:g}")
-    bound, largest = _size("--memory", memory), _size("--shard", shard)
+    bound, largest = byte_size("--memory", memory), byte_size("--shard", shard)
     cache = cache_folder()
     names = _names(experts)
     many = "expert" if len(experts) == 1 else "experts"
@@ -96,7 +96,8 @@ def _parameter(text: str) -> tuple[str, Value]:
     return name.strip(), int(value) if value.is_integer() else value
 
 
-def _size(option: str, text: str) -> int:
+def byte_size(option: str, text: str) -> int:
+    """The bytes that an option's text says, such as ``2GiB``; refuses what is no size."""
     try:
         return memory_bytes(text)
     except ValueError as error:

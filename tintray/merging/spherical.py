@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
 
-_NEARLY_PARALLEL = 0.9995  # above this cosine the arc and its chord cannot be told apart
+NEARLY_PARALLEL = 0.9995
+"""Above this cosine the arc and its chord cannot be told apart."""
 
 
 def _directions(layer: Layer, weights: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def slerp(layer: Layer, t: float) -> Tensor:
     norms = first.norm() * second.norm()
     cosine = (first @ second / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
     weights = torch.tensor([1 - t, t])
-    if cosine.abs() <= _NEARLY_PARALLEL:
+    if cosine.abs() <= NEARLY_PARALLEL:
         angle = cosine.acos()
         weights = (weights * angle).sin() / angle.sin()
     return _directions(layer, weights)
@@ -63,15 +64,31 @@ def karcher(layer: Layer, steps: int) -> Tensor:
     if len(experts) == 1 or (norms == 0).any():
         return layer.vectors / len(experts)
     products = (experts @ experts.T).double() / norms.outer(norms)
-    mean = torch.full_like(norms, 1 / len(experts))  # of unit vectors
-    mean = mean / (mean @ products @ mean).sqrt()
+    mean = mean_on_sphere(products, steps)
+    return _directions(layer, (mean * norms.mean() / norms).float())
+
+
+def mean_on_sphere(
+    products: Tensor, steps: int, *, least_angle: float = 1e-12, least_step: float = 1e-9
+) -> Tensor:
+    """Weights [K] of K unit vectors whose sum is their Karcher mean, from their products [K, K].
+
+    Angles below ``least_angle`` count as none; a step below ``least_step`` is the last.
+    """
+    count = len(products)
+    mean = torch.full((count,), 1 / count, dtype=products.dtype)
+    length = (mean @ products @ mean).clamp_min(0).sqrt()
+    if length < least_angle:
+        mean = torch.eye(count, dtype=products.dtype)[0]  # the directions cancel each other
+    else:
+        mean = mean / length
     for _ in range(steps):
         cosines = (products @ mean).clamp(-1, 1)
         angles = cosines.acos()
-        stretch = torch.where(angles > 1e-12, angles / angles.sin().clamp_min(1e-300), 1.0)
-        tangent = (stretch - (stretch @ cosines) * mean) / len(experts)  # Σ log_m(uₖ) / K
-        length = (tangent @ products @ tangent).clamp_min(0).sqrt()
-        if length < 1e-9:
+        stretch = torch.where(angles > least_angle, angles / angles.sin().clamp_min(1e-300), 1.0)
+        tangent = (stretch - (stretch @ cosines) * mean) / count  # Σ log_m(uₖ) / K
+        step = (tangent @ products @ tangent).clamp_min(0).sqrt()
+        if step < least_step:
             break
-        mean = length.cos() * mean + length.sin() / length * tangent
-    return _directions(layer, (mean * norms.mean() / norms).float())
+        mean = step.cos() * mean + step.sin() / step * tangent
+    return mean

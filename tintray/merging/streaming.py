@@ -134,8 +134,10 @@ class Merging:
 
     def tensor(self, name: str) -> Tensor:
         """One merged tensor, [outputs, *shape]."""
+        info = self._sources.base.tensors[name]
+        nothing = torch.empty(len(self.outputs), 0, dtype=DTYPES[info.dtype])
         parts = [part for _, part in self.pieces([name])]
-        return torch.cat(parts, dim=1).view(-1, *self._sources.base.tensors[name].shape)
+        return torch.cat([nothing, *parts], dim=1).view(len(self.outputs), *info.shape)
 
     def totals(self, names: Sequence[str] | None = None) -> Tensor | None:
         """What the method sums over the model, here over ``names``: [K, m]."""
@@ -196,6 +198,8 @@ class Merging:
         )
 
     def _cut(self, info: TensorInfo) -> list[_Piece]:
+        if info.numel == 0:
+            return []
         if not self._method.elementwise or not info.floating:
             return [_Piece(info, 0, info.numel)]
         edges = [*range(0, info.numel, self._pace[0]), info.numel]

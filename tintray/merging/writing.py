@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from tintray.checkpoints import Checkpoint
 from tintray.errors import SpecError, StorageError
@@ -19,6 +21,7 @@ from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
 from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import ShardedWriter
+from tintray.safetensors_files import TensorInfo
 
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""
@@ -61,22 +64,63 @@ def merge_checkpoints(
     StorageError
         If ``output`` cannot be written, or the disk has no room for it.
     """
-    if output.exists():
-        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
     with ExitStack() as stack:
         stack.enter_context(_one_thread(recipe))
         merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
-        _check_room(merging, output)
-        try:
-            with _appearing(output) as partial:
-                for name in merging.outputs:
-                    (partial / name).mkdir(exist_ok=True)
-                    for path in _beside_weights(base):
-                        shutil.copyfile(path, partial / name / path.name)
-                write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
-        except OSError as error:
-            raise StorageError(f"{output} cannot be written: {error.strerror}") from error
+        beside = {path.name: path for path in beside_weights(base)}
+        write_folder(merging, output, beside, shard_bytes=shard_bytes, progress=progress)
     return output
+
+
+class Stretches(Protocol):
+    """What is written: tensors in order, a stretch of numbers [outputs, n] at a time."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The folders that are written, below the result's; ``""`` is itself."""
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """All tensors, in order."""
+
+    def pieces(self) -> Iterator[tuple[TensorInfo, Tensor]]:
+        """Stretch after stretch."""
+
+
+def write_folder(
+    merging: Stretches,
+    output: Path,
+    beside: Mapping[str, Path | bytes],
+    *,
+    shard_bytes: int = SHARD,
+    progress: Progress | None = None,
+) -> None:
+    """Write all tensors into the folder ``output``, which appears when all of it is there.
+
+    ``beside`` are the files that lie beside the weights: names to contents, or to what is copied.
+
+    Raises
+    ------
+    SpecError
+        If ``output`` exists.
+    StorageError
+        If it cannot be written, or the disk has no room for it.
+    """
+    if output.exists():
+        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
+    _check_room(merging, output)
+    try:
+        with _appearing(output) as partial:
+            for name in merging.outputs:
+                (partial / name).mkdir(exist_ok=True)
+                for file, content in beside.items():
+                    if isinstance(content, bytes):
+                        (partial / name / file).write_bytes(content)
+                    else:
+                        shutil.copyfile(content, partial / name / file)
+            write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
+    except OSError as error:
+        raise StorageError(f"{output} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -130,14 +174,14 @@ def _umask() -> int:
     return mask
 
 
-def _beside_weights(base: Checkpoint) -> list[Path]:
+def beside_weights(base: Checkpoint) -> list[Path]:
     """The files that the result takes over from the base."""
     generation = base.folder / "generation_config.json"
     config = [base.folder / "config.json", *base.preprocessor_files]
     return [*config, generation] if generation.is_file() else config
 
 
-def _check_room(merging: Merging, output: Path) -> None:
+def _check_room(merging: Stretches, output: Path) -> None:
     """Refuse a disk that has no room for the result, before anything is computed."""
     size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
     there = next(path for path in output.absolute().parents if path.exists())
@@ -162,7 +206,7 @@ def _one_thread(recipe: Recipe) -> Iterator[None]:
 
 
 def write_merged(
-    merging: Merging,
+    merging: Stretches,
     folder: Path,
     stem: str,
     *,

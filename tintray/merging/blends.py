@@ -1,0 +1,212 @@
+"""Merging methods as mergekit defines them: all inputs of one tensor to the merged tensor.
+
+Unlike the methods of ``declaration``, whose directions are scaled and searched, a *blend* takes
+parameters of each tensor and input, works in the inputs' own type as mergekit does, and may take
+the base as an input. Written from mergekit's documentation and from what version 0.1.5 computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tintray.merging import consensus, spheres
+from tintray.merging.inputs import Inputs
+
+Scope = Literal["all", "input", "expert"]
+"""Who has a value of a parameter: all inputs together, each input, each input but the base."""
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A parameter of a blend.
+
+    Attributes
+    ----------
+    default
+        Its value where the recipe gives none, or ``REQUIRED``.
+    """
+
+    name: str
+    kind: type[float] | type[int] | type[bool]
+    scope: Scope = "all"
+    default: Any = REQUIRED
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A merging method of mergekit.
+
+    Attributes
+    ----------
+    merge
+        Inputs, values of all and values of each input (none for the base where the scope is
+        "expert") to the merged tensor; it changes none of what it is given.
+    base
+        Whether a base is needed, may be given, or is an input like any other.
+    least, most
+        How many inputs it takes, the base included.
+    workspace
+        For how many inputs like its own it holds numbers while it runs, its result included: a
+        constant, and for each input.
+    piecewise
+        Whether a number of the result depends on the inputs' numbers at its own place alone.
+    """
+
+    name: str
+    merge: Callable[[Inputs, Mapping[str, Any], list[Mapping[str, Any]]], Tensor]
+    settings: tuple[Setting, ...] = ()
+    base: Literal["needed", "optional", "input"] = "needed"
+    least: int = 1
+    most: int | None = None
+    workspace: tuple[int, int] = (4, 2)
+    piecewise: bool = False
+
+    def needed_bytes(self, numel: int, inputs: int, itemsize: int) -> int:
+        """Bytes for a tensor, or a piece of one: its inputs and what the method holds."""
+        fixed, each = self.workspace
+        return numel * (inputs * itemsize + (fixed + each * inputs) * max(itemsize, 4))
+
+
+def _linear(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+    weights = torch.tensor([own["weight"] for own in each], dtype=given.precise)
+    total = torch.zeros(given.shape, dtype=given.precise)
+    for tensor, weight in zip(given.tensors, weights, strict=True):
+        total += tensor.to(given.precise) * weight
+    if shared["normalize"]:
+        total /= weights.sum()
+    return total.to(given.dtype)
+
+
+def _passthrough(given: Inputs, _: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+    scale = each[0]["scale"]
+    return given.tensors[0] if scale is None else given.tensors[0] * scale
+
+
+def _nearswap(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+    (other,) = given.others
+    distance = (given.origin - other).abs().clamp(min=1e-6)
+    share: Tensor = (shared["t"] / distance).clamp(0, 1)
+    return share * other + (1 - share) * given.origin
+
+
+def _arcee_fusion(given: Inputs, _: Mapping[str, Any], __: list[Mapping[str, Any]]) -> Tensor:
+    """Take over the entries whose change is an outlier, weighed by its row's divergence."""
+    (other,) = given.others
+    if other.numel() == 0:
+        return other
+    new, old = (tensor.softmax(-1) + 1e-8 for tensor in (other, given.origin))
+    divergence = (new * (new / old).log()).sum(-1, keepdim=True)
+    change = other - given.origin
+    importance = change.abs() * divergence
+    order = importance.reshape(-1).sort().values
+    low, middle, high = (
+        order[(torch.tensor(share) * (len(order) - 1)).long()] for share in (0.25, 0.5, 0.75)
+    )
+    return given.origin + change * (importance >= middle + 1.5 * (high - low)).to(change.dtype)
+
+
+def _summed(
+    name: str, sparse: consensus.Sparsify | None, *, elect: bool, mean: bool, rescale: bool
+) -> Blend:
+    """One of the methods that add up sparsified task vectors."""
+    extra = {
+        consensus.between: Setting("gamma", float, "expert", 0.01),
+        consensus.by_rank: Setting("epsilon", float, "expert", 0.15),
+    }
+    settings = (
+        Setting("weight", float, "expert"),
+        Setting("density", float, "expert", 1.0),
+        Setting("normalize", bool, "all", mean),
+        Setting("rescale", bool, "all", rescale),
+        Setting("lambda", float, "all", 1.0),
+        Setting("int8_mask", bool, "all", False),  # mergekit's memory, not its result
+        *([extra[sparse]] if sparse in extra else []),
+    )
+
+    def merge(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+        return consensus.summed(given, shared, each, sparse, elect=elect)
+
+    work = (2, 3) if sparse is None else (8, 3)
+    return Blend(name, merge, settings, workspace=work, piecewise=sparse is None and not elect)
+
+
+_ALL = (
+    Blend(
+        "linear",
+        _linear,
+        (Setting("weight", float, "input"), Setting("normalize", bool, "all", True)),
+        base="input",
+        workspace=(2, 0),
+        piecewise=True,
+    ),
+    _summed("task_arithmetic", None, elect=False, mean=False, rescale=False),
+    _summed("ties", consensus.largest, elect=True, mean=True, rescale=False),
+    _summed("dare_ties", consensus.at_random, elect=True, mean=False, rescale=True),
+    _summed("dare_linear", consensus.at_random, elect=False, mean=False, rescale=True),
+    _summed("breadcrumbs", consensus.between, elect=False, mean=False, rescale=False),
+    _summed("breadcrumbs_ties", consensus.between, elect=True, mean=False, rescale=False),
+    _summed("della", consensus.by_rank, elect=True, mean=True, rescale=True),
+    _summed("della_linear", consensus.by_rank, elect=False, mean=False, rescale=True),
+    Blend(
+        "slerp",
+        spheres.slerp,
+        (Setting("t", float),),
+        least=2,
+        most=2,
+    ),
+    Blend(
+        "nuslerp",
+        spheres.nuslerp,
+        (
+            Setting("weight", float, "expert"),
+            Setting("nuslerp_row_wise", bool, "all", False),
+            Setting("nuslerp_flatten", bool, "all", True),
+        ),
+        base="optional",
+        least=2,
+        most=3,
+    ),
+    Blend(
+        "multislerp",
+        spheres.multislerp,
+        (
+            Setting("weight", float, "expert"),
+            Setting("normalize_weights", bool, "all", True),
+            Setting("eps", float, "all", 1e-8),
+        ),
+        base="optional",
+    ),
+    Blend(
+        "karcher",
+        spheres.karcher,
+        (Setting("max_iter", int, "all", 10), Setting("tol", float, "all", 1e-5)),
+        base="input",
+    ),
+    Blend(
+        "model_stock",
+        consensus.model_stock,
+        (Setting("filter_wise", bool, "all", False),),
+        least=3,
+        workspace=(4, 3),
+    ),
+    Blend("nearswap", _nearswap, (Setting("t", float),), least=2, most=2, piecewise=True),
+    Blend("arcee_fusion", _arcee_fusion, least=2, most=2, workspace=(10, 2)),
+    Blend(
+        "passthrough",
+        _passthrough,
+        (Setting("scale", float, "input", None),),
+        base="input",
+        most=1,
+        piecewise=True,
+    ),
+)
+
+BLENDS: Mapping[str, Blend] = {blend.name: blend for blend in _ALL}
+"""All blends by the name that mergekit gives them."""
