@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -145,6 +147,28 @@ def _computing_with(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _signals_kept(undo: Callable[[], object]) -> Iterator[None]:
+    """Leave SIGTERM to who listened before: Ray takes it, and would end the process by it.
+
+    One that came while Ray had it is raised again, after ``undo``.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Ray takes none
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGTERM, before)
+        undo()
+        if error.code == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class RayFleet:
     """Members as Ray actors, on a cluster that exists or on one started here for the job.
 
@@ -220,13 +244,14 @@ class RayFleet:
             "include_dashboard": False,
         }
         try:
-            self._ray.init(
-                # Said outright: else Ray would join whatever cluster it finds on this machine.
-                address=address or "local",
-                log_to_driver=False,
-                logging_level="ERROR",
-                **({} if address else local),
-            )
+            with _signals_kept(self._ray.shutdown):
+                self._ray.init(
+                    # Said outright: else Ray would join whatever cluster it finds on this machine.
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **({} if address else local),
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             if address is None:
                 raise FitError(f"Ray could not be started on this machine: {error}") from error

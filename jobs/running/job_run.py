@@ -119,7 +119,7 @@ class JobRun:
             yield
         except (LeaseLostError, CancelledError):
             raise
-        except Exception:
+        except (Exception, SystemExit):
             self.stopper.check()
             raise
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
 from tintray.jobs.fleet import InlineFleet, open_fleet
 
-from tintray.errors import DataError, SpecError
+from tintray.errors import CancelledError, DataError, SpecError
+from tintray.jobs.running.stopping import Stopper
 
 
 class Member:
@@ -80,3 +83,28 @@ def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) 
         SpecError, match=r"cluster\.address: expected .*Ray: 1\.13\.0.*same on both"
     ):
         open_fleet(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_ray_leaves_sigterm_to_the_job(monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    """Ray takes SIGTERM when a process connects, and would end the process by it."""
+    import ray
+    from ray._private.utils import set_sigterm_handler
+
+    undone: list[str] = []
+
+    def init(**_: object) -> None:
+        set_sigterm_handler(lambda number, _: exit(number))
+        if stopped:
+            signal.raise_signal(signal.SIGTERM)
+        raise ConnectionError("no cluster")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: undone.append("shut down"))
+    with Stopper() as stopper:
+        listening = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(CancelledError if stopped else SpecError):
+            open_fleet(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+        assert signal.getsignal(signal.SIGTERM) == listening
+        assert stopper.asked == stopped
+    assert bool(undone) == stopped

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tintray.jobs.events import StageStarted
 from tintray.jobs.queue.views import JobStatus
 from tintray.jobs.running import stopping
 from tintray.jobs.running.job_run import JobRun
@@ -160,3 +161,42 @@ def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> Non
     assert summary.version == "v1"
     with Catalog.open(spec.catalog) as catalog:
         assert catalog.job(summary.job_id).state is JobState.SUCCEEDED
+
+
+STAGES = ("planning", "preparing", "fitting", "evaluating", "publishing")
+
+
+@pytest.mark.parametrize(
+    ("stage", "how"),
+    # A request in the rounds of a fit is heard after them, if they are as few as here.
+    [(s, how) for s in STAGES for how in ("signal", "request") if (s, how) != ("fitting", "request")],
+)
+def test_a_stop_in_any_stage_is_a_cancelled_job(
+    tiny: TinyZoo, tmp_path: Path, stage: str, how: str
+) -> None:
+    """While it is being published it is not stopped any more."""
+    spec = tiny.spec(tmp_path / "store", tasks=("two", "three"), fit={"rounds": 2})
+    stopped = "stopped by SIGTERM" if how == "signal" else "cancelled on request"
+
+    def stop(event: object) -> None:
+        if not (isinstance(event, StageStarted) and event.stage == stage):
+            return
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            (job,) = tintray.list_jobs(catalog=str(spec.catalog))
+            tintray.cancel(job.id, catalog=str(spec.catalog), wait=False)
+            if stage != "publishing":
+                time.sleep(30)  # until the lease's next beat has heard of it
+
+    if stage == "publishing":
+        assert tintray.run(spec, on_event=stop).version == "v1"
+    else:
+        with pytest.raises(CancelledError, match=stopped):
+            tintray.run(spec, on_event=stop)
+    found = tintray.status("latest", catalog=str(spec.catalog))
+    expected = ("succeeded", "published as tiny/v1")
+    assert (found.state, found.reason) == (
+        expected if stage == "publishing" else ("cancelled", stopped)
+    )
+    assert found.owner is None
