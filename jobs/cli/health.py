@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import click
-from tintray.jobs.cli.options import debug_option, json_option, place_options, quiet_stdout, write
+from tintray.jobs.cli.options import (
+    address_option,
+    debug_option,
+    json_option,
+    place_options,
+    quiet_stdout,
+    write,
+)
 
 
 @click.group()
@@ -68,18 +75,15 @@ def check(store: str | None, catalog: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--address",
-    metavar="ADDRESS",
-    help="The Ray cluster to look at [default: one is started here, and stopped].",
-)
+@address_option
 @place_options
 @json_option
 @debug_option
 def doctor(address: str | None, store: str | None, catalog: str | None, as_json: bool) -> None:
     """Check versions, store, database and Ray; each with a fix.
 
-    The exit code is 1 if something is wrong.
+    The Ray cluster is the one that jobs are submitted to; where there is none, one is started here,
+    and stopped. The exit code is 1 if something is wrong.
 
     \b
     Example:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from tintray.jobs.fleet import open_fleet
-from tintray.jobs.spec.settings import chosen
+from tintray.jobs.queue.ray_jobs import RayJobs
+from tintray.jobs.spec.settings import chosen, chosen_address
 from tintray.jobs.upkeep.results import Check, Diagnosis
 from tintray.jobs.upkeep.stores import check_catalog
 from tintray.storage.artifacts import open_store
@@ -28,14 +29,18 @@ def diagnose(
 ) -> Diagnosis:
     """Look at everything that a job needs; whatever is wrong comes with its fix.
 
-    ``address`` is that of a Ray cluster; without it one is started on this machine, and stopped.
+    ``address`` is that of a Ray cluster's dashboard, by default the one that jobs are submitted to;
+    where there is none, a cluster is started on this machine, and stopped.
     """
     store, catalog = chosen(store, catalog)
+    cluster = chosen_address(address, None)
     checks = [
         *versions(),
         _checked("store", lambda: _store(store)),
         _checked("database", lambda: _database(catalog)),
-        _checked("ray", lambda: _ray(address)),
+        _checked(
+            "ray", _ray if cluster is None else lambda: _cluster(cluster, address is not None)
+        ),
     ]
     return Diagnosis(all(check.ok for check in checks), checks)
 
@@ -112,10 +117,21 @@ def _may_make(path: Path) -> bool:
     return parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
 
 
-def _ray(address: str | None) -> str:
-    fleet = open_fleet(address=address, workers=1, threads=1, plan=_RAY_PLAN)
+def _ray() -> str:
+    """Start a cluster here, as a job without an address does."""
+    fleet = open_fleet(address=None, workers=1, threads=1, plan=_RAY_PLAN)
     try:
-        where = f"the cluster at {address}" if address else "a cluster on this machine"
-        return f"{where} has {fleet.size()} CPUs"
+        return f"a cluster on this machine has {fleet.size()} CPUs"
     finally:
         fleet.close()
+
+
+def _cluster(address: str, confirmed: bool) -> Check | str:
+    """The Jobs API that jobs are submitted to; ``confirmed`` if this very call named it."""
+    jobs = RayJobs(address, confirmed=confirmed)
+    jobs.check_versions()
+    said = f"the cluster at {jobs.address} answers, with this version of Ray and of Python"
+    if not jobs.is_open():
+        return f"{said}, and wants a token"
+    fix = "start it with RAY_AUTH_MODE=token, and set that here too"
+    return Check("ray", True, f"{said}, and runs the code of whoever reaches it", fix)

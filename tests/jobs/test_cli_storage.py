@@ -332,7 +332,7 @@ def test_db_upgrade_creates_a_catalog_and_check_does_not(ask: Answer, tmp_path: 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting Ray takes seconds, and is looked at in one test."""
-    monkeypatch.setattr(doctor, "_ray", lambda address: "not looked at")
+    monkeypatch.setattr(doctor, "_ray", lambda: "not looked at")
 
 
 def test_the_doctor_finds_all_well_and_changes_nothing(ask: Answer, tmp_path: Path) -> None:
@@ -342,9 +342,9 @@ def test_the_doctor_finds_all_well_and_changes_nothing(ask: Answer, tmp_path: Pa
     assert {"python", "torch", "ray", "store", "database"} <= checks.keys()
     assert "CPUs" in checks["ray"]["found"]
     place = tmp_path / "new"
-    found = ask("doctor", "--store", str(place), "--address", "127.0.0.1:1:1", code=1)
+    found = ask("doctor", "--store", str(place), "--address", "127.0.0.1:1", code=1)
     assert [check["name"] for check in found["checks"] if not check["ok"]] == ["ray"]
-    assert "leave it out to start one" in found["checks"][-1]["fix"]
+    assert "check the address" in found["checks"][-1]["fix"]
     assert not place.exists()
 
 

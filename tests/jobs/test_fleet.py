@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.running.stopping import Stopper
 
 from tintray.errors import CancelledError, DataError, SpecError
-from tintray.jobs.running.stopping import Stopper
 
 
 class Member:

@@ -19,6 +19,7 @@ from tintray.jobs.cli import main
 from tintray.jobs.queue.handover import dispatch
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
 from tintray.jobs.spec.settings import config_file, lease_seconds, setting
+from tintray.jobs.upkeep import doctor
 from tintray.storage.catalog import Catalog
 from tintray.storage.states import JobState
 
@@ -60,11 +61,15 @@ class FakeHead(BaseHTTPRequestHandler):
 
     metadata: dict[str, str]
     submitted: list[dict[str, Any]]
+    token: str | None
 
     def log_message(self, *_: object) -> None:
         pass
 
     def do_GET(self) -> None:
+        if self.token is not None and self.headers["Authorization"] != f"Bearer {self.token}":
+            self._answer(401, {})
+            return
         found = {"data": self.metadata} if "metadata" in self.path else None
         self._answer(404 if found is None else 200, found or {})
 
@@ -82,11 +87,14 @@ class FakeHead(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fake_head(**metadata: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def fake_head(
+    token: str | None = None, **metadata: str
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     import platform
 
     right = {"rayVersion": version("ray"), "pythonVersion": platform.python_version()}
-    kind = type("Head", (FakeHead,), {"metadata": right | metadata, "submitted": []})
+    known = {"metadata": right | metadata, "submitted": [], "token": token}
+    kind = type("Head", (FakeHead,), known)
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -95,6 +103,42 @@ def fake_head(**metadata: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("how", ["option", "configured"])
+@pytest.mark.parametrize(
+    ("head", "code", "said"),
+    [
+        ({}, 0, "runs the code of whoever reaches it"),
+        ({"token": "secret-one"}, 0, "wants a token"),
+        ({"token": "another"}, 1, "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH"),
+        ({"rayVersion": "2.9.0"}, 1, "runs Ray 2.9.0"),
+        (None, 1, "no Ray cluster answers"),
+    ],
+    ids=["open", "token", "another token", "another version", "nobody"],
+)
+def test_the_doctor_looks_at_the_cluster_that_jobs_go_to(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    head: dict[str, str] | None,
+    code: int,
+    said: str,
+    how: str,
+) -> None:
+    """By its Jobs API, as a submission does; no Ray is started here."""
+    monkeypatch.setattr(doctor, "_ray", lambda: pytest.fail("another cluster was looked at"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-one")
+    with fake_head(**(head or {})) as (address, _):
+        where = f"http://127.0.0.1:{free_ports(1)[0]}" if head is None else address
+        if how == "configured":
+            monkeypatch.setenv("TINTRAY_ADDRESS", where)
+        options = ["--address", where] if how == "option" else []
+        found, out, _ = call("doctor", "--json", *options)
+    check = json.loads(out)["checks"][-1]
+    assert (found, check["ok"]) == (code, code == 0)
+    assert said in f"{check['found']}; {check['fix']}"
+    assert "secret-one" not in out
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,12 @@ STAGES = ("planning", "preparing", "fitting", "evaluating", "publishing")
 @pytest.mark.parametrize(
     ("stage", "how"),
     # A request in the rounds of a fit is heard after them, if they are as few as here.
-    [(s, how) for s in STAGES for how in ("signal", "request") if (s, how) != ("fitting", "request")],
+    [
+        (s, how)
+        for s in STAGES
+        for how in ("signal", "request")
+        if (s, how) != ("fitting", "request")
+    ],
 )
 def test_a_stop_in_any_stage_is_a_cancelled_job(
     tiny: TinyZoo, tmp_path: Path, stage: str, how: str
