@@ -36,6 +36,9 @@ types:  ## Links that show a type checker the three folders as the one package t
 	rm -rf build/types && mkdir -p build/types/tintray
 	ln -s $(addprefix $(CURDIR)/,jobs storage $(wildcard tintray/*)) build/types/tintray/
 
+fuzz: $(VENV)/.test  ## Damaged inputs on every surface; findings are kept below build/fuzz
+	$(BIN)/python -m tests.fuzz --inputs 100000
+
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

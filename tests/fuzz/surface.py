@@ -1,0 +1,113 @@
+"""What a surface is: a kind of input that somebody else may have written, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+Files = dict[str, bytes]
+"""One input: the files that it consists of, by their names below the folder it is put in."""
+
+
+class UnansweredError(Exception):
+    """A command that ended otherwise than with a result or with one sentence."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where an input is tried: its own folder, which is the current one, and what it refers to."""
+
+    folder: Path
+    fixtures: Path  # see ``fixtures``; only to be read
+    refusals: list[Exception] = field(default_factory=list)  # besides the one that is raised
+
+    def each(self, *calls: Callable[[], object]) -> None:
+        """Make every call, whatever the others raise; then raise the last TintrayError."""
+        from tintray.errors import TintrayError
+
+        before = len(self.refusals)
+        for call in calls:
+            try:
+                call()
+            except TintrayError as error:
+                self.refusals.append(error)
+        if self.refusals[before:]:
+            raise self.refusals[-1]
+
+    def command(self, *words: object) -> int:
+        """Run a whole command in this process; its exit code.
+
+        Raises
+        ------
+        UnansweredError
+            It ended with an internal error, or with a code that stands for nothing.
+        """
+        from tintray.jobs import cli
+
+        seen: list[BaseException] = []
+        explain = cli._explain
+
+        def noted(error: BaseException) -> tuple[int, str]:
+            seen.append(error)
+            return explain(error)
+
+        cli._explain = noted
+        try:
+            code = cli.main([str(word) for word in words])
+        finally:
+            cli._explain = explain
+        from tintray.errors import TintrayError
+
+        if seen and not isinstance(seen[-1], TintrayError):
+            raise UnansweredError(f"tintray {words[0]}") from seen[-1]
+        if code not in range(6):
+            raise UnansweredError(f"tintray {words[0]} ended with {code}")
+        return code
+
+
+Drive = Callable[[Bench], object]
+"""Does with an input what commands do; raises a TintrayError for what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A kind of foreign input.
+
+    Attributes
+    ----------
+    weight
+        How many inputs it gets, beside the other surfaces.
+    seeds
+        Valid inputs, given the fixtures; every drive takes each of them.
+    mutate
+        A damaged copy of a seed, given all seeds.
+    drives
+        Who reads it, each with its share of the inputs.
+    confined
+        Whether it may not even name a file elsewhere that is then read.
+    """
+
+    name: str
+    weight: float
+    seeds: Callable[[Path], Sequence[Files]]
+    mutate: Callable[[Random, Files, Sequence[Files]], Files]
+    drives: Mapping[str, tuple[float, Drive]]
+    confined: bool = True
+
+    def make(self, seed: int, number: int, seeds: Sequence[Files]) -> tuple[Files, str]:
+        """The input of a number, and the drive that reads it; the same ones at any time."""
+        rng = Random(f"{seed} {self.name} {number}")
+        files = self.mutate(rng, dict(rng.choice(seeds)), seeds)
+        names = list(self.drives)
+        how = rng.choices(names, [self.drives[name][0] for name in names])[0]
+        return files, how
+
+
+def lay(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write an input's files into its folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

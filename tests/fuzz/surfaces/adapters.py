@@ -1,0 +1,178 @@
+"""LoRA adapters: what PEFT writes, altered in its configuration and in its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz import raw, trees
+from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surfaces import safetensors as weights_surface
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_ODD: tuple[Any, ...] = (
+    *("LORA", "lora", "IA3", "ADALORA", "SEQ_CLS", "CAUSAL_LM", "TOKEN_CLS", "x", "pissa", "loftq"),
+    *(["q_proj"], ["lm_head"], "all-linear", ".*", "(" * 50, "(a+)+$", "(.*)*" * 5 + "!"),
+    *(
+        {"q_proj": 4},
+        {"(a+)+b": 1},
+        {".*": 0},
+        {"[": 2},
+        {"q_proj": "x"},
+        {"": 1},
+        {"q_proj": None},
+    ),
+    *(
+        {"q_proj": float("nan")},
+        {"(.*.*)*x" * 3: 8},
+        ["classifier"],
+        "all",
+        "lora_only",
+        [0, 1],
+        0,
+        -4,
+    ),
+)
+_KEYS = (
+    *("peft_type", "task_type", "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora"),
+    *("use_dora", "modules_to_save", "target_modules", "fan_in_fan_out", "bias", "lora_bias"),
+    *(
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "layer_replication",
+        "megatron",
+    ),
+    *("alora_invocation_tokens", "trainable_token_indices", "target_parameters", "exclude_modules"),
+    *("base_model_name_or_path", "auto_mapping", "eva_config", "corda_config", "revision", "new"),
+)
+
+
+def _config(**fields: Any) -> bytes:
+    known = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj", "query"],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "alpha_pattern": {},
+        "rank_pattern": {},
+        "modules_to_save": None,
+        "base_model_name_or_path": None,
+        "init_lora_weights": True,
+    }
+    return json.dumps({**known, **fields}).encode()
+
+
+def _seeds(_: Path) -> list[Files]:
+    import torch
+    from safetensors.torch import save
+
+    generator = torch.Generator().manual_seed(0)
+
+    def factors(path: str, width: int) -> dict[str, Any]:
+        return {
+            f"base_model.model.{path}.lora_A.weight": torch.randn(2, width, generator=generator),
+            f"base_model.model.{path}.lora_B.weight": torch.randn(width, 2, generator=generator),
+        }
+
+    text = factors("model.layers.0.self_attn.q_proj", 8)
+    text |= factors("model.layers.1.self_attn.q_proj", 8)
+    seen = factors("vit.encoder.layer.0.attention.attention.query", 16)
+    head = {
+        "base_model.model.classifier.weight": torch.randn(3, 16, generator=generator),
+        "base_model.model.classifier.bias": torch.zeros(3),
+    }
+    return [
+        {_CONFIG: _config(task_type="CAUSAL_LM"), _WEIGHTS: save(text)},
+        {
+            _CONFIG: _config(modules_to_save=["classifier"]),
+            _WEIGHTS: save(seen | head),
+        },
+    ]
+
+
+def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
+    changed = dict(files)
+    if rng.random() < 0.4:
+        changed[_WEIGHTS] = weights_surface.damaged(rng, files[_WEIGHTS])
+        if rng.random() < 0.7:
+            return changed
+    if rng.random() < 0.1:
+        changed[_CONFIG] = raw.damaged_text(rng, files[_CONFIG].decode())
+        return changed
+    tree = json.loads(files[_CONFIG])
+    for _ in range(rng.choice((1, 1, 2))):
+        tree[rng.choice(_KEYS)] = trees.odd(rng, _ODD)
+    changed[_CONFIG] = trees.as_json(rng, trees.damaged(rng, tree, _ODD, rng.choice((0, 0, 1))))
+    if rng.random() < 0.1:
+        own = {"id2label": {"0": "a"}, "architectures": ["ViTForImageClassification"]}
+        changed["config.json"] = trees.as_json(rng, trees.damaged(rng, own, _ODD))
+    return changed
+
+
+def _is_text(bench: Bench) -> bool:
+    return b"self_attn" in (bench.folder / _WEIGHTS).read_bytes()
+
+
+def _opened(bench: Bench) -> Any:
+    from tintray.checkpoints import open_checkpoint
+
+    base = bench.fixtures / ("text/base" if _is_text(bench) else "zoo/base")
+    return open_checkpoint(bench.folder, role="expert", base=open_checkpoint(base, role="base"))
+
+
+def _loaded(bench: Bench) -> None:
+    from tintray.models import check_same_computation, load_expert
+
+    found = _opened(bench)
+    check_same_computation(found.base, found, "the base", "expert")
+    load_expert(found, "expert")
+
+
+def _factors(bench: Bench) -> None:
+    """As a fit reads them: products that stay products."""
+    from tintray.adapters import read_adapter, task_vector
+    from tintray.models import load_base
+
+    found = _opened(bench)
+    module = load_base(found.base, like=found)
+    adapter = read_adapter(found, module, "expert")
+    task_vector(adapter, module, [name for name, _ in module.named_parameters()])
+
+
+def _validated(bench: Bench) -> None:
+    text = _is_text(bench)
+    zoo = bench.fixtures / ("text" if text else "zoo")
+    (bench.folder / "pool.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
+    pool = "pool.jsonl" if text else str(zoo / "three.npz")
+    kind = "language_modelling" if text else "classification"
+    task = {"name": "t", "kind": kind, "expert": ".", "adapt": {"path": pool}}
+    job = {
+        "name": "fuzz",
+        "base": str(zoo / "base"),
+        "tasks": [task],
+        "tint": {"site": "model.layers.1" if text else "head"},
+        "cluster": {"workers": 0},
+        "store": "store",
+    }
+    (bench.folder / "job.yaml").write_text(json.dumps(job))
+    bench.command("validate", "job.yaml")
+
+
+SURFACE = Surface(
+    "adapters",
+    4,
+    _seeds,
+    _mutate,
+    {
+        "opened": (30, _opened),
+        "loaded": (35, _loaded),
+        "factors": (30, _factors),
+        "validate": (5, _validated),
+    },
+)

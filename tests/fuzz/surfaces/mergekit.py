@@ -1,0 +1,182 @@
+"""mergekit's files: every form of its grammar, altered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from tests.fuzz import raw, trees
+from tests.fuzz.surface import Bench, Files, Surface
+
+_FILE = "merge.yaml"
+_ODD: tuple[Any, ...] = (
+    *(
+        "linear",
+        "ties",
+        "dare_ties",
+        "dare_linear",
+        "slerp",
+        "passthrough",
+        "model_stock",
+        "karcher",
+    ),
+    *(
+        "task_arithmetic",
+        "breadcrumbs",
+        "della",
+        "nearswap",
+        "arcee_fusion",
+        "sce",
+        "float16",
+        "float32",
+    ),
+    *(
+        "bfloat16",
+        "auto",
+        "union",
+        "base",
+        "float64",
+        [0, 0.5, 1],
+        [[0]],
+        [0.5, "x"],
+        [0, 99],
+        [0],
+        [2, 1],
+    ),
+    *(
+        [{"filter": "mlp", "value": 0.5}, {"value": 1}],
+        [{"filter": 3, "value": []}],
+        [{"value": None}],
+    ),
+    *(
+        [{"filter": "(a+)+$", "value": 1}],
+        {"filter": "mlp"},
+        {"value": 1},
+        [-1, 2],
+        [0, 10**9],
+        0.0,
+        -0.5,
+    ),
+)
+_KEYS = (
+    *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "x"),
+    *("tokenizer_source", "tokenizer", "chat_template", "name", "modules", "_name"),
+)
+_OWN = (
+    *(
+        "weight",
+        "density",
+        "t",
+        "normalize",
+        "lambda",
+        "gamma",
+        "epsilon",
+        "rescale",
+        "max_iter",
+        "tol",
+    ),
+    *("int8_mask", "filter_wise", "select_topk", "scale", "eta", "tukey_fence"),
+)
+
+
+def _documents(fixtures: Path) -> list[dict[str, Any]]:
+    base, expert = str(fixtures / "text/base"), str(fixtures / "text/expert")
+    return [
+        {
+            "merge_method": "linear",
+            "models": [_model(base, weight=0.3), _model(expert, weight=0.7)],
+        },
+        {
+            "merge_method": "ties",
+            "base_model": base,
+            "models": [
+                _model(expert, weight=1.0, density=0.5),
+                _model(expert, weight=1.0, density=0.5),
+            ],
+            "parameters": {"normalize": True},
+        },
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": base,
+            "models": [_model(expert, weight=0.5)],
+            "dtype": "float32",
+        },
+    ]
+
+
+def _slices(fixtures: Path) -> dict[str, Any]:
+    base, expert = str(fixtures / "text/base"), str(fixtures / "text/expert")
+    sources = [{"model": base, "layer_range": [0, 2]}, {"model": expert, "layer_range": [0, 2]}]
+    gradients = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
+    return {
+        "merge_method": "slerp",
+        "base_model": base,
+        "slices": [{"sources": sources}],
+        "parameters": {"t": gradients},
+    }
+
+
+def _model(path: str, **parameters: Any) -> dict[str, Any]:
+    return {"model": path, "parameters": parameters}
+
+
+def _seeds(fixtures: Path) -> list[Files]:
+    documents = _documents(fixtures)
+    return [{_FILE: yaml.safe_dump(document, sort_keys=False).encode()} for document in documents]
+
+
+def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
+    if rng.random() < 0.15:
+        return {_FILE: raw.damaged_text(rng, files[_FILE].decode())}
+    tree = yaml.safe_load(files[_FILE])
+    if rng.random() < 0.2:
+        base = tree.get("base_model") or tree["models"][0]["model"]
+        tree = _slices(Path(base).parents[1])
+    times = rng.choice((1, 1, 2, 3))
+    if rng.random() < 0.6:
+        _set_field(rng, tree)
+        times = rng.choice((0, 0, 1))
+    tree = trees.damaged(rng, tree, _ODD, times)
+    data = trees.as_json(rng, tree)
+    if rng.random() < 0.4:
+        with suppress(yaml.YAMLError, ValueError):
+            data = yaml.safe_dump(tree, sort_keys=False).encode("utf-8", "surrogatepass")
+    return {_FILE: data}
+
+
+def _set_field(rng: Random, tree: dict[str, Any]) -> None:
+    value = trees.odd(rng, _ODD)
+    action = rng.randrange(3)
+    if action == 0:
+        tree[rng.choice(_KEYS)] = value
+    elif action == 1:
+        tree.setdefault("parameters", {})[rng.choice(_OWN)] = value
+    else:
+        entries = tree.get("models") or tree["slices"][0]["sources"]
+        entry = rng.choice(entries)
+        entry.setdefault("parameters", {})[rng.choice(_OWN)] = value
+
+
+def _read(bench: Bench) -> None:
+    from tintray.jobs.spec.mergekit import read_mergekit
+
+    read_mergekit(bench.folder / _FILE)
+
+
+def _merged(bench: Bench) -> None:
+    bench.command("run", "--from-mergekit", _FILE, "--output", "merged")
+
+
+SURFACE = Surface(
+    "mergekit",
+    8,
+    _seeds,
+    _mutate,
+    {"read": (88, _read), "merge": (12, _merged)},
+    confined=False,
+)

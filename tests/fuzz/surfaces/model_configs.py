@@ -1,0 +1,174 @@
+"""What says how a model is built: config.json, and the index of a model in several files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz import raw, trees
+from tests.fuzz.fixtures import files_below
+from tests.fuzz.surface import Bench, Files, Surface
+
+_CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+_SHARD = "model-00001-of-00001.safetensors"
+_ODD: tuple[Any, ...] = (
+    *("ViTForImageClassification", "LlamaForCausalLM", "BertModel", "AutoModel", "PreTrainedModel"),
+    *(
+        ["AutoModel"],
+        ["os"],
+        ["Pipeline"],
+        ["ViTModel", "x"],
+        [""],
+        ["logging"],
+        "vit",
+        "bert",
+        "clip",
+    ),
+    *({"0": "a"}, {"a": 0}, {"LABEL_0": 0}, {"-1": "x"}, {"AutoConfig": "custom.Config"}),
+    *(
+        "gelu",
+        "none",
+        "torch.nn.Linear",
+        "float16",
+        "float8",
+        "bfloat16",
+        "eager",
+        "flash_attention_2",
+    ),
+    *({"rope_type": "yarn", "factor": 0}, {"rope_type": "x"}, {"type": "linear", "factor": -1}),
+    *(
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "bitsandbytes"},
+        {"load_in_8bit": True},
+    ),
+    *(_WEIGHTS, _SHARD, "../" * 9 + "etc/passwd", "/etc/passwd", "input", "sub/model.safetensors"),
+    *(44, 45, 8, 16, 3, 100_000, 10**9),
+)
+_KEYS = (
+    *("architectures", "num_hidden_layers", "vocab_size", "hidden_size", "num_labels", "auto_map"),
+    *(
+        "rope_parameters",
+        "rope_scaling",
+        "quantization_config",
+        "torch_dtype",
+        "dtype",
+        "model_type",
+    ),
+    *("hidden_act", "id2label", "attn_implementation", "pruned_heads", "tie_word_embeddings"),
+    *(
+        "num_attention_heads",
+        "patch_size",
+        "image_size",
+        "problem_type",
+        "pad_token_id",
+        "use_cache",
+    ),
+    *("transformers_version", "_name_or_path", "num_channels", "vision_config", "text_config"),
+)
+
+
+def _seeds(fixtures: Path) -> list[Files]:
+    found = []
+    for folder in ("zoo/three", "text/expert"):
+        files = files_below(fixtures / folder)
+        chosen = {name: files[name] for name in (_CONFIG, _WEIGHTS)}
+        weights = chosen[_WEIGHTS]
+        length = int.from_bytes(weights[:8], "little")
+        names = [name for name in json.loads(weights[8 : 8 + length]) if name != "__metadata__"]
+        index = {
+            "metadata": {"total_size": len(weights)},
+            "weight_map": dict.fromkeys(names, _SHARD),
+        }
+        found.append(chosen)
+        found.append(
+            {
+                _CONFIG: chosen[_CONFIG],
+                _INDEX: json.dumps(index).encode(),
+                _SHARD: weights,
+            }
+        )
+    return found
+
+
+def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
+    name = _INDEX if _INDEX in files and rng.random() < 0.6 else _CONFIG
+    if rng.random() < 0.1:
+        return {**files, name: raw.damaged_text(rng, files[name].decode())}
+    tree = json.loads(files[name])
+    if name == _CONFIG and rng.random() < 0.6:
+        tree[rng.choice(_KEYS)] = trees.odd(rng, _ODD)
+        times = rng.choice((0, 0, 1))
+    else:
+        times = rng.choice((1, 1, 2))
+    tree = trees.damaged(rng, tree, _ODD, times)
+    changed = {**files, name: trees.as_json(rng, tree)}
+    if rng.random() < 0.03:
+        changed["custom.py"] = b"import os\nos.system('true')\n"
+    if rng.random() < 0.03:
+        changed.pop(rng.choice(list(changed)))
+    return changed
+
+
+def _opened(bench: Bench) -> None:
+    from tintray.checkpoints import open_checkpoint
+
+    found = open_checkpoint(bench.folder, role="expert")
+    found.digest()
+    found.configs()
+
+
+def _base_of(bench: Bench) -> Path:
+    text = (bench.folder / _CONFIG).read_bytes() if (bench.folder / _CONFIG).is_file() else b""
+    return bench.fixtures / ("text/base" if b"lama" in text else "zoo/base")
+
+
+def _checked(bench: Bench) -> None:
+    """As a job looks at its base and an expert."""
+    from tintray.checkpoints import open_checkpoint
+    from tintray.models import check_same_computation, load_base, load_expert
+
+    base = open_checkpoint(_base_of(bench), role="base")
+    expert = open_checkpoint(bench.folder, role="expert", base=base)
+    check_same_computation(base, expert, "the base", "expert")
+    load_base(base, like=expert)
+    load_expert(expert, "expert")
+
+
+def _as_base(bench: Bench) -> None:
+    from tintray.checkpoints import open_checkpoint
+    from tintray.models import check_same_computation, load_base
+
+    base = open_checkpoint(bench.folder, role="base")
+    expert = open_checkpoint(_base_of(bench), role="expert", base=base)
+    check_same_computation(base, expert, "the base", "expert")
+    load_base(base, like=expert)
+
+
+def _loaded(bench: Bench) -> None:
+    from tintray.checkpoints import open_checkpoint
+    from tintray.models import load_expert
+
+    load_expert(open_checkpoint(bench.folder, role="expert"), "expert")
+
+
+def _merged(bench: Bench) -> None:
+    words = ("--base", _base_of(bench), "--method", "average", "--output", "merged")
+    bench.command("merge", bench.folder, bench.folder, *words)
+
+
+SURFACE = Surface(
+    "model-configs",
+    5,
+    _seeds,
+    _mutate,
+    {
+        "opened": (40, _opened),
+        "checked": (20, _checked),
+        "loaded": (20, _loaded),
+        "as base": (15, _as_base),
+        "merge": (5, _merged),
+    },
+)

@@ -1,0 +1,114 @@
+"""Sealed records in a store: what is remembered of results and of blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz import raw, trees
+from tests.fuzz.surface import Bench, Files, Surface
+
+_CACHE = "store/cache/labels/key.json"
+_SIZE = (1 << 20) + 5000
+_BIG = b"0123456789abcdef" * (_SIZE // 16) + b"x" * (_SIZE % 16)
+_SHA = hashlib.sha256(_BIG).hexdigest()
+_BLOB = f"store/blobs/{_SHA[:2]}/{_SHA}"
+_BLOCKS = f"{_BLOB}.blocks"
+_SMALL = b"a small blob"
+_SMALL_SHA = hashlib.sha256(_SMALL).hexdigest()
+_SMALL_BLOB = f"store/blobs/{_SMALL_SHA[:2]}/{_SMALL_SHA}"
+
+
+def sealed(tree: Any, rng: Random) -> bytes:
+    """A document that carries the hash of its own text, as somebody who forges one would write."""
+    body = {key: value for key, value in tree.items() if key != "sealed_sha256"}
+    text = trees.as_json(rng, body)
+    if not text.startswith(b"{\n"):
+        text = b"{\n  " + text[1:]
+    text = text[:-1].rstrip() + b"\n}\n" if text.endswith(b"}") else text + b"\n}\n"
+    start = b"{" if text == b"{}\n" else text[:-3] + b","
+    return start + b'\n  "sealed_sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}\n'
+
+
+def _seeds(_: Path) -> list[Files]:
+    from tintray.storage.records import seal
+
+    blocks = [hashlib.sha256(_BIG[at : at + (1 << 20)]).hexdigest() for at in (0, 1 << 20)]
+    return [
+        {
+            _CACHE: seal({"sha256": _SMALL_SHA, "size": len(_SMALL), "meta": {"a": 1}}, "record"),
+            _BLOCKS: seal({"block_bytes": 1 << 20, "size": _SIZE, "blocks": blocks}, "record"),
+            _SMALL_BLOB: _SMALL,
+        }
+    ]
+
+
+def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
+    name = rng.choice((_CACHE, _BLOCKS))
+    if rng.random() < 0.4:
+        return {**files, name: raw.damaged(rng, files[name], list(files.values()))}
+    tree = trees.damaged(rng, json.loads(files[name]), (_SHA, _SMALL_SHA, "../../x", "0" * 64))
+    if not isinstance(tree, dict):
+        return {**files, name: trees.as_json(rng, tree)}
+    return {**files, name: sealed(tree, rng)}
+
+
+def _looked_up(bench: Bench) -> None:
+    from tintray.storage.artifacts import open_store
+    from tintray.storage.cache import lookup
+
+    found = lookup(open_store(bench.folder / "store"), "labels", "key")
+    if found is not None:
+        dict(found.meta)
+
+
+def _unsealed(bench: Bench) -> None:
+    from tintray.storage.records import unseal
+
+    for name in (_CACHE, _BLOCKS):
+        unseal((bench.folder / name).read_bytes(), name)
+
+
+def _part(bench: Bench) -> None:
+    """A part of a large blob, checked by the record of its blocks."""
+    from tintray.storage.artifacts import open_store
+    from tintray.storage.blobs import BlobRef, read_blob
+
+    _place_blob(bench)
+    read_blob(
+        open_store(bench.folder / "store"), BlobRef(_SHA, _SIZE), (1 << 20) - 3, (1 << 20) + 9
+    )
+
+
+def _verified(bench: Bench) -> None:
+    from tintray.storage.artifacts import open_store
+    from tintray.storage.verify import verify_store
+
+    _place_blob(bench)
+    verify_store(open_store(bench.folder / "store"))
+
+
+def _place_blob(bench: Bench) -> None:
+    kept = bench.folder.parent / "blob"
+    if not kept.is_file():
+        kept.write_bytes(_BIG)
+    os.link(kept, bench.folder / _BLOB)
+
+
+SURFACE = Surface(
+    "sealed-records",
+    12,
+    _seeds,
+    _mutate,
+    {
+        "unsealed": (40, _unsealed),
+        "looked up": (40, _looked_up),
+        "part": (10, _part),
+        "verified": (10, _verified),
+    },
+)

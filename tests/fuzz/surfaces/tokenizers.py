@@ -1,0 +1,191 @@
+"""What prepares inputs: tokenizers of texts, processors of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz import raw, trees
+from tests.fuzz.fixtures import files_below
+from tests.fuzz.surface import Bench, Files, Surface
+
+_ODD: tuple[Any, ...] = (
+    *(
+        "AutoTokenizer",
+        "BertTokenizer",
+        "LlamaTokenizer",
+        "ViTImageProcessor",
+        "CLIPImageProcessor",
+    ),
+    *(
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+        "BPE",
+        "WordLevel",
+        "Unigram",
+        "WordPiece",
+        "x",
+    ),
+    *(
+        {"height": 16, "width": 16},
+        {"height": 0, "width": 5},
+        {"height": 100_000, "width": 100_000},
+    ),
+    *(
+        {"shortest_edge": 8},
+        {"longest_edge": -1},
+        [0.5],
+        [0.0, 0.0, 0.0],
+        [1, 2, 3, 4],
+        1,
+        2,
+        3,
+        44,
+        99,
+    ),
+    *(
+        {"AutoTokenizer": ["custom.Tok", None]},
+        {"AutoImageProcessor": "custom.Proc"},
+        "[PAD]",
+        "w1",
+    ),
+    *("{{ raise }}", "{% for x in range(10**9) %}{% endfor %}", "{{ ''.__class__.__mro__ }}"),
+    *("{% include '/etc/passwd' %}", "{{ messages[0]['content'] }}", "{{ 'x' * 10**10 }}", "{% if"),
+)
+_KEYS = {
+    "tokenizer_config.json": (
+        *(
+            "tokenizer_class",
+            "auto_map",
+            "model_max_length",
+            "pad_token",
+            "chat_template",
+            "unk_token",
+        ),
+        *(
+            "padding_side",
+            "truncation_side",
+            "added_tokens_decoder",
+            "add_prefix_space",
+            "eos_token",
+        ),
+        *("model_input_names", "clean_up_tokenization_spaces", "extra_special_tokens", "backend"),
+    ),
+    "preprocessor_config.json": (
+        *("image_processor_type", "size", "crop_size", "do_resize", "do_rescale", "rescale_factor"),
+        *("image_mean", "image_std", "resample", "do_center_crop", "do_convert_rgb", "auto_map"),
+        *("do_normalize", "data_format", "device", "return_tensors", "processor_class", "do_pad"),
+    ),
+    "tokenizer.json": (
+        *(
+            "version",
+            "truncation",
+            "padding",
+            "added_tokens",
+            "normalizer",
+            "pre_tokenizer",
+            "model",
+        ),
+        *("post_processor", "decoder"),
+    ),
+}
+_CUSTOM = b"import os\nos.system('true')\nclass Tok: pass\nclass Proc: pass\n"
+
+
+def _seeds(fixtures: Path) -> list[Files]:
+    text = files_below(fixtures / "text/expert")
+    seen = files_below(fixtures / "zoo/three")
+    tokenizer = {name: text[name] for name in text if "token" in name and name.endswith(".json")}
+    return [tokenizer, {"preprocessor_config.json": seen["preprocessor_config.json"]}]
+
+
+def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
+    name = rng.choice(list(files))
+    changed = dict(files)
+    if rng.random() < 0.1:
+        changed[name] = raw.damaged_text(rng, files[name].decode())
+    else:
+        tree = json.loads(files[name])
+        times = rng.choice((1, 1, 2))
+        if name in _KEYS and rng.random() < 0.6:
+            tree[rng.choice(_KEYS[name])] = trees.odd(rng, _ODD)
+            times = rng.choice((0, 0, 1))
+        changed[name] = trees.as_json(rng, trees.damaged(rng, tree, _ODD, times))
+    if rng.random() < 0.05:
+        changed["custom.py"] = _CUSTOM
+    if rng.random() < 0.05:
+        other = rng.choice(
+            ("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", "x.json")
+        )
+        changed[other] = raw.damaged_text(rng, "w1\nw2\n[UNK]\n{}")
+    if len(changed) > 1 and rng.random() < 0.03:
+        changed.pop(rng.choice(list(changed)))
+    return changed
+
+
+def _prepared(bench: Bench) -> None:
+    """Opened, and used on a few examples."""
+    from tintray.data import Examples
+    from tintray.pools import build_pool, processor_in
+
+    text = not (bench.folder / "preprocessor_config.json").is_file()
+    processor = processor_in(bench.folder, "expert", text=text)
+    if not text:
+        images = np.zeros((2, 16, 16, 3), np.uint8)
+        build_pool(Examples({"image": images}, "x"), processor, role="data")
+        return
+    talk = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    columns: dict[str, Any] = {"text": ["w1 w2", "w3 w4 w5"]}
+    if b"chat_template" in b"".join(p.read_bytes() for p in bench.folder.glob("tokenizer_config*")):
+        columns = {"messages": [talk]}
+    build_pool(Examples(columns, "x"), processor, kind="language_modelling", role="data")
+
+
+def _words(bench: Bench) -> None:
+    from tintray.data import Examples
+    from tintray.pools import build_pool, processor_in
+
+    text = not (bench.folder / "preprocessor_config.json").is_file()
+    processor = processor_in(bench.folder, "expert", text=text)
+    if text:
+        rows = Examples({"tokens": [["w1", "w2"], ["w3"]]}, "x")
+        build_pool(rows, processor, kind="token_classification", role="data")
+
+
+def _validated(bench: Bench) -> None:
+    text = not (bench.folder / "preprocessor_config.json").is_file()
+    zoo = bench.fixtures / ("text" if text else "zoo")
+    expert = zoo / ("expert" if text else "three")
+    for name in ("config.json", "model.safetensors"):
+        (bench.folder / name).write_bytes((expert / name).read_bytes())
+    (bench.folder / "pool.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
+    task = {
+        "name": "t",
+        "kind": "language_modelling" if text else "classification",
+        "expert": ".",
+        "adapt": {"path": "pool.jsonl" if text else str(zoo / "three.npz")},
+    }
+    job = {
+        "name": "fuzz",
+        "base": str(zoo / "base"),
+        "tasks": [task],
+        "tint": {"site": "model.layers.1" if text else "head"},
+        "cluster": {"workers": 0},
+        "store": "store",
+    }
+    (bench.folder / "job.yaml").write_text(json.dumps(job))
+    bench.command("validate", "job.yaml")
+
+
+SURFACE = Surface(
+    "tokenizers",
+    4,
+    _seeds,
+    _mutate,
+    {"prepared": (75, _prepared), "words": (20, _words), "validate": (5, _validated)},
+)
