@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MergeRef, parse_merge_url, read_manifest
 
 import tintray
-from tests.ray_head import ray_head
+from tests.ray_head import RayHead, ray_head
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TinyZoo
 
@@ -88,6 +87,13 @@ def team(
         yield Team(zoo, catalog, environment)
 
 
+@pytest.fixture(scope="module")
+def head(team: Team) -> Iterator[RayHead]:
+    """The cluster on which a job is resumed, and on which others run after it."""
+    with ray_head(cpus=2, **team.environment) as started:
+        yield started
+
+
 def until(what: Callable[[], Any], seconds: float = 300) -> Any:
     give_up = time.monotonic() + seconds
     while not (found := what()):
@@ -97,12 +103,12 @@ def until(what: Callable[[], Any], seconds: float = 300) -> Any:
 
 
 def test_a_job_survives_its_cluster(
-    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    team: Team, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Submit, watch, kill the head, see it lost, resume on another cluster: the same merge."""
     undisturbed = api.run(team.zoo.spec(tmp_path / "alone", fit=FIT))
-    with ray_head(cpus=1, **team.environment) as head:
-        team.environment["TINTRAY_ADDRESS"] = head.address
+    with ray_head(cpus=1, **team.environment) as killed:
+        team.environment["TINTRAY_ADDRESS"] = killed.address
         submitted = team.ask("submit", "job.yaml", "--key", "nightly")
         again = team.ask("submit", "job.yaml", "--key", "nightly")
         assert (submitted["state"], again["id"]) == ("queued", submitted["id"])
@@ -121,7 +127,7 @@ def test_a_job_survives_its_cluster(
             until(has_checkpoint)
         assert team.ask("status", job_id)["state"] == "fitting"
         assert "already" not in team.type("logs", job_id)
-        head.kill()
+        killed.kill()
         team.end(watching, 4)
     lost = team.ask("status", job_id)
     assert lost["state"] == "lost"
@@ -130,16 +136,16 @@ def test_a_job_survives_its_cluster(
     assert [line["state"] for line in team.ask("ps")] == ["lost"]
     team.type("resume", job_id, expected=2)  # its cluster is gone
     assert "no Ray cluster answers" in team.said[-1]
-    with ray_head(cpus=2, **team.environment) as head:
-        team.environment["TINTRAY_ADDRESS"] = head.address
-        resuming = [team.start("resume", job_id, "--address", head.address) for _ in range(2)]
-        said = [command.communicate(timeout=120) for command in resuming]
-        codes = sorted(command.returncode for command in resuming)
-        assert codes == [0, 2], said  # one of two who try at once
-        team.type("wait", job_id, "--timeout", "150")
-        assert "goes on after round" in team.type("logs", job_id)
-        team.type("cancel", job_id, expected=2)
-        assert "is succeeded" in team.said[-1]
+    head: RayHead = request.getfixturevalue("head")
+    team.environment["TINTRAY_ADDRESS"] = head.address
+    resuming = [team.start("resume", job_id, "--address", head.address) for _ in range(2)]
+    said = [command.communicate(timeout=120) for command in resuming]
+    codes = sorted(command.returncode for command in resuming)
+    assert codes == [0, 2], said  # one of two who try at once
+    team.type("wait", job_id, "--timeout", "150")
+    assert "goes on after round" in team.type("logs", job_id)
+    team.type("cancel", job_id, expected=2)
+    assert "is succeeded" in team.said[-1]
     for name, text in team.environment.items():
         monkeypatch.setenv(name, text)
     found = read_manifest(open_store(STORE), MergeRef("tiny", 1))
@@ -149,28 +155,23 @@ def test_a_job_survives_its_cluster(
     assert found["metrics"] == expected["metrics"]
 
 
-def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
-    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_jobs_go_by_priority_two_at_a_time(
+    team: Team, head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Submitted at once, behind one that runs, to a cluster that then runs two at a time."""
+    """Behind one that runs; tests/jobs/test_queue_order.py has twenty, and drivers of its own."""
     catalog = f"sqlite:///{tmp_path}/catalog.db"
     fit = {"rounds": 1, "batch_size": 2, "precision": "float32"}
     spec = team.zoo.spec(tmp_path / "store", ("two",), fit=fit, catalog=catalog)
     monkeypatch.setenv("TINTRAY_CATALOG", catalog)
-    with ray_head(cpus=2) as head:
-        first = tintray.submit(spec, address=head.address, priority=1000)
-
-        def submit(number: int) -> str:
-            return tintray.submit(spec, address=head.address, priority=number % 5).id
-
-        with ThreadPoolExecutor(4) as pool:
-            jobs = list(pool.map(submit, range(19)))
-        tintray.set_limit(2, address=head.address)
-        ends = [tintray.wait(job, timeout=400) for job in (first.id, *jobs)]
-    assert [job.state for job in ends] == ["succeeded"] * 20
-    assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 21))
+    monkeypatch.setenv("TINTRAY_LEASE_SECONDS", "60")
+    first = tintray.submit(spec, address=head.address, priority=1000)
+    jobs = [tintray.submit(spec, address=head.address, priority=n).id for n in (0, 3, 1, 2)]
+    tintray.set_limit(2, address=head.address)
+    ends = [tintray.wait(job, timeout=400) for job in (first.id, *jobs)]
+    assert [job.state for job in ends] == ["succeeded"] * 5
+    assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 6))
     with Catalog.open(catalog) as known:
-        assert [known.lease(job.id).token for job in ends] == [1] * 20  # begun once each
+        assert [known.lease(job.id).token for job in ends] == [1] * 5  # begun once each
         claimed = {job.id: known.job(job.id).handed_at for job in ends}
     priority = {job.id: job.priority for job in ends}
     order = [priority[job] for job in sorted(claimed, key=lambda job: claimed[job])]
