@@ -10,7 +10,7 @@ from tintray.jobs.fit.crew import Crew
 from tintray.jobs.fleet import InlineFleet, open_fleet
 from tintray.jobs.merges.finding import load_merge, locate, store_of
 from tintray.jobs.merges.measuring import measure
-from tintray.jobs.merges.publication import summary, task_result
+from tintray.jobs.merges.publication import means, summary, task_result
 from tintray.jobs.methods.running import surveyed
 from tintray.jobs.results import (
     CompareTable,
@@ -28,7 +28,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.records import seal
 
 from tintray.bundle import Merge
-from tintray.evaluation import overall
 from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
 from tintray.placement import AUTO
@@ -159,13 +158,13 @@ def evaluate(
         )
     finally:
         fleet.close()
-    means = overall(scores)
+    found = means(opened.manifest["tasks"], scores)
     return EvalTable(
         merge=f"{opened.manifest['name']}/v{opened.manifest['version']}",
-        tasks=[task_result(opened.task(found.task), found) for found in scores],
-        average=means.average,
-        expert_average=means.expert_average,
-        normalised_accuracy=means.normalised_accuracy,
+        tasks=[task_result(opened.task(score.task), score) for score in scores],
+        average=found.average,
+        expert_average=found.expert_average,
+        normalised_accuracy=found.normalised_accuracy,
     )
 
 

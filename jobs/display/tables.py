@@ -23,7 +23,8 @@ from tintray.jobs.results import (
 from tintray.metrics import find_metric, shown
 
 _LEGEND = """
-of expert    what is left of the expert's own figure; where less is better, expert / merged
+of expert    what is left of the expert's own figure; where less is better, expert / merged;
+             in brackets where the expert is no better than guessing: left out of the mean
 agreement    how often the merge answers as the expert does
 pool kept    share of the unlabelled examples that counted at the end of the fit
 tint params  parameters that this task alone has; all others are shared"""
@@ -137,13 +138,19 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
         cells += [
             shown([task.metric], task.expert),
             shown([task.metric], task.merged),
-            "-" if task.normalised is None else _percent(task.normalised),
+            _kept_share(task),
             _percent(task.agreement),
             _percent(task.kept),
             f"{task.tint_parameters:,}",
         ]
         table.add_row(task.name, *cells)
     return table
+
+
+def _kept_share(task: TaskResult) -> str:
+    if task.normalised is None:
+        return "-"
+    return f"({_percent(task.normalised)})" if task.at_chance else _percent(task.normalised)
 
 
 def print_comparison(comparison: CompareTable, console: Console) -> None:

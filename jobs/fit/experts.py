@@ -22,6 +22,7 @@ from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.data import Answers, DataOrder, check_class_names
+from tintray.doubts import Doubt, doubt
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.kinship import kinship
 from tintray.norms import norm_buffers
@@ -163,7 +164,17 @@ class Experts:
         vector, vector_cached = self._task_vector(hosted, expert)
         seconds = time.perf_counter() - started
         found = (cached, vector_cached, ref, test_ref, vector, features_ref)
-        return Prepared(hosted.order.name, seconds, *found)
+        return Prepared(hosted.order.name, seconds, *found, doubt=self._doubt(hosted))
+
+    def _doubt(self, hosted: Hosted) -> Doubt | None:
+        """What speaks against an expert; that of a published merge has been judged."""
+        if hosted.order.kept is not None:
+            return None
+        assert hosted.labels is not None, "the expert has answered"
+        given = (hosted.order.kind, hosted.labels, hosted.pool.mask)
+        if hosted.test is None:
+            return doubt(*given)
+        return doubt(*given, hosted.expert_test, hosted.test_labels, hosted.test.mask)
 
     def _try_out(
         self, task: TaskOrder, expert: nn.Module, pool: pools.Pool, width: int, part: str

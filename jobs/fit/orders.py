@@ -12,6 +12,7 @@ from tintray.storage.blobs import BlobRef
 
 from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
 from tintray.data import DataOrder, class_names
+from tintray.doubts import Doubt
 from tintray.errors import CheckpointError
 from tintray.layout import Granularity
 from tintray.step import StepSettings
@@ -129,3 +130,4 @@ class Prepared:
     test_outputs: BlobRef | None  # the expert's outputs on the test set
     vector: BlobRef
     features: BlobRef | None = None
+    doubt: Doubt | None = None  # what speaks against the expert

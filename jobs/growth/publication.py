@@ -16,7 +16,7 @@ from tintray.jobs.growth.decisions import Loss
 from tintray.jobs.growth.parent import Parent
 from tintray.jobs.growth.recomposition import correction_from
 from tintray.jobs.growth.references import fitted
-from tintray.jobs.merges.publication import enter, shared_buffers, task_entry
+from tintray.jobs.merges.publication import enter, means, shared_buffers, task_entry
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.blobs import BlobRef
@@ -37,7 +37,7 @@ from tintray.bundle import (
     tensors_as_bytes,
     tint_file,
 )
-from tintray.evaluation import TaskScore, overall
+from tintray.evaluation import TaskScore
 
 
 def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:
@@ -195,7 +195,7 @@ def child_manifest(child: Child, run: JobRun) -> dict[str, Any]:
         "correction_from": correction_from(child.parent),
         "notices": list(run.remarks),
         "tasks": entries,
-        "metrics": asdict(overall([TaskScore(**entry["score"]) for entry in entries])),
+        "metrics": asdict(means(entries)),
         "seconds": dict(run.seconds),
         "peak_memory_mib": child.peak_memory / 2**20,
         "job": child.spec.record(),

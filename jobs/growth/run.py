@@ -9,7 +9,7 @@ from typing import Any
 from tintray.jobs.events import Notice, OnEvent, Published
 from tintray.jobs.fit.arrays import peak_memory
 from tintray.jobs.fit.crew import Ground
-from tintray.jobs.fit.orders import TaskFacts
+from tintray.jobs.fit.orders import Prepared, TaskFacts
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.growth.attempts import Candidate, Growing, part_of
 from tintray.jobs.growth.change import Change
@@ -19,7 +19,14 @@ from tintray.jobs.growth.grounds import child_ground, sums_task_vectors
 from tintray.jobs.growth.parent import Parent, make_known, open_parent
 from tintray.jobs.growth.publication import Child, publish_child
 from tintray.jobs.growth.removal import remove_tasks
-from tintray.jobs.running.driver import evaluated, fleet_for, on_prepared, open_places
+from tintray.jobs.running.driver import (
+    evaluated,
+    fleet_for,
+    on_prepared,
+    open_places,
+    tell_doubts,
+    tell_shortfalls,
+)
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.catalog import Catalog, Known
@@ -106,6 +113,8 @@ def _grow_once(
             else:
                 child = _add(run, parent, change, spec, ground, fleet, mode)
             _guard(run, parent, child)
+            facts = {name: found for name, (found, _) in child.new.items()}
+            tell_shortfalls(run, spec, facts, child.kept, child.scores.values())
             with run.stage(JobState.EVALUATING, "the guard has passed"):
                 for score in child.scores.values():
                     on_event(evaluated(score))
@@ -149,6 +158,7 @@ def _add(
         _check_kinship(facts, spec)
     with run.stage(JobState.PREPARING, "self-labels: each new expert predicts its pool once"):
         prepared = crew.label(on_prepared(run, len(new.tasks)))
+        _check_doubts(run, prepared, spec)
         base = crew.base_blob(parent.store)
         run.used(Known(base, "base", {"model": ground.digest}))
     growing = Growing(run, parent, change, spec, ground, fleet, crew, base, facts, prepared)
@@ -166,6 +176,18 @@ def _check_kinship(facts: Mapping[str, TaskFacts], spec: JobSpec) -> None:
                 f"between their weights is {found.kinship:.2f}, expected {FOREIGN:g} at least; "
                 f"give an expert of {spec.base}"
             )
+
+
+def _check_doubts(run: JobRun, prepared: Mapping[str, Prepared], spec: JobSpec) -> None:
+    """Refuse experts that are hardly surer than chance, and tell what speaks against others."""
+    for task in spec.tasks:
+        found = prepared[task.name].doubt if task.name in prepared else None
+        if found is not None and found.unsure:
+            raise CheckpointError(
+                f"tasks.{task.name}.expert: {task.expert} {found.said}; expected an expert that "
+                "was trained for this task, on inputs prepared as here"
+            )
+    tell_doubts(run, prepared)
 
 
 def _ladder(spec: JobSpec) -> tuple[Mode, ...]:

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from tintray.jobs.fit.arrays import Floats, readable
 from tintray.jobs.fit.experts import Hosted
-from tintray.jobs.fit.orders import Prepared
 from tintray.jobs.fit.worker import Worker
 from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.storage.cache import lookup
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from tintray import labels
 from tintray.bundle import read_tensors
-from tintray.errors import CheckpointError
 from tintray.evaluation import score
 from tintray.norms import norm_buffers
 from tintray.pools import Pool
@@ -42,9 +40,6 @@ EPOCHS, LEAST_SEEN = 8, 1024
 """A tint layer under a backbone that stays learns from so many examples of its pool that it comes
 back to each as often as this, and from no fewer than that many: what lies before the site runs once
 for each of them."""
-
-LEAST_SURENESS = 0.2
-"""How much surer than chance an expert must be on average, from 0 (chance) to 1 (certain)."""
 
 MOST_BYTES = 256 * 2**20
 """Activations of one task that are kept in the store; larger ones are computed again."""
@@ -101,35 +96,6 @@ class Tinted:
 
 class Tinter(Worker):
     """Hosts new tasks with their experts, and old ones without; see the module."""
-
-    # -- before the fit ------------------------------------------------------------------------
-
-    def prepare(self, name: str) -> Prepared:
-        """As ``Worker.prepare``; then refuse an expert that knows nothing of its pool.
-
-        Raises
-        ------
-        CheckpointError
-            If it is hardly surer than chance, on average.
-        """
-        prepared = super().prepare(name)
-        hosted = self._hosted[name]
-        if hosted.order.kept is None:
-            self._check_sureness(hosted)
-        return prepared
-
-    def _check_sureness(self, hosted: Hosted) -> None:
-        outputs = hosted.labels
-        if hosted.order.kind != "classification" or not isinstance(outputs, Tensor):
-            return
-        chance = 1 / outputs.shape[1]
-        confidence = float(outputs.softmax(-1).amax(-1).mean())
-        if outputs.shape[1] > 1 and (confidence - chance) / (1 - chance) < LEAST_SURENESS:
-            raise CheckpointError(
-                f"{hosted.order.role}: {hosted.order.expert} is unsure of nearly every example of "
-                f"its pool (mean confidence {confidence:.2f}, chance is {chance:.2f}); expected an "
-                "expert that was trained for this task, on inputs prepared as here"
-            )
 
     def begin(self, bounds: Sequence[slice]) -> None:
         """As ``Worker.begin``; new tasks without what they hold back."""

@@ -17,6 +17,7 @@ from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.crew import Crew
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.merges.measuring import measure
+from tintray.jobs.merges.publication import means
 from tintray.jobs.methods.running import Stage, surveyed
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.running.driver import coordinator_for, evaluated, fleet_for
@@ -26,7 +27,7 @@ from tintray.storage.artifacts import open_store
 
 from tintray.bundle import Merge
 from tintray.errors import SpecError, nearest
-from tintray.evaluation import TaskScore, mean, overall
+from tintray.evaluation import TaskScore, mean
 from tintray.merging import Recipe, find_method, methods, recipe
 
 RIVALS = ("average", "task_arithmetic")
@@ -227,12 +228,12 @@ def _table(
 ) -> CompareTable:
     reference = found["merge"]
     rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
-    averages = {"experts": overall(reference).expert_average}
+    averages = {"experts": means(manifest["tasks"], reference).expert_average}
     normalised: dict[str, float | None] = {"experts": 1.0}
     for method, scores in found.items():
         rows += [CompareRow(method, s.task, s.metric, s.merged) for s in scores]
-        means = overall(scores)
-        averages[method], normalised[method] = means.average, means.normalised_accuracy
+        of = means(manifest["tasks"], scores)
+        averages[method], normalised[method] = of.average, of.normalised_accuracy
     name = f"{manifest['name']}/v{manifest['version']}"
     best = scales.get("task arithmetic")
     return CompareTable(name, rows, _known(averages), _known(normalised), best, scales)

@@ -31,7 +31,7 @@ from tintray.bundle import (
 )
 from tintray.data import DataOrder
 from tintray.errors import NotFoundError
-from tintray.evaluation import TaskScore, mean, overall
+from tintray.evaluation import Overall, TaskScore, mean, overall
 from tintray.partition import Partition
 from tintray.precision import resolve
 
@@ -205,6 +205,13 @@ def shared_buffers(partition: Partition) -> dict[str, Tensor]:
 def _manifest(outcome: Outcome) -> dict[str, Any]:
     spec = outcome.spec
     corrected = bool(spec.merge.learned and spec.fit.correction_lr)
+    entries = [
+        task_entry(
+            *(task, outcome.facts[task.name], outcome.prepared[task.name]),
+            *(outcome.kept[task.name], score),
+        )
+        for task, score in zip(spec.tasks, outcome.scores, strict=True)
+    ]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -223,17 +230,8 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         # Whom the shared correction was learned from: tasks may be removed or refreshed later.
         "correction_from": {n: f.expert_digest for n, f in outcome.facts.items() if corrected},
         "notices": list(outcome.notices),
-        "tasks": [
-            task_entry(
-                task,
-                outcome.facts[task.name],
-                outcome.prepared[task.name],
-                outcome.kept[task.name],
-                score,
-            )
-            for task, score in zip(spec.tasks, outcome.scores, strict=True)
-        ],
-        "metrics": asdict(overall(outcome.scores)),
+        "tasks": entries,
+        "metrics": asdict(means(entries)),
         "rounds": outcome.rounds,
         "precision": resolve(spec.fit.precision, spec.cluster.device),
         "seconds": dict(outcome.seconds),
@@ -259,6 +257,8 @@ def task_entry(
             "source": str(task.expert),
             "sha256": facts.expert_digest,
             "kinship": facts.kinship,
+            "doubt": prepared.doubt and prepared.doubt.said,
+            "at_chance": bool(prepared.doubt and prepared.doubt.at_chance),
         },
         "task_vector": prepared.vector.sha256,
         "pool": pool | {"labels": prepared.labels.sha256},
@@ -272,6 +272,13 @@ def task_entry(
 
 def _data(order: DataOrder, digest: str | None, examples: int) -> dict[str, Any]:
     return {**asdict(order), "sha256": digest, "examples": examples}
+
+
+def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:
+    """Means over tasks as a manifest has them: of their own scores, or of these."""
+    guessing = [task["name"] for task in tasks if task["expert"].get("at_chance")]
+    own = [TaskScore(**task["score"]) for task in tasks] if scores is None else scores
+    return overall(own, guessing)
 
 
 def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
@@ -303,6 +310,7 @@ def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
         test_examples=score.examples,
         kept=task["kept"],
         calibration=score.calibration,
+        at_chance=task["expert"].get("at_chance", False),
     )
 
 
@@ -311,7 +319,7 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
     tasks = manifest["tasks"]
     tint = {task["name"]: task["tint_parameters"] for task in tasks}
     scores = [TaskScore(**task["score"]) for task in tasks]
-    means = overall(scores)
+    found = means(tasks)
     return MergeSummary(
         name=manifest["name"],
         version=f"v{manifest['version']}",
@@ -320,9 +328,9 @@ def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
         created=manifest["created"],
         site=manifest["site"],
         tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
-        average=means.average,
-        expert_average=means.expert_average,
-        normalised_accuracy=means.normalised_accuracy,
+        average=found.average,
+        expert_average=found.expert_average,
+        normalised_accuracy=found.normalised_accuracy,
         backbone_parameters=manifest["backbone_parameters"],
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],

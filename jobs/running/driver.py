@@ -7,7 +7,7 @@ wrong ends there as ``failed`` or ``cancelled`` with one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.states import JobState
 
 from tintray.coefficients import Coefficients
+from tintray.doubts import shortfall
 from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign
 from tintray.kinship import warning as kinship_warning
@@ -151,9 +152,11 @@ def _run(
         prepared = crew.prepare(store, on_prepared(run, len(spec.tasks)))
         _use_base(run, ground, store)
         _tell_reuse(run, prepared)
+        tell_doubts(run, prepared)
     hears = _on_statistics(run), run.on_event
     stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
     result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
+    tell_shortfalls(run, spec, result["facts"], result["kept"], result["scores"])
     with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(
             spec=spec,
@@ -404,6 +407,31 @@ def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:
     reused += [f"task vectors of {vectors} of {tasks} tasks"] if vectors else []
     if reused:
         run.on_event(Notice(f"{' and '.join(reused)} were reused from the store"))
+
+
+def tell_doubts(run: JobRun, prepared: Mapping[str, Prepared]) -> None:
+    """Say before the fit which experts are no better than guessing, or seem to be."""
+    for name, found in prepared.items():
+        if found.doubt is not None:
+            left = "; it is left out of the normalised accuracy" if found.doubt.at_chance else ""
+            run.remark(f"task '{name}': its expert {found.doubt.said}{left}")
+
+
+def tell_shortfalls(
+    run: JobRun,
+    spec: JobSpec,
+    facts: Mapping[str, TaskFacts],
+    kept: Mapping[str, float],
+    scores: Iterable[TaskScore],
+) -> None:
+    """Say of which tasks the merge seems to have learned nothing."""
+    kinds = {task.name: task.kind for task in spec.tasks}
+    for score in scores:
+        name = score.task
+        if name in facts:
+            said = shortfall(kinds[name], facts[name].classes, score, kept[name])
+            if said is not None:
+                run.remark(f"task '{name}': {said}")
 
 
 def evaluated(score: TaskScore) -> Evaluated:

@@ -1,0 +1,65 @@
+"""An expert that guesses is told before the fit, and lifts no headline."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tintray.jobs import api
+from tintray.jobs.display.tables import open_console, print_summary
+from tintray.jobs.events import Notice, StageStarted
+from tintray.storage.publish import parse_merge_url, read_manifest
+
+from tests.tiny_zoo import TinyZoo
+
+
+def spoil(zoo: TinyZoo, task: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    path = zoo.folder / task / "model.safetensors"
+    tensors = {name: change(name, tensor) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_an_expert_that_always_answers_the_same_is_told_and_left_out(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    zoo, events = tiny.copy(tmp_path / "zoo"), list[Any]()
+    first = torch.tensor([100.0, 0, 0, 0, 0])
+    for task in ("five", "four"):  # with a test set, and without
+        spoil(zoo, task, lambda name, t: t + first[: len(t)] if name == "classifier.bias" else t)
+    tasks = ("five", "four", "three")
+    spec = zoo.spec(tmp_path / "store", tasks)
+    summary = api.run(spec, on_event=events.append)
+    fitting = next(
+        index
+        for index, event in enumerate(events)
+        if isinstance(event, StageStarted) and event.stage == "fitting"
+    )
+    told = [str(event) for event in events[:fitting] if isinstance(event, Notice)]
+    assert any("task 'five': its expert is no better than guessing" in text for text in told)
+    assert any("task 'four': its expert answers the same" in text for text in told)
+    assert [task.at_chance for task in summary.tasks] == [True, True, False]
+    assert summary.normalised_accuracy == summary.tasks[2].normalised
+    assert [notice.split(":")[0] for notice in summary.notices] == ["task 'five'", "task 'four'"]
+    place = {"store": str(spec.store), "catalog": str(spec.catalog)}
+    table = api.evaluate("tiny", **place)
+    assert table.normalised_accuracy == summary.normalised_accuracy
+    manifest = read_manifest(*parse_merge_url(summary.url))
+    assert manifest["metrics"]["normalised_accuracy"] == summary.normalised_accuracy
+    stream = io.StringIO()
+    print_summary(summary, open_console(stream))
+    assert "(100.0 %)" in stream.getvalue() and "note: task 'five'" in stream.getvalue()
+
+
+def test_a_pool_of_one_class_is_fitted_and_told(tiny: TinyZoo, tmp_path: Path) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    arrays = zoo.arrays("three")
+    same = arrays["y_train"].argmin().repeat(len(arrays["y_train"]))
+    zoo.replace_arrays("three", x_train=arrays["x_train"][same], y_train=arrays["y_train"][same])
+    summary = api.run(zoo.spec(tmp_path / "store", ("two", "three")))
+    assert not any(task.at_chance for task in summary.tasks)
+    (notice,) = summary.notices
+    assert notice.startswith("task 'three': its expert answers the same for each of the 40")
