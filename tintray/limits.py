@@ -1,8 +1,8 @@
 """What reading foreign files may take: the budgets, and the folders that data may name files in.
 
 A budget is checked from headers and sizes, before the memory is taken. Each is a setting of the
-configuration file under its own name here; ``Limits`` travels with the orders that it bounds, so a
-worker on another machine keeps the budgets of whoever submitted the job.
+configuration file under its own name here. ``Limits`` travel with the orders that they bound, so
+workers keep the budgets of the process that runs the job.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ class Limits:
         Memory that one adaptation pool or test set may take, as read and as prepared.
     max_text_bytes
         Text of a csv, tsv, json or jsonl table that may be read, counted once decompressed.
-    max_example_bytes
-        One line of a table, or one image file.
+    max_line_bytes
+        One example of such a table.
+    max_image_bytes
+        One image file, as it is stored.
     max_image_pixels
         Pixels of one image, before it is resized.
     max_yaml_bytes
@@ -38,7 +40,8 @@ class Limits:
 
     max_pool_bytes: int = 8 * _GIB
     max_text_bytes: int = 2 * _GIB
-    max_example_bytes: int = 64 * _MIB
+    max_line_bytes: int = 8 * _MIB
+    max_image_bytes: int = 64 * _MIB
     max_image_pixels: int = 64 * _MIB
     max_yaml_bytes: int = 2 * _MIB
     max_yaml_nodes: int = 100_000

@@ -9,6 +9,7 @@ from typing import Any
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.merges.finding import load_merge
 from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.jobs.spec.settings import limits
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.blobs import blob_key, fetch_blob
 
@@ -60,6 +61,7 @@ class Evaluator:
     ) -> tuple[DataOrder, pools.Pool]:
         """The examples and where they were read; ``reader`` is a model to read right answers."""
         fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
+        fields["limits"] = limits()
         order = local_data(DataOrder(**fields), cache_folder())
         where = f"task '{name}'"
         encoded = encoded_digest(order, where)

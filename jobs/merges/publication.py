@@ -271,7 +271,7 @@ def task_entry(
 
 
 def _data(order: DataOrder, digest: str | None, examples: int) -> dict[str, Any]:
-    return {**asdict(order), "sha256": digest, "examples": examples}
+    return {**order.record(), "sha256": digest, "examples": examples}
 
 
 def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:

@@ -36,7 +36,7 @@ from tintray.jobs.spec.fields import (
     Threshold,
     WorkerCount,
 )
-from tintray.jobs.spec.settings import default_catalog, default_store
+from tintray.jobs.spec.settings import default_catalog, default_store, limits
 from tintray.storage.secrets import shown_url
 
 from tintray.checkpoints import TEMPLATES
@@ -104,13 +104,14 @@ class DataSpec(Section):
         return columns
 
     def order(self) -> DataOrder:
-        """The same as plain data."""
+        """The same as plain data, with the budgets of this machine's configuration."""
         return DataOrder(
             *(str(self.path), self.split, dict(self.columns)),
             *(self.max_length, self.max_bad, self.ignore),
             sample=self.sample,
             prefix=self.prefix,
             max_target_length=self.max_target_length,
+            limits=limits(),
         )
 
 

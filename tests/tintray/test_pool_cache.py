@@ -40,9 +40,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     decode = reading.decode
 
-    def counted(value: Any) -> Any:
+    def counted(value: Any, order: Any) -> Any:
         found.append(value)
-        return decode(value)
+        return decode(value, order)
 
     monkeypatch.setattr(reading, "decode", counted)
     return found

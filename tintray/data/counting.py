@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tintray.data.arrays import ArrayTable
+from tintray.data.images import ImageFolder
 from tintray.data.order import DataOrder
-from tintray.data.tables import IMAGE_SUFFIXES, npz_shape
+from tintray.data.table import Table
+from tintray.data.tables import open_table
 from tintray.errors import DataError
 
 
@@ -37,25 +38,25 @@ def extent(order: DataOrder) -> Extent:
     What cannot be read is left to whoever reads it, who says what is wrong with it.
     """
     path = Path(order.path)
-    if path.is_dir():
-        folder = path / order.split_name
-        within = folder if folder.is_dir() else path
-        files = [file for file in within.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-        return Extent(_chosen(order, len(files)), None, sum(file.stat().st_size for file in files))
-    if not path.is_file():
+    if not path.exists():
         return Extent(0, None, 0)
-    size = path.stat().st_size
-    if path.suffix.lower() == ".npz":
-        try:
-            total, *shape = npz_shape(path, f"x_{order.split_name}")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
-            return Extent(None, None, size)
-        return Extent(_chosen(order, total), tuple(shape), size)
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        table = open_table(order, "data")
+        if isinstance(table, ArrayTable):
+            shape = table.header("image").shape[1:]
+            return Extent(_count(order, table), _channels_last(shape), size)
+        if isinstance(table, ImageFolder):
+            return Extent(_count(order, table), None, table.file_bytes())
+    except DataError:
+        pass
     return Extent(None, None, size)
 
 
-def _chosen(order: DataOrder, total: int) -> int | None:
-    try:
-        return len(order.rows(total, "data"))
-    except DataError:
-        return None
+def _count(order: DataOrder, table: Table) -> int:
+    return len(order.rows(table.rows, "data"))
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return (*shape[1:], shape[0]) if first else shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,13 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tintray.data.images import decode
 from tintray.data.order import LABEL, DataOrder
-from tintray.data.reading import decode
-from tintray.data.tables import open_table, pick
+from tintray.data.tables import open_table
 from tintray.errors import DataError, nearest
+from tintray.files import foreign
 
 NONE = -100
 """The label of what does not count, as in torch's cross-entropy."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,10 @@ def read_labels(
             f"{', '.join(table.name(name) for name in table.columns)}, "
             "expected one called label, or its name under 'columns: {label: …}'"
         )
-    values = table.read(column)
     where = f"{role}: '{table.name(column)}' in {order.path}"
-    if len(values) != table.rows:
-        raise DataError(
-            f"{where} holds {len(values):,} labels; expected one for each of the {table.rows:,} "
-            "examples"
-        )
-    chosen = pick(values, rows)
-    return _READERS[kind](_Labels(chosen, answers, order, where, table.class_names))
+    labels = _Labels(table.take(column, rows), answers, order, where, table.class_names)
+    with foreign(f"{where} holds labels that cannot be read", DataError):
+        return _READERS[kind](labels)
 
 
 def check_class_names(order: DataOrder, width: int, role: str) -> None:
@@ -98,14 +99,14 @@ class _Labels:
         """A class, given by number or by name."""
         if isinstance(value, str) and self.answers.names:
             found = self.answers.names.get(value)
-            if found is None and not value.lstrip("-").isdigit():
+            if found is None and not _NUMBER.fullmatch(value):
                 raise DataError(
                     f"{self.where} holds {value!r}, which is no class of the expert's head"
                     f"{nearest(value, self.answers.names)}; it has "
                     f"{', '.join(list(self.answers.names)[:8])}"
                 )
             value = int(value) if found is None else found
-        if isinstance(value, str) and value.lstrip("-").isdigit():
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = int(value)
         if isinstance(value, bool | float | str) or not isinstance(value, int | np.integer):
             raise DataError(
@@ -124,7 +125,7 @@ class _Labels:
 
     def array(self, shape: str, *, kinds: str = "iufb", ndim: Sequence[int]) -> NDArray[Any]:
         try:
-            found = np.stack([np.asarray(_pixels(value)) for value in self.values])
+            found = np.stack([np.asarray(_pixels(value, self.order)) for value in self.values])
         except ValueError as error:
             raise DataError(
                 f"{self.where} has labels of different shapes; expected {shape}"
@@ -134,9 +135,9 @@ class _Labels:
         return found
 
 
-def _pixels(value: Any) -> Any:
+def _pixels(value: Any, order: DataOrder) -> Any:
     """A label that is an image (a mask, a depth map) as an array."""
-    return decode(value) if isinstance(value, bytes | Mapping) else value
+    return decode(value, order) if isinstance(value, bytes | Mapping) else value
 
 
 def _classes(labels: _Labels) -> Tensor:
@@ -204,14 +205,21 @@ def _values(labels: _Labels) -> Tensor:
         except ValueError as error:
             raise DataError(f"{labels.where} is not made of numbers ({error})") from error
     found = labels.array(f"one number for each example, or {width}", ndim=(1, 2))
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise DataError(f"{labels.where} holds NaN or infinite numbers; expected finite ones")
     if found.reshape(len(found), -1).shape[1] != width:
         raise DataError(
             f"{labels.where} is {list(found.shape)}; the expert answers with {width} numbers"
         )
-    return torch.from_numpy(found.reshape(len(found), width).astype(np.float32))
+    return torch.from_numpy(found.reshape(len(found), width))
 
 
 def _words(labels: _Labels) -> list[Tensor]:
+    for row in labels.values:
+        if not isinstance(row, list | tuple | np.ndarray):
+            raise DataError(f"{labels.where} holds {row!r:.40}; expected a list of tags")
     flat = [value for row in labels.values for value in row]
     named = iter(_by_name(replace(labels, values=flat)).values)
     labels = replace(labels, values=[[next(named) for _ in row] for row in labels.values])
@@ -251,7 +259,7 @@ def _normals(labels: _Labels) -> Tensor:
 
 def _texts(labels: _Labels) -> list[str]:
     for value in labels.values:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _SURROGATE.search(value):
             raise DataError(f"{labels.where} holds {value!r:.40}; expected a text for each example")
     return list(labels.values)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from tintray.errors import DataError, nearest
+from tintray.limits import DEFAULTS, Limits
 
 INPUTS = {
     "image": ("image", "img", "pixels"),
@@ -24,7 +28,9 @@ LABELS = (
 )
 """Names by which a column of labels is known."""
 
-_SLICE = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_SLICE = re.compile(
+    r"(?P<name>[^\[\]]+)(\[(?P<start>-?[0-9]{1,18}%?)?:(?P<stop>-?[0-9]{1,18}%?)?\])?"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class DataOrder:
         Put before each text, such as ``"summarize: "``.
     max_target_length
         Tokens that an answer of a sequence-to-sequence model is cut to; None is 64.
+    limits
+        What reading may take; no part of what the examples are.
     """
 
     path: str
@@ -63,6 +71,34 @@ class DataOrder:
     sample: int | None = None
     prefix: str = ""
     max_target_length: int | None = None
+    limits: Limits = DEFAULTS
+
+    def record(self) -> dict[str, Any]:
+        """What the examples are, as plain data; the arguments of an equal order, but limits."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "limits"}
+        return named | {"columns": dict(self.columns)}
+
+    @cached_property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders that the examples' files lie in: the data's own, and those of the limits."""
+        if self.path.startswith("hf://"):
+            from datasets.config import HF_DATASETS_CACHE
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            own = [Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+        else:
+            place = Path(self.path)
+            own = [place if place.is_dir() else place.parent]
+            if own[0].parent.name == "snapshots":  # of the hub's cache, whose files are links
+                own.append(own[0].parent.parent / "blobs")
+        return tuple(Path(str(root)).resolve() for root in [*own, *self.limits.data_roots])
+
+    @property
+    def enough(self) -> int | None:
+        """How many rows at the beginning of the split hold all that is meant; None if all may."""
+        found = _SLICE.fullmatch(self.split)
+        edges = (found["start"] or "0", found["stop"] or "") if found else ("", "")
+        return int(edges[1]) if all(edge.isdecimal() for edge in edges) else None
 
     @property
     def split_name(self) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tintray.data.arrays import ArrayTable
+from tintray.data.images import as_images, decode, encoded
 from tintray.data.order import INPUTS, DataOrder
-from tintray.data.tables import Table, open_table, pick, plain
+from tintray.data.table import Table
+from tintray.data.tables import open_table, plain
 from tintray.errors import DataError
+from tintray.files import foreign
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def read_examples(order: DataOrder, role: str) -> Examples:
             if table.shown
             else f"{role}: {order.path} is empty; expected at least one example"
         )
-    rows = np.asarray(order.rows(table.rows, role))
+    rows = _chosen(order, table)
     found = {kind: order.column(kind, table.columns, role) for kind in INPUTS}
     columns = {kind: column for kind, column in found.items() if column is not None}
     if not columns:
@@ -108,20 +112,22 @@ def read_examples(order: DataOrder, role: str) -> Examples:
     return _texts(order, table, chosen, rows, role)
 
 
+def _chosen(order: DataOrder, table: Table) -> NDArray[np.int64]:
+    rows = order.rows(table.rows, table.role)
+    table.check_bytes(8 * len(rows), f"the numbers of {len(rows):,} examples")
+    return np.asarray(rows, np.int64)
+
+
 def _texts(
     order: DataOrder, table: Table, columns: Mapping[str, str], rows: Any, role: str
 ) -> Examples:
-    values = {kind: pick(table.read(column), rows) for kind, column in columns.items()}
-    expected = {"tokens": "a list of words", "messages": "a list of messages"}
+    values = {kind: table.take(column, rows) for kind, column in columns.items()}
     bad: dict[int, str] = {}
     for kind, column in columns.items():
-        type_ = list if kind in expected else str
         for row, value in zip(rows.tolist(), values[kind], strict=True):
-            if not isinstance(value, type_) or not len(value):
-                what = expected.get(kind, "a text")
-                bad.setdefault(
-                    row, f"example {row + 1} has {value!r:.40} in '{column}', not {what}"
-                )
+            problem = _problem(value, kind)
+            if problem:
+                bad.setdefault(row, f"example {row + 1} has {value!r:.40} in '{column}', {problem}")
     kept = _without(order, rows, bad, role)  # refuses too many of them
     good = [number for number, row in enumerate(rows.tolist()) if row not in bad]
     chosen = {kind: [found[number] for number in good] for kind, found in values.items()}
@@ -130,19 +136,69 @@ def _texts(
     return Examples(chosen, f"{order.path}:{order.split}", kept, tuple(bad.values()))
 
 
+def _problem(value: Any, kind: str) -> str | None:
+    """What keeps a value from being a text, a list of words or a conversation; None if nothing."""
+    expected = {"tokens": "a list of words", "messages": "a list of messages"}.get(kind, "a text")
+    parts = value if isinstance(value, list) and kind in ("tokens", "messages") else [value]
+    if kind == "messages":
+        parts = [
+            m if isinstance(m, Mapping) and {"role", "content"} <= {*m} else None for m in parts
+        ]
+    type_ = Mapping if kind == "messages" else str
+    if not parts or not value or not all(isinstance(part, type_) for part in parts):
+        return f"not {expected}"
+    try:
+        json.dumps(plain(value), ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return "which holds what no text can (half of a surrogate pair, or lists without end)"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+
+
 def _images(order: DataOrder, table: Table, column: str, rows: Any, role: str) -> Examples:
     source = f"{order.path}:{order.split}"
-    values = table.read(column)
+    values = table.take(column, rows)
     if isinstance(values, np.ndarray):
-        return Examples({"image": _checked(values, order, role)[rows]}, source, rows)
+        where = f"{role}: '{table.name(column)}' in {order.path}"
+        if values.size == 0:
+            raise DataError(f"{where} is empty; expected at least one example")
+        return Examples({"image": as_images(values, where)}, source, rows)
     with ThreadPoolExecutor(_threads()) as threads:  # decoding releases the interpreter's lock
-        decoded = list(threads.map(lambda row: _decoded(values[row], row), rows.tolist()))
+        decoded = list(threads.map(_Decoding(table), values, rows.tolist()))
     bad = {int(row): found for row, found in zip(rows, decoded, strict=True) if type(found) is str}
     kept = _without(order, rows, bad, role)
     images = [found for found in decoded if not isinstance(found, str)]
     if len({image.shape for image in images}) == 1:
         return Examples({"image": np.stack(images)}, source, kept, tuple(bad.values()))
     return Examples({"image": images}, source, kept, tuple(bad.values()))
+
+
+class _Decoding:
+    """Images decoded by several threads, within one budget."""
+
+    def __init__(self, table: Table) -> None:
+        self._table, self._taken, self._lock = table, 0, Lock()
+
+    def __call__(self, value: Any, row: int) -> NDArray[Any] | str:
+        """The image, or a sentence that says why there is none."""
+        name = str(value) if isinstance(value, Path) else f"example {row + 1}"
+        try:
+            with foreign(name, DataError):
+                found = decode(value, self._table.order)
+        except DataError as error:
+            return str(error)
+        with self._lock:
+            self._taken += found.nbytes
+            taken = self._taken
+        self._table.check_bytes(taken, "what was decoded of the images")
+        return found
 
 
 def encoded_digest(order: DataOrder, role: str) -> str | None:
@@ -157,69 +213,16 @@ def encoded_digest(order: DataOrder, role: str) -> str | None:
     column = order.column("image", table.columns, role)
     if column is None or table.rows == 0:
         return None
-    values = table.read(column)
-    if isinstance(values, np.ndarray):
+    if isinstance(table, ArrayTable):
         return None
-    rows = order.rows(table.rows, role)
-    total = hashlib.sha256(np.asarray(rows, np.int64).tobytes())
-    for row in rows:
+    rows = _chosen(order, table)
+    total = hashlib.sha256(rows.tobytes())
+    for value in table.take(column, rows):
         try:
-            total.update(hashlib.sha256(_encoded(values[row])).digest())
-        except (OSError, TypeError):
+            total.update(hashlib.sha256(encoded(value, order)).digest())
+        except (OSError, TypeError, ValueError):
             return None  # whoever decodes it says what is wrong
     return total.hexdigest()
-
-
-def _encoded(value: Any) -> bytes:
-    """The bytes of an image file, wherever it is."""
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else Path(str(value["path"]))
-    return value if isinstance(value, bytes) else Path(value).read_bytes()
-
-
-def _checked(array: NDArray[Any], order: DataOrder, role: str) -> NDArray[Any]:
-    split = order.split_name
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[3:] not in ((), (3,)):
-        raise DataError(
-            f"{role}: 'x_{split}' in {order.path} is {array.dtype} {list(array.shape)}; expected "
-            "uint8 images [N, height, width] or [N, height, width, 3]"
-        )
-    if array.size == 0:
-        raise DataError(
-            f"{role}: 'x_{split}' in {order.path} is empty; expected at least one example"
-        )
-    return array
-
-
-def decode(value: Any) -> NDArray[Any]:
-    """An image as uint8 [H, W] (gray) or [H, W, 3]: a file, its bytes, or an array already.
-
-    Raises
-    ------
-    OSError, ValueError
-        If it cannot be decoded to its last pixel, or is of a mode without an obvious meaning.
-    """
-    from PIL import Image
-
-    if isinstance(value, Mapping):  # as ``datasets`` keeps images
-        value = value["bytes"] if value.get("bytes") is not None else Path(str(value["path"]))
-    if isinstance(value, np.ndarray):
-        return value
-    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
-        image.load()  # all of it: a truncated file shows here
-        if image.mode in ("L", "1"):
-            return np.asarray(image.convert("L"))
-        if image.mode in ("I", "I;16", "F"):
-            raise ValueError(f"mode {image.mode} (more than 8 bits per pixel); convert it to RGB")
-        return np.asarray(image.convert("RGB"))
-
-
-def _decoded(value: Any, row: int) -> NDArray[Any] | str:
-    try:
-        return decode(value)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError) as error:
-        name = value if isinstance(value, Path) else f"example {row + 1}"
-        return f"{name}: {str(error) or type(error).__name__}"
 
 
 def _without(
@@ -240,11 +243,3 @@ def _without(
 
 def _threads() -> int:
     return min(8, len(os.sched_getaffinity(0)) + 1)
-
-
-def files_of(order: DataOrder) -> Sequence[Path]:
-    """The local files that an order reads; none for a data set on the hub."""
-    path = Path(order.path)
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path] if path.exists() else []

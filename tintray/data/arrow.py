@@ -1,0 +1,154 @@
+"""Parquet files and data sets of the hub: the batches of a column that hold what is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tintray.data.order import LABEL, DataOrder
+from tintray.data.table import Table, memory_of
+from tintray.errors import DataError
+from tintray.files import foreign, open_regular
+
+HUB = "hf://"
+_BATCH_BYTES = 256 << 20
+_BATCHES = (16, 1024)  # rows at least and at most: one value may be repeated in all rows of a batch
+
+Batches = Iterator[tuple[int, Any]]  # the number of the first row, and an Arrow array
+
+
+class ArrowTable(Table):
+    """A split whose columns come in batches."""
+
+    def __init__(
+        self,
+        order: DataOrder,
+        role: str,
+        rows: int,
+        names: Mapping[str, list[str] | None],
+        batches: Callable[[str, int], Batches],
+    ) -> None:
+        super().__init__(order, role)
+        self.columns, self.rows = list(names), rows
+        column = order.column(LABEL, self.columns, role)
+        self.class_names = names[column] if column else None
+        self._batches = batches
+
+    def take(self, column: str, rows: Sequence[int] | NDArray[Any]) -> list[Any]:
+        """The values of a column, as Python has them; no batch after the last is read."""
+        wanted = np.asarray(rows, np.int64)
+        chosen = np.unique(wanted)
+        found: dict[int, Any] = {}
+        taken = 0
+        with foreign(f"{self.role}: {self.order.path} cannot be read", DataError):
+            for first, batch in self._batches(column, int(chosen[0])):
+                here = chosen[(chosen >= first) & (chosen < first + len(batch))]
+                values = batch.take((here - first).tolist()).to_pylist() if len(here) else []
+                found |= zip(here.tolist(), values, strict=True)
+                taken += memory_of(values)
+                self.check_bytes(taken, f"'{column}', up to row {first + len(batch):,},")
+                if first + len(batch) > chosen[-1]:
+                    break
+            if len(found) != len(chosen):
+                raise ValueError(f"it promises {self.rows:,} rows and has fewer")
+        return [found[row] for row in wanted.tolist()]
+
+
+def parquet_table(order: DataOrder, role: str) -> ArrowTable:
+    """The one table of a parquet file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or pyarrow is not installed.
+    """
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _not_installed(order, role, "pyarrow") from error
+    path = order.path
+    with foreign(f"{role}: {path} cannot be read as parquet", DataError):
+        with open_regular(Path(path)) as file, ParquetFile(file) as found:
+            rows, schema = found.metadata.num_rows, found.schema_arrow
+        known = _features(schema)
+        names = {name: _class_names(known.get(name)) for name in schema.names}
+        if rows < 0 or len(names) < len(schema.names):
+            raise ValueError("two columns have one name, or it has less than no rows")
+
+    def batches(column: str, first: int) -> Batches:
+        with open_regular(Path(path)) as file, ParquetFile(file, pre_buffer=False) as found:
+            groups = [found.metadata.row_group(n) for n in range(found.num_row_groups)]
+            start = skipped = 0
+            while skipped < len(groups) and start + groups[skipped].num_rows <= first:
+                start, skipped = start + groups[skipped].num_rows, skipped + 1
+            most = max((group.total_byte_size for group in groups[skipped:]), default=1)
+            size = min(max(_BATCH_BYTES // max(most, 1), _BATCHES[0]), _BATCHES[1])
+            left = list(range(skipped, len(groups)))
+            for batch in found.iter_batches(size, left, [column], use_threads=False):
+                yield start, batch.column(0)
+                start += batch.num_rows
+
+    return ArrowTable(order, role, rows, names, batches)
+
+
+def hub_table(order: DataOrder, role: str) -> ArrowTable:
+    """A split of a data set on the hub, ``hf://org/name:configuration``.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or ``datasets`` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise _not_installed(order, role, "datasets") from error
+
+    datasets.disable_progress_bars()
+    place, _, configuration = order.path.removeprefix(HUB).partition(":")
+    with foreign(f"{role}: split '{order.split_name}' of {order.path} cannot be read", DataError):
+        found = datasets.load_dataset(place, configuration or None, split=order.split_name)
+        names = {
+            name: list(getattr(getattr(feature, "feature", feature), "names", None) or []) or None
+            for name, feature in found.features.items()
+        }
+
+    def batches(column: str, first: int) -> Batches:
+        values = found.select_columns([column]).with_format("arrow")
+        for start in range(first, len(found), _BATCHES[0]):
+            yield start, values[start : start + _BATCHES[0]][column].combine_chunks()
+
+    return ArrowTable(order, role, len(found), names, batches)
+
+
+def _features(schema: Any) -> Mapping[str, Any]:
+    """What ``datasets`` has written of the columns of a parquet file; nothing, where it has not."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    try:
+        return dict(json.loads(written)["info"]["features"]) if written else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names in a feature, or in what it is a list of."""
+    if isinstance(feature, list) and len(feature) == 1:  # an older form
+        feature = feature[0]
+    if isinstance(feature, Mapping):
+        feature = feature.get("feature") or feature
+    names = feature.get("names") if isinstance(feature, Mapping) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names or None
+
+
+def _not_installed(order: DataOrder, role: str, library: str) -> DataError:
+    return DataError(
+        f"{role}: {order.path} is read by the library '{library}', which is not installed; "
+        "install it with: pip install 'tintray[data]'"
+    )

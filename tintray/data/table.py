@@ -1,0 +1,88 @@
+"""What every form of data gives: columns by name, and the rows of one that are asked for."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tintray.data.order import DataOrder
+from tintray.errors import DataError
+from tintray.limits import size_text
+
+
+class Table(ABC):
+    """A split of a data set on this machine.
+
+    Attributes
+    ----------
+    shown
+        How messages call a column, where not by its name.
+    """
+
+    def __init__(self, order: DataOrder, role: str) -> None:
+        self.order, self.role, self.path = order, role, Path(order.path)
+        self.shown: Mapping[str, str] = {}
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Their names."""
+        raise NotImplementedError
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows the split has, or at least as many of the first as the order can mean."""
+        raise NotImplementedError
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, in the order of their numbers; None where the data do not say."""
+        return None
+
+    @abstractmethod
+    def take(self, column: str, rows: Sequence[int] | NDArray[Any]) -> Any:
+        """The values of a column at ``rows``: an array or a list.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read, or take more memory than the order's limits allow.
+        """
+
+    def name(self, column: str) -> str:
+        """How messages call a column."""
+        return self.shown.get(column, column)
+
+    def check_bytes(self, count: int, what: str) -> None:
+        """Refuse to take ``count`` bytes of memory, if that is beyond the budget.
+
+        Raises
+        ------
+        DataError
+            Naming the budget, and how to stay within it.
+        """
+        most = self.order.limits.max_pool_bytes
+        if count > most:
+            raise DataError(
+                f"{self.role}: {what} in {self.order.path} takes {size_text(count)} of memory, and "
+                f"max_pool_bytes allows {size_text(most)}; take fewer examples (a slice such as "
+                f"'{self.order.split_name}[:500]', or 'sample') or raise it"
+            )
+
+
+def memory_of(value: Any) -> int:
+    """Bytes of a value in memory, with all that it holds."""
+    total, left = 0, [value]
+    while left:
+        one = left.pop()
+        total += sys.getsizeof(one)
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return total
