@@ -364,6 +364,16 @@ class Catalog:
         with self._read() as session:
             return session.get(Merge, merge.parent_id) if merge.parent_id is not None else None
 
+    def grew_from(self, reference: str) -> str | None:
+        """What the merge ``name/v2`` grew from, as far as it is known; either may be removed."""
+        with self._read() as session:
+            return lineage.grew_from(session, reference)
+
+    def children(self, reference: str) -> list[str]:
+        """The merges that grew from ``name/v2`` and are there, oldest first."""
+        with self._read() as session:
+            return lineage.children(session, reference)
+
     def remove_merge(self, name: str, version: int) -> None:
         """Note that a merge is gone from its store; its version is never given again."""
         with self._write() as session:

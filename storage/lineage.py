@@ -18,6 +18,7 @@ from tintray.errors import NotFoundError, StorageError, nearest
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
+_DIGITS = 10  # of a version, with its "v": what the column takes
 _BATCH = 500  # values in one statement: SQLite takes a bounded number
 
 
@@ -237,14 +238,48 @@ def find(session: Session, reference: str) -> Merge:
         query = _published().order_by(Merge.published_at.desc(), Merge.id.desc()).limit(1)
     elif version in ("", "latest"):
         query = query.where(Merge.name == name)
-    elif version[:1] == "v" and version[1:].isdecimal():
+    elif version[:1] == "v" and version[1:].isdecimal() and len(version) <= _DIGITS:
         query = query.where(Merge.name == name, Merge.version == int(version[1:]))
     else:
         query = query.where(sa.false())
     merge = session.scalar(query)
     if merge is None:
         known = published(session)
+        if was_removed(session, reference):
+            others = ", ".join(other.ref for other in known if other.name == name) or "none"
+            raise NotFoundError(f"merge {reference} was removed; of that name there are: {others}")
         names = [merge.ref for merge in known] if version else {merge.name for merge in known}
         hint = nearest(reference, names) if known else "; nothing has been published yet"
         raise NotFoundError(f"there is no merge '{reference}' in the catalog{hint}")
     return merge
+
+
+def was_removed(session: Session, reference: str) -> bool:
+    """Whether there was a merge ``name/v2`` that is gone."""
+    merge = _row(session, reference)
+    return merge is not None and merge.removed_at is not None
+
+
+def grew_from(session: Session, reference: str) -> str | None:
+    """What the merge ``name/v2`` grew from, as far as it is known; either may be removed."""
+    merge = _row(session, reference)
+    parent = None if merge is None else session.get(Merge, merge.parent_id or 0)
+    return None if parent is None else parent.ref
+
+
+def children(session: Session, reference: str) -> list[str]:
+    """The merges that grew from ``name/v2`` and are there, oldest first."""
+    merge = _row(session, reference)
+    if merge is None:
+        return []
+    query = _published().where(Merge.parent_id == merge.id).order_by(Merge.id)
+    return [child.ref for child in session.scalars(query)]
+
+
+def _row(session: Session, reference: str) -> Merge | None:
+    """The row of ``name/v2``, whatever became of it."""
+    name, _, version = reference.partition("/v")
+    if not (version.isdecimal() and len(version) < _DIGITS):
+        return None
+    query = sa.select(Merge).where(Merge.name == name, Merge.version == int(version))
+    return session.scalar(query)

@@ -78,6 +78,11 @@ def print_garbage(report: GarbageReport, console: Console) -> None:
 def print_removed(removed: Removed, console: Console) -> None:
     """A merge that is gone."""
     console.print(f"removed {removed.merge} from {removed.url}")
+    if removed.children:
+        console.print(
+            f"{', '.join(removed.children)} grew from it: whole without it, but it can no longer "
+            "be rolled back to"
+        )
     if removed.unneeded_bytes:
         console.print(
             f"{size(removed.unneeded_bytes)} of it are needed by nothing else; tintray gc frees "

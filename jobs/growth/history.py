@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from tintray.jobs.growth.parent import Parent, ancestors, make_known, open_parent
+from tintray.jobs.growth.parent import Parent, line, make_known, open_parent
 from tintray.jobs.merges.finding import load_merge, locate
 from tintray.jobs.merges.publication import enter
 from tintray.jobs.results import Record
@@ -253,14 +253,21 @@ def rollback(merge: str, to: str | None, *, store: str, catalog: str) -> dict[st
 
 
 def _ancestor(now: Parent, to: str | None) -> Parent:
-    line = list(ancestors(now))
-    if not line:
+    found = dict(line(now))
+    if not found:
         raise InputError(f"{now.ref} grew from no merge; there is nothing to roll back to")
-    if to is None:
-        return line[0]
-    wanted = to if "/" in to else f"{now.ref.name}/{to}"
-    for found in line:
-        if str(found.ref) == wanted:
-            return found
-    known = ", ".join(str(found.ref) for found in line)
-    raise NotFoundError(f"{now.ref} did not grow from {wanted}; it grew from {known}")
+    there = [ref for ref, ancestor in found.items() if ancestor is not None]
+    wanted = next(iter(found)) if to is None else to if "/" in to else f"{now.ref.name}/{to}"
+    if wanted not in found:
+        raise NotFoundError(f"{now.ref} did not grow from {wanted}; it grew from {_said(found)}")
+    ancestor = found[wanted]
+    if ancestor is None:
+        ways = f"--to {there[0]} goes back to what is left" if there else "none of them is left"
+        raise NotFoundError(
+            f"{wanted}, which {now.ref} grew from, was removed; it grew from {_said(found)}; {ways}"
+        )
+    return ancestor
+
+
+def _said(line: Mapping[str, Parent | None]) -> str:
+    return ", ".join(ref if there else f"{ref} (removed)" for ref, there in line.items())

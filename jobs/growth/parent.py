@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,14 +167,37 @@ def make_known(parent: Parent, catalog: Catalog) -> None:
 
 
 def ancestors(parent: Parent) -> Iterator[Parent]:
-    """The merge's parent, that one's, and so on, as far as they are still there."""
-    seen = parent
-    while seen.manifest.get("parent"):
-        name, _, version = str(seen.manifest["parent"]).partition("/v")
-        url = f"{parent.store.url}/merges/{name}/v{version}"
+    """The merge's parent, that one's, and so on; those that were removed are passed over."""
+    return (found for _, found in line(parent) if found is not None)
+
+
+def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
+    """What the merge grew from, the nearest first: its name, and itself if it is still there.
+
+    What a removed version grew from is what the catalog remembers of it.
+    """
+    ref, seen = _parent_of(parent.manifest), {str(parent.ref)}
+    while ref is not None and ref not in seen:
+        seen.add(ref)
+        name, _, version = ref.partition("/v")
         try:
-            opened = load_merge(url)
-        except NotFoundError:  # removed since; what came before it is out of reach
-            return
-        seen = Parent(opened, parent.store, MergeRef(name, int(version)), parent.spec)
-        yield seen
+            opened = load_merge(f"{parent.store.url}/merges/{name}/v{version}")
+        except NotFoundError:
+            yield ref, None
+            ref = _remembered(parent, ref)
+            continue
+        yield ref, Parent(opened, parent.store, MergeRef(name, int(version)), parent.spec)
+        ref = _parent_of(opened.manifest)
+
+
+def _parent_of(manifest: Mapping[str, Any]) -> str | None:
+    """What a manifest says that its merge grew from, where that is a name and a version."""
+    found = str(manifest.get("parent") or "")
+    return found if found.partition("/v")[2].isdecimal() else None
+
+
+def _remembered(parent: Parent, ref: str) -> str | None:
+    with suppress(NotFoundError), usable():
+        with Catalog.open(str(parent.spec.catalog), create=False) as catalog:
+            return catalog.grew_from(ref)
+    return None

@@ -69,6 +69,7 @@ class Removed(Record):
     merge: str  # "name/version"
     url: str
     unneeded_bytes: int  # what of its files nobody else needs; gc frees it
+    children: Sequence[str] = ()  # merges that grew from it: whole, but without this way back
 
 
 @dataclass(frozen=True)

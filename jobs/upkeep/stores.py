@@ -219,13 +219,15 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
     for key in sorted(keys, key=lambda key: key != ref.manifest_key):
         place.delete(key)
     unneeded = hashes
+    children: list[str] = []
     if known is not None:
         with known:
+            children = known.children(str(ref))
             if _knows(known, ref, url):
                 known.remove_merge(ref.name, ref.version)
             needed = known.needed_artifacts()
         unneeded = {sha256: size for sha256, size in hashes.items() if sha256 not in needed}
-    return Removed(str(ref), url, sum(unneeded.values()))
+    return Removed(str(ref), url, sum(unneeded.values()), children)
 
 
 def _hashes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:

@@ -29,6 +29,7 @@ from tintray.storage.lineage import ParentChangedError
 from tintray.storage.publish import parse_merge_url, read_manifest
 
 import tintray
+from tests.answers import call
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
 from tintray.evaluation import TaskScore
@@ -372,6 +373,40 @@ def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> N
     assert same.same_backbone and not any(layer.backbone for layer in same.layers)
     with pytest.raises(NotFoundError, match="did not grow from tiny/v9; it grew from"):
         growth.rollback("tiny", "v9", **grown.place)
+
+
+def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> None:
+    """Its children are whole; what came before it can still be rolled back to."""
+    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    one, three = grown.add("five"), grown.add("four")
+    assert call("rm", "tiny/v2", *where, "--json").document["children"] == ["tiny/v3"]
+    assert call("artifacts", "verify", "tiny/v3", *where, "--json").document["damaged"] == []
+    assert call("show", "tiny/v3", *where, "--json").document["parent"] == one.name + "/v2"
+    gone = "merge tiny/v2 was removed; of that name there are: tiny/v1, tiny/v3"
+    catalog = where[2:]
+    for words in (
+        *(("show", "tiny/v2", *where), ("eval", "tiny/v2", *where), ("rm", "tiny/v2", *where)),
+        *(("rollback", "tiny/v2", *where), ("diff", "tiny/v1", "tiny/v2", *catalog)),
+    ):
+        assert gone in call(*words).sentence
+    for back in ((), ("--to", "v2")):
+        assert (
+            "tiny/v2, which tiny/v3 grew from, was removed; it grew from tiny/v2 (removed), "
+            "tiny/v1; --to tiny/v1 goes back" in call("rollback", "tiny", *back, *where).sentence
+        )
+    said = call("rollback", "tiny", "--to", "v9", *where).sentence
+    assert "it grew from tiny/v2 (removed), tiny/v1" in said
+    back = call("rollback", "tiny", "--to", "v1", *where, "--json").document
+    assert (back["version"], back["parent"]) == ("v4", "tiny/v3")
+    assert hashes(api.show("tiny/v4", **grown.place)) == hashes(grown.summary)
+    tree = {v["ref"]: v for v in call("history", "tiny", *where, "--json").document}
+    assert [v for v, found in tree.items() if found["removed"]] == ["tiny/v2"]
+    assert tree["tiny/v3"]["parent"] == "tiny/v2"
+    assert three.version == "v3"
+    # what was merged in v1 is still known as such, behind the version that is gone
+    assert call("remove", "tiny/v3", "--task", "four", *where, "--json").document["version"] == "v5"
+    assert call("rm", "tiny/v1", *where, "--json").document["children"] == []
+    assert "none of them is left" in call("rollback", "tiny/v3", *where).sentence
 
 
 def test_a_merge_grows_from_the_command_line(grown: Grown, capfd: Any) -> None:
