@@ -197,7 +197,7 @@ def _parent_of(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _remembered(parent: Parent, ref: str) -> str | None:
-    with suppress(NotFoundError), usable():
-        with Catalog.open(str(parent.spec.catalog), create=False) as catalog:
-            return catalog.grew_from(ref)
+    url = str(parent.spec.catalog)
+    with suppress(NotFoundError), usable(), Catalog.open(url, create=False) as catalog:
+        return catalog.grew_from(ref)
     return None

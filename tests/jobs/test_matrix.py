@@ -7,6 +7,7 @@ matrix depends on another.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tintray.storage.records import seal, unseal
 
 import tintray
 from tests.answers import Answer, call
@@ -224,6 +226,27 @@ def test_rollback_history_and_diff(made: Made) -> None:
     assert difference["same_backbone"]
     changes = {task["task"]: task["change"] for task in difference["tasks"]}
     assert changes == {"one": "same", "two": "same", "three": "added"}
+
+
+def test_a_merge_of_version_0_1_0(made: Made, tmp_path: Path) -> None:
+    """Its manifest lacks what later versions say; found by its folder, as one that came by mail."""
+    folders = {}
+    for merge in (made.first, made.child):
+        copied = Path(shutil.copytree(made.store / "merges" / merge, tmp_path / merge[-1]))
+        path = copied / "manifest.json"
+        manifest = unseal(path.read_bytes(), str(path))
+        for name in ("correction_from", "notices"):
+            manifest.pop(name, None)
+        for task in manifest["tasks"]:
+            task.pop("fitted", None)
+        path.write_bytes(seal(manifest, "manifest.json"))
+        folders[merge] = copied
+    first, child = folders.values()
+    assert made.ask("show", first).document["tasks"] == made.published["tasks"]
+    again = made.ask("eval", first).document["tasks"]
+    assert {task["name"]: task["merged"] for task in again} == scores(made.published["tasks"])
+    assert call("diff", first, child, "--json").document["same_backbone"]
+    assert made.ask("show", child).document["parent"] == made.first
 
 
 def test_a_copy_is_whole(made: Made, tmp_path: Path) -> None:
