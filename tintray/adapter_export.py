@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tintray.bundle import BACKBONE, Merge, new_folder
 from tintray.card import CARD, model_card
-from tintray.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
+from tintray.checkpoints import file_sha256
 from tintray.errors import InputError
+from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.models import backbone_names, is_linear, is_transposed
 from tintray.tint import DOWN, UP, with_low_rank
 

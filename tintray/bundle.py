@@ -27,8 +27,6 @@ from torch import Tensor, nn
 
 from tintray.card import CARD, Form, model_card
 from tintray.checkpoints import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     GENERATION,
     HEAD_FILE,
     Checkpoint,
@@ -36,6 +34,7 @@ from tintray.checkpoints import (
     open_checkpoint,
 )
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
+from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.models import (
     assign,
     empty_module,
@@ -165,7 +164,7 @@ class Merge:
             )
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
         adapter = json.loads(self.file(ADAPTER_CONFIG).read_text())
-        like = Checkpoint(path.parent, config, (path,), frozenset(), adapter, base)
+        like = Checkpoint(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
         private = tuple(f"{path}." for path in self.manifest["private_modules"])
         state = module.state_dict()
@@ -195,8 +194,9 @@ class Merge:
         ones are its own. Training it would change the backbone under every other task.
         """
         made_by = self.manifest.get("job", {}).get("factory")
-        module = empty_module(self.config(task), made_by)
         tensors = with_low_rank(self.backbone, self.tint(task))
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        module = empty_module(self.config(task), made_by, numbers=numbers)
         operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
         assign(module, tensors)
         if operation:

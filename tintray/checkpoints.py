@@ -1,24 +1,33 @@
 """Open a base or an expert: a folder as ``save_pretrained`` writes it, looked at before it is read.
 
-Only safetensors are opened. A pickle may run code when it is loaded, so it is refused with the way
-to convert it; those of the hub that have no other form are read for their weights alone (``hub``).
+What is measured, hashed and loaded are the same files: a file that changes in between is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tintray.errors import CheckpointError, nearest
-from tintray.safetensors_files import tensors_in
+from tintray.files import Stamp, file_in, read_bytes, stamp
+from tintray.model_folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_not_packed,
+    holds_adapter,
+    read_config,
+    tensors_of,
+    weight_files,
+)
+from tintray.safetensors_files import TensorInfo
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION = "generation_config.json"
 HEAD_FILE = "zero_shot_head.safetensors"
 _TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
@@ -39,6 +48,9 @@ _PREPROCESSORS = (
 )
 
 
+_QUANTISED = "quantization_config"
+_LARGEST = 128 * 2**20  # bytes of a file beside the weights: a tokenizer's may have 40 MB
+
 TEMPLATES = ("a photo of a {}.",)
 """The prompt of a zero-shot head, where the job names none."""
 
@@ -58,11 +70,12 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
-    dtypes: frozenset[str]  # in which the tensors are stored, as safetensors spells them: "F32"
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
     base: Checkpoint | None = None
     factory: str | None = None  # ``package.module:function`` that builds the module
     zero_shot: ZeroShot | None = None  # what the head of a CLIP vision tower is made of
+    stamps: tuple[Stamp, ...] = ()  # of the weights, when they were looked at
 
     @property
     def is_tower(self) -> bool:
@@ -116,12 +129,49 @@ class Checkpoint:
     def configs(self) -> dict[str, bytes]:
         """What is needed to build the model and to prepare its inputs: file name -> content."""
         path = self.folder / "config.json"
-        if self.base is None and path.is_file():
-            config = path.read_bytes()
+        if self.base is None and path.is_file() and _QUANTISED not in self.config:
+            config = _content(path)
         else:
-            config = json.dumps(self.config, indent=2, sort_keys=True).encode()
+            known = {name: value for name, value in self.config.items() if name != _QUANTISED}
+            config = json.dumps(known, indent=2, sort_keys=True).encode()
         files = (*self.preprocessor_files, *self.generation_files)
-        return {"config.json": config, **{path.name: path.read_bytes() for path in files}}
+        return {"config.json": config, **{path.name: _content(path) for path in files}}
+
+    @contextmanager
+    def opened(self) -> Iterator[list[int]]:
+        """The files of the weights, open, as they were when the checkpoint was looked at.
+
+        Raises
+        ------
+        CheckpointError
+            If one of them is gone, or another by now.
+        """
+        found: list[int] = []
+        try:
+            for number, path in enumerate(self.weights):
+                try:
+                    found.append(os.open(path, os.O_RDONLY))
+                except OSError as error:
+                    raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+                if self.stamps and stamp(found[-1]) != self.stamps[number]:
+                    raise CheckpointError(
+                        f"{path} has changed since it was looked at; expected files that stay as "
+                        "they are while they are used"
+                    )
+            yield found
+        finally:
+            for descriptor in found:
+                os.close(descriptor)
+
+    def notices(self, role: str) -> list[str]:
+        """What is worth telling of it though it is right."""
+        how = (self.config.get(_QUANTISED) or {}).get("quant_method")
+        if how is None:
+            return []
+        return [
+            f"{role}: config.json speaks of a quantisation ({how}), and the weights are plain; it "
+            "is left out"
+        ]
 
     def digest(self) -> str:
         """sha256 over configuration, preprocessing and weights: what every output depends on."""
@@ -129,9 +179,14 @@ class Checkpoint:
         total.update((self.factory or "").encode())
         configuration = self.folder / ("config.json" if self.adapter is None else ADAPTER_CONFIG)
         known = (configuration,) if configuration.is_file() else ()
-        for path in (*known, *self.preprocessor_files, *self.generation_files, *self.weights):
+        for path in (*known, *self.preprocessor_files, *self.generation_files):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
+        with self.opened() as files:
+            for path, descriptor in zip(self.weights, files, strict=True):
+                total.update(path.name.encode())
+                with os.fdopen(os.dup(descriptor), "rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").hexdigest().encode())
         if self.is_tower and self.has_head:
             total.update(file_sha256(self.folder / HEAD_FILE).encode())
         if self.zero_shot is not None:
@@ -175,16 +230,28 @@ def open_checkpoint(
         If the folder, its ``config.json`` or its safetensors are missing or damaged.
     """
     folder = _folder(location, role)
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "model.safetensors").is_file():
+    for name in (*_PREPROCESSORS, GENERATION, HEAD_FILE):
+        file_in(folder, name, role)
+    if holds_adapter(folder, role):
         return _open_adapter(folder, role, base)
-    bare = factory is not None and not (folder / "config.json").is_file()
-    config = {} if bare else _read_config(folder, role)
-    weights = _weight_files(folder, role)
-    dtypes = frozenset[str]().union(*(_stored_types(path, role) for path in weights))
+    bare = factory is not None and not (folder / "config.json").exists()
+    config = {} if bare else read_config(folder, role)
+    weights, tensors = weight_files(folder, role)
+    if config.get(_QUANTISED):
+        check_not_packed(config, tensors, f"{role}: {folder}")
     tower = base is not None and (config.get("architectures") or [""])[0] in _TOWERS
+    found = Checkpoint(folder, config, weights, tensors, stamps=_stamps(weights))
     if tower and factory is None:
-        return Checkpoint(folder, tower_config(config), weights, dtypes, base=base)
-    return Checkpoint(folder, config, weights, dtypes, factory=factory)
+        return replace(found, config=tower_config(config), base=base)
+    return replace(found, factory=factory)
+
+
+def _stamps(files: Sequence[Path]) -> tuple[Stamp, ...]:
+    return tuple(stamp(path) for path in files)
+
+
+def _content(path: Path) -> bytes:
+    return read_bytes(path, "the model", limit=_LARGEST)
 
 
 def tower_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -215,15 +282,16 @@ def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoin
         raise CheckpointError(
             f"{role}: {folder} holds an adapter, not a model; expected the model that it belongs to"
         )
-    adapter = _read_config(folder, role, ADAPTER_CONFIG)
-    weights = folder / ADAPTER_WEIGHTS
-    if not weights.is_file():
+    adapter = read_config(folder, role, ADAPTER_CONFIG)
+    weights = file_in(folder, ADAPTER_WEIGHTS, role)
+    if weights is None:
         raise CheckpointError(f"{role}: {folder} has no {ADAPTER_WEIGHTS}")
-    types = frozenset(_stored_types(weights, role))
+    tensors = tensors_of((weights,), role)
     _check_named_base(adapter, base, role, folder)
-    own = _read_config(folder, role) if (folder / "config.json").is_file() else {}
-    config = {**base.config, **own, **_of_task(adapter, base, own, weights)}
-    return Checkpoint(folder, config, (weights,), types, adapter, base)
+    own = read_config(folder, role) if (folder / "config.json").exists() else {}
+    config = {**base.config, **own, **_of_task(adapter, base, own, tensors)}
+    stamps = _stamps((weights,))
+    return Checkpoint(folder, config, (weights,), tensors, adapter, base, stamps=stamps)
 
 
 _TASKS = {
@@ -236,34 +304,36 @@ _TASKS = {
 
 
 def _of_task(
-    adapter: dict[str, Any], base: Checkpoint, own: dict[str, Any], weights: Path
+    adapter: dict[str, Any],
+    base: Checkpoint,
+    own: dict[str, Any],
+    tensors: Mapping[str, TensorInfo],
 ) -> dict[str, Any]:
     """The class and the labels of what an adapter makes of its base; PEFT keeps neither."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, Any] = {}
-    task = _TASKS.get(adapter.get("task_type"))
-    mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {})
+    task = adapter.get("task_type")
+    known = _TASKS.get(task) if task is None or isinstance(task, str) else None
+    mapping = getattr(modeling_auto, f"MODEL_FOR_{known}_MAPPING_NAMES", {})
     architecture = mapping.get(base.config.get("model_type"))
     if architecture is not None and "architectures" not in own:
         found["architectures"] = [architecture]
-    width = _head_width(weights)
+    width = _head_width(tensors)
     if width is not None and "id2label" not in own:
         found |= _names([f"LABEL_{index}" for index in range(width)])
     return found
 
 
-def _head_width(weights: Path) -> int | None:
+def _head_width(tensors: Mapping[str, TensorInfo]) -> int | None:
     """How many classes the head in an adapter's file has; None where it has no head."""
-    from safetensors import safe_open
-
     width = None
-    with safe_open(weights, framework="pt") as file:
-        for key in sorted(file.keys()):
-            name = key.removeprefix("base_model.model.").replace("modules_to_save.", "")
-            head = name.split(".")[0] in ("classifier", "score", "head", "classification_head")
-            if head and name.endswith(".weight") and ".lora_" not in name:
-                width = int(file.get_slice(key).get_shape()[0])  # its last layer's
+    for key in sorted(tensors):
+        name = key.removeprefix("base_model.model.").replace("modules_to_save.", "")
+        head = name.split(".")[0] in ("classifier", "score", "head", "classification_head")
+        own = ".lora_" not in name and ".base_layer." not in name
+        if head and name.endswith(".weight") and own and ".original_module." not in name:
+            width = next(iter(tensors[key].shape), None)  # its last layer's
     return width
 
 
@@ -298,52 +368,3 @@ def _folder(location: str | Path, role: str) -> Path:
     from tintray.hub import download
 
     return download(text, role)
-
-
-def _read_config(folder: Path, role: str, name: str = "config.json") -> dict[str, Any]:
-    path = folder / name
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{role}: {folder} has no config.json; expected a folder that save_pretrained wrote"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{role}: {path} is not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{role}: {path} must hold a JSON object")
-    return config
-
-
-def _weight_files(folder: Path, role: str) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            content = json.loads(index.read_text())
-            names = sorted(set(content["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{role}: {index} is not a safetensors index") from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{role}: {index} names {missing[0]}, which is not in {folder}")
-        if "metadata" not in content:  # transformers reads it, and fails on its absence
-            raise CheckpointError(
-                f"{role}: {index} has no 'metadata'; expected an index that save_pretrained wrote"
-            )
-        return tuple(folder / name for name in names)
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{role}: {pickles[0]} is a pickle, which can run code when loaded; convert it "
-            "once with AutoModel.from_pretrained(folder).save_pretrained(folder), where you trust "
-            "it, to get model.safetensors"
-        )
-    raise CheckpointError(f"{role}: {folder} has no model.safetensors")
-
-
-def _stored_types(path: Path, role: str) -> set[str]:
-    """The types of a safetensors file's tensors; refuses a damaged one."""
-    return {info.dtype for info in tensors_in(path, role)}

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from tintray.errors import CheckpointError, TintrayError
 
@@ -141,29 +141,16 @@ def file_in(folder: Path, name: str, role: str) -> Path | None:
     return path
 
 
-class Stored(NamedTuple):
-    """A tensor as its file describes it."""
-
-    dtype: str  # as safetensors spells it: "F32"
-    shape: tuple[int, ...]
+Stamp = tuple[int, int, int, int, int]
+"""What tells a file from another, and from itself once it was written to."""
 
 
-def stored_tensors(path: Path, role: str) -> dict[str, Stored]:
-    """What a safetensors file holds, by name; no tensor is read.
+def stamp(file: int | Path) -> Stamp:
+    """The stamp of a path or of an open file."""
+    told = file.stat() if isinstance(file, Path) else os.fstat(file)
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
 
-    Raises
-    ------
-    CheckpointError
-        If the safetensors library refuses it: cut short, spans that overlap or do not fit a shape.
-    """
-    from safetensors import safe_open
 
-    with (
-        foreign(f"{role}: {path} is not a safetensors file, or was cut short: copy it again"),
-        safe_open(path, framework="np") as file,
-    ):
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {
-            name: Stored(found.get_dtype(), tuple(found.get_shape()))
-            for name, found in slices.items()
-        }
+def is_old_buffer(name: str) -> bool:
+    """Whether it is what versions of transformers stored that compute it today, as positions."""
+    return name.rpartition(".")[2] in ("position_ids", "inv_freq", "masked_bias")

@@ -92,8 +92,10 @@ class Experts:
             Naming the field, the tensor or the file.
         """
         checkpoint = self.checkpoint(task)
+        notices: list[str] = []
         if task.kept is None:
-            models.check_same_computation(self._base, checkpoint, "the base", task.role)
+            notices = models.check_same_computation(self._base, checkpoint, "the base", task.role)
+            models.check_same_computation(self._like, checkpoint, self._order.like[1], task.role)
             expert = models.load_expert(checkpoint.without_texts(), task.role)
         else:
             expert = kept_module(task.kept, task.name)
@@ -144,6 +146,7 @@ class Experts:
             test_examples=0 if test is None else len(test),
             configs=checkpoint.configs(),
             kinship=kinship(self.partition.module, expert),
+            notices=tuple(notices),
         )
         true = self._true_labels(task, pool, known) if task.labelled else None
         return Hosted(task, facts, layer, pool, test, test_labels, true), expert

@@ -116,6 +116,7 @@ class TaskFacts:
     test_examples: int
     configs: Mapping[str, bytes]  # file name -> content
     kinship: float = 1.0  # cosine between the base's weights and the expert's
+    notices: tuple[str, ...] = ()  # what is worth telling of its files
 
 
 @dataclass(frozen=True)

@@ -45,4 +45,4 @@ def _base(merge: Merge, task: str) -> nn.Module:
             f"the base: {known['source']} is not what {merge.url} was made from (sha256 "
             f"{base.digest()[:12]}…, expected {known['sha256'][:12]}…); put that base back"
         )
-    return load_base(base, like=Checkpoint(base.folder, merge.config(task), (), frozenset()))
+    return load_base(base, like=Checkpoint(base.folder, merge.config(task), ()))

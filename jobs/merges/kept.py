@@ -65,7 +65,7 @@ def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> Checkpoint:
     if any(path.parent != folder or path.name != name for name, path in paths.items()):
         folder = _gathered(paths, cache_folder / "configs" / merge.task(task)["expert"]["sha256"])
     factory = merge.manifest["job"].get("factory")
-    return Checkpoint(folder, merge.config(task), (), frozenset(), factory=factory)
+    return Checkpoint(folder, merge.config(task), (), factory=factory)
 
 
 def _gathered(paths: Mapping[str, Path], folder: Path) -> Path:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from tintray.jobs.spec.locations import Location
 from tintray.jobs.spec.sections import JobSpec
 
-from tintray.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FLOAT = 4
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tintray.errors import CheckpointError, DataError
-from tintray.files import file_in, foreign, read_bytes, read_json, stored_tensors
+from tintray.files import file_in, foreign, read_bytes, read_json
 
 
 def folder(path: Path) -> None:
@@ -111,32 +107,3 @@ def test_links_stay_in_their_folder_or_in_the_cache_of_the_hub(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="outside of its folder"):  # the cache's links alone
         (inner / "blob").symlink_to("../../../blobs/1")
         file_in(inner, "blob", "x")
-
-
-def safetensors(header: object, body: bytes) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-@given(
-    st.lists(st.integers(-40, 60), max_size=3),
-    st.lists(st.integers(-3, 5), max_size=3),
-    st.sampled_from(["F32", "F16", "I64", "U1", 3, None]),
-)
-def test_a_span_that_does_not_fit_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, span: list[int], shape: list[int], dtype: object
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "model.safetensors"
-    entry = {"dtype": dtype, "shape": shape, "data_offsets": span}
-    whole = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    path.write_bytes(safetensors({"a": whole, "b": entry}, bytes(16)))
-    size = {"F32": 4, "F16": 2, "I64": 8}.get(str(dtype), 0)
-    fits = span == [8, 16] and min(shape, default=1) >= 0
-    numbers = 1
-    for length in shape:
-        numbers *= length
-    if fits and numbers * size == 8:
-        assert stored_tensors(path, "x")["b"].shape == tuple(shape)
-    else:
-        with pytest.raises(CheckpointError, match=r"^x: .*model\.safetensors is not a safetensors"):
-            stored_tensors(path, "x")

@@ -1,7 +1,7 @@
 """Models as named tensors: loaded whole and checked, split into backbone, head and tint sites."""
 
 from tintray.models.calling import answer, answer_width, answers
-from tintray.models.comparing import check_same_backbone, check_same_computation
+from tintray.models.comparing import check_same_backbone, check_same_computation, check_same_model
 from tintray.models.loading import (
     empty_module,
     load_base,
@@ -33,6 +33,7 @@ __all__ = [
     "backbone_names",
     "check_same_backbone",
     "check_same_computation",
+    "check_same_model",
     "empty_module",
     "head_modules",
     "is_linear",

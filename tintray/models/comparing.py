@@ -1,33 +1,99 @@
-"""Refuse experts that were not fine-tuned from the base, before anything is computed."""
+"""Refuse experts that were not fine-tuned from the base, before anything is computed.
+
+Two models may share tensors only where their tensors mean the same: of equal configurations, as
+transformers reads them, of equal tokens and, where heads are merged too, of equal classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
 from tintray.checkpoints import Checkpoint, tower_config
 from tintray.errors import CheckpointError
+from tintray.models.configs import configuration, named_class
 from tintray.models.loading import and_more
+from tintray.models.reading import computes_with, knows
+from tintray.pools import load_processor
 from tintray.structure import backbone_names, head_modules
+from tintray.text import check_same_tokens, has_tokenizer
 
-_OF_NO_CONSEQUENCE = (
-    "_name_or_path",
-    "architectures",
-    "dropout",
-    "dtype",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "initializer",
-    "label",
-    "output_",
-    "problem_type",
-    "return_dict",
-    "transformers_version",
-    "use_cache",
-    "zero_shot",
+OF_NO_CONSEQUENCE = frozenset(
+    {
+        # where it comes from, how it was written
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "model_revision",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        # what is asked of a call, or kept for the next one
+        "gradient_checkpointing",
+        "keys_to_ignore_at_inference",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "output_scores",
+        "pretraining_tp",
+        "return_dict",
+        "torchscript",
+        "use_cache",
+        # what answers are called
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "task_specific_params",
+        "zero_shot_classes",
+        "zero_shot_templates",
+        # what is drawn at random in training, or before it
+        "activation_dropout",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_dropout",
+        "attn_pdrop",
+        "classif_dropout",
+        "classifier_dropout",
+        "classifier_dropout_prob",
+        "decoder_layerdrop",
+        "drop_path_rate",
+        "dropout",
+        "dropout_rate",
+        "embd_pdrop",
+        "embedding_dropout",
+        "encoder_layerdrop",
+        "ffn_dropout",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "init_std",
+        "initializer_factor",
+        "initializer_range",
+        "layerdrop",
+        "pooler_dropout",
+        "qa_dropout",
+        "resid_dropout",
+        "resid_pdrop",
+        "seq_classif_dropout",
+        "summary_first_dropout",
+        "summary_last_dropout",
+    }
 )
+"""Fields that change nothing of what a trained model computes, by their exact names."""
 
+TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"})
+"""Numbers of tokens; they count where the class computes with them: see ``reading``."""
+
+LENGTHS = frozenset({"max_position_embeddings", "n_ctx", "n_positions"})
+"""How long a text may be; a table of positions has a shape, which is compared for itself."""
+
+_SCALED = ("dynamic", "yarn", "longrope")  # rotary positions that depend on that length
 
 _FROM_BASE = "an expert fine-tuned from this base"
 _EXPECTED = {
@@ -35,16 +101,23 @@ _EXPECTED = {
     "the same added tokens (resize_token_embeddings)",
     "tie_word_embeddings": "the head tied in all models, or in none",
 }
+_ABSENT = object()
 
 
 def check_same_computation(
     base: Checkpoint, expert: Checkpoint, base_role: str, expert_role: str
-) -> None:
-    """Refuse an expert whose configuration or storage type differs from the base's.
+) -> list[str]:
+    """Refuse an expert whose configuration gives the shared tensors another meaning than the base.
 
     All tasks pass the same shared layers, so these must mean the same in every expert: a number of
-    attention heads or an activation changes what tensors of equal shape compute. What concerns
-    only training, labels or loading may differ.
+    attention heads or an activation changes what tensors of equal shape compute. Configurations are
+    compared after transformers has read both. What concerns only training, labels or loading may
+    differ.
+
+    Returns
+    -------
+    list of str
+        What is worth telling though it is right: another type of numbers, for instance.
 
     Raises
     ------
@@ -52,27 +125,152 @@ def check_same_computation(
         Naming the field and both values.
     """
     known = tower_config(base.config) if expert.is_tower else base.config
-    for field in sorted(known.keys() | expert.config.keys()):
-        if any(part in field for part in _OF_NO_CONSEQUENCE):
+    names = expert.config.get("architectures") or known.get("architectures") or [None]
+    cls = None if expert.factory is not None else named_class(names[0])
+    ignored = _ignored(cls, known, expert.config)
+    one, other = (
+        _flat(config if cls is None else configuration(config, cls, _file(owner, role)).to_dict())
+        for config, owner, role in ((known, base, base_role), (expert.config, expert, expert_role))
+    )
+    for field in sorted(one.keys() | other.keys()):
+        expected, found = one.get(field, _ABSENT), other.get(field, _ABSENT)
+        path = field.split(".")
+        if not ignored.isdisjoint(path) or _same(expected, found):
             continue
-        expected, found = known.get(field), expert.config.get(field)
-        if field in known and field in expert.config and expected != found:
-            raise CheckpointError(
-                f"{expert_role}: {expert.folder / 'config.json'} has {field}={found!r}, "
-                f"{base_role} has {expected!r}; expected {_EXPECTED.get(field, _FROM_BASE)}"
-            )
-    types, own = _floating(base.dtypes), _floating(expert.dtypes)
-    if expert.adapter is None and types != own:
+        if cls is not None and not knows(cls, path[-1]) and not knows(cls, path[0]):
+            continue
+        if path[-1] in TOKENS and None in (expected, found):
+            continue  # a model that names no such token has none that could differ
         raise CheckpointError(
-            f"{expert_role} is stored as {', '.join(own)}, {base_role} as {', '.join(types)}; "
-            "expected one type for both, since their difference would be mostly rounding: save "
-            "both alike with save_pretrained"
+            f"{_file(expert, expert_role)} has {field}{_told(found)}, {base_role} has "
+            f"{_told(expected).removeprefix('=')}; expected {_EXPECTED.get(field, _FROM_BASE)}"
+        )
+    return [*expert.notices(expert_role), *_other_numbers(base, expert, base_role, expert_role)]
+
+
+def check_same_model(
+    one: Checkpoint, other: Checkpoint, one_role: str, other_role: str
+) -> list[str]:
+    """Refuse two whole models whose tensors, heads included, do not mean the same.
+
+    Their configurations, the numbers of their tokens and of their classes, and which of their
+    tensors are whole numbers. A model without a tokenizer, or without names for its classes, has
+    none that could differ.
+
+    Returns
+    -------
+    list of str
+        What is worth telling though it is right; see ``check_same_computation``.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the field, the token, the class or the tensor, and both values.
+    """
+    told = check_same_computation(one, other, one_role, other_role)
+    _check_same_classes(one, other, one_role, other_role)
+    for name in sorted(one.tensors.keys() & other.tensors.keys()):
+        kinds = [model.tensors[name].floating for model in (one, other)]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(
+                f"{other_role}: tensor '{name}' is stored as {other.tensors[name].dtype}, and as "
+                f"{one.tensors[name].dtype} in {one_role}; expected fractions, or whole numbers, "
+                "in both"
+            )
+    check_same_tokenizer(one, other, one_role, other_role)
+    return told
+
+
+def check_same_tokenizer(
+    one: Checkpoint, other: Checkpoint, one_role: str, other_role: str
+) -> None:
+    """Refuse tokenizers that number tokens differently, where both models have one.
+
+    Raises
+    ------
+    CheckpointError
+        Naming a token and both its numbers; or if a tokenizer cannot be read.
+    """
+    folders = [model.preparing_folder for model in (one, other)]
+    if folders[0] == folders[1] or not all(has_tokenizer(folder) for folder in folders):
+        return
+    first, second = (
+        load_processor(model, role, text=True)
+        for model, role in ((one, one_role), (other, other_role))
+    )
+    check_same_tokens(first, second, one_role, other_role)
+
+
+def _check_same_classes(one: Checkpoint, other: Checkpoint, one_role: str, other_role: str) -> None:
+    names = [_classes(model.config) for model in (one, other)]
+    if names[0] and names[1] and names[0] != names[1]:
+        number = next(n for n in sorted({*names[0], *names[1]})
+                      if names[0].get(n) != names[1].get(n))  # fmt: skip
+        raise CheckpointError(
+            f"{_file(other, other_role)} calls class {number} {names[1].get(number)!r}, {one_role} "
+            f"calls it {names[0].get(number)!r}; expected the same classes in the same order, "
+            "experts of different classes are merged by a job"
         )
 
 
-def _floating(types: Collection[str]) -> list[str]:
-    """Types of weights; whole numbers are positions and counters, which old files have too."""
-    return sorted(name for name in types if name.startswith(("F", "BF")))
+def _classes(config: Mapping[str, Any]) -> dict[int, str]:
+    """Names of a head's classes by number; none where they are but numbered."""
+    named = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    return {} if all(name == f"LABEL_{number}" for number, name in named.items()) else named
+
+
+def _file(checkpoint: Checkpoint, role: str) -> str:
+    return f"{role}: {checkpoint.folder / 'config.json'}"
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Fields of a configuration, those of its parts by ``part.field``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        path = f"{before}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and not as ``1 == True`` is; a field that says nothing is as one that is not there."""
+    if one is None or one is _ABSENT:
+        return other is None or other is _ABSENT
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _told(value: Any) -> str:
+    return " not at all" if value is _ABSENT else f"={value!r}"
+
+
+def _ignored(cls: Any, *configs: Mapping[str, Any]) -> frozenset[str]:
+    """The fields that need not be equal for models of this class."""
+    found = OF_NO_CONSEQUENCE
+    if cls is None:
+        return found
+    found |= {name for name in TOKENS if not computes_with(cls, name)}
+    rotary = {str(value) for config in configs for value in _rope_types(config)}
+    return found if rotary & {*_SCALED} else found | LENGTHS
+
+
+def _rope_types(config: Mapping[str, Any]) -> Iterator[Any]:
+    for path, value in _flat(config).items():
+        if re.fullmatch(r"(.*\.)?(rope_parameters|rope_scaling)(\..*)?\.(rope_)?type", path):
+            yield value
+
+
+def _other_numbers(
+    base: Checkpoint, expert: Checkpoint, base_role: str, expert_role: str
+) -> list[str]:
+    types, own = (
+        sorted({t.dtype for t in model.tensors.values() if t.floating}) for model in (base, expert)
+    )
+    if expert.adapter is not None or not (types and own) or types == own:
+        return []
+    return [
+        f"{expert_role} is stored as {', '.join(own)}, {base_role} as {', '.join(types)}; both are "
+        "read as float32, and their difference has the rounding of the coarser one"
+    ]
 
 
 def check_same_backbone(

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from tintray.adapters import apply, read_adapter
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints import GENERATION, Checkpoint
 from tintray.errors import CheckpointError
-from tintray.models import factory
+from tintray.files import foreign, is_old_buffer, read_json
+from tintray.models import configs, factory
+from tintray.models.building import bounded
 from tintray.structure import head_modules
 
 
 def model_class(checkpoint: Checkpoint, role: str) -> Any:
-    """The transformers class that wrote the checkpoint, from ``architectures`` in its config."""
-    names = checkpoint.config.get("architectures") or []
-    found = _class(names[0]) if names else None
-    if found is None:
-        raise CheckpointError(
-            f"{role}: {checkpoint.folder / 'config.json'} has architectures={names!r}; expected "
-            f"the name of one transformers model class, as save_pretrained writes it"
-        )
-    return found
+    """The transformers class that wrote the checkpoint, from ``architectures`` in its config.
+
+    Raises
+    ------
+    CheckpointError
+        If it names none.
+    """
+    return configs.model_class(checkpoint.config, _config_file(checkpoint, role))
 
 
-def _class(name: str) -> Any:
-    """A model class of transformers, or ours."""
-    if name == "CLIPZeroShotClassifier":
-        from tintray.models.clip import CLIPZeroShotClassifier
-
-        return CLIPZeroShotClassifier
-    import transformers
-
-    return getattr(transformers, name, None)
+def _config_file(checkpoint: Checkpoint, role: str) -> str:
+    return f"{role}: {checkpoint.folder / 'config.json'}"
 
 
 def load_expert(
@@ -60,7 +56,9 @@ def load_expert(
         module = load_base(checkpoint.base, like=checkpoint, role="base")
         apply(read_adapter(checkpoint, module, role), module)
     else:
-        module = _from_pretrained(model_class(checkpoint, role), checkpoint, role)
+        cls = model_class(checkpoint, role)
+        config = configs.configuration(checkpoint.config, cls, _config_file(checkpoint, role))
+        module = _from_pretrained(cls, checkpoint, role, config)
     _check_finite(module, role, checkpoint)
     return module
 
@@ -76,15 +74,13 @@ def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> n
         plain = factory.load(like.factory, like.config, files, where, any_head=True)
         _check_finite(plain, role, checkpoint)
         return plain
-    import transformers
-
     cls = model_class(like, role)
     if cls.__name__ == "CLIPZeroShotClassifier":
         whole = _tower(checkpoint, like, role, None)
         _check_finite(whole, role, checkpoint)
         return whole
-    config = transformers.AutoConfig.for_model(**like.config)
-    module = _from_pretrained(cls, checkpoint, role, config=config, any_head=True)
+    config = configs.configuration(like.config, cls, _config_file(like, role))
+    module = _from_pretrained(cls, checkpoint, role, config, any_head=True, room=like)
     _check_finite(module, role, checkpoint)
     return module
 
@@ -95,51 +91,76 @@ def _tower(checkpoint: Checkpoint, like: Checkpoint, role: str, head: Tensor | N
 
     from tintray.models import clip
 
-    known = {*CLIPVisionConfig().to_dict(), "id2label", "label2id"}
-    config = CLIPVisionConfig(**{k: v for k, v in like.config.items() if k in known})
     cls = clip.CLIPZeroShotClassifier
-    module = _from_pretrained(cls, checkpoint, role, config=config, any_head=True)
+    known = {*CLIPVisionConfig().to_dict(), "id2label", "label2id"}
+    fields = {name: value for name, value in like.config.items() if name in known}
+    config = configs.configuration(fields, cls, _config_file(like, role))
+    module = _from_pretrained(cls, checkpoint, role, config, any_head=True, room=like)
     clip.finish(module, checkpoint, role, head)
     return module
 
 
-def empty_module(config: Mapping[str, Any], made_by: str | None = None) -> nn.Module:
+def empty_module(
+    config: Mapping[str, Any], made_by: str | None = None, *, numbers: int | None = None
+) -> nn.Module:
     """A module of the class and shape in ``config`` (a ``config.json``); weights arbitrary.
 
-    ``made_by`` is the factory of a module that is none of transformers'.
+    ``made_by`` is the factory of a module that is none of transformers'. ``numbers`` is how many
+    the weights have that it is built for: one that would need many times as many is refused.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration is none that transformers reads, or promises too much.
     """
     if made_by is not None:
         return factory.build(made_by, config)
-    import transformers
     from transformers import initialization
 
-    cls = _class(config["architectures"][0])
-    with initialization.no_init_weights():
-        module: Any = cls(transformers.AutoConfig.for_model(**config))
-    module.tie_weights()
+    where = "the config.json of the merge"
+    cls = configs.model_class(config, where)
+    read = configs.configuration(config, cls, where)
+    with foreign(f"{where} cannot be built as a {cls.__name__}"), initialization.no_init_weights():
+        if numbers is not None:
+            with torch.device("meta"), bounded(numbers, where):
+                cls(read)
+        module: Any = cls(read)
+        module.tie_weights()
     found: nn.Module = module.eval()
     return found
 
 
 def _from_pretrained(
-    cls: Any, checkpoint: Checkpoint, role: str, *, config: Any = None, any_head: bool = False
+    cls: Any,
+    checkpoint: Checkpoint,
+    role: str,
+    config: Any,
+    *,
+    any_head: bool = False,
+    room: Checkpoint | None = None,
 ) -> nn.Module:
+    """A module with the tensors of a checkpoint's own files, whatever else lies beside them."""
     quiet_transformers()
-    try:
+    where = f"{role}: {checkpoint.folder}"
+    stored = [*checkpoint.tensors.values(), *(room.tensors.values() if room else ())]
+    with ExitStack() as stack:
+        stack.enter_context(foreign(f"{where} cannot be loaded as {cls.__name__}"))
+        stack.enter_context(bounded(sum(info.numel for info in stored), where))
+        state: dict[str, Any] = {}
+        for descriptor in stack.enter_context(checkpoint.opened()):
+            file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
+            state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         module, info = cls.from_pretrained(
-            checkpoint.folder,
+            None,
             config=config,
+            state_dict=state,
             dtype=torch.float32,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{role}: {checkpoint.folder} cannot be loaded as {cls.__name__}: {first_line}"
-        ) from error
+        _set_generation(module, checkpoint, role)
     heads = tuple(f"{path}." for path in head_modules(module))
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
 
@@ -152,9 +173,9 @@ def _from_pretrained(
     extra = sorted(
         name
         for name in info["unexpected_keys"]
-        if not any_head or (name.startswith(prefix) and ".pooler." not in f".{name}")
+        if not is_old_buffer(name)
+        and (not any_head or (name.startswith(prefix) and ".pooler." not in f".{name}"))
     )
-    where = f"{role}: {checkpoint.folder}"
     if missing:
         raise CheckpointError(
             f"{where} lacks tensor '{missing[0]}'{and_more(missing)}, which a {cls.__name__} needs"
@@ -171,6 +192,19 @@ def _from_pretrained(
         )
     result: nn.Module = module.eval()
     return result
+
+
+def _set_generation(module: Any, checkpoint: Checkpoint, role: str) -> None:
+    """How a model writes, as its own file says; without one, as old configurations did."""
+    if not (hasattr(module, "can_generate") and module.can_generate()):
+        return
+    from transformers import GenerationConfig
+
+    own = checkpoint.folder / GENERATION
+    if own.exists():
+        module.generation_config = GenerationConfig.from_dict(read_json(own, role))
+    else:
+        module.generation_config = GenerationConfig.from_model_config(dict(checkpoint.config))
 
 
 def and_more(found: list[Any]) -> str:
