@@ -65,6 +65,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         notices.append(
             f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"
         )
+    notices += [told for found in facts.values() for told in found.notices]
     notices += [
         kinship_warning(name, found.kinship)
         for name, found in facts.items()

@@ -69,7 +69,7 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, Any]
-    weights: tuple[Path, ...]
+    weights: tuple[Path, ...] = ()
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
     base: Checkpoint | None = None

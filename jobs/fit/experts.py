@@ -75,6 +75,7 @@ class Experts:
         self.cache = cache_folder()
         folder, built = local_folder(order.base, self.cache), order.factory
         self._base = open_checkpoint(folder, role="base", factory=built)
+        self._opened: dict[tuple[str, str], Checkpoint] = {}
         self._like = self._known(first)
         base = models.load_base(self._base, like=self._like)
         self.partition = partition(
@@ -95,7 +96,9 @@ class Experts:
         notices: list[str] = []
         if task.kept is None:
             notices = models.check_same_computation(self._base, checkpoint, "the base", task.role)
-            models.check_same_computation(self._like, checkpoint, self._order.like[1], task.role)
+            if task.factory is None:  # of a factory's module, heads are in the configuration too
+                like = self._order.like[1]
+                models.check_same_computation(self._like, checkpoint, like, task.role)
             expert = models.load_expert(checkpoint.without_texts(), task.role)
         else:
             expert = kept_module(task.kept, task.name)
@@ -256,7 +259,11 @@ class Experts:
         return head
 
     def _own_checkpoint(self, task: TaskOrder) -> Checkpoint:
-        return open_expert(task, self.cache, self._base)
+        """Looked at once, so that what is computed later comes from the files that were checked."""
+        key = (task.name, task.expert)
+        if key not in self._opened:
+            self._opened[key] = open_expert(task, self.cache, self._base)
+        return self._opened[key]
 
     def _pool(
         self, task: TaskOrder, part: str, order: DataOrder, checkpoint: Checkpoint

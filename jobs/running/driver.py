@@ -145,6 +145,8 @@ def _run(
             crew = Crew(fleet, spec, ground)
         facts = crew.check()
         for name, found in facts.items():
+            for told in found.notices:
+                run.on_event(Notice(told))
             if is_foreign(found.kinship):
                 run.on_event(Notice(kinship_warning(name, found.kinship)))
         _record(run, spec, ground, facts)

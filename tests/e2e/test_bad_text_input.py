@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tintray.jobs import api
 
 from tests import tiny_models as tiny
@@ -105,13 +104,6 @@ def contradiction(folder: Path) -> None:
     change(folder / "second" / "config.json", edit)
 
 
-def mixed(folder: Path) -> None:
-    path = folder / "second" / "model.safetensors"
-    tensors = load_file(path)
-    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
-    save_file(tensors | {name: tensors[name].bfloat16()}, path, metadata={"format": "pt"})
-
-
 def adapter(folder: Path, named: str) -> None:
     """An adapter in the place of an expert, which says what it was trained on."""
     peft = pytest.importorskip("peft")
@@ -155,10 +147,6 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "maps of labels that disagree": (
         contradiction,
         r"^tasks\.second\.expert: config\.json calls class 0 'class 0' in id2label and 'class 1'",
-    ),
-    "types mixed in one file": (
-        mixed,
-        r"^tasks\.second\.expert is stored as BF16, F32, the base as F32",
     ),
     "an adapter of another base": (
         lambda folder: adapter(folder, "org/other"),

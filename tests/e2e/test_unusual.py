@@ -49,6 +49,20 @@ def test_tensors_of_one_shape_in_models_that_compute_otherwise_are_refused(
     assert not (tmp_path / "store" / "merges").exists()
 
 
+@pytest.mark.parametrize("halved", ["five", "base"])
+def test_an_expert_in_half_precision_is_converted_and_told(
+    zoo: TinyZoo, tmp_path: Path, halved: str
+) -> None:
+    path = zoo.folder / halved / "model.safetensors"
+    tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    report = api.validate(zoo.spec(tmp_path / "store", tasks=("two", "five")))
+    told = [notice for notice in report.notices if "float32" in notice]
+    assert [notice.split(" ")[0] for notice in told] == (
+        ["tasks.five.expert"] if halved == "five" else ["tasks.two.expert", "tasks.five.expert"]
+    )
+
+
 @pytest.mark.parametrize("site", ["vit.embeddings", "vit.layers.0.mlp", "vit.layernorm"])
 def test_any_module_may_be_tinted(tiny: TinyZoo, tmp_path: Path, site: str) -> None:
     spec = tiny.spec(tmp_path, tasks=("two", "five"), tint={"site": site})

@@ -37,6 +37,7 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
     """
 
     config: CLIPVisionConfig
+    config_class = CLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

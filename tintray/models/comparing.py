@@ -14,7 +14,7 @@ from torch import nn
 
 from tintray.checkpoints import Checkpoint, tower_config
 from tintray.errors import CheckpointError
-from tintray.models.configs import configuration, named_class
+from tintray.models.configs import configuration, named_class, own_part
 from tintray.models.loading import and_more
 from tintray.models.reading import computes_with, knows
 from tintray.pools import load_processor
@@ -129,7 +129,7 @@ def check_same_computation(
     cls = None if expert.factory is not None else named_class(names[0])
     ignored = _ignored(cls, known, expert.config)
     one, other = (
-        _flat(config if cls is None else configuration(config, cls, _file(owner, role)).to_dict())
+        _flat(config if cls is None else _as_read(config, cls, _file(owner, role)))
         for config, owner, role in ((known, base, base_role), (expert.config, expert, expert_role))
     )
     for field in sorted(one.keys() | other.keys()):
@@ -137,6 +137,8 @@ def check_same_computation(
         path = field.split(".")
         if not ignored.isdisjoint(path) or _same(expected, found):
             continue
+        if expert.factory is not None and _ABSENT in (expected, found):
+            continue  # only the factory knows its defaults
         if cls is not None and not knows(cls, path[-1]) and not knows(cls, path[0]):
             continue
         if path[-1] in TOKENS and None in (expected, found):
@@ -146,6 +148,13 @@ def check_same_computation(
             f"{_told(expected).removeprefix('=')}; expected {_EXPECTED.get(field, _FROM_BASE)}"
         )
     return [*expert.notices(expert_role), *_other_numbers(base, expert, base_role, expert_role)]
+
+
+def _as_read(config: Mapping[str, Any], cls: Any, where: str) -> dict[str, Any]:
+    """The fields that transformers reads, and the type that the file itself speaks of."""
+    found: dict[str, Any] = configuration(config, cls, where).to_dict()
+    own = own_part(dict(config), cls.config_class).get("model_type")
+    return {**found, "model_type": own or found.get("model_type")}
 
 
 def check_same_model(

@@ -81,7 +81,7 @@ def configuration(config: Mapping[str, Any], cls: Any, where: str) -> Any:
     _check_counts(config, where)
     config_class = cls.config_class
     with foreign(f"{where} cannot be read as a {config_class.__name__}"):
-        own = _own_part(_without_loading(config), config_class)
+        own = own_part(_without_loading(config), config_class)
         return config_class.from_dict(own)
 
 
@@ -93,7 +93,7 @@ def _without_loading(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _own_part(config: dict[str, Any], config_class: Any) -> dict[str, Any]:
+def own_part(config: dict[str, Any], config_class: Any) -> dict[str, Any]:
     """Of the configuration of several models in one, that of the class's own; as transformers."""
     part = config.get(config_class.base_config_key) if config_class.base_config_key else None
     if isinstance(part, dict):

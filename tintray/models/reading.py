@@ -35,7 +35,8 @@ def knows(cls: Any, field: str) -> bool:
     A field that is none of its own counts only if some code asks for it by name; trainers and
     exporters leave others.
     """
-    return field in {f.name for f in fields(cls.config_class)} or field in _read_by(cls)
+    own = {"model_type", *(f.name for f in fields(cls.config_class))}
+    return field in own or field in _read_by(cls)
 
 
 @cache
