@@ -173,7 +173,7 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
         settings = {"r": rank, "lora_alpha": 8, "target_modules": ["query", "value", "dense"]}
         model = peft.get_peft_model(module, peft.LoraConfig(task_type="SEQ_CLS", **settings))
         for split in ("train", "test"):
-            words = tiny.sentences(40, 10 * seed + len(split), longest=6)
+            words = tiny.sentences(40, 10 * seed, longest=6)
             labels = [rule(int(row[0][1:])) for row in words]
             rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
             tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
