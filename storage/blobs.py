@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tintray.storage.artifacts import ArtifactStore, Entry
-from tintray.storage.records import seal, unseal
+from tintray.storage.records import fetch_record, seal
 
 from tintray.errors import InputError, IntegrityError, NotFoundError
 
@@ -38,9 +38,14 @@ class BlobRef:
 
 def blob_key(sha256: str) -> str:
     """The key of a blob: ``blobs/<first two digits>/<sha256>``."""
-    if not _SHA256.fullmatch(sha256):
-        raise InputError(f"artifact {sha256!r}: expected a sha256 of 64 hexadecimal digits")
-    return f"blobs/{sha256[:2]}/{sha256}"
+    return f"blobs/{check_sha256(sha256)[:2]}/{sha256}"
+
+
+def check_sha256(text: object) -> str:
+    """``text`` if it is a sha256; else :class:`InputError`."""
+    if not isinstance(text, str) or not _SHA256.fullmatch(text):
+        raise InputError(f"artifact {text!r}: expected a sha256 of 64 hexadecimal digits")
+    return text
 
 
 def is_blob(key: str) -> str | None:
@@ -174,7 +179,7 @@ def read_blob(store: ArtifactStore, ref: BlobRef, start: int, stop: int) -> byte
 
 def _blocks(store: ArtifactStore, ref: BlobRef) -> list[str]:
     key = blocks_key(ref.sha256)
-    record = unseal(store.get(key), f"{key} in {store.url}")
+    record = fetch_record(store, key)
     blocks = record.get("blocks")
     if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
         raise IntegrityError(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import BlobRef, blob_key, freshen, put_blob
-from tintray.storage.records import seal, unseal
+from tintray.storage.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
+from tintray.storage.records import fetch_record, seal
 from tintray.storage.urls import check_key
 
-from tintray.errors import IntegrityError, NotFoundError
+from tintray.errors import InputError, IntegrityError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +40,17 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     """
     name = _record_key(kind, key)
     try:
-        record = unseal(store.get(name), f"cache record {name} in {store.url}")
+        record = fetch_record(store, name)
+        ref = BlobRef(check_sha256(record.get("sha256")), int(record["size"]))
+        entry = CacheEntry(ref.sha256, ref.size, dict(record["meta"]))
     except NotFoundError:
         return None
     except IntegrityError as error:
-        _log.warning("%s; the result is computed again", error)
+        _log.warning("cache record %s; the result is computed again", error)
         return None
-    entry = CacheEntry(record["sha256"], record["size"], record["meta"])
+    except (InputError, LookupError, TypeError, ValueError):  # sealed, and yet none of ours
+        _log.warning("cache record %s is none; the result is computed again", name)
+        return None
     found = store.stat(blob_key(entry.sha256))
     if found is None or found.size != entry.size:
         return None

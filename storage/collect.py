@@ -10,7 +10,7 @@ from tintray.storage.artifacts import ArtifactStore, Leftover, open_store
 from tintray.storage.blobs import blob_key
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MANIFEST
-from tintray.storage.records import unseal
+from tintray.storage.records import fetch_record
 from tintray.storage.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
@@ -54,7 +54,7 @@ def _text(store: ArtifactStore, key: str) -> str | None:
 
 def _named(store: ArtifactStore, key: str) -> str | None:
     try:
-        return str(unseal(store.get(key), key)["sha256"])
+        return str(fetch_record(store, key).get("sha256"))
     except (NotFoundError, IntegrityError, KeyError):
         return None
 

@@ -16,15 +16,17 @@ from tintray.storage.blobs import (
     BlobRef,
     blob_key,
     blocks_key,
+    check_sha256,
     fetch_blob,
     freshen,
     has_record,
     hash_bytes,
+    hash_stored,
     is_sound,
     put_blob,
 )
 from tintray.storage.folder import FolderStore
-from tintray.storage.records import seal, unseal
+from tintray.storage.records import fetch_record, seal
 from tintray.storage.urls import check_key, check_name, join
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
@@ -76,7 +78,8 @@ def publish_merge(
     it from :meth:`storage.catalog.Catalog.reserve_merge`: not every S3 server keeps its promise
     of a conditional put. ``confirm`` is called when only the manifest is missing: what it raises
     keeps the merge from being published. Publishing the same files again under the same version
-    changes nothing; other files under it raise :class:`~tintray.errors.StorageError`.
+    changes nothing but what has been damaged since; other files under it raise
+    :class:`~tintray.errors.StorageError`.
     """
     check_name(name, "merge name")
     for relative in files:
@@ -93,6 +96,8 @@ def publish_merge(
         if _show(store, ref, seal(document, f"the manifest of {ref}"), blobs, bool(version)):
             return join(store.url, ref.key)
         if version and read_manifest(store, ref)["files"] == listed:
+            if isinstance(store, FolderStore):
+                _mend(store, ref, blobs)
             return join(store.url, ref.key)
     raise StorageError(
         f"merge {name}/v{first} is already published in {store.url} with other files: a published "
@@ -142,6 +147,15 @@ def _show(
     return _claim_and_put(store, ref, text)
 
 
+def _mend(store: FolderStore, ref: MergeRef, blobs: Mapping[str, BlobRef]) -> None:
+    """Put right what has changed in the folder of a merge whose blobs are sound."""
+    for name, blob in blobs.items():
+        key, source = f"{ref.key}/{name}", store.local_path(blob_key(blob.sha256))
+        same = store.exists(key) and store.local_path(key).samefile(source)
+        if not same and not (store.exists(key) and hash_stored(store, key) == blob):
+            store.put(key, source, overwrite=True)
+
+
 def _claim_and_put(store: ArtifactStore, ref: MergeRef, text: bytes) -> bool:
     """Put a manifest only if nobody else writes that version, without trusting conditional puts.
 
@@ -188,11 +202,35 @@ def read_manifest(store: ArtifactStore, ref: MergeRef) -> dict[str, Any]:
     Raises :class:`NotFoundError` for a merge that is not published, with the nearest that is.
     """
     try:
-        data = store.get(ref.manifest_key)
+        document = fetch_record(store, ref.manifest_key)
     except NotFoundError:
         hint = nearest(str(ref), map(str, list_merges(store)))
         raise NotFoundError(f"merge {ref} is not published in {store.url}{hint}") from None
-    return unseal(data, f"{ref.manifest_key} in {store.url}")
+    listed_files(document, f"{ref.manifest_key} in {store.url}")
+    return document
+
+
+def listed_files(document: Mapping[str, Any], name: str) -> dict[str, BlobRef]:
+    """The files that a manifest lists, by their names in the merge.
+
+    Raises :class:`IntegrityError` if what is there is no list of files with their hashes.
+    """
+    try:
+        return {
+            check_key(key): BlobRef(check_sha256(ref["sha256"]), _size(ref["size"]))
+            for key, ref in document["files"].items()
+        }
+    except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise IntegrityError(
+            f"{name} does not say which files the merge has ({error}); it was not written by "
+            "tintray, remove it"
+        ) from error
+
+
+def _size(found: object) -> int:
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise ValueError(f"a size of {found!r}")
+    return found
 
 
 def manifest_digest(store: ArtifactStore, ref: MergeRef) -> str:

@@ -5,13 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from tintray.storage.secrets import scrub
 
 from tintray.errors import IntegrityError, StorageError
 
+MAX_RECORD = 256 * 2**20
+"""Bytes of a record that are read: the hashes of the blocks of a blob of 3.6 TB."""
+
 _SEAL = "sealed_sha256"
+
+
+class Getting(Protocol):
+    """The part of a store that reads: see :class:`tintray.storage.artifacts.ArtifactStore`."""
+
+    @property
+    def url(self) -> str:
+        """The store's own URL."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``start:stop`` of an artifact."""
 
 
 def seal(document: Mapping[str, Any], name: str) -> bytes:
@@ -29,6 +43,18 @@ def seal(document: Mapping[str, Any], name: str) -> bytes:
     return _sealed(text.encode())
 
 
+def fetch_record(store: Getting, key: str) -> dict[str, Any]:
+    """A sealed document of a store, if it has at most :data:`MAX_RECORD` bytes.
+
+    Raises :class:`IntegrityError` if it has more, or if a byte of it was changed.
+    """
+    name = f"{key} in {store.url}"
+    data = store.get(key, 0, MAX_RECORD + 1)
+    if len(data) > MAX_RECORD:
+        raise IntegrityError(f"{name} has more than {MAX_RECORD:,} bytes, which no record needs")
+    return unseal(data, name)
+
+
 def unseal(data: bytes, name: str) -> dict[str, Any]:
     """The document in ``data``, without its seal; :class:`IntegrityError` if a byte was changed."""
     # Of a long manifest, hashing the text is cheap and writing it again to compare is not.
@@ -37,7 +63,7 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
         found = document.pop(_SEAL)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         document, found = None, None
     if not isinstance(document, dict) or not body or _sealed(body) != data:
         raise IntegrityError(

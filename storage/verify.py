@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tintray.storage.artifacts import ArtifactStore, Entry
-from tintray.storage.blobs import BlobRef, blob_key, hash_blocks, hash_bytes, hash_file
-from tintray.storage.publish import MANIFEST, MergeRef
-from tintray.storage.records import unseal
+from tintray.storage.blobs import BlobRef, blob_key, hash_blocks, hash_file, hash_stored
+from tintray.storage.publish import MANIFEST, MergeRef, listed_files
+from tintray.storage.records import fetch_record
 from tintray.storage.sweep import is_ours
 
 from tintray.errors import IntegrityError, NotFoundError
@@ -62,7 +61,7 @@ def verify_merge(store: ArtifactStore, ref: MergeRef, manifest_sha256: str | Non
     if ref.manifest_key not in listed:
         return Verified(0, 0, (_gone(ref.manifest_key),))
     files = _files(store, ref.manifest_key) or {}
-    for sha256 in {file["sha256"] for file in files.values()}:
+    for sha256 in {file.sha256 for file in files.values()}:
         for key in (blob_key(sha256), f"{blob_key(sha256)}.blocks"):
             if (found := store.stat(key)) is not None:
                 listed[key] = found
@@ -89,9 +88,9 @@ class _Checks:
             if parts[0] == "blobs" and len(parts) == 3 and not key.endswith(".blocks"):
                 yield from self._blob(key, parts[2])
             elif parts[0] == "blobs" and len(parts) == 3:
-                unseal(self._store.get(key), key)
+                fetch_record(self._store, key)
             elif parts[0] == "cache" and key.endswith(".json"):
-                unseal(self._store.get(key), key)  # one whose blob is gone counts as none
+                fetch_record(self._store, key)  # one whose blob is gone counts as none
             elif parts[0] == "merges" and len(parts) >= 4:
                 yield from self._of_merge(key, "/".join(parts[:3]), "/".join(parts[3:]))
         except IntegrityError as error:
@@ -110,7 +109,7 @@ class _Checks:
             yield Damage(key, f"its {ref.size:,} bytes have the sha256 {ref.sha256}")
         elif blocks:
             with suppress(IntegrityError):  # a record that is damaged is named by its own check
-                if unseal(self._store.get(record), record)["blocks"] != blocks:
+                if fetch_record(self._store, record).get("blocks") != blocks:
                     yield Damage(record, "the hashes in it are not those of its blob")
 
     def _of_merge(self, key: str, folder: str, name: str) -> Iterator[Damage]:
@@ -125,20 +124,19 @@ class _Checks:
         file = files.get(name)
         if file is None:
             yield Damage(key, "the manifest of its merge does not list it")
-        elif not self._is_the_blob(key, file["sha256"]):
-            found = self._hash(key)
-            if found.sha256 != file["sha256"]:
+        elif not self._is_the_blob(key, file.sha256):
+            found = hash_stored(self._store, key)
+            if found.sha256 != file.sha256:
                 yield Damage(key, f"its {found.size:,} bytes have the sha256 {found.sha256}")
 
     def _manifest(self, key: str) -> Iterator[Damage]:
-        data = self._store.get(key)
-        document = unseal(data, key)
+        document = fetch_record(self._store, key)
         known = self._manifests.get(key)
-        if known is not None and hash_bytes(data).sha256 != known:
+        if known is not None and hash_stored(self._store, key).sha256 != known:
             yield Damage(key, f"the catalog knows it with the sha256 {known}: it was replaced")
-        for file in document["files"].values():
-            if blob_key(file["sha256"]) not in self._entries:
-                yield _gone(blob_key(file["sha256"]))
+        for file in listed_files(document, key).values():
+            if blob_key(file.sha256) not in self._entries:
+                yield _gone(blob_key(file.sha256))
 
     def _is_the_blob(self, key: str, sha256: str) -> bool:
         """Whether a file of a merge's folder is a link to its blob, which is checked anyway."""
@@ -148,18 +146,13 @@ class _Checks:
             own = self._store.local_path(blob)
         return path is not None and own is not None and path.samefile(own)
 
-    def _hash(self, key: str) -> BlobRef:
-        path = self._store.local_path(key)
-        return hash_bytes(self._store.get(key)) if path is None else hash_file(path)
 
-
-def _files(store: ArtifactStore, manifest_key: str) -> dict[str, Any] | None:
+def _files(store: ArtifactStore, manifest_key: str) -> dict[str, BlobRef] | None:
     """The files that a manifest lists; None if it cannot be read, which is reported by itself."""
     try:
-        files: dict[str, Any] = unseal(store.get(manifest_key), manifest_key)["files"]
+        return listed_files(fetch_record(store, manifest_key), manifest_key)
     except (IntegrityError, NotFoundError):
         return None
-    return files
 
 
 def _gone(key: str) -> Damage:

@@ -13,13 +13,15 @@ In memory it is one backbone, whose tensors every task's model shares.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import safe_open
 from safetensors.torch import save
@@ -29,11 +31,13 @@ from tintray.card import CARD, Form, model_card
 from tintray.checkpoints import (
     GENERATION,
     HEAD_FILE,
+    PREPROCESSORS,
     Checkpoint,
-    file_sha256,
     open_checkpoint,
 )
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
+from tintray.files import MAX_JSON, file_in, foreign, open_regular, read_bytes, reason
+from tintray.manifest import MANIFEST, MAX_MANIFEST, check_manifest
 from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.models import (
     assign,
@@ -46,8 +50,7 @@ from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
 from tintray.tint import with_low_rank
 
-FORMAT = "tintray-merge"
-FORMAT_VERSION = 1
+_CHUNK = 4 << 20
 
 BACKBONE = "backbone.safetensors"
 COEFFICIENTS = "coefficients.safetensors"
@@ -77,21 +80,7 @@ class Merge:
     """
 
     def __init__(self, manifest: dict[str, Any], fetch: Callable[[str], Path], url: str) -> None:
-        written = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if not isinstance(written, int) or manifest.get("format") != FORMAT:
-            raise NotFoundError(f"{url} is not a merge: its manifest has no format {FORMAT!r}")
-        if written > FORMAT_VERSION:
-            raise NotFoundError(
-                f"{url} was written in format {written}; this version of tintray reads up to "
-                f"{FORMAT_VERSION}; upgrade tintray"
-            )
-        for name in manifest.get("files", ()):
-            if not _stays_inside(name):
-                raise NotFoundError(
-                    f"{url} lists the file {name!r}, which would lie outside of the merge; "
-                    "expected a plain relative path, do not use this merge"
-                )
-        self.manifest = manifest
+        self.manifest = check_manifest(manifest, url)
         self.url = url
         self._fetch = fetch
         self._verified: dict[str, Path] = {}
@@ -121,28 +110,71 @@ class Merge:
     def file(self, name: str) -> Path:
         """Local path of one of the merge's files, its sha256 checked on first use.
 
+        Who reads it later may find another file there: :meth:`read` and :meth:`tensors` do not.
+
         Raises
         ------
         IntegrityError
             If the bytes are not those that the manifest names.
         """
         if name not in self._verified:
-            path = self._fetch(name)
-            expected = self.manifest["files"][name]["sha256"]
-            try:
-                found = file_sha256(path)
-            except FileNotFoundError as error:
-                raise IntegrityError(
-                    f"{self.url} lacks the file {name} that its manifest names; restore the "
-                    "file or publish the merge again"
-                ) from error
-            if found != expected:
-                raise IntegrityError(
-                    f"{self.url}/{name} is damaged: its sha256 is {found[:12]}…, the manifest says "
-                    f"{expected[:12]}…; restore the file or publish the merge again"
-                )
-            self._verified[name] = path
+            with self._open(name) as (_, path):
+                self._verified[name] = path
         return self._verified[name]
+
+    def read(self, name: str) -> bytes:
+        """The content of one of the merge's small files; see :meth:`file`."""
+        with self._open(name, limit=MAX_JSON) as (file, _):
+            return file.read()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of one of the merge's files; see :meth:`file`."""
+        with self._open(name) as (file, path):
+            itself = Path(f"/proc/self/fd/{file.fileno()}")  # whatever has its name by now
+            with foreign(f"{self.url}/{name} is no safetensors file", IntegrityError):
+                return read_tensors(itself if itself.exists() else path)
+
+    @contextmanager
+    def _open(self, name: str, limit: int | None = None) -> Iterator[tuple[BinaryIO, Path]]:
+        """One of the merge's files, open and at its beginning, its bytes those of the manifest."""
+        listed, where = self.manifest["files"].get(name), f"{self.url}/{name}"
+        if listed is None:
+            raise IntegrityError(f"{self.url} has no file {name}; publish the merge again")
+        if limit is not None and listed["size"] > limit:
+            raise IntegrityError(f"{where} has more than the {limit:,} bytes that it may have")
+        try:
+            path = self._fetch(name)
+            file = open_regular(path)
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"{self.url} lacks the file {name} that its manifest names; restore the "
+                "file or publish the merge again"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                f"{where} cannot be read ({reason(error)}); restore the file or publish the merge "
+                "again"
+            ) from error
+        with file:
+            before = _state(file)
+            if before[0] != listed["size"]:
+                raise IntegrityError(
+                    f"{where} is damaged: it has {before[0]:,} bytes, the manifest says "
+                    f"{listed['size']:,}; restore the file or publish the merge again"
+                )
+            found = _sha256(file)
+            if found != listed["sha256"]:
+                raise IntegrityError(
+                    f"{where} is damaged: its sha256 is {found[:12]}…, the manifest says "
+                    f"{listed['sha256'][:12]}…; restore the file or publish the merge again"
+                )
+            file.seek(0)
+            yield file, path
+            if _state(file) == before:  # else linked, touched, or written to
+                return
+            file.seek(0)
+            if _sha256(file) != found:
+                raise IntegrityError(f"{where} was written to while it was read; try again")
 
     @cached_property
     def backbone(self) -> dict[str, Tensor]:
@@ -151,8 +183,9 @@ class Merge:
         Of a merge that was exported as an adapter: those of its base, with the adapter added.
         """
         if BACKBONE in self.manifest["files"]:
-            return read_tensors(self.file(BACKBONE))
-        return self._adapted()
+            return self.tensors(BACKBONE)
+        with foreign(f"{self.url}: its adapter cannot be put on its base", IntegrityError):
+            return self._adapted()
 
     def _adapted(self) -> dict[str, Tensor]:
         known = self.manifest["base"]
@@ -163,7 +196,7 @@ class Merge:
                 f"{base.digest()[:12]}…, the manifest says {known['sha256'][:12]}…; put that back"
             )
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
-        adapter = json.loads(self.file(ADAPTER_CONFIG).read_text())
+        adapter = self._json(ADAPTER_CONFIG)
         like = Checkpoint(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
         private = tuple(f"{path}." for path in self.manifest["private_modules"])
@@ -174,18 +207,33 @@ class Merge:
     @cached_property
     def coefficients(self) -> Tensor:
         """Λ [K, L], rows in the order of ``tasks``, columns in that of the manifest's units."""
-        return read_tensors(self.file(COEFFICIENTS))["coefficients"]
+        found = self.tensors(COEFFICIENTS).get("coefficients")
+        shape = (len(self.tasks), len(self.manifest["units"]))
+        if found is None or found.shape != shape or not found.is_floating_point():
+            has = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise IntegrityError(
+                f"{self.url}/{COEFFICIENTS}: expected the coefficients {list(shape)} of its tasks "
+                f"and units, found {has}; publish the merge again"
+            )
+        return found
 
     def tint(self, task: str) -> dict[str, Tensor]:
         """A task's private tensors by name: tint layer and head."""
         self.task(task)
-        return read_tensors(self.file(tint_file(task)))
+        return self.tensors(tint_file(task))
 
     def config(self, task: str) -> dict[str, Any]:
         """The ``config.json`` of a task's expert."""
         self.task(task)
-        config: dict[str, Any] = json.loads(self.file(config_file(task, "config.json")).read_text())
-        return config
+        return self._json(config_file(task, "config.json"))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        content = self.read(name)
+        with foreign(f"{self.url}/{name} is not valid JSON", IntegrityError):
+            found = json.loads(content.decode("utf-8-sig"))
+        if not isinstance(found, dict):
+            raise IntegrityError(f"{self.url}/{name} must hold a JSON object")
+        return found
 
     def for_task(self, task: str) -> nn.Module:
         """An ordinary module of the expert's class, in evaluation mode, that answers for ``task``.
@@ -194,19 +242,23 @@ class Merge:
         ones are its own. Training it would change the backbone under every other task.
         """
         made_by = self.manifest.get("job", {}).get("factory")
-        tensors = with_low_rank(self.backbone, self.tint(task))
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        module = empty_module(self.config(task), made_by, numbers=numbers)
-        operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
-        assign(module, tensors)
-        if operation:
-            attach(module, operation)
+        config, backbone, own = self.config(task), self.backbone, self.tint(task)
+        where = f"{self.url}: the files of task '{task}' are not those of one model"
+        with foreign(where, IntegrityError):
+            tensors = with_low_rank(backbone, own)
+            numbers = sum(tensor.numel() for tensor in tensors.values())
+            module = empty_module(config, made_by, numbers=numbers)
+            operation = {name: tensors.pop(name) for name in (DOWN, UP) if name in tensors}
+            assign(module, tensors)
+            if operation:
+                attach(module, operation)
         written = config_file(task, GENERATION)
         if written in self.manifest["files"]:
             from transformers import GenerationConfig
 
-            how = json.loads(self.file(written).read_text())
-            module.generation_config = GenerationConfig.from_dict(how)
+            how = self._json(written)
+            with foreign(f"{self.url}/{written} cannot be used", IntegrityError):
+                module.generation_config = GenerationConfig.from_dict(how)
         return module.requires_grad_(False).eval()
 
     def processor(self, task: str, *, text: bool = False) -> Any:
@@ -215,17 +267,20 @@ class Merge:
 
         self.task(task)
         prefix = config_file(task, "")
-        own = [n for n in self.manifest["files"] if n.startswith(prefix)]
+        own = self.config_files(task)
         if own == [config_file(task, "config.json")] and self.manifest.get("job", {}).get(
             "factory"
         ):
             return None
         # A file from a bucket lies under its hash; transformers goes by names.
         with TemporaryDirectory(prefix="tintray-") as folder:
-            for name in self.manifest["files"]:
-                if name.startswith(prefix):
-                    shutil.copyfile(self.file(name), Path(folder) / name.removeprefix(prefix))
-            return processor_in(Path(folder), f"task '{task}'", text=text)
+            for name in own:
+                self.copy(name, Path(folder) / name.removeprefix(prefix))
+            with foreign(f"{self.url}: the processor of task '{task}' cannot be used"):
+                found = processor_in(Path(folder), f"task '{task}' of {self.url}", text=text)
+        if hasattr(found, "name_or_path"):  # the folder is gone
+            found.name_or_path = f"{self.url}/{prefix}"
+        return found
 
     def export(self, task: str, directory: Path) -> Path:
         """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
@@ -260,17 +315,27 @@ class Merge:
             (partial / CARD).write_text(card, encoding="utf-8")
         return directory
 
+    def config_files(self, task: str) -> list[str]:
+        """A task's configuration files, as far as they are of those that a fit keeps.
+
+        Others, such as custom code that somebody put beside them, are never used.
+        """
+        known = ("config.json", GENERATION, *PREPROCESSORS)
+        names = [config_file(task, name) for name in known]
+        return [name for name in names if name in self.manifest["files"]]
+
     def copy(self, name: str, target: Path) -> None:
         """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file(name), target)
+        with self._open(name) as (file, _), target.open("wb") as copied:
+            shutil.copyfileobj(file, copied, _CHUNK)
 
     def copy_configs(self, task: str, folder: Path) -> None:
         """A task's preprocessor files, by their own names."""
         prefix = config_file(task, "")
-        for name in self.manifest["files"]:
-            if name.startswith(prefix) and name != config_file(task, "config.json"):
-                shutil.copyfile(self.file(name), folder / name.removeprefix(prefix))
+        for name in self.config_files(task):
+            if name != config_file(task, "config.json"):
+                self.copy(name, folder / name.removeprefix(prefix))
 
     def export_all(self, directory: Path, manifest: bytes) -> Path:
         """Write the whole merge as one folder that ``tintray.load`` opens: all tasks, one backbone.
@@ -316,27 +381,45 @@ def new_folder(directory: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _stays_inside(name: str) -> bool:
-    """Whether a file's name in a manifest is a path below the merge, on any system."""
-    parts = name.replace("\\", "/").split("/")
-    return not {"", ".", ".."} & set(parts) and ":" not in parts[0] and "\0" not in name
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
-def open_folder(folder: Path) -> Merge:
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """What changes when somebody writes to an open file (and when it is linked or touched)."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def open_folder(folder: Path, parse: Callable[[bytes], Any] | None = None) -> Merge:
     """Open a merge that lies in an ordinary folder.
+
+    ``parse`` makes a document of its manifest's bytes, and may look whether they were altered.
 
     Raises
     ------
     NotFoundError
         If the folder has no readable manifest: it holds no merge, or one that was never published.
     """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = read_bytes(path, "the manifest", limit=MAX_MANIFEST, error=NotFoundError)
     except FileNotFoundError as error:
         raise NotFoundError(f"{folder} holds no merge: it has no manifest.json") from error
-    except ValueError as error:
-        raise NotFoundError(f"{folder / 'manifest.json'} is not valid JSON ({error})") from error
-    return Merge(manifest, lambda name: folder / name, str(folder))
+    with foreign(f"{path} is not valid JSON", NotFoundError):
+        document = (parse or json.loads)(content)
+
+    def fetch(name: str) -> Path:
+        with foreign(f"{folder}/{name} cannot be used", IntegrityError):
+            found = file_in(folder, name, "the merge")
+        if found is None:
+            raise FileNotFoundError(name)
+        return found
+
+    return Merge(document, fetch, str(folder))
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:

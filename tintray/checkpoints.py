@@ -32,7 +32,7 @@ GENERATION = "generation_config.json"
 HEAD_FILE = "zero_shot_head.safetensors"
 _TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PREPROCESSORS = (
+PREPROCESSORS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -46,6 +46,7 @@ _PREPROCESSORS = (
     "spiece.model",
     "chat_template.jinja",
 )
+"""The files that say how examples are prepared; whatever else lies beside a model is not used."""
 
 
 _QUANTISED = "quantization_config"
@@ -108,7 +109,7 @@ class Checkpoint:
 
         An adapter's, or a CLIP tower's, are its base's where it has none of its own.
         """
-        found = (self.folder / name for name in _PREPROCESSORS)
+        found = (self.folder / name for name in PREPROCESSORS)
         own = tuple(path for path in found if path.is_file())
         return own or (() if self.base is None else self.base.preprocessor_files)
 
@@ -230,7 +231,7 @@ def open_checkpoint(
         If the folder, its ``config.json`` or its safetensors are missing or damaged.
     """
     folder = _folder(location, role)
-    for name in (*_PREPROCESSORS, GENERATION, HEAD_FILE):
+    for name in (*PREPROCESSORS, GENERATION, HEAD_FILE):
         file_in(folder, name, role)
     if holds_adapter(folder, role):
         return _open_adapter(folder, role, base)

@@ -33,7 +33,6 @@ from tintray.bundle import (
     BACKBONE,
     COEFFICIENTS,
     config_file,
-    read_tensors,
     tensors_as_bytes,
     tint_file,
 )
@@ -156,7 +155,7 @@ def _coefficients(child: Child, source: Parent) -> bytes | BlobRef:
         task.name for task in child.spec.tasks
     ):
         return BlobRef(**source.manifest["files"][COEFFICIENTS])
-    begun = read_tensors(child.parent.merge.file(COEFFICIENTS))["initial"]
+    begun = child.parent.merge.tensors(COEFFICIENTS)["initial"]
     known = {name: begun[row] for row, name in enumerate(child.parent.merge.tasks)}
     initial = child.coefficients * 0
     for row, task in enumerate(child.spec.tasks):

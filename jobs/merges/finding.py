@@ -44,19 +44,12 @@ def load_merge(url: str) -> Merge:
     """
     folder = local_folder(url)
     if folder is not None:
-        opened = open_folder(folder)
-        check_seal(folder / MANIFEST)
-        return opened
+        return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"))
     store, ref = parse_merge_url(url)
     with usable():
         manifest = read_manifest(store, ref)
     cache = cache_folder()
     return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url)
-
-
-def check_seal(manifest: Path) -> None:
-    """Raise :class:`IntegrityError` if a manifest's file is not as it was sealed."""
-    unseal(manifest.read_bytes(), str(manifest))
 
 
 def store_of(url: str, default: str) -> str:

@@ -6,9 +6,11 @@ head, the configuration, the preprocessing. The task's model as the merge serves
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,25 +58,21 @@ def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> Checkpoint:
     """The expert's configuration and preprocessing, as a folder without weights."""
     merge = _opened(kept.url)
     prefix = config_file(task, "")
-    paths = {
-        name.removeprefix(prefix): merge.file(name)
-        for name in merge.manifest["files"]
-        if name.startswith(prefix)
-    }
-    folder = paths["config.json"].parent
-    if any(path.parent != folder or path.name != name for name, path in paths.items()):
-        folder = _gathered(paths, cache_folder / "configs" / merge.task(task)["expert"]["sha256"])
+    folder = _gathered(merge, merge.config_files(task), prefix, cache_folder / "configs")
     factory = merge.manifest["job"].get("factory")
     return Checkpoint(folder, merge.config(task), (), factory=factory)
 
 
-def _gathered(paths: Mapping[str, Path], folder: Path) -> Path:
-    """Files of a store that keeps them under their hash, by their names in one folder."""
+def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:
+    """Some files of a merge, and no others, by their own names in a folder named by content."""
+    listed = {name.removeprefix(prefix): merge.manifest["files"][name]["sha256"] for name in names}
+    content = json.dumps(listed, sort_keys=True).encode()
+    folder = cache / hashlib.sha256(content).hexdigest()
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
         partial.mkdir(parents=True)
-        for name, path in paths.items():
-            shutil.copyfile(path, partial / name)
+        for name in names:
+            merge.copy(name, partial / name.removeprefix(prefix))
         try:
             partial.rename(folder)
         except OSError:  # another process was first, with the same files

@@ -21,6 +21,7 @@ from tintray.data.reading import encoded_digest
 from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
 from tintray.labels import predict
+from tintray.manifest import DataEntry
 from tintray.tasks import Kind, Outputs, from_tensors
 
 
@@ -60,7 +61,8 @@ class Evaluator:
         self, name: str, kind: Kind, source: Mapping[str, Any], reader: Any
     ) -> tuple[DataOrder, pools.Pool]:
         """The examples and where they were read; ``reader`` is a model to read right answers."""
-        fields = {key: source[key] for key in DataOrder.__dataclass_fields__ if key in source}
+        known = DataEntry.model_fields.keys() & DataOrder.__dataclass_fields__.keys()
+        fields = {key: source[key] for key in known if key in source}
         fields["limits"] = limits()
         order = local_data(DataOrder(**fields), cache_folder())
         where = f"task '{name}'"

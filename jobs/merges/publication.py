@@ -23,8 +23,6 @@ from torch import Tensor
 from tintray.bundle import (
     BACKBONE,
     COEFFICIENTS,
-    FORMAT,
-    FORMAT_VERSION,
     config_file,
     tensors_as_bytes,
     tint_file,
@@ -32,6 +30,7 @@ from tintray.bundle import (
 from tintray.data import DataOrder
 from tintray.errors import NotFoundError
 from tintray.evaluation import Overall, TaskScore, mean, overall
+from tintray.manifest import FORMAT, FORMAT_VERSION
 from tintray.partition import Partition
 from tintray.precision import resolve
 

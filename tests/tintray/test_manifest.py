@@ -1,0 +1,346 @@
+"""Manifests from anybody: each field is looked at once, and whatever is wrong is one sentence."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from tintray.jobs.display.tables import open_console, print_summary, write_json
+from tintray.jobs.merges.finding import load_merge
+from tintray.jobs.merges.publication import summary
+from tintray.storage.records import seal, unseal
+
+from tests.conftest import Published
+from tintray.bundle import Merge, open_folder
+from tintray.card import model_card
+from tintray.errors import InputError, IntegrityError, TintrayError
+from tintray.manifest import check_manifest
+
+GONE = object()
+VALUES: list[Any] = [
+    *(GONE, None, True, -1, 0, 3, 2**70, 1.5, float("nan"), float("inf"), "", "x", "\x1b[2J\n"),
+    *("../x", "/etc/passwd", "C:\\x", "\ud800", "a\0", "ü" * 5000, [], ["x"], [[]], {}, {"x": {}}),
+]
+
+
+@pytest.fixture(scope="module")
+def document(published: Published) -> dict[str, Any]:
+    return unseal((published.folder / "manifest.json").read_bytes(), "the manifest")
+
+
+@pytest.fixture(scope="module")
+def folder(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The merge's folder, carried out of its store and writable."""
+    target = tmp_path_factory.mktemp("manifests") / "merge"
+    shutil.copytree(published.folder, target, copy_function=shutil.copyfile)
+    return target
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a document, but for what is below the job: that is read as a job file."""
+    if path:
+        yield path
+    if path[:1] == ("job",) and len(path) == 2 and path[1] != "merge":
+        return
+    if not isinstance(value, dict | list):
+        return
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value[:1]):
+        yield from places(below, (*path, key))
+
+
+def changed(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    found = copy.deepcopy(document)
+    at: Any = found
+    for step in path[:-1]:
+        at = at[step]
+    if value is GONE:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return found
+
+
+def used(document: Any) -> None:
+    """All that commands read of a manifest alone."""
+    merge = Merge(document, Path, "somewhere")
+    found = summary(merge.manifest, merge.url)
+    print_summary(found, open_console(io.StringIO()))
+    write_json(found, io.StringIO())
+    for task in (None, *merge.tasks):
+        model_card(merge.manifest, task)
+
+
+def test_what_is_published_is_a_manifest(document: dict[str, Any]) -> None:
+    before = copy.deepcopy(document)
+    assert check_manifest(document, "here") is document
+    assert document == before
+    used(document)
+
+
+def test_any_field_that_is_wrong_or_missing_ends_in_a_sentence(document: dict[str, Any]) -> None:
+    known = list(places(document))
+    assert len(known) > 80
+    refused = 0
+    for number, path in enumerate(known):
+        for value in VALUES[number % 3 :: 3]:
+            damaged = changed(document, path, value)
+            try:
+                used(damaged)
+            except TintrayError as error:
+                assert str(error).isprintable()
+                refused += 1
+    assert refused > 4 * len(known)
+
+
+@pytest.mark.parametrize("value", [None, True, 3, "x", [], {}, [[]], {"format": []}])
+def test_what_is_no_manifest_at_all_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="is not a merge"):
+        check_manifest(value, "somewhere")
+
+
+ESCAPES = [
+    *("../x", "a/../../x", "/etc/x", "a//b", "./a", "a/.", "", "a/", "\\\\host\\x", "a\\b", "C:/x"),
+    *(
+        "c:x",
+        "a:stream",
+        "a\n",
+        "a\x1b[2J",
+        "a\0b",
+        "\u202ea",
+        "a\x85",
+        "con",
+        "NUL.txt",
+        "tints/aux",
+    ),
+    *("a ", " a", "a.", "manifest.json", "Manifest.JSON", "x" * 256, "/".join(["y" * 99] * 12)),
+    *("\ud800", "a?b", "a|b"),
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_file_that_would_lie_elsewhere_is_refused(document: dict[str, Any], name: str) -> None:
+    files = {**document["files"], name: document["files"]["backbone.safetensors"]}
+    with pytest.raises(InputError, match=r"files\."):
+        check_manifest({**document, "files": files}, "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [(["x", "X"], "would make one"), (["x", "x/y"], "a file and a folder of one name")],
+)
+def test_files_that_some_system_could_not_keep_apart_are_refused(
+    document: dict[str, Any], names: list[str], problem: str
+) -> None:
+    one = document["files"]["backbone.safetensors"]
+    files = {**document["files"], **dict.fromkeys(names, one)}
+    with pytest.raises(InputError, match=problem):
+        check_manifest({**document, "files": files}, "somewhere")
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.binary(max_size=60), at=st.floats(0, 1), cut=st.booleans())
+def test_bytes_that_were_changed_are_never_a_merge(
+    folder: Path, document: dict[str, Any], data: bytes, at: float, cut: bool
+) -> None:
+    text = seal(document, "manifest.json")
+    place = int(at * len(text))
+    damaged = text[:place] + data + (b"" if cut else text[place + len(data) :])
+    path = folder / "manifest.json"
+    path.write_bytes(damaged)
+    try:
+        load_merge(str(folder))
+    except TintrayError as error:
+        assert str(error).isprintable()
+    else:
+        assert damaged == text
+    finally:
+        path.write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"\xff",
+        b"\x00",
+        b"9" * 10_000,
+        b"null",
+    ],
+)
+def test_a_record_that_is_none_ends_in_a_sentence(text: bytes) -> None:
+    for data in (text, b"{" + text, text + b"\n}\n"):
+        with pytest.raises(IntegrityError, match="truncated or altered"):
+            unseal(data, "a record")
+
+
+def _uses(folder: Path, name: str) -> list[Callable[[], object]]:
+    merge = load_merge(str(folder))
+    task = merge.tasks[0]
+    if name.startswith("configs"):
+        return [lambda: merge.for_task(task), lambda: merge.export(task, folder.parent / "out")]
+    if name == "coefficients.safetensors":
+        return [lambda: merge.coefficients]
+    return [lambda: merge.for_task(task)]
+
+
+NAMES = ["backbone.safetensors", "tints/{}.safetensors", "coefficients.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "link out", "dangling", "gone", "unreadable"])
+@pytest.mark.parametrize("name", [*NAMES, "configs/{}/config.json"])
+def test_what_is_no_file_of_the_merge_is_named(folder: Path, name: str, what: str) -> None:
+    name = name.format(load_merge(str(folder)).tasks[0])
+    path, aside = folder / name, folder.parent / "aside"
+    path.rename(aside)
+    try:
+        if what == "folder":
+            path.mkdir()
+        elif what == "pipe":
+            os.mkfifo(path)
+        elif what == "link out":
+            path.symlink_to(aside)
+        elif what == "dangling":
+            path.symlink_to(folder / "nothing")
+        elif what == "unreadable":
+            path.symlink_to(path)
+        for use in _uses(folder, name):
+            with pytest.raises(TintrayError, match=name.replace(".", r"\.")):
+                use()
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        aside.rename(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 9,
+        b"\xff" * 64,
+        save({"a": torch.zeros(2)}),
+        save({"coefficients": torch.zeros(1, 1)}),
+        save({"classifier.weight": torch.zeros(3, 3, dtype=torch.int64)}),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_that_do_not_fit_are_named(
+    folder: Path, document: dict[str, Any], name: str, content: bytes
+) -> None:
+    """Files with the right hash whose content is not what a merge has there."""
+    task = document["tasks"][0]["name"]
+    for path in [name.format(task), f"configs/{task}/config.json"]:
+        with replaced(folder, document, path, content):
+            for use in _uses(folder, path):
+                with pytest.raises(TintrayError) as raised:
+                    use()
+                assert str(raised.value).isprintable()
+
+
+class replaced:  # noqa: N801 - a context manager
+    """Another content of a file, and a manifest that agrees with it."""
+
+    def __init__(self, folder: Path, document: dict[str, Any], name: str, content: bytes) -> None:
+        import hashlib
+
+        ref = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        self.texts = {
+            folder / name: content,
+            folder / "manifest.json": seal(
+                {**document, "files": {**document["files"], name: ref}}, "manifest.json"
+            ),
+        }
+        self.before = {path: path.read_bytes() for path in self.texts}
+
+    def __enter__(self) -> None:
+        for path, text in self.texts.items():
+            path.write_bytes(text)
+
+    def __exit__(self, *_: object) -> None:
+        for path, text in self.before.items():
+            path.write_bytes(text)
+
+
+def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_what_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "backbone.safetensors"
+    path, good = folder / name, (folder / name).read_bytes()
+    aside = folder.parent / "other"
+    from tintray import bundle
+
+    def swapped(opened: Path, *_: object) -> dict[str, torch.Tensor]:
+        aside.write_bytes(save({"a": torch.ones(1)}))
+        aside.rename(path)
+        return read(opened)
+
+    read = bundle.read_tensors
+    merge = open_folder(folder)
+    monkeypatch.setattr(bundle, "read_tensors", swapped)
+    try:
+        assert "a" not in merge.backbone
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tintray import bundle
+
+    name = "backbone.safetensors"
+    path, good = folder / name, (folder / name).read_bytes()
+
+    def written(opened: Path, *_: object) -> dict[str, torch.Tensor]:
+        with path.open("r+b") as file:
+            file.seek(len(good) - 8)
+            file.write(b"\x7f" * 8)
+        return {}
+
+    merge = open_folder(folder)
+    monkeypatch.setattr(bundle, "read_tensors", written)
+    try:
+        with pytest.raises(IntegrityError, match="written to while it was read"):
+            _ = merge.backbone
+    finally:
+        path.write_bytes(good)
+
+
+def test_code_beside_a_configuration_is_never_copied(
+    folder: Path, document: dict[str, Any], tmp_path: Path
+) -> None:
+    task = document["tasks"][0]["name"]
+    name = f"configs/{task}/model.py"
+    (folder / name).write_bytes(b"")
+    try:
+        with replaced(folder, document, name, b"raise SystemExit"):
+            merge = load_merge(str(folder))
+            merge.export(task, tmp_path / "out")
+            assert merge.processor(task) is not None
+    finally:
+        (folder / name).unlink()
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_json_numbers_that_are_none_are_refused(document: dict[str, Any]) -> None:
+    text = json.dumps({**document, "peak_memory_mib": float("nan")})
+    with pytest.raises(InputError, match="peak_memory_mib"):
+        check_manifest(json.loads(text), "somewhere")
