@@ -53,7 +53,7 @@ def parse_store_url(url: str | Path) -> FolderUrl | S3Url:
     if not text.strip() or "\0" in text:
         raise SpecError("store: expected a folder or s3://bucket/prefix, found an empty name")
     if scheme is None:
-        return FolderUrl(Path(text).expanduser().absolute())
+        return FolderUrl(_folder_path(text))
     name = scheme.group(1).lower()
     if name == "file":
         return FolderUrl(_file_path(text))
@@ -63,6 +63,13 @@ def parse_store_url(url: str | Path) -> FolderUrl | S3Url:
     raise SpecError(
         f"store: expected a folder, file:// or s3://, found the scheme '{name}://'{hint}"
     )
+
+
+def _folder_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # a home folder of nobody
+        raise SpecError(f"store: expected a folder, found '{text}' ({error})") from error
 
 
 def _file_path(text: str) -> Path:

@@ -63,7 +63,10 @@ def open_regular(path: Path) -> BinaryIO:
     OSError, ValueError
         It is not there, may not be read, or is no regular file; or its name has a NUL in it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    except NotADirectoryError as error:  # below a file there is none either
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")

@@ -24,12 +24,19 @@ def locate(merge: str, catalog_url: str) -> str:
     """
     if "://" in merge or merge.startswith((".", "/", "~")):
         return merge
-    if (Path(merge) / "manifest.json").is_file():
+    if _holds_merge(Path(merge)):
         return merge
     with usable(), Catalog.open(catalog_url, create=False) as catalog:
         found = catalog.find_merge(merge)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
+
+
+def _holds_merge(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # too long for a path: a name
+        return False
 
 
 def load_merge(url: str) -> Merge:

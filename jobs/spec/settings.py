@@ -20,11 +20,13 @@ from tintray.jobs.spec.fields import memory_bytes
 from tintray.jobs.spec.locations import Location, catalog_location, store_location
 
 from tintray.errors import SpecError, nearest
+from tintray.files import foreign, read_bytes
 from tintray.limits import Limits
 
 CONFIG_VARIABLE = "TINTRAY_CONFIG"
 STORE = "./tintray-data"
 LEASE_SECONDS = 60.0
+_MAX_BYTES = 1 << 20  # a configuration file has a dozen lines
 LIMITS = tuple(field.name for field in fields(Limits))
 """The budgets of what is read: settings of the same names as the fields of ``Limits``."""
 
@@ -74,18 +76,15 @@ def read_config(path: Path) -> dict[str, str]:
     SpecError
         It cannot be read, is not TOML, or has a setting that there is not.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if str(path) == os.devnull:  # as people say that there is none
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(
-            f"{path}: expected a configuration file that can be read ({error})"
-        ) from error
     try:
-        found: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from error
+        content = read_bytes(path, "the configuration", limit=_MAX_BYTES, error=SpecError)
+    except FileNotFoundError:
+        return {}
+    with foreign(f"{path}: not valid TOML", SpecError):
+        found: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+        texts = {name: str(value) for name, value in found.items()}  # of a number, if not too long
     for name, value in found.items():
         if name not in SETTINGS:
             raise SpecError(
@@ -94,7 +93,7 @@ def read_config(path: Path) -> dict[str, str]:
             )
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise SpecError(f"{path}: {name}: expected text or a number, found {value!r}")
-    return {name: str(value) for name, value in found.items()}
+    return texts
 
 
 def setting(name: str) -> Setting | None:
@@ -148,7 +147,7 @@ def limits() -> Limits:
             continue
         try:
             chosen[name] = _limit(name, found)
-        except ValueError as error:
+        except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
             raise SpecError(f"{found.origin}: {error}") from error
     return Limits(**chosen)
 

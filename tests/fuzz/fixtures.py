@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
     api.run(chosen)
     api.run(chosen)  # a second version, that was grown from nothing too
     (folder / "text").mkdir()
-    for name, seed in (("base", 1), ("expert", 2)):
+    for name, seed in (("base", 1), ("expert", 2), ("other", 3)):
         torch.manual_seed(seed)
         model = llama()
         model.save_pretrained(folder / "text" / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import pickle
 import shutil
 import signal
 import struct
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz import fixtures
 from tests.fuzz.guard import MEMORY, Guard
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.trial import Finding, accepted, tried
@@ -68,15 +70,19 @@ def run(
     kept: Path,
     workers: int = 2,
     tell: Callable[[str], None] = lambda _: None,
+    prepare: Callable[[Path], object] = fixtures.make,
 ) -> Result:
-    """Try inputs; what was answered badly is kept below ``kept``, which is emptied first."""
+    """Try inputs; what was answered badly is kept below ``kept``, which is emptied first.
+
+    ``prepare`` makes what inputs refer to.
+    """
     kept = kept.resolve()  # each input has a current folder of its own
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     os.environ.update(_ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         root = Path(folder).resolve()
-        _in_a_process(lambda: _make_fixtures(root, surfaces))
+        _in_a_process(lambda: _prepare(root, surfaces, prepare))
         _warm_up(surfaces, root)
         until = None if seconds is None else time.monotonic() + seconds
         plan = schedule(surfaces, inputs)
@@ -129,12 +135,8 @@ def _read(path: Path) -> Finding:
     return Finding(**fields)
 
 
-def _make_fixtures(root: Path, surfaces: Sequence[Surface]) -> None:
-    import pickle
-
-    from tests.fuzz import fixtures
-
-    fixtures.make(root / "fixtures")
+def _prepare(root: Path, surfaces: Sequence[Surface], make: Callable[[Path], object]) -> None:
+    make(root / "fixtures")
     seeds = {surface.name: list(surface.seeds(root / "fixtures")) for surface in surfaces}
     (root / "seeds").write_bytes(pickle.dumps(seeds))
 
@@ -150,9 +152,14 @@ def _warm_up(surfaces: Sequence[Surface], root: Path) -> None:
         for stream in (1, 2):
             os.dup2(said, stream)
         for surface in surfaces:
-            for how in surface.drives:
-                with suppress(Exception):  # what is wrong with it is found when it is tried
+            first = next(iter(surface.drives))
+            for files in seeds[surface.name]:
+                accepted(surface, first, files, bench)
+            for how in surface.drives:  # the others need not take every sound input
+                with suppress(Exception):
                     accepted(surface, how, seeds[surface.name][0], bench)
+    except Exception as error:
+        raise RuntimeError(f"a sound input of {surface.name} is refused: {error}") from error
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -162,8 +169,6 @@ def _warm_up(surfaces: Sequence[Surface], root: Path) -> None:
 
 
 def _loaded(root: Path) -> dict[str, list[Files]]:
-    import pickle
-
     found: dict[str, list[Files]] = pickle.loads((root / "seeds").read_bytes())
     return found
 
@@ -337,9 +342,8 @@ def _settle(own: Path) -> None:
         os.environ[name] = home
     os.environ["TMPDIR"] = tempfile.tempdir = str(own / "tmp")
     sys.dont_write_bytecode = True
-    import datasets
-
-    datasets.config.HF_DATASETS_CACHE = own / "home/datasets"
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_DATASETS_CACHE = own / "home/datasets"
 
 
 def _usage(process: int) -> tuple[float, int, str]:

@@ -53,6 +53,7 @@ def tried(
     lay(bench.folder, files)
     os.chdir(bench.folder)
     bench.refusals.clear()
+    _forget()
     escaped: BaseException | None = None
     with guard.watching(confined=surface.confined):
         try:
@@ -103,6 +104,14 @@ def _place(error: BaseException) -> str:
         if path.is_relative_to(here) and path.relative_to(here).parts[0] in _OURS:
             found = f"{path.relative_to(here)}:{frame.lineno} {frame.name}"
     return found
+
+
+def _forget() -> None:
+    """Let the process know no more secrets than at its start: of many, each text is cleaned."""
+    from tintray.storage import secrets
+
+    secrets._learnt.clear()
+    secrets._look_into.cache_clear()
 
 
 def _empty(folder: Path) -> None:

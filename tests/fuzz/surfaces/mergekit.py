@@ -85,7 +85,7 @@ _OWN = (
 
 
 def _documents(fixtures: Path) -> list[dict[str, Any]]:
-    base, expert = str(fixtures / "text/base"), str(fixtures / "text/expert")
+    base, expert, other = (str(fixtures / "text" / name) for name in ("base", "expert", "other"))
     return [
         {
             "merge_method": "linear",
@@ -96,7 +96,7 @@ def _documents(fixtures: Path) -> list[dict[str, Any]]:
             "base_model": base,
             "models": [
                 _model(expert, weight=1.0, density=0.5),
-                _model(expert, weight=1.0, density=0.5),
+                _model(other, weight=[0, 1], density=0.5),
             ],
             "parameters": {"normalize": True},
         },
@@ -106,19 +106,22 @@ def _documents(fixtures: Path) -> list[dict[str, Any]]:
             "models": [_model(expert, weight=0.5)],
             "dtype": "float32",
         },
+        {
+            "merge_method": "slerp",
+            "base_model": base,
+            "slices": [{"sources": [_layers(base, 0, 2), _layers(expert, 0, 2)]}],
+            "parameters": {"t": [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]},
+        },
+        {
+            "merge_method": "passthrough",
+            "slices": [{"sources": [_layers(base, 0, 1)]}, {"sources": [_layers(other, 0, 2)]}],
+            "dtype": "bfloat16",
+        },
     ]
 
 
-def _slices(fixtures: Path) -> dict[str, Any]:
-    base, expert = str(fixtures / "text/base"), str(fixtures / "text/expert")
-    sources = [{"model": base, "layer_range": [0, 2]}, {"model": expert, "layer_range": [0, 2]}]
-    gradients = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
-    return {
-        "merge_method": "slerp",
-        "base_model": base,
-        "slices": [{"sources": sources}],
-        "parameters": {"t": gradients},
-    }
+def _layers(path: str, first: int, last: int) -> dict[str, Any]:
+    return {"model": path, "layer_range": [first, last]}
 
 
 def _model(path: str, **parameters: Any) -> dict[str, Any]:
@@ -134,9 +137,6 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     if rng.random() < 0.15:
         return {_FILE: raw.damaged_text(rng, files[_FILE].decode())}
     tree = yaml.safe_load(files[_FILE])
-    if rng.random() < 0.2:
-        base = tree.get("base_model") or tree["models"][0]["model"]
-        tree = _slices(Path(base).parents[1])
     times = rng.choice((1, 1, 2, 3))
     if rng.random() < 0.6:
         _set_field(rng, tree)

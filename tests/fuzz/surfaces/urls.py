@@ -103,8 +103,8 @@ def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
     from tintray.jobs.spec import locations, settings
     from tintray.jobs.spec.documents import Document
     from tintray.jobs.spec.fields import memory_bytes
-    from tintray.storage import urls
-    from tintray.storage.engine import parse_catalog_url, shown
+    from tintray.storage import secrets, urls
+    from tintray.storage.engine import parse_catalog_url
     from tintray.storage.publish import parse_merge_url
 
     from tintray.data.order import DataOrder
@@ -115,9 +115,10 @@ def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
         urls.local_folder,
         urls.check_key,
         urls.check_name,
-        urls.redact,
-        lambda text: urls.scrub({"a": [text, {text: 1}]}),
-        lambda text: shown(parse_catalog_url(text)),
+        secrets.redact,
+        secrets.shown_url,
+        lambda text: secrets.scrub({"a": [text, {text: 1}]}),
+        lambda text: secrets.shown_catalog(parse_catalog_url(text)),
         parse_merge_url,
         lambda text: settings.chosen(text, None),
         lambda text: settings.chosen(None, text),

@@ -1,0 +1,140 @@
+"""That the suite sees what it looks for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import guard, runner
+from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surfaces import SURFACES
+from tintray.errors import InputError
+
+
+def _escape() -> None:
+    raise KeyError("x")
+
+
+def _compute() -> None:
+    while True:
+        pass
+
+
+def _print() -> None:
+    print("\x1b[31mred")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _take() -> None:
+    bytearray(b"x") * (100 << 20)
+
+
+def _write() -> None:
+    Path("../../../../../../outside.txt").write_text("x")
+
+
+def _change() -> None:
+    """As a library in C does, of which no audit hook hears."""
+    ctypes.CDLL(None).truncate(b"../../../../../outside/secret", 3)
+
+
+def _start() -> None:
+    subprocess.run(["true"], check=True)
+
+
+def _connect() -> None:
+    with socket.socket() as connection:
+        connection.settimeout(0.1)
+        connection.connect_ex(("127.0.0.1", 9))
+
+
+def _read_elsewhere() -> None:
+    Path("/dev/zero").open("rb").close()
+
+
+def _ask() -> None:
+    try:
+        input("y/n?")
+    except EOFError:
+        return
+
+
+def _refuse_at_length() -> None:
+    error = InputError("x")
+    error.args = ("no\x9b sentence",)
+    raise error
+
+
+_FAULTS: dict[str, tuple[Callable[[], object], str]] = {
+    "escapes": (_escape, "KeyError at"),
+    "computes": (_compute, "hangs: it computes"),
+    "waits": (lambda: time.sleep(60), "hangs: it waits"),
+    "prints": (_print, "prints '\\x1b'"),
+    "dies": (_die, "the process died (SIGKILL)"),
+    "takes": (_take, "takes "),
+    "writes": (_write, "writes "),
+    "changes": (_change, "changes files"),
+    "starts": (_start, "starts a"),
+    "connects": (_connect, "connects"),
+    "reads": (_read_elsewhere, "reads /dev/zero"),
+    "asks": (_ask, "asks a"),
+    "refuses": (_refuse_at_length, "no sentence"),
+}
+_NAMES = ("nothing", *_FAULTS)
+
+
+def _drive(bench: Bench) -> None:
+    name = (bench.folder / "name").read_text()
+    if name != "nothing":
+        _FAULTS[name][0]()
+
+
+class _EachFault(Surface):
+    def make(self, seed: int, number: int, seeds: Sequence[Files]) -> tuple[Files, str]:
+        return {"name": _NAMES[number].encode()}, "read"
+
+
+def test_the_suite_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SECONDS", 0.5)
+    monkeypatch.setattr(guard, "MEMORY", 50 << 20)
+    surface = _EachFault(
+        "faulty",
+        1,
+        lambda _: [{"name": b"nothing"}],
+        lambda rng, files, seeds: files,
+        {"read": (1, _drive)},
+    )
+    found = runner.run(
+        [surface],
+        inputs=len(_NAMES),
+        seconds=None,
+        seed=0,
+        kept=tmp_path / "kept",
+        workers=1,
+        prepare=lambda folder: folder.mkdir(),
+    )
+    assert found.surfaces == {"faulty": len(_NAMES)}
+    kinds = {_NAMES[finding.number]: finding.kind for finding in found.findings}
+    assert kinds.keys() == _FAULTS.keys()
+    for name, (_, expected) in _FAULTS.items():
+        assert expected in kinds[name]
+    kept = next((tmp_path / "kept").rglob("input/name"))
+    assert kept.read_text() == _NAMES[int(kept.parents[1].name)]
+
+
+def test_inputs_follow_from_the_seed() -> None:
+    seeds = [{"text.json": b'"a"'}, {"text.json": b'"b"'}]
+    surface = next(surface for surface in SURFACES if surface.name == "urls-and-names")
+    made = [surface.make(seed, number, seeds) for seed in (1, 1, 2) for number in range(20)]
+    assert made[:20] == made[20:40] != made[40:]
