@@ -25,7 +25,7 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	touch $@
 
 test: $(VENV)/.test lint  ## Format check, lint, strict types, then every test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Any sequence of changes leaves a consistent lineage, whole merges, and nothing of what is gone.
 
-Forty random sequences, each in a copy of one store; each step is checked as it is made.
+Fifteen random sequences, each in a copy of one store; each step is checked as it is made.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def beginning(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Beginn
 
 
 @settings(
-    max_examples=40,
+    max_examples=15,
     database=None,
     derandomize=True,
     phases=[Phase.generate],  # a shorter sequence is soon found by hand

@@ -15,16 +15,20 @@ from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 from transformers import AutoModelForImageClassification
 
 import tintray
+from tests.training_here import training_here
 from tintray import models
 from tintray.adapters import read_adapter
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import InputError
+
+__all__ = ["training_here"]
 
 TINY = Recipe(
     architecture=Architecture(image_size=28, patch_size=14, hidden_size=8, layers=1, heads=2),
     pretraining=Schedule(epochs=1, learning_rate=1e-3, shift=2),
     fine_tuning=Schedule(epochs=1, learning_rate=1e-3, head_epochs=1, shift=2),
 )
+pytestmark = pytest.mark.usefixtures("training_here")
 CHARACTERS = (3, 5)  # of two alphabets
 
 
@@ -77,7 +81,7 @@ def test_the_base_learns_characters_of_background_alphabets(drawings: Path) -> N
 
 
 def test_a_zoo_comes_with_a_job_for_all_its_tasks(drawings: Path, tmp_path: Path) -> None:
-    zoo = build(tmp_path / "zoo", drawings, tasks=2, recipe=TINY, workers=2)
+    zoo = build(tmp_path / "zoo", drawings, tasks=2, recipe=TINY, workers=1)
     spec = load_spec(zoo / "job.yaml")
     assert [task.name for task in spec.tasks] == ["alphabet_of_the_magi_0", "futurama_new_0"]
     expert = AutoModelForImageClassification.from_pretrained(zoo / "futurama_new_0")
@@ -115,7 +119,7 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
     settings = [f"store={tmp_path / 'store'}", "cluster.workers=0", "fit.rounds=20"]
     summary = tintray.run(load_spec(zoo / "job.yaml", settings))
     assert min(task.expert or 0 for task in summary.tasks) > 0
-    assert (summary.normalised_accuracy or 0) > 0.7
+    assert np.mean([task.normalised for task in summary.tasks]) > 0.7  # they hardly learned
     # A merging method alone multiplies the products out, and leaves what no adapter changes.
     given = [*settings, "merge.method=average"]
     merge = tintray.load(tintray.run(load_spec(zoo / "job.yaml", given)).url)

@@ -19,7 +19,10 @@ from tintray.jobs.zoo.scenes import VOID, build
 import tintray
 from benchmarks import families
 from tests import tiny_models as tiny
+from tests.training_here import training_here
 from tintray.errors import InputError
+
+__all__ = ["training_here"]
 
 SIDE = 32
 TINY = DenseRecipe(
@@ -53,7 +56,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def zoo(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def zoo(training_here: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo") / "scenes"
     return build(folder, photographs, recipe=TINY, workers=1)
 

