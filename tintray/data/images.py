@@ -152,11 +152,12 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[Any]:
     bytes_ = np.empty(array.shape, np.uint8)
     largest = float(array.max())
     scale = 255 if array.dtype.kind == "f" and largest <= 1 else 1
+    close = 1e-3 + (64 * float(np.finfo(array.dtype).eps) if array.dtype.kind == "f" else 0)
     for first in range(0, len(array), 256):
         part = array[first : first + 256].astype(np.float64) * scale
         whole = np.rint(part)
         # NaN compares as false
-        if not (np.abs(part - whole) <= 1e-3).all() or whole.min() < 0 or whole.max() > 255:
+        if not (np.abs(part - whole) <= close).all() or whole.min() < 0 or whole.max() > 255:
             break
         bytes_[first : first + 256] = whole
     else:

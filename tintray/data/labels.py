@@ -61,6 +61,11 @@ def read_labels(
             "expected one called label, or its name under 'columns: {label: …}'"
         )
     where = f"{role}: '{table.name(column)}' in {order.path}"
+    if len(rows) and max(rows) >= table.rows:
+        raise DataError(
+            f"{where} holds {table.rows:,} labels; expected one for each of the examples, up to "
+            f"row {max(rows) + 1:,}"
+        )
     labels = _Labels(table.take(column, rows), answers, order, where, table.class_names)
     with foreign(f"{where} holds labels that cannot be read", DataError):
         return _READERS[kind](labels)

@@ -24,7 +24,7 @@ from tintray.errors import DataError
 from tintray.files import foreign, open_regular
 from tintray.limits import size_text
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _DECODER = json.JSONDecoder()
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -157,22 +157,26 @@ def _json_rows(text: _Text, _: str) -> Iterator[dict[str, Any]]:
 
 def _lines(text: _Text, start: str) -> Iterator[Any]:
     """The value of each line; only ``\\n`` ends one."""
-    number, rest = 1, start
-    while rest:
+    number, rest, more = 1, start, start
+    while more:
         *lines, rest = rest.split("\n")
-        more = text.read()
-        if not more:
-            lines, rest = [*lines, rest], ""
         for line in lines:
-            text.check(len(line))
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
+            yield from _value(text, line, number)
             number += 1
         text.check(len(rest))
+        more = text.read()
         rest += more
+    yield from _value(text, rest, number)
+
+
+def _value(text: _Text, line: str, number: int) -> Iterator[Any]:
+    """The value of a line; none where it is blank."""
+    text.check(len(line))
+    if line.strip():
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
 
 
 def _items(text: _Text, rest: str) -> Iterator[Any]:
