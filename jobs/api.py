@@ -22,14 +22,12 @@ from tintray.jobs.results import (
 from tintray.jobs.running.driver import evaluated, open_places, run_job
 from tintray.jobs.running.places import usable
 from tintray.jobs.spec.sections import JobSpec
-from tintray.jobs.spec.settings import chosen, default_catalog, default_store
+from tintray.jobs.spec.settings import chosen, default_catalog, default_store, limits
 from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.records import seal
 
 from tintray.bundle import Merge
-from tintray.kinship import is_foreign
-from tintray.kinship import warning as kinship_warning
 from tintray.placement import AUTO
 
 
@@ -65,12 +63,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         notices.append(
             f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"
         )
-    notices += [told for found in facts.values() for told in found.notices]
-    notices += [
-        kinship_warning(name, found.kinship)
-        for name, found in facts.items()
-        if is_foreign(found.kinship)
-    ]
+    notices += [text for found in facts.values() for text in found.warnings()]
     return ValidationReport(
         name=spec.name,
         tasks=[task.name for task in spec.tasks],
@@ -78,6 +71,8 @@ def validate(spec: JobSpec) -> ValidationReport:
         units=len(ground.partition.layout.units),
         site=spec.tint.site,
         tint_parameters={name: found.tint_parameters for name, found in facts.items()},
+        pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
+        max_pool_bytes=limits().max_pool_bytes,
         notices=notices,
     )
 

@@ -152,4 +152,6 @@ class ValidationReport(Record):
     units: int  # layer units: what a task has one merging coefficient for
     site: str
     tint_parameters: Mapping[str, int]  # task -> parameters that only it would have
+    pools: Mapping[str, int] = field(default_factory=dict)  # field -> memory of its examples
+    max_pool_bytes: int = 0  # what each of them may take
     notices: Sequence[str] = ()

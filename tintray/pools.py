@@ -9,6 +9,7 @@ to the longest of the pool; a batch is cut to its own longest.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
 from tintray.data.reading import encoded_digest
 from tintray.errors import CheckpointError, DataError
+from tintray.files import foreign
 from tintray.tasks import WRITING, Kind
 from tintray.text import build_tokens, has_tokenizer
 
 ANSWER_LENGTH = 64
 """Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
 
+_FLOAT = 4  # bytes
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
 
@@ -79,6 +82,12 @@ class Pool:
     ) -> Tensor | None:
         """Which of the first ``length`` tokens of the examples at ``index`` count: bool [b, S]."""
         return None if self.mask is None else self.mask[index][:, :length].to(device)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the examples take."""
+        extra = [tensor for tensor in (self.mask, self.words) if tensor is not None]
+        return sum(tensor.nbytes for tensor in (*self.inputs.values(), *extra))
 
     def first(self, count: int) -> Pool:
         """The first ``count`` examples."""
@@ -255,21 +264,25 @@ def build_pool(
     Raises
     ------
     DataError
-        If texts cannot be turned into tokens as the kind of task asks.
+        If texts cannot be turned into tokens as the kind of task asks, images cannot be prepared,
+        or what comes of them takes more memory than the order's limits allow.
     """
+    order = DataOrder(examples.source) if order is None else order
     if examples.is_text:
-        limit = None if order is None else order.max_length
-        tokens = build_tokens(examples, processor, kind, limit, role)
+        tokens = build_tokens(examples, processor, kind, order, role)
         pool = Pool(
             tokens.inputs, None, None, tokens.digest, tokens.mask, examples.rows, tokens.words
         )
         if kind != "seq2seq":
             return pool
-        length = (order.max_target_length if order else None) or ANSWER_LENGTH
+        length = order.max_target_length or ANSWER_LENGTH
         digest = hashlib.sha256(f"{pool.digest} {length}".encode()).hexdigest()
         return replace(pool, digest=digest, answer_length=length)
-    prepared = _plain(examples, role) if processor is None else _images(examples, processor)
-    return replace(prepared, rows=examples.rows)
+    if processor is None:
+        return replace(_plain(examples, role), rows=examples.rows)
+    _check_resized(examples, processor, order, role)
+    with foreign(f"{role}: the expert's image processor cannot prepare the images", DataError):
+        return replace(_images(examples, processor, order, role), rows=examples.rows)
 
 
 def _plain(examples: Examples, role: str) -> Pool:
@@ -286,9 +299,39 @@ def _plain(examples: Examples, role: str) -> Pool:
     return Pool({"pixel_values": pixels}, scale, torch.zeros_like(scale), digest)
 
 
-def _images(examples: Examples, processor: Any) -> Pool:
+def _check_resized(examples: Examples, processor: Any, order: DataOrder, role: str) -> None:
+    """Refuse to resize an image to more pixels than one may have.
+
+    Where the shorter edge is given, the longer one follows from the image: a line of pixels may
+    become one of millions.
+    """
+    found = examples.columns["image"]
+    shapes = {found.shape[1:3]} if isinstance(found, np.ndarray) else {i.shape[:2] for i in found}
+    longest = max(max(shape) / max(min(shape), 1) for shape in shapes)
+    for name in ("size", "crop_size", "pad_size"):
+        size: Any = getattr(processor, name, None)
+        if not hasattr(size, "get"):
+            continue
+        edges = {edge: size.get(edge) for edge in ("height", "width", "shortest_edge")}
+        sides = [side for side in edges.values() if isinstance(side, int)]
+        whole = len(sides) == 2 and not edges["shortest_edge"]
+        factor = longest if edges["shortest_edge"] else 1
+        pixels = math.prod(sides) if whole else max(sides, default=0) ** 2 * factor
+        if pixels > order.limits.max_image_pixels:
+            raise DataError(
+                f"{role}: the expert's image processor makes images of {pixels:,.0f} pixels "
+                f"({name} {max(sides)}, images up to {longest:,.1f} times as long as wide), and "
+                f"max_image_pixels allows {order.limits.max_image_pixels:,}"
+            )
+
+
+def _images(examples: Examples, processor: Any, order: DataOrder, role: str) -> Pool:
     digest = hashlib.sha256(f"{examples.digest()}{processor.to_json_string()}".encode()).hexdigest()
     images = _as_pil(examples.columns["image"], "L" if _channels(processor) == 1 else "RGB")
+    what = f"{role}: what the image processor makes of {len(images):,} images"
+    resized = processor(images[:1], return_tensors="np", do_rescale=False, do_normalize=False)
+    each = sum(np.asarray(value).nbytes for value in resized.values())
+    order.check_bytes(each * len(images), what)
     resized = processor(images, return_tensors="np", do_rescale=False, do_normalize=False)
     pixels = resized["pixel_values"]
     if set(resized) == {"pixel_values"} and pixels.dtype == "uint8":
@@ -297,6 +340,7 @@ def _images(examples: Examples, processor: Any) -> Pool:
         probe = processor(images[:_PROBE], return_tensors="pt")["pixel_values"]
         if torch.allclose(pool.batch(slice(0, _PROBE))["pixel_values"], probe, atol=1e-6):
             return pool
+    order.check_bytes(each // pixels.itemsize * _FLOAT * len(images), what)
     full = processor(images, return_tensors="pt")
     return Pool({name: torch.as_tensor(value) for name, value in full.items()}, None, None, digest)
 

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tintray.data.labels import NONE
+from tintray.data.order import DataOrder
 from tintray.data.reading import Examples
 from tintray.errors import CheckpointError, DataError
+from tintray.files import foreign
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
 _DEFAULT_LENGTH = 512
+_INT64 = 8  # bytes
 _COMMON = 0.9  # of the tokens of the smaller vocabulary, which the other one has to know
 
 
@@ -34,7 +37,7 @@ class Tokens:
 
 
 def build_tokens(
-    examples: Examples, tokenizer: Any, kind: str, max_length: int | None, role: str
+    examples: Examples, tokenizer: Any, kind: str, order: DataOrder, role: str
 ) -> Tokens:
     """Turn texts into tokens as the kind of task asks.
 
@@ -45,9 +48,15 @@ def build_tokens(
     Raises
     ------
     DataError
-        If the tokenizer cannot: words without a fast tokenizer, a conversation without a template.
+        If the tokenizer cannot: words without a fast tokenizer, a conversation without a template;
+        or if the tokens take more memory than the order's limits allow.
     """
-    limit = _limit(tokenizer, max_length)
+    with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
+        return _build(examples, tokenizer, kind, order, role)
+
+
+def _build(examples: Examples, tokenizer: Any, kind: str, order: DataOrder, role: str) -> Tokens:
+    limit = _limit(tokenizer, order.max_length)
     digest = _digest(examples, tokenizer, kind, limit)
     columns = examples.columns
     options = {"truncation": True, "max_length": limit}
@@ -59,6 +68,9 @@ def build_tokens(
     else:
         encoded = tokenizer(columns["text"], columns.get("text_pair"), **options)
     _check_content(encoded, tokenizer, role)
+    longest = max(len(row) for row in encoded["input_ids"])
+    taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
+    order.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
     inputs = _padded(tokenizer, encoded)
     mask, words = None, None
     if kind == "token_classification":

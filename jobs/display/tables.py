@@ -20,6 +20,7 @@ from tintray.jobs.results import (
     ValidationReport,
 )
 
+from tintray.limits import size_text
 from tintray.metrics import find_metric, shown
 
 _LEGEND = """
@@ -253,9 +254,21 @@ def print_validation(report: ValidationReport, console: Console) -> None:
     facts = {
         "backbone": f"{count(report.backbone_parameters)} parameters in {report.units} layer units",
         "tint site": report.site,
+        "pools": pools_line(report.pools, report.max_pool_bytes),
     }
     print_facts(facts, console)
     _print_notices(report.notices, console)
+
+
+def pools_line(pools: Mapping[str, int], most: int) -> str:
+    """What pools and test sets take in memory, beside what each of them may take."""
+    if not pools:
+        return ""
+    largest = max(pools, key=lambda name: pools[name])
+    return (
+        f"{size_text(sum(pools.values()))} of memory; {largest} takes the most, "
+        f"{size_text(pools[largest])} of the {size_text(most)} that max_pool_bytes allows"
+    )
 
 
 def _print_notices(notices: Sequence[str], console: Console) -> None:

@@ -17,7 +17,7 @@ from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.storage.cache import lookup, remember
 from torch import Tensor, nn
 
-from tintray import labels, models, pools, sequences
+from tintray import labels, models, overlap, pools, sequences
 from tintray.adapters import is_adapter, read_adapter, task_vector
 from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.checkpoints import Checkpoint, open_checkpoint
@@ -130,6 +130,9 @@ class Experts:
                 local_data(task.test, self.cache),
                 *(task.kind, test, known, f"tasks.{task.name}.test"),
             )
+            common = overlap.shared(pool, test)
+            if common:
+                notices.append(overlap.warning(task.name, common, len(test)))
         if task.kept is not None and pool.digest != task.kept.pool:
             raise DataError(
                 f"tasks.{task.name}.adapt: {task.pool.path} is not what "
@@ -150,6 +153,8 @@ class Experts:
             configs=checkpoint.configs(),
             kinship=kinship(self.partition.module, expert),
             notices=tuple(notices),
+            pool_bytes=pool.memory,
+            test_bytes=0 if test is None else test.memory,
         )
         true = self._true_labels(task, pool, known) if task.labelled else None
         return Hosted(task, facts, layer, pool, test, test_labels, true), expert

@@ -10,6 +10,7 @@ from tintray.jobs.merges.kept import Kept
 from tintray.jobs.running.sources import local_data, local_folder
 from tintray.storage.blobs import BlobRef
 
+from tintray import kinship
 from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
 from tintray.data import DataOrder, class_names
 from tintray.doubts import Doubt
@@ -116,7 +117,21 @@ class TaskFacts:
     test_examples: int
     configs: Mapping[str, bytes]  # file name -> content
     kinship: float = 1.0  # cosine between the base's weights and the expert's
-    notices: tuple[str, ...] = ()  # what is worth telling of its files
+    notices: tuple[str, ...] = ()  # what is worth telling of its files, a sentence each
+    pool_bytes: int = 0  # memory of the pool
+    test_bytes: int = 0
+
+    def warnings(self) -> list[str]:
+        """What is worth telling of the task's files, expert and data, a sentence each."""
+        found = list(self.notices)
+        if kinship.is_foreign(self.kinship):
+            found.append(kinship.warning(self.name, self.kinship))
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Memory of the task's examples, by the fields of the job file."""
+        found = {"adapt": self.pool_bytes, "test": self.test_bytes}
+        return {f"tasks.{self.name}.{part}": taken for part, taken in found.items() if taken}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tintray.jobs.running.driver import (
     open_places,
     tell_doubts,
     tell_shortfalls,
+    tell_warnings,
 )
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
@@ -156,6 +157,7 @@ def _add(
     with run.stage(JobState.PLANNING, f"checking the experts of {', '.join(change.names)}"):
         facts = crew.check()
         _check_kinship(facts, spec)
+        tell_warnings(run, facts)
     with run.stage(JobState.PREPARING, "self-labels: each new expert predicts its pool once"):
         prepared = crew.label(on_prepared(run, len(new.tasks)))
         _check_doubts(run, prepared, spec)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from tintray.jobs.running.driver import run_job
 from tintray.jobs.running.places import usable
 from tintray.jobs.spec.locations import Location
 from tintray.jobs.spec.sections import JobSpec, TaskSpec
+from tintray.jobs.spec.settings import limits
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.cache import lookup
 
@@ -77,6 +78,8 @@ class PlanReport(Record):
     problem: str | None  # why it does not, and what would
     flops: float  # of the rounds
     seconds: Mapping[str, float]  # stage -> wall time
+    pools: Mapping[str, int] = field(default_factory=dict)  # field -> memory of its examples
+    max_pool_bytes: int = 0  # what each of them may take
     pilot: PilotReport | None = None
 
 
@@ -130,6 +133,8 @@ def plan(
         problem=problem,
         flops=speed.flops * _examples(spec),
         seconds=_seconds(spec, facts, cached, speed, laid_out),
+        pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
+        max_pool_bytes=limits().max_pool_bytes,
     )
     if not pilot:
         return report

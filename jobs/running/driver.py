@@ -43,8 +43,6 @@ from tintray.storage.states import JobState
 from tintray.coefficients import Coefficients
 from tintray.doubts import shortfall
 from tintray.evaluation import TaskScore
-from tintray.kinship import is_foreign
-from tintray.kinship import warning as kinship_warning
 from tintray.placement import AUTO
 from tintray.plateau import Plateau
 from tintray.schedule import Schedule
@@ -144,11 +142,7 @@ def _run(
             ground = survey(spec)
             crew = Crew(fleet, spec, ground)
         facts = crew.check()
-        for name, found in facts.items():
-            for told in found.notices:
-                run.on_event(Notice(told))
-            if is_foreign(found.kinship):
-                run.on_event(Notice(kinship_warning(name, found.kinship)))
+        tell_warnings(run, facts)
         _record(run, spec, ground, facts)
     with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
         prepared = crew.prepare(store, on_prepared(run, len(spec.tasks)))
@@ -180,6 +174,13 @@ def _run(
         delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
     run.on_event(Published(f"{store.url}/merges/{ref}"))
     return manifest
+
+
+def tell_warnings(run: JobRun, facts: Mapping[str, TaskFacts]) -> None:
+    """Tell what speaks against experts and data, now and in the merge."""
+    for found in facts.values():
+        for text in found.warnings():
+            run.remark(text)
 
 
 def _short_fit(stage: Stage, rounds: int) -> Coordinator:

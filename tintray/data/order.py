@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tintray.errors import DataError, nearest
-from tintray.limits import DEFAULTS, Limits
+from tintray.limits import DEFAULTS, Limits, size_text
 
 INPUTS = {
     "image": ("image", "img", "pixels"),
@@ -129,6 +129,22 @@ class DataOrder:
         if self.sample is not None and self.sample < len(rows):
             return [rows[len(rows) * n // self.sample] for n in range(self.sample)]
         return rows
+
+    def check_bytes(self, count: int, what: str) -> None:
+        """Refuse to take ``count`` bytes of memory for ``what``, if that is beyond the budget.
+
+        Raises
+        ------
+        DataError
+            Naming the budget, and how to stay within it.
+        """
+        most = self.limits.max_pool_bytes
+        if count > most:
+            raise DataError(
+                f"{what} takes {size_text(count)} of memory, and max_pool_bytes allows "
+                f"{size_text(most)}; take fewer examples (a slice such as "
+                f"'{self.split_name}[:500]', or 'sample') or raise it"
+            )
 
     def column(self, kind: str, present: list[str], role: str) -> str | None:
         """The column that holds ``kind``: as the job says, or the first known name; None if none.

@@ -12,8 +12,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tintray.data.order import DataOrder
-from tintray.errors import DataError
-from tintray.limits import size_text
 
 
 class Table(ABC):
@@ -66,13 +64,7 @@ class Table(ABC):
         DataError
             Naming the budget, and how to stay within it.
         """
-        most = self.order.limits.max_pool_bytes
-        if count > most:
-            raise DataError(
-                f"{self.role}: {what} in {self.order.path} takes {size_text(count)} of memory, and "
-                f"max_pool_bytes allows {size_text(most)}; take fewer examples (a slice such as "
-                f"'{self.order.split_name}[:500]', or 'sample') or raise it"
-            )
+        self.order.check_bytes(count, f"{self.role}: {what} in {self.order.path}")
 
 
 def memory_of(value: Any) -> int:
