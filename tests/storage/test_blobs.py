@@ -12,6 +12,7 @@ from tintray.storage.blobs import BlobRef, blob_key, fetch_blob, get_blob, put_b
 from tintray.storage.cache import lookup, remember
 from tintray.storage.records import seal, unseal
 
+from tests.services import in_a_folder
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 
 
@@ -58,6 +59,7 @@ def test_a_damaged_download_is_fetched_again(store: ArtifactStore, tmp_path: Pat
     assert fetch_blob(store, ref, tmp_path).read_bytes() == b"weights"
 
 
+@in_a_folder
 def test_names_that_are_no_hash_are_refused(store: ArtifactStore) -> None:
     with pytest.raises(InputError, match="expected a sha256"):
         get_blob(store, "../../etc/passwd")
@@ -65,6 +67,7 @@ def test_names_that_are_no_hash_are_refused(store: ArtifactStore) -> None:
         get_blob(store, "0" * 64)
 
 
+@in_a_folder
 def test_a_result_is_remembered_by_what_it_was_computed_from(store: ArtifactStore) -> None:
     assert lookup(store, "labels", "k1") is None
     entry = remember(store, "labels", "k1", b"logits", {"examples": 3})
@@ -75,6 +78,7 @@ def test_a_result_is_remembered_by_what_it_was_computed_from(store: ArtifactStor
     assert lookup(store, "vectors", "k1") is None
 
 
+@in_a_folder
 def test_a_remembered_result_that_is_gone_or_altered_counts_as_none(
     store: ArtifactStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from tintray.storage.publish import list_merges, merge_file, publish_merge, read
 from tintray.storage.states import JobState
 from tintray.storage.sweep import Garbage
 
+from tests.services import in_a_folder
 from tintray.errors import InputError, StorageError
 
 SOON = -10.0  # an age limit in the future: nothing is too young
@@ -58,6 +59,7 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
     assert collect.collect(store, known, SOON).garbage == ()
 
 
+@in_a_folder
 def test_what_an_unfinished_job_or_a_pin_needs_stays(store: ArtifactStore, known: Catalog) -> None:
     job = known.jobs()[0].id
     used, pinned = put_blob(store, b"used"), put_blob(store, b"pinned")
@@ -72,6 +74,7 @@ def test_what_an_unfinished_job_or_a_pin_needs_stays(store: ArtifactStore, known
     assert keys(store) == set()
 
 
+@in_a_folder
 def test_what_the_job_of_a_merge_was_computed_from_stays_until_the_merge_goes(
     store: ArtifactStore, known: Catalog
 ) -> None:
@@ -113,6 +116,7 @@ def test_what_is_young_or_was_just_found_stays(
     assert get_blob(store, entry.sha256) == b"labels"
 
 
+@in_a_folder
 def test_what_is_used_between_listing_and_deleting_is_spared(
     store: ArtifactStore, known: Catalog
 ) -> None:
@@ -159,6 +163,7 @@ def begin_upload(store: ArtifactStore) -> None:
     client.close()
 
 
+@in_a_folder
 def test_the_catalog_of_another_store_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
     put_blob(store, b"precious")
     with Catalog.open(f"sqlite:///{tmp_path}/other.db") as other:
@@ -168,6 +173,7 @@ def test_the_catalog_of_another_store_is_refused(store: ArtifactStore, tmp_path:
     assert len(keys(store)) == 1
 
 
+@in_a_folder
 def test_the_catalog_forgets_what_was_deleted_before_a_store_failed(
     known: Catalog, store: ArtifactStore
 ) -> None:

@@ -30,6 +30,7 @@ from tintray.storage.publish import (
     read_manifest,
 )
 
+from tests.services import in_a_folder
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 
 FILES: dict[str, bytes | Path] = {
@@ -60,6 +61,7 @@ def test_its_url_leads_back_to_it(store: ArtifactStore) -> None:
             parse_merge_url(wrong)
 
 
+@in_a_folder
 def test_versions_go_up_and_names_are_apart(store: ArtifactStore) -> None:
     urls = [publish_merge(store, name, FILES, {}) for name in ("b", "a", "b", "b-2", "b")]
     tails = [url.rpartition("/merges/")[2] for url in urls]
@@ -101,6 +103,7 @@ def test_nothing_is_visible_before_the_manifest(store: ArtifactStore) -> None:
     assert publish_merge(store, "ten", FILES, {}).endswith("ten/v1")
 
 
+@in_a_folder
 def test_a_wrong_name_is_answered_with_the_nearest(store: ArtifactStore, tmp_path: Path) -> None:
     publish_merge(store, "ten-scripts", FILES, {})
     with pytest.raises(NotFoundError, match=r"did you mean 'ten-scripts/v1'\?"):
@@ -124,6 +127,7 @@ def test_altered_files_and_manifests_are_named(store: ArtifactStore, tmp_path: P
         read_manifest(store, MergeRef("ten", 1))
 
 
+@in_a_folder
 def test_a_name_that_is_no_folder_is_refused(store: ArtifactStore) -> None:
     for name in ("", "..", "a/b", "latest", ".hidden", "ü", "x" * 101):
         with pytest.raises(SpecError, match="merge name"):
@@ -131,6 +135,7 @@ def test_a_name_that_is_no_folder_is_refused(store: ArtifactStore) -> None:
     assert list(store.list()) == []
 
 
+@in_a_folder
 def test_a_file_that_would_leave_the_merge_is_refused(store: ArtifactStore) -> None:
     for name in ("../x", "/x", "manifest.json", "a/../../x"):
         with pytest.raises(InputError):
@@ -148,6 +153,7 @@ def test_what_confirming_raises_keeps_a_merge_from_being_published(store: Artifa
     assert (list_merges(store), list(store.list("merges/"))) == ([], [])
 
 
+@in_a_folder
 def test_passwords_do_not_reach_a_manifest(store: ArtifactStore) -> None:
     spec = {"catalog": "postgresql+psycopg://me:hunter2@host/db", "store": store.url}
     publish_merge(store, "ten", FILES, {"spec": spec})
