@@ -22,7 +22,8 @@ from tintray.tasks import CLASSES, Kind, Outputs, by_class, chosen, measure
 LEAST_SURENESS = 0.2
 """How much surer than chance an expert must be on average, from 0 (chance) to 1 (certain)."""
 
-_ENOUGH = 20  # examples, below which nothing is said
+_ENOUGH = 20  # examples, below which nothing is said of how often answers are right
+_ALIKE = 10  # and below which the same answer to all is no surprise
 _DEVIATIONS = 1.645  # of a guesser's right answers: what luck reaches in one of twenty cases
 _BATCH = 64
 _NONE = -100
@@ -68,7 +69,7 @@ def doubt(
         said = f"is no better than guessing on its test set ({name} {figure})"
         return Doubt(said, False, True)
     examples = _count(pool)
-    if examples >= _ENOUGH and _constant(kind, pool, mask):
+    if examples >= _ALIKE and _constant(kind, pool, mask):
         said = f"answers the same for each of the {examples:,} examples of its pool"
         return Doubt(said, False, known is not True)
     return None

@@ -24,11 +24,11 @@ from tintray.limits import size_text
 from tintray.metrics import find_metric, shown
 
 _LEGEND = """
-of expert    what is left of the expert's own figure; where less is better, expert / merged;
-             in brackets where the expert is no better than guessing: left out of the mean
+of expert    what is left of the expert's own figure; where less is better, expert / merged
 agreement    how often the merge answers as the expert does
 pool kept    share of the unlabelled examples that counted at the end of the fit
 tint params  parameters that this task alone has; all others are shared"""
+_BRACKETS = "in brackets: the expert is no better than guessing, and left out of the mean"
 _MANY_METHODS = 6  # more columns than that fit no terminal
 _LOG_WIDTH = 400  # a log has no edge to break lines at
 
@@ -64,7 +64,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     console.print(_task_table(summary.tasks))
     console.print(Text(_LEGEND, style="dim"))
     print_facts(_summary_facts(summary), console)
-    _print_notices(summary.notices, console)
+    _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
 
 
 def _how(summary: MergeSummary) -> str:
@@ -123,6 +123,7 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
         table.tasks, table.average, table.expert_average, table.normalised_accuracy
     )
     print_facts(facts, console)
+    _print_notices(_bracketed(table.tasks), console)
 
 
 def _task_table(tasks: Sequence[TaskResult]) -> Table:
@@ -152,6 +153,10 @@ def _kept_share(task: TaskResult) -> str:
     if task.normalised is None:
         return "-"
     return f"({_percent(task.normalised)})" if task.at_chance else _percent(task.normalised)
+
+
+def _bracketed(tasks: Sequence[TaskResult]) -> list[str]:
+    return [_BRACKETS] if any(task.at_chance for task in tasks) else []
 
 
 def print_comparison(comparison: CompareTable, console: Console) -> None:

@@ -133,12 +133,10 @@ class Experts:
             common = overlap.shared(pool, test)
             if common:
                 notices.append(overlap.warning(task.name, common, len(test)))
-        if task.kept is not None and pool.digest != task.kept.pool:
-            raise DataError(
-                f"tasks.{task.name}.adapt: {task.pool.path} is not what "
-                "the merge was published with; expected the same examples, restore the file or "
-                "`tintray refresh` the task"
-            )
+        if task.kept is not None:
+            self._check_same(task, "adapt", task.pool, pool.digest, task.kept.pool)
+            if task.test is not None and test is not None:
+                self._check_same(task, "test", task.test, test.digest, task.kept.test)
         digest = checkpoint.digest() if task.kept is None else task.kept.expert
         facts = TaskFacts(
             name=task.name,
@@ -186,6 +184,16 @@ class Experts:
         if hosted.test is None:
             return doubt(*given)
         return doubt(*given, hosted.expert_test, hosted.test_labels, hosted.test.mask)
+
+    def _check_same(
+        self, task: TaskOrder, part: str, order: DataOrder, found: str, published: str | None
+    ) -> None:
+        """Refuse other examples than those that a published task was fitted or measured on."""
+        if found != published:
+            raise DataError(
+                f"tasks.{task.name}.{part}: {order.path} is not what the merge was published "
+                "with; expected the same examples, restore the file or `tintray refresh` the task"
+            )
 
     def _try_out(
         self, task: TaskOrder, expert: nn.Module, pool: pools.Pool, width: int, part: str

@@ -85,7 +85,8 @@ class Parent:
     def stand_in(self, task: str) -> Kept:
         """What stands in for a task's expert."""
         entry = self.merge.task(task)
-        return Kept(self.merge.url, entry["expert"]["sha256"], entry["pool"]["sha256"])
+        test = entry["test"] and entry["test"]["sha256"]
+        return Kept(self.merge.url, self.expert(task), entry["pool"]["sha256"], test)
 
     def check_files(self, leaving: Iterable[str]) -> None:
         """Raise :class:`NotFoundError` if a file that a child has too is gone.

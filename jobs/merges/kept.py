@@ -30,13 +30,15 @@ class Kept:
     ----------
     url
         The merge.
-    expert, pool
-        sha256 of the expert and of the prepared pool that it was published with.
+    expert, pool, test
+        sha256 of the expert, and of the prepared pool and test set (if any), that it was published
+        with.
     """
 
     url: str
     expert: str
     pool: str
+    test: str | None = None
 
 
 @cache

@@ -450,6 +450,10 @@ def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None
         grown.add("four", mode="tint", on_event=events.append)
     assert not events  # nothing was computed
     lost.with_name("away").rename(lost)
+    other = grown.zoo.arrays("three")["x_test"]
+    grown.zoo.replace_arrays("three", x_test=other[::-1])
+    with pytest.raises(DataError, match=r"tasks\.three\.test: .* is not what the merge was publi"):
+        grown.remove("two")  # the guard would compare with figures on other examples
     (grown.zoo.folder / "three.npz").unlink()
     with pytest.raises(DataError, match=r"tasks\.three\.adapt: the data file .* does not exist"):
         grown.remove("two")
