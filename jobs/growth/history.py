@@ -53,7 +53,7 @@ class TaskDifference(Record):
     change: str  # "added", "removed", "changed", "same"
     parts: Sequence[str]  # what differs: "expert", "pool", "tint", "coefficients"
     metric: str | None
-    before: float | None
+    before: float | None  # by that metric; None where it was measured by another
     after: float | None
 
 
@@ -156,6 +156,10 @@ def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
     before = one.task(name) if name in one.tasks else None
     after = other.task(name) if name in other.tasks else None
     score = (after or before or {})["score"]
+    figures = [
+        of["score"]["merged"] if of and of["score"]["metric"] == score["metric"] else None
+        for of in (before, after)
+    ]
     parts = []
     if before is not None and after is not None:
         parts = [
@@ -171,8 +175,7 @@ def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
         "same" if before and after and not parts else change,
         parts,
         score["metric"],
-        None if before is None else before["score"]["merged"],
-        None if after is None else after["score"]["merged"],
+        *figures,
     )
 
 
