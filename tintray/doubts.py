@@ -66,7 +66,10 @@ def doubt(
     if known is False and test is not None:
         name, value = next(iter(measure(kind, test, labels, test_mask).items()))
         figure = find_metric(name).figure(value)
-        said = f"is no better than guessing on its test set ({name} {figure})"
+        said = (
+            f"cannot be told from one that guesses by its {_count(test):,} test examples ({name} "
+            f"{figure})"
+        )
         return Doubt(said, False, True)
     examples = _count(pool)
     if examples >= _ALIKE and _constant(kind, pool, mask):

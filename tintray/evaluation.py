@@ -135,7 +135,7 @@ class Overall:
 
 
 def overall(scores: Sequence[TaskScore], at_chance: Collection[str] = ()) -> Overall:
-    """Means over tasks; ``at_chance`` are those whose experts are no better than guessing.
+    """Means over tasks; ``at_chance`` are those whose experts seem to guess.
 
     To keep all of such an expert says nothing of a merge, so it is left out of the normalised
     accuracy.

@@ -28,7 +28,9 @@ of expert    what is left of the expert's own figure; where less is better, expe
 agreement    how often the merge answers as the expert does
 pool kept    share of the unlabelled examples that counted at the end of the fit
 tint params  parameters that this task alone has; all others are shared"""
-_BRACKETS = "in brackets: the expert is no better than guessing, and left out of the mean"
+_BRACKETS = (
+    "in brackets: the expert cannot be told from one that guesses, and is left out of the mean"
+)
 _MANY_METHODS = 6  # more columns than that fit no terminal
 _LOG_WIDTH = 400  # a log has no edge to break lines at
 

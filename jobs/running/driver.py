@@ -413,7 +413,7 @@ def _tell_reuse(run: JobRun, prepared: dict[str, Prepared]) -> None:
 
 
 def tell_doubts(run: JobRun, prepared: Mapping[str, Prepared]) -> None:
-    """Say before the fit which experts are no better than guessing, or seem to be."""
+    """Say before the fit which experts seem to guess."""
     for name, found in prepared.items():
         if found.doubt is not None:
             left = "; it is left out of the normalised accuracy" if found.doubt.at_chance else ""

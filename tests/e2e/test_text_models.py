@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -
         store=str(tmp_path / "store"),
     )
     summary = api.run(spec)
-    assert summary.normalised_accuracy > 0.6
+    assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6
     assert [task.metric for task in summary.tasks] == ["accuracy", "accuracy"]
     merge = tintray.load(summary.url)
     batch = encoded(tiny.sentences(5, 99))
@@ -329,7 +330,7 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
     )
     summary = api.run(spec)
     assert min(task.expert or 0 for task in summary.tasks) > 0.3
-    assert summary.normalised_accuracy > 0.6
+    assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6
     merge = tintray.load(summary.url)
     module = merge.for_task("up")
     same = module.get_output_embeddings().weight is module.get_input_embeddings().weight

@@ -39,7 +39,7 @@ def test_an_expert_that_always_answers_the_same_is_told_and_left_out(
         if isinstance(event, StageStarted) and event.stage == "fitting"
     )
     told = [str(event) for event in events[:fitting] if isinstance(event, Notice)]
-    assert any("task 'five': its expert is no better than guessing" in text for text in told)
+    assert any("task 'five': its expert cannot be told from one" in text for text in told)
     assert any("task 'four': its expert answers the same" in text for text in told)
     assert [task.at_chance for task in summary.tasks] == [True, True, False]
     assert summary.normalised_accuracy == summary.tasks[2].normalised

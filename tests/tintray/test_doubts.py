@@ -73,7 +73,7 @@ def test_an_expert_that_knows_is_not_doubted(kind: Kind) -> None:
 def test_labels_show_who_guesses_however_surely(kind: Kind) -> None:
     found = of(kind, "guesses", labelled=True)
     assert found.at_chance and not found.unsure
-    assert "no better than guessing on its test set" in found.said
+    assert "cannot be told from one that guesses by its 60 test examples" in found.said
     assert of(kind, "guesses", labelled=False) is None  # without them nobody can know
 
 
