@@ -16,7 +16,7 @@ from tintray.storage.catalog import Catalog, Known
 from tintray.storage.leases import LeaseLostError
 from tintray.storage.states import JobState
 
-from tintray.errors import CancelledError, StorageError, TintrayError
+from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
 
 _FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path
 _MOMENTS: dict[JobState, Moment] = {JobState.FITTING: "round", JobState.PUBLISHING: "never"}
@@ -78,6 +78,7 @@ class JobRun:
 
     def remark(self, text: str) -> None:
         """Say something that belongs to the result: now, and in what is published."""
+        text = shortened(printable(text))
         if text not in self.remarks:
             self.remarks.append(text)
             self.on_event(Notice(text))
