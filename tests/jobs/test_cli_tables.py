@@ -160,7 +160,7 @@ def test_a_merge_that_learned_nothing_names_its_method() -> None:
 
 
 def test_validation_tells_sizes_and_notices() -> None:
-    report = ValidationReport("x", ["a"], 1000, 7, "head", {"a": 5}, ["mind [this]"])
+    report = ValidationReport("x", ["a"], 1000, 7, "head", {"a": 5}, notices=["mind [this]"])
     table = text(print_validation, report)
     assert row(table, "a") == ["a", "5", "0.50", "%"]
     assert "1 k parameters in 7 layer units" in table
