@@ -36,7 +36,8 @@ class OverdueError(Exception):
 class Connections:
     """The sockets of one client, and the operations that are watched on it, thread by thread."""
 
-    def __init__(self, client: S3Client) -> None:
+    def __init__(self, client: S3Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._lock = threading.Lock()
         self._open: WeakSet[socket.socket] = WeakSet()
         self._cut: WeakSet[socket.socket] = WeakSet()
@@ -108,7 +109,8 @@ class Watch:
         self.expired = False
         self.cancel: Callable[[], object] | None = None  # for work that other threads do
         self._connections = connections
-        self._until = time.monotonic() + seconds
+        self._clock = connections.clock
+        self._until = self._clock() + seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._guard, name="deadline", daemon=True)
         self._thread.start()
@@ -124,7 +126,7 @@ class Watch:
 
     def _guard(self) -> None:
         while not self._over.wait(self._pause()):
-            if time.monotonic() < self._until:
+            if self._clock() < self._until:
                 continue
             self.expired = True
             if self.cancel is not None:
@@ -132,7 +134,7 @@ class Watch:
             self._connections.cut()
 
     def _pause(self) -> float:
-        return _AGAIN if self.expired else max(0.0, self._until - time.monotonic())
+        return _AGAIN if self.expired else max(0.0, self._until - self._clock())
 
 
 def _pools(connections: Connections) -> dict[str, type]:

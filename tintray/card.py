@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tintray.errors import printable
 from tintray.metrics import find_metric
 
 CARD = "README.md"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_WORDS = re.compile(r"[A-Za-z0-9 :+._-]*")
 
 Form = Literal["model", "zero_shot", "adapter"]
 """A whole model; a CLIP tower with its head of texts in a file of its own; a PEFT adapter."""
@@ -39,11 +45,21 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _code(text: str) -> str:
+    """Text from outside as code within a line: Markdown and HTML in it are text."""
+    return "`" + printable(text).replace("`", "'") + "`"
+
+
+def _plain(text: str) -> str:
+    """A word from outside as it is, or as code where Markdown or HTML might read more in it."""
+    return text if _WORDS.fullmatch(text) else _code(text).replace("|", "/")
+
+
 def _front(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
     source = str(manifest["base"]["source"])
     library = "tintray" if len(tasks) > 1 or manifest["job"].get("factory") else "transformers"
     lines = ["---", f"library_name: {library}", "tags: [model-merging, tintray]"]
-    if "/" in source and not source.startswith(("/", "s3:")):
+    if _HUB_ID.fullmatch(source):
         lines.append(f"base_model: {source}")
     return "\n".join([*lines, "---"])
 
@@ -53,9 +69,9 @@ def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
     method = manifest["job"].get("merge", {}).get("method", "tint")
     shared = f"{manifest['backbone_parameters']:,} parameters"
     whole = (
-        f"A merge of {count} fine-tuned models (method `{method}`, tint site "
-        f"`{manifest['site']}`), made by tintray {manifest['tintray']}: one backbone of {shared} "
-        "that all tasks share, and one small layer and a head per task."
+        f"A merge of {count} fine-tuned models (method {_code(method)}, tint site "
+        f"{_code(manifest['site'])}), made by tintray {_plain(manifest['tintray'])}: one backbone "
+        f"of {shared} that all tasks share, and one small layer and a head per task."
     )
     if task is None:
         return whole
@@ -77,7 +93,8 @@ def _usage(
     elif factory:
         code = (
             "from tintray.models.factory import load\n\n"
-            f'model = load("{factory}", CONFIG, [FOLDER / "model.safetensors"], "model")'
+            f"model = load({json.dumps(printable(factory))}, CONFIG, "
+            '[FOLDER / "model.safetensors"], "model")'
         )
     elif form == "adapter":
         code = (
@@ -129,14 +146,14 @@ def _metrics(tasks: Sequence[Mapping[str, Any]]) -> str:
 
 def _lineage(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        f"- base: `{manifest['base']['source']}` (sha256 {manifest['base']['sha256'][:12]}…)",
+        f"- base: {_code(manifest['base']['source'])} (sha256 {manifest['base']['sha256'][:12]}…)",
         *(
-            f"- expert of {task['name']}: `{task['expert']['source']}` "
+            f"- expert of {task['name']}: {_code(task['expert']['source'])} "
             f"(sha256 {task['expert']['sha256'][:12]}…)"
             for task in tasks
         ),
-        f"- job: {manifest['job_id']}, {manifest['created']}, {manifest['rounds']} rounds, "
-        f"passes in {manifest['precision']}",
+        f"- job: {_plain(manifest['job_id'])}, {_plain(manifest['created'])}, "
+        f"{manifest['rounds']} rounds, passes in {_plain(manifest['precision'])}",
     ]
     if manifest.get("parent"):
         lines.append(f"- grown from: {manifest['parent']}")

@@ -91,6 +91,13 @@ def printable(text: str) -> str:
     return "".join(_escaped(c) if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines: line breaks and tabs stay as they are."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 

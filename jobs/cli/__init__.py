@@ -17,13 +17,14 @@ from tintray.jobs.cli.growth import add, history, refresh, remove, rollback
 from tintray.jobs.cli.health import db, doctor
 from tintray.jobs.cli.merges import compare, evaluate, export, listing, show
 from tintray.jobs.cli.merging import merge, methods
-from tintray.jobs.cli.options import Session, debug_option
+from tintray.jobs.cli.options import Session, debug_option, say
 from tintray.jobs.cli.planning import plan
 from tintray.jobs.cli.queue import cancel, queue, resume, retry, submit
 from tintray.jobs.cli.runs import run, validate
 from tintray.jobs.cli.setup import completion, init
 from tintray.jobs.cli.upkeep import artifacts, copy, gc, rm
 from tintray.jobs.cli.zoo import zoo
+from tintray.storage.secrets import redact
 
 from tintray.errors import TintrayError, printable, shortened
 
@@ -45,9 +46,9 @@ class Commands(click.Group):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a sentence for each
             if ctx.ensure_object(Session).debug:
-                traceback.print_exception(error)
+                say(_traceback(error), err=True)
             code, sentence = _explain(error)
-        click.echo(sentence, err=True)
+        say(redact(sentence), err=True)
         raise click.exceptions.Exit(code)
 
 
@@ -109,6 +110,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, f"error: {error}"
     said = _one_line(str(error))
     return 1, f"internal error: {type(error).__name__}: {said}; run again with --debug"
+
+
+def _traceback(error: BaseException) -> str:
+    """How it came to an error, without the passwords that its causes may quote."""
+    return redact("".join(traceback.format_exception(error)))
 
 
 def _usage(error: click.ClickException) -> int:

@@ -13,6 +13,7 @@ from tintray.jobs.cli.options import (
     id_argument,
     json_option,
     quiet_stdout,
+    say,
     until_closed,
     write,
 )
@@ -134,7 +135,7 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
         pieces = following.logs(job, catalog=catalog, follow=follow)
     with until_closed():
         for piece in pieces:
-            click.echo(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
+            say(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from tintray.jobs.cli.options import (
     merge_argument,
     place_options,
     quiet_stdout,
+    say,
     write,
 )
 
@@ -40,7 +41,7 @@ def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
 
         merges = api.list_merges(store=where, catalog=database)
     if not merges:
-        click.echo(f"no merge in {where} yet; tintray run JOB.yaml makes one", err=True)
+        say(f"no merge in {where} yet; tintray run JOB.yaml makes one", err=True)
     if merges or as_json:
         write(merges, print_listing, as_json=as_json)
 

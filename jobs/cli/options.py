@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tintray.errors import printable_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
     from tintray.jobs.results import Record
@@ -127,13 +129,14 @@ def write(
     result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
 ) -> None:
     """Write the result of a command to standard output, as a table or as JSON."""
-    from tintray.jobs.display.tables import open_console, write_json
+    from tintray.jobs.display.tables import write_json
+    from tintray.jobs.display.terminal import escaped, open_console
 
     with until_closed():
         if as_json:
             write_json(result, sys.stdout)
         else:
-            render(result, open_console(sys.stdout))
+            render(escaped(result), open_console(sys.stdout))
 
 
 def answer(text: str, document: Mapping[str, object], *, as_json: bool) -> None:
@@ -141,7 +144,12 @@ def answer(text: str, document: Mapping[str, object], *, as_json: bool) -> None:
     import json
 
     with until_closed():
-        click.echo(json.dumps(document, ensure_ascii=False) if as_json else text)
+        say(json.dumps(document).replace("\x7f", "\\u007f") if as_json else text)
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Write a text to standard output or error: what a terminal would act upon is escaped."""
+    click.echo(printable_lines(text), err=err, nl=nl)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tintray.jobs.cli.options import (
     job_argument,
     json_option,
     quiet_stdout,
+    say,
     set_option,
     write,
 )
@@ -97,7 +98,7 @@ def _run_mergekit(file: Path, output: Path, memory: str) -> None:
         from tintray.jobs import api
 
         written = api.compose(file, output, memory=memory, on_event=on_event)
-    click.echo(str(written))
+    say(str(written))
 
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tintray.jobs.cli.options import answer, debug_option, json_option, quiet_stdout
+from tintray.jobs.cli.options import answer, debug_option, json_option, quiet_stdout, say
 
 if TYPE_CHECKING:
     from tintray.jobs.zoo.making import Zoo
@@ -16,9 +16,7 @@ def _make(name: Zoo, directory: Path, as_json: bool, **options: Any) -> None:
     with quiet_stdout():
         from tintray.jobs.zoo.making import make_zoo
 
-        made = make_zoo(
-            name, directory, on_progress=lambda line: click.echo(line, err=True), **options
-        )
+        made = make_zoo(name, directory, on_progress=lambda line: say(line, err=True), **options)
     answer(str(made), {"path": str(made)}, as_json=as_json)
 
 

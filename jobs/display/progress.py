@@ -28,6 +28,8 @@ from tintray.jobs.events import (
     TensorsMerged,
 )
 
+from tintray.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -117,10 +119,10 @@ def watch(stream: TextIO | None = None) -> Iterator[OnEvent]:
     On a terminal the display is live, and goes away when the block ends well. ``NO_COLOR`` and
     ``TERM=dumb`` are respected.
     """
-    from rich.console import Console
+    from tintray.jobs.display.terminal import SafeConsole
 
     target = sys.stderr if stream is None else stream
-    console = Console(file=target)
+    console = SafeConsole(file=target)
     if console.is_terminal and not console.is_dumb_terminal:
         with live(console) as on_event:
             yield on_event
@@ -145,7 +147,7 @@ def live(console: Console) -> Iterator[OnEvent]:
         if isinstance(event, StageStarted) and tracker.stage:
             console.print(_stage_line(tracker), highlight=False, markup=False)
         if isinstance(event, Notice):
-            console.print(f"note: {event.text}", highlight=False, markup=False)
+            console.print(f"note: {printable(event.text)}", highlight=False, markup=False)
         tracker.take(event)
 
     with display:
@@ -288,7 +290,7 @@ class PlainProgress:
         return due
 
     def _write(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
         self._told = self._tracker.clock()
 
 

@@ -32,7 +32,6 @@ _BRACKETS = (
     "in brackets: the expert cannot be told from one that guesses, and is left out of the mean"
 )
 _MANY_METHODS = 6  # more columns than that fit no terminal
-_LOG_WIDTH = 400  # a log has no edge to break lines at
 
 
 def write_json(result: Record | Sequence[Record], stream: TextIO) -> None:
@@ -42,16 +41,9 @@ def write_json(result: Record | Sequence[Record], stream: TextIO) -> None:
         value = result.to_json()
     else:
         value = [record.to_json() for record in result]
-    stream.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False)
+    stream.write(text.replace("\x7f", "\\u007f") + "\n")  # JSON need not escape it; a terminal acts
     stream.flush()
-
-
-def open_console(stream: TextIO) -> Console:
-    """A console on ``stream``: in colour on a terminal, plain text elsewhere."""
-    console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _LOG_WIDTH
-    return console
 
 
 def print_summary(summary: MergeSummary, console: Console) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,16 +132,16 @@ def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", "from tintray.jobs.cli import main; main(['--help'])"],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        return time.perf_counter() - began
-
-    assert min(seconds() for _ in range(5)) < 0.4
+    """It loads click and nothing else of others: how long that takes is the machine's affair."""
+    found = python(
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "from tintray.jobs.cli import main\n"
+        "main(['--help'])\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules.keys() - before}\n"
+        "print(sorted(loaded - set(sys.stdlib_module_names)))"
+    )
+    assert found.stdout.splitlines()[-1] == "['click', 'tintray']", found.stdout + found.stderr
 
 
 def test_help_lists_the_commands_in_order_of_use(call: Call) -> None:

@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 from tintray.jobs.display.tables import (
     count,
-    open_console,
     print_comparison,
     print_listing,
     print_next,
@@ -19,6 +18,7 @@ from tintray.jobs.display.tables import (
     print_validation,
     write_json,
 )
+from tintray.jobs.display.terminal import open_console
 from tintray.jobs.results import (
     CompareRow,
     CompareTable,

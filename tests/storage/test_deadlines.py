@@ -1,4 +1,7 @@
-"""A server that answers byte by byte, or breaks off in its head, holds nobody."""
+"""A server that answers byte by byte, or breaks off in its head, holds nobody.
+
+Time is what the server's own bytes make of it, so that a busy machine changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,9 @@ HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\nETag: \"x\"\r\n"
     b"Last-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n"
 )  # fmt: skip
-OPTIONS = S3Options(connect_timeout=1, read_timeout=1, attempts=2, deadline=0.6, slowest=1 << 30)
+PATIENT = S3Options(connect_timeout=120, read_timeout=120, attempts=2)  # the deadline alone ends it
+SECONDS = 0.05  # that a byte takes, on the clock of the test
+ENDLESS = 20_000  # bytes that a server sends at most: a test that waits for them has failed
 Operation = Callable[[S3Store, Path], object]
 OPERATIONS: dict[str, Operation] = {
     "get": lambda store, _: store.get("key"),
@@ -32,10 +38,11 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class Trickle:
-    """Answers every request with ``begin``, and then byte by byte for ever (or not at all)."""
+    """Answers every request with ``begin``, and then byte by byte (or not at all)."""
 
-    def __init__(self, begin: bytes, pause: float | None) -> None:
-        self._begin, self._pause = begin, pause
+    def __init__(self, begin: bytes, trickles: bool) -> None:
+        self._begin, self._trickles = begin, trickles
+        self.sent = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.open = 0
@@ -52,17 +59,22 @@ class Trickle:
         with client, suppress(OSError):
             client.recv(1 << 16)
             client.sendall(self._begin)
-            while self._pause is not None:
+            while self._trickles and self.sent < ENDLESS:
                 client.sendall(b"x")
-                time.sleep(self._pause)
+                self.sent += 1
+                time.sleep(0.005)
         self.open -= 1
+
+    def clock(self) -> float:
+        """Seconds, as the bytes that came make them."""
+        return SECONDS * self.sent
 
     def close(self) -> None:
         self._listener.close()
 
 
-def serve(begin: bytes, pause: float | None, monkeypatch: pytest.MonkeyPatch) -> Trickle:
-    server = Trickle(begin, pause)
+def serve(begin: bytes, trickles: bool, monkeypatch: pytest.MonkeyPatch) -> Trickle:
+    server = Trickle(begin, trickles)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -70,9 +82,16 @@ def serve(begin: bytes, pause: float | None, monkeypatch: pytest.MonkeyPatch) ->
     return server
 
 
+def timed(server: Trickle, options: S3Options) -> S3Store:
+    """A store whose operations go by the clock of a server."""
+    store = S3Store(S3Url("bucket", "prefix"), options)
+    store._connect()[2].clock = server.clock
+    return store
+
+
 @pytest.fixture(params=["head", "body"])
 def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trickle]:
-    server = serve({"head": HEAD[:40], "body": HEAD}[request.param], 0.05, monkeypatch)
+    server = serve({"head": HEAD[:40], "body": HEAD}[request.param], True, monkeypatch)
     yield server
     server.close()
 
@@ -81,36 +100,37 @@ def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_an_operation_ends_in_its_time_however_slowly_bytes_come(
     slow: Trickle, name: str, tmp_path: Path
 ) -> None:
-    store = S3Store(S3Url("bucket", "prefix"), OPTIONS)
-    began = time.monotonic()
-    with pytest.raises(StorageError, match=r"is too slow: .* was given up after \d s; check"):
+    store = timed(slow, replace(PATIENT, deadline=0.6, slowest=1 << 30))
+    with pytest.raises(StorageError, match=r"is too slow: .* was given up after \d+ s; check"):
         OPERATIONS[name](store, tmp_path)
-    assert time.monotonic() - began < OPTIONS.deadline + 2.5  # a last retry, and its pause
     assert list(tmp_path.iterdir()) == []
-    waited = time.monotonic()
-    while slow.open and time.monotonic() - waited < 2:
-        time.sleep(0.05)
+    while slow.open and slow.sent < ENDLESS:
+        time.sleep(0.01)
     assert slow.open == 0  # no connection is left to a thread that nobody waits for
+    assert slow.sent < ENDLESS
 
 
 @pytest.mark.parametrize("begin", [HEAD[:17], HEAD[:20], HEAD], ids=["status", "head", "no body"])
 def test_an_answer_that_broke_off_is_no_empty_listing(
     begin: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve(begin, None, monkeypatch)
+    server = serve(begin, False, monkeypatch)
     try:
         with pytest.raises(StorageError):
-            list(S3Store(S3Url("bucket", "prefix"), OPTIONS).list())
+            list(S3Store(S3Url("bucket", "prefix"), PATIENT).list())
     finally:
         server.close()
 
 
 def test_content_gets_the_time_that_its_size_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 bytes at 50 a second are allowed two seconds more than the deadline."""
+    """100 bytes take five seconds; at ten a second they are allowed ten more than the deadline."""
     begin = HEAD.replace(b"20000000", b"100")
-    server = serve(begin, 0.01, monkeypatch)  # a second in all
+    server = serve(begin, True, monkeypatch)
     try:
-        options = S3Options(attempts=1, deadline=0.3, slowest=50)
-        assert S3Store(S3Url("bucket", "prefix"), options).get("key") == b"x" * 100
+        store = timed(server, replace(PATIENT, attempts=1, deadline=0.3, slowest=10))
+        assert store.get("key") == b"x" * 100
+        store = timed(server, replace(PATIENT, attempts=1, deadline=0.3, slowest=100))
+        with pytest.raises(StorageError, match="is too slow"):
+            store.get("key")
     finally:
         server.close()

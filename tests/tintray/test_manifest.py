@@ -16,7 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from tintray.jobs.display.tables import open_console, print_summary, write_json
+from tintray.jobs.display.tables import print_summary, write_json
+from tintray.jobs.display.terminal import open_console
 from tintray.jobs.merges.finding import load_merge
 from tintray.jobs.merges.publication import summary
 from tintray.storage.records import seal, unseal

@@ -1,0 +1,180 @@
+"""What reaches a terminal: of names, reasons and logs nothing that a terminal would act upon."""
+
+from __future__ import annotations
+
+import io
+import json
+import typing
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+from tintray.jobs import results
+from tintray.jobs.cli.options import say, write
+from tintray.jobs.display import planning_tables, tables, upkeep_tables
+from tintray.jobs.display.progress import PlainProgress
+from tintray.jobs.display.terminal import SafeConsole, escaped, open_console
+from tintray.jobs.events import Evaluated, Notice, Published, StageStarted
+from tintray.jobs.growth import tables as growth_tables
+from tintray.jobs.queue import tables as queue_tables
+from tintray.jobs.queue.differences import JobDifference
+from tintray.jobs.results import Record
+
+from tintray.card import model_card
+from tintray.errors import printable, printable_lines
+
+NASTY = "\x1b]0;OWNED\x07\x1b[2J\x1b[31mred\r\nforged line\x9b1m\u202egnp\u2028\u2066\x7f\x00\ud800"
+ACTED_UPON = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+RENDERERS = [
+    function
+    for module in (tables, planning_tables, upkeep_tables, growth_tables, queue_tables)
+    for name, function in vars(module).items()
+    if name.startswith("print_") and function.__module__ == module.__name__
+]
+
+
+def made(kind: Any, depth: int = 0) -> Any:
+    """A value of a type, every text in it full of escapes."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union or type(kind).__name__ == "UnionType":
+        return made(inside[0], depth)
+    if origin is typing.Literal:
+        return inside[0]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {made(inside[0], depth): made(inside[1], depth)}
+    if origin is tuple:
+        return tuple(made(part, depth) for part in inside if part is not ...)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return [made(inside[0], depth)]
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind, vars(__import__(kind.__module__, fromlist=["x"])))
+        return kind(**{f.name: made(hints[f.name], depth + 1) for f in fields(kind) if f.init})
+    return {str: NASTY, int: 3, float: 0.5, bool: True, Any: NASTY}[kind]
+
+
+def clean(text: str) -> None:
+    bad = [c for c in text if unicodedata.category(c) in ACTED_UPON and c not in "\n\t"]
+    assert not bad, f"{bad} in {text!r}"
+
+
+@pytest.mark.parametrize("render", RENDERERS, ids=lambda function: function.__name__)
+def test_no_table_acts_on_a_terminal(render: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    hints = typing.get_type_hints(render, {**render.__globals__, "JobDifference": JobDifference})
+    kind = next(hint for name, hint in hints.items() if name not in ("console", "return"))
+    record = _with_a_metric(made(kind))
+    write(record, render, as_json=False)
+    shown = capsys.readouterr().out
+    clean(shown)
+    assert "\nforged line" not in shown
+    if isinstance(record, Record):
+        write(record, render, as_json=True)
+        document = capsys.readouterr().out
+        clean(document)
+        assert document.isascii()
+        assert "\x7f" not in document
+        json.loads(document)
+
+
+def _with_a_metric(value: Any) -> Any:
+    """The same where a name has to be one of those that there are."""
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            at = getattr(value, field.name)
+            if field.name == "metric":
+                at = "accuracy"
+            elif field.name == "metrics" and isinstance(at, list):
+                at = ["accuracy"]
+            elif field.name in ("created", "updated", "at"):
+                at = "2026-01-01T00:00:00+00:00"
+            object.__setattr__(value, field.name, _with_a_metric(at))
+        return value
+    return [_with_a_metric(item) for item in value] if isinstance(value, list) else value
+
+
+def test_there_are_tables_to_try() -> None:
+    assert len(RENDERERS) > 15
+    records = [kind for kind in vars(results).values() if is_dataclass(kind)]
+    assert len(records) > 5
+
+
+def test_a_console_in_colour_has_no_control_but_its_own() -> None:
+    stream = io.StringIO()
+    console = SafeConsole(file=stream, force_terminal=True, color_system="standard", width=80)
+    table = Table(NASTY)
+    table.add_row(NASTY, style="red")
+    for thing in (table, Text(NASTY, style="bold"), NASTY, Text.assemble((NASTY, "dim"))):
+        console.print(thing, markup=False, highlight=False)
+    plain = stream.getvalue()
+    for own in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[1;31m"):
+        plain = plain.replace(own, "")
+    clean(plain)
+
+
+def test_lines_of_progress_and_of_logs_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(stream)
+    for event in (
+        StageStarted("fitting", NASTY),
+        Notice(NASTY),
+        Evaluated(NASTY, NASTY, 0.5, 0.5),
+        Published(NASTY),
+    ):
+        progress(event)
+    clean(stream.getvalue())
+    assert "\nforged line" not in stream.getvalue()
+    say(f"one\n\ttwo{NASTY}\n", nl=False)
+    shown = capsys.readouterr().out
+    clean(shown)
+    assert shown.startswith("one\n\ttwo")
+
+
+def test_texts_are_escaped_and_good_ones_kept() -> None:
+    for text in ("plain", "café – 模型", "a\n\tb", ""):
+        assert printable_lines(text) == text
+    assert printable("a\nb") == r"a\nb"
+    assert escaped({"x": [("a\x1b",)]}) == {"x": [["a\\x1b"]]}
+    assert len(escaped("x" * 10**6)) == 2000
+    stream = io.StringIO()
+    open_console(stream).print("[bold]no markup[/bold] :smile:")
+    assert stream.getvalue() == "[bold]no markup[/bold] :smile:\n"
+
+
+def test_a_card_has_no_markdown_and_no_fields_of_others() -> None:
+    nasty = "x`\n---\nlicense: mine\n---\n# Forged\n<script>alert(1)</script> | [a](http://x)"
+    score = {
+        "metric": "accuracy",
+        "merged": 0.5,
+        "expert": 0.5,
+        "agreement": 0.5,
+        "examples": 3,
+        "details": {},
+    }
+    task = {"name": "a", "kind": "classification", "score": score}
+    source = {"source": nasty, "sha256": "0" * 64}
+    manifest = {
+        "name": "n",
+        "version": 1,
+        "tintray": nasty,
+        "site": nasty,
+        "job_id": nasty,
+        "created": nasty,
+        "precision": nasty,
+        "rounds": 3,
+        "backbone_parameters": 5,
+        "base": source,
+        "parent": None,
+        "tasks": [{**task, "expert": source}],
+        "job": {"factory": f'{nasty}"); import os', "merge": {"method": nasty}},
+    }
+    for name in (None, "a"):
+        lines = model_card(manifest, name).splitlines()
+        assert lines.count("---") == 2
+        assert not [line for line in lines if line.startswith(("license", "# Forged"))]
+        for line in lines:
+            outside = "".join(line.split("`")[::2])
+            assert "<script>" not in outside or line.startswith("model = load(")
