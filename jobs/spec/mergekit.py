@@ -276,11 +276,15 @@ class _Reader:
     def scalar(self, written: Any, where: str, setting: Setting) -> Scalar:
         """A number or flag, written as such or as a text, as mergekit's own reader takes it."""
         expected = {float: "a number", int: "a whole number", bool: "true or false"}[setting.kind]
+        if setting.high < math.inf:
+            expected += f" from {setting.low:g} to {setting.high:g}"
+        elif setting.low > -math.inf:
+            expected += f" of {setting.low:g} or more"
         try:
             if not isinstance(written, bool | int | float | str):
                 raise ValueError(written)
             found: Scalar = TypeAdapter(setting.kind).validate_python(written)
-            if not math.isfinite(found):
+            if not (math.isfinite(found) and setting.low <= found <= setting.high):
                 raise ValueError(written)
         except (ValidationError, ValueError, OverflowError) as error:
             raise self.refuse(

@@ -197,6 +197,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"models\.0\.parameters\.lambda: ties has one value of it for all models",
     ),
     "another method's parameter": ({"parameters": {"t": 0.5}}, "parameters.t: ties has no such"),
+    "a density that is not used": (
+        {"merge_method": "task_arithmetic", "parameters": {"density": 0.5}},
+        r"parameters\.density: task_arithmetic has no such parameter",
+    ),
+    "a density above 1": (
+        {"parameters": {"density": 1.5}},
+        r"density: expected a number from 0 to 1, .*found 1\.5",
+    ),
+    "a range that leaves 0 to 1": (
+        {"merge_method": "della", "parameters": {"weight": 1, "density": 0.9, "epsilon": 0.2}},
+        "della expects density ± epsilon between 0 and 1, found 0.9 ± 0.2",
+    ),
     "no weight": ({"parameters": None}, r"parameters\.weight: ties needs a value of '.*/a'"),
     "no weight where no filter holds": (
         {"parameters": {"weight": [{"filter": "mlp", "value": 1}]}},

@@ -7,6 +7,7 @@ the base as an input. Written from mergekit's documentation and from what versio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,12 +32,16 @@ class Setting:
     ----------
     default
         Its value where the recipe gives none, or ``REQUIRED``.
+    low, high
+        Where it may lie, both ends included.
     """
 
     name: str
     kind: type[float] | type[int] | type[bool]
     scope: Scope = "all"
     default: Any = REQUIRED
+    low: float = -math.inf
+    high: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Blend:
         constant, and for each input.
     piecewise
         Whether a number of the result depends on the inputs' numbers at its own place alone.
+    check
+        An expert's values to what was expected of them, where they do not go together.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Blend:
     most: int | None = None
     workspace: tuple[int, int] = (4, 2)
     piecewise: bool = False
+    check: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def needed_bytes(self, numel: int, inputs: int, itemsize: int) -> int:
         """Bytes for a tensor, or a piece of one: its inputs and what the method holds."""
@@ -117,24 +125,35 @@ def _summed(
 ) -> Blend:
     """One of the methods that add up sparsified task vectors."""
     extra = {
-        consensus.between: Setting("gamma", float, "expert", 0.01),
-        consensus.by_rank: Setting("epsilon", float, "expert", 0.15),
+        consensus.between: Setting("gamma", float, "expert", 0.01, 0, 1),
+        consensus.by_rank: Setting("epsilon", float, "expert", 0.15, 0, 1),
     }
+    sparsified = (
+        Setting("density", float, "expert", 1.0, 0, 1),
+        Setting("rescale", bool, "all", rescale),
+        *([extra[sparse]] if sparse in extra else []),
+    )
     settings = (
         Setting("weight", float, "expert"),
-        Setting("density", float, "expert", 1.0),
         Setting("normalize", bool, "all", mean),
-        Setting("rescale", bool, "all", rescale),
         Setting("lambda", float, "all", 1.0),
         Setting("int8_mask", bool, "all", False),  # mergekit's memory, not its result
-        *([extra[sparse]] if sparse in extra else []),
+        *([] if sparse is None else sparsified),
     )
 
     def merge(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
         return consensus.summed(given, shared, each, sparse, elect=elect)
 
     work = (2, 3) if sparse is None else (8, 3)
-    return Blend(name, merge, settings, workspace=work, piecewise=sparse is None and not elect)
+    check = _della_range if sparse is consensus.by_rank else None
+    return Blend(name, merge, settings, workspace=work, piecewise=sparse is None, check=check)
+
+
+def _della_range(own: Mapping[str, Any]) -> str | None:
+    density, epsilon = own["density"], own["epsilon"]
+    if density in (0, 1) or (density - epsilon > 0 and density + epsilon < 1):
+        return None
+    return f"density ± epsilon between 0 and 1, found {density:g} ± {epsilon:g}"
 
 
 _ALL = (
@@ -179,14 +198,14 @@ _ALL = (
         (
             Setting("weight", float, "expert"),
             Setting("normalize_weights", bool, "all", True),
-            Setting("eps", float, "all", 1e-8),
+            Setting("eps", float, "all", 1e-8, 0),
         ),
         base="optional",
     ),
     Blend(
         "karcher",
         spheres.karcher,
-        (Setting("max_iter", int, "all", 10), Setting("tol", float, "all", 1e-5)),
+        (Setting("max_iter", int, "all", 10, 0), Setting("tol", float, "all", 1e-5, 0)),
         base="input",
     ),
     Blend(

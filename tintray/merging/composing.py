@@ -147,8 +147,7 @@ class Composing:
         planned = stretch.planned
         if planned.dtype is None:
             return self._agreed(planned, tensors)
-        labels = tuple(model for model, _ in planned.inputs)
-        given = Inputs(planned.info.name, tensors, labels, planned.base, self._seed)
+        given = Inputs(planned.info.name, tensors, planned.base, self._seed)
         merged = self._blend.merge(given, planned.shared, list(planned.each))
         stored = merged.to(DTYPES[planned.info.dtype])
         if not torch.isfinite(stored.sum(dtype=given.precise)):

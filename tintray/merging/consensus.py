@@ -77,7 +77,7 @@ def summed(
         return given.origin
     vectors = torch.stack(
         [
-            _sparsified(given, number, each[number], sparse, rescale=shared["rescale"])
+            _sparsified(given, number, each[number], sparse, rescale=bool(shared.get("rescale")))
             for number in given.experts
         ]
     )
@@ -108,7 +108,7 @@ def _sparsified(
     vector = given.tensors[number] - given.origin
     if sparse is None or own["density"] >= 1 or vector.numel() == 0:
         return vector
-    generator = stream(given.seed, "blend", given.name, given.labels[number])
+    generator = stream(given.seed, "blend", given.name, number)
     kept = vector * sparse(vector, own, generator)
     before, after = vector.abs().sum(), kept.abs().sum()
     if not rescale or before < 1e-7 or after < 1e-7:

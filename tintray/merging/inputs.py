@@ -18,17 +18,14 @@ class Inputs:
         The tensor's name in the result.
     tensors
         One of each model, in the recipe's order; there is at least one.
-    labels
-        What the models are called, for random streams.
     base
         Which of them is the base, or None.
     seed
-        What random methods derive their streams from, together with names.
+        What random methods derive their streams from, together with names and places.
     """
 
     name: str
     tensors: tuple[Tensor, ...]
-    labels: tuple[str, ...] = ()
     base: int | None = None
     seed: int = 0
 

@@ -237,6 +237,13 @@ class _Planner:
                     own[setting.name] = composition.value(setting, part, source, tensor, depth)
                 except LookupError as error:
                     raise self._missing(setting.name, name, source) from error
+        for source, own in zip(part.sources, each, strict=True):
+            wrong = composition.blend.check and own and composition.blend.check(own)
+            if wrong:
+                raise SpecError(
+                    f"parameters: {composition.blend.name} expects {wrong} of '{source.model}' "
+                    f"for tensor '{name}'"
+                )
         return shared, tuple(each)
 
     def _missing(self, setting: str, name: str, source: Source | None) -> SpecError:
