@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -310,31 +311,52 @@ def test_statistics_are_read_beside_the_tensors(zoo: Zoo, name: str) -> None:
             torch.testing.assert_close(merging.tensor(slot.name)[0], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "bound"), [("ties", 64), ("model_stock", 150), ("pcb", 190)])
-def test_memory_stays_within_its_bound(tmp_path: Path, name: str, bound: int) -> None:
-    """Six checkpoints of 64 MB each are merged, and the process grows by what it may at most."""
-    big = {f"layers.{n}.weight": torch.randn(2048, 1024) for n in range(8)}
-    checkpoint(tmp_path / "base", big)
-    for task in range(5):
-        checkpoint(tmp_path / str(task), {n: t + 0.1 for n, t in big.items()})
-    program = f"""
-import resource
+MEASURE = """
+import sys
 from pathlib import Path
 from tintray.checkpoints import open_checkpoint
 from tintray.merging import recipe
 from tintray.merging.writing import merge_checkpoints
-folder = Path({str(tmp_path)!r})
-experts = {{str(n): open_checkpoint(folder / str(n)) for n in range(5)}}
-base = open_checkpoint(folder / "base")
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-merge_checkpoints(base, {{"0": experts["0"]}}, folder / "warm", recipe("average"))
-before = peak()
-merge_checkpoints(base, experts, folder / "out", recipe({name!r}), memory={bound} * 2**20)
-print(peak() - before)
+
+folder, name, bound = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) * 2**20
+
+def merge(size):
+    opened = {n: open_checkpoint(folder / size / n) for n in ("base", "0", "1", "2", "3", "4")}
+    base = opened.pop("base")
+    merge_checkpoints(base, opened, folder / f"out-{size}", recipe(name), memory=bound)
+
+def resident(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+merge("small")  # code and threads are there from here on
+held = resident("VmRSS")
+merge("large")
+print(resident("VmHWM") - held)  # not ru_maxrss: it starts from what the parent had
 """
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(("name", "bound"), [("ties", 40), ("model_stock", 144), ("pcb", 190)])
+def test_memory_stays_within_its_bound(tmp_path: Path, name: str, bound: int) -> None:
+    """Six checkpoints of 64 MB each are merged; the process grows by no more than it may hold.
+
+    The allocator gives back at once what is freed: what it would keep, and in which thread's
+    arena, depends on the moment and is nobody's array.
+    """
+    for size, shape, count in (("small", (64, 64), 2), ("large", (2048, 1024), 8)):
+        of = {f"layers.{n}.weight": torch.randn(shape) for n in range(count)}
+        checkpoint(tmp_path / size / "base", of)
+        for task in range(5):
+            checkpoint(tmp_path / size / str(task), {n: t + 0.1 for n, t in of.items()})
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", MEASURE, str(tmp_path), name, str(bound)],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
-    assert int(done.stdout) < bound
+    print("GREW", name, int(done.stdout) / 2**20)
+    assert 0 < int(done.stdout) < bound * 2**20

@@ -95,6 +95,7 @@ class Composing:
                 merged = self._merged(stretch, tensors)
                 del tensors  # a large tensor's inputs must go before the next one's come
                 yield stretch.planned.info, merged.reshape(1, -1)
+                del merged
 
     # -- what fits ---------------------------------------------------------------------------
 

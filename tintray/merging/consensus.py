@@ -110,10 +110,10 @@ def _sparsified(
         return vector
     generator = stream(given.seed, "blend", given.name, number)
     kept = vector * sparse(vector, own, generator)
-    before, after = vector.abs().sum(), kept.abs().sum()
-    if not rescale or before < 1e-7 or after < 1e-7:
+    if not rescale:
         return kept
-    return kept * (before / after)
+    before, after = (float(x.abs().sum(dtype=given.precise)) for x in (vector, kept))
+    return kept * (before / after) if min(before, after) >= 1e-7 else kept
 
 
 def model_stock(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:

@@ -131,6 +131,7 @@ class Merging:
                 found = merged(piece, layer)
                 del layer  # a large tensor's experts must go before the next one's come
                 yield piece.info, found
+                del found
 
     def tensor(self, name: str) -> Tensor:
         """One merged tensor, [outputs, *shape]."""

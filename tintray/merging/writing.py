@@ -224,9 +224,10 @@ def write_merged(
             stack.callback(writer.close)
             writers.append(writer)
         for _, numbers in merging.pieces():
-            for writer, row in zip(writers, numbers, strict=True):
-                writer.write(row.contiguous())
+            for output, writer in enumerate(writers):
+                writer.write(numbers[output].contiguous())
             done += numbers.shape[1]
+            del numbers  # a large tensor must go before the next one is merged
             if progress is not None:
                 progress(done, total)
         for writer in writers:
