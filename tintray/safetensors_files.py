@@ -64,8 +64,13 @@ class TensorInfo:
 
     @property
     def floating(self) -> bool:
-        """Whether it holds floating point numbers, and can be merged."""
+        """Whether it holds floating point numbers."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether its numbers can be merged, and are not what the model computes itself."""
+        return self.floating and not is_rebuilt(self.name)
 
 
 def tensors_in(path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tintray.jobs.events import OnEvent, StageStarted, TensorsMerged
+from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.fields import memory_bytes
 from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import SpecError
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
@@ -47,16 +48,13 @@ def merge_models(
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise SpecError(f"--scale: expected a number above 0, found {scale:g}")
     bound, largest = byte_size("--memory", memory), byte_size("--shard", shard)
-    cache = cache_folder()
     names = _names(experts)
+    opened = open_alike({f"expert '{expert}'": expert for expert in experts}, base, on_event)
     many = "expert" if len(experts) == 1 else "experts"
     on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
     return merge_checkpoints(
-        open_checkpoint(local_folder(base, cache), role="the base"),
-        {
-            name: open_checkpoint(local_folder(expert, cache), role=f"expert '{expert}'")
-            for name, expert in zip(names, experts, strict=True)
-        },
+        opened[0],
+        dict(zip(names, opened[1:], strict=True)),
         output,
         found,
         scale=scale,
@@ -64,6 +62,44 @@ def merge_models(
         shard_bytes=largest,
         progress=lambda done, total: on_event(TensorsMerged(method, done, total)),
     )
+
+
+def open_alike(
+    others: Mapping[str, str],
+    base: str,
+    on_event: OnEvent,
+    *,
+    role: str = "the base",
+    any_layers: bool = False,
+) -> list[Checkpoint]:
+    """The base and the others, roles to locations, opened; models of one meaning, or refused.
+
+    With ``any_layers`` they may have different numbers of layers.
+
+    Raises
+    ------
+    CheckpointError
+        If one cannot be opened, or its tensors mean something else; see ``check_same_model``.
+    """
+    from tintray.models import check_same_model
+
+    cache = cache_folder()
+    opened = [open_checkpoint(local_folder(base, cache), role=role)]
+    for name, location in others.items():
+        opened.append(open_checkpoint(local_folder(location, cache), role=name))
+        alike = _of_as_many_layers(opened[-1], opened[0]) if any_layers else opened[-1]
+        for text in check_same_model(opened[0], alike, role, name):
+            on_event(Notice(text))
+    return opened
+
+
+def _of_as_many_layers(model: Checkpoint, like: Checkpoint) -> Checkpoint:
+    """The model, its configuration with the layers of another: tensors tell how many it has."""
+    fields = (*LAYER_COUNTS, "layer_types")
+    if not all((field in model.config) == (field in like.config) for field in fields):
+        return model
+    told = {field: like.config[field] for field in fields if field in like.config}
+    return replace(model, config={**model.config, **told})
 
 
 def _names(experts: Sequence[str]) -> list[str]:
@@ -94,6 +130,10 @@ def _parameter(text: str) -> tuple[str, Value]:
     if not mark:
         raise SpecError(f"--parameter: expected NAME=NUMBER such as density=0.2, found {text!r}")
     return name.strip(), int(value) if value.is_integer() else value
+
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configurations call the number of layers."""
 
 
 def byte_size(option: str, text: str) -> int:

@@ -8,18 +8,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
-from tintray.jobs.methods.checkpoints import byte_size
-from tintray.jobs.running.sources import cache_folder, local_folder
+from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
+from tintray.jobs.methods.checkpoints import LAYER_COUNTS, byte_size, open_alike
 
-from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.checkpoints import Checkpoint
 from tintray.merging.composing import Composing
 from tintray.merging.composition import Composition
 from tintray.merging.planning import layer_counts, plan
 from tintray.merging.tensor_files import TensorFiles
 from tintray.merging.writing import beside_weights, write_folder
 
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -43,15 +41,14 @@ def compose_models(
     for text in composition.notices:
         on_event(Notice(text))
     method = composition.blend.name
+    base, *others = composition.models
+    locations = {model: model for model in others}
+    found = open_alike(locations, base, ignore, role=base, any_layers=True)
+    opened = dict(zip(composition.models, found, strict=True))
     on_event(StageStarted("merging", f"{len(composition.models)} models by {method}"))
-    cache = cache_folder()
-    opened = {
-        model: open_checkpoint(local_folder(model, cache), role=model)
-        for model in composition.models
-    }
     with ExitStack() as stack:
         files = {
-            model: stack.enter_context(TensorFiles(checkpoint.weights, model))
+            model: stack.enter_context(TensorFiles.of(checkpoint, model))
             for model, checkpoint in opened.items()
         }
         tables = {model: found.tensors for model, found in files.items()}
@@ -87,7 +84,7 @@ def composed_config(
     if composition.slices[0].sources[0].layers is None:
         return config
     (count,) = counts.values()
-    for key in _COUNTS:
+    for key in LAYER_COUNTS:
         if key in config:
             config[key] = count
     if isinstance(config.get("layer_types"), list):

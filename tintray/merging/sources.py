@@ -10,6 +10,7 @@ from typing import Self
 from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError
 from tintray.merging.tensor_files import TensorFiles
+from tintray.safetensors_files import is_rebuilt
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Sources:
         CheckpointError
             Naming the first tensor that an expert lacks, has in another shape, or has beside.
         """
-        opened = stack.enter_context(TensorFiles(base.weights, "the base"))
+        opened = stack.enter_context(TensorFiles.of(base, "the base"))
         files = []
         for task, checkpoint in experts.items():
-            found = stack.enter_context(TensorFiles(checkpoint.weights, f"expert '{task}'"))
+            found = stack.enter_context(TensorFiles.of(checkpoint, f"expert '{task}'"))
             _check_match(opened, found)
             files.append(found)
         return cls(opened, files, tuple(experts))
@@ -50,6 +51,8 @@ class Sources:
 
 def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
     for name, info in base.tensors.items():
+        if is_rebuilt(name):
+            continue
         if name not in expert.tensors:
             raise CheckpointError(
                 f"{expert.role} lacks tensor '{name}', which {base.role} has with shape "
@@ -62,7 +65,12 @@ def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
                 f"{list(info.shape)}; expected an expert fine-tuned from this base, and of its "
                 "shape: experts with heads of their own are merged by a job"
             )
-    extra = sorted(expert.tensors.keys() - base.tensors.keys())
+        if expert.tensors[name].floating != info.floating:
+            raise CheckpointError(
+                f"{expert.role}: tensor '{name}' is stored as {expert.tensors[name].dtype}, "
+                f"{base.role} has it as {info.dtype}; expected fractions, or whole numbers, in both"
+            )
+    extra = sorted(n for n in expert.tensors.keys() - base.tensors.keys() if not is_rebuilt(n))
     if extra:
         raise CheckpointError(
             f"{expert.role} has tensor '{extra[0]}', which {base.role} lacks; expected an expert "

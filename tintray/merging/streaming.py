@@ -28,8 +28,9 @@ from tintray.merging.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, n
 from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
 from tintray.merging.tensor_files import DTYPES
-from tintray.safetensors_files import TensorInfo
+from tintray.safetensors_files import TensorInfo, is_rebuilt
 
+_COUNTERS = "num_batches_tracked"  # of training, which no model computes with
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for
 
 
@@ -88,7 +89,7 @@ class Merging:
         self._found_thresholds: dict[str, Tensor] = {}
         self._check_statistics()
         for info in sources.base.tensors.values():
-            if info.floating:
+            if info.mergeable:
                 needed = self._needed(info)
                 check_fits(recipe, info.name, info.shape, len(sources.tasks), needed, memory)
 
@@ -147,7 +148,7 @@ class Merging:
             return None
         base = self._sources.base
         infos = [base.tensors[name] for name in (base.tensors if names is None else names)]
-        pieces = [piece for info in infos if info.floating for piece in self._cut(info)]
+        pieces = [piece for info in infos if info.mergeable for piece in self._cut(info)]
         total = torch.zeros(len(self._sources.tasks), 1, dtype=torch.float64)
 
         def summed(_: _Piece, layer: Layer | None) -> Tensor:
@@ -201,7 +202,7 @@ class Merging:
     def _cut(self, info: TensorInfo) -> list[_Piece]:
         if info.numel == 0:
             return []
-        if not self._method.elementwise or not info.floating:
+        if not self._method.elementwise or not info.mergeable:
             return [_Piece(info, 0, info.numel)]
         edges = [*range(0, info.numel, self._pace[0]), info.numel]
         return [_Piece(info, *pair) for pair in pairwise(edges)]
@@ -218,7 +219,7 @@ class Merging:
         local = threading.local()
 
         def work(piece: _Piece) -> Tensor:
-            size = (len(self._sources.tasks) + 1, piece.numel if piece.info.floating else 0)
+            size = (len(self._sources.tasks) + 1, piece.numel if piece.info.mergeable else 0)
             return finish(piece, self._load(piece, _taken(local, *size)))
 
         window: deque[tuple[_Piece, Future[Tensor]]] = deque()
@@ -237,7 +238,7 @@ class Merging:
         """Numbers of a piece, and how many pieces at once: the most that fit into the memory."""
         if not self._method.elementwise:
             return PIECES[-1], 1
-        largest = max((info.numel for info in self.infos if info.floating), default=0)
+        largest = max((info.numel for info in self.infos if info.mergeable), default=0)
         for size in PIECES:
             for workers in range(self._at_most, 0, -1):
                 if self._needed_by_pieces(largest, size, workers) <= self._memory:
@@ -274,7 +275,7 @@ class Merging:
     def _load(self, piece: _Piece, held: Tensor | None = None) -> Layer | None:
         """The layer of a piece, read into ``held`` [K + 1, n] or into memory of its own."""
         info, sources = piece.info, self._sources
-        if not info.floating:
+        if not info.mergeable:
             return None
         if held is None:
             held = torch.empty(len(sources.tasks) + 1, piece.numel)
@@ -368,7 +369,17 @@ class Merging:
         return stored
 
     def _copied(self, piece: _Piece) -> Tensor:
-        tensor = self._sources.base.whole(piece.info.name).reshape(1, -1)
+        """The base's numbers, which every expert has too."""
+        name, base = piece.info.name, self._sources.base
+        tensor = base.whole(name).reshape(1, -1)
+        own = self._sources.differences or is_rebuilt(name) or name.endswith(_COUNTERS)
+        for expert in () if own else self._sources.experts:
+            if not torch.equal(expert.whole(name).reshape(1, -1), tensor):
+                raise CheckpointError(
+                    f"{expert.role}: tensor '{name}' holds whole numbers, and others than "
+                    f"{base.role}; they cannot be merged: convert quantised weights to floating "
+                    "point first"
+                )
         return tensor.expand(len(self.outputs), -1)
 
     def _not_finite(self, piece: _Piece) -> CheckpointError:

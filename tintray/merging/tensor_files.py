@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError, StorageError
 from tintray.safetensors_files import TensorInfo, merged_tables, tensors_in_open
 
@@ -46,19 +47,27 @@ class TensorFiles:
         merged.
     """
 
-    def __init__(self, files: Sequence[Path], role: str) -> None:
+    def __init__(self, files: Sequence[Path], role: str, opened: Sequence[int] = ()) -> None:
+        """The checkpoint in these files, which may be open already: they are closed with it."""
         self.role = role
-        self._files: list[int] = []
+        self._files = list(opened)
         tables = []
         try:
             for number, path in enumerate(files):
-                self._files.append(_opened(path, role))
-                tables.append(tensors_in_open(self._files[-1], path, role, number=number))
+                if number == len(self._files):
+                    self._files.append(_opened(path, role))
+                tables.append(tensors_in_open(self._files[number], path, role, number=number))
             self.tensors = merged_tables(tables, role)
             _check_types(self.tensors.values(), role)
         except CheckpointError:
             self.close()
             raise
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, role: str) -> Self:
+        """The weights of a checkpoint, as they were when it was looked at."""
+        with checkpoint.opened() as descriptors:
+            return cls(checkpoint.weights, role, [os.dup(number) for number in descriptors])
 
     def read(self, name: str, out: Tensor, start: int = 0) -> Tensor:
         """Numbers ``start … start + len(out)`` of a tensor into ``out`` [n], converted if need be.
