@@ -358,5 +358,4 @@ def test_memory_stays_within_its_bound(tmp_path: Path, name: str, bound: int) ->
         check=True,
         timeout=300,
     )
-    print("GREW", name, int(done.stdout) / 2**20)
     assert 0 < int(done.stdout) < bound * 2**20

@@ -144,7 +144,7 @@ def _summed(
     def merge(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
         return consensus.summed(given, shared, each, sparse, elect=elect)
 
-    work = (2, 3) if sparse is None else (8, 3)
+    work = (2, 3) if sparse is None else (6, 3)
     check = _della_range if sparse is consensus.by_rank else None
     return Blend(name, merge, settings, workspace=work, piecewise=sparse is None, check=check)
 
@@ -201,6 +201,7 @@ _ALL = (
             Setting("eps", float, "all", 1e-8, 0),
         ),
         base="optional",
+        workspace=(6, 2),
     ),
     Blend(
         "karcher",
