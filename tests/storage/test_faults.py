@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,6 @@ from tintray.errors import StorageError
 
 MIB = 1 << 20
 OPTIONS = S3Options(connect_timeout=2, read_timeout=1, attempts=6, part_size=5 * MIB, threads=4)
-DEADLINE = 6 * (2 + 1) + 32  # attempts, and the pauses between them
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -36,6 +35,7 @@ class FaultyProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = urlsplit(target).netloc
         self.faults: list[str] = []
+        self.most_tries = 0
         self._random = random.Random(7)
         self._lock = threading.Lock()
         self.released = threading.Event()
@@ -54,6 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyProxy
 
     def _serve(self) -> None:
+        tried = re.search(r"attempt=(\d+)", self.headers.get("amz-sdk-request", ""))
+        assert tried is not None
+        self.server.most_tries = max(self.server.most_tries, int(tried[1]))
         fault = self.server.next_fault()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if fault == "stall":
@@ -128,8 +131,7 @@ def test_every_operation_succeeds_or_fails_cleanly(
     large.write_bytes(random.Random(1).randbytes(12 * MIB))
 
     def use(number: int) -> bool:
-        """Whether everything succeeded; what failed has failed cleanly and in time."""
-        began = time.monotonic()
+        """Whether everything succeeded; what failed has failed cleanly."""
         content = f"tint {number}".encode()
         try:
             files: dict[str, bytes | Path] = {"tint": content, "backbone": large}
@@ -140,13 +142,12 @@ def test_every_operation_succeeds_or_fails_cleanly(
             assert fetch_blob(store, put_blob(store, large), cache).stat().st_size == 12 * MIB
         except StorageError:
             return False
-        finally:
-            assert time.monotonic() - began < DEADLINE
         return True
 
     with ThreadPoolExecutor(4) as pool:  # who waits for a stalled request holds up nobody else
         done = sum(pool.map(use, range(8)))
     assert len(proxy.faults) >= 10
+    assert 1 < proxy.most_tries <= OPTIONS.attempts
     assert done >= 6, f"{8 - done} of 8 gave up although every request is tried six times"
     published = [read_manifest(sound, ref) for ref in list_merges(sound)]
     assert len({manifest["number"] for manifest in published}) == len(published) >= done
