@@ -129,10 +129,16 @@ def _classes(
         length = min(outputs.indices.shape[1], labels.shape[1])
         tokens, true = outputs.indices[:, :length, 0].long(), labels[:, :length].long()
         return tokens[true != _NONE], true[true != _NONE], int(tokens.max()) + 2
-    rows, true = by_class(kind, outputs, labels, mask)
-    assert true is not None, "there are labels"
-    counted = true != _NONE
-    return rows.argmax(-1)[counted], true[counted].long(), rows.shape[-1]
+    found, known, classes = [], [], 2
+    for rows in _stretches(len(outputs)):
+        part, true = by_class(
+            kind, outputs[rows], labels[rows], None if mask is None else mask[rows]
+        )
+        assert true is not None, "there are labels"
+        found.append(part.argmax(-1)[true != _NONE])
+        known.append(true[true != _NONE].long())
+        classes = part.shape[-1]
+    return torch.cat(found), torch.cat(known), classes
 
 
 def _best_constant(kind: Kind, labels: Tensor) -> Tensor:
@@ -189,10 +195,14 @@ def _constant(kind: Kind, outputs: Outputs, mask: Tensor | None) -> bool:
     return len(set(ends)) == 1
 
 
+def _stretches(total: int) -> Iterator[slice]:
+    for start in range(0, total, _BATCH):
+        yield slice(start, start + _BATCH)
+
+
 def _parts(outputs: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """A few examples at a time: maps of a whole pool are large."""
-    for start in range(0, len(outputs), _BATCH):
-        rows = slice(start, start + _BATCH)
+    for rows in _stretches(len(outputs)):
         part = chosen(outputs, rows)
         assert isinstance(part, Tensor)
         yield part, None if mask is None else mask[rows]

@@ -47,6 +47,11 @@ class Parent:
         """Λ [K, L]; rows in the order of the tasks."""
         return self.merge.coefficients
 
+    @cached_property
+    def ancestry(self) -> tuple[Parent, ...]:
+        """All ancestors that are still there, the nearest first."""
+        return tuple(ancestors(self))
+
     def row(self, task: str) -> Tensor:
         """λ [L] of a task."""
         return self.coefficients[self.merge.tasks.index(task)]

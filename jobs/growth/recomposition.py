@@ -79,7 +79,7 @@ def correction_from(parent: Parent) -> dict[str, str]:
     """
     known: dict[str, str] | None = parent.manifest.get("correction_from")
     if known is None and parent.manifest.get("corrected"):  # a merge of version 0.1.0
-        first = [parent, *ancestors(parent)][-1].merge
+        first = [parent, *parent.ancestry][-1].merge
         known = {task: first.task(task)["expert"]["sha256"] for task in first.tasks}
     return known or {}
 

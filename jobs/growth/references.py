@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tintray.jobs.growth.decisions import Figure
-from tintray.jobs.growth.parent import Parent, ancestors
+from tintray.jobs.growth.parent import Parent
 
 
 def references(parent: Parent, tasks: Iterable[str]) -> dict[str, tuple[Figure, ...]]:
@@ -22,7 +22,7 @@ def fitted(parent: Parent, task: str) -> Figure:
     """
     entry = parent.merge.task(task)
     found = parent
-    for version in (parent, *ancestors(parent)):
+    for version in _line(parent):
         if task not in version.merge.tasks or not _same(version.merge.task(task), entry):
             break
         found = version
@@ -33,6 +33,12 @@ def fitted(parent: Parent, task: str) -> Figure:
         if change["operation"] in ("merged", "rollback") or task in change["tasks"]:
             break
     return _figure(found, task)
+
+
+def _line(parent: Parent) -> Iterator[Parent]:
+    """The merge, and then its ancestors: read only if they are needed, and once."""
+    yield parent
+    yield from parent.ancestry
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
