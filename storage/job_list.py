@@ -17,7 +17,11 @@ from urllib.parse import quote
 
 from tintray.storage.migrations import REVISIONS
 from tintray.storage.states import JobState
+from tintray.storage.values import fits, no_value
 
+_STATES = {str(state) for state in JobState}
+_MOMENTS = ("created_at", "updated_at", "handed_at", "stop_at")
+_NUMBERS = ("priority", "attempt")
 _RESUMABLE = {JobState.FITTING, JobState.FAILED, JobState.CANCELLED}
 _WITH_ROUNDS = 500  # jobs of a list whose rounds are looked up
 _CONNECT_SECONDS = 3
@@ -187,10 +191,21 @@ def _current(
 
 def _row(row: Sequence[Any], dialect: Dialect) -> JobRow:
     fields = dict(zip((*_COLUMNS, "owner"), row, strict=True))
-    for name in ("created_at", "updated_at", "handed_at", "stop_at"):
-        if fields[name] is not None:
-            fields[name] = dialect.moment(fields[name])
+    for name, value in fields.items():
+        if name in _MOMENTS and value is not None:
+            fields[name] = _moment(value, dialect)
+        elif not fits(value, int if name in _NUMBERS else str):
+            raise no_value(value)
+    if fields["state"] not in _STATES:
+        raise no_value(fields["state"])
     return JobRow(**{**fields, "state": JobState(fields["state"])})
+
+
+def _moment(value: Any, dialect: Dialect) -> datetime:
+    try:
+        return dialect.moment(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise no_value(value) from error
 
 
 def _with_rounds(execute: Execute, dialect: Dialect, rows: list[JobRow]) -> list[JobRow]:
@@ -204,7 +219,11 @@ def _with_rounds(execute: Execute, dialect: Dialect, rows: list[JobRow]) -> list
         f"FROM jobs WHERE id IN ({_marks(dialect, ids)})",
         ids,
     )
-    known = {job_id: (done, wanted) for job_id, wanted, done in last if done is not None}
+    known = {
+        job_id: (done, wanted if isinstance(wanted, int) else None)
+        for job_id, wanted, done in last
+        if isinstance(done, int)
+    }
     return [
         replace(row, round=known[row.id][0], rounds=known[row.id][1]) if row.id in known else row
         for row in rows

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     String,
     Text,
@@ -20,13 +23,121 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tintray.storage.states import JobState
+from tintray.storage.values import fits, no_value
+
+Held = TypeVar("Held")
 
 
-class UtcTime(TypeDecorator[datetime]):
+class _Checked(TypeDecorator[Held]):
+    """A column whose values are looked at as they come.
+
+    SQLite keeps anything in any column, and whoever may write its file may have.
+    """
+
+    held: tuple[type, ...] = ()  # what a value is, once it was read
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.cache_ok = True  # which SQLAlchemy wants of each class itself
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], Held | None] | None:
+        """Read a value; raises :class:`StorageError` for one that cannot be in this column."""
+        read = super().result_processor(dialect, coltype)
+
+        def checked(value: Any) -> Held | None:
+            if value is None:
+                return None
+            try:
+                found: Held | None = value if read is None else read(value)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise no_value(value) from error
+            if found is None or not fits(found, self.held):
+                raise no_value(value)
+            return found
+
+        return checked
+
+
+class Short(_Checked[str]):
+    """A text of bounded length."""
+
+    impl, held = String, (str,)
+
+
+class Long(_Checked[str]):
+    """A text of any length."""
+
+    impl, held = Text, (str,)
+
+
+class Whole(_Checked[int]):
+    """A whole number."""
+
+    impl, held = Integer, (int,)
+
+
+class Large(_Checked[int]):
+    """A whole number that may be beyond two thousand million."""
+
+    impl, held = BigInteger, (int,)
+
+
+class Real(_Checked[float]):
+    """A number."""
+
+    impl, held = Double, (int, float)
+
+
+class Texts(_Checked[list[str]]):
+    """A list of texts, as JSON."""
+
+    impl, held = JSON, (list,)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> list[str] | None:
+        """Give back the list."""
+        if not fits(value, [str]):
+            raise ValueError("no list of texts")
+        found: list[str] = value
+        return found
+
+
+class Document(_Checked[dict[str, Any]]):
+    """A mapping, as JSON."""
+
+    impl, held = JSON, (dict,)
+
+
+class Metrics(Document):
+    """What a merge or a round was measured to be; those fields that commands show are checked."""
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
+        """Give back the mapping."""
+        if not isinstance(value, dict) or not fits(value, _MEASURED):
+            raise ValueError("no metrics")
+        return value
+
+
+_NUMBER, _NUMBERS = (int, float), {None: (int, float)}
+_MEASURED: Any = {
+    "tasks": int,
+    "average": _NUMBER,
+    "normalised_accuracy": _NUMBER,
+    "method": str,
+    "site": str,
+    "metric": str,
+    "loss": _NUMBER,
+    "agreement": (*_NUMBER, _NUMBERS),
+    "kept": (*_NUMBER, _NUMBERS),
+    "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
+}
+
+
+class UtcTime(_Checked[datetime]):
     """A moment in UTC; SQLite, which knows no time zones, gets and gives it as naive UTC."""
 
-    impl = DateTime(timezone=True)
-    cache_ok = True
+    impl, held = DateTime(timezone=True), (datetime,)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Refuse naive times; strip the zone where the database cannot keep it."""
@@ -44,11 +155,10 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class StateType(TypeDecorator[JobState]):
+class StateType(_Checked[JobState]):
     """A job state, stored as its text so that a new state needs no change of a database type."""
 
-    impl = String(16)
-    cache_ok = True
+    impl, held = String(16), (JobState,)
 
     def process_bind_param(self, value: JobState | None, dialect: Dialect) -> str | None:
         """Accept members, and texts that are one."""
@@ -73,8 +183,11 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it once, from the class)
         datetime: UtcTime(),
         JobState: StateType(),
-        dict[str, Any]: JSON(),
-        list[str]: JSON(),
+        dict[str, Any]: Document(),
+        list[str]: Texts(),
+        str: Long(),
+        int: Whole(),
+        float: Real(),
     }
 
 
@@ -83,11 +196,11 @@ class Model(Base):
 
     __tablename__ = "models"
 
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(16))  # "base" or "expert"
-    source: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(Short(16))  # "base" or "expert"
+    source: Mapped[str] = mapped_column(Long())
     base_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
-    parameters: Mapped[int] = mapped_column(BigInteger)
+    parameters: Mapped[int] = mapped_column(Large())
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -97,10 +210,10 @@ class Pool(Base):
 
     __tablename__ = "pools"
 
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    source: Mapped[str] = mapped_column(Text)
-    split: Mapped[str | None] = mapped_column(String(200))
-    examples: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
+    source: Mapped[str] = mapped_column(Long())
+    split: Mapped[str | None] = mapped_column(Short(200))
+    examples: Mapped[int] = mapped_column(Large())
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -117,22 +230,22 @@ class Job(Base):
         Index("ix_jobs_key", "key", unique=True),
     )
 
-    id: Mapped[str] = mapped_column(String(120), primary_key=True)
-    name: Mapped[str] = mapped_column(String(100))
+    id: Mapped[str] = mapped_column(Short(120), primary_key=True)
+    name: Mapped[str] = mapped_column(Short(100))
     state: Mapped[JobState]
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Long())
     spec: Mapped[dict[str, Any]]
-    store_url: Mapped[str] = mapped_column(Text)
+    store_url: Mapped[str] = mapped_column(Long())
     created_at: Mapped[datetime] = mapped_column(index=True)
     updated_at: Mapped[datetime]
     priority: Mapped[int] = mapped_column(default=0)  # the highest goes first
-    key: Mapped[str | None] = mapped_column(String(200))  # the submitter's own
-    digest: Mapped[str | None] = mapped_column(String(64))  # of the job file, with its places
-    cluster: Mapped[str | None] = mapped_column(String(500))  # None: run where it was started
+    key: Mapped[str | None] = mapped_column(Short(200))  # the submitter's own
+    digest: Mapped[str | None] = mapped_column(Short(64))  # of the job file, with its places
+    cluster: Mapped[str | None] = mapped_column(Short(500))  # None: run where it was started
     attempt: Mapped[int] = mapped_column(default=0)  # how often it was handed over to the cluster
     handed_at: Mapped[datetime | None]  # the last time; None while it waits
     stop_at: Mapped[datetime | None]  # when it was asked to stop
-    stop_reason: Mapped[str | None] = mapped_column(Text)
+    stop_reason: Mapped[str | None] = mapped_column(Long())
 
 
 class Cluster(Base):
@@ -140,7 +253,7 @@ class Cluster(Base):
 
     __tablename__ = "clusters"
 
-    address: Mapped[str] = mapped_column(String(500), primary_key=True)
+    address: Mapped[str] = mapped_column(Short(500), primary_key=True)
     max_jobs: Mapped[int]
 
 
@@ -154,9 +267,9 @@ class Checkpoint(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(Short(64))
     parts: Mapped[list[str]]
-    size: Mapped[int] = mapped_column(BigInteger)  # bytes, of all its blobs
+    size: Mapped[int] = mapped_column(Large())  # bytes, of all its blobs
     at: Mapped[datetime]
 
 
@@ -166,8 +279,8 @@ class Task(Base):
     __tablename__ = "tasks"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str] = mapped_column(Short(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(Short(40))
     expert_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
     pool_sha256: Mapped[str | None] = mapped_column(ForeignKey("pools.sha256"))
     meta: Mapped[dict[str, Any]]
@@ -184,7 +297,7 @@ class Event(Base):
     at: Mapped[datetime]
     from_state: Mapped[JobState | None]
     to_state: Mapped[JobState]
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Long())
 
 
 class Lease(Base):
@@ -193,7 +306,7 @@ class Lease(Base):
     __tablename__ = "leases"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    owner: Mapped[str | None] = mapped_column(String(200))
+    owner: Mapped[str | None] = mapped_column(Short(200))
     token: Mapped[int]
     expires_at: Mapped[datetime | None]
 
@@ -206,7 +319,7 @@ class Round(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
-    metrics: Mapped[dict[str, Any]]
+    metrics: Mapped[dict[str, Any]] = mapped_column(Metrics())
 
 
 class Merge(Base):
@@ -216,14 +329,14 @@ class Merge(Base):
     __table_args__ = (UniqueConstraint("name", "version"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    name: Mapped[str] = mapped_column(String(100))
+    name: Mapped[str] = mapped_column(Short(100))
     version: Mapped[int]
-    url: Mapped[str | None] = mapped_column(Text)
+    url: Mapped[str | None] = mapped_column(Long())
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("merges.id"))
     added: Mapped[list[str]]  # the tasks that this merge has and its parent has not
-    manifest_sha256: Mapped[str | None] = mapped_column(String(64))
-    metrics: Mapped[dict[str, Any]]
+    manifest_sha256: Mapped[str | None] = mapped_column(Short(64))
+    metrics: Mapped[dict[str, Any]] = mapped_column(Metrics())
     created_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     removed_at: Mapped[datetime | None]
@@ -240,7 +353,7 @@ class MergeFile(Base):
     __tablename__ = "merge_files"
 
     merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(500), primary_key=True)
+    name: Mapped[str] = mapped_column(Short(500), primary_key=True)
     sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"), index=True)
 
 
@@ -250,7 +363,7 @@ class Coefficient(Base):
     __tablename__ = "coefficients"
 
     merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
-    layer: Mapped[str] = mapped_column(String(500), primary_key=True)
+    layer: Mapped[str] = mapped_column(Short(500), primary_key=True)
     mean: Mapped[float]
     spread: Mapped[float]  # standard deviation over the tasks
     minimum: Mapped[float]
@@ -262,9 +375,9 @@ class Artifact(Base):
 
     __tablename__ = "artifacts"
 
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    size: Mapped[int] = mapped_column(BigInteger)
-    kind: Mapped[str] = mapped_column(String(40), index=True)
+    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
+    size: Mapped[int] = mapped_column(Large())
+    kind: Mapped[str] = mapped_column(Short(40), index=True)
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
     pinned_at: Mapped[datetime | None]

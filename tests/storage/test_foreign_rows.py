@@ -1,0 +1,75 @@
+"""Rows that another program wrote: every column of the catalog with every sort of value."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.dialects import sqlite
+from tintray.storage.catalog import Catalog
+from tintray.storage.job_list import glance
+from tintray.storage.tables import Base
+from tintray.storage.values import fits
+
+from tintray.errors import StorageError
+
+VALUES: tuple[Any, ...] = (
+    *("", "x", "\x1b[31m", "9999", "[]", "{}", "[1]", '{"a": 1}', '{"change": 1}', '{"loss": "x"}'),
+    *("queued", "null", "[" * 9999, "2020-01-01 00:00:00.000000", b"\xff", 1, -1, 2**62, 1.5),
+    float("inf"),
+)
+COLUMNS = [column for table in Base.metadata.sorted_tables for column in table.columns]
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=str)
+def test_a_column_gives_what_it_says_or_a_sentence(column: Any) -> None:
+    dialect = sqlite.dialect()
+    read = column.type.dialect_impl(dialect).result_processor(dialect, None)
+    good = []
+    for value in VALUES:
+        try:
+            found = read(value)
+        except StorageError as error:
+            assert "the catalog holds" in str(error) and str(error).isprintable()
+        else:
+            assert isinstance(found, column.type.held)
+            good.append(found)
+    assert 0 < len(good) < len(VALUES)
+    assert read(None) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("state", "x"), ("created_at", "yesterday"), ("stop_at", 5), ("priority", "x"), ("key", b"x")],
+)
+def test_the_list_of_jobs_refuses_such_rows(tmp_path: Path, column: str, value: Any) -> None:
+    file = tmp_path / "catalog.db"
+    with Catalog.open(f"sqlite:///{file}") as catalog:
+        catalog.create_job("a", {"fit": {"rounds": 3}}, "store")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"UPDATE jobs SET {column} = ?", (value,))
+        connection.commit()
+    with pytest.raises(StorageError, match="the catalog holds"):
+        glance(f"sqlite:///{file}")
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "expected"),
+    [
+        (None, int, True),
+        (1, (int, float), True),
+        ("a", (int, float), False),
+        (["a"], [str], True),
+        (["a", 1], [str], False),
+        ({"a": 1, "b": "x"}, {"a": int}, True),
+        ({"a": "x"}, {"a": int}, False),
+        ({"a": 1.5, "b": 2}, {None: (int, float)}, True),
+        ({"a": {"b": 1}}, {"a": {"b": str}}, False),
+        ([], {"a": int}, False),
+    ],
+)
+def test_shapes(value: Any, shape: Any, expected: bool) -> None:
+    assert fits(value, shape) == expected
