@@ -77,15 +77,19 @@ def validate(spec: JobSpec) -> ValidationReport:
     )
 
 
-def load(merge: str, *, catalog: str | None = None) -> Merge:
+def load(merge: str, *, catalog: str | None = None, factory: str | None = None) -> Merge:
     """Open a published merge: a folder, a URL, or a name in the catalog such as ``"x/v2"``.
+
+    A merge of modules of a factory names that function. It runs only if you give the same name as
+    ``factory``, or if your configuration has it in ``allow_factories``.
 
     Raises
     ------
     NotFoundError
         If there is none of that name or at that place.
     """
-    return load_merge(locate(str(merge), catalog or default_catalog(default_store())))
+    found = locate(str(merge), catalog or default_catalog(default_store()))
+    return load_merge(found, factory)
 
 
 def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:

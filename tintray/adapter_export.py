@@ -150,7 +150,7 @@ def write_adapter(
     for name, tensor in (private or {}).items():
         tensors[_PREFIX + name] = tensor.clone()
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = _config(base, ranks, source, modules)
+    config = _config(base, ranks, source, modules if private is not None else ())
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 

@@ -35,7 +35,14 @@ from tintray.checkpoints import (
     Checkpoint,
     open_checkpoint,
 )
-from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
+from tintray.errors import (
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    SpecError,
+    StorageError,
+    nearest,
+)
 from tintray.files import MAX_JSON, file_in, foreign, open_regular, read_bytes, reason
 from tintray.manifest import MANIFEST, MAX_MANIFEST, check_manifest
 from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -46,6 +53,7 @@ from tintray.models import (
     quiet_transformers,
     tied_names,
 )
+from tintray.models.factory import is_allowed
 from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
 from tintray.tint import with_low_rank
@@ -77,13 +85,41 @@ class Merge:
         Gives the local path of a file of the merge, by its name in the manifest.
     url
         Where it was loaded from, for messages.
+    factory
+        The factory that the caller lets run, if the merge is of modules of one.
     """
 
-    def __init__(self, manifest: dict[str, Any], fetch: Callable[[str], Path], url: str) -> None:
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        fetch: Callable[[str], Path],
+        url: str,
+        factory: str | None = None,
+    ) -> None:
         self.manifest = check_manifest(manifest, url)
         self.url = url
         self._fetch = fetch
+        self._trusted = factory
         self._verified: dict[str, Path] = {}
+
+    @property
+    def factory(self) -> str | None:
+        """What builds the modules, if they are none of transformers'; None otherwise.
+
+        Raises
+        ------
+        SpecError
+            If neither the caller nor the configuration lets it run: the merge may be a stranger's.
+        """
+        job = self.manifest.get("job")
+        named = job.get("factory") if isinstance(job, dict) else None
+        if named is None or named == self._trusted or is_allowed(str(named)):
+            return named
+        raise SpecError(
+            f"{self.url} says that {named!r} builds its modules, and no code runs because a merge "
+            f"says so; if you trust it, give --factory {named} (factory= in Python), or put it "
+            "into allow_factories of the configuration"
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -197,6 +233,7 @@ class Merge:
             )
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
         adapter = self._json(ADAPTER_CONFIG)
+        adapter["modules_to_save"] = None  # they are the tasks' own, in their tints
         like = Checkpoint(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
         private = tuple(f"{path}." for path in self.manifest["private_modules"])
@@ -241,7 +278,7 @@ class Merge:
         Its backbone tensors are the merge's own, in memory once for all tasks; only the private
         ones are its own. Training it would change the backbone under every other task.
         """
-        made_by = self.manifest.get("job", {}).get("factory")
+        made_by = self.factory
         config, backbone, own = self.config(task), self.backbone, self.tint(task)
         where = f"{self.url}: the files of task '{task}' are not those of one model"
         with foreign(where, IntegrityError):
@@ -394,7 +431,9 @@ def _state(file: BinaryIO) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def open_folder(folder: Path, parse: Callable[[bytes], Any] | None = None) -> Merge:
+def open_folder(
+    folder: Path, parse: Callable[[bytes], Any] | None = None, factory: str | None = None
+) -> Merge:
     """Open a merge that lies in an ordinary folder.
 
     ``parse`` makes a document of its manifest's bytes, and may look whether they were altered.
@@ -419,7 +458,7 @@ def open_folder(folder: Path, parse: Callable[[bytes], Any] | None = None) -> Me
             raise FileNotFoundError(name)
         return found
 
-    return Merge(document, fetch, str(folder))
+    return Merge(document, fetch, str(folder), factory)
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ ANSWER_LENGTH = 64
 """Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
 
 _FLOAT = 4  # bytes
+_SIDE = 16_384  # pixels of a side, at most, that a processor resizes to
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
 
@@ -164,27 +165,36 @@ def load_processor(checkpoint: Checkpoint, role: str, *, text: bool = False) -> 
 
 
 def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
-    """The image processor, or the tokenizer, in a folder; see ``load_processor``."""
+    """The image processor, or the tokenizer, in a folder; see ``load_processor``.
+
+    Code of its own beside it is never run.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    file, what = (
+        ("tokenizer.json", "tokenizer") if text else ("preprocessor_config.json", "image processor")
+    )
+    said = f"{role}: {folder} has no usable {file}; expected the {what} saved beside the expert"
+    if text and not has_tokenizer(folder):
+        raise CheckpointError(said)
     auto = AutoTokenizer if text else AutoImageProcessor
-    missing = text and not has_tokenizer(folder)
-    try:
-        if missing:
-            raise OSError("no tokenizer")
-        return auto.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        file, what = (
-            ("tokenizer.json", "tokenizer")
-            if text
-            else (
-                "preprocessor_config.json",
-                "image processor",
-            )
-        )
-        raise CheckpointError(
-            f"{role}: {folder} has no usable {file}; expected the {what} saved beside the expert"
-        ) from error
+    with foreign(said):
+        found = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not text:
+        _check_sizes(found, said)
+    return found
+
+
+def _check_sizes(processor: Any, said: str) -> None:
+    """Refuse sizes that would turn one image into more memory than there is."""
+    for name in ("size", "crop_size", "pad_size"):
+        wanted = getattr(processor, name, None)
+        held = wanted if isinstance(wanted, Mapping) else getattr(wanted, "__dict__", {"": wanted})
+        for number in held.values():
+            if number is not None and not (isinstance(number, int | float) and number <= _SIDE):
+                raise CheckpointError(
+                    f"{said} (its {name}, {wanted!r}, is beyond {_SIDE:,} pixels)"
+                )
 
 
 def open_pool(

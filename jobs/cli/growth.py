@@ -9,6 +9,7 @@ import click
 from tintray.jobs.cli.options import (
     Command,
     debug_option,
+    factory_option,
     json_option,
     merge_argument,
     place_options,
@@ -40,7 +41,9 @@ _set_option = click.option(
 
 def _growing(command: Command) -> Command:
     """Give a command the options that every change of a merge has."""
-    return _rebase_option(_set_option(place_options(json_option(debug_option(command)))))
+    return _rebase_option(
+        _set_option(factory_option(place_options(json_option(debug_option(command)))))
+    )
 
 
 def _run(change: str, merge: str, *arguments: Any, as_json: bool, **options: Any) -> None:

@@ -12,6 +12,7 @@ import click
 from tintray.jobs.cli.options import (
     answer,
     debug_option,
+    factory_option,
     json_option,
     merge_argument,
     place_options,
@@ -74,6 +75,7 @@ def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> N
 @click.command("eval")
 @merge_argument
 @place_options
+@factory_option
 @json_option
 @debug_option
 def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
@@ -112,6 +114,7 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
     help="Draw the comparison too, as .png, .svg or .pdf.",
 )
 @place_options
+@factory_option
 @json_option
 @debug_option
 def compare(
@@ -159,6 +162,7 @@ def compare(
     help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
 )
 @place_options
+@factory_option
 @json_option
 @debug_option
 def export(

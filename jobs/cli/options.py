@@ -43,6 +43,23 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 
+
+def _allow_factory(_context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        from tintray.jobs.spec.settings import FACTORIES_VARIABLE
+
+        before = os.environ.get(FACTORIES_VARIABLE, "")
+        os.environ[FACTORIES_VARIABLE] = f"{before} {value}".strip()
+
+
+factory_option = click.option(
+    "--factory",
+    metavar="MODULE:FUNCTION",
+    expose_value=False,
+    callback=_allow_factory,
+    help="Let this function build the modules of a merge that names it.",
+)
+
 json_option = click.option(
     "--json",
     "as_json",

@@ -35,6 +35,7 @@ from tintray.jobs.planning.pool_sizes import pool_bytes
 from tintray.jobs.resources import free_disk
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.sections import JobSpec
+from tintray.jobs.spec.settings import share_factories
 from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import BlobRef
 from tintray.storage.cache import lookup, remember
@@ -91,6 +92,7 @@ def survey(spec: JobSpec) -> Ground:
     CheckpointError, SpecError
         If the base cannot be loaded, the site names no module of it, or none fits the budget.
     """
+    share_factories()
     cache = cache_folder()
     base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
     like, expert = _first_expert(spec, base, cache)

@@ -12,6 +12,7 @@ import torch
 from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
 from tintray.jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
 from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.jobs.spec.settings import share_factories
 from tintray.storage.artifacts import open_store
 from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.storage.cache import lookup, remember
@@ -71,6 +72,7 @@ class Experts:
 
     def __init__(self, order: FitOrder, first: TaskOrder) -> None:
         self._order = order
+        share_factories()
         self.store = open_store(order.store_url)
         self.cache = cache_folder()
         folder, built = local_folder(order.base, self.cache), order.factory
@@ -267,7 +269,7 @@ class Experts:
         found = lookup(self.store, "zero-shot-heads", key)
         if found is not None:
             return read_tensors(fetch_blob(self.store, found.ref, self.cache))["head"]
-        head = text_head(checkpoint.base.folder, checkpoint.zero_shot, role).clone()
+        head = text_head(checkpoint.base, checkpoint.zero_shot, role).clone()
         self.remember("zero-shot-heads", key, {"head": head})
         return head
 

@@ -146,6 +146,7 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     opened = load_merge(url)
     place, ref = parse_merge_url(url)
     here = Path.cwd()
+    _ = opened.factory  # a merge of one that may not run does not grow
     spec = JobSpec.from_record(opened.manifest["job"])
     spec = spec.model_copy(
         update={

@@ -57,6 +57,7 @@ def compare(
     InputError
         If there is no such method, or an expert or a data file of the merge's job is gone.
     """
+    _ = merge.factory  # a merge of one that may not run is not compared
     spec = _whole_backbone(JobSpec.from_record(merge.manifest["job"]), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
     spec, ground = surveyed(spec)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tintray.jobs.running.places import usable
 from tintray.jobs.running.sources import cache_folder
+from tintray.jobs.spec.settings import share_factories
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
 from tintray.storage.records import unseal
@@ -39,8 +40,10 @@ def _holds_merge(folder: Path) -> bool:
         return False
 
 
-def load_merge(url: str) -> Merge:
+def load_merge(url: str, factory: str | None = None) -> Merge:
     """Open a merge at a folder or a URL; files are read, and verified, as they are needed.
+
+    ``factory`` is one that the caller lets run, beside those that the configuration allows.
 
     Raises
     ------
@@ -49,14 +52,15 @@ def load_merge(url: str) -> Merge:
     IntegrityError
         If its manifest is not as it was published.
     """
+    share_factories()
     folder = local_folder(url)
     if folder is not None:
-        return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"))
+        return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
     store, ref = parse_merge_url(url)
     with usable():
         manifest = read_manifest(store, ref)
     cache = cache_folder()
-    return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url)
+    return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url, factory)
 
 
 def store_of(url: str, default: str) -> str:

@@ -61,8 +61,7 @@ def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> Checkpoint:
     merge = _opened(kept.url)
     prefix = config_file(task, "")
     folder = _gathered(merge, merge.config_files(task), prefix, cache_folder / "configs")
-    factory = merge.manifest["job"].get("factory")
-    return Checkpoint(folder, merge.config(task), (), factory=factory)
+    return Checkpoint(folder, merge.config(task), (), factory=merge.factory)
 
 
 def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:

@@ -103,7 +103,7 @@ def _expert_outputs(
     role = f"the expert of task '{task['name']}'"
     folders = (merge.manifest["base"]["source"], task["expert"]["source"])
     base, folder = (local_folder(source, cache_folder()) for source in folders)
-    built = merge.manifest.get("job", {}).get("factory")
+    built = merge.factory
     whole = open_checkpoint(base, role="the base", factory=built)
     checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
     if checkpoint.is_tower and not checkpoint.has_head:

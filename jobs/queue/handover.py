@@ -10,7 +10,14 @@ import sys
 from collections.abc import Mapping
 
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
-from tintray.jobs.spec.settings import ADDRESS_VARIABLE, CATALOG_VARIABLE, LEASE_VARIABLE, setting
+from tintray.jobs.spec.settings import (
+    ADDRESS_VARIABLE,
+    CATALOG_VARIABLE,
+    FACTORIES_VARIABLE,
+    LEASE_VARIABLE,
+    setting,
+    share_factories,
+)
 from tintray.storage.catalog import Catalog
 from tintray.storage.job_list import JobRow
 from tintray.storage.queue import Claim
@@ -102,5 +109,9 @@ def _environment(catalog_url: str) -> Mapping[str, str]:
     environment = {}
     if not has_secret(catalog_url):
         environment[CATALOG_VARIABLE] = catalog_url
-    lease = setting("lease_seconds")
-    return environment | ({} if lease is None else {LEASE_VARIABLE: lease.value})
+    lease, factories = setting("lease_seconds"), share_factories()
+    if lease is not None:
+        environment[LEASE_VARIABLE] = lease.value
+    if factories:
+        environment[FACTORIES_VARIABLE] = factories
+    return environment

@@ -35,6 +35,7 @@ SETTINGS = {
     "catalog": "the database of jobs and merges",
     "address": "the dashboard of the Ray cluster that jobs are submitted to",
     "python": "the Python of tintray on the cluster's nodes, if it is not where it is here",
+    "allow_factories": "modules, or module:function names, whose code a merge or a job may run",
     "lease_seconds": "how long a job that shows no sign of life is not yet lost",
     **dict.fromkeys(LIMITS, "a budget of what is read; see tintray.limits.Limits"),
 }
@@ -48,6 +49,7 @@ def variable(name: str) -> str:
 
 STORE_VARIABLE, CATALOG_VARIABLE = variable("store"), variable("catalog")
 ADDRESS_VARIABLE, LEASE_VARIABLE = variable("address"), variable("lease_seconds")
+FACTORIES_VARIABLE = variable("allow_factories")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,22 @@ def lease_seconds() -> float:
     if not 0 < seconds < float("inf"):
         raise SpecError(f"{found.origin}: expected a number of seconds, found {found.value!r}")
     return seconds
+
+
+def share_factories() -> str:
+    """Let this process and those that it starts know which factories may run; their names.
+
+    Raises
+    ------
+    SpecError
+        The configuration file cannot be used.
+    """
+    name = FACTORIES_VARIABLE
+    listed = (os.environ.get(name, ""), read_config(config_file()).get("allow_factories", ""))
+    words = " ".join(dict.fromkeys(" ".join(listed).replace(",", " ").split()))
+    if words:
+        os.environ[name] = words
+    return words
 
 
 def limits() -> Limits:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 import tintray
 from tests import tiny_models as tiny
 from tintray import models
-from tintray.checkpoints import ZeroShot, open_checkpoint
+from tintray.checkpoints import Checkpoint, ZeroShot, open_checkpoint
 from tintray.errors import CheckpointError, SpecError
 from tintray.models import clip
 
@@ -199,9 +199,9 @@ def test_the_text_tower_runs_once_for_a_head(
     asked: list[ZeroShot] = []
     text_head = clip.text_head
 
-    def counted(folder: Path, zero_shot: ZeroShot, role: str) -> torch.Tensor:
+    def counted(base: Checkpoint, zero_shot: ZeroShot, role: str) -> torch.Tensor:
         asked.append(zero_shot)
-        return text_head(folder, zero_shot, role)
+        return text_head(base, zero_shot, role)
 
     monkeypatch.setattr(clip, "text_head", counted)
     for _ in range(2):
@@ -231,7 +231,7 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
         assert found.config["label2id"] == {"a_red_one": 0, "green": 1}
         known = Answers(2, found.config["label2id"])
         assert read_labels(data, "classification", [0, 1], known, "x").tolist() == [0, 1]
-    base = open_checkpoint(zoo / "base").folder
+    base = open_checkpoint(zoo / "base")
     heads = [clip.text_head(base, ZeroShot((n,)), "x") for n in ("w0_w1", "w0 w1")]
     assert torch.equal(*heads)
 
@@ -250,4 +250,4 @@ def test_what_a_head_cannot_be_made_of_is_refused(zoo: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"has the tensor 'visual_projection\.weight'"):
         models.load_expert(tower)
     with pytest.raises(CheckpointError, match=r"has no text tower"):
-        clip.text_head(zoo / "shades", ZeroShot(("w1",)), "tasks.x.expert")
+        clip.text_head(open_checkpoint(zoo / "shades"), ZeroShot(("w1",)), "tasks.x.expert")

@@ -161,7 +161,10 @@ def test_workers_that_cannot_import_the_factory_say_so_once(
     folder = make_plain_zoo(tmp_path / "zoo")
     code = tmp_path / "code"
     code.mkdir()
-    (code / "only_here.py").write_text("from tests.e2e.test_factory import make\n")
+    (code / "only_here.py").write_text(
+        "import tests.e2e.test_factory\n\n\ndef make(config):\n"
+        "    return tests.e2e.test_factory.make(config)\n"
+    )
     monkeypatch.syspath_prepend(code)
     job = tiny_models.job(
         folder,

@@ -16,8 +16,11 @@ from torch import nn
 
 import tintray
 from tests import tiny_models as tiny
+from tintray.bundle import Merge
 from tintray.errors import CheckpointError, SpecError
 from tintray.models.factory import build, find
+
+FACTORY = "tests.e2e.test_factory:make"
 
 
 class Net(nn.Module):
@@ -88,15 +91,90 @@ def test_modules_of_a_factory_are_merged(zoo: Path, tmp_path: Path) -> None:
     options = {"suffix": ".npz", "factory": "tests.e2e.test_factory:make"}
     summary = api.run(tiny.job(zoo, kinds, store=str(tmp_path), **options))
     assert summary.normalised_accuracy > 0.9
-    module = tintray.load(summary.url).for_task("rgb")
+    with pytest.raises(SpecError, match=r"no code runs because a merge says so; .*--factory tests"):
+        tintray.load(summary.url).for_task("rgb")
+    with pytest.raises(SpecError, match="no code runs"):
+        tintray.evaluate(summary.url)
+    merge = tintray.load(summary.url, factory=options["factory"])
+    module = merge.for_task("rgb")
     assert isinstance(module, Net)
     assert module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
-    folder = tintray.load(summary.url).export("rgb", tmp_path / "exported")
+    folder = merge.export("rgb", tmp_path / "exported")
     from tintray.models.factory import load
 
     again = load(options["factory"], {"classes": 3}, [folder / "model.safetensors"], "x")
     images = torch.rand(4, 3, 16, 16)
     assert torch.allclose(again(images), module(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("allowed", ["tests.e2e.test_factory:make", "tests.e2e", "x, tests"])
+def test_a_merge_runs_a_factory_that_the_configuration_allows(
+    allowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tintray.jobs.spec.settings import share_factories
+
+    merge = Merge(
+        {"format": "tintray-merge", "format_version": 1, "job": {"factory": FACTORY}, "files": {}},
+        lambda name: tmp_path / name,
+        "a merge",
+    )
+    monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "tests.e2e.test_fact tests.e2e.test_factory:mak")
+    for _ in range(2):
+        with pytest.raises(SpecError, match=rf"'{FACTORY}' builds its modules, and no code runs"):
+            _ = merge.factory
+    (tmp_path / "config.toml").write_text(f'allow_factories = "{allowed}"')
+    monkeypatch.setenv("TINTRAY_CONFIG", str(tmp_path / "config.toml"))
+    share_factories()
+    assert merge.factory == FACTORY
+
+
+FOREIGN = [
+    "subprocess:call",
+    "os:system",
+    "builtins:exec",
+    "posix:system",
+    "antigravity:fly",
+    "importlib.util:module_from_spec",
+    "torch.hub:load",
+    "numpy:fromfile",
+    "safetensors.torch:save_file",
+    "tintray.hub:download",
+    "tintray.storage.folder:FolderStore",
+]
+
+
+@pytest.mark.parametrize("factory", FOREIGN)
+def test_code_that_is_not_the_users_own_is_never_run(
+    factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not even imported, which may run code too."""
+    module = factory.partition(":")[0]
+    imported: list[str] = []
+    monkeypatch.setattr("importlib.import_module", imported.append)
+    with pytest.raises(SpecError, match=rf"^factory: the module '{module}' .*allow_factories"):
+        build(factory, {"touch": 0})
+    assert imported == []
+
+
+def test_an_installed_package_may_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find("tests.e2e.test_factory:Net") is Net
+    monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "torch.nn")
+    assert isinstance(build("torch.nn.modules.linear:Identity", {}), nn.Identity)
+    with pytest.raises(SpecError, match=r"'Linear' of 'torch\.nn' is defined in 'torch\.nn\.mod"):
+        build("torch.nn:Linear", {})
+
+
+def test_what_a_module_only_imported_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lent.py").write_text(
+        "import os, functools\nfrom subprocess import call\nfrom os import system as build\n"
+        "part = functools.partial(call)\nrun = os.popen\ncalls = [call]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("call", "build", "part", "run", "calls", "os"):
+        with pytest.raises(SpecError, match=r"is defined in|has no function"):
+            build(f"lent:{name}", {})
 
 
 BAD = {

@@ -4,6 +4,7 @@ from tintray.models.calling import answer, answer_width, answers
 from tintray.models.comparing import check_same_backbone, check_same_computation, check_same_model
 from tintray.models.loading import (
     empty_module,
+    generation_config,
     load_base,
     load_expert,
     model_class,
@@ -35,6 +36,7 @@ __all__ = [
     "check_same_computation",
     "check_same_model",
     "empty_module",
+    "generation_config",
     "head_modules",
     "is_linear",
     "is_transposed",

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from tintray.checkpoints import Checkpoint
 from tintray.errors import CheckpointError
+from tintray.files import foreign
 
 _TIMES = 4  # of the numbers that are stored; a tied tensor counts twice, and so does a loaded one
 _BESIDE = 2**26  # numbers that need not be stored: heads, tables of positions, causal masks
@@ -60,3 +64,37 @@ def bounded(numbers: int, where: str) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def load_weights(
+    cls: Any, checkpoint: Checkpoint, config: Any, where: str, *, room: Checkpoint | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers with the tensors of a checkpoint's own files, and what was left.
+
+    The files are those that were looked at, whatever else lies beside them. ``room`` is another
+    checkpoint whose size the model may have: the expert whose head a base is given.
+
+    Raises
+    ------
+    CheckpointError
+        If transformers cannot build or fill it, or the configuration promises far too much.
+    """
+    stored = [*checkpoint.tensors.values(), *(room.tensors.values() if room else ())]
+    with ExitStack() as stack:
+        stack.enter_context(foreign(f"{where} cannot be loaded as {cls.__name__}"))
+        stack.enter_context(bounded(sum(info.numel for info in stored), where))
+        state: dict[str, Any] = {}
+        for descriptor in stack.enter_context(checkpoint.opened()):
+            file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
+            state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        module, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    return module, info

@@ -24,6 +24,9 @@ from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
 from tintray.checkpoints import HEAD_FILE, Checkpoint, ZeroShot
 from tintray.errors import CheckpointError
+from tintray.models.building import load_weights
+from tintray.models.configs import configuration
+from tintray.pools import load_processor
 
 _BATCH = 64
 _SHARED = ("visual_projection.weight", "logit_scale")
@@ -81,9 +84,9 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
     @classmethod
     def open(cls, folder: str | Path) -> CLIPZeroShotClassifier:
         """What ``save_pretrained`` wrote, in evaluation mode."""
-        config = CLIPVisionConfig.from_pretrained(folder)
+        config = CLIPVisionConfig.from_pretrained(folder, trust_remote_code=False)
         module = cls(config)
-        tower = CLIPVisionModelWithProjection.from_pretrained(folder)
+        tower = CLIPVisionModelWithProjection.from_pretrained(folder, trust_remote_code=False)
         module.load_state_dict(tower.state_dict(), strict=False)
         _set_head(module, _head_in(Path(folder), module))
         found: CLIPZeroShotClassifier = module.eval()
@@ -114,36 +117,31 @@ def finish(module: nn.Module, checkpoint: Checkpoint, role: str, head: Tensor | 
     elif head is not None:
         _set_head(module, head * module.root)
     elif checkpoint.zero_shot is not None and checkpoint.base is not None:
-        rows = text_head(checkpoint.base.folder, checkpoint.zero_shot, role)
+        rows = text_head(checkpoint.base, checkpoint.zero_shot, role)
         _set_head(module, rows * module.root)
 
 
 @torch.inference_mode()
-def text_head(folder: Path, zero_shot: ZeroShot, role: str) -> Tensor:
+def text_head(base: Checkpoint, zero_shot: ZeroShot, role: str) -> Tensor:
     """One unit row per class, float32 [C, d], from the texts of its name in every template.
 
     Raises
     ------
     CheckpointError
-        If the folder has no text tower, or no tokenizer.
+        If the base has no text tower, or no tokenizer.
     """
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+    from transformers import CLIPTextModelWithProjection
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tower, info = CLIPTextModelWithProjection.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{role}: the base {folder} has no text tower with a tokenizer ({error}); expected a "
-            "whole CLIP model"
-        ) from error
+    where = f"{role}: the base {base.folder}"
+    cls = CLIPTextModelWithProjection
+    config = configuration(base.config, cls, f"{role}: {base.folder / 'config.json'}")
+    tower, info = load_weights(cls, base, config, where)
     if info["missing_keys"]:
         raise CheckpointError(
-            f"{role}: the base {folder} has no text tower (it lacks "
+            f"{where} has no text tower (it lacks "
             f"'{sorted(info['missing_keys'])[0]}'); expected a whole CLIP model"
         )
+    tokenizer = load_processor(base, role, text=True)
     names = [name.replace("_", " ").strip() for name in zero_shot.classes]
     texts = [template.replace("{}", name) for name in names for template in zero_shot.templates]
     parts = []

@@ -33,7 +33,7 @@ _COUNTS = re.compile(
     r"|\w*(layers?|depths?)"
 )
 _MOST = 10_000  # layers, blocks, heads and experts of one model; the largest have hundreds
-_MOST_LABELS = 1_000_000
+_MOST_LABELS = 50_000
 
 
 def model_class(config: Mapping[str, Any], where: str) -> Any:
@@ -111,7 +111,7 @@ def _check_counts(config: Mapping[str, Any], where: str) -> None:
         most = _MOST_LABELS if name.endswith("labels") else _MOST
         if _COUNTS.fullmatch(name) and not value <= most:
             raise CheckpointError(
-                f"{where} has {name}={value:g}; expected at most {most:,}, is it a damaged file?"
+                f"{where} has {name}={value!r}; expected at most {most:,}, is it a damaged file?"
             )
 
 

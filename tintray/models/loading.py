@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from tintray.adapters import apply, read_adapter
@@ -15,7 +14,7 @@ from tintray.checkpoints import GENERATION, Checkpoint
 from tintray.errors import CheckpointError
 from tintray.files import foreign, is_old_buffer, read_json
 from tintray.models import configs, factory
-from tintray.models.building import bounded
+from tintray.models.building import bounded, load_weights
 from tintray.structure import head_modules
 
 
@@ -142,25 +141,8 @@ def _from_pretrained(
     """A module with the tensors of a checkpoint's own files, whatever else lies beside them."""
     quiet_transformers()
     where = f"{role}: {checkpoint.folder}"
-    stored = [*checkpoint.tensors.values(), *(room.tensors.values() if room else ())]
-    with ExitStack() as stack:
-        stack.enter_context(foreign(f"{where} cannot be loaded as {cls.__name__}"))
-        stack.enter_context(bounded(sum(info.numel for info in stored), where))
-        state: dict[str, Any] = {}
-        for descriptor in stack.enter_context(checkpoint.opened()):
-            file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
-            state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        module, info = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        _set_generation(module, checkpoint, role)
+    module, info = load_weights(cls, checkpoint, config, where, room=room)
+    _set_generation(module, checkpoint, role)
     heads = tuple(f"{path}." for path in head_modules(module))
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
 
@@ -198,13 +180,29 @@ def _set_generation(module: Any, checkpoint: Checkpoint, role: str) -> None:
     """How a model writes, as its own file says; without one, as old configurations did."""
     if not (hasattr(module, "can_generate") and module.can_generate()):
         return
-    from transformers import GenerationConfig
-
     own = checkpoint.folder / GENERATION
     if own.exists():
-        module.generation_config = GenerationConfig.from_dict(read_json(own, role))
-    else:
+        module.generation_config = generation_config(own, role)
+        return
+    from transformers import GenerationConfig
+
+    with foreign(f"{_config_file(checkpoint, role)} cannot be read as one of generation"):
         module.generation_config = GenerationConfig.from_model_config(dict(checkpoint.config))
+
+
+def generation_config(path: Path, role: str) -> Any:
+    """How a model writes, from a ``generation_config.json``.
+
+    Raises
+    ------
+    CheckpointError
+        If transformers cannot read it.
+    """
+    from transformers import GenerationConfig
+
+    fields = read_json(path, role)
+    with foreign(f"{role}: {path} cannot be read as a GenerationConfig"):
+        return GenerationConfig.from_dict(fields)
 
 
 def and_more(found: list[Any]) -> str:
