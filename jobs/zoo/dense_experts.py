@@ -68,7 +68,7 @@ def train_base(zoo: Path, recipe: DenseRecipe) -> None:
 def train_expert(zoo: Path, name: str, recipe: DenseRecipe) -> dict[str, float]:
     """Fine-tune ``zoo/base`` on ``zoo/data/NAME.npz``, save it, and measure it on the test set."""
     data, kind = _read(zoo, name), kind_of(name)
-    processor = SegformerImageProcessorPil.from_pretrained(zoo / "base")
+    processor = SegformerImageProcessorPil.from_pretrained(zoo / "base", trust_remote_code=False)
     names = [str(answer) for answer in data["class_names"]] if kind == "segmentation" else []
     train, test = _labels(kind, data["y_train"]), _labels(kind, data["y_test"])
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
@@ -81,7 +81,7 @@ def train_expert(zoo: Path, name: str, recipe: DenseRecipe) -> dict[str, float]:
         quiet_transformers()  # that the last layer is new is meant
         width = {"num_labels": _WIDTHS[kind]} if kind in _WIDTHS else _named(names)
         model = SegformerForSemanticSegmentation.from_pretrained(
-            zoo / "base", ignore_mismatched_sizes=True, **width
+            zoo / "base", ignore_mismatched_sizes=True, trust_remote_code=False, **width
         )
         if kind == "depth":
             with torch.no_grad():

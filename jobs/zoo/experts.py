@@ -36,8 +36,8 @@ def train_base(zoo: Path, recipe: Recipe) -> None:
 def train_expert(zoo: Path, name: str, recipe: Recipe) -> dict[str, float]:
     """Fine-tune ``zoo/base`` on ``zoo/data/NAME.npz``, save it, and measure it on the test set."""
     data = _read(zoo, name)
-    processor = ViTImageProcessorPil.from_pretrained(zoo / "base")
-    model = ViTForImageClassification.from_pretrained(zoo / "base")
+    processor = ViTImageProcessorPil.from_pretrained(zoo / "base", trust_remote_code=False)
+    model = ViTForImageClassification.from_pretrained(zoo / "base", trust_remote_code=False)
     _replace_head(model, _names(data))
     pixels = _pixels(processor, data["x_train"])
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks

@@ -29,7 +29,9 @@ def save_base(source: Path, zoo: Path) -> None:
     """Write the pretrained encoder and its tokenizer as ``zoo/base``."""
     from transformers import AutoModel, AutoTokenizer
 
-    _save(AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source), zoo / "base")
+    model = AutoModel.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    _save(model, tokenizer, zoo / "base")
 
 
 def train_expert(zoo: Path, name: str, recipe: TextRecipe) -> float:
@@ -40,13 +42,14 @@ def train_expert(zoo: Path, name: str, recipe: TextRecipe) -> float:
     train, test = (read_texts(zoo / "data" / f"{name}_{s}.jsonl.gz") for s in ("train", "test"))
     if recipe.examples is not None:
         train = Texts(train.texts[: recipe.examples], train.labels[: recipe.examples])
-    tokenizer = AutoTokenizer.from_pretrained(zoo / "base")
+    tokenizer = AutoTokenizer.from_pretrained(zoo / "base", trust_remote_code=False)
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
     quiet_transformers()  # that the head is new is meant
     with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)  # the new head, and dropout
         model = AutoModelForSequenceClassification.from_pretrained(
             zoo / "base",
+            trust_remote_code=False,
             id2label=dict(enumerate(names)),
             label2id={label: index for index, label in enumerate(names)},
         )

@@ -16,7 +16,6 @@ from torch import nn
 
 import tintray
 from tests import tiny_models as tiny
-from tintray.bundle import Merge
 from tintray.errors import CheckpointError, SpecError
 from tintray.models.factory import build, find
 
@@ -86,46 +85,57 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_plain_zoo(tmp_path_factory.mktemp("factory"))
 
 
-def test_modules_of_a_factory_are_merged(zoo: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def summary(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A merge of modules of a factory, published."""
     kinds = dict.fromkeys(("reds", "rgb"), "classification")
-    options = {"suffix": ".npz", "factory": "tests.e2e.test_factory:make"}
-    summary = api.run(tiny.job(zoo, kinds, store=str(tmp_path), **options))
+    options = {"suffix": ".npz", "factory": FACTORY}
+    store = tmp_path_factory.mktemp("store")
+    return api.run(tiny.job(zoo, kinds, store=str(store), **options))
+
+
+def test_modules_of_a_factory_are_merged(summary: Any, tmp_path: Path) -> None:
     assert summary.normalised_accuracy > 0.9
-    with pytest.raises(SpecError, match=r"no code runs because a merge says so; .*--factory tests"):
-        tintray.load(summary.url).for_task("rgb")
-    with pytest.raises(SpecError, match="no code runs"):
-        tintray.evaluate(summary.url)
-    merge = tintray.load(summary.url, factory=options["factory"])
+    merge = tintray.load(summary.url, factory=FACTORY)
     module = merge.for_task("rgb")
     assert isinstance(module, Net)
     assert module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     folder = merge.export("rgb", tmp_path / "exported")
     from tintray.models.factory import load
 
-    again = load(options["factory"], {"classes": 3}, [folder / "model.safetensors"], "x")
+    again = load(FACTORY, {"classes": 3}, [folder / "model.safetensors"], "x")
     images = torch.rand(4, 3, 16, 16)
     assert torch.allclose(again(images), module(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("allowed", ["tests.e2e.test_factory:make", "tests.e2e", "x, tests"])
-def test_a_merge_runs_a_factory_that_the_configuration_allows(
-    allowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_code_runs_because_a_merge_says_so(
+    summary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tintray.jobs.spec.settings import share_factories
-
-    merge = Merge(
-        {"format": "tintray-merge", "format_version": 1, "job": {"factory": FACTORY}, "files": {}},
-        lambda name: tmp_path / name,
-        "a merge",
-    )
+    """In Python, in a command, or as the parent of another merge."""
+    catalog = f"sqlite:///{tmp_path}/catalog.db"
+    place = {"store": summary.url.partition("/merges/")[0], "catalog": catalog}
     monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "tests.e2e.test_fact tests.e2e.test_factory:mak")
-    for _ in range(2):
+    opened = tintray.load(summary.url, factory="tests.e2e.test_factory:broken")
+    for run in (
+        lambda: opened.for_task("rgb"),
+        lambda: opened.export("rgb", tmp_path / "exported"),
+        lambda: tintray.evaluate(summary.url, **place),
+        lambda: tintray.compare(summary.url, **place),
+        lambda: tintray.remove(summary.url, ["rgb"], **place),
+    ):
         with pytest.raises(SpecError, match=rf"'{FACTORY}' builds its modules, and no code runs"):
-            _ = merge.factory
+            run()
+    assert tintray.show(summary.url, **place).name == "tiny"
+
+
+@pytest.mark.parametrize("allowed", [FACTORY, "tests.e2e", "x, tests"])
+def test_a_merge_runs_a_factory_that_the_configuration_allows(
+    summary: Any, allowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.toml").write_text(f'allow_factories = "{allowed}"')
+    monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "")  # so that what is set is taken back
     monkeypatch.setenv("TINTRAY_CONFIG", str(tmp_path / "config.toml"))
-    share_factories()
-    assert merge.factory == FACTORY
+    assert tintray.load(summary.url).factory == FACTORY
 
 
 FOREIGN = [
