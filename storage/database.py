@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
-from tintray.storage.engine import failures, make_engine, parse_catalog_url, sqlite_file, writing
+from tintray.storage.engine import (
+    failures,
+    is_absent,
+    make_engine,
+    parse_catalog_url,
+    sqlite_file,
+    writing,
+)
 from tintray.storage.schema import ensure_schema
 from tintray.storage.secrets import shown_catalog
 
@@ -30,9 +36,8 @@ class Database:
     def open(cls, url: str, create: bool, patience: float) -> Self:
         """Connect and check the schema; see :meth:`tintray.storage.catalog.Catalog.open`."""
         parsed = parse_catalog_url(url)
-        file = sqlite_file(parsed)
-        if file is not None and not file.exists():
-            prepare_folder(shown_catalog(parsed), file.parent, create)
+        if is_absent(parsed):
+            prepare_folder(parsed, create)
         engine = make_engine(parsed)
         try:
             ensure_schema(engine, create)
@@ -81,10 +86,13 @@ def _session(connection: sa.Connection) -> Iterator[Session]:
         yield session
 
 
-def prepare_folder(url: str, folder: Path, create: bool) -> None:
+def prepare_folder(catalog: sa.URL, create: bool) -> None:
     """Make the folder of a SQLite catalog that is not there yet, if it may be created."""
+    url, file = shown_catalog(catalog), sqlite_file(catalog)
     if not create:
         raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
+    assert file is not None, "only a file can be absent"
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

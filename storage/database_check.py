@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from tintray.storage.database import prepare_folder
-from tintray.storage.engine import failures, make_engine, parse_catalog_url, sqlite_file
+from tintray.storage.engine import failures, is_absent, make_engine, parse_catalog_url
 from tintray.storage.migrations import REVISIONS
 from tintray.storage.schema import VERSION_TABLE, found_revision, upgrade_schema
 from tintray.storage.secrets import shown_catalog
@@ -37,9 +37,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
     Raises :class:`~tintray.errors.StorageError` if the database cannot be used or is newer.
     """
     parsed = parse_catalog_url(url)
-    file = sqlite_file(parsed)
-    if file is not None and not file.exists():
-        prepare_folder(shown_catalog(parsed), file.parent, create=True)
+    if is_absent(parsed):
+        prepare_folder(parsed, create=True)
     with _engine(parsed) as engine:
         return upgrade_schema(engine)
 
@@ -51,8 +50,7 @@ def check(url: str) -> DatabaseState:
     """
     parsed = parse_catalog_url(url)
     where = shown_catalog(parsed)
-    file = sqlite_file(parsed)
-    if file is not None and not file.exists():
+    if is_absent(parsed):
         raise NotFoundError(f"there is no catalog {where} yet; run a job with it first")
     with _engine(parsed) as engine, failures(where), engine.connect() as connection:
         found = found_revision(connection)

@@ -23,6 +23,7 @@ _STATES = {str(state) for state in JobState}
 _MOMENTS = ("created_at", "updated_at", "handed_at", "stop_at")
 _NUMBERS = ("priority", "attempt")
 _RESUMABLE = {JobState.FITTING, JobState.FAILED, JobState.CANCELLED}
+_MOST = 2**31 - 1  # what databases count jobs with
 _WITH_ROUNDS = 500  # jobs of a list whose rounds are looked up
 _CONNECT_SECONDS = 3
 _VERSION = "SELECT version_num FROM tintray_schema"
@@ -110,7 +111,7 @@ def select_jobs(
             values.append(value)
     if limit is not None:
         alive = [str(state) for state in JobState if not state.terminal]
-        newest = f"SELECT id FROM jobs ORDER BY created_at DESC, id LIMIT {int(limit)}"
+        newest = f"SELECT id FROM jobs ORDER BY created_at DESC, id LIMIT {min(int(limit), _MOST)}"
         # Both are found by index, unlike what is "not over".
         conditions.append(
             f"(j.id IN (SELECT id FROM ({newest}) AS newest) "

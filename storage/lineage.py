@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from tintray.errors import NotFoundError, StorageError, nearest
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
-_DIGITS = 10  # of a version, with its "v": what the column takes
+_VERSION = re.compile(r"v[0-9]{1,9}")  # no more digits than the column takes
 _BATCH = 500  # values in one statement: SQLite takes a bounded number
 
 
@@ -238,7 +239,7 @@ def find(session: Session, reference: str) -> Merge:
         query = _published().order_by(Merge.published_at.desc(), Merge.id.desc()).limit(1)
     elif version in ("", "latest"):
         query = query.where(Merge.name == name)
-    elif version[:1] == "v" and version[1:].isdecimal() and len(version) <= _DIGITS:
+    elif _VERSION.fullmatch(version):
         query = query.where(Merge.name == name, Merge.version == int(version[1:]))
     else:
         query = query.where(sa.false())
@@ -278,8 +279,8 @@ def children(session: Session, reference: str) -> list[str]:
 
 def _row(session: Session, reference: str) -> Merge | None:
     """The row of ``name/v2``, whatever became of it."""
-    name, _, version = reference.partition("/v")
-    if not (version.isdecimal() and len(version) < _DIGITS):
+    name, _, version = reference.partition("/")
+    if not _VERSION.fullmatch(version):
         return None
-    query = sa.select(Merge).where(Merge.name == name, Merge.version == int(version))
+    query = sa.select(Merge).where(Merge.name == name, Merge.version == int(version[1:]))
     return session.scalar(query)

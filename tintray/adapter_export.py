@@ -45,8 +45,10 @@ def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Pa
     ------
     InputError
         If it is no sum of low-rank products, or the task owns what PEFT cannot hold.
+    InputError
+        If ``directory`` exists and is not empty, or cannot be made.
     StorageError
-        If ``directory`` exists and is not empty, or cannot be written.
+        If it cannot be written to the end.
     """
     own, modules = merge.tint(task), merge.manifest["private_modules"]
     below = tuple(f"{path}." for path in modules)
@@ -80,8 +82,10 @@ def export_all(
     ------
     InputError
         If the backbone is no sum of low-rank products on the base.
+    InputError
+        If ``directory`` exists and is not empty, or cannot be made.
     StorageError
-        If ``directory`` exists and is not empty, or cannot be written.
+        If it cannot be written to the end.
     """
     source, modules = merge.manifest["base"]["source"], merge.manifest["private_modules"]
     files = {name: ref for name, ref in merge.manifest["files"].items() if name != BACKBONE}

@@ -43,7 +43,7 @@ from tintray.errors import (
     StorageError,
     nearest,
 )
-from tintray.files import MAX_JSON, file_in, foreign, open_regular, read_bytes, reason
+from tintray.files import MAX_JSON, check_new, file_in, foreign, open_regular, read_bytes, reason
 from tintray.manifest import MANIFEST, MAX_MANIFEST, check_manifest
 from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.models import (
@@ -324,10 +324,11 @@ class Merge:
 
         Raises
         ------
-        StorageError
-            If ``directory`` exists and is not empty, or cannot be written.
         InputError
-            If the task has a module that no transformers model has.
+            If ``directory`` exists and is not empty or cannot be made, or if the task has a module
+            that no transformers model has.
+        StorageError
+            If it cannot be written to the end.
         """
         if DOWN in self.tint(task):
             raise InputError(
@@ -381,8 +382,10 @@ class Merge:
 
         Raises
         ------
+        InputError
+            If ``directory`` exists and is not empty, or cannot be made.
         StorageError
-            If ``directory`` exists and is not empty, or cannot be written.
+            If it cannot be written to the end.
         """
         with new_folder(directory) as partial:
             for name in self.manifest["files"]:
@@ -398,11 +401,12 @@ def new_folder(directory: Path) -> Iterator[Path]:
 
     Raises
     ------
+    InputError
+        If ``directory`` exists and is not empty, or cannot be made there.
     StorageError
-        If ``directory`` exists and is not empty, or cannot be written.
+        If it cannot be written to the end.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise StorageError(f"{directory} exists and is not empty; give a new folder")
+    check_new(directory, or_empty=True)
     partial = directory.with_name(f".{directory.name}.partial")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

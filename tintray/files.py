@@ -13,9 +13,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
-from tintray.errors import CheckpointError, TintrayError
+from tintray.errors import CheckpointError, InputError, TintrayError
 
 MAX_JSON = 16 * 2**20
 """Bytes of a JSON file that are read; the index of the largest public models has 13 MB."""
@@ -142,6 +143,28 @@ def file_in(folder: Path, name: str, role: str) -> Path | None:
     if not found.is_file():
         raise CheckpointError(f"{role}: {path} is no regular file; expected one")
     return path
+
+
+def check_new(folder: Path, *, or_empty: bool = False) -> None:
+    """Prove that a folder can be made, before anything is computed for it.
+
+    Raises
+    ------
+    InputError
+        It exists (``or_empty``: and is not an empty folder), or may not be made there.
+    """
+    try:
+        taken = folder.is_symlink() or folder.exists()
+        if taken and not (or_empty and folder.is_dir() and not any(folder.iterdir())):
+            said = "exists and is not empty" if or_empty else "exists"
+            raise InputError(f"{folder} {said}; give a new folder")
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        with TemporaryDirectory(prefix=".tintray-", dir=above):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror}; name a folder that this user may make"
+        ) from error
 
 
 Stamp = tuple[int, int, int, int, int]

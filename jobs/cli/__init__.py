@@ -108,6 +108,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(error, TintrayError):
         return error.exit_code, f"error: {error}"
+    if isinstance(error, OSError) and error.filename is not None:  # the machine's, no fault of ours
+        return 1, f"error: {_one_line(f'{error.filename}: {error.strerror}')}"
     said = _one_line(str(error))
     return 1, f"internal error: {type(error).__name__}: {said}; run again with --debug"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from tintray.jobs.cli.growth import diff_merges
 from tintray.jobs.cli.options import (
+    Seconds,
     at_once,
     catalog_option,
     debug_option,
@@ -140,7 +141,7 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
 
 @click.command()
 @id_argument
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this long.")
+@click.option("--timeout", type=Seconds(min=0), metavar="SECONDS", help="Give up after this long.")
 @catalog_option
 @json_option
 @debug_option

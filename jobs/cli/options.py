@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,19 @@ class Session:
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.ensure_object(Session).debug = True
+
+
+class Seconds(click.FloatRange):
+    """A length of time in seconds; click's own range lets pass what is not a number."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a number of seconds, found {value!r}", param, ctx)
+        return found
 
 
 debug_option = click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from tintray.jobs.cli.options import (
+    Seconds,
     debug_option,
     job_argument,
     json_option,
@@ -21,7 +22,7 @@ from tintray.jobs.cli.options import (
 @click.option(
     "--calibrate",
     "seconds",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1, max=3600),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from torch import Tensor
 from tintray.bundle import BACKBONE, Merge, config_file, tint_file
 from tintray.errors import InputError, NotFoundError
 
+_REF = re.compile(r"[A-Za-z0-9][\w.-]*/v[0-9]{1,9}", re.ASCII)
 _THREADS = 4  # a store over a network mostly waits
 
 
@@ -200,7 +202,7 @@ def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
 def _parent_of(manifest: Mapping[str, Any]) -> str | None:
     """What a manifest says that its merge grew from, where that is a name and a version."""
     found = str(manifest.get("parent") or "")
-    return found if found.partition("/v")[2].isdecimal() else None
+    return found if _REF.fullmatch(found) else None
 
 
 def _remembered(parent: Parent, ref: str) -> str | None:

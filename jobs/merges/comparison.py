@@ -96,13 +96,14 @@ def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
         For a name that is none (with the nearest), or a method that cannot merge so many tasks.
     """
     known = [*methods(), *_LEARNED]
+    for name in names:
+        if name not in ("all", *known):
+            raise SpecError(
+                f"there is no merging method '{name}' to compare with{nearest(name, known)}; "
+                f"there are all, {', '.join(known)}"
+            )
     if "all" not in names:
         for name in names:
-            if name not in known:
-                raise SpecError(
-                    f"there is no merging method '{name}' to compare with"
-                    f"{nearest(name, known)}; there are all, {', '.join(known)}"
-                )
             if name not in _LEARNED:
                 find_method(name).check_tasks(tasks)
         return list(dict.fromkeys(names))

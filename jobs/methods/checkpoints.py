@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.fields import memory_bytes
-from tintray.jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.jobs.spec.sections import ADAMERGING, MOST_SCALE, SURGERY
 
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import SpecError
@@ -45,16 +44,18 @@ def merge_models(
             f"merge.method: {method}, or choose a method that needs no data"
         )
     found = recipe(method, _parameters(parameters), seed=seed)
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise SpecError(f"--scale: expected a number above 0, found {scale:g}")
+    if scale is not None and not 0 < scale <= MOST_SCALE:
+        raise SpecError(f"--scale: expected a number from 0 to {MOST_SCALE:g}, found {scale:g}")
     bound, largest = byte_size("--memory", memory), byte_size("--shard", shard)
     names = _names(experts)
-    opened = open_alike({f"expert '{expert}'": expert for expert in experts}, base, on_event)
+    roles = {f"expert '{expert}'": expert for expert in experts}  # one may be given twice
+    first, *others = open_alike(roles, base, on_event)
+    opened = dict(zip(roles.values(), others, strict=True))
     many = "expert" if len(experts) == 1 else "experts"
     on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
     return merge_checkpoints(
-        opened[0],
-        dict(zip(names, opened[1:], strict=True)),
+        first,
+        {name: opened[expert] for name, expert in zip(names, experts, strict=True)},
         output,
         found,
         scale=scale,

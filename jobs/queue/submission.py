@@ -23,6 +23,8 @@ from tintray.storage.states import StateConflictError
 from tintray.errors import InputError, SpecError, StorageError
 
 PRIORITIES = range(-1000, 1001)
+MOST_JOBS = 10_000
+"""At once, on one cluster."""
 _KEY_BYTES = 200
 _STOP_SECONDS = 15.0  # in which a driver that hears the catalog has stopped
 _POLL = 0.2
@@ -136,8 +138,8 @@ def cancel(
 
 def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None = None) -> None:
     """Let a cluster run this many jobs at once, from now on."""
-    if max_jobs < 1:
-        raise SpecError(f"--max-jobs: expected 1 or more, found {max_jobs}")
+    if not 1 <= max_jobs <= MOST_JOBS:
+        raise SpecError(f"--max-jobs: expected 1 to {MOST_JOBS:,}, found {max_jobs}")
     with opened(catalog) as (known, url):
         cluster = _cluster(chosen_address(address, None))
         known.queue.set_limit(cluster, max_jobs)

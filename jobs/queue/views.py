@@ -130,7 +130,7 @@ def resolve(catalog: Catalog, text: str) -> str:
         newest = catalog.queue.listing(1)
         if newest:
             return newest[0].id
-    found = catalog.queue.by_prefix(text)
+    found = catalog.queue.by_prefix(text) if text else []  # all ids begin with nothing
     if text in found or not found:
         return catalog.queue.find(text).id
     if len(found) > 1:

@@ -58,6 +58,21 @@ SURGERY = "surgery"
 _FROM_INIT = (TINT, *ADAMERGING, SURGERY)
 
 
+MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
+MOST = {
+    "seed": 2**63,
+    "memory": 2**63,
+    "budget": 2**63,
+    "scale": MOST_SCALE,
+    "batch_size": 10**6,
+    "micro_batch": 10**6,
+    "threads_per_worker": 10**4,
+    "workers": 10**5,
+    "shards": 10**5,
+}
+"""The largest number that a field of any section may have, by its name."""
+
+
 class Section(BaseModel):
     """What all sections share: frozen, no unknown fields, no silent conversion of types."""
 
@@ -68,6 +83,15 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _number_can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Nobody means more, and what computes with it later counts in 32 bits or in float32."""
+        most = MOST.get(info.field_name or "", MOST_OF_ANY)
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"expected a number of at most {most:,}, found a larger one")
+        return value
 
 
 class DataSpec(Section):

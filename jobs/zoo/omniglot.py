@@ -10,7 +10,6 @@ drawers 15 to 20; no drawing of a test set was seen by the base or by any expert
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tintray.jobs.zoo import building
 from tintray.jobs.zoo.adapters import check_lora
+from tintray.jobs.zoo.arrays import read_arrays
 from tintray.jobs.zoo.recipe import Recipe, omniglot
 
 from tintray.errors import InputError
@@ -53,7 +53,7 @@ class Omniglot:
     """
 
     def __init__(self, path: Path) -> None:
-        self._arrays = _read(path)
+        self._arrays = read_arrays(path, _NEEDED)
         names = [_slug(str(name)) for name in self._arrays["alphabet_names"]]
         self.tasks = {
             f"{name}_{turn}": (number, turn) for number, name in enumerate(names) for turn in TURNS
@@ -145,19 +145,3 @@ def build(
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    expected = f"an npz with the arrays {', '.join(_NEEDED)}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in _NEEDED if name not in file.files]
-            if missing:
-                raise InputError(
-                    f"--data: '{path}' has no array '{missing[0]}'; expected {expected}"
-                )
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"--data: '{path}' cannot be read ({error}); expected {expected}"
-        ) from error

@@ -8,7 +8,6 @@ and faces (FASSEG), of which the base has seen nothing.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tintray.jobs.zoo import building
+from tintray.jobs.zoo.arrays import read_arrays
 from tintray.jobs.zoo.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
 from tintray.jobs.zoo.rendering import CLASSES, Scenes, render
-
-from tintray.errors import InputError
 
 VOID = 255
 """The label of pixels that count as none."""
@@ -121,23 +119,12 @@ def _task(name: str, train: Scenes, test: Scenes) -> dict[str, NDArray[Any]]:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """A file with ``x_SPLIT``, ``seg_SPLIT`` and ``class_names``; void becomes ``VOID``."""
-    expected = "an npz with x_train, seg_train, x_test, seg_test and class_names"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        names = [str(name) for name in arrays["class_names"]]
-        void = names.index(_VOID_CLASS) if _VOID_CLASS in names else VOID
-        found: dict[str, NDArray[Any]] = {}
-        for split in ("train", "test"):
-            segments = arrays[f"seg_{split}"]
-            found[f"x_{split}"] = arrays[f"x_{split}"]
-            found[f"y_{split}"] = np.where(segments == void, VOID, segments).astype(np.uint8)
-    except KeyError as error:
-        raise InputError(
-            f"--data: '{path}' lacks an array ({error}); expected {expected}"
-        ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"--data: '{path}' cannot be read ({error}); expected {expected}"
-        ) from error
+    arrays = read_arrays(path, ("x_train", "seg_train", "x_test", "seg_test", "class_names"))
+    names = [str(name) for name in arrays["class_names"]]
+    void = names.index(_VOID_CLASS) if _VOID_CLASS in names else VOID
+    found: dict[str, NDArray[Any]] = {}
+    for split in ("train", "test"):
+        segments = arrays[f"seg_{split}"]
+        found[f"x_{split}"] = arrays[f"x_{split}"]
+        found[f"y_{split}"] = np.where(segments == void, VOID, segments).astype(np.uint8)
     return found | {"class_names": np.array([name for name in names if name != _VOID_CLASS])}

@@ -9,7 +9,6 @@ keeps much of what they know. Two tasks, Bangla numerals and drawings, the base 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tintray.jobs.zoo import building
+from tintray.jobs.zoo.arrays import read_arrays
 from tintray.jobs.zoo.recipe import SCRIPTS, Recipe
-
-from tintray.errors import InputError
 
 UNSEEN = ("cmater_bangla_numerals", "quickdraw5")
 SIDE = 32  # pixels; smaller images are enlarged for the base, which sees all of them together
@@ -43,8 +41,8 @@ class Scripts:
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        self._tasks = {name: _read(folder / f"{name}.npz", _TASK) for name in tasks}
-        self._omniglot = _read(folder / "omniglot.npz", _OMNIGLOT)
+        self._tasks = {name: read_arrays(folder / f"{name}.npz", _TASK) for name in tasks}
+        self._omniglot = read_arrays(folder / "omniglot.npz", _OMNIGLOT)
 
     def task(self, name: str) -> dict[str, NDArray[Any]]:
         """One task's data file, as it is."""
@@ -121,19 +119,3 @@ def _enlarged(images: NDArray[Any]) -> NDArray[Any]:
             for i in images
         ]
     )
-
-
-def _read(path: Path, needed: Sequence[str]) -> dict[str, NDArray[Any]]:
-    expected = f"an npz with the arrays {', '.join(needed)}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in needed if name not in file.files]
-            if missing:
-                raise InputError(
-                    f"--data: '{path}' has no array '{missing[0]}'; expected {expected}"
-                )
-            return {name: file[name] for name in needed}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"--data: '{path}' cannot be read ({error}); expected {expected}"
-        ) from error

@@ -75,7 +75,7 @@ def test_parameters_scale_and_shards(folder: Path) -> None:
         (["--method", "ties", "--parameter", "density=7", "red"], "(0, 1]"),
         (["--method", "ties", "--memory", "lots", "red"], "--memory: expected an amount"),
         (["--method", "tsv_m", "--memory", "20kB", "red"], "'layers.0.weight' [64, 48]"),
-        (["--method", "average", "--scale", "-1", "red"], "--scale: expected a number above 0"),
+        (["--method", "average", "--scale", "-1", "red"], "--scale: expected a number from 0 to"),
         (["--method", "fisher", "red"], "needs statistics 'fisher'"),
         (["--method", "slerp", "red", "green", "base"], "at most 2 experts, found 3"),
         (["--method", "average", "rde"], "did you mean 'red'?"),

@@ -96,7 +96,7 @@ def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^--data: '.*camvid64\.npz' cannot be read"):
         build(tmp_path / "zoo", tmp_path, recipe=TINY)
     np.savez(tmp_path / "camvid64.npz", x_train=np.zeros(3))
-    with pytest.raises(InputError, match=r"^--data: '.*camvid64\.npz' lacks an array"):
+    with pytest.raises(InputError, match=r"^--data: '.*camvid64\.npz' has no array"):
         build(tmp_path / "zoo", tmp_path, recipe=TINY)
 
 

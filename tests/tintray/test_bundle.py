@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Published
 from tintray.bundle import open_folder, parameters_of, tensors_as_bytes
-from tintray.errors import IntegrityError, NotFoundError, StorageError
+from tintray.errors import InputError, IntegrityError, NotFoundError
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_export_refuses_a_folder_that_is_not_empty(copied: Path, tmp_path: Path)
     target.mkdir()
     merge.export("five", target)
     before = {path: path.read_bytes() for path in target.iterdir()}
-    with pytest.raises(StorageError, match="exists and is not empty"):
+    with pytest.raises(InputError, match="exists and is not empty"):
         merge.export("two", target)
     assert {path: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -138,7 +138,7 @@ def test_export_refuses_a_folder_that_is_not_empty(copied: Path, tmp_path: Path)
 
 def test_export_that_cannot_be_written_leaves_nothing(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         open_folder(copied).export("five", tmp_path / "file" / "out")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tintray.checkpoints import Checkpoint
 from tintray.errors import SpecError, StorageError
+from tintray.files import check_new
 from tintray.merging.memory import MEMORY, mebibytes
 from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
@@ -101,13 +102,12 @@ def write_folder(
 
     Raises
     ------
-    SpecError
-        If ``output`` exists.
+    InputError
+        If ``output`` exists or cannot be made.
     StorageError
         If it cannot be written, or the disk has no room for it.
     """
-    if output.exists():
-        raise SpecError(f"{output} exists; expected a new folder to write the merge to")
+    check_new(output)
     _check_room(merging, output)
     try:
         with _appearing(output) as partial:
