@@ -35,10 +35,10 @@ def make_models(folder: Path) -> None:
         }
     for name, tensors in models.items():
         for suffix, dtype in TYPES.items():
-            _save({n: t.to(dtype) for n, t in tensors.items()}, folder / (name + suffix))
-        _save({n: t for n, t in tensors.items() if "lm_head" not in n}, folder / f"{name}-tied")
+            save({n: t.to(dtype) for n, t in tensors.items()}, folder / (name + suffix))
+        save({n: t for n, t in tensors.items() if "lm_head" not in n}, folder / f"{name}-tied")
     short = {n: t for n, t in models["b"].items() if ".2." not in n and ".3." not in n}
-    _save(short, folder / "short")
+    save(short, folder / "short")
 
 
 def shapes() -> list[tuple[str, tuple[int, ...]]]:
@@ -56,7 +56,8 @@ def shapes() -> list[tuple[str, tuple[int, ...]]]:
     return [*found, ("model.norm.weight", (HIDDEN,)), ("lm_head.weight", (WORDS, HIDDEN))]
 
 
-def _save(tensors: dict[str, Tensor], folder: Path) -> None:
+def save(tensors: dict[str, Tensor], folder: Path) -> None:
+    """A tiny Llama with these tensors."""
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {

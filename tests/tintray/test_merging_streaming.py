@@ -350,12 +350,74 @@ def test_memory_stays_within_its_bound(tmp_path: Path, name: str, bound: int) ->
         checkpoint(tmp_path / size / "base", of)
         for task in range(5):
             checkpoint(tmp_path / size / str(task), {n: t + 0.1 for n, t in of.items()})
+    (grown,) = measured(MEASURE, str(tmp_path), name, str(bound))
+    assert 0 < int(grown) < bound * 2**20
+
+
+def measured(program: str, *args: str) -> list[str]:
+    """The lines that a program prints, whose freed memory goes back at once."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), name, str(bound)],
+        [sys.executable, "-c", program, *args],
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,
         timeout=300,
     )
-    assert 0 < int(done.stdout) < bound * 2**20
+    return done.stdout.splitlines()
+
+
+MEASURE_BLENDS = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from tintray.merging.blends import BLENDS
+from tintray.merging.composing import Composing
+from tintray.merging.composition import Composition, Rule, Slice, Source
+from tintray.merging.planning import plan
+from tintray.merging.tensor_files import TensorFiles
+
+folder, models = Path(sys.argv[1]), ("base", "a", "b", "c")
+for size, shape in (("small", (64, 64)), ("large", (1024, 512))):
+    for dtype in (torch.float32, torch.float16):
+        for model in models:
+            of = {f"layers.{n}.weight": torch.randn(shape).to(dtype) for n in range(3)}
+            save_file(of, folder / f"{size}-{dtype}-{model}")
+
+def resident(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+def merge(blend, size, dtype):
+    first = blend.base == "input"
+    named = models[first : first + (blend.most or 4 - first)]
+    files = {model: TensorFiles([folder / f"{size}-{dtype}-{model}"], model) for model in named}
+    half = {"weight", "density", "t", "gamma", "scale"} & {s.name for s in blend.settings}
+    settings = {name: (Rule((0.5,)),) for name in half}
+    whole = Slice(tuple(map(Source, named)), "base" if "base" in named else None)
+    planned = plan(
+        Composition(blend, (whole,), None, settings), {m: f.tensors for m, f in files.items()}
+    )
+    bound = blend.needed_bytes(planned[0].info.numel, len(named), dtype.itemsize)
+    for _, numbers in Composing(files, planned, blend, memory=bound).pieces():
+        del numbers
+    return bound
+
+for blend in BLENDS.values():
+    for dtype in (torch.float32, torch.float16):
+        merge(blend, "small", dtype)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        held = resident("VmRSS")
+        bound = merge(blend, "large", dtype)
+        print(blend.name, dtype, resident("VmHWM") - held, bound)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs its own peak")
+def test_every_method_of_recipes_holds_what_is_counted(tmp_path: Path) -> None:
+    slack = 2**20  # of pages and threads
+    for line in measured(MEASURE_BLENDS, str(tmp_path)):
+        name, dtype, grown, bound = line.split()
+        assert int(grown) < int(bound) + slack, (name, dtype)
