@@ -38,7 +38,7 @@ class Limits:
         Folders besides the data's own that a table of examples may name image files in.
     """
 
-    max_pool_bytes: int = 8 * _GIB
+    max_pool_bytes: int = 4 * _GIB
     max_text_bytes: int = 2 * _GIB
     max_line_bytes: int = 8 * _MIB
     max_image_bytes: int = 64 * _MIB

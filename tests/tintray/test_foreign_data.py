@@ -268,6 +268,10 @@ def bombs(folder: Path) -> Iterator[Path]:
         yield folder / name
     (folder / "d.parquet").write_bytes(parquet_bytes({"text": ["a" * 20] * (BOMB // 20)}))
     yield folder / "d.parquet"
+    pyarrow = pytest.importorskip("pyarrow")
+    repeated = pyarrow.DictionaryArray.from_arrays([0] * 2000, ["a" * 40_000])
+    (folder / "d.repeated.parquet").write_bytes(parquet_bytes({"text": repeated}))
+    yield folder / "d.repeated.parquet"
     (folder / "images").mkdir()
     for number in range(12):
         (folder / "images" / f"{number}.png").write_bytes(image_bytes("PNG", size=(199, 200)))

@@ -16,8 +16,10 @@ from tintray.errors import DataError
 from tintray.files import foreign, open_regular
 
 HUB = "hf://"
-_BATCH_BYTES = 256 << 20
-_BATCHES = (16, 1024)  # rows at least and at most: one value may be repeated in all rows of a batch
+_MOST_ROWS = 1024  # of a batch
+_BATCH_BYTES = 64 << 20  # of a batch of texts, as a rule
+_REPEATED_BYTES = 1 << 30  # of a batch in which one value stands in all rows, at most
+_HUB_ROWS = 16
 
 Batches = Iterator[tuple[int, Any]]  # the number of the first row, and an Arrow array
 
@@ -47,11 +49,15 @@ class ArrowTable(Table):
         taken = 0
         with foreign(f"{self.role}: {self.order.path} cannot be read", DataError):
             for first, batch in self._batches(column, int(chosen[0])):
-                here = chosen[(chosen >= first) & (chosen < first + len(batch))]
-                values = batch.take((here - first).tolist()).to_pylist() if len(here) else []
+                edges = np.searchsorted(chosen, [first, first + len(batch)])
+                here = chosen[edges[0] : edges[1]]
+                part = batch.take((here - first).tolist()) if len(here) else batch[:0]
+                what = f"'{column}', up to row {first + len(batch):,},"
+                self.check_bytes(taken + _expanded(part), what)
+                values = part.to_pylist()
                 found |= zip(here.tolist(), values, strict=True)
                 taken += memory_of(values)
-                self.check_bytes(taken, f"'{column}', up to row {first + len(batch):,},")
+                self.check_bytes(taken, what)
                 if first + len(batch) > chosen[-1]:
                     break
             if len(found) != len(chosen):
@@ -81,14 +87,16 @@ def parquet_table(order: DataOrder, role: str) -> ArrowTable:
             raise ValueError("two columns have one name, or it has less than no rows")
 
     def batches(column: str, first: int) -> Batches:
-        with open_regular(Path(path)) as file, ParquetFile(file, pre_buffer=False) as found:
+        # texts that repeat stay references to one another until it is known what they take
+        kept = [column] if str(schema.field(column).type) == "string" else None
+        options: dict[str, Any] = {"pre_buffer": False, "read_dictionary": kept}
+        with open_regular(Path(path)) as file, ParquetFile(file, **options) as found:
             groups = [found.metadata.row_group(n) for n in range(found.num_row_groups)]
             start = skipped = 0
             while skipped < len(groups) and start + groups[skipped].num_rows <= first:
                 start, skipped = start + groups[skipped].num_rows, skipped + 1
-            most = max((group.total_byte_size for group in groups[skipped:]), default=1)
-            size = min(max(_BATCH_BYTES // max(most, 1), _BATCHES[0]), _BATCHES[1])
             left = list(range(skipped, len(groups)))
+            size = _batch_rows([groups[number] for number in left], kept is not None)
             for batch in found.iter_batches(size, left, [column], use_threads=False):
                 yield start, batch.column(0)
                 start += batch.num_rows
@@ -120,10 +128,31 @@ def hub_table(order: DataOrder, role: str) -> ArrowTable:
 
     def batches(column: str, first: int) -> Batches:
         values = found.select_columns([column]).with_format("arrow")
-        for start in range(first, len(found), _BATCHES[0]):
-            yield start, values[start : start + _BATCHES[0]][column].combine_chunks()
+        for start in range(first, len(found), _HUB_ROWS):
+            yield start, values[start : start + _HUB_ROWS][column].combine_chunks()
 
     return ArrowTable(order, role, len(found), names, batches)
+
+
+def _batch_rows(groups: list[Any], by_reference: bool) -> int:
+    """Rows of a batch, so that it stays small whatever the values are."""
+    most = max((group.total_byte_size for group in groups), default=0)
+    rows = min((group.num_rows for group in groups), default=0)
+    fit = _BATCH_BYTES * rows // max(most, 1) if by_reference else _REPEATED_BYTES // max(most, 1)
+    return min(max(fit, 1), _MOST_ROWS)
+
+
+def _expanded(part: Any) -> int:
+    """Bytes of an Arrow array with every reference replaced by what it refers to."""
+    from pyarrow import DictionaryArray, compute
+
+    if not isinstance(part, DictionaryArray):
+        return int(part.nbytes)
+    try:
+        lengths = compute.binary_length(part.dictionary)
+    except (NotImplementedError, ValueError):  # no texts: as small as their references
+        return int(part.nbytes)
+    return int(compute.sum(lengths.take(part.indices)).as_py() or 0)
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
