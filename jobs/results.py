@@ -52,6 +52,7 @@ class TaskResult(Record):
     kept: float  # share of the pool that the confidence filter kept at the end of the fit
     # of "merged" and "expert": histogram of confidences, their mean, ece, brier; None if unknown
     calibration: Mapping[str, Any] | None = None
+    lower_is_better: bool = False  # of "merged" and "expert"
     at_chance: bool = False  # the expert seems to guess: not in normalised_accuracy
 
 

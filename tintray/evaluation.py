@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from tintray.calibration import calibration
+from tintray.errors import FitError
 from tintray.metrics import averaged, find_metric
 from tintray.objectives import TopTokens
 from tintray.tasks import (
@@ -132,6 +134,24 @@ class Overall:
     expert_average: float | None
     normalised_accuracy: float | None
     agreement: float
+
+
+def check_finite(scores: Iterable[TaskScore]) -> None:
+    """Refuse figures that are no numbers: the answers that they come of are not finite.
+
+    Raises
+    ------
+    FitError
+        Naming the task and the metric.
+    """
+    for score in scores:
+        for side, figure in (("merge", score.merged), ("expert", score.expert)):
+            if not math.isfinite(figure):
+                raise FitError(
+                    f"task '{score.task}': the {score.metric} of the {side} is {figure}, so its "
+                    "answers are not finite; nothing was published, use lower learning rates, a "
+                    "smaller scale, or another method"
+                )
 
 
 def overall(scores: Sequence[TaskScore], at_chance: Collection[str] = ()) -> Overall:

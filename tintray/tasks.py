@@ -219,6 +219,16 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
 # -- metrics on labels -----------------------------------------------------------------------------
 
 
+def any_counts(kind: Kind, labels: Any) -> bool:
+    """Whether there is a label that counts: a known class or token, depth or direction."""
+    if kind == "normals":
+        return bool((labels != 0).any())
+    if kind == "depth":
+        return bool((labels > 0).any())
+    parts = labels if isinstance(labels, list | tuple) else [labels]
+    return any(bool((part != _NONE).any()) for part in parts)
+
+
 def measure(kind: Kind, outputs: Outputs, labels: Any, mask: Tensor | None) -> dict[str, float]:
     """Metrics of outputs on labels, of ``tintray.metrics``; tables show the first of them."""
     if isinstance(outputs, TopTokens):

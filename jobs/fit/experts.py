@@ -30,7 +30,7 @@ from tintray.norms import norm_buffers
 from tintray.partition import partition
 from tintray.randomness import stream
 from tintray.task_vectors import pack
-from tintray.tasks import Outputs, as_tensors, check_outputs, from_tensors
+from tintray.tasks import Outputs, any_counts, as_tensors, check_outputs, from_tensors
 from tintray.text import check_known, check_same_tokens, has_tokenizer
 from tintray.tint import TintLayer, low_rank_factors
 from tintray.trust import LABELLED, TrueLabels
@@ -135,6 +135,11 @@ class Experts:
             common = overlap.shared(pool, test)
             if common:
                 notices.append(overlap.warning(task.name, common, len(test)))
+            if not any_counts(task.kind, test_labels):
+                raise DataError(
+                    f"tasks.{task.name}.test: {task.test.path} has no label that counts; expected "
+                    "one at least, or no 'test', so that the task is judged by agreement"
+                )
         if task.kept is not None:
             self._check_same(task, "adapt", task.pool, pool.digest, task.kept.pool)
             if task.test is not None and test is not None:

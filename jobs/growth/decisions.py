@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from tintray.evaluation import TaskScore
 from tintray.metrics import find_metric
@@ -44,6 +45,11 @@ class Loss:
     def lost(self) -> float:
         """How much, in points of a share, else in percent of the figure before."""
         return find_metric(self.metric).loss(self.before, self.after)
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON types: a figure that is no number is null."""
+        finite = {k: math.isfinite(v) for k, v in asdict(self).items() if isinstance(v, float)}
+        return {k: v if finite.get(k, True) else None for k, v in asdict(self).items()}
 
     def __str__(self) -> str:
         metric = find_metric(self.metric)

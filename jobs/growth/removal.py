@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from tintray.jobs.events import Notice
@@ -180,7 +180,7 @@ def _child(
         report={
             "mode": candidate.verdict.mode if candidate.theta is not None else "exact",
             "backbone_of": None if ancestor is None else str(ancestor.ref),
-            "losses": [asdict(loss) for loss in candidate.verdict.losses],
+            "losses": [loss.record() for loss in candidate.verdict.losses],
         },
         ancestor=ancestor,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from tintray.jobs.events import Notice, OnEvent, Published
@@ -35,6 +34,7 @@ from tintray.storage.lineage import ParentChangedError
 from tintray.storage.states import JobState
 
 from tintray.errors import CheckpointError, FitError, InputError
+from tintray.evaluation import check_finite
 from tintray.kinship import FOREIGN, is_foreign
 from tintray.metrics import find_metric
 
@@ -114,6 +114,7 @@ def _grow_once(
             else:
                 child = _add(run, parent, change, spec, ground, fleet, mode)
             _guard(run, parent, child)
+            check_finite(child.scores.values())
             facts = {name: found for name, (found, _) in child.new.items()}
             tell_shortfalls(run, spec, facts, child.kept, child.scores.values())
             with run.stage(JobState.EVALUATING, "the guard has passed"):
@@ -255,7 +256,7 @@ def _child(growing: Growing, candidate: Candidate, asked: Asked) -> Child:
                     "mode": tried.verdict.mode,
                     "agreement": dict(tried.verdict.agreement),
                     "short": tried.verdict.short(growing.spec.growth.target),
-                    "losses": [asdict(loss) for loss in tried.verdict.losses],
+                    "losses": [loss.record() for loss in tried.verdict.losses],
                     "abandoned": tried.verdict.abandoned,
                     "seconds": tried.seconds,
                 }

@@ -31,6 +31,7 @@ from tintray.data import DataOrder
 from tintray.errors import NotFoundError
 from tintray.evaluation import Overall, TaskScore, mean, overall
 from tintray.manifest import FORMAT, FORMAT_VERSION
+from tintray.metrics import find_metric
 from tintray.partition import Partition
 from tintray.precision import resolve
 
@@ -309,6 +310,7 @@ def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
         test_examples=score.examples,
         kept=task["kept"],
         calibration=score.calibration,
+        lower_is_better=find_metric(score.metric).lower,
         at_chance=task["expert"].get("at_chance", False),
     )
 

@@ -42,7 +42,7 @@ from tintray.storage.states import JobState
 
 from tintray.coefficients import Coefficients
 from tintray.doubts import shortfall
-from tintray.evaluation import TaskScore
+from tintray.evaluation import TaskScore, check_finite
 from tintray.placement import AUTO
 from tintray.plateau import Plateau
 from tintray.schedule import Schedule
@@ -152,6 +152,7 @@ def _run(
     hears = _on_statistics(run), run.on_event
     stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
     result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
+    check_finite(result["scores"])
     tell_shortfalls(run, spec, result["facts"], result["kept"], result["scores"])
     with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tintray.jobs.growth.decisions import Figure, losses
 
 from tintray import tasks
-from tintray.errors import InputError
-from tintray.evaluation import TaskScore, overall, score
+from tintray.errors import FitError, InputError
+from tintray.evaluation import TaskScore, check_finite, overall, score
 from tintray.kinds import Kind
 from tintray.metrics import METRICS, Metric, averaged, find_metric, shown
 from tintray.objectives import top_tokens
@@ -133,3 +133,27 @@ def test_what_a_kind_is_measured_by_is_declared(kind: Kind) -> None:
 def test_a_metric_of_another_version_is_told() -> None:
     with pytest.raises(InputError, match="there is no metric 'psnr'; expected one of accuracy"):
         find_metric("psnr")
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_labels_of_which_none_counts_give_no_figure(kind: Kind) -> None:
+    _, labels, _ = example(kind)
+    assert tasks.any_counts(kind, labels)
+    if kind in ("classification", "multi_label", "regression"):
+        return  # every example has one
+    void = 0 if kind in ("depth", "normals") else -100
+    none = [torch.full_like(of, void) for of in labels]
+    none = none if kind == "token_classification" else torch.stack(none)
+    assert not tasks.any_counts(kind, none)
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_figures_that_are_no_numbers_are_not_published(figure: float) -> None:
+    fine = TaskScore("a", "mae", 0.5, 0.4, 1, 9)
+    check_finite([fine])
+    with pytest.raises(
+        FitError, match=r"task 'b': the mae of the merge is .*nothing was published"
+    ):
+        check_finite([fine, TaskScore("b", "mae", figure, 0.4, 1, 9)])
+    lost = losses({"b": (Figure("m/v1", "mae", 0.5),)}, [TaskScore("b", "mae", figure, 1, 1, 9)], 1)
+    assert lost[0].record()["after"] is None and lost[0].record()["before"] == 0.5
