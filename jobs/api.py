@@ -140,7 +140,7 @@ def evaluate(
     tell = on_event or ignore
     url = locate(merge, catalog)
     opened = load_merge(url)
-    cluster = JobSpec.from_record(opened.manifest["job"]).cluster
+    cluster = JobSpec.from_record(opened.manifest["job"]).on_own_cluster().cluster
     fleet = open_fleet(
         address=cluster.address,
         workers=cluster.workers,

@@ -8,6 +8,7 @@ computes is the same on both, to the last bit: who hosts a member never enters a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from tintray.jobs.planning.needs import ClusterSize
 from tintray.jobs.resources import available_memory
+from tintray.jobs.spec.settings import ADDRESS_VARIABLE, is_own_cluster
 
 from tintray.errors import SpecError
 
@@ -184,6 +186,11 @@ def open_fleet(
     """
     if workers == 0:
         return InlineFleet(threads, gpus=gpus)
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and not is_own_cluster(address):
+        raise SpecError(
+            f"cluster.address: the token of this machine goes only to a cluster that you chose; if "
+            f"{address} is yours, set {ADDRESS_VARIABLE} to its dashboard, else unset RAY_AUTH_MODE"
+        )
     from tintray.jobs.ray_fleet import RayFleet
 
     count = workers if isinstance(workers, int) else 0

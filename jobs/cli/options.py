@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tintray.errors import printable_lines
+from tintray.errors import StorageError, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,7 +167,14 @@ def write(
         if as_json:
             write_json(result, sys.stdout)
         else:
-            render(escaped(result), open_console(sys.stdout))
+            try:
+                render(escaped(result), open_console(sys.stdout))
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                # A record is filled from catalogs and manifests that anybody may have written.
+                raise StorageError(
+                    f"what was found cannot be shown ({error}): a row of the catalog or a manifest "
+                    "was written by another program or is damaged; --json shows it as it is"
+                ) from error
 
 
 def answer(text: str, document: Mapping[str, object], *, as_json: bool) -> None:

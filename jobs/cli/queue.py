@@ -16,6 +16,7 @@ from tintray.jobs.cli.options import (
     job_argument,
     json_option,
     quiet_stdout,
+    say,
     set_option,
     write,
 )
@@ -54,10 +55,17 @@ def submit(
     """
     with at_once(), quiet_stdout():
         from tintray.jobs.queue import submission
+        from tintray.jobs.queue.ray_jobs import is_reached_by_all
         from tintray.jobs.spec.sections import load_spec
 
         spec = load_spec(job, overrides)
         entered = submission.submit(spec, key=key, priority=priority, address=address)
+        if entered.cluster is not None and is_reached_by_all(entered.cluster):
+            say(
+                f"note: the cluster at {entered.cluster} takes jobs without a token, and runs the "
+                "code of whoever reaches it; start it with RAY_AUTH_MODE=token (docs/jobs.md)",
+                err=True,
+            )
     _told(entered, str(spec.catalog), watch, as_json)
 
 

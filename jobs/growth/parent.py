@@ -149,7 +149,7 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     place, ref = parse_merge_url(url)
     here = Path.cwd()
     _ = opened.factory  # a merge of one that may not run does not grow
-    spec = JobSpec.from_record(opened.manifest["job"])
+    spec = JobSpec.from_record(opened.manifest["job"]).on_own_cluster()
     spec = spec.model_copy(
         update={
             "tint": spec.tint.model_copy(update={"site": opened.manifest["site"]}),

@@ -143,7 +143,7 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
         "objective": spec.objective.model_copy(update={"features": 0.0}),
         "store": Location(store_url),
     }
-    return spec.model_copy(update=changed)
+    return spec.on_own_cluster().model_copy(update=changed)
 
 
 def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent) -> list[TaskScore]:

@@ -221,6 +221,13 @@ class RayJobs:
         return f"the cluster at {self.address} answered {error.code}: {detail}; see its dashboard"
 
 
+def is_reached_by_all(address: str) -> bool:
+    """Whether a cluster beyond this machine takes jobs without a token."""
+    host = urlsplit(address).hostname or ""
+    here = host == "localhost" or host.startswith("127.") or host == "::1"
+    return not here and RayJobs(address).is_open()
+
+
 class _NoRedirect(HTTPRedirectHandler):
     """Follows no redirect: it would take the token, or the job, to an address nobody chose."""
 

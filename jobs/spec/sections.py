@@ -36,7 +36,7 @@ from tintray.jobs.spec.fields import (
     Threshold,
     WorkerCount,
 )
-from tintray.jobs.spec.settings import default_catalog, default_store, limits
+from tintray.jobs.spec.settings import default_catalog, default_store, is_own_cluster, limits
 from tintray.storage.secrets import shown_url
 
 from tintray.checkpoints import TEMPLATES
@@ -489,6 +489,10 @@ class JobSpec(Section):
     def here(self) -> Self:
         """The same job in this process, on its CPU."""
         return self._on({"workers": 0, "address": None, "gpus_per_worker": 0})
+
+    def on_own_cluster(self) -> Self:
+        """The same job of a merge that anybody may have made: where this user's jobs run."""
+        return self if is_own_cluster(self.cluster.address) else self._on({"address": None})
 
     def on_cpus(self) -> Self:
         """The same job without GPUs."""

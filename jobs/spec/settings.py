@@ -15,6 +15,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tintray.jobs.spec.fields import memory_bytes
 from tintray.jobs.spec.locations import Location, catalog_location, store_location
@@ -225,6 +226,26 @@ def chosen_address(option: str | None, in_job_file: str | None) -> str | None:
     if found is not None:
         return found.value
     return os.environ.get("RAY_API_SERVER_ADDRESS") or None
+
+
+def is_own_cluster(address: str | None) -> bool:
+    """Whether a cluster is this machine's or one that its user has chosen, by its host.
+
+    A job file and a merge may name any. Whoever joins one runs what its members send back.
+    """
+    if address is None or address in ("auto", "local"):
+        return True
+    found = setting("address")
+    chosen = [os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")]
+    known = {_host(one) for one in [*chosen, found.value if found else None] if one}
+    return _host(address) in known - {""}
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:  # brackets that are no IPv6 address
+        return ""
 
 
 def write_config(values: dict[str, str], *, replace: bool = False) -> Path:

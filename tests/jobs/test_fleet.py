@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tintray.jobs.fleet import InlineFleet, open_fleet
 from tintray.jobs.running.stopping import Stopper
+from tintray.jobs.spec.settings import is_own_cluster
 
+from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError, DataError, SpecError
 
 
@@ -108,3 +111,44 @@ def test_ray_leaves_sigterm_to_the_job(monkeypatch: pytest.MonkeyPatch, stopped:
         assert signal.getsignal(signal.SIGTERM) == listening
         assert stopper.asked == stopped
     assert bool(undone) == stopped
+
+
+@pytest.mark.parametrize(
+    ("address", "chosen", "own"),
+    [
+        *((None, "", True), ("auto", "", True), ("local", "", True)),
+        *(("ray://head:10001", "", False), ("head:6379", "", False), ("10.0.0.5:6379", "", False)),
+        *(("head:6379", "http://head:8265", True), ("ray://head:10001", "head", True)),
+        *(("evil:6379", "http://head:8265", False), ("head.evil:6379", "http://head:8265", False)),
+        *(("[::1", "http://[::1", False), ("", "http://head:8265", False)),
+    ],
+)
+@pytest.mark.parametrize("variable", ["TINTRAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_a_cluster_is_ones_own_if_one_has_chosen_its_host(
+    monkeypatch: pytest.MonkeyPatch, variable: str, address: str | None, chosen: str, own: bool
+) -> None:
+    for name in ("TINTRAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, chosen)
+    assert is_own_cluster(address) is own
+
+
+def test_no_token_goes_to_a_cluster_that_only_a_job_file_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
+    monkeypatch.setenv("TINTRAY_ADDRESS", "http://head:8265")
+    with pytest.raises(SpecError, match="goes only to a cluster that you chose"):
+        open_fleet(address="ray://evil:10001", workers=2, threads=1, plan=0)
+
+
+def test_a_merge_of_somebody_else_takes_nobody_to_its_cluster(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINTRAY_ADDRESS", "http://head:8265")
+    away = tiny.spec(tmp_path, cluster={"address": "ray://evil:10001", "workers": 2})
+    assert away.on_own_cluster().cluster.address is None
+    assert away.on_own_cluster().cluster.workers == 2
+    own = tiny.spec(tmp_path, cluster={"address": "ray://head:10001", "workers": 2})
+    assert own.on_own_cluster() is own
