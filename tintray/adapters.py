@@ -275,7 +275,7 @@ def _target(module: nn.Module, path: str, embedding: bool, where: str) -> str:
     )
 
 
-def _scaling(path: str, rank: int, config: Mapping[str, Any], where: str) -> float:
+def _scaling(path: str, rank: int, config: Mapping[str, Any], where: str = ADAPTER_CONFIG) -> float:
     default = config.get("lora_alpha", rank)
     alpha = float(by_pattern(config.get("alpha_pattern"), path, default, where))
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -12,13 +12,13 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tintray.errors import CheckpointError
+from tintray.files import foreign
 
 _FILES = ["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]
 _OLD = "pytorch_model*.bin"
@@ -94,13 +94,12 @@ def converted(folder: Path, role: str) -> Path:
 
 def _weights(path: Path, role: str) -> dict[str, Tensor]:
     """The tensors of an old file; of several that share memory, the first."""
-    try:
+    with foreign(f"{role}: {path} holds more than weights, or is damaged"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"{role}: {path} holds more than weights, or is damaged "
-            f"({str(error).strip().splitlines()[0][:80]}); expected tensors by name"
-        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{role}: {path} holds more than weights; expected tensors by name")
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, int, torch.Size]] = set()
     for name, tensor in state.items():
