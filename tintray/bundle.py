@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -416,8 +416,8 @@ def new_folder(directory: Path) -> Iterator[Path]:
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
-    except OSError as error:
-        raise StorageError(f"{directory} cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{directory} cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

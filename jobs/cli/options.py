@@ -192,10 +192,18 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 @contextmanager
 def until_closed() -> Iterator[None]:
-    """Write to standard output; exit quietly when its reader has enough, as ``head`` soon has."""
+    """Write to standard output; exit quietly when its reader has enough, as ``head`` soon has.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, as a file on a full disk.
+    """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:  # what is left of it would fail again at the end of the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(1) from None
+        if isinstance(error, BrokenPipeError):
+            raise click.exceptions.Exit(1) from None
+        raise StorageError(f"standard output cannot be written: {error.strerror}") from error

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 from tintray.jobs.cli.options import (
+    answer,
     debug_option,
     job_argument,
     json_option,
     quiet_stdout,
-    say,
     set_option,
     write,
 )
@@ -68,9 +68,12 @@ def run(
       tintray run --from-mergekit ties.yaml --output merged
     """
     if mergekit is not None or output is not None or memory is not None:
-        if mergekit is None or output is None or job is not None:
-            raise click.UsageError("--from-mergekit FILE goes with --output DIR, without JOB.yaml")
-        _run_mergekit(mergekit, output, memory or "4GiB")
+        if mergekit is None or output is None or job is not None or overrides:
+            raise click.UsageError(
+                "--from-mergekit FILE goes with --output DIR, without JOB.yaml and --set"
+            )
+        written = _run_mergekit(mergekit, output, memory or "4GiB")
+        answer(str(written), {"path": str(written)}, as_json=as_json)
         return
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
@@ -91,14 +94,13 @@ def run(
     write(summary, render, as_json=as_json)
 
 
-def _run_mergekit(file: Path, output: Path, memory: str) -> None:
+def _run_mergekit(file: Path, output: Path, memory: str) -> Path:
     from tintray.jobs.display.progress import watch
 
     with quiet_stdout(), watch() as on_event:
         from tintray.jobs import api
 
-        written = api.compose(file, output, memory=memory, on_event=on_event)
-    say(str(written))
+        return api.compose(file, output, memory=memory, on_event=on_event)
 
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,3 +231,44 @@ def test_what_else_is_nothing(place: Place) -> None:
         ("submit", place.job, "--address", "nope://x"),
     ):
         refused(place, *words)
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file may become larger than this: writes fail as they do on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("limit", [0, 600, 3000])
+def test_a_full_disk_leaves_nothing_half_written(place: Place, limit: int) -> None:
+    zoo, merge = place.folder / "zoo", "store/merges/tiny/v1"
+    experts = ("--base", zoo / "base", "--method", "average", zoo / "one", zoo / "one")
+    before = place.left
+    for words in (
+        *(("export", merge, "out"), ("export", merge, "out", "--task", "two")),
+        ("merge", *experts, "--output", "out"),
+    ):
+        with full_disk(limit):
+            found = call(*words)
+        assert (found.code, found.out) == (1, ""), found
+        assert "error: " in found.err
+        assert "internal error" not in found.err
+        assert place.left == before
+
+
+def test_a_result_that_cannot_be_written_is_told() -> None:
+    command = "from tintray.jobs.cli import main; raise SystemExit(main())"
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", command, "version", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "error: standard output cannot be written: No space left on device\n"
+    assert (found.returncode, found.stderr) == (1, said)
