@@ -36,6 +36,7 @@ from tintray.checkpoints import (
     open_checkpoint,
 )
 from tintray.errors import (
+    CheckpointError,
     InputError,
     IntegrityError,
     NotFoundError,
@@ -56,6 +57,7 @@ from tintray.models import (
 from tintray.models.factory import is_allowed
 from tintray.pools import processor_in
 from tintray.surgery import DOWN, UP, attach
+from tintray.text import has_tokenizer
 from tintray.tint import with_low_rank
 
 _CHUNK = 4 << 20
@@ -298,8 +300,11 @@ class Merge:
                 module.generation_config = GenerationConfig.from_dict(how)
         return module.requires_grad_(False).eval()
 
-    def processor(self, task: str, *, text: bool = False) -> Any:
-        """The image processor, or the tokenizer, of the task's expert; None if it needs none."""
+    def processor(self, task: str, *, text: bool | None = None) -> Any:
+        """The image processor, or the tokenizer, of the task's expert; None if it needs none.
+
+        With ``text`` it is the tokenizer; left out, that is so where the expert has no other.
+        """
         from tempfile import TemporaryDirectory
 
         self.task(task)
@@ -313,10 +318,15 @@ class Merge:
         with TemporaryDirectory(prefix="tintray-") as folder:
             for name in own:
                 self.copy(name, Path(folder) / name.removeprefix(prefix))
-            with foreign(f"{self.url}: the processor of task '{task}' cannot be used"):
-                found = processor_in(Path(folder), f"task '{task}' of {self.url}", text=text)
-        if hasattr(found, "name_or_path"):  # the folder is gone
-            found.name_or_path = f"{self.url}/{prefix}"
+            images = config_file(task, "preprocessor_config.json") in own
+            chosen = has_tokenizer(Path(folder)) and not images if text is None else text
+            try:
+                found = processor_in(Path(folder), f"task '{task}'", text=chosen)
+            except CheckpointError as error:  # the folder is none that anybody knows
+                said = str(error).replace(folder, f"{self.url}/{prefix.rstrip('/')}")
+                raise CheckpointError(said) from error
+        if hasattr(found, "name_or_path"):
+            found.name_or_path = f"{self.url}/{prefix.rstrip('/')}"
         return found
 
     def export(self, task: str, directory: Path) -> Path:

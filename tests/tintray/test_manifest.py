@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -260,8 +261,6 @@ class replaced:  # noqa: N801 - a context manager
     """Another content of a file, and a manifest that agrees with it."""
 
     def __init__(self, folder: Path, document: dict[str, Any], name: str, content: bytes) -> None:
-        import hashlib
-
         ref = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
         self.texts = {
             folder / name: content,
@@ -339,6 +338,40 @@ def test_code_beside_a_configuration_is_never_copied(
     finally:
         (folder / name).unlink()
     assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_a_processor_that_is_not_there_is_told_of_the_merge(folder: Path) -> None:
+    merge = load_merge(str(folder))
+    with pytest.raises(TintrayError, match="has no usable tokenizer") as raised:
+        merge.processor(merge.tasks[0], text=True)
+    assert f"{folder}/configs/{merge.tasks[0]} has" in str(raised.value)
+    assert "tintray-" not in str(raised.value).replace(str(folder), "")
+
+
+def test_a_text_tasks_tokenizer_is_found_without_being_asked_for(
+    folder: Path, document: dict[str, Any]
+) -> None:
+    from tests.tiny_models import tokenizer
+
+    task = document["tasks"][0]["name"]
+    place = folder.parent / "tokenizer"
+    tokenizer().save_pretrained(place)
+    changed = {
+        name: ref
+        for name, ref in document["files"].items()
+        if name != f"configs/{task}/preprocessor_config.json"
+    }
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (place / name).read_bytes()
+        (folder / f"configs/{task}" / name).write_bytes(text)
+        changed[f"configs/{task}/{name}"] = {
+            "sha256": hashlib.sha256(text).hexdigest(),
+            "size": len(text),
+        }
+    merge = Merge({**document, "files": changed}, lambda name: folder / name, "the-merge")
+    found = merge.processor(task)
+    assert found("w1")["input_ids"]
+    assert found.name_or_path == f"the-merge/configs/{task}"
 
 
 def test_json_numbers_that_are_none_are_refused(document: dict[str, Any]) -> None:
