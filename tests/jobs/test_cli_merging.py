@@ -56,6 +56,15 @@ def test_checkpoints_become_one(folder: Path, capfd: pytest.CaptureFixture[str])
         torch.testing.assert_close(tensor, (red[name] + green[name]) / 2)
 
 
+def test_an_expert_given_twice_counts_twice(folder: Path) -> None:
+    assert call("--method", "average", "red", "red", "green") == 0
+    red, green, merged = (
+        load_file(folder / n / "model.safetensors") for n in ("red", "green", "out")
+    )
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, (2 * red[name] + green[name]) / 3)
+
+
 def test_parameters_scale_and_shards(folder: Path) -> None:
     args = ["--method", "ties", "--parameter", "density=1", "--scale", "1", "--shard", "13kB"]
     assert call(*args, "red") == 0
