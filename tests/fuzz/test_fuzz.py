@@ -1,12 +1,14 @@
-"""That the suite sees what it looks for."""
+"""A short run over every surface, and a proof that the suite sees what it looks for."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,24 @@ from tests.fuzz import guard, runner
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.surfaces import SURFACES
 from tintray.errors import InputError
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_every_surface_answers_damaged_inputs(tmp_path: Path) -> None:
+    """As ``make fuzz``, with few inputs."""
+    words = ("--inputs", "400", "--workers", "1", "--kept", str(tmp_path / "kept"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", *words],
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["inputs"] == 400 and summary["findings"] == 0
+    assert summary["surfaces"].keys() == {surface.name for surface in SURFACES}
 
 
 def _escape() -> None:
