@@ -39,7 +39,7 @@ def test_a_stop_keeps_a_checkpoint(
     code: int,
     reason: str,
 ) -> None:
-    """A fit without end, in this process; tests/e2e interrupt one in a process of its own."""
+    """A fit without end, in this process."""
     zoo = tiny.copy(tmp_path / "zoo")
     job = zoo.job_file(tmp_path / "store", fit={"rounds": 1_000_000})
     catalog = f"sqlite:///{tmp_path}/store/catalog.db"
@@ -64,6 +64,9 @@ def test_a_stop_keeps_a_checkpoint(
     assert (found_code, out) == (code, ""), err
     assert stopped == (["cancelled"] if how == "request" else [])
     assert "Traceback" not in err
+    assert not list((tmp_path / "store").glob("merges/**/*"))
+    if how == signal.SIGINT:
+        assert err.strip().splitlines()[-1] == "interrupted"
     found = tintray.status("latest", catalog=catalog)
     assert (found.state, found.reason) == ("cancelled", reason)
     assert found.checkpoint == found.round  # that of the round at which it stopped
