@@ -20,6 +20,8 @@ class Limits:
     ----------
     max_pool_bytes
         Memory that one adaptation pool or test set may take, as read and as prepared.
+    max_examples
+        Examples of one pool or test set, and rows that are read of a table of text to find them.
     max_text_bytes
         Text of a csv, tsv, json or jsonl table that may be read, counted once decompressed.
     max_line_bytes
@@ -39,6 +41,7 @@ class Limits:
     """
 
     max_pool_bytes: int = 4 * _GIB
+    max_examples: int = 2_000_000
     max_text_bytes: int = 2 * _GIB
     max_line_bytes: int = 8 * _MIB
     max_image_bytes: int = 64 * _MIB

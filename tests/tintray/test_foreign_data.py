@@ -31,6 +31,7 @@ from tintray.limits import Limits
 MIB = 1 << 20
 SMALL = Limits(
     max_pool_bytes=MIB,
+    max_examples=20_000,
     max_text_bytes=MIB,
     max_line_bytes=50_000,
     max_image_bytes=100_000,
@@ -257,6 +258,7 @@ def bombs(folder: Path) -> Iterator[Path]:
         "columns.csv.gz": b"," * BOMB,
         "rows.csv.gz": b"text\n" + b"aaaaaaaa\n" * (BOMB // 9),
         "line.jsonl.gz": b'{"text": "' + b"a" * BOMB,
+        "blank.csv.gz": b"text\n" + b"\n" * 100_000,
         "rows.jsonl.gz": b'{"text": "a"}\n' * (BOMB // 14),
         "blank.jsonl.gz": b" " * BOMB,
         "line.json.gz": b'[{"text": "' + b"a" * BOMB,
@@ -285,7 +287,9 @@ def test_what_unpacks_beyond_a_budget_is_refused_and_the_budget_named(tmp_path: 
     paths = list(bombs(tmp_path))
     for path in paths:
         assert path.is_dir() or path.stat().st_size < MIB, path
-        with pytest.raises(DataError, match=r"max_(pool|text|line|image)_(bytes|pixels)") as caught:
+        with pytest.raises(
+            DataError, match=r"max_((pool|text|line|image)_(bytes|pixels)|examples)"
+        ) as caught:
             read_examples(DataOrder(str(path), limits=SMALL), "tasks.x.adapt")
         assert str(path) in str(caught.value)
 

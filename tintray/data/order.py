@@ -112,7 +112,7 @@ class DataOrder:
         Raises
         ------
         DataError
-            If the slice cannot be read or is empty.
+            If the slice cannot be read, is empty, or has more examples than the budget.
         """
         found = _SLICE.fullmatch(self.split)
         if found is None:
@@ -126,6 +126,7 @@ class DataOrder:
                 f"{role}: split {self.split!r} of {self.path} is empty (the split has {total:,} "
                 "examples); expected at least one example"
             )
+        self.check_examples(min(len(rows), self.sample or len(rows)), role)
         if self.sample is not None and self.sample < len(rows):
             return [rows[len(rows) * n // self.sample] for n in range(self.sample)]
         return rows
@@ -144,6 +145,21 @@ class DataOrder:
                 f"{what} takes {size_text(count)} of memory, and max_pool_bytes allows "
                 f"{size_text(most)}; take fewer examples (a slice such as "
                 f"'{self.split_name}[:500]', or 'sample') or raise it"
+            )
+
+    def check_examples(self, count: int, role: str) -> None:
+        """Refuse more examples than the budget.
+
+        Raises
+        ------
+        DataError
+            Naming the budget, and how to stay within it.
+        """
+        most = self.limits.max_examples
+        if count > most:
+            raise DataError(
+                f"{role}: {self.path} holds more examples than max_examples allows, {most:,}; take "
+                f"fewer (a slice such as '{self.split_name}[:500]') or raise it"
             )
 
     def column(self, kind: str, present: list[str], role: str) -> str | None:

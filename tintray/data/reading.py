@@ -94,7 +94,7 @@ def read_examples(order: DataOrder, role: str) -> Examples:
             if table.shown
             else f"{role}: {order.path} is empty; expected at least one example"
         )
-    rows = _chosen(order, table)
+    rows = np.asarray(order.rows(table.rows, role), np.int64)
     found = {kind: order.column(kind, table.columns, role) for kind in INPUTS}
     columns = {kind: column for kind, column in found.items() if column is not None}
     if not columns:
@@ -110,12 +110,6 @@ def read_examples(order: DataOrder, role: str) -> Examples:
     if kind == "text" and "text_pair" in columns:
         chosen["text_pair"] = columns["text_pair"]
     return _texts(order, table, chosen, rows, role)
-
-
-def _chosen(order: DataOrder, table: Table) -> NDArray[np.int64]:
-    rows = order.rows(table.rows, table.role)
-    table.check_bytes(8 * len(rows), f"the numbers of {len(rows):,} examples")
-    return np.asarray(rows, np.int64)
 
 
 def _texts(
@@ -215,7 +209,7 @@ def encoded_digest(order: DataOrder, role: str) -> str | None:
         return None
     if isinstance(table, ArrayTable):
         return None
-    rows = _chosen(order, table)
+    rows = np.asarray(order.rows(table.rows, role), np.int64)
     total = hashlib.sha256(rows.tobytes())
     for value in table.take(column, rows):
         try:

@@ -74,6 +74,7 @@ class TextTable(Table):
         found: list[dict[str, Any]] = []
         taken = 0
         for row in rows:
+            self.order.check_examples(len(found) + 1, self.role)
             found.append({name: row[name] for name in wanted if name in row})
             taken += memory_of(found[-1])
             if taken > self.order.limits.max_pool_bytes:
@@ -112,6 +113,11 @@ class _Text:
         if length > self.most:
             raise ValueError(f"an example is longer than max_line_bytes, {size_text(self.most)}")
 
+    def check_rows(self, number: int) -> None:
+        """Refuse more rows, blank ones counted, than the budget."""
+        if number >= self._order.limits.max_examples:
+            raise ValueError(f"it has more rows than max_examples, {number:,}")
+
     def _counted(self, text: str) -> str:
         self._left -= len(text)
         if self._left < 0:
@@ -131,7 +137,8 @@ def _csv_rows(text: _Text, delimiter: str) -> Iterator[dict[str, Any]]:
     if twice:
         raise ValueError(f"two columns are called {twice[0]!r}")
     yield dict.fromkeys(names)
-    for row in reader:
+    for number, row in enumerate(reader):
+        text.check_rows(number)
         text.row = 0
         if row and len(row) != len(names):
             raise ValueError(f"line {reader.line_num} has another number of fields than the first")
