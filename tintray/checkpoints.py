@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tintray.errors import CheckpointError, nearest
-from tintray.files import Stamp, file_in, read_bytes, stamp
+from tintray.files import Stamp, file_in, foreign, read_bytes, stamp
 from tintray.model_folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -31,7 +31,7 @@ from tintray.safetensors_files import TensorInfo
 GENERATION = "generation_config.json"
 HEAD_FILE = "zero_shot_head.safetensors"
 _TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 PREPROCESSORS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -354,9 +354,11 @@ def _check_named_base(adapter: dict[str, Any], base: Checkpoint, role: str, fold
 def _folder(location: str | Path, role: str) -> Path:
     text = str(location)
     folder = Path(text.removeprefix("file://"))
+    with foreign(f"{role}: the folder {folder} cannot be opened"):  # too long a name, for one
+        there = folder.exists()
     if folder.is_dir():
         return folder
-    if folder.exists():
+    if there:
         raise CheckpointError(
             f"{role}: {folder} is a file; expected the folder that save_pretrained wrote, "
             "with config.json and model.safetensors in it"

@@ -42,6 +42,7 @@ def _snapshot(hub_id: str, role: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -52,6 +53,10 @@ def _snapshot(hub_id: str, role: str, patterns: Sequence[str]) -> Path:
         raise CheckpointError(
             f"{role}: {hub_id!r} is neither a folder nor a model that the hub lets you read; "
             "check the spelling, or log in if it is private"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{role}: {hub_id!r} is neither a folder nor a name of the hub such as org/model"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(

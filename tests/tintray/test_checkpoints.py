@@ -81,6 +81,18 @@ def test_a_folder_that_is_not_there_is_answered_with_the_nearest(tiny: TinyZoo) 
         open_checkpoint(tiny.folder / "five.npz")
 
 
+@pytest.mark.parametrize(
+    "name", ["a b/c", "a//b/c", f"{'x' * 300}/y", "y/" + "x" * 300, "-/-", "a/b\0", "x" * 5000, ""]
+)
+def test_what_is_no_name_of_a_model_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=r"^x: "):
+        open_checkpoint(name, role="x")
+
+
 def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None:
     from tintray.models import load_expert
 
