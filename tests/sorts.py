@@ -49,6 +49,7 @@ def scenes(folder: Path) -> None:
         "num_attention_heads": [1, 2],
         "mlp_ratios": [2, 2],
         "decoder_hidden_size": 16,
+        "initializer_range": 0.5,
     }
 
     def make(width: int) -> Any:
@@ -121,10 +122,12 @@ def _save_experts(folder: Path, make: Callable[[int], Any], processor: Any) -> N
         own = expert.state_dict()
         random = torch.Generator().manual_seed(seed)
         for key, tensor in base.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             if own[key].shape == tensor.shape:
                 moved = torch.randn(tensor.shape, generator=random)
-                own[key].copy_(tensor * (1 + 0.3 * moved) if tensor.is_floating_point() else tensor)
-            elif tensor.is_floating_point():  # a head that is sure of something
+                own[key].copy_(tensor * (1 + 0.3 * moved))
+            if "classifier" in key:  # it is sure of something
                 own[key].mul_(20)
         tiny._save(expert, processor, folder / name)
 
@@ -169,7 +172,7 @@ def _gpt2(_: int) -> Any:
 
     config = transformers.GPT2Config(
         vocab_size=tiny.VOCABULARY, n_positions=32, n_embd=8, n_layer=2, n_head=2, bos_token_id=2,
-        eos_token_id=3, pad_token_id=0,
+        eos_token_id=3, pad_token_id=0, initializer_range=0.7,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config)
 
