@@ -96,13 +96,18 @@ def has_secret(url: str) -> bool:
 
 
 def _secret_in(parsed: sa.URL) -> bool:
-    return parsed.password is not None or any(key.lower() not in _OPEN for key in parsed.query)
+    return parsed.password is not None or not all(_open(*pair) for pair in parsed.query.items())
+
+
+def _open(key: str, value: str | tuple[str, ...]) -> bool:
+    """Whether a field of a query may be shown: a known one, and no user with a password in it."""
+    return key.lower() in _OPEN and "@" not in "".join(value)
 
 
 def shown_catalog(parsed: sa.URL) -> str:
     """A catalog's URL as it may be shown and stored."""
     query = {
-        key if key.lower() in _OPEN | _HIDDEN else HIDDEN: value if key.lower() in _OPEN else HIDDEN
+        key if key.lower() in _OPEN | _HIDDEN else HIDDEN: value if _open(key, value) else HIDDEN
         for key, value in parsed.query.items()
     }
     text = parsed.set(query=query).render_as_string(hide_password=True)
@@ -114,6 +119,7 @@ def shown_url(text: str) -> str:
 
     A text without ``://`` is given back as it is.
     """
+    text = str(text)  # a location is one too, and is not to be given back as one
     scheme = _SCHEME.match(text)
     if scheme is None:
         return redact(text) if "://" in text else text
@@ -132,9 +138,11 @@ def shown_url(text: str) -> str:
         known = False
     if not known:
         return f"{scheme[0]}{HIDDEN}"
-    userinfo = f"{HIDDEN}@" if "@" in parts.netloc else ""
+    userinfo, mark, host = parts.netloc.rpartition("@")
+    user, colon, _ = userinfo.partition(":")  # without a colon it may be a token
+    shown = f"{user}:{HIDDEN}" if colon else HIDDEN if mark else ""
     query = f"?{HIDDEN}" if parts.query else ""
-    return f"{scheme[0]}{userinfo}{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+    return f"{scheme[0]}{shown}{mark}{host}{parts.path}{query}"
 
 
 def redact(text: str) -> str:
@@ -186,7 +194,7 @@ def _without_catalogs(line: str) -> str:
     if "@" in tail[: following.start() if following else None]:  # or a password with a space in it
         return f"{before}{scheme}{HIDDEN}"
     shown = scheme + run
-    if any(key.lower() not in _OPEN and value != HIDDEN for key, value in parsed.query.items()):
+    if any(not _open(*pair) and pair[1] != HIDDEN for pair in parsed.query.items()):
         shown, tail = shown_catalog(parsed), ""  # the value may go on behind the space
     elif parsed.password not in (None, HIDDEN):
         shown = shown_catalog(parsed)
@@ -218,7 +226,7 @@ def _forms(url: str, parsed: sa.URL) -> Iterator[str]:
     """How the secrets of a URL may be written, but for those that its open parts have too."""
     raw, secrets = _raw_secrets(url), [str(parsed.password or "")]
     for key, value in parsed.query.items():
-        if key.lower() not in _OPEN:
+        if not _open(key, value):
             secrets += [value] if isinstance(value, str) else value
     # A password that is the user's name cannot be told from it in a text.
     beside = f"{parsed.drivername} {parsed.username} {parsed.host} {parsed.database} tintray"

@@ -117,7 +117,7 @@ def catalog_location(written: str, folder: Path) -> Location:
     path = _absolute(file[1:], folder, expected)
     if _exists(path, shown, expected) and path.is_dir():
         raise ValueError(f"expected {expected}, found {shown!r}, which is a folder")
-    return Location(f"sqlite:///{path}{mark}{query}", written)
+    return Location(f"sqlite:///{path}{mark}{query}", shown)
 
 
 def _scheme(written: str, accepted: tuple[str, ...], expected: str) -> str | None:

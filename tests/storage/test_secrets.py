@@ -32,6 +32,7 @@ FORMS: dict[str, Callable[[str], str]] = {
     "password in the query": lambda word: f"postgresql://db/t?password={quote_plus(word)}",
     "as typed in the query": lambda word: f"postgresql://user@db/t?sslpassword={word}&port=1",
     "another field": lambda word: f"postgresql:///t?host=/run/pg&options={quote_plus(word)}",
+    "in a host of the query": lambda word: f"postgresql:///t?host=me:{quote_plus(word)}%40db",
     "several hosts": lambda word: f"postgresql://user:{quote(word, safe='')}@/t?host=a:1&host=b:2",
     "the driver misspelt": lambda word: f"postgresql+pysopg://user:{word}@db/t",
     "SQLite": lambda word: f"sqlite:///catalog.db?password={quote_plus(word)}",
