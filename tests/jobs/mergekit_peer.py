@@ -243,6 +243,10 @@ merge_method: linear""",
     "merge_method: model_stock\nbase_model: m/base",
     "model_stock_filter_wise": "models: [{model: m/a}, {model: m/b}, {model: m/c}]\n"
     "merge_method: model_stock\nbase_model: m/base\nparameters: {filter_wise: true}",
+    "sce": "models: [{model: m/a}, {model: m/b}, {model: m/c}]\nmerge_method: sce\n"
+    "base_model: m/base",
+    "sce_selected": "models: [{model: m/a}, {model: m/b}, {model: m/c}]\nmerge_method: sce\n"
+    "base_model: m/base\nparameters: {select_topk: [0.1, 0.8], int8_mask: true}",
     "nearswap": "models: [{model: m/b}]\nmerge_method: nearswap\nbase_model: m/a\n"
     "parameters: {t: [0.001, 0.01]}",
     # slices

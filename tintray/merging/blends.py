@@ -210,6 +210,15 @@ _ALL = (
         base="input",
     ),
     Blend(
+        "sce",
+        consensus.sce,
+        (
+            Setting("select_topk", float, "all", 1.0, 0, 1),
+            Setting("int8_mask", bool, "all", False),
+        ),
+        workspace=(6, 3),
+    ),
+    Blend(
         "model_stock",
         consensus.model_stock,
         (Setting("filter_wise", bool, "all", False),),

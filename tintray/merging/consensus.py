@@ -116,6 +116,26 @@ def _sparsified(
     return kept * (before / after) if min(before, after) >= 1e-7 else kept
 
 
+def sce(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+    """Select entries that vary, calculate weights by size, erase those against the sum's sign.
+
+    Wan et al., FuseChat, arXiv 2408.07990.
+    """
+    if not given.experts:
+        return given.origin
+    vectors = torch.stack([tensor - given.origin for tensor in given.others])
+    if shared["select_topk"] < 1:
+        spread = vectors.var(0, unbiased=False).reshape(-1)
+        kept = int(spread.count_nonzero() * shared["select_topk"])
+        vectors *= _mask(given.origin, spread.topk(kept).indices)
+    majority = torch.where(vectors.sum(0) >= 0, 1, -1)
+    sizes = vectors.square().reshape(len(vectors), -1).mean(1)
+    total = float(sizes.sum())
+    weights = sizes / total if total >= 1e-6 else torch.full_like(sizes, 1 / len(sizes))
+    agreeing = (vectors.sign() == majority) * weights.view([-1, *[1] * given.origin.ndim])
+    return given.origin + (vectors * agreeing).sum(0) / agreeing.sum(0).clamp(min=1e-6)
+
+
 def model_stock(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
     """Between base and mean by the angle between task vectors: of a tensor, or of each row."""
     origin = given.origin.to(given.precise)
