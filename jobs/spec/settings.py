@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,21 @@ def setting(name: str) -> Setting | None:
     SpecError
         The configuration file cannot be used.
     """
-    written = os.environ.get(variable(name))
-    if written:
-        return Setting(written, variable(name), Path.cwd())
-    path = config_file()
-    found = read_config(path).get(name)
-    return None if found is None else Setting(found, f"{path}: {name}", path.absolute().parent)
+    return _chosen([name]).get(name)
+
+
+def _chosen(names: Sequence[str]) -> dict[str, Setting]:
+    """Those of the settings that somebody has written; the file is read once, if it is needed."""
+    found = {}
+    for name in names:
+        if written := os.environ.get(variable(name)):
+            found[name] = Setting(written, variable(name), Path.cwd())
+    if len(found) < len(names):
+        path = config_file()
+        for name, written in read_config(path).items():
+            if name in names and name not in found:
+                found[name] = Setting(written, f"{path}: {name}", path.absolute().parent)
+    return found
 
 
 def lease_seconds() -> float:
@@ -160,10 +170,7 @@ def limits() -> Limits:
         A budget is no size (``512MiB``, ``8GiB``) or no number.
     """
     chosen: dict[str, Any] = {}
-    for name in LIMITS:
-        found = setting(name)
-        if found is None:
-            continue
+    for name, found in _chosen(LIMITS).items():
         try:
             chosen[name] = _limit(name, found)
         except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home

@@ -49,3 +49,16 @@ def test_memory_is_told_beside_its_budget(
     for call in (tintray.validate, tintray.plan, tintray.run):
         with pytest.raises(DataError, match=r"max_pool_bytes allows 20 KiB; take fewer"):
             call(spec)
+
+
+@pytest.mark.parametrize("examples", [[0], [0, 1], "one class"])
+def test_a_pool_of_one_example_or_of_one_class_is_enough(
+    tiny: TinyZoo, tmp_path: Path, examples: list[int] | str
+) -> None:
+    zoo = tiny.copy(tmp_path / "zoo")
+    found = zoo.arrays("three")
+    rows = np.flatnonzero(found["y_train"] == 1) if examples == "one class" else np.array(examples)
+    zoo.replace_arrays("three", x_train=found["x_train"][rows], y_train=found["y_train"][rows])
+    spec = zoo.spec(tmp_path / "store", TASKS)
+    assert tintray.validate(spec).tasks == list(TASKS)
+    assert [task.name for task in tintray.run(spec).tasks] == list(TASKS)
