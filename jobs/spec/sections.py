@@ -526,7 +526,7 @@ class JobSpec(Section):
     def record(self) -> dict[str, Any]:
         """The job as JSON types, locations resolved and without a password, to keep and to show."""
         record = self.model_dump(mode="json")
-        record["catalog"] = shown_url(self.catalog)
+        record["catalog"] = shown_url(str(self.catalog))  # no Location: it is kept as JSON
         return record
 
     @classmethod
