@@ -82,7 +82,7 @@ def open_alike(
     CheckpointError
         If one cannot be opened, or its tensors mean something else; see ``check_same_model``.
     """
-    from tintray.models import check_same_model
+    from tintray.models import check_same_classes, check_same_model
 
     cache = cache_folder()
     opened = [open_checkpoint(local_folder(base, cache), role=role)]
@@ -91,6 +91,8 @@ def open_alike(
         alike = _of_as_many_layers(opened[-1], opened[0]) if any_layers else opened[-1]
         for text in check_same_model(opened[0], alike, role, name):
             on_event(Notice(text))
+        for said, earlier in zip(others, opened[1:-1], strict=False):  # a base may name no classes
+            check_same_classes(earlier, opened[-1], said, name)
     return opened
 
 

@@ -56,6 +56,20 @@ def test_checkpoints_become_one(folder: Path, capfd: pytest.CaptureFixture[str])
         torch.testing.assert_close(tensor, (red[name] + green[name]) / 2)
 
 
+def test_experts_that_number_their_classes_differently_are_refused(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The base need not name any."""
+    for name, labels in (("red", {"0": "cat", "1": "dog"}), ("green", {"0": "dog", "1": "cat"})):
+        (folder / name / "config.json").write_text(json.dumps({"id2label": labels}))
+    assert call("--method", "average", "red", "green") == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "expert 'green'" in said
+    assert "calls class 0 'dog', expert 'red' calls it 'cat'" in said
+    assert not (folder / "out").exists()
+    assert call("--method", "average", "red", "red") == 0
+
+
 def test_an_expert_given_twice_counts_twice(folder: Path) -> None:
     assert call("--method", "average", "red", "red", "green") == 0
     red, green, merged = (

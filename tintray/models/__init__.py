@@ -1,7 +1,12 @@
 """Models as named tensors: loaded whole and checked, split into backbone, head and tint sites."""
 
 from tintray.models.calling import answer, answer_width, answers
-from tintray.models.comparing import check_same_backbone, check_same_computation, check_same_model
+from tintray.models.comparing import (
+    check_same_backbone,
+    check_same_classes,
+    check_same_computation,
+    check_same_model,
+)
 from tintray.models.loading import (
     empty_module,
     generation_config,
@@ -33,6 +38,7 @@ __all__ = [
     "assign",
     "backbone_names",
     "check_same_backbone",
+    "check_same_classes",
     "check_same_computation",
     "check_same_model",
     "empty_module",

@@ -177,7 +177,7 @@ def check_same_model(
         Naming the field, the token, the class or the tensor, and both values.
     """
     told = check_same_computation(one, other, one_role, other_role)
-    _check_same_classes(one, other, one_role, other_role)
+    check_same_classes(one, other, one_role, other_role)
     for name in sorted(one.tensors.keys() & other.tensors.keys()):
         kinds = [model.tensors[name].floating for model in (one, other)]
         if kinds[0] != kinds[1]:
@@ -210,7 +210,14 @@ def check_same_tokenizer(
     check_same_tokens(first, second, one_role, other_role)
 
 
-def _check_same_classes(one: Checkpoint, other: Checkpoint, one_role: str, other_role: str) -> None:
+def check_same_classes(one: Checkpoint, other: Checkpoint, one_role: str, other_role: str) -> None:
+    """Refuse heads that number classes differently, where both models name theirs.
+
+    Raises
+    ------
+    CheckpointError
+        Naming a class and both its names.
+    """
     names = [_classes(model.config) for model in (one, other)]
     if names[0] and names[1] and names[0] != names[1]:
         number = next(n for n in sorted({*names[0], *names[1]})
