@@ -36,7 +36,7 @@ def seal(document: Mapping[str, Any], name: str) -> bytes:
     body = {key: value for key, value in document.items() if key != _SEAL}
     try:
         text = json.dumps(scrub(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{name}: expected a document of texts, finite numbers, lists and mappings: {error}"
         ) from error

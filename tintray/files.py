@@ -130,9 +130,9 @@ def file_in(folder: Path, name: str, role: str) -> Path | None:
         from a snapshot to the blobs beside it, are what they always are.
     """
     path = folder / name
-    if not path.is_symlink() and not path.exists():
-        return None
     with foreign(f"{role}: {path} cannot be followed"):
+        if not path.is_symlink() and not path.exists():
+            return None
         inside, found = folder.resolve(), path.resolve(strict=True)
     blobs = inside.parent.parent / "blobs"
     of_hub = inside.parent.name == "snapshots" and found.parent == blobs

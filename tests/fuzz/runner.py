@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.fuzz import fixtures
 from tests.fuzz.guard import MEMORY, Guard
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Files, Surface, laid
 from tests.fuzz.trial import Finding, accepted, tried
 
 SECONDS = 5.0
@@ -105,12 +105,7 @@ def replay(surfaces: Sequence[Surface], place: Path) -> Finding | None:
     """Try an input again that was kept at ``place``; what is wrong with it, if anything is."""
     known = _read(place / "finding.json")
     surface = next(s for s in surfaces if s.name == known.surface)
-    files = {
-        str(path.relative_to(place / "input")): path.read_bytes()
-        for path in sorted((place / "input").rglob("*"))
-        if path.is_file()
-    }
-    chosen = [Replayed(surface, files, known.how)]
+    chosen = [Replayed(surface, laid(place / "input"), known.how)]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         found = run(chosen, inputs=1, seconds=None, seed=known.seed, kept=Path(folder), workers=1)
     return found.findings[0] if found.findings else None

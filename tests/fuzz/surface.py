@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,11 @@ from random import Random
 
 Files = dict[str, bytes]
 """One input: the files that it consists of, by their names below the folder it is put in."""
+
+LINK, PIPE, FOLDER = b"\0a link to ", b"\0a pipe", b"\0a folder"
+"""How the content of what is no regular file begins; a link's target follows."""
+
+_TARGETS = ("/dev/zero", "/etc/passwd", "../../../../../outside/secret", ".", "loop", "nowhere")
 
 
 class UnansweredError(Exception):
@@ -22,6 +28,11 @@ class Bench:
     folder: Path
     fixtures: Path  # see ``fixtures``; only to be read
     refusals: list[Exception] = field(default_factory=list)  # besides the one that is raised
+
+    def content(self, name: str) -> bytes:
+        """The content of a file of the input; of what is none, nothing."""
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
     def each(self, *calls: Callable[[], object]) -> None:
         """Make every call, whatever the others raise; then raise the last TintrayError."""
@@ -87,6 +98,8 @@ class Surface:
         Who reads it, each with its share of the inputs.
     confined
         Whether it may not even name a file elsewhere that is then read.
+    folder
+        Whether it is a folder that is read as one, in which links and pipes may lie.
     """
 
     name: str
@@ -95,11 +108,17 @@ class Surface:
     mutate: Callable[[Random, Files, Sequence[Files]], Files]
     drives: Mapping[str, tuple[float, Drive]]
     confined: bool = True
+    folder: bool = False
 
     def make(self, seed: int, number: int, seeds: Sequence[Files]) -> tuple[Files, str]:
         """The input of a number, and the drive that reads it; the same ones at any time."""
         rng = Random(f"{seed} {self.name} {number}")
         files = self.mutate(rng, dict(rng.choice(seeds)), seeds)
+        if self.folder and rng.random() < 0.04:
+            target = rng.choice(_TARGETS).encode()
+            files[rng.choice(list(files))] = rng.choice(
+                (LINK + target, LINK + target, PIPE, FOLDER)
+            )
         names = list(self.drives)
         how = rng.choices(names, [self.drives[name][0] for name in names])[0]
         return files, how
@@ -110,4 +129,27 @@ def lay(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if content.startswith(LINK):
+            path.symlink_to(content.removeprefix(LINK).decode())
+        elif content == PIPE:
+            os.mkfifo(path)
+        elif content == FOLDER:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+
+
+def laid(folder: Path) -> Files:
+    """The input that was written into a folder."""
+    found: Files = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = LINK + str(path.readlink()).encode()
+        elif path.is_fifo():
+            found[name] = PIPE
+        elif path.is_file():
+            found[name] = path.read_bytes()
+        elif not any(path.iterdir()):
+            found[name] = FOLDER
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tintray.storage.artifacts import ArtifactStore
@@ -112,4 +113,9 @@ def test_a_record_takes_json_only_and_drops_passwords() -> None:
         seal({"loss": float("nan")}, "the manifest")
     with pytest.raises(StorageError, match="the manifest"):
         seal({"path": object()}, "the manifest")
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+    with pytest.raises(StorageError, match="the manifest"):
+        seal(deep, "the manifest")
     assert b"hunter2" not in seal({"catalog": "postgresql://me:hunter2@host/db"}, "it")

@@ -101,6 +101,8 @@ def test_links_stay_in_their_folder_or_in_the_cache_of_the_hub(tmp_path: Path) -
         snapshot / "in",
         snapshot / "blob",
     ]
+    with pytest.raises(CheckpointError, match="nnn"):
+        file_in(snapshot, "n" * 300, "x")
     for name in ("out", "nowhere", "x"):
         with pytest.raises(CheckpointError, match=name):
             file_in(snapshot, name, "x")

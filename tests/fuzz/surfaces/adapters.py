@@ -11,6 +11,7 @@ from typing import Any
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.surfaces import safetensors as weights_surface
+from tests.fuzz.surfaces.reading import fit_job
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ODD: tuple[Any, ...] = (
@@ -116,7 +117,7 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
 
 
 def _is_text(bench: Bench) -> bool:
-    return b"self_attn" in (bench.folder / _WEIGHTS).read_bytes()
+    return b"self_attn" in bench.content(_WEIGHTS)
 
 
 def _opened(bench: Bench) -> Any:
@@ -147,26 +148,14 @@ def _factors(bench: Bench) -> None:
 
 def _validated(bench: Bench) -> None:
     text = _is_text(bench)
-    zoo = bench.fixtures / ("text" if text else "zoo")
     (bench.folder / "pool.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
-    pool = "pool.jsonl" if text else str(zoo / "three.npz")
-    kind = "language_modelling" if text else "classification"
-    task = {"name": "t", "kind": kind, "expert": ".", "adapt": {"path": pool}}
-    job = {
-        "name": "fuzz",
-        "base": str(zoo / "base"),
-        "tasks": [task],
-        "tint": {"site": "model.layers.1" if text else "head"},
-        "cluster": {"workers": 0},
-        "store": "store",
-    }
-    (bench.folder / "job.yaml").write_text(json.dumps(job))
-    bench.command("validate", "job.yaml")
+    pool = "pool.jsonl" if text else bench.fixtures / "zoo/three.npz"
+    fit_job(bench, bench.folder, pool, text=text)
 
 
 SURFACE = Surface(
     "adapters",
-    4,
+    8,
     _seeds,
     _mutate,
     {
@@ -175,4 +164,5 @@ SURFACE = Surface(
         "factors": (30, _factors),
         "validate": (5, _validated),
     },
+    folder=True,
 )

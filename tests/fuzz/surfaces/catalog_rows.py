@@ -125,7 +125,7 @@ def _command(*words: str) -> Callable[[Bench], object]:
 
 SURFACE = Surface(
     "catalog-rows",
-    3,
+    6,
     _seeds,
     _mutate,
     {

@@ -133,7 +133,7 @@ def _command(*words: str) -> Callable[[Bench], object]:
 
 SURFACE = Surface(
     "configuration",
-    10,
+    6,
     _seeds,
     _mutate,
     {

@@ -110,7 +110,7 @@ def _in_rows(bench: Bench) -> None:
 
 SURFACE = Surface(
     "images",
-    10,
+    9,
     _seeds,
     _mutate,
     {

@@ -239,7 +239,7 @@ def _planned(bench: Bench) -> None:
 
 SURFACE = Surface(
     "job-files",
-    12,
+    9,
     _seeds,
     _mutate,
     {

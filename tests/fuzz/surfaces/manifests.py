@@ -144,7 +144,7 @@ def _command(*words: str) -> Callable[[Bench], object]:
 
 SURFACE = Surface(
     "manifests",
-    7,
+    9,
     _seeds,
     _mutate,
     {
@@ -158,4 +158,5 @@ SURFACE = Surface(
         "eval": (1, _command("eval", "MERGE")),
         "copy": (4, _command("copy", "MERGE", "elsewhere")),
     },
+    folder=True,
 )

@@ -174,7 +174,7 @@ def _merged(bench: Bench) -> None:
 
 SURFACE = Surface(
     "mergekit",
-    8,
+    7,
     _seeds,
     _mutate,
     {"read": (88, _read), "merge": (12, _merged)},

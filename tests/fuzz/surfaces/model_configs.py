@@ -121,8 +121,7 @@ def _opened(bench: Bench) -> None:
 
 
 def _base_of(bench: Bench) -> Path:
-    text = (bench.folder / _CONFIG).read_bytes() if (bench.folder / _CONFIG).is_file() else b""
-    return bench.fixtures / ("text/base" if b"lama" in text else "zoo/base")
+    return bench.fixtures / ("text/base" if b"lama" in bench.content(_CONFIG) else "zoo/base")
 
 
 def _checked(bench: Bench) -> None:
@@ -161,7 +160,7 @@ def _merged(bench: Bench) -> None:
 
 SURFACE = Surface(
     "model-configs",
-    5,
+    9,
     _seeds,
     _mutate,
     {
@@ -171,4 +170,5 @@ SURFACE = Surface(
         "as base": (15, _as_base),
         "merge": (5, _merged),
     },
+    folder=True,
 )

@@ -157,7 +157,7 @@ def _bomb(rng: Random) -> bytes:
 
 SURFACE = Surface(
     "npz",
-    12,
+    10,
     _seeds,
     _mutate,
     {

@@ -134,7 +134,7 @@ def _features(rng: Random, names: Sequence[str]) -> str:
 
 SURFACE = Surface(
     "parquet",
-    5,
+    6,
     _seeds,
     _mutate,
     {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tests.fuzz.surface import Bench
+from tests.fuzz.surface import Bench, UnansweredError
 
 _NAMES = ("zero", "one", "two")
 
@@ -46,20 +47,38 @@ def pool(name: str, **order: Any) -> Callable[[Bench], object]:
     return drive
 
 
-def validated(name: str, expert: str = "three") -> Callable[[Bench], object]:
-    """Validates a job whose pool is in ``name``."""
+def validated(name: str) -> Callable[[Bench], object]:
+    """Validates, and runs, a job whose pool is in ``name``."""
 
     def drive(bench: Bench) -> None:
-        zoo = bench.fixtures / "zoo"
-        task = {"name": "t", "expert": str(zoo / expert), "adapt": {"path": name}}
-        job = {
-            "name": "fuzz",
-            "base": str(zoo / "base"),
-            "tasks": [task],
-            "cluster": {"workers": 0},
-            "store": "store",
-        }
-        (bench.folder / "job.yaml").write_text(json.dumps(job))
-        bench.command("validate", "job.yaml")
+        fit_job(bench, bench.fixtures / "zoo/three", name)
 
     return drive
+
+
+def fit_job(bench: Bench, expert: Path, pool: str | Path, *, text: bool = False) -> None:
+    """Validate a job with one expert; what that accepts runs to its end.
+
+    Raises
+    ------
+    UnansweredError
+        It does not.
+    """
+    task = {
+        "name": "t",
+        "kind": "language_modelling" if text else "classification",
+        "expert": str(expert),
+        "adapt": {"path": str(pool)},
+    }
+    job = {
+        "name": "fuzz",
+        "base": str(bench.fixtures / ("text/base" if text else "zoo/base")),
+        "tasks": [task],
+        "tint": {"site": "model.layers.1" if text else "head"},
+        "fit": {"rounds": 1, "batch_size": 4, "precision": "float32"},
+        "cluster": {"workers": 0},
+        "store": "store",
+    }
+    (bench.folder / "job.yaml").write_text(json.dumps(job))
+    if bench.command("validate", "job.yaml") == 0 and bench.command("run", "job.yaml") != 0:
+        raise UnansweredError("tintray run fails where tintray validate does not")

@@ -102,7 +102,7 @@ def _place_blob(bench: Bench) -> None:
 
 SURFACE = Surface(
     "sealed-records",
-    12,
+    8,
     _seeds,
     _mutate,
     {

@@ -103,7 +103,7 @@ def _streamed(bench: Bench) -> None:
 
 
 def _merged(bench: Bench) -> None:
-    like = "zoo/base" if b"ViT" in (bench.folder / "config.json").read_bytes() else "text/base"
+    like = "zoo/base" if b"ViT" in bench.content("config.json") else "text/base"
     base = bench.fixtures / like
     words = ("--base", base, "--method", "average", "--output", "merged")
     bench.command("merge", bench.folder, bench.folder, *words)
@@ -120,4 +120,5 @@ SURFACE = Surface(
         "loaded": (15, _loaded),
         "merge": (5, _merged),
     },
+    folder=True,
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Bench, Files, Surface
-from tests.fuzz.surfaces.reading import examples
+from tests.fuzz.surfaces.reading import examples, fit_job
 
 _CSV = 'text,label\nw1 w2 w3,0\n"w4, w5",1\nw6 w7,2\nw8 w9 w1,one\n'
 _ROWS: list[dict[str, Any]] = [
@@ -56,18 +56,7 @@ def _prepared(bench: Bench) -> None:
 
 
 def _validated(bench: Bench) -> None:
-    text = bench.fixtures / "text"
-    task = {"name": "t", "kind": "language_modelling", "expert": str(text / "expert")}
-    job = {
-        "name": "fuzz",
-        "base": str(text / "base"),
-        "tasks": [{**task, "adapt": {"path": _first(bench).name}}],
-        "tint": {"site": "model.layers.1"},
-        "cluster": {"workers": 0},
-        "store": "store",
-    }
-    (bench.folder / "job.yaml").write_text(json.dumps(job))
-    bench.command("validate", "job.yaml")
+    fit_job(bench, bench.fixtures / "text/expert", _first(bench).name, text=True)
 
 
 # -- csv -------------------------------------------------------------------------------------------
@@ -104,7 +93,7 @@ def _csv(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 CSV = Surface(
     "csv",
-    12,
+    8,
     _csv_seeds,
     _csv,
     {
@@ -165,7 +154,7 @@ def _own_kind(bench: Bench) -> None:
 
 JSON = Surface(
     "json",
-    14,
+    8,
     _json_seeds,
     _json,
     {

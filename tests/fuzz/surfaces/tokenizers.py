@@ -13,6 +13,7 @@ import numpy as np
 from tests.fuzz import raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surfaces.reading import fit_job
 
 _ODD: tuple[Any, ...] = (
     *(
@@ -128,12 +129,16 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     return changed
 
 
+def _is_text(bench: Bench) -> bool:
+    return (bench.folder / "tokenizer.json").exists()
+
+
 def _prepared(bench: Bench) -> None:
     """Opened, and used on a few examples."""
     from tintray.data import Examples
     from tintray.pools import build_pool, processor_in
 
-    text = not (bench.folder / "preprocessor_config.json").is_file()
+    text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
     if not text:
         images = np.zeros((2, 16, 16, 3), np.uint8)
@@ -141,7 +146,7 @@ def _prepared(bench: Bench) -> None:
         return
     talk = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     columns: dict[str, Any] = {"text": ["w1 w2", "w3 w4 w5"]}
-    if b"chat_template" in b"".join(p.read_bytes() for p in bench.folder.glob("tokenizer_config*")):
+    if b"chat_template" in bench.content("tokenizer_config.json"):
         columns = {"messages": [talk]}
     build_pool(Examples(columns, "x"), processor, kind="language_modelling", role="data")
 
@@ -150,7 +155,7 @@ def _words(bench: Bench) -> None:
     from tintray.data import Examples
     from tintray.pools import build_pool, processor_in
 
-    text = not (bench.folder / "preprocessor_config.json").is_file()
+    text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
     if text:
         rows = Examples({"tokens": [["w1", "w2"], ["w3"]]}, "x")
@@ -158,34 +163,21 @@ def _words(bench: Bench) -> None:
 
 
 def _validated(bench: Bench) -> None:
-    text = not (bench.folder / "preprocessor_config.json").is_file()
+    text = _is_text(bench)
     zoo = bench.fixtures / ("text" if text else "zoo")
     expert = zoo / ("expert" if text else "three")
     for name in ("config.json", "model.safetensors"):
         (bench.folder / name).write_bytes((expert / name).read_bytes())
     (bench.folder / "pool.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
-    task = {
-        "name": "t",
-        "kind": "language_modelling" if text else "classification",
-        "expert": ".",
-        "adapt": {"path": "pool.jsonl" if text else str(zoo / "three.npz")},
-    }
-    job = {
-        "name": "fuzz",
-        "base": str(zoo / "base"),
-        "tasks": [task],
-        "tint": {"site": "model.layers.1" if text else "head"},
-        "cluster": {"workers": 0},
-        "store": "store",
-    }
-    (bench.folder / "job.yaml").write_text(json.dumps(job))
-    bench.command("validate", "job.yaml")
+    pool = "pool.jsonl" if text else bench.fixtures / "zoo/three.npz"
+    fit_job(bench, bench.folder, pool, text=text)
 
 
 SURFACE = Surface(
     "tokenizers",
-    4,
+    7,
     _seeds,
     _mutate,
     {"prepared": (75, _prepared), "words": (20, _words), "validate": (5, _validated)},
+    folder=True,
 )

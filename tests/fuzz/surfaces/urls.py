@@ -169,7 +169,7 @@ def _option(*words: str) -> Callable[[Bench], object]:
 
 SURFACE = Surface(
     "urls-and-names",
-    14,
+    8,
     _seeds,
     _mutate,
     {

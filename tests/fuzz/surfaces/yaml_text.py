@@ -196,7 +196,7 @@ def _validated(bench: Bench) -> None:
 
 SURFACE = Surface(
     "yaml-text",
-    10,
+    8,
     _seeds,
     _mutate,
     {
