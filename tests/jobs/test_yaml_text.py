@@ -150,3 +150,9 @@ def test_a_budget_that_is_none_is_refused(
     monkeypatch.setenv(f"TINTRAY_{name.upper()}", written)
     with pytest.raises(SpecError, match=f"^TINTRAY_{name.upper()}: expected "):
         configuration.limits()
+
+
+def test_every_budget_is_in_the_table_of_settings() -> None:
+    table = (Path(__file__).parents[2] / "docs/jobs.md").read_text(encoding="utf-8")
+    for name in configuration.LIMITS:
+        assert f"| `{name}` | `TINTRAY_{name.upper()}` |" in table
