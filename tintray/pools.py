@@ -23,7 +23,7 @@ from tintray.checkpoints import Checkpoint
 from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
 from tintray.data.reading import encoded_digest
 from tintray.errors import CheckpointError, DataError
-from tintray.files import foreign
+from tintray.files import foreign, read_json
 from tintray.tasks import WRITING, Kind
 from tintray.text import build_tokens, has_tokenizer
 
@@ -177,12 +177,32 @@ def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
     said = f"{role}: {folder} has no usable {file}; expected the {what} saved beside the expert"
     if text and not has_tokenizer(folder):
         raise CheckpointError(said)
+    if text:
+        _check_names(folder, said)
     auto = AutoTokenizer if text else AutoImageProcessor
     with foreign(said):
         found = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not text:
         _check_sizes(found, said)
     return found
+
+
+def _check_names(folder: Path, said: str) -> None:
+    """Refuse names of options that act upon a terminal: tokenizers prints those it knows not."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            held: list[Any] = [read_json(folder / file, said)]
+        except FileNotFoundError:
+            continue
+        while held:
+            value = held.pop()
+            if isinstance(value, dict):
+                for name in value:
+                    if not name.isprintable():
+                        raise CheckpointError(f"{said} ({file} has an option called {name!r:.60})")
+                held += value.values()
+            elif isinstance(value, list):
+                held += value
 
 
 def _check_sizes(processor: Any, said: str) -> None:
