@@ -32,6 +32,8 @@ ANSWER_LENGTH = 64
 
 _FLOAT = 4  # bytes
 _SIDE = 16_384  # pixels of a side, at most, that a processor resizes to
+_TOKENIZER = "tokenizer.json"
+_LARGEST_TOKENIZER = 128 << 20  # bytes; that of the largest public vocabularies has 33 MB
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
 
@@ -189,11 +191,13 @@ def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
 
 def _check_names(folder: Path, said: str) -> None:
     """Refuse names of options that act upon a terminal: tokenizers prints those it knows not."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in ("tokenizer_config.json", "special_tokens_map.json", _TOKENIZER):
         try:
-            held: list[Any] = [read_json(folder / file, said)]
+            found = read_json(folder / file, said, limit=_LARGEST_TOKENIZER)
         except FileNotFoundError:
             continue
+        # Names in a vocabulary are tokens, and may be anything.
+        held: list[Any] = [found.get("added_tokens") if file == _TOKENIZER else found]
         while held:
             value = held.pop()
             if isinstance(value, dict):

@@ -250,17 +250,20 @@ def test_code_beside_a_processor_is_never_run_and_never_asked_about(
     assert not (tmp_path / "RAN").exists()
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
 def test_a_tokenizer_prints_no_names_of_its_options(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str
 ) -> None:
     from tests.tiny_models import tokenizer
 
     tokenizer().save_pretrained(tmp_path)
     processor_in(tmp_path, "x", text=True)
-    known = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    decoder = {"0": {"content": "[PAD]", "special": True, "\x1b[31mred": 1}}
-    known["added_tokens_decoder"] = decoder
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(known))
+    known = json.loads((tmp_path / file).read_text())
+    if file == "tokenizer.json":
+        known["added_tokens"][0]["\x1b[31mred"] = 1
+    else:
+        known["added_tokens_decoder"] = {"0": {"content": "[PAD]", "\x1b[31mred": 1}}
+    (tmp_path / file).write_text(json.dumps(known))
     with pytest.raises(CheckpointError, match="an option called"):
         processor_in(tmp_path, "x", text=True)
     assert "\x1b" not in "".join(capfd.readouterr())
