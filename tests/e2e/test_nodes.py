@@ -43,7 +43,9 @@ def nodes() -> Iterator[str]:
     )
     cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
-    yield cluster.address
+    with pytest.MonkeyPatch.context() as patch:  # its token goes to a cluster that was chosen
+        patch.setenv("TINTRAY_ADDRESS", cluster.address)
+        yield cluster.address
     cluster.shutdown()
 
 
