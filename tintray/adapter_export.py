@@ -139,6 +139,11 @@ def write_adapter(
         owner = base.get_submodule(path)
         product = isinstance(owner, nn.Embedding) or is_linear(owner)
         if product and last == "weight":
+            if not torch.isfinite(added).all():
+                raise InputError(
+                    f"tensor '{name}' of the merge has values that are NaN or infinite; expected "
+                    "finite weights, of which products can be made"
+                )
             up, down = _factors(added, merged[name])
             ranks[path] = down.shape[0]
             tensors |= _named(path, owner, up, down)

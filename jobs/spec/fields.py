@@ -104,8 +104,9 @@ def memory_bytes(value: object) -> int:
     if type(value) is int and value > 0:
         return value
     found = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found and float(found[1]) > 0:
-        return int(float(found[1]) * _UNITS[found[2].lower()])
+    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+    if 1 <= size < 2**63:
+        return int(size)
     raise ValueError(
         f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import pickle
@@ -56,7 +57,7 @@ def schedule(surfaces: Sequence[Surface], inputs: int) -> list[Entry]:
     total = sum(surface.weight for surface in surfaces)
     found: list[tuple[float, int, int]] = []
     for index, surface in enumerate(surfaces):
-        count = max(1, round(inputs * surface.weight / total))
+        count = math.ceil(inputs * surface.weight / total)
         found += [((number + 0.5) / count, index, number) for number in range(count)]
     return [(surfaces[index], number) for _, index, number in sorted(found)[:inputs]]
 

@@ -82,7 +82,7 @@ def _csv(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     if action == 2:
         text = f"text,label\n{'w' * rng.choice((131_071, 131_073, 2_000_000))},1\n" * 2
     if action == 3:
-        text = f"text,label\n{'w,1' * 1}\n" * rng.choice((1, 1000, 20_000))
+        text = f"text,label\n{'w,1' * 1}\n" * rng.choice((1, 300, 3000))
     if action == 4:
         text = ",".join(f"c{n}" for n in range(rng.choice((0, 1, 3000)))) + "\n1\n"
     data = raw.damaged_text(rng, text, _TEXTS) if action > 4 else text.encode()
