@@ -86,7 +86,7 @@ def try_out(
     role: str,
     where: str,
 ) -> None:
-    """Run a model on one example, before anything is spent on all of them.
+    """Run a model on an example or two, before anything is spent on all of them.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def try_out(
         Its answer is not finite.
     """
     try:
-        outputs = ask(run, pool.longest(), kind)
+        outputs = ask(run, pool, kind)
     except (TintrayError, MemoryError):
         raise
     except Exception as error:  # whatever a model raises over its input: each has its own
@@ -114,7 +114,7 @@ def try_out(
             "as the model takes them, check its image processor or tokenizer"
         ) from error
     check_outputs(kind, outputs, width, role)
-    _check_finite(outputs, f"{role} gives", f"example of {where} that was tried")
+    _check_finite(outputs, f"{role} gives", f"of {len(pool)} examples of {where} that were tried")
 
 
 def _check_finite(outputs: Outputs, gives: str, of: str) -> None:

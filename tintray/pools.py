@@ -96,11 +96,17 @@ class Pool:
         """The first ``count`` examples."""
         return self.part(slice(0, count))
 
-    def longest(self) -> Pool:
-        """The example with the most tokens, alone; where they are of one size, the first."""
+    def extremes(self) -> Pool:
+        """The examples with the most and the fewest tokens, as one batch with padding in it.
+
+        Where all are of one size, the first.
+        """
         attention = self.inputs.get("attention_mask")
-        row = 0 if attention is None or attention.ndim != 2 else int(attention.sum(1).argmax())
-        return self.part(slice(row, row + 1))
+        if attention is None or attention.ndim != 2:
+            return self.first(1)
+        lengths = attention.sum(1)
+        first, last = sorted((int(lengths.argmax()), int(lengths.argmin())))
+        return self.part(slice(first, last + 1, max(1, last - first)))
 
     def part(self, stretch: slice) -> Pool:
         """The examples of a stretch."""

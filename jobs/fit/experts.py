@@ -205,11 +205,11 @@ class Experts:
     def _try_out(
         self, task: TaskOrder, expert: nn.Module, pool: pools.Pool, width: int, part: str
     ) -> None:
-        """Run an expert on one example; that of a published merge has been."""
+        """Run an expert on an example or two; that of a published merge has been."""
         if "input_ids" in pool.inputs:
             check_known(pool.inputs["input_ids"], expert, task.role)
         if task.kept is None:
-            one = sequences.placeholder(pool.longest(), getattr(expert, "config", None))
+            one = sequences.placeholder(pool.extremes(), getattr(expert, "config", None))
             where = f"tasks.{task.name}.{part}"
             labels.try_out(partial(models.answer, expert), one, task.kind, width, task.role, where)
 

@@ -72,12 +72,12 @@ class Worker:
         return hosted.facts
 
     def _try_out(self, hosted: Hosted) -> None:
-        """Run the model that is fitted on one example of a task, where all is at its start."""
+        """Run the model that is fitted on an example or two of a task, all at its start."""
         split = self._partition
         base = {name: tensor.detach() for name, tensor in split.module.named_parameters()}
         theta = split.layout.flatten(base).numpy()
         config = getattr(split.module, "config", None)
-        one = sequences.placeholder(hosted.pool.longest(), config)
+        one = sequences.placeholder(hosted.pool.extremes(), config)
         task, kind, width = hosted.order, hosted.order.kind, hosted.facts.classes
         where = f"tasks.{task.name}.adapt"
         with self._bound(hosted, (theta,)) as run:
