@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from tintray.errors import SpecError
 from tintray.jobs.fit.crew import survey
 from tintray.jobs.planning.factors import factor_bytes
 from tintray.jobs.planning.needs import (
@@ -27,9 +30,6 @@ from tintray.jobs.planning.needs import (
     size,
 )
 from tintray.jobs.spec.sections import load_spec
-from torch import nn
-
-from tintray.errors import SpecError
 from tintray.layout import Layout, build_layout
 from tintray.models import backbone_names
 

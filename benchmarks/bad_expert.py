@@ -19,13 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+
+import tintray
+from benchmarks.kept import Kept
 from tintray.jobs.zoo.building import job_file
 from tintray.jobs.zoo.digits import build
 from tintray.jobs.zoo.experts import train_expert
 from tintray.jobs.zoo.recipe import DIGITS
-
-import tintray
-from benchmarks.kept import Kept
 from tintray.models import quiet_transformers
 
 BAD = "turned"

@@ -25,14 +25,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tintray
+from benchmarks.adapters import memory_table
+from benchmarks.quality import PUBLISHED
 from tintray.jobs.spec.sections import JobSpec, load_spec
 from tintray.jobs.zoo import omniglot, scenes, text
 from tintray.jobs.zoo.dense_recipe import SMALL, DenseRecipe
 from tintray.jobs.zoo.text_recipe import TEXT
-
-import tintray
-from benchmarks.adapters import memory_table
-from benchmarks.quality import PUBLISHED
 
 RANK = 4
 ADAPTERS = 100

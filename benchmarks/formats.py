@@ -24,19 +24,19 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from tintray.jobs import api
-from tintray.jobs.spec.sections import parse_spec
-from tintray.storage.blobs import fetch_blob
-from tintray.storage.publish import parse_merge_url, read_manifest
 
 from tintray.bundle import read_tensors
 from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder
 from tintray.evaluation import score
+from tintray.jobs import api
+from tintray.jobs.spec.sections import parse_spec
 from tintray.labels import predict
 from tintray.models import answer_width, answers, backbone_names, load_base, load_expert
 from tintray.pools import labels_of, open_pool
 from tintray.stacks import Format, make_stack
+from tintray.storage.blobs import fetch_blob
+from tintray.storage.publish import parse_merge_url, read_manifest
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 SHARED = Path(__file__).parents[2] / "shared"

@@ -34,14 +34,14 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 import yaml
+
+import tintray
 from tintray.jobs.api import show
 from tintray.jobs.events import Event, StageStarted
 from tintray.jobs.growth import api as growth
 from tintray.jobs.growth.run import GuardError
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.spec.sections import JobSpec, TaskSpec, parse_spec
-
-import tintray
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6

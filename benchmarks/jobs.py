@@ -21,12 +21,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ray.job_submission import JobSubmissionClient
-from tintray.storage.catalog import Catalog
-from tintray.storage.states import JobState
-from tintray.storage.tables import Event, Job, Lease
 
 from tests.ray_head import ray_head
 from tests.tiny_zoo import make_zoo
+from tintray.storage.catalog import Catalog
+from tintray.storage.states import JobState
+from tintray.storage.tables import Event, Job, Lease
 
 TIMES = 7
 JOBS = 10_000

@@ -27,11 +27,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tintray.jobs.events import StageStarted
-
 import tintray
 from benchmarks.kept import Kept
 from tintray.checkpoints import open_checkpoint
+from tintray.jobs.events import StageStarted
 from tintray.models import load_base
 from tintray.placement import candidates
 

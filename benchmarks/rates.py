@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split
 from torch import Tensor, nn
 from torch.nn import functional
 
 import tintray
 from benchmarks.kept import Kept
 from tintray.evaluation import mean
+from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split
 
 SHOWN = ("turned", "mirrored", "inverted", "scrambled")
 FACTORY = "benchmarks.rates:make"

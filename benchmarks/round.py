@@ -31,13 +31,13 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
 from tintray.coefficients import Coefficients, initial_coefficients
+from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.models import private_state
 from tintray.partition import Partition, partition
 from tintray.pools import Pool

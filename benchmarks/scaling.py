@@ -36,6 +36,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
+from transformers import ViTConfig, ViTForImageClassification
+
+from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.jobs.fit.coordinator import Cast, Coordinator
 from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
 from tintray.jobs.fit.orders import FitOrder
@@ -43,17 +47,13 @@ from tintray.jobs.fit.shard import Shard, ShardOrder, Shards
 from tintray.jobs.fit.worker import Worker
 from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
 from tintray.jobs.ray_fleet import RayFleet
-from tintray.storage.blobs import BlobRef
-from torch.nn.functional import cross_entropy
-from transformers import ViTConfig, ViTForImageClassification
-
-from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.models import private_state
 from tintray.partition import Partition, partition
 from tintray.pools import Pool, joined
 from tintray.precision import computing, resolve
 from tintray.randomness import sample
 from tintray.step import StepSettings, TaskGroup, TaskState
+from tintray.storage.blobs import BlobRef
 from tintray.task_vectors import TaskVectors
 from tintray.tint import FusedModel, TintLayer
 from tintray.trust import Trust

@@ -36,13 +36,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.servers import BUCKET, S3Server, postgres, swift
 from tintray.storage.artifacts import open_store
 from tintray.storage.blobs import blob_key, fetch_blob, hash_file, put_blob
 from tintray.storage.catalog import Catalog, StateConflictError
 from tintray.storage.publish import parse_merge_url, publish_merge
 from tintray.storage.states import JobState
-
-from tests.servers import BUCKET, S3Server, postgres, swift
 
 MIB = 1 << 20
 TINTS = 10
@@ -152,9 +151,9 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     """Bytes on the wire for loading one tint, over the bytes of its merge."""
     import numpy as np
     from safetensors.numpy import save
-    from tintray.storage.publish import merge_file, read_manifest
 
     from tintray.bundle import BACKBONE, read_tensors, tint_file
+    from tintray.storage.publish import merge_file, read_manifest
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}
     tasks = [f"task{number}" for number in range(TINTS)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tintray.bundle import Merge
 from tintray.jobs.events import OnEvent, StageStarted, ignore
 from tintray.jobs.fit.crew import Crew
 from tintray.jobs.fleet import InlineFleet, open_fleet
@@ -23,12 +24,10 @@ from tintray.jobs.running.driver import evaluated, open_places, run_job
 from tintray.jobs.running.places import usable
 from tintray.jobs.spec.sections import JobSpec
 from tintray.jobs.spec.settings import chosen, default_catalog, default_store, limits
+from tintray.placement import AUTO
 from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.records import seal
-
-from tintray.bundle import Merge
-from tintray.placement import AUTO
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from tintray.errors import SpecError
 from tintray.jobs.planning.needs import ClusterSize
 from tintray.jobs.resources import available_memory
 from tintray.jobs.spec.settings import ADDRESS_VARIABLE, is_own_cluster
-
-from tintray.errors import SpecError
 
 GPUS = "cluster.gpus_per_worker"
 NO_GPUS = "use machines that have them, or leave it out to compute on CPUs"

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from tintray.jobs.fleet import GPUS, NO_GPUS, Member, Ref, own
-from tintray.jobs.planning.needs import ClusterSize
 
 from tintray.errors import FitError, SpecError, TintrayError
+from tintray.jobs.fleet import GPUS, NO_GPUS, Member, Ref, own
+from tintray.jobs.planning.needs import ClusterSize
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
 

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts import ArtifactStore, Entry
 from tintray.storage.records import fetch_record, seal
-
-from tintray.errors import InputError, IntegrityError, NotFoundError
 
 BLOCK = 1 << 20
 """The unit in which parts of a blob are verified, in bytes."""

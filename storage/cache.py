@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
 from tintray.storage.records import fetch_record, seal
 from tintray.storage.urls import check_key
-
-from tintray.errors import InputError, IntegrityError, NotFoundError
 
 _log = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import sqlalchemy as sa
+
+from tintray.errors import NotFoundError, StorageError
 from tintray.storage import inputs, leases, lineage, usage
 from tintray.storage.blobs import BlobRef
 from tintray.storage.checkpoints import Checkpoints
@@ -37,8 +39,6 @@ from tintray.storage.tables import (
     Task,
 )
 from tintray.storage.urls import check_name
-
-from tintray.errors import NotFoundError, StorageError
 
 
 @dataclass(frozen=True)

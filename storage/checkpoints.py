@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
 from tintray.storage import leases, lineage
 from tintray.storage.blobs import BlobRef
 from tintray.storage.database import Database

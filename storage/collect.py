@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 from tintray.storage.artifacts import ArtifactStore, Leftover, open_store
 from tintray.storage.blobs import blob_key
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MANIFEST
 from tintray.storage.records import fetch_record
 from tintray.storage.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
-
-from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 
 _THREADS = 8
 

@@ -10,6 +10,8 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+
+from tintray.errors import NotFoundError, StorageError
 from tintray.storage.engine import (
     failures,
     is_absent,
@@ -20,8 +22,6 @@ from tintray.storage.engine import (
 )
 from tintray.storage.schema import ensure_schema
 from tintray.storage.secrets import shown_catalog
-
-from tintray.errors import NotFoundError, StorageError
 
 
 class Database:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
+
+from tintray.errors import NotFoundError
 from tintray.storage.database import prepare_folder
 from tintray.storage.engine import failures, is_absent, make_engine, parse_catalog_url
 from tintray.storage.migrations import REVISIONS
@@ -15,8 +17,6 @@ from tintray.storage.schema import VERSION_TABLE, found_revision, upgrade_schema
 from tintray.storage.secrets import shown_catalog
 from tintray.storage.states import JobState
 from tintray.storage.tables import Base, Job, Lease
-
-from tintray.errors import NotFoundError
 
 
 @dataclass(frozen=True)

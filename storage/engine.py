@@ -18,9 +18,9 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
 
 from tintray.errors import SpecError, StorageError, nearest
+from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for its turn
 _CONNECT_SECONDS = 10

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tintray.errors import InputError, NotFoundError, StorageError
 from tintray.storage.artifacts import Entry, Leftover, Observer, Source
 from tintray.storage.local import replacing, sentence
 from tintray.storage.urls import RESERVED, check_key
-
-from tintray.errors import InputError, NotFoundError, StorageError
 
 _CHUNK = 4 << 20
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
+
 from tintray.storage import lineage
 from tintray.storage.secrets import scrub, shown_url
 from tintray.storage.tables import Model, Pool, Task

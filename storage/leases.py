@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from tintray.storage.tables import Lease
 
 from tintray.errors import NotFoundError, StorageError
+from tintray.storage.tables import Lease
 
 
 class LeaseHeldError(StorageError):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
+from tintray.errors import NotFoundError, StorageError, nearest
 from tintray.storage.blobs import BlobRef
 from tintray.storage.states import JobState
 from tintray.storage.tables import Artifact, ArtifactUse, Base, Coefficient, Job, Merge, MergeFile
-
-from tintray.errors import NotFoundError, StorageError, nearest
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.blobs import (
     BlobRef,
@@ -28,8 +29,6 @@ from tintray.storage.blobs import (
 from tintray.storage.folder import FolderStore
 from tintray.storage.records import fetch_record, seal
 from tintray.storage.urls import check_key, check_name, join
-
-from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
 
 MANIFEST = "manifest.json"
 _TRIES = 100

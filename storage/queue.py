@@ -14,6 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
+from tintray.errors import NotFoundError, nearest
 from tintray.storage import lineage
 from tintray.storage.database import Database
 from tintray.storage.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
@@ -21,8 +23,6 @@ from tintray.storage.leases import LeaseHeldError, database_time
 from tintray.storage.secrets import redact
 from tintray.storage.states import JobState, StateConflictError
 from tintray.storage.tables import Cluster, Event, Job, Lease, Round
-
-from tintray.errors import NotFoundError, nearest
 
 HANDOVER = 120.0
 """Seconds within which a job that was handed over must show a sign of life."""

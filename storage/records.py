@@ -7,9 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tintray.storage.secrets import scrub
-
 from tintray.errors import IntegrityError, StorageError
+from tintray.storage.secrets import scrub
 
 MAX_RECORD = 256 * 2**20
 """Bytes of a record that are read: the hashes of the blocks of a blob of 3.6 TB."""

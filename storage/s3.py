@@ -20,13 +20,13 @@ from botocore.exceptions import (
 )
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
+
+from tintray.errors import NotFoundError
 from tintray.storage.artifacts import Entry, Leftover, Observer, Source
 from tintray.storage.deadlines import Connections, OverdueError, Watch
 from tintray.storage.local import replacing
 from tintray.storage.s3_client import MISSING, S3Options, error_code, failures, make_client, overdue
 from tintray.storage.urls import RESERVED, S3Url, check_key
-
-from tintray.errors import NotFoundError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

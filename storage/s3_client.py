@@ -22,10 +22,10 @@ from botocore.exceptions import (
     SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
-from tintray.storage.secrets import redact, shown_url
-from tintray.storage.urls import S3Url
 
 from tintray.errors import StorageError
+from tintray.storage.secrets import redact, shown_url
+from tintray.storage.urls import S3Url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

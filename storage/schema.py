@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+
+from tintray.errors import NotFoundError, StorageError
 from tintray.storage.engine import failures, writing
 from tintray.storage.migrations import REVISIONS
 from tintray.storage.secrets import shown_catalog
-
-from tintray.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from alembic.config import Config

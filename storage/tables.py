@@ -22,6 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
 from tintray.storage.states import JobState
 from tintray.storage.values import fits, no_value
 

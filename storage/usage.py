@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
+
 from tintray.storage.states import JobState
 from tintray.storage.tables import Artifact, ArtifactUse, Job, Merge, MergeFile
 

@@ -11,13 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tintray.errors import IntegrityError, NotFoundError
 from tintray.storage.artifacts import ArtifactStore, Entry
 from tintray.storage.blobs import BlobRef, blob_key, hash_blocks, hash_file, hash_stored
 from tintray.storage.publish import MANIFEST, MergeRef, listed_files
 from tintray.storage.records import fetch_record
 from tintray.storage.sweep import is_ours
-
-from tintray.errors import IntegrityError, NotFoundError
 
 
 @dataclass(frozen=True)

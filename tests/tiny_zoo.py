@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tintray.jobs.spec.sections import JobSpec
     from transformers import ViTForImageClassification
+
+    from tintray.jobs.spec.sections import JobSpec
 
 TASKS = ("two", "three", "five", "four")
 CLASSES = {"two": 2, "three": 3, "five": 5, "four": 4}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from tintray.errors import TintrayError, printable, shortened
 from tintray.jobs.cli.about import show_version, version
 from tintray.jobs.cli.following import diff, logs, ps, status, wait, watch
 from tintray.jobs.cli.growth import add, history, refresh, remove, rollback
@@ -25,8 +27,6 @@ from tintray.jobs.cli.setup import completion, init
 from tintray.jobs.cli.upkeep import artifacts, copy, gc, rm
 from tintray.jobs.cli.zoo import zoo
 from tintray.storage.secrets import redact
-
-from tintray.errors import TintrayError, printable, shortened
 
 INTERRUPTED = 130
 

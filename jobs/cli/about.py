@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from tintray.jobs.cli.options import answer, debug_option, json_option
 
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")

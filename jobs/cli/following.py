@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+
 from tintray.jobs.cli.growth import diff_merges
 from tintray.jobs.cli.options import (
     Seconds,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from tintray.jobs.cli.options import (
     Command,
     debug_option,

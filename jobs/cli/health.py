@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from tintray.jobs.cli.options import (
     address_option,
     debug_option,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from tintray.jobs.cli.options import (
     answer,
     debug_option,

@@ -17,6 +17,7 @@ from tintray.errors import StorageError, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from tintray.jobs.results import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])

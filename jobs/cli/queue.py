@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from tintray.jobs.cli.following import end_with, watch_job
 from tintray.jobs.cli.options import (
     address_option,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from tintray.jobs.cli.options import (
     answer,
     debug_option,
@@ -22,6 +23,7 @@ from tintray.jobs.cli.options import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from tintray.jobs.results import MergeSummary
     from tintray.jobs.spec.sections import JobSpec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from tintray.jobs.cli.options import answer, debug_option, json_option, write
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -60,6 +61,7 @@ def completion(shell: str, as_json: bool) -> None:
       tintray completion bash > ~/.local/share/bash-completion/completions/tintray
     """
     from click.shell_completion import get_completion_class
+
     from tintray.jobs.cli import cli
 
     found = get_completion_class(shell)

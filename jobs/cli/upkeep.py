@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import click
+
 from tintray.jobs.cli.options import (
     debug_option,
     json_option,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from tintray.jobs.cli.options import answer, debug_option, json_option, quiet_stdout, say
 
 if TYPE_CHECKING:

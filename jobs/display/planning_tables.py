@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
+
 from tintray.jobs.display.progress import duration, size
 from tintray.jobs.display.tables import count, pools_line, print_facts
 from tintray.jobs.planning.estimates import PilotReport, PlanReport

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tintray.jobs.results import CompareTable
-
 from tintray.errors import InputError, StorageError
+from tintray.jobs.results import CompareTable
 from tintray.metrics import find_metric
 
 _KINDS = (".png", ".svg", ".pdf")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from tintray.errors import printable
 from tintray.jobs.events import (
     CheckpointSaved,
     Evaluated,
@@ -27,8 +28,6 @@ from tintray.jobs.events import (
     TaskPrepared,
     TensorsMerged,
 )
-
-from tintray.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
 from tintray.jobs.display.progress import duration
 from tintray.jobs.results import (
     CompareTable,
@@ -19,7 +20,6 @@ from tintray.jobs.results import (
     TaskResult,
     ValidationReport,
 )
-
 from tintray.limits import size_text
 from tintray.metrics import find_metric, shown
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
+
 from tintray.jobs.display.progress import size
 from tintray.jobs.display.tables import open_table, print_facts
 from tintray.jobs.upkeep.results import (

@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
+from tintray.bundle import read_tensors, tensors_as_bytes
+from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 from tintray.jobs.events import CheckpointSaved, RoundDone
 from tintray.jobs.running.sources import cache_folder
 from tintray.storage.artifacts import ArtifactStore
@@ -25,10 +29,6 @@ from tintray.storage.blobs import BlobRef, delete_blob, fetch_blob, get_blob, pu
 from tintray.storage.catalog import Catalog
 from tintray.storage.records import seal, unseal
 from tintray.storage.tables import Checkpoint
-from torch import Tensor
-
-from tintray.bundle import read_tensors, tensors_as_bytes
-from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 
 FORMAT = "tintray-checkpoint"
 FORMAT_VERSION = 1

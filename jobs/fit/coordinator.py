@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tintray.jobs.events import RoundDone
-from tintray.jobs.fit.arrays import Floats
-from tintray.jobs.fit.shard import Shards
-from tintray.jobs.fleet import Fleet, Member, Ref
 from torch import Tensor
 
 from tintray.coefficients import Coefficients
 from tintray.evaluation import TaskScore, mean
+from tintray.jobs.events import RoundDone
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.shard import Shards
+from tintray.jobs.fleet import Fleet, Member, Ref
 from tintray.plateau import Plateau
 from tintray.schedule import Schedule
 from tintray.step import TaskMetrics

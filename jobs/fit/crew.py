@@ -13,6 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+
+from tintray import models
+from tintray.bundle import tensors_as_bytes
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import InputError
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.coordinator import Cast
 from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
@@ -36,19 +41,14 @@ from tintray.jobs.resources import free_disk
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.sections import JobSpec
 from tintray.jobs.spec.settings import share_factories
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import BlobRef
-from tintray.storage.cache import lookup, remember
-
-from tintray import models
-from tintray.bundle import tensors_as_bytes
-from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.errors import InputError
 from tintray.partition import Partition, default_tint_lr, partition
 from tintray.placement import AUTO, candidates
 from tintray.precision import resolve
 from tintray.randomness import sample_tasks
 from tintray.step import StepSettings
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef
+from tintray.storage.cache import lookup, remember
 from tintray.trust import Trust
 
 MOST_GROUPS = 8

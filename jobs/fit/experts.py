@@ -9,13 +9,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
-from tintray.jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
-from tintray.jobs.running.sources import cache_folder, local_data, local_folder
-from tintray.jobs.spec.settings import share_factories
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import BlobRef, fetch_blob
-from tintray.storage.cache import lookup, remember
 from torch import Tensor, nn
 
 from tintray import labels, models, overlap, pools, sequences
@@ -25,10 +18,17 @@ from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.data import Answers, DataOrder, check_class_names
 from tintray.doubts import Doubt, doubt
 from tintray.errors import CheckpointError, DataError, NotFoundError
+from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder, open_expert
+from tintray.jobs.merges.kept import kept_checkpoint, kept_module, kept_tint
+from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.jobs.spec.settings import share_factories
 from tintray.kinship import kinship
 from tintray.norms import norm_buffers
 from tintray.partition import partition
 from tintray.randomness import stream
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
+from tintray.storage.cache import lookup, remember
 from tintray.task_vectors import pack
 from tintray.tasks import Outputs, any_counts, as_tensors, check_outputs, from_tensors
 from tintray.text import check_known, check_same_tokens, has_tokenizer

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tintray.jobs.merges.kept import Kept
-from tintray.jobs.running.sources import local_data, local_folder
-from tintray.storage.blobs import BlobRef
-
 from tintray import kinship
 from tintray.checkpoints import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
 from tintray.data import DataOrder, class_names
 from tintray.doubts import Doubt
 from tintray.errors import CheckpointError
+from tintray.jobs.merges.kept import Kept
+from tintray.jobs.running.sources import local_data, local_folder
 from tintray.layout import Granularity
 from tintray.step import StepSettings
+from tintray.storage.blobs import BlobRef
 from tintray.tasks import Kind
 from tintray.trust import Trust
 

@@ -13,16 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tintray.evaluation import mean
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.fit.crew import Crew, survey
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.methods.running import Stage, start_coefficients
 from tintray.jobs.spec.sections import JobSpec
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import get_blob
-from tintray.storage.cache import lookup, remember
-
-from tintray.evaluation import mean
 from tintray.models import HEAD
 from tintray.placement import (
     AUTO,
@@ -35,6 +31,9 @@ from tintray.placement import (
     rungs,
     survivors,
 )
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import get_blob
+from tintray.storage.cache import lookup, remember
 
 _JUDGED = 256  # pool examples per task by which a short fit is judged
 

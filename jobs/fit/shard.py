@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+
+from tintray.bundle import read_tensors
+from tintray.correction import Correction
 from tintray.jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
 from tintray.jobs.fleet import Fleet, Member, Ref
 from tintray.jobs.planning.needs import FLOAT, LARGE_GRADIENT
 from tintray.jobs.running.sources import cache_folder
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import BlobRef, fetch_blob
-
-from tintray.bundle import read_tensors
-from tintray.correction import Correction
 from tintray.layout import Layout
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
 from tintray.merging.tensor_files import StackedTensors, TensorFiles
 from tintray.stacks import Format
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.task_vectors import TaskVectors, row_of
 
 

@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from tintray import labels, pools, sequences
+from tintray.bundle import read_tensors, tensors_as_bytes
+from tintray.evaluation import TaskScore, confidences, score
 from tintray.jobs.fit.arrays import Floats, Sent, peak_memory, readable, sent
 from tintray.jobs.fit.checkpointing import MARK
 from tintray.jobs.fit.experts import Experts, Hosted
 from tintray.jobs.fit.orders import FitOrder, Prepared, TaskFacts, TaskOrder
 from tintray.jobs.fit.probing import Candidate, probe
 from tintray.jobs.planning.calibration import Speed, calibrate
-from tintray.storage.blobs import BlobRef, fetch_blob, put_blob
-from torch import Tensor
-
-from tintray import labels, pools, sequences
-from tintray.bundle import read_tensors, tensors_as_bytes
-from tintray.evaluation import TaskScore, confidences, score
 from tintray.partition import default_tint_lr
 from tintray.step import TaskGroup, TaskState
+from tintray.storage.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks import Outputs, chosen
 from tintray.tint import FusedModel
 from tintray.trust import trusted

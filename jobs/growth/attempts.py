@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
+from tintray.bundle import tensors_as_bytes
+from tintray.coefficients import Coefficients
+from tintray.evaluation import TaskScore
 from tintray.jobs.events import Notice
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.coordinator import Coordinator
@@ -25,11 +30,6 @@ from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.blobs import BlobRef, put_blob
 from tintray.storage.catalog import Known
-from torch import Tensor
-
-from tintray.bundle import tensors_as_bytes
-from tintray.coefficients import Coefficients
-from tintray.evaluation import TaskScore
 
 
 @dataclass(frozen=True)

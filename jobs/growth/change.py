@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
+
+from tintray.errors import InputError, NotFoundError, SpecError, nearest
 from tintray.jobs.spec.documents import Document, read_document
 from tintray.jobs.spec.errors import explain
 from tintray.jobs.spec.fields import Folder
 from tintray.jobs.spec.sections import JobSpec, Section, TaskSpec
-
-from tintray.errors import InputError, NotFoundError, SpecError, nearest
 
 Operation = Literal["add", "refresh", "remove"]
 

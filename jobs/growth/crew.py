@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from tintray.evaluation import TaskScore
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.crew import Crew, Ground
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.growth.tinter import Tinted, Tinter, TintOrder
 from tintray.jobs.merges.kept import Kept
 from tintray.jobs.spec.sections import JobSpec
-from torch import Tensor
-
-from tintray.evaluation import TaskScore
 
 
 class GrowthCrew(Crew):

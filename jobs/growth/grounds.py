@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tintray import models
+from tintray.checkpoints import open_checkpoint
+from tintray.errors import CheckpointError, InputError
 from tintray.jobs.fit.crew import Ground, survey
 from tintray.jobs.growth.attempts import part_of
 from tintray.jobs.growth.change import Change
@@ -9,10 +12,6 @@ from tintray.jobs.growth.parent import Parent
 from tintray.jobs.merges.kept import kept_checkpoint
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.sections import JobSpec
-
-from tintray import models
-from tintray.checkpoints import open_checkpoint
-from tintray.errors import CheckpointError, InputError
 from tintray.partition import partition
 
 SUMS = ("task_arithmetic", "average", "base")

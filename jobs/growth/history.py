@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+
+from tintray.bundle import BACKBONE, Merge, tint_file
+from tintray.errors import InputError, NotFoundError
 from tintray.jobs.growth.parent import Parent, line, make_known, open_parent
 from tintray.jobs.merges.finding import load_merge, locate
 from tintray.jobs.merges.publication import enter
@@ -24,9 +27,6 @@ from tintray.storage.publish import (
     read_manifest,
 )
 from tintray.storage.tables import Merge as Row
-
-from tintray.bundle import BACKBONE, Merge, tint_file
-from tintray.errors import InputError, NotFoundError
 
 
 @dataclass(frozen=True)

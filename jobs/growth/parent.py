@@ -11,6 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tintray.bundle import BACKBONE, Merge, config_file, tint_file
+from tintray.errors import InputError, NotFoundError
 from tintray.jobs.merges.finding import load_merge, locate
 from tintray.jobs.merges.kept import Kept
 from tintray.jobs.merges.publication import enter
@@ -21,10 +25,6 @@ from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import BlobRef, blob_key
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MergeRef, manifest_digest, parse_merge_url
-from torch import Tensor
-
-from tintray.bundle import BACKBONE, Merge, config_file, tint_file
-from tintray.errors import InputError, NotFoundError
 
 _REF = re.compile(r"[A-Za-z0-9][\w.-]*/v[0-9]{1,9}", re.ASCII)
 _THREADS = 4  # a store over a network mostly waits

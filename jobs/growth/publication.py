@@ -9,6 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tintray.bundle import (
+    BACKBONE,
+    COEFFICIENTS,
+    config_file,
+    tensors_as_bytes,
+    tint_file,
+)
+from tintray.evaluation import TaskScore
 from tintray.jobs.fit.crew import Ground
 from tintray.jobs.fit.orders import Prepared, TaskFacts
 from tintray.jobs.growth.change import Change
@@ -27,16 +37,6 @@ from tintray.storage.publish import (
     publish_merge,
     read_manifest,
 )
-from torch import Tensor
-
-from tintray.bundle import (
-    BACKBONE,
-    COEFFICIENTS,
-    config_file,
-    tensors_as_bytes,
-    tint_file,
-)
-from tintray.evaluation import TaskScore
 
 
 def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:

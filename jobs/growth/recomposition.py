@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors import safe_open
-from tintray.jobs.growth.parent import Parent, ancestors
-from tintray.jobs.running.sources import cache_folder
-from tintray.storage.blobs import BlobRef, fetch_blob
 from torch import Tensor
 
 from tintray.bundle import read_tensors
+from tintray.jobs.growth.parent import Parent, ancestors
+from tintray.jobs.running.sources import cache_folder
 from tintray.layout import Layout
 from tintray.stacks import LowRank, Row
+from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.task_vectors import row_of
 
 

@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+
+from tintray.errors import InputError, NotFoundError
+from tintray.evaluation import TaskScore
 from tintray.jobs.events import Notice
 from tintray.jobs.fit.arrays import Floats, peak_memory
 from tintray.jobs.fit.crew import Ground
@@ -25,9 +28,6 @@ from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.cache import lookup
 from tintray.storage.catalog import Known
 from tintray.storage.states import JobState
-
-from tintray.errors import InputError, NotFoundError
-from tintray.evaluation import TaskScore
 
 
 def remove_tasks(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tintray.errors import CheckpointError, FitError, InputError
+from tintray.evaluation import check_finite
 from tintray.jobs.events import Notice, OnEvent, Published
 from tintray.jobs.fit.arrays import peak_memory
 from tintray.jobs.fit.crew import Ground
@@ -29,14 +31,11 @@ from tintray.jobs.running.driver import (
 )
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.sections import JobSpec
+from tintray.kinship import FOREIGN, is_foreign
+from tintray.metrics import find_metric
 from tintray.storage.catalog import Catalog, Known
 from tintray.storage.lineage import ParentChangedError
 from tintray.storage.states import JobState
-
-from tintray.errors import CheckpointError, FitError, InputError
-from tintray.evaluation import check_finite
-from tintray.kinship import FOREIGN, is_foreign
-from tintray.metrics import find_metric
 
 _REBASES = 5
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from tintray.jobs.growth.history import MergeDifference, TaskDifference, Version
 
+from tintray.jobs.growth.history import MergeDifference, TaskDifference, Version
 from tintray.metrics import find_metric
 
 _LAYERS = 20  # as many as fit a terminal: those that changed most

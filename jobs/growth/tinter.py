@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tintray.jobs.fit.arrays import Floats, readable
-from tintray.jobs.fit.experts import Hosted
-from tintray.jobs.fit.worker import Worker
-from tintray.storage.blobs import BlobRef, fetch_blob
-from tintray.storage.cache import lookup
 from torch import Tensor
 
 from tintray import labels
 from tintray.bundle import read_tensors
 from tintray.evaluation import score
+from tintray.jobs.fit.arrays import Floats, readable
+from tintray.jobs.fit.experts import Hosted
+from tintray.jobs.fit.worker import Worker
 from tintray.norms import norm_buffers
 from tintray.pools import Pool
 from tintray.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
 from tintray.randomness import stream
 from tintray.schedule import Shape, schedule
+from tintray.storage.blobs import BlobRef, fetch_blob
+from tintray.storage.cache import lookup
 from tintray.tasks import Outputs, chosen
 from tintray.tint import FusedModel
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tintray.jobs.running.sources import cache_folder, local_folder
-from tintray.storage.records import seal
 from torch import nn
 
 from tintray.adapter_export import export_all, export_task
 from tintray.bundle import Merge
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError, InputError
+from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.models import load_base
+from tintray.storage.records import seal
 
 
 def export_adapter(merge: Merge, task: str | None, directory: Path) -> Path:

@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from tintray.bundle import Merge
+from tintray.errors import SpecError, nearest
+from tintray.evaluation import TaskScore, mean
 from tintray.jobs.events import Notice, OnEvent, StageStarted
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.crew import Crew
@@ -23,12 +27,8 @@ from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.running.driver import coordinator_for, evaluated, fleet_for
 from tintray.jobs.spec.locations import Location
 from tintray.jobs.spec.sections import ADAMERGING, SURGERY, JobSpec, TintSpec
-from tintray.storage.artifacts import open_store
-
-from tintray.bundle import Merge
-from tintray.errors import SpecError, nearest
-from tintray.evaluation import TaskScore, mean
 from tintray.merging import Recipe, find_method, methods, recipe
+from tintray.storage.artifacts import open_store
 
 RIVALS = ("average", "task_arithmetic")
 """What a merge is compared with where nobody says otherwise."""

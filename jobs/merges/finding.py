@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tintray.bundle import Merge, open_folder
 from tintray.jobs.running.places import usable
 from tintray.jobs.running.sources import cache_folder
 from tintray.jobs.spec.settings import share_factories
@@ -11,8 +12,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
 from tintray.storage.records import unseal
 from tintray.storage.urls import local_folder
-
-from tintray.bundle import Merge, open_folder
 
 
 def locate(merge: str, catalog_url: str) -> str:

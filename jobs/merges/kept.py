@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tintray.jobs.merges.finding import load_merge
 from torch import Tensor, nn
 
 from tintray.bundle import Merge, config_file
 from tintray.checkpoints import Checkpoint
+from tintray.jobs.merges.finding import load_merge
 
 
 @dataclass(frozen=True)

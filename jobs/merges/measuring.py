@@ -6,13 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tintray.jobs.fleet import Fleet
-from tintray.jobs.merges.finding import load_merge
-from tintray.jobs.running.sources import cache_folder, local_data, local_folder
-from tintray.jobs.spec.settings import limits
-from tintray.storage.artifacts import ArtifactStore, open_store
-from tintray.storage.blobs import blob_key, fetch_blob
-
 from tintray import models, pools, sequences
 from tintray.bundle import Merge, read_tensors
 from tintray.checkpoints import open_checkpoint, zero_shot_of
@@ -20,8 +13,14 @@ from tintray.data import DataOrder, read_examples
 from tintray.data.reading import encoded_digest
 from tintray.errors import DataError
 from tintray.evaluation import TaskScore, confidences, score
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.merges.finding import load_merge
+from tintray.jobs.running.sources import cache_folder, local_data, local_folder
+from tintray.jobs.spec.settings import limits
 from tintray.labels import predict
 from tintray.manifest import DataEntry
+from tintray.storage.artifacts import ArtifactStore, open_store
+from tintray.storage.blobs import blob_key, fetch_blob
 from tintray.tasks import Kind, Outputs, from_tensors
 
 

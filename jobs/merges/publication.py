@@ -9,15 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from tintray.jobs.fit.orders import Prepared, TaskFacts
-from tintray.jobs.results import MergeSummary, TaskResult
-from tintray.jobs.running.heartbeat import Heartbeat
-from tintray.jobs.spec.sections import JobSpec, TaskSpec
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import BlobRef
-from tintray.storage.catalog import Catalog, Known
-from tintray.storage.lineage import LayerSummary
-from tintray.storage.publish import manifest_digest, parse_merge_url, publish_merge, read_manifest
 from torch import Tensor
 
 from tintray.bundle import (
@@ -30,10 +21,19 @@ from tintray.bundle import (
 from tintray.data import DataOrder
 from tintray.errors import NotFoundError
 from tintray.evaluation import Overall, TaskScore, mean, overall
+from tintray.jobs.fit.orders import Prepared, TaskFacts
+from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.jobs.running.heartbeat import Heartbeat
+from tintray.jobs.spec.sections import JobSpec, TaskSpec
 from tintray.manifest import FORMAT, FORMAT_VERSION
 from tintray.metrics import find_metric
 from tintray.partition import Partition
 from tintray.precision import resolve
+from tintray.storage.artifacts import ArtifactStore
+from tintray.storage.blobs import BlobRef
+from tintray.storage.catalog import Catalog, Known
+from tintray.storage.lineage import LayerSummary
+from tintray.storage.publish import manifest_digest, parse_merge_url, publish_merge, read_manifest
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.errors import SpecError
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
 from tintray.jobs.running.sources import cache_folder, local_folder
 from tintray.jobs.spec.fields import memory_bytes
 from tintray.jobs.spec.sections import ADAMERGING, MOST_SCALE, SURGERY
-
-from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.errors import SpecError
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
 from tintray.merging.writing import merge_checkpoints

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
-from tintray.jobs.display.tables import open_table, print_facts
-from tintray.jobs.results import Record
-from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 
 from tintray.crowding import FEW
 from tintray.errors import SpecError, nearest
+from tintray.jobs.display.tables import open_table, print_facts
+from tintray.jobs.results import Record
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 from tintray.merging import Method, methods
 
 LEARNED: Mapping[str, tuple[str, str]] = {

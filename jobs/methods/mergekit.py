@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tintray.checkpoints import Checkpoint
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
 from tintray.jobs.methods.checkpoints import LAYER_COUNTS, byte_size, open_alike
-
-from tintray.checkpoints import Checkpoint
 from tintray.merging.composing import Composing
 from tintray.merging.composition import Composition
 from tintray.merging.planning import layer_counts, plan

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fleet import Fleet, Member, Ref
 from tintray.jobs.methods.statistics import Refs
 from tintray.jobs.running.sources import cache_folder
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import BlobRef, fetch_blob
-
 from tintray.layout import Layout
 from tintray.merging import Recipe
 from tintray.merging.memory import MEMORY
@@ -24,6 +22,8 @@ from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import TensorFiles
 from tintray.merging.vector_files import VectorFiles
 from tintray.merging.writing import Progress
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, fetch_blob
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from tintray.evaluation import TaskScore
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.jobs.fit.arrays import Floats
 from tintray.jobs.fit.crew import Crew, Ground, survey
@@ -17,16 +20,13 @@ from tintray.jobs.methods.merging import MergeOrder, merged_backbones
 from tintray.jobs.methods.statistics import Refs, measure_statistics
 from tintray.jobs.methods.surgery import operate_on_all
 from tintray.jobs.spec.sections import ADAMERGING, JobSpec
-from tintray.storage.artifacts import ArtifactStore
-from torch import Tensor
-
-from tintray.evaluation import TaskScore
 from tintray.kinship import is_foreign
 from tintray.layout import Layout
 from tintray.merging import Recipe, find_method, recipe
 from tintray.merging.memory import check_memory
 from tintray.models import HEAD
 from tintray.placement import AUTO
+from tintray.storage.artifacts import ArtifactStore
 
 
 def effective(spec: JobSpec) -> JobSpec:

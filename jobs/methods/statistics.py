@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from tintray import models, pools, sequences, statistics
+from tintray.bundle import read_tensors, tensors_as_bytes
 from tintray.jobs.fit.orders import Prepared, TaskFacts, TaskOrder, open_expert
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.running.sources import cache_folder, local_data
 from tintray.storage.artifacts import open_store
 from tintray.storage.blobs import BlobRef, fetch_blob
 from tintray.storage.cache import lookup, remember
-from torch import Tensor
-
-from tintray import models, pools, sequences, statistics
-from tintray.bundle import read_tensors, tensors_as_bytes
 
 _VERSION = 1  # of what is measured and how; another number, another key
 

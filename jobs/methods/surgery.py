@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from tintray.jobs.fit.arrays import Floats
-from tintray.jobs.fit.orders import TaskOrder, open_expert
-from tintray.jobs.fleet import Fleet
-from tintray.jobs.running.sources import cache_folder, local_data
 from torch import Tensor
 
 from tintray import models, pools, sequences, surgery
 from tintray.data import DataOrder
 from tintray.evaluation import TaskScore, confidences, score
+from tintray.jobs.fit.arrays import Floats
+from tintray.jobs.fit.orders import TaskOrder, open_expert
+from tintray.jobs.fleet import Fleet
+from tintray.jobs.running.sources import cache_folder, local_data
 from tintray.labels import predict
 from tintray.layout import Layout
 from tintray.randomness import stream

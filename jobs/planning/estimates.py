@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+
+from tintray.errors import SpecError
 from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
 from tintray.jobs.fit.crew import Crew, Ground, make_plan
 from tintray.jobs.fit.orders import TaskFacts
@@ -30,11 +32,9 @@ from tintray.jobs.running.places import usable
 from tintray.jobs.spec.locations import Location
 from tintray.jobs.spec.sections import JobSpec, TaskSpec
 from tintray.jobs.spec.settings import limits
+from tintray.labels import labels_key
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.cache import lookup
-
-from tintray.errors import SpecError
-from tintray.labels import labels_key
 
 CALIBRATION_SECONDS = 10.0
 PILOT_TASKS, PILOT_ROUNDS, PILOT_EXAMPLES = 4, 40, 512

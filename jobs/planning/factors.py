@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
 from tintray.jobs.spec.locations import Location
 from tintray.jobs.spec.sections import JobSpec
-
 from tintray.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FLOAT = 4

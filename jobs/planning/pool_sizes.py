@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tintray.jobs.spec.sections import JobSpec
-
 from tintray.data import DataOrder
 from tintray.data.counting import extent
+from tintray.jobs.spec.sections import JobSpec
 from tintray.tasks import DENSE, Kind
 
 _TOKENS_PER_BYTE = 0.25  # of English text

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tintray.errors import NotFoundError
 from tintray.jobs.queue.views import opened, resolve, status_of
 from tintray.jobs.results import Record
 from tintray.storage.catalog import Catalog
-
-from tintray.errors import NotFoundError
 
 _ABSENT = "-"
 _PLACES = ("catalog",)  # where a job was recorded is no part of it

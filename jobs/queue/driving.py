@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from tintray.errors import NotFoundError, TintrayError
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.spec.locations import Location
@@ -11,8 +12,6 @@ from tintray.jobs.spec.sections import JobSpec
 from tintray.jobs.spec.settings import CATALOG_VARIABLE, default_catalog, default_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.states import JobState
-
-from tintray.errors import NotFoundError, TintrayError
 
 
 def main() -> int:

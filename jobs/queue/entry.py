@@ -48,11 +48,10 @@ def main() -> int:
 
 def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     """After the driver: keep its log, note its death, hand over the next job."""
+    from tintray.errors import TintrayError
     from tintray.jobs.queue.driving import open_catalog
     from tintray.jobs.queue.handover import dispatch
     from tintray.storage.queue import Claim
-
-    from tintray.errors import TintrayError
 
     try:
         catalog, url = open_catalog()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from tintray.errors import TintrayError
 from tintray.jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
 from tintray.jobs.queue.handover import LOG, dispatch, reap, submission_id
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
@@ -19,8 +20,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.job_list import JobRow
 from tintray.storage.secrets import redact
 from tintray.storage.states import JobState
-
-from tintray.errors import TintrayError
 
 POLL = 0.5
 """Seconds between two looks into the catalog."""

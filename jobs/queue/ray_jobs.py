@@ -20,10 +20,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from tintray.errors import InputError, SpecError, TintrayError
 from tintray.jobs.spec.settings import ADDRESS_VARIABLE, setting
 from tintray.storage.secrets import learn, redact, shown_url
-
-from tintray.errors import InputError, SpecError, TintrayError
 
 DEFAULT_PORT = 8265
 TIMEOUT = 20.0

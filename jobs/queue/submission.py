@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from tintray.errors import InputError, SpecError, StorageError
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.queue.handover import dispatch, submission_id
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
@@ -19,8 +20,6 @@ from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.leases import LeaseHeldError
 from tintray.storage.states import StateConflictError
-
-from tintray.errors import InputError, SpecError, StorageError
 
 PRIORITIES = range(-1000, 1001)
 MOST_JOBS = 10_000

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
 from tintray.jobs.display.tables import open_table, print_facts, print_next
 from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 

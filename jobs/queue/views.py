@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tintray.errors import InputError, SpecError
 from tintray.jobs.results import Record
 from tintray.jobs.running.places import usable
 from tintray.jobs.spec.settings import default_catalog, default_store
 from tintray.storage.job_list import JobRow, glance
 from tintray.storage.states import JobState
-
-from tintray.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from tintray.storage.catalog import Catalog

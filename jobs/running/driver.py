@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from tintray.coefficients import Coefficients
+from tintray.doubts import shortfall
+from tintray.evaluation import TaskScore, check_finite
 from tintray.jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from tintray.jobs.fit.arrays import peak_memory
 from tintray.jobs.fit.checkpointing import Checkpoints, Ownership, delete_blobs
@@ -34,18 +38,14 @@ from tintray.jobs.methods.statistics import Refs
 from tintray.jobs.running.job_run import JobRun, enter_job
 from tintray.jobs.running.places import usable
 from tintray.jobs.spec.sections import SURGERY, JobSpec
+from tintray.placement import AUTO
+from tintray.plateau import Plateau
+from tintray.schedule import Schedule
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.cache import lookup
 from tintray.storage.catalog import Catalog, Known
 from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.states import JobState
-
-from tintray.coefficients import Coefficients
-from tintray.doubts import shortfall
-from tintray.evaluation import TaskScore, check_finite
-from tintray.placement import AUTO
-from tintray.plateau import Plateau
-from tintray.schedule import Schedule
 
 
 def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:

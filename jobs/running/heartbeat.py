@@ -17,11 +17,10 @@ import uuid
 from collections.abc import Callable
 from typing import Self
 
+from tintray.errors import StorageError
 from tintray.jobs.spec.settings import lease_seconds
 from tintray.storage.catalog import Catalog
 from tintray.storage.leases import LeaseLostError
-
-from tintray.errors import StorageError
 
 POLL = 1.0
 """Seconds between two looks for a request to stop."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
 from tintray.jobs.events import Notice, OnEvent, RoundDone, StageStarted
 from tintray.jobs.running.heartbeat import Heartbeat
 from tintray.jobs.running.stopping import Moment, Stopper
@@ -15,8 +16,6 @@ from tintray.jobs.spec.sections import JobSpec
 from tintray.storage.catalog import Catalog, Known
 from tintray.storage.leases import LeaseLostError
 from tintray.storage.states import JobState
-
-from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
 
 _FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path
 _MOMENTS: dict[JobState, Moment] = {JobState.FITTING: "round", JobState.PUBLISHING: "never"}

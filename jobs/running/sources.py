@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tintray.storage.artifacts import open_store
-
 from tintray.data.order import DataOrder
 from tintray.errors import NotFoundError
+from tintray.storage.artifacts import open_store
 
 
 def local_folder(location: str, cache: Path) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tintray.jobs.spec import settings
-from tintray.jobs.spec.yaml_text import parse_yaml
-from tintray.storage.secrets import redact
 
 from tintray.errors import SpecError, nearest
 from tintray.files import open_regular
+from tintray.jobs.spec import settings
+from tintray.jobs.spec.yaml_text import parse_yaml
 from tintray.limits import Limits
+from tintray.storage.secrets import redact
 
 Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "adapt", "split")
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from tintray.jobs.spec.documents import Document, Loc
-from tintray.storage.secrets import redact
 
 from tintray.errors import nearest
+from tintray.jobs.spec.documents import Document, Loc
+from tintray.storage.secrets import redact
 
 # Errors that only follow from another one, which is reported itself.
 _ECHOES = ("default_factory_not_called",)

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationInfo,
 )
 from pydantic_core import PydanticCustomError
+
 from tintray.jobs.spec.locations import (
     Location,
     catalog_location,

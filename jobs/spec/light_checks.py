@@ -6,11 +6,10 @@ cluster; ``tintray validate`` does it here.
 
 from __future__ import annotations
 
-from tintray.jobs.spec.locations import Location
-from tintray.jobs.spec.sections import JobSpec
-
 from tintray.checkpoints import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError
+from tintray.jobs.spec.locations import Location
+from tintray.jobs.spec.sections import JobSpec
 
 _TOWER = ("clip", "clip_vision_model")  # an expert may be the part of it that sees
 _ADAPTER = "adapter_config.json"

@@ -12,10 +12,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tintray.errors import InputError, nearest
 from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, shown_url
 from tintray.storage.urls import parse_store_url
-
-from tintray.errors import InputError, nearest
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

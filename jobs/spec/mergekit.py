@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from tintray.jobs.spec.documents import read_document
-from tintray.jobs.spec.locations import model_location
 
 from tintray.errors import SpecError, nearest
+from tintray.jobs.spec.documents import read_document
+from tintray.jobs.spec.locations import model_location
 from tintray.merging.blends import BLENDS, Blend, Setting
 from tintray.merging.composition import Composition, Rule, Rules, Scalar, Settings, Slice, Source
 

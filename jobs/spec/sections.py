@@ -21,6 +21,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+
+from tintray.checkpoints import TEMPLATES
+from tintray.crowding import crowding
+from tintray.data.order import DataOrder
+from tintray.errors import SpecError, nearest
 from tintray.jobs.spec.documents import Document, read_document
 from tintray.jobs.spec.errors import explain
 from tintray.jobs.spec.fields import (
@@ -37,14 +42,9 @@ from tintray.jobs.spec.fields import (
     WorkerCount,
 )
 from tintray.jobs.spec.settings import default_catalog, default_store, is_own_cluster, limits
-from tintray.storage.secrets import shown_url
-
-from tintray.checkpoints import TEMPLATES
-from tintray.crowding import crowding
-from tintray.data.order import DataOrder
-from tintray.errors import SpecError, nearest
 from tintray.kinds import Kind
 from tintray.schedule import Schedule, schedule
+from tintray.storage.secrets import shown_url
 
 COEFFICIENT_LR = 2e-2
 """Of up to ten tasks; see ``crowding``."""

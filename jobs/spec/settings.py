@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tintray.jobs.spec.fields import memory_bytes
-from tintray.jobs.spec.locations import Location, catalog_location, store_location
-
 from tintray.errors import SpecError, nearest
 from tintray.files import foreign, read_bytes
+from tintray.jobs.spec.fields import memory_bytes
+from tintray.jobs.spec.locations import Location, catalog_location, store_location
 from tintray.limits import Limits
 
 CONFIG_VARIABLE = "TINTRAY_CONFIG"

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from tintray.errors import NotFoundError, TintrayError
 from tintray.jobs.fleet import open_fleet
 from tintray.jobs.queue.ray_jobs import RayJobs
 from tintray.jobs.spec.settings import chosen, chosen_address
@@ -17,8 +19,6 @@ from tintray.jobs.upkeep.results import Check, Diagnosis
 from tintray.jobs.upkeep.stores import check_catalog
 from tintray.storage.artifacts import open_store
 from tintray.storage.urls import local_folder
-
-from tintray.errors import NotFoundError, TintrayError
 
 PYTHON = (3, 11)
 _RAY_PLAN = 128 * 2**20  # bytes of shared memory: the least that Ray takes is below

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
+
 from tintray.jobs.display.tables import print_facts
 from tintray.jobs.queue.ray_jobs import jobs_address
 from tintray.jobs.results import Record

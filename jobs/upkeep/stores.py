@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tintray.errors import InputError, NotFoundError, StorageError, nearest
 from tintray.jobs.merges.finding import load_merge, locate, store_of
 from tintray.jobs.merges.publication import enter
 from tintray.jobs.running.places import usable
@@ -36,8 +37,6 @@ from tintray.storage.publish import (
 )
 from tintray.storage.tables import Artifact
 from tintray.storage.verify import verify_merge, verify_store
-
-from tintray.errors import InputError, NotFoundError, StorageError, nearest
 
 DAY = 86400.0
 

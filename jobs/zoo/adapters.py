@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tintray.jobs.zoo.recipe import Schedule
-
 from tintray.errors import InputError
+from tintray.jobs.zoo.recipe import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +46,7 @@ def fine_tune(
     """
     import torch
     from peft import LoraConfig, get_peft_model
+
     from tintray.jobs.zoo import training
 
     settings = LoraConfig(

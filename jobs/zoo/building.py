@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tintray.jobs.zoo.content import is_current, replacing
 from tintray.jobs.zoo.dense_recipe import DenseRecipe
 from tintray.jobs.zoo.processes import cores, processes

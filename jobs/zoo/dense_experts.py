@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tintray.jobs.zoo.dense_recipe import KINDS, DenseRecipe, kind_of
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.scenes import VOID
-from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import (
@@ -26,6 +22,10 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
+from tintray.jobs.zoo.dense_recipe import KINDS, DenseRecipe, kind_of
+from tintray.jobs.zoo.recipe import Schedule
+from tintray.jobs.zoo.scenes import VOID
+from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
 from tintray.models import quiet_transformers
 from tintray.objectives import direction_loss, value_loss
 from tintray.tasks import Kind, measure

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
 from tintray.jobs.zoo import adapters
 from tintray.jobs.zoo.recipe import Architecture, Recipe
 from tintray.jobs.zoo.training import accuracy, fine_tune
-from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 
 def train_base(zoo: Path, recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tintray.jobs.zoo import building
 from tintray.jobs.zoo.arrays import read_arrays
 from tintray.jobs.zoo.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of

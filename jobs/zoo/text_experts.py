@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tintray.jobs.zoo.text_recipe import TextRecipe
-from tintray.jobs.zoo.text_tasks import Texts, read_class_names, read_texts
-from tintray.jobs.zoo.training import single_thread
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tintray.jobs.zoo.text_recipe import TextRecipe
+from tintray.jobs.zoo.text_tasks import Texts, read_class_names, read_texts
+from tintray.jobs.zoo.training import single_thread
 from tintray.models import quiet_transformers
 from tintray.precision import computing, resolve
 

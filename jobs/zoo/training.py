@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from tintray.jobs.zoo.recipe import Schedule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+
+from tintray.jobs.zoo.recipe import Schedule
 
 INFERENCE_BATCH = 256  # images; bounds the memory of passes without gradients
 

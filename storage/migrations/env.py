@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alembic import context
+
 from tintray.storage.schema import VERSION_TABLE
 from tintray.storage.tables import Base
 

@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tintray.jobs.cli import main
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from tests.tiny_zoo import TinyZoo
+from tintray.jobs.cli import main
 
 Job = dict[str, Any]
 Damage = Callable[[TinyZoo, Job], object]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs import api
 
 from tests import tiny_models as tiny
 from tintray.errors import InputError
+from tintray.jobs import api
 
 TASKS = {"first": 3, "second": 2}
 

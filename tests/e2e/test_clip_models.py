@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tintray.jobs import api
 from torch.nn.functional import normalize
 
 import tintray
@@ -18,6 +17,7 @@ from tests import tiny_models as tiny
 from tintray import models
 from tintray.checkpoints import Checkpoint, ZeroShot, open_checkpoint
 from tintray.errors import CheckpointError, SpecError
+from tintray.jobs import api
 from tintray.models import clip
 
 COLOURS = {"w0": (220, 40, 40), "w1": (40, 220, 40), "w2": (40, 40, 220)}
@@ -212,9 +212,9 @@ def test_the_text_tower_runs_once_for_a_head(
 def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_path: Path) -> None:
     """A data set says dense_residential, its prompts say it in two words, or in others."""
     from PIL import Image
-    from tintray.jobs.fit.orders import TaskOrder, open_expert
 
     from tintray.data import Answers, DataOrder, read_labels
+    from tintray.jobs.fit.orders import TaskOrder, open_expert
 
     for name in ("a_red_one", "green"):
         (tmp_path / "train" / name).mkdir(parents=True)

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from tests import tiny_models
+from tests.e2e.test_factory import make_plain_zoo
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import DataError, FitError, SpecError
 from tintray.jobs import api
 from tintray.jobs.events import Notice
 from tintray.jobs.fleet import Fleet, open_fleet
 from tintray.jobs.growth import api as growth
 from tintray.jobs.ray_fleet import RayFleet
 from tintray.storage.publish import parse_merge_url, read_manifest
-
-from tests import tiny_models
-from tests.e2e.test_factory import make_plain_zoo
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import DataError, FitError, SpecError
 
 pytestmark = pytest.mark.slow
 

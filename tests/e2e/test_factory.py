@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tintray.jobs import api
 from torch import nn
 
 import tintray
 from tests import tiny_models as tiny
 from tintray.errors import CheckpointError, SpecError
+from tintray.jobs import api
 from tintray.models.factory import build, find
 
 FACTORY = "tests.e2e.test_factory:make"

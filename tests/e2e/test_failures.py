@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Published
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import StorageError, TintrayError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted, TaskPrepared
 from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import list_merges
-
-from tests.conftest import Published
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import StorageError, TintrayError
 
 COMMAND = [sys.executable, "-c", "from tintray.jobs.cli import main; raise SystemExit(main())"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24

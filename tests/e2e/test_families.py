@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tintray.jobs import api
 
 import tintray
 from tests import tiny_models as tiny
+from tintray.jobs import api
 
 SIZES = {
     "hidden_size": 16,

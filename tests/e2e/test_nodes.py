@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs import api
-from tintray.jobs.fit.coordinator import Cast, Coordinator
-from tintray.jobs.fit.shard import ShardOrder, Shards
-from tintray.jobs.fleet import Fleet, open_fleet
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import put_blob
-from tintray.storage.publish import parse_merge_url, read_manifest
 
 from tests.tiny_zoo import TinyZoo
 from tintray.bundle import tensors_as_bytes
 from tintray.coefficients import Coefficients
+from tintray.jobs import api
+from tintray.jobs.fit.coordinator import Cast, Coordinator
+from tintray.jobs.fit.shard import ShardOrder, Shards
+from tintray.jobs.fleet import Fleet, open_fleet
 from tintray.layout import build_layout
 from tintray.step import TaskMetrics
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import put_blob
+from tintray.storage.publish import parse_merge_url, read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs.spec.sections import parse_spec
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +19,7 @@ import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import Merge
+from tintray.jobs.spec.sections import parse_spec
 from tintray.randomness import sample
 
 ROUNDS, BATCH, RATE = 5, 6, 1e-2

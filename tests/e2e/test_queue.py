@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tintray.jobs import api
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import MergeRef, parse_merge_url, read_manifest
 
 import tintray
 from tests.ray_head import RayHead, ray_head
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TinyZoo
+from tintray.jobs import api
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import MergeRef, parse_merge_url, read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

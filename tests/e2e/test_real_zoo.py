@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs import api
-from tintray.jobs.events import RoundDone
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
 from tests.conftest import Published
+from tintray.jobs import api
+from tintray.jobs.events import RoundDone
 
 pytestmark = pytest.mark.zoo
 

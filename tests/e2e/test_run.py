@@ -8,12 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tintray.jobs import api
-from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
-from tintray.jobs.spec.sections import JobSpec
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
@@ -22,6 +16,12 @@ from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray import pools
 from tintray.bundle import Merge
 from tintray.data import read_examples
+from tintray.jobs import api
+from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
+from tintray.jobs.spec.sections import JobSpec
+from tintray.storage.artifacts import open_store
+from tintray.storage.catalog import Catalog
+from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
 
 STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 

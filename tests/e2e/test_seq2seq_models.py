@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs import api
 
 import tintray
 from tests import tiny_models as tiny
@@ -17,6 +16,7 @@ from tintray.checkpoints import open_checkpoint
 from tintray.data import DataOrder
 from tintray.data.labels import NONE
 from tintray.errors import CheckpointError, DataError, SpecError
+from tintray.jobs import api
 from tintray.models import load_expert, resolve_site
 
 WORDS = 10

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+
+import tintray
+from tests.servers import BUCKET, PostgresServer, S3Server
+from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.tables import Base
-
-import tintray
-from tests.servers import BUCKET, PostgresServer, S3Server
-from tests.tiny_zoo import TASKS, TinyZoo
 
 _MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 STORE = f"s3://{BUCKET}/e2e/team store"

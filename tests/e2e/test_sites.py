@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tintray.jobs import api
-from tintray.jobs.spec.sections import parse_spec
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
 from tests.tiny_zoo import TEST, TinyZoo
+from tintray.jobs import api
+from tintray.jobs.spec.sections import parse_spec
 
 SITES: list[dict[str, Any]] = [
     {"site": "vit.layers.1", "rank": 2},

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs import api
 
 import tintray
 from tests import tiny_models as tiny
+from tintray.jobs import api
 
 BERT = {
     "vocab_size": tiny.VOCABULARY,

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tintray.jobs import api
-from tintray.storage.publish import parse_merge_url, read_manifest
 from transformers import AutoModelForImageClassification
 
 import tintray
 from tests.tiny_zoo import TinyZoo, comparable
 from tintray.errors import CheckpointError, DataError, SpecError
+from tintray.jobs import api
+from tintray.storage.publish import parse_merge_url, read_manifest
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs import api
 
 import tintray
 from tests import tiny_models as tiny
+from tintray.jobs import api
 from tintray.norms import norm_paths
 
 SIZE = 16

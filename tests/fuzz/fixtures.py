@@ -9,10 +9,10 @@ from typing import Any
 def make(folder: Path) -> None:
     """Write them below ``folder``: ``zoo``, ``store``, ``text``."""
     import torch
-    from tintray.jobs import api
 
     from tests.tiny_models import tokenizer
     from tests.tiny_zoo import make_zoo
+    from tintray.jobs import api
 
     torch.set_num_threads(1)
     folder.mkdir()

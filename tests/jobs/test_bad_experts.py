@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.display.tables import print_summary
 from tintray.jobs.display.terminal import open_console
 from tintray.jobs.events import Notice, StageStarted
 from tintray.storage.publish import parse_merge_url, read_manifest
-
-from tests.tiny_zoo import TinyZoo
 
 
 def spoil(zoo: TinyZoo, task: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import InputError, StorageError
 from tintray.jobs import api
 from tintray.jobs.events import CheckpointSaved, Notice, RoundDone
 from tintray.jobs.fit import checkpointing
@@ -18,9 +21,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.collect import plan
 from tintray.storage.publish import parse_merge_url, read_manifest
 from tintray.storage.states import JobState
-
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import InputError, StorageError
 
 ROUNDS = 9
 FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}

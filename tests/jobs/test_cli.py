@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 import pytest
-from tintray.jobs.cli import cli, main
-from tintray.jobs.cli.options import Session, quiet_stdout
 
 from tintray.errors import FitError
+from tintray.jobs.cli import cli, main
+from tintray.jobs.cli.options import Session, quiet_stdout
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
 COMMANDS = [

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tintray.jobs.cli import main
 
 from tests.tiny_zoo import TinyZoo
+from tintray.jobs.cli import main
 
 TASKS = ["two", "three", "five", "four"]
 

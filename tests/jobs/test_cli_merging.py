@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tintray.jobs.cli import main
-from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import SpecError
+from tintray.jobs.cli import main
+from tintray.jobs.spec.sections import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 from tintray.merging import recipe
 from tintray.merging.writing import merge_checkpoints

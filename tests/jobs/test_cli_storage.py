@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic import command
+
+from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.upkeep import doctor
@@ -24,8 +26,6 @@ from tintray.storage.publish import list_merges
 from tintray.storage.records import seal, unseal
 from tintray.storage.schema import alembic_config
 from tintray.storage.states import JobState
-
-from tests.tiny_zoo import TinyZoo
 
 Answer = Callable[..., Any]
 

@@ -9,6 +9,7 @@ import math
 
 import pytest
 from rich.console import Console
+
 from tintray.jobs.display.tables import (
     count,
     print_comparison,

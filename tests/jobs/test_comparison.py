@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tintray.jobs import api
-from tintray.jobs.merges.comparison import SCALES
-from tintray.jobs.results import CompareTable
 from transformers import ViTForImageClassification
 
 from tests.conftest import Published
@@ -17,6 +14,9 @@ from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import pools
 from tintray.data import DataOrder, read_examples
+from tintray.jobs import api
+from tintray.jobs.merges.comparison import SCALES
+from tintray.jobs.results import CompareTable
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs.events import RoundDone
-from tintray.jobs.fit.coordinator import Coordinator
-from tintray.jobs.fit.crew import Crew, survey
-from tintray.jobs.fleet import InlineFleet
-from tintray.storage.artifacts import open_store
 
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.evaluation import TaskScore
+from tintray.jobs.events import RoundDone
+from tintray.jobs.fit.coordinator import Coordinator
+from tintray.jobs.fit.crew import Crew, survey
+from tintray.jobs.fleet import InlineFleet
 from tintray.plateau import Plateau
+from tintray.storage.artifacts import open_store
 
 
 class Fit:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs.events import RoundDone
-from tintray.jobs.spec.sections import parse_spec
 from torch import nn
 
 import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.correction import Correction
+from tintray.jobs.events import RoundDone
+from tintray.jobs.spec.sections import parse_spec
 
 
 def test_it_moves_as_torch_moves_a_parameter() -> None:

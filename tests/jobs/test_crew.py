@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
+from tintray.errors import CheckpointError, SpecError
 from tintray.jobs.fit.crew import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
@@ -20,9 +23,6 @@ from tintray.jobs.fit.crew import (
 from tintray.jobs.fit.orders import Prepared
 from tintray.jobs.fleet import InlineFleet
 from tintray.storage.artifacts import open_store
-
-from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
-from tintray.errors import CheckpointError, SpecError
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs.fleet import InlineFleet, open_fleet
-from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.jobs.test_coordinator import Fit
@@ -24,6 +22,8 @@ from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray import step
 from tintray.errors import SpecError
+from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
 from tintray.layout import build_layout
 from tintray.stacks import LowRank
 from tintray.step import TaskGroup, TaskState

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tintray.jobs import api
-from tintray.jobs.events import RoundDone
-from tintray.storage.catalog import Catalog
 
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import FitError, InputError, SpecError
+from tintray.jobs import api
+from tintray.jobs.events import RoundDone
+from tintray.storage.catalog import Catalog
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tintray.jobs.spec.sections import JobSpec, load_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

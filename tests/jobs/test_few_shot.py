@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tintray.jobs.spec.sections import parse_spec
 
 import tintray
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tintray.errors import DataError
+from tintray.jobs.spec.sections import parse_spec
 
 
 def tint(zoo: TinyZoo, store: Path, labelled: int, **objective: Any) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tintray.jobs.fleet import InlineFleet, open_fleet
-from tintray.jobs.running.stopping import Stopper
-from tintray.jobs.spec.settings import is_own_cluster
 
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError, DataError, SpecError
+from tintray.jobs.fleet import InlineFleet, open_fleet
+from tintray.jobs.running.stopping import Stopper
+from tintray.jobs.spec.settings import is_own_cluster
 
 
 class Member:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs import api
-from tintray.jobs.results import MergeSummary
 from torch import Tensor
 
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
+from tintray.jobs import api
+from tintray.jobs.results import MergeSummary
 from tintray.precision import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")

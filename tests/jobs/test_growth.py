@@ -13,6 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+
+import tintray
+from tests.answers import call
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
+from tintray.evaluation import TaskScore
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted
@@ -27,12 +33,6 @@ from tintray.jobs.running import driver
 from tintray.storage.catalog import Catalog
 from tintray.storage.lineage import ParentChangedError
 from tintray.storage.publish import parse_merge_url, read_manifest
-
-import tintray
-from tests.answers import call
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
-from tintray.evaluation import TaskScore
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
 EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tintray.jobs.growth import references
-from tintray.jobs.growth.decisions import Figure, Loss, Mode, Verdict, best, losses, next_mode
 
 from tintray.evaluation import TaskScore
+from tintray.jobs.growth import references
+from tintray.jobs.growth.decisions import Figure, Loss, Mode, Verdict, best, losses, next_mode
 
 HARM = (Loss("old", "accuracy", 0.9, 0.8),)
 

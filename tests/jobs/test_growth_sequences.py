@@ -15,6 +15,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+import tintray
+from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
 from tintray.jobs.growth import api as growth
 from tintray.jobs.growth.history import history
@@ -25,9 +28,6 @@ from tintray.storage.blobs import is_blob
 from tintray.storage.catalog import Catalog
 from tintray.storage.collect import collect
 from tintray.storage.publish import list_merges, read_manifest
-
-import tintray
-from tests.tiny_zoo import TASKS, TinyZoo
 
 QUICK = (
     "growth.rounds=2",

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 
 from rich.console import Console
+
 from tintray.jobs.growth.history import LayerDifference, MergeDifference, TaskDifference, Version
 from tintray.jobs.growth.tables import print_history, print_merge_difference
 

@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.events import RoundDone, StageStarted
 from tintray.jobs.running.heartbeat import Heartbeat
@@ -16,8 +18,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.publish import MergeRef, list_merges, manifest_digest
 from tintray.storage.states import JobState
-
-from tests.tiny_zoo import TinyZoo
 
 
 @pytest.fixture

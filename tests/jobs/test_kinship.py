@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tintray.jobs.events import Notice
-from tintray.jobs.spec.sections import parse_spec
 from transformers import ViTForImageClassification
 
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.bundle import read_tensors
+from tintray.jobs.events import Notice
+from tintray.jobs.spec.sections import parse_spec
 from tintray.kinship import is_foreign, kinship
 
 

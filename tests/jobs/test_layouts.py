@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from tests.several import SeveralFleet, sent
+from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.fleet import Fleet
 from tintray.jobs.growth import api as growth
 from tintray.jobs.growth.decisions import Asked
 from tintray.storage.publish import parse_merge_url, read_manifest
-
-from tests.several import SeveralFleet, sent
-from tests.tiny_zoo import TinyZoo
 
 
 def hashes(url: str) -> dict[str, str]:

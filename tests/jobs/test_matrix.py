@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tintray.storage.records import seal, unseal
 
 import tintray
 from tests.answers import Answer, call
 from tests.sorts import SORTS, Sort, make_zoo, write_yaml
 from tintray.bundle import Merge
 from tintray.models import answer
+from tintray.storage.records import seal, unseal
 
 UNCHANGEABLE = ("surgery", "ties", "own backbones")
 """Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tintray.jobs.cli import main
 from torch import Tensor
 
 from tests.jobs import mergekit_peer as peer
+from tintray.jobs.cli import main
 from tintray.merging import methods
 
 WEIGHTS = "model.safetensors"

@@ -18,14 +18,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tintray.jobs import api
-from tintray.jobs.cli import main
-from tintray.jobs.spec.mergekit import read_mergekit
 from torch import Tensor
 
 from tests.jobs import mergekit_peer as peer
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import InputError, SpecError
+from tintray.jobs import api
+from tintray.jobs.cli import main
+from tintray.jobs.spec.mergekit import read_mergekit
 from tintray.merging.blends import BLENDS
 
 RECORD = Path(__file__).parent / "mergekit_peer.json"

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import Published
+from tests.tiny_zoo import TASKS, TinyZoo
+from tintray.errors import InputError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.events import Notice, ignore
 from tintray.jobs.merges.comparison import choose
 from tintray.jobs.results import CompareTable
 from tintray.jobs.spec.sections import parse_spec
-
-from tests.conftest import Published
-from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.errors import InputError
 from tintray.merging import methods
 
 LEARNED = ("adamerging", "adamerging task", "surgery")

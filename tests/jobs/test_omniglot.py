@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs.planning.factors import factor_bytes
-from tintray.jobs.spec.sections import load_spec
-from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
-from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 from transformers import AutoModelForImageClassification
 
 import tintray
@@ -20,6 +16,10 @@ from tintray import models
 from tintray.adapters import read_adapter
 from tintray.checkpoints import open_checkpoint
 from tintray.errors import InputError
+from tintray.jobs.planning.factors import factor_bytes
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
+from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 
 __all__ = ["training_here"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tintray.jobs.events import Notice
-from tintray.jobs.spec.sections import parse_spec
 
 import tintray
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.errors import SpecError
+from tintray.jobs.events import Notice
+from tintray.jobs.spec.sections import parse_spec
 from tintray.placement import (
     Probe,
     candidates,

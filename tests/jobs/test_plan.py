@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.tiny_zoo import TinyZoo
+from tintray.data import DataOrder
+from tintray.data.counting import extent
+from tintray.errors import SpecError
 from tintray.jobs.fit.crew import Crew, make_plan, survey
 from tintray.jobs.fleet import InlineFleet
 from tintray.jobs.planning.needs import (
@@ -25,11 +30,6 @@ from tintray.jobs.planning.needs import (
 )
 from tintray.jobs.planning.pool_sizes import pool_bytes
 from tintray.jobs.resources import available_memory, free_disk
-
-from tests.tiny_zoo import TinyZoo
-from tintray.data import DataOrder
-from tintray.data.counting import extent
-from tintray.errors import SpecError
 from tintray.layout import build_layout
 
 GIB = 2**30

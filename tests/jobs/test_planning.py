@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tintray.jobs import resources
-from tintray.jobs.planning.estimates import expected_agreement
-from tintray.storage.catalog import Catalog
 
 import tintray
 from tests.tiny_zoo import POOL, TASKS, TinyZoo
+from tintray.jobs import resources
+from tintray.jobs.planning.estimates import expected_agreement
+from tintray.storage.catalog import Catalog
 
 
 def test_a_plan_says_what_is_there_and_writes_nothing(tiny: TinyZoo, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+
 from tintray.jobs.display.progress import (
     MAX_TASKS,
     PlainProgress,

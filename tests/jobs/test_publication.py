@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Published
+from tests.tiny_zoo import TASKS, TinyZoo
+from tintray.evaluation import TaskScore
 from tintray.jobs import api
 from tintray.jobs.merges.publication import summary
 from tintray.storage.artifacts import open_store
 from tintray.storage.catalog import Catalog
 from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
-
-from tests.conftest import Published
-from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.evaluation import TaskScore
 
 
 def test_a_summary_read_back_is_the_one_that_the_run_gave(published: Published) -> None:

@@ -15,6 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+import tintray
+from tests.ray_head import free_ports
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import InputError, NotFoundError, SpecError, TintrayError
 from tintray.jobs.cli import main
 from tintray.jobs.queue.handover import dispatch
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
@@ -22,11 +27,6 @@ from tintray.jobs.spec.settings import config_file, lease_seconds, setting
 from tintray.jobs.upkeep import doctor
 from tintray.storage.catalog import Catalog
 from tintray.storage.states import JobState
-
-import tintray
-from tests.ray_head import free_ports
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import InputError, NotFoundError, SpecError, TintrayError
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tintray.jobs.queue import driving, entry
-from tintray.jobs.running import driver
-from tintray.storage.catalog import Catalog
 
 import tintray
 from tests.tiny_zoo import TinyZoo
+from tintray.jobs.queue import driving, entry
+from tintray.jobs.running import driver
+from tintray.storage.catalog import Catalog
 
 
 class ThreadHead(ThreadingHTTPServer):

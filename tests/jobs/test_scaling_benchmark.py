@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tintray.jobs.fit.shard import ShardOrder
-from tintray.storage.blobs import BlobRef
 
 from benchmarks.scaling import BATCH, MadeShard, MadeWorker, split
+from tintray.jobs.fit.shard import ShardOrder
+from tintray.storage.blobs import BlobRef
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHAPE |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8}

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tintray.jobs.fit.shard import Shard, ShardOrder
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import BlobRef, blob_key, put_blob
 
 from tintray.bundle import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
+from tintray.jobs.fit.shard import Shard, ShardOrder
 from tintray.layout import Layout, build_layout
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import BlobRef, blob_key, put_blob
 
 LAYOUT: Layout = build_layout({"a.x": (3, 2), "a.y": (4,)})
 

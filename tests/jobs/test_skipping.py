@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tintray.jobs import api
-from tintray.jobs.events import Notice
-from tintray.storage.publish import parse_merge_url, read_manifest
 
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError
+from tintray.jobs import api
+from tintray.jobs.events import Notice
+from tintray.storage.publish import parse_merge_url, read_manifest
 
 
 def damaged(tiny: TinyZoo, folder: Path) -> TinyZoo:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tintray.jobs.spec.sections import JobSpec, Section, load_spec, parse_spec
 
 from tintray.errors import SpecError
+from tintray.jobs.spec.sections import JobSpec, Section, load_spec, parse_spec
 
 JOB = """\
 name: ten-scripts

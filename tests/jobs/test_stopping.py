@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+import tintray
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CancelledError
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted
 from tintray.jobs.queue.views import JobStatus
@@ -17,10 +21,6 @@ from tintray.jobs.running.job_run import JobRun
 from tintray.jobs.running.stopping import Stopper
 from tintray.storage.catalog import Catalog
 from tintray.storage.states import JobState
-
-import tintray
-from tests.tiny_zoo import TinyZoo
-from tintray.errors import CancelledError
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from tintray.jobs.fit.crew import Crew, survey
-from tintray.jobs.fit.orders import Prepared
-from tintray.jobs.fleet import InlineFleet
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import fetch_blob
 
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.bundle import read_tensors
 from tintray.errors import SpecError
+from tintray.jobs.fit.crew import Crew, survey
+from tintray.jobs.fit.orders import Prepared
+from tintray.jobs.fleet import InlineFleet
 from tintray.models import backbone_names
+from tintray.storage.artifacts import open_store
+from tintray.storage.blobs import fetch_blob
 
 
 def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:

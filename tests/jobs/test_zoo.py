@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from tests.training_here import training_here
+from tintray.errors import InputError, SpecError
 from tintray.jobs.spec.sections import load_spec
 from tintray.jobs.zoo.content import STAMP, is_current, replacing
 from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
 from tintray.jobs.zoo.digits import build
 from tintray.jobs.zoo.recipe import DIGITS, Architecture, Recipe, Schedule
 from tintray.jobs.zoo.training import accuracy, fine_tune
-from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-from tests.training_here import training_here
-from tintray.errors import InputError, SpecError
 
 __all__ = ["training_here"]
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tintray.jobs.spec.sections import load_spec
-from tintray.jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.rendering import Style
-from tintray.jobs.zoo.scenes import VOID, build
 
 import tintray
 from benchmarks import families
 from tests import tiny_models as tiny
 from tests.training_here import training_here
 from tintray.errors import InputError
+from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
+from tintray.jobs.zoo.recipe import Schedule
+from tintray.jobs.zoo.rendering import Style
+from tintray.jobs.zoo.scenes import VOID, build
 
 __all__ = ["training_here"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from tintray.errors import InputError
 from tintray.jobs.spec.sections import parse_spec
 from tintray.jobs.zoo.building import job_file
 from tintray.jobs.zoo.recipe import SCRIPTS
 from tintray.jobs.zoo.scripts import SIDE, UNSEEN, Scripts
-
-from tintray.errors import InputError
 
 EXAMPLES = 12
 

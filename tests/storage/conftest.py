@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tintray.storage.artifacts import ArtifactStore, open_store
 from tintray.storage.catalog import Catalog
 

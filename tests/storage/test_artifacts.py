@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tintray.storage.artifacts import ArtifactStore, Entry
 
 from tintray.errors import InputError, NotFoundError
+from tintray.storage.artifacts import ArtifactStore, Entry
 
 
 def test_what_was_put_is_read_back(store: ArtifactStore, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
+from tintray.errors import NotFoundError, SpecError, StorageError
 from tintray.storage.blobs import BlobRef
 from tintray.storage.catalog import Catalog, StateConflictError
 from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.lineage import LayerSummary
 from tintray.storage.states import JobState
-
-from tintray.errors import NotFoundError, SpecError, StorageError
 
 QUEUED, PLANNING, FITTING = JobState.QUEUED, JobState.PLANNING, JobState.FITTING
 SHA = "a" * 64

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.services import in_a_folder
+from tintray.errors import InputError, StorageError
 from tintray.storage import collect
 from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import BLOCK, blob_key, get_blob, put_blob
@@ -16,9 +19,6 @@ from tintray.storage.folder import FolderStore
 from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
 from tintray.storage.states import JobState
 from tintray.storage.sweep import Garbage
-
-from tests.services import in_a_folder
-from tintray.errors import InputError, StorageError
 
 SOON = -10.0  # an age limit in the future: nothing is too young
 

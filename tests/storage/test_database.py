@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
+from tintray.errors import NotFoundError, SpecError, StorageError
 from tintray.storage.catalog import Catalog, StateConflictError
 from tintray.storage.engine import make_engine, parse_catalog_url
 from tintray.storage.migrations import REVISIONS
 from tintray.storage.schema import alembic_config, found_revision, upgrade_schema
 from tintray.storage.states import JobState
 from tintray.storage.tables import Base
-
-from tintray.errors import NotFoundError, SpecError, StorageError
 
 WAY = [
     JobState.QUEUED, JobState.PLANNING, JobState.PREPARING, JobState.FITTING,

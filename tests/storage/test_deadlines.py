@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tintray.errors import StorageError
 from tintray.storage.s3 import S3Store
 from tintray.storage.s3_client import S3Options
 from tintray.storage.urls import S3Url
-
-from tintray.errors import StorageError
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\nETag: \"x\"\r\n"

@@ -13,14 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from tintray.errors import StorageError
 from tintray.storage.artifacts import open_store
 from tintray.storage.blobs import fetch_blob, get_blob, put_blob
 from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
 from tintray.storage.s3 import S3Store
 from tintray.storage.s3_client import S3Options
 from tintray.storage.urls import S3Url
-
-from tintray.errors import StorageError
 
 MIB = 1 << 20
 OPTIONS = S3Options(connect_timeout=2, read_timeout=1, attempts=6, part_size=5 * MIB, threads=4)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tintray.errors import InputError, StorageError, TintrayError
 from tintray.storage.blobs import put_blob
 from tintray.storage.folder import FolderStore
 from tintray.storage.publish import list_merges, publish_merge
-
-from tintray.errors import InputError, StorageError, TintrayError
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
 from tintray.storage.catalog import Catalog
 from tintray.storage.job_list import glance
 from tintray.storage.states import JobState

@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from tests.services import in_a_folder
+from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 from tintray.storage import blobs
 from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import (
@@ -29,9 +32,6 @@ from tintray.storage.publish import (
     publish_merge,
     read_manifest,
 )
-
-from tests.services import in_a_folder
-from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 
 FILES: dict[str, bytes | Path] = {
     "backbone.safetensors": b"backbone",

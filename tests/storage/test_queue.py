@@ -7,13 +7,13 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+
+from tintray.errors import NotFoundError
 from tintray.storage.catalog import Catalog
 from tintray.storage.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.queue import ATTEMPTS, HANDOVER, Claim, Standing
 from tintray.storage.states import JobState, StateConflictError
 from tintray.storage.tables import Job
-
-from tintray.errors import NotFoundError
 
 HEAD, OTHER = "http://head:8265", "http://other:8265"
 

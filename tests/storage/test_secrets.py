@@ -11,6 +11,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tintray.errors import InputError, SpecError, TintrayError
 from tintray.jobs.queue.handover import _environment
 from tintray.jobs.spec.locations import catalog_location
 from tintray.jobs.spec.sections import parse_spec
@@ -19,8 +21,6 @@ from tintray.storage.catalog import Catalog
 from tintray.storage.engine import make_engine, parse_catalog_url
 from tintray.storage.secrets import HIDDEN, has_secret, redact, scrub, shown_url
 from tintray.storage.urls import parse_store_url
-
-from tintray.errors import InputError, SpecError, TintrayError
 
 RARE = "QXZKVJW"  # no text of ours has two of them side by side
 HARD = "'\" @:/%?#&;=\\,*()[]{}<>|`$!+ü"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tintray.storage.artifacts import Entry, Leftover
 from tintray.storage.blobs import blob_key
 from tintray.storage.sweep import Inventory, Sweep, is_ours, named_hashes, plan_sweep

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from tintray.errors import InputError, SpecError
 from tintray.storage.artifacts import open_store
 from tintray.storage.secrets import redact, scrub
 from tintray.storage.urls import FolderUrl, S3Url, join, local_folder, parse_store_url
-
-from tintray.errors import InputError, SpecError
 
 
 def test_folders_are_named_by_path_or_file_url(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tintray.storage.artifacts import ArtifactStore
 from tintray.storage.blobs import BLOCK, blob_key
 from tintray.storage.cache import remember

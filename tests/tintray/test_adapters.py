@@ -159,10 +159,10 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words
 
 def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
     """Two tasks, one base, ranks 2 and 5: the artifact in the store holds factors only."""
-    from tintray.jobs import api
     from transformers import BertForSequenceClassification
 
     import tintray
+    from tintray.jobs import api
 
     make_base(tmp_path / "base")
     rules = {"thirds": (3, 2, lambda n: n % 3), "halves": (2, 5, lambda n: int(n >= 20))}
@@ -197,11 +197,11 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
 
 def _check_adapters(spec: Any, url: str, folder: Path) -> None:
     """The same merge as one adapter for PEFT, and as one for all tasks plus their tints."""
-    from tintray.jobs import api
-    from tintray.jobs.cli import main
     from transformers import BertForSequenceClassification
 
     import tintray
+    from tintray.jobs import api
+    from tintray.jobs.cli import main
 
     merge = tintray.load(url)
     where = {"store": spec.store, "catalog": spec.catalog, "adapter": True}

@@ -17,17 +17,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from tintray.jobs.display.tables import print_summary, write_json
-from tintray.jobs.display.terminal import open_console
-from tintray.jobs.merges.finding import load_merge
-from tintray.jobs.merges.publication import summary
-from tintray.storage.records import seal, unseal
 
 from tests.conftest import Published
 from tintray.bundle import Merge, open_folder
 from tintray.card import model_card
 from tintray.errors import InputError, IntegrityError, TintrayError
+from tintray.jobs.display.tables import print_summary, write_json
+from tintray.jobs.display.terminal import open_console
+from tintray.jobs.merges.finding import load_merge
+from tintray.jobs.merges.publication import summary
 from tintray.manifest import check_manifest
+from tintray.storage.records import seal, unseal
 
 GONE = object()
 VALUES: list[Any] = [

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tintray.jobs.growth.decisions import Figure, losses
 
 from tintray import tasks
 from tintray.errors import FitError, InputError
 from tintray.evaluation import TaskScore, check_finite, overall, score
+from tintray.jobs.growth.decisions import Figure, losses
 from tintray.kinds import Kind
 from tintray.metrics import METRICS, Metric, averaged, find_metric, shown
 from tintray.objectives import top_tokens

@@ -100,14 +100,13 @@ def _text(bench: Bench) -> str:
 
 
 def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
+    from tintray.data.order import DataOrder
     from tintray.jobs.spec import locations, settings
     from tintray.jobs.spec.documents import Document
     from tintray.jobs.spec.fields import memory_bytes
     from tintray.storage import secrets, urls
     from tintray.storage.engine import parse_catalog_url
     from tintray.storage.publish import parse_merge_url
-
-    from tintray.data.order import DataOrder
 
     sections = {"fit": {"rounds": 1}, "tasks": [{"name": "a"}]}
     return (
