@@ -58,7 +58,9 @@ def nothing_published(store: Path) -> bool:
 def test_a_loss_that_is_not_finite_ends_the_job(
     zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = zoo.job_file(tmp_path / "store", fit={"tint_lr": 1e38, "rounds": 50})
+    path = zoo.job_file(
+        tmp_path / "store", tint={"site": "vit.layers.0"}, fit={"tint_lr": 1e9, "rounds": 50}
+    )
     assert main(["run", str(path)]) == 1
     out, err = capfd.readouterr()
     said = last_line(err)
@@ -75,7 +77,9 @@ def test_a_loss_that_is_not_finite_ends_the_job(
 def test_debug_shows_the_traceback(
     zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = zoo.job_file(tmp_path / "store", fit={"tint_lr": 1e38, "rounds": 50})
+    path = zoo.job_file(
+        tmp_path / "store", tint={"site": "vit.layers.0"}, fit={"tint_lr": 1e9, "rounds": 50}
+    )
     assert main(["run", str(path), "--debug"]) == 1
     assert "Traceback" in capfd.readouterr().err
 

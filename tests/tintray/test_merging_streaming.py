@@ -267,7 +267,7 @@ def test_a_merge_of_nothing_is_refused(zoo: Zoo) -> None:
 
 def test_an_existing_output_is_refused(zoo: Zoo) -> None:
     zoo.merge()
-    assert "out exists" in refused(zoo)
+    assert "out exists; give a new folder" in refused(zoo)
 
 
 def test_task_vectors_serve_like_experts(zoo: Zoo) -> None:
