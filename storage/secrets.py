@@ -69,6 +69,7 @@ def parse_catalog(url: str) -> sa.URL:
     from sqlalchemy.exc import ArgumentError
 
     try:
+        url.encode()  # half of a surrogate pair has no place in a URL
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise ValueError("a URL that cannot be read") from None

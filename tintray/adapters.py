@@ -9,6 +9,7 @@ of that name first. What the options of its configuration may be: see ``adapter_
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -277,7 +278,11 @@ def _target(module: nn.Module, path: str, embedding: bool, where: str) -> str:
 
 def _scaling(path: str, rank: int, config: Mapping[str, Any], where: str = ADAPTER_CONFIG) -> float:
     default = config.get("lora_alpha", rank)
-    alpha = float(by_pattern(config.get("alpha_pattern"), path, default, where))
+    alpha = by_pattern(config.get("alpha_pattern"), path, default, where)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointError(
+            f"{where} has lora_alpha {alpha!r:.60} for '{path}'; expected a finite number"
+        )
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

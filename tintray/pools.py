@@ -34,6 +34,7 @@ _FLOAT = 4  # bytes
 _SIDE = 16_384  # pixels of a side, at most, that a processor resizes to
 _TOKENIZER = "tokenizer.json"
 _LARGEST_TOKENIZER = 128 << 20  # bytes; that of the largest public vocabularies has 33 MB
+_MOST_TOKENS = 1 << 24  # those of the largest public vocabularies are a million
 _PROBE = 8  # examples on which the uint8 shortcut is checked against the processor itself
 
 
@@ -202,6 +203,8 @@ def _check_names(folder: Path, said: str) -> None:
             found = read_json(folder / file, said, limit=_LARGEST_TOKENIZER)
         except FileNotFoundError:
             continue
+        if file == _TOKENIZER:
+            _check_numbers(found, said)
         # Names in a vocabulary are tokens, and may be anything.
         held: list[Any] = [found.get("added_tokens") if file == _TOKENIZER else found]
         while held:
@@ -213,6 +216,17 @@ def _check_names(folder: Path, said: str) -> None:
                 held += value.values()
             elif isinstance(value, list):
                 held += value
+
+
+def _check_numbers(tokenizer: Mapping[str, Any], said: str) -> None:
+    """Refuse numbers of tokens that no model has: tables are made as long as the largest."""
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    numbers += [token.get("id") for token in added or () if isinstance(token, dict)]
+    for number in numbers:
+        if isinstance(number, int | float) and not 0 <= number < _MOST_TOKENS:
+            raise CheckpointError(f"{said} (a token has the number {number:,})")
 
 
 def _check_sizes(processor: Any, said: str) -> None:

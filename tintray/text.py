@@ -7,6 +7,7 @@ never asked to continue a padded one.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tintray.files import foreign
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
 _DEFAULT_LENGTH = 512
 _INT64 = 8  # bytes
+_DIGITS = re.compile(r"\d[\d_]{4}")
 _COMMON = 0.9  # of the tokens of the smaller vocabulary, which the other one has to know
 
 
@@ -181,6 +183,7 @@ def _chat(
             f"{role}: conversations need a chat template, and the expert's tokenizer has none; "
             "use a column of plain texts"
         )
+    _check_template(tokenizer.chat_template, role)
     marks = (
         "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
     )
@@ -189,6 +192,25 @@ def _chat(
     )
     assistant = encoded.pop("assistant_masks") if marks else None
     return encoded, assistant
+
+
+def _check_template(template: str | dict[str, str], role: str) -> None:
+    """Refuse a chat template that makes texts of any length: nothing bounds it once it runs."""
+    from jinja2 import Environment
+
+    with foreign(f"{role}: the chat template of the expert's tokenizer cannot be read", DataError):
+        texts = template.values() if isinstance(template, dict) else [template]
+        lexed = [token for text in texts for token in Environment().lex(text)]
+    tokens = [(kind, text) for _, kind, text in lexed if kind not in ("data", "comment")]
+    products = sum(kind == "operator" and text == "*" for kind, text in tokens)
+    powers = any(kind == "operator" and text == "**" for kind, text in tokens)
+    large = any(_DIGITS.search(text) for _, text in tokens)
+    if powers or large or products > 2:
+        raise DataError(
+            f"{role}: the chat template of the expert's tokenizer computes with large numbers "
+            "(a power, three products, or five digits in a row), by which it may make texts of any "
+            "length; expected one that only writes messages"
+        )
 
 
 def _padded(tokenizer: Any, encoded: Any) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from tintray.jobs.spec.locations import (
 )
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?b)", re.IGNORECASE)
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|b)", re.IGNORECASE)
 _UNITS = {"b": 1} | {
     f"{letter}{suffix}": base ** (power + 1)
     for power, letter in enumerate("kmgt")

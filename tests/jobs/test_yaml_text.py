@@ -144,7 +144,7 @@ def test_budgets_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if "max" in field.name])
 @pytest.mark.parametrize(
-    "written", ["0", "-1", "many", "1.5", "9" * 400, "9" * 400 + "GiB", "inf", "nan"]
+    "written", ["0", "-1", "many", "1.5", "9" * 400, "9" * 400 + "GiB", "1ib", "inf", "nan"]
 )
 def test_a_budget_that_is_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, written: str

@@ -17,9 +17,10 @@ from torch.nn.modules import module as hooks
 import tintray
 from tests import tiny_models as tiny
 from tintray.checkpoints import open_checkpoint
-from tintray.errors import CheckpointError
+from tintray.data import Examples
+from tintray.errors import CheckpointError, DataError
 from tintray.models import empty_module, load_expert
-from tintray.pools import processor_in
+from tintray.pools import build_pool, processor_in
 
 ROOT = Path(tintray.__file__).parents[1]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -254,9 +255,7 @@ def test_code_beside_a_processor_is_never_run_and_never_asked_about(
 def test_a_tokenizer_prints_no_names_of_its_options(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str
 ) -> None:
-    from tests.tiny_models import tokenizer
-
-    tokenizer().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
     processor_in(tmp_path, "x", text=True)
     known = json.loads((tmp_path / file).read_text())
     if file == "tokenizer.json":
@@ -267,6 +266,41 @@ def test_a_tokenizer_prints_no_names_of_its_options(
     with pytest.raises(CheckpointError, match="an option called"):
         processor_in(tmp_path, "x", text=True)
     assert "\x1b" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("template", "good"),
+    [
+        ("{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}", True),
+        ("{# 2 ** 99999 #}ten 99999 {{ messages[0]['content'] * 2 }}", True),
+        ("{{ 'x' * 10**10 }}", False),
+        ("{{ 'x' * 999 * 999 * 999 }}", False),
+        ("{{ 'x'|center(9_999_999_999) }}", False),
+        ("{{ '%99999999999d' % 1 }}", False),
+        ("{% for x in range(99999) %}{% endfor %}", False),
+        ("{{ ", False),
+    ],
+)
+def test_chat_templates_make_no_texts_of_any_length(template: str, good: bool) -> None:
+    talk = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
+    known = tiny.tokenizer()
+    known.chat_template = template
+    examples = Examples({"messages": [talk]}, "x")
+    if good:
+        assert len(build_pool(examples, known, kind="language_modelling")) == 1
+    else:
+        with pytest.raises(DataError, match="template"):
+            build_pool(examples, known, kind="language_modelling")
+
+
+@pytest.mark.parametrize("number", [2**31, -1, 1e300])
+def test_a_token_has_a_number_that_models_have(tmp_path: Path, number: float) -> None:
+    tiny.tokenizer().save_pretrained(tmp_path)
+    known = json.loads((tmp_path / "tokenizer.json").read_text())
+    known["model"]["vocab"]["w3"] = number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    with pytest.raises(CheckpointError, match="a token has the number"):
+        processor_in(tmp_path, "x", text=True)
 
 
 def test_code_beside_a_model_is_never_run(folder: Path) -> None:
