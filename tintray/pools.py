@@ -223,7 +223,8 @@ def _check_numbers(tokenizer: Mapping[str, Any], said: str) -> None:
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    numbers += [token.get("id") for token in added or () if isinstance(token, dict)]
+    listed = added if isinstance(added, list) else []
+    numbers += [token.get("id") for token in listed if isinstance(token, dict)]
     for number in numbers:
         if isinstance(number, int | float) and not 0 <= number < _MOST_TOKENS:
             raise CheckpointError(f"{said} (a token has the number {number:,})")

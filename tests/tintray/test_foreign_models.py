@@ -330,7 +330,15 @@ def test_every_call_that_reads_a_model_says_that_no_code_runs() -> None:
 
 
 HOSTILE_FILES = {
-    "tokenizer.json": ("{}", "[]", "{", '{"model": {"type": "BPE"}}', "[" * 100_000, "\0"),
+    "tokenizer.json": (
+        "{}",
+        "[]",
+        '{"added_tokens": 5, "model": 5}',
+        "{",
+        '{"model": {"type": "BPE"}}',
+        "[" * 100_000,
+        "\0",
+    ),
     "tokenizer_config.json": ("[]", '{"tokenizer_class": 5}', '{"added_tokens_decoder": [1]}', "{"),
     "preprocessor_config.json": (
         *("[]", "{", "null", '{"image_processor_type": 5}', '{"image_processor_type": "Trainer"}'),
