@@ -20,6 +20,7 @@ from botocore.exceptions import (
 )
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
+from urllib3.exceptions import HTTPError
 
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts import Entry, Leftover, Observer, Source
@@ -39,7 +40,7 @@ _UPLOAD = "?uploadId="  # between the key and the id of an upload in parts that 
 _BUSY = {"ConditionalRequestConflict", "409"}
 _NO_COPY = {"InvalidRequest", "EntityTooLarge", "NotImplemented", "501", "InvalidArgument"}
 _UNCONDITIONAL = {"NotImplemented", "501"}
-_BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, OSError)
+_BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, OSError)
 
 
 class S3Store:

@@ -22,6 +22,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
+from urllib3.exceptions import HTTPError
 
 from tintray.errors import StorageError
 from tintray.storage.secrets import redact, shown_url
@@ -107,6 +108,7 @@ def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
         RetriesExceededError,
         S3DownloadFailedError,
         S3ValidationError,
+        HTTPError,  # a body that breaks off while it is read
     ) as error:
         raise StorageError(_breakdown(place, endpoint, action, error)) from error
 

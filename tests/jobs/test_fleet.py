@@ -16,6 +16,12 @@ from tintray.jobs.running.stopping import Stopper
 from tintray.jobs.spec.settings import is_own_cluster
 
 
+@pytest.fixture(autouse=True)
+def without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray turns tokens on for the whole process as soon as it finds one on the machine."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
 class Member:
     def __init__(self, start: float) -> None:
         self.buffer = np.full(3, start, dtype=np.float32)
