@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from tintray.errors import SpecError
-from tintray.jobs.fit.crew import survey
-from tintray.jobs.planning.factors import factor_bytes
-from tintray.jobs.planning.needs import (
+from tintray.jobs.config.job_file import load_spec
+from tintray.jobs.engine.adapter_sizes import factor_bytes
+from tintray.jobs.engine.sizes import (
     FLOAT,
     Choice,
     ClusterSize,
@@ -29,9 +29,9 @@ from tintray.jobs.planning.needs import (
     lay_out,
     size,
 )
-from tintray.jobs.spec.sections import load_spec
-from tintray.layout import Layout, build_layout
+from tintray.jobs.engine.worker_pool import load_base_model
 from tintray.models import backbone_names
+from tintray.numerics.layout import Layout, build_layout
 
 TASKS, RANK = 200, 8
 GIB = 2**30
@@ -93,7 +93,7 @@ def _fits(job: JobSize, machine: ClusterSize) -> str:
 def _of_job(path: Path) -> Sizes:
     spec = load_spec(path)
     factors = factor_bytes(spec)
-    return Sizes("this zoo", survey(spec).partition.layout, list(factors.values()), LAPTOP)
+    return Sizes("this zoo", load_base_model(spec).partition.layout, list(factors.values()), LAPTOP)
 
 
 def _minilm() -> Sizes:

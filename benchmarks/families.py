@@ -28,7 +28,7 @@ from typing import Any
 import tintray
 from benchmarks.adapters import memory_table
 from benchmarks.quality import PUBLISHED
-from tintray.jobs.spec.sections import JobSpec, load_spec
+from tintray.jobs.config.job_file import JobSpec, load_spec
 from tintray.jobs.zoo import omniglot, scenes, text
 from tintray.jobs.zoo.dense_recipe import SMALL, DenseRecipe
 from tintray.jobs.zoo.text_recipe import TEXT

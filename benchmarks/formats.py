@@ -25,18 +25,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from tintray.bundle import read_tensors
-from tintray.checkpoints import open_checkpoint
-from tintray.data import DataOrder
-from tintray.evaluation import score
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.data import DataSource
 from tintray.jobs import api
-from tintray.jobs.spec.sections import parse_spec
-from tintray.labels import predict
+from tintray.jobs.config.job_file import parse_spec
 from tintray.models import answer_width, answers, backbone_names, load_base, load_expert
-from tintray.pools import labels_of, open_pool
-from tintray.stacks import Format, make_stack
-from tintray.storage.blobs import fetch_blob
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.pools.pool import labels_of, open_pool
+from tintray.published.merge import read_tensors
+from tintray.storage.artifacts.blobs import fetch_blob
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.tasks.evaluation import score
+from tintray.tinting.self_labels import predict
+from tintray.vectors.stacks import Format, make_stack
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 SHARED = Path(__file__).parents[2] / "shared"
@@ -95,7 +95,7 @@ def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
     for name in tasks:
         checkpoint = open_checkpoint(zoo / "zoo" / name, role=name, base=base)
         start, expert = load_base(base, like=checkpoint), load_expert(checkpoint, name)
-        order = DataOrder(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
+        order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
         pool = open_pool(order, checkpoint, "classification", name, name)
         width = answer_width(expert, "classification")
         labels = labels_of(order, "classification", pool, answers(expert, width), name)

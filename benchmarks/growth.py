@@ -37,11 +37,11 @@ import yaml
 
 import tintray
 from tintray.jobs.api import show
+from tintray.jobs.config.job_file import JobSpec, TaskSpec, parse_spec
 from tintray.jobs.events import Event, StageStarted
-from tintray.jobs.growth import api as growth
-from tintray.jobs.growth.run import GuardError
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.spec.sections import JobSpec, TaskSpec, parse_spec
+from tintray.jobs.runs.growth import api as growth
+from tintray.jobs.runs.growth.run import GuardError
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6
@@ -269,20 +269,20 @@ def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]
 
 def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     """How much faster at this site."""
-    from tintray.jobs.fit.crew import survey
-    from tintray.jobs.fleet import InlineFleet
-    from tintray.jobs.growth.attempts import tint_order
-    from tintray.jobs.growth.crew import GrowthCrew
+    from tintray.jobs.engine.backend import InlineFleet
+    from tintray.jobs.engine.worker_pool import load_base_model
+    from tintray.jobs.runs.growth.attempts import tint_order
+    from tintray.jobs.runs.growth.crew import GrowthWorkerPool
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
     order = tint_order(spec, spec.growth.rounds, new=True)
     fleet = InlineFleet(1)
-    ground = survey(spec)
+    ground = load_base_model(spec)
     theta = ground.partition.layout.flatten(ground.partition.module.state_dict()).numpy()
     name = spec.tasks[0].name
 
     def learned(prefix: bool, rounds: int = order.rounds) -> tuple[float, dict[str, torch.Tensor]]:
-        crew = GrowthCrew(fleet, spec, ground)
+        crew = GrowthWorkerPool(fleet, spec, ground)
         crew.check()
         crew.label(lambda _: None)
         began = time.process_time()  # of one thread: others on the machine do not count

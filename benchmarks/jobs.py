@@ -24,9 +24,9 @@ from ray.job_submission import JobSubmissionClient
 
 from tests.ray_head import ray_head
 from tests.tiny_zoo import make_zoo
-from tintray.storage.catalog import Catalog
-from tintray.storage.states import JobState
-from tintray.storage.tables import Event, Job, Lease
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.tables import Event, Job, Lease
 
 TIMES = 7
 JOBS = 10_000

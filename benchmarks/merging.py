@@ -55,7 +55,7 @@ class Run:
 
 
 def run_tintray(method: str, folder: Path, output: Path) -> float:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.merging import recipe
     from tintray.merging.writing import merge_checkpoints
 

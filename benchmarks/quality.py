@@ -29,10 +29,10 @@ from typing import Any
 
 import tintray
 from benchmarks.kept import Kept
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.jobs.events import StageStarted
 from tintray.models import load_base
-from tintray.placement import candidates
+from tintray.tinting.site_search import candidates
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 

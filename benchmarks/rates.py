@@ -29,8 +29,8 @@ from torch.nn import functional
 
 import tintray
 from benchmarks.kept import Kept
-from tintray.evaluation import mean
 from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split
+from tintray.tasks.evaluation import mean
 
 SHOWN = ("turned", "mirrored", "inverted", "scrambled")
 FACTORY = "benchmarks.rates:make"

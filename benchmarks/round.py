@@ -36,15 +36,15 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from tintray.coefficients import Coefficients, initial_coefficients
-from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups
+from tintray.jobs.engine.worker_pool import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.models import private_state
-from tintray.partition import Partition, partition
-from tintray.pools import Pool
-from tintray.precision import Precision, computing, resolve
-from tintray.step import StepSettings, TaskGroup, TaskState
-from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel, TintLayer
+from tintray.numerics.precision import Precision, computing, resolve
+from tintray.pools.pool import Pool
+from tintray.tinting.partition import Partition, partition
+from tintray.tinting.step import StepSettings, TaskGroup, TaskState
+from tintray.tinting.tint_layers import FusedModel, TintLayer
+from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.task_vectors import TaskVectors
 
 BATCH = 16
 CLASSES = 10

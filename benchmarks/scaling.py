@@ -39,24 +39,29 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from tintray.coefficients import Coefficients, initial_coefficients
-from tintray.jobs.fit.coordinator import Cast, Coordinator
-from tintray.jobs.fit.crew import DEFAULT_MICRO_BATCH, default_groups, form_groups, spread_groups
-from tintray.jobs.fit.orders import FitOrder
-from tintray.jobs.fit.shard import Shard, ShardOrder, Shards
-from tintray.jobs.fit.worker import Worker
-from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out, object_store_bytes
-from tintray.jobs.ray_fleet import RayFleet
+from tintray.jobs.engine.configs import FitConfig
+from tintray.jobs.engine.coordinator import Assignment, Coordinator
+from tintray.jobs.engine.ray_backend import RayBackend
+from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
+from tintray.jobs.engine.sizes import Choice, ClusterSize, job_size, lay_out, object_store_bytes
+from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker_pool import (
+    DEFAULT_MICRO_BATCH,
+    default_groups,
+    form_groups,
+    spread_groups,
+)
 from tintray.models import private_state
-from tintray.partition import Partition, partition
-from tintray.pools import Pool, joined
-from tintray.precision import computing, resolve
-from tintray.randomness import sample
-from tintray.step import StepSettings, TaskGroup, TaskState
-from tintray.storage.blobs import BlobRef
-from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel, TintLayer
-from tintray.trust import Trust
+from tintray.numerics.precision import computing, resolve
+from tintray.numerics.randomness import sample
+from tintray.pools.pool import Pool, joined
+from tintray.storage.artifacts.blobs import BlobRef
+from tintray.tinting.partition import Partition, partition
+from tintray.tinting.pseudo_labels import PseudoLabelConfig
+from tintray.tinting.step import StepSettings, TaskGroup, TaskState
+from tintray.tinting.tint_layers import FusedModel, TintLayer
+from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.task_vectors import TaskVectors
 
 BATCH = 16
 POOL = 64  # images of each task
@@ -89,10 +94,10 @@ def settings() -> StepSettings:
     )
 
 
-_NOTHING = FitOrder(
+_NOTHING = FitConfig(
     *("", "", "", ("", ""), "head", None, "head", True, "tensor"),
     settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
-    trust=Trust(keep=1.0, threshold=None, goal=0.5, true_labels=False),
+    trust=PseudoLabelConfig(keep=1.0, threshold=None, goal=0.5, true_labels=False),
 )
 """An order that names no base and no store: workers here make what others read."""
 
@@ -234,13 +239,13 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
     layout = split(shape).layout
     groups = form_groups(tasks, default_groups(tasks, BATCH))
     cores = os.cpu_count() or 1
-    fleet = RayFleet(None, cores, object_store_bytes(layout.numel, len(groups)))
+    fleet = RayBackend(None, cores, object_store_bytes(layout.numel, len(groups)))
     try:
         size = job_size(layout, tasks=tasks, private=0, groups=len(groups))
         cluster = ClusterSize(cpus=cores, memory=2**63)
         plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
         names = [f"task{k}" for k in range(tasks)]
-        order = ShardOrder("", BlobRef("0" * 64, 0), layout, format=plan.format)
+        order = ShardConfig("", BlobRef("0" * 64, 0), layout, format=plan.format)
         shards = MadeShards(fleet, order, plan.shards, here=plan.here)
         workers, hosts, members = [], {}, {}
         for hand in spread_groups(groups, cores):
@@ -256,7 +261,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
         )
         coordinator = Coordinator(
             fleet,
-            Cast(shards, workers, hosts, members, {}),
+            Assignment(shards, workers, hosts, members, {}),
             coefficients,
             coefficient_lr=lambda _: 1e-3,
             tint_lr=lambda _: 1e-3,

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tintray.checkpoints import open_checkpoint
-from tintray.data import DataOrder
-from tintray.evaluation import score
-from tintray.labels import predict
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.data import DataSource
 from tintray.models import backbone_names, load_base, load_expert
-from tintray.pools import Pool, open_pool
-from tintray.tasks import Outputs
+from tintray.pools.pool import Pool, open_pool
+from tintray.tasks.evaluation import score
+from tintray.tasks.tasks import Outputs
+from tintray.tinting.self_labels import predict
 
 SHARED = Path(__file__).parents[2] / "shared"
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
@@ -61,7 +61,7 @@ def load(zoo: Path, examples: int) -> tuple[dict[str, Tensor], list[Expert]]:
         checkpoint = open_checkpoint(zoo / "zoo" / name, role=name, base=base)
         module, origin = load_expert(checkpoint, name), load_base(base, like=checkpoint)
         start = {n: origin.get_parameter(n).detach() for n in backbone_names(origin)}
-        order = DataOrder(str(zoo / "data" / "vision" / f"{name}.npz"), f"train[:{examples}]")
+        order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"train[:{examples}]")
         pool = open_pool(order, checkpoint, "classification", name, name)
         vector = {n: (module.get_parameter(n) - tensor).detach() for n, tensor in start.items()}
         found.append(Expert(name, module, pool, predict(module, pool), vector))

@@ -37,11 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers import BUCKET, S3Server, postgres, swift
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import blob_key, fetch_blob, hash_file, put_blob
-from tintray.storage.catalog import Catalog, StateConflictError
-from tintray.storage.publish import parse_merge_url, publish_merge
-from tintray.storage.states import JobState
+from tintray.storage.artifacts.blobs import blob_key, fetch_blob, hash_file, put_blob
+from tintray.storage.artifacts.publish import parse_merge_url, publish_merge
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog, StateConflictError
+from tintray.storage.catalog.states import JobState
 
 MIB = 1 << 20
 TINTS = 10
@@ -152,8 +152,8 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     import numpy as np
     from safetensors.numpy import save
 
-    from tintray.bundle import BACKBONE, read_tensors, tint_file
-    from tintray.storage.publish import merge_file, read_manifest
+    from tintray.published.merge import BACKBONE, read_tensors, tint_file
+    from tintray.storage.artifacts.publish import merge_file, read_manifest
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}
     tasks = [f"task{number}" for number in range(TINTS)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tintray.bundle import Merge
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.settings import chosen, default_catalog, default_store, limits
+from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.engine.finding import load_merge, locate, store_of
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, StageStarted, ignore
-from tintray.jobs.fit.crew import Crew
-from tintray.jobs.fleet import InlineFleet, open_fleet
-from tintray.jobs.merges.finding import load_merge, locate, store_of
-from tintray.jobs.merges.measuring import measure
-from tintray.jobs.merges.publication import means, summary, task_result
-from tintray.jobs.methods.running import surveyed
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
@@ -20,18 +19,19 @@ from tintray.jobs.results import (
     MergeSummary,
     ValidationReport,
 )
-from tintray.jobs.running.driver import evaluated, open_places, run_job
-from tintray.jobs.running.places import usable
-from tintray.jobs.spec.sections import JobSpec
-from tintray.jobs.spec.settings import chosen, default_catalog, default_store, limits
-from tintray.placement import AUTO
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.records import seal
+from tintray.jobs.runs.evaluate import measure
+from tintray.jobs.runs.methods import surveyed
+from tintray.jobs.runs.publication import means, summary, task_result
+from tintray.jobs.runs.run import evaluated, open_store_and_catalog, run_job
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.records import seal
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.tinting.site_search import AUTO
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
-    """Run a job to its published merge; see ``jobs.running.driver.run_job`` for what it raises."""
+    """Run a job to its published merge; see ``jobs.runs.run.run_job`` for what it raises."""
     manifest = run_job(spec, on_event or ignore)
     url = f"{open_store(spec.store).url}/merges/{manifest['name']}/v{manifest['version']}"
     return summary(manifest, url)
@@ -48,10 +48,10 @@ def validate(spec: JobSpec) -> ValidationReport:
         For the first thing that would make the job fail.
     """
     spec, ground = surveyed(spec)
-    open_places(spec)[1].close()
+    open_store_and_catalog(spec)[1].close()
     fleet = InlineFleet(spec.cluster.threads_per_worker)
     try:
-        facts = Crew(fleet, spec.here(), ground).check()
+        facts = WorkerPool(fleet, spec.here(), ground).check()
     finally:
         fleet.close()
     notices = []
@@ -140,7 +140,7 @@ def evaluate(
     url = locate(merge, catalog)
     opened = load_merge(url)
     cluster = JobSpec.from_record(opened.manifest["job"]).on_own_cluster().cluster
-    fleet = open_fleet(
+    fleet = open_backend(
         address=cluster.address,
         workers=cluster.workers,
         threads=cluster.threads_per_worker,
@@ -180,7 +180,7 @@ def compare(
     ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
     """
     store, catalog = chosen(store, catalog)
-    from tintray.jobs.merges import comparison
+    from tintray.jobs.runs import compare as comparison
 
     url = locate(merge, catalog)
     names = comparison.RIVALS if methods is None else methods
@@ -200,8 +200,8 @@ def merge_checkpoints(
     shard: str = "5GB",
     on_event: OnEvent | None = None,
 ) -> Path:
-    """Merge whole checkpoints of one shape out of core; see ``jobs.methods.checkpoints``."""
-    from tintray.jobs.methods.checkpoints import merge_models
+    """Merge whole checkpoints of one shape out of core; see ``jobs.runs.merge_checkpoints``."""
+    from tintray.jobs.runs.merge_checkpoints import merge_models
 
     return merge_models(
         base,
@@ -226,9 +226,9 @@ def compose(
     shard: str = "5GB",
     on_event: OnEvent | None = None,
 ) -> Path:
-    """Merge whole models as a mergekit file says; see ``tintray.jobs.methods.mergekit``."""
-    from tintray.jobs.methods.mergekit import compose_models
-    from tintray.jobs.spec.mergekit import read_mergekit
+    """Merge whole models as a mergekit file says; see ``tintray.jobs.runs.mergekit``."""
+    from tintray.jobs.config.mergekit import read_mergekit
+    from tintray.jobs.runs.mergekit import compose_models
 
     return compose_models(
         read_mergekit(Path(file)),
@@ -257,7 +257,7 @@ def export(
     store, catalog = chosen(store, catalog)
     found = load_merge(locate(merge, catalog))
     if adapter:
-        from tintray.jobs.merges.adapting import export_adapter
+        from tintray.jobs.runs.export import export_adapter
 
         return export_adapter(found, task, Path(directory))
     if task is not None:

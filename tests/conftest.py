@@ -16,8 +16,8 @@ from tests.services import postgres_server, postgres_url, s3_server, s3_url
 from tests.tiny_zoo import TinyZoo, make_zoo
 
 if TYPE_CHECKING:
+    from tintray.jobs.config.job_file import JobSpec
     from tintray.jobs.results import MergeSummary
-    from tintray.jobs.spec.sections import JobSpec
 
 settings.register_profile("tintray", deadline=None)  # a busy machine is no failure
 settings.load_profile("tintray")

@@ -10,8 +10,8 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from tintray.jobs.fleet import InlineFleet, Member, Ref
-from tintray.jobs.planning.needs import ClusterSize
+from tintray.jobs.engine.backend import InlineFleet, Member, Ref
+from tintray.jobs.engine.sizes import ClusterSize
 
 
 def sent(value: Any) -> Any:

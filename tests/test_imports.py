@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,8 +17,33 @@ import tintray
 
 ROOT = Path(tintray.__file__).parents[1]
 PACKAGES = ("tintray", "storage", "jobs")
-# Of tintray, stores and the catalog know the errors and the plain data types, not the method.
-PLAIN = {"tintray.errors", "tintray.layout", "tintray.tasks"}
+# Each folder may import those above it, and nothing below; tintray/*.py lie on top of all.
+LAYERS = [
+    "tintray",
+    "tintray/numerics",
+    "tintray/checkpoints",
+    "tintray/data",
+    "tintray/models",
+    "tintray/tasks",
+    "tintray/pools",
+    "tintray/vectors",
+    "tintray/merging",
+    "tintray/tinting",
+    "tintray/published",
+    "storage",
+    "storage/artifacts",
+    "storage/catalog",
+    "jobs",
+    "jobs/config",
+    "jobs/engine",
+    "jobs/runs",
+    "jobs/display",
+    "jobs/queue",
+    "jobs/upkeep",
+    "jobs/zoo",
+    "jobs/api",
+    "jobs/cli",
+]
 
 
 def modules(package: str) -> list[Path]:
@@ -85,19 +111,40 @@ def test_the_public_face_imports_nothing_until_it_is_asked() -> None:
     }
 
 
-def test_stores_know_only_errors_and_plain_data_of_the_method() -> None:
+def layer(path: Path) -> str:
+    """The folder that a module belongs to; the public face of jobs/ is a layer of its own."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "/".join(parts[:2]) if len(parts) > 2 or parts[:2] == ("jobs", "api") else parts[0]
+
+
+def test_each_folder_imports_only_those_above_it() -> None:
+    paths = {module_name(path).removesuffix(".__init__"): path
+             for package in PACKAGES for path in modules(package)}  # fmt: skip
+    assert {layer(path) for path in paths.values()} == set(LAYERS)
+    breaches = set()
+    for name, path in paths.items():
+        if name == "tintray":  # the public face, which imports when it is asked
+            continue
+        for wanted in imports(path):
+            module = wanted if wanted in paths else wanted.rpartition(".")[0]
+            below = module in paths and LAYERS.index(layer(paths[module]))
+            if below and below > LAYERS.index(layer(path)):
+                breaches.add(f"{layer(path)} imports {wanted}")
+    assert not breaches
+
+
+def test_stores_know_only_errors_of_the_method() -> None:
     assert breaches(modules("storage"), ("tintray.jobs", "ray", "click", "torch")) == []
     for path in modules("storage"):
-        of_tintray = {name for name in imports(path) if name.split(".")[0] == "tintray"}
-        others = {name for name in of_tintray if not name.startswith("tintray.storage")}
-        beyond = {name for name in others if name.rpartition(".")[0] not in PLAIN}
+        others = {name for name in imports(path) if re.match(r"tintray\.(?!storage)", name)}
+        beyond = {name for name in others if not name.startswith("tintray.errors.")}
         assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
 
 
-def test_only_the_fleet_imports_ray() -> None:
+def test_only_one_backend_imports_ray() -> None:
     everything = [path for package in PACKAGES for path in modules(package)]
     users = [path for path in everything if any(n.split(".")[0] == "ray" for n in imports(path))]
-    assert [path.relative_to(ROOT).as_posix() for path in users] == ["jobs/ray_fleet.py"]
+    assert [path.relative_to(ROOT).as_posix() for path in users] == ["jobs/engine/ray_backend.py"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -158,7 +158,7 @@ def check_growth(spec: Any, folder: Path) -> Any:
 
 def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
     """A parsed job over ``folder``: experts by name, data in NAME_train and NAME_test files."""
-    from tintray.jobs.spec.sections import parse_spec
+    from tintray.jobs.config.job_file import parse_spec
 
     suffix = sections.pop("suffix", ".jsonl")
     data = sections.pop("data", {})

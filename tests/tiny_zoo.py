@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification
 
-    from tintray.jobs.spec.sections import JobSpec
+    from tintray.jobs.config.job_file import JobSpec
 
 TASKS = ("two", "three", "five", "four")
 CLASSES = {"two": 2, "three": 3, "five": 5, "four": 4}
@@ -77,7 +77,7 @@ class TinyZoo:
         self, store: Path, tasks: Sequence[str] = TASKS, **sections: Mapping[str, Any]
     ) -> JobSpec:
         """The same, parsed."""
-        from tintray.jobs.spec.sections import parse_spec
+        from tintray.jobs.config.job_file import parse_spec
 
         return parse_spec(self.job(store, tasks, **sections), folder=self.folder)
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray import models, pools
-from tintray.checkpoints import open_checkpoint
-from tintray.data import DataOrder
-from tintray.labels import predict
-from tintray.layout import Granularity
-from tintray.norms import norm_buffers
-from tintray.partition import partition
-from tintray.step import StepSettings, TaskGroup, TaskState
-from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel, TintLayer, low_rank_factors
+from tintray import models
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.data import DataSource
+from tintray.models.norms import norm_buffers
+from tintray.numerics.layout import Granularity
+from tintray.pools import pool as pools
+from tintray.tinting.partition import partition
+from tintray.tinting.self_labels import predict
+from tintray.tinting.step import StepSettings, TaskGroup, TaskState
+from tintray.tinting.tint_layers import FusedModel, TintLayer, low_rank_factors
+from tintray.vectors.task_vectors import TaskVectors
 
 SETTINGS = StepSettings(seed=3, batch_size=6, micro_batch=64, labels="soft", filter="none")
 
@@ -113,6 +114,6 @@ def workbench(
     experts = {name: models.load_expert(found) for name, found in checkpoints.items()}
     loaded = {}
     for name, found in checkpoints.items():
-        pool = pools.open_pool(DataOrder(str(data[name])), found, "classification", name, name)
+        pool = pools.open_pool(DataSource(str(data[name])), found, "classification", name, name)
         loaded[name] = pool if examples is None else pool.first(examples)
     return Workbench(base, experts, loaded, **options)

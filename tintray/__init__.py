@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tintray.bundle import Merge
     from tintray.errors import TintrayError
     from tintray.jobs.api import (
         compare,
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
         show,
         validate,
     )
-    from tintray.jobs.growth.api import add, refresh, remove, rollback
-    from tintray.jobs.growth.history import diff_merges, history
-    from tintray.jobs.methods.listing import list_methods
-    from tintray.jobs.planning.estimates import plan
+    from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
+    from tintray.jobs.config.mergekit import read_mergekit
     from tintray.jobs.queue.differences import diff
     from tintray.jobs.queue.following import logs, wait, watch
     from tintray.jobs.queue.submission import cancel, resume, retry, set_limit, submit
     from tintray.jobs.queue.views import list_clusters, list_jobs, status
-    from tintray.jobs.spec.mergekit import read_mergekit
-    from tintray.jobs.spec.sections import JobSpec, load_spec, parse_spec
+    from tintray.jobs.runs.growth.api import add, refresh, remove, rollback
+    from tintray.jobs.runs.growth.history import diff_merges, history
+    from tintray.jobs.runs.method_list import list_methods
+    from tintray.jobs.runs.plan import plan
     from tintray.jobs.upkeep.doctor import diagnose
     from tintray.jobs.upkeep.setup import configure
     from tintray.jobs.upkeep.stores import (
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         verify,
     )
     from tintray.jobs.zoo.making import make_zoo
+    from tintray.published.merge import Merge
 
 __all__ = [
     "JobSpec",
@@ -104,13 +104,13 @@ __all__ = [
 
 _HOME = {
     "make_zoo": "tintray.jobs.zoo.making",
-    "add": "tintray.jobs.growth.api",
-    "remove": "tintray.jobs.growth.api",
-    "refresh": "tintray.jobs.growth.api",
-    "rollback": "tintray.jobs.growth.api",
-    "history": "tintray.jobs.growth.history",
-    "diff_merges": "tintray.jobs.growth.history",
-    "list_methods": "tintray.jobs.methods.listing",
+    "add": "tintray.jobs.runs.growth.api",
+    "remove": "tintray.jobs.runs.growth.api",
+    "refresh": "tintray.jobs.runs.growth.api",
+    "rollback": "tintray.jobs.runs.growth.api",
+    "history": "tintray.jobs.runs.growth.history",
+    "diff_merges": "tintray.jobs.runs.growth.history",
+    "list_methods": "tintray.jobs.runs.method_list",
     "list_artifacts": "tintray.jobs.upkeep.stores",
     "verify": "tintray.jobs.upkeep.stores",
     "pin": "tintray.jobs.upkeep.stores",
@@ -120,7 +120,7 @@ _HOME = {
     "upgrade_catalog": "tintray.jobs.upkeep.stores",
     "check_catalog": "tintray.jobs.upkeep.stores",
     "diagnose": "tintray.jobs.upkeep.doctor",
-    "read_mergekit": "tintray.jobs.spec.mergekit",
+    "read_mergekit": "tintray.jobs.config.mergekit",
     "diff": "tintray.jobs.queue.differences",
     "logs": "tintray.jobs.queue.following",
     "wait": "tintray.jobs.queue.following",
@@ -134,11 +134,11 @@ _HOME = {
     "list_jobs": "tintray.jobs.queue.views",
     "status": "tintray.jobs.queue.views",
     "configure": "tintray.jobs.upkeep.setup",
-    "plan": "tintray.jobs.planning.estimates",
-    "JobSpec": "tintray.jobs.spec.sections",
-    "load_spec": "tintray.jobs.spec.sections",
-    "parse_spec": "tintray.jobs.spec.sections",
-    "Merge": "tintray.bundle",
+    "plan": "tintray.jobs.runs.plan",
+    "JobSpec": "tintray.jobs.config.job_file",
+    "load_spec": "tintray.jobs.config.job_file",
+    "parse_spec": "tintray.jobs.config.job_file",
+    "Merge": "tintray.published.merge",
     "TintrayError": "tintray.errors",
 }
 

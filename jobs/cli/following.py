@@ -60,7 +60,7 @@ def ps(
             states=states or None,
             name=name,
         )
-        from tintray.jobs.queue.tables import print_jobs
+        from tintray.jobs.cli.queue_tables import print_jobs
     if not found:
         click.echo(
             "no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one", err=True
@@ -87,7 +87,7 @@ def status(job: str, catalog: str | None, as_json: bool) -> None:
         from tintray.jobs.queue import views
 
         found = views.status(job, catalog=catalog)
-        from tintray.jobs.queue.tables import print_status
+        from tintray.jobs.cli.queue_tables import print_status
     write(found, print_status, as_json=as_json)
 
 
@@ -106,7 +106,7 @@ def watch(job: str, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray watch latest
     """
-    from tintray.jobs.queue.tables import print_status
+    from tintray.jobs.cli.queue_tables import print_status
 
     found = watch_job(job, catalog)
     write(found, print_status, as_json=as_json)
@@ -160,7 +160,7 @@ def wait(job: str, timeout: float | None, catalog: str | None, as_json: bool) ->
         from tintray.jobs.queue import following
 
         found = following.wait(job, catalog=catalog, timeout=timeout)
-        from tintray.jobs.queue.tables import print_told
+        from tintray.jobs.cli.queue_tables import print_told
     write(found, print_told, as_json=as_json)
     end_with(found)
 
@@ -186,8 +186,8 @@ def diff(job: str, other: str, catalog: str | None, as_json: bool) -> None:
         diff_merges(job, other, catalog, as_json)
         return
     with quiet_stdout():
+        from tintray.jobs.cli.queue_tables import print_difference
         from tintray.jobs.queue import differences
-        from tintray.jobs.queue.tables import print_difference
 
         found = differences.diff(job, other, catalog=catalog)
     write(found, print_difference, as_json=as_json)

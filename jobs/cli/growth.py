@@ -49,13 +49,13 @@ def _growing(command: Command) -> Command:
 
 def _run(change: str, merge: str, *arguments: Any, as_json: bool, **options: Any) -> None:
     """Make a change of a merge, show its progress, and write what it published."""
+    from tintray.jobs.cli.tables import print_summary
+    from tintray.jobs.config.settings import chosen
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.display.tables import print_summary
-    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(options.pop("store"), options.pop("catalog"))
     with quiet_stdout(), watch() as on_event:
-        from tintray.jobs.growth import api
+        from tintray.jobs.runs.growth import api
 
         made = getattr(api, change)(
             merge, *arguments, store=where, catalog=database, on_event=on_event, **options
@@ -140,12 +140,12 @@ def history(merge: str, store: str | None, catalog: str | None, as_json: bool) -
     Example:
       tintray history ten-scripts
     """
-    from tintray.jobs.growth.tables import print_history
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.growth_tables import print_history
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from tintray.jobs.growth.history import history as versions
+        from tintray.jobs.runs.growth.history import history as versions
 
         found = versions(merge, catalog=database)
     write(found, print_history, as_json=as_json)
@@ -168,12 +168,12 @@ def rollback(
     Example:
       tintray rollback ten-scripts --to v2
     """
-    from tintray.jobs.display.tables import print_summary
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.tables import print_summary
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from tintray.jobs.growth import api
+        from tintray.jobs.runs.growth import api
 
         made = api.rollback(merge, to, store=where, catalog=database)
     write(made, print_summary, as_json=as_json)
@@ -181,12 +181,12 @@ def rollback(
 
 def diff_merges(before: str, after: str, catalog: str | None, as_json: bool) -> None:
     """Show what changed from one merge to another; ``tintray diff`` calls it."""
-    from tintray.jobs.growth.tables import print_merge_difference
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.growth_tables import print_merge_difference
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(None, catalog)
     with quiet_stdout():
-        from tintray.jobs.growth.history import diff_merges as differences
+        from tintray.jobs.runs.growth.history import diff_merges as differences
 
         found = differences(before, after, catalog=database)
     write(found, print_merge_difference, as_json=as_json)

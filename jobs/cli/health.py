@@ -38,8 +38,8 @@ def upgrade(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
     """
-    from tintray.jobs.display.upkeep_tables import print_schema
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_schema
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
@@ -62,8 +62,8 @@ def check(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray db check --json
     """
-    from tintray.jobs.display.upkeep_tables import print_database
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_database
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
@@ -90,8 +90,8 @@ def doctor(address: str | None, store: str | None, catalog: str | None, as_json:
     Example:
       tintray doctor --store s3://models/tintray
     """
-    from tintray.jobs.display.upkeep_tables import print_diagnosis
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_diagnosis
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():

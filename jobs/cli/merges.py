@@ -1,7 +1,7 @@
 """The commands on published merges: list, show, eval, compare and export.
 
 MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
-folder or a URL. What MERGE means is decided in ``tintray.jobs.merges.finding``, not here.
+folder or a URL. What MERGE means is decided in ``tintray.jobs.engine.finding``, not here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
     Example:
       tintray list --store s3://models/tintray
     """
-    from tintray.jobs.display.tables import print_listing
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.tables import print_listing
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -62,8 +62,8 @@ def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> N
     Example:
       tintray show ten-scripts/v2
     """
-    from tintray.jobs.display.tables import print_summary
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.tables import print_summary
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -88,9 +88,9 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
     Example:
       tintray eval ten-scripts
     """
+    from tintray.jobs.cli.tables import print_evaluation
+    from tintray.jobs.config.settings import chosen
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.display.tables import print_evaluation
-    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout(), watch() as on_event:
@@ -135,10 +135,10 @@ def compare(
     Example:
       tintray compare ten-scripts --methods all --plot methods.svg
     """
-    from tintray.jobs.display.plots import check_plot, plot_comparison
+    from tintray.jobs.cli.plots import check_plot, plot_comparison
+    from tintray.jobs.cli.tables import print_comparison
+    from tintray.jobs.config.settings import chosen
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.display.tables import print_comparison
-    from tintray.jobs.spec.settings import chosen
 
     where, database = chosen(store, catalog)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
@@ -189,7 +189,7 @@ def export(
       tintray export ten-scripts ./ten-scripts-merged
       tintray export adapters --adapter ./one-adapter
     """
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():

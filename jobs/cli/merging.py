@@ -91,7 +91,8 @@ def methods(names: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray methods ties
     """
-    from tintray.jobs.methods.listing import list_methods, print_methods
+    from tintray.jobs.cli.method_tables import print_methods
+    from tintray.jobs.runs.method_list import list_methods
 
     with quiet_stdout():
         found = list_methods(names)

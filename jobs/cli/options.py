@@ -61,7 +61,7 @@ debug_option = click.option(
 
 def _allow_factory(_context: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
-        from tintray.jobs.spec.settings import FACTORIES_VARIABLE
+        from tintray.jobs.config.settings import FACTORIES_VARIABLE
 
         before = os.environ.get(FACTORIES_VARIABLE, "")
         os.environ[FACTORIES_VARIABLE] = f"{before} {value}".strip()
@@ -161,7 +161,7 @@ def write(
     result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
 ) -> None:
     """Write the result of a command to standard output, as a table or as JSON."""
-    from tintray.jobs.display.tables import write_json
+    from tintray.jobs.cli.tables import write_json
     from tintray.jobs.display.terminal import escaped, open_console
 
     with until_closed():

@@ -42,13 +42,13 @@ def plan(job: Path, pilot: bool, seconds: float, overrides: tuple[str, ...], as_
     Example:
       tintray plan job.yaml --pilot
     """
+    from tintray.jobs.config.job_file import load_spec
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
-        from tintray.jobs.display.planning_tables import print_plan
-        from tintray.jobs.planning import estimates
+        from tintray.jobs.cli.plan_tables import print_plan
+        from tintray.jobs.runs import plan as estimates
 
         report = estimates.plan(spec, pilot=pilot, seconds=seconds, on_event=on_event)
     write(report, print_plan, as_json=as_json)

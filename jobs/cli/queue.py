@@ -55,9 +55,9 @@ def submit(
       tintray submit job.yaml --key nightly-2026-02-01 --watch
     """
     with at_once(), quiet_stdout():
+        from tintray.jobs.config.job_file import load_spec
         from tintray.jobs.queue import submission
         from tintray.jobs.queue.ray_jobs import is_reached_by_all
-        from tintray.jobs.spec.sections import load_spec
 
         spec = load_spec(job, overrides)
         entered = submission.submit(spec, key=key, priority=priority, address=address)
@@ -155,7 +155,7 @@ def queue(max_jobs: int | None, address: str | None, catalog: str | None, as_jso
         if max_jobs is not None:
             submission.set_limit(max_jobs, address=address, catalog=catalog)
         clusters = views.list_clusters(catalog=catalog)
-        from tintray.jobs.queue.tables import print_clusters
+        from tintray.jobs.cli.queue_tables import print_clusters
     if not clusters:
         click.echo(
             "no cluster yet; tintray submit JOB.yaml --address URL makes one known", err=True
@@ -179,7 +179,7 @@ def _again(
 
 def _told(job: JobStatus, catalog: str | None, watch: bool, as_json: bool) -> None:
     """Tell of a job that was changed, or follow it if that was asked for."""
-    from tintray.jobs.queue.tables import print_status, print_told
+    from tintray.jobs.cli.queue_tables import print_status, print_told
 
     if watch and not job.over:
         job = watch_job(job.id, catalog)

@@ -24,8 +24,8 @@ from tintray.jobs.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tintray.jobs.config.job_file import JobSpec
     from tintray.jobs.results import MergeSummary
-    from tintray.jobs.spec.sections import JobSpec
 
 
 @click.command()
@@ -79,9 +79,9 @@ def run(
         return
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
+    from tintray.jobs.cli.tables import print_next, print_summary
+    from tintray.jobs.config.job_file import load_spec
     from tintray.jobs.display.progress import watch
-    from tintray.jobs.display.tables import print_next, print_summary
-    from tintray.jobs.spec.sections import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout(), watch() as on_event:
@@ -107,7 +107,7 @@ def _run_mergekit(file: Path, output: Path, memory: str) -> Path:
 
 def _next_commands(summary: MergeSummary, spec: JobSpec) -> dict[str, str]:
     """What to type next, complete with the store where it is not the default one."""
-    from tintray.jobs.spec.settings import default_catalog, default_store
+    from tintray.jobs.config.settings import default_catalog, default_store
     from tintray.storage.secrets import shown_url
 
     words = [f"{summary.name}/{summary.version}"]
@@ -139,8 +139,8 @@ def validate(job: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     Example:
       tintray validate examples/digits.yaml
     """
-    from tintray.jobs.display.tables import print_validation
-    from tintray.jobs.spec.sections import load_spec
+    from tintray.jobs.cli.tables import print_validation
+    from tintray.jobs.config.job_file import load_spec
 
     spec = load_spec(job, overrides)
     with quiet_stdout():

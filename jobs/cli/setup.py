@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import click
+from rich.console import Console
 
 from tintray.jobs.cli.options import answer, debug_option, json_option, write
+from tintray.jobs.cli.tables import print_facts
+from tintray.jobs.upkeep.setup import Configured
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -28,7 +31,7 @@ def init(
     Example:
       tintray init --store s3://models/tintray --address http://head:8265
     """
-    from tintray.jobs.upkeep.setup import Configured, configure, print_configured
+    from tintray.jobs.upkeep.setup import configure
 
     asked = {
         "store": _asked("artifact store (a folder, or s3://bucket/prefix)", store),
@@ -68,3 +71,11 @@ def completion(shell: str, as_json: bool) -> None:
     assert found is not None, "these shells are click's own"
     script = found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source()
     answer(script, {"shell": shell, "script": script}, as_json=as_json)
+
+
+def print_configured(found: Configured, console: Console) -> None:
+    """Where it is, and what is in it."""
+    console.print(found.path)
+    if found.settings:
+        print_facts(found.settings, console)
+    console.print("\n`tintray doctor` checks them")

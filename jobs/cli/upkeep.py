@@ -59,8 +59,8 @@ def list_artifacts(kind: str | None, store: str | None, catalog: str | None, as_
     Example:
       tintray artifacts ls --kind task-vector
     """
-    from tintray.jobs.display.upkeep_tables import print_artifacts
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_artifacts
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -84,8 +84,8 @@ def verify(merge: str | None, store: str | None, catalog: str | None, as_json: b
     Example:
       tintray artifacts verify ten-scripts/v2
     """
-    from tintray.jobs.display.upkeep_tables import print_verification
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_verification
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -112,8 +112,8 @@ def pin(sha256: str, remove: bool, store: str | None, catalog: str | None, as_js
     Example:
       tintray artifacts pin 3f9a2c41d07b
     """
-    from tintray.jobs.display.upkeep_tables import print_pin
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_pin
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
@@ -144,8 +144,8 @@ def gc(delete: bool, age: float, store: str | None, catalog: str | None, as_json
     Example:
       tintray gc --older-than 7d --delete
     """
-    from tintray.jobs.display.upkeep_tables import print_garbage
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_garbage
+    from tintray.jobs.config.settings import chosen
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
@@ -170,8 +170,8 @@ def rm(merge: str, store: str | None, catalog: str | None, as_json: bool) -> Non
     Example:
       tintray rm ten-scripts/v2
     """
-    from tintray.jobs.display.upkeep_tables import print_removed
-    from tintray.jobs.spec.settings import chosen
+    from tintray.jobs.cli.upkeep_tables import print_removed
+    from tintray.jobs.config.settings import chosen
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
@@ -209,8 +209,8 @@ def copy(
     Example:
       tintray copy ten-scripts/v2 s3://models/tintray
     """
-    from tintray.jobs.display.upkeep_tables import print_copied
-    from tintray.jobs.spec.settings import chosen, chosen_destination
+    from tintray.jobs.cli.upkeep_tables import print_copied
+    from tintray.jobs.config.settings import chosen, chosen_destination
 
     _, database = chosen(store, catalog)
     target, known = chosen_destination(destination, dest_catalog)

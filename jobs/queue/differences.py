@@ -10,7 +10,7 @@ from typing import Any
 from tintray.errors import NotFoundError
 from tintray.jobs.queue.views import opened, resolve, status_of
 from tintray.jobs.results import Record
-from tintray.storage.catalog import Catalog
+from tintray.storage.catalog.catalog import Catalog
 
 _ABSENT = "-"
 _PLACES = ("catalog",)  # where a job was recorded is no part of it
@@ -47,7 +47,7 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
         first = resolve(known, one)
         before = known.job(first).spec
         if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
-            from tintray.jobs.spec.sections import load_spec
+            from tintray.jobs.config.job_file import load_spec
 
             fields = changed_fields(before, load_spec(Path(other)).record())
             return JobDifference(first, other, fields, [])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from tintray.errors import NotFoundError, TintrayError
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.locations import Location
+from tintray.jobs.config.settings import CATALOG_VARIABLE, default_catalog, default_store
 from tintray.jobs.display.progress import PlainProgress
-from tintray.jobs.running.job_run import JobRun
-from tintray.jobs.spec.locations import Location
-from tintray.jobs.spec.sections import JobSpec
-from tintray.jobs.spec.settings import CATALOG_VARIABLE, default_catalog, default_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.states import JobState
+from tintray.jobs.runs.job_run import JobRun
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def drive(job_id: str, attempt: int) -> int:
         run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
         with run.running():
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
-            from tintray.jobs.running.driver import carry_on
+            from tintray.jobs.runs.run import carry_on
 
             carry_on(run, spec.model_copy(update={"cluster": cluster}))
     return 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tintray.storage.secrets import redact
 
 if TYPE_CHECKING:
-    from tintray.storage.catalog import Catalog
+    from tintray.storage.catalog.catalog import Catalog
 
 _KEPT_LINES = 20_000
 
@@ -51,7 +51,7 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     from tintray.errors import TintrayError
     from tintray.jobs.queue.driving import open_catalog
     from tintray.jobs.queue.handover import dispatch
-    from tintray.storage.queue import Claim
+    from tintray.storage.catalog.queue import Claim
 
     try:
         catalog, url = open_catalog()
@@ -64,7 +64,7 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
         with _warned():
             if code < 0:
                 name = signal.Signals(-code).name
-                catalog.queue.bury(claim, f"its driver was ended by {name} ({_advice(-code)})")
+                catalog.queue.mark_dead(claim, f"its driver was ended by {name} ({_advice(-code)})")
             elif code > 0:
                 catalog.queue.give_up(claim, f"its driver ended before it began: {last}")
         with _warned():
@@ -95,9 +95,9 @@ def _advice(number: int) -> str:
 def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
     """Keep what the driver said where the cluster's end does not matter."""
     from tintray.jobs.queue.handover import LOG
-    from tintray.storage.artifacts import open_store
-    from tintray.storage.blobs import put_blob
-    from tintray.storage.catalog import Known
+    from tintray.storage.artifacts.blobs import put_blob
+    from tintray.storage.artifacts.store import open_store
+    from tintray.storage.catalog.catalog import Known
 
     ref = put_blob(open_store(catalog.job(job_id).store_url), log.encode())
     catalog.record_artifacts([Known(ref, LOG, {"job": job_id})], job_id=job_id)

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 
 from tintray.errors import TintrayError
 from tintray.jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
-from tintray.jobs.queue.handover import LOG, dispatch, reap, submission_id
+from tintray.jobs.queue.handover import LOG, dispatch, mark_exited, submission_id
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
 from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import get_blob
-from tintray.storage.catalog import Catalog
-from tintray.storage.job_list import JobRow
+from tintray.storage.artifacts.blobs import get_blob
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.job_list import JobRow
+from tintray.storage.catalog.states import JobState
 from tintray.storage.secrets import redact
-from tintray.storage.states import JobState
 
 POLL = 0.5
 """Seconds between two looks into the catalog."""
@@ -161,7 +161,7 @@ def _tend(catalog: Catalog, url: str, row: JobRow) -> None:
     """Hand over what may go on the cluster of a job that waits; a cluster that is away may be."""
     if row.cluster is None or row.state is not JobState.QUEUED or row.owner is not None:
         return
-    reap(catalog, row)
+    mark_exited(catalog, row)
     try:
         dispatch(catalog, url, row.cluster)
     except ClusterError:

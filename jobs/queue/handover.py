@@ -9,8 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 
-from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
-from tintray.jobs.spec.settings import (
+from tintray.jobs.config.settings import (
     ADDRESS_VARIABLE,
     CATALOG_VARIABLE,
     FACTORIES_VARIABLE,
@@ -18,11 +17,12 @@ from tintray.jobs.spec.settings import (
     setting,
     share_factories,
 )
-from tintray.storage.catalog import Catalog
-from tintray.storage.job_list import JobRow
-from tintray.storage.queue import Claim
+from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.job_list import JobRow
+from tintray.storage.catalog.queue import Claim
+from tintray.storage.catalog.states import JobState
 from tintray.storage.secrets import has_secret, redact
-from tintray.storage.states import JobState
 
 LOG = "log"
 """The kind of the artifact that keeps what a driver said."""
@@ -55,14 +55,14 @@ def dispatch(
             jobs.submit(_entrypoint(claim), name, {**_environment(catalog_url), **chosen})
         except BaseException as error:
             if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
-                catalog.queue.unclaim(claim)
+                catalog.queue.release_claim(claim)
                 raise
         catalog.queue.handed(claim)
         handed.append(claim)
     return handed
 
 
-def reap(catalog: Catalog, job: JobRow) -> bool:
+def mark_exited(catalog: Catalog, job: JobRow) -> bool:
     """Note that a job which was handed over ended before its driver could say so itself.
 
     Returns whether it did. A cluster that does not answer, or does not know the job, says nothing.

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from tintray.errors import InputError, SpecError, TintrayError
-from tintray.jobs.spec.settings import ADDRESS_VARIABLE, setting
+from tintray.jobs.config.settings import ADDRESS_VARIABLE, setting
 from tintray.storage.secrets import learn, redact, shown_url
 
 DEFAULT_PORT = 8265

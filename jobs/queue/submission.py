@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from tintray.errors import InputError, SpecError, StorageError
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.job_file import JobSpec, load_spec
+from tintray.jobs.config.quick_checks import check_files
+from tintray.jobs.config.settings import chosen_address
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.queue.handover import dispatch, submission_id
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
 from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
-from tintray.jobs.running.places import usable
-from tintray.jobs.spec.light_checks import check_files
-from tintray.jobs.spec.sections import JobSpec, load_spec
-from tintray.jobs.spec.settings import chosen_address
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.leases import LeaseHeldError
-from tintray.storage.states import StateConflictError
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.leases import LeaseHeldError
+from tintray.storage.catalog.states import StateConflictError
 
 PRIORITIES = range(-1000, 1001)
 MOST_JOBS = 10_000
@@ -179,7 +179,7 @@ def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, prior
             cluster=cluster,
             priority=priority,
             key=key,
-            digest=spec.fingerprint(),
+            digest=spec.submission_hash(),
         )
     except StorageError:
         # Another submission with the same key was first: then it is that job.
@@ -192,7 +192,7 @@ def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, prior
 def _of_key(catalog: Catalog, key: str, spec: JobSpec) -> str | None:
     """The job that was submitted with a key, if it is the same job."""
     found = catalog.queue.by_key(key)
-    if found is None or found.digest == spec.fingerprint():
+    if found is None or found.digest == spec.submission_hash():
         return None if found is None else found.id
     from tintray.jobs.queue.differences import changed_fields
 
@@ -269,7 +269,7 @@ def _cannot(error: StorageError, job_id: str) -> str:
 
 def _run_here(catalog: Catalog, job_id: str, url: str, on_event: OnEvent) -> None:
     from tintray.jobs.queue.driving import recorded
-    from tintray.jobs.running.driver import continue_job
+    from tintray.jobs.runs.run import continue_job
 
     continue_job(job_id, catalog, recorded(catalog, job_id, url), on_event)
 
@@ -296,7 +296,7 @@ def _until_stopped(catalog: Catalog, job_id: str) -> None:
 
 
 def _discard(catalog: Catalog, job_id: str) -> None:
-    from tintray.jobs.fit.checkpointing import delete_blobs
+    from tintray.jobs.engine.fit_checkpoints import delete_blobs
 
     gone = catalog.checkpoints.drop(job_id)
     delete_blobs(open_store(catalog.job(job_id).store_url), gone)

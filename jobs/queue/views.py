@@ -9,15 +9,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tintray.errors import InputError, SpecError
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.results import Record
-from tintray.jobs.running.places import usable
-from tintray.jobs.spec.settings import default_catalog, default_store
-from tintray.storage.job_list import JobRow, glance
-from tintray.storage.states import JobState
+from tintray.storage.catalog.job_list import JobRow, glance
+from tintray.storage.catalog.states import JobState
 
 if TYPE_CHECKING:
-    from tintray.storage.catalog import Catalog
-    from tintray.storage.queue import Standing
+    from tintray.storage.catalog.catalog import Catalog
+    from tintray.storage.catalog.queue import Standing
 
 LOST = "lost"
 """The state in which a job is shown that nobody works on although it is not over."""
@@ -104,7 +104,7 @@ def opened(catalog: str | None) -> Iterator[tuple[Catalog, str]]:
         It cannot be used, or there is none.
     """
     # Imported where it is needed: with SQLAlchemy it takes longer than what is asked of it.
-    from tintray.storage.catalog import Catalog
+    from tintray.storage.catalog.catalog import Catalog
 
     url = _url(catalog)
     with usable():

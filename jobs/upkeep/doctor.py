@@ -12,13 +12,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tintray.errors import NotFoundError, TintrayError
-from tintray.jobs.fleet import open_fleet
+from tintray.jobs.config.settings import chosen, chosen_address
+from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.queue.ray_jobs import RayJobs
-from tintray.jobs.spec.settings import chosen, chosen_address
 from tintray.jobs.upkeep.results import Check, Diagnosis
 from tintray.jobs.upkeep.stores import check_catalog
-from tintray.storage.artifacts import open_store
-from tintray.storage.urls import local_folder
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.urls import local_folder
 
 PYTHON = (3, 11)
 _RAY_PLAN = 128 * 2**20  # bytes of shared memory: the least that Ray takes is below
@@ -119,7 +119,7 @@ def _may_make(path: Path) -> bool:
 
 def _ray() -> str:
     """Start a cluster here, as a job without an address does."""
-    fleet = open_fleet(address=None, workers=1, threads=1, plan=_RAY_PLAN)
+    fleet = open_backend(address=None, workers=1, threads=1, plan=_RAY_PLAN)
     try:
         return f"a cluster on this machine has {fleet.size()} CPUs"
     finally:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich.console import Console
-
-from tintray.jobs.display.tables import print_facts
+from tintray.jobs.config.settings import write_config
 from tintray.jobs.queue.ray_jobs import jobs_address
 from tintray.jobs.results import Record
-from tintray.jobs.spec.settings import write_config
 from tintray.storage.secrets import shown_url
 
 
@@ -23,7 +20,7 @@ class Configured(Record):
 
 
 def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured:
-    """Write the configuration file of this user; see :func:`jobs.spec.settings.write_config`.
+    """Write the configuration file of this user; see :func:`jobs.config.settings.write_config`.
 
     Raises
     ------
@@ -35,11 +32,3 @@ def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured
         given["address"] = jobs_address(given["address"])
     path = write_config(given, replace=replace)
     return Configured(str(path), {name: shown_url(value) for name, value in given.items()})
-
-
-def print_configured(found: Configured, console: Console) -> None:
-    """Where it is, and what is in it."""
-    console.print(found.path)
-    if found.settings:
-        print_facts(found.settings, console)
-    console.print("\n`tintray doctor` checks them")

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tintray.errors import InputError, NotFoundError, StorageError, nearest
-from tintray.jobs.merges.finding import load_merge, locate, store_of
-from tintray.jobs.merges.publication import enter
-from tintray.jobs.running.places import usable
-from tintray.jobs.spec.settings import chosen
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.settings import chosen
+from tintray.jobs.engine.finding import load_merge, locate, store_of
+from tintray.jobs.runs.publication import enter
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
@@ -22,11 +22,8 @@ from tintray.jobs.upkeep.results import (
     SchemaChange,
     VerifyReport,
 )
-from tintray.storage import collect, database_check
-from tintray.storage.artifacts import ArtifactStore, open_store
-from tintray.storage.blobs import fetch_blob, is_blob
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import (
+from tintray.storage.artifacts.blobs import fetch_blob, is_blob
+from tintray.storage.artifacts.publish import (
     MergeRef,
     file_ref,
     list_merges,
@@ -35,8 +32,11 @@ from tintray.storage.publish import (
     publish_merge,
     read_manifest,
 )
-from tintray.storage.tables import Artifact
-from tintray.storage.verify import verify_merge, verify_store
+from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.verify import verify_merge, verify_store
+from tintray.storage.catalog import collect, database_check
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.tables import Artifact
 
 DAY = 86400.0
 
@@ -350,7 +350,7 @@ def check_catalog(catalog: str | None = None) -> DatabaseReport:
 
 
 def _shown(catalog: str) -> str:
-    from tintray.storage.engine import parse_catalog_url
+    from tintray.storage.catalog.engine import parse_catalog_url
     from tintray.storage.secrets import shown_catalog
 
     return shown_catalog(parse_catalog_url(catalog))

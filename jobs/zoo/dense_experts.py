@@ -27,8 +27,8 @@ from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.scenes import VOID
 from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
 from tintray.models import quiet_transformers
-from tintray.objectives import direction_loss, value_loss
-from tintray.tasks import Kind, measure
+from tintray.tasks.objectives import direction_loss, value_loss
+from tintray.tasks.tasks import Kind, measure
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps [N, C, H, W] and the indices [N] of their examples to one number."""

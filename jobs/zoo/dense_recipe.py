@@ -9,7 +9,7 @@ from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.rendering import Style
 
 if TYPE_CHECKING:
-    from tintray.tasks import Kind
+    from tintray.tasks.tasks import Kind
 
 
 @dataclass(frozen=True)

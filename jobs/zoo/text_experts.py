@@ -20,7 +20,7 @@ from tintray.jobs.zoo.text_recipe import TextRecipe
 from tintray.jobs.zoo.text_tasks import Texts, read_class_names, read_texts
 from tintray.jobs.zoo.training import single_thread
 from tintray.models import quiet_transformers
-from tintray.precision import computing, resolve
+from tintray.numerics.precision import computing, resolve
 
 _CHUNK = 16  # batches that are sorted by length together: shuffled enough, hardly padded
 

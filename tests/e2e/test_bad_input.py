@@ -290,7 +290,7 @@ def test_the_undamaged_job_is_accepted(
 def test_a_job_that_was_refused_is_failed_in_the_catalog_with_the_sentence(
     job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tintray.storage.catalog import Catalog
+    from tintray.storage.catalog.catalog import Catalog
 
     zoo, description = job
     weights("five", fill(torch.nan))(zoo, description)

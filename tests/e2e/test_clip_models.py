@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 import tintray
 from tests import tiny_models as tiny
 from tintray import models
-from tintray.checkpoints import Checkpoint, ZeroShot, open_checkpoint
+from tintray.checkpoints.model_folder import Checkpoint, ZeroShot, open_checkpoint
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
 from tintray.models import clip
@@ -108,7 +108,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(folder: Path, store: Path, rounds: int = 2, **shades: Any) -> Any:
     """The data of one task name its classes; those of the other one are named by the job."""
-    from tintray.jobs.spec.sections import parse_spec
+    from tintray.jobs.config.job_file import parse_spec
 
     named = {"colours": {}, "shades": {"classes": list(SHADES)}}
     tasks = [
@@ -213,14 +213,14 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
     """A data set says dense_residential, its prompts say it in two words, or in others."""
     from PIL import Image
 
-    from tintray.data import Answers, DataOrder, read_labels
-    from tintray.jobs.fit.orders import TaskOrder, open_expert
+    from tintray.data import Answers, DataSource, read_labels
+    from tintray.jobs.engine.configs import TaskConfig, open_expert
 
     for name in ("a_red_one", "green"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "train" / name / "0.png")
-    data = DataOrder(str(tmp_path))
-    order = TaskOrder(
+    data = DataSource(str(tmp_path))
+    order = TaskConfig(
         "x", "classification", str(zoo / "colours"), data, None, base=str(zoo / "base")
     )
     plain = open_expert(order, tmp_path)

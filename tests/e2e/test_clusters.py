@@ -18,19 +18,19 @@ from tests.e2e.test_factory import make_plain_zoo
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import DataError, FitError, SpecError
 from tintray.jobs import api
+from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.ray_backend import RayBackend
 from tintray.jobs.events import Notice
-from tintray.jobs.fleet import Fleet, open_fleet
-from tintray.jobs.growth import api as growth
-from tintray.jobs.ray_fleet import RayFleet
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.jobs.runs.growth import api as growth
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Fleet]:
+def cluster() -> Iterator[Backend]:
     """One local Ray for the whole module: jobs that find it running use it and leave it running."""
-    fleet = open_fleet(address=None, workers=2, threads=1, plan=128 * 2**20)
+    fleet = open_backend(address=None, workers=2, threads=1, plan=128 * 2**20)
     yield fleet
     fleet.close()
 
@@ -96,7 +96,7 @@ def test_a_merge_is_made_compared_and_grown_to_the_same_bits_on_ray(
     assert grown(zoo, tmp_path / "ray", workers="auto", shards=2) == here
 
 
-def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Fleet) -> None:
+def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Backend) -> None:
     member = cluster.spawn(Member, threads=0.5, name="member 1")
     array = np.arange(4, dtype=np.float32)
     shared = cluster.put(array)
@@ -123,23 +123,23 @@ def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
     parts = {"fit": {"rounds": 3, "groups": 4}, "merge": {"granularity": "block"}}
     arrays = api.run(tiny.spec(tmp_path / "arrays", **parts))
 
-    def direct(**wanted: Any) -> Fleet:
-        return RayFleet(None, wanted["workers"], wanted["plan"], transport="gloo")
+    def direct(**wanted: Any) -> Backend:
+        return RayBackend(None, wanted["workers"], wanted["plan"], transport="gloo")
 
-    monkeypatch.setattr("tintray.jobs.running.driver.open_fleet", direct)
+    monkeypatch.setattr("tintray.jobs.runs.run.open_backend", direct)
     cluster = {"workers": 2, "shards": 2}
     tensors = api.run(tiny.spec(tmp_path / "tensors", cluster=cluster, **parts))
     assert hashes(tensors.url) == hashes(arrays.url)
 
 
-def test_gpus_that_the_cluster_lacks_are_asked_for_in_vain(cluster: Fleet) -> None:
+def test_gpus_that_the_cluster_lacks_are_asked_for_in_vain(cluster: Backend) -> None:
     if cluster.capacity().gpus:
         pytest.skip("this machine has GPUs")
     with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: the workers need 2 GPUs and"):
-        open_fleet(address="auto", workers=2, threads=1, plan=0, gpus=1)
+        open_backend(address="auto", workers=2, threads=1, plan=0, gpus=1)
 
 
-def test_members_that_cannot_be_constructed_say_why(cluster: Fleet) -> None:
+def test_members_that_cannot_be_constructed_say_why(cluster: Backend) -> None:
     """On purpose: its own sentence; by a bug: the exception. Neither is a worker that died."""
     refused = cluster.spawn(Unready, SpecError("field: bad"), threads=0, name="member 1")
     with pytest.raises(SpecError, match="field: bad"):
@@ -184,6 +184,6 @@ def test_workers_that_cannot_import_the_factory_say_so_once(
     assert not [event for event in events if isinstance(event, Notice)]
 
 
-def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Fleet) -> None:
+def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Backend) -> None:
     with pytest.raises(SpecError, match=r"cluster\.workers.*need 999 CPUs"):
-        open_fleet(address="auto", workers=999, threads=1, plan=0)
+        open_backend(address="auto", workers=999, threads=1, plan=0)

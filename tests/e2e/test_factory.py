@@ -17,7 +17,7 @@ import tintray
 from tests import tiny_models as tiny
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
-from tintray.models.factory import build, find
+from tintray.models.factories import build, find
 
 FACTORY = "tests.e2e.test_factory:make"
 
@@ -101,7 +101,7 @@ def test_modules_of_a_factory_are_merged(summary: Any, tmp_path: Path) -> None:
     assert isinstance(module, Net)
     assert module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     folder = merge.export("rgb", tmp_path / "exported")
-    from tintray.models.factory import load
+    from tintray.models.factories import load
 
     again = load(FACTORY, {"classes": 3}, [folder / "model.safetensors"], "x")
     images = torch.rand(4, 3, 16, 16)
@@ -138,7 +138,7 @@ def test_a_merge_runs_a_factory_that_the_configuration_allows(
     assert tintray.load(summary.url).factory == FACTORY
 
 
-FOREIGN = [
+UNRELATED = [
     "subprocess:call",
     "os:system",
     "builtins:exec",
@@ -148,12 +148,12 @@ FOREIGN = [
     "torch.hub:load",
     "numpy:fromfile",
     "safetensors.torch:save_file",
-    "tintray.hub:download",
-    "tintray.storage.folder:FolderStore",
+    "tintray.checkpoints.hub:download",
+    "tintray.storage.artifacts.folder:FolderStore",
 ]
 
 
-@pytest.mark.parametrize("factory", FOREIGN)
+@pytest.mark.parametrize("factory", UNRELATED)
 def test_code_that_is_not_the_users_own_is_never_run(
     factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +203,7 @@ def test_factories_that_are_none_are_refused(factory: str, words: str) -> None:
 
 
 def test_weights_that_are_not_the_modules_are_refused(zoo: Path) -> None:
-    from tintray.models.factory import load
+    from tintray.models.factories import load
 
     assert find("tests.e2e.test_factory:make") is make
     files = [zoo / "rgb" / "model.safetensors"]

@@ -22,9 +22,9 @@ from tintray.errors import StorageError, TintrayError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted, TaskPrepared
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import list_merges
+from tintray.storage.artifacts.publish import list_merges
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
 
 COMMAND = [sys.executable, "-c", "from tintray.jobs.cli import main; raise SystemExit(main())"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.tiny_zoo import TinyZoo
-from tintray.bundle import tensors_as_bytes
-from tintray.coefficients import Coefficients
 from tintray.jobs import api
-from tintray.jobs.fit.coordinator import Cast, Coordinator
-from tintray.jobs.fit.shard import ShardOrder, Shards
-from tintray.jobs.fleet import Fleet, open_fleet
-from tintray.layout import build_layout
-from tintray.step import TaskMetrics
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import put_blob
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.coordinator import Assignment, Coordinator
+from tintray.jobs.engine.shards import ShardConfig, Shards
+from tintray.numerics.layout import build_layout
+from tintray.published.merge import tensors_as_bytes
+from tintray.storage.artifacts.blobs import put_blob
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.tinting.step import TaskMetrics
+from tintray.vectors.coefficients import Coefficients
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +50,8 @@ def nodes() -> Iterator[str]:
 
 
 @pytest.fixture
-def fleet(nodes: str) -> Iterator[Fleet]:
-    fleet = open_fleet(address=nodes, workers=2, threads=1, plan=0)
+def fleet(nodes: str) -> Iterator[Backend]:
+    fleet = open_backend(address=nodes, workers=2, threads=1, plan=0)
     yield fleet
     fleet.close()
 
@@ -98,7 +98,7 @@ def test_two_nodes_give_the_bits_of_one_process(nodes: str, tiny: TinyZoo, tmp_p
     assert found[0] == found[1]
 
 
-def test_members_are_spread_over_the_nodes(fleet: Fleet) -> None:
+def test_members_are_spread_over_the_nodes(fleet: Backend) -> None:
     capacity = fleet.capacity()
     assert (capacity.cpus, capacity.nodes) == (2, 2)
     assert capacity.object_store is not None
@@ -109,18 +109,18 @@ def test_members_are_spread_over_the_nodes(fleet: Fleet) -> None:
     assert len(set(fleet.get([member.call("node") for member in shards]))) > 1
 
 
-def test_nothing_spills_however_many_rounds_there_are(fleet: Fleet, tmp_path: Path) -> None:
+def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: Path) -> None:
     """12 MiB of θ, five groups, ten rounds: 0.7 GiB pass through object stores of 100 MiB."""
     layout = build_layout({f"w.{n}": (1024, 512) for n in range(6)})
     store = open_store(str(tmp_path))
     tensors = {slot.name: torch.full(slot.shape, 0.01) for slot in layout.slots}
     blob = put_blob(store, tensors_as_bytes(tensors))
-    shards = Shards(fleet, ShardOrder(str(tmp_path), blob, layout), 2)
+    shards = Shards(fleet, ShardConfig(str(tmp_path), blob, layout), 2)
     fleet.get(shards.load(["a", "b"], [blob, blob]))
     workers = [fleet.spawn(Echo, threads=1, name=f"worker {n}") for n in range(2)]
     groups = {n: workers[n % 2] for n in range(5)}
     names = {n: [str(n)] for n in groups}
-    cast = Cast(shards, workers, groups, names, {})
+    cast = Assignment(shards, workers, groups, names, {})
     start = Coefficients(torch.full((2, len(layout.units)), 0.3))
     before = spilled()
     told: list[Any] = []

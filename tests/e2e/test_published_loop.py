@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import tiny_workbench
-from tintray.bundle import Merge
-from tintray.jobs.spec.sections import parse_spec
-from tintray.randomness import sample
+from tintray.jobs.config.job_file import parse_spec
+from tintray.numerics.randomness import sample
+from tintray.published.merge import Merge
 
 ROUNDS, BATCH, RATE = 5, 6, 1e-2
 

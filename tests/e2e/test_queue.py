@@ -19,9 +19,9 @@ from tests.ray_head import RayHead, ray_head
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import MergeRef, parse_merge_url, read_manifest
+from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,15 +13,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import tintray
 from tests import conftest
 from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
-from tintray import pools
-from tintray.bundle import Merge
 from tintray.data import read_examples
 from tintray.jobs import api
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
-from tintray.jobs.spec.sections import JobSpec
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
+from tintray.pools import pool as pools
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.publish import list_merges, parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
 
 STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 

@@ -11,13 +11,14 @@ import torch
 
 import tintray
 from tests import tiny_models as tiny
-from tintray import pools, sequences
-from tintray.checkpoints import open_checkpoint
-from tintray.data import DataOrder
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.data import DataSource
 from tintray.data.labels import NONE
 from tintray.errors import CheckpointError, DataError, SpecError
 from tintray.jobs import api
 from tintray.models import load_expert, resolve_site
+from tintray.pools import pool as pools
+from tintray.pools import sequences
 
 WORDS = 10
 STEPS = {"up": 1, "down": -1}
@@ -155,7 +156,7 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     summary = api.run(job(tied, tmp_path, tint={"site": "decoder.block.1"}, fit={"rounds": 2}))
     merge = tintray.load(summary.url)
     module: Any = merge.for_task("down")
-    order = DataOrder(str(tied / "down_test.jsonl"), max_target_length=6)
+    order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
     checkpoint = open_checkpoint(tied / "down")
     pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
     right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").words
@@ -196,7 +197,7 @@ def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:
 def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
     checkpoint = open_checkpoint(tied / "up")
     expert: Any = load_expert(checkpoint)
-    order = DataOrder(str(tied / "up_train.jsonl"), "train[:5]", max_target_length=6)
+    order = DataSource(str(tied / "up_train.jsonl"), "train[:5]", max_target_length=6)
     pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
     assert sequences.is_open(pool)
     whole = sequences.completed(expert, pool)
@@ -222,7 +223,7 @@ def test_models_that_cannot_write_are_refused(tied: Path, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"x: the configuration has no decoder_start_token"):
         sequences.check_writes(module, "seq2seq", "x")
     tiny.save_rows(tmp_path / "x.jsonl", [{"text": "w1 w2", "target": 3}])
-    order = DataOrder(str(tmp_path / "x.jsonl"))
+    order = DataSource(str(tmp_path / "x.jsonl"))
     pool = pools.open_pool(order, open_checkpoint(tied / "up"), "seq2seq", "x", "x")
     with pytest.raises(DataError, match=r"holds 3; expected a text for each example"):
         sequences.with_right_answers(pool, order, tokenizer(), t5(True).config, "x")

@@ -21,9 +21,9 @@ from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.tables import Base
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.tables import Base
 
 _MAIN = "from tintray.jobs.cli import main; raise SystemExit(main())"
 STORE = f"s3://{BUCKET}/e2e/team store"

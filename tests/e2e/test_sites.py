@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import tintray
 from tests.tiny_zoo import TEST, TinyZoo
 from tintray.jobs import api
-from tintray.jobs.spec.sections import parse_spec
+from tintray.jobs.config.job_file import parse_spec
 
 SITES: list[dict[str, Any]] = [
     {"site": "vit.layers.1", "rank": 2},

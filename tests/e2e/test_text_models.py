@@ -221,7 +221,7 @@ CHAT = (
 def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
     """Padded on the right, whatever the tokenizer says; only the assistant's words are learned."""
     from tintray.data import Examples
-    from tintray.pools import build_pool
+    from tintray.pools.pool import build_pool
 
     made = tiny.tokenizer(
         chat_template=CHAT,

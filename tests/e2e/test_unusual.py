@@ -16,7 +16,7 @@ import tintray
 from tests.tiny_zoo import TinyZoo, comparable
 from tintray.errors import CheckpointError, DataError, SpecError
 from tintray.jobs import api
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
 @pytest.fixture

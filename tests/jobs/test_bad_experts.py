@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.display.tables import print_summary
+from tintray.jobs.cli.tables import print_summary
 from tintray.jobs.display.terminal import open_console
 from tintray.jobs.events import Notice, StageStarted
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
 def spoil(zoo: TinyZoo, task: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

@@ -11,16 +11,16 @@ import pytest
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, StorageError
 from tintray.jobs import api
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.engine import fit_checkpoints as checkpointing
 from tintray.jobs.events import CheckpointSaved, Notice, RoundDone
-from tintray.jobs.fit import checkpointing
-from tintray.jobs.running.driver import continue_job
-from tintray.jobs.spec.sections import JobSpec
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import blob_key
-from tintray.storage.catalog import Catalog
-from tintray.storage.collect import plan
-from tintray.storage.publish import parse_merge_url, read_manifest
-from tintray.storage.states import JobState
+from tintray.jobs.runs.run import continue_job
+from tintray.storage.artifacts.blobs import blob_key
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.collect import plan
+from tintray.storage.catalog.states import JobState
 
 ROUNDS = 9
 FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import SpecError
 from tintray.jobs.cli import main
-from tintray.jobs.spec.sections import ADAMERGING, SURGERY
+from tintray.jobs.config.job_file import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 from tintray.merging import recipe
 from tintray.merging.writing import merge_checkpoints

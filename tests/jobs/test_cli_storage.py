@@ -18,14 +18,14 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.upkeep import doctor
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import blob_key, put_blob
-from tintray.storage.catalog import Catalog
-from tintray.storage.migrations import REVISIONS
-from tintray.storage.publish import list_merges
-from tintray.storage.records import seal, unseal
-from tintray.storage.schema import alembic_config
-from tintray.storage.states import JobState
+from tintray.storage.artifacts.blobs import blob_key, put_blob
+from tintray.storage.artifacts.publish import list_merges
+from tintray.storage.artifacts.records import seal, unseal
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.schema import alembic_config
+from tintray.storage.catalog.states import JobState
 
 Answer = Callable[..., Any]
 

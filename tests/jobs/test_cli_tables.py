@@ -10,7 +10,7 @@ import math
 import pytest
 from rich.console import Console
 
-from tintray.jobs.display.tables import (
+from tintray.jobs.cli.tables import (
     count,
     print_comparison,
     print_listing,

@@ -12,11 +12,11 @@ from transformers import ViTForImageClassification
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray import pools
-from tintray.data import DataOrder, read_examples
+from tintray.data import DataSource, read_examples
 from tintray.jobs import api
-from tintray.jobs.merges.comparison import SCALES
 from tintray.jobs.results import CompareTable
+from tintray.jobs.runs.compare import SCALES
+from tintray.pools import pool as pools
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def merged_by_hand(tiny: TinyZoo, bench: Workbench, coefficient: float) -> dict[
     for task in TASKS:
         model = ViTForImageClassification.from_pretrained(tiny.folder / task)
         split = "train" if task == "four" else "test"
-        raw = read_examples(DataOrder(str(tiny.folder / f"{task}.npz"), split), task)
+        raw = read_examples(DataSource(str(tiny.folder / f"{task}.npz"), split), task)
         images = pools.build_pool(raw, processor(tiny, task)).batch(slice(None))["pixel_values"]
         with torch.inference_mode():
             expected = model(pixel_values=images).logits.argmax(-1)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.coefficients import Coefficients, initial_coefficients
-from tintray.evaluation import TaskScore
+from tintray.jobs.engine.backend import InlineFleet
+from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.jobs.events import RoundDone
-from tintray.jobs.fit.coordinator import Coordinator
-from tintray.jobs.fit.crew import Crew, survey
-from tintray.jobs.fleet import InlineFleet
-from tintray.plateau import Plateau
-from tintray.storage.artifacts import open_store
+from tintray.storage.artifacts.store import open_store
+from tintray.tasks.evaluation import TaskScore
+from tintray.tinting.plateau import Plateau
+from tintray.vectors.coefficients import Coefficients, initial_coefficients
 
 
 class Fit:
@@ -28,9 +28,9 @@ class Fit:
         rates = sections.pop("rates", (1e-2, 1e-2))
         sections.setdefault("merge", {"granularity": "block"})
         spec = tiny.spec(store, **sections)
-        self.ground = survey(spec)
+        self.ground = load_base_model(spec)
         self.fleet = InlineFleet(1)
-        self.crew = Crew(self.fleet, spec, self.ground)
+        self.crew = WorkerPool(self.fleet, spec, self.ground)
         self.crew.check()
         self.crew.prepare(open_store(spec.store), lambda done: None)
         units = len(self.ground.partition.layout.units)

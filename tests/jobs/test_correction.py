@@ -11,9 +11,9 @@ from torch import nn
 
 import tintray
 from tests.tiny_zoo import TinyZoo
-from tintray.correction import Correction
+from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import RoundDone
-from tintray.jobs.spec.sections import parse_spec
+from tintray.vectors.correction import Correction
 
 
 def test_it_moves_as_torch_moves_a_parameter() -> None:

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError
-from tintray.jobs.fit.crew import (
+from tintray.jobs.engine.backend import InlineFleet
+from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.worker_pool import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
-    Crew,
+    WorkerPool,
     default_groups,
     form_groups,
+    load_base_model,
     spread_groups,
-    survey,
 )
-from tintray.jobs.fit.orders import Prepared
-from tintray.jobs.fleet import InlineFleet
-from tintray.storage.artifacts import open_store
+from tintray.storage.artifacts.store import open_store
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
@@ -62,8 +62,8 @@ def test_every_group_has_one_host_and_no_host_is_idle_or_overloaded(
 def test_a_survey_counts_the_whole_backbone_whatever_the_site(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
-    head = survey(tiny.spec(tmp_path))
-    block = survey(tiny.spec(tmp_path, tint={"site": "vit.layers.2"}))
+    head = load_base_model(tiny.spec(tmp_path))
+    block = load_base_model(tiny.spec(tmp_path, tint={"site": "vit.layers.2"}))
     assert head.parameters == block.parameters == head.partition.layout.numel
     assert block.partition.layout.numel < head.parameters
     assert head.digest == block.digest
@@ -75,7 +75,7 @@ def test_checking_tells_what_a_job_would_use_and_writes_nothing(
 ) -> None:
     spec = tiny.spec(tmp_path / "store")
     fleet = InlineFleet(1)
-    facts = Crew(fleet, spec, survey(spec)).check()
+    facts = WorkerPool(fleet, spec, load_base_model(spec)).check()
     fleet.close()
     assert list(facts) == list(TASKS)
     for name, found in facts.items():
@@ -93,21 +93,21 @@ def test_the_first_bad_task_in_the_jobs_order_is_named(tiny: TinyZoo, tmp_path: 
     spec = zoo.spec(tmp_path / "store")
     fleet = InlineFleet(1)
     with pytest.raises(CheckpointError, match=r"tasks\.three\.expert"):
-        Crew(fleet, spec, survey(spec)).check()
+        WorkerPool(fleet, spec, load_base_model(spec)).check()
     fleet.close()
 
 
 def test_a_site_is_refused_by_the_survey(tiny: TinyZoo, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"tint\.site"):
-        survey(tiny.spec(tmp_path, tint={"site": "vit.blocks.0"}))
+        load_base_model(tiny.spec(tmp_path, tint={"site": "vit.blocks.0"}))
 
 
 def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> None:
     """Before any round, Λ = 0 is the base and one task's own vector brings back its expert."""
     spec = tiny.spec(tmp_path, tasks=("three", "five"))
-    ground = survey(spec)
+    ground = load_base_model(spec)
     fleet = InlineFleet(1)
-    crew = Crew(fleet, spec, ground)
+    crew = WorkerPool(fleet, spec, ground)
     crew.check()
     done: list[Prepared] = []
     prepared = crew.prepare(open_store(spec.store), done.append)

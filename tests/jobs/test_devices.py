@@ -20,15 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from tests.jobs.test_coordinator import Fit
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
-from tintray import step
 from tintray.errors import SpecError
-from tintray.jobs.fleet import InlineFleet, open_fleet
-from tintray.jobs.planning.needs import Choice, ClusterSize, job_size, lay_out
-from tintray.layout import build_layout
-from tintray.stacks import LowRank
-from tintray.step import TaskGroup, TaskState
-from tintray.task_vectors import TaskVectors
-from tintray.tint import FusedModel
+from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.engine.sizes import Choice, ClusterSize, job_size, lay_out
+from tintray.numerics.layout import build_layout
+from tintray.numerics.low_rank import LowRank
+from tintray.tinting import step
+from tintray.tinting.step import TaskGroup, TaskState
+from tintray.tinting.tint_layers import FusedModel
+from tintray.vectors.task_vectors import TaskVectors
 
 ELSEWHERE = "meta"  # of fake tensors; a GPU that torch was not built for will not even do as a fake
 
@@ -107,7 +107,7 @@ def test_without_a_gpu_a_job_that_asks_for_one_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: torch finds no GPU.*leave it"):
-        open_fleet(address=None, workers=0, threads=1, plan=0, gpus=1)
+        open_backend(address=None, workers=0, threads=1, plan=0, gpus=1)
 
 
 def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:

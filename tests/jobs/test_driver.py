@@ -10,7 +10,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import FitError, InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.events import RoundDone
-from tintray.storage.catalog import Catalog
+from tintray.storage.catalog.catalog import Catalog
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tintray.jobs.spec.sections import JobSpec, load_spec
+from tintray.jobs.config.job_file import JobSpec, load_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = (8, 14, 20)

@@ -11,7 +11,7 @@ import pytest
 import tintray
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tintray.errors import DataError
-from tintray.jobs.spec.sections import parse_spec
+from tintray.jobs.config.job_file import parse_spec
 
 
 def tint(zoo: TinyZoo, store: Path, labelled: int, **objective: Any) -> str:

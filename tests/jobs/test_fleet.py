@@ -11,9 +11,9 @@ import torch
 
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError, DataError, SpecError
-from tintray.jobs.fleet import InlineFleet, open_fleet
-from tintray.jobs.running.stopping import Stopper
-from tintray.jobs.spec.settings import is_own_cluster
+from tintray.jobs.config.settings import is_own_cluster
+from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.runs.stopping import Stopper
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ class Member:
 
 
 def test_no_workers_means_this_process() -> None:
-    assert isinstance(open_fleet(address=None, workers=0, threads=1, plan=0), InlineFleet)
+    assert isinstance(open_backend(address=None, workers=0, threads=1, plan=0), InlineFleet)
 
 
 def test_an_answer_outlives_the_next_call() -> None:
@@ -91,7 +91,7 @@ def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         SpecError, match=r"cluster\.address: expected .*Ray: 1\.13\.0.*same on both"
     ):
-        open_fleet(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+        open_backend(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -113,7 +113,7 @@ def test_ray_leaves_sigterm_to_the_job(monkeypatch: pytest.MonkeyPatch, stopped:
     with Stopper() as stopper:
         listening = signal.getsignal(signal.SIGTERM)
         with pytest.raises(CancelledError if stopped else SpecError):
-            open_fleet(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+            open_backend(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
         assert signal.getsignal(signal.SIGTERM) == listening
         assert stopper.asked == stopped
     assert bool(undone) == stopped
@@ -146,7 +146,7 @@ def test_no_token_goes_to_a_cluster_that_only_a_job_file_names(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
     monkeypatch.setenv("TINTRAY_ADDRESS", "http://head:8265")
     with pytest.raises(SpecError, match="goes only to a cluster that you chose"):
-        open_fleet(address="ray://evil:10001", workers=2, threads=1, plan=0)
+        open_backend(address="ray://evil:10001", workers=2, threads=1, plan=0)
 
 
 def test_a_merge_of_somebody_else_takes_nobody_to_its_cluster(

@@ -19,7 +19,7 @@ from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
-from tintray.precision import resolve
+from tintray.numerics.precision import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 

@@ -18,21 +18,21 @@ import tintray
 from tests.answers import call
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
-from tintray.evaluation import TaskScore
 from tintray.jobs import api
 from tintray.jobs.cli import main
+from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.events import StageStarted
-from tintray.jobs.fit.coordinator import Coordinator
-from tintray.jobs.growth import api as growth
-from tintray.jobs.growth import decisions
-from tintray.jobs.growth.crew import GrowthCrew
-from tintray.jobs.growth.history import diff_merges
-from tintray.jobs.growth.run import GuardError
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.running import driver
-from tintray.storage.catalog import Catalog
-from tintray.storage.lineage import ParentChangedError
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.jobs.runs import run as driver
+from tintray.jobs.runs.growth import api as growth
+from tintray.jobs.runs.growth import decisions
+from tintray.jobs.runs.growth.crew import GrowthWorkerPool
+from tintray.jobs.runs.growth.history import diff_merges
+from tintray.jobs.runs.growth.run import GuardError
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.lineage import ParentChangedError
+from tintray.tasks.evaluation import TaskScore
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
 EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
@@ -158,7 +158,7 @@ def test_the_guard_adds_up_what_changes_one_after_another_take(
         new = [name for name in names if name not in known]
         return lost + [TaskScore(name, "accuracy", 0.9, 1.0, 0.9, 48) for name in new]
 
-    monkeypatch.setattr(GrowthCrew, "evaluate", worse)
+    monkeypatch.setattr(GrowthWorkerPool, "evaluate", worse)
     point = (*QUICK, "growth.target=0.01", "growth.tolerance=1")
     parents.append(grown.add("five", mode="coefficients", overrides=point))
     entry = manifest(parents[-1])["tasks"][0]

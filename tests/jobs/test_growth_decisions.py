@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tintray.evaluation import TaskScore
-from tintray.jobs.growth import references
-from tintray.jobs.growth.decisions import Figure, Loss, Mode, Verdict, best, losses, next_mode
+from tintray.jobs.runs.growth import references
+from tintray.jobs.runs.growth.decisions import Figure, Loss, Mode, Verdict, best, losses, next_mode
+from tintray.tasks.evaluation import TaskScore
 
 HARM = (Loss("old", "accuracy", 0.9, 0.8),)
 

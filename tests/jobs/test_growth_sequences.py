@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
-from tintray.jobs.growth import api as growth
-from tintray.jobs.growth.history import history
 from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs.growth import api as growth
+from tintray.jobs.runs.growth.history import history
 from tintray.jobs.upkeep.stores import remove_merge
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import is_blob
-from tintray.storage.catalog import Catalog
-from tintray.storage.collect import collect
-from tintray.storage.publish import list_merges, read_manifest
+from tintray.storage.artifacts.blobs import is_blob
+from tintray.storage.artifacts.publish import list_merges, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.collect import collect
 
 QUICK = (
     "growth.rounds=2",

@@ -7,8 +7,13 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from tintray.jobs.growth.history import LayerDifference, MergeDifference, TaskDifference, Version
-from tintray.jobs.growth.tables import print_history, print_merge_difference
+from tintray.jobs.cli.growth_tables import print_history, print_merge_difference
+from tintray.jobs.runs.growth.history import (
+    LayerDifference,
+    MergeDifference,
+    TaskDifference,
+    Version,
+)
 
 FIRST = Version("m/v1", None, "2026-01-02T03:04:05", "merged", [], None, 2, 0.8, 0.9)
 

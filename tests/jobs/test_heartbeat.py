@@ -12,12 +12,12 @@ import pytest
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.events import RoundDone, StageStarted
-from tintray.jobs.running.heartbeat import Heartbeat
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.leases import LeaseHeldError, LeaseLostError
-from tintray.storage.publish import MergeRef, list_merges, manifest_digest
-from tintray.storage.states import JobState
+from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.storage.artifacts.publish import MergeRef, list_merges, manifest_digest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
+from tintray.storage.catalog.states import JobState
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from transformers import ViTForImageClassification
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray.bundle import read_tensors
+from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice
-from tintray.jobs.spec.sections import parse_spec
-from tintray.kinship import is_foreign, kinship
+from tintray.models.base_similarity import base_similarity, is_unrelated
+from tintray.published.merge import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def bench(tiny: TinyZoo) -> Workbench:
 
 def test_experts_of_the_base_are_kin_and_a_new_model_is_not(bench: Workbench) -> None:
     for expert in bench.experts.values():
-        assert not is_foreign(kinship(bench.base, expert))
+        assert not is_unrelated(base_similarity(bench.base, expert))
     with torch.random.fork_rng():
         torch.manual_seed(7)
         other = ViTForImageClassification(bench.base.config)
-    assert abs(kinship(bench.base, other)) < 0.1
-    assert kinship(bench.base, bench.base) == pytest.approx(1.0)
+    assert abs(base_similarity(bench.base, other)) < 0.1
+    assert base_similarity(bench.base, bench.base) == pytest.approx(1.0)
 
 
 @pytest.fixture
@@ -61,4 +61,4 @@ def test_its_coefficients_start_at_zero_and_the_others_do_not(
     initial = read_tensors(merge.file("coefficients.safetensors"))["initial"]
     zero = [not row.any() for row in initial]
     assert zero == [name == "five" for name in TASKS]
-    assert is_foreign(merge.task("five")["expert"]["kinship"])
+    assert is_unrelated(merge.task("five")["expert"]["base_similarity"])

@@ -12,10 +12,10 @@ import yaml
 from tests.several import SeveralFleet, sent
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.fleet import Fleet
-from tintray.jobs.growth import api as growth
-from tintray.jobs.growth.decisions import Asked
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.runs.growth import api as growth
+from tintray.jobs.runs.growth.decisions import Asked
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
 def hashes(url: str) -> dict[str, str]:
@@ -25,22 +25,22 @@ def hashes(url: str) -> dict[str, str]:
 
 def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[SeveralFleet]:
     """Every fleet that is opened from now on, but those of jobs that ask for no worker."""
-    from tintray.jobs.fleet import open_fleet
+    from tintray.jobs.engine.backend import open_backend
 
     opened: list[SeveralFleet] = []
 
-    def several(**wanted: Any) -> Fleet:
+    def several(**wanted: Any) -> Backend:
         if wanted["workers"] == 0:
-            return open_fleet(**wanted)
+            return open_backend(**wanted)
         opened.append(SeveralFleet(cpus))
         return opened[-1]
 
     for caller in (
         "tintray.jobs.api",
-        "tintray.jobs.running.driver",
-        "tintray.jobs.planning.estimates",
+        "tintray.jobs.runs.run",
+        "tintray.jobs.runs.plan",
     ):
-        monkeypatch.setattr(f"{caller}.open_fleet", several)
+        monkeypatch.setattr(f"{caller}.open_backend", several)
     return opened
 
 

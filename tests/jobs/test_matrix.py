@@ -21,9 +21,9 @@ import transformers
 import tintray
 from tests.answers import Answer, call
 from tests.sorts import SORTS, Sort, make_zoo, write_yaml
-from tintray.bundle import Merge
 from tintray.models import answer
-from tintray.storage.records import seal, unseal
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.records import seal, unseal
 
 UNCHANGEABLE = ("surgery", "ties", "own backbones")
 """Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.jobs import mergekit_peer as peer
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.cli import main
-from tintray.jobs.spec.mergekit import read_mergekit
+from tintray.jobs.config.mergekit import read_mergekit
 from tintray.merging.blends import BLENDS
 
 RECORD = Path(__file__).parent / "mergekit_peer.json"

@@ -11,15 +11,16 @@ import torch
 
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray import models, statistics, surgery
-from tintray.bundle import Merge
+from tintray import models
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
+from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.events import Event, Notice, TensorsMerged
-from tintray.jobs.spec.sections import JobSpec, parse_spec
 from tintray.merging import methods, recipe
 from tintray.merging.apply import directions, layers, own_deltas
-from tintray.storage.artifacts import open_store
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.store import open_store
+from tintray.tinting import statistics, surgery
 
 DATA_FREE = [name for name, known in methods().items() if not known.needs]
 SHARED = [name for name in DATA_FREE if methods()[name].own is None]

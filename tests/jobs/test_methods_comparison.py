@@ -13,10 +13,10 @@ from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.errors import InputError
 from tintray.jobs import api
 from tintray.jobs.cli import main
+from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice, ignore
-from tintray.jobs.merges.comparison import choose
 from tintray.jobs.results import CompareTable
-from tintray.jobs.spec.sections import parse_spec
+from tintray.jobs.runs.compare import choose
 from tintray.merging import methods
 
 LEARNED = ("adamerging", "adamerging task", "surgery")

@@ -13,13 +13,13 @@ from transformers import AutoModelForImageClassification
 import tintray
 from tests.training_here import training_here
 from tintray import models
-from tintray.adapters import read_adapter
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import InputError
-from tintray.jobs.planning.factors import factor_bytes
-from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.config.job_file import load_spec
+from tintray.jobs.engine.adapter_sizes import factor_bytes
 from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
 from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
+from tintray.models.adapters import read_adapter
 
 __all__ = ["training_here"]
 

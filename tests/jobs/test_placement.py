@@ -11,9 +11,9 @@ import tintray
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.errors import SpecError
+from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice
-from tintray.jobs.spec.sections import parse_spec
-from tintray.placement import (
+from tintray.tinting.site_search import (
     Probe,
     candidates,
     exhaustive_passes,

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_zoo import TinyZoo
-from tintray.data import DataOrder
+from tintray.data import DataSource
 from tintray.data.counting import extent
 from tintray.errors import SpecError
-from tintray.jobs.fit.crew import Crew, make_plan, survey
-from tintray.jobs.fleet import InlineFleet
-from tintray.jobs.planning.needs import (
+from tintray.jobs.engine.backend import InlineFleet
+from tintray.jobs.engine.pool_sizes import pool_bytes
+from tintray.jobs.engine.resources import available_memory, free_disk
+from tintray.jobs.engine.sizes import (
     Choice,
     ClusterSize,
     JobSize,
@@ -28,9 +29,8 @@ from tintray.jobs.planning.needs import (
     size,
     worker_bytes,
 )
-from tintray.jobs.planning.pool_sizes import pool_bytes
-from tintray.jobs.resources import available_memory, free_disk
-from tintray.layout import build_layout
+from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model, make_plan
+from tintray.numerics.layout import build_layout
 
 GIB = 2**30
 LAYOUT = build_layout({f"m.layers.{n}.w": (4096, 4096) for n in range(6)})  # 100 M parameters
@@ -188,10 +188,10 @@ def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
 def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:
     """As the workers then hold them, or a little more; nothing of them is read."""
     spec = tiny.spec(tmp_path / "store")
-    ground = survey(spec)
+    ground = load_base_model(spec)
     known = ground.partition.module.config
     planned = pool_bytes(spec, known.to_dict() | {"num_labels": known.num_labels})
-    crew = Crew(InlineFleet(1), spec, ground)
+    crew = WorkerPool(InlineFleet(1), spec, ground)
     crew.check()
     hosted = crew._workers[0].target._hosted.values()  # type: ignore[attr-defined]
     pools = [pool for task in hosted for pool in (task.pool, task.test) if pool is not None]
@@ -207,20 +207,20 @@ def test_texts_and_folders_of_images_are_counted_too(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(10):
         (folder / f"{number}.png").write_bytes(b"not read")
-    texts = extent(DataOrder(str(tmp_path / "texts.jsonl")))
-    images = extent(DataOrder(str(tmp_path / "images"), split="train[:50%]"))
+    texts = extent(DataSource(str(tmp_path / "texts.jsonl")))
+    images = extent(DataSource(str(tmp_path / "images"), split="train[:50%]"))
     assert (texts.examples, texts.file_bytes) == (None, 14_000)
     assert (images.examples, images.file_bytes) == (5, 80)
-    assert extent(DataOrder("hf://org/name")).examples == 0
+    assert extent(DataSource("hf://org/name")).examples == 0
     (tmp_path / "broken.npz").write_bytes(b"not an npz")
-    assert extent(DataOrder(str(tmp_path / "broken.npz"))).examples is None
+    assert extent(DataSource(str(tmp_path / "broken.npz"))).examples is None
 
 
 def test_a_job_that_cannot_fit_is_refused_before_anything_starts(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
     spec = tiny.spec(tmp_path / "store")
-    ground = survey(spec)
+    ground = load_base_model(spec)
     with pytest.raises(SpecError, match="the job does not fit: 1 worker of"):
         make_plan(spec, ground, ClusterSize(cpus=2, memory=2**20))
 
@@ -235,7 +235,7 @@ def test_a_job_that_cannot_fit_is_refused_before_anything_starts(
 
     fleet = Narrow(1)
     with pytest.raises(SpecError, match="does not fit"):
-        Crew(fleet, spec, ground)
+        WorkerPool(fleet, spec, ground)
     fleet.close()
     assert fleet.spawned == 0
     assert not (tmp_path / "store").exists()

@@ -8,12 +8,12 @@ import pytest
 
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.evaluation import TaskScore
 from tintray.jobs import api
-from tintray.jobs.merges.publication import summary
-from tintray.storage.artifacts import open_store
-from tintray.storage.catalog import Catalog
-from tintray.storage.publish import list_merges, parse_merge_url, read_manifest
+from tintray.jobs.runs.publication import summary
+from tintray.storage.artifacts.publish import list_merges, parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.tasks.evaluation import TaskScore
 
 
 def test_a_summary_read_back_is_the_one_that_the_run_gave(published: Published) -> None:
@@ -31,7 +31,7 @@ def test_averages_are_plain_means_over_tasks(published: Published) -> None:
 
 
 def test_a_manifest_tells_where_everything_came_from(published: Published, tiny: TinyZoo) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
 
     manifest = read_manifest(*parse_merge_url(published.summary.url))
     assert (manifest["name"], manifest["version"], manifest["parent"]) == ("tiny", 1, None)

@@ -18,8 +18,8 @@ import pytest
 import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.queue import driving, entry
-from tintray.jobs.running import driver
-from tintray.storage.catalog import Catalog
+from tintray.jobs.runs import run as driver
+from tintray.storage.catalog.catalog import Catalog
 
 
 class ThreadHead(ThreadingHTTPServer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.scaling import BATCH, MadeShard, MadeWorker, split
-from tintray.jobs.fit.shard import ShardOrder
-from tintray.storage.blobs import BlobRef
+from tintray.jobs.engine.shards import ShardConfig
+from tintray.storage.artifacts.blobs import BlobRef
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHAPE |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8}
@@ -14,7 +14,7 @@ SHAPE |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8}
 
 def test_its_members_run_a_round() -> None:
     layout = split(SHAPE).layout
-    shard = MadeShard(ShardOrder("", BlobRef("0" * 64, 0), layout), range(len(layout.slots)))
+    shard = MadeShard(ShardConfig("", BlobRef("0" * 64, 0), layout), range(len(layout.slots)))
     shard.load(["one", "two"], [])
     worker = MadeWorker(SHAPE, {0: ["one", "two"]})
     worker.begin([slice(0, layout.numel)])

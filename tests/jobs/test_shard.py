@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tintray.bundle import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
-from tintray.jobs.fit.shard import Shard, ShardOrder
-from tintray.layout import Layout, build_layout
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import BlobRef, blob_key, put_blob
+from tintray.jobs.engine.shards import Shard, ShardConfig
+from tintray.numerics.layout import Layout, build_layout
+from tintray.published.merge import tensors_as_bytes
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
+from tintray.storage.artifacts.store import open_store
 
 LAYOUT: Layout = build_layout({"a.x": (3, 2), "a.y": (4,)})
 
@@ -27,8 +27,8 @@ def blob(store: Path, seed: int) -> BlobRef:
     return put_blob(open_store(str(store)), tensors_as_bytes(tensors | extra))
 
 
-def order(store: Path, base: BlobRef | None = None, **options: Any) -> ShardOrder:
-    return ShardOrder(str(store), base or blob(store, 0), LAYOUT, **options)
+def order(store: Path, base: BlobRef | None = None, **options: Any) -> ShardConfig:
+    return ShardConfig(str(store), base or blob(store, 0), LAYOUT, **options)
 
 
 @pytest.fixture

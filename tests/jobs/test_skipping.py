@@ -11,7 +11,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError
 from tintray.jobs import api
 from tintray.jobs.events import Notice
-from tintray.storage.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
 def damaged(tiny: TinyZoo, folder: Path) -> TinyZoo:

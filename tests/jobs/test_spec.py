@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tintray.errors import SpecError
-from tintray.jobs.spec.sections import JobSpec, Section, load_spec, parse_spec
+from tintray.jobs.config.job_file import JobSpec, Section, load_spec, parse_spec
 
 JOB = """\
 name: ten-scripts

@@ -16,11 +16,11 @@ from tintray.errors import CancelledError
 from tintray.jobs.cli import main
 from tintray.jobs.events import StageStarted
 from tintray.jobs.queue.views import JobStatus
-from tintray.jobs.running import stopping
-from tintray.jobs.running.job_run import JobRun
-from tintray.jobs.running.stopping import Stopper
-from tintray.storage.catalog import Catalog
-from tintray.storage.states import JobState
+from tintray.jobs.runs import stopping
+from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.stopping import Stopper
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,17 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from tintray.card import model_card
 from tintray.errors import printable, printable_lines
 from tintray.jobs import results
+from tintray.jobs.cli import growth_tables, queue_tables, tables, upkeep_tables
+from tintray.jobs.cli import plan_tables as planning_tables
 from tintray.jobs.cli.options import say, write
-from tintray.jobs.display import planning_tables, tables, upkeep_tables
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.display.terminal import SafeConsole, escaped, open_console
 from tintray.jobs.events import Evaluated, Notice, Published, StageStarted
-from tintray.jobs.growth import tables as growth_tables
-from tintray.jobs.queue import tables as queue_tables
 from tintray.jobs.queue.differences import JobDifference
 from tintray.jobs.results import Record
+from tintray.published.card import model_card
 
 NASTY = "\x1b]0;OWNED\x07\x1b[2J\x1b[31mred\r\nforged line\x9b1m\u202egnp\u2028\u2066\x7f\x00\ud800"
 ACTED_UPON = {"Cc", "Cf", "Cs", "Zl", "Zp"}

@@ -11,20 +11,20 @@ import torch
 
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
-from tintray.bundle import read_tensors
 from tintray.errors import SpecError
-from tintray.jobs.fit.crew import Crew, survey
-from tintray.jobs.fit.orders import Prepared
-from tintray.jobs.fleet import InlineFleet
+from tintray.jobs.engine.backend import InlineFleet
+from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.models import backbone_names
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import fetch_blob
+from tintray.published.merge import read_tensors
+from tintray.storage.artifacts.blobs import fetch_blob
+from tintray.storage.artifacts.store import open_store
 
 
 def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
     spec = zoo.spec(store, tasks=("five", "four"), **sections)
     fleet = InlineFleet(1)
-    crew = Crew(fleet, spec, survey(spec))
+    crew = WorkerPool(fleet, spec, load_base_model(spec))
     crew.check()
     found = crew.prepare(open_store(spec.store), lambda done: None)
     fleet.close()

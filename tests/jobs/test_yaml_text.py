@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tintray.errors import SpecError
-from tintray.jobs.spec import settings as configuration
-from tintray.jobs.spec.documents import read_document
-from tintray.jobs.spec.yaml_text import parse_yaml
+from tintray.jobs.config import settings as configuration
+from tintray.jobs.config.documents import read_document
+from tintray.jobs.config.yaml_text import parse_yaml
 from tintray.limits import Limits
 
 SMALL = Limits(max_yaml_bytes=5000, max_yaml_nodes=200, max_yaml_depth=10)

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from tests.training_here import training_here
 from tintray.errors import InputError, SpecError
-from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.zoo.content import STAMP, is_current, replacing
 from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
 from tintray.jobs.zoo.digits import build

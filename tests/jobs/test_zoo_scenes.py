@@ -16,7 +16,7 @@ from benchmarks import families
 from tests import tiny_models as tiny
 from tests.training_here import training_here
 from tintray.errors import InputError
-from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
 from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.rendering import Style

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tintray.errors import InputError
-from tintray.jobs.spec.sections import parse_spec
+from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.zoo.building import job_file
 from tintray.jobs.zoo.recipe import SCRIPTS
 from tintray.jobs.zoo.scripts import SIDE, UNSEEN, Scripts

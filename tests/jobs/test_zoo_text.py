@@ -10,7 +10,7 @@ import pytest
 
 from tests.training_here import training_here
 from tintray.errors import InputError
-from tintray.jobs.spec.sections import load_spec
+from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.zoo.text import build
 from tintray.jobs.zoo.text_recipe import TextRecipe
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tintray.storage.artifacts import ArtifactStore, open_store
-from tintray.storage.catalog import Catalog
+from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.catalog.catalog import Catalog
 
 
 @pytest.fixture(params=["folder", "s3"])

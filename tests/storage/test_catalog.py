@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tintray.errors import NotFoundError, SpecError, StorageError
-from tintray.storage.blobs import BlobRef
-from tintray.storage.catalog import Catalog, StateConflictError
-from tintray.storage.inputs import KnownModel, KnownPool, KnownTask
-from tintray.storage.leases import LeaseHeldError, LeaseLostError
-from tintray.storage.lineage import LayerSummary
-from tintray.storage.states import JobState
+from tintray.storage.artifacts.blobs import BlobRef
+from tintray.storage.catalog.catalog import Catalog, StateConflictError
+from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
+from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
+from tintray.storage.catalog.lineage import LayerSummary
+from tintray.storage.catalog.states import JobState
 
 QUEUED, PLANNING, FITTING = JobState.QUEUED, JobState.PLANNING, JobState.FITTING
 SHA = "a" * 64

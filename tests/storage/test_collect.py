@@ -10,15 +10,15 @@ import pytest
 
 from tests.services import in_a_folder
 from tintray.errors import InputError, StorageError
-from tintray.storage import collect
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import BLOCK, blob_key, get_blob, put_blob
-from tintray.storage.cache import lookup, remember
-from tintray.storage.catalog import Catalog, Known
-from tintray.storage.folder import FolderStore
-from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
-from tintray.storage.states import JobState
-from tintray.storage.sweep import Garbage
+from tintray.storage.artifacts.blobs import BLOCK, blob_key, get_blob, put_blob
+from tintray.storage.artifacts.cache import lookup, remember
+from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.sweep import Garbage
+from tintray.storage.catalog import collect
+from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.states import JobState
 
 SOON = -10.0  # an age limit in the future: nothing is too young
 
@@ -100,7 +100,7 @@ def test_what_is_young_or_was_just_found_stays(
 ) -> None:
     entry = remember(store, "labels", "k", b"labels", {})
     assert collect.collect(store, known, 3600).garbage == ()
-    monkeypatch.setattr("tintray.storage.blobs.FRESH", 0.0)
+    monkeypatch.setattr("tintray.storage.artifacts.blobs.FRESH", 0.0)
     # An S3 server tells times in whole seconds, some of them rounded up.
     pause, age = (0.2, 0.1) if isinstance(store, FolderStore) else (2.1, 1.0)
     time.sleep(pause)

@@ -14,12 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, SpecError, StorageError
-from tintray.storage.catalog import Catalog, StateConflictError
-from tintray.storage.engine import make_engine, parse_catalog_url
-from tintray.storage.migrations import REVISIONS
-from tintray.storage.schema import alembic_config, found_revision, upgrade_schema
-from tintray.storage.states import JobState
-from tintray.storage.tables import Base
+from tintray.storage.catalog.catalog import Catalog, StateConflictError
+from tintray.storage.catalog.engine import make_engine, parse_catalog_url
+from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.schema import alembic_config, found_revision, upgrade_schema
+from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.tables import Base
 
 WAY = [
     JobState.QUEUED, JobState.PLANNING, JobState.PREPARING, JobState.FITTING,
@@ -79,7 +79,7 @@ def test_an_older_schema_is_refused_with_the_way_to_upgrade(
     catalog_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Catalog.open(catalog_url).close()
-    monkeypatch.setattr("tintray.storage.schema.REVISIONS", (*REVISIONS, "9999"))
+    monkeypatch.setattr("tintray.storage.catalog.schema.REVISIONS", (*REVISIONS, "9999"))
     with pytest.raises(StorageError, match="run `tintray db upgrade`"):
         Catalog.open(catalog_url)
 
@@ -105,7 +105,7 @@ def test_opening_a_current_catalog_does_not_import_alembic(tmp_path: Path) -> No
     url = f"sqlite:///{tmp_path}/catalog.db"
     Catalog.open(url).close()
     code = (
-        "import sys; from tintray.storage.catalog import Catalog;"
+        "import sys; from tintray.storage.catalog.catalog import Catalog;"
         f"Catalog.open({url!r}).close(); print('alembic' in sys.modules, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_catalog_that_is_held_too_long_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tintray.storage.engine.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("tintray.storage.catalog.engine.BUSY_SECONDS", 0.2)
     url = f"sqlite:///{tmp_path}/catalog.db"
     with Catalog.open(url) as catalog, closing(sqlite3.connect(tmp_path / "catalog.db")) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -231,7 +231,7 @@ def test_racing_clients_lose_no_update(catalog_url: str) -> None:
 @pytest.mark.slow
 def test_processes_share_a_catalog(catalog_url: str) -> None:
     code = (
-        "import sys; from tintray.storage.catalog import Catalog\n"
+        "import sys; from tintray.storage.catalog.catalog import Catalog\n"
         "with Catalog.open(sys.stdin.readline().strip()) as catalog:\n"
         "    for number in range(20):\n"
         "        catalog.record_round(catalog.jobs()[0].id, number, {'loss': 1.0})\n"

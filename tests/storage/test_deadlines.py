@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import StorageError
-from tintray.storage.s3 import S3Store
-from tintray.storage.s3_client import S3Options
-from tintray.storage.urls import S3Url
+from tintray.storage.artifacts.s3 import S3Store
+from tintray.storage.artifacts.s3_client import S3Options
+from tintray.storage.artifacts.urls import S3Url
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\nETag: \"x\"\r\n"

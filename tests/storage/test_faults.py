@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from tintray.errors import StorageError
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import fetch_blob, get_blob, put_blob
-from tintray.storage.publish import list_merges, merge_file, publish_merge, read_manifest
-from tintray.storage.s3 import S3Store
-from tintray.storage.s3_client import S3Options
-from tintray.storage.urls import S3Url
+from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
+from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.artifacts.s3 import S3Store
+from tintray.storage.artifacts.s3_client import S3Options
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.urls import S3Url
 
 MIB = 1 << 20
 OPTIONS = S3Options(connect_timeout=2, read_timeout=1, attempts=6, part_size=5 * MIB, threads=4)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import InputError, StorageError, TintrayError
-from tintray.storage.blobs import put_blob
-from tintray.storage.folder import FolderStore
-from tintray.storage.publish import list_merges, publish_merge
+from tintray.storage.artifacts.blobs import put_blob
+from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.publish import list_merges, publish_merge
 
 
 @pytest.fixture
@@ -158,7 +158,8 @@ def test_a_folder_appears_whole_and_once(folder: FolderStore) -> None:
 
 def test_opening_a_store_by_url_loads_no_client() -> None:
     code = (
-        "import sys; import tintray.storage.urls; from tintray.storage.artifacts import open_store;"
+        "import sys; import tintray.storage.artifacts.urls\n"
+        "from tintray.storage.artifacts.store import open_store;"
         "open_store('.'); print(sorted({'boto3', 'sqlalchemy', 'torch'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.dialects import sqlite
 
 from tintray.errors import StorageError
-from tintray.storage.catalog import Catalog
-from tintray.storage.job_list import glance
-from tintray.storage.tables import Base
-from tintray.storage.values import fits
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.job_list import glance
+from tintray.storage.catalog.tables import Base
+from tintray.storage.catalog.values import fits
 
 VALUES: tuple[Any, ...] = (
     *("", "x", "\x1b[31m", "9999", "[]", "{}", "[1]", '{"a": 1}', '{"change": 1}', '{"loss": "x"}'),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tintray.storage.catalog import Catalog
-from tintray.storage.job_list import glance
-from tintray.storage.states import JobState
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.job_list import glance
+from tintray.storage.catalog.states import JobState
 
 
 def fill(catalog: Catalog) -> dict[str, str]:
@@ -79,7 +79,7 @@ def test_another_version_of_the_tables_is_left_to_the_catalog(version: str, tmp_
 
 def test_it_does_not_import_sqlalchemy() -> None:
     code = (
-        "import sys, tintray.jobs.queue.views, tintray.jobs.queue.tables;"
+        "import sys, tintray.jobs.queue.views, tintray.jobs.cli.queue_tables;"
         "print('sqlalchemy' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -11,9 +11,8 @@ import pytest
 
 from tests.services import in_a_folder
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
-from tintray.storage import blobs
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import (
+from tintray.storage.artifacts import blobs
+from tintray.storage.artifacts.blobs import (
     BLOCK,
     BlobRef,
     blob_key,
@@ -22,8 +21,8 @@ from tintray.storage.blobs import (
     put_blob,
     read_blob,
 )
-from tintray.storage.folder import FolderStore
-from tintray.storage.publish import (
+from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.publish import (
     MergeRef,
     list_merges,
     merge_file,
@@ -32,6 +31,7 @@ from tintray.storage.publish import (
     publish_merge,
     read_manifest,
 )
+from tintray.storage.artifacts.store import ArtifactStore
 
 FILES: dict[str, bytes | Path] = {
     "backbone.safetensors": b"backbone",

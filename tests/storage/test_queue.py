@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from tintray.errors import NotFoundError
-from tintray.storage.catalog import Catalog
-from tintray.storage.leases import LeaseHeldError, LeaseLostError
-from tintray.storage.queue import ATTEMPTS, HANDOVER, Claim, Standing
-from tintray.storage.states import JobState, StateConflictError
-from tintray.storage.tables import Job
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
+from tintray.storage.catalog.queue import ATTEMPTS, HANDOVER, Claim, Standing
+from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.tables import Job
 
 HEAD, OTHER = "http://head:8265", "http://other:8265"
 
@@ -88,13 +88,13 @@ def test_a_job_that_could_not_be_handed_over_waits_again(catalog: Catalog) -> No
     submit(catalog, "ten")
     claim = catalog.queue.claim(HEAD)
     assert claim is not None
-    catalog.queue.unclaim(claim)
+    catalog.queue.release_claim(claim)
     again = catalog.queue.claim(HEAD)
     assert again == Claim(claim.job_id, claim.attempt + 1)  # Ray gives no name twice
-    catalog.queue.unclaim(claim)  # that was not its claim any more
+    catalog.queue.release_claim(claim)  # that was not its claim any more
     assert catalog.queue.claim(HEAD) is None
     for _ in range(2 * ATTEMPTS):  # a cluster that is away is no fault of the job
-        catalog.queue.unclaim(again)
+        catalog.queue.release_claim(again)
         again = catalog.queue.claim(HEAD)
         assert again is not None
 
@@ -134,7 +134,7 @@ def test_a_job_is_lost_when_its_lease_runs_out_and_then_holds_no_place(catalog: 
         catalog.renew_lease(job_id, token, 60)
     with pytest.raises(LeaseLostError):
         catalog.transition(job_id, JobState.QUEUED, JobState.FITTING, "awake", token=token)
-    assert not catalog.queue.bury(claim, "its process is dead")  # it was another attempt
+    assert not catalog.queue.mark_dead(claim, "its process is dead")  # it was another attempt
 
 
 def test_a_job_that_runs_or_has_succeeded_is_not_queued_again(catalog: Catalog) -> None:
@@ -158,11 +158,11 @@ def test_a_driver_that_was_seen_dead_is_no_reason_to_wait(catalog: Catalog) -> N
     assert not catalog.queue.give_up(Claim(job_id, 99), "another attempt")
     token = begin(catalog, claim)
     assert not catalog.queue.give_up(claim, "it has begun")
-    assert catalog.queue.bury(claim, "ended by SIGKILL")
+    assert catalog.queue.mark_dead(claim, "ended by SIGKILL")
     assert catalog.queue.find(job_id).state is JobState.FAILED
     with pytest.raises(LeaseLostError):
         catalog.renew_lease(job_id, token, 60)
-    assert not catalog.queue.bury(claim, "twice")
+    assert not catalog.queue.mark_dead(claim, "twice")
 
 
 def test_a_stop_is_a_request_to_whoever_works_and_immediate_otherwise(catalog: Catalog) -> None:

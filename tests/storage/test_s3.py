@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import NotFoundError, StorageError
-from tintray.storage.artifacts import open_store
-from tintray.storage.blobs import fetch_blob, get_blob, put_blob
-from tintray.storage.publish import publish_merge
-from tintray.storage.s3 import S3Store
-from tintray.storage.s3_client import S3Options
-from tintray.storage.urls import S3Url
+from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
+from tintray.storage.artifacts.publish import publish_merge
+from tintray.storage.artifacts.s3 import S3Store
+from tintray.storage.artifacts.s3_client import S3Options
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.urls import S3Url
 
 QUICK = S3Options(connect_timeout=1, read_timeout=0.5, attempts=2)
 MIB = 1 << 20

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tintray.errors import InputError, SpecError, TintrayError
+from tintray.jobs.config.job_file import parse_spec
+from tintray.jobs.config.locations import catalog_location
 from tintray.jobs.queue.handover import _environment
-from tintray.jobs.spec.locations import catalog_location
-from tintray.jobs.spec.sections import parse_spec
 from tintray.storage import secrets
-from tintray.storage.catalog import Catalog
-from tintray.storage.engine import make_engine, parse_catalog_url
+from tintray.storage.artifacts.urls import parse_store_url
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.engine import make_engine, parse_catalog_url
 from tintray.storage.secrets import HIDDEN, has_secret, redact, scrub, shown_url
-from tintray.storage.urls import parse_store_url
 
 RARE = "QXZKVJW"  # no text of ours has two of them side by side
 HARD = "'\" @:/%?#&;=\\,*()[]{}<>|`$!+ü"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tintray.storage.artifacts import Entry, Leftover
-from tintray.storage.blobs import blob_key
-from tintray.storage.sweep import Inventory, Sweep, is_ours, named_hashes, plan_sweep
+from tintray.storage.artifacts.blobs import blob_key
+from tintray.storage.artifacts.store import Entry, Leftover
+from tintray.storage.artifacts.sweep import Inventory, Sweep, is_ours, named_hashes, plan_sweep
 
 OLD, LIMIT, NEW = 10.0, 100.0, 200.0
 HASHES = [letter * 64 for letter in "0123456789abcdef"]

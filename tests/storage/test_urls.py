@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import InputError, SpecError
-from tintray.storage.artifacts import open_store
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.urls import FolderUrl, S3Url, join, local_folder, parse_store_url
 from tintray.storage.secrets import redact, scrub
-from tintray.storage.urls import FolderUrl, S3Url, join, local_folder, parse_store_url
 
 
 def test_folders_are_named_by_path_or_file_url(

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tintray.storage.artifacts import ArtifactStore
-from tintray.storage.blobs import BLOCK, blob_key
-from tintray.storage.cache import remember
-from tintray.storage.folder import FolderStore
-from tintray.storage.publish import MergeRef, manifest_digest, publish_merge, read_manifest
-from tintray.storage.verify import verify_merge, verify_store
+from tintray.storage.artifacts.blobs import BLOCK, blob_key
+from tintray.storage.artifacts.cache import remember
+from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.publish import (
+    MergeRef,
+    manifest_digest,
+    publish_merge,
+    read_manifest,
+)
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.verify import verify_merge, verify_store
 
 REF = MergeRef("ten", 1)
 

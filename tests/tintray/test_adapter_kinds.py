@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tintray.adapter_options import DEFAULTS, UNDERSTOOD, by_pattern, is_plain
-from tintray.adapters import apply, read_adapter, task_vector
-from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError
 from tintray.models import load_base, load_expert
-from tintray.stacks import LowRank
+from tintray.models.adapter_options import DEFAULTS, UNDERSTOOD, by_pattern, is_plain
+from tintray.models.adapters import apply, read_adapter, task_vector
+from tintray.numerics.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny_models as tiny
 from tintray import models
-from tintray.adapters import read_adapter, task_vector
-from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
 from tintray.errors import CheckpointError, InputError, IntegrityError
-from tintray.stacks import LowRank
+from tintray.models.adapters import read_adapter, task_vector
+from tintray.numerics.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Published
-from tintray.bundle import open_folder, parameters_of, tensors_as_bytes
 from tintray.errors import InputError, IntegrityError, NotFoundError
+from tintray.published.merge import open_folder, parameters_of, tensors_as_bytes
 
 
 @pytest.fixture

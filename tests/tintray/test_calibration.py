@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tintray.calibration import BINS, calibration
-from tintray.evaluation import confidences
-from tintray.tasks import Kind
+from tintray.tasks.calibration import BINS, calibration
+from tintray.tasks.evaluation import confidences
+from tintray.tasks.tasks import Kind
 
 CLASSES = 4
 

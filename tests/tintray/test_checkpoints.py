@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_zoo import TinyZoo
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"

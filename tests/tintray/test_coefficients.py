@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tintray.coefficients import Coefficients, initial_coefficients
 from tintray.merging import find_method
-from tintray.schedule import schedule
+from tintray.numerics.schedules import schedule
+from tintray.vectors.coefficients import Coefficients, initial_coefficients
 
 
 def gradients(count: int) -> list[torch.Tensor]:

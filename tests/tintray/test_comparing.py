@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests import tiny_models as tiny
-from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import CheckpointError
 from tintray.models import check_same_computation, check_same_model
 from tintray.models.comparing import OF_NO_CONSEQUENCE
-from tintray.models.reading import computes_with
-from tintray.safetensors_files import TensorInfo
+from tintray.models.config_usage import computes_with
 
 LLAMA = {
     "model_type": "llama",

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tintray.calibration import (
+from tintray.tasks.calibration import (
     BINS,
     brier_score,
     calibration,
     expected_calibration_error,
     fit_temperature,
 )
-from tintray.confidence import (
-    Judge,
+from tintray.tasks.confidence import (
+    ConfidenceFilter,
     agreement_threshold,
     isotonic,
     labelled_threshold,
     top_p_threshold,
 )
-from tintray.tasks import compare
+from tintray.tasks.tasks import compare
 
 RANDOM = torch.Generator().manual_seed(0)
 CLASSES = 4
@@ -46,7 +46,7 @@ def calibrated(examples: int = 4000) -> tuple[Tensor, Tensor]:
 def test_top_p_keeps_the_surest_share() -> None:
     logits, _ = calibrated(1000)
     for share in (0.1, 0.5, 1.0):
-        judge = Judge("top_p", top_p_threshold(logits, share))
+        judge = ConfidenceFilter("top_p", top_p_threshold(logits, share))
         assert judge.weights(logits, logits).mean().item() == pytest.approx(share, abs=2e-3)
     with pytest.raises(ValueError, match="share in"):
         top_p_threshold(logits, 0.0)
@@ -54,12 +54,12 @@ def test_top_p_keeps_the_surest_share() -> None:
 
 def test_weights_grow_with_the_experts_confidence_and_nothing_is_cut() -> None:
     logits, _ = calibrated(100)
-    weights = Judge("weight").weights(logits, logits)
+    weights = ConfidenceFilter("weight").weights(logits, logits)
     order = logits.softmax(-1).amax(-1).argsort()
     assert (weights[order].diff() >= 0).all()
     assert weights.min() > 0
     even = torch.zeros(1, CLASSES)
-    assert Judge("weight").weights(even, even).item() == pytest.approx(0.0, abs=1e-6)
+    assert ConfidenceFilter("weight").weights(even, even).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_threshold_from_labels_is_where_self_labels_become_right_as_often_as_asked() -> None:
@@ -86,18 +86,18 @@ def test_a_threshold_that_sets_itself_drops_what_the_merge_keeps_contradicting()
     chance = torch.rand(600, generator=RANDOM) < 1 / CLASSES
     expert = model(600, torch.where(sure > 0.6, True, chance), sure, labels)
     merged = model(600, torch.ones(600, dtype=torch.bool), torch.full((600,), 0.9), labels)
-    judge = Judge("threshold", None)
+    judge = ConfidenceFilter("threshold", None)
     assert judge.weights(merged, expert).all(), "nothing is known yet, so nothing is dropped"
     for rows in torch.arange(600).split(50):
         judge.observe(merged[rows], expert[rows])
     assert judge.bar == pytest.approx(0.6, abs=0.05)
-    other = Judge("threshold", None)
+    other = ConfidenceFilter("threshold", None)
     other.restore(judge.state())
     assert other.bar == judge.bar
 
 
 def test_no_single_batch_of_pixels_fills_what_a_threshold_looks_back_on() -> None:
-    judge = Judge("threshold", None)
+    judge = ConfidenceFilter("threshold", None)
     sure = torch.tensor([[9.0, 0.0]])
     judge.observe(sure.expand(64, -1), sure.expand(64, -1))
     before = judge.state()
@@ -107,7 +107,7 @@ def test_no_single_batch_of_pixels_fills_what_a_threshold_looks_back_on() -> Non
 
 
 def test_padding_is_not_what_a_threshold_learns_from() -> None:
-    judge = Judge("threshold", None)
+    judge = ConfidenceFilter("threshold", None)
     expert = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(4, 6)
     mask[:, :2] = 1

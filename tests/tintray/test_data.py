@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tintray.data import Answers, DataOrder, read_examples, read_labels
+from tintray.data import Answers, DataSource, read_examples, read_labels
 from tintray.errors import DataError
 
 ROWS = [{"text": f"text {n}", "label": n % 3} for n in range(10)]
@@ -61,7 +61,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_gives_the_same(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    order = DataOrder(str(FORMS[name](tmp_path / name)), "train[20%:8]")
+    order = DataSource(str(FORMS[name](tmp_path / name)), "train[20%:8]")
     examples = read_examples(order, "x")
     assert examples.columns == {"text": [row["text"] for row in ROWS[2:8]]}
     labels = read_labels(order, "classification", examples.rows, Answers(3), "x")
@@ -71,14 +71,14 @@ def test_every_form_gives_the_same(tmp_path: Path, name: str, monkeypatch: Any) 
 def test_columns_go_by_their_names_or_by_the_job(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"review": "good", "stars": "high"}) + "\n")
-    order = DataOrder(str(path), columns={"text": "review", "label": "stars"})
+    order = DataSource(str(path), columns={"text": "review", "label": "stars"})
     assert read_examples(order, "x").columns == {"text": ["good"]}
     labels = read_labels(order, "classification", [0], Answers(2, {"low": 0, "high": 1}), "x")
     assert labels.tolist() == [1]
     with pytest.raises(DataError, match=r"'high', which is no class .* it has cold, hot"):
         read_labels(order, "classification", [0], Answers(2, {"cold": 0, "hot": 1}), "x")
     with pytest.raises(DataError, match=r"no column 'rview'.*did you mean 'review'"):
-        read_examples(DataOrder(str(path), columns={"text": "rview"}), "x")
+        read_examples(DataSource(str(path), columns={"text": "rview"}), "x")
 
 
 def image_folder(folder: Path) -> Path:
@@ -93,7 +93,7 @@ def image_folder(folder: Path) -> Path:
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
-    order = DataOrder(str(image_folder(tmp_path)), "test")
+    order = DataSource(str(image_folder(tmp_path)), "test")
     examples = read_examples(order, "x")
     assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 1, 50, 51]
     answers = Answers(2, {"dog": 0, "cat": 1})
@@ -111,8 +111,8 @@ def test_unreadable_images_are_named_counted_and_bounded(tmp_path: Path) -> None
     broken.write_bytes(broken.read_bytes()[:40])
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "train" / "dog" / "2.png")
     with pytest.raises(DataError, match=r"2 of 8 examples .* max_bad allows 1; .*cat/1\.png"):
-        read_examples(DataOrder(str(folder), max_bad=1), "x")
-    order = DataOrder(str(folder), max_bad=2)
+        read_examples(DataSource(str(folder), max_bad=1), "x")
+    order = DataSource(str(folder), max_bad=2)
     examples = read_examples(order, "x")
     assert examples.rows.tolist() == [0, 2, 3, 4, 5, 7]
     assert "mode I;16 (more than 8 bits per pixel); convert it" in examples.unreadable[1]
@@ -134,27 +134,27 @@ def test_texts_that_are_none_are_refused(
     path = tmp_path / "d.json"
     path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match=words):
-        read_examples(DataOrder(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.adapt")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name, content in {"d.csv": "a,b\n1\n", "d.jsonl": "{}\n{", "d.json": "[1]"}.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=rf"{name} cannot be read as"):
-            read_examples(DataOrder(str(tmp_path / name)), "x")
+            read_examples(DataSource(str(tmp_path / name)), "x")
     (tmp_path / "d.xls").write_text("")
     with pytest.raises(DataError, match=r"d\.xls is of no known form; expected \.npz"):
-        read_examples(DataOrder(str(tmp_path / "d.xls")), "x")
+        read_examples(DataSource(str(tmp_path / "d.xls")), "x")
     write_json(tmp_path / "d.json")
     with pytest.raises(DataError, match=r"holds one table, .* found split 'test'"):
-        read_examples(DataOrder(str(tmp_path / "d.json"), "test"), "x")
+        read_examples(DataSource(str(tmp_path / "d.json"), "test"), "x")
     with pytest.raises(DataError, match=r"'train\[20:\]' of .* is empty"):
-        read_examples(DataOrder(str(tmp_path / "d.json"), "train[20:]"), "x")
+        read_examples(DataSource(str(tmp_path / "d.json"), "train[20:]"), "x")
 
 
-def npz(path: Path, **arrays: Any) -> DataOrder:
+def npz(path: Path, **arrays: Any) -> DataSource:
     np.savez(path, x_train=np.zeros((2, 4, 4, 3), np.uint8), **arrays)
-    return DataOrder(str(path), ignore=9)
+    return DataSource(str(path), ignore=9)
 
 
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
 def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
     """Of data sorted by class, every class is there."""
     path = write_lines(tmp_path / "d.jsonl")
-    order = DataOrder(str(path), "train[2:]", sample=4)
+    order = DataSource(str(path), "train[2:]", sample=4)
     examples = read_examples(order, "x")
     assert examples.rows.tolist() == [2, 4, 6, 8]
     assert examples.columns["text"] == ["text 2", "text 4", "text 6", "text 8"]
@@ -195,8 +195,8 @@ def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
         0,
         2,
     ]
-    assert len(read_examples(DataOrder(str(path), sample=99), "x")) == 10
-    prefixed = read_examples(DataOrder(str(path), sample=1, prefix="summarize: "), "x")
+    assert len(read_examples(DataSource(str(path), sample=99), "x")) == 10
+    prefixed = read_examples(DataSource(str(path), sample=1, prefix="summarize: "), "x")
     assert prefixed.columns["text"] == ["summarize: text 0"]
 
 
@@ -209,7 +209,7 @@ def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) ->
     columns = {"img": images, "kind": [0, 1, 1, 0]}
     features = datasets.Features({"img": datasets.Image(), "kind": names})
     datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "images.parquet")
-    order = DataOrder(
+    order = DataSource(
         str(tmp_path / "images.parquet"), sample=2, columns={"image": "img", "label": "kind"}
     )
     examples = read_examples(order, "x")
@@ -222,6 +222,6 @@ def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) ->
         {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(names)}
     )
     datasets.Dataset.from_dict(tagged, features).to_parquet(tmp_path / "tags.parquet")
-    order = DataOrder(str(tmp_path / "tags.parquet"))
+    order = DataSource(str(tmp_path / "tags.parquet"))
     found = read_labels(order, "token_classification", [0, 1], answers, "x")
     assert [row.tolist() for row in found] == [[1, 0], [0]]

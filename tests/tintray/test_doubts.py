@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tintray.doubts import better_than_chance, doubt, shortfall
-from tintray.evaluation import TaskScore
-from tintray.kinds import Kind
-from tintray.objectives import top_tokens
-from tintray.tasks import CLASSES, DENSE
+from tintray.tasks.doubts import better_than_chance, doubt, shortfall
+from tintray.tasks.evaluation import TaskScore
+from tintray.tasks.kinds import Kind
+from tintray.tasks.objectives import top_tokens
+from tintray.tasks.tasks import CLASSES, DENSE
 
 N, C, S = 60, 4, 5
 Expert = Literal["knows", "guesses", "unsure", "constant"]

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tintray.data import Answers, DataOrder, class_names, read_examples, read_labels
+from tintray.data import Answers, DataSource, class_names, read_examples, read_labels
 from tintray.data.counting import extent
 from tintray.errors import DataError
 from tintray.limits import Limits
@@ -124,14 +124,14 @@ def mutated(draw: Any, whole: bytes) -> bytes:
     return whole
 
 
-def _digest(order: DataOrder) -> str:
+def _digest(order: DataSource) -> str:
     return read_examples(order, "tasks.x.adapt").digest()
 
 
 def answers_to(path: Path, limits: Limits = SMALL) -> Iterator[str]:
     """What reading a file in every way gives: a sentence, or nothing where it is read."""
     for split in ("train", "train[:3]", "train[50%:]"):
-        order = DataOrder(str(path), split, limits=limits)
+        order = DataSource(str(path), split, limits=limits)
         known = Answers(3, {"a": 0})
         calls: list[Callable[[], Any]] = [
             partial(_digest, order),
@@ -223,7 +223,7 @@ def test_what_an_array_promises_is_checked_before_it_is_read(
     tmp_path: Path, text: bytes, words: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        read_examples(DataOrder(archive(tmp_path / "d.npz", text)), "x")
+        read_examples(DataSource(archive(tmp_path / "d.npz", text)), "x")
     assert words in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_what_an_array_promises_is_checked_before_it_is_read(
 def test_arrays_that_numpy_does_not_write_are_refused(tmp_path: Path, method: int) -> None:
     path = archive(tmp_path / "d.npz", header("(2, 4, 4)"), bytes(32), method)
     with pytest.raises(DataError, match=r"'x_train\.npy' is compressed by method"):
-        read_examples(DataOrder(path), "x")
+        read_examples(DataSource(path), "x")
 
 
 def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as whole, pytest.warns(UserWarning, match="Duplicate"):
         whole.writestr("x_train.npy", b"")
     with pytest.raises(DataError, match="2 arrays called 'x_train'"):
-        read_examples(DataOrder(path), "x")
+        read_examples(DataSource(path), "x")
 
 
 BOMB = 8 * MIB
@@ -290,7 +290,7 @@ def test_what_unpacks_beyond_a_budget_is_refused_and_the_budget_named(tmp_path: 
         with pytest.raises(
             DataError, match=r"max_((pool|text|line|image)_(bytes|pixels)|examples)"
         ) as caught:
-            read_examples(DataOrder(str(path), limits=SMALL), "tasks.x.adapt")
+            read_examples(DataSource(str(path), limits=SMALL), "tasks.x.adapt")
         assert str(path) in str(caught.value)
 
 
@@ -298,10 +298,10 @@ def test_a_slice_takes_what_it_reads_not_what_the_file_holds(tmp_path: Path) -> 
     for path in bombs(tmp_path):
         if path.name.startswith(("rows", "d.")) or path.name == "images":
             for split in ("train[:5]", "train[2:5]"):
-                order = DataOrder(str(path), split, limits=SMALL)
+                order = DataSource(str(path), split, limits=SMALL)
                 assert len(read_examples(order, "x")) == (5 if split == "train[:5]" else 3)
     (tmp_path / "d.jsonl").write_bytes(LINES + b"\nthis is no JSON")
-    assert len(read_examples(DataOrder(str(tmp_path / "d.jsonl"), "train[:6]"), "x")) == 6
+    assert len(read_examples(DataSource(str(tmp_path / "d.jsonl"), "train[:6]"), "x")) == 6
 
 
 # -- which files -----------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_image_files_are_regular_and_lie_below_the_data(tmp_path: Path) -> None:
 
     def read(name: str, limits: Limits = SMALL) -> Any:
         table.write_text(json.dumps({"image": name}))
-        return read_examples(DataOrder(str(table), limits=limits), "x")
+        return read_examples(DataSource(str(table), limits=limits), "x")
 
     for name in ("a.png", "good.png", "./a.png", "../data/a.png", str(inside / "a.png")):
         assert len(read(name)) == 1
@@ -338,7 +338,7 @@ def test_image_files_are_regular_and_lie_below_the_data(tmp_path: Path) -> None:
         folder.mkdir()
         (inside / name).rename(folder / name)
         with pytest.raises(DataError, match=rf"1 of 1 examples of .*{name}"):
-            read_examples(DataOrder(str(folder)), "x")
+            read_examples(DataSource(str(folder)), "x")
     listener.close()
 
 
@@ -354,7 +354,7 @@ def test_data_is_a_regular_file_or_a_folder(tmp_path: Path, make: str, suffix: s
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match="no regular file"):
-        read_examples(DataOrder(str(path)), "x")
+        read_examples(DataSource(str(path)), "x")
 
 
 # -- good input ------------------------------------------------------------------------------------
@@ -382,15 +382,15 @@ def test_texts_keep_every_character(tmp_path: Path, form: str, start: str, ends:
         lines = [json.dumps({"text": one}, ensure_ascii=False) for one in TEXTS]
         text.write("".join(line + ends for line in lines))
     path.write_bytes((start + text.getvalue()).encode())
-    assert read_examples(DataOrder(str(path)), "x").columns["text"] == TEXTS
+    assert read_examples(DataSource(str(path)), "x").columns["text"] == TEXTS
 
 
 def test_long_texts_are_read(tmp_path: Path) -> None:
     long = "word " * 60_000
     (tmp_path / "d.csv").write_text(f"text\n{long}\n")
     (tmp_path / "d.json").write_text(json.dumps([{"text": long + str(n)} for n in range(9)]))
-    assert read_examples(DataOrder(str(tmp_path / "d.csv")), "x").columns["text"] == [long]
-    found = read_examples(DataOrder(str(tmp_path / "d.json"), "train[3:5]"), "x")
+    assert read_examples(DataSource(str(tmp_path / "d.csv")), "x").columns["text"] == [long]
+    found = read_examples(DataSource(str(tmp_path / "d.json"), "train[3:5]"), "x")
     assert found.columns["text"] == [f"{long}3", f"{long}4"]
 
 
@@ -400,13 +400,13 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "d.csv").write_bytes(content)
     words = {"utf-16": "UTF-16; expected UTF-8", "latin-1": "'utf-8' codec can't decode"}
     with pytest.raises(DataError, match=words.get(encoding, "no column of inputs|utf-8")):
-        read_examples(DataOrder(str(tmp_path / "d.csv")), "x")
+        read_examples(DataSource(str(tmp_path / "d.csv")), "x")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,text\na,b\n")
     with pytest.raises(DataError, match="two columns are called 'text'"):
-        read_examples(DataOrder(str(tmp_path / "d.csv")), "x")
+        read_examples(DataSource(str(tmp_path / "d.csv")), "x")
 
 
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
@@ -428,7 +428,7 @@ def test_images_of_every_layout_are_the_same(tmp_path: Path, name: str, channels
     path = tmp_path / "d.npz"
     np.savez(path, x_train=LAYOUTS[name](data), y_train=np.arange(4))
     for split, part in {"train": slice(None), "train[1:3]": slice(1, 3)}.items():
-        found = read_examples(DataOrder(str(path), split), "x").columns["image"]
+        found = read_examples(DataSource(str(path), split), "x").columns["image"]
         assert found.dtype == np.uint8
         assert np.array_equal(found, data[part] if channels == 3 else data[part, ..., 0])
 
@@ -451,7 +451,7 @@ def test_images_of_every_layout_are_the_same(tmp_path: Path, name: str, channels
 def test_images_of_uncertain_meaning_are_refused(tmp_path: Path, array: Any, words: str) -> None:
     np.savez(tmp_path / "d.npz", x_train=array)
     with pytest.raises(DataError, match=words):
-        read_examples(DataOrder(str(tmp_path / "d.npz")), "x")
+        read_examples(DataSource(str(tmp_path / "d.npz")), "x")
 
 
 def test_names_from_data_cannot_reach_a_terminal(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_names_from_data_cannot_reach_a_terminal(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", **{"x_tr\x1b[2J": PIXELS})
     for name in ("d.jsonl", "d.npz"):
         with pytest.raises(DataError) as caught:
-            read_examples(DataOrder(str(tmp_path / name)), "x")
+            read_examples(DataSource(str(tmp_path / name)), "x")
         assert r"\x1b[" in str(caught.value)
 
 
@@ -477,7 +477,7 @@ def test_one_example_is_enough_and_none_is_refused(tmp_path: Path, name: str) ->
     }
     path = tmp_path / name
     path.write_bytes(rows[1])
-    assert len(read_examples(DataOrder(str(path)), "x")) == 1
+    assert len(read_examples(DataSource(str(path)), "x")) == 1
     path.write_bytes(rows[0])
     with pytest.raises(DataError, match="empty"):
-        read_examples(DataOrder(str(path)), "x")
+        read_examples(DataSource(str(path)), "x")

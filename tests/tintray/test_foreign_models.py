@@ -16,11 +16,12 @@ from torch.nn.modules import module as hooks
 
 import tintray
 from tests import tiny_models as tiny
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.processors import processor_in
 from tintray.data import Examples
 from tintray.errors import CheckpointError, DataError
 from tintray.models import empty_module, load_expert
-from tintray.pools import build_pool, processor_in
+from tintray.pools.pool import build_pool
 
 ROOT = Path(tintray.__file__).parents[1]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench, workbench
-from tintray.pools import Pool
-from tintray.randomness import sample
-from tintray.step import StepSettings
+from tintray.numerics.randomness import sample
+from tintray.pools.pool import Pool
+from tintray.tinting.step import StepSettings
 
 Gradients = tuple[Tensor, dict[str, Tensor]]
 SITES = ("head", "vit.layers.2", "vit.layers.0")

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_zoo import TinyZoo
-from tintray import hub
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints import hub
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import CheckpointError
 from tintray.models import load_expert
 

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from tests.conftest import Published
-from tintray.bundle import Merge, open_folder
-from tintray.card import model_card
 from tintray.errors import InputError, IntegrityError, TintrayError
-from tintray.jobs.display.tables import print_summary, write_json
+from tintray.jobs.cli.tables import print_summary, write_json
 from tintray.jobs.display.terminal import open_console
-from tintray.jobs.merges.finding import load_merge
-from tintray.jobs.merges.publication import summary
-from tintray.manifest import check_manifest
-from tintray.storage.records import seal, unseal
+from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.runs.publication import summary
+from tintray.published.card import model_card
+from tintray.published.manifest import check_manifest
+from tintray.published.merge import Merge, open_folder
+from tintray.storage.artifacts.records import seal, unseal
 
 GONE = object()
 VALUES: list[Any] = [
@@ -285,7 +285,7 @@ def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_what_is_read(
     name = "backbone.safetensors"
     path, good = folder / name, (folder / name).read_bytes()
     aside = folder.parent / "other"
-    from tintray import bundle
+    from tintray.published import merge as bundle
 
     def swapped(opened: Path, *_: object) -> dict[str, torch.Tensor]:
         aside.write_bytes(save({"a": torch.ones(1)}))
@@ -304,7 +304,7 @@ def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_what_is_read(
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tintray import bundle
+    from tintray.published import merge as bundle
 
     name = "backbone.safetensors"
     path, good = folder / name, (folder / name).read_bytes()

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from tintray.errors import SpecError
-from tintray.layout import build_layout
 from tintray.merging import Layer, Method, Parameter, Recipe, method, methods, recipe, registry
 from tintray.merging.apply import depths, direct, directions, layers, own_deltas
 from tintray.merging.masks import elected
 from tintray.merging.spectral import decompose, pack
-from tintray.task_vectors import TaskVectors
+from tintray.numerics.layout import build_layout
+from tintray.vectors.task_vectors import TaskVectors
 
 ALL = list(methods())
 SHAPES = {"matrix": (12, 8), "wide": (6, 20), "vector": (8,), "kernel": (4, 3, 2, 2)}

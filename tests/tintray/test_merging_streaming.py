@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tintray.checkpoints import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
 from tintray.errors import InputError, StorageError
-from tintray.layout import build_layout
 from tintray.merging import methods, recipe, streaming
 from tintray.merging.apply import directions, layers, own_deltas
 from tintray.merging.sources import Sources
 from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import TensorFiles
 from tintray.merging.writing import merge_checkpoints
-from tintray.task_vectors import TaskVectors
+from tintray.numerics.layout import build_layout
+from tintray.vectors.task_vectors import TaskVectors
 
 SHAPES = {
     "embed.weight": (300, 260),
@@ -314,7 +314,7 @@ def test_statistics_are_read_beside_the_tensors(zoo: Zoo, name: str) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.merging import recipe
 from tintray.merging.writing import merge_checkpoints
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tintray import tasks
 from tintray.errors import FitError, InputError
-from tintray.evaluation import TaskScore, check_finite, overall, score
-from tintray.jobs.growth.decisions import Figure, losses
-from tintray.kinds import Kind
-from tintray.metrics import METRICS, Metric, averaged, find_metric, shown
-from tintray.objectives import top_tokens
+from tintray.jobs.runs.growth.decisions import Figure, losses
+from tintray.tasks import tasks
+from tintray.tasks.evaluation import TaskScore, check_finite, overall, score
+from tintray.tasks.kinds import Kind
+from tintray.tasks.metrics import METRICS, Metric, averaged, find_metric, shown
+from tintray.tasks.objectives import top_tokens
 
 BOUNDED = [name for name, metric in METRICS.items() if metric.unit == "share"]
 every_metric = st.sampled_from(sorted(METRICS))

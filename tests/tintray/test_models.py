@@ -11,9 +11,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from tests.tiny_zoo import CLASSES, TASKS, TinyZoo
 from tintray import models
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
 from tintray.errors import CheckpointError, SpecError
-from tintray.partition import partition
+from tintray.tinting.partition import partition
 
 
 @pytest.fixture(scope="module")

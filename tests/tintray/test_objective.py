@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tintray.confidence import Judge
-from tintray.evaluation import TaskScore, overall, score
-from tintray.tasks import accuracy, agreement
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.evaluation import TaskScore, overall, score
+from tintray.tasks.tasks import accuracy, agreement
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from tintray.tasks import accuracy, agreement
 )
 def test_agreement_filter(merged: list[float], expert: list[float], kept: bool) -> None:
     one, other = torch.tensor([merged]), torch.tensor([expert])
-    assert Judge("agreement").weights(one, other).tolist() == [float(kept)]
-    assert Judge("none").weights(one, other).tolist() == [1.0]
+    assert ConfidenceFilter("agreement").weights(one, other).tolist() == [float(kept)]
+    assert ConfidenceFilter("none").weights(one, other).tolist() == [1.0]
 
 
 def test_shares_count_examples() -> None:

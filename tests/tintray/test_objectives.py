@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tintray.confidence import Judge
-from tintray.objectives import (
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.objectives import (
     Distance,
     class_loss,
     direction_loss,
@@ -24,7 +24,7 @@ from tintray.objectives import (
     true_labels,
     value_loss,
 )
-from tintray.tasks import compare
+from tintray.tasks.tasks import compare
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -116,7 +116,7 @@ def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
         MERGED,
         EXPERT,
         None,
-        judge=Judge("none"),
+        judge=ConfidenceFilter("none"),
         labels="soft",
         temperature=1.0,
         distance=distance,
@@ -127,7 +127,7 @@ def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
 def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
     """The merge contradicts its expert on the first, more surely; on the second, less surely."""
     merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])
-    settings: Any = {"judge": Judge("agreement"), "labels": "soft", "temperature": 1.0}
+    settings: Any = {"judge": ConfidenceFilter("agreement"), "labels": "soft", "temperature": 1.0}
     found = compare("multi_label", merged, expert, None, **settings)
     assert found.kept.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
     assert torch.allclose(found.losses, multi_label_loss(merged[:, 1:], expert[:, 1:]))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tintray.partition import default_tint_lr
-from tintray.schedule import BLOCK_LR, HEAD_LR
+from tintray.numerics.schedules import BLOCK_LR, HEAD_LR
+from tintray.tinting.partition import default_tint_lr
 
 
 def bert(width: int) -> Any:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from tests.tiny_models import WORDS, tokenizer
-from tintray import pools
-from tintray.data import DataOrder, Examples
+from tintray.data import DataSource, Examples
 from tintray.errors import DataError
 from tintray.limits import Limits
-from tintray.overlap import shared
+from tintray.pools import pool as pools
+from tintray.pools.overlap import shared
 
-ORDER = DataOrder("d.npz", limits=Limits(max_pool_bytes=100_000, max_image_pixels=50_000))
+ORDER = DataSource("d.npz", limits=Limits(max_pool_bytes=100_000, max_image_pixels=50_000))
 
 
 def images(count: int, *shape: int, seed: int = 0) -> Any:

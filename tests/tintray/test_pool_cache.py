@@ -14,10 +14,11 @@ from PIL import Image
 
 import tintray
 from tests.tiny_zoo import TinyZoo
-from tintray import pool_cache, pools
-from tintray.checkpoints import Checkpoint, open_checkpoint
-from tintray.data import DataOrder, reading
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.data import DataSource, reading
 from tintray.errors import DataError
+from tintray.pools import cache as pool_cache
+from tintray.pools import pool as pools
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def expert(tiny: TinyZoo, tmp_path: Path) -> Checkpoint:
 
 
 def opened(folder: Path, expert: Checkpoint, cache: Path, max_bad: int = 1) -> pools.Pool:
-    order = DataOrder(str(folder), max_bad=max_bad)
+    order = DataSource(str(folder), max_bad=max_bad)
     return pools.open_pool(order, expert, "classification", "x", "tasks.x.adapt", cache)
 
 

@@ -12,12 +12,13 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from tests.tiny_zoo import TinyZoo
-from tintray import pools
-from tintray.checkpoints import open_checkpoint
-from tintray.data import Answers, DataOrder, Examples, read_examples, read_labels
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.processors import load_processor
+from tintray.data import Answers, DataSource, Examples, read_examples, read_labels
 from tintray.errors import CheckpointError, DataError
-from tintray.labels import predict, self_labels
 from tintray.models import load_expert
+from tintray.pools import pool as pools
+from tintray.tinting.self_labels import predict, self_labels
 
 SIZE = {"height": 16, "width": 16}
 UNUSUAL = [
@@ -98,7 +99,7 @@ def test_images_that_are_none_are_refused(
 ) -> None:
     path = write(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=r"^tasks\.x\.adapt: ") as raised:
-        read_examples(DataOrder(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.adapt")
     assert [word for word in [str(path), *words] if word not in str(raised.value)] == []
 
 
@@ -107,7 +108,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "data.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"data\.npz cannot be read as an npz file"):
-        read_examples(DataOrder(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.adapt")
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     for size in (len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"data\.npz"):
-            read_examples(DataOrder(str(path)), "tasks.x.adapt")
+            read_examples(DataSource(str(path)), "tasks.x.adapt")
 
 
 def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
@@ -125,11 +126,11 @@ def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"data\.npz cannot be read"):
-        read_examples(DataOrder(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.adapt")
 
 
 def labels_of(path: Path) -> torch.Tensor:
-    order = DataOrder(str(path), "test")
+    order = DataSource(str(path), "test")
     return read_labels(order, "classification", range(3), Answers(3), "tasks.x.test")
 
 
@@ -164,7 +165,7 @@ def test_an_expert_without_a_processor_is_refused(tiny: TinyZoo, tmp_path: Path)
     folder = tiny.copy(tmp_path / "zoo").folder / "five"
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"five has no usable preprocessor_config\.json"):
-        pools.load_processor(open_checkpoint(folder), "tasks.five.expert")
+        load_processor(open_checkpoint(folder), "tasks.five.expert")
 
 
 def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
@@ -172,7 +173,7 @@ def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
     checkpoint = open_checkpoint(tiny.folder / "three")
     expert = load_expert(checkpoint)
     data = tiny.arrays("three")["x_train"]
-    pool = pools.build_pool(raw(data), pools.load_processor(checkpoint, "three"))
+    pool = pools.build_pool(raw(data), load_processor(checkpoint, "three"))
     assert len(pool) % 32 != 0
     with torch.inference_mode():
         expected = torch.cat([expert(**pool.batch(torch.tensor([n]))).logits for n in range(40)])
@@ -185,7 +186,7 @@ def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
     with torch.no_grad():
         expert.classifier.bias[1] = torch.inf
     data = tiny.arrays("three")["x_train"]
-    pool = pools.build_pool(raw(data), pools.load_processor(checkpoint, "three"))
+    pool = pools.build_pool(raw(data), load_processor(checkpoint, "three"))
     with pytest.raises(CheckpointError, match=r"tasks\.x\.expert gives NaN .* on 40 of 40 pool"):
         self_labels(expert, pool, "tasks.x.expert")
 

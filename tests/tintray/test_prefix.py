@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
-from tintray.prefix import NoPrefixError, PrefixModel, fit_tints, prefix_key
-from tintray.step import TaskState
-from tintray.tint import FusedModel
+from tintray.tinting.prefix import NoPrefixError, PrefixModel, fit_tints, prefix_key
+from tintray.tinting.step import TaskState
+from tintray.tinting.tint_layers import FusedModel
 
 ROUNDS = 5
 TASKS = ("two", "five")

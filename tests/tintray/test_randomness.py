@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tintray.randomness import sample, sample_tasks, stream
+from tintray.numerics.randomness import sample, sample_tasks, stream
 
 pools = st.integers(1, 30)
 batches = st.integers(1, 40)

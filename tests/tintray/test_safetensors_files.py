@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tintray.checkpoints import open_checkpoint
+from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.safetensors_files import tensors_in
 from tintray.errors import CheckpointError
 from tintray.merging.tensor_files import TensorFiles
-from tintray.safetensors_files import tensors_in
 
 BODY = bytes(range(32))
 

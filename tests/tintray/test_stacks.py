@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tintray.layout import build_layout
-from tintray.stacks import BITS, Format, LowRank, Row, make_stack, stack_bytes
-from tintray.task_vectors import TaskVectors, pack, row_of, unpack
+from tintray.numerics.layout import build_layout
+from tintray.numerics.low_rank import LowRank
+from tintray.vectors.stacks import BITS, Format, Row, make_stack, stack_bytes
+from tintray.vectors.task_vectors import TaskVectors, pack, row_of, unpack
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 SHAPES = [(), (7,), (5, 9), (33, 70), (4, 3, 2, 2), (600, 1000)]

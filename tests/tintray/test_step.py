@@ -10,9 +10,9 @@ import torch
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import FitError
-from tintray.labels import predict_features
-from tintray.pools import Pool
-from tintray.step import TaskGroup
+from tintray.pools.pool import Pool
+from tintray.tinting.self_labels import predict_features
+from tintray.tinting.step import TaskGroup
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray import models
-from tintray.norms import norm_buffers
-from tintray.partition import partition
-from tintray.tint import FusedModel, TintLayer, with_low_rank
+from tintray.models.norms import norm_buffers
+from tintray.tinting.partition import partition
+from tintray.tinting.tint_layers import FusedModel, TintLayer, with_low_rank
 
 
 def outputs(bench: Workbench, sizes: list[int], coefficient: float) -> list[torch.Tensor]:
@@ -103,8 +103,8 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
     """GPT-2 keeps its weights as [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
-    from tintray.norms import Split
-    from tintray.tint import Adapted
+    from tintray.models.norms import Split
+    from tintray.tinting.tint_layers import PerTaskLowRankLinear
 
     torch.manual_seed(0)
     shared = Conv1D(5, 3)
@@ -114,7 +114,7 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
     ]
     split = Split([1, 3], [TintLayer(str(n), tensors, ()) for n, tensors in enumerate(own)])
     given = torch.randn(4, 6, 3)
-    found = Adapted("c", shared, split)(given)
+    found = PerTaskLowRankLinear("c", shared, split)(given)
     for tensors, rows in zip(own, (slice(0, 1), slice(1, 4)), strict=True):
         weight = with_low_rank({"c.weight": shared.weight}, tensors)["c.weight"]
         expected = given[rows] @ weight + shared.bias

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tintray.confidence import confidence
-from tintray.objectives import top_tokens
-from tintray.tasks import Kind
-from tintray.trust import TrueLabels, Trust, trusted, with_true_labels
+from tintray.tasks.confidence import confidence
+from tintray.tasks.objectives import top_tokens
+from tintray.tasks.tasks import Kind
+from tintray.tinting.pseudo_labels import PseudoLabelConfig, TrueLabels, trusted, with_true_labels
 
 CLASSES = 4
-TRUST = Trust(keep=0.5, threshold=None, goal=0.5, true_labels=False)
+TRUST = PseudoLabelConfig(keep=0.5, threshold=None, goal=0.5, true_labels=False)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

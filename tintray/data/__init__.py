@@ -3,7 +3,7 @@
 Inputs and labels are read by different functions, and the one for inputs never opens a label: what
 a fit sees of an adaptation pool cannot depend on its labels.
 
-Imported when it is used: a job file needs to know what a ``DataOrder`` is, and no torch for that.
+Imported when it is used: a job file needs to know what a ``DataSource`` is, and no torch for that.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tintray.data.labels import Answers, check_class_names, class_names, read_labels
-    from tintray.data.order import DataOrder
     from tintray.data.reading import Examples, read_examples
+    from tintray.data.source import DataSource
 
 __all__ = [
     "Answers",
-    "DataOrder",
+    "DataSource",
     "Examples",
     "check_class_names",
     "class_names",
@@ -30,7 +30,7 @@ _HOME = {
     "check_class_names": "labels",
     "class_names": "labels",
     "read_labels": "labels",
-    "DataOrder": "order",
+    "DataSource": "source",
     "Examples": "reading",
     "read_examples": "reading",
 }

@@ -20,7 +20,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.data.order import DataOrder
+from tintray.data.source import DataSource
 from tintray.data.table import Table
 from tintray.errors import DataError, nearest
 from tintray.files import foreign, open_regular
@@ -57,7 +57,7 @@ class Header:
 class ArrayTable(Table):
     """A split of an npz file: arrays ``x_SPLIT``, ``y_SPLIT``, ``COLUMN_SPLIT``."""
 
-    def __init__(self, order: DataOrder, role: str) -> None:
+    def __init__(self, order: DataSource, role: str) -> None:
         super().__init__(order, role)
         split = order.split_name
         with _archive(self.path, role) as archive:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.data.order import LABEL, DataOrder
+from tintray.data.source import LABEL, DataSource
 from tintray.data.table import Table, memory_of
 from tintray.errors import DataError
 from tintray.files import foreign, open_regular
@@ -29,7 +29,7 @@ class ArrowTable(Table):
 
     def __init__(
         self,
-        order: DataOrder,
+        order: DataSource,
         role: str,
         rows: int,
         names: Mapping[str, list[str] | None],
@@ -65,7 +65,7 @@ class ArrowTable(Table):
         return [found[row] for row in wanted.tolist()]
 
 
-def parquet_table(order: DataOrder, role: str) -> ArrowTable:
+def parquet_table(order: DataSource, role: str) -> ArrowTable:
     """The one table of a parquet file.
 
     Raises
@@ -104,7 +104,7 @@ def parquet_table(order: DataOrder, role: str) -> ArrowTable:
     return ArrowTable(order, role, rows, names, batches)
 
 
-def hub_table(order: DataOrder, role: str) -> ArrowTable:
+def hub_table(order: DataSource, role: str) -> ArrowTable:
     """A split of a data set on the hub, ``hf://org/name:configuration``.
 
     Raises
@@ -176,7 +176,7 @@ def _class_names(feature: Any) -> list[str] | None:
     return names or None
 
 
-def _not_installed(order: DataOrder, role: str, library: str) -> DataError:
+def _not_installed(order: DataSource, role: str, library: str) -> DataError:
     return DataError(
         f"{role}: {order.path} is read by the library '{library}', which is not installed; "
         "install it with: pip install 'tintray[data]'"

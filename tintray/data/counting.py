@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tintray.data.arrays import ArrayTable
 from tintray.data.images import ImageFolder
-from tintray.data.order import DataOrder
+from tintray.data.source import DataSource
 from tintray.data.table import Table
 from tintray.data.tables import open_table
 from tintray.errors import DataError
@@ -32,7 +32,7 @@ class Extent:
     file_bytes: int
 
 
-def extent(order: DataOrder) -> Extent:
+def extent(order: DataSource) -> Extent:
     """How much an order selects; nothing at all where it is not on this machine.
 
     What cannot be read is left to whoever reads it, who says what is wrong with it.
@@ -53,7 +53,7 @@ def extent(order: DataOrder) -> Extent:
     return Extent(None, None, size)
 
 
-def _count(order: DataOrder, table: Table) -> int:
+def _count(order: DataSource, table: Table) -> int:
     return len(order.rows(table.rows, "data"))
 
 

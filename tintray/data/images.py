@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.data.order import DataOrder
+from tintray.data.source import DataSource
 from tintray.data.table import Table
 from tintray.errors import DataError, nearest
 from tintray.files import open_regular
@@ -26,7 +26,7 @@ _LAYOUTS = "[N, height, width] or [N, height, width, 3] (channels may come first
 class ImageFolder(Table):
     """``folder/<split>/<class>/…``, or ``folder/<class>/…`` where there is one split only."""
 
-    def __init__(self, order: DataOrder, role: str) -> None:
+    def __init__(self, order: DataSource, role: str) -> None:
         super().__init__(order, role)
         folder, split = self.path, order.split_name
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -63,7 +63,7 @@ class ImageFolder(Table):
         return sum(file.lstat().st_size for file in self._files)
 
 
-def encoded(value: Any, order: DataOrder) -> bytes:
+def encoded(value: Any, order: DataSource) -> bytes:
     """The bytes of an image file: as a table holds them, or those of the file that it names.
 
     Raises
@@ -85,7 +85,7 @@ def encoded(value: Any, order: DataOrder) -> bytes:
     return content
 
 
-def _inside(name: str | Path, order: DataOrder) -> Path:
+def _inside(name: str | Path, order: DataSource) -> Path:
     """A file that the data name; relative names start from the data's own folder."""
     roots = order.roots
     found = (roots[0] / name).resolve()
@@ -97,7 +97,7 @@ def _inside(name: str | Path, order: DataOrder) -> Path:
     return found
 
 
-def decode(value: Any, order: DataOrder) -> NDArray[Any]:
+def decode(value: Any, order: DataSource) -> NDArray[Any]:
     """An image as uint8 [H, W] (gray) or [H, W, 3]: a file, its bytes, or an array already.
 
     An animation is its first frame. An orientation in the file's EXIF data is not applied.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tintray.data.images import decode
-from tintray.data.order import LABEL, DataOrder
+from tintray.data.source import LABEL, DataSource
 from tintray.data.tables import open_table
 from tintray.errors import DataError, nearest
 from tintray.files import foreign
@@ -35,7 +35,7 @@ class Answers:
 
 
 def read_labels(
-    order: DataOrder, kind: str, rows: Sequence[int] | NDArray[Any], answers: Answers, role: str
+    order: DataSource, kind: str, rows: Sequence[int] | NDArray[Any], answers: Answers, role: str
 ) -> Any:
     """The labels of the examples at ``rows``, as their kind of task wants them.
 
@@ -71,7 +71,7 @@ def read_labels(
         return _READERS[kind](labels)
 
 
-def check_class_names(order: DataOrder, width: int, role: str) -> None:
+def check_class_names(order: DataSource, width: int, role: str) -> None:
     """Refuse data that name other classes, in number, than the expert's head answers.
 
     Raises
@@ -87,7 +87,7 @@ def check_class_names(order: DataOrder, width: int, role: str) -> None:
         )
 
 
-def class_names(order: DataOrder, role: str) -> list[str] | None:
+def class_names(order: DataSource, role: str) -> list[str] | None:
     """Names of the classes, in the order of their numbers; None where the data do not say."""
     return open_table(order, role).class_names
 
@@ -96,7 +96,7 @@ def class_names(order: DataOrder, role: str) -> list[str] | None:
 class _Labels:
     values: Any
     answers: Answers
-    order: DataOrder
+    order: DataSource
     where: str
     class_names: list[str] | None
 
@@ -140,7 +140,7 @@ class _Labels:
         return found
 
 
-def _pixels(value: Any, order: DataOrder) -> Any:
+def _pixels(value: Any, order: DataSource) -> Any:
     """A label that is an image (a mask, a depth map) as an array."""
     return decode(value, order) if isinstance(value, bytes | Mapping) else value
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tintray.data.arrays import ArrayTable
 from tintray.data.images import as_images, decode, encoded
-from tintray.data.order import INPUTS, DataOrder
+from tintray.data.source import INPUTS, DataSource
 from tintray.data.table import Table
 from tintray.data.tables import open_table, plain
 from tintray.errors import DataError
@@ -77,7 +77,7 @@ def _feed(total: Any, array: NDArray[Any]) -> None:
     total.update(np.ascontiguousarray(array).data)
 
 
-def read_examples(order: DataOrder, role: str) -> Examples:
+def read_examples(order: DataSource, role: str) -> Examples:
     """Read the inputs of a split; labels in it are not touched.
 
     Raises
@@ -113,7 +113,7 @@ def read_examples(order: DataOrder, role: str) -> Examples:
 
 
 def _texts(
-    order: DataOrder, table: Table, columns: Mapping[str, str], rows: Any, role: str
+    order: DataSource, table: Table, columns: Mapping[str, str], rows: Any, role: str
 ) -> Examples:
     values = {kind: table.take(column, rows) for kind, column in columns.items()}
     bad: dict[int, str] = {}
@@ -156,7 +156,7 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
 
 
-def _images(order: DataOrder, table: Table, column: str, rows: Any, role: str) -> Examples:
+def _images(order: DataSource, table: Table, column: str, rows: Any, role: str) -> Examples:
     source = f"{order.path}:{order.split}"
     values = table.take(column, rows)
     if isinstance(values, np.ndarray):
@@ -195,7 +195,7 @@ class _Decoding:
         return found
 
 
-def encoded_digest(order: DataOrder, role: str) -> str | None:
+def encoded_digest(order: DataSource, role: str) -> str | None:
     """sha256 of the image files that an order reads, as they are; None if none is to be decoded.
 
     Raises
@@ -220,7 +220,7 @@ def encoded_digest(order: DataOrder, role: str) -> str | None:
 
 
 def _without(
-    order: DataOrder, rows: NDArray[np.int64], bad: Mapping[int, str], role: str
+    order: DataSource, rows: NDArray[np.int64], bad: Mapping[int, str], role: str
 ) -> NDArray[np.int64]:
     if len(bad) > order.max_bad:
         first = bad[min(bad)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tintray.data.order import DataOrder
+from tintray.data.source import DataSource
 
 
 class Table(ABC):
@@ -23,7 +23,7 @@ class Table(ABC):
         How messages call a column, where not by its name.
     """
 
-    def __init__(self, order: DataOrder, role: str) -> None:
+    def __init__(self, order: DataSource, role: str) -> None:
         self.order, self.role, self.path = order, role, Path(order.path)
         self.shown: Mapping[str, str] = {}
 

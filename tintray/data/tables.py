@@ -15,7 +15,7 @@ import numpy as np
 from tintray.data.arrays import ArrayTable
 from tintray.data.arrow import HUB, hub_table, parquet_table
 from tintray.data.images import ImageFolder
-from tintray.data.order import DataOrder
+from tintray.data.source import DataSource
 from tintray.data.table import Table
 from tintray.data.texts import TextTable
 from tintray.errors import DataError
@@ -24,7 +24,7 @@ from tintray.files import foreign
 _TEXTS = (".csv", ".tsv", ".json", ".jsonl")
 
 
-def open_table(order: DataOrder, role: str) -> Table:
+def open_table(order: DataSource, role: str) -> Table:
     """Open a split, whatever form it has; no example is read.
 
     Raises

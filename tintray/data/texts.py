@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from numpy.typing import NDArray
 
-from tintray.data.order import INPUTS, LABEL, DataOrder
+from tintray.data.source import INPUTS, LABEL, DataSource
 from tintray.data.table import Table, memory_of
 from tintray.errors import DataError
 from tintray.files import foreign, open_regular
@@ -32,7 +32,7 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class TextTable(Table):
     """A file that holds one table, called ``train``."""
 
-    def __init__(self, order: DataOrder, role: str, suffix: str) -> None:
+    def __init__(self, order: DataSource, role: str, suffix: str) -> None:
         super().__init__(order, role)
         self._suffix = suffix
         self._unreadable = f"{role}: {self.path} cannot be read as {suffix[1:]}"
@@ -87,7 +87,7 @@ class TextTable(Table):
 class _Text:
     """The text of a file, with budgets for a line and for all of it."""
 
-    def __init__(self, file: Any, order: DataOrder) -> None:
+    def __init__(self, file: Any, order: DataSource) -> None:
         buffered = io.BufferedReader(file)
         if buffered.peek(2)[:2] in _WIDE:
             raise ValueError("it is written in UTF-16; expected UTF-8, save it as that")

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tintray.layout import Slot
 from tintray.merging.declaration import Layer
 from tintray.merging.registry import Recipe
-from tintray.stacks import Format, make_stack
-from tintray.task_vectors import TaskVectors
+from tintray.numerics.layout import Slot
+from tintray.vectors.stacks import Format, make_stack
+from tintray.vectors.task_vectors import TaskVectors
 
 Statistics = Mapping[str, Mapping[str, Tensor]]
 """What was measured: kind -> tensor name -> [K, …]; see ``Layer.statistics``."""

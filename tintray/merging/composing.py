@@ -13,13 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.blends import Blend
 from tintray.merging.inputs import Inputs
 from tintray.merging.memory import MEMORY, PIECES, mebibytes
 from tintray.merging.planning import Planned
 from tintray.merging.tensor_files import DTYPES, TensorFiles
-from tintray.safetensors_files import TensorInfo
 
 
 @dataclass(frozen=True)

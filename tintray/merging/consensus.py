@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from tintray.merging.inputs import Inputs
-from tintray.randomness import stream
+from tintray.numerics.randomness import stream
 
 Sparsify = Callable[[Tensor, Mapping[str, Any], Generator], Tensor]
 """A task vector, its input's values and a random stream to a mask of it: what is kept is 1."""

@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintray.crowding import crowding
 from tintray.errors import SpecError, nearest
+from tintray.vectors.task_count_scale import scale_for_task_count
 
 Value = float | int
 Rule = Callable[..., Tensor]
@@ -138,7 +138,7 @@ class Method:
         What Σ D is multiplied by where nobody says otherwise; None is 1/K.
     adds_up
         Whether Σ D grows with the tasks, so that more than a few get less of the scale each; see
-        ``crowding``.
+        ``scale_for_task_count``.
     tuned
         Whether its source looks for the scale on held-out data, so that a comparison has to.
     own
@@ -187,7 +187,7 @@ class Method:
         """The scale where nobody says otherwise."""
         if self.scale is None:
             return 1.0 / tasks
-        return self.scale * crowding(tasks) if self.adds_up else self.scale
+        return self.scale * scale_for_task_count(tasks) if self.adds_up else self.scale
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """Every parameter's value: what is given, else the default.

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.composition import Composition, Scalar, Slice, Source
-from tintray.safetensors_files import TensorInfo, is_rebuilt
 
 Table = Mapping[str, TensorInfo]
 """A model's tensors by name."""

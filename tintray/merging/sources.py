@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.safetensors_files import is_rebuilt
 from tintray.errors import CheckpointError
 from tintray.merging.tensor_files import TensorFiles
-from tintray.safetensors_files import is_rebuilt
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
 from tintray.merging.selection import magnitude_at
-from tintray.randomness import stream
+from tintray.numerics.randomness import stream
 
 _DENSITY = Parameter(
     "density", 0.2, 0, 1, "share of each task vector, the largest entries, that is kept",

@@ -21,6 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.apply import depths
 from tintray.merging.declaration import Layer
@@ -28,7 +29,6 @@ from tintray.merging.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, n
 from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
 from tintray.merging.tensor_files import DTYPES
-from tintray.safetensors_files import TensorInfo, is_rebuilt
 
 _COUNTERS = "num_batches_tracked"  # of training, which no model computes with
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for

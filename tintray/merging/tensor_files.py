@@ -18,9 +18,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.safetensors_files import TensorInfo, merged_tables, tensors_in_open
 from tintray.errors import CheckpointError, StorageError
-from tintray.safetensors_files import TensorInfo, merged_tables, tensors_in_open
 
 DTYPES = {
     "F64": torch.float64,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tintray.merging.tensor_files import TensorFiles
-from tintray.task_vectors import DOWN, UP
+from tintray.vectors.task_vectors import DOWN, UP
 
 
 class VectorFiles(TensorFiles):

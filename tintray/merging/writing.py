@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import SpecError, StorageError
 from tintray.files import check_new
 from tintray.merging.memory import MEMORY, mebibytes
@@ -22,7 +23,6 @@ from tintray.merging.registry import Recipe
 from tintray.merging.sources import Sources
 from tintray.merging.streaming import Merging
 from tintray.merging.tensor_files import ShardedWriter
-from tintray.safetensors_files import TensorInfo
 
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""

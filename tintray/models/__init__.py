@@ -15,7 +15,7 @@ from tintray.models.loading import (
     model_class,
     quiet_transformers,
 )
-from tintray.structure import (
+from tintray.models.structure import (
     HEAD,
     NORMS,
     assign,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from tintray.checkpoints import Checkpoint
+from tintray.checkpoints.model_folder import Checkpoint
 from tintray.errors import CheckpointError
 from tintray.files import foreign
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tintray.data.labels import Answers
 from tintray.errors import CheckpointError
-from tintray.structure import head_modules
+from tintray.models.structure import head_modules
 
 _ANSWERS = ("logits", "predicted_depth", "prediction")
 

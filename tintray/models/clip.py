@@ -22,11 +22,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithP
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
-from tintray.checkpoints import HEAD_FILE, Checkpoint, ZeroShot
+from tintray.checkpoints.model_folder import HEAD_FILE, Checkpoint, ZeroShot
+from tintray.checkpoints.processors import load_processor
 from tintray.errors import CheckpointError
 from tintray.models.building import load_weights
 from tintray.models.configs import configuration
-from tintray.pools import load_processor
 
 _BATCH = 64
 _SHARED = ("visual_projection.weight", "logit_scale")

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from tintray.checkpoints import Checkpoint, tower_config
+from tintray.checkpoints.model_folder import Checkpoint, tower_config
+from tintray.checkpoints.processors import load_processor
+from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
 from tintray.errors import CheckpointError
+from tintray.models.config_usage import computes_with, knows
 from tintray.models.configs import configuration, named_class, own_part
 from tintray.models.loading import and_more
-from tintray.models.reading import computes_with, knows
-from tintray.pools import load_processor
-from tintray.structure import backbone_names, head_modules
-from tintray.text import check_same_tokens, has_tokenizer
+from tintray.models.structure import backbone_names, head_modules
 
 OF_NO_CONSEQUENCE = frozenset(
     {

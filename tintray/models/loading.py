@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintray.adapters import apply, read_adapter
-from tintray.checkpoints import GENERATION, Checkpoint
+from tintray.checkpoints.model_folder import GENERATION, Checkpoint
 from tintray.errors import CheckpointError
 from tintray.files import foreign, is_old_buffer, read_json
-from tintray.models import configs, factory
+from tintray.models import configs
+from tintray.models import factories as factory
+from tintray.models.adapters import apply, read_adapter
 from tintray.models.building import bounded, load_weights
-from tintray.structure import head_modules
+from tintray.models.structure import head_modules
 
 
 def model_class(checkpoint: Checkpoint, role: str) -> Any:

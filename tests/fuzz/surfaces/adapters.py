@@ -121,7 +121,7 @@ def _is_text(bench: Bench) -> bool:
 
 
 def _opened(bench: Bench) -> Any:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
 
     base = bench.fixtures / ("text/base" if _is_text(bench) else "zoo/base")
     return open_checkpoint(bench.folder, role="expert", base=open_checkpoint(base, role="base"))
@@ -137,8 +137,8 @@ def _loaded(bench: Bench) -> None:
 
 def _factors(bench: Bench) -> None:
     """As a fit reads them: products that stay products."""
-    from tintray.adapters import read_adapter, task_vector
     from tintray.models import load_base
+    from tintray.models.adapters import read_adapter, task_vector
 
     found = _opened(bench)
     module = load_base(found.base, like=found)

@@ -112,7 +112,7 @@ def _configured(bench: Bench) -> Iterator[None]:
 
 def _settings(bench: Bench) -> None:
     """Everything that is asked of them."""
-    from tintray.jobs.spec import settings
+    from tintray.jobs.config import settings
 
     with _configured(bench):
         bench.each(

@@ -201,8 +201,8 @@ def _override(rng: Random) -> str:
 
 
 def _loaded(bench: Bench) -> Any:
-    from tintray.jobs.spec.light_checks import check_files
-    from tintray.jobs.spec.sections import load_spec
+    from tintray.jobs.config.job_file import load_spec
+    from tintray.jobs.config.quick_checks import check_files
 
     spec = load_spec(bench.folder / _JOB, ())
     check_files(spec)
@@ -211,20 +211,20 @@ def _loaded(bench: Bench) -> Any:
 
 def _recorded(bench: Bench) -> None:
     """As submitting does: written down, and read again on the cluster."""
-    from tintray.jobs.spec.sections import JobSpec
+    from tintray.jobs.config.job_file import JobSpec
 
     spec = _loaded(bench)
     JobSpec.from_record(json.loads(json.dumps(spec.record())))
 
 
 def _overridden(bench: Bench) -> None:
-    from tintray.jobs.spec.sections import load_spec
+    from tintray.jobs.config.job_file import load_spec
 
     load_spec(bench.folder / _JOB, json.loads((bench.folder / _SET).read_text()))
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.growth.change import addition, read_tasks
+    from tintray.jobs.runs.growth.change import addition, read_tasks
 
     addition(read_tasks(bench.folder / _JOB))
 

@@ -123,7 +123,7 @@ def _set_field(rng: Random, manifest: dict[str, Any]) -> None:
 
 def _opened(bench: Bench) -> None:
     """Opened, and everything asked of it."""
-    from tintray.jobs.merges.finding import load_merge
+    from tintray.jobs.engine.finding import load_merge
 
     merge = load_merge(str(bench.folder))
     asked: list[Callable[[], object]] = [lambda: merge.backbone, lambda: merge.coefficients]

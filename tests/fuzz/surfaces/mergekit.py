@@ -163,7 +163,7 @@ def _set_field(rng: Random, tree: dict[str, Any]) -> None:
 
 
 def _read(bench: Bench) -> None:
-    from tintray.jobs.spec.mergekit import read_mergekit
+    from tintray.jobs.config.mergekit import read_mergekit
 
     read_mergekit(bench.folder / _FILE)
 

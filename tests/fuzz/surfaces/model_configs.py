@@ -113,7 +113,7 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _opened(bench: Bench) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
 
     found = open_checkpoint(bench.folder, role="expert")
     found.digest()
@@ -126,7 +126,7 @@ def _base_of(bench: Bench) -> Path:
 
 def _checked(bench: Bench) -> None:
     """As a job looks at its base and an expert."""
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.models import check_same_computation, load_base, load_expert
 
     base = open_checkpoint(_base_of(bench), role="base")
@@ -137,7 +137,7 @@ def _checked(bench: Bench) -> None:
 
 
 def _as_base(bench: Bench) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.models import check_same_computation, load_base
 
     base = open_checkpoint(bench.folder, role="base")
@@ -147,7 +147,7 @@ def _as_base(bench: Bench) -> None:
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.models import load_expert
 
     load_expert(open_checkpoint(bench.folder, role="expert"), "expert")

@@ -16,9 +16,9 @@ def examples(name: str, kind: Any = "classification", **order: Any) -> Callable[
     """Reads the inputs in the file ``name``, and then the labels of a kind of task."""
 
     def drive(bench: Bench) -> None:
-        from tintray.data import Answers, DataOrder, read_examples, read_labels
+        from tintray.data import Answers, DataSource, read_examples, read_labels
 
-        asked = DataOrder(str(bench.folder / name), **order)
+        asked = DataSource(str(bench.folder / name), **order)
         found = read_examples(asked, "data")
         found.digest()
         read_labels(
@@ -36,12 +36,12 @@ def pool(name: str, **order: Any) -> Callable[[Bench], object]:
     """Prepares the images in ``name`` for an expert, as a job does."""
 
     def drive(bench: Bench) -> None:
-        from tintray.checkpoints import open_checkpoint
-        from tintray.data import DataOrder
-        from tintray.pools import open_pool
+        from tintray.checkpoints.model_folder import open_checkpoint
+        from tintray.data import DataSource
+        from tintray.pools.pool import open_pool
 
         expert = open_checkpoint(bench.fixtures / "zoo" / "three")
-        asked = DataOrder(str(bench.folder / name), **order)
+        asked = DataSource(str(bench.folder / name), **order)
         open_pool(asked, expert, "classification", "expert", "data", bench.folder / "cache")
 
     return drive

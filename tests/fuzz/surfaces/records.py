@@ -36,7 +36,7 @@ def sealed(tree: Any, rng: Random) -> bytes:
 
 
 def _seeds(_: Path) -> list[Files]:
-    from tintray.storage.records import seal
+    from tintray.storage.artifacts.records import seal
 
     blocks = [hashlib.sha256(_BIG[at : at + (1 << 20)]).hexdigest() for at in (0, 1 << 20)]
     return [
@@ -59,8 +59,8 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _looked_up(bench: Bench) -> None:
-    from tintray.storage.artifacts import open_store
-    from tintray.storage.cache import lookup
+    from tintray.storage.artifacts.cache import lookup
+    from tintray.storage.artifacts.store import open_store
 
     found = lookup(open_store(bench.folder / "store"), "labels", "key")
     if found is not None:
@@ -68,7 +68,7 @@ def _looked_up(bench: Bench) -> None:
 
 
 def _unsealed(bench: Bench) -> None:
-    from tintray.storage.records import unseal
+    from tintray.storage.artifacts.records import unseal
 
     for name in (_CACHE, _BLOCKS):
         unseal((bench.folder / name).read_bytes(), name)
@@ -76,8 +76,8 @@ def _unsealed(bench: Bench) -> None:
 
 def _part(bench: Bench) -> None:
     """A part of a large blob, checked by the record of its blocks."""
-    from tintray.storage.artifacts import open_store
-    from tintray.storage.blobs import BlobRef, read_blob
+    from tintray.storage.artifacts.blobs import BlobRef, read_blob
+    from tintray.storage.artifacts.store import open_store
 
     _place_blob(bench)
     read_blob(
@@ -86,8 +86,8 @@ def _part(bench: Bench) -> None:
 
 
 def _verified(bench: Bench) -> None:
-    from tintray.storage.artifacts import open_store
-    from tintray.storage.verify import verify_store
+    from tintray.storage.artifacts.store import open_store
+    from tintray.storage.artifacts.verify import verify_store
 
     _place_blob(bench)
     verify_store(open_store(bench.folder / "store"))

@@ -79,13 +79,13 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
 
 
 def _opened(bench: Bench) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
 
     open_checkpoint(bench.folder, role="expert")
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.models import load_expert
 
     load_expert(open_checkpoint(bench.folder, role="expert"), "expert")
@@ -93,7 +93,7 @@ def _loaded(bench: Bench) -> None:
 
 def _streamed(bench: Bench) -> None:
     """Every tensor, as merging reads them."""
-    from tintray.checkpoints import open_checkpoint
+    from tintray.checkpoints.model_folder import open_checkpoint
     from tintray.merging.tensor_files import TensorFiles
 
     weights = open_checkpoint(bench.folder, role="expert").weights

@@ -46,12 +46,12 @@ def _read(kind: str, **order: Any) -> Any:
 
 def _prepared(bench: Bench) -> None:
     """The texts as tokens, as a job prepares them."""
-    from tintray.checkpoints import open_checkpoint
-    from tintray.data import DataOrder
-    from tintray.pools import open_pool
+    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.data import DataSource
+    from tintray.pools.pool import open_pool
 
     expert = open_checkpoint(bench.fixtures / "text" / "expert")
-    order = DataOrder(str(_first(bench)))
+    order = DataSource(str(_first(bench)))
     open_pool(order, expert, "language_modelling", "expert", "data")
 
 

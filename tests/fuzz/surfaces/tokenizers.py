@@ -135,8 +135,9 @@ def _is_text(bench: Bench) -> bool:
 
 def _prepared(bench: Bench) -> None:
     """Opened, and used on a few examples."""
+    from tintray.checkpoints.processors import processor_in
     from tintray.data import Examples
-    from tintray.pools import build_pool, processor_in
+    from tintray.pools.pool import build_pool
 
     text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
@@ -152,8 +153,9 @@ def _prepared(bench: Bench) -> None:
 
 
 def _words(bench: Bench) -> None:
+    from tintray.checkpoints.processors import processor_in
     from tintray.data import Examples
-    from tintray.pools import build_pool, processor_in
+    from tintray.pools.pool import build_pool
 
     text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)

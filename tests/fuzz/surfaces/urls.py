@@ -100,13 +100,14 @@ def _text(bench: Bench) -> str:
 
 
 def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
-    from tintray.data.order import DataOrder
-    from tintray.jobs.spec import locations, settings
-    from tintray.jobs.spec.documents import Document
-    from tintray.jobs.spec.fields import memory_bytes
-    from tintray.storage import secrets, urls
-    from tintray.storage.engine import parse_catalog_url
-    from tintray.storage.publish import parse_merge_url
+    from tintray.data.source import DataSource
+    from tintray.jobs.config import locations, settings
+    from tintray.jobs.config.documents import Document
+    from tintray.jobs.config.fields import memory_bytes
+    from tintray.storage import secrets
+    from tintray.storage.artifacts import urls
+    from tintray.storage.artifacts.publish import parse_merge_url
+    from tintray.storage.catalog.engine import parse_catalog_url
 
     sections = {"fit": {"rounds": 1}, "tasks": [{"name": "a"}]}
     return (
@@ -125,7 +126,7 @@ def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
         _in_a_sentence(lambda text: locations.model_location(text, folder)),
         _in_a_sentence(lambda text: locations.data_location(text, folder)),
         _in_a_sentence(memory_bytes),
-        lambda text: DataOrder("x", text).rows(10, "data"),
+        lambda text: DataSource("x", text).rows(10, "data"),
         lambda text: Document("x", sections).override(text),
     )
 

@@ -173,19 +173,19 @@ def _bomb(rng: Random) -> str:
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.jobs.spec.sections import load_spec
+    from tintray.jobs.config.job_file import load_spec
 
     load_spec(bench.folder / _JOB, ())
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.growth.change import read_tasks
+    from tintray.jobs.runs.growth.change import read_tasks
 
     read_tasks(bench.folder / _JOB)
 
 
 def _overridden(bench: Bench) -> None:
-    from tintray.jobs.spec.sections import load_spec
+    from tintray.jobs.config.job_file import load_spec
 
     load_spec(bench.folder / _JOB, ("fit.rounds=3", "tasks.two.name=other"))
 

@@ -1,0 +1,55 @@
+"""The plan of a job as people read it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from tintray.jobs.cli.tables import count, pools_line, print_facts
+from tintray.jobs.display.progress import duration, size
+from tintray.jobs.runs.plan import PilotReport, PlanReport
+
+
+def print_plan(report: PlanReport, console: Console) -> None:
+    """What a job takes, and whether it fits."""
+    console.print(
+        Text.assemble(
+            (report.name, "bold"), "   ", "it fits" if report.fits else ("it does not fit", "red")
+        )
+    )
+    took = ", ".join(f"{stage} {duration(took)}" for stage, took in report.seconds.items())
+    facts = {
+        "problem": report.problem or "",
+        "tasks": f"{report.tasks}, {report.rounds} rounds",
+        "backbone": f"{count(report.parameters)} parameters",
+        "reads": f"{size(report.read_bytes)} of models and data on this machine",
+        "cached": f"self-labels of {report.cached_labels} and task vectors of "
+        f"{report.cached_vectors} of {report.tasks} tasks",
+        "writes": f"{size(report.write_bytes)} at most",
+        "pools": pools_line(report.pools, report.max_pool_bytes),
+        "workers": f"{report.workers}, {size(report.worker_bytes)} each at most",
+        "shards": f"{report.shards}, {size(report.shard_bytes)} each",
+        "object store": size(report.object_store_bytes),
+        "memory": f"{size(report.memory_bytes)} in all; {size(report.available_bytes)} are free",
+        "compute": f"{report.flops:.2g} floating-point operations in the rounds",
+        "time": f"{duration(sum(report.seconds.values()))} ({took})",
+    }
+    print_facts(facts, console)
+    if report.pilot is not None:
+        _print_pilot(report.pilot, console)
+
+
+def _print_pilot(pilot: PilotReport, console: Console) -> None:
+    normalised = pilot.normalised_accuracy
+    kept = "" if normalised is None else f"; {normalised:.1%} of the experts' accuracy"
+    console.print(
+        f"\npilot of {', '.join(pilot.tasks)}: {pilot.rounds} rounds on {pilot.examples} examples "
+        f"of each pool at most, in {duration(pilot.seconds)}"
+    )
+    facts = {
+        "reached": f"agreement {pilot.agreement:.1%}{kept}",
+        "expected": f"agreement of these tasks {pilot.expected_agreement:.1%} after all rounds",
+        "time": f"{duration(pilot.expected_seconds)} for the whole job",
+    }
+    print_facts(facts, console)
+    console.print("\nmore tasks share a backbone less well than few: take the accuracy as a bound")

@@ -1,0 +1,125 @@
+"""The types that fields of the job file have beyond numbers and texts: names, locations, pairs."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from tintray.jobs.config.locations import (
+    Location,
+    catalog_location,
+    data_location,
+    model_location,
+    store_location,
+)
+
+MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|b)", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    f"{letter}{suffix}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The validation context that resolves locations: where relative paths start from."""
+
+    path: Path
+
+
+def _located(resolve: Callable[[str, Path], Location]) -> PlainValidator:
+    """Text to ``Location``. Without a ``Folder`` in the context the text is taken as resolved."""
+
+    def validate(value: object, info: ValidationInfo) -> Location:
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "expected text")
+        if isinstance(value, Location):
+            return value
+        if isinstance(info.context, Folder):
+            return resolve(value, info.context.path)
+        return Location(value)
+
+    return PlainValidator(validate, json_schema_input_type=str)
+
+
+def _file_name(value: str) -> str:
+    """Refuse what cannot be part of a path in every store."""
+    if not _FILE_NAME.fullmatch(value):
+        raise ValueError(
+            "expected a letter or digit followed by letters, digits, '.', '_' or '-', at most "
+            f"{MAX_NAME} in all (it becomes a file name), found {reprlib.repr(value)}"
+        )
+    return value
+
+
+def _pair(value: object) -> object:
+    """[low, high] as a tuple, the form that strict validation wants."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and len(value) == 2:
+        low, high = value
+        if all(type(x) in (int, float) for x in value) and low < high:
+            return (float(low), float(high))
+    expected = "two numbers [low, high] with low below high"
+    raise ValueError(f"expected {expected}, found {reprlib.repr(value)}")
+
+
+def _worker_count(value: object) -> object:
+    """A count or ``auto``, with one sentence for both where pydantic would give one for each."""
+    if value == "auto" or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
+
+
+def _threshold(value: object) -> object:
+    """A confidence or ``auto``."""
+    if value == "auto" or (type(value) in (int, float) and 0 <= float(str(value)) <= 1):
+        return value if value == "auto" else float(str(value))
+    raise ValueError(f"expected a number from 0 to 1, or 'auto', found {reprlib.repr(value)}")
+
+
+def _shard_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number, 1 or more, or 'auto', found {reprlib.repr(value)}")
+
+
+def memory_bytes(value: object) -> int:
+    """Bytes from a number or a text such as ``2GiB``."""
+    if type(value) is int and value > 0:
+        return value
+    found = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
+    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+    if 1 <= size < 2**63:
+        return int(size)
+    raise ValueError(
+        f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
+    )
+
+
+Name = Annotated[str, StringConstraints(min_length=1), AfterValidator(_file_name)]
+ModelLocation = Annotated[Location, _located(model_location)]
+DataLocation = Annotated[Location, _located(data_location)]
+StoreLocation = Annotated[Location, _located(store_location)]
+CatalogLocation = Annotated[Location, _located(catalog_location)]
+Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
+Memory = Annotated[int, BeforeValidator(memory_bytes)]
+Threshold = Annotated[float | Literal["auto"], BeforeValidator(_threshold)]
+ShardCount = Annotated[int | Literal["auto"], BeforeValidator(_shard_count)]
+WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]

@@ -1,0 +1,328 @@
+"""What holds where neither the job file nor the command line says otherwise.
+
+``TINTRAY_*`` variables come first, then ``~/.config/tintray/config.toml`` (``XDG_CONFIG_HOME``
+moves it, ``TINTRAY_CONFIG`` names another file), then the built-in defaults. Built-in defaults and
+variables start from the folder that the user stands in, unlike a job file's relative paths, which
+start from the job file: so ``tintray run examples/digits.yaml`` and a plain ``tintray list`` look
+at the same store. Relative paths in the configuration file start from its own folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tintray.errors import SpecError, nearest
+from tintray.files import foreign, read_bytes
+from tintray.jobs.config.fields import memory_bytes
+from tintray.jobs.config.locations import Location, catalog_location, store_location
+from tintray.limits import Limits
+
+CONFIG_VARIABLE = "TINTRAY_CONFIG"
+STORE = "./tintray-data"
+LEASE_SECONDS = 60.0
+_MAX_BYTES = 1 << 20  # a configuration file has a dozen lines
+LIMITS = tuple(field.name for field in fields(Limits))
+"""The budgets of what is read: settings of the same names as the fields of ``Limits``."""
+
+SETTINGS = {
+    "store": "the artifact store: a folder or an s3:// URL",
+    "catalog": "the database of jobs and merges",
+    "address": "the dashboard of the Ray cluster that jobs are submitted to",
+    "python": "the Python of tintray on the cluster's nodes, if it is not where it is here",
+    "allow_factories": "modules, or module:function names, whose code a merge or a job may run",
+    "lease_seconds": "how long a job that shows no sign of life is not yet lost",
+    **dict.fromkeys(LIMITS, "a budget of what is read; see tintray.limits.Limits"),
+}
+"""Every setting: its name in the configuration file, and, after ``TINTRAY_``, as a variable."""
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting: ``TINTRAY_STORE``."""
+    return f"TINTRAY_{name.upper()}"
+
+
+STORE_VARIABLE, CATALOG_VARIABLE = variable("store"), variable("catalog")
+ADDRESS_VARIABLE, LEASE_VARIABLE = variable("address"), variable("lease_seconds")
+FACTORIES_VARIABLE = variable("allow_factories")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting as somebody wrote it, where that was, and the folder that it starts from."""
+
+    value: str
+    origin: str
+    folder: Path
+
+
+def config_file() -> Path:
+    """Where the configuration file is, or would be."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "tintray" / "config.toml"
+
+
+def read_config(path: Path) -> dict[str, str]:
+    """The settings in a configuration file; none if it is not there.
+
+    Raises
+    ------
+    SpecError
+        It cannot be read, is not TOML, or has a setting that there is not.
+    """
+    if str(path) == os.devnull:  # as people say that there is none
+        return {}
+    try:
+        content = read_bytes(path, "the configuration", limit=_MAX_BYTES, error=SpecError)
+    except FileNotFoundError:
+        return {}
+    with foreign(f"{path}: not valid TOML", SpecError):
+        found: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+        texts = {name: str(value) for name, value in found.items()}  # of a number, if not too long
+    for name, value in found.items():
+        if name not in SETTINGS:
+            raise SpecError(
+                f"{path}: expected one of {', '.join(SETTINGS)}, found '{name}'"
+                f"{nearest(name, SETTINGS)}"
+            )
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise SpecError(f"{path}: {name}: expected text or a number, found {value!r}")
+    return texts
+
+
+def setting(name: str) -> Setting | None:
+    """A setting from its variable, else from the configuration file; None if it is in neither.
+
+    Raises
+    ------
+    SpecError
+        The configuration file cannot be used.
+    """
+    return _chosen([name]).get(name)
+
+
+def _chosen(names: Sequence[str]) -> dict[str, Setting]:
+    """Those of the settings that somebody has written; the file is read once, if it is needed."""
+    found = {}
+    for name in names:
+        if written := os.environ.get(variable(name)):
+            found[name] = Setting(written, variable(name), Path.cwd())
+    if len(found) < len(names):
+        path = config_file()
+        for name, written in read_config(path).items():
+            if name in names and name not in found:
+                found[name] = Setting(written, f"{path}: {name}", path.absolute().parent)
+    return found
+
+
+def lease_seconds() -> float:
+    """How long the lease of a job outlives the last sign of life of the process that runs it.
+
+    Raises
+    ------
+    SpecError
+        ``TINTRAY_LEASE_SECONDS`` is not a positive number.
+    """
+    found = setting("lease_seconds")
+    if found is None:
+        return LEASE_SECONDS
+    try:
+        seconds = float(found.value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SpecError(f"{found.origin}: expected a number of seconds, found {found.value!r}")
+    return seconds
+
+
+def share_factories() -> str:
+    """Let this process and those that it starts know which factories may run; their names.
+
+    Raises
+    ------
+    SpecError
+        The configuration file cannot be used.
+    """
+    name = FACTORIES_VARIABLE
+    listed = (os.environ.get(name, ""), read_config(config_file()).get("allow_factories", ""))
+    words = " ".join(dict.fromkeys(" ".join(listed).replace(",", " ").split()))
+    if words:
+        os.environ[name] = words
+    return words
+
+
+def limits() -> Limits:
+    """The budgets of what is read, as the settings have them; each is at least 1.
+
+    Raises
+    ------
+    SpecError
+        A budget is no size (``512MiB``, ``8GiB``) or no number.
+    """
+    chosen: dict[str, Any] = {}
+    for name, found in _chosen(LIMITS).items():
+        try:
+            chosen[name] = _limit(name, found)
+        except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
+            raise SpecError(f"{found.origin}: {error}") from error
+    return Limits(**chosen)
+
+
+def _limit(name: str, found: Setting) -> int | tuple[str, ...]:
+    if name == "data_roots":
+        parts = [part for part in found.value.split(os.pathsep) if part]
+        return tuple(str((found.folder / Path(part).expanduser()).resolve()) for part in parts)
+    written = found.value.strip()
+    if written.isdecimal() and len(written) < 20:  # bytes, pixels or nodes
+        return memory_bytes(int(written))
+    if name.endswith("_bytes"):
+        return memory_bytes(written)
+    raise ValueError(f"expected a whole number, 1 or more, found {found.value!r}")
+
+
+def default_store() -> Location:
+    """The artifact store of a job that names none.
+
+    Raises
+    ------
+    SpecError
+        ``TINTRAY_STORE`` is neither a folder nor a URL that a store can have.
+    """
+    found = setting("store") or Setting(STORE, "store", Path.cwd())
+    try:
+        return store_location(found.value, found.folder)
+    except ValueError as error:
+        raise SpecError(f"{found.origin}: {error}") from error
+
+
+def default_catalog(store: Location) -> Location:
+    """The catalog of a job that names none: ``catalog.db`` in its store, if that is a folder.
+
+    Raises
+    ------
+    SpecError
+        ``TINTRAY_CATALOG`` is not the URL of a database.
+    """
+    beside = store if store.path else Location(str(Path(STORE).resolve()))
+    found = setting("catalog")
+    if found is None:
+        found = Setting(f"sqlite:///{beside}/catalog.db", "catalog", Path.cwd())
+    try:
+        return catalog_location(found.value, found.folder)
+    except ValueError as error:
+        raise SpecError(f"{found.origin}: {error}") from error
+
+
+def chosen_address(option: str | None, in_job_file: str | None) -> str | None:
+    """The cluster to submit to: the option's, the job file's, the setting's, or Ray's own."""
+    if option is not None:
+        return option
+    if in_job_file is not None and (in_job_file == "auto" or in_job_file.startswith("http")):
+        return in_job_file
+    found = setting("address")
+    if found is not None:
+        return found.value
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or None
+
+
+def is_own_cluster(address: str | None) -> bool:
+    """Whether a cluster is this machine's or one that its user has chosen, by its host.
+
+    A job file and a merge may name any. Whoever joins one runs what its members send back.
+    """
+    if address is None or address in ("auto", "local"):
+        return True
+    found = setting("address")
+    chosen = [os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")]
+    known = {_host(one) for one in [*chosen, found.value if found else None] if one}
+    return _host(address) in known - {""}
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:  # brackets that are no IPv6 address
+        return ""
+
+
+def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
+    """Write the configuration file; only its owner may read it, for a URL may have a password.
+
+    Raises
+    ------
+    SpecError
+        A value cannot be what it is to be, there is a file already, or it cannot be written.
+    """
+    path = config_file()
+    here = Path.cwd()
+    located = {"store": store_location, "catalog": catalog_location}
+    for name, value in values.items():
+        try:  # resolved: the file's folder is not where the user stands
+            values = values | {name: str(located[name](value, here))} if name in located else values
+        except ValueError as error:
+            raise SpecError(f"{name}: {error}") from error
+    if path.exists() and not replace:
+        raise SpecError(f"{path} is there already; give --force to write it anew")
+    lines = [f"# {SETTINGS[name]}\n{name} = {_toml(value)}\n" for name, value in values.items()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.part")
+        partial.touch(mode=0o600)
+        partial.chmod(0o600)
+        partial.write_text("\n".join(lines), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise SpecError(f"{path}: it cannot be written ({error.strerror})") from error
+    return path
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string; JSON escapes are a subset of its own."""
+    return json.dumps(text)
+
+
+def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
+    """The store that something is copied to, and its catalog: ``catalog.db`` in it, if a folder.
+
+    Raises
+    ------
+    SpecError
+        One of them is none.
+    """
+    field = "DEST"
+    try:
+        where = store_location(store, Path.cwd())
+        field = "--dest-catalog"
+        if catalog is not None:
+            return where, catalog_location(catalog, Path.cwd())
+    except ValueError as error:
+        raise SpecError(f"{field}: {error}") from error
+    return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
+
+
+def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
+    """The store and catalog of a command, from its options ``--store`` and ``--catalog``.
+
+    Raises
+    ------
+    SpecError
+        An option, or the environment variable behind it, cannot be one.
+    """
+    option = "--store"
+    try:
+        where = store_location(store, Path.cwd()) if store is not None else default_store()
+        option = "--catalog"
+        if catalog is None:
+            return where, default_catalog(where)
+        return where, catalog_location(catalog, Path.cwd())
+    except ValueError as error:
+        raise SpecError(f"{option}: {error}") from error

@@ -1,0 +1,1 @@
+"""What computes a job: backends, workers, shards, the coordinator, and their sizes."""

@@ -1,0 +1,43 @@
+"""Arrays as members exchange them.
+
+By default float32 numpy, which is read from the object store without a copy; tensors on their
+device where members reach each other directly (``Backend.connect``).
+"""
+
+from __future__ import annotations
+
+import resource
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+Sent = Floats | torch.Tensor
+"""What a member sends to another: an array, or directly a tensor."""
+
+
+def readable(array: Sent, device: str = "cpu") -> torch.Tensor:
+    """A tensor on a device, to be read only; in memory it is the array's own, which is shared."""
+    if isinstance(array, torch.Tensor):
+        return array.to(device)
+    with warnings.catch_warnings():
+        # torch warns that it cannot forbid writing; nobody here writes.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array).to(device)
+
+
+def sent(tensor: torch.Tensor, direct: bool) -> Sent:
+    """What a member answers: the tensor itself, or its numbers as an array in memory."""
+    if direct:
+        return tensor
+    array: Floats = tensor.cpu().numpy()
+    return array
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,221 @@
+"""The coordinator: the only place where Λ changes.
+
+It asks the shards for θ, every task group for its gradient, the shards for ∂L/∂Λ, and moves Λ. Task
+groups are fixed by the job and gradients are summed in group order, so the result does not depend
+on how many workers there are or which of them answers first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.shards import Shards
+from tintray.jobs.events import RoundDone
+from tintray.numerics.schedules import Schedule
+from tintray.tasks.evaluation import TaskScore, mean
+from tintray.tinting.plateau import Plateau
+from tintray.tinting.step import TaskMetrics
+from tintray.vectors.coefficients import Coefficients
+
+_CORRECTION = "correction."  # before the names of its tensors in a checkpoint
+_RECENT = 20  # rounds over which the kept share of a task is averaged
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who takes part: the shards, and the workers with the groups and tasks that each hosts."""
+
+    shards: Shards
+    workers: Sequence[Member]
+    groups: Mapping[int, Member]  # group number -> its worker
+    names: Mapping[int, Sequence[str]]  # group number -> its tasks, in order
+    tasks: Mapping[str, Member]  # task name -> its worker
+
+
+class Coordinator:
+    """Runs the rounds of one job.
+
+    Parameters
+    ----------
+    fleet, cast
+        Where the members run, and who they are.
+    coefficients
+        Λ and its optimiser; moved here and nowhere else.
+    coefficient_lr, tint_lr
+        Learning rates as functions of the round.
+    correction_lr
+        That of what all tasks add to the merged backbone; None learns no such correction.
+    in_turn
+        Let every group move Λ by itself, one after another (the published loop, with one task per
+        group), instead of all groups together.
+    plateau
+        Ends the fit early, where agreement has stopped growing.
+    sampled
+        Which tasks take part in a round; all of them without it.
+    """
+
+    def __init__(
+        self,
+        fleet: Backend,
+        cast: Assignment,
+        coefficients: Coefficients,
+        *,
+        coefficient_lr: Schedule,
+        tint_lr: Schedule,
+        correction_lr: Schedule | None = None,
+        in_turn: bool = False,
+        plateau: Plateau | None = None,
+        sampled: Callable[[int], Collection[str]] | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._cast = cast
+        self._coefficients = coefficients
+        self._coefficient_lr = coefficient_lr
+        self._tint_lr = tint_lr
+        self._correction_lr = correction_lr
+        groups = sorted(cast.groups)
+        self._turns = [[group] for group in groups] if in_turn else [groups]
+        self._plateau = plateau
+        self._sampled = sampled
+        self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
+        self.rounds = 0
+        """Rounds that the fit has run."""
+        self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
+
+    def fit(
+        self,
+        rounds: int,
+        on_round: Callable[[RoundDone], None],
+        *,
+        first: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Run rounds ``first … rounds - 1``; Λ and the workers' tint layers move in each.
+
+        On a plateau it ends before; the last event then says so many ``rounds`` as there were.
+        ``seconds`` are those that the rounds before ``first`` took. When ``on_round`` is called
+        nothing moves: what it finds is the state at the end of that round.
+
+        Raises
+        ------
+        FitError
+            If a loss stops being finite, or a worker dies.
+        """
+        started = time.perf_counter() - seconds
+        self.rounds = first
+        if self._on_plateau():  # a checkpoint of the last round
+            return
+        for round_ in range(first, rounds):
+            metrics = self._round(round_)
+            for name, of_task in metrics.items():
+                self._kept[name].append(of_task.kept)
+            self._agreement.append(mean([m.agreement for m in metrics.values()]))
+            self.rounds = round_ + 1
+            last = self._on_plateau()
+            on_round(
+                RoundDone(
+                    round=self.rounds,
+                    rounds=self.rounds if last else rounds,
+                    loss=mean([m.loss for m in metrics.values()]),
+                    agreement={name: m.agreement for name, m in metrics.items()},
+                    kept={name: m.kept for name, m in metrics.items()},
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            if last:
+                return
+
+    def _on_plateau(self) -> bool:
+        if self._plateau is None:
+            return False
+        self._agreement = self._agreement[-self._plateau.window :]
+        return self._plateau.reached(self._agreement)
+
+    def _round(self, round_: int) -> dict[str, TaskMetrics]:
+        found: dict[str, TaskMetrics] = {}
+        chosen = None if self._sampled is None else self._sampled(round_)
+        for groups in self._turns:
+            found |= self._turn(round_, groups, chosen)
+        return found
+
+    def _turn(
+        self, round_: int, groups: Sequence[int], chosen: Collection[str] | None
+    ) -> dict[str, TaskMetrics]:
+        """One update of Λ from the gradients of these groups, or of the tasks chosen of them."""
+        only: dict[int, list[str] | None] = dict.fromkeys(groups)
+        if chosen is not None:
+            named = {g: [name for name in self._cast.names[g] if name in chosen] for g in groups}
+            only = {group: names for group, names in named.items() if names}
+        if not only:
+            return {}
+        theta = self._cast.shards.merge(self._coefficients.values, for_a_round=True)
+        tint_lr = self._tint_lr(round_)
+        answers = [
+            self._cast.groups[group].call(
+                *("step", group, round_, tint_lr, names, *theta),
+                returns=len(theta) + 1,
+                direct=self._cast.shards.sends_tensors,
+            )
+            for group, names in only.items()
+        ]
+        correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
+        projected = self._cast.shards.project([pieces for *pieces, _ in answers], correction_lr)
+        found = self._fleet.get([*projected, *(metrics for *_, metrics in answers)])
+        gradient = self._cast.shards.fold(found[: len(projected)])
+        self._coefficients.update(gradient, self._coefficient_lr(round_))
+        return {name: of for group in found[len(projected) :] for name, of in group.items()}
+
+    def theta(self) -> list[Ref]:
+        """θ for the present Λ in pieces, where members can read it."""
+        return self._cast.shards.merge(self._coefficients.values)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a resumed fit needs of this: Λ and δ with optimisers, and notes as JSON types."""
+        kept = {task: list(shares) for task, shares in self._kept.items()}
+        tensors = self._coefficients.state_dict()
+        if self._correction_lr is not None:
+            found = self._cast.shards.correction()
+            tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
+        return tensors, {"kept": kept, "agreement": self._agreement}
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go back to what ``state`` returned."""
+        self._coefficients.load_state_dict(tensors)
+        correction = {
+            name.removeprefix(_CORRECTION): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_CORRECTION)
+        }
+        if correction:
+            self._cast.shards.correct(correction)
+        self._agreement = list(notes["agreement"])
+        self._kept.clear()
+        for task, shares in notes["kept"].items():
+            self._kept[task].extend(shares)
+
+    def kept(self, task: str) -> float:
+        """Share of a task's examples that the confidence filter kept in the last rounds."""
+        recent = self._kept[task]
+        return mean(list(recent)) if recent else 1.0
+
+    def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
+        """Measure every task under the present Λ, in the order of the job."""
+        theta = self.theta()
+        refs = [worker.call("evaluate", name, *theta) for name, worker in self._cast.tasks.items()]
+        found: dict[int, TaskScore] = {}
+        for index, score in self._fleet.as_completed(refs):
+            on_score(score)
+            found[index] = score
+        return [found[index] for index in range(len(refs))]
+
+    def backbone(self) -> Floats:
+        """θ [P] for the present Λ, here."""
+        return self._cast.shards.gather(self.theta())

@@ -1,0 +1,68 @@
+"""Find a published merge by what a user calls it, and open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.settings import share_factories
+from tintray.jobs.engine.sources import cache_folder
+from tintray.published.merge import Merge, open_folder
+from tintray.storage.artifacts.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
+from tintray.storage.artifacts.records import unseal
+from tintray.storage.artifacts.urls import local_folder
+from tintray.storage.catalog.catalog import Catalog
+
+
+def locate(merge: str, catalog_url: str) -> str:
+    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog.
+
+    Raises
+    ------
+    NotFoundError
+        With the nearest name, if the catalog has no such merge.
+    """
+    if "://" in merge or merge.startswith((".", "/", "~")):
+        return merge
+    if _holds_merge(Path(merge)):
+        return merge
+    with usable(), Catalog.open(catalog_url, create=False) as catalog:
+        found = catalog.find_merge(merge)
+    assert found.url is not None, "find_merge gives published merges"
+    return found.url
+
+
+def _holds_merge(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # too long for a path: a name
+        return False
+
+
+def load_merge(url: str, factory: str | None = None) -> Merge:
+    """Open a merge at a folder or a URL; files are read, and verified, as they are needed.
+
+    ``factory`` is one that the caller lets run, beside those that the configuration allows.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no published merge.
+    IntegrityError
+        If its manifest is not as it was published.
+    """
+    share_factories()
+    folder = local_folder(url)
+    if folder is not None:
+        return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
+    store, ref = parse_merge_url(url)
+    with usable():
+        manifest = read_manifest(store, ref)
+    cache = cache_folder()
+    return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url, factory)
+
+
+def store_of(url: str, default: str) -> str:
+    """The artifact store that a merge lies in; ``default`` for a folder that was copied out."""
+    root, mark, _ = url.rstrip("/").rpartition("/merges/")
+    return root if mark else default

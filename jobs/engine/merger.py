@@ -1,0 +1,161 @@
+"""A merging method over a job's fleet: tensors spread over members, gathered in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.sources import cache_folder
+from tintray.jobs.engine.statistics import Refs
+from tintray.merging import Recipe
+from tintray.merging.memory import MEMORY
+from tintray.merging.sources import Sources
+from tintray.merging.streaming import Merging
+from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.vector_files import VectorFiles
+from tintray.merging.writing import Progress
+from tintray.numerics.layout import Layout
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.store import open_store
+
+
+@dataclass(frozen=True)
+class MergerConfig:
+    """What a member must know to merge any tensor; plain data.
+
+    ``memory`` is in bytes, for each member.
+    """
+
+    store_url: str
+    base: BlobRef
+    tasks: tuple[str, ...]
+    vectors: tuple[BlobRef, ...]
+    recipe: Recipe
+    scale: float | None = None
+    memory: int = MEMORY
+    statistics: Refs = field(default_factory=dict)
+
+
+class Merger:
+    """A member that merges tensors of one order, read lazily from the artifacts' files."""
+
+    def __init__(self, order: MergerConfig) -> None:
+        self._order = order
+        self._merging: Merging | None = None
+
+    def open(self) -> tuple[str, ...]:
+        """Open the artifacts; gives the names of the outputs: ``("",)``, or the tasks'.
+
+        Raises
+        ------
+        SpecError
+            If the method cannot be run as asked.
+        """
+        order = self._order
+        sources = Sources(
+            self._files(order.base, "the base"),
+            [
+                VectorFiles([self._path(ref)], f"the task vector of '{task}'")
+                for task, ref in zip(order.tasks, order.vectors, strict=True)
+            ],
+            order.tasks,
+            differences=True,
+            statistics={
+                kind: [self._files(ref, f"statistics '{kind}'") for ref in refs]
+                for kind, refs in order.statistics.items()
+            },
+        )
+        self._merging = Merging(  # there is a member for each CPU
+            sources, order.recipe, scale=order.scale, memory=order.memory, at_once=1
+        )
+        return self._merging.outputs
+
+    def totals(self, names: Sequence[str]) -> Floats | None:
+        """What the method sums over these tensors, [K, m]."""
+        found = self._opened.totals(names)
+        return None if found is None else found.numpy()
+
+    def use(self, totals: Floats | None) -> None:
+        """Merge with these totals, of the whole model."""
+        if totals is not None:
+            self._opened.given(torch.from_numpy(totals.copy()))
+
+    def merge(self, name: str) -> Floats:
+        """One merged tensor, flat: [outputs, n]."""
+        found: Floats = self._opened.tensor(name).flatten(1).numpy()
+        return found
+
+    @property
+    def _opened(self) -> Merging:
+        assert self._merging is not None, "open() comes first"
+        return self._merging
+
+    def _files(self, ref: BlobRef, role: str) -> TensorFiles:
+        return TensorFiles([self._path(ref)], role)
+
+    def _path(self, ref: BlobRef) -> Path:
+        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
+
+
+def merged_backbones(
+    fleet: Backend,
+    order: MergerConfig,
+    layout: Layout,
+    progress: Progress | None = None,
+    *,
+    most: int | None = None,
+) -> dict[str, Floats]:
+    """θ [P] by output: one under ``""``, or one for each task.
+
+    Each member merges one tensor at a time; finished ones wait their turn in a window as wide as
+    there are members: one per CPU, or ``most``.
+    """
+    members = [
+        fleet.spawn(Merger, order, threads=0, name=f"merger {n + 1}")
+        for n in range(min(most or fleet.size(), len(layout.slots)))
+    ]
+    try:
+        return _gathered(fleet, members, layout, progress)
+    finally:
+        fleet.dismiss(members)
+
+
+def _gathered(
+    fleet: Backend, members: Sequence[Member], layout: Layout, progress: Progress | None
+) -> dict[str, Floats]:
+    outputs = fleet.get([member.call("open") for member in members])[0]
+    _share_totals(fleet, members, [slot.name for slot in layout.slots])
+    merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
+    window: deque[tuple[int, Ref]] = deque()
+
+    def collect() -> None:
+        index, ref = window.popleft()
+        slot = layout.slots[index]
+        merged[:, slot.start : slot.stop] = fleet.get([ref])[0]
+        if progress is not None:
+            progress(slot.stop, layout.numel)
+
+    for index, slot in enumerate(layout.slots):
+        if len(window) == len(members):
+            collect()
+        window.append((index, members[index % len(members)].call("merge", slot.name)))
+    while window:
+        collect()
+    return dict(zip(outputs, merged, strict=True))
+
+
+def _share_totals(fleet: Backend, members: Sequence[Member], names: Sequence[str]) -> None:
+    """Each member sums over its share of the tensors, and all use the sum of sums."""
+    parts = fleet.get(
+        [member.call("totals", names[n :: len(members)]) for n, member in enumerate(members)]
+    )
+    known = [part for part in parts if part is not None]
+    total = np.sum(known, axis=0) if known else None
+    fleet.get([member.call("use", total) for member in members])

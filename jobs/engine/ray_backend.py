@@ -1,0 +1,428 @@
+"""Members as Ray actors: the only module that imports Ray.
+
+An actor hosts a member, or several where one lives beside another. Values go through Ray's object
+store, which members on a node read without a copy; tensors may go from actor to actor by one of its
+direct transports (``Backend.connect``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from tintray.errors import FitError, SpecError, TintrayError
+from tintray.jobs.engine.backend import GPUS, NO_GPUS, Member, Ref, own
+from tintray.jobs.engine.sizes import ClusterSize
+
+_LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
+
+
+class _Host:
+    """The actor: a member, or several, with the threads that their results were promised for.
+
+    What a member's constructor raises is raised by its first call: Ray takes an actor that could
+    not be constructed for one that died.
+    """
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._members: list[Any] = []
+        self._refusals: dict[int, Exception] = {}
+        self._kept: dict[int, Any] = {}  # answers of several tensors, until each is taken
+        self._failure: Exception | None = None  # of the last call that had such answers
+
+    def host(self, cls: type, *args: Any) -> None:
+        try:
+            self._members.append(cls(*args))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, ``call`` raises it
+            self._refusals[len(self._members)] = error
+            self._members.append(None)
+
+    def call(self, number: int, method: str, *args: Any) -> Any:
+        if number in self._refusals:
+            raise self._refusals[number]
+        return getattr(self._members[number], method)(*args)
+
+    def keep(self, token: int, number: int, method: str, *args: Any) -> Any:
+        self._failure = None
+        try:
+            *kept, last = self.call(number, method, *args)
+        except Exception as error:
+            self._failure = error  # of what will be asked for next
+            raise
+        # Copies: what was answered is sent later, when the member may be at its next call.
+        self._kept |= {token + n: tensor.clone() for n, tensor in enumerate(kept)}
+        return last
+
+    def take(self, token: int) -> Any:
+        if self._failure is not None:
+            raise self._failure
+        return self._kept.pop(token)
+
+    def ready(self, number: int, name_node: bool) -> None:
+        error, where = self._refusals.get(number), ""
+        if name_node:
+            import ray
+
+            where = f" (on the node {ray.util.get_node_ip_address()})"
+        if isinstance(error, TintrayError):
+            raise type(error)(f"{error}{where}")
+        if error is not None:
+            found = f"{type(error).__name__}: {error}"
+            raise FitError(f"a worker could not be started ({found}){where}") from error
+
+
+class _RayMember:
+    """One of an actor's members; ``transport`` is how tensors go from actor to actor."""
+
+    def __init__(self, actor: Any, number: int, name: str, transport: str | None) -> None:
+        self.actor = actor
+        self.hosts = number + 1
+        """Members that the actor has by now, if this is the first of them."""
+        self.name = name
+        self._number = number
+        self._transport = transport
+        self._tokens = itertools.count(number << 48)
+
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
+        name = f"{self.name}.{method}"
+        if direct and returns > 1:
+            first, *others = (next(self._tokens) for _ in range(returns - 1))
+            last = self.actor.keep.options(name=name).remote(first, self._number, method, *args)
+            return [*(self._directly("take", name, n) for n in (first, *others)), last]
+        if direct:
+            return self._directly("call", name, self._number, method, *args)
+        return self.actor.call.options(num_returns=returns, name=name).remote(
+            self._number, method, *args
+        )
+
+    def _directly(self, task: str, name: str, *args: Any) -> Ref:
+        options = {"tensor_transport": self._transport, "name": name}
+        return getattr(self.actor, task).options(**options).remote(*args)
+
+    def ready(self, name_node: bool) -> Ref:
+        """Raises, when it is asked for, what the constructor did."""
+        return self.actor.ready.remote(self._number, name_node)
+
+
+class _MemberHere:
+    """A member in the process of the fleet itself, which other members' answers come to."""
+
+    def __init__(self, fleet: RayBackend, threads: int, target: Any) -> None:
+        self._fleet = fleet
+        self._threads = threads
+        self._target = target
+
+    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
+        given = self._fleet.get(args)
+        with _computing_with(self._threads):
+            result = getattr(self._target, method)(*given)
+        return [self._sent(value) for value in result] if returns > 1 else self._sent(result)
+
+    def _sent(self, value: Any) -> Ref:
+        """Large arrays go into the object store once, not along with every call."""
+        large = isinstance(value, np.ndarray) and value.nbytes > _LARGE
+        return self._fleet.put(value) if large else own(value)
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _signals_kept(undo: Callable[[], object]) -> Iterator[None]:
+    """Leave SIGTERM to who listened before: Ray takes it, and would end the process by it.
+
+    One that came while Ray had it is raised again, after ``undo``.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Ray takes none
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGTERM, before)
+        undo()
+        if error.code == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class RayBackend:
+    """Members as Ray actors, on a cluster that exists or on one started here for the job.
+
+    Parameters
+    ----------
+    address
+        A running cluster's address, or ``None`` to start one on this machine.
+    cpus
+        How many CPUs the members will ask for at once; 0 where they go by the cluster.
+    object_store_bytes
+        How much shared memory a cluster started here sets aside; the job's plan knows.
+    gpus
+        How many GPUs the members will ask for at once.
+    transport
+        What of Ray's direct transports members exchange tensors by: ``nccl`` between GPUs,
+        ``gloo`` in memory; None sends all through the object store.
+
+    Raises
+    ------
+    SpecError
+        If no cluster answers at the address, or it has fewer CPUs or GPUs than are asked for: its
+        members would wait for ever.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        cpus: int,
+        object_store_bytes: int,
+        *,
+        gpus: int = 0,
+        transport: str | None = None,
+    ) -> None:
+        # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if address is None:
+            # Ray runs workers at niceness 15, for the sake of its own processes on a shared
+            # cluster; on a busy machine that would starve a fit that has the cluster to itself.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+        import ray
+
+        self._ray = ray
+        self._transport = transport
+        self.direct = transport is not None
+        self._group: Any = None
+        self._actors: list[Any] = []
+        self._spread = 0  # how many members that ask for no CPU were given a node
+        self._owns_cluster = not ray.is_initialized()
+        self._made_to_measure = self._owns_cluster and address is None
+        if self._owns_cluster:
+            self._start(address, cpus, object_store_bytes)
+        if cpus > self.size():
+            found = self.size()
+            self.close()
+            raise SpecError(
+                f"cluster.workers: the workers need {cpus} CPUs and the cluster has {found}; ask "
+                "for fewer workers or threads, or write workers: auto"
+            )
+        there = self._gpus()
+        if gpus > there:
+            self.close()
+            raise SpecError(
+                f"{GPUS}: the workers need {gpus} GPU{'' if gpus == 1 else 's'} and the cluster "
+                f"has {there}; {NO_GPUS}"
+            )
+
+    def _start(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
+        local: dict[str, Any] = {
+            # More workers than cores are slower but not wrong; Ray would let them wait for ever.
+            "num_cpus": max(cpus, os.cpu_count() or 1) if cpus else None,
+            "object_store_memory": object_store_bytes,
+            "include_dashboard": False,
+        }
+        try:
+            with _signals_kept(self._ray.shutdown):
+                self._ray.init(
+                    # Said outright: else Ray would join whatever cluster it finds on this machine.
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **({} if address else local),
+                )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            if address is None:
+                raise FitError(f"Ray could not be started on this machine: {error}") from error
+            if "Version mismatch" in str(error):
+                raise SpecError(
+                    f"cluster.address: expected Ray and Python at '{address}' to be of this "
+                    f"process's versions: {' '.join(str(error).split())}; install the same on both"
+                ) from error
+            raise SpecError(
+                f"cluster.address: no Ray cluster answers at '{address}' ({_first_line(error)}); "
+                "check it, or leave it out to start one on this machine"
+            ) from error
+
+    def size(self) -> int:
+        """The cluster's CPUs."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def capacity(self) -> ClusterSize:
+        """The cluster's, as its nodes told when they joined."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        stores = [int(node.get("object_store_memory", 0)) for node in nodes]
+        return ClusterSize(
+            cpus=self.size(),
+            memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
+            nodes=max(1, len(nodes)),
+            gpus=self._gpus(),
+            object_store=None if self._made_to_measure else min(stores, default=0),
+        )
+
+    def _gpus(self) -> int:
+        return int(self._ray.cluster_resources().get("GPU", 0))
+
+    def spawn(
+        self,
+        cls: type,
+        *args: Any,
+        threads: float,
+        name: str,
+        gpus: int = 0,
+        beside: Member | None = None,
+        here: bool = False,
+    ) -> Member:
+        """Start an actor; the constructor runs there and is not waited for."""
+        if here:
+            return _MemberHere(self, max(1, int(threads)), cls(*args))
+        if isinstance(beside, _RayMember):
+            beside.actor.host.remote(cls, *args)
+            beside.hosts += 1
+            return _RayMember(beside.actor, beside.hosts - 1, name, self._transport)
+        # Who asks for no CPU (shards) would all be put on one node; they hold memory: spread them.
+        strategy = "DEFAULT" if threads else self._next_node()
+        remote = self._ray.remote(
+            num_cpus=threads,
+            num_gpus=gpus,
+            scheduling_strategy=strategy,
+            enable_tensor_transport=self.direct,
+        )(_Host)
+        actor = remote.remote(max(1, int(threads)))
+        actor.host.remote(cls, *args)
+        self._actors.append(actor)
+        return _RayMember(actor, 0, name, self._transport)
+
+    def _next_node(self) -> Any:
+        """Each node in turn; Ray's own SPREAD is a wish, and may put all members on one."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        alive = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
+        self._spread += 1
+        return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=True)
+
+    def connect(self, members: Sequence[Member]) -> None:
+        """Make the one group that Ray's collective transports ask for, of the members' actors."""
+        from ray.experimental.collective import create_collective_group
+
+        self._disconnect()
+        # Ray warns that what an actor is given back of its own is no copy; nobody writes into it.
+        warnings.filterwarnings("ignore", message="RDT ObjectRef", category=UserWarning)
+        actors = dict.fromkeys(m.actor for m in members if isinstance(m, _RayMember))
+        with self._translated():
+            self._group = create_collective_group(list(actors), backend=self._transport)
+
+    def _disconnect(self) -> None:
+        if self._group is not None:
+            from ray.experimental.collective import destroy_collective_group
+
+            group, self._group = self._group, None
+            with suppress(self._ray.exceptions.RayError):  # members that have died
+                destroy_collective_group(group)
+
+    def put(self, value: Any) -> Ref:
+        """Into the object store, where members read it without a copy."""
+        return self._ray.put(value)
+
+    def ready(self, members: Sequence[Member]) -> None:
+        """Wait for their constructors; among several nodes, a failure names its own."""
+        several = self.capacity().nodes > 1
+        self.get([m.ready(several) for m in members if isinstance(m, _RayMember)])
+
+    def dismiss(self, members: Sequence[Member]) -> None:
+        """Kill their actors; Ray gives their CPUs to the next ones spawned."""
+        self._disconnect()
+        for member in members:
+            if isinstance(member, _RayMember) and member.actor in self._actors:
+                self._ray.kill(member.actor)
+                self._actors.remove(member.actor)
+
+    def get(self, refs: Sequence[Ref]) -> list[Any]:
+        """Values in order, with members' own errors."""
+        with self._translated():
+            found = iter(self._ray.get([ref for ref in refs if self.on_its_way(ref)]))
+        return [next(found) if self.on_its_way(ref) else ref for ref in refs]
+
+    def on_its_way(self, ref: Ref) -> bool:
+        """Whether a ref is Ray's; otherwise it is the value itself, of a member in this process."""
+        return isinstance(ref, self._ray.ObjectRef)
+
+    def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[int, Any]]:
+        """Values as they come."""
+        index = {ref: position for position, ref in enumerate(refs)}
+        waiting = list(refs)
+        while waiting:
+            with self._translated():
+                done, waiting = self._ray.wait(waiting, num_returns=1)
+                value = self._ray.get(done[0])
+            yield index[done[0]], value
+
+    def close(self) -> None:
+        """Kill the actors; stop the cluster if it was started here."""
+        self._disconnect()
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors.clear()
+        if self._owns_cluster:
+            self._ray.shutdown()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Ray wraps what a member raised; give back the sentence that it raised it with."""
+        exceptions = self._ray.exceptions
+        try:
+            yield
+        except exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, TintrayError):
+                raise cause from None
+            raise
+        except exceptions.OutOfMemoryError as error:
+            raise FitError(
+                "a worker was ended because the machine ran out of memory; use fewer "
+                "cluster.workers or a smaller fit.micro_batch"
+            ) from error
+        except exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise FitError(
+                    f"a worker could not be started ({_last_line(error)}); every node needs the "
+                    "same Python packages, tintray among them"
+                ) from error
+            raise FitError(
+                f"a worker process died while computing ({_first_line(error)}); "
+                "run the job again, what was cached is kept"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(_lines(error)), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a traceback: the exception."""
+    return _lines(error)[-1].strip() if _lines(error) else type(error).__name__
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines()

@@ -1,0 +1,320 @@
+"""Shards: they hold task vectors, merge them into a backbone, and project gradients onto them.
+
+Only shards hold task vectors. A worker sees the merged θ and returns a gradient; the K·P numbers
+of T never leave these objects. Each shard has a stretch of the tensors; ``Shards`` is all of them
+together, as the coordinator sees them. How many there are never enters a result: tensors are not
+cut, and each is merged and projected by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
+from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.sizes import FLOAT, LARGE_GRADIENT
+from tintray.jobs.engine.sources import cache_folder
+from tintray.merging import Recipe
+from tintray.merging.apply import depths, direct, partial_totals
+from tintray.merging.tensor_files import StackedTensors, TensorFiles
+from tintray.numerics.layout import Layout
+from tintray.published.merge import read_tensors
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.store import open_store
+from tintray.vectors.correction import Correction
+from tintray.vectors.stacks import Format
+from tintray.vectors.task_vectors import TaskVectors, row_of
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """What all shards of a job must know; plain data.
+
+    Attributes
+    ----------
+    store_url, base
+        Where the base's tensors and the task vectors lie as blobs.
+    layout
+        The whole backbone's.
+    format
+        How task vectors are kept in memory.
+    mapped
+        Leave float32 task vectors in their files, mapped, where memory would not hold them.
+    device
+        Where they lie, merge and project.
+    direct
+        Whether workers send and are sent tensors, instead of arrays in the object store.
+    """
+
+    store_url: str
+    base: BlobRef
+    layout: Layout
+    format: Format = "f32"
+    mapped: bool = False
+    device: str = "cpu"
+    direct: bool = False
+
+
+class Shard:
+    """T and θ₀ over a stretch of the layout's tensors."""
+
+    def __init__(self, order: ShardConfig, stretch: range) -> None:
+        self._order = order
+        self._layout = order.layout.part(stretch)
+        self._vectors: TaskVectors | None = None
+        self._total: torch.Tensor | None = None  # of the gradients since the last projection
+        self._correction: Correction | None = None  # none until it is first learned
+
+    def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> None:
+        """Read θ₀ and one row of T per task, in order, each checked against its hash."""
+        names = [slot.name for slot in self._layout.slots]
+        base = self._layout.flatten(read_tensors(self._path(self._order.base), names))
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(safe_open(self._path(ref), framework="pt")) for ref in vectors
+            ]
+            files = [(frozenset(file.keys()), file.get_tensor) for file in opened]
+            self._vectors = TaskVectors.gather(
+                self._layout,
+                tasks,
+                base,
+                lambda slot: [row_of(names, tensor, slot.name) for names, tensor in files],
+                self._order.format,
+                mapped=self._order.mapped,
+                device=self._order.device,
+            )
+
+    def totals(self, recipe: Recipe) -> list[Floats]:
+        """What a merging method sums over the model: the part of each tensor here, [K, m]."""
+        found = partial_totals(self._loaded, recipe, self._depths())
+        return [total.numpy() for total in found]
+
+    def direct(
+        self,
+        recipe: Recipe,
+        statistics: Mapping[str, Sequence[BlobRef]],
+        totals: Floats | None = None,
+    ) -> None:
+        """Put a merging method's directions in the place of the task vectors."""
+        with ExitStack() as stack:
+            stacked = {
+                kind: StackedTensors(
+                    [
+                        stack.enter_context(TensorFiles([self._path(ref)], f"statistics '{kind}'"))
+                        for ref in refs
+                    ]
+                )
+                for kind, refs in statistics.items()
+            }
+            self._vectors = direct(
+                self._loaded,
+                recipe,
+                stacked,
+                where=self._depths(),
+                totals=None if totals is None else torch.from_numpy(totals.copy()),
+                format=self._order.format,
+            )
+
+    def merge(self, coefficients: Floats, direct: bool = False) -> Sent:
+        """This stretch of θ for coefficients [K, S] by tensor, with the correction so far."""
+        theta = self._loaded.merge(torch.from_numpy(coefficients.copy()))
+        if self._correction is not None:
+            theta += self._correction.values
+        return sent(theta, direct)
+
+    def add(self, *gradients: Sent) -> None:
+        """Sum this stretch of the groups' gradients, in the order given, onto what was added."""
+        for given in gradients:
+            gradient = readable(given, self._order.device)
+            if self._total is None:
+                self._total = gradient.clone()
+            else:
+                self._total += gradient
+
+    def project(self, correction_lr: float, *gradients: Sent) -> Floats:
+        """∂L/∂Λ [K, S] by tensor, of all gradients added since the last projection and these.
+
+        The correction moves along their sum, unless its learning rate is 0.
+        """
+        self.add(*gradients)
+        assert self._total is not None, "a projection needs a gradient"
+        projected: Floats = self._loaded.project(self._total).cpu().numpy()
+        if correction_lr:
+            self._correction = self._correction or self._no_correction()
+            self._correction.update(self._total, correction_lr)
+        self._total = None
+        return projected
+
+    def correction(self) -> dict[str, Floats]:
+        """The state of this stretch of the correction; empty where none was learned."""
+        if self._correction is None:
+            return {}
+        state = self._correction.state_dict()
+        return {name: tensor.cpu().numpy() for name, tensor in state.items()}
+
+    def correct(self, state: Mapping[str, Floats]) -> None:
+        """Go back to what ``correction`` returned."""
+        self._correction = self._no_correction()
+        self._correction.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in state.items()})
+
+    def peak_memory(self) -> int:
+        """The most memory that this process has held, in bytes."""
+        return peak_memory()
+
+    def _no_correction(self) -> Correction:
+        return Correction(self._layout.numel, self._order.device)
+
+    @property
+    def _loaded(self) -> TaskVectors:
+        assert self._vectors is not None, "load() comes first"
+        return self._vectors
+
+    def _depths(self) -> Mapping[str, float]:
+        return depths(slot.name for slot in self._order.layout.slots)
+
+    def _path(self, ref: BlobRef) -> Path:
+        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
+
+
+class Shards:
+    """All shards of a job: the whole of T, spread over members of a fleet.
+
+    Parameters
+    ----------
+    count
+        How many at most; never more than there are places to cut the layout.
+    hosts
+        Members beside which they live, one each: what lies on a device is then moved only between
+        devices. Without them each has a process of its own.
+    here
+        Have the one shard in the coordinator's process: a round then makes half as many hops.
+    """
+
+    member: type[Shard] = Shard
+
+    def __init__(
+        self,
+        fleet: Backend,
+        order: ShardConfig,
+        count: int,
+        hosts: Sequence[Member] = (),
+        *,
+        here: bool = False,
+    ) -> None:
+        self._fleet = fleet
+        self._layout = order.layout
+        self._direct = order.direct
+        self.here = here
+        """Whether they are in this process."""
+        self._stretches = order.layout.stretches(min(count, len(hosts)) if hosts else count)
+        self.members: list[Member] = [
+            fleet.spawn(
+                self.member,
+                order,
+                stretch,
+                threads=0,
+                name=f"shard {n + 1}",
+                beside=hosts[n] if hosts else None,
+                here=here,
+            )
+            for n, stretch in enumerate(self._stretches)
+        ]
+
+    @property
+    def sends_tensors(self) -> bool:
+        """Whether they and the workers exchange tensors directly."""
+        return self._direct
+
+    @property
+    def bounds(self) -> list[slice]:
+        """Where each shard's stretch lies in θ [P]."""
+        return [self._layout.bounds(stretch) for stretch in self._stretches]
+
+    def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> list[Ref]:
+        """Start to read T; the refs are there when it is read."""
+        return [member.call("load", tasks, vectors) for member in self.members]
+
+    def direct(self, recipe: Recipe, statistics: Mapping[str, Sequence[BlobRef]]) -> None:
+        """Put a merging method's directions in the place of T."""
+        parts = self._fleet.get([member.call("totals", recipe) for member in self.members])
+        each = [total for part in parts for total in part]
+        totals = torch.stack([torch.from_numpy(t.copy()) for t in each]).sum(0) if each else None
+        given = None if totals is None else totals.numpy()
+        self._fleet.get([m.call("direct", recipe, statistics, given) for m in self.members])
+
+    def merge(self, coefficients: torch.Tensor, *, for_a_round: bool = False) -> list[Ref]:
+        """θ for Λ [K, L], in pieces, one of each shard.
+
+        ``for_a_round`` it may go to the workers directly; else whoever holds the refs can read it.
+        """
+        spread = self._layout.spread(coefficients).numpy()
+        direct = self._direct and for_a_round
+        return [
+            member.call(
+                "merge",
+                np.ascontiguousarray(spread[:, stretch.start : stretch.stop]),
+                *([True] if direct else []),
+                direct=direct,
+            )
+            for member, stretch in zip(self.members, self._stretches, strict=True)
+        ]
+
+    def project(self, gradients: Sequence[Sequence[Ref]], correction_lr: float = 0.0) -> list[Ref]:
+        """∂L/∂Λ by tensor, in pieces; of each group's gradient in pieces, in group order.
+
+        The correction moves along their sum, unless its learning rate is 0.
+
+        Large gradients are summed one by one, so that few of them are alive at any time.
+        """
+        by_shard = list(zip(*gradients, strict=True))
+        if FLOAT * self._layout.numel < LARGE_GRADIENT:
+            return [
+                member.call("project", correction_lr, *mine)
+                for member, mine in zip(self.members, by_shard, strict=True)
+            ]
+        for member, mine in zip(self.members, by_shard, strict=True):
+            for gradient in mine:
+                member.call("add", gradient)
+        return [member.call("project", correction_lr) for member in self.members]
+
+    def fold(self, pieces: Sequence[Floats]) -> torch.Tensor:
+        """∂L/∂Λ [K, L] from what ``project`` answered."""
+        whole = np.concatenate(pieces, axis=1)
+        return self._layout.fold(torch.from_numpy(whole))
+
+    def gather(self, theta: Sequence[Ref]) -> Floats:
+        """θ [P], here, from the pieces that ``merge`` answered."""
+        whole: Any = np.concatenate(self._fleet.get(list(theta)))
+        gathered: Floats = whole
+        return gathered
+
+    def correction(self) -> dict[str, torch.Tensor]:
+        """The state of the correction, [P] each but for ``steps``; empty where none was learned."""
+        parts: list[dict[str, Floats]] = self._fleet.get(
+            [member.call("correction") for member in self.members]
+        )
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if whole:
+            whole["steps"] = parts[0]["steps"]
+        return {name: torch.from_numpy(array.copy()) for name, array in whole.items()}
+
+    def correct(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Have every shard go back to its stretch of what ``correction`` returned."""
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        self._fleet.get(
+            [
+                member.call(
+                    "correct",
+                    {n: a if n == "steps" else a[bounds] for n, a in arrays.items()},
+                )
+                for member, bounds in zip(self.members, self.bounds, strict=True)
+            ]
+        )

@@ -1,0 +1,358 @@
+"""What a job needs before it starts: bytes of memory by member, of object store and of disk.
+
+Pure functions over plain sizes, so that a job that cannot fit is refused with numbers, and with
+what would make it fit. Estimates are from above, but not far: see ``docs/cluster.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tintray.errors import SpecError
+from tintray.numerics.layout import Layout
+from tintray.vectors.stacks import Format, stack_bytes
+
+MIB = 2**20
+FLOAT = 4
+
+PROCESS_BYTES = 420 * MIB
+"""A process with torch and transformers loaded, before it holds anything (measured: 360 to 400)."""
+
+SHARD_BYTES = 512 * MIB
+"""Task vectors that one shard has at least, where the job file does not say how many there are."""
+
+HERE_BYTES = 128 * MIB
+"""Up to so much, all task vectors are held by the coordinator's process, where the job file does
+not say how many shards there are: a round then waits for half as many calls, and nobody pays for a
+process more."""
+
+LARGE_GRADIENT = 4 * MIB
+"""From this size on, a gradient is summed and let go as soon as it is there."""
+
+_HEADROOM = 1.5  # of an object store over what is alive in it: Ray spills from 80 % on
+_LEAST_STORE = 256 * MIB
+_MOST_WAYS = 4
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """How large a job is, in the numbers that its memory depends on.
+
+    Attributes
+    ----------
+    parameters, private
+        Numbers in the shared backbone, P, and in what each task owns (tint layer and head).
+    vectors
+        Bytes of all task vectors in memory, by format.
+    groups
+        Task groups.
+    activation_bytes
+        What a forward pass of one micro-batch keeps for the backward pass.
+    pool_bytes
+        Pools and test sets of all tasks in memory.
+    stored
+        Bytes of the artifacts that the job may have to write: task vectors in float32.
+    corrected
+        Whether a shared correction is learned.
+    factors
+        Bytes of the task vectors that are products, of adapters; they are in ``vectors`` and stay
+        in memory.
+    """
+
+    tasks: int
+    parameters: int
+    private: int
+    vectors: Mapping[Format, int]
+    groups: int
+    activation_bytes: int = 0
+    pool_bytes: int = 0
+    stored: int = 0
+    corrected: bool = False
+    factors: int = 0
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """What a job runs on.
+
+    Attributes
+    ----------
+    cpus, gpus, nodes
+        Of the whole cluster.
+    memory
+        Bytes that are free for members and the object store, on all nodes together.
+    object_store
+        Bytes of the object store on the smallest node; None where it is made to measure.
+    disk
+        Bytes that are free where the artifacts go; None where that is not known.
+    """
+
+    cpus: int
+    memory: int
+    nodes: int = 1
+    gpus: int = 0
+    object_store: int | None = None
+    disk: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the job file settles; None is what the plan may choose."""
+
+    workers: int | None = None
+    threads: int = 1
+    shards: int | None = None
+    gpus: int = 0  # of each worker
+    format: Format = "f32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a job is laid out, and what each part of it takes at most, in bytes.
+
+    Attributes
+    ----------
+    mapped
+        Whether task vectors stay in their files, since they would not fit in memory.
+    worker, shard
+        Memory of the largest of each.
+    object_store
+        What is alive in shared memory at most, on each node.
+    disk
+        What the artifacts take.
+    pools
+        What of a worker's memory is pools.
+    here
+        Whether the one shard is in the coordinator's process.
+    """
+
+    workers: int
+    shards: int
+    mapped: bool
+    format: Format
+    worker: int
+    shard: int
+    object_store: int
+    disk: int
+    nodes: int = 1
+    pools: int = 0
+    here: bool = False
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all members and of every node's object store."""
+        return self.workers * self.worker + self.shards * self.shard + self._shared
+
+    @property
+    def _shared(self) -> int:
+        return self.nodes * self.object_store
+
+
+def job_size(
+    layout: Layout,
+    *,
+    tasks: int,
+    private: int,
+    groups: int,
+    activation_bytes: int = 0,
+    pool_bytes: int = 0,
+    corrected: bool = False,
+    factors: Sequence[int] = (),
+) -> JobSize:
+    """The size of a job over a layout; ``factors`` are the bytes of each adapter."""
+    formats: tuple[Format, ...] = ("f32", "bf16", "int8", "int4")
+    whole, products = tasks - len(factors), sum(factors)
+    vectors = {
+        format: products + sum(stack_bytes(slot.shape, whole, format) for slot in layout.slots)
+        for format in formats
+    }
+    return JobSize(
+        tasks=tasks,
+        parameters=layout.numel,
+        private=private,
+        vectors=vectors,
+        groups=groups,
+        activation_bytes=activation_bytes,
+        pool_bytes=pool_bytes,
+        stored=FLOAT * layout.numel * whole + products,
+        corrected=corrected,
+        factors=products,
+    )
+
+
+def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) -> int:
+    """What a transformer's forward pass keeps for the backward pass; 0 for a model unlike one.
+
+    Per token and layer s·b·h·(34 + 5·a·s/h) bytes in 16 bit (Korthikanti et al., arXiv
+    2205.05198); ``config`` is the model's ``config.json``.
+    """
+    try:
+        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        heads = int(config["num_attention_heads"])
+        if "patch_size" in config:
+            tokens = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
+        else:
+            tokens = min(512, int(config["max_position_embeddings"]))
+    except (KeyError, TypeError, ValueError):
+        return 0
+    of_layer = tokens * examples * (34 * hidden + 5 * heads * tokens)
+    return layers * of_layer * bytes_each // 2
+
+
+def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
+    """Lay a job out over a cluster, whether it fits there or not.
+
+    Task vectors in float32 stay in their files where memory would not hold them beside the rest.
+    What lies on GPUs is counted as if it lay in memory; that of GPUs is not known here.
+    """
+    most = cluster.gpus // choice.gpus if choice.gpus else cluster.cpus // choice.threads
+    workers = min(choice.workers or max(1, most), job.groups)
+    total = job.vectors[choice.format]
+    shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))
+    if choice.gpus:  # a shard lives beside a worker, on its GPU
+        shards = min(choice.shards or workers, workers)
+    here = choice.shards is None and not choice.gpus and total <= HERE_BYTES
+    plan = Plan(
+        workers=workers,
+        shards=shards,
+        mapped=False,
+        format=choice.format,
+        worker=worker_bytes(job, workers),
+        shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if here else 0),
+        object_store=alive_bytes(job.parameters, job.groups),
+        disk=job.stored,
+        nodes=cluster.nodes,
+        pools=job.pool_bytes // workers,
+        here=here,
+    )
+    if choice.format == "f32" and plan.memory > cluster.memory:
+        shard = shard_bytes(job, shards, job.factors)
+        return replace(plan, mapped=True, here=False, shard=shard)
+    return plan
+
+
+def worker_bytes(job: JobSize, workers: int) -> int:
+    """Memory of a worker: it does not grow with K but by the tasks that it hosts.
+
+    Four backbones are held: two models (the base, and the one that steps), an expert while it is
+    checked, and the gradient. A task holds its private tensors, their gradients and Adam's two
+    moments.
+    """
+    hosted = -(-job.tasks // workers)
+    backbones = 4 * FLOAT * job.parameters
+    own = 4 * FLOAT * job.private * hosted
+    return PROCESS_BYTES + backbones + own + job.activation_bytes + job.pool_bytes // workers
+
+
+def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
+    """Memory of a shard: its part of the task vectors, of θ₀, of θ and of the summed gradient.
+
+    Where a shared correction is learned, also that, Adam's two moments and what a step computes.
+    """
+    backbones = 3 + (4 if job.corrected else 0)
+    return PROCESS_BYTES + (vectors + backbones * FLOAT * job.parameters) // shards
+
+
+def alive_bytes(parameters: int, groups: int) -> int:
+    """What a round has alive in shared memory at most: θ twice, and a gradient of every group.
+
+    Two rounds overlap in θ alone: gradients of one round are gone before the next is merged.
+    """
+    return (2 + groups) * FLOAT * parameters
+
+
+def object_store_bytes(parameters: int, groups: int) -> int:
+    """The object store of a cluster that is started for a job: what is alive, with headroom."""
+    return int(_HEADROOM * alive_bytes(parameters, groups)) + _LEAST_STORE
+
+
+def check(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
+    """The plan of a job that fits.
+
+    Raises
+    ------
+    SpecError
+        With the bytes that are needed and those that there are, and what would make the job fit.
+    """
+    plan = lay_out(job, cluster, choice)
+    problem = _problem(plan, cluster)
+    if problem is not None:
+        raise SpecError(f"the job does not fit: {problem}; {_advice(job, cluster, choice, plan)}")
+    return plan
+
+
+def _advice(job: JobSize, cluster: ClusterSize, choice: Choice, plan: Plan) -> str:
+    if _problem(plan, replace(cluster, disk=None)) is None:  # all that lacks is disk
+        return "free some of it, or name a store with more room"
+    ways = [text for text, other in _ways(job, choice) if _fits(other, cluster)]
+    return f"what would fit: {'; or '.join(ways[:_MOST_WAYS])}" if ways else "use a larger machine"
+
+
+def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
+    if plan.memory > cluster.memory:
+        pools = f" ({size(plan.pools)} of it pools)" if 10 * plan.pools > plan.worker else ""
+        return (
+            f"{plan.workers} worker{_s(plan.workers)} of {size(plan.worker)}{pools}, {plan.shards} "
+            f"shard{_s(plan.shards)} of {size(plan.shard)} ({plan.format} task vectors) and an "
+            f"object store of {size(plan.nodes * plan.object_store)} are {size(plan.memory)} of "
+            f"memory, and {size(cluster.memory)} are free"
+        )
+    if cluster.object_store is not None and plan.object_store > cluster.object_store:
+        return (
+            f"a round keeps {size(plan.object_store)} in the object store, and each node has "
+            f"{size(cluster.object_store)} (ray start --object-store-memory gives it more)"
+        )
+    if cluster.disk is not None and plan.disk > cluster.disk:
+        return (
+            f"the task vectors take {size(plan.disk)} on the disk of the store, and "
+            f"{size(cluster.disk)} are free"
+        )
+    return None
+
+
+def _fits(other: tuple[JobSize, Choice, int], cluster: ClusterSize) -> bool:
+    job, choice, nodes = other
+    more = replace(
+        cluster,
+        nodes=cluster.nodes * nodes,
+        cpus=cluster.cpus * nodes,
+        memory=cluster.memory * nodes,
+    )
+    return _problem(lay_out(job, more, choice), more) is None
+
+
+def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Choice, int]]]:
+    """Changes to a job file that make it smaller, the mildest first.
+
+    Among the formats ``f32`` is the smallest in memory: it can stay in its files.
+    """
+    formats: tuple[Format, ...] = ("bf16", "int8", "int4", "f32")
+    others = formats[1 + formats.index(choice.format) if choice.format in formats[:-1] else 0 :]
+    for workers in (choice.workers, 1):
+        fewer = ["cluster.workers: 1"] if workers != choice.workers else []
+        for format in (choice.format, *others):
+            changed = [] if format == choice.format else [f"merge.task_vectors: {format}"]
+            if fewer or changed:
+                text = " with ".join([*changed, *fewer])
+                yield text, (job, replace(choice, format=format, workers=workers), 1)
+    if job.groups > 2:
+        yield "fit.groups: 2", (replace(job, groups=2), choice, 1)
+    if job.pool_bytes:
+        halved = replace(job, pool_bytes=job.pool_bytes // 2)
+        yield "half of each pool (adapt.split: train[:50%])", (halved, choice, 1)
+    for nodes in (2, 4, 8):
+        yield f"{nodes} such nodes (cluster.address)", (job, choice, nodes)
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``1.5 GiB``."""
+    for unit, factor in (("GiB", 2**30), ("MiB", MIB), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -1,0 +1,60 @@
+"""Bring what a job file refers to onto this machine: folders and files, local or in a bucket."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tintray.data.source import DataSource
+from tintray.errors import NotFoundError
+from tintray.storage.artifacts.store import open_store
+
+
+def local_folder(location: str, cache: Path) -> str:
+    """A model's folder on this machine, or the location itself where it is a path or hub id.
+
+    A folder in a bucket is copied once below ``cache``; files that are there with the right size
+    are not fetched again.
+    """
+    if not location.startswith("s3://"):
+        return location
+    store = open_store(location)
+    target = cache / location.removeprefix("s3://")
+    found = False
+    for entry in store.list():
+        if "/" in entry.key:
+            continue
+        found = True
+        path = target / entry.key
+        if not path.is_file() or path.stat().st_size != entry.size:
+            store.fetch(entry.key, path)
+    if not found:
+        raise NotFoundError(f"{location} holds no files; expected a model folder")
+    return str(target)
+
+
+def local_file(location: str, cache: Path) -> Path:
+    """A data file on this machine; one in a bucket is copied once below ``cache``."""
+    if not location.startswith("s3://"):
+        return Path(location.removeprefix("file://"))
+    parent, _, name = location.rpartition("/")
+    store = open_store(parent)
+    path = cache / location.removeprefix("s3://")
+    if not path.is_file() or path.stat().st_size != store.size(name):
+        store.fetch(name, path)
+    return path
+
+
+def local_data(order: DataSource, cache: Path) -> DataSource:
+    """The same order, of data on this machine; a data set on the hub stays where it is."""
+    if order.path.startswith("hf://"):
+        return order
+    return replace(order, path=str(local_file(order.path, cache)))
+
+
+def cache_folder() -> Path:
+    """Where copies of remote artifacts are kept on this machine: ``~/.cache/tintray``."""
+    import os
+
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "tintray"

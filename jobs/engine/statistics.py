@@ -1,0 +1,133 @@
+"""Statistics of experts and task vectors as artifacts: measured once, found again by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tintray import models
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
+from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.pools import pool as pools
+from tintray.pools import sequences
+from tintray.published.merge import read_tensors, tensors_as_bytes
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.cache import lookup, remember
+from tintray.storage.artifacts.store import open_store
+from tintray.tinting import statistics
+
+_VERSION = 1  # of what is measured and how; another number, another key
+
+Refs = Mapping[str, tuple[BlobRef, ...]]
+"""Kind to artifacts: one per task in order, or one for all of them (``svd_sum``)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One statistic: its artifact, and whether the store had it already."""
+
+    ref: BlobRef
+    cached: bool
+
+
+class Measurer:
+    """A member that measures; it keeps nothing."""
+
+    def __init__(self, store_url: str) -> None:
+        self._store = open_store(store_url)
+        self._cache = cache_folder()
+
+    def of_expert(self, kind: str, order: TaskConfig, facts: TaskFacts) -> Measured:
+        """``fisher`` or ``gram`` of an expert on its pool."""
+        key = _key(kind, facts.expert_digest, facts.pool_digest)
+        found = lookup(self._store, kind, key)
+        if found is not None:
+            return Measured(found.ref, True)
+        checkpoint = open_expert(order, self._cache)
+        expert = models.load_expert(checkpoint, order.role)
+        data = local_data(order.pool, self._cache)
+        where = f"tasks.{order.name}.adapt"
+        pool = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
+        pool = sequences.completed(expert, pool)
+        names = models.backbone_names(expert)
+        rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
+        return self._remember(kind, key, rule(expert, pool, names))
+
+    def of_vectors(self, kind: str, vectors: Sequence[BlobRef]) -> Measured:
+        """Decompositions of a task vector, or of the sum of several."""
+        key = _key(kind, *sorted(ref.sha256 for ref in vectors))
+        found = lookup(self._store, kind, key)
+        if found is not None:
+            return Measured(found.ref, True)
+        read = [read_tensors(self._path(ref)) for ref in vectors]
+        return self._remember(kind, key, statistics.decompositions(read))
+
+    def _path(self, ref: BlobRef) -> Path:
+        return fetch_blob(self._store, ref, self._cache)
+
+    def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> Measured:
+        entry = remember(self._store, kind, key, tensors_as_bytes(tensors), {})
+        return Measured(entry.ref, False)
+
+
+def _key(kind: str, *digests: str) -> str:
+    return hashlib.sha256(" ".join((kind, str(_VERSION), *digests)).encode()).hexdigest()
+
+
+def measure_statistics(
+    fleet: Backend,
+    store_url: str,
+    kinds: Iterable[str],
+    orders: Sequence[TaskConfig],
+    facts: Mapping[str, TaskFacts],
+    prepared: Mapping[str, Prepared],
+    tell: Callable[[str], object],
+) -> Refs:
+    """Have the statistics of these kinds for every task, measured by the fleet or remembered.
+
+    ``tell`` hears a sentence for each kind: what was measured, and what the store had.
+    """
+    wanted = list(dict.fromkeys(kinds))
+    if not wanted:
+        return {}
+    members = [
+        fleet.spawn(Measurer, store_url, threads=0, name=f"measurer {n + 1}")
+        for n in range(min(fleet.size(), len(orders)))
+    ]
+    vectors = [prepared[order.name].vector for order in orders]
+    calls = {}
+    for kind in wanted:
+        if kind == "svd_sum":
+            calls[kind] = [members[0].call("of_vectors", kind, vectors)]
+            continue
+        calls[kind] = [
+            members[k % len(members)].call("of_expert", kind, order, facts[order.name])
+            if kind in statistics.OF_EXPERTS
+            else members[k % len(members)].call("of_vectors", kind, [vectors[k]])
+            for k, order in enumerate(orders)
+        ]
+    found: dict[str, list[Measured]] = {kind: fleet.get(refs) for kind, refs in calls.items()}
+    fleet.dismiss(members)
+    for kind, measured in found.items():
+        tell(_told(kind, measured))
+    return {kind: tuple(one.ref for one in measured) for kind, measured in found.items()}
+
+
+_CALLED = {
+    "fisher": "Fisher diagonals",
+    "gram": "Gram matrices",
+    "svd": "decompositions of task vectors",
+    "svd_sum": "the decomposition of the task vectors' sum",
+}
+
+
+def _told(kind: str, measured: Sequence[Measured]) -> str:
+    called, cached, tasks = _CALLED.get(kind, kind), sum(o.cached for o in measured), len(measured)
+    of = "" if tasks == 1 else f" of {cached or tasks} of {tasks} tasks"
+    verb = "was" if kind == "svd_sum" else "were"
+    return f"{called}{of} {verb} {'reused from the store' if cached else 'measured'}"

@@ -1,0 +1,109 @@
+"""Surgery on the tasks of a merge, spread over a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tintray import models
+from tintray.checkpoints.processors import load_processor
+from tintray.data import DataSource
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.configs import TaskConfig, open_expert
+from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.numerics.layout import Layout
+from tintray.numerics.randomness import stream
+from tintray.pools import pool as pools
+from tintray.pools import sequences
+from tintray.tasks.evaluation import TaskScore, confidences, score
+from tintray.tinting import surgery
+from tintray.tinting.self_labels import predict
+
+
+@dataclass(frozen=True)
+class Operated:
+    """A task after surgery: its module, and how the merge does on the task with it."""
+
+    tensors: dict[str, NDArray[Any]]
+    score: TaskScore
+
+
+class Surgeon:
+    """A member that operates on one task after the other; it keeps nothing."""
+
+    def __init__(self, layout: Layout, seed: int) -> None:
+        self._layout = layout
+        self._seed = seed
+        self._cache = cache_folder()
+
+    def operate(self, order: TaskConfig, theta: Floats) -> Operated:
+        """Learn a task's module under the backbone θ [P], and measure the task with it."""
+        checkpoint = open_expert(order, self._cache)
+        module = models.load_expert(checkpoint, order.role).requires_grad_(False)
+
+        def load(source: DataSource, labelled: bool) -> pools.Pool:
+            data, where = local_data(source, self._cache), f"tasks.{order.name}"
+            found = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
+            if not (labelled and sequences.is_open(found)):
+                return sequences.completed(module, found)
+            tokenizer = load_processor(checkpoint, order.role, text=True)
+            config = getattr(module, "config", None)
+            return sequences.with_right_answers(found, data, tokenizer, config, where)
+
+        pool = load(order.pool, labelled=False)
+        measured = pool if order.test is None else load(order.test, labelled=True)
+        wanted = surgery.features(module, pool)
+        expert = predict(module, measured, order.kind)
+        merged = self._layout.views(torch.from_numpy(theta.copy()))
+        for name, tensor in merged.items():
+            module.get_parameter(name).copy_(tensor)
+        found = surgery.learn(
+            surgery.features(module, pool), wanted, stream(self._seed, order.name, "surgery")
+        )
+        surgery.attach(module, found)
+        answers = predict(module, measured, order.kind)
+        labels = None
+        if order.test is not None:
+            width = models.answer_width(module, order.kind)
+            labels = pools.labels_of(
+                local_data(order.test, self._cache),
+                *(order.kind, measured, models.answers(module, width), f"tasks.{order.name}.test"),
+            )
+        seen = (order.kind, answers, expert, labels, measured.mask)
+        measure = replace(score(order.name, *seen), calibration=confidences(*seen))
+        return Operated({name: tensor.numpy() for name, tensor in found.items()}, measure)
+
+
+def operate_on_all(
+    fleet: Backend,
+    layout: Layout,
+    seed: int,
+    orders: Sequence[TaskConfig],
+    backbones: Mapping[str, Floats],
+) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
+    """Each task's module, and its score, in the order of the tasks.
+
+    ``backbones`` is θ [P] by task, or under ``""`` for all.
+    """
+    surgeons = [
+        fleet.spawn(Surgeon, layout, seed, threads=0, name=f"surgeon {n + 1}")
+        for n in range(min(fleet.size(), len(orders)))
+    ]
+    shared = {name: fleet.put(theta) for name, theta in backbones.items()}
+    refs = [
+        surgeons[k % len(surgeons)].call("operate", order, shared.get(order.name, shared.get("")))
+        for k, order in enumerate(orders)
+    ]
+    found: list[Operated] = fleet.get(refs)
+    fleet.dismiss(surgeons)
+    tensors = {
+        order.name: {name: torch.from_numpy(array.copy()) for name, array in of.tensors.items()}
+        for order, of in zip(orders, found, strict=True)
+    }
+    return tensors, [of.score for of in found]

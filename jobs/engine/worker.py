@@ -1,0 +1,247 @@
+"""A worker: it hosts task groups, each with its tint layers, pools and self-labels.
+
+A worker never holds a task vector. It checks its tasks' experts, computes their self-labels once,
+lets each expert go, and from then on needs one backbone at a time and what its own tasks own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
+from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
+from tintray.jobs.engine.fit_checkpoints import MARK
+from tintray.jobs.engine.hosting import Experts, HostedTask
+from tintray.jobs.engine.machine_speed import Speed, calibrate
+from tintray.jobs.engine.trials import Candidate, probe
+from tintray.pools import pool as pools
+from tintray.pools import sequences
+from tintray.published.merge import read_tensors, tensors_as_bytes
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
+from tintray.tasks.evaluation import TaskScore, confidences, score
+from tintray.tasks.tasks import Outputs, chosen
+from tintray.tinting import self_labels as labels
+from tintray.tinting.partition import default_tint_lr
+from tintray.tinting.pseudo_labels import trusted
+from tintray.tinting.step import TaskGroup, TaskState
+from tintray.tinting.tint_layers import FusedModel
+
+
+class Worker:
+    """Hosts task groups; see the module."""
+
+    def __init__(self, order: FitConfig, groups: Mapping[int, Sequence[TaskConfig]]) -> None:
+        self._order = order
+        self._orders = {number: list(tasks) for number, tasks in groups.items()}
+        self._experts = Experts(order, next(task for tasks in groups.values() for task in tasks))
+        self._partition = self._experts.partition
+        self._store, self._cache = self._experts.store, self._experts.cache
+        self._hosted: dict[str, HostedTask] = {}
+        self._groups: dict[int, TaskGroup] = {}
+        self._fused: FusedModel | None = None
+        self._bounds: list[slice] = []
+
+    # -- before the fit ------------------------------------------------------------------------
+
+    def check(self, task: TaskConfig) -> TaskFacts:
+        """Check a task's expert and data, and keep what the task owns.
+
+        One example of each is run, by the expert and by the model that is fitted; nothing is
+        written.
+
+        Raises
+        ------
+        CheckpointError, DataError
+            Naming the field, the tensor or the file.
+        """
+        hosted, expert = self._experts.check(task)
+        self._hosted[task.name] = hosted
+        if self._fused is None:
+            split = self._partition
+            self._fused = FusedModel(
+                *(expert, split.layout, split.private, split.low_rank), device=self._order.device
+            )
+            if self._order.settings.features:
+                self._fused.listen(self._experts.feature_path())
+        self._try_out(hosted)
+        return hosted.facts
+
+    def _try_out(self, hosted: HostedTask) -> None:
+        """Run the model that is fitted on an example or two of a task, all at its start."""
+        split = self._partition
+        base = {name: tensor.detach() for name, tensor in split.module.named_parameters()}
+        theta = split.layout.flatten(base).numpy()
+        config = getattr(split.module, "config", None)
+        one = sequences.placeholder(hosted.pool.extremes(), config)
+        task, kind, width = hosted.order, hosted.order.kind, hosted.facts.classes
+        where = f"tasks.{task.name}.adapt"
+        with self._bound(hosted, (theta,)) as run:
+            labels.try_out(run, one, kind, width, f"the model tinted as {task.name}", where)
+
+    def calibrate(self, name: str, seconds: float) -> Speed:
+        """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
+        hosted, settings = self._hosted[name], self._order.settings
+        assert self._fused is not None, "check() comes first"
+        module, layout = self._partition.module, self._partition.layout
+        config = getattr(module, "config", None)
+        pool = sequences.placeholder(hosted.pool.first(settings.micro_batch), config)
+        batch = pool.batch(slice(0, len(pool)))
+        theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
+        return calibrate(self._fused, hosted.layer, batch, theta, settings.precision, seconds)
+
+    def prepare(self, name: str) -> Prepared:
+        """Have the expert's outputs over pool and test set, and its task vector.
+
+        What another job has computed from the same content is taken from the artifact store.
+        """
+        return self._experts.prepare(self._hosted[name])
+
+    def begin(self, bounds: Sequence[slice]) -> None:
+        """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
+        assert self._fused is not None, "check() comes first"
+        self._bounds = list(bounds)
+        # One group steps at a time.
+        gradient = torch.zeros(self._partition.layout.numel, device=self._order.device)
+        for number, orders in self._orders.items():
+            states = [self._state(self._hosted[order.name]) for order in orders]
+            self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
+
+    def _state(self, hosted: HostedTask) -> TaskState:
+        """A task at the beginning of its fit."""
+        assert hosted.labels is not None, "prepare() comes first"
+        order = self._order
+        targets, judge = trusted(
+            hosted.order.kind,
+            hosted.labels,
+            hosted.true,
+            order.trust,
+            order.settings.filter,
+            hosted.pool.mask,
+        )
+        return TaskState(
+            *(hosted.order.name, hosted.layer, hosted.pool, targets, judge),
+            features=hosted.features,
+            kind=hosted.order.kind,
+        )
+
+    # -- rounds --------------------------------------------------------------------------------
+
+    def step(
+        self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Sent
+    ) -> tuple[Any, ...]:
+        """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
+
+        Answers Σ ∂L/∂θ over its tasks, in as many pieces, and last the metrics per task.
+        """
+        result = self._groups[group].step(self._backbone(theta), round_, tint_lr, only=only)
+        pieces = [result.gradient[stretch] for stretch in self._bounds]
+        return (*(sent(piece, self._order.direct) for piece in pieces), result.metrics)
+
+    def save_group(self, group: int, mark: Tensor) -> BlobRef:
+        """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
+        tensors = {
+            f"{task.name}/{name}": tensor
+            for task in self._groups[group].tasks
+            for name, tensor in task.state_dict().items()
+        }
+        return put_blob(self._store, tensors_as_bytes({**tensors, MARK: mark}))
+
+    def load_group(self, group: int, ref: BlobRef) -> None:
+        """Let a group's tasks go back to what ``save_group`` wrote."""
+        tensors = read_tensors(fetch_blob(self._store, ref, self._cache))
+        for task in self._groups[group].tasks:
+            start = f"{task.name}/"
+            task.load_state_dict(
+                {
+                    name.removeprefix(start): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(start)
+                }
+            )
+
+    def probe(self, name: str, site: str, steps: int, *theta: Floats) -> tuple[float, float]:
+        """Try a site for one task under θ in pieces; see ``tintray.jobs.engine.trials.probe``."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        candidate = Candidate(
+            task=name,
+            kind=hosted.order.kind,
+            site=site,
+            expert=self._experts.loaded(self._experts.checkpoint(hosted.order), hosted.order.role),
+            pool=hosted.pool,
+            labels=hosted.labels,
+            theta=[readable(piece) for piece in theta],
+            layout=self._partition.layout,
+        )
+        rate = default_tint_lr(self._partition.module, site)
+        return probe(candidate, self._partition.module, self._order.settings, steps, rate)
+
+    # -- after the fit -------------------------------------------------------------------------
+
+    def evaluate(self, name: str, *theta: Floats) -> TaskScore:
+        """Measure one task under θ: on its labelled test set, else by agreement on its pool."""
+        hosted = self._hosted[name]
+        pool = hosted.pool if hosted.test is None else hosted.test
+        expert = hosted.labels if hosted.test is None else hosted.expert_test
+        assert expert is not None and self._fused is not None, "prepare() comes first"
+        self._estimate(hosted, theta)
+        merged = self._predict(hosted, pool, theta)
+        kind, known = hosted.order.kind, hosted.test_labels
+        found = score(name, kind, merged, expert, known, pool.mask)
+        sure = confidences(kind, merged, expert, known, pool.mask)
+        return replace(found, calibration=sure)
+
+    def agreement(self, name: str, examples: int, *theta: Floats) -> float:
+        """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        pool = hosted.pool.first(examples)
+        self._estimate(hosted, theta)
+        merged = self._predict(hosted, pool, theta)
+        expert = chosen(hosted.labels, slice(0, len(pool)))
+        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
+
+    def tint(self, name: str) -> dict[str, NDArray[Any]]:
+        """The private tensors of a task, as arrays."""
+        return {k: v.detach().cpu().numpy() for k, v in self._hosted[name].layer.tensors.items()}
+
+    def peak_memory(self) -> int:
+        """The most memory that this process has held, in bytes."""
+        return peak_memory()
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _backbone(self, theta: Sequence[Sent]) -> list[Tensor]:
+        """θ in pieces, where rounds compute."""
+        return [readable(piece, self._order.device) for piece in theta]
+
+    def _estimate(self, hosted: HostedTask, theta: Sequence[Floats]) -> None:
+        """Let a task keep the statistics of batch normalisation that it has under θ."""
+        assert self._fused is not None, "check() comes first"
+        self._fused.bind(self._backbone(theta), None)
+        self._fused.estimate(hosted.layer, hosted.pool)
+
+    def _predict(self, hosted: HostedTask, pool: pools.Pool, theta: Sequence[Floats]) -> Outputs:
+        with self._bound(hosted, theta) as run:
+            return labels.ask(run, pool, hosted.order.kind)
+
+    @contextmanager
+    def _bound(
+        self, hosted: HostedTask, theta: Sequence[Floats]
+    ) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
+        """The merged model of a task under θ in pieces, in this block."""
+        fused, layer = self._fused, hosted.layer
+        assert fused is not None, "check() comes first"
+        fused.bind(self._backbone(theta), None)
+        fused.use_statistics("kept")
+        try:
+            yield lambda batch: fused.forward([batch], [layer])[0]
+        finally:
+            fused.use_statistics("batch")

@@ -1,1 +1,0 @@
-"""The fit: coordinator, workers, shards, and what they agree on."""

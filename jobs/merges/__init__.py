@@ -1,1 +1,0 @@
-"""Published merges: how one comes to be, is found, measured and compared."""

@@ -1,1 +1,0 @@
-"""Merging methods over a fleet, and the statistics they measure."""

@@ -1,1 +1,0 @@
-"""What a job needs and takes, known before it starts."""

@@ -1,1 +1,0 @@
-"""One job while it runs: its stages, its lease, how it stops."""

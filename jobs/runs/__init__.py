@@ -1,0 +1,1 @@
+"""What a job does from its file to its published merge."""

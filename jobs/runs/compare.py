@@ -1,0 +1,245 @@
+"""A merge beside what a user would compare it with, on the same data.
+
+The rivals are the individual experts and merging methods: the weight average and task arithmetic
+(arXiv 2212.04089), or as many as are asked for. They share whole backbones and keep each expert's
+own head. Where a method has a scale to be tuned, it is the one at which the merge agrees best with
+the experts on the adaptation pools, where no label is read; test data is used once, for the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tintray.errors import SpecError, nearest
+from tintray.jobs.config.job_file import ADAMERGING, SURGERY, JobSpec, TintSpec
+from tintray.jobs.config.locations import Location
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.worker_pool import WorkerPool
+from tintray.jobs.events import Notice, OnEvent, StageStarted
+from tintray.jobs.results import CompareRow, CompareTable
+from tintray.jobs.runs.evaluate import measure
+from tintray.jobs.runs.methods import Stage, surveyed
+from tintray.jobs.runs.publication import means
+from tintray.jobs.runs.run import backend_for, coordinator_for, evaluated
+from tintray.merging import Recipe, find_method, methods, recipe
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.store import open_store
+from tintray.tasks.evaluation import TaskScore, mean
+
+RIVALS = ("average", "task_arithmetic")
+"""What a merge is compared with where nobody says otherwise."""
+SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+"""The scales that are tried, as multiples of the largest that a method may need."""
+_EXAMPLES = 128  # pool examples per task on which scales are compared
+_ADAMERGING_LR = 1e-3  # what the method of arXiv 2310.02575 is run with
+_FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
+
+
+_LEARNED = (*ADAMERGING, SURGERY)
+
+
+def compare(
+    merge: Merge, store_url: str, on_event: OnEvent, names: Sequence[str] = RIVALS
+) -> CompareTable:
+    """Measure a merge, its experts and other merges of their task vectors.
+
+    Parameters
+    ----------
+    names
+        Merging methods, or ``("all",)`` for every one that can merge so many tasks.
+
+    Raises
+    ------
+    InputError
+        If there is no such method, or an expert or a data file of the merge's job is gone.
+    """
+    _ = merge.factory  # a merge of one that may not run is not compared
+    spec = _whole_backbone(JobSpec.from_record(merge.manifest["job"]), store_url)
+    chosen = choose(names, len(spec.tasks), on_event)
+    spec, ground = surveyed(spec)
+    found: dict[str, Sequence[TaskScore]] = {}
+    scales: dict[str, float] = {}
+    with backend_for(spec, ground) as fleet:
+        on_event(StageStarted("preparing", "experts and their task vectors"))
+        stage = _staged(fleet, spec, on_event)
+        for name in (name for name in chosen if name not in ADAMERGING):
+            on_event(StageStarted("comparing", _label(name)))
+            found[_label(name)] = _rival(stage, name, scales, on_event)
+        learned = [name for name in chosen if name in ADAMERGING]
+        start = _start_of_learned(stage, scales, on_event) if learned else 0.0
+        stage.crew.dismiss()  # their CPUs are the next members' now
+        for name in learned:
+            on_event(StageStarted("comparing", _label(name)))
+            scales[_label(name)] = start
+            found[_label(name)] = _learned_rival(fleet, spec, name, start, on_event)
+        on_event(StageStarted("evaluating", "the merge itself"))
+        found["merge"] = measure(
+            fleet,
+            merge,
+            store_url,
+            spec.cluster.threads_per_worker,
+            lambda score: on_event(evaluated(score)),
+        )
+    return _table(merge.manifest, found, scales)
+
+
+def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
+    """The methods that are meant; with ``all``, those that can merge so many tasks.
+
+    Raises
+    ------
+    SpecError
+        For a name that is none (with the nearest), or a method that cannot merge so many tasks.
+    """
+    known = [*methods(), *_LEARNED]
+    for name in names:
+        if name not in ("all", *known):
+            raise SpecError(
+                f"there is no merging method '{name}' to compare with{nearest(name, known)}; "
+                f"there are all, {', '.join(known)}"
+            )
+    if "all" not in names:
+        for name in names:
+            if name not in _LEARNED:
+                find_method(name).check_tasks(tasks)
+        return list(dict.fromkeys(names))
+    chosen = []
+    for name in known:
+        most = None if name in _LEARNED else find_method(name).most
+        if most is not None and most < tasks:
+            on_event(Notice(f"'{name}' merges {most} experts, not {tasks}: left out"))
+        else:
+            chosen.append(name)
+    return chosen
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> Stage:
+    """A crew for a job, with everything prepared."""
+    spec, ground = surveyed(spec)
+    crew = WorkerPool(fleet, spec, ground)
+    facts = crew.check()
+    store = open_store(spec.store)
+    prepared = crew.prepare(store, lambda done: None)
+    return Stage(spec, ground, fleet, crew, store, facts, prepared, tell=on_event)
+
+
+def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
+    """The same job with nothing tinted but the head, and its artifacts in this store.
+
+    No rival learns from features.
+    """
+    plain = {"method": "task_arithmetic", "init": "task_arithmetic", "parameters": {}}
+    changed: dict[str, Any] = {
+        "merge": spec.merge.model_copy(update=plain | {"scale": None, "bounds": None}),
+        "tint": TintSpec(learned=False),
+        "objective": spec.objective.model_copy(update={"features": 0.0}),
+        "store": Location(store_url),
+    }
+    return spec.on_own_cluster().model_copy(update=changed)
+
+
+def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent) -> list[TaskScore]:
+    """Measure a method, at its best scale where it has one to be tuned.
+
+    Surgery operates on task arithmetic.
+    """
+    of = recipe("task_arithmetic" if name == SURGERY else name, seed=stage.spec.fit.seed)
+    tasks = len(stage.spec.tasks)
+    if of.method.own is not None:
+        return _told(stage.scores(stage.merged(of, None, on_event, most=1)), on_event)
+    base = stage.crew.merge(_zeros(stage))
+    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
+    scale = of.method.start(tasks)
+    if of.method.tuned:
+        scale = scales[_label(name)] = _best_scale(stage, base, whole, of)
+    theta = {"": base + np.float32(scale) * whole}
+    scores = stage.operate(theta)[1] if name == SURGERY else stage.scores(theta)
+    return _told(scores, on_event)
+
+
+def _zeros(stage: Stage) -> Floats:
+    units = len(stage.ground.partition.layout.units)
+    return np.zeros((len(stage.spec.tasks), units), dtype=np.float32)
+
+
+def _told(scores: list[TaskScore], on_event: OnEvent) -> list[TaskScore]:
+    for score in scores:
+        on_event(evaluated(score))
+    return scores
+
+
+def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
+    """The scale at which the merge agrees best with the experts on the start of their pools."""
+    furthest = 1.0 if of.method.start(2) < 1 else _FURTHEST
+    agreement = {}
+    for share in SCALES:
+        scale = share * furthest
+        theta = stage.fleet.put(base + np.float32(scale) * whole)
+        refs = [
+            worker.call("agreement", name, _EXAMPLES, theta)
+            for name, worker in stage.crew.cast.tasks.items()
+        ]
+        agreement[scale] = mean(stage.fleet.get(refs))
+    return max(agreement, key=lambda scale: agreement[scale])
+
+
+def _start_of_learned(stage: Stage, scales: Mapping[str, float], on_event: OnEvent) -> float:
+    """The best scale of task arithmetic: where AdaMerging starts, whatever else is compared."""
+    known = scales.get(_label("task_arithmetic"))
+    if known is not None:
+        return known
+    of = recipe("task_arithmetic")
+    base = stage.crew.merge(_zeros(stage))
+    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
+    return _best_scale(stage, base, whole, of)
+
+
+def _learned_rival(
+    fleet: Backend, spec: JobSpec, name: str, start: float, on_event: OnEvent
+) -> list[TaskScore]:
+    """Measure AdaMerging: the job's rounds and batches, its source's rate and bounds.
+
+    The job's rate is meant for self-labels; at it, entropy alone lost the experts' answers.
+    """
+    merge = {"method": name, "scale": start, "bounds": (0.0, 1.0)}
+    fit = {"coefficient_lr": _ADAMERGING_LR, "schedule": "constant"}
+    changed = {
+        "merge": spec.merge.model_copy(update=merge),
+        "fit": spec.fit.model_copy(update=fit),
+    }
+    stage = _staged(fleet, spec.model_copy(update=changed), on_event)
+    _, coordinator = coordinator_for(stage)
+    coordinator.fit(spec.fit.rounds, on_event)
+    scores = coordinator.scores(lambda score: on_event(evaluated(score)))
+    stage.crew.dismiss()
+    return scores
+
+
+def _table(
+    manifest: Mapping[str, Any],
+    found: Mapping[str, Sequence[TaskScore]],
+    scales: Mapping[str, float],
+) -> CompareTable:
+    reference = found["merge"]
+    rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
+    averages = {"experts": means(manifest["tasks"], reference).expert_average}
+    normalised: dict[str, float | None] = {"experts": 1.0}
+    for method, scores in found.items():
+        rows += [CompareRow(method, s.task, s.metric, s.merged) for s in scores]
+        of = means(manifest["tasks"], scores)
+        averages[method], normalised[method] = of.average, of.normalised_accuracy
+    name = f"{manifest['name']}/v{manifest['version']}"
+    best = scales.get("task arithmetic")
+    return CompareTable(name, rows, _known(averages), _known(normalised), best, scales)
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {method: figure for method, figure in figures.items() if figure is not None}

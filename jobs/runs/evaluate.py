@@ -1,0 +1,137 @@
+"""Measure a published merge again: load it as a user would, run every task through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tintray import models
+from tintray.checkpoints.model_folder import open_checkpoint, zero_shot_of
+from tintray.data import DataSource, read_examples
+from tintray.data.reading import encoded_digest
+from tintray.errors import DataError
+from tintray.jobs.config.settings import limits
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
+from tintray.pools import pool as pools
+from tintray.pools import sequences
+from tintray.published.manifest import DataEntry
+from tintray.published.merge import Merge, read_tensors
+from tintray.storage.artifacts.blobs import blob_key, fetch_blob
+from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.tasks.evaluation import TaskScore, confidences, score
+from tintray.tasks.tasks import Kind, Outputs, from_tensors
+from tintray.tinting.self_labels import predict
+
+
+class Evaluator:
+    """A member that holds one published merge and measures tasks of it."""
+
+    def __init__(self, url: str, store_url: str) -> None:
+        self._merge = load_merge(url)
+        self._store = open_store(store_url)
+
+    def evaluate(self, name: str) -> TaskScore:
+        """Measure one task: on its labelled test set, else by agreement on its pool.
+
+        Raises
+        ------
+        DataError
+            If the data file is gone, or holds other examples than when the merge was published.
+        """
+        task = self._merge.task(name)
+        labelled = task["test"] is not None
+        source = task["test"] if labelled else task["pool"]
+        module = self._merge.for_task(name)
+        order, pool = self._pool(name, task["kind"], source, module if labelled else None)
+        digest = source["outputs" if labelled else "labels"]
+        config = getattr(module, "config", None)
+        pool, expert = _expert_outputs(self._store, self._merge, task, digest, pool, config)
+        merged = predict(module, pool, task["kind"])
+        labels = None
+        if labelled:
+            answers = models.answers(module, task["classes"])
+            labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
+        found = score(name, task["kind"], merged, expert, labels, pool.mask)
+        sure = confidences(task["kind"], merged, expert, labels, pool.mask)
+        return replace(found, calibration=sure)
+
+    def _pool(
+        self, name: str, kind: Kind, source: Mapping[str, Any], reader: Any
+    ) -> tuple[DataSource, pools.Pool]:
+        """The examples and where they were read; ``reader`` is a model to read right answers."""
+        known = DataEntry.model_fields.keys() & DataSource.__dataclass_fields__.keys()
+        fields = {key: source[key] for key in known if key in source}
+        fields["limits"] = limits()
+        order = local_data(DataSource(**fields), cache_folder())
+        where = f"task '{name}'"
+        encoded = encoded_digest(order, where)
+        processor = None if encoded is None else self._merge.processor(name)
+        if encoded is not None and processor is not None:
+            pool = pools.decoded_once(encoded, order, processor, kind, where, cache_folder())
+        else:
+            examples = read_examples(order, where)
+            processor = self._merge.processor(name, text=examples.is_text)
+            pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
+        if reader is not None and sequences.is_open(pool):
+            pool = sequences.with_right_answers(pool, order, processor, reader.config, where)
+        if pool.digest != source["sha256"]:
+            raise DataError(
+                f"task '{name}': split '{source['split']}' of {order.path} is not what the merge "
+                "was published with; expected the same examples, restore the file or run the job "
+                "again"
+            )
+        return order, pool
+
+
+def _expert_outputs(
+    store: ArtifactStore,
+    merge: Merge,
+    task: Mapping[str, Any],
+    sha256: str,
+    pool: pools.Pool,
+    config: Any,
+) -> tuple[pools.Pool, Outputs]:
+    """The pool with what its decoder reads, if it has one, and the expert's answers over it.
+
+    They come from the store, or from the expert where they are gone.
+    """
+    if store.exists(blob_key(sha256)):
+        kept = read_tensors(fetch_blob(store, sha256, cache_folder()))
+        return sequences.recalled(pool, kept, config), from_tensors(kept)
+    role = f"the expert of task '{task['name']}'"
+    folders = (merge.manifest["base"]["source"], task["expert"]["source"])
+    base, folder = (local_folder(source, cache_folder()) for source in folders)
+    built = merge.factory
+    whole = open_checkpoint(base, role="the base", factory=built)
+    checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
+    if checkpoint.is_tower and not checkpoint.has_head:
+        checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task["name"])))
+    expert = models.load_expert(checkpoint, role)
+    pool = sequences.completed(expert, pool)
+    return pool, predict(expert, pool, task["kind"])
+
+
+def measure(
+    fleet: Backend,
+    merge: Merge,
+    store_url: str,
+    threads: int,
+    on_score: Callable[[TaskScore], None],
+) -> list[TaskScore]:
+    """Measure every task of a merge, spread over the fleet, in the order of its tasks."""
+    members = [
+        fleet.spawn(Evaluator, merge.url, store_url, threads=threads, name=f"evaluator {n + 1}")
+        for n in range(min(max(1, fleet.size() // threads), len(merge.tasks)))
+    ]
+    refs = [
+        members[index % len(members)].call("evaluate", name)
+        for index, name in enumerate(merge.tasks)
+    ]
+    found: dict[int, TaskScore] = {}
+    for index, result in fleet.as_completed(refs):
+        on_score(result)
+        found[index] = result
+    return [found[index] for index in range(len(refs))]

@@ -1,0 +1,48 @@
+"""Write a published merge as an adapter on the base that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.errors import CheckpointError, InputError
+from tintray.jobs.engine.sources import cache_folder, local_folder
+from tintray.models import load_base
+from tintray.published.adapter_export import export_all, export_task
+from tintray.published.merge import Merge
+from tintray.storage.artifacts.records import seal
+
+
+def export_adapter(merge: Merge, task: str | None, directory: Path) -> Path:
+    """Write one task's adapter for PEFT, or one of all tasks plus their tint layers.
+
+    Raises
+    ------
+    CheckpointError
+        If the base is gone, or another one by now.
+    InputError
+        If the merge is no sum of low-rank products.
+    """
+    base = _base(merge, merge.tasks[0] if task is None else task)
+    if task is not None:
+        return export_task(merge, task, directory, base)
+    return export_all(merge, directory, base, lambda manifest: seal(manifest, "manifest.json"))
+
+
+def _base(merge: Merge, task: str) -> nn.Module:
+    """The base that a merge was made from, in the class of a task's expert."""
+    if merge.manifest["job"].get("factory"):
+        raise InputError(
+            f"{merge.url} is of modules of a factory; expected models of transformers, for which "
+            "PEFT has adapters"
+        )
+    known = merge.manifest["base"]
+    base = open_checkpoint(local_folder(known["source"], cache_folder()), role="the base")
+    if base.digest() != known["sha256"]:
+        raise CheckpointError(
+            f"the base: {known['source']} is not what {merge.url} was made from (sha256 "
+            f"{base.digest()[:12]}…, expected {known['sha256'][:12]}…); put that base back"
+        )
+    return load_base(base, like=Checkpoint(base.folder, merge.config(task), ()))

@@ -1,0 +1,189 @@
+"""What is asked of a merge: tasks to add, to refresh or to remove, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tintray.errors import InputError, NotFoundError, SpecError, nearest
+from tintray.jobs.config.documents import Document, read_document
+from tintray.jobs.config.errors import explain
+from tintray.jobs.config.fields import Folder
+from tintray.jobs.config.job_file import JobSpec, Section, TaskSpec
+
+Operation = Literal["add", "refresh", "remove"]
+
+
+class TasksFile(Section):
+    """A file with tasks to add; they are written as in a job file."""
+
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1, strict=False)
+    """The tasks, each with its expert."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a merge's tasks.
+
+    Attributes
+    ----------
+    tasks
+        The tasks to add, or the refreshed ones as they shall be.
+    names
+        The tasks that the change is about.
+    """
+
+    operation: Operation
+    names: tuple[str, ...]
+    tasks: tuple[TaskSpec, ...] = ()
+
+    def applied(self, spec: JobSpec, merge: str) -> JobSpec:
+        """The job with the change made; ``merge`` is what messages call the parent.
+
+        Raises
+        ------
+        SpecError
+            If a task to add is there already.
+        NotFoundError
+            If a task to refresh or to remove is not there, with the nearest name.
+        InputError
+            If no task would be left.
+        """
+        present = {task.name.lower(): task.name for task in spec.tasks}
+        if self.operation == "add":
+            for name in self.names:
+                if name.lower() in present:
+                    raise SpecError(
+                        f"task '{present[name.lower()]}' is in {merge} already; give the new task "
+                        "another name, or `tintray refresh` the one that is there"
+                    )
+            tasks = (*spec.tasks, *self.tasks)
+        else:
+            for name in self.names:
+                if name not in present.values():
+                    raise NotFoundError(
+                        f"{merge} has no task '{name}'{nearest(name, present.values())}; it has "
+                        f"{', '.join(present.values())}"
+                    )
+            instead: dict[str, tuple[TaskSpec, ...]] = {task.name: (task,) for task in self.tasks}
+            if self.operation == "remove":
+                instead = dict.fromkeys(self.names, ())
+            tasks = tuple(new for task in spec.tasks for new in instead.get(task.name, (task,)))
+        if not tasks:
+            raise InputError(
+                f"{merge} would have no task left; expected one at least, remove the merge itself "
+                "with `tintray rm`"
+            )
+        return spec.model_copy(update={"tasks": tasks})
+
+    def __str__(self) -> str:
+        return f"{self.operation} {', '.join(self.names)}"
+
+
+def addition(tasks: Sequence[TaskSpec]) -> Change:
+    """Add these tasks, all in one job.
+
+    Raises
+    ------
+    SpecError
+        If two of them have the same name.
+    """
+    names = [task.name for task in tasks]
+    for name in names:
+        if [other.lower() for other in names].count(name.lower()) > 1:
+            raise SpecError(f"task '{name}' is to be added twice; expected a name for each task")
+    return Change("add", tuple(names), tuple(tasks))
+
+
+def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
+    """The tasks in a file: one task's section, a list of them, or a job file's ``tasks``.
+
+    Relative paths start from the file's folder.
+
+    Raises
+    ------
+    SpecError
+        The file cannot be read, or a field is missing, misspelt or out of range.
+    """
+    document = read_document(path)
+    value = document.value
+    one = isinstance(value, Mapping) and "tasks" not in value
+    if isinstance(value, list):
+        value = {"tasks": value}
+    model: type[Section] = TaskSpec if one else TasksFile
+    if isinstance(value, Mapping) and not one:
+        value = {"tasks": value["tasks"]}  # a whole job file gives its tasks
+    try:
+        found: Any = model.model_validate(value, context=Folder(path.absolute().parent))
+    except ValidationError as error:
+        shown = Document(document.source, value, document.root)
+        raise SpecError(explain(error, model, shown)) from error
+    return (found,) if one else tuple(found.tasks)
+
+
+def refreshed(
+    spec: JobSpec, name: str, *, expert: str | None, pool: str | None, folder: Path
+) -> Change:
+    """A task anew: with another expert or another pool, or with what lies there by now.
+
+    Parameters
+    ----------
+    expert, pool
+        Locations; relative paths start from ``folder``. Left out, they stay where they are.
+
+    Raises
+    ------
+    SpecError
+        If a location leads nowhere.
+    NotFoundError
+        If the merge has no such task.
+    """
+    for task in spec.tasks:
+        if task.name == name:
+            break
+    else:
+        names = [task.name for task in spec.tasks]
+        raise NotFoundError(
+            f"the merge has no task '{name}'{nearest(name, names)}; it has {', '.join(names)}"
+        )
+    record: dict[str, Any] = task.model_dump(mode="json")
+    changed: dict[str, Any] = {}
+    if expert is not None:
+        changed["expert"] = expert
+    if pool is not None:
+        changed["adapt"] = {**record["adapt"], "path": pool}
+    try:
+        located = TaskSpec.model_validate(record | changed, context=Folder(folder))
+    except ValidationError as error:
+        document = Document(f"task '{name}'", record | changed)
+        raise SpecError(explain(error, TaskSpec, document)) from error
+    # What was not given keeps the location that it was resolved to.
+    kept = {field: getattr(located, field) for field in changed}
+    return Change("refresh", (name,), (task.model_copy(update=kept),))
+
+
+def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
+    """The job with ``--set`` overrides of its section ``growth`` laid over it.
+
+    Raises
+    ------
+    SpecError
+        If an override names another section, or its value is out of range.
+    """
+    document = Document("the merge's job", spec.model_dump(mode="json"))
+    for text in overrides:
+        if not text.strip().startswith("growth."):
+            raise SpecError(
+                f"--set {text}: expected a field of 'growth', such as growth.target=0.9; what a "
+                "merge was fitted with stays"
+            )
+        document = document.override(text)
+    try:
+        found = JobSpec.model_validate(document.value)
+    except ValidationError as error:
+        raise SpecError(explain(error, JobSpec, document)) from error
+    return spec.model_copy(update={"growth": found.growth})

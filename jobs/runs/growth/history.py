@@ -1,0 +1,276 @@
+"""What became of a merge: its tree, what one version has that another has not, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from tintray.errors import InputError, NotFoundError
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.settings import chosen
+from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.results import Record
+from tintray.jobs.runs.growth.parent import Parent, line, make_known, open_parent
+from tintray.jobs.runs.publication import enter
+from tintray.published.merge import BACKBONE, Merge, tint_file
+from tintray.storage.artifacts.blobs import BlobRef
+from tintray.storage.artifacts.publish import (
+    manifest_digest,
+    next_version,
+    parse_merge_url,
+    publish_merge,
+    read_manifest,
+)
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.tables import Merge as Row
+
+
+@dataclass(frozen=True)
+class Version(Record):
+    """One version of a merge in its tree."""
+
+    ref: str  # "name/v3"
+    parent: str | None
+    created: str  # ISO 8601, UTC
+    operation: str  # "merged", "add", "refresh", "remove", "rollback"
+    changed: Sequence[str]  # the tasks that the operation was about
+    mode: str | None  # how it grew
+    tasks: int
+    average: float | None
+    normalised_accuracy: float | None
+    removed: bool = False  # the merge is gone; its children are there
+
+
+@dataclass(frozen=True)
+class TaskDifference(Record):
+    """One task in two merges."""
+
+    task: str
+    change: str  # "added", "removed", "changed", "same"
+    parts: Sequence[str]  # what differs: "expert", "pool", "tint", "coefficients"
+    metric: str | None
+    before: float | None  # by that metric; None where it was measured by another
+    after: float | None
+
+
+@dataclass(frozen=True)
+class LayerDifference(Record):
+    """One layer unit in two merges."""
+
+    layer: str
+    backbone: float  # ‖θ_after − θ_before‖ / ‖θ_before‖
+    coefficients: float  # mean |λ_after − λ_before| over the tasks of both; absent ones are 0
+
+
+@dataclass(frozen=True)
+class MergeDifference(Record):
+    """What one merge has that another has not."""
+
+    before: str
+    after: str
+    same_backbone: bool
+    tasks: Sequence[TaskDifference]
+    layers: Sequence[LayerDifference] = field(default_factory=list)
+
+
+def history(merge: str, *, catalog: str | None = None) -> list[Version]:
+    """Every version in the tree that a merge is in, oldest first.
+
+    Raises
+    ------
+    NotFoundError
+        With the nearest name, if the catalog has no such merge.
+    """
+    _, catalog = chosen(None, catalog)
+    with usable(), Catalog.open(catalog, create=False) as opened:
+        name = opened.find_merge(merge).name
+        rows = {row.id: row for row in opened.list_merges()}
+        named = [row for row in rows.values() if row.name == name]
+        for row in named:  # parents of other names, and such as were removed since
+            while row.parent_id is not None and row.parent_id not in {r.id for r in named}:
+                parent = rows.get(row.parent_id) or opened.parent(row)
+                if parent is None:
+                    break
+                rows[parent.id] = parent
+                named.append(parent)
+                row = parent
+        return [_version(row, rows) for row in sorted(named, key=lambda row: row.id)]
+
+
+def _version(row: Row, rows: Mapping[int, Row]) -> Version:
+    change = row.metrics.get("change") or {}
+    parent = rows.get(row.parent_id) if row.parent_id is not None else None
+    return Version(
+        ref=row.ref,
+        parent=None if parent is None else parent.ref,
+        created=(row.published_at or row.created_at).isoformat(timespec="seconds"),
+        operation=change.get("operation") or "merged",
+        changed=change.get("tasks") or ([change["to"]] if change.get("to") else []),
+        mode=change.get("mode"),
+        tasks=row.metrics.get("tasks") or len(row.added),
+        average=row.metrics.get("average"),
+        normalised_accuracy=row.metrics.get("normalised_accuracy"),
+        removed=row.removed_at is not None,
+    )
+
+
+def diff_merges(before: str, after: str, *, catalog: str | None = None) -> MergeDifference:
+    """What changed from one merge to another: per task, and per layer.
+
+    Raises
+    ------
+    InputError
+        If their layers are not the same, so that nothing can be compared.
+    """
+    _, catalog = chosen(None, catalog)
+    one, other = (load_merge(locate(name, catalog)) for name in (before, after))
+    if one.manifest["units"] != other.manifest["units"]:
+        raise InputError(
+            f"{before} and {after} have other layers ({len(one.manifest['units'])} and "
+            f"{len(other.manifest['units'])} units); expected merges of one base, at one tint site"
+        )
+    names = list(dict.fromkeys([*one.tasks, *other.tasks]))
+    same = _file(one, BACKBONE) == _file(other, BACKBONE)
+    return MergeDifference(
+        _ref(one),
+        _ref(other),
+        same,
+        [_task(one, other, name) for name in names],
+        _layers(one, other, names, same),
+    )
+
+
+def _ref(merge: Merge) -> str:
+    return f"{merge.manifest['name']}/v{merge.manifest['version']}"
+
+
+def _file(merge: Merge, name: str) -> Any:
+    return merge.manifest["files"].get(name)
+
+
+def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
+    before = one.task(name) if name in one.tasks else None
+    after = other.task(name) if name in other.tasks else None
+    score = (after or before or {})["score"]
+    figures = [
+        of["score"]["merged"] if of and of["score"]["metric"] == score["metric"] else None
+        for of in (before, after)
+    ]
+    parts = []
+    if before is not None and after is not None:
+        parts = [
+            part for part in ("expert", "pool") if before[part]["sha256"] != after[part]["sha256"]
+        ]
+        if _file(one, tint_file(name)) != _file(other, tint_file(name)):
+            parts.append("tint")
+        if not torch.equal(_row(one, name), _row(other, name)):
+            parts.append("coefficients")
+    change = "added" if before is None else "removed" if after is None else "changed"
+    return TaskDifference(
+        name,
+        "same" if before and after and not parts else change,
+        parts,
+        score["metric"],
+        *figures,
+    )
+
+
+def _row(merge: Merge, name: str) -> torch.Tensor:
+    if name not in merge.tasks:
+        return torch.zeros(len(merge.manifest["units"]))
+    return merge.coefficients[merge.tasks.index(name)]
+
+
+def _layers(one: Merge, other: Merge, names: Sequence[str], same: bool) -> list[LayerDifference]:
+    rows = torch.stack([(_row(other, name) - _row(one, name)).abs() for name in names])
+    moved = rows.mean(0).tolist()
+    units = [unit["name"] for unit in one.manifest["units"]]
+    if same:
+        shares = dict.fromkeys(units, 0.0)
+    else:
+        shares = _moved_shares(one, other, units)
+    return [LayerDifference(unit, shares[unit], moved[index]) for index, unit in enumerate(units)]
+
+
+def _moved_shares(one: Merge, other: Merge, units: Sequence[str]) -> dict[str, float]:
+    """‖θ_after − θ_before‖ / ‖θ_before‖ of every unit: a tensor, a block, or the whole backbone."""
+    squares = {unit: [0.0, 0.0] for unit in units}
+    ordered = sorted(units, key=len, reverse=True)
+    for name, tensor in one.backbone.items():
+        unit = next((u for u in ordered if name == u or name.startswith(f"{u}.")), None)
+        if unit is None:
+            unit = units[0] if len(units) == 1 else None
+        if unit is None or name not in other.backbone:
+            continue
+        squares[unit][0] += float((other.backbone[name] - tensor).double().square().sum())
+        squares[unit][1] += float(tensor.double().square().sum())
+    return {unit: (d / n) ** 0.5 if n else 0.0 for unit, (d, n) in squares.items()}
+
+
+def rollback(merge: str, to: str | None, *, store: str, catalog: str) -> dict[str, Any]:
+    """Publish an earlier version of a merge again, as its newest; returns the manifest.
+
+    Nothing is undone: the versions in between stay, and the new one has the last as its parent.
+
+    Parameters
+    ----------
+    to
+        The version to go back to, ``name/v1`` or ``v1``; left out, the parent of the newest.
+
+    Raises
+    ------
+    InputError
+        If the merge has no parent, or ``to`` is not one of its ancestors.
+    """
+    now = open_parent(merge, store=store, catalog=catalog)
+    found = _ancestor(now, to)
+    with usable(), Catalog.open(catalog) as opened:
+        make_known(now, opened)
+        head = max(opened.find_merge(now.ref.name).version, now.ref.version)
+        number = opened.reserve_merge(
+            now.ref.name, at_least=next_version(now.store, now.ref.name), head=head
+        )
+        files = {name: BlobRef(**ref) for name, ref in found.manifest["files"].items()}
+        own = ("files", "name", "version")
+        manifest = {key: value for key, value in found.manifest.items() if key not in own}
+        manifest |= {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parent": str(now.ref),
+            "change": {"operation": "rollback", "tasks": [], "to": str(found.ref)},
+        }
+        url = publish_merge(now.store, now.ref.name, files, manifest, version=number)
+        ref = parse_merge_url(url)[1]
+        published = read_manifest(now.store, ref)
+        enter(
+            opened,
+            published,
+            url,
+            manifest_sha256=manifest_digest(now.store, ref),
+            coefficients=found.coefficients,
+        )
+    return published
+
+
+def _ancestor(now: Parent, to: str | None) -> Parent:
+    found = dict(line(now))
+    if not found:
+        raise InputError(f"{now.ref} grew from no merge; there is nothing to roll back to")
+    there = [ref for ref, ancestor in found.items() if ancestor is not None]
+    wanted = next(iter(found)) if to is None else to if "/" in to else f"{now.ref.name}/{to}"
+    if wanted not in found:
+        raise NotFoundError(f"{now.ref} did not grow from {wanted}; it grew from {_said(found)}")
+    ancestor = found[wanted]
+    if ancestor is None:
+        ways = f"--to {there[0]} goes back to what is left" if there else "none of them is left"
+        raise NotFoundError(
+            f"{wanted}, which {now.ref} grew from, was removed; it grew from {_said(found)}; {ways}"
+        )
+    return ancestor
+
+
+def _said(line: Mapping[str, Parent | None]) -> str:
+    return ", ".join(ref if there else f"{ref} (removed)" for ref, there in line.items())

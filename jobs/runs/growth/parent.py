@@ -1,0 +1,212 @@
+"""The merge that a change starts from, and what of its tasks is at hand without their experts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tintray.errors import InputError, NotFoundError
+from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.locations import catalog_location, store_location
+from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.engine.published_tasks import Kept
+from tintray.jobs.runs.publication import enter
+from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
+from tintray.storage.artifacts.blobs import BlobRef, blob_key
+from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_merge_url
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.catalog.catalog import Catalog
+
+_REF = re.compile(r"[A-Za-z0-9][\w.-]*/v[0-9]{1,9}", re.ASCII)
+_THREADS = 4  # a store over a network mostly waits
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A published merge in a store, about to grow."""
+
+    merge: Merge
+    store: ArtifactStore
+    ref: MergeRef
+    spec: JobSpec  # its job, with the store and the catalog that are in use now
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, as published."""
+        return self.merge.manifest
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Λ [K, L]; rows in the order of the tasks."""
+        return self.merge.coefficients
+
+    @cached_property
+    def ancestry(self) -> tuple[Parent, ...]:
+        """All ancestors that are still there, the nearest first."""
+        return tuple(ancestors(self))
+
+    def row(self, task: str) -> Tensor:
+        """λ [L] of a task."""
+        return self.coefficients[self.merge.tasks.index(task)]
+
+    def expert(self, task: str) -> str:
+        """The hash of a task's expert."""
+        digest: str = self.merge.task(task)["expert"]["sha256"]
+        return digest
+
+    @property
+    def backbone(self) -> BlobRef:
+        """The merged backbone, as an artifact."""
+        return BlobRef(**self.manifest["files"][BACKBONE])
+
+    def files(self, task: str) -> dict[str, BlobRef]:
+        """A task's own files: its tint and its configuration."""
+        tint, prefix = tint_file(task), config_file(task, "")
+        return {
+            name: BlobRef(**ref)
+            for name, ref in self.manifest["files"].items()
+            if name == tint or name.startswith(prefix)
+        }
+
+    def kept(self, tasks: tuple[str, ...]) -> dict[str, Kept]:
+        """How tasks are taken up again without their experts.
+
+        Raises
+        ------
+        NotFoundError
+            If an artifact that this needs is gone from the store; with its kind and what to do.
+        """
+        for name in tasks:
+            self.check_artifact(name, "self-labels", self.merge.task(name)["pool"]["labels"])
+        return {name: self.stand_in(name) for name in tasks}
+
+    def stand_in(self, task: str) -> Kept:
+        """What stands in for a task's expert."""
+        entry = self.merge.task(task)
+        test = entry["test"] and entry["test"]["sha256"]
+        return Kept(self.merge.url, self.expert(task), entry["pool"]["sha256"], test)
+
+    def check_files(self, leaving: Iterable[str]) -> None:
+        """Raise :class:`NotFoundError` if a file that a child has too is gone.
+
+        ``leaving`` are the tasks whose own files it will not have.
+        """
+
+        def gone(item: tuple[str, dict[str, Any]]) -> bool:
+            return not self.store.exists(blob_key(item[1]["sha256"]))
+
+        without = {name for task in leaving for name in self.files(task)}
+        files = [(n, ref) for n, ref in self.manifest["files"].items() if n not in without]
+        with usable(), ThreadPoolExecutor(_THREADS) as pool:
+            missing = [
+                item for item, lost in zip(files, pool.map(gone, files), strict=True) if lost
+            ]
+        for name, ref in missing[:1]:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise NotFoundError(
+                f"{name}{others} of {self.ref} (artifact {ref['sha256'][:12]}…) is gone from "
+                f"{self.store.url}; expected what the merge was published with, copy it back"
+            )
+
+    def check_artifact(self, task: str, kind: str, sha256: str) -> None:
+        """Raise :class:`NotFoundError` if what a change needs of a task is gone."""
+        with usable():
+            there = self.store.exists(blob_key(sha256))
+        if not there:
+            raise NotFoundError(
+                f"the {kind} of task '{task}' of {self.ref} (artifact {sha256[:12]}…) are gone "
+                f"from {self.store.url}; expected what the merge was published with, copy it back "
+                f"or `tintray refresh {self.ref} --task {task}`"
+            )
+
+
+def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
+    """The merge that ``merge`` means.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    InputError
+        If it is a folder that was copied out of its store: a child has no place to go then.
+    """
+    url = locate(merge, catalog)
+    if "/merges/" not in url:
+        raise InputError(
+            f"{merge} is a copy outside of a store; expected a merge in a store, such as NAME/v1 "
+            "or STORE/merges/NAME/v1, since its child is published beside it"
+        )
+    opened = load_merge(url)
+    place, ref = parse_merge_url(url)
+    here = Path.cwd()
+    _ = opened.factory  # a merge of one that may not run does not grow
+    spec = JobSpec.from_record(opened.manifest["job"]).on_own_cluster()
+    spec = spec.model_copy(
+        update={
+            "tint": spec.tint.model_copy(update={"site": opened.manifest["site"]}),
+            "store": store_location(place.url, here),
+            "catalog": catalog_location(catalog, here),
+            "name": ref.name,
+        }
+    )
+    return Parent(opened, place, ref, spec)
+
+
+def make_known(parent: Parent, catalog: Catalog) -> None:
+    """Enter the parent in a catalog that does not know it: a child names it there."""
+    try:
+        catalog.find_merge(str(parent.ref))
+    except NotFoundError:
+        enter(
+            catalog,
+            parent.manifest,
+            parent.merge.url,
+            manifest_sha256=manifest_digest(parent.store, parent.ref),
+            coefficients=parent.coefficients,
+        )
+
+
+def ancestors(parent: Parent) -> Iterator[Parent]:
+    """The merge's parent, that one's, and so on; those that were removed are passed over."""
+    return (found for _, found in line(parent) if found is not None)
+
+
+def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
+    """What the merge grew from, the nearest first: its name, and itself if it is still there.
+
+    What a removed version grew from is what the catalog remembers of it.
+    """
+    ref, seen = _parent_of(parent.manifest), {str(parent.ref)}
+    while ref is not None and ref not in seen:
+        seen.add(ref)
+        name, _, version = ref.partition("/v")
+        try:
+            opened = load_merge(f"{parent.store.url}/merges/{name}/v{version}")
+        except NotFoundError:
+            yield ref, None
+            ref = _remembered(parent, ref)
+            continue
+        yield ref, Parent(opened, parent.store, MergeRef(name, int(version)), parent.spec)
+        ref = _parent_of(opened.manifest)
+
+
+def _parent_of(manifest: Mapping[str, Any]) -> str | None:
+    """What a manifest says that its merge grew from, where that is a name and a version."""
+    found = str(manifest.get("parent") or "")
+    return found if _REF.fullmatch(found) else None
+
+
+def _remembered(parent: Parent, ref: str) -> str | None:
+    url = str(parent.spec.catalog)
+    with suppress(NotFoundError), usable(), Catalog.open(url, create=False) as catalog:
+        return catalog.grew_from(ref)
+    return None

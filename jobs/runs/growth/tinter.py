@@ -1,0 +1,264 @@
+"""A worker that learns tint layers under a backbone that stays, on cached prefix activations.
+
+New tasks keep a part of their pool back: by how the merge agrees with the expert there, which no
+fit has seen, the way of growing is chosen. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tintray.jobs.engine.arrays import Floats, readable
+from tintray.jobs.engine.hosting import HostedTask
+from tintray.jobs.engine.worker import Worker
+from tintray.models.norms import norm_buffers
+from tintray.numerics.randomness import stream
+from tintray.numerics.schedules import Shape, schedule
+from tintray.pools.pool import Pool
+from tintray.published.merge import read_tensors
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.cache import lookup
+from tintray.tasks.evaluation import score
+from tintray.tasks.tasks import Outputs, chosen
+from tintray.tinting import self_labels as labels
+from tintray.tinting.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
+from tintray.tinting.tint_layers import FusedModel
+
+HELD_BACK, MOST_HELD = 0.2, 1000
+"""The share of a new task's pool that no fit sees, and the most examples of it."""
+
+EPOCHS, LEAST_SEEN = 8, 1024
+"""A tint layer under a backbone that stays learns from so many examples of its pool that it comes
+back to each as often as this, and from no fewer than that many: what lies before the site runs once
+for each of them."""
+
+MOST_BYTES = 256 * 2**20
+"""Activations of one task that are kept in the store; larger ones are computed again."""
+
+KIND = "prefix-activations"
+
+
+@dataclass(frozen=True)
+class TintConfig:
+    """How tint layers are learned.
+
+    Attributes
+    ----------
+    new
+        The tasks are new: their agreement with the expert is measured on what they hold back, and
+        activations stay in the store for the next attempt.
+    """
+
+    rounds: int
+    batch_size: int
+    learning_rate: float
+    shape: Shape
+    new: bool
+    warmup: int = 0
+    prefix: bool = True  # False only to measure what the prefix saves
+
+
+@dataclass(frozen=True)
+class Tinted:
+    """A tint layer was learned.
+
+    Attributes
+    ----------
+    agreement
+        With the expert, on the part of the pool that was held back; None where none was.
+    kept
+        Share of the last batch that the confidence filter kept.
+    prefixed
+        The prefix ran once, and not in every round.
+    reused
+        The prefix activations came from the store.
+    activations
+        Where they are by now, if they are kept.
+    """
+
+    task: str
+    agreement: float | None
+    kept: float
+    seconds: float
+    prefixed: bool
+    reused: bool
+    activations: BlobRef | None
+
+
+class Tinter(Worker):
+    """Hosts new tasks with their experts, and old ones without; see the module."""
+
+    def begin(self, bounds: Sequence[slice]) -> None:
+        """As ``Worker.begin``; new tasks without what they hold back."""
+        super().begin(bounds)
+        for group in self._groups.values():
+            for task in group.tasks:
+                rows = self._rows(self._hosted[task.name])[0]
+                task.pool, task.labels = part(task.pool, rows), chosen(task.labels, rows)
+                task.features = None if task.features is None else task.features[rows]
+
+    def _rows(self, hosted: HostedTask) -> tuple[Tensor, Tensor]:
+        """Which examples of the pool are learned from, and which are held back."""
+        total = len(hosted.pool)
+        if hosted.order.kept is not None or total < 2:
+            return torch.arange(total), torch.arange(0)
+        name, seed = hosted.order.name, self._order.settings.seed
+        order = torch.randperm(total, generator=stream(seed, name, "held back"))
+        held = min(max(1, int(total * HELD_BACK)), MOST_HELD)
+        return order[held:].sort().values, order[:held].sort().values
+
+    # -- tint layers ---------------------------------------------------------------------------
+
+    def fit_tint(self, name: str, order: TintConfig, *theta: Floats) -> Tinted:
+        """Learn a task's tint layer under θ, from where it is."""
+        hosted = self._hosted[name]
+        started = time.perf_counter()
+        if not hosted.layer.parameters:  # the merge's tint layers do not learn
+            return self._as_it_is(hosted, order, theta, started)
+        backbone = [readable(piece) for piece in theta]
+        rows, held = self._rows(hosted)
+        rows = self._visited(hosted, rows, order)
+        held = held if order.new else held[:0]
+        state = self._state(hosted)
+        # Features may lie before the site, where nothing runs any more.
+        settings = replace(
+            self._order.settings,
+            features=0.0,
+            batch_size=order.batch_size,
+            micro_batch=max(order.batch_size, self._order.settings.micro_batch),
+        )
+        model: FusedModel
+        pool: Pool
+        ref, reused = None, False
+        try:
+            if not order.prefix or norm_buffers(self._partition.module):
+                raise NoPrefixError("not asked for, or statistics of the batch go into it")
+            prefix = PrefixModel(
+                self._partition.module,
+                self._partition.layout,
+                self._partition.private,
+                self._partition.site,
+                self._partition.low_rank,
+            )
+            prefix.bind(backbone, None)
+            pool, ref, reused = self._cached(
+                prefix, hosted, torch.cat([rows, held]), theta, keep=order.new
+            )
+            model = prefix
+        except NoPrefixError:  # the same result, at the cost of the whole model in every round
+            assert self._fused is not None
+            model, pool = self._fused, part(hosted.pool, torch.cat([rows, held]))
+        inside = torch.arange(len(pool))
+        task = replace(
+            state,
+            pool=part(pool, inside[: len(rows)]),
+            labels=chosen(state.labels, rows),
+            features=None,
+        )
+        rate = schedule(order.learning_rate, order.shape, order.rounds, order.warmup)
+        metrics = fit_tints([task], model, backbone, settings, rate, order.rounds)
+        seconds = time.perf_counter() - started
+        prefixed = isinstance(pool, CachedPool)
+        agreement = None
+        if len(held) and prefixed:
+            assert hosted.labels is not None, "prepare() comes first"
+            held_pool = part(pool, inside[len(rows) :])
+            agreement = self._agreement(hosted, model, held_pool, chosen(hosted.labels, held))
+        elif len(held):
+            agreement = self.held_agreement(name, *theta)
+        return Tinted(name, agreement, metrics[name].kept, seconds, prefixed, reused, ref)
+
+    def _as_it_is(
+        self, hosted: HostedTask, order: TintConfig, theta: Sequence[Floats], started: float
+    ) -> Tinted:
+        """What ``fit_tint`` answers of a layer in which nothing is to be learned."""
+        name = hosted.order.name
+        agreement = self.held_agreement(name, *theta) if order.new else None
+        return Tinted(name, agreement, 1.0, time.perf_counter() - started, False, False, None)
+
+    def held_agreement(self, name: str, *theta: Floats) -> float:
+        """Agreement with the expert on what was held back, under θ."""
+        hosted = self._hosted[name]
+        assert hosted.labels is not None, "prepare() comes first"
+        held = self._rows(hosted)[1]
+        rows = held if len(held) else torch.arange(len(hosted.pool))
+        pool = part(hosted.pool, rows)
+        self._estimate(hosted, theta)
+        merged, expert = self._predict(hosted, pool, theta), chosen(hosted.labels, rows)
+        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
+
+    def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Let a task's tint layer go on from these tensors."""
+        layer = self._hosted[name].layer
+        with torch.no_grad():
+            for key, array in tensors.items():
+                layer.tensors[key].copy_(torch.from_numpy(array.copy()))
+
+    def _visited(self, hosted: HostedTask, rows: Tensor, order: TintConfig) -> Tensor:
+        """Which examples the rounds come back to; see ``EPOCHS``."""
+        most = max(LEAST_SEEN, order.rounds * order.batch_size // EPOCHS)
+        if most >= len(rows):
+            return rows
+        seed = self._order.settings.seed
+        some = torch.randperm(len(rows), generator=stream(seed, hosted.order.name, "visited"))
+        return rows[some[:most]].sort().values
+
+    def _cached(
+        self,
+        model: PrefixModel,
+        hosted: HostedTask,
+        rows: Tensor,
+        theta: Sequence[Floats],
+        *,
+        keep: bool,
+    ) -> tuple[CachedPool, BlobRef | None, bool]:
+        """These examples from the site on, and whether the store had their activations."""
+        precision = self._order.settings.precision
+        pool = part(hosted.pool, rows)
+        if not keep:
+            return model.cached(pool, hosted.layer, precision), None, False
+        digest = hashlib.sha256(self._order.base_digest.encode())
+        for piece in theta:
+            digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
+        key = prefix_key(digest.hexdigest(), hosted.pool.digest, rows, model.site, precision)
+        found = lookup(self._store, KIND, key)
+        if found is not None:
+            kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
+            return model.cached(pool, hosted.layer, precision, kept), found.ref, True
+        cached = model.cached(pool, hosted.layer, precision)
+        ref = None
+        if sum(tensor.nbytes for tensor in cached.activations.values()) <= MOST_BYTES:
+            ref = self._experts.remember(KIND, key, cached.activations)
+        return cached, ref, False
+
+    def _agreement(
+        self, hosted: HostedTask, model: FusedModel, pool: Pool, expert: Outputs
+    ) -> float:
+        """Agreement with the expert's answers to a pool of activations."""
+        precision, kind = self._order.settings.precision, hosted.order.kind
+        merged = labels.ask(
+            lambda batch: model.forward([batch], [hosted.layer], precision)[0], pool, kind
+        )
+        return score(hosted.order.name, kind, merged, expert, None, pool.mask).agreement
+
+
+def part(pool: Pool, rows: Tensor) -> Pool:
+    """The examples of a pool at ``rows``, as a pool of the same class."""
+    if len(rows) == len(pool):
+        return pool
+    return replace(
+        pool,
+        inputs={name: tensor[rows] for name, tensor in pool.inputs.items()},
+        mask=None if pool.mask is None else pool.mask[rows],
+        words=None if pool.words is None else pool.words[rows],
+        rows=[pool.rows[row] for row in rows.tolist()] if len(pool.rows) else pool.rows,
+    )

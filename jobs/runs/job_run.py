@@ -1,0 +1,158 @@
+"""One job while it runs: its row in the catalog, its lease, its stage, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.events import Notice, OnEvent, RoundDone, StageStarted
+from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.jobs.runs.stopping import Moment, Stopper
+from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.leases import LeaseLostError
+from tintray.storage.catalog.states import JobState
+
+_FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path
+_MOMENTS: dict[JobState, Moment] = {JobState.FITTING: "round", JobState.PUBLISHING: "never"}
+
+_log = logging.getLogger(__name__)
+
+
+def enter_job(catalog: Catalog, spec: JobSpec) -> str:
+    """Enter a job that this process is about to run; returns its id."""
+    return catalog.create_job(
+        spec.name, spec.record(), str(spec.store), digest=spec.submission_hash()
+    )
+
+
+class JobRun:
+    """One job while it runs; ``with run:`` holds its lease and hears whoever wants to stop it.
+
+    Raises
+    ------
+    LeaseHeldError
+        Another process works on the job.
+    """
+
+    def __init__(self, job_id: str, catalog: Catalog, on_event: OnEvent) -> None:
+        self.job_id = job_id
+        self.catalog = catalog
+        self.on_event = on_event
+        self.stopper = Stopper()
+        self.lease = Heartbeat(catalog, job_id, on_stop=self.stopper.request)
+        self.state = JobState.QUEUED
+        self.seconds: dict[str, float] = {}
+        self.remarks: list[str] = []
+        """What whoever uses the result should know of it; part of what is published."""
+        self._rounds: dict[int, dict[str, Any]] = {}
+        self._artifacts: list[Known] = []
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the lease in this block; whatever ends it early is the job's last event."""
+        with self.lease, self.stopper, self._ending():
+            yield
+
+    @contextmanager
+    def stage(self, state: JobState, reason: str) -> Iterator[None]:
+        """Be in a stage: told to the catalog and to whoever watches, and timed."""
+        with self.stopper.at(_MOMENTS.get(state, "now")):
+            self.move(state, reason)
+            self.on_event(StageStarted(state.value, reason))
+            started = time.perf_counter()
+            yield
+            self.flush()
+            self.seconds[state.value] = time.perf_counter() - started
+
+    def move(self, state: JobState, reason: str) -> None:
+        """Change the job's state in the catalog, from the state that this run put it in."""
+        self.catalog.transition(self.job_id, self.state, state, reason, token=self.lease.token)
+        self.state = state
+        if state.terminal:
+            self.stopper.settle()
+
+    def remark(self, text: str) -> None:
+        """Say something that belongs to the result: now, and in what is published."""
+        text = shortened(printable(text))
+        if text not in self.remarks:
+            self.remarks.append(text)
+            self.on_event(Notice(text))
+
+    def used(self, *artifacts: Known) -> None:
+        """Note what the job needs from now on."""
+        self._artifacts += artifacts
+        self._flush_if_due()
+
+    def round_done(self, event: RoundDone) -> None:
+        """Tell of a round, and keep its metrics for the catalog."""
+        self.lease.check()
+        self.on_event(event)
+        self._rounds[event.round] = {
+            "loss": event.loss,
+            "agreement": dict(event.agreement),
+            "kept": dict(event.kept),
+            "seconds": event.seconds,
+        }
+        self._flush_if_due()
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Enter what was gathered in the catalog."""
+        if self._artifacts:
+            self.catalog.record_artifacts(self._artifacts, job_id=self.job_id)
+        if self._rounds:
+            self.catalog.record_rounds(self.job_id, self._rounds, token=self.lease.token)
+        self._artifacts, self._rounds = [], {}
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def _unmasked(self) -> Iterator[None]:
+        """A stop that a library took for a failure of its own, and told as one, is a stop."""
+        try:
+            yield
+        except (LeaseLostError, CancelledError):
+            raise
+        except (Exception, SystemExit):
+            self.stopper.check()
+            raise
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            with self._unmasked():
+                yield
+        except LeaseLostError:  # the job is another owner's, who says how it ends
+            raise
+        except CancelledError as error:
+            self._end(JobState.CANCELLED, str(error))
+            raise
+        except TintrayError as error:
+            self._end(JobState.FAILED, str(error))
+            raise
+        except KeyboardInterrupt:
+            self._end(JobState.CANCELLED, "interrupted from the keyboard")
+            raise
+        except BaseException as error:
+            self._end(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
+            raise
+
+    def _end(self, state: JobState, reason: str) -> None:
+        if self.state.terminal:  # what failed after it was published changes nothing of that
+            _log.warning("job %s has %s; then: %s", self.job_id, self.state, reason)
+            return
+        try:
+            self.flush()
+            self.move(state, reason)
+        except StorageError as error:  # what ended the job is what its user must hear of
+            _log.warning(
+                "job %s: its end (%s) is not in the catalog: %s", self.job_id, state, error
+            )

@@ -1,0 +1,220 @@
+"""``merge.method`` and ``merge.init``: a job that runs a merging method, alone or as its start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintray.jobs.config.job_file import ADAMERGING, JobSpec
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.merger import MergerConfig, merged_backbones
+from tintray.jobs.engine.statistics import Refs, measure_statistics
+from tintray.jobs.engine.surgery import operate_on_all
+from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, load_base_model
+from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
+from tintray.merging import Recipe, find_method, recipe
+from tintray.merging.memory import check_memory
+from tintray.models import HEAD
+from tintray.models.base_similarity import is_unrelated
+from tintray.numerics.layout import Layout
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.tasks.evaluation import TaskScore
+from tintray.tinting.site_search import AUTO
+
+
+def effective(spec: JobSpec) -> JobSpec:
+    """The job with what its merging method implies: its objective, and what is not learned.
+
+    AdaMerging (arXiv 2310.02575) learns coefficients alone, by the entropy of the merge's own
+    predictions; a method that runs alone learns nothing.
+    """
+    method = spec.merge.method
+    changed: dict[str, Any] = {}
+    if method in ADAMERGING:
+        changed["merge"] = spec.merge.model_copy(update={"granularity": ADAMERGING[method]})
+        objective = {"labels": "entropy", "filter": "none"}
+        changed["objective"] = spec.objective.model_copy(update=objective)
+        changed["fit"] = spec.fit.model_copy(update={"correction_lr": 0.0})
+    if method in ADAMERGING or not spec.merge.learned:
+        # Where nothing is learned at a site, there is none to be found.
+        site = HEAD if spec.tint.site == AUTO else spec.tint.site
+        changed["tint"] = spec.tint.model_copy(update={"learned": False, "site": site})
+    return spec.model_copy(update=changed)
+
+
+def surveyed(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
+    """The effective job and what it stands on; its method is one that can run.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        As ``load_base_model`` and ``check_method`` do.
+    """
+    spec = effective(spec)
+    ground = load_base_model(spec)
+    check_method(spec, ground.partition.layout)
+    return spec, ground
+
+
+def check_method(spec: JobSpec, layout: Layout) -> None:
+    """Refuse a method that cannot merge these tasks, or tensors of this size within its memory.
+
+    Raises
+    ------
+    SpecError
+        Naming the method or the tensor, what it needs and what it has.
+    """
+    tasks = len(spec.tasks)
+    found = job_recipe(spec)
+    found.method.check_tasks(tasks)
+    if not spec.merge.learned:
+        shapes = {slot.name: slot.shape for slot in layout.slots}
+        check_memory(found, shapes, tasks, spec.merge.memory)
+
+
+def job_recipe(spec: JobSpec) -> Recipe:
+    """The recipe of the method that runs alone, or that the coefficients start from."""
+    return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
+
+
+def start_scale(spec: JobSpec) -> float:
+    """The coefficient that every task and unit starts with, within the bounds."""
+    if spec.merge.init == "base" and spec.merge.directions != spec.merge.method:
+        return 0.0
+    if spec.merge.scale is not None:
+        return spec.merge.scale
+    low, high = spec.merge.bounds or (-math.inf, math.inf)
+    return min(max(find_method(spec.merge.directions).start(len(spec.tasks)), low), high)
+
+
+def start_coefficients(
+    spec: JobSpec, layout: Layout, facts: Mapping[str, TaskFacts] | None = None
+) -> Tensor:
+    """Λ [K, L] to start from.
+
+    What an expert from another start differs by would only harm the others, so that its
+    coefficients start at zero where ``facts`` tell of it.
+    """
+    start = torch.full((len(spec.tasks), len(layout.units)), start_scale(spec))
+    for row, task in zip(start, spec.tasks, strict=True):
+        if facts is not None and is_unrelated(facts[task.name].base_similarity):
+            row.zero_()
+    return start
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method finds when it runs: the crew, and what it has prepared."""
+
+    spec: JobSpec
+    ground: SplitModel
+    fleet: Backend
+    crew: WorkerPool
+    store: ArtifactStore
+    facts: Mapping[str, TaskFacts]
+    prepared: Mapping[str, Prepared]
+    on_statistics: Callable[[Refs], None] = lambda _: None  # hears of what a method measured
+    tell: OnEvent = ignore  # and of what of it was reused
+
+    def statistics(self, recipe: Recipe) -> Refs:
+        """All statistics that a method needs or uses, measured or found in the store."""
+        kinds = (*recipe.method.needs, *recipe.method.uses)
+        found = measure_statistics(
+            self.fleet,
+            self.spec.store,
+            kinds,
+            self.crew.orders,
+            self.facts,
+            self.prepared,
+            lambda text: self.tell(Notice(text)),
+        )
+        self.on_statistics(found)
+        return found
+
+    def aim(self) -> None:
+        """Let the shards hold the directions that the job's coefficients multiply."""
+        found = job_recipe(self.spec)
+        if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
+            statistics = self.statistics(found)
+            self.crew.cast.shards.direct(found, statistics)
+
+    def merged(
+        self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None
+    ) -> dict[str, Floats]:
+        """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most."""
+        names = tuple(order.name for order in self.crew.orders)
+        order = MergerConfig(
+            self.spec.store,
+            self.crew.base_blob(self.store),
+            names,
+            tuple(self.prepared[name].vector for name in names),
+            recipe,
+            scale,
+            self.spec.merge.memory,
+            self.statistics(recipe),
+        )
+        return merged_backbones(
+            self.fleet,
+            order,
+            self.ground.partition.layout,
+            lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
+            most=most,
+        )
+
+    def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
+        """Measure every task on its backbone, in the order of the job."""
+        shared = {name: self.fleet.put(theta) for name, theta in backbones.items()}
+        refs = [
+            worker.call("evaluate", name, shared.get(name, shared.get("")))
+            for name, worker in self.crew.cast.tasks.items()
+        ]
+        found: list[TaskScore] = self.fleet.get(refs)
+        return found
+
+    def operate(
+        self, backbones: Mapping[str, Floats]
+    ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
+        """Learn every task's surgery module on its backbone: modules, and scores with them."""
+        layout, seed = self.ground.partition.layout, self.spec.fit.seed
+        return operate_on_all(self.fleet, layout, seed, self.crew.orders, backbones)
+
+
+def with_surgery(
+    tints: Mapping[str, dict[str, Tensor]],
+    facts: Mapping[str, TaskFacts],
+    modules: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
+    """Tints and facts of tasks that each have a surgery module besides."""
+    own = {name: {**tints[name], **modules[name]} for name in tints}
+    sizes = {
+        name: replace(
+            of, tint_parameters=of.tint_parameters + sum(t.numel() for t in modules[name].values())
+        )
+        for name, of in facts.items()
+    }
+    return own, sizes
+
+
+def with_own_backbones(
+    layout: Layout,
+    tints: Mapping[str, dict[str, Tensor]],
+    facts: Mapping[str, TaskFacts],
+    backbones: Mapping[str, Floats],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
+    """Tints and facts of tasks that each have a backbone of their own: it is all theirs."""
+    own = {
+        name: {**tints[name], **layout.views(torch.from_numpy(theta))}
+        for name, theta in backbones.items()
+    }
+    sizes = {
+        name: replace(of, tint_parameters=of.tint_parameters + layout.numel)
+        for name, of in facts.items()
+    }
+    return own, sizes

@@ -1,0 +1,350 @@
+"""From a finished fit to a published merge: files, manifest, catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintray.data import DataSource
+from tintray.errors import NotFoundError
+from tintray.jobs.config.job_file import JobSpec, TaskSpec
+from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.numerics.precision import resolve
+from tintray.published.manifest import FORMAT, FORMAT_VERSION
+from tintray.published.merge import (
+    BACKBONE,
+    COEFFICIENTS,
+    config_file,
+    tensors_as_bytes,
+    tint_file,
+)
+from tintray.storage.artifacts.blobs import BlobRef
+from tintray.storage.artifacts.publish import (
+    manifest_digest,
+    parse_merge_url,
+    publish_merge,
+    read_manifest,
+)
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.lineage import LayerSummary
+from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
+from tintray.tasks.metrics import find_metric
+from tintray.tinting.partition import Partition
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a fit leaves behind, before any of it is visible."""
+
+    spec: JobSpec
+    job_id: str
+    base_digest: str
+    backbone_parameters: int
+    partition: Partition
+    facts: Mapping[str, TaskFacts]
+    prepared: Mapping[str, Prepared]
+    kept: Mapping[str, float]
+    scores: Sequence[TaskScore]
+    theta: Tensor
+    initial: Tensor
+    coefficients: Tensor
+    tints: Mapping[str, Mapping[str, Tensor]]
+    seconds: Mapping[str, float]
+    peak_memory_mib: float
+    rounds: int = 0
+    skipped: Mapping[str, str] = field(default_factory=dict)  # task left out -> why
+    notices: Sequence[str] = ()  # what whoever uses the merge should know
+    placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
+
+
+def publish(
+    outcome: Outcome, store: ArtifactStore, catalog: Catalog, lease: Heartbeat
+) -> dict[str, Any]:
+    """Write the merge to the store, its manifest last, and enter it in the catalog.
+
+    Only who holds the job's lease may: it is asked for again right before the manifest.
+
+    Returns
+    -------
+    dict
+        The manifest as published.
+
+    Raises
+    ------
+    StorageError
+        If the store or the catalog fails; nothing of the merge is visible then.
+    """
+    name = outcome.spec.name
+    number = catalog.reserve_merge(name, outcome.job_id, at_least=_next_version(store, name))
+    url = publish_merge(
+        store, name, _files(outcome), _manifest(outcome), version=number, confirm=lease.confirm
+    )
+    ref = parse_merge_url(url)[1]
+    manifest = read_manifest(store, ref)
+    enter(
+        catalog,
+        manifest,
+        url,
+        manifest_sha256=manifest_digest(store, ref),
+        coefficients=outcome.coefficients,
+        job_id=outcome.job_id,
+        token=lease.token,
+    )
+    return manifest
+
+
+def enter(
+    catalog: Catalog,
+    manifest: Mapping[str, Any],
+    url: str,
+    *,
+    manifest_sha256: str,
+    coefficients: Tensor,
+    job_id: str | None = None,
+    token: int | None = None,
+) -> None:
+    """Enter a published merge, as its manifest describes it, in a catalog.
+
+    ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere. A parent
+    that the catalog does not know is not entered as one.
+    """
+    files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
+    catalog.record_artifacts(
+        [Known(ref, _kind(name), {"file": name}) for name, ref in files.items()], job_id=job_id
+    )
+    catalog.record_merge(
+        manifest["name"],
+        manifest["version"],
+        url,
+        job_id,
+        manifest_sha256=manifest_sha256,
+        metrics={
+            **manifest["metrics"],
+            "site": manifest["site"],
+            "method": manifest["job"]["merge"]["method"],
+            "tasks": len(manifest["tasks"]),
+            "change": _told(manifest.get("change")),
+        },
+        parent=_known_parent(catalog, manifest),
+        added=_added(manifest),
+        files=files,
+        coefficients=layer_summaries(manifest["units"], coefficients),
+        token=token,
+    )
+
+
+def _known_parent(catalog: Catalog, manifest: Mapping[str, Any]) -> str | None:
+    parent: str | None = manifest.get("parent")
+    if parent is None:
+        return None
+    try:
+        return catalog.find_merge(parent).ref
+    except NotFoundError:
+        return None
+
+
+def _told(change: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How a merge grew, as far as its history shows it."""
+    if change is None:
+        return None
+    return {key: change.get(key) for key in ("operation", "tasks", "mode", "to")}
+
+
+def _added(manifest: Mapping[str, Any]) -> list[str]:
+    """The tasks that the merge has and its parent has not."""
+    change = manifest.get("change")
+    if change is None:
+        return [task["name"] for task in manifest["tasks"]]
+    return list(change["tasks"]) if change["operation"] == "add" else []
+
+
+def _kind(file: str) -> str:
+    """What the catalog calls a file of a merge."""
+    if file in (BACKBONE, COEFFICIENTS):
+        return file.removesuffix(".safetensors")
+    return "tint" if file.startswith("tints/") else "config"
+
+
+def _next_version(store: ArtifactStore, name: str) -> int:
+    """Above every version that the store has, also those that another catalog knows."""
+    from tintray.storage.artifacts.publish import next_version
+
+    return next_version(store, name)
+
+
+def _files(outcome: Outcome) -> dict[str, bytes]:
+    backbone = outcome.partition.layout.views(outcome.theta) | shared_buffers(outcome.partition)
+    files = {
+        BACKBONE: tensors_as_bytes(backbone),
+        COEFFICIENTS: tensors_as_bytes(
+            {"coefficients": outcome.coefficients, "initial": outcome.initial}
+        ),
+    }
+    for task, facts in outcome.facts.items():
+        files[tint_file(task)] = tensors_as_bytes(outcome.tints[task])
+        files |= {config_file(task, name): data for name, data in facts.configs.items()}
+    return files
+
+
+def shared_buffers(partition: Partition) -> dict[str, Tensor]:
+    """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
+    module = partition.module
+    parameters = dict(module.named_parameters(remove_duplicate=False))  # tied ones by both names
+    below = tuple(f"{path}." for path in partition.private)
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name not in parameters and not name.startswith(below)
+    }
+
+
+def _manifest(outcome: Outcome) -> dict[str, Any]:
+    spec = outcome.spec
+    corrected = bool(spec.merge.learned and spec.fit.correction_lr)
+    entries = [
+        task_entry(
+            *(task, outcome.facts[task.name], outcome.prepared[task.name]),
+            *(outcome.kept[task.name], score),
+        )
+        for task, score in zip(spec.tasks, outcome.scores, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tintray": version("tintray"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job_id": outcome.job_id,
+        "parent": None,
+        "base": {"source": str(spec.base), "sha256": outcome.base_digest},
+        "backbone_parameters": outcome.backbone_parameters,
+        "site": spec.tint.site,
+        "placement": outcome.placement,
+        "skipped": dict(outcome.skipped),
+        "private_modules": list(outcome.partition.private),
+        "units": outcome.partition.layout.to_json(),
+        "corrected": corrected,
+        # Whom the shared correction was learned from: tasks may be removed or refreshed later.
+        "correction_from": {n: f.expert_digest for n, f in outcome.facts.items() if corrected},
+        "notices": list(outcome.notices),
+        "tasks": entries,
+        "metrics": asdict(means(entries)),
+        "rounds": outcome.rounds,
+        "precision": resolve(spec.fit.precision, spec.cluster.device),
+        "seconds": dict(outcome.seconds),
+        "peak_memory_mib": outcome.peak_memory_mib,
+        "job": spec.record(),
+    }
+
+
+def task_entry(
+    task: TaskSpec, facts: TaskFacts, prepared: Prepared, kept: float, score: TaskScore
+) -> dict[str, Any]:
+    """What the manifest says of a task; ``kept`` is the share of its pool that counted."""
+    test = None
+    if task.test is not None:
+        test = _data(task.test.order(), facts.test_digest, facts.test_examples)
+        test["outputs"] = prepared.test_outputs and prepared.test_outputs.sha256
+    pool = _data(task.adapt.order(), facts.pool_digest, facts.pool_examples)
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "classes": facts.classes,
+        "expert": {
+            "source": str(task.expert),
+            "sha256": facts.expert_digest,
+            "base_similarity": facts.base_similarity,
+            "doubt": prepared.doubt and prepared.doubt.said,
+            "at_chance": bool(prepared.doubt and prepared.doubt.at_chance),
+        },
+        "task_vector": prepared.vector.sha256,
+        "pool": pool | {"labels": prepared.labels.sha256},
+        "test": test,
+        "tint_parameters": facts.tint_parameters,
+        "head_parameters": facts.head_parameters,
+        "kept": kept,
+        "score": asdict(score),
+    }
+
+
+def _data(order: DataSource, digest: str | None, examples: int) -> dict[str, Any]:
+    return {**order.record(), "sha256": digest, "examples": examples}
+
+
+def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:
+    """Means over tasks as a manifest has them: of their own scores, or of these."""
+    guessing = [task["name"] for task in tasks if task["expert"].get("at_chance")]
+    own = [TaskScore(**task["score"]) for task in tasks] if scores is None else scores
+    return overall(own, guessing)
+
+
+def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
+    """The coefficients Λ [K, L] of every layer unit, over the tasks."""
+    return [
+        LayerSummary(
+            unit["name"],
+            float(column.mean()),
+            float(torch.std(column, correction=0)),
+            float(column.min()),
+            float(column.max()),
+        )
+        for unit, column in zip(units, coefficients.t(), strict=True)
+    ]
+
+
+def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
+    """A line of the table: what the manifest says of a task, and a measurement of it."""
+    labelled = score.metric != "agreement"
+    return TaskResult(
+        name=task["name"],
+        kind=task["kind"],
+        metric=score.metric,
+        merged=score.merged,
+        expert=score.expert if labelled else None,
+        agreement=score.agreement,
+        normalised=score.normalised,
+        tint_parameters=task["tint_parameters"],
+        test_examples=score.examples,
+        kept=task["kept"],
+        calibration=score.calibration,
+        lower_is_better=find_metric(score.metric).lower,
+        at_chance=task["expert"].get("at_chance", False),
+    )
+
+
+def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
+    """What ``tintray show`` tells of a published merge."""
+    tasks = manifest["tasks"]
+    tint = {task["name"]: task["tint_parameters"] for task in tasks}
+    scores = [TaskScore(**task["score"]) for task in tasks]
+    found = means(tasks)
+    return MergeSummary(
+        name=manifest["name"],
+        version=f"v{manifest['version']}",
+        url=url,
+        job_id=manifest["job_id"],
+        created=manifest["created"],
+        site=manifest["site"],
+        tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
+        average=found.average,
+        expert_average=found.expert_average,
+        normalised_accuracy=found.normalised_accuracy,
+        backbone_parameters=manifest["backbone_parameters"],
+        tint_parameters_per_task=tint,
+        tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],
+        rounds=manifest["rounds"],
+        seconds=manifest["seconds"],
+        peak_memory_mib=manifest["peak_memory_mib"],
+        parent=manifest["parent"],
+        method=manifest["job"]["merge"]["method"],
+        skipped=manifest.get("skipped", {}),
+        notices=manifest.get("notices", ()),
+    )

@@ -1,0 +1,72 @@
+"""Results remembered by what they were computed from, so that a second job recomputes none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tintray.errors import InputError, IntegrityError, NotFoundError
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
+from tintray.storage.artifacts.records import fetch_record, seal
+from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.urls import check_key
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A remembered result: the blob that holds it, and what its maker noted about it."""
+
+    sha256: str
+    size: int
+    meta: Mapping[str, Any]
+
+    @property
+    def ref(self) -> BlobRef:
+        """The blob that holds the result."""
+        return BlobRef(self.sha256, self.size)
+
+
+def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
+    """The result of ``kind`` computed from content ``key``, or None if there is none to use.
+
+    ``key`` is a hash of everything that the result depends on. A record that was altered, or whose
+    blob is gone or cut short, counts as none: computing again repairs it.
+    """
+    name = _record_key(kind, key)
+    try:
+        record = fetch_record(store, name)
+        ref = BlobRef(check_sha256(record.get("sha256")), int(record["size"]))
+        entry = CacheEntry(ref.sha256, ref.size, dict(record["meta"]))
+    except NotFoundError:
+        return None
+    except IntegrityError as error:
+        _log.warning("cache record %s; the result is computed again", error)
+        return None
+    except (InputError, LookupError, TypeError, ValueError):  # sealed, and yet none of ours
+        _log.warning("cache record %s is none; the result is computed again", name)
+        return None
+    found = store.stat(blob_key(entry.sha256))
+    if found is None or found.size != entry.size:
+        return None
+    freshen(store, found)
+    return entry
+
+
+def remember(
+    store: ArtifactStore, kind: str, key: str, source: bytes | Path, meta: Mapping[str, Any]
+) -> CacheEntry:
+    """Keep a result computed from content ``key``: its blob first, then the record of it."""
+    ref = put_blob(store, source)
+    record = {"sha256": ref.sha256, "size": ref.size, "meta": dict(meta)}
+    name = _record_key(kind, key)
+    store.put(name, seal(record, name), overwrite=True)
+    return CacheEntry(ref.sha256, ref.size, dict(meta))
+
+
+def _record_key(kind: str, key: str) -> str:
+    return check_key(f"cache/{kind}/{key}.json")

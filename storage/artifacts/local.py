@@ -1,0 +1,66 @@
+"""Local files: written whole or not at all, and failing with a sentence that names them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tintray.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path``, at once, when the block ends well.
+
+    It is not flushed to the disk: this is for copies that can be made again. Raises
+    ``StorageError`` naming ``path`` if it cannot be written.
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(sentence("the folder", path.parent, f"writing {path}", error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sentence(what: str, folder: Path, action: str, error: OSError) -> str:
+    """What went wrong with ``folder`` (shown as ``what``) and what to do, in one sentence."""
+    where = f"{what} {folder}"
+    if error.errno in _FULL:
+        free = shutil.disk_usage(_existing(folder)).free
+        return (
+            f"{where} is full: {action} needs more than the {free:,} bytes left on its disk; "
+            "free some space or name another place"
+        )
+    if error.errno == errno.EFBIG:
+        return (
+            f"{where} takes no file that large: {action} passed the size limit of its file system "
+            "or of this process (ulimit -f); raise it or name another place"
+        )
+    if error.errno in _REFUSED:
+        reason = os.strerror(error.errno or 0).lower()
+        return (
+            f"{where} cannot be used: {action} was refused ({reason}); give this user the right "
+            "to read and write there, or name another place"
+        )
+    if error.errno in _NOT_A_FOLDER:
+        return f"{where} cannot be used: {action} needs a folder where there is a file"
+    return f"{where} failed: {action}: {error}"
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

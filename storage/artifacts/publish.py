@@ -1,0 +1,269 @@
+"""Published merges: blobs first, manifest last, versions that are never given twice."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError, nearest
+from tintray.storage.artifacts.blobs import (
+    BlobRef,
+    blob_key,
+    blocks_key,
+    check_sha256,
+    fetch_blob,
+    freshen,
+    has_record,
+    hash_bytes,
+    hash_stored,
+    is_sound,
+    put_blob,
+)
+from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.records import fetch_record, seal
+from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.urls import check_key, check_name, join
+
+MANIFEST = "manifest.json"
+_TRIES = 100
+_THREADS = 4
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True, order=True)
+class MergeRef:
+    """A published merge: its name and version number (``name/v3``)."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name}/v{self.version}"
+
+    @property
+    def key(self) -> str:
+        """The merge's folder in its store."""
+        return f"merges/{self.name}/v{self.version}"
+
+    @property
+    def manifest_key(self) -> str:
+        """The key whose existence makes the merge visible."""
+        return f"{self.key}/{MANIFEST}"
+
+
+def publish_merge(
+    store: ArtifactStore,
+    name: str,
+    files: Mapping[str, bytes | Path | BlobRef],
+    manifest: Mapping[str, Any],
+    *,
+    version: int | None = None,
+    confirm: Callable[[], object] | None = None,
+) -> str:
+    """Publish files and a manifest as the immutable merge ``name``; returns its URL.
+
+    Every file becomes a blob, or is one that the store has already and that is hashed there again:
+    what a manifest names can be read. The manifest, to which
+    ``name``, ``version`` and ``files: {relative name: {sha256, size}}`` are added, is written last.
+    In a folder store the merge is moreover an ordinary folder with all its files.
+
+    Without ``version`` the next free one is taken. Where several publishers share a bucket, take
+    it from ``Catalog.reserve_merge``: not every S3 server keeps its promise
+    of a conditional put. ``confirm`` is called when only the manifest is missing: what it raises
+    keeps the merge from being published. Publishing the same files again under the same version
+    changes nothing but what has been damaged since; other files under it raise
+    ``StorageError``.
+    """
+    check_name(name, "merge name")
+    for relative in files:
+        if check_key(relative) == MANIFEST:
+            raise InputError(f"merge {name}: {MANIFEST} is written by publishing, not given to it")
+    blobs = _put_all(store, files)
+    listed = {key: {"sha256": ref.sha256, "size": ref.size} for key, ref in sorted(blobs.items())}
+    if confirm is not None:
+        confirm()
+    first = version or next_version(store, name)
+    for number in range(first, first + (1 if version else _TRIES)):
+        ref = MergeRef(name, number)
+        document = {**manifest, "name": name, "version": number, "files": listed}
+        if _show(store, ref, seal(document, f"the manifest of {ref}"), blobs, bool(version)):
+            return join(store.url, ref.key)
+        if version and read_manifest(store, ref)["files"] == listed:
+            if isinstance(store, FolderStore):
+                _mend(store, ref, blobs)
+            return join(store.url, ref.key)
+    raise StorageError(
+        f"merge {name}/v{first} is already published in {store.url} with other files: a published "
+        "merge never changes; publish under another version or name"
+    )
+
+
+def _put_all(
+    store: ArtifactStore, files: Mapping[str, bytes | Path | BlobRef]
+) -> dict[str, BlobRef]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        refs = pool.map(lambda item: _put(store, *item), files.items())
+        return dict(zip(files, refs, strict=True))
+
+
+def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
+    if not isinstance(source, BlobRef):
+        return put_blob(store, source)
+    key = blob_key(source.sha256)
+    found = store.stat(key)
+    if found is None:
+        raise NotFoundError(
+            f"{name} (artifact {source.sha256[:12]}…) is gone from {store.url}; expected a file of "
+            "an earlier merge, copy it back"
+        )
+    if not is_sound(store, source, found):
+        raise IntegrityError(
+            f"{name} (artifact {key}) in {store.url} is truncated or altered, and this merge would "
+            "have it too; copy it back, or delete it and run what made it again"
+        )
+    if not has_record(store, source):
+        store.delete(blocks_key(source.sha256))  # it is read whole then, without one
+    freshen(store, found)
+    return source
+
+
+def _show(
+    store: ArtifactStore, ref: MergeRef, text: bytes, blobs: Mapping[str, BlobRef], reserved: bool
+) -> bool:
+    """Make the merge visible; False if its version is taken."""
+    if isinstance(store, FolderStore):
+        # The folder is renamed into place whole: the name itself is the lock.
+        linked = {key: store.local_path(blob_key(blob.sha256)) for key, blob in blobs.items()}
+        return store.add_folder(ref.key, {**linked, MANIFEST: text})
+    if reserved:
+        return store.put(ref.manifest_key, text)
+    return _claim_and_put(store, ref, text)
+
+
+def _mend(store: FolderStore, ref: MergeRef, blobs: Mapping[str, BlobRef]) -> None:
+    """Put right what has changed in the folder of a merge whose blobs are sound."""
+    for name, blob in blobs.items():
+        key, source = f"{ref.key}/{name}", store.local_path(blob_key(blob.sha256))
+        same = store.exists(key) and store.local_path(key).samefile(source)
+        if not same and not (store.exists(key) and hash_stored(store, key) == blob):
+            store.put(key, source, overwrite=True)
+
+
+def _claim_and_put(store: ArtifactStore, ref: MergeRef, text: bytes) -> bool:
+    """Put a manifest only if nobody else writes that version, without trusting conditional puts.
+
+    Each publisher first leaves a claim of its own and then looks: of two who overlap, whoever
+    looks last sees the other and withdraws. At worst both do, and a version number stays unused.
+    """
+    claim = f"{ref.key}/claims/{uuid.uuid4().hex}"
+    store.put(claim, b"")
+    try:
+        if any(entry.key != claim for entry in store.list(f"{ref.key}/")):
+            return False
+        # A PUT whose answer was lost is sent again and then finds its own work: that is success.
+        return store.put(ref.manifest_key, text) or store.get(ref.manifest_key) == text
+    finally:
+        with suppress(StorageError):  # a claim that stays behind costs a version number at most
+            store.delete(claim)
+
+
+def next_version(store: ArtifactStore, name: str) -> int:
+    """The lowest version above all that exist or are being published under ``name``."""
+    prefix = f"merges/{check_name(name, 'merge name')}/"
+    taken = [_version(entry.key[len(prefix) :].partition("/")[0]) for entry in store.list(prefix)]
+    return max(taken, default=0) + 1
+
+
+def _version(text: str) -> int:
+    found = _VERSION.fullmatch(text)
+    return int(found.group(1)) if found else 0
+
+
+def list_merges(store: ArtifactStore) -> list[MergeRef]:
+    """All published merges of a store, by name and version; half-written ones are none."""
+    found = []
+    for entry in store.list("merges/"):
+        parts = entry.key.split("/")
+        if len(parts) == 4 and parts[3] == MANIFEST and _version(parts[2]):
+            found.append(MergeRef(parts[1], _version(parts[2])))
+    return sorted(found)
+
+
+def read_manifest(store: ArtifactStore, ref: MergeRef) -> dict[str, Any]:
+    """The manifest of a merge, checked against its seal.
+
+    Raises ``NotFoundError`` for a merge that is not published, with the nearest that is.
+    """
+    try:
+        document = fetch_record(store, ref.manifest_key)
+    except NotFoundError:
+        hint = nearest(str(ref), map(str, list_merges(store)))
+        raise NotFoundError(f"merge {ref} is not published in {store.url}{hint}") from None
+    listed_files(document, f"{ref.manifest_key} in {store.url}")
+    return document
+
+
+def listed_files(document: Mapping[str, Any], name: str) -> dict[str, BlobRef]:
+    """The files that a manifest lists, by their names in the merge.
+
+    Raises ``IntegrityError`` if what is there is no list of files with their hashes.
+    """
+    try:
+        return {
+            check_key(key): BlobRef(check_sha256(ref["sha256"]), _size(ref["size"]))
+            for key, ref in document["files"].items()
+        }
+    except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise IntegrityError(
+            f"{name} does not say which files the merge has ({error}); it was not written by "
+            "tintray, remove it"
+        ) from error
+
+
+def _size(found: object) -> int:
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise ValueError(f"a size of {found!r}")
+    return found
+
+
+def manifest_digest(store: ArtifactStore, ref: MergeRef) -> str:
+    """The sha256 of the manifest's file as it lies in the store."""
+    return hash_bytes(store.get(ref.manifest_key)).sha256
+
+
+def merge_file(
+    store: ArtifactStore, manifest: Mapping[str, Any], relname: str, cache_dir: Path
+) -> Path:
+    """A local, verified file of a merge, such as ``tints/mnist.safetensors``; not to be written.
+
+    Only this file is read or downloaded (into ``cache_dir``, and only if the store is remote).
+    """
+    ref = file_ref(manifest, relname)
+    return fetch_blob(store, ref, cache_dir)
+
+
+def file_ref(manifest: Mapping[str, Any], relname: str) -> BlobRef:
+    """The blob behind one file of a merge; ``NotFoundError`` with the nearest name if none."""
+    files = manifest["files"]
+    if relname not in files:
+        merge = f"{manifest.get('name')}/v{manifest.get('version')}"
+        raise NotFoundError(f"merge {merge} has no file '{relname}'{nearest(relname, files)}")
+    return BlobRef(files[relname]["sha256"], files[relname]["size"])
+
+
+def parse_merge_url(url: str | Path) -> tuple[ArtifactStore, MergeRef]:
+    """The store and the merge that a URL such as ``<store url>/merges/<name>/v3`` names."""
+    base, _, tail = str(url).rstrip("/").rpartition("/merges/")
+    name, _, version = tail.partition("/")
+    if not base or not name or not _version(version):
+        raise InputError(
+            f"merge {str(url)!r}: expected the URL of a published merge, "
+            "<store>/merges/<name>/v<number>"
+        )
+    return open_store(base), MergeRef(name, _version(version))

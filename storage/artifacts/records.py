@@ -1,0 +1,82 @@
+"""Sealed JSON documents: a manifest or a cache record that carries the hash of its own content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from tintray.errors import IntegrityError, StorageError
+from tintray.storage.secrets import scrub
+
+MAX_RECORD = 256 * 2**20
+"""Bytes of a record that are read: the hashes of the blocks of a blob of 3.6 TB."""
+
+_SEAL = "sealed_sha256"
+
+
+class Getting(Protocol):
+    """The part of a store that reads: see ``ArtifactStore``."""
+
+    @property
+    def url(self) -> str:
+        """The store's own URL."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``start:stop`` of an artifact."""
+
+
+def seal(document: Mapping[str, Any], name: str) -> bytes:
+    """JSON text of ``document`` with its own sha256 as last field, passwords in URLs removed.
+
+    Raises ``StorageError`` naming ``name`` if the document cannot be written as JSON.
+    """
+    body = {key: value for key, value in document.items() if key != _SEAL}
+    try:
+        text = json.dumps(scrub(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StorageError(
+            f"{name}: expected a document of texts, finite numbers, lists and mappings: {error}"
+        ) from error
+    return _sealed(text.encode())
+
+
+def fetch_record(store: Getting, key: str) -> dict[str, Any]:
+    """A sealed document of a store, if it has at most :data:`MAX_RECORD` bytes.
+
+    Raises ``IntegrityError`` if it has more, or if a byte of it was changed.
+    """
+    name = f"{key} in {store.url}"
+    data = store.get(key, 0, MAX_RECORD + 1)
+    if len(data) > MAX_RECORD:
+        raise IntegrityError(f"{name} has more than {MAX_RECORD:,} bytes, which no record needs")
+    return unseal(data, name)
+
+
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """The document in ``data``, without its seal; ``IntegrityError`` if a byte was changed."""
+    # Of a long manifest, hashing the text is cheap and writing it again to compare is not.
+    end = data.rfind(_FIELD)
+    body = b"{}\n" if end == 1 else data[: end - 1] + _END if end > 1 else b""
+    try:
+        document = json.loads(data)
+        found = document.pop(_SEAL)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        document, found = None, None
+    if not isinstance(document, dict) or not body or _sealed(body) != data:
+        raise IntegrityError(
+            f"{name} is truncated or altered: its content does not have the sha256 that it was "
+            f"sealed with ({str(found)[:64] if found else 'none is left'}); restore or remove it"
+        )
+    return document
+
+
+def _sealed(text: bytes) -> bytes:
+    """A document's text with the sha256 of just that text as one field more."""
+    start = b"{" if text == b"{}\n" else text[: -len(_END)] + b","
+    return start + _FIELD + hashlib.sha256(text).hexdigest().encode() + b'"' + _END
+
+
+_END = b"\n}\n"  # ends a document, whatever is in it
+_FIELD = f'\n  "{_SEAL}": "'.encode()

@@ -1,0 +1,176 @@
+"""A boto3 client with deliberate timeouts and retries, and sentences for what S3 servers answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSLError,
+)
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
+from urllib3.exceptions import HTTPError
+
+from tintray.errors import StorageError
+from tintray.storage.artifacts.urls import S3Url
+from tintray.storage.secrets import redact, shown_url
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MISSING = {"NoSuchKey", "404", "NotFound"}
+_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidSecurity",
+    "AuthorizationQueryParametersError",
+}
+_RIGHTS = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
+_FULL = {"QuotaExceeded", "InsufficientStorage", "507", "XMinioStorageFull", "EntityTooLarge"}
+_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+}
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to speak to the server. Times in seconds, sizes in bytes.
+
+    A request that stays silent is given up after ``read_timeout`` and tried again, ``attempts``
+    times in all with growing pauses: a server that answers nothing at all fails
+    within ``attempts * (connect_timeout + read_timeout)`` plus some 15 s of pauses. One that
+    answers byte by byte is cut off after ``deadline`` plus the time of the content.
+    """
+
+    connect_timeout: float = 5.0
+    read_timeout: float = 20.0
+    attempts: int = 5
+    deadline: float = 150.0  # of a whole operation, beside the time that its content takes ...
+    slowest: float = 256 << 10  # ... at so many bytes a second
+    part_size: int = 8 << 20  # larger artifacts travel in parts of this size, in parallel
+    threads: int = 8
+    parts_in_memory: int = 10
+
+
+def make_client(place: S3Url, options: S3Options) -> S3Client:
+    """A client whose endpoint, region and credentials come from the AWS environment and profile."""
+    config = Config(
+        connect_timeout=options.connect_timeout,
+        read_timeout=options.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        max_pool_connections=2 * options.threads + 4,
+        tcp_keepalive=True,
+        user_agent_extra="tintray",
+    )
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except ProfileNotFound as error:
+        profile = os.environ.get("AWS_PROFILE", "")
+        raise StorageError(
+            f"the artifact store {place} cannot be used: the AWS profile '{profile}' does not "
+            "exist; correct AWS_PROFILE"
+        ) from error
+    except (BotoCoreError, ValueError) as error:
+        raise StorageError(
+            f"the artifact store {place} cannot be used: {redact(str(error))}; correct "
+            "AWS_ENDPOINT_URL or the AWS profile"
+        ) from error
+
+
+@contextmanager
+def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
+    """Turn what boto3 raises while ``action`` into one sentence naming the store."""
+    try:
+        yield
+    except ClientError as error:
+        raise StorageError(_refusal(place, endpoint, action, error)) from error
+    except (
+        BotoCoreError,
+        Boto3Error,
+        RetriesExceededError,
+        S3DownloadFailedError,
+        S3ValidationError,
+        HTTPError,  # a body that breaks off while it is read
+    ) as error:
+        raise StorageError(_breakdown(place, endpoint, action, error)) from error
+
+
+def overdue(place: S3Url, endpoint: str, action: str, seconds: float) -> StorageError:
+    """What to raise for an operation that was cut off after ``seconds``."""
+    return StorageError(
+        f"{_where(place, endpoint)} is too slow: {action} was given up after {seconds:.0f} s; "
+        "check the network and the server's load"
+    )
+
+
+def error_code(error: ClientError) -> str:
+    """The code that the server named, or the HTTP status where it named none."""
+    code = error.response.get("Error", {}).get("Code")
+    return str(code or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+
+
+def _refusal(place: S3Url, endpoint: str, action: str, error: ClientError) -> str:
+    """The server answered, and the answer was no."""
+    code = error_code(error)
+    where = _where(place, endpoint)
+    if code == "NoSuchBucket":
+        return (
+            f"{where} cannot be used: there is no bucket '{place.bucket}'; create it, or correct "
+            "the store's URL or AWS_ENDPOINT_URL"
+        )
+    if code in _CREDENTIALS:
+        return (
+            f"{where} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_PROFILE"
+        )
+    if code in _RIGHTS:
+        return (
+            f"{where} refused {action} ({code}); check the credentials (AWS_ACCESS_KEY_ID, "
+            f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their rights on bucket '{place.bucket}'"
+        )
+    if code in _FULL:
+        return f"{where} is full: {action} was refused ({code}); free some space or name another"
+    if code in _REGION:
+        return f"{where} is in another region ({code}); correct AWS_REGION"
+    message = redact(str(error.response.get("Error", {}).get("Message", ""))).rstrip(". ")
+    return f"{where} failed: {action}: {code} {message}".rstrip() + "; see the server's log"
+
+
+def _breakdown(place: S3Url, endpoint: str, action: str, error: Exception) -> str:
+    """No answer came, or none that could be read."""
+    where = _where(place, endpoint)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+        return (
+            f"{where} needs credentials and found none; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    if isinstance(error, SSLError):
+        return f"{where} has no certificate that can be verified; set AWS_CA_BUNDLE"
+    if isinstance(error, EndpointConnectionError):
+        return f"{where} cannot be reached; check AWS_ENDPOINT_URL and that the server runs"
+    return (
+        f"{where} did not answer in time: {action} was tried several times "
+        f"({type(error).__name__}: {redact(str(error))}); check the network and the server's load"
+    )
+
+
+def _where(place: S3Url, endpoint: str) -> str:
+    return f"the artifact store {place} at {shown_url(endpoint)}"

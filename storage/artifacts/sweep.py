@@ -1,0 +1,172 @@
+"""What in a store nobody needs: mark from what is known, sweep the rest. Pure; nothing is touched.
+
+Never garbage is: a blob that the catalog or any manifest in the store names, anything younger than
+the age limit (somebody may be writing it, or may just have found it), and any key that tintray did
+not make.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from tintray.storage.artifacts.publish import MANIFEST
+from tintray.storage.artifacts.store import Entry, Leftover
+
+_BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?")
+_HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_MERGE = re.compile(r"(merges/[^/]+/v[0-9]+)/(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What lies in a store."""
+
+    entries: tuple[Entry, ...]
+    leftovers: tuple[Leftover, ...]
+    manifests: Mapping[str, str]  # key -> text, sound or not
+    records: Mapping[
+        str, str | None
+    ]  # key of a cache record -> the blob it names, if it can be read
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something to delete, and why."""
+
+    key: str
+    size: int
+    modified: float
+    reason: str
+    leftover: bool = False
+
+    @property
+    def sha256(self) -> str | None:
+        """The blob that this is, if it is one."""
+        found = _BLOB.fullmatch(self.key)
+        return found[2] if found and not found[3] else None
+
+    @property
+    def blocks_of(self) -> str | None:
+        """The blob whose blocks' hashes this is, if it is that."""
+        found = _BLOB.fullmatch(self.key)
+        return found[2] if found and found[3] else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a collection would delete, in the order in which it may: a record before its blob."""
+
+    garbage: tuple[Garbage, ...]
+    kept: int
+    kept_bytes: int
+    young: int  # of those kept: what nobody needs, and only its age protects
+    young_bytes: int
+
+
+@dataclass
+class _Blob:
+    """A blob with what belongs to it: the record of its blocks, the cache records that name it."""
+
+    entry: Entry | None = None
+    blocks: Entry | None = None
+    records: list[Entry] = field(default_factory=list)
+
+    @property
+    def modified(self) -> float:
+        parts = [self.entry, self.blocks, *self.records]
+        return max(part.modified for part in parts if part is not None)
+
+
+def is_ours(key: str) -> bool:
+    """Whether an artifact is one that tintray makes; a catalog may lie beside them."""
+    return key.startswith(("blobs/", "cache/", "merges/"))
+
+
+def named_hashes(text: str) -> set[str]:
+    """Every sha256 in a manifest: its files, and what it was computed from."""
+    return set(_HASH.findall(text))
+
+
+def plan_sweep(inventory: Inventory, needed: AbstractSet[str], before: float) -> Sweep:
+    """Divide a store into what is needed, what is too young to tell, and what can go.
+
+    Parameters
+    ----------
+    inventory
+        What lies in the store, listed before ``needed`` was asked for.
+    needed
+        Hashes of the blobs that the catalog needs.
+    before
+        Seconds since 1970: only what was written or used before may go.
+    """
+    marked = set(needed)
+    for text in inventory.manifests.values():
+        marked |= named_hashes(text)
+    unneeded = [
+        *_loose(inventory),
+        *(item for sha256, blob in _blobs(inventory).items() if sha256 not in marked
+          for item in _parts(blob)),
+    ]  # fmt: skip
+    garbage = tuple(item for item in unneeded if item.modified < before)
+    young = [item for item in unneeded if item.modified >= before]
+    total = sum(entry.size for entry in inventory.entries)
+    total += sum(found.size for found in inventory.leftovers)
+    count = len(inventory.entries) + len(inventory.leftovers)
+    return Sweep(
+        garbage=garbage,
+        kept=count - len(garbage),
+        kept_bytes=total - sum(item.size for item in garbage),
+        young=len(young),
+        young_bytes=sum(item.size for item in young),
+    )
+
+
+def _blobs(inventory: Inventory) -> dict[str, _Blob]:
+    blobs: dict[str, _Blob] = {}
+    for entry in inventory.entries:
+        if found := _BLOB.fullmatch(entry.key):
+            blob = blobs.setdefault(found[2], _Blob())
+            if found[3]:
+                blob.blocks = entry
+            else:
+                blob.entry = entry
+        elif (sha256 := inventory.records.get(entry.key)) is not None:
+            blobs.setdefault(sha256, _Blob()).records.append(entry)
+    return blobs
+
+
+def _parts(blob: _Blob) -> Iterable[Garbage]:
+    """A blob and what belongs to it; none of it is older than the youngest part."""
+    why = "its blob is gone" if blob.entry is None else "needed by no merge, job or pin"
+    for entry in blob.records:
+        yield Garbage(entry.key, entry.size, blob.modified, f"a cached result, {why}")
+    # The blob goes before the hashes of its blocks, without which its parts are read slowly.
+    for part in (blob.entry, blob.blocks):
+        if part is not None:
+            yield Garbage(part.key, part.size, blob.modified, why)
+
+
+def _loose(inventory: Inventory) -> Iterable[Garbage]:
+    """What writers that were killed have left, and records that cannot be read."""
+    for left in inventory.leftovers:
+        reason = "a write that was broken off"
+        yield Garbage(left.name, left.size, left.modified, reason, leftover=True)
+    for entry in inventory.entries:
+        if (why := _loose_reason(entry.key, inventory)) is not None:
+            yield Garbage(entry.key, entry.size, entry.modified, why)
+
+
+def _loose_reason(key: str, inventory: Inventory) -> str | None:
+    if key in inventory.records and inventory.records[key] is None:
+        return "a cached result whose record is damaged"
+    found = _MERGE.fullmatch(key)
+    if found is None:
+        return None
+    if found[2].startswith("claims/"):
+        return "the claim of a publisher that was broken off"
+    if f"{found[1]}/{MANIFEST}" not in inventory.manifests:
+        return "part of no published merge"
+    return None

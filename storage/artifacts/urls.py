@@ -1,0 +1,179 @@
+"""Names of places: store URLs, and keys inside a store.
+
+Standard library only, so that a command can check a URL without loading a client for it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tintray.errors import InputError, SpecError, nearest
+
+SCHEMES = ("file", "s3")
+RESERVED = ".tmp"  # the first segment under which a folder store writes what is not yet visible
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
+_LETTERS = re.compile(r"[A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class FolderUrl:
+    """A store in a folder of this machine (or of a file system it mounts)."""
+
+    root: Path
+
+    def __str__(self) -> str:
+        return self.root.as_uri()
+
+
+@dataclass(frozen=True)
+class S3Url:
+    """A store in a bucket, under a prefix that is empty or ends without a slash."""
+
+    bucket: str
+    prefix: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def parse_store_url(url: str | Path) -> FolderUrl | S3Url:
+    """Read where a store is: ``./dir``, ``/abs``, ``file:///abs`` or ``s3://bucket/prefix``.
+
+    A relative folder is taken from the working directory. Raises ``SpecError`` for another
+    scheme, a missing bucket, or credentials inside the URL (which are not repeated).
+    """
+    text = str(url)
+    scheme = _SCHEME.match(text)
+    if not text.strip() or "\0" in text:
+        raise SpecError("store: expected a folder or s3://bucket/prefix, found an empty name")
+    if scheme is None:
+        return FolderUrl(_folder_path(text))
+    name = scheme.group(1).lower()
+    if name == "file":
+        return FolderUrl(_file_path(text))
+    if name == "s3":
+        return _s3_url(text)
+    hint = nearest(name, SCHEMES)
+    raise SpecError(
+        f"store: expected a folder, file:// or s3://, found the scheme '{name}://'{hint}"
+    )
+
+
+def _folder_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # a home folder of nobody
+        raise SpecError(f"store: expected a folder, found '{text}' ({error})") from error
+
+
+def _file_path(text: str) -> Path:
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that are no IPv6 address
+        raise SpecError("store: expected file:///path, found a URL that cannot be read") from None
+    if parts.netloc not in ("", "localhost"):
+        raise SpecError(
+            f"store: a file:// URL names a folder of this machine as file:///path, "
+            f"found {_named('host', parts.netloc)}; mount it and give its path"
+        )
+    if not parts.path.startswith("/"):
+        raise SpecError("store: a file:// URL needs an absolute path, as in file:///data/tintray")
+    return Path(unquote(parts.path))
+
+
+def _s3_url(text: str) -> S3Url:
+    bucket, _, prefix = text[len("s3://") :].partition("/")
+    if "@" in bucket or "?" in text:
+        raise SpecError(
+            "store: an s3:// URL names a bucket and a prefix only; credentials and endpoint belong "
+            "in the AWS environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise SpecError(
+            f"store: expected s3://bucket/prefix, found {_named('bucket name', bucket)}"
+        )
+    prefix = prefix.strip("/")
+    if prefix:
+        check_key(prefix)
+    return S3Url(bucket, prefix)
+
+
+def _named(what: str, text: str) -> str:
+    """``text`` quoted, unless it is no name: then it may be a password, and is not repeated."""
+    return f"the {what} '{text}'" if _LETTERS.fullmatch(text) else f"a {what} of other characters"
+
+
+def local_folder(url: str | Path) -> Path | None:
+    """The folder that a store or merge URL names, or None when it is not on this machine."""
+    place = parse_store_url(url)
+    return place.root if isinstance(place, FolderUrl) else None
+
+
+def join(url: str, key: str) -> str:
+    """The URL of ``key`` inside the store at ``url``."""
+    return f"{url}/{check_key(key)}"
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it is a relative path that stays inside a store; else ``InputError``.
+
+    Refused: empty or absolute keys, ``.`` and ``..`` segments, empty segments, backslashes,
+    control characters, more than 1024 bytes (the limit of S3), segments above 255 bytes (that of
+    file systems), and the folder that a store keeps for unfinished writes.
+    """
+    problem = _key_problem(key)
+    if problem:
+        raise InputError(
+            f"artifact key {_shown(key)}: expected a relative path inside the store, such as "
+            f"'merges/name/v1/manifest.json'; found {problem}"
+        )
+    return key
+
+
+def _key_problem(key: str) -> str | None:
+    if not key:
+        return "nothing"
+    if key.startswith("/"):
+        return "an absolute path"
+    if "\\" in key:
+        return "a backslash"
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in key):
+        return "a control character"
+    segments = key.split("/")
+    if ".." in segments:
+        return "'..', which would leave the store"
+    if "" in segments or "." in segments:
+        return "an empty segment or '.'"
+    if segments[0] == RESERVED:
+        return f"'{RESERVED}', which is kept for unfinished writes"
+    return _length_problem(segments)
+
+
+def _length_problem(segments: list[str]) -> str | None:
+    try:
+        sizes = [len(segment.encode()) for segment in segments]
+    except UnicodeEncodeError:
+        return "text that UTF-8 cannot encode"
+    if max(sizes) > 255 or sum(sizes) + len(sizes) - 1 > 1024:
+        return "a name longer than 255 bytes or a path longer than 1024"
+    return None
+
+
+def _shown(key: str) -> str:
+    return repr(key if len(key) <= 80 else key[:77] + "...")
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """Return the name of a job or merge if it can be a folder, an object key and a URL part."""
+    if not _NAME.fullmatch(name) or name == "latest":
+        raise SpecError(
+            f"{field}: expected letters, digits, '.', '_' or '-', beginning with a letter or "
+            f"digit, at most 100 of them and not 'latest'; found {_shown(name)}"
+        )
+    return name

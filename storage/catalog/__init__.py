@@ -1,0 +1,1 @@
+"""The catalog: what is known of jobs, merges and artifacts, in SQL."""

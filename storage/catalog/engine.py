@@ -1,0 +1,180 @@
+"""Connections to the catalog's database: SQLite as a file, PostgreSQL through psycopg 3."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tintray.errors import SpecError, StorageError, nearest
+from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
+
+BUSY_SECONDS = 30.0  # how long a SQLite writer waits for its turn
+_CONNECT_SECONDS = 10
+_WRITE = "tintray_write"
+
+
+def parse_catalog_url(url: str) -> sa.URL:
+    """Read a catalog URL: ``sqlite:///path`` or ``postgresql+psycopg://user@host/name``.
+
+    ``postgresql://`` means psycopg 3 too. Raises ``SpecError`` without repeating a password.
+    """
+    try:
+        parsed = parse_catalog(url)
+    except ValueError as error:
+        raise SpecError(
+            "catalog: expected sqlite:///path or postgresql+psycopg://user@host/name, found "
+            f"{error}"
+        ) from None
+    learn_url(url, parsed)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in CATALOG_SCHEMES:
+        hint = nearest(parsed.drivername, CATALOG_SCHEMES)
+        raise SpecError(
+            f"catalog: expected sqlite:// or postgresql+psycopg://, "
+            f"found '{parsed.drivername}://'{hint}"
+        )
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise SpecError("catalog: a SQLite catalog needs a file, as in sqlite:///folder/catalog.db")
+    return parsed
+
+
+def sqlite_file(url: sa.URL) -> Path | None:
+    """The file of a SQLite catalog, or None for a server."""
+    return Path(url.database or "") if url.drivername == "sqlite" else None
+
+
+def is_absent(url: sa.URL) -> bool:
+    """Whether it is a SQLite catalog whose file is not there, or not to be seen by this user."""
+    file = sqlite_file(url)
+    return file is not None and not os.path.exists(file)  # noqa: PTH110 - it raises for no name
+
+
+def make_engine(url: sa.URL) -> sa.Engine:
+    """An engine for the catalog; connects nowhere yet."""
+    options: dict[str, Any] = {"json_serializer": _json, "hide_parameters": True}
+    if sqlite_file(url) is not None:
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    defaults = {"connect_timeout": _CONNECT_SECONDS, "application_name": "tintray"}
+    chosen = {key: value for key, value in defaults.items() if key not in url.query}
+    try:
+        return sa.create_engine(
+            url, connect_args=chosen, pool_pre_ping=True, pool_size=4, max_overflow=12, **options
+        )
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise StorageError(
+            f"catalog {shown_catalog(url)}: PostgreSQL needs the package psycopg, which is not "
+            "installed; pip install 'tintray[postgres]'"
+        ) from error
+
+
+def writing(connection: sa.Connection) -> sa.Connection:
+    """Mark a connection whose next transaction writes: SQLite then queues for it at the start.
+
+    A SQLite transaction that reads first and writes later cannot wait: it fails as 'locked'.
+    """
+    return connection.execution_options(**{_WRITE: True})
+
+
+@contextmanager
+def failures(url: str) -> Iterator[None]:
+    """Turn what the database raises into one sentence naming the catalog ``url``."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StorageError(_sentence(url, error)) from error
+    except PoolTimeout as error:
+        raise StorageError(f"the catalog {url} gave no free connection in time: {error}") from error
+
+
+def _json(value: object) -> str:
+    """JSON that every database takes: a loss that is not finite becomes null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
+    # Python's sqlite3 would begin transactions on its own, too late for BEGIN IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    try:
+        cursor.execute("PRAGMA foreign_keys = ON")
+        # A state that was reported must survive a power cut; NORMAL could lose the last ones.
+        cursor.execute("PRAGMA synchronous = FULL")
+        _turn_to_wal(cursor)
+    finally:
+        cursor.close()
+
+
+def _turn_to_wal(cursor: Any) -> None:
+    """Switch the file to a write-ahead log; SQLite does not wait here, so we do."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode")
+            if cursor.fetchone()[0] != "wal":
+                cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+_ADVICE = (
+    ("unable to open database file", "check that its folder exists and may be written"),
+    ("readonly database", "give this user the right to write the file and its folder"),
+    ("disk is full", "free some space on its disk"),
+    ("no space left", "free some space on its disk"),
+    ("not a database", "name another file: this one is something else, or damaged"),
+    ("malformed", "restore it from a copy: the file is damaged"),
+    ("database is locked", f"another process held it for more than {BUSY_SECONDS:.0f} s; end that"),
+    ("password", "check the user and the password"),
+    ("authentication", "check the user and the password"),
+    ("role", "check the user"),
+    ("does not exist", "create the database, or correct its name"),
+    ("too many", "raise max_connections or run fewer clients"),
+    ("resolve", "check the host name"),
+    ("refused", "check host and port, and that the server runs"),
+    ("no such file", "check host and port, and that the server runs"),
+    ("timeout", "check host and port, and that the server runs"),
+)
+
+
+def _sentence(url: str, error: DBAPIError) -> str:
+    lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
+    detail = redact(re.sub(r"\s+", " ", lines[0] if lines else type(error.orig).__name__))
+    low = detail.lower()
+    advice = next((advice for word, advice in _ADVICE if word in low), "see the server's log")
+    return f"the catalog {url} cannot be used: {detail.rstrip('.')}; {advice}"

@@ -1,0 +1,100 @@
+"""What a job stands on, as the catalog knows it: models, pools and tasks, by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from tintray.storage.catalog import lineage
+from tintray.storage.catalog.tables import Model, Pool, Task
+from tintray.storage.secrets import scrub, shown_url
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A pretrained model (``base``) or an ``expert``, by the hash of its weights."""
+
+    sha256: str
+    kind: str
+    source: str
+    parameters: int
+    base: str | None = None  # of an expert: the hash of what it was fine-tuned from
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KnownPool:
+    """An adaptation pool, by the hash of its examples."""
+
+    sha256: str
+    source: str
+    examples: int
+    split: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """A task of a job: its expert and its pool, by their hashes."""
+
+    name: str
+    kind: str
+    expert: str | None = None
+    pool: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record_models(session: Session, models: Sequence[KnownModel]) -> None:
+    """Know some models; one that is known already stays as it is. A base comes before experts."""
+    rows = [
+        {
+            **_described(model.sha256, model.source, model.meta),
+            "kind": model.kind,
+            "parameters": model.parameters,
+            "base_sha256": model.base,
+        }
+        for model in models
+    ]
+    lineage.insert_missing(session, Model, rows)
+
+
+def record_pools(session: Session, pools: Sequence[KnownPool]) -> None:
+    """Know some pools; one that is known already stays as it is."""
+    rows = [
+        {
+            **_described(pool.sha256, pool.source, pool.meta),
+            "examples": pool.examples,
+            "split": pool.split,
+        }
+        for pool in pools
+    ]
+    lineage.insert_missing(session, Pool, rows)
+
+
+def record_tasks(session: Session, job_id: str, tasks: Sequence[KnownTask]) -> None:
+    """Know the tasks of a job; one that is known already takes the new values."""
+    rows = [
+        {
+            "job_id": job_id,
+            "name": task.name,
+            "kind": task.kind,
+            "expert_sha256": task.expert,
+            "pool_sha256": task.pool,
+            "meta": scrub(dict(task.meta)),
+        }
+        for task in tasks
+    ]
+    lineage.insert_or_replace(session, Task, rows, ["job_id", "name"])
+
+
+def _described(sha256: str, source: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "sha256": sha256,
+        "source": shown_url(source),
+        "meta": scrub(dict(meta)),
+        "created_at": datetime.now(UTC),
+    }

@@ -1,0 +1,101 @@
+"""Leases: at most one owner works on a job, and a fencing token shuts out the ones before.
+
+An owner that was only slow, not dead, may wake up after its lease went to another. Every write it
+then tries carries its old token and is refused: the token in the table has grown.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from tintray.errors import NotFoundError, StorageError
+from tintray.storage.catalog.tables import Lease
+
+
+class LeaseHeldError(StorageError):
+    """Another owner holds the lease of the job."""
+
+
+class LeaseLostError(StorageError):
+    """The lease has gone to another owner, or was released: stop working on the job."""
+
+
+def database_time(session: Session) -> datetime:
+    """The clock that leases are judged by: the server's, since hosts disagree about the time."""
+    if session.get_bind().dialect.name == "sqlite":
+        return datetime.now(UTC)
+    moment = session.scalar(sa.select(sa.func.clock_timestamp()))
+    assert isinstance(moment, datetime)
+    return moment.astimezone(UTC)
+
+
+def acquire(session: Session, job_id: str, owner: str, ttl: float) -> int:
+    """Take the lease if it is free, run out, or this owner's own; returns the grown token."""
+    now = database_time(session)
+    free = sa.or_(Lease.owner.is_(None), Lease.owner == owner, Lease.expires_at <= now)
+    taken: int | None = session.scalar(
+        sa.update(Lease)
+        .where(Lease.job_id == job_id, free)
+        .values(owner=owner, token=Lease.token + 1, expires_at=now + timedelta(seconds=ttl))
+        .returning(Lease.token)
+    )
+    if taken is not None:
+        return taken
+    lease = current(session, job_id)
+    until = f"{lease.expires_at:%Y-%m-%d %H:%M:%S} UTC" if lease.expires_at else "a moment ago"
+    raise LeaseHeldError(
+        f"job {job_id} is being worked on by {lease.owner}, whose lease runs until {until}; "
+        "wait for it or stop that process"
+    )
+
+
+def renew(session: Session, job_id: str, token: int, ttl: float) -> None:
+    """Keep the lease for ``ttl`` more seconds; ``LeaseLostError`` if it is no longer ours."""
+    expires = database_time(session) + timedelta(seconds=ttl)
+    renewed = session.scalar(
+        sa.update(Lease)
+        .where(Lease.job_id == job_id, Lease.token == token, Lease.owner.is_not(None))
+        .values(expires_at=expires)
+        .returning(Lease.token)
+    )
+    if renewed is None:
+        raise _lost(session, job_id, token)
+
+
+def release(session: Session, job_id: str, token: int) -> None:
+    """Give the lease back; one that is no longer ours is left alone."""
+    session.execute(
+        sa.update(Lease)
+        .where(Lease.job_id == job_id, Lease.token == token)
+        .values(owner=None, expires_at=None)
+    )
+
+
+def fence(session: Session, job_id: str, token: int | None) -> None:
+    """Hold the lease row until this transaction ends, or refuse a token that is not current."""
+    if token is None:
+        return
+    row = session.execute(
+        sa.select(Lease.token, Lease.owner).where(Lease.job_id == job_id).with_for_update(read=True)
+    ).first()
+    if row is None or row.token != token or row.owner is None:
+        raise _lost(session, job_id, token)
+
+
+def current(session: Session, job_id: str) -> Lease:
+    """The lease of a job; ``NotFoundError`` if there is no such job."""
+    lease = session.get(Lease, job_id)
+    if lease is None:
+        raise NotFoundError(f"there is no job {job_id} in the catalog")
+    return lease
+
+
+def _lost(session: Session, job_id: str, token: int) -> LeaseLostError:
+    lease = current(session, job_id)
+    return LeaseLostError(
+        f"the lease of job {job_id} is no longer ours: we hold token {token}, the catalog has "
+        f"{lease.token} ({lease.owner or 'released'}); another process continues this job"
+    )

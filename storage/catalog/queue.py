@@ -1,0 +1,348 @@
+"""The queue of each cluster: which job goes next, which runs, which was lost, who is to stop.
+
+Nobody runs the queue: whoever submits, watches or ends a job claims what may go next and hands it
+over. A claim is one transaction that holds the cluster's row, so that a job is claimed once and the
+limit of the cluster is kept, however many claim at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from tintray.errors import NotFoundError, nearest
+from tintray.storage.catalog import lineage
+from tintray.storage.catalog.database import Database
+from tintray.storage.catalog.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
+from tintray.storage.catalog.leases import LeaseHeldError, database_time
+from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
+from tintray.storage.secrets import redact
+
+HANDOVER = 120.0
+"""Seconds within which a job that was handed over must show a sign of life."""
+
+ATTEMPTS = 3
+"""How often a job that shows none is handed over before it counts as failed."""
+
+MAX_JOBS = 1
+"""Jobs that a cluster runs at once where nobody has said otherwise."""
+
+_OVER = tuple(state for state in JobState if state.terminal)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a job that waits stands in the queue of its cluster."""
+
+    running: int
+    max_jobs: int
+    ahead: int  # jobs that go before it
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that is ours to hand over, and how often it has been handed over with this time."""
+
+    job_id: str
+    attempt: int
+
+
+class Queue:
+    """The queues of the clusters that a catalog knows."""
+
+    def __init__(self, database: Database) -> None:
+        self.url = database.url
+        self._read = database.read
+        self._write = database.write
+
+    # Reading
+
+    def find(self, job_id: str) -> JobRow:
+        """One job; ``NotFoundError`` with the nearest id if there is none."""
+        with self._read() as session:
+            found = _jobs(session, job_id=job_id)
+            if not found:
+                raise no_job(session, job_id, self.url)
+            return found[0]
+
+    def by_prefix(self, text: str) -> list[str]:
+        """Ids of the jobs that begin with ``text``, or whose name it is; newest first."""
+        query = (
+            sa.select(Job.id)
+            .where(sa.or_(Job.id.startswith(text, autoescape=True), Job.name == text))
+            .order_by(Job.created_at.desc())
+            .limit(10)
+        )
+        with self._read() as session:
+            return list(session.scalars(query))
+
+    def listing(
+        self, limit: int | None, states: Iterable[JobState] | None = None, name: str | None = None
+    ) -> list[JobRow]:
+        """The ``limit`` newest jobs and all that are not over, newest first."""
+        with self._read() as session:
+            return _jobs(session, limit=limit, states=states, name=name)
+
+    def standing(self, job: JobRow) -> Standing | None:
+        """Where a job stands that waits for its cluster; None if it does not wait."""
+        if job.state is not JobState.QUEUED or job.cluster is None or job.owner is not None:
+            return None
+        with self._read() as session:
+            now = database_time(session)
+            before = sa.or_(
+                Job.priority > job.priority,
+                sa.and_(Job.priority == job.priority, Job.created_at < job.created_at),
+            )
+            ahead = sa.select(sa.func.count()).select_from(
+                _waiting(job.cluster, now).where(before).subquery()
+            )
+            return Standing(
+                _running(session, job.cluster, now),
+                session.scalar(_limit(job.cluster)) or MAX_JOBS,
+                session.scalar(ahead) or 0,
+            )
+
+    def clusters(self) -> dict[str, Standing]:
+        """By address: how many jobs run, how many may, how many wait."""
+        with self._read() as session:
+            now = database_time(session)
+            return {
+                cluster.address: Standing(
+                    _running(session, cluster.address, now),
+                    cluster.max_jobs,
+                    len(session.scalars(_waiting(cluster.address, now)).all()),
+                )
+                for cluster in session.scalars(sa.select(Cluster).order_by(Cluster.address))
+            }
+
+    # Entering
+
+    def by_key(self, key: str) -> Job | None:
+        """The job that was submitted with this key."""
+        with self._read() as session:
+            return session.scalar(sa.select(Job).where(Job.key == key))
+
+    def set_limit(self, cluster: str, max_jobs: int | None) -> None:
+        """Know a cluster; ``max_jobs`` jobs at once from now on, if it is given."""
+        row = {"address": cluster, "max_jobs": MAX_JOBS if max_jobs is None else max_jobs}
+        with self._write() as session:
+            if max_jobs is None:
+                lineage.insert_missing(session, Cluster, [row])
+            else:
+                lineage.insert_or_replace(session, Cluster, [row], ["address"])
+
+    def requeue(
+        self, job_id: str, reason: str, *, cluster: str | None, fresh: bool = False
+    ) -> None:
+        """Let a job that failed, was cancelled or was lost wait for ``cluster`` again.
+
+        Whoever still works on it without knowing that it was lost is shut out. What is known of
+        its rounds is forgotten if it is to start ``fresh``. Raises
+        ``LeaseHeldError`` if somebody works on it, and
+        ``StateConflictError`` if it waits already or has succeeded.
+        """
+        with self._write() as session:
+            lease, job, now = _locked(session, job_id)
+            _refuse_held(lease, now)
+            waits = job.state is JobState.QUEUED and job.cluster is not None
+            if waits or job.state is JobState.SUCCEEDED:
+                raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
+            _revoke(lease)
+            _move(session, job, JobState.QUEUED, reason, now)
+            job.cluster, job.handed_at, job.attempt = cluster, None, job.attempt + 1
+            job.stop_at, job.stop_reason = None, None
+            if fresh:
+                session.execute(sa.delete(Round).where(Round.job_id == job_id))
+
+    # Handing over
+
+    def claim(self, cluster: str) -> Claim | None:
+        """The job that goes next to ``cluster``, if it may run one more; it is then ours."""
+        while True:
+            with self._write() as session:
+                held = sa.select(Cluster).where(Cluster.address == cluster).with_for_update()
+                place = session.scalar(held)
+                now = database_time(session)
+                if place is None or _running(session, cluster, now) >= place.max_jobs:
+                    return None
+                order = (Job.priority.desc(), Job.created_at, Job.id)
+                job = session.scalar(_waiting(cluster, now).order_by(*order).limit(1))
+                if job is None:
+                    return None
+                if _handovers(session, job) < ATTEMPTS:
+                    job.attempt, job.handed_at = job.attempt + 1, now
+                    return Claim(job.id, job.attempt)
+                _move(session, job, JobState.FAILED, _no_sign(job), now)
+
+    def handed(self, claim: Claim) -> None:
+        """Note that a job was handed over: its cluster has taken it."""
+        with self._write() as session:
+            _, job, now = _locked(session, claim.job_id)
+            reason = f"handed over to {job.cluster} (attempt {claim.attempt})"
+            session.add(_event(job, job.state, reason, now))
+
+    def release_claim(self, claim: Claim) -> None:
+        """Let a job wait again that could not be handed over; that counts for nothing."""
+        mine = sa.and_(Job.id == claim.job_id, Job.attempt == claim.attempt)
+        waits = sa.and_(mine, Job.state == JobState.QUEUED)
+        with self._write() as session:
+            session.execute(sa.update(Job).where(waits).values(handed_at=None))
+
+    def give_up(self, claim: Claim, reason: str) -> bool:
+        """Note that a job which was handed over ended before it began; False if it has begun."""
+        with self._write() as session:
+            lease, job, now = _locked(session, claim.job_id)
+            begun = _held(lease, now) or job.state is not JobState.QUEUED
+            if begun or job.attempt != claim.attempt:
+                return False
+            _move(session, job, JobState.FAILED, reason, now)
+            return True
+
+    def mark_dead(self, claim: Claim, reason: str) -> bool:
+        """Note that the process which worked on a job is dead; False if the job is over.
+
+        For whoever has seen it die; its lease ends with this, without waiting until it runs out.
+        """
+        with self._write() as session:
+            lease, job, now = _locked(session, claim.job_id)
+            if job.state.terminal or job.attempt != claim.attempt:
+                return False
+            _revoke(lease)
+            _move(session, job, JobState.FAILED, reason, now)
+            return True
+
+    # Stopping
+
+    def request_stop(self, job_id: str, reason: str) -> JobState:
+        """Ask whoever works on a job to stop; one that nobody works on is cancelled at once.
+
+        Returns the state that it is in by then. Raises ``StateConflictError`` if it is over.
+        """
+        with self._write() as session:
+            lease, job, now = _locked(session, job_id)
+            if job.state.terminal:
+                raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
+            job.stop_at, job.stop_reason = job.stop_at or now, redact(reason)
+            if not _held(lease, now):
+                _move(session, job, JobState.CANCELLED, reason, now)
+            return job.state
+
+    def stop_requested(self, job_id: str) -> str | None:
+        """Why a job was asked to stop, if it was."""
+        with self._read() as session:
+            row = session.execute(
+                sa.select(Job.stop_at, Job.stop_reason).where(Job.id == job_id)
+            ).first()
+        return None if row is None or row.stop_at is None else row.stop_reason or "cancelled"
+
+
+def no_job(session: Session, job_id: str, url: str) -> NotFoundError:
+    """That there is no such job, with the nearest id that there is."""
+    hint = nearest(job_id, session.scalars(sa.select(Job.id))) or "; `tintray ps` lists them"
+    return NotFoundError(f"there is no job {job_id} in the catalog {url}{hint}")
+
+
+def _jobs(session: Session, **query: Any) -> list[JobRow]:
+    """Jobs as lists show them; see :func:`tintray.storage.catalog.job_list.select_jobs`."""
+    connection = session.connection()
+
+    def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
+        return connection.exec_driver_sql(statement, tuple(values)).all()
+
+    sqlite = connection.dialect.name == "sqlite"
+    return select_jobs(execute, SQLITE if sqlite else POSTGRESQL, **query)
+
+
+def _held(lease: Lease, now: datetime) -> bool:
+    return lease.owner is not None and lease.expires_at is not None and lease.expires_at > now
+
+
+def _revoke(lease: Lease) -> None:
+    lease.owner, lease.expires_at, lease.token = None, None, lease.token + 1
+
+
+def _refuse_held(lease: Lease, now: datetime) -> None:
+    if _held(lease, now):
+        raise LeaseHeldError(
+            f"job {lease.job_id} is being worked on by {lease.owner}; "
+            f"`tintray watch {lease.job_id}` follows it"
+        )
+
+
+def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
+    """A job and its lease, held until the transaction ends; the lease first, as everywhere."""
+    lease = session.scalar(sa.select(Lease).where(Lease.job_id == job_id).with_for_update())
+    job = session.scalar(sa.select(Job).where(Job.id == job_id).with_for_update())
+    if lease is None or job is None:
+        raise NotFoundError(f"there is no job {job_id} in the catalog")
+    return lease, job, database_time(session)
+
+
+def _move(session: Session, job: Job, to: JobState, reason: str, now: datetime) -> None:
+    session.add(_event(job, to, reason, now))
+    job.state, job.reason, job.updated_at = to, redact(reason), now
+
+
+def _event(job: Job, to: JobState, reason: str, now: datetime) -> Event:
+    reason = redact(reason)
+    return Event(job_id=job.id, at=now, from_state=job.state, to_state=to, reason=reason)
+
+
+def _active(cluster: str, now: datetime) -> sa.ColumnElement[bool]:
+    """Jobs that a cluster is busy with: somebody works on them, or is about to."""
+    held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > now)
+    handed = sa.and_(
+        Job.state == JobState.QUEUED, Job.handed_at > now - timedelta(seconds=HANDOVER)
+    )
+    mine = sa.and_(Job.cluster == cluster, Job.state.not_in(_OVER))
+    return sa.and_(mine, sa.or_(held, handed))
+
+
+def _running(session: Session, cluster: str, now: datetime) -> int:
+    query = (
+        sa.select(sa.func.count())
+        .select_from(Job)
+        .outerjoin(Lease, Lease.job_id == Job.id)
+        .where(_active(cluster, now))
+    )
+    return session.scalar(query) or 0
+
+
+def _waiting(cluster: str, now: datetime) -> sa.Select[Job]:
+    """Jobs that wait for a cluster; also those that were handed over and never began."""
+    return (
+        sa.select(Job)
+        .outerjoin(Lease, Lease.job_id == Job.id)
+        .where(
+            Job.cluster == cluster,
+            Job.state == JobState.QUEUED,
+            sa.not_(sa.func.coalesce(_active(cluster, now), sa.false())),
+        )
+    )
+
+
+def _limit(cluster: str) -> sa.Select[int]:
+    return sa.select(Cluster.max_jobs).where(Cluster.address == cluster)
+
+
+def _handovers(session: Session, job: Job) -> int:
+    """How often a job was handed over since it has begun to wait."""
+    changes = sa.and_(Event.job_id == job.id, Event.to_state == JobState.QUEUED)
+    since = sa.select(sa.func.max(Event.id)).where(
+        changes, sa.or_(Event.from_state.is_(None), Event.from_state != JobState.QUEUED)
+    )
+    query = sa.select(sa.func.count()).where(changes, Event.id > since.scalar_subquery())
+    return session.scalar(query) or 0
+
+
+def _no_sign(job: Job) -> str:
+    return (
+        f"handed over to the cluster {ATTEMPTS} times without a sign of life; "
+        f"`tintray logs {job.id}` may say why"
+    )

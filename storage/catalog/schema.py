@@ -1,0 +1,93 @@
+"""The version of a catalog's tables: created when there are none, refused when they do not fit.
+
+Alembic is imported only when there is something to migrate; opening a current catalog is one query.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from tintray.errors import NotFoundError, StorageError
+from tintray.storage.catalog.engine import failures, writing
+from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.secrets import shown_catalog
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE = "tintray_schema"
+_LOCK = 0x74696E74  # any number that is ours: the key of PostgreSQL's advisory lock
+
+
+def found_revision(connection: sa.Connection) -> str | None:
+    """The version of the tables in this database, or None if there are none."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return None
+    row = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).first()
+    return None if row is None else str(row[0])
+
+
+def ensure_schema(engine: sa.Engine, create: bool) -> None:
+    """Accept a current schema, create a missing one if ``create``, refuse every other.
+
+    Raises ``NotFoundError`` if there is no catalog and none may be created, and
+    ``StorageError`` for a schema that is older or newer than this code.
+    """
+    where = shown_catalog(engine.url)
+    with failures(where), engine.connect() as connection:
+        found = found_revision(connection)
+    if found == REVISIONS[-1]:
+        return
+    _refuse_newer(found, where)
+    if found is not None:
+        raise StorageError(
+            f"the catalog {where} has schema version {found}, this tintray needs {REVISIONS[-1]}; "
+            "run `tintray db upgrade`"
+        )
+    if not create:
+        raise NotFoundError(f"the database {where} holds no catalog yet; run a job with it first")
+    upgrade_schema(engine)
+
+
+def upgrade_schema(engine: sa.Engine) -> tuple[str | None, str]:
+    """Bring the tables to this code's version; returns the versions before and after.
+
+    One transaction: it happens wholly or not at all, and only once if several try. Raises
+    ``StorageError`` if the schema is newer than this code.
+    """
+    where = shown_catalog(engine.url)
+    with failures(where), engine.connect() as connection, writing(connection).begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        found = found_revision(connection)  # only now: another process may just have done it
+        _refuse_newer(found, where)
+        if found != REVISIONS[-1]:
+            _migrate(connection)
+    return found, REVISIONS[-1]
+
+
+def _refuse_newer(found: str | None, where: str) -> None:
+    if found is not None and found not in REVISIONS:
+        raise StorageError(
+            f"the catalog {where} has schema version {found}, which is newer than this tintray "
+            f"knows (up to {REVISIONS[-1]}); upgrade tintray"
+        )
+
+
+def _migrate(connection: sa.Connection) -> None:
+    from alembic import command
+
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration: the migrations that are packaged with the code."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "tintray.storage.catalog:migrations")
+    return config

@@ -1,0 +1,1 @@
+"""Layout of parameters, random streams, precision, schedules: what every fit counts with."""

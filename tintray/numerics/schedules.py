@@ -1,0 +1,35 @@
+"""Learning rates as functions of the round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+Schedule = Callable[[int], float]
+"""A learning rate for each round, counted from 0."""
+
+Shape = Literal["constant", "cosine"]
+
+HEAD_LR = 1e-2
+"""Learning rate of a tinted head, where a job names none; measured."""
+
+BLOCK_LR = 2e-3
+"""The highest of any other tint layer; see :func:`tintray.tinting.partition.default_tint_lr`."""
+
+BLOCK_LR_OF_WIDTH = 0.1
+"""Learning rate times width of a tinted module that is wide; measured at widths of 128 and 384."""
+
+
+def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedule:
+    """Rise linearly over ``warmup`` rounds to ``peak``; then stay, or fall as a half cosine."""
+
+    def rate(round_: int) -> float:
+        if round_ < warmup:
+            return peak * (round_ + 1) / warmup
+        if shape == "constant":
+            return peak
+        progress = (round_ - warmup) / max(1, rounds - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return rate

@@ -1,0 +1,1 @@
+"""Pools: unlabelled examples as a model takes them."""

@@ -1,0 +1,142 @@
+"""Sequence to sequence: what the decoder of an encoder–decoder model is given to read.
+
+A pool has sources only. An expert writes its own answer to each, greedily; it is then asked for the
+distribution of every token of that answer, given the tokens before it, and the merge learns those
+(sequence-level distillation, Kim & Rush, arXiv 1606.07947). No answer in a pool's file is read. On
+a test set the decoder reads the right answer instead: a merge whose likeliest token is right at
+every position is one that writes exactly that answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tintray.data import Answers, DataSource, read_labels
+from tintray.data.labels import NONE
+from tintray.errors import CheckpointError
+from tintray.pools.pool import Pool
+from tintray.tasks.tasks import WRITING, Kind
+
+BATCH = 32
+
+
+def is_open(pool: Pool) -> bool:
+    """Whether the decoder's inputs of a pool are still to be written."""
+    return pool.answer_length is not None and "decoder_input_ids" not in pool.inputs
+
+
+def check_writes(expert: nn.Module, kind: Kind, role: str) -> None:
+    """Refuse a model whose answers are not made as its kind of task says.
+
+    Raises
+    ------
+    CheckpointError
+        If an encoder–decoder is asked to go on with a text, or another model to turn one into one.
+    """
+    if kind not in WRITING:
+        return
+    own: Any = expert
+    pair = bool(getattr(getattr(own, "config", None), "is_encoder_decoder", False))
+    writes = callable(getattr(own, "generate", None)) and pair == (kind == "seq2seq")
+    if not writes:
+        wanted = "an encoder–decoder model such as T5" if kind == "seq2seq" else "a causal model"
+        hint = "; such a task is of kind 'seq2seq'" if pair and kind != "seq2seq" else ""
+        raise CheckpointError(
+            f"{role} is a {type(expert).__name__}; expected {wanted} for kind '{kind}'{hint}"
+        )
+    if pair and getattr(own.config, "decoder_start_token_id", None) is None:
+        raise CheckpointError(
+            f"{role}: the configuration has no decoder_start_token_id; expected the token that the "
+            "decoder begins with"
+        )
+
+
+@torch.inference_mode()
+def write(expert: nn.Module, pool: Pool) -> Tensor:
+    """An expert's own greedy answers to a pool's sources: int64 [N, T], -100 after the end."""
+    own: Any = expert
+    parts = []
+    for start in range(0, len(pool), BATCH):
+        batch = pool.batch(slice(start, min(start + BATCH, len(pool))))
+        parts.append(
+            own.generate(**batch, max_new_tokens=pool.answer_length, do_sample=False, num_beams=1)[
+                :, 1:
+            ]
+        )
+    longest = max(part.shape[1] for part in parts)
+    end = own.generation_config.eos_token_id
+    ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])
+    written = torch.full((len(pool), longest), NONE)
+    row = 0
+    for part in parts:
+        written[row : row + len(part), : part.shape[1]] = part
+        row += len(part)
+    over = torch.isin(written, ends).cumsum(1) - torch.isin(written, ends).long() > 0
+    return written.masked_fill(over, NONE)
+
+
+def encode(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
+    """Right answers as the tokens that the decoder should write: int64 [N, T], -100 at the end."""
+    encoded = tokenizer(text_target=list(texts), truncation=True, max_length=length)["input_ids"]
+    longest = max(len(row) for row in encoded)
+    return torch.tensor([list(row) + [NONE] * (longest - len(row)) for row in encoded])
+
+
+def answered(pool: Pool, answers: Tensor, config: Any) -> Pool:
+    """A pool whose decoder reads ``answers`` [N, T], each token after the ones before it."""
+    pad = 0 if config.pad_token_id is None else config.pad_token_id
+    real = answers != NONE
+    shifted = torch.full_like(answers, config.decoder_start_token_id)
+    shifted[:, 1:] = answers[:, :-1].masked_fill(~real[:, :-1], pad)
+    decoder = {"decoder_input_ids": shifted, "decoder_attention_mask": real.long()}
+    total = hashlib.sha256(pool.digest.encode() + answers.numpy().tobytes())
+    return replace(
+        pool,
+        inputs={**pool.inputs, **decoder},
+        digest=total.hexdigest(),
+        mask=real,
+        words=answers,
+    )
+
+
+def with_right_answers(
+    pool: Pool, order: DataSource, tokenizer: Any, config: Any, role: str
+) -> Pool:
+    """A test set whose decoder reads the labels of its file.
+
+    Raises
+    ------
+    DataError
+        If there is no text for each example.
+    """
+    texts = read_labels(order, "seq2seq", pool.rows, Answers(0), role)
+    return answered(pool, encode(texts, tokenizer, pool.answer_length or 1), config)
+
+
+def completed(expert: nn.Module, pool: Pool) -> Pool:
+    """A pool that a model can be run on: with the expert's answers, where it is to write them."""
+    own: Any = expert
+    return answered(pool, write(expert, pool), own.config) if is_open(pool) else pool
+
+
+def written(before: Pool, after: Pool) -> dict[str, Tensor]:
+    """What an expert wrote for a pool, to be kept with its outputs; nothing, where it did not."""
+    return {"written": after.words.int()} if is_open(before) and after.words is not None else {}
+
+
+def recalled(pool: Pool, kept: Mapping[str, Tensor], config: Any) -> Pool:
+    """A pool with the answers that ``written`` kept."""
+    return answered(pool, kept["written"].long(), config) if is_open(pool) else pool
+
+
+def placeholder(pool: Pool, config: Any) -> Pool:
+    """A pool with answers of full length that mean nothing, to measure time and memory with."""
+    if not is_open(pool):
+        return pool
+    return answered(pool, torch.ones(len(pool), pool.answer_length or 1, dtype=torch.long), config)

@@ -1,0 +1,1 @@
+"""A published merge: its manifest, its model, its card, its exports."""

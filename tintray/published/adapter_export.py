@@ -1,0 +1,209 @@
+"""A merge written as an adapter on its base, in PEFT's format: for merges of LoRA experts.
+
+A sum of low-rank products is a product itself, of at most the sum of their ranks. It is found by
+the singular value decomposition of what the merge added to a weight; what is cut off is below the
+rounding of the numbers that are stored. Tensors that are no weights of a linear layer or of an
+embedding (biases, norms), and the modules that a task owns, are written whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tintray.checkpoints.model_folder import file_sha256
+from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tintray.errors import InputError
+from tintray.models import backbone_names, is_linear, is_transposed
+from tintray.published.card import CARD, model_card
+from tintray.published.merge import BACKBONE, Merge, new_folder
+from tintray.tinting.tint_layers import DOWN, UP, with_low_rank
+
+_PREFIX = "base_model.model."
+_ROUNDING = 2 * torch.finfo(torch.float32).eps
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+
+
+def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Path:
+    """Write one task's model as a PEFT adapter on the base, with what the task owns whole.
+
+    ``base`` is the base in the experts' class (``models.load_base``).
+
+    Raises
+    ------
+    InputError
+        If it is no sum of low-rank products, or the task owns what PEFT cannot hold.
+    InputError
+        If ``directory`` exists and is not empty, or cannot be made.
+    StorageError
+        If it cannot be written to the end.
+    """
+    own, modules = merge.tint(task), merge.manifest["private_modules"]
+    below = tuple(f"{path}." for path in modules)
+    private = {name: tensor for name, tensor in own.items() if name.startswith(below)}
+    products = {name: tensor for name, tensor in own.items() if name.endswith((UP, DOWN))}
+    beside = sorted(own.keys() - private.keys() - products.keys())
+    if beside:
+        raise InputError(
+            f"task '{task}' of {merge.url} owns the tensor '{beside[0]}', for which an adapter has "
+            "no place; export the model itself"
+        )
+    merged, source = with_low_rank(merge.backbone, products), merge.manifest["base"]["source"]
+    with new_folder(directory) as partial:
+        write_adapter(partial, base, merged, source, private, modules)
+        merge.copy_configs(task, partial)
+        (partial / "config.json").write_text(json.dumps(merge.config(task), indent=2))
+        card = model_card(merge.manifest, task, form="adapter")
+        (partial / CARD).write_text(card, encoding="utf-8")
+    return directory
+
+
+def export_all(
+    merge: Merge, directory: Path, base: nn.Module, seal: Callable[[dict[str, Any]], bytes]
+) -> Path:
+    """Write a merge as one adapter on its base plus the tint layers.
+
+    ``tintray.load`` opens the folder where the base is at hand; by itself the adapter is the merged
+    backbone, for PEFT. ``seal`` gives a manifest its bytes.
+
+    Raises
+    ------
+    InputError
+        If the backbone is no sum of low-rank products on the base.
+    InputError
+        If ``directory`` exists and is not empty, or cannot be made.
+    StorageError
+        If it cannot be written to the end.
+    """
+    source, modules = merge.manifest["base"]["source"], merge.manifest["private_modules"]
+    files = {name: ref for name, ref in merge.manifest["files"].items() if name != BACKBONE}
+    with new_folder(directory) as partial:
+        for name in files:
+            merge.copy(name, partial / name)
+        write_adapter(partial, base, merge.backbone, source, None, modules)
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+            path = partial / name
+            files[name] = {"sha256": file_sha256(path), "size": path.stat().st_size}
+        (partial / CARD).write_text(model_card(merge.manifest), encoding="utf-8")
+        (partial / "manifest.json").write_bytes(seal({**merge.manifest, "files": files}))
+    return directory
+
+
+def write_adapter(
+    folder: Path,
+    base: nn.Module,
+    merged: Mapping[str, Tensor],
+    source: str,
+    private: Mapping[str, Tensor] | None = None,
+    modules: Sequence[str] = (),
+) -> None:
+    """Write what turns ``base`` into a merge, as a folder that PEFT loads.
+
+    Parameters
+    ----------
+    base
+        The base in the experts' class; its head stands for nothing.
+    merged
+        The merge's shared tensors by name.
+    source
+        The base's folder or hub id, as the configuration names it.
+    private, modules
+        What a task owns besides, whole: tensors by name, and the modules that they belong to.
+
+    Raises
+    ------
+    InputError
+        If the adapter would be as large as the model, as where experts were fine-tuned whole.
+    """
+    below = tuple(f"{path}." for path in modules)
+    names = [name for name in backbone_names(base) if not name.startswith(below)]
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name in names:
+        added = merged[name].double() - base.get_parameter(name).detach().double()
+        if not added.any():
+            continue
+        path, _, last = name.rpartition(".")
+        owner = base.get_submodule(path)
+        product = isinstance(owner, nn.Embedding) or is_linear(owner)
+        if product and last == "weight":
+            if not torch.isfinite(added).all():
+                raise InputError(
+                    f"tensor '{name}' of the merge has values that are NaN or infinite; expected "
+                    "finite weights, of which products can be made"
+                )
+            up, down = _factors(added, merged[name])
+            ranks[path] = down.shape[0]
+            tensors |= _named(path, owner, up, down)
+        else:
+            tensors[_PREFIX + name] = merged[name].clone()
+    shared = sum(merged[name].numel() for name in names)
+    size = sum(tensor.numel() for tensor in tensors.values())
+    if not ranks or size >= shared:
+        raise InputError(
+            f"as an adapter this merge would hold {size:,} numbers, its backbone has {shared:,}; "
+            "expected a merge of LoRA adapters without a shared correction, export the model itself"
+        )
+    for name, tensor in (private or {}).items():
+        tensors[_PREFIX + name] = tensor.clone()
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = _config(base, ranks, source, modules if private is not None else ())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _factors(added: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 up [m, r] and down [r, n] whose product is ``added`` [m, n], but for rounding."""
+    left, values, right = torch.linalg.svd(added, full_matrices=False)
+    scale = float(weight.double().square().mean().sqrt())
+    least = _ROUNDING * scale * (added.shape[0] ** 0.5 + added.shape[1] ** 0.5)
+    rank = max(1, int((values > least).sum()))
+    half = values[:rank].sqrt()
+    return (left[:, :rank] * half).float(), (half[:, None] * right[:rank]).float()
+
+
+def _named(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    """Factors under PEFT's names; layers that keep their weight as [in, out] swap them."""
+    key = _PREFIX + path
+    if isinstance(owner, nn.Embedding):
+        return {
+            f"{key}.lora_embedding_A": up.t().contiguous(),
+            f"{key}.lora_embedding_B": down.t().contiguous(),
+        }
+    if is_transposed(owner):
+        up, down = down.t(), up.t()
+    return {f"{key}.lora_A.weight": down.contiguous(), f"{key}.lora_B.weight": up.contiguous()}
+
+
+def _config(
+    base: nn.Module, ranks: Mapping[str, int], source: str, modules: Sequence[str]
+) -> dict[str, Any]:
+    name = type(base).__name__
+    kinds = (kind for ending, kind in _TASK_TYPES.items() if name.endswith(ending))
+    return {
+        "peft_type": "LORA",
+        "task_type": next(kinds, None),
+        "base_model_name_or_path": source,
+        "r": max(ranks.values()),
+        "lora_alpha": max(ranks.values()),
+        "rank_pattern": dict(ranks),
+        "alpha_pattern": dict(ranks),  # as much as the rank: products are added as they are
+        "target_modules": sorted(ranks),
+        "modules_to_save": list(modules) or None,
+        "fan_in_fan_out": any(is_transposed(base.get_submodule(path)) for path in ranks),
+        "bias": "none",
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }

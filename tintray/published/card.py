@@ -1,0 +1,180 @@
+"""Model cards: what an exported merge is, where it comes from, how well it does, where it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tintray.errors import printable
+from tintray.tasks.metrics import find_metric
+
+CARD = "README.md"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_WORDS = re.compile(r"[A-Za-z0-9 :+._-]*")
+
+Form = Literal["model", "zero_shot", "adapter"]
+"""A whole model; a CLIP tower with its head of texts in a file of its own; a PEFT adapter."""
+
+
+def model_card(
+    manifest: Mapping[str, Any], task: str | None = None, *, form: Form = "model"
+) -> str:
+    """A card in Markdown for one task of a merge, or for the whole of it.
+
+    Every figure is taken from the merge's manifest; nothing is computed.
+    """
+    tasks = [entry for entry in manifest["tasks"] if task in (None, entry["name"])]
+    merge = f"{manifest['name']}/v{manifest['version']}"
+    title = merge if task is None else f"{merge}: {task}"
+    parts = [
+        _front(manifest, tasks),
+        f"# {title}",
+        _what(manifest, merge, task),
+        "## How to load it",
+        _usage(task, tasks, manifest, form),
+        "## Metrics",
+        _metrics(tasks),
+        "## Lineage",
+        _lineage(manifest, tasks),
+        "## Limits",
+        _limits(manifest, tasks),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _code(text: str) -> str:
+    """Text from outside as code within a line: Markdown and HTML in it are text."""
+    return "`" + printable(text).replace("`", "'") + "`"
+
+
+def _plain(text: str) -> str:
+    """A word from outside as it is, or as code where Markdown or HTML might read more in it."""
+    return text if _WORDS.fullmatch(text) else _code(text).replace("|", "/")
+
+
+def _front(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    source = str(manifest["base"]["source"])
+    library = "tintray" if len(tasks) > 1 or manifest["job"].get("factory") else "transformers"
+    lines = ["---", f"library_name: {library}", "tags: [model-merging, tintray]"]
+    if _HUB_ID.fullmatch(source):
+        lines.append(f"base_model: {source}")
+    return "\n".join([*lines, "---"])
+
+
+def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
+    count = len(manifest["tasks"])
+    method = manifest["job"].get("merge", {}).get("method", "tint")
+    shared = f"{manifest['backbone_parameters']:,} parameters"
+    whole = (
+        f"A merge of {count} fine-tuned models (method {_code(method)}, tint site "
+        f"{_code(manifest['site'])}), made by tintray {_plain(manifest['tintray'])}: one backbone "
+        f"of {shared} that all tasks share, and one small layer and a head per task."
+    )
+    if task is None:
+        return whole
+    return f"The model of task `{task}` of the merge {merge}, by itself. {whole}"
+
+
+def _usage(
+    task: str | None,
+    tasks: Sequence[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    form: Form,
+) -> str:
+    factory = manifest["job"].get("factory")
+    if task is None:
+        code = (
+            "import tintray\n\nmerge = tintray.load(FOLDER)\n"
+            f'model = merge.for_task("{tasks[0]["name"]}")  # an ordinary module'
+        )
+    elif factory:
+        code = (
+            "from tintray.models.factories import load\n\n"
+            f"model = load({json.dumps(printable(factory))}, CONFIG, "
+            '[FOLDER / "model.safetensors"], "model")'
+        )
+    elif form == "adapter":
+        code = (
+            "import transformers\nfrom peft import PeftModel\n\n"
+            "config = transformers.AutoConfig.from_pretrained(FOLDER)\n"
+            "cls = getattr(transformers, config.architectures[0])\n"
+            f"base = cls.from_pretrained({manifest['base']['source']!r}, config=config)\n"
+            "model = PeftModel.from_pretrained(base, FOLDER)"
+        )
+    elif form == "zero_shot":
+        code = (
+            "from safetensors.torch import load_file\n"
+            "from torch.nn.functional import normalize\n"
+            "from transformers import CLIPVisionModelWithProjection\n\n"
+            "model = CLIPVisionModelWithProjection.from_pretrained(FOLDER)\n"
+            'head = load_file(FOLDER + "/zero_shot_head.safetensors")["weight"]\n'
+            "logits = normalize(model(pixel_values=images).image_embeds) @ head.T"
+        )
+    else:
+        code = (
+            "from transformers import AutoConfig\nimport transformers\n\n"
+            "config = AutoConfig.from_pretrained(FOLDER)\n"
+            "model = getattr(transformers, config.architectures[0]).from_pretrained(FOLDER)"
+        )
+    return f"```python\n{code}\n```"
+
+
+def _metrics(tasks: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| task | kind | metric | merged | expert | of the expert | agreement | examples |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in tasks:
+        score = task["score"]
+        named = score.get("details") or {score["metric"]: (score["merged"], score["expert"])}
+        if score["metric"] not in named:
+            named = {score["metric"]: (score["merged"], score["expert"]), **named}
+        for metric, (merged, expert) in named.items():
+            found = find_metric(metric)
+            share = found.normalised(merged, expert)
+            lines.append(
+                f"| {task['name']} | {task['kind']} | {metric}"
+                f"{' (less is better)' if found.lower else ''} | {merged:.4g} | {expert:.4g}"
+                f" | {'-' if share is None else f'{share:.1%}'} | {score['agreement']:.1%}"
+                f" | {score['examples']:,} |"
+            )
+    return "\n".join(lines)
+
+
+def _lineage(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"- base: {_code(manifest['base']['source'])} (sha256 {manifest['base']['sha256'][:12]}…)",
+        *(
+            f"- expert of {task['name']}: {_code(task['expert']['source'])} "
+            f"(sha256 {task['expert']['sha256'][:12]}…)"
+            for task in tasks
+        ),
+        f"- job: {_plain(manifest['job_id'])}, {_plain(manifest['created'])}, "
+        f"{manifest['rounds']} rounds, passes in {_plain(manifest['precision'])}",
+    ]
+    if manifest.get("parent"):
+        lines.append(f"- grown from: {manifest['parent']}")
+    return "\n".join(lines)
+
+
+def _limits(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    unlabelled = [task["name"] for task in tasks if task["score"]["metric"] == "agreement"]
+    lines = [
+        "- It learned from its experts' predictions on unlabelled pools: what they get wrong, it "
+        "was taught.",
+        "- Its metrics hold for the data named in its manifest; other data were not tried.",
+        "- Licences of base, experts and data apply to it as they do to them.",
+    ]
+    if unlabelled:
+        lines.append(
+            "- Without a labelled test set, and so judged by agreement with the expert alone: "
+            + ", ".join(unlabelled)
+            + "."
+        )
+    lines += [f"- {notice[:1].upper()}{notice[1:]}." for notice in manifest.get("notices", ())]
+    if len(manifest["tasks"]) > 1:
+        lines.append("- Training one task's model further changes the backbone of all others.")
+    return "\n".join(lines)

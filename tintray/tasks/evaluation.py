@@ -1,0 +1,178 @@
+"""What a merge keeps of its experts: metrics, agreement, normalised accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tintray.errors import FitError
+from tintray.tasks.calibration import calibration
+from tintray.tasks.metrics import averaged, find_metric
+from tintray.tasks.objectives import TopTokens
+from tintray.tasks.tasks import (
+    CLASSES,
+    Kind,
+    Outputs,
+    agreement_each,
+    by_class,
+    matched,
+    measure,
+)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task, measured on one set of examples.
+
+    Attributes
+    ----------
+    metric
+        ``"accuracy"`` where there are labels; ``"agreement"`` with the expert where there are none.
+    merged, expert
+        The metric of merge and expert on the same examples; the expert's agreement is 1.
+    agreement
+        Share of answers on which both predict the same.
+    calibration
+        Of ``merged`` and ``expert``, as ``calibration.Calibration`` has it; None for kinds of task
+        without classes, and in merges of earlier versions.
+    details
+        Every metric of the kind of task, by name: that of the merge, that of the expert.
+    """
+
+    task: str
+    metric: str
+    merged: float
+    expert: float
+    agreement: float
+    examples: int
+    calibration: Mapping[str, Mapping[str, Any]] | None = None
+    details: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def normalised(self) -> float | None:
+        """Merged metric over expert metric, or the inverse where less is better; None if none."""
+        return find_metric(self.metric).normalised(self.merged, self.expert)
+
+
+def score(
+    task: str,
+    kind: Kind,
+    merged: Outputs,
+    expert: Outputs,
+    labels: Any,
+    mask: Tensor | None = None,
+) -> TaskScore:
+    """Compare outputs of merge and expert on N examples, with labels where there are any.
+
+    ``mask`` [N, S] tells which tokens count, where an example has many.
+    """
+    if isinstance(merged, Tensor) and isinstance(expert, Tensor):
+        merged, expert = matched(merged, expert)
+    if isinstance(merged, TopTokens):
+        hits = (merged.indices[..., 0] == _first(expert)).float()
+        weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
+        agreed = float((hits * weights).sum() / weights.sum().clamp_min(1))
+    else:
+        cut = None if mask is None else mask[:, : merged.shape[1]]
+        agreed = float(agreement_each(kind, merged, expert, cut).mean())
+    if labels is None:
+        return TaskScore(task, "agreement", agreed, 1.0, agreed, _count(merged))
+    found, reference = (measure(kind, outputs, labels, mask) for outputs in (merged, expert))
+    name = next(iter(found))
+    details = {key: (found[key], reference[key]) for key in found}
+    return TaskScore(
+        *(task, name, found[name], reference[name], agreed, _count(merged)), details=details
+    )
+
+
+def _first(outputs: Outputs) -> Tensor:
+    assert isinstance(outputs, TopTokens), "both sides come from a language model"
+    return outputs.indices[..., 0]
+
+
+def _count(outputs: Outputs) -> int:
+    return len(outputs.indices) if isinstance(outputs, TopTokens) else len(outputs)
+
+
+def confidences(
+    kind: Kind, merged: Outputs, expert: Outputs, labels: Any, mask: Tensor | None = None
+) -> dict[str, dict[str, Any]] | None:
+    """How sure merge and expert are of their classes, and whether rightly where there are labels.
+
+    Of examples, tokens or pixels, by the kind of task; None for kinds without classes.
+    """
+    if kind not in CLASSES:
+        return None
+    assert isinstance(merged, Tensor) and isinstance(expert, Tensor), "of classifiers"
+    merged, expert = matched(merged, expert)
+    return {
+        "merged": asdict(calibration(*by_class(kind, merged, labels, mask))),
+        "expert": asdict(calibration(*by_class(kind, expert, labels, mask))),
+    }
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Means over the tasks of a merge: every task counts alike.
+
+    Attributes
+    ----------
+    metrics
+        The metrics' names, each once.
+    average, expert_average
+        None where the tasks' metrics cannot be averaged, see ``metrics.averaged``.
+    normalised_accuracy
+        Over tasks whose experts are better than chance; None if there is none.
+    """
+
+    metrics: Sequence[str]
+    average: float | None
+    expert_average: float | None
+    normalised_accuracy: float | None
+    agreement: float
+
+
+def check_finite(scores: Iterable[TaskScore]) -> None:
+    """Refuse figures that are no numbers: the answers that they come of are not finite.
+
+    Raises
+    ------
+    FitError
+        Naming the task and the metric.
+    """
+    for score in scores:
+        for side, figure in (("merge", score.merged), ("expert", score.expert)):
+            if not math.isfinite(figure):
+                raise FitError(
+                    f"task '{score.task}': the {score.metric} of the {side} is {figure}, so its "
+                    "answers are not finite; nothing was published, use lower learning rates, a "
+                    "smaller scale, or another method"
+                )
+
+
+def overall(scores: Sequence[TaskScore], at_chance: Collection[str] = ()) -> Overall:
+    """Means over tasks; ``at_chance`` are those whose experts seem to guess.
+
+    To keep all of such an expert says nothing of a merge, so it is left out of the normalised
+    accuracy.
+    """
+    names = [score.metric for score in scores]
+    alike = averaged(names)
+    kept = [score.normalised for score in scores if score.task not in at_chance]
+    known = [share for share in kept if share is not None]
+    return Overall(
+        metrics=sorted(set(names)),
+        average=mean([score.merged for score in scores]) if alike else None,
+        expert_average=mean([score.expert for score in scores]) if alike else None,
+        normalised_accuracy=mean(known) if known else None,
+        agreement=mean([score.agreement for score in scores]),
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    """Plain mean over tasks: every task counts alike, whatever its number of examples."""
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Tint layers: sites, the fused step, self-labels and their confidence."""

@@ -1,0 +1,138 @@
+"""Self-labels: an expert's outputs over a pool, computed once; afterwards no expert is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tintray.errors import CheckpointError, DataError, TintrayError
+from tintray.models import answer, head_modules, skeleton
+from tintray.pools.pool import Pool
+from tintray.tasks.objectives import TopTokens
+from tintray.tasks.tasks import Kind, Outputs, check_outputs, moved, reduced
+from tintray.tinting.tint_layers import listen
+
+BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
+
+
+def predict(module: nn.Module, pool: Pool, kind: Kind = "classification") -> Outputs:
+    """A module's answers over a whole pool, in float32: logits [N, C] of a classifier."""
+    return ask(lambda batch: answer(module, batch), pool, kind)
+
+
+@torch.inference_mode()
+def ask(
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    pool: Pool,
+    kind: Kind = "classification",
+    examples: int | None = None,
+) -> Outputs:
+    """Answers over a pool, or over its first ``examples``, of whatever turns a batch into them.
+
+    Answers per token are padded to the longest example of the pool; all are in memory.
+    """
+    stop = len(pool) if examples is None else min(examples, len(pool))
+    parts = [
+        moved(reduced(kind, run(pool.batch(slice(start, min(start + BATCH, stop)))).float()), "cpu")
+        for start in range(0, stop, BATCH)
+    ]
+    if isinstance(parts[0], TopTokens):
+        tops = [part for part in parts if isinstance(part, TopTokens)]
+        return TopTokens(
+            _stacked([part.indices for part in tops]), _stacked([part.logs for part in tops])
+        )
+    return _stacked([part for part in parts if isinstance(part, Tensor)])
+
+
+@torch.inference_mode()
+def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
+    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint.listen``."""
+    heard: list[Tensor] = []
+    listening = skeleton(module)
+    listen(listening, path, head_modules(module)[0], heard)
+    for start in range(0, len(pool), BATCH):
+        answer(listening, pool.batch(slice(start, start + BATCH)))
+    return torch.cat(heard)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    if parts[0].ndim == 3:
+        length = max(part.shape[1] for part in parts)
+        parts = [nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts]
+    return torch.cat(parts)
+
+
+def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = "classification") -> Outputs:
+    """The expert's answers over its adaptation pool.
+
+    Raises
+    ------
+    CheckpointError
+        If the expert answers with a value that is not finite.
+    """
+    outputs = predict(expert, pool, kind)
+    _check_finite(outputs, f"{role} gives", f"of {len(pool):,} pool examples")
+    return outputs
+
+
+def try_out(
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    pool: Pool,
+    kind: Kind,
+    width: int,
+    role: str,
+    where: str,
+) -> None:
+    """Run a model on an example or two, before anything is spent on all of them.
+
+    Parameters
+    ----------
+    run
+        Turns a batch into the model's answers.
+    width
+        How many answers there should be.
+    role, where
+        What messages call the model, and the data.
+
+    Raises
+    ------
+    DataError
+        The model does not take the example, or answers otherwise than its kind of task asks.
+    CheckpointError
+        Its answer is not finite.
+    """
+    try:
+        outputs = ask(run, pool, kind)
+    except (TintrayError, MemoryError):
+        raise
+    except Exception as error:  # whatever a model raises over its input: each has its own
+        raise DataError(
+            f"{role} cannot be run on {where} ({type(error).__name__}: {error}); expected examples "
+            "as the model takes them, check its image processor or tokenizer"
+        ) from error
+    check_outputs(kind, outputs, width, role)
+    _check_finite(outputs, f"{role} gives", f"of {len(pool)} examples of {where} that were tried")
+
+
+def _check_finite(outputs: Outputs, gives: str, of: str) -> None:
+    values = outputs.logs if isinstance(outputs, TopTokens) else outputs
+    finite = torch.isfinite(values).flatten(1).all(-1)
+    if not finite.all():
+        raise CheckpointError(
+            f"{gives} NaN or infinite outputs on {int((~finite).sum()):,} {of}; expected finite "
+            "logits, check the expert and its preprocessing"
+        )
+
+
+def features_key(expert_digest: str, pool_digest: str, path: str) -> str:
+    """The content hash under which an expert's features at a depth are cached."""
+    text = f"self-features 1 {path} {expert_digest} {pool_digest}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def labels_key(expert_digest: str, pool_digest: str) -> str:
+    """The content hash under which self-labels are cached: of expert, pool and preprocessing."""
+    return hashlib.sha256(f"self-labels 1 {expert_digest} {pool_digest}".encode()).hexdigest()

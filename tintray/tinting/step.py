@@ -1,0 +1,269 @@
+"""The fused multi-task step: one forward and one backward for the batches of many tasks.
+
+A *task group* is a fixed set of tasks that is computed as one. Its step, given θ, moves the tint
+layers of its tasks and returns Σₜ ∂Lₜ/∂θ; what becomes of Λ is the coordinator's business. The
+result depends on θ, the round and the group alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tintray.errors import FitError
+from tintray.numerics.layout import Theta
+from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
+from tintray.numerics.precision import Precision
+from tintray.numerics.randomness import sample
+from tintray.pools.pool import Pool
+from tintray.tasks.confidence import ConfidenceFilter, Filter
+from tintray.tasks.objectives import Distance, Labels, feature_loss, feature_variance
+from tintray.tasks.tasks import Kind, Outputs, chosen, compare, moved
+from tintray.tinting.tint_layers import FusedModel, TintLayer
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What every group of a job does alike.
+
+    Attributes
+    ----------
+    batch_size
+        Examples per task and round.
+    micro_batch
+        Upper bound on the examples in one forward pass; bounds memory and keeps activations in
+        cache. It regroups sums, so it is part of a job's identity.
+    """
+
+    seed: int
+    batch_size: int
+    micro_batch: int
+    labels: Labels
+    filter: Filter
+    temperature: float = 1.0
+    precision: Precision = "float32"
+    features: float = 0.0  # weight of the distance to the expert's features
+    distance: Distance = "l1"  # between values, for regression and depth
+
+
+@dataclass
+class TaskState:
+    """A task as a worker hosts it: its layers, its pool, its cached self-labels, its optimiser."""
+
+    name: str
+    layer: TintLayer
+    pool: Pool
+    labels: Outputs  # the expert's answers over the pool; logits [N, C] of a classifier
+    judge: ConfidenceFilter | None = (
+        None  # how its examples are filtered; None: as the settings say
+    )
+    features: Tensor | None = None  # the expert's features over the pool, [N, d]
+    kind: Kind = "classification"
+    optimiser: torch.optim.Optimizer | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = self.layer.parameters
+        self.optimiser = torch.optim.Adam(parameters, fused=True) if parameters else None
+
+    @cached_property
+    def feature_variance(self) -> Tensor:
+        """That of the features over the pool, for batches that have none of their own."""
+        assert self.features is not None, "the fit compares no features"
+        return feature_variance(self.features)
+
+    def update(self, learning_rate: float) -> None:
+        """Move the tint layer along the gradients that the step has left in it."""
+        if self.optimiser is None:
+            return
+        self.optimiser.param_groups[0]["lr"] = learning_rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed job needs of this task; pool and labels are cached elsewhere."""
+        own = self.layer.tensors
+        tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.trained}
+        judge = {} if self.judge is None else {"judge": self.judge.state()}
+        return tint | judge | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what ``state_dict`` returned."""
+        with torch.no_grad():
+            for name in self.layer.trained:
+                self.layer.tensors[name].copy_(state[f"tint.{name}"])
+        if self.optimiser is not None:
+            restore_optimiser(self.optimiser, state)
+        if self.judge is not None:
+            self.judge.restore(state["judge"])
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """What one round did to one task, on its batch."""
+
+    loss: float
+    agreement: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Σₜ ∂Lₜ/∂θ [P] of a group, in the buffer that the next step reuses, and metrics per task."""
+
+    gradient: Tensor
+    metrics: dict[str, TaskMetrics]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of one task's batch that fits a micro-batch."""
+
+    task: int
+    rows: slice
+
+
+class TaskGroup:
+    """A fixed set of tasks that steps as one.
+
+    ``gradient`` [P] is the buffer that every step overwrites and returns; groups that never step
+    at the same time may share one. It lies where ``fused`` computes, as the tint layers do; pools
+    and self-labels stay in memory, and their batches are moved there.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskState],
+        fused: FusedModel,
+        gradient: Tensor,
+        settings: StepSettings,
+    ) -> None:
+        self.tasks = list(tasks)
+        for task in self.tasks:
+            task.judge = task.judge or ConfidenceFilter(settings.filter)
+        self._fused = fused
+        self._settings = settings
+        self._gradient = gradient
+
+    def step(
+        self,
+        theta: Theta | None,
+        round_: int,
+        tint_lr: float,
+        *,
+        only: Collection[str] | None = None,
+    ) -> GroupResult:
+        """One round of this group: gradients for Λ, and one update of each tint layer.
+
+        Parameters
+        ----------
+        theta
+            The merged backbone, flat [P], whole or in pieces; read only. None: that which the model
+            is bound to, as it is bound to it.
+        round_
+            0-based; decides the batches together with seed and task names.
+        only
+            The tasks that take part, if not all do; the others stay as they are.
+
+        Raises
+        ------
+        FitError
+            If a task's loss is not finite; the tint layers are then left as they were.
+        """
+        self._gradient.zero_()
+        if theta is not None:
+            self._fused.bind(theta, self._gradient)
+        tasks = [t for t in self.tasks if only is None or t.name in only]
+        indices = [
+            sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)
+            for t in tasks
+        ]
+        totals = torch.zeros(len(tasks), 3, dtype=torch.float64, device=self._gradient.device)
+        for micro_batch in _micro_batches(len(tasks), self._settings):
+            self._accumulate(tasks, micro_batch, indices, totals)
+        totals = totals.cpu()  # where passes run elsewhere, this waits for them: once per step
+        _check(tasks, totals, round_)
+        for task in tasks:
+            task.update(tint_lr)
+        metrics = {
+            task.name: TaskMetrics(*row) for task, row in zip(tasks, totals.tolist(), strict=True)
+        }
+        return GroupResult(self._gradient, metrics)
+
+    def _accumulate(
+        self,
+        all_tasks: Sequence[TaskState],
+        pieces: Sequence[_Piece],
+        indices: list[Tensor],
+        totals: Tensor,
+    ) -> None:
+        """Add the gradients and the metrics (loss, agreement, kept) of one micro-batch."""
+        rows = [indices[piece.task][piece.rows] for piece in pieces]
+        tasks = [all_tasks[piece.task] for piece in pieces]
+        batches = [task.pool.batch(index) for task, index in zip(tasks, rows, strict=True)]
+        outputs = self._fused.forward(
+            batches, [task.layer for task in tasks], self._settings.precision
+        )
+        device = self._gradient.device
+        heard = self._fused.features() if self._settings.features else [None] * len(pieces)
+        losses = []
+        for piece, task, index, output, features in zip(
+            pieces, tasks, rows, outputs, heard, strict=True
+        ):
+            assert task.judge is not None  # the constructor has seen to it
+            found = compare(
+                task.kind,
+                output,
+                moved(chosen(task.labels, index), device),
+                task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0, device),
+                judge=task.judge,
+                labels=self._settings.labels,
+                temperature=self._settings.temperature,
+                distance=self._settings.distance,
+            )
+            each = found.losses
+            if features is not None and task.features is not None:
+                usual = task.feature_variance.to(device)
+                distance = feature_loss(features, task.features[index].to(device), usual=usual)
+                each = each + self._settings.features * distance
+            # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
+            # is harmless, and micro-batches add up to the same gradient as one batch.
+            loss = (each * found.weights).sum() / self._settings.batch_size
+            losses.append(loss)
+            same, kept = found.agreement.sum(), found.kept.sum()
+            share = torch.stack([loss.detach() * self._settings.batch_size, same, kept])
+            totals[piece.task] += share.double() / self._settings.batch_size
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _check(tasks: Sequence[TaskState], totals: Tensor, round_: int) -> None:
+    for task, row in zip(tasks, totals, strict=True):
+        if not torch.isfinite(row).all():
+            for other in tasks:
+                for parameter in other.layer.parameters:
+                    parameter.grad = None
+            raise FitError(
+                f"task '{task.name}': the loss of round {round_ + 1} is not finite; lower "
+                "fit.tint_lr or fit.coefficient_lr"
+            )
+
+
+def _micro_batches(tasks: int, settings: StepSettings) -> Iterator[list[_Piece]]:
+    """Cut the tasks' batches, in order, into micro-batches of at most ``micro_batch`` examples."""
+    current: list[_Piece] = []
+    room = settings.micro_batch
+    for task in range(tasks):
+        start = 0
+        while start < settings.batch_size:
+            stop = min(settings.batch_size, start + room)
+            current.append(_Piece(task, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield current
+                current, room = [], settings.micro_batch
+    if current:
+        yield current

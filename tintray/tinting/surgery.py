@@ -1,0 +1,93 @@
+"""Representation Surgery: a small module per task takes the merge's bias out of its features.
+
+f' = f − Up ReLU(Down f), learned so that f', the input of the task's head under the merge, is what
+the expert's own would be (Yang et al., arXiv 2402.02705, eq. 5 and 6: an L1 loss, rank 16). The
+backbone and the head stay as they are; nothing is read but unlabelled examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tintray.errors import SpecError
+from tintray.models import head_modules
+from tintray.pools.pool import Pool
+from tintray.tinting.self_labels import BATCH
+
+PREFIX = "surgery."
+DOWN, UP = PREFIX + "down", PREFIX + "up"
+RANK = 16
+STEPS = 1000
+_BATCH = 16
+_RATE = 1e-3
+
+
+def head_of(module: nn.Module) -> nn.Module:
+    """The one module that turns features into answers.
+
+    Raises
+    ------
+    SpecError
+        If the model has several.
+    """
+    paths = head_modules(module)
+    if len(paths) != 1:
+        raise SpecError(
+            f"merge.method: 'surgery' works on the input of a model's head, and "
+            f"{type(module).__name__} has {len(paths)} ({', '.join(paths)}); choose another method"
+        )
+    return module.get_submodule(paths[0])
+
+
+@torch.inference_mode()
+def features(module: nn.Module, pool: Pool) -> Tensor:
+    """What the head is given over a whole pool, one row per feature vector: [N, d]."""
+    seen: list[Tensor] = []
+
+    def listen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].float().flatten(0, -2))
+
+    hook = head_of(module).register_forward_pre_hook(listen)
+    try:
+        for start in range(0, len(pool), BATCH):
+            module(**pool.batch(slice(start, start + BATCH)))
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+def operate(given: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """f' […, d] = f − Up ReLU(Down f) for Down [r, d], Up [d, r]."""
+    return given - (given @ down.T).relu() @ up.T
+
+
+def learn(merged: Tensor, expert: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Down and Up that bring the merge's features [N, d] to the expert's [N, d]."""
+    width = merged.shape[1]
+    rank = min(RANK, width)
+    start = torch.rand(rank, width, generator=generator) * 2 - 1
+    down = nn.Parameter(start / width**0.5)
+    up = nn.Parameter(torch.zeros(width, rank))  # at the start nothing is changed
+    adam = torch.optim.Adam([down, up], lr=_RATE)
+    merged, expert = merged.clone(), expert.clone()  # no longer of inference mode
+    for _ in range(STEPS):
+        rows = torch.randint(len(merged), (_BATCH,), generator=generator)
+        loss = (operate(merged[rows], down, up) - expert[rows]).abs().mean()
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    return {DOWN: down.detach(), UP: up.detach()}
+
+
+def attach(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Let the model's head see operated features from now on."""
+    down, up = tensors[DOWN], tensors[UP]
+
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (operate(inputs[0], down, up), *inputs[1:])
+
+    head_of(module).register_forward_pre_hook(before)

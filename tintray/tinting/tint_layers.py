@@ -1,0 +1,391 @@
+"""Tint layers, and the fused model that runs the batches of many tasks as one.
+
+Every layer but the tint site and the head is shared, so the batches of all tasks in a group are
+concatenated and pass the shared layers as *one* batch. At the tint site and at the head they part:
+each task's stretch of the batch meets that task's own tensors, and the results are joined again.
+Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from torch.utils._pytree import tree_map
+
+from tintray.models import HEAD, answer, head_modules, is_linear, is_transposed, skeleton
+from tintray.models.norms import Split, Statistics, keep_seen, replace_norms
+from tintray.numerics.layout import Layout, Theta
+from tintray.numerics.precision import Precision, computing
+from tintray.pools.pool import Pool, joined
+
+UP, DOWN = ".low_rank.up", ".low_rank.down"
+
+
+@dataclass
+class TintLayer:
+    """What one task owns: its tint layer and its head, initialised from its expert.
+
+    Attributes
+    ----------
+    tensors
+        Every private tensor by its full name in the model.
+    trained
+        The names among them that the fit moves; a head behind a tinted block stays its expert's.
+    """
+
+    task: str
+    tensors: dict[str, Tensor]
+    trained: tuple[str, ...]
+
+    @classmethod
+    def of_expert(
+        cls,
+        task: str,
+        tensors: Mapping[str, Tensor],
+        site: Sequence[str],
+        learn: bool = True,
+        device: str = "cpu",
+    ) -> TintLayer:
+        """Private copies, on ``device``, of an expert's tensors; those below ``site`` learn."""
+        below = tuple(f"{path}." for path in site)
+        trained = tuple(
+            name
+            for name, tensor in tensors.items()
+            if learn and tensor.is_floating_point() and name.startswith(below)
+        )
+        own = {
+            name: nn.Parameter(tensor.to(device, copy=True), requires_grad=True)
+            if name in trained
+            else tensor.to(device, copy=True)
+            for name, tensor in tensors.items()
+        }
+        return cls(task, own, trained)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained tensors, in order."""
+        return [
+            tensor
+            for name in self.trained
+            if isinstance(tensor := self.tensors[name], nn.Parameter)
+        ]
+
+    def count(self, site: Sequence[str]) -> int:
+        """How many numbers below ``site`` the task owns."""
+        below = tuple(f"{path}." for path in site)
+        return sum(t.numel() for name, t in self.tensors.items() if name.startswith(below))
+
+
+def low_rank_factors(task_vectors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """A low-rank tint's start: the best product of ``rank`` for each weight's task vector.
+
+    From τ [m, n] by weight name: ``<name>.low_rank.up`` [m, r] and ``<name>.low_rank.down``
+    [r, n], whose product is τ's truncated singular value decomposition; the singular values are
+    shared out evenly, so that both factors learn alike.
+    """
+    found: dict[str, Tensor] = {}
+    for name, vector in task_vectors.items():
+        left, values, right = torch.linalg.svd(vector.float(), full_matrices=False)
+        r = min(rank, len(values))
+        half = values[:r].sqrt()
+        found[name + UP] = (left[:, :r] * half).contiguous()
+        found[name + DOWN] = (half[:, None] * right[:r]).contiguous()
+    return found
+
+
+def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A task's tensors under their models' names: low-rank products added to what is shared."""
+    tensors = {name: t for name, t in {**shared, **own}.items() if not name.endswith((UP, DOWN))}
+    for name in own:
+        if name.endswith(UP):
+            weight = name.removesuffix(UP)
+            tensors[weight] = shared[weight] + own[name] @ own[weight + DOWN]
+    return tensors
+
+
+class PerTaskModule(nn.Module):
+    """A module that runs each task's stretch of the batch with that task's own tensors.
+
+    Tensors among the arguments whose first dimension is the whole batch are cut; others (masks
+    and embeddings that broadcast, rows of positions) go to every task as they are. Outputs are
+    joined along the batch; where tasks differ in size (heads with different numbers of classes) the
+    smaller are padded with zeros at the end.
+    """
+
+    def __init__(self, path: str, template: nn.Module, split: Split) -> None:
+        super().__init__()
+        self._path = path
+        self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
+        self._split = split
+        # Who listens to the module is told once, of the whole batch.
+        self._forward_hooks, template._forward_hooks = template._forward_hooks, OrderedDict()
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that the model reads off the module that stood here (a dtype, a size)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_template"][0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the template once per task and join the outputs [Σ sizes, …]."""
+        sizes = self._split.sizes
+        total = sum(sizes)
+        outputs = []
+        start = 0
+        for size, layer in zip(sizes, self._split.layers, strict=True):
+
+            def cut(value: Any, start: int = start, size: int = size) -> Any:
+                return value[start : start + size] if _is_batch(value, total) else value
+
+            below = len(self._path) + 1
+            own = {
+                name[below:]: tensor
+                for name, tensor in layer.tensors.items()
+                if name.startswith(self._path + ".")
+            }
+            answer = torch.func.functional_call(
+                self._template[0], own, tree_map(cut, args), tree_map(cut, kwargs)
+            )
+            outputs.append(_whole(answer, size, total))
+            start += size
+        return _join(outputs)
+
+
+class PerTaskLowRankLinear(nn.Module):
+    """A linear layer that all tasks share, to which each task adds a low-rank product of its own.
+
+    The shared part runs on the whole batch at once; only the products part by task.
+    """
+
+    def __init__(self, path: str, shared: nn.Module, split: Split) -> None:
+        super().__init__()
+        self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
+        self._transposed = is_transposed(shared)
+        self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
+        self._split = split
+
+    def forward(self, given: Tensor) -> Tensor:
+        """[Σ sizes, …, n] to [Σ sizes, …, m]."""
+        parts = torch.split(given, self._split.sizes)
+        own = []
+        for part, layer in zip(parts, self._split.layers, strict=True):
+            up, down = layer.tensors[self._up], layer.tensors[self._down]
+            own.append(part @ up @ down if self._transposed else part @ down.t() @ up.t())
+        weight: Any = self.weight
+        bias: Any = self.bias
+        weight = weight.t() if self._transposed else weight
+        return linear(given, weight, bias) + torch.cat(own)
+
+
+def _join(outputs: list[Any]) -> Any:
+    if isinstance(outputs[0], tuple):
+        return tuple(_join(list(column)) for column in zip(*outputs, strict=True))
+    if not isinstance(outputs[0], Tensor):
+        return outputs[0]
+    shape = [max(sizes) for sizes in zip(*(output.shape[1:] for output in outputs), strict=True)]
+
+    def padded(output: Tensor) -> Tensor:
+        rooms = [size - have for size, have in zip(shape, output.shape[1:], strict=True)]
+        if not any(rooms):
+            return output
+        return pad(output, [edge for room in reversed(rooms) for edge in (0, room)])
+
+    return torch.cat([padded(output) for output in outputs])
+
+
+def _whole(output: Any, size: int, total: int) -> Any:
+    """One task's output with a row per example; what is one for all of them is repeated.
+
+    T5 computes its relative positions once, in the first block, for a batch of whatever size. They
+    are a task's own where that block is, and the later blocks are given them.
+    """
+    if isinstance(output, tuple):
+        return tuple(_whole(value, size, total) for value in output)
+    if isinstance(output, Tensor) and output.ndim > 2 and len(output) == 1 < size < total:
+        return output.expand(size, *output.shape[1:])
+    return output
+
+
+def _is_batch(value: Any, total: int) -> bool:
+    """Whether an argument has one entry per example; a row of positions only looks so."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != total:
+        return False
+    return value.ndim > 1 or value.is_floating_point()
+
+
+def pooled(output: Any) -> Tensor:
+    """One feature vector per example, float32 [N, d], of what a module answers or is given.
+
+    Of a sequence [N, S, d] it is the first position beside the mean over all; of a map
+    [N, C, H, W] the mean over its pixels.
+    """
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor = tensor.float()
+    if tensor.ndim == 3:
+        return torch.cat([tensor[:, 0], tensor.mean(1)], -1)
+    return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
+
+
+def listen(module: nn.Module, path: str, head: str, heard: list[Tensor]) -> None:
+    """Append ``pooled`` features to ``heard`` whenever ``module`` runs.
+
+    ``path`` names the submodule whose output they are; ``"head"`` is what that of the path
+    ``head`` is given.
+    """
+    if path == HEAD:
+        target = module.get_submodule(head)
+        target.register_forward_pre_hook(lambda _, given: heard.append(pooled(given)))
+    else:
+        target = module.get_submodule(path)
+        target.register_forward_hook(lambda _, __, output: heard.append(pooled(output)))
+
+
+def _record(module: nn.Module) -> None:
+    """Have a transformers model listen to its layers now, while they are of the classes it knows.
+
+    A decoder of maps asks for the features of every stage. transformers hears them by hooks on the
+    layers, which it finds by their class when it is first asked. A model that has been run has them
+    already, if not all under its own name; it would hear each layer twice.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    heard = any(hasattr(part, "_output_capturing_hooks_installed") for part in module.modules())
+    if isinstance(module, PreTrainedModel) and not heard:
+        maybe_install_capturing_hooks(module)
+
+
+class FusedModel:
+    """One model whose shared tensors are a flat θ and whose private modules part by task.
+
+    Parameters
+    ----------
+    module
+        A model of the experts' class; copied, its own weights stand for nothing afterwards.
+    layout
+        Where the shared tensors live in θ.
+    private
+        Paths of the modules that every task owns: the tint site and the head.
+    low_rank
+        Names of linear weights that every task adds a low-rank product to.
+    device
+        Where it computes. θ, the gradient and the tint layers that it is given lie there; batches
+        are moved there, and answers stay.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        private: Sequence[str],
+        low_rank: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
+        self._device = torch.device(device)
+        self._module = skeleton(module).to(self._device)
+        _record(self._module)
+        self._heard: list[Tensor] = []
+        self._head = (*head_modules(self._module), "")[0]
+        self._layout = layout
+        self._split = Split()
+        self._pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
+        self._norms = replace_norms(self._module, private, self._split)
+        for path in private:
+            self._replace(path, PerTaskModule(path, self._module.get_submodule(path), self._split))
+        for path in (weight.removesuffix(".weight") for weight in low_rank):
+            shared = self._module.get_submodule(path)
+            assert is_linear(shared)  # a partition names no others
+            self._replace(path, PerTaskLowRankLinear(path, shared, self._split))
+        self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def use_statistics(self, statistics: Statistics) -> None:
+        """How batch normalisation goes from now on: by the batch (as at first), or as kept."""
+        self._split.statistics = statistics
+
+    @torch.no_grad()
+    def estimate(self, layer: TintLayer, pool: Pool, batch_size: int = 64) -> None:
+        """Estimate a task's statistics of batch normalisation anew, under the θ that is bound.
+
+        The mean over the batches of the pool of their means and variances, each batch normalised
+        by its own on the way: what training in one epoch without forgetting would leave.
+        """
+        if not self._norms:
+            return
+        self.use_statistics("collect")
+        for start in range(0, len(pool), batch_size):
+            rest = len(pool) - start
+            size = rest if rest < batch_size + 2 else batch_size  # no last batch of one example
+            self.forward([pool.batch(slice(start, start + size))], [layer])
+            if size == rest:
+                break
+        keep_seen(self._split, layer)
+        self.use_statistics("batch")
+
+    def listen(self, path: str) -> None:
+        """Keep, from now on, the features at ``path`` (see ``listen``) of each forward pass."""
+        listen(self._module, path, self._head, self._heard)
+
+    def features(self) -> list[Tensor]:
+        """The features of the last forward pass, of each task's batch in order: [bₜ, d]."""
+        # A module inside a tint layer runs once per task, any other once for all.
+        parts: Sequence[Tensor] = torch.split(torch.cat(self._heard), self._split.sizes)
+        return list(parts)
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self._module.get_submodule(parent), name, new)
+
+    def bind(self, theta: Theta, gradient: Tensor | None) -> None:
+        """Use θ as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.
+
+        Parameters
+        ----------
+        theta
+            One vector [P], or consecutive pieces of it that cut no tensor.
+        gradient
+            Without it the shared tensors are constants.
+        """
+        views = self._layout.views(theta)
+        for parameter, slot in zip(self._shared, self._layout.slots, strict=True):
+            parameter.data = views[slot.name]
+            parameter.requires_grad_(gradient is not None)
+            stretch = slice(slot.start, slot.stop)
+            parameter.grad = None if gradient is None else gradient[stretch].view(slot.shape)
+
+    def forward(
+        self,
+        batches: Sequence[Mapping[str, Tensor]],
+        layers: Sequence[TintLayer],
+        precision: Precision = "float32",
+    ) -> list[Tensor]:
+        """Answers to each task's batch, in order: logits [bₜ, max classes of the tasks given].
+
+        The caller cuts each to its task's own size; see ``PerTaskModule`` and ``tasks.matched``.
+        """
+        inputs = joined([dict(batch) for batch in batches], self._pad_token)
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        sizes = [len(next(iter(batch.values()))) for batch in batches]
+        return self._answers(inputs, sizes, layers, precision)
+
+    def _answers(
+        self,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[int],
+        layers: Sequence[TintLayer],
+        precision: Precision,
+    ) -> list[Tensor]:
+        """Outputs of each task's stretch of a joined batch."""
+        self._split.sizes, self._split.layers = list(sizes), list(layers)
+        self._heard.clear()
+        with computing(precision, self._module, self._device.type):
+            output = answer(self._module, inputs)
+        # Losses and metrics are float32 at least, whatever the passes computed in.
+        output = output.float() if output.dtype == torch.bfloat16 else output
+        return list(torch.split(output, list(sizes)))

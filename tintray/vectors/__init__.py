@@ -1,0 +1,1 @@
+"""Task vectors, their formats and coefficients, and the correction that all tasks share."""
