@@ -30,7 +30,7 @@ from tintray.jobs.engine.sizes import (
     size,
 )
 from tintray.jobs.engine.worker_pool import load_base_model
-from tintray.models import backbone_names
+from tintray.models.structure import backbone_names
 from tintray.numerics.layout import Layout, build_layout
 
 TASKS, RANK = 200, 8

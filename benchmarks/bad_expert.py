@@ -26,7 +26,7 @@ from tintray.jobs.zoo.building import job_file
 from tintray.jobs.zoo.digits import build
 from tintray.jobs.zoo.experts import train_expert
 from tintray.jobs.zoo.recipe import DIGITS
-from tintray.models import quiet_transformers
+from tintray.models.loading import quiet_transformers
 
 BAD = "turned"
 FILTERS = ("none", "agreement", "top_p", "threshold", "weight")

@@ -25,11 +25,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.data import DataSource
 from tintray.jobs import api
 from tintray.jobs.config.job_file import parse_spec
-from tintray.models import answer_width, answers, backbone_names, load_base, load_expert
+from tintray.models.calling import answer_width, answers
+from tintray.models.loading import load_base, load_expert
+from tintray.models.structure import backbone_names
 from tintray.pools.pool import labels_of, open_pool
 from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import fetch_blob
@@ -88,12 +90,12 @@ def error(url: str, format: Format) -> float:
 def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
     """Experts put together again from task vectors in each format: means over the tasks."""
     tasks = sorted(p.name for p in (zoo / "zoo").iterdir() if p.is_dir() and p.name != "base")
-    base = open_checkpoint(zoo / "zoo" / "base", role="base")
+    base = open_model_folder(zoo / "zoo" / "base", role="base")
     sums = {
         format: dict.fromkeys(("accuracy", "agreement", "lost", "whole"), 0.0) for format in FORMATS
     }
     for name in tasks:
-        checkpoint = open_checkpoint(zoo / "zoo" / name, role=name, base=base)
+        checkpoint = open_model_folder(zoo / "zoo" / name, role=name, base=base)
         start, expert = load_base(base, like=checkpoint), load_expert(checkpoint, name)
         order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
         pool = open_pool(order, checkpoint, "classification", name, name)

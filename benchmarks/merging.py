@@ -55,15 +55,15 @@ class Run:
 
 
 def run_tintray(method: str, folder: Path, output: Path) -> float:
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
     from tintray.merging import recipe
     from tintray.merging.writing import merge_checkpoints
 
     known = TINTRAY[method]
     started = time.perf_counter()
     merge_checkpoints(
-        open_checkpoint(folder / "base"),
-        {name: open_checkpoint(folder / name) for name in EXPERTS},
+        open_model_folder(folder / "base"),
+        {name: open_model_folder(folder / name) for name in EXPERTS},
         output,
         recipe(method, known.get("parameters")),
         scale=known.get("scale"),

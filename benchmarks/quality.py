@@ -29,9 +29,9 @@ from typing import Any
 
 import tintray
 from benchmarks.kept import Kept
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.jobs.events import StageStarted
-from tintray.models import load_base
+from tintray.models.loading import load_base
 from tintray.tinting.site_search import candidates
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
@@ -119,8 +119,8 @@ class Zoo:
     def sites(self) -> list[str]:
         """The head and every block, in order."""
         spec = self.spec(())
-        first = open_checkpoint(Path(str(spec.tasks[0].expert)))
-        base = load_base(open_checkpoint(Path(str(spec.base))), like=first)
+        first = open_model_folder(Path(str(spec.tasks[0].expert)))
+        base = load_base(open_model_folder(Path(str(spec.base))), like=first)
         return [site.name for site in candidates(base)]
 
     def spec(self, overrides: Sequence[str]) -> tintray.JobSpec:

@@ -51,7 +51,7 @@ from tintray.jobs.engine.worker_pool import (
     form_groups,
     spread_groups,
 )
-from tintray.models import private_state
+from tintray.models.structure import private_state
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.randomness import sample
 from tintray.pools.pool import Pool, joined

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.data import DataSource
-from tintray.models import backbone_names, load_base, load_expert
+from tintray.models.loading import load_base, load_expert
+from tintray.models.structure import backbone_names
 from tintray.pools.pool import Pool, open_pool
 from tintray.tasks.evaluation import score
 from tintray.tasks.tasks import Outputs
@@ -54,11 +55,11 @@ class Expert:
 
 def load(zoo: Path, examples: int) -> tuple[dict[str, Tensor], list[Expert]]:
     """θ₀ and the experts."""
-    base = open_checkpoint(zoo / "zoo" / "base", role="base")
+    base = open_model_folder(zoo / "zoo" / "base", role="base")
     start: dict[str, Tensor] = {}
     found = []
     for name in sorted(p.name for p in (zoo / "zoo").iterdir() if p.is_dir() and p.name != "base"):
-        checkpoint = open_checkpoint(zoo / "zoo" / name, role=name, base=base)
+        checkpoint = open_model_folder(zoo / "zoo" / name, role=name, base=base)
         module, origin = load_expert(checkpoint, name), load_base(base, like=checkpoint)
         start = {n: origin.get_parameter(n).detach() for n in backbone_names(origin)}
         order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"train[:{examples}]")

@@ -189,7 +189,7 @@ def check_export(merge: Any, task: str, folder: Path, inputs: Mapping[str, Any])
     """``for_task`` answers as the exported folder does, loaded as its users would."""
     import transformers
 
-    from tintray.models import answer
+    from tintray.models.calling import answer
 
     module = merge.for_task(task)
     exported = merge.export(task, folder / f"exported-{task}")

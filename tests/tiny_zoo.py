@@ -106,7 +106,7 @@ def make_zoo(folder: Path) -> TinyZoo:
     import torch
     from transformers import ViTForImageClassification, ViTImageProcessor
 
-    from tintray.models import quiet_transformers
+    from tintray.models.loading import quiet_transformers
 
     quiet_transformers()
     processor = ViTImageProcessor(size={"height": 16, "width": 16})

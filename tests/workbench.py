@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray import models
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.data import DataSource
+from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
+from tintray.models.structure import private_state
 from tintray.numerics.layout import Granularity
 from tintray.pools import pool as pools
 from tintray.tinting.partition import partition
@@ -63,9 +64,7 @@ class Workbench:
         return [
             TintLayer.of_expert(
                 name,
-                models.private_state(expert, self.private)
-                | norm_buffers(expert)
-                | self._factors(expert),
+                private_state(expert, self.private) | norm_buffers(expert) | self._factors(expert),
                 self.paths,
                 device=device,
             )
@@ -108,10 +107,10 @@ def workbench(
     folder: Path, data: Mapping[str, Path], examples: int | None = None, **options: Any
 ) -> Workbench:
     """A workbench over the experts in ``folder``, each with (the start of) its data file."""
-    checkpoints = {name: open_checkpoint(folder / name) for name in data}
+    checkpoints = {name: open_model_folder(folder / name) for name in data}
     first = next(iter(checkpoints.values()))
-    base = models.load_base(open_checkpoint(folder / "base"), like=first)
-    experts = {name: models.load_expert(found) for name, found in checkpoints.items()}
+    base = load_base(open_model_folder(folder / "base"), like=first)
+    experts = {name: load_expert(found) for name, found in checkpoints.items()}
     loaded = {}
     for name, found in checkpoints.items():
         pool = pools.open_pool(DataSource(str(data[name])), found, "classification", name, name)

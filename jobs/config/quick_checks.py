@@ -6,7 +6,7 @@ cluster; ``tintray validate`` does it here.
 
 from __future__ import annotations
 
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
@@ -37,8 +37,8 @@ def check_files(spec: JobSpec) -> None:
             )
 
 
-def _opened(location: Location, role: str, factory: str | None) -> Checkpoint | None:
+def _opened(location: Location, role: str, factory: str | None) -> ModelFolder | None:
     folder = Location(location).path
     if folder is None or (folder / _ADAPTER).is_file():  # elsewhere, or not a model by itself
         return None
-    return open_checkpoint(folder, role=role, factory=factory)
+    return open_model_folder(folder, role=role, factory=factory)

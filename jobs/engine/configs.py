@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tintray.checkpoints.model_folder import TEMPLATES, Checkpoint, ZeroShot, open_checkpoint
+from tintray.checkpoints.model_folder import TEMPLATES, ModelFolder, ZeroShot, open_model_folder
 from tintray.data import DataSource, class_names
 from tintray.errors import CheckpointError
 from tintray.jobs.engine.published_tasks import Kept
@@ -42,7 +42,7 @@ class TaskConfig:
         return f"tasks.{self.name}.expert"
 
 
-def open_expert(task: TaskConfig, cache: Path, base: Checkpoint | None = None) -> Checkpoint:
+def open_expert(task: TaskConfig, cache: Path, base: ModelFolder | None = None) -> ModelFolder:
     """A task's expert, on this machine; ``base`` saves opening that too.
 
     Raises
@@ -51,9 +51,9 @@ def open_expert(task: TaskConfig, cache: Path, base: Checkpoint | None = None) -
         If either cannot be opened.
     """
     if base is None:
-        base = open_checkpoint(local_folder(task.base, cache), role="base", factory=task.factory)
+        base = open_model_folder(local_folder(task.base, cache), role="base", factory=task.factory)
     folder = local_folder(task.expert, cache)
-    checkpoint = open_checkpoint(folder, role=task.role, base=base, factory=task.factory)
+    checkpoint = open_model_folder(folder, role=task.role, base=base, factory=task.factory)
     if not checkpoint.is_tower or checkpoint.has_head:
         _check_no_texts(task, checkpoint)
         return checkpoint
@@ -69,7 +69,7 @@ def open_expert(task: TaskConfig, cache: Path, base: Checkpoint | None = None) -
     return checkpoint.with_classes(ZeroShot(tuple(told), task.templates), names)
 
 
-def _check_no_texts(task: TaskConfig, checkpoint: Checkpoint) -> None:
+def _check_no_texts(task: TaskConfig, checkpoint: ModelFolder) -> None:
     """Refuse names of classes for an expert whose head is not made of them."""
     if task.classes is None and task.templates == TEMPLATES:
         return

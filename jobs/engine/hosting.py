@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintray import models
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import load_processor
 from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
 from tintray.data import Answers, DataSource, check_class_names
@@ -23,7 +22,11 @@ from tintray.jobs.engine.published_tasks import kept_checkpoint, kept_module, ke
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.models.adapters import is_adapter, read_adapter, task_vector
 from tintray.models.base_similarity import base_similarity
+from tintray.models.calling import answer, answer_space, answer_width
+from tintray.models.comparing import check_same_backbone, check_same_computation
+from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
+from tintray.models.structure import HEAD, backbone_names, head_modules, private_state, resolve_site
 from tintray.numerics.randomness import stream
 from tintray.pools import overlap, sequences
 from tintray.pools import pool as pools
@@ -81,10 +84,10 @@ class Experts:
         self.store = open_store(order.store_url)
         self.cache = cache_folder()
         folder, built = local_folder(order.base, self.cache), order.factory
-        self._base = open_checkpoint(folder, role="base", factory=built)
-        self._opened: dict[tuple[str, str], Checkpoint] = {}
+        self._base = open_model_folder(folder, role="base", factory=built)
+        self._opened: dict[tuple[str, str], ModelFolder] = {}
         self._like = self._known(first)
-        base = models.load_base(self._base, like=self._like)
+        base = load_base(self._base, like=self._like)
         self.partition = partition(
             *(base, order.site, order.granularity, order.rank), learned=order.learned
         )
@@ -102,17 +105,17 @@ class Experts:
         checkpoint = self.checkpoint(task)
         notices: list[str] = []
         if task.kept is None:
-            notices = models.check_same_computation(self._base, checkpoint, "the base", task.role)
+            notices = check_same_computation(self._base, checkpoint, "the base", task.role)
             if task.factory is None:  # of a factory's module, heads are in the configuration too
                 like = self._order.like[1]
-                models.check_same_computation(self._like, checkpoint, like, task.role)
-            expert = models.load_expert(checkpoint.without_texts(), task.role)
+                check_same_computation(self._like, checkpoint, like, task.role)
+            expert = load_expert(checkpoint.without_texts(), task.role)
         else:
             expert = kept_module(task.kept, task.name)
-        models.check_same_backbone(self.partition.module, expert, "the base", task.role)
+        check_same_backbone(self.partition.module, expert, "the base", task.role)
         sequences.check_writes(expert, task.kind, task.role)
         if task.kept is None:
-            private = models.private_state(expert, self.partition.private)
+            private = private_state(expert, self.partition.private)
             private |= self._low_rank_start(expert) | norm_buffers(expert)
         else:
             private = kept_tint(task.kept, task.name)
@@ -121,8 +124,8 @@ class Experts:
             learn=self._order.learned,
             device=self._order.device,
         )
-        width = models.answer_width(expert, task.kind)
-        known = models.answers(expert, width, task.role)
+        width = answer_width(expert, task.kind)
+        known = answer_space(expert, width, task.role)
         pool = self._pool(task, "adapt", task.pool, checkpoint)
         self._check_tokens(task, pool, checkpoint)
         self._try_out(task, expert, pool, width, "adapt")
@@ -154,7 +157,7 @@ class Experts:
             name=task.name,
             classes=width,
             tint_parameters=layer.count(self.partition.site),
-            head_parameters=layer.count(models.head_modules(expert)),
+            head_parameters=layer.count(head_modules(expert)),
             expert_digest=digest,
             pool_digest=pool.digest,
             pool_examples=len(pool),
@@ -216,9 +219,9 @@ class Experts:
         if task.kept is None:
             one = sequences.placeholder(pool.extremes(), getattr(expert, "config", None))
             where = f"tasks.{task.name}.{part}"
-            labels.try_out(partial(models.answer, expert), one, task.kind, width, task.role, where)
+            labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
 
-    def _check_tokens(self, task: TaskConfig, pool: pools.Pool, checkpoint: Checkpoint) -> None:
+    def _check_tokens(self, task: TaskConfig, pool: pools.Pool, checkpoint: ModelFolder) -> None:
         """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
         if "input_ids" not in pool.inputs:
             return
@@ -232,7 +235,7 @@ class Experts:
             )
             check_same_tokens(one, other, said, task.role)
 
-    def checkpoint(self, task: TaskConfig) -> Checkpoint:
+    def checkpoint(self, task: TaskConfig) -> ModelFolder:
         """A task's expert, opened; of a published task, what the merge has of it."""
         if task.kept is not None:
             return kept_checkpoint(task.kept, task.name, self.cache)
@@ -255,9 +258,9 @@ class Experts:
             "artifacts back, or `tintray refresh` the task"
         )
 
-    def loaded(self, checkpoint: Checkpoint, role: str) -> nn.Module:
+    def loaded(self, checkpoint: ModelFolder, role: str) -> nn.Module:
         """An expert, with the head of a CLIP tower as it is in the store."""
-        return models.load_expert(checkpoint, role, head=self._text_head(checkpoint, role))
+        return load_expert(checkpoint, role, head=self._text_head(checkpoint, role))
 
     def _give_head(self, hosted: HostedTask) -> None:
         """Put the head of texts into a task's layer: when it was checked, nothing was computed."""
@@ -269,7 +272,7 @@ class Experts:
             with torch.no_grad():
                 hosted.layer.tensors["classifier.weight"].copy_(head * module.root)
 
-    def _text_head(self, checkpoint: Checkpoint, role: str) -> Tensor | None:
+    def _text_head(self, checkpoint: ModelFolder, role: str) -> Tensor | None:
         """The head that a CLIP tower's names of classes make, computed once or from the store."""
         if checkpoint.zero_shot is None or checkpoint.base is None:
             return None
@@ -283,7 +286,7 @@ class Experts:
         self.remember("zero-shot-heads", key, {"head": head})
         return head
 
-    def _own_checkpoint(self, task: TaskConfig) -> Checkpoint:
+    def _own_checkpoint(self, task: TaskConfig) -> ModelFolder:
         """Looked at once, so that what is computed later comes from the files that were checked."""
         key = (task.name, task.expert)
         if key not in self._opened:
@@ -291,14 +294,14 @@ class Experts:
         return self._opened[key]
 
     def _pool(
-        self, task: TaskConfig, part: str, order: DataSource, checkpoint: Checkpoint
+        self, task: TaskConfig, part: str, order: DataSource, checkpoint: ModelFolder
     ) -> pools.Pool:
         order = local_data(order, self.cache)
         where = f"tasks.{task.name}.{part}"
         return pools.open_pool(order, checkpoint, task.kind, task.role, where, self.cache)
 
     def _test(
-        self, task: TaskConfig, order: DataSource, checkpoint: Checkpoint, expert: nn.Module
+        self, task: TaskConfig, order: DataSource, checkpoint: ModelFolder, expert: nn.Module
     ) -> pools.Pool:
         pool = self._pool(task, "test", order, checkpoint)
         if not sequences.is_open(pool):
@@ -322,10 +325,10 @@ class Experts:
 
     def feature_path(self) -> str:
         """Where features are read, as the module spells it; one module, not a pattern."""
-        found = models.resolve_site(
+        found = resolve_site(
             self.partition.module, self._order.feature_site, field="objective.feature_site"
         )
-        return models.HEAD if self._order.feature_site == models.HEAD else found[0]
+        return HEAD if self._order.feature_site == HEAD else found[0]
 
     def _features(self, hosted: HostedTask) -> BlobRef:
         """The expert's features over the pool at the job's depth, computed or from the store."""
@@ -373,7 +376,7 @@ class Experts:
         if found is not None:
             return found.ref, True
         base, role = self.partition.module, hosted.order.role
-        names = models.backbone_names(base)
+        names = backbone_names(base)
         checkpoint = self.checkpoint(hosted.order)
         if hosted.order.kept is None and is_adapter(checkpoint):
             adapter = read_adapter(checkpoint, base, role, with_head=False)
@@ -408,10 +411,10 @@ class Experts:
         """Keep tensors as an artifact of this kind, under the hash of what they come from."""
         return remember(self.store, kind, key, tensors_as_bytes(tensors), {}).ref
 
-    def _known(self, first: TaskConfig) -> Checkpoint:
+    def _known(self, first: TaskConfig) -> ModelFolder:
         """An expert of the job, for its configuration; of a published task, from its merge."""
         if first.kept is not None:
             return self.checkpoint(first)
         location, role = self._order.like
         folder, built = local_folder(location, self.cache), self._order.factory
-        return open_checkpoint(folder, role=role, base=self._base, factory=built)
+        return open_model_folder(folder, role=role, base=self._base, factory=built)

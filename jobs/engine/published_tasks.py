@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.jobs.engine.finding import load_merge
 from tintray.published.merge import Merge, config_file
 
@@ -56,12 +56,12 @@ def kept_tint(kept: Kept, task: str) -> dict[str, Tensor]:
     return _opened(kept.url).tint(task)
 
 
-def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> Checkpoint:
+def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> ModelFolder:
     """The expert's configuration and preprocessing, as a folder without weights."""
     merge = _opened(kept.url)
     prefix = config_file(task, "")
     folder = _gathered(merge, merge.config_files(task), prefix, cache_folder / "configs")
-    return Checkpoint(folder, merge.config(task), (), factory=merge.factory)
+    return ModelFolder(folder, merge.config(task), (), factory=merge.factory)
 
 
 def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:

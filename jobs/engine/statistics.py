@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tintray import models
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.models.loading import load_expert
+from tintray.models.structure import backbone_names
 from tintray.pools import pool as pools
 from tintray.pools import sequences
 from tintray.published.merge import read_tensors, tensors_as_bytes
@@ -49,12 +50,12 @@ class Measurer:
         if found is not None:
             return Measured(found.ref, True)
         checkpoint = open_expert(order, self._cache)
-        expert = models.load_expert(checkpoint, order.role)
+        expert = load_expert(checkpoint, order.role)
         data = local_data(order.pool, self._cache)
         where = f"tasks.{order.name}.adapt"
         pool = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
         pool = sequences.completed(expert, pool)
-        names = models.backbone_names(expert)
+        names = backbone_names(expert)
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
         return self._remember(kind, key, rule(expert, pool, names))
 

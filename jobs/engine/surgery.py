@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tintray import models
 from tintray.checkpoints.processors import load_processor
 from tintray.data import DataSource
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.configs import TaskConfig, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.models.calling import answer_space, answer_width
+from tintray.models.loading import load_expert
 from tintray.numerics.layout import Layout
 from tintray.numerics.randomness import stream
 from tintray.pools import pool as pools
@@ -45,7 +46,7 @@ class Surgeon:
     def operate(self, order: TaskConfig, theta: Floats) -> Operated:
         """Learn a task's module under the backbone θ [P], and measure the task with it."""
         checkpoint = open_expert(order, self._cache)
-        module = models.load_expert(checkpoint, order.role).requires_grad_(False)
+        module = load_expert(checkpoint, order.role).requires_grad_(False)
 
         def load(source: DataSource, labelled: bool) -> pools.Pool:
             data, where = local_data(source, self._cache), f"tasks.{order.name}"
@@ -70,10 +71,10 @@ class Surgeon:
         answers = predict(module, measured, order.kind)
         labels = None
         if order.test is not None:
-            width = models.answer_width(module, order.kind)
+            width = answer_width(module, order.kind)
             labels = pools.labels_of(
                 local_data(order.test, self._cache),
-                *(order.kind, measured, models.answers(module, width), f"tasks.{order.name}.test"),
+                *(order.kind, measured, answer_space(module, width), f"tasks.{order.name}.test"),
             )
         seen = (order.kind, answers, expert, labels, measured.mask)
         measure = replace(score(order.name, *seen), calibration=confidences(*seen))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tintray import models
+from tintray.models.structure import private_state
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.schedules import schedule
 from tintray.pools.pool import Pool
@@ -54,9 +54,7 @@ def probe(
     """Learn a tint layer for ``steps``: agreement on other examples, and image passes spent."""
     task, site = candidate.task, candidate.site
     split = partition(base, site)
-    layer = TintLayer.of_expert(
-        task, models.private_state(candidate.expert, split.private), split.site
-    )
+    layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.site)
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
     pool, labels = candidate.pool.first(total), chosen(candidate.labels, slice(0, total))

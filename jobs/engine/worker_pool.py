@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tintray import models
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import share_factories
@@ -40,6 +39,9 @@ from tintray.jobs.engine.sizes import (
 )
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.engine.worker import Worker
+from tintray.models.comparing import check_same_computation
+from tintray.models.loading import load_base
+from tintray.models.structure import HEAD, backbone_names
 from tintray.numerics.precision import resolve
 from tintray.numerics.randomness import sample_tasks
 from tintray.published.merge import tensors_as_bytes
@@ -76,7 +78,7 @@ class SplitModel:
     def parameters(self) -> int:
         """Parameters of the backbone, the tint site included."""
         module = self.partition.module
-        return sum(module.get_parameter(n).numel() for n in models.backbone_names(module))
+        return sum(module.get_parameter(n).numel() for n in backbone_names(module))
 
     def tint_lr(self, spec: JobSpec) -> float:
         """The highest learning rate of tint layers: the job's own, or the default of its site."""
@@ -94,28 +96,28 @@ def load_base_model(spec: JobSpec) -> SplitModel:
     """
     share_factories()
     cache = cache_folder()
-    base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     like, expert = _first_expert(spec, base, cache)
     role = like[1]
-    models.check_same_computation(base, expert, "the base", role)
-    module = models.load_base(base, like=expert)
+    check_same_computation(base, expert, "the base", role)
+    module = load_base(base, like=expert)
     site = spec.tint.site
     if site == AUTO:  # still to be found: all but the head is laid out
         candidates(module, spec.tint.budget)
-        site = models.HEAD
+        site = HEAD
     choice = (module, site, spec.merge.granularity, spec.tint.rank)
     return SplitModel(base.digest(), partition(*choice, learned=spec.tint.learned), site, like)
 
 
 def _first_expert(
-    spec: JobSpec, base: Checkpoint, cache: Path
-) -> tuple[tuple[str, str], Checkpoint]:
+    spec: JobSpec, base: ModelFolder, cache: Path
+) -> tuple[tuple[str, str], ModelFolder]:
     """The first task's expert; of a job that leaves tasks out, the first that can be opened."""
     for last, task in enumerate(spec.tasks, start=1 - len(spec.tasks)):
         role = f"tasks.{task.name}.expert"
         try:
             folder = local_folder(task.expert, cache)
-            expert = open_checkpoint(folder, role=role, base=base, factory=spec.factory)
+            expert = open_model_folder(folder, role=role, base=base, factory=spec.factory)
             return (str(task.expert), role), expert
         except InputError:
             if spec.on_task_error == "fail" or last == 0:
@@ -405,7 +407,7 @@ class WorkerPool:
             return found.ref
         module = self._ground.partition.module
         tensors: Mapping[str, torch.Tensor] = {
-            name: module.get_parameter(name).detach() for name in models.backbone_names(module)
+            name: module.get_parameter(name).detach() for name in backbone_names(module)
         }
         return remember(store, "bases", self._ground.digest, tensors_as_bytes(tensors), {}).ref
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tintray import models
-from tintray.checkpoints.model_folder import open_checkpoint, zero_shot_of
+from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.data import DataSource, read_examples
 from tintray.data.reading import encoded_digest
 from tintray.errors import DataError
@@ -15,6 +14,8 @@ from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
+from tintray.models.calling import answer_space
+from tintray.models.loading import load_expert
 from tintray.pools import pool as pools
 from tintray.pools import sequences
 from tintray.published.manifest import DataEntry
@@ -52,7 +53,7 @@ class Evaluator:
         merged = predict(module, pool, task["kind"])
         labels = None
         if labelled:
-            answers = models.answers(module, task["classes"])
+            answers = answer_space(module, task["classes"])
             labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
         found = score(name, task["kind"], merged, expert, labels, pool.mask)
         sure = confidences(task["kind"], merged, expert, labels, pool.mask)
@@ -105,11 +106,11 @@ def _expert_outputs(
     folders = (merge.manifest["base"]["source"], task["expert"]["source"])
     base, folder = (local_folder(source, cache_folder()) for source in folders)
     built = merge.factory
-    whole = open_checkpoint(base, role="the base", factory=built)
-    checkpoint = open_checkpoint(folder, role=role, base=whole, factory=built)
+    whole = open_model_folder(base, role="the base", factory=built)
+    checkpoint = open_model_folder(folder, role=role, base=whole, factory=built)
     if checkpoint.is_tower and not checkpoint.has_head:
         checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task["name"])))
-    expert = models.load_expert(checkpoint, role)
+    expert = load_expert(checkpoint, role)
     pool = sequences.completed(expert, pool)
     return pool, predict(expert, pool, task["kind"])
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError, InputError
 from tintray.jobs.engine.sources import cache_folder, local_folder
-from tintray.models import load_base
+from tintray.models.loading import load_base
 from tintray.published.adapter_export import export_all, export_task
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal
@@ -39,10 +39,10 @@ def _base(merge: Merge, task: str) -> nn.Module:
             "PEFT has adapters"
         )
     known = merge.manifest["base"]
-    base = open_checkpoint(local_folder(known["source"], cache_folder()), role="the base")
+    base = open_model_folder(local_folder(known["source"], cache_folder()), role="the base")
     if base.digest() != known["sha256"]:
         raise CheckpointError(
             f"the base: {known['source']} is not what {merge.url} was made from (sha256 "
             f"{base.digest()[:12]}…, expected {known['sha256'][:12]}…); put that base back"
         )
-    return load_base(base, like=Checkpoint(base.folder, merge.config(task), ()))
+    return load_base(base, like=ModelFolder(base.folder, merge.config(task), ()))

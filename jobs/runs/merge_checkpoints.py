@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.config.fields import memory_bytes
 from tintray.jobs.config.job_file import ADAMERGING, MOST_SCALE, SURGERY
@@ -71,7 +71,7 @@ def open_alike(
     *,
     role: str = "the base",
     any_layers: bool = False,
-) -> list[Checkpoint]:
+) -> list[ModelFolder]:
     """The base and the others, roles to locations, opened; models of one meaning, or refused.
 
     With ``any_layers`` they may have different numbers of layers.
@@ -81,12 +81,12 @@ def open_alike(
     CheckpointError
         If one cannot be opened, or its tensors mean something else; see ``check_same_model``.
     """
-    from tintray.models import check_same_classes, check_same_model
+    from tintray.models.comparing import check_same_classes, check_same_model
 
     cache = cache_folder()
-    opened = [open_checkpoint(local_folder(base, cache), role=role)]
+    opened = [open_model_folder(local_folder(base, cache), role=role)]
     for name, location in others.items():
-        opened.append(open_checkpoint(local_folder(location, cache), role=name))
+        opened.append(open_model_folder(local_folder(location, cache), role=name))
         alike = _of_as_many_layers(opened[-1], opened[0]) if any_layers else opened[-1]
         for text in check_same_model(opened[0], alike, role, name):
             on_event(Notice(text))
@@ -95,7 +95,7 @@ def open_alike(
     return opened
 
 
-def _of_as_many_layers(model: Checkpoint, like: Checkpoint) -> Checkpoint:
+def _of_as_many_layers(model: ModelFolder, like: ModelFolder) -> ModelFolder:
     """The model, its configuration with the layers of another: tensors tell how many it has."""
     fields = (*LAYER_COUNTS, "layer_types")
     if not all((field in model.config) == (field in like.config) for field in fields):

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
 from tintray.jobs.runs.merge_checkpoints import LAYER_COUNTS, byte_size, open_alike
 from tintray.merging.composing import Composing
@@ -70,8 +70,8 @@ def compose_models(
 
 def composed_config(
     composition: Composition,
-    leading: Checkpoint,
-    opened: Mapping[str, Checkpoint],
+    leading: ModelFolder,
+    opened: Mapping[str, ModelFolder],
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
     """The leading model's configuration, with the result's type of numbers and count of layers."""

@@ -21,8 +21,8 @@ from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, load_base_mo
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.merging import Recipe, find_method, recipe
 from tintray.merging.memory import check_memory
-from tintray.models import HEAD
 from tintray.models.base_similarity import is_unrelated
+from tintray.models.structure import HEAD
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.store import ArtifactStore
 from tintray.tasks.evaluation import TaskScore

@@ -18,7 +18,7 @@ from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.runs.methods import Stage, start_coefficients
-from tintray.models import HEAD
+from tintray.models.structure import HEAD
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import ArtifactStore

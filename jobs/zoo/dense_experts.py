@@ -26,7 +26,7 @@ from tintray.jobs.zoo.dense_recipe import KINDS, DenseRecipe, kind_of
 from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.scenes import VOID
 from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
-from tintray.models import quiet_transformers
+from tintray.models.loading import quiet_transformers
 from tintray.tasks.objectives import direction_loss, value_loss
 from tintray.tasks.tasks import Kind, measure
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tintray.jobs.zoo.text_recipe import TextRecipe
 from tintray.jobs.zoo.text_tasks import Texts, read_class_names, read_texts
 from tintray.jobs.zoo.training import single_thread
-from tintray.models import quiet_transformers
+from tintray.models.loading import quiet_transformers
 from tintray.numerics.precision import computing, resolve
 
 _CHUNK = 16  # batches that are sorted by length together: shuffled enough, hardly padded

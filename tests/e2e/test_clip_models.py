@@ -14,11 +14,12 @@ from torch.nn.functional import normalize
 
 import tintray
 from tests import tiny_models as tiny
-from tintray import models
-from tintray.checkpoints.model_folder import Checkpoint, ZeroShot, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, ZeroShot, open_model_folder
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
 from tintray.models import clip
+from tintray.models.calling import answer
+from tintray.models.loading import load_expert
 
 COLOURS = {"w0": (220, 40, 40), "w1": (40, 220, 40), "w2": (40, 40, 220)}
 SHADES = {"w3": 60, "w4": 190}
@@ -84,12 +85,12 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "base")
     tiny.tokenizer().save_pretrained(folder / "base")
     processor().save_pretrained(folder / "base")
-    base = open_checkpoint(folder / "base")
+    base = open_model_folder(folder / "base")
     for name, classes in {"colours": COLOURS, "shades": SHADES}.items():
         model.vision_model.save_pretrained(folder / name)  # the tower alone, as on the hub
-        opened = open_checkpoint(folder / name, base=base)
+        opened = open_model_folder(folder / name, base=base)
         told = opened.with_classes(ZeroShot(tuple(classes), tuple(TEMPLATES)))
-        expert: Any = models.load_expert(told)
+        expert: Any = load_expert(told)
         images, labels = pictures(name, 48, 1)
         tests, right = pictures(name, 40, 2)
         names = {} if name == "shades" else {"class_names": np.array(list(classes))}
@@ -149,7 +150,7 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
     head = load_file(exported / "zero_shot_head.safetensors")["weight"]
     module = merge.for_task("colours")
     with torch.inference_mode():
-        logits = models.answer(module, {"pixel_values": batch})
+        logits = answer(module, {"pixel_values": batch})
         plain = normalize(tower(pixel_values=batch).image_embeds) @ head.T
         ours = clip.CLIPZeroShotClassifier.open(exported)(batch).logits
     assert torch.allclose(plain, logits, atol=1e-5)
@@ -160,10 +161,10 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
     again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
     # an export is an expert again, with the head that it has learned
-    base = open_checkpoint(zoo / "base")
-    expert = models.load_expert(open_checkpoint(exported, base=base))
+    base = open_model_folder(zoo / "base")
+    expert = load_expert(open_model_folder(exported, base=base))
     with torch.inference_mode():
-        found = models.answer(expert, {"pixel_values": batch})
+        found = answer(expert, {"pixel_values": batch})
     assert torch.allclose(found, logits, atol=1e-5)
 
 
@@ -181,15 +182,15 @@ def test_a_head_of_texts_is_what_clip_answers(zoo: Path) -> None:
     from transformers import CLIPModel
 
     whole = CLIPModel.from_pretrained(zoo / "base").eval()
-    base = open_checkpoint(zoo / "base")
-    tower = open_checkpoint(zoo / "base", base=base)
-    expert = models.load_expert(tower.with_classes(ZeroShot(tuple(COLOURS), ("w10 w11 {}",))))
+    base = open_model_folder(zoo / "base")
+    tower = open_model_folder(zoo / "base", base=base)
+    expert = load_expert(tower.with_classes(ZeroShot(tuple(COLOURS), ("w10 w11 {}",))))
     texts = tiny.tokenizer()([f"w10 w11 {name}" for name in COLOURS], return_tensors="pt")
     batch = pixels(pictures("colours", 4, 3)[0])
     with torch.inference_mode():
         known = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
         expected = whole(pixel_values=batch, **known).logits_per_image
-        found = models.answer(expert, {"pixel_values": batch})
+        found = answer(expert, {"pixel_values": batch})
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -199,7 +200,7 @@ def test_the_text_tower_runs_once_for_a_head(
     asked: list[ZeroShot] = []
     text_head = clip.text_head
 
-    def counted(base: Checkpoint, zero_shot: ZeroShot, role: str) -> torch.Tensor:
+    def counted(base: ModelFolder, zero_shot: ZeroShot, role: str) -> torch.Tensor:
         asked.append(zero_shot)
         return text_head(base, zero_shot, role)
 
@@ -231,7 +232,7 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
         assert found.config["label2id"] == {"a_red_one": 0, "green": 1}
         known = Answers(2, found.config["label2id"])
         assert read_labels(data, "classification", [0, 1], known, "x").tolist() == [0, 1]
-    base = open_checkpoint(zoo / "base")
+    base = open_model_folder(zoo / "base")
     heads = [clip.text_head(base, ZeroShot((n,)), "x") for n in ("w0_w1", "w0 w1")]
     assert torch.equal(*heads)
 
@@ -246,8 +247,8 @@ def test_what_a_head_cannot_be_made_of_is_refused(zoo: Path, tmp_path: Path) -> 
     spec = job(zoo, tmp_path, zero_shot={"classes": ["w3", "w4", "w5"]})
     summary = api.run(spec)  # a class that no example has is no mistake
     assert summary.tasks[1].merged >= 0
-    tower = open_checkpoint(zoo / "shades", base=open_checkpoint(zoo / "shades"))
+    tower = open_model_folder(zoo / "shades", base=open_model_folder(zoo / "shades"))
     with pytest.raises(CheckpointError, match=r"has the tensor 'visual_projection\.weight'"):
-        models.load_expert(tower)
+        load_expert(tower)
     with pytest.raises(CheckpointError, match=r"has no text tower"):
-        clip.text_head(open_checkpoint(zoo / "shades"), ZeroShot(("w1",)), "tasks.x.expert")
+        clip.text_head(open_model_folder(zoo / "shades"), ZeroShot(("w1",)), "tasks.x.expert")

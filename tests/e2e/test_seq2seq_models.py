@@ -11,12 +11,13 @@ import torch
 
 import tintray
 from tests import tiny_models as tiny
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.data import DataSource
 from tintray.data.labels import NONE
 from tintray.errors import CheckpointError, DataError, SpecError
 from tintray.jobs import api
-from tintray.models import load_expert, resolve_site
+from tintray.models.loading import load_expert
+from tintray.models.structure import resolve_site
 from tintray.pools import pool as pools
 from tintray.pools import sequences
 
@@ -157,7 +158,7 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     merge = tintray.load(summary.url)
     module: Any = merge.for_task("down")
     order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
-    checkpoint = open_checkpoint(tied / "down")
+    checkpoint = open_model_folder(tied / "down")
     pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
     right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").words
     assert right is not None
@@ -195,7 +196,7 @@ def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:
 
 
 def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
-    checkpoint = open_checkpoint(tied / "up")
+    checkpoint = open_model_folder(tied / "up")
     expert: Any = load_expert(checkpoint)
     order = DataSource(str(tied / "up_train.jsonl"), "train[:5]", max_target_length=6)
     pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
@@ -224,6 +225,6 @@ def test_models_that_cannot_write_are_refused(tied: Path, tmp_path: Path) -> Non
         sequences.check_writes(module, "seq2seq", "x")
     tiny.save_rows(tmp_path / "x.jsonl", [{"text": "w1 w2", "target": 3}])
     order = DataSource(str(tmp_path / "x.jsonl"))
-    pool = pools.open_pool(order, open_checkpoint(tied / "up"), "seq2seq", "x", "x")
+    pool = pools.open_pool(order, open_model_folder(tied / "up"), "seq2seq", "x", "x")
     with pytest.raises(DataError, match=r"holds 3; expected a text for each example"):
         sequences.with_right_answers(pool, order, tokenizer(), t5(True).config, "x")

@@ -343,7 +343,7 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
 
 def test_a_tied_head_is_no_site(tmp_path: Path) -> None:
     from tintray.errors import SpecError
-    from tintray.models import head_modules, resolve_site
+    from tintray.models.structure import head_modules, resolve_site
 
     module = causal("gpt2", tied=True)
     assert head_modules(module) == ()

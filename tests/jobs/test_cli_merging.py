@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.cli import main
 from tintray.jobs.config.job_file import ADAMERGING, SURGERY
@@ -171,7 +171,7 @@ def test_two_merges_into_one_folder_leave_each_other_alone(
         if not held:
             held.append(call("--method", "average", "green"))
 
-    base, red = (open_checkpoint(folder / name) for name in ("base", "red"))
+    base, red = (open_model_folder(folder / name) for name in ("base", "red"))
     with pytest.raises(SpecError, match="out exists by now: another merge into it ended first"):
         merge_checkpoints(base, {"red": red}, folder / "out", recipe("average"), progress=second)
     assert held == [0]

@@ -21,7 +21,7 @@ import transformers
 import tintray
 from tests.answers import Answer, call
 from tests.sorts import SORTS, Sort, make_zoo, write_yaml
-from tintray.models import answer
+from tintray.models.calling import answer
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal, unseal
 

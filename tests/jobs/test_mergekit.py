@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.jobs import mergekit_peer as peer
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.cli import main
@@ -43,7 +43,7 @@ def merge(folder: Path, recipe: str, name: str, **options: Any) -> dict[str, Ten
     file = folder / f"{name}.yml"
     file.write_text(recipe)
     output = api.compose(file, folder / f"ours-{name}", **options)
-    return {n: t for path in open_checkpoint(output).weights for n, t in load_file(path).items()}
+    return {n: t for path in open_model_folder(output).weights for n, t in load_file(path).items()}
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import torch
 
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray import models
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.events import Event, Notice, TensorsMerged
 from tintray.merging import methods, recipe
 from tintray.merging.apply import directions, layers, own_deltas
+from tintray.models.structure import backbone_names
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
 from tintray.tinting import statistics, surgery
@@ -121,7 +121,7 @@ def test_fisher_is_the_expectation_of_squared_gradients(bench: Workbench) -> Non
 
 def test_grams_are_of_the_inputs_of_linear_layers(bench: Workbench) -> None:
     expert, pool = bench.experts["three"], bench.pools["three"]
-    found = statistics.input_grams(expert, pool, models.backbone_names(expert))
+    found = statistics.input_grams(expert, pool, backbone_names(expert))
     name = next(key for key in found if key.endswith("fc1.weight") or "intermediate" in key)
     seen = []
     layer = expert.get_submodule(name.removesuffix(".weight"))

@@ -12,14 +12,14 @@ from transformers import AutoModelForImageClassification
 
 import tintray
 from tests.training_here import training_here
-from tintray import models
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.engine.adapter_sizes import factor_bytes
 from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
 from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 from tintray.models.adapters import read_adapter
+from tintray.models.loading import load_expert
 
 __all__ = ["training_here"]
 
@@ -102,11 +102,11 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     zoo = build(tmp_path / "zoo", drawings, tasks=2, lora=2, recipe=TINY, workers=1)
     spec = load_spec(zoo / "job.yaml")
-    base = open_checkpoint(zoo / "base")
+    base = open_model_folder(zoo / "base")
     for task in spec.tasks:
-        checkpoint = open_checkpoint(task.expert, base=base)
+        checkpoint = open_model_folder(task.expert, base=base)
         assert checkpoint.adapter is not None
-        expert: Any = models.load_expert(checkpoint)
+        expert: Any = load_expert(checkpoint)
         assert expert.config.id2label[0] == "0"
         adapter = read_adapter(checkpoint, expert, task.name)
         assert adapter.rank == 2
@@ -125,7 +125,7 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
     merge = tintray.load(tintray.run(load_spec(zoo / "job.yaml", given)).url)
     name = spec.tasks[0].name
     merged = merge.for_task(name).state_dict()
-    experts = [models.load_expert(open_checkpoint(t.expert, base=base)) for t in spec.tasks]
+    experts = [load_expert(open_model_folder(t.expert, base=base)) for t in spec.tasks]
     shared = [key for key in merged if not key.startswith("classifier")]
     for key in shared:
         mean = torch.stack([expert.state_dict()[key] for expert in experts]).mean(0)

@@ -31,14 +31,14 @@ def test_averages_are_plain_means_over_tasks(published: Published) -> None:
 
 
 def test_a_manifest_tells_where_everything_came_from(published: Published, tiny: TinyZoo) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
 
     manifest = read_manifest(*parse_merge_url(published.summary.url))
     assert (manifest["name"], manifest["version"], manifest["parent"]) == ("tiny", 1, None)
-    assert manifest["base"]["sha256"] == open_checkpoint(tiny.folder / "base").digest()
+    assert manifest["base"]["sha256"] == open_model_folder(tiny.folder / "base").digest()
     store = open_store(published.spec.store)
     for task in manifest["tasks"]:
-        digest = open_checkpoint(tiny.folder / task["name"]).digest()
+        digest = open_model_folder(tiny.folder / task["name"]).digest()
         assert task["expert"]["sha256"] == digest
         for sha256 in (task["task_vector"], task["pool"]["labels"]):
             assert store.exists(f"blobs/{sha256[:2]}/{sha256}")

@@ -15,7 +15,7 @@ from tintray.errors import SpecError
 from tintray.jobs.engine.backend import InlineFleet
 from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
-from tintray.models import backbone_names
+from tintray.models.structure import backbone_names
 from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.store import open_store

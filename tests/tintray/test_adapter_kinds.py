@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
-from tintray.models import load_base, load_expert
 from tintray.models.adapter_options import DEFAULTS, UNDERSTOOD, by_pattern, is_plain
 from tintray.models.adapters import apply, read_adapter, task_vector
+from tintray.models.loading import load_base, load_expert
 from tintray.numerics.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
@@ -68,7 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def saved(model: Any, folder: Path, **config: Any) -> Checkpoint:
+def saved(model: Any, folder: Path, **config: Any) -> ModelFolder:
     """A PEFT model with random factors, in a folder, as we look at it."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,10 +82,10 @@ def saved(model: Any, folder: Path, **config: Any) -> Checkpoint:
     return looked_at(folder)
 
 
-def looked_at(folder: Path) -> Checkpoint:
+def looked_at(folder: Path) -> ModelFolder:
     adapter = json.loads((folder / "adapter_config.json").read_text())
     weights = (folder / "adapter_model.safetensors",)
-    return Checkpoint(folder, {}, weights, adapter=adapter, base=Checkpoint(folder, {}))
+    return ModelFolder(folder, {}, weights, adapter=adapter, base=ModelFolder(folder, {}))
 
 
 def adapted(part: nn.Module, settings: dict[str, Any], folder: Path) -> tuple[Any, nn.Module, Any]:
@@ -175,10 +175,10 @@ def test_every_other_option_is_refused_by_name(tmp_path: Path) -> None:
     assert OTHER.keys() > DEFAULTS.keys()
     own = checkpoint.adapter or {}
     for name, value in OTHER.items():
-        other = Checkpoint(tmp_path, {}, checkpoint.weights, adapter={**own, name: value})
+        other = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, name: value})
         with pytest.raises(CheckpointError, match=rf"^x: .*_config\.json has {name}=.*merge"):
             read_adapter(other, base, "x")
-        off = Checkpoint(tmp_path, {}, checkpoint.weights, adapter={**own, name: None})
+        off = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, name: None})
         assert read_adapter(off, base, "x").rank == 2
 
 
@@ -216,7 +216,7 @@ def test_an_option_of_the_wrong_sort_is_refused_by_name(
 ) -> None:
     _, base, checkpoint = adapted(nn.Linear(6, 4), {}, tmp_path)
     own = checkpoint.adapter or {}
-    other = Checkpoint(tmp_path, {}, checkpoint.weights, adapter={**own, field: value})
+    other = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, field: value})
     with pytest.raises(CheckpointError, match=r"^x: "):
         read_adapter(other, base, "x")
 
@@ -293,7 +293,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return {tied: folder / str(tied) for tied in (False, True)}
 
 
-def of_llama(base: Path, folder: Path, **settings: Any) -> tuple[Any, Checkpoint]:
+def of_llama(base: Path, folder: Path, **settings: Any) -> tuple[Any, ModelFolder]:
     import transformers
 
     module = transformers.LlamaForCausalLM.from_pretrained(base)
@@ -302,7 +302,7 @@ def of_llama(base: Path, folder: Path, **settings: Any) -> tuple[Any, Checkpoint
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(module, config)
         saved(model, folder)
-    return model.eval(), open_checkpoint(folder, base=open_checkpoint(base))
+    return model.eval(), open_model_folder(folder, base=open_model_folder(base))
 
 
 READ = {
@@ -323,7 +323,7 @@ def test_the_product_is_added_to_the_layer_that_is_stored_beside_it(
     with torch.no_grad():
         found, expected = expert(input_ids=ids).logits, model(input_ids=ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
-    base: Any = load_base(open_checkpoint(bases[False]), like=checkpoint)
+    base: Any = load_base(open_model_folder(bases[False]), like=checkpoint)
     names = [name for name, _ in base.named_parameters()]
     vector = task_vector(read_adapter(checkpoint, base, "x"), base, names)
     assert all(isinstance(row, LowRank) for name, row in vector.items() if "lm_head" not in name)
@@ -354,6 +354,6 @@ def test_an_adapter_with_more_tokens_than_its_base_is_refused(
         for name, t in load_file(path).items()
     }
     save_file(grown, path)
-    checkpoint = open_checkpoint(tmp_path, base=open_checkpoint(bases[False]), role="x")
+    checkpoint = open_model_folder(tmp_path, base=open_model_folder(bases[False]), role="x")
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight' with shape \[32, 16\]"):
         load_expert(checkpoint, "x")

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_models as tiny
-from tintray import models
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError, InputError, IntegrityError
 from tintray.models.adapters import read_adapter, task_vector
+from tintray.models.calling import answer
+from tintray.models.loading import load_base, load_expert
+from tintray.models.structure import backbone_names
 from tintray.numerics.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
@@ -64,7 +66,7 @@ def randomise(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
 
 
-def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, Checkpoint]:
+def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, ModelFolder]:
     """A PEFT model with random factors and head, and its folder as we open it."""
     from transformers import BertForSequenceClassification
 
@@ -73,8 +75,8 @@ def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, Checkpoint]:
     model = peft.get_peft_model(module, peft.LoraConfig(task_type="SEQ_CLS", **settings))
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
-    base = open_checkpoint(tmp_path / "base", role="base")
-    return model.eval(), open_checkpoint(tmp_path / "adapter", role="tasks.x.expert", base=base)
+    base = open_model_folder(tmp_path / "base", role="base")
+    return model.eval(), open_model_folder(tmp_path / "adapter", role="tasks.x.expert", base=base)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -85,11 +87,11 @@ def inputs() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_an_adapter_is_what_peft_makes_of_it(tmp_path: Path, settings: dict[str, Any]) -> None:
     model, checkpoint = adapted(tmp_path, **settings)
-    expert = models.load_expert(checkpoint)
+    expert = load_expert(checkpoint)
     assert expert.config.num_labels == 3  # type: ignore[union-attr]
     with torch.inference_mode():
         expected = model(**inputs()).logits
-        assert torch.allclose(models.answer(expert, inputs()), expected, atol=1e-5)
+        assert torch.allclose(answer(expert, inputs()), expected, atol=1e-5)
 
 
 def test_a_transposed_layer_and_a_tied_head(tmp_path: Path) -> None:
@@ -98,20 +100,20 @@ def test_a_transposed_layer_and_a_tied_head(tmp_path: Path) -> None:
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
-    opened = open_checkpoint(tmp_path / "base")
-    expert = models.load_expert(open_checkpoint(tmp_path / "adapter", base=opened))
+    opened = open_model_folder(tmp_path / "base")
+    expert = load_expert(open_model_folder(tmp_path / "adapter", base=opened))
     ids = torch.randint(4, 40, (3, 7))
     with torch.inference_mode():
         expected = model.eval()(input_ids=ids).logits
-        assert torch.allclose(models.answer(expert, {"input_ids": ids}), expected, atol=1e-5)
+        assert torch.allclose(answer(expert, {"input_ids": ids}), expected, atol=1e-5)
 
 
 def test_the_task_vector_stays_a_product(tmp_path: Path) -> None:
     _, checkpoint = adapted(tmp_path, **SETTINGS["patterns"])
-    base = models.load_base(open_checkpoint(tmp_path / "base"), like=checkpoint)
-    names = models.backbone_names(base)
+    base = load_base(open_model_folder(tmp_path / "base"), like=checkpoint)
+    names = backbone_names(base)
     vector = task_vector(read_adapter(checkpoint, base, "x", with_head=False), base, names)
-    expert = models.load_expert(checkpoint)
+    expert = load_expert(checkpoint)
     assert all(isinstance(row, LowRank) for row in vector.values())
     assert sorted({row.up.shape[1] for row in vector.values()}) == [2, 3, 4]  # type: ignore[union-attr]
     for name in names:
@@ -152,9 +154,9 @@ BAD = {
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
     adapted(tmp_path, **PLAIN)
     damage(tmp_path / "adapter")
-    base = open_checkpoint(tmp_path / "base")
+    base = open_model_folder(tmp_path / "base")
     with pytest.raises(CheckpointError, match=words):
-        models.load_expert(open_checkpoint(tmp_path / "adapter", base=base), "tasks.x.expert")
+        load_expert(open_model_folder(tmp_path / "adapter", base=base), "tasks.x.expert")
 
 
 def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
@@ -215,11 +217,11 @@ def _check_adapters(spec: Any, url: str, folder: Path) -> None:
     shared = load_file(everything / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in shared.items() if "lora_A" in name} == {7}  # 2 + 5
     again = tintray.load(str(everything))
-    opened = open_checkpoint(one, base=open_checkpoint(folder / "base"))
+    opened = open_model_folder(one, base=open_model_folder(folder / "base"))
     with torch.inference_mode():
         expected = merge.for_task("thirds")(**inputs()).logits
         assert torch.allclose(loaded(**inputs()).logits, expected, atol=1e-5)
-        found = models.answer(models.load_expert(opened), inputs())
+        found = answer(load_expert(opened), inputs())
         assert torch.allclose(found, expected, atol=1e-5)
         for task in merge.tasks:
             expected = merge.for_task(task)(**inputs()).logits

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_zoo import TinyZoo
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -69,16 +69,16 @@ def test_a_damaged_folder_is_refused_by_its_file(
 ) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=r"^tasks\.five\.expert: ") as raised:
-        open_checkpoint(folder, role="tasks.five.expert")
+        open_model_folder(folder, role="tasks.five.expert")
     said = str(raised.value)
     assert [word for word in [str(folder), *words] if word not in said] == []
 
 
 def test_a_folder_that_is_not_there_is_answered_with_the_nearest(tiny: TinyZoo) -> None:
     with pytest.raises(CheckpointError, match="did you mean 'three'"):
-        open_checkpoint(tiny.folder / "tree")
+        open_model_folder(tiny.folder / "tree")
     with pytest.raises(CheckpointError, match="is a file; expected the folder"):
-        open_checkpoint(tiny.folder / "five.npz")
+        open_model_folder(tiny.folder / "five.npz")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_what_is_no_name_of_a_model_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match=r"^x: "):
-        open_checkpoint(name, role="x")
+        open_model_folder(name, role="x")
 
 
 def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None:
-    from tintray.models import load_expert
+    from tintray.models.loading import load_expert
 
-    whole = load_expert(open_checkpoint(tiny.folder / "five")).state_dict()
+    whole = load_expert(open_model_folder(tiny.folder / "five")).state_dict()
     tensors = load_file(folder / WEIGHTS)
     names = sorted(tensors)
     parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
@@ -106,7 +106,7 @@ def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / WEIGHTS).unlink()
-    checkpoint = open_checkpoint(f"file://{folder}")
+    checkpoint = open_model_folder(f"file://{folder}")
     assert [path.name for path in checkpoint.weights] == sorted(parts)
     found = load_expert(checkpoint).state_dict()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
@@ -114,7 +114,7 @@ def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None
 
 def test_digest_covers_all_that_an_output_depends_on(folder: Path) -> None:
     def digest() -> str:
-        return open_checkpoint(folder).digest()
+        return open_model_folder(folder).digest()
 
     first = digest()
     (folder / "README.md").write_text("a model card")
@@ -132,5 +132,5 @@ def test_digest_covers_all_that_an_output_depends_on(folder: Path) -> None:
 
 
 def test_digest_does_not_depend_on_where_the_folder_lies(tiny: TinyZoo, folder: Path) -> None:
-    here, there = open_checkpoint(folder), open_checkpoint(tiny.folder / "five")
+    here, there = open_model_folder(folder), open_model_folder(tiny.folder / "five")
     assert here.digest() == there.digest()

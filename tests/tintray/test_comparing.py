@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from tests import tiny_models as tiny
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import CheckpointError
-from tintray.models import check_same_computation, check_same_model
-from tintray.models.comparing import OF_NO_CONSEQUENCE
+from tintray.models.comparing import OF_NO_CONSEQUENCE, check_same_computation, check_same_model
 from tintray.models.config_usage import computes_with
 
 LLAMA = {
@@ -84,7 +83,7 @@ OTHER = {
 
 
 def compared(common: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    models = [Checkpoint(Path(f"/{n}"), {**common, **own}) for n, own in enumerate((one, other))]
+    models = [ModelFolder(Path(f"/{n}"), {**common, **own}) for n, own in enumerate((one, other))]
     return check_same_computation(*models, "the base", "tasks.x.expert")
 
 
@@ -158,7 +157,7 @@ def stored(**dtypes: str) -> dict[str, TensorInfo]:
 
 def test_other_types_of_numbers_are_told() -> None:
     base, expert = (
-        Checkpoint(Path("/x"), LLAMA, (), stored(a=dtype, n="I64")) for dtype in ("F32", "BF16")
+        ModelFolder(Path("/x"), LLAMA, (), stored(a=dtype, n="I64")) for dtype in ("F32", "BF16")
     )
     (told,) = check_same_computation(base, expert, "the base", "tasks.x.expert")
     assert told.startswith("tasks.x.expert is stored as BF16, the base as F32; both are read as")
@@ -176,9 +175,9 @@ def test_whole_models_need_the_same_classes_tokens_and_kinds_of_numbers(tmp_path
     numbers[first], numbers[second] = numbers[second], numbers[first]
     vocabulary.write_text(json.dumps(words))
 
-    def model(folder: str, *labels: str, dtype: str = "F32") -> Checkpoint:
+    def model(folder: str, *labels: str, dtype: str = "F32") -> ModelFolder:
         named = {"id2label": {str(n): label for n, label in enumerate(labels)}} if labels else {}
-        return Checkpoint(tmp_path / folder, {**BERT, **named}, (), stored(a=dtype))
+        return ModelFolder(tmp_path / folder, {**BERT, **named}, (), stored(a=dtype))
 
     one = model("one", "cat", "dog")
     assert check_same_model(one, model("same", "cat", "dog"), "one", "other") == []
@@ -194,8 +193,8 @@ def test_whole_models_need_the_same_classes_tokens_and_kinds_of_numbers(tmp_path
 
 
 def test_models_of_no_class_are_compared_as_they_are_written(tmp_path: Path) -> None:
-    def model(**config: Any) -> Checkpoint:
-        return Checkpoint(tmp_path, config)
+    def model(**config: Any) -> ModelFolder:
+        return ModelFolder(tmp_path, config)
 
     assert check_same_model(model(), model(), "one", "other") == []
     assert check_same_model(model(a=1, dtype="float16"), model(a=1), "one", "other") == []
@@ -211,7 +210,7 @@ def test_a_quantisation_that_left_only_its_name_is_told(tmp_path: Path) -> None:
     how = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **how}))
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
-    checkpoint = open_checkpoint(tmp_path, role="x")
+    checkpoint = open_model_folder(tmp_path, role="x")
     assert checkpoint.notices("x") == [
         "x: config.json speaks of a quantisation (bitsandbytes), and the weights are plain; it is "
         "left out"
@@ -221,4 +220,4 @@ def test_a_quantisation_that_left_only_its_name_is_told(tmp_path: Path) -> None:
     for dtype in (torch.uint8, torch.int32, torch.float8_e4m3fn):
         save_file({"a": torch.zeros(2).to(dtype)}, tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"^x: .*quantised \(bitsandbytes\): tensor 'a'"):
-            open_checkpoint(tmp_path, role="x")
+            open_model_folder(tmp_path, role="x")

@@ -16,11 +16,11 @@ from torch.nn.modules import module as hooks
 
 import tintray
 from tests import tiny_models as tiny
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import processor_in
 from tintray.data import Examples
 from tintray.errors import CheckpointError, DataError
-from tintray.models import empty_module, load_expert
+from tintray.models.loading import empty_module, load_expert
 from tintray.pools.pool import build_pool
 
 ROOT = Path(tintray.__file__).parents[1]
@@ -74,27 +74,27 @@ FORMS: dict[str, Callable[[Path], object]] = {
 def test_a_folder_of_two_models_is_refused_and_both_are_named(
     folder: Path, one: str, other: str
 ) -> None:
-    base = open_checkpoint(folder)
+    base = open_model_folder(folder)
     FORMS[one](folder)
     FORMS[other](folder)
     if WEIGHTS not in (one, other):
         (folder / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=rf"^x: .* holds two models, {one} and {other}; exp"):
-        open_checkpoint(folder, role="x", base=base)
+        open_model_folder(folder, role="x", base=base)
 
 
 def test_weights_in_other_formats_do_not_matter(folder: Path) -> None:
-    expected = load_expert(open_checkpoint(folder)).state_dict()
-    digest = open_checkpoint(folder).digest()
+    expected = load_expert(open_model_folder(folder)).state_dict()
+    digest = open_model_folder(folder).digest()
     for name in ("pytorch_model.bin", "tf_model.h5", "pytorch_model.bin.index.json", "x.gguf"):
         (folder / name).write_bytes(b"of another model")
     other = {name: tensor + 1 for name, tensor in load_file(folder / WEIGHTS).items()}
     save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
     change(folder / "config.json", transformers_weights="other.safetensors")
-    found = load_expert(open_checkpoint(folder)).state_dict()
+    found = load_expert(open_model_folder(folder)).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     change(folder / "config.json", transformers_weights=None)
-    assert digest != open_checkpoint(folder).digest()  # of the configuration
+    assert digest != open_model_folder(folder).digest()  # of the configuration
 
 
 def elsewhere(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_index_names_its_own_parts_and_nothing_else(
     damage(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"^x: .*model"):
-        open_checkpoint(folder, role="x")
+        open_model_folder(folder, role="x")
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder / name).rename(secret) if (folder / name).exists() else secret.write_text("{}")
     (folder / name).symlink_to(secret)
     with pytest.raises(CheckpointError, match=rf"^x: .*{name} is a link to .*secret"):
-        open_checkpoint(folder, role="x")
+        open_model_folder(folder, role="x")
 
 
 def test_a_file_that_changes_after_it_was_looked_at_is_not_used(folder: Path) -> None:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_model_folder(folder)
     tensors = load_file(folder / WEIGHTS)
     save_file({n: t + 1 for n, t in tensors.items()}, folder / "new", metadata={"format": "pt"})
     (folder / "new").replace(folder / WEIGHTS)
@@ -179,7 +179,7 @@ def test_buffers_of_old_versions_are_ignored(folder: Path) -> None:
         "vit.encoder.layer.0.rotary_emb.inv_freq": torch.ones(4),
     }
     save_file(tensors | old, folder / WEIGHTS, metadata={"format": "pt"})
-    assert load_expert(open_checkpoint(folder)).state_dict().keys().isdisjoint(old)
+    assert load_expert(open_model_folder(folder)).state_dict().keys().isdisjoint(old)
 
 
 PROMISES = {
@@ -199,7 +199,7 @@ def test_a_configuration_that_promises_too_much_is_refused(
     change(folder / "config.json", **{field: value, "id2label": None, "label2id": None})
     config = json.loads((folder / "config.json").read_text())
     with pytest.raises(CheckpointError, match=r"config\.json|model "):
-        load_expert(open_checkpoint(folder), "x")
+        load_expert(open_model_folder(folder), "x")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         empty_module(config, numbers=5_000)
     assert not hooks._global_parameter_registration_hooks
@@ -219,7 +219,7 @@ def test_whatever_a_field_holds_is_read_or_refused(folder: Path, field: str) -> 
     for value in HOSTILE:
         (folder / "config.json").write_text(json.dumps(original | {field: value}))
         try:
-            load_expert(open_checkpoint(folder, role="x"), "x")
+            load_expert(open_model_folder(folder, role="x"), "x")
         except CheckpointError as error:
             assert str(error).startswith("x: ")
 
@@ -308,11 +308,11 @@ def test_code_beside_a_model_is_never_run(folder: Path) -> None:
     (folder / "own.py").write_text(CODE)
     change(folder / "config.json", auto_map={"AutoModel": "own.Own"}, architectures=["Own"])
     with pytest.raises(CheckpointError, match=r"architectures=\['Own'\]; .*code .* is never run"):
-        load_expert(open_checkpoint(folder))
+        load_expert(open_model_folder(folder))
     for name in ("AutoModel", "pipeline", "Trainer", "PreTrainedModel", "utils", "__doc__"):
         change(folder / "config.json", architectures=[name])
         with pytest.raises(CheckpointError, match="expected the name of one transformers model"):
-            load_expert(open_checkpoint(folder))
+            load_expert(open_model_folder(folder))
     assert not (folder / "RAN").exists()
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints import hub
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import CheckpointError
-from tintray.models import load_expert
+from tintray.models.loading import load_expert
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def snapshot(tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_old_weights_are_converted_once(
     snapshot: Path, tiny: TinyZoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_checkpoint("org/five")
+    opened = open_model_folder("org/five")
     assert opened.folder != snapshot
-    plain = load_expert(open_checkpoint(tiny.folder / "five")).state_dict()
+    plain = load_expert(open_model_folder(tiny.folder / "five")).state_dict()
     found = load_expert(opened).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
     assert "again" not in load_file(opened.weights[0])  # it shares memory with another
     assert [path.name for path in opened.preprocessor_files] == ["preprocessor_config.json"]
     monkeypatch.setattr(torch, "load", None)  # nothing is read a second time
-    assert open_checkpoint("org/five").folder == opened.folder
+    assert open_model_folder("org/five").folder == opened.folder
 
 
 def test_a_pickle_that_is_more_than_weights_is_refused_and_runs_nothing(

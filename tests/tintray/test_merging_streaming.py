@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import InputError, StorageError
 from tintray.merging import methods, recipe, streaming
 from tintray.merging.apply import directions, layers, own_deltas
@@ -43,11 +43,11 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return made | {"positions": torch.arange(7)}
 
 
-def checkpoint(folder: Path, content: dict[str, Tensor]) -> Checkpoint:
+def checkpoint(folder: Path, content: dict[str, Tensor]) -> ModelFolder:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(content, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "made-up"}')
-    return open_checkpoint(folder)
+    return open_model_folder(folder)
 
 
 class Zoo:
@@ -129,7 +129,7 @@ def test_one_expert_at_scale_one_comes_back(zoo: Zoo) -> None:
 
 def test_the_configuration_comes_along(zoo: Zoo) -> None:
     zoo.merge()
-    assert open_checkpoint(zoo.folder / "out").config == {"model_type": "made-up"}
+    assert open_model_folder(zoo.folder / "out").config == {"model_type": "made-up"}
 
 
 def test_large_output_is_cut_into_shards_with_an_index(zoo: Zoo) -> None:
@@ -138,7 +138,7 @@ def test_large_output_is_cut_into_shards_with_an_index(zoo: Zoo) -> None:
     merge_checkpoints(
         zoo.base, zoo.experts, output, recipe("task_arithmetic"), shard_bytes=4 * 300 * 260
     )
-    opened = open_checkpoint(output)
+    opened = open_model_folder(output)
     count = len(opened.weights)
     assert count > 1
     assert [path.name for path in opened.weights] == [
@@ -161,7 +161,7 @@ def test_a_sharded_base_is_read_like_a_single_file(zoo: Zoo) -> None:
     itself = {"base": zoo.base}
     merge_checkpoints(zoo.base, itself, cut, recipe("average"), shard_bytes=4 * 300 * 260)
     output = zoo.folder / "again"
-    merge_checkpoints(open_checkpoint(cut), zoo.experts, output, recipe("task_arithmetic"))
+    merge_checkpoints(open_model_folder(cut), zoo.experts, output, recipe("task_arithmetic"))
     again = load_file(output / "model.safetensors")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in again.items())
 
@@ -210,7 +210,7 @@ def refused(zoo: Zoo, name: str = "task_arithmetic", **options: object) -> str:
 def change(zoo: Zoo, alter: Callable[[dict[str, Tensor]], object]) -> None:
     alter(zoo.expert_tensors["green"])
     checkpoint(zoo.folder / "green", zoo.expert_tensors["green"])
-    zoo.experts["green"] = open_checkpoint(zoo.folder / "green")
+    zoo.experts["green"] = open_model_folder(zoo.folder / "green")
 
 
 def test_an_expert_without_a_tensor_is_refused(zoo: Zoo) -> None:
@@ -314,14 +314,14 @@ def test_statistics_are_read_beside_the_tensors(zoo: Zoo, name: str) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.merging import recipe
 from tintray.merging.writing import merge_checkpoints
 
 folder, name, bound = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) * 2**20
 
 def merge(size):
-    opened = {n: open_checkpoint(folder / size / n) for n in ("base", "0", "1", "2", "3", "4")}
+    opened = {n: open_model_folder(folder / size / n) for n in ("base", "0", "1", "2", "3", "4")}
     base = opened.pop("base")
     merge_checkpoints(base, opened, folder / f"out-{size}", recipe(name), memory=bound)
 

@@ -10,15 +10,23 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from tests.tiny_zoo import CLASSES, TASKS, TinyZoo
-from tintray import models
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import CheckpointError, SpecError
+from tintray.models.comparing import check_same_backbone
+from tintray.models.loading import load_base, load_expert
+from tintray.models.structure import (
+    backbone_names,
+    head_modules,
+    private_state,
+    resolve_site,
+    skeleton,
+)
 from tintray.tinting.partition import partition
 
 
 @pytest.fixture(scope="module")
 def expert(tiny: TinyZoo) -> torch.nn.Module:
-    return models.load_expert(open_checkpoint(tiny.folder / "five"))
+    return load_expert(open_model_folder(tiny.folder / "five"))
 
 
 def test_an_expert_is_what_transformers_loads(tiny: TinyZoo, expert: torch.nn.Module) -> None:
@@ -32,10 +40,10 @@ def test_an_expert_is_what_transformers_loads(tiny: TinyZoo, expert: torch.nn.Mo
 @pytest.mark.parametrize("task", TASKS)
 def test_a_base_takes_the_class_of_the_experts(tiny: TinyZoo, task: str) -> None:
     """Its own head, of six classes, is left out; its backbone is bit for bit the file's."""
-    like = open_checkpoint(tiny.folder / task)
-    base = models.load_base(open_checkpoint(tiny.folder / "base"), like=like)
+    like = open_model_folder(tiny.folder / task)
+    base = load_base(open_model_folder(tiny.folder / "base"), like=like)
     plain = ViTForImageClassification.from_pretrained(tiny.folder / "base").state_dict()
-    for name in models.backbone_names(base):
+    for name in backbone_names(base):
         assert torch.equal(base.get_parameter(name), plain[name])
     assert base.config.num_labels == CLASSES[task]
 
@@ -45,18 +53,18 @@ def test_a_base_without_a_head_is_a_base_too(tiny: TinyZoo, tmp_path: Path) -> N
     headless = ViTModel(whole.config, add_pooling_layer=False)
     headless.load_state_dict(whole.vit.state_dict())
     headless.save_pretrained(tmp_path)
-    like = open_checkpoint(tiny.folder / "two")
-    base = models.load_base(open_checkpoint(tmp_path), like=like)
-    for name in models.backbone_names(base):
+    like = open_model_folder(tiny.folder / "two")
+    base = load_base(open_model_folder(tmp_path), like=like)
+    for name in backbone_names(base):
         assert torch.equal(base.get_parameter(name), whole.state_dict()[name])
 
 
 def test_backbone_and_head_are_everything(expert: torch.nn.Module) -> None:
-    heads = models.head_modules(expert)
+    heads = head_modules(expert)
     assert heads == ("classifier",)
     head = {name for name in expert.state_dict() if name.startswith("classifier.")}
-    assert head | set(models.backbone_names(expert)) == set(expert.state_dict())
-    assert set(models.private_state(expert, heads)) == head
+    assert head | set(backbone_names(expert)) == set(expert.state_dict())
+    assert set(private_state(expert, heads)) == head
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,7 @@ def test_backbone_and_head_are_everything(expert: torch.nn.Module) -> None:
 def test_a_site_may_be_spelt_as_in_memory_or_as_on_disk(
     expert: torch.nn.Module, written: str, found: str
 ) -> None:
-    assert models.resolve_site(expert, written) == (found,)
+    assert resolve_site(expert, written) == (found,)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_a_site_that_is_none_is_answered_with_the_nearest(
     expert: torch.nn.Module, written: str, hint: str
 ) -> None:
     with pytest.raises(SpecError, match=rf"^tint\.site: .*no module '{written}'") as raised:
-        models.resolve_site(expert, written)
+        resolve_site(expert, written)
     assert hint in str(raised.value)
 
 
@@ -107,12 +115,12 @@ def test_a_path_on_disk_stands_for_exactly_its_tensors(
     assert len(paths) > 30
     for path in sorted(paths):
         try:
-            (found,) = models.resolve_site(expert, path)
+            (found,) = resolve_site(expert, path)
         except SpecError:
             assert path.endswith("attention.attention"), path  # no module in memory is just this
             continue
         size = sum(t.numel() for name, t in on_disk.items() if name.startswith(f"{path}."))
-        private = models.private_state(expert, (found,))
+        private = private_state(expert, (found,))
         assert sum(tensor.numel() for tensor in private.values()) == size, (path, found)
 
 
@@ -122,7 +130,7 @@ def test_a_site_that_leaves_nothing_to_share_or_only_holds_layers_is_refused(
 ) -> None:
     """``vit.layers`` is a list of blocks that nothing ever calls; ``vit`` is the whole backbone."""
     with pytest.raises(SpecError, match=r"^tint\.site"):
-        models.resolve_site(expert, site)
+        resolve_site(expert, site)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def test_a_site_that_leaves_nothing_to_share_or_only_holds_layers_is_refused(
 def test_a_pattern_is_all_that_it_fits_and_never_a_part_of_it_again(
     expert: torch.nn.Module, site: str, count: int
 ) -> None:
-    found = models.resolve_site(expert, site)
+    found = resolve_site(expert, site)
     assert len(found) == count
     assert not any(one.startswith(f"{other}.") for one in found for other in found)
 
@@ -143,7 +151,7 @@ def test_a_pattern_that_fits_nothing_or_everything_is_refused(
     expert: torch.nn.Module, site: str, words: str
 ) -> None:
     with pytest.raises(SpecError, match=words):
-        models.resolve_site(expert, site)
+        resolve_site(expert, site)
 
 
 @pytest.mark.parametrize(("site", "words"), [("head", "is the head"), ("norms", "no linear layer")])
@@ -180,17 +188,17 @@ def test_an_expert_of_another_shape_is_refused_by_its_tensor(
 ) -> None:
     other = ViTForImageClassification(config(**changes))
     with pytest.raises(CheckpointError, match=r"^tasks\.x\.expert") as raised:
-        models.check_same_backbone(expert, other, "the base", "tasks.x.expert")
+        check_same_backbone(expert, other, "the base", "tasks.x.expert")
     assert [word for word in words if word not in str(raised.value)] == []
 
 
 def test_a_model_without_a_head_cannot_be_split() -> None:
     with pytest.raises(CheckpointError, match="no backbone apart from its head"):
-        models.backbone_names(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+        backbone_names(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 def test_a_skeleton_owns_its_tensors(expert: torch.nn.Module) -> None:
-    copy = models.skeleton(expert)
+    copy = skeleton(expert)
     with torch.no_grad():
         copy.classifier.bias.fill_(7)
     assert not torch.equal(copy.classifier.bias, expert.classifier.bias)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import tintray
 from tests.tiny_zoo import TinyZoo
-from tintray.checkpoints.model_folder import Checkpoint, open_checkpoint
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.data import DataSource, reading
 from tintray.errors import DataError
 from tintray.pools import cache as pool_cache
@@ -50,17 +50,17 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def expert(tiny: TinyZoo, tmp_path: Path) -> Checkpoint:
-    return open_checkpoint(tiny.copy(tmp_path / "zoo").folder / "five")
+def expert(tiny: TinyZoo, tmp_path: Path) -> ModelFolder:
+    return open_model_folder(tiny.copy(tmp_path / "zoo").folder / "five")
 
 
-def opened(folder: Path, expert: Checkpoint, cache: Path, max_bad: int = 1) -> pools.Pool:
+def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> pools.Pool:
     order = DataSource(str(folder), max_bad=max_bad)
     return pools.open_pool(order, expert, "classification", "x", "tasks.x.adapt", cache)
 
 
 def test_what_was_decoded_once_is_not_again(
-    folder: Path, expert: Checkpoint, decoded: list[Any], tmp_path: Path
+    folder: Path, expert: ModelFolder, decoded: list[Any], tmp_path: Path
 ) -> None:
     first = opened(folder, expert, tmp_path / "cache")
     assert len(decoded) == 6
@@ -77,7 +77,7 @@ def test_what_was_decoded_once_is_not_again(
 
 
 def test_other_pixels_and_other_preparation_are_decoded(
-    folder: Path, expert: Checkpoint, decoded: list[Any], tmp_path: Path
+    folder: Path, expert: ModelFolder, decoded: list[Any], tmp_path: Path
 ) -> None:
     first = opened(folder, expert, tmp_path / "cache")
     Image.new("RGB", (20, 14)).save(folder / "train" / "0.png")
@@ -91,7 +91,7 @@ def test_other_pixels_and_other_preparation_are_decoded(
 
 def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
     folder: Path,
-    expert: Checkpoint,
+    expert: ModelFolder,
     decoded: list[Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -134,7 +134,7 @@ def test_a_job_and_its_evaluation_decode_each_image_once(
 
 
 def test_a_cache_that_cannot_be_written_is_none(
-    folder: Path, expert: Checkpoint, tmp_path: Path
+    folder: Path, expert: ModelFolder, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     assert len(opened(folder, expert, tmp_path / "cache")) == 5

@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from tests.tiny_zoo import TinyZoo
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import load_processor
 from tintray.data import Answers, DataSource, Examples, read_examples, read_labels
 from tintray.errors import CheckpointError, DataError
-from tintray.models import load_expert
+from tintray.models.loading import load_expert
 from tintray.pools import pool as pools
 from tintray.tinting.self_labels import predict, self_labels
 
@@ -165,12 +165,12 @@ def test_an_expert_without_a_processor_is_refused(tiny: TinyZoo, tmp_path: Path)
     folder = tiny.copy(tmp_path / "zoo").folder / "five"
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"five has no usable preprocessor_config\.json"):
-        load_processor(open_checkpoint(folder), "tasks.five.expert")
+        load_processor(open_model_folder(folder), "tasks.five.expert")
 
 
 def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
     """Whatever the batches in which a pool passes the model."""
-    checkpoint = open_checkpoint(tiny.folder / "three")
+    checkpoint = open_model_folder(tiny.folder / "three")
     expert = load_expert(checkpoint)
     data = tiny.arrays("three")["x_train"]
     pool = pools.build_pool(raw(data), load_processor(checkpoint, "three"))
@@ -181,7 +181,7 @@ def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
 
 
 def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
-    checkpoint = open_checkpoint(tiny.folder / "three")
+    checkpoint = open_model_folder(tiny.folder / "three")
     expert = load_expert(checkpoint)
     with torch.no_grad():
         expert.classifier.bias[1] = torch.inf

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.safetensors_files import tensors_in
 from tintray.errors import CheckpointError
 from tintray.merging.tensor_files import TensorFiles
@@ -61,7 +61,7 @@ def test_a_header_that_lies_is_refused_by_every_way_in(tmp_path: Path, header: A
     for opened in (
         lambda: tensors_in(path, "expert 'a'"),
         lambda: TensorFiles([path], "expert 'a'"),
-        lambda: open_checkpoint(tmp_path, role="expert 'a'"),
+        lambda: open_model_folder(tmp_path, role="expert 'a'"),
     ):
         with pytest.raises(CheckpointError, match=r"^expert 'a': .*safetensors") as caught:
             opened()

@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray import models
 from tintray.models.norms import norm_buffers
+from tintray.models.structure import head_modules, private_state
 from tintray.tinting.partition import partition
 from tintray.tinting.tint_layers import FusedModel, TintLayer, with_low_rank
 
@@ -59,7 +59,7 @@ def test_private_tensors_are_counted_at_the_site(tiny: TinyZoo) -> None:
     block = sum(p.numel() for p in bench.base.get_submodule("vit.layers.2").parameters())
     for layer in bench.layers():
         assert layer.count(bench.paths) == block == sum(p.numel() for p in layer.parameters)
-        assert layer.count(models.head_modules(bench.base)) == 17 * CLASSES[layer.task]
+        assert layer.count(head_modules(bench.base)) == 17 * CLASSES[layer.task]
 
 
 def test_a_site_whose_name_begins_another_one_is_not_it(tiny: TinyZoo) -> None:
@@ -148,7 +148,7 @@ def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
     layers = [
         TintLayer.of_expert(
             f"t{number}",
-            models.private_state(expert, split.private) | norm_buffers(expert),
+            private_state(expert, split.private) | norm_buffers(expert),
             split.site,
         )
         for number, expert in enumerate(experts)

@@ -65,7 +65,7 @@ class ZeroShot:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelFolder:
     """A model folder whose files are there and readable; no tensor has been read yet."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Checkpoint:
     weights: tuple[Path, ...] = ()
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None  # PEFT's configuration, of an adapter on ``base``
-    base: Checkpoint | None = None
+    base: ModelFolder | None = None
     factory: str | None = None  # ``package.module:function`` that builds the module
     zero_shot: ZeroShot | None = None  # what the head of a CLIP vision tower is made of
     stamps: tuple[Stamp, ...] = ()  # of the weights, when they were looked at
@@ -88,11 +88,11 @@ class Checkpoint:
         """Whether a CLIP vision tower's folder has a head of its own, as exports do."""
         return (self.folder / HEAD_FILE).is_file()
 
-    def without_texts(self) -> Checkpoint:
+    def without_texts(self) -> ModelFolder:
         """The same, not to be given a head of texts when it is loaded: that takes computing."""
         return replace(self, zero_shot=None)
 
-    def with_classes(self, zero_shot: ZeroShot, names: Sequence[str] | None = None) -> Checkpoint:
+    def with_classes(self, zero_shot: ZeroShot, names: Sequence[str] | None = None) -> ModelFolder:
         """A CLIP vision tower with a head for these classes.
 
         ``names`` are what labels in data call them, where that is not what prompts do.
@@ -204,13 +204,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_checkpoint(
+def open_model_folder(
     location: str | Path,
     *,
     role: str = "expert",
-    base: Checkpoint | None = None,
+    base: ModelFolder | None = None,
     factory: str | None = None,
-) -> Checkpoint:
+) -> ModelFolder:
     """Look at a model folder, a ``file://`` URL or a hub id, and refuse what could not be loaded.
 
     Parameters
@@ -241,7 +241,7 @@ def open_checkpoint(
     if config.get(_QUANTISED):
         check_not_packed(config, tensors, f"{role}: {folder}")
     tower = base is not None and (config.get("architectures") or [""])[0] in _TOWERS
-    found = Checkpoint(folder, config, weights, tensors, stamps=_stamps(weights))
+    found = ModelFolder(folder, config, weights, tensors, stamps=_stamps(weights))
     if tower and factory is None:
         return replace(found, config=tower_config(config), base=base)
     return replace(found, factory=factory)
@@ -278,7 +278,7 @@ def _names(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoint:
+def _open_adapter(folder: Path, role: str, base: ModelFolder | None) -> ModelFolder:
     if base is None:
         raise CheckpointError(
             f"{role}: {folder} holds an adapter, not a model; expected the model that it belongs to"
@@ -292,7 +292,7 @@ def _open_adapter(folder: Path, role: str, base: Checkpoint | None) -> Checkpoin
     own = read_config(folder, role) if (folder / "config.json").exists() else {}
     config = {**base.config, **own, **_of_task(adapter, base, own, tensors)}
     stamps = _stamps((weights,))
-    return Checkpoint(folder, config, (weights,), tensors, adapter, base, stamps=stamps)
+    return ModelFolder(folder, config, (weights,), tensors, adapter, base, stamps=stamps)
 
 
 _TASKS = {
@@ -306,7 +306,7 @@ _TASKS = {
 
 def _of_task(
     adapter: dict[str, Any],
-    base: Checkpoint,
+    base: ModelFolder,
     own: dict[str, Any],
     tensors: Mapping[str, TensorInfo],
 ) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _head_width(tensors: Mapping[str, TensorInfo]) -> int | None:
     return width
 
 
-def _check_named_base(adapter: dict[str, Any], base: Checkpoint, role: str, folder: Path) -> None:
+def _check_named_base(adapter: dict[str, Any], base: ModelFolder, role: str, folder: Path) -> None:
     """Refuse an adapter that says by a hub id that it belongs to another model than the base."""
     named, known = adapter.get("base_model_name_or_path"), base.config.get("_name_or_path")
     hub = all(

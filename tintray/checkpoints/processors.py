@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.tokenizers import has_tokenizer
 from tintray.errors import CheckpointError
 from tintray.files import foreign, read_json
@@ -23,7 +23,7 @@ _LARGEST_TOKENIZER = 128 << 20  # bytes; that of the largest public vocabularies
 _MOST_TOKENS = 1 << 24  # those of the largest public vocabularies are a million
 
 
-def load_processor(checkpoint: Checkpoint, role: str, *, text: bool = False) -> Any:
+def load_processor(checkpoint: ModelFolder, role: str, *, text: bool = False) -> Any:
     """The image processor, or the tokenizer, of an expert's folder.
 
     Raises

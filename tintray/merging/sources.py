@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import is_rebuilt
 from tintray.errors import CheckpointError
 from tintray.merging.tensor_files import TensorFiles
@@ -32,7 +32,7 @@ class Sources:
     statistics: Mapping[str, Sequence[TensorFiles]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, base: Checkpoint, experts: Mapping[str, Checkpoint], stack: ExitStack) -> Self:
+    def open(cls, base: ModelFolder, experts: Mapping[str, ModelFolder], stack: ExitStack) -> Self:
         """Open checkpoints whose tensors match, to be closed with ``stack``.
 
         Raises

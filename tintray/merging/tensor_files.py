@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import TensorInfo, merged_tables, tensors_in_open
 from tintray.errors import CheckpointError, StorageError
 
@@ -64,7 +64,7 @@ class TensorFiles:
             raise
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, role: str) -> Self:
+    def of(cls, checkpoint: ModelFolder, role: str) -> Self:
         """The weights of a checkpoint, as they were when it was looked at."""
         with checkpoint.opened() as descriptors:
             return cls(checkpoint.weights, role, [os.dup(number) for number in descriptors])

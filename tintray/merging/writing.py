@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import SpecError, StorageError
 from tintray.files import check_new
@@ -33,8 +33,8 @@ Progress = Callable[[int, int], None]
 
 
 def merge_checkpoints(
-    base: Checkpoint,
-    experts: Mapping[str, Checkpoint],
+    base: ModelFolder,
+    experts: Mapping[str, ModelFolder],
     output: Path,
     recipe: Recipe,
     *,
@@ -174,7 +174,7 @@ def _umask() -> int:
     return mask
 
 
-def beside_weights(base: Checkpoint) -> list[Path]:
+def beside_weights(base: ModelFolder) -> list[Path]:
     """The files that the result takes over from the base."""
     generation = base.folder / "generation_config.json"
     config = [base.folder / "config.json", *base.preprocessor_files]

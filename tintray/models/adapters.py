@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG
 from tintray.errors import CheckpointError, nearest
 from tintray.files import foreign
@@ -54,13 +54,13 @@ class Adapter:
         return max((product.up.shape[1] for product in self.products.values()), default=0)
 
 
-def is_adapter(checkpoint: Checkpoint) -> bool:
+def is_adapter(checkpoint: ModelFolder) -> bool:
     """Whether an expert is an adapter on the base, rather than a whole model."""
     return checkpoint.adapter is not None
 
 
 def read_adapter(
-    checkpoint: Checkpoint, module: nn.Module, role: str, *, with_head: bool = True
+    checkpoint: ModelFolder, module: nn.Module, role: str, *, with_head: bool = True
 ) -> Adapter:
     """The adapter in an expert's folder, for a module of the expert's class.
 
@@ -108,7 +108,7 @@ def read_adapter(
     return Adapter(products, tensors)
 
 
-def _stored(checkpoint: Checkpoint, where: str) -> Iterator[tuple[str, Tensor]]:
+def _stored(checkpoint: ModelFolder, where: str) -> Iterator[tuple[str, Tensor]]:
     """What the file holds, without the copies that PEFT keeps of modules trained whole."""
     with ExitStack() as stack:
         stack.enter_context(foreign(f"{where}: its tensors cannot be read"))

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-from tintray.models import backbone_names
+from tintray.models.structure import backbone_names
 
 UNRELATED = 0.1
 """Cosine below which an expert does not look as if it came from the base.

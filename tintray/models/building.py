@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.errors import CheckpointError
 from tintray.files import foreign
 
@@ -67,7 +67,7 @@ def bounded(numbers: int, where: str) -> Iterator[None]:
 
 
 def load_weights(
-    cls: Any, checkpoint: Checkpoint, config: Any, where: str, *, room: Checkpoint | None = None
+    cls: Any, checkpoint: ModelFolder, config: Any, where: str, *, room: ModelFolder | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """A model of transformers with the tensors of a checkpoint's own files, and what was left.
 

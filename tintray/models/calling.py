@@ -67,7 +67,7 @@ def answer_width(module: nn.Module, kind: str) -> int:
     return last[-1].shape[0] if last else 0
 
 
-def answers(module: nn.Module, width: int, role: str = "the expert") -> Answers:
+def answer_space(module: nn.Module, width: int, role: str = "the expert") -> Answers:
     """What a model answers with, for labels to be checked against.
 
     Raises

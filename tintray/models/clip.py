@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithP
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
-from tintray.checkpoints.model_folder import HEAD_FILE, Checkpoint, ZeroShot
+from tintray.checkpoints.model_folder import HEAD_FILE, ModelFolder, ZeroShot
 from tintray.checkpoints.processors import load_processor
 from tintray.errors import CheckpointError
 from tintray.models.building import load_weights
@@ -93,7 +93,7 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
         return found
 
 
-def finish(module: nn.Module, checkpoint: Checkpoint, role: str, head: Tensor | None) -> None:
+def finish(module: nn.Module, checkpoint: ModelFolder, role: str, head: Tensor | None) -> None:
     """Give a tower what its own file need not have: projection and scale, and its head.
 
     Parameters
@@ -122,7 +122,7 @@ def finish(module: nn.Module, checkpoint: Checkpoint, role: str, head: Tensor | 
 
 
 @torch.inference_mode()
-def text_head(base: Checkpoint, zero_shot: ZeroShot, role: str) -> Tensor:
+def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
     """One unit row per class, float32 [C, d], from the texts of its name in every template.
 
     Raises
@@ -155,7 +155,7 @@ def text_head(base: Checkpoint, zero_shot: ZeroShot, role: str) -> Tensor:
     return normalize(each.mean(1), dim=-1)
 
 
-def head_key(checkpoint: Checkpoint, base_digest: str) -> str:
+def head_key(checkpoint: ModelFolder, base_digest: str) -> str:
     """The content hash under which a head is cached: of text tower, names and templates."""
     assert checkpoint.zero_shot is not None, "only towers have one"
     told = json.dumps([checkpoint.zero_shot.classes, checkpoint.zero_shot.templates])
@@ -177,7 +177,7 @@ def _head_in(folder: Path, module: CLIPZeroShotClassifier) -> Tensor:
     return found
 
 
-def _tensor_in(checkpoint: Checkpoint, name: str) -> Tensor | None:
+def _tensor_in(checkpoint: ModelFolder, name: str) -> Tensor | None:
     for path in checkpoint.weights:
         with safe_open(path, framework="pt") as file:
             if name in file.keys():  # noqa: SIM118

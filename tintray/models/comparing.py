@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tintray.checkpoints.model_folder import Checkpoint, tower_config
+from tintray.checkpoints.model_folder import ModelFolder, tower_config
 from tintray.checkpoints.processors import load_processor
 from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
 from tintray.errors import CheckpointError
@@ -105,7 +105,7 @@ _ABSENT = object()
 
 
 def check_same_computation(
-    base: Checkpoint, expert: Checkpoint, base_role: str, expert_role: str
+    base: ModelFolder, expert: ModelFolder, base_role: str, expert_role: str
 ) -> list[str]:
     """Refuse an expert whose configuration gives the shared tensors another meaning than the base.
 
@@ -158,7 +158,7 @@ def _as_read(config: Mapping[str, Any], cls: Any, where: str) -> dict[str, Any]:
 
 
 def check_same_model(
-    one: Checkpoint, other: Checkpoint, one_role: str, other_role: str
+    one: ModelFolder, other: ModelFolder, one_role: str, other_role: str
 ) -> list[str]:
     """Refuse two whole models whose tensors, heads included, do not mean the same.
 
@@ -191,7 +191,7 @@ def check_same_model(
 
 
 def check_same_tokenizer(
-    one: Checkpoint, other: Checkpoint, one_role: str, other_role: str
+    one: ModelFolder, other: ModelFolder, one_role: str, other_role: str
 ) -> None:
     """Refuse tokenizers that number tokens differently, where both models have one.
 
@@ -210,7 +210,9 @@ def check_same_tokenizer(
     check_same_tokens(first, second, one_role, other_role)
 
 
-def check_same_classes(one: Checkpoint, other: Checkpoint, one_role: str, other_role: str) -> None:
+def check_same_classes(
+    one: ModelFolder, other: ModelFolder, one_role: str, other_role: str
+) -> None:
     """Refuse heads that number classes differently, where both models name theirs.
 
     Raises
@@ -235,7 +237,7 @@ def _classes(config: Mapping[str, Any]) -> dict[int, str]:
     return {} if all(name == f"LABEL_{number}" for number, name in named.items()) else named
 
 
-def _file(checkpoint: Checkpoint, role: str) -> str:
+def _file(checkpoint: ModelFolder, role: str) -> str:
     return f"{role}: {checkpoint.folder / 'config.json'}"
 
 
@@ -276,7 +278,7 @@ def _rope_types(config: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _other_numbers(
-    base: Checkpoint, expert: Checkpoint, base_role: str, expert_role: str
+    base: ModelFolder, expert: ModelFolder, base_role: str, expert_role: str
 ) -> list[str]:
     types, own = (
         sorted({t.dtype for t in model.tensors.values() if t.floating}) for model in (base, expert)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintray.checkpoints.model_folder import GENERATION, Checkpoint
+from tintray.checkpoints.model_folder import GENERATION, ModelFolder
 from tintray.errors import CheckpointError
 from tintray.files import foreign, is_old_buffer, read_json
 from tintray.models import configs
@@ -19,7 +19,7 @@ from tintray.models.building import bounded, load_weights
 from tintray.models.structure import head_modules
 
 
-def model_class(checkpoint: Checkpoint, role: str) -> Any:
+def model_class(checkpoint: ModelFolder, role: str) -> Any:
     """The transformers class that wrote the checkpoint, from ``architectures`` in its config.
 
     Raises
@@ -30,12 +30,12 @@ def model_class(checkpoint: Checkpoint, role: str) -> Any:
     return configs.model_class(checkpoint.config, _config_file(checkpoint, role))
 
 
-def _config_file(checkpoint: Checkpoint, role: str) -> str:
+def _config_file(checkpoint: ModelFolder, role: str) -> str:
     return f"{role}: {checkpoint.folder / 'config.json'}"
 
 
 def load_expert(
-    checkpoint: Checkpoint, role: str = "expert", *, head: Tensor | None = None
+    checkpoint: ModelFolder, role: str = "expert", *, head: Tensor | None = None
 ) -> nn.Module:
     """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
 
@@ -63,7 +63,7 @@ def load_expert(
     return module
 
 
-def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> nn.Module:
+def load_base(checkpoint: ModelFolder, like: ModelFolder, role: str = "base") -> nn.Module:
     """Load a base into the class of the experts, whatever head it was saved with, or without.
 
     The head of the result is untrained and stands for nothing.
@@ -85,7 +85,7 @@ def load_base(checkpoint: Checkpoint, like: Checkpoint, role: str = "base") -> n
     return module
 
 
-def _tower(checkpoint: Checkpoint, like: Checkpoint, role: str, head: Tensor | None) -> nn.Module:
+def _tower(checkpoint: ModelFolder, like: ModelFolder, role: str, head: Tensor | None) -> nn.Module:
     """A CLIP vision tower as a classifier; a base's head stands for nothing."""
     from transformers import CLIPVisionConfig
 
@@ -132,12 +132,12 @@ def empty_module(
 
 def _from_pretrained(
     cls: Any,
-    checkpoint: Checkpoint,
+    checkpoint: ModelFolder,
     role: str,
     config: Any,
     *,
     any_head: bool = False,
-    room: Checkpoint | None = None,
+    room: ModelFolder | None = None,
 ) -> nn.Module:
     """A module with the tensors of a checkpoint's own files, whatever else lies beside them."""
     quiet_transformers()
@@ -177,7 +177,7 @@ def _from_pretrained(
     return result
 
 
-def _set_generation(module: Any, checkpoint: Checkpoint, role: str) -> None:
+def _set_generation(module: Any, checkpoint: ModelFolder, role: str) -> None:
     """How a model writes, as its own file says; without one, as old configurations did."""
     if not (hasattr(module, "can_generate") and module.can_generate()):
         return
@@ -219,7 +219,7 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _check_finite(module: nn.Module, role: str, checkpoint: Checkpoint) -> None:
+def _check_finite(module: nn.Module, role: str, checkpoint: ModelFolder) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.model_folder import Checkpoint
+from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.processors import load_processor
 from tintray.data import Answers, DataSource, Examples, read_examples, read_labels
 from tintray.data.reading import encoded_digest
@@ -161,7 +161,7 @@ def _of_length(batch: dict[str, Tensor], prefix: str, length: int) -> list[str]:
 
 def open_pool(
     order: DataSource,
-    checkpoint: Checkpoint,
+    checkpoint: ModelFolder,
     kind: Kind,
     role: str,
     data: str,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tintray.checkpoints.model_folder import file_sha256
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import InputError
-from tintray.models import backbone_names, is_linear, is_transposed
+from tintray.models.structure import backbone_names, is_linear, is_transposed
 from tintray.published.card import CARD, model_card
 from tintray.published.merge import BACKBONE, Merge, new_folder
 from tintray.tinting.tint_layers import DOWN, UP, with_low_rank

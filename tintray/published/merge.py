@@ -31,8 +31,8 @@ from tintray.checkpoints.model_folder import (
     GENERATION,
     HEAD_FILE,
     PREPROCESSORS,
-    Checkpoint,
-    open_checkpoint,
+    ModelFolder,
+    open_model_folder,
 )
 from tintray.checkpoints.processors import processor_in
 from tintray.checkpoints.tokenizers import has_tokenizer
@@ -47,14 +47,9 @@ from tintray.errors import (
     nearest,
 )
 from tintray.files import MAX_JSON, check_new, file_in, foreign, open_regular, read_bytes, reason
-from tintray.models import (
-    assign,
-    empty_module,
-    load_expert,
-    quiet_transformers,
-    tied_names,
-)
 from tintray.models.factories import is_allowed
+from tintray.models.loading import empty_module, load_expert, quiet_transformers
+from tintray.models.structure import assign, tied_names
 from tintray.published.card import CARD, Form, model_card
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, check_manifest
 from tintray.tinting.surgery import DOWN, UP, attach
@@ -227,7 +222,7 @@ class Merge:
 
     def _adapted(self) -> dict[str, Tensor]:
         known = self.manifest["base"]
-        base = open_checkpoint(known["source"], role=f"the base of {self.url}")
+        base = open_model_folder(known["source"], role=f"the base of {self.url}")
         if base.digest() != known["sha256"]:
             raise IntegrityError(
                 f"{known['source']} is not the base that {self.url} belongs to: its sha256 is "
@@ -236,7 +231,7 @@ class Merge:
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
         adapter = self._json(ADAPTER_CONFIG)
         adapter["modules_to_save"] = None  # they are the tasks' own, in their tints
-        like = Checkpoint(path.parent, config, (path,), adapter=adapter, base=base)
+        like = ModelFolder(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
         private = tuple(f"{path}." for path in self.manifest["private_modules"])
         state = module.state_dict()

@@ -9,7 +9,7 @@ from statistics import median_low
 from torch import nn
 
 from tintray.errors import SpecError
-from tintray.models import HEAD, backbone_names, head_modules, is_linear, resolve_site
+from tintray.models.structure import HEAD, backbone_names, head_modules, is_linear, resolve_site
 from tintray.numerics.layout import Granularity, Layout, build_layout
 from tintray.numerics.schedules import BLOCK_LR, BLOCK_LR_OF_WIDTH, HEAD_LR
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, DataError, TintrayError
-from tintray.models import answer, head_modules, skeleton
+from tintray.models.calling import answer
+from tintray.models.structure import head_modules, skeleton
 from tintray.pools.pool import Pool
 from tintray.tasks.objectives import TopTokens
 from tintray.tasks.tasks import Kind, Outputs, check_outputs, moved, reduced

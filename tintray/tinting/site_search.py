@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tintray.errors import SpecError
-from tintray.models import HEAD, backbone_names, head_modules
+from tintray.models.structure import HEAD, backbone_names, head_modules
 
 AUTO = "auto"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tintray.errors import SpecError
-from tintray.models import head_modules
+from tintray.models.structure import head_modules
 from tintray.pools.pool import Pool
 from tintray.tinting.self_labels import BATCH
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
-from tintray.models import HEAD, answer, head_modules, is_linear, is_transposed, skeleton
+from tintray.models.calling import answer
 from tintray.models.norms import Split, Statistics, keep_seen, replace_norms
+from tintray.models.structure import HEAD, head_modules, is_linear, is_transposed, skeleton
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import Precision, computing
 from tintray.pools.pool import Pool, joined

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tintray import models
-from tintray.checkpoints.model_folder import open_checkpoint
+from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import CheckpointError, InputError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.published_tasks import kept_checkpoint
@@ -12,6 +11,7 @@ from tintray.jobs.engine.worker_pool import SplitModel, load_base_model
 from tintray.jobs.runs.growth.attempts import part_of
 from tintray.jobs.runs.growth.change import Change
 from tintray.jobs.runs.growth.parent import Parent
+from tintray.models.loading import load_base
 from tintray.tinting.partition import partition
 
 SUMS = ("task_arithmetic", "average", "base")
@@ -47,10 +47,10 @@ def child_ground(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
 
 def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
     cache = cache_folder()
-    base = open_checkpoint(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     first = parent.merge.tasks[0]
     like = kept_checkpoint(parent.stand_in(first), first, cache)
-    module = models.load_base(base, like=like)
+    module = load_base(base, like=like)
     site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
     nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
     split = partition(module, site, granularity, rank, learned=spec.tint.learned)

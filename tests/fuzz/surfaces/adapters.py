@@ -121,14 +121,15 @@ def _is_text(bench: Bench) -> bool:
 
 
 def _opened(bench: Bench) -> Any:
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
 
     base = bench.fixtures / ("text/base" if _is_text(bench) else "zoo/base")
-    return open_checkpoint(bench.folder, role="expert", base=open_checkpoint(base, role="base"))
+    return open_model_folder(bench.folder, role="expert", base=open_model_folder(base, role="base"))
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.models import check_same_computation, load_expert
+    from tintray.models.comparing import check_same_computation
+    from tintray.models.loading import load_expert
 
     found = _opened(bench)
     check_same_computation(found.base, found, "the base", "expert")
@@ -137,8 +138,8 @@ def _loaded(bench: Bench) -> None:
 
 def _factors(bench: Bench) -> None:
     """As a fit reads them: products that stay products."""
-    from tintray.models import load_base
     from tintray.models.adapters import read_adapter, task_vector
+    from tintray.models.loading import load_base
 
     found = _opened(bench)
     module = load_base(found.base, like=found)

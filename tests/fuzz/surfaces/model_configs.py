@@ -113,9 +113,9 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _opened(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
 
-    found = open_checkpoint(bench.folder, role="expert")
+    found = open_model_folder(bench.folder, role="expert")
     found.digest()
     found.configs()
 
@@ -126,31 +126,33 @@ def _base_of(bench: Bench) -> Path:
 
 def _checked(bench: Bench) -> None:
     """As a job looks at its base and an expert."""
-    from tintray.checkpoints.model_folder import open_checkpoint
-    from tintray.models import check_same_computation, load_base, load_expert
+    from tintray.checkpoints.model_folder import open_model_folder
+    from tintray.models.comparing import check_same_computation
+    from tintray.models.loading import load_base, load_expert
 
-    base = open_checkpoint(_base_of(bench), role="base")
-    expert = open_checkpoint(bench.folder, role="expert", base=base)
+    base = open_model_folder(_base_of(bench), role="base")
+    expert = open_model_folder(bench.folder, role="expert", base=base)
     check_same_computation(base, expert, "the base", "expert")
     load_base(base, like=expert)
     load_expert(expert, "expert")
 
 
 def _as_base(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
-    from tintray.models import check_same_computation, load_base
+    from tintray.checkpoints.model_folder import open_model_folder
+    from tintray.models.comparing import check_same_computation
+    from tintray.models.loading import load_base
 
-    base = open_checkpoint(bench.folder, role="base")
-    expert = open_checkpoint(_base_of(bench), role="expert", base=base)
+    base = open_model_folder(bench.folder, role="base")
+    expert = open_model_folder(_base_of(bench), role="expert", base=base)
     check_same_computation(base, expert, "the base", "expert")
     load_base(base, like=expert)
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
-    from tintray.models import load_expert
+    from tintray.checkpoints.model_folder import open_model_folder
+    from tintray.models.loading import load_expert
 
-    load_expert(open_checkpoint(bench.folder, role="expert"), "expert")
+    load_expert(open_model_folder(bench.folder, role="expert"), "expert")
 
 
 def _merged(bench: Bench) -> None:

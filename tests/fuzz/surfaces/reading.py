@@ -36,11 +36,11 @@ def pool(name: str, **order: Any) -> Callable[[Bench], object]:
     """Prepares the images in ``name`` for an expert, as a job does."""
 
     def drive(bench: Bench) -> None:
-        from tintray.checkpoints.model_folder import open_checkpoint
+        from tintray.checkpoints.model_folder import open_model_folder
         from tintray.data import DataSource
         from tintray.pools.pool import open_pool
 
-        expert = open_checkpoint(bench.fixtures / "zoo" / "three")
+        expert = open_model_folder(bench.fixtures / "zoo" / "three")
         asked = DataSource(str(bench.folder / name), **order)
         open_pool(asked, expert, "classification", "expert", "data", bench.folder / "cache")
 

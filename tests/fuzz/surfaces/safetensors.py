@@ -79,24 +79,24 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
 
 
 def _opened(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
 
-    open_checkpoint(bench.folder, role="expert")
+    open_model_folder(bench.folder, role="expert")
 
 
 def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_checkpoint
-    from tintray.models import load_expert
+    from tintray.checkpoints.model_folder import open_model_folder
+    from tintray.models.loading import load_expert
 
-    load_expert(open_checkpoint(bench.folder, role="expert"), "expert")
+    load_expert(open_model_folder(bench.folder, role="expert"), "expert")
 
 
 def _streamed(bench: Bench) -> None:
     """Every tensor, as merging reads them."""
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
     from tintray.merging.tensor_files import TensorFiles
 
-    weights = open_checkpoint(bench.folder, role="expert").weights
+    weights = open_model_folder(bench.folder, role="expert").weights
     with TensorFiles(weights, "expert") as files:
         for name in files.tensors:
             files.whole(name)

@@ -46,11 +46,11 @@ def _read(kind: str, **order: Any) -> Any:
 
 def _prepared(bench: Bench) -> None:
     """The texts as tokens, as a job prepares them."""
-    from tintray.checkpoints.model_folder import open_checkpoint
+    from tintray.checkpoints.model_folder import open_model_folder
     from tintray.data import DataSource
     from tintray.pools.pool import open_pool
 
-    expert = open_checkpoint(bench.fixtures / "text" / "expert")
+    expert = open_model_folder(bench.fixtures / "text" / "expert")
     order = DataSource(str(_first(bench)))
     open_pool(order, expert, "language_modelling", "expert", "data")
 
