@@ -40,8 +40,8 @@ from tintray.jobs.api import show
 from tintray.jobs.config.job_file import JobSpec, TaskSpec, parse_spec
 from tintray.jobs.events import Event, StageStarted
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.runs.growth import api as growth
-from tintray.jobs.runs.growth.run import GuardError
+from tintray.jobs.runs import grow as growth
+from tintray.jobs.runs.grow import GuardError
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6
@@ -270,9 +270,9 @@ def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]
 def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     """How much faster at this site."""
     from tintray.jobs.engine.backend import InlineFleet
+    from tintray.jobs.engine.tint_worker import TintWorkerPool
     from tintray.jobs.engine.worker_pool import load_base_model
-    from tintray.jobs.runs.growth.attempts import tint_order
-    from tintray.jobs.runs.growth.crew import GrowthWorkerPool
+    from tintray.jobs.runs.growth_modes import tint_order
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
     order = tint_order(spec, spec.growth.rounds, new=True)
@@ -282,7 +282,7 @@ def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     name = spec.tasks[0].name
 
     def learned(prefix: bool, rounds: int = order.rounds) -> tuple[float, dict[str, torch.Tensor]]:
-        crew = GrowthWorkerPool(fleet, spec, ground)
+        crew = TintWorkerPool(fleet, spec, ground)
         crew.check()
         crew.label(lambda _: None)
         began = time.process_time()  # of one thread: others on the machine do not count

@@ -20,7 +20,7 @@ from tintray.jobs.results import (
     ValidationReport,
 )
 from tintray.jobs.runs.evaluate import measure
-from tintray.jobs.runs.methods import surveyed
+from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.publication import means, summary, task_result
 from tintray.jobs.runs.run import evaluated, open_store_and_catalog, run_job
 from tintray.published.merge import Merge
@@ -47,7 +47,7 @@ def validate(spec: JobSpec) -> ValidationReport:
     InputError
         For the first thing that would make the job fail.
     """
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     open_store_and_catalog(spec)[1].close()
     fleet = InlineFleet(spec.cluster.threads_per_worker)
     try:

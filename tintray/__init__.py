@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from tintray.jobs.queue.following import logs, wait, watch
     from tintray.jobs.queue.submission import cancel, resume, retry, set_limit, submit
     from tintray.jobs.queue.views import list_clusters, list_jobs, status
-    from tintray.jobs.runs.growth.api import add, refresh, remove, rollback
-    from tintray.jobs.runs.growth.history import diff_merges, history
+    from tintray.jobs.runs.grow import add, refresh, remove
+    from tintray.jobs.runs.history import diff_merges, history, rollback
     from tintray.jobs.runs.method_list import list_methods
     from tintray.jobs.runs.plan import plan
     from tintray.jobs.upkeep.doctor import diagnose
@@ -104,12 +104,12 @@ __all__ = [
 
 _HOME = {
     "make_zoo": "tintray.jobs.zoo.making",
-    "add": "tintray.jobs.runs.growth.api",
-    "remove": "tintray.jobs.runs.growth.api",
-    "refresh": "tintray.jobs.runs.growth.api",
-    "rollback": "tintray.jobs.runs.growth.api",
-    "history": "tintray.jobs.runs.growth.history",
-    "diff_merges": "tintray.jobs.runs.growth.history",
+    "add": "tintray.jobs.runs.grow",
+    "remove": "tintray.jobs.runs.grow",
+    "refresh": "tintray.jobs.runs.grow",
+    "rollback": "tintray.jobs.runs.history",
+    "history": "tintray.jobs.runs.history",
+    "diff_merges": "tintray.jobs.runs.history",
     "list_methods": "tintray.jobs.runs.method_list",
     "list_artifacts": "tintray.jobs.upkeep.stores",
     "verify": "tintray.jobs.upkeep.stores",

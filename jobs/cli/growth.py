@@ -55,7 +55,7 @@ def _run(change: str, merge: str, *arguments: Any, as_json: bool, **options: Any
 
     where, database = chosen(options.pop("store"), options.pop("catalog"))
     with quiet_stdout(), watch() as on_event:
-        from tintray.jobs.runs.growth import api
+        from tintray.jobs.runs import grow as api
 
         made = getattr(api, change)(
             merge, *arguments, store=where, catalog=database, on_event=on_event, **options
@@ -145,7 +145,7 @@ def history(merge: str, store: str | None, catalog: str | None, as_json: bool) -
 
     _, database = chosen(store, catalog)
     with quiet_stdout():
-        from tintray.jobs.runs.growth.history import history as versions
+        from tintray.jobs.runs.history import history as versions
 
         found = versions(merge, catalog=database)
     write(found, print_history, as_json=as_json)
@@ -173,9 +173,9 @@ def rollback(
 
     where, database = chosen(store, catalog)
     with quiet_stdout():
-        from tintray.jobs.runs.growth import api
+        from tintray.jobs.runs.history import rollback as publish_again
 
-        made = api.rollback(merge, to, store=where, catalog=database)
+        made = publish_again(merge, to, store=where, catalog=database)
     write(made, print_summary, as_json=as_json)
 
 
@@ -186,7 +186,7 @@ def diff_merges(before: str, after: str, catalog: str | None, as_json: bool) -> 
 
     _, database = chosen(None, catalog)
     with quiet_stdout():
-        from tintray.jobs.runs.growth.history import diff_merges as differences
+        from tintray.jobs.runs.history import diff_merges as differences
 
         found = differences(before, after, catalog=database)
     write(found, print_merge_difference, as_json=as_json)

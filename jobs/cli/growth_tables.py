@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tintray.jobs.runs.growth.history import MergeDifference, TaskDifference, Version
+from tintray.jobs.runs.history import MergeDifference, TaskDifference, Version
 from tintray.tasks.metrics import find_metric
 
 _LAYERS = 20  # as many as fit a terminal: those that changed most

@@ -22,7 +22,7 @@ from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, StageStarted
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.runs.evaluate import measure
-from tintray.jobs.runs.methods import Stage, surveyed
+from tintray.jobs.runs.methods import PreparedJob, resolve_job
 from tintray.jobs.runs.publication import means
 from tintray.jobs.runs.run import backend_for, coordinator_for, evaluated
 from tintray.merging import Recipe, find_method, methods, recipe
@@ -60,7 +60,7 @@ def compare(
     _ = merge.factory  # a merge of one that may not run is not compared
     spec = _whole_backbone(JobSpec.from_record(merge.manifest["job"]), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     found: dict[str, Sequence[TaskScore]] = {}
     scales: dict[str, float] = {}
     with backend_for(spec, ground) as fleet:
@@ -121,14 +121,14 @@ def _label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> Stage:
+def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> PreparedJob:
     """A crew for a job, with everything prepared."""
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     crew = WorkerPool(fleet, spec, ground)
     facts = crew.check()
     store = open_store(spec.store)
     prepared = crew.prepare(store, lambda done: None)
-    return Stage(spec, ground, fleet, crew, store, facts, prepared, tell=on_event)
+    return PreparedJob(spec, ground, fleet, crew, store, facts, prepared, tell=on_event)
 
 
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
@@ -146,7 +146,9 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     return spec.on_own_cluster().model_copy(update=changed)
 
 
-def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent) -> list[TaskScore]:
+def _rival(
+    stage: PreparedJob, name: str, scales: dict[str, float], on_event: OnEvent
+) -> list[TaskScore]:
     """Measure a method, at its best scale where it has one to be tuned.
 
     Surgery operates on task arithmetic.
@@ -165,7 +167,7 @@ def _rival(stage: Stage, name: str, scales: dict[str, float], on_event: OnEvent)
     return _told(scores, on_event)
 
 
-def _zeros(stage: Stage) -> Floats:
+def _zeros(stage: PreparedJob) -> Floats:
     units = len(stage.ground.partition.layout.units)
     return np.zeros((len(stage.spec.tasks), units), dtype=np.float32)
 
@@ -176,7 +178,7 @@ def _told(scores: list[TaskScore], on_event: OnEvent) -> list[TaskScore]:
     return scores
 
 
-def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
+def _best_scale(stage: PreparedJob, base: Floats, whole: Floats, of: Recipe) -> float:
     """The scale at which the merge agrees best with the experts on the start of their pools."""
     furthest = 1.0 if of.method.start(2) < 1 else _FURTHEST
     agreement = {}
@@ -191,7 +193,7 @@ def _best_scale(stage: Stage, base: Floats, whole: Floats, of: Recipe) -> float:
     return max(agreement, key=lambda scale: agreement[scale])
 
 
-def _start_of_learned(stage: Stage, scales: Mapping[str, float], on_event: OnEvent) -> float:
+def _start_of_learned(stage: PreparedJob, scales: Mapping[str, float], on_event: OnEvent) -> float:
     """The best scale of task arithmetic: where AdaMerging starts, whatever else is compared."""
     known = scales.get(_label("task_arithmetic"))
     if known is not None:

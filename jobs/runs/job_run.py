@@ -60,7 +60,7 @@ class JobRun:
             yield
 
     @contextmanager
-    def stage(self, state: JobState, reason: str) -> Iterator[None]:
+    def phase(self, state: JobState, reason: str) -> Iterator[None]:
         """Be in a stage: told to the catalog and to whoever watches, and timed."""
         with self.stopper.at(_MOMENTS.get(state, "now")):
             self.move(state, reason)

@@ -29,7 +29,7 @@ from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.site_search import AUTO
 
 
-def effective(spec: JobSpec) -> JobSpec:
+def with_method_defaults(spec: JobSpec) -> JobSpec:
     """The job with what its merging method implies: its objective, and what is not learned.
 
     AdaMerging (arXiv 2310.02575) learns coefficients alone, by the entropy of the merge's own
@@ -49,7 +49,7 @@ def effective(spec: JobSpec) -> JobSpec:
     return spec.model_copy(update=changed)
 
 
-def surveyed(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
+def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
     """The effective job and what it stands on; its method is one that can run.
 
     Raises
@@ -57,7 +57,7 @@ def surveyed(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
     CheckpointError, SpecError
         As ``load_base_model`` and ``check_method`` do.
     """
-    spec = effective(spec)
+    spec = with_method_defaults(spec)
     ground = load_base_model(spec)
     check_method(spec, ground.partition.layout)
     return spec, ground
@@ -110,7 +110,7 @@ def start_coefficients(
 
 
 @dataclass(frozen=True)
-class Stage:
+class PreparedJob:
     """What a method finds when it runs: the crew, and what it has prepared."""
 
     spec: JobSpec

@@ -30,7 +30,7 @@ from tintray.jobs.engine.sizes import ClusterSize, Plan
 from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, make_plan
 from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
 from tintray.jobs.results import Record
-from tintray.jobs.runs.methods import surveyed
+from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.run import run_job
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.store import ArtifactStore, open_store
@@ -100,7 +100,7 @@ def plan(
         For the first thing that would make the job fail, but for a lack of memory or disk: that is
         in the report.
     """
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     with usable():
         store = open_store(spec.store)
         next(iter(store.list("merges/")), None)

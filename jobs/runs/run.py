@@ -30,11 +30,11 @@ from tintray.jobs.engine.worker_pool import (
 from tintray.jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from tintray.jobs.runs.job_run import JobRun, enter_job
 from tintray.jobs.runs.methods import (
-    Stage,
+    PreparedJob,
     job_recipe,
+    resolve_job,
     start_coefficients,
     start_scale,
-    surveyed,
     with_own_backbones,
     with_surgery,
 )
@@ -64,7 +64,7 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
     TintrayError
         If something fails while running; nothing is published then.
     """
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     store, opened = open_store_and_catalog(spec)
     with opened as catalog:
         run = JobRun(enter_job(catalog, spec), catalog, on_event)
@@ -91,7 +91,7 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
 
 def carry_on(run: JobRun, spec: JobSpec) -> dict[str, Any]:
     """The stages of a job whose lease is held; see ``continue_job``."""
-    spec, ground = surveyed(spec)
+    spec, ground = resolve_job(spec)
     with usable():
         store = open_store(spec.store)
         store.check_writable()
@@ -132,7 +132,7 @@ def backend_for(spec: JobSpec, ground: SplitModel) -> Iterator[Backend]:
 def _run(
     run: JobRun, spec: JobSpec, ground: SplitModel, store: ArtifactStore, fleet: Backend
 ) -> dict[str, Any]:
-    with run.stage(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
+    with run.phase(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
         placement = None
         if spec.tint.site == AUTO:
             spec, placement = place(spec, fleet, store, _short_fit, run.on_event)
@@ -149,17 +149,17 @@ def _run(
         facts = crew.check()
         tell_warnings(run, facts)
         _record(run, spec, ground, facts)
-    with run.stage(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
+    with run.phase(JobState.PREPARING, "self-labels: each expert predicts its pool once"):
         prepared = crew.prepare(store, on_prepared(run, len(spec.tasks)))
         _use_base(run, ground, store)
         _tell_reuse(run, prepared)
         tell_doubts(run, prepared)
     hears = _on_statistics(run), run.on_event
-    stage = Stage(spec, ground, fleet, crew, store, facts, prepared, *hears)
+    stage = PreparedJob(spec, ground, fleet, crew, store, facts, prepared, *hears)
     result = _fit(run, stage) if spec.merge.learned else _merge(run, stage)
     check_finite(result["scores"])
     tell_shortfalls(run, spec, result["facts"], result["kept"], result["scores"])
-    with run.stage(JobState.PUBLISHING, f"writing the merge to {store.url}"):
+    with run.phase(JobState.PUBLISHING, f"writing the merge to {store.url}"):
         outcome = Outcome(
             spec=spec,
             job_id=run.job_id,
@@ -189,7 +189,7 @@ def tell_warnings(run: JobRun, facts: Mapping[str, TaskFacts]) -> None:
             run.remark(text)
 
 
-def _short_fit(stage: Stage, rounds: int) -> Coordinator:
+def _short_fit(stage: PreparedJob, rounds: int) -> Coordinator:
     """A fit that only tries something: nobody hears of its rounds."""
     _, coordinator = coordinator_for(stage)
     coordinator.fit(rounds, lambda event: None)
@@ -212,16 +212,16 @@ def _failed(crew: WorkerPool, on_event: OnEvent) -> dict[str, str]:
     return {name: str(error) for name, error in failures.items()}
 
 
-def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
+def _fit(run: JobRun, stage: PreparedJob) -> dict[str, Any]:
     """Learn the coefficients, and the tint layers where they are learned."""
     spec = stage.spec
-    with run.stage(JobState.FITTING, f"{spec.fit.rounds} rounds"):
+    with run.phase(JobState.FITTING, f"{spec.fit.rounds} rounds"):
         stage.aim()
         coefficients, coordinator = coordinator_for(stage)
         initial = coefficients.values.clone()
         spent = _rounds(run, stage, coordinator)
     run.seconds[JobState.FITTING.value] += spent
-    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+    with run.phase(JobState.EVALUATING, "measuring the merge against its experts"):
         scores = coordinator.scores(lambda score: run.on_event(evaluated(score)))
     return {
         "facts": stage.facts,
@@ -235,7 +235,7 @@ def _fit(run: JobRun, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _rounds(run: JobRun, stage: Stage, coordinator: Coordinator) -> float:
+def _rounds(run: JobRun, stage: PreparedJob, coordinator: Coordinator) -> float:
     """Run the rounds that are left, with checkpoints; returns the seconds of those before."""
     spec = stage.spec
     checkpoints = Checkpoints(
@@ -265,7 +265,7 @@ def _rounds(run: JobRun, stage: Stage, coordinator: Coordinator) -> float:
     return done.seconds
 
 
-def _basis(stage: Stage) -> dict[str, str]:
+def _basis(stage: PreparedJob) -> dict[str, str]:
     """What the fit stands on, by its content: another base or expert would be another fit."""
     basis = {"the job file": stage.spec.digest(), "base": stage.ground.digest}
     for name, facts in stage.facts.items():
@@ -274,13 +274,13 @@ def _basis(stage: Stage) -> dict[str, str]:
     return basis
 
 
-def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
+def _merge(run: JobRun, stage: PreparedJob) -> dict[str, Any]:
     """Run a merging method alone; nothing is learned."""
     spec, layout = stage.spec, stage.ground.partition.layout
-    with run.stage(JobState.FITTING, f"merging by {spec.merge.method}"):
+    with run.phase(JobState.FITTING, f"merging by {spec.merge.method}"):
         backbones = stage.merged(job_recipe(spec), start_scale(spec), run.on_event)
     facts = dict(stage.facts)
-    with run.stage(JobState.EVALUATING, "measuring the merge against its experts"):
+    with run.phase(JobState.EVALUATING, "measuring the merge against its experts"):
         if spec.merge.method == SURGERY:
             modules, scores = stage.operate(backbones)
             tints, facts = with_surgery(stage.crew.tints(), facts, modules)
@@ -305,7 +305,7 @@ def _merge(run: JobRun, stage: Stage) -> dict[str, Any]:
     }
 
 
-def coordinator_for(stage: Stage) -> tuple[Coefficients, Coordinator]:
+def coordinator_for(stage: PreparedJob) -> tuple[Coefficients, Coordinator]:
     """The coefficients at their start, and who moves them."""
     spec, ground = stage.spec, stage.ground
     start = start_coefficients(spec, ground.partition.layout, stage.facts)

@@ -17,7 +17,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.jobs.events import Notice, OnEvent
-from tintray.jobs.runs.methods import Stage, start_coefficients
+from tintray.jobs.runs.methods import PreparedJob, start_coefficients
 from tintray.models.structure import HEAD
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.cache import lookup, remember
@@ -37,7 +37,7 @@ from tintray.tinting.site_search import (
 
 _JUDGED = 256  # pool examples per task by which a short fit is judged
 
-Fit = Callable[[Stage, int], Any]
+Fit = Callable[[PreparedJob, int], Any]
 """Runs so many rounds of a stage's job; answers with its coordinator."""
 
 
@@ -110,7 +110,7 @@ def place(
 
 def _search(
     spec: JobSpec,
-    stage: Stage,
+    stage: PreparedJob,
     sites: Sequence[Site],
     fleet: Backend,
     store: ArtifactStore,
@@ -140,7 +140,7 @@ def _search(
     )
 
 
-def _first_probes(stage: Stage, sites: Sequence[Site], fleet: Backend) -> list[Probe]:
+def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> list[Probe]:
     """Tint layers alone, of every task at every site, wherever the tasks are hosted."""
     spec, layout = stage.spec, stage.ground.partition.layout
     theta = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
@@ -182,16 +182,18 @@ def _short_fit(
     return Probe(probe.site, probe.parameters, rung, mean(each), tuple(each), passes)
 
 
-def _staged(spec: JobSpec, fleet: Backend, store: ArtifactStore) -> Stage:
+def _staged(spec: JobSpec, fleet: Backend, store: ArtifactStore) -> PreparedJob:
     ground = load_base_model(spec)
     crew = WorkerPool(fleet, spec, ground)
     facts = crew.check()
-    stage = Stage(spec, ground, fleet, crew, store, facts, crew.prepare(store, lambda done: None))
+    stage = PreparedJob(
+        spec, ground, fleet, crew, store, facts, crew.prepare(store, lambda done: None)
+    )
     stage.aim()
     return stage
 
 
-def _key(spec: JobSpec, stage: Stage) -> str:
+def _key(spec: JobSpec, stage: PreparedJob) -> str:
     """Of all that the search depends on."""
     parts = [spec.digest(), stage.ground.digest]
     parts += [f"{f.expert_digest} {f.pool_digest}" for f in stage.facts.values()]

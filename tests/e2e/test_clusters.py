@@ -21,7 +21,7 @@ from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.ray_backend import RayBackend
 from tintray.jobs.events import Notice
-from tintray.jobs.runs.growth import api as growth
+from tintray.jobs.runs import grow as growth
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 pytestmark = pytest.mark.slow

@@ -21,14 +21,14 @@ from tintray.errors import CheckpointError, DataError, InputError, NotFoundError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.events import StageStarted
 from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs import grow as growth
+from tintray.jobs.runs import guard as decisions
 from tintray.jobs.runs import run as driver
-from tintray.jobs.runs.growth import api as growth
-from tintray.jobs.runs.growth import decisions
-from tintray.jobs.runs.growth.crew import GrowthWorkerPool
-from tintray.jobs.runs.growth.history import diff_merges
-from tintray.jobs.runs.growth.run import GuardError
+from tintray.jobs.runs.grow import GuardError
+from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.lineage import ParentChangedError
@@ -158,7 +158,7 @@ def test_the_guard_adds_up_what_changes_one_after_another_take(
         new = [name for name in names if name not in known]
         return lost + [TaskScore(name, "accuracy", 0.9, 1.0, 0.9, 48) for name in new]
 
-    monkeypatch.setattr(GrowthWorkerPool, "evaluate", worse)
+    monkeypatch.setattr(TintWorkerPool, "evaluate", worse)
     point = (*QUICK, "growth.target=0.01", "growth.tolerance=1")
     parents.append(grown.add("five", mode="coefficients", overrides=point))
     entry = manifest(parents[-1])["tasks"][0]
@@ -372,7 +372,7 @@ def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> N
     same = diff_merges("tiny/v1", "tiny/v2", catalog=grown.place["catalog"])
     assert same.same_backbone and not any(layer.backbone for layer in same.layers)
     with pytest.raises(NotFoundError, match="did not grow from tiny/v9; it grew from"):
-        growth.rollback("tiny", "v9", **grown.place)
+        rollback("tiny", "v9", **grown.place)
 
 
 def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tintray.jobs.runs.growth import references
-from tintray.jobs.runs.growth.decisions import Figure, Loss, Mode, Verdict, best, losses, next_mode
+from tintray.jobs.runs import guard as references
+from tintray.jobs.runs.guard import Figure, Loss, Mode, Verdict, best, losses, next_mode
 from tintray.tasks.evaluation import TaskScore
 
 HARM = (Loss("old", "accuracy", 0.9, 0.8),)

@@ -20,8 +20,8 @@ import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.runs.growth import api as growth
-from tintray.jobs.runs.growth.history import history
+from tintray.jobs.runs import grow as growth
+from tintray.jobs.runs.history import history
 from tintray.jobs.upkeep.stores import remove_merge
 from tintray.storage.artifacts.blobs import is_blob
 from tintray.storage.artifacts.publish import list_merges, read_manifest

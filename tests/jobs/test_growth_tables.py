@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from tintray.jobs.cli.growth_tables import print_history, print_merge_difference
-from tintray.jobs.runs.growth.history import (
+from tintray.jobs.runs.history import (
     LayerDifference,
     MergeDifference,
     TaskDifference,

@@ -13,8 +13,8 @@ from tests.several import SeveralFleet, sent
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend
-from tintray.jobs.runs.growth import api as growth
-from tintray.jobs.runs.growth.decisions import Asked
+from tintray.jobs.runs import grow as growth
+from tintray.jobs.runs.guard import Asked
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tintray.errors import FitError, InputError
-from tintray.jobs.runs.growth.decisions import Figure, losses
+from tintray.jobs.runs.guard import Figure, losses
 from tintray.tasks import tasks
 from tintray.tasks.evaluation import TaskScore, check_finite, overall, score
 from tintray.tasks.kinds import Kind

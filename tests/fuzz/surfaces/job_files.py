@@ -224,7 +224,7 @@ def _overridden(bench: Bench) -> None:
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.runs.growth.change import addition, read_tasks
+    from tintray.jobs.runs.change import addition, read_tasks
 
     addition(read_tasks(bench.folder / _JOB))
 

@@ -179,7 +179,7 @@ def _loaded(bench: Bench) -> None:
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.runs.growth.change import read_tasks
+    from tintray.jobs.runs.change import read_tasks
 
     read_tasks(bench.folder / _JOB)
 

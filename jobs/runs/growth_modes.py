@@ -14,16 +14,14 @@ from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.tint_worker import TintConfig, Tinted, TintWorkerPool
 from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.events import Notice
-from tintray.jobs.runs.growth.change import Change
-from tintray.jobs.runs.growth.crew import GrowthWorkerPool
-from tintray.jobs.runs.growth.decisions import Loss, Mode, Verdict, hopeless, losses
-from tintray.jobs.runs.growth.parent import Parent
-from tintray.jobs.runs.growth.recomposition import without
-from tintray.jobs.runs.growth.references import references
-from tintray.jobs.runs.growth.tinter import TintConfig, Tinted
+from tintray.jobs.runs.change import Change, part_of
+from tintray.jobs.runs.guard import Loss, Mode, Verdict, hopeless, losses, references
 from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.parent import Parent
+from tintray.jobs.runs.recomposition import without
 from tintray.jobs.runs.run import artifacts, coordinator
 from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
@@ -79,7 +77,7 @@ class Growing:
     spec: JobSpec
     ground: SplitModel
     fleet: Backend
-    crew: GrowthWorkerPool
+    crew: TintWorkerPool
     base: BlobRef
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
@@ -126,7 +124,7 @@ class Growing:
         return [order.index(name) for name in names]
 
     def coordinator(
-        self, crew: GrowthWorkerPool, coefficients: Coefficients, rounds: int
+        self, crew: TintWorkerPool, coefficients: Coefficients, rounds: int
     ) -> Coordinator:
         """Who has moved these coefficients over so many rounds."""
         found = coordinator(self.spec, self.ground, self.fleet, crew, coefficients, rounds)
@@ -135,10 +133,10 @@ class Growing:
             self.tell(f"agreement stopped growing: ended after round {found.rounds}")
         return found
 
-    def old_crew(self, names: Sequence[str]) -> GrowthWorkerPool:
+    def old_crew(self, names: Sequence[str]) -> TintWorkerPool:
         """Old tasks by themselves, checked and labelled, without their experts."""
         spec = part_of(self.spec, names)
-        crew = GrowthWorkerPool(self.fleet, spec, self.ground, self.parent.kept(tuple(names)))
+        crew = TintWorkerPool(self.fleet, spec, self.ground, self.parent.kept(tuple(names)))
         crew.check()
         crew.label(self.own)
         return crew
@@ -180,13 +178,6 @@ def tint_order(spec: JobSpec, ground: SplitModel, rounds: int, *, new: bool) -> 
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
     warmup = round(spec.fit.warmup * rounds / spec.fit.rounds)
     return TintConfig(rounds, batch_size, ground.tint_lr(spec), spec.fit.schedule, new, warmup)
-
-
-def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
-    """The job of some of its tasks."""
-    return spec.model_copy(
-        update={"tasks": tuple(task for task in spec.tasks if task.name in set(names))}
-    )
 
 
 def attempt_tint(growing: Growing) -> Candidate:
@@ -284,7 +275,7 @@ def attempt_joint(growing: Growing) -> Candidate:
     settings, spec = growing.spec.growth, growing.spec
     kept = growing.parent.kept(growing.old)
     growing.dismiss()
-    crew = GrowthWorkerPool(growing.fleet, spec, growing.ground, kept)
+    crew = TintWorkerPool(growing.fleet, spec, growing.ground, kept)
     crew.check()
     prepared = crew.label(growing.own)
     last = growing.candidates[-1] if growing.candidates else None

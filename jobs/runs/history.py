@@ -13,9 +13,9 @@ from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.input_errors import usable
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
-from tintray.jobs.results import Record
-from tintray.jobs.runs.growth.parent import Parent, line, make_known, open_parent
-from tintray.jobs.runs.publication import enter
+from tintray.jobs.results import MergeSummary, Record
+from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
+from tintray.jobs.runs.publication import enter, summary
 from tintray.published.merge import BACKBONE, Merge, tint_file
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.publish import (
@@ -211,8 +211,10 @@ def _moved_shares(one: Merge, other: Merge, units: Sequence[str]) -> dict[str, f
     return {unit: (d / n) ** 0.5 if n else 0.0 for unit, (d, n) in squares.items()}
 
 
-def rollback(merge: str, to: str | None, *, store: str, catalog: str) -> dict[str, Any]:
-    """Publish an earlier version of a merge again, as its newest; returns the manifest.
+def rollback(
+    merge: str, to: str | None = None, *, store: str | None = None, catalog: str | None = None
+) -> MergeSummary:
+    """Publish an earlier version of a merge again, as its newest.
 
     Nothing is undone: the versions in between stay, and the new one has the last as its parent.
 
@@ -226,6 +228,7 @@ def rollback(merge: str, to: str | None, *, store: str, catalog: str) -> dict[st
     InputError
         If the merge has no parent, or ``to`` is not one of its ancestors.
     """
+    store, catalog = chosen(store, catalog)
     now = open_parent(merge, store=store, catalog=catalog)
     found = _ancestor(now, to)
     with usable(), Catalog.open(catalog) as opened:
@@ -252,7 +255,7 @@ def rollback(merge: str, to: str | None, *, store: str, catalog: str) -> dict[st
             manifest_sha256=manifest_digest(now.store, ref),
             coefficients=found.coefficients,
         )
-    return published
+    return summary(published, url)
 
 
 def _ancestor(now: Parent, to: str | None) -> Parent:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tintray.jobs.engine.sources import cache_folder
-from tintray.jobs.runs.growth.parent import Parent, ancestors
+from tintray.jobs.runs.parent import Parent, ancestors
 from tintray.numerics.layout import Layout
 from tintray.numerics.low_rank import LowRank
 from tintray.published.merge import read_tensors

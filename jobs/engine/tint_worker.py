@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, readable
+from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.hosting import HostedTask
+from tintray.jobs.engine.published_tasks import Kept
 from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool
 from tintray.models.norms import norm_buffers
 from tintray.numerics.randomness import stream
 from tintray.numerics.schedules import Shape, schedule
@@ -27,7 +31,7 @@ from tintray.pools.pool import Pool
 from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup
-from tintray.tasks.evaluation import score
+from tintray.tasks.evaluation import TaskScore, score
 from tintray.tasks.tasks import Outputs, chosen
 from tintray.tinting import self_labels as labels
 from tintray.tinting.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
@@ -94,7 +98,7 @@ class Tinted:
     activations: BlobRef | None
 
 
-class Tinter(Worker):
+class TintWorker(Worker):
     """Hosts new tasks with their experts, and old ones without; see the module."""
 
     def begin(self, bounds: Sequence[slice]) -> None:
@@ -262,3 +266,42 @@ def part(pool: Pool, rows: Tensor) -> Pool:
         words=None if pool.words is None else pool.words[rows],
         rows=[pool.rows[row] for row in rows.tolist()] if len(pool.rows) else pool.rows,
     )
+
+
+class TintWorkerPool(WorkerPool):
+    """A crew whose workers also learn tint layers under a backbone that stays."""
+
+    def __init__(
+        self,
+        fleet: Backend,
+        spec: JobSpec,
+        ground: SplitModel,
+        kept: Mapping[str, Kept] | None = None,
+    ) -> None:
+        super().__init__(fleet, spec, ground, worker=TintWorker, kept=kept)
+
+    def fit_tints(self, names: Iterable[str], order: TintConfig, theta: Floats) -> list[Tinted]:
+        """Learn these tasks' tint layers under θ [P]."""
+        return self._each("fit_tint", names, order, self._fleet.put(theta))
+
+    def held_agreement(self, theta: Floats) -> dict[str, float]:
+        """Each task's agreement with its expert on what was held back, under θ [P]."""
+        names = [order.name for order in self.orders]
+        found = self._each("held_agreement", names, self._fleet.put(theta))
+        return dict(zip(names, found, strict=True))
+
+    def evaluate(self, names: Iterable[str], theta: Floats) -> list[TaskScore]:
+        """Measure these tasks under θ [P]."""
+        return self._each("evaluate", names, self._fleet.put(theta))
+
+    def give_tints(self, tints: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Let tasks go on from these tint layers."""
+        self._fleet.get(
+            [
+                self._tasks[name].call("give_tint", name, {k: t.numpy() for k, t in own.items()})
+                for name, own in tints.items()
+            ]
+        )
+
+    def _each(self, method: str, names: Iterable[str], *arguments: Any) -> list[Any]:
+        return self._fleet.get([self._tasks[name].call(method, name, *arguments) for name in names])

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tintray.errors import CheckpointError, FitError, InputError
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.engine.worker_pool import SplitModel
-from tintray.jobs.events import Notice, OnEvent, Published
-from tintray.jobs.runs.growth.attempts import Candidate, Growing, part_of
-from tintray.jobs.runs.growth.change import Change
-from tintray.jobs.runs.growth.crew import GrowthWorkerPool
-from tintray.jobs.runs.growth.decisions import LADDER, Asked, Mode, Verdict, best, next_mode
-from tintray.jobs.runs.growth.grounds import child_ground, sums_task_vectors
-from tintray.jobs.runs.growth.parent import Parent, make_known, open_parent
-from tintray.jobs.runs.growth.publication import Child, publish_child
-from tintray.jobs.runs.growth.removal import remove_tasks
+from tintray.jobs.events import Notice, OnEvent, Published, ignore
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs.change import Change, addition, overridden, part_of, read_tasks, refreshed
+from tintray.jobs.runs.child import Child, publish_child
+from tintray.jobs.runs.growth_modes import Candidate, Growing
+from tintray.jobs.runs.guard import LADDER, Asked, Mode, Verdict, best, next_mode
 from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.parent import (
+    Parent,
+    child_ground,
+    make_known,
+    open_parent,
+    sums_task_vectors,
+)
+from tintray.jobs.runs.publication import summary
+from tintray.jobs.runs.remove import remove_tasks
 from tintray.jobs.runs.run import (
     backend_for,
     evaluated,
@@ -31,6 +40,7 @@ from tintray.jobs.runs.run import (
     tell_warnings,
 )
 from tintray.models.base_similarity import UNRELATED, is_unrelated
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog, Known
 from tintray.storage.catalog.lineage import ParentChangedError
 from tintray.storage.catalog.states import JobState
@@ -116,10 +126,10 @@ def _grow_once(
             check_finite(child.scores.values())
             facts = {name: found for name, (found, _) in child.new.items()}
             tell_shortfalls(run, spec, facts, child.kept, child.scores.values())
-            with run.stage(JobState.EVALUATING, "the guard has passed"):
+            with run.phase(JobState.EVALUATING, "the guard has passed"):
                 for score in child.scores.values():
                     on_event(evaluated(score))
-            with run.stage(JobState.PUBLISHING, f"writing the merge to {place.url}"):
+            with run.phase(JobState.PUBLISHING, f"writing the merge to {place.url}"):
                 manifest = publish_child(child, run, head)
                 ref = f"{manifest['name']}/v{manifest['version']}"
                 run.move(JobState.SUCCEEDED, f"published as {ref}")
@@ -153,18 +163,18 @@ def _add(
 ) -> Child:
     learned = spec.tint.model_copy(update={"learned": True})
     new = part_of(spec, change.names).model_copy(update={"tint": learned})
-    crew = GrowthWorkerPool(fleet, new, ground)
-    with run.stage(JobState.PLANNING, f"checking the experts of {', '.join(change.names)}"):
+    crew = TintWorkerPool(fleet, new, ground)
+    with run.phase(JobState.PLANNING, f"checking the experts of {', '.join(change.names)}"):
         facts = crew.check()
         _check_kinship(facts, spec)
         tell_warnings(run, facts)
-    with run.stage(JobState.PREPARING, "self-labels: each new expert predicts its pool once"):
+    with run.phase(JobState.PREPARING, "self-labels: each new expert predicts its pool once"):
         prepared = crew.label(on_prepared(run, len(new.tasks)))
         _check_doubts(run, prepared, spec)
         base = crew.base_blob(parent.store)
         run.used(Known(base, "base", {"model": ground.digest}))
     growing = Growing(run, parent, change, spec, ground, fleet, crew, base, facts, prepared)
-    with run.stage(JobState.FITTING, f"{change.operation} {', '.join(change.names)} ({mode})"):
+    with run.phase(JobState.FITTING, f"{change.operation} {', '.join(change.names)} ({mode})"):
         candidate = _climb(growing, mode)
     return _child(growing, candidate, mode)
 
@@ -279,3 +289,92 @@ def _guard(run: JobRun, parent: Parent, child: Child) -> None:
         f"nothing was published by this change of {parent.ref}: {said}; growth.tolerance is "
         f"{tolerance:g} ({'; '.join(units)}){hint}"
     )
+
+
+def add(
+    merge: str,
+    tasks: Sequence[str | Path],
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    mode: Asked = "auto",
+    rebase: bool = False,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> MergeSummary:
+    """Publish a child of ``merge`` with the tasks of these files too."""
+    store, catalog = chosen(store, catalog)
+    change = addition([task for path in tasks for task in read_tasks(Path(path))])
+    return _grown(merge, change, store, catalog, mode, rebase, overrides, on_event)
+
+
+def remove(
+    merge: str,
+    tasks: Sequence[str],
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    rebase: bool = False,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> MergeSummary:
+    """Publish a child of ``merge`` without these tasks."""
+    store, catalog = chosen(store, catalog)
+    change = Change("remove", tuple(dict.fromkeys(tasks)))
+    return _grown(merge, change, store, catalog, "auto", rebase, overrides, on_event)
+
+
+def refresh(
+    merge: str,
+    task: str,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    expert: str | None = None,
+    pool: str | None = None,
+    mode: Asked = "auto",
+    rebase: bool = False,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> MergeSummary:
+    """Publish a child of ``merge`` with a task anew: its expert, its pool, or what lies there."""
+    store, catalog = chosen(store, catalog)
+    manifest = grow(
+        merge,
+        lambda parent: refreshed(parent.spec, task, expert=expert, pool=pool, folder=Path.cwd()),
+        store=store,
+        catalog=catalog,
+        mode=mode,
+        rebase=rebase,
+        adjust=lambda spec: overridden(spec, overrides),
+        on_event=on_event or ignore,
+    )
+    return _summary(manifest, store)
+
+
+def _grown(
+    merge: str,
+    change: Change,
+    store: str,
+    catalog: str,
+    mode: Asked,
+    rebase: bool,
+    overrides: Sequence[str],
+    on_event: OnEvent | None,
+) -> MergeSummary:
+    manifest = grow(
+        merge,
+        lambda _: change,
+        store=store,
+        catalog=catalog,
+        mode=mode,
+        rebase=rebase,
+        adjust=lambda spec: overridden(spec, overrides),
+        on_event=on_event or ignore,
+    )
+    return _summary(manifest, store)
+
+
+def _summary(manifest: Mapping[str, Any], store: str) -> MergeSummary:
+    ref = f"{manifest['name']}/v{manifest['version']}"
+    return summary(manifest, f"{open_store(store).url}/merges/{ref}")

@@ -13,18 +13,24 @@ from typing import Any
 
 from torch import Tensor
 
-from tintray.errors import InputError, NotFoundError
+from tintray.checkpoints.model_folder import open_model_folder
+from tintray.errors import CheckpointError, InputError, NotFoundError
 from tintray.jobs.config.input_errors import usable
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
 from tintray.jobs.engine.finding import load_merge, locate
-from tintray.jobs.engine.published_tasks import Kept
+from tintray.jobs.engine.published_tasks import Kept, kept_checkpoint
+from tintray.jobs.engine.sources import cache_folder, local_folder
+from tintray.jobs.engine.worker_pool import SplitModel, load_base_model
+from tintray.jobs.runs.change import Change, part_of
 from tintray.jobs.runs.publication import enter
+from tintray.models.loading import load_base
 from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_merge_url
 from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.catalog.catalog import Catalog
+from tintray.tinting.partition import partition
 
 _REF = re.compile(r"[A-Za-z0-9][\w.-]*/v[0-9]{1,9}", re.ASCII)
 _THREADS = 4  # a store over a network mostly waits
@@ -210,3 +216,51 @@ def _remembered(parent: Parent, ref: str) -> str | None:
     with suppress(NotFoundError), usable(), Catalog.open(url, create=False) as catalog:
         return catalog.grew_from(ref)
     return None
+
+
+SUMS = ("task_arithmetic", "average", "base")
+"""Starts of Λ whose directions are the task vectors themselves, whichever other tasks there are."""
+
+
+def child_ground(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
+    """Open the base and lay out what is shared; no old expert is read.
+
+    Raises
+    ------
+    CheckpointError
+        If the base is not the one that the merge was made from.
+    InputError
+        If a merge of another method would have to be taken apart.
+    """
+    if change.operation == "remove":
+        ground = _without_experts(parent, spec)
+    else:
+        ground = load_base_model(part_of(spec, change.names))
+    expected = parent.manifest["base"]["sha256"]
+    if ground.digest != expected:
+        raise CheckpointError(
+            f"base: {spec.base} is not what {parent.ref} was made from (sha256 "
+            f"{ground.digest[:12]}…, expected {expected[:12]}…); put that base back"
+        )
+    if ground.partition.layout.to_json() != parent.manifest["units"]:
+        raise InputError(
+            f"{parent.ref} was laid out otherwise, by another version of tintray; run its job again"
+        )
+    return ground
+
+
+def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
+    cache = cache_folder()
+    base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    first = parent.merge.tasks[0]
+    like = kept_checkpoint(parent.stand_in(first), first, cache)
+    module = load_base(base, like=like)
+    site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
+    nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
+    split = partition(module, site, granularity, rank, learned=spec.tint.learned)
+    return SplitModel(base.digest(), split, site, nobody)
+
+
+def sums_task_vectors(spec: JobSpec) -> bool:
+    """Whether a merge's backbone is θ₀ + Λ·T, so that a task can be taken off or added to it."""
+    return spec.merge.learned and spec.merge.init in SUMS

@@ -84,6 +84,13 @@ class Change:
         return f"{self.operation} {', '.join(self.names)}"
 
 
+def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
+    """The job of some of its tasks."""
+    return spec.model_copy(
+        update={"tasks": tuple(task for task in spec.tasks if task.name in set(names))}
+    )
+
+
 def addition(tasks: Sequence[TaskSpec]) -> Change:
     """Add these tasks, all in one job.
 

@@ -11,18 +11,16 @@ from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, peak_memory
 from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.events import Notice
-from tintray.jobs.runs.growth.attempts import Candidate, Growing, attempt_joint, part_of, tint_order
-from tintray.jobs.runs.growth.change import Change
-from tintray.jobs.runs.growth.crew import GrowthWorkerPool
-from tintray.jobs.runs.growth.decisions import Loss, Verdict, losses
-from tintray.jobs.runs.growth.grounds import sums_task_vectors
-from tintray.jobs.runs.growth.parent import Parent
-from tintray.jobs.runs.growth.publication import Child, unchanged_since
-from tintray.jobs.runs.growth.recomposition import same_backbone, without
-from tintray.jobs.runs.growth.references import references
+from tintray.jobs.runs.change import Change, part_of
+from tintray.jobs.runs.child import Child, unchanged_since
+from tintray.jobs.runs.growth_modes import Candidate, Growing, attempt_joint, tint_order
+from tintray.jobs.runs.guard import Loss, Verdict, losses, references
 from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.parent import Parent, sums_task_vectors
+from tintray.jobs.runs.recomposition import same_backbone, without
 from tintray.jobs.runs.run import artifacts
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.catalog.catalog import Known
@@ -39,7 +37,7 @@ def remove_tasks(
     is left, it is that one, and its tints, to the last bit. Otherwise the backbone is put together
     from base and task vectors without them, and tints that lose by it are learned again.
     """
-    with run.stage(JobState.PLANNING, f"removing {', '.join(change.names)}"):
+    with run.phase(JobState.PLANNING, f"removing {', '.join(change.names)}"):
         merged = [name for name in change.names if bool(parent.row(name).any())]
         if merged and not sums_task_vectors(spec):
             method = spec.merge.init if spec.merge.learned else spec.merge.method
@@ -48,7 +46,7 @@ def remove_tasks(
                 "in a way that depends on all tasks; run the job again without it"
             )
         ancestor = same_backbone(parent, change.names) if merged else None
-    with run.stage(JobState.FITTING, "tints that the guard says need it"):
+    with run.phase(JobState.FITTING, "tints that the guard says need it"):
         if not merged:
             return _child(parent, change, spec, ground, _unchanged(parent, spec))
         removal = Removal(run, parent, change, spec, ground, fleet)
@@ -125,11 +123,11 @@ class Removal:
 
     def refitted(
         self, names: tuple[str, ...], array: Floats
-    ) -> tuple[GrowthWorkerPool, list[TaskScore], tuple[Loss, ...]]:
+    ) -> tuple[TintWorkerPool, list[TaskScore], tuple[Loss, ...]]:
         """Measure tasks under θ [P], and learn those again that lose by it."""
         settings = self.spec.growth
         kept = self.parent.kept(names)
-        crew = GrowthWorkerPool(self.fleet, part_of(self.spec, names), self.ground, kept)
+        crew = TintWorkerPool(self.fleet, part_of(self.spec, names), self.ground, kept)
         crew.check()
         crew.label(lambda prepared: self.run.used(*artifacts(prepared)))
         before = references(self.parent, names)
