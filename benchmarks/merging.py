@@ -5,7 +5,7 @@
 A base and eight experts are written below DIR (3.2 GB, deleted at the end). Then these run in turn,
 each in a process of its own, and medians are taken:
 
-* ``tintray``   ``tintray.merging.writing.merge_checkpoints``
+* ``tintray``   ``tintray.merging.files.writing.merge_checkpoints``
 * ``mergekit``  the same merge by mergekit 0.1.5, from its configuration, with lazy loading
 * ``io``        reading every byte of the nine files into one buffer, and writing as many bytes as
                 the merge has, to disk, as tintray does it
@@ -57,7 +57,7 @@ class Run:
 def run_tintray(method: str, folder: Path, output: Path) -> float:
     from tintray.checkpoints.model_folder import open_model_folder
     from tintray.merging import recipe
-    from tintray.merging.writing import merge_checkpoints
+    from tintray.merging.files.writing import merge_checkpoints
 
     known = TINTRAY[method]
     started = time.perf_counter()

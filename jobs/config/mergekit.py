@@ -18,8 +18,16 @@ from pydantic import TypeAdapter, ValidationError
 from tintray.errors import SpecError, nearest
 from tintray.jobs.config.documents import read_document
 from tintray.jobs.config.locations import model_location
-from tintray.merging.blends import BLENDS, Blend, Setting
-from tintray.merging.composition import Composition, Rule, Rules, Scalar, Settings, Slice, Source
+from tintray.merging.mergekit.blends import BLENDS, Blend, Setting
+from tintray.merging.mergekit.composition import (
+    Composition,
+    Rule,
+    Rules,
+    Scalar,
+    Settings,
+    Slice,
+    Source,
+)
 
 _TOKENIZER = (
     "embeddings are not rearranged here; leave it out where all models have one tokenizer, whose "

@@ -15,12 +15,12 @@ from tintray.jobs.engine.backend import Backend, Member, Ref
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
-from tintray.merging.memory import MEMORY
-from tintray.merging.sources import Sources
-from tintray.merging.streaming import Merging
-from tintray.merging.tensor_files import TensorFiles
-from tintray.merging.vector_files import VectorFiles
-from tintray.merging.writing import Progress
+from tintray.merging.files.memory import MEMORY
+from tintray.merging.files.sources import Sources
+from tintray.merging.files.streaming import Merging
+from tintray.merging.files.tensor_files import TensorFiles
+from tintray.merging.files.vector_files import VectorFiles
+from tintray.merging.files.writing import Progress
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store

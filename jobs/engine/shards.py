@@ -24,7 +24,7 @@ from tintray.jobs.engine.sizes import FLOAT, LARGE_GRADIENT
 from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
-from tintray.merging.tensor_files import StackedTensors, TensorFiles
+from tintray.merging.files.tensor_files import StackedTensors, TensorFiles
 from tintray.numerics.layout import Layout
 from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob

@@ -14,7 +14,7 @@ from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
-from tintray.merging.writing import merge_checkpoints
+from tintray.merging.files.writing import merge_checkpoints
 
 
 def merge_models(

@@ -11,11 +11,11 @@ from typing import Any
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
 from tintray.jobs.runs.merge_checkpoints import LAYER_COUNTS, byte_size, open_alike
-from tintray.merging.composing import Composing
-from tintray.merging.composition import Composition
-from tintray.merging.planning import layer_counts, plan
-from tintray.merging.tensor_files import TensorFiles
-from tintray.merging.writing import beside_weights, write_folder
+from tintray.merging.files.tensor_files import TensorFiles
+from tintray.merging.files.writing import beside_weights, write_folder
+from tintray.merging.mergekit.composing import Composing
+from tintray.merging.mergekit.composition import Composition
+from tintray.merging.mergekit.planning import layer_counts, plan
 
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 

@@ -20,7 +20,7 @@ from tintray.jobs.engine.surgery import operate_on_all
 from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, load_base_model
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.merging import Recipe, find_method, recipe
-from tintray.merging.memory import check_memory
+from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
 from tintray.models.structure import HEAD
 from tintray.numerics.layout import Layout

@@ -21,7 +21,7 @@ from tintray.jobs.cli import main
 from tintray.jobs.config.job_file import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 from tintray.merging import recipe
-from tintray.merging.writing import merge_checkpoints
+from tintray.merging.files.writing import merge_checkpoints
 
 SHAPE = (64, 48)
 

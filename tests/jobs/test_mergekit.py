@@ -26,7 +26,7 @@ from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.config.mergekit import read_mergekit
-from tintray.merging.blends import BLENDS
+from tintray.merging.mergekit.blends import BLENDS
 
 RECORD = Path(__file__).parent / "mergekit_peer.json"
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -347,7 +347,7 @@ def test_whole_numbers_are_taken_over_where_all_models_agree(folder: Path) -> No
 def test_pieces_and_memory_change_nothing(
     folder: Path, ours: dict[str, dict[str, Tensor]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tintray.merging import composing
+    from tintray.merging.mergekit import composing
 
     monkeypatch.setattr(composing, "PIECES", (100, 7))
     again = merge(folder, peer.RECIPES[name], f"pieces-{name}", memory="64KiB")

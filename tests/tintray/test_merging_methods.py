@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tintray.errors import SpecError
 from tintray.merging import Layer, Method, Parameter, Recipe, method, methods, recipe, registry
+from tintray.merging.algorithms.masks import elected
+from tintray.merging.algorithms.spectral import decompose, pack
 from tintray.merging.apply import depths, direct, directions, layers, own_deltas
-from tintray.merging.masks import elected
-from tintray.merging.spectral import decompose, pack
 from tintray.numerics.layout import build_layout
 from tintray.vectors.task_vectors import TaskVectors
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from tests.tintray import merging_peers as peers
 from tintray.merging import Layer, recipe
+from tintray.merging.algorithms.masks import masses
+from tintray.merging.algorithms.sparse import drop_and_rescale
 from tintray.merging.apply import depths, directions, own_deltas
-from tintray.merging.masks import masses
-from tintray.merging.sparse import drop_and_rescale
 
 RECORD = Path(__file__).parent / "merging_peers.json"
 SETTINGS = {

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import InputError, StorageError
-from tintray.merging import methods, recipe, streaming
+from tintray.merging import methods, recipe
 from tintray.merging.apply import directions, layers, own_deltas
-from tintray.merging.sources import Sources
-from tintray.merging.streaming import Merging
-from tintray.merging.tensor_files import TensorFiles
-from tintray.merging.writing import merge_checkpoints
+from tintray.merging.files import streaming
+from tintray.merging.files.sources import Sources
+from tintray.merging.files.streaming import Merging
+from tintray.merging.files.tensor_files import TensorFiles
+from tintray.merging.files.writing import merge_checkpoints
 from tintray.numerics.layout import build_layout
 from tintray.vectors.task_vectors import TaskVectors
 
@@ -187,7 +188,7 @@ def test_an_interrupted_merge_leaves_nothing(zoo: Zoo, raised: type[BaseExceptio
 
 
 def test_a_full_disk_leaves_nothing(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintray.merging import tensor_files
+    from tintray.merging.files import tensor_files
 
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
@@ -316,7 +317,7 @@ import sys
 from pathlib import Path
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.merging import recipe
-from tintray.merging.writing import merge_checkpoints
+from tintray.merging.files.writing import merge_checkpoints
 
 folder, name, bound = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) * 2**20
 
@@ -372,11 +373,11 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from tintray.merging.blends import BLENDS
-from tintray.merging.composing import Composing
-from tintray.merging.composition import Composition, Rule, Slice, Source
-from tintray.merging.planning import plan
-from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.mergekit.blends import BLENDS
+from tintray.merging.mergekit.composing import Composing
+from tintray.merging.mergekit.composition import Composition, Rule, Slice, Source
+from tintray.merging.mergekit.planning import plan
+from tintray.merging.files.tensor_files import TensorFiles
 
 folder, models = Path(sys.argv[1]), ("base", "a", "b", "c")
 for size, shape in (("small", (64, 64)), ("large", (1024, 512))):

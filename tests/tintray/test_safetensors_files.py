@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.safetensors_files import tensors_in
 from tintray.errors import CheckpointError
-from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.files.tensor_files import TensorFiles
 
 BODY = bytes(range(32))
 

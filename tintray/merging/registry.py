@@ -16,15 +16,15 @@ from importlib.metadata import entry_points
 from types import MappingProxyType, ModuleType
 
 from tintray.errors import SpecError, nearest
-from tintray.merging import (
-    balancing,
-    interference,
+from tintray.merging.algorithms import (
     linear,
     masks,
+    pcb,
     sparse,
     spectral,
     spherical,
     statistical,
+    wudi,
 )
 from tintray.merging.declaration import Method, Value
 
@@ -33,11 +33,11 @@ _BUILT_IN = (
     linear,
     sparse,
     masks,
-    balancing,
+    pcb,
     spherical,
     statistical,
     spectral,
-    interference,
+    wudi,
 )
 
 

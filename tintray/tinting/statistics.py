@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tintray.merging.spectral import decompose, pack
+from tintray.merging.algorithms.spectral import decompose, pack
 from tintray.pools.pool import Pool
 from tintray.tinting.self_labels import BATCH
 

@@ -94,7 +94,7 @@ def _loaded(bench: Bench) -> None:
 def _streamed(bench: Bench) -> None:
     """Every tensor, as merging reads them."""
     from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.merging.tensor_files import TensorFiles
+    from tintray.merging.files.tensor_files import TensorFiles
 
     weights = open_model_folder(bench.folder, role="expert").weights
     with TensorFiles(weights, "expert") as files:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tintray.merging.inputs import Inputs
+from tintray.merging.mergekit.inputs import Inputs
 from tintray.numerics.randomness import stream
 
 Sparsify = Callable[[Tensor, Mapping[str, Any], Generator], Tensor]

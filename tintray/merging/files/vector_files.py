@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.files.tensor_files import TensorFiles
 from tintray.vectors.task_vectors import DOWN, UP
 
 

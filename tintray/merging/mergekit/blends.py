@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tintray.merging import consensus, spheres
-from tintray.merging.inputs import Inputs
+from tintray.merging.mergekit import consensus, spheres
+from tintray.merging.mergekit.inputs import Inputs
 
 Scope = Literal["all", "input", "expert"]
 """Who has a value of a parameter: all inputs together, each input, each input but the base."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tintray.errors import SpecError
-from tintray.merging.inputs import Inputs
-from tintray.merging.spherical import NEARLY_PARALLEL, mean_on_sphere
+from tintray.merging.algorithms.spherical import NEARLY_PARALLEL, mean_on_sphere
+from tintray.merging.mergekit.inputs import Inputs
 
 
 def slerp(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:

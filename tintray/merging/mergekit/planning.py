@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
-from tintray.merging.composition import Composition, Scalar, Slice, Source
+from tintray.merging.mergekit.composition import Composition, Scalar, Slice, Source
 
 Table = Mapping[str, TensorInfo]
 """A model's tensors by name."""

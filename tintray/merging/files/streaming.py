@@ -25,10 +25,10 @@ from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.apply import depths
 from tintray.merging.declaration import Layer
-from tintray.merging.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, needed_bytes
+from tintray.merging.files.memory import FLOAT, MEMORY, PIECES, WAITING, check_fits, needed_bytes
+from tintray.merging.files.sources import Sources
+from tintray.merging.files.tensor_files import DTYPES
 from tintray.merging.registry import Recipe
-from tintray.merging.sources import Sources
-from tintray.merging.tensor_files import DTYPES
 
 _COUNTERS = "num_batches_tracked"  # of training, which no model computes with
 _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces wait for

@@ -10,7 +10,7 @@ from typing import Self
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import is_rebuilt
 from tintray.errors import CheckpointError
-from tintray.merging.tensor_files import TensorFiles
+from tintray.merging.files.tensor_files import TensorFiles
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import CheckpointError, SpecError
-from tintray.merging.blends import Blend
-from tintray.merging.inputs import Inputs
-from tintray.merging.memory import MEMORY, PIECES, mebibytes
-from tintray.merging.planning import Planned
-from tintray.merging.tensor_files import DTYPES, TensorFiles
+from tintray.merging.files.memory import MEMORY, PIECES, mebibytes
+from tintray.merging.files.tensor_files import DTYPES, TensorFiles
+from tintray.merging.mergekit.blends import Blend
+from tintray.merging.mergekit.inputs import Inputs
+from tintray.merging.mergekit.planning import Planned
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tintray.merging.algorithms.order_statistics import magnitude_at
 from tintray.merging.declaration import Layer, Parameter, method, per_task, rows
-from tintray.merging.selection import magnitude_at
 from tintray.numerics.randomness import stream
 
 _DENSITY = Parameter(

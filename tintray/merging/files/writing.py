@@ -18,11 +18,11 @@ from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import SpecError, StorageError
 from tintray.files import check_new
-from tintray.merging.memory import MEMORY, mebibytes
+from tintray.merging.files.memory import MEMORY, mebibytes
+from tintray.merging.files.sources import Sources
+from tintray.merging.files.streaming import Merging
+from tintray.merging.files.tensor_files import ShardedWriter
 from tintray.merging.registry import Recipe
-from tintray.merging.sources import Sources
-from tintray.merging.streaming import Merging
-from tintray.merging.tensor_files import ShardedWriter
 
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""

@@ -1,0 +1,1 @@
+"""The merging methods, a module for each family; see ``merging.declaration``."""
