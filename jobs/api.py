@@ -21,8 +21,8 @@ from tintray.jobs.results import (
 )
 from tintray.jobs.runs.evaluate import measure
 from tintray.jobs.runs.methods import resolve_job
-from tintray.jobs.runs.publication import means, summary, task_result
 from tintray.jobs.runs.run import evaluated, open_store_and_catalog, run_job
+from tintray.jobs.runs.summaries import means, summary, task_result
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store

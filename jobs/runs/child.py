@@ -14,12 +14,14 @@ from torch import Tensor
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.worker_pool import SplitModel
+from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change
 from tintray.jobs.runs.guard import Loss, fitted
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.parent import Parent
-from tintray.jobs.runs.publication import enter, means, shared_buffers, task_entry
+from tintray.jobs.runs.publication import shared_buffers, task_entry
 from tintray.jobs.runs.recomposition import correction_from
+from tintray.jobs.runs.summaries import means
 from tintray.published.merge import (
     BACKBONE,
     COEFFICIENTS,

@@ -23,8 +23,8 @@ from tintray.jobs.events import Notice, OnEvent, StageStarted
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.runs.evaluate import measure
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
-from tintray.jobs.runs.publication import means
 from tintray.jobs.runs.run import backend_for, coordinator_for, evaluated
+from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store

@@ -28,7 +28,6 @@ from tintray.jobs.runs.parent import (
     open_parent,
     sums_task_vectors,
 )
-from tintray.jobs.runs.publication import summary
 from tintray.jobs.runs.remove import remove_tasks
 from tintray.jobs.runs.run import (
     backend_for,
@@ -39,6 +38,7 @@ from tintray.jobs.runs.run import (
     tell_shortfalls,
     tell_warnings,
 )
+from tintray.jobs.runs.summaries import summary
 from tintray.models.base_similarity import UNRELATED, is_unrelated
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog, Known

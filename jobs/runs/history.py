@@ -14,8 +14,9 @@ from tintray.jobs.config.input_errors import usable
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.results import MergeSummary, Record
+from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
-from tintray.jobs.runs.publication import enter, summary
+from tintray.jobs.runs.summaries import summary
 from tintray.published.merge import BACKBONE, Merge, tint_file
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.publish import (

@@ -22,8 +22,8 @@ from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.engine.published_tasks import Kept, kept_checkpoint
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.engine.worker_pool import SplitModel, load_base_model
+from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
-from tintray.jobs.runs.publication import enter
 from tintray.models.loading import load_base
 from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
 from tintray.storage.artifacts.blobs import BlobRef, blob_key

@@ -8,15 +8,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tintray.data import DataSource
-from tintray.errors import NotFoundError
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
-from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
 from tintray.published.manifest import FORMAT, FORMAT_VERSION
 from tintray.published.merge import (
@@ -26,7 +25,6 @@ from tintray.published.merge import (
     tensors_as_bytes,
     tint_file,
 )
-from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.publish import (
     manifest_digest,
     parse_merge_url,
@@ -34,10 +32,8 @@ from tintray.storage.artifacts.publish import (
     read_manifest,
 )
 from tintray.storage.artifacts.store import ArtifactStore
-from tintray.storage.catalog.catalog import Catalog, Known
-from tintray.storage.catalog.lineage import LayerSummary
-from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
-from tintray.tasks.metrics import find_metric
+from tintray.storage.catalog.catalog import Catalog
+from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.partition import Partition
 
 
@@ -100,78 +96,6 @@ def publish(
         token=lease.token,
     )
     return manifest
-
-
-def enter(
-    catalog: Catalog,
-    manifest: Mapping[str, Any],
-    url: str,
-    *,
-    manifest_sha256: str,
-    coefficients: Tensor,
-    job_id: str | None = None,
-    token: int | None = None,
-) -> None:
-    """Enter a published merge, as its manifest describes it, in a catalog.
-
-    ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere. A parent
-    that the catalog does not know is not entered as one.
-    """
-    files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
-    catalog.record_artifacts(
-        [Known(ref, _kind(name), {"file": name}) for name, ref in files.items()], job_id=job_id
-    )
-    catalog.record_merge(
-        manifest["name"],
-        manifest["version"],
-        url,
-        job_id,
-        manifest_sha256=manifest_sha256,
-        metrics={
-            **manifest["metrics"],
-            "site": manifest["site"],
-            "method": manifest["job"]["merge"]["method"],
-            "tasks": len(manifest["tasks"]),
-            "change": _told(manifest.get("change")),
-        },
-        parent=_known_parent(catalog, manifest),
-        added=_added(manifest),
-        files=files,
-        coefficients=layer_summaries(manifest["units"], coefficients),
-        token=token,
-    )
-
-
-def _known_parent(catalog: Catalog, manifest: Mapping[str, Any]) -> str | None:
-    parent: str | None = manifest.get("parent")
-    if parent is None:
-        return None
-    try:
-        return catalog.find_merge(parent).ref
-    except NotFoundError:
-        return None
-
-
-def _told(change: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """How a merge grew, as far as its history shows it."""
-    if change is None:
-        return None
-    return {key: change.get(key) for key in ("operation", "tasks", "mode", "to")}
-
-
-def _added(manifest: Mapping[str, Any]) -> list[str]:
-    """The tasks that the merge has and its parent has not."""
-    change = manifest.get("change")
-    if change is None:
-        return [task["name"] for task in manifest["tasks"]]
-    return list(change["tasks"]) if change["operation"] == "add" else []
-
-
-def _kind(file: str) -> str:
-    """What the catalog calls a file of a merge."""
-    if file in (BACKBONE, COEFFICIENTS):
-        return file.removesuffix(".safetensors")
-    return "tint" if file.startswith("tints/") else "config"
 
 
 def _next_version(store: ArtifactStore, name: str) -> int:
@@ -277,74 +201,3 @@ def task_entry(
 
 def _data(order: DataSource, digest: str | None, examples: int) -> dict[str, Any]:
     return {**order.record(), "sha256": digest, "examples": examples}
-
-
-def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:
-    """Means over tasks as a manifest has them: of their own scores, or of these."""
-    guessing = [task["name"] for task in tasks if task["expert"].get("at_chance")]
-    own = [TaskScore(**task["score"]) for task in tasks] if scores is None else scores
-    return overall(own, guessing)
-
-
-def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
-    """The coefficients Λ [K, L] of every layer unit, over the tasks."""
-    return [
-        LayerSummary(
-            unit["name"],
-            float(column.mean()),
-            float(torch.std(column, correction=0)),
-            float(column.min()),
-            float(column.max()),
-        )
-        for unit, column in zip(units, coefficients.t(), strict=True)
-    ]
-
-
-def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
-    """A line of the table: what the manifest says of a task, and a measurement of it."""
-    labelled = score.metric != "agreement"
-    return TaskResult(
-        name=task["name"],
-        kind=task["kind"],
-        metric=score.metric,
-        merged=score.merged,
-        expert=score.expert if labelled else None,
-        agreement=score.agreement,
-        normalised=score.normalised,
-        tint_parameters=task["tint_parameters"],
-        test_examples=score.examples,
-        kept=task["kept"],
-        calibration=score.calibration,
-        lower_is_better=find_metric(score.metric).lower,
-        at_chance=task["expert"].get("at_chance", False),
-    )
-
-
-def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
-    """What ``tintray show`` tells of a published merge."""
-    tasks = manifest["tasks"]
-    tint = {task["name"]: task["tint_parameters"] for task in tasks}
-    scores = [TaskScore(**task["score"]) for task in tasks]
-    found = means(tasks)
-    return MergeSummary(
-        name=manifest["name"],
-        version=f"v{manifest['version']}",
-        url=url,
-        job_id=manifest["job_id"],
-        created=manifest["created"],
-        site=manifest["site"],
-        tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
-        average=found.average,
-        expert_average=found.expert_average,
-        normalised_accuracy=found.normalised_accuracy,
-        backbone_parameters=manifest["backbone_parameters"],
-        tint_parameters_per_task=tint,
-        tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],
-        rounds=manifest["rounds"],
-        seconds=manifest["seconds"],
-        peak_memory_mib=manifest["peak_memory_mib"],
-        parent=manifest["parent"],
-        method=manifest["job"]["merge"]["method"],
-        skipped=manifest.get("skipped", {}),
-        notices=manifest.get("notices", ()),
-    )

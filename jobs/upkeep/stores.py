@@ -10,7 +10,7 @@ from tintray.errors import InputError, NotFoundError, StorageError, nearest
 from tintray.jobs.config.input_errors import usable
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
-from tintray.jobs.runs.publication import enter
+from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs import api
-from tintray.jobs.runs.publication import summary
+from tintray.jobs.runs.summaries import summary
 from tintray.storage.artifacts.publish import list_merges, parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog

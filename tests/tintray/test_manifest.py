@@ -23,7 +23,7 @@ from tintray.errors import InputError, IntegrityError, TintrayError
 from tintray.jobs.cli.tables import print_summary, write_json
 from tintray.jobs.display.terminal import open_console
 from tintray.jobs.engine.finding import load_merge
-from tintray.jobs.runs.publication import summary
+from tintray.jobs.runs.summaries import summary
 from tintray.published.card import model_card
 from tintray.published.manifest import check_manifest
 from tintray.published.merge import Merge, open_folder

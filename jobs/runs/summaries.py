@@ -1,0 +1,67 @@
+"""A published merge as its commands answer: a line for each task, and means over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
+from tintray.tasks.metrics import find_metric
+
+
+def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:
+    """Means over tasks as a manifest has them: of their own scores, or of these."""
+    guessing = [task["name"] for task in tasks if task["expert"].get("at_chance")]
+    own = [TaskScore(**task["score"]) for task in tasks] if scores is None else scores
+    return overall(own, guessing)
+
+
+def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
+    """A line of the table: what the manifest says of a task, and a measurement of it."""
+    labelled = score.metric != "agreement"
+    return TaskResult(
+        name=task["name"],
+        kind=task["kind"],
+        metric=score.metric,
+        merged=score.merged,
+        expert=score.expert if labelled else None,
+        agreement=score.agreement,
+        normalised=score.normalised,
+        tint_parameters=task["tint_parameters"],
+        test_examples=score.examples,
+        kept=task["kept"],
+        calibration=score.calibration,
+        lower_is_better=find_metric(score.metric).lower,
+        at_chance=task["expert"].get("at_chance", False),
+    )
+
+
+def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
+    """What ``tintray show`` tells of a published merge."""
+    tasks = manifest["tasks"]
+    tint = {task["name"]: task["tint_parameters"] for task in tasks}
+    scores = [TaskScore(**task["score"]) for task in tasks]
+    found = means(tasks)
+    return MergeSummary(
+        name=manifest["name"],
+        version=f"v{manifest['version']}",
+        url=url,
+        job_id=manifest["job_id"],
+        created=manifest["created"],
+        site=manifest["site"],
+        tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
+        average=found.average,
+        expert_average=found.expert_average,
+        normalised_accuracy=found.normalised_accuracy,
+        backbone_parameters=manifest["backbone_parameters"],
+        tint_parameters_per_task=tint,
+        tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],
+        rounds=manifest["rounds"],
+        seconds=manifest["seconds"],
+        peak_memory_mib=manifest["peak_memory_mib"],
+        parent=manifest["parent"],
+        method=manifest["job"]["merge"]["method"],
+        skipped=manifest.get("skipped", {}),
+        notices=manifest.get("notices", ()),
+    )
