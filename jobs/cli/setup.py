@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-from rich.console import Console
 
 from tintray.jobs.cli.options import answer, debug_option, json_option, write
-from tintray.jobs.cli.tables import print_facts
-from tintray.jobs.upkeep.setup import Configured
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tintray.jobs.upkeep.setup import Configured
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -75,6 +79,8 @@ def completion(shell: str, as_json: bool) -> None:
 
 def print_configured(found: Configured, console: Console) -> None:
     """Where it is, and what is in it."""
+    from tintray.jobs.cli.tables import print_facts
+
     console.print(found.path)
     if found.settings:
         print_facts(found.settings, console)

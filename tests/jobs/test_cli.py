@@ -122,9 +122,10 @@ def test_what_has_no_table_is_one_json_object(
 
 def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
     """They are to answer in a moment: neither the job file nor a list of jobs needs torch."""
-    modules = "submission, views, following, differences, tables"
+    modules = "submission, views, following, differences"
     found = python(
         f"import sys; from tintray.jobs.queue import {modules}\n"
+        "from tintray.jobs.cli import queue_tables\n"
         "heavy = ('torch', 'transformers', 'ray', 'numpy', 'boto3', 'alembic')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
