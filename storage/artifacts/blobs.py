@@ -1,30 +1,25 @@
 """Content-addressed artifacts: a blob's name is the sha256 of its bytes, so it is written once.
 
-Whatever is read of a blob is verified: the whole by its name, a part by the hashes of its blocks.
+Whatever is read of a blob is verified by its name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tintray.errors import InputError, IntegrityError, NotFoundError
-from tintray.storage.artifacts.records import fetch_record, seal
+from tintray.errors import InputError, IntegrityError
 from tintray.storage.artifacts.store import ArtifactStore, Entry
-
-BLOCK = 1 << 20
-"""The unit in which parts of a blob are verified, in bytes."""
 
 FRESH = 3600.0
 """Seconds for which an artifact counts as just written; far below any age limit of a collection."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 16 << 20
+_LARGE = 1 << 20  # bytes from which it is worth a request to know that a blob need not be read
 
 
 @dataclass(frozen=True)
@@ -69,23 +64,15 @@ def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
     """Store bytes or a file under their hash, unless the store has them already.
 
     What the store has is read and hashed: a blob whose bytes have changed is written again.
-
-    A blob of more than one block gets a record of the hashes of its blocks: a part of it can then
-    be read and verified without the rest (:func:`read_blob`).
     """
     ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
-    key, record = blob_key(ref.sha256), blocks_key(ref.sha256)
+    key = blob_key(ref.sha256)
     found = store.stat(key)
-    whole = found is not None and is_sound(store, ref, found) and has_record(store, ref)
-    if found is not None and whole and freshen(store, found):
+    if found is not None and is_sound(store, ref, found) and freshen(store, found):
         return ref
-    with ThreadPoolExecutor(1) as other:  # an upload mostly waits
-        blocks = other.submit(hash_blocks, source) if ref.size > BLOCK else None
-        store.put(key, source, overwrite=found is not None)
-        if blocks is not None:
-            text = {"block_bytes": BLOCK, "size": ref.size, "blocks": blocks.result()}
-            store.put(record, seal(text, record), overwrite=True)
-            _remember(store, ref.sha256)
+    store.put(key, source, overwrite=found is not None)
+    if ref.size > _LARGE and (written := store.stat(key)) is not None and written.mark:
+        store.proved[ref.sha256] = written.mark
     return ref
 
 
@@ -118,21 +105,6 @@ def hash_stored(store: ArtifactStore, key: str) -> BlobRef:
     return BlobRef(digest.hexdigest(), size)
 
 
-def has_record(store: ArtifactStore, ref: BlobRef) -> bool:
-    """Whether a blob has the record of its blocks that it needs, and it can be read."""
-    try:
-        return ref.size <= BLOCK or len(_blocks(store, ref)) == -(-ref.size // BLOCK)
-    except (NotFoundError, IntegrityError):
-        return False
-
-
-def _remember(store: ArtifactStore, sha256: str) -> None:
-    """Note the mark of a blob whose bytes have just been hashed on their way."""
-    found = store.stat(blob_key(sha256))
-    if found is not None and found.mark:
-        store.proved[sha256] = found.mark
-
-
 def freshen(store: ArtifactStore, found: Entry) -> bool:
     """Let the age of an artifact that is used again begin anew; False if it keeps its age.
 
@@ -142,60 +114,9 @@ def freshen(store: ArtifactStore, found: Entry) -> bool:
     return time.time() - found.modified < FRESH or store.touch(found.key)
 
 
-def hash_blocks(source: bytes | Path) -> list[str]:
-    """The sha256 of each block of :data:`BLOCK` bytes."""
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        return [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK), b"")]
-
-
-def read_blob(store: ArtifactStore, ref: BlobRef, start: int, stop: int) -> bytes:
-    """Bytes ``start:stop`` of a blob, checked against the hashes of the blocks that they lie in.
-
-    Reads those blocks of :data:`BLOCK` bytes and nothing else of the blob; all of it only if the
-    record of its blocks is missing.
-    """
-    stop = min(stop, ref.size)
-    if start >= stop:
-        return b""
-    if ref.size <= BLOCK:
-        return get_blob(store, ref)[start:stop]
-    try:
-        blocks = _blocks(store, ref)
-    except NotFoundError:
-        return get_blob(store, ref)[start:stop]
-    first, last = start // BLOCK, (stop - 1) // BLOCK
-    data = store.get(blob_key(ref.sha256), first * BLOCK, (last + 1) * BLOCK)
-    for number, expected in enumerate(blocks[first : last + 1]):
-        block = memoryview(data)[number * BLOCK : (number + 1) * BLOCK]
-        if hashlib.sha256(block).hexdigest() != expected:
-            raise IntegrityError(
-                f"artifact {blob_key(ref.sha256)} in {store.url} is truncated or altered between "
-                f"bytes {(first + number) * BLOCK:,} and {(first + number + 1) * BLOCK:,}; "
-                "delete it and run what made it again"
-            )
-    return data[start - first * BLOCK : stop - first * BLOCK]
-
-
-def _blocks(store: ArtifactStore, ref: BlobRef) -> list[str]:
-    key = blocks_key(ref.sha256)
-    record = fetch_record(store, key)
-    blocks = record.get("blocks")
-    if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
-        raise IntegrityError(
-            f"{key} in {store.url} has no list of hashes; delete it and run what made it again"
-        )
-    return blocks
-
-
-def blocks_key(sha256: str) -> str:
-    """The key of the record of a blob's blocks."""
-    return f"{blob_key(sha256)}.blocks"
-
-
 def delete_blob(store: ArtifactStore, sha256: str) -> None:
-    """Delete a blob that nobody needs, and the record of its blocks after it."""
+    """Delete a blob that nobody needs."""
     store.delete(blob_key(sha256))
-    store.delete(blocks_key(sha256))
 
 
 def get_blob(store: ArtifactStore, ref: BlobRef | str) -> bytes:

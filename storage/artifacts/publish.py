@@ -15,11 +15,9 @@ from tintray.errors import InputError, IntegrityError, NotFoundError, StorageErr
 from tintray.storage.artifacts.blobs import (
     BlobRef,
     blob_key,
-    blocks_key,
     check_sha256,
     fetch_blob,
     freshen,
-    has_record,
     hash_bytes,
     hash_stored,
     is_sound,
@@ -127,8 +125,6 @@ def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> Blo
             f"{name} (artifact {key}) in {store.url} is truncated or altered, and this merge would "
             "have it too; copy it back, or delete it and run what made it again"
         )
-    if not has_record(store, source):
-        store.delete(blocks_key(source.sha256))  # it is read whole then, without one
     freshen(store, found)
     return source
 

@@ -11,7 +11,7 @@ from tintray.errors import IntegrityError, StorageError
 from tintray.storage.secrets import scrub
 
 MAX_RECORD = 256 * 2**20
-"""Bytes of a record that are read: the hashes of the blocks of a blob of 3.6 TB."""
+"""Bytes of a record that are read."""
 
 _SEAL = "sealed_sha256"
 

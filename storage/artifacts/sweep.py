@@ -48,12 +48,6 @@ class Garbage:
         found = _BLOB.fullmatch(self.key)
         return found[2] if found and not found[3] else None
 
-    @property
-    def blocks_of(self) -> str | None:
-        """The blob whose blocks' hashes this is, if it is that."""
-        found = _BLOB.fullmatch(self.key)
-        return found[2] if found and found[3] else None
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -68,16 +62,15 @@ class Sweep:
 
 @dataclass
 class _Blob:
-    """A blob with what belongs to it: the record of its blocks, the cache records that name it."""
+    """A blob with what goes with it: cache records that name it, the block hashes of 0.1.0."""
 
     entry: Entry | None = None
-    blocks: Entry | None = None
     records: list[Entry] = field(default_factory=list)
 
     @property
     def modified(self) -> float:
-        parts = [self.entry, self.blocks, *self.records]
-        return max(part.modified for part in parts if part is not None)
+        parts = self.records if self.entry is None else [self.entry, *self.records]
+        return max(part.modified for part in parts)
 
 
 def is_ours(key: str) -> bool:
@@ -130,7 +123,7 @@ def _blobs(inventory: Inventory) -> dict[str, _Blob]:
         if found := _BLOB.fullmatch(entry.key):
             blob = blobs.setdefault(found[2], _Blob())
             if found[3]:
-                blob.blocks = entry
+                blob.records.append(entry)
             else:
                 blob.entry = entry
         elif (sha256 := inventory.records.get(entry.key)) is not None:
@@ -142,11 +135,10 @@ def _parts(blob: _Blob) -> Iterable[Garbage]:
     """A blob and what belongs to it; none of it is older than the youngest part."""
     why = "its blob is gone" if blob.entry is None else "needed by no merge, job or pin"
     for entry in blob.records:
-        yield Garbage(entry.key, entry.size, blob.modified, f"a cached result, {why}")
-    # The blob goes before the hashes of its blocks, without which its parts are read slowly.
-    for part in (blob.entry, blob.blocks):
-        if part is not None:
-            yield Garbage(part.key, part.size, blob.modified, why)
+        what = "a cached result, " if entry.key.startswith("cache/") else ""
+        yield Garbage(entry.key, entry.size, blob.modified, what + why)
+    if blob.entry is not None:
+        yield Garbage(blob.entry.key, blob.entry.size, blob.modified, why)
 
 
 def _loose(inventory: Inventory) -> Iterable[Garbage]:

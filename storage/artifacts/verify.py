@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tintray.errors import IntegrityError, NotFoundError
-from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_blocks, hash_file, hash_stored
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_file, hash_stored
 from tintray.storage.artifacts.publish import MANIFEST, MergeRef, listed_files
 from tintray.storage.artifacts.records import fetch_record
 from tintray.storage.artifacts.store import ArtifactStore, Entry
@@ -61,9 +60,8 @@ def verify_merge(store: ArtifactStore, ref: MergeRef, manifest_sha256: str | Non
         return Verified(0, 0, (_gone(ref.manifest_key),))
     files = _files(store, ref.manifest_key) or {}
     for sha256 in {file.sha256 for file in files.values()}:
-        for key in (blob_key(sha256), f"{blob_key(sha256)}.blocks"):
-            if (found := store.stat(key)) is not None:
-                listed[key] = found
+        if (found := store.stat(blob_key(sha256))) is not None:
+            listed[found.key] = found
     checks = _Checks(store, listed, manifest)
     damaged = [damage for key in listed for damage in checks.one(key)]
     size = sum(entry.size for entry in listed.values())
@@ -86,7 +84,7 @@ class _Checks:
         try:
             if parts[0] == "blobs" and len(parts) == 3 and not key.endswith(".blocks"):
                 yield from self._blob(key, parts[2])
-            elif parts[0] == "blobs" and len(parts) == 3:
+            elif parts[0] == "blobs" and len(parts) == 3:  # of a store that 0.1.0 has written
                 fetch_record(self._store, key)
             elif parts[0] == "cache" and key.endswith(".json"):
                 fetch_record(self._store, key)  # one whose blob is gone counts as none
@@ -102,14 +100,9 @@ class _Checks:
             path = self._store.local_path(key)
             if path is None:
                 path = self._store.fetch(key, Path(folder) / "blob")
-            ref, record = hash_file(path), f"{key}.blocks"
-            blocks = hash_blocks(path) if record in self._entries else []
+            ref = hash_file(path)
         if ref.sha256 != sha256:
             yield Damage(key, f"its {ref.size:,} bytes have the sha256 {ref.sha256}")
-        elif blocks:
-            with suppress(IntegrityError):  # a record that is damaged is named by its own check
-                if fetch_record(self._store, record).get("blocks") != blocks:
-                    yield Damage(record, "the hashes in it are not those of its blob")
 
     def _of_merge(self, key: str, folder: str, name: str) -> Iterator[Damage]:
         if name.startswith("claims/"):

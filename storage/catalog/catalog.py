@@ -213,12 +213,6 @@ class Catalog:
 
     # Rounds
 
-    def record_round(
-        self, job_id: str, round: int, metrics: Mapping[str, Any], *, token: int | None = None
-    ) -> None:
-        """Keep the metrics of one round; see :meth:`record_rounds`."""
-        self.record_rounds(job_id, {round: metrics}, token=token)
-
     def record_rounds(
         self, job_id: str, batch: Mapping[int, Mapping[str, Any]], *, token: int | None = None
     ) -> None:
@@ -399,18 +393,6 @@ class Catalog:
             ]
 
     # Artifacts
-
-    def record_artifact(
-        self,
-        sha256: str,
-        size: int,
-        kind: str,
-        meta: Mapping[str, Any] | None = None,
-        *,
-        job_id: str | None = None,
-    ) -> None:
-        """Know a blob; see :meth:`record_artifacts`."""
-        self.record_artifacts([Known(BlobRef(sha256, size), kind, meta or {})], job_id=job_id)
 
     def record_artifacts(self, found: Iterable[Known], *, job_id: str | None = None) -> None:
         """Know some blobs, in one transaction; one that is known already keeps its kind.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
-from tintray.storage.artifacts.blobs import blob_key
 from tintray.storage.artifacts.publish import MANIFEST
 from tintray.storage.artifacts.records import fetch_record
 from tintray.storage.artifacts.store import ArtifactStore, Leftover, open_store
@@ -109,8 +108,6 @@ def _still_garbage(store: ArtifactStore, catalog: Catalog, item: Garbage) -> boo
     found = store.stat(item.key)
     if found is None or found.modified > item.modified:
         return False
-    if item.blocks_of is not None:  # a blob that was spared keeps the hashes of its blocks
-        return not store.exists(blob_key(item.blocks_of))
     return item.sha256 is None or not catalog.artifact_users(item.sha256)
 
 

@@ -18,11 +18,11 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.upkeep import doctor
-from tintray.storage.artifacts.blobs import blob_key, put_blob
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.publish import list_merges
 from tintray.storage.artifacts.records import seal, unseal
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.catalog import Catalog, Known
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config
 from tintray.storage.catalog.states import JobState
@@ -138,7 +138,7 @@ def test_a_manifest_that_leads_out_of_its_merge_is_refused(
 def test_a_pin_keeps_an_artifact(ask: Answer, copied: Path) -> None:
     sha256 = put_blob(open_store(copied), b"precious").sha256
     with Catalog.open(f"sqlite:///{copied}/catalog.db") as catalog:
-        catalog.record_artifact(sha256, 8, "checkpoint")
+        catalog.record_artifacts([Known(BlobRef(sha256, 8), "checkpoint")])
     assert ask("artifacts", "pin", sha256[:12])["needed_by"] == ["pin"]
     assert ask("gc", "--older-than", "0")["garbage"] == []
     assert "gc may take it" in ask("artifacts", "pin", sha256, "--remove", text=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tintray.errors import NotFoundError, SpecError, StorageError
 from tintray.storage.artifacts.blobs import BlobRef
-from tintray.storage.catalog.catalog import Catalog, StateConflictError
+from tintray.storage.catalog.catalog import Catalog, Known, StateConflictError
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.catalog.lineage import LayerSummary
@@ -109,7 +109,7 @@ def test_a_lease_that_ran_out_goes_to_another_and_fences_off_the_first(
     for late in (
         lambda: catalog.renew_lease(job_id, old, 60),
         lambda: catalog.transition(job_id, PLANNING, FITTING, "late", token=old),
-        lambda: catalog.record_round(job_id, 1, {"loss": 1.0}, token=old),
+        lambda: catalog.record_rounds(job_id, {1: {"loss": 1.0}}, token=old),
         lambda: catalog.record_merge("ten", 1, "file:///m", job_id, token=old),
     ):
         with pytest.raises(LeaseLostError, match=f"we hold token {old}, the catalog has {new}"):
@@ -148,7 +148,7 @@ def test_rounds_are_kept_in_order_and_a_repeated_one_replaced(
 ) -> None:
     catalog.record_rounds(job_id, {number: {"loss": float(number)} for number in (2, 0, 1)})
     catalog.record_rounds(job_id, {2: {"loss": 9.0}, 3: {"loss": 3.0}})
-    catalog.record_round(job_id, 4, {"loss": float("nan"), "agreement": {"a": float("inf")}})
+    catalog.record_rounds(job_id, {4: {"loss": float("nan"), "agreement": {"a": float("inf")}}})
     catalog.record_rounds(job_id, {})
     found = [(row.round, row.metrics["loss"]) for row in catalog.rounds(job_id)]
     assert found == [(0, 0.0), (1, 1.0), (2, 9.0), (3, 3.0), (4, None)]
@@ -244,10 +244,10 @@ def test_artifacts_are_needed_by_merges_running_jobs_and_pins(
 ) -> None:
     hashes = {letter: letter * 64 for letter in "abcd"}
     catalog.record_merge("ten", 1, "file:///m", files={"x": BlobRef(hashes["a"], 1)})
-    catalog.record_artifact(hashes["b"], 2, "labels", {"task": "mnist"}, job_id=job_id)
-    catalog.record_artifact(hashes["c"], 3, "labels")
-    catalog.record_artifact(hashes["c"], 3, "labels")
-    catalog.record_artifact(hashes["d"], 4, "checkpoint")
+    catalog.record_artifacts([Known(BlobRef(hashes["b"], 2), "labels")], job_id=job_id)
+    for _ in range(2):
+        catalog.record_artifacts([Known(BlobRef(hashes["c"], 3), "labels")])
+    catalog.record_artifacts([Known(BlobRef(hashes["d"], 4), "checkpoint")])
     catalog.pin(hashes["d"])
     assert [(a.sha256[0], a.size) for a in catalog.artifacts("labels")] == [("b", 2), ("c", 3)]
     assert catalog.needed_artifacts() == {hashes["a"], hashes["b"], hashes["d"]}
@@ -262,10 +262,10 @@ def test_passwords_do_not_reach_a_row(catalog: Catalog) -> None:
     secret = "postgresql+psycopg://me:hunter2@host/db"
     job_id = catalog.create_job("ten", {"catalog": secret, "deep": [{"x": secret}]}, secret)
     catalog.transition(job_id, QUEUED, PLANNING, f"could not reach {secret}")
-    catalog.record_round(job_id, 1, {"note": secret})
+    catalog.record_rounds(job_id, {1: {"note": secret}})
     catalog.record_merge("ten", 1, secret, job_id, metrics={"from": secret})
     catalog.record_models([KnownModel(SHA, "base", secret, 1, meta={"x": secret})])
-    catalog.record_artifact(SHA, 1, "labels", {"x": secret})
+    catalog.record_artifacts([Known(BlobRef(SHA, 1), "labels", {"x": secret})])
     rows = [
         catalog.job(job_id), *catalog.events(job_id), *catalog.rounds(job_id),
         *catalog.list_merges(), *catalog.models(), *catalog.artifacts(),

@@ -234,7 +234,7 @@ def test_processes_share_a_catalog(catalog_url: str) -> None:
         "import sys; from tintray.storage.catalog.catalog import Catalog\n"
         "with Catalog.open(sys.stdin.readline().strip()) as catalog:\n"
         "    for number in range(20):\n"
-        "        catalog.record_round(catalog.jobs()[0].id, number, {'loss': 1.0})\n"
+        "        catalog.record_rounds(catalog.jobs()[0].id, {number: {'loss': 1.0}})\n"
         "        catalog.create_job('ten', {}, 'file:///store')\n"
     )
     with Catalog.open(catalog_url) as catalog:

@@ -12,15 +12,7 @@ import pytest
 from tests.services import in_a_folder
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 from tintray.storage.artifacts import blobs
-from tintray.storage.artifacts.blobs import (
-    BLOCK,
-    BlobRef,
-    blob_key,
-    blocks_key,
-    has_record,
-    put_blob,
-    read_blob,
-)
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
@@ -170,7 +162,7 @@ def test_in_a_folder_the_merge_is_an_ordinary_folder(tmp_path: Path) -> None:
     assert (place / "backbone.safetensors").samefile(blob)
 
 
-@pytest.mark.parametrize("size", [5_000, BLOCK + 5_000])
+@pytest.mark.parametrize("size", [5_000, (1 << 20) + 5_000])
 @pytest.mark.parametrize("source", ["bytes", "file", "reference"])
 def test_what_a_published_manifest_names_can_be_read_though_the_store_had_it_rotten(
     store: ArtifactStore, tmp_path: Path, size: int, source: str
@@ -196,23 +188,10 @@ def test_what_a_published_manifest_names_can_be_read_though_the_store_had_it_rot
     assert found.read_bytes() == data
 
 
-def test_a_record_of_blocks_that_is_rotten_is_written_again_or_done_without(
-    store: ArtifactStore,
-) -> None:
-    data = bytes(range(256)) * 5000
-    ref = put_blob(store, data)
-    store.put(blocks_key(ref.sha256), b'{"blocks": 3}', overwrite=True)
-    publish_merge(store, "ten", {"backbone.safetensors": ref}, {})
-    assert read_blob(store, ref, 10, 20) == data[10:20]
-    store.put(blocks_key(ref.sha256), b"{}", overwrite=True)
-    put_blob(store, data)
-    assert has_record(store, ref)
-
-
 def test_a_large_blob_in_a_bucket_is_not_read_again_by_who_wrote_it(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = put_blob(store, bytes(2 * BLOCK))
+    ref = put_blob(store, bytes(2 << 20))
     read = []
     monkeypatch.setattr(blobs, "hash_stored", lambda *at: read.append(at) or ref)
     publish_merge(store, "ten", {"backbone.safetensors": ref}, {})

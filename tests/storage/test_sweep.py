@@ -58,10 +58,10 @@ def test_what_is_young_stays_and_makes_what_belongs_to_it_young() -> None:
         assert sweep.young == sweep.kept == len(young.entries)
 
 
-def test_a_record_goes_before_its_blob_and_the_blocks_after_it() -> None:
+def test_what_belongs_to_a_blob_goes_before_it() -> None:
     record, blocks = Entry("cache/labels/k.json", 3, OLD), Entry(f"{blob_key(A)}.blocks", 1, OLD)
     found = inventory(blocks, blob(A), record, records={record.key: A})
-    assert keys(plan_sweep(found, set(), LIMIT)) == [record.key, blob_key(A), blocks.key]
+    assert keys(plan_sweep(found, set(), LIMIT)) == [blocks.key, record.key, blob_key(A)]
     assert keys(plan_sweep(found, {A}, LIMIT)) == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tintray.storage.artifacts.blobs import BLOCK, blob_key
+from tintray.storage.artifacts.blobs import blob_key, hash_bytes
 from tintray.storage.artifacts.cache import remember
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.publish import (
@@ -15,6 +15,7 @@ from tintray.storage.artifacts.publish import (
     publish_merge,
     read_manifest,
 )
+from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.artifacts.verify import verify_merge, verify_store
 
@@ -24,8 +25,10 @@ REF = MergeRef("ten", 1)
 @pytest.fixture
 def full(store: ArtifactStore) -> ArtifactStore:
     """A store with at least one artifact of every sort."""
-    files: dict[str, bytes | Path] = {"backbone": b"b" * (BLOCK + 5), "tints/a": b"tint"}
+    files: dict[str, bytes | Path] = {"backbone": b"backbone", "tints/a": b"tint"}
     publish_merge(store, REF.name, files, {"tasks": ["a"]})
+    of_blocks = f"{blob_key(hash_bytes(b'backbone').sha256)}.blocks"  # as 0.1.0 wrote them
+    store.put(of_blocks, seal({"blocks": ["0" * 64]}, of_blocks))
     remember(store, "labels", "k", b"labels", {})
     return store
 

@@ -1,4 +1,4 @@
-"""Sealed records in a store: what is remembered of results and of blocks."""
+"""Sealed records in a store: what is remembered of results, and of blocks by 0.1.0."""
 
 from __future__ import annotations
 
@@ -74,17 +74,6 @@ def _unsealed(bench: Bench) -> None:
         unseal((bench.folder / name).read_bytes(), name)
 
 
-def _part(bench: Bench) -> None:
-    """A part of a large blob, checked by the record of its blocks."""
-    from tintray.storage.artifacts.blobs import BlobRef, read_blob
-    from tintray.storage.artifacts.store import open_store
-
-    _place_blob(bench)
-    read_blob(
-        open_store(bench.folder / "store"), BlobRef(_SHA, _SIZE), (1 << 20) - 3, (1 << 20) + 9
-    )
-
-
 def _verified(bench: Bench) -> None:
     from tintray.storage.artifacts.store import open_store
     from tintray.storage.artifacts.verify import verify_store
@@ -108,7 +97,6 @@ SURFACE = Surface(
     {
         "unsealed": (40, _unsealed),
         "looked up": (40, _looked_up),
-        "part": (10, _part),
         "verified": (10, _verified),
     },
 )
