@@ -25,8 +25,8 @@ from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import CheckpointSaved, RoundDone
 from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import seal, unseal
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Checkpoint
 

@@ -47,7 +47,7 @@ from tintray.numerics.randomness import sample_tasks
 from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup, remember
-from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tinting.partition import Partition, default_tint_lr, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.site_search import AUTO, candidates

@@ -21,7 +21,8 @@ from tintray.pools import sequences
 from tintray.published.manifest import DataEntry
 from tintray.published.merge import Merge, read_tensors
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore, confidences, score
 from tintray.tasks.tasks import Kind, Outputs, from_tensors
 from tintray.tinting.self_labels import predict

@@ -24,7 +24,7 @@ from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
 from tintray.models.structure import HEAD
 from tintray.numerics.layout import Layout
-from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.site_search import AUTO
 

@@ -27,8 +27,8 @@ from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
 from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_merge_url
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.partition import partition
 

@@ -33,7 +33,8 @@ from tintray.jobs.results import Record
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.run import run_job
 from tintray.storage.artifacts.cache import lookup
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.store import open_store
 from tintray.tinting.self_labels import labels_key
 
 CALIBRATION_SECONDS = 10.0

@@ -25,13 +25,13 @@ from tintray.published.merge import (
     tensors_as_bytes,
     tint_file,
 )
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     manifest_digest,
     parse_merge_url,
     publish_merge,
     read_manifest,
 )
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.partition import Partition

@@ -42,7 +42,8 @@ from tintray.jobs.runs.publication import Outcome, publish
 from tintray.jobs.runs.site_search import place
 from tintray.numerics.schedules import Schedule
 from tintray.storage.artifacts.cache import lookup
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog, Known
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.catalog.states import JobState

@@ -21,7 +21,7 @@ from tintray.jobs.runs.methods import PreparedJob, start_coefficients
 from tintray.models.structure import HEAD
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.cache import lookup, remember
-from tintray.storage.artifacts.store import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.evaluation import mean
 from tintray.tinting.site_search import (
     AUTO,

@@ -23,6 +23,7 @@ from tintray.jobs.upkeep.results import (
     VerifyReport,
 )
 from tintray.storage.artifacts.blobs import fetch_blob, is_blob
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
     file_ref,
@@ -32,7 +33,7 @@ from tintray.storage.artifacts.publish import (
     publish_merge,
     read_manifest,
 )
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.verify import verify_merge, verify_store
 from tintray.storage.catalog import collect, database_check
 from tintray.storage.catalog.catalog import Catalog

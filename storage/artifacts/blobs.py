@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tintray.errors import InputError, IntegrityError
-from tintray.storage.artifacts.store import ArtifactStore, Entry
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 
 FRESH = 3600.0
 """Seconds for which an artifact counts as just written; far below any age limit of a collection."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import fetch_record, seal
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.artifacts.urls import check_key
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tintray.errors import InputError, NotFoundError, StorageError
 from tintray.storage.artifacts.local import replacing, sentence
-from tintray.storage.artifacts.store import Entry, Leftover, Observer, Source
+from tintray.storage.artifacts.protocol import Entry, Leftover, Observer, Source
 from tintray.storage.artifacts.urls import RESERVED, check_key
 
 _CHUNK = 4 << 20

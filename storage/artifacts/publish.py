@@ -24,8 +24,9 @@ from tintray.storage.artifacts.blobs import (
     put_blob,
 )
 from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import fetch_record, seal
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import check_key, check_name, join
 
 MANIFEST = "manifest.json"

@@ -25,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts.deadlines import Connections, OverdueError, Watch
 from tintray.storage.artifacts.local import replacing
+from tintray.storage.artifacts.protocol import Entry, Leftover, Observer, Source
 from tintray.storage.artifacts.s3_client import (
     MISSING,
     S3Options,
@@ -33,7 +34,6 @@ from tintray.storage.artifacts.s3_client import (
     make_client,
     overdue,
 )
-from tintray.storage.artifacts.store import Entry, Leftover, Observer, Source
 from tintray.storage.artifacts.urls import RESERVED, S3Url, check_key
 
 if TYPE_CHECKING:

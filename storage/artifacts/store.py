@@ -1,105 +1,11 @@
-"""The artifact store: one small interface, chosen by URL, with a folder and S3 behind it."""
+"""The store that a URL names: a folder, or a bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.urls import FolderUrl, parse_store_url
-
-Source = bytes | memoryview | Path
-"""What can be put: bytes in memory, or a file."""
-
-Observer = Callable[[bytes], object]
-"""What looks at bytes as they pass, such as the ``update`` of a hash."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One artifact as a listing shows it: ``size`` in bytes, ``modified`` in seconds since 1970.
-
-    ``mark`` is what a server calls this content (an ETag), and changes with it; empty if unknown.
-    """
-
-    key: str
-    size: int
-    modified: float = field(default=0.0, compare=False)
-    mark: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """What a write that was broken off has left behind; it never was an artifact."""
-
-    name: str
-    size: int
-    modified: float
-
-
-class ArtifactStore(Protocol):
-    """Named byte strings that become visible whole or not at all.
-
-    Keys are relative POSIX paths (``check_key``). Every method raises
-    ``StorageError`` when the store itself fails, and
-    ``InputError`` for a key that would leave it.
-    """
-
-    @property
-    def url(self) -> str:
-        """The canonical URL of the store, never with credentials."""
-
-    proved: dict[str, str]
-    """Blobs whose bytes this object has hashed whole: their sha256, and the mark they had then."""
-
-    def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
-        """Write an artifact, at once and durably; True if it was written.
-
-        Without ``overwrite`` an existing artifact is left as it is and False is returned.
-        """
-
-    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes ``start:stop`` of an artifact, as slicing would give them for 0 <= start.
-
-        Raises ``NotFoundError`` if there is none.
-        """
-
-    def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
-        """Copy an artifact to a local file (replaced at once), with bounded memory.
-
-        ``observe`` sees the bytes in order as they arrive: a hash is ready when the copy is.
-        """
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Artifacts whose key begins with ``prefix``, in the byte order of their keys."""
-
-    def delete(self, key: str) -> None:
-        """Remove an artifact; one that is not there is no error."""
-
-    def stat(self, key: str) -> Entry | None:
-        """An artifact as a listing would show it, or None if there is none."""
-
-    def size(self, key: str) -> int | None:
-        """Size of an artifact in bytes, or None if there is none."""
-
-    def exists(self, key: str) -> bool:
-        """Whether there is an artifact of that key."""
-
-    def local_path(self, key: str) -> Path | None:
-        """The artifact's own file, to be mapped and never written; None if it has none here."""
-
-    def touch(self, key: str) -> bool:
-        """Let an artifact's age begin anew; False if it is not there or cannot be touched."""
-
-    def leftovers(self) -> Iterator[Leftover]:
-        """What writes that were broken off, or are going on, have put aside."""
-
-    def discard(self, leftover: Leftover) -> None:
-        """Remove a leftover; one that is not there is no error."""
-
-    def check_writable(self) -> None:
-        """Prove with one small artifact that the store can be written, before compute is spent."""
 
 
 def open_store(url: str | Path) -> ArtifactStore:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from tintray.storage.artifacts.protocol import Entry, Leftover
 from tintray.storage.artifacts.publish import MANIFEST
-from tintray.storage.artifacts.store import Entry, Leftover
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?")
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")

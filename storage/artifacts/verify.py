@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tintray.errors import IntegrityError, NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_file, hash_stored
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 from tintray.storage.artifacts.publish import MANIFEST, MergeRef, listed_files
 from tintray.storage.artifacts.records import fetch_record
-from tintray.storage.artifacts.store import ArtifactStore, Entry
 from tintray.storage.artifacts.sweep import is_ours
 
 

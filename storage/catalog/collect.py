@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
+from tintray.storage.artifacts.protocol import ArtifactStore, Leftover
 from tintray.storage.artifacts.publish import MANIFEST
 from tintray.storage.artifacts.records import fetch_record
-from tintray.storage.artifacts.store import ArtifactStore, Leftover, open_store
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
 from tintray.storage.catalog.catalog import Catalog
 

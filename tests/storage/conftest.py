@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tintray.storage.artifacts.store import ArtifactStore, open_store
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 
 

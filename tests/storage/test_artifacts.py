@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import InputError, NotFoundError
-from tintray.storage.artifacts.store import ArtifactStore, Entry
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 
 
 def test_what_was_put_is_read_back(store: ArtifactStore, tmp_path: Path) -> None:

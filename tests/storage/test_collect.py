@@ -13,8 +13,8 @@ from tintray.errors import InputError, StorageError
 from tintray.storage.artifacts.blobs import blob_key, get_blob, put_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.artifacts.sweep import Garbage
 from tintray.storage.catalog import collect
 from tintray.storage.catalog.catalog import Catalog, Known

@@ -14,6 +14,7 @@ from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError,
 from tintray.storage.artifacts import blobs
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
     list_merges,
@@ -23,7 +24,6 @@ from tintray.storage.artifacts.publish import (
     publish_merge,
     read_manifest,
 )
-from tintray.storage.artifacts.store import ArtifactStore
 
 FILES: dict[str, bytes | Path] = {
     "backbone.safetensors": b"backbone",

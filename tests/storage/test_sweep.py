@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tintray.storage.artifacts.blobs import blob_key
-from tintray.storage.artifacts.store import Entry, Leftover
+from tintray.storage.artifacts.protocol import Entry, Leftover
 from tintray.storage.artifacts.sweep import Inventory, Sweep, is_ours, named_hashes, plan_sweep
 
 OLD, LIMIT, NEW = 10.0, 100.0, 200.0

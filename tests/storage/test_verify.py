@@ -9,6 +9,7 @@ import pytest
 from tintray.storage.artifacts.blobs import blob_key, hash_bytes
 from tintray.storage.artifacts.cache import remember
 from tintray.storage.artifacts.folder import FolderStore
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
     manifest_digest,
@@ -16,7 +17,6 @@ from tintray.storage.artifacts.publish import (
     read_manifest,
 )
 from tintray.storage.artifacts.records import seal
-from tintray.storage.artifacts.store import ArtifactStore
 from tintray.storage.artifacts.verify import verify_merge, verify_store
 
 REF = MergeRef("ten", 1)
