@@ -126,7 +126,7 @@ def job(family: Family, zoos: Path, overrides: Sequence[str], options: Any) -> J
     chosen = [every[len(every) * index // count] for index in range(count)]
     if options.held_back:
         chosen = [_held_back(task) for task in chosen]
-    return spec.model_copy(update={"tasks": tuple(chosen)})
+    return spec.changed(tasks=chosen)
 
 
 def _held_back(task: Any) -> Any:
@@ -134,9 +134,8 @@ def _held_back(task: Any) -> Any:
     assert found is not None, f"{task.adapt.split}: the zoos' job files take pools from the start"
     name, stop = found["name"], found["stop"]
     edge = f"{int(stop) * 4 // 5}" if stop else "80%"
-    adapt = task.adapt.model_copy(update={"split": f"{name}[:{edge}]"})
-    test = task.adapt.model_copy(update={"split": f"{name}[{edge}:{stop or ''}]"})
-    return task.model_copy(update={"adapt": adapt, "test": test})
+    test = task.adapt.changed(split=f"{name}[{edge}:{stop or ''}]")
+    return task.changed(adapt={"split": f"{name}[:{edge}]"}, test=test)
 
 
 def measured(spec: JobSpec, folder: Path, held_back: bool) -> Row:

@@ -69,7 +69,7 @@ def job(store: Path, tasks: slice, *overrides: str) -> JobSpec:
     """The ten-scripts job with some of its tasks."""
     where = (f"store={store}", f"catalog=sqlite:///{store}/catalog.db", "cluster.workers=0")
     spec = tintray.load_spec(JOB, (*SETTINGS, *overrides, *where))
-    return spec.model_copy(update={"tasks": spec.tasks[tasks]})
+    return spec.changed(tasks=spec.tasks[tasks])
 
 
 def task_file(folder: Path, task: TaskSpec) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen, default_catalog, default_store, limits
 from tintray.jobs.engine.backend import InlineFleet, open_backend
@@ -94,7 +94,7 @@ def load(merge: str, *, catalog: str | None = None, factory: str | None = None) 
 def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:
     """All merges that the catalog knows, the newest first."""
     store, catalog = chosen(store, catalog)
-    with usable(), Catalog.open(catalog, create=False) as opened:
+    with as_input_error(), Catalog.open(catalog, create=False) as opened:
         found = [
             MergeListing(
                 name=merge.name,

@@ -141,7 +141,7 @@ def check_growth(spec: Any, folder: Path) -> Any:
     import tintray
 
     *old, new = spec.tasks
-    before = tintray.run(spec.model_copy(update={"tasks": tuple(old)}))
+    before = tintray.run(spec.changed(tasks=old))
     path = folder / f"{new.name}.yaml"
     path.write_text(yaml.safe_dump([new.model_dump(mode="json", exclude_defaults=True)]))
     easy = ("growth.rounds=100", "growth.target=0.01", "growth.tolerance=100")

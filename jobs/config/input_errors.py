@@ -9,7 +9,7 @@ from tintray.errors import InputError, IntegrityError, StorageError
 
 
 @contextmanager
-def usable() -> Iterator[None]:
+def as_input_error() -> Iterator[None]:
     """A store or a catalog that does not answer, before anything was done, is bad input."""
     try:
         yield

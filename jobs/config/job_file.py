@@ -93,6 +93,32 @@ class Section(BaseModel):
             raise ValueError(f"expected a number of at most {most:,}, found a larger one")
         return value
 
+    def changed(self, **changes: Any) -> Self:
+        """The same with other values: ``spec.changed(tint={"learned": False}, tasks=...)``.
+
+        A mapping changes fields of a section; anything else takes the place of the field.
+
+        Raises
+        ------
+        SpecError
+            The result is no valid section.
+        """
+        values = _laid_over(self, changes)
+        try:
+            return self.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(explain(error, type(self), Document("the job", values))) from error
+
+
+def _laid_over(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(section)
+    for name, new in changes.items():
+        old = values.get(name)
+        if isinstance(old, BaseModel) and isinstance(new, Mapping):
+            new = _laid_over(old, new)
+        values[name] = new
+    return values
+
 
 class DataSpec(Section):
     """Examples of a task."""
@@ -483,23 +509,25 @@ class JobSpec(Section):
 
     def without(self, names: Collection[str]) -> Self:
         """The same job without some of its tasks."""
-        kept = tuple(task for task in self.tasks if task.name not in names)
-        return self.model_copy(update={"tasks": kept})
+        return self.with_tasks([task for task in self.tasks if task.name not in names])
+
+    def with_tasks(self, tasks: Sequence[TaskSpec]) -> Self:
+        """The same job of these tasks, in no more groups than there are tasks."""
+        groups = self.fit.groups and min(self.fit.groups, len(tasks))
+        return self.changed(tasks=tasks, fit={"groups": groups})
 
     def here(self) -> Self:
         """The same job in this process, on its CPU."""
-        return self._on({"workers": 0, "address": None, "gpus_per_worker": 0})
+        return self.changed(cluster={"workers": 0, "address": None, "gpus_per_worker": 0})
 
     def on_own_cluster(self) -> Self:
         """The same job of a merge that anybody may have made: where this user's jobs run."""
-        return self if is_own_cluster(self.cluster.address) else self._on({"address": None})
+        own = is_own_cluster(self.cluster.address)
+        return self if own else self.changed(cluster={"address": None})
 
     def on_cpus(self) -> Self:
         """The same job without GPUs."""
-        return self._on({"gpus_per_worker": 0})
-
-    def _on(self, cluster: Mapping[str, Any]) -> Self:
-        return self.model_copy(update={"cluster": self.cluster.model_copy(update=cluster)})
+        return self.changed(cluster={"gpus_per_worker": 0})
 
     def digest(self) -> str:
         """SHA-256 of all that can change the result: not names, places, nor how it may grow later.

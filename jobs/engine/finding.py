@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.sources import cache_folder
 from tintray.published.merge import Merge, open_folder
@@ -26,7 +26,7 @@ def locate(merge: str, catalog_url: str) -> str:
         return merge
     if _holds_merge(Path(merge)):
         return merge
-    with usable(), Catalog.open(catalog_url, create=False) as catalog:
+    with as_input_error(), Catalog.open(catalog_url, create=False) as catalog:
         found = catalog.find_merge(merge)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
@@ -56,7 +56,7 @@ def load_merge(url: str, factory: str | None = None) -> Merge:
     if folder is not None:
         return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
     store, ref = parse_merge_url(url)
-    with usable():
+    with as_input_error():
         manifest = read_manifest(store, ref)
     cache = cache_folder()
     return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url, factory)

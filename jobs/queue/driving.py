@@ -36,22 +36,21 @@ def drive(job_id: str, attempt: int) -> int:
             print(f"nothing to do: job {job_id} is {row.state}, by attempt {row.attempt}")
             return 0
         spec = recorded(catalog, job_id, url)
-        cluster = spec.cluster
-        if cluster.workers != 0:  # the cluster that this process was started on
-            cluster = cluster.model_copy(update={"address": "auto"})
+        if spec.cluster.workers != 0:  # the cluster that this process was started on
+            spec = spec.changed(cluster={"address": "auto"})
         run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
         with run.running():
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
             from tintray.jobs.runs.run import carry_on
 
-            carry_on(run, spec.model_copy(update={"cluster": cluster}))
+            carry_on(run, spec)
     return 0
 
 
 def recorded(catalog: Catalog, job_id: str, url: str) -> JobSpec:
     """The job file of a job, as the catalog keeps it, with the catalog that it was found in."""
     spec = JobSpec.from_record(catalog.job(job_id).spec)
-    return spec.model_copy(update={"catalog": Location(url)})
+    return spec.changed(catalog=Location(url))
 
 
 def open_catalog() -> tuple[Catalog, str]:

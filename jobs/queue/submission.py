@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tintray.errors import InputError, SpecError, StorageError
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec, load_spec
 from tintray.jobs.config.quick_checks import check_files
 from tintray.jobs.config.settings import chosen_address
@@ -60,7 +60,7 @@ def submit(
     _check_options(key, priority)
     cluster = _cluster(chosen_address(address, spec.cluster.address))
     check_files(spec)
-    with usable():
+    with as_input_error():
         catalog = Catalog.open(spec.catalog)
     with catalog:
         known = None if key is None else _of_key(catalog, key, spec)
@@ -169,7 +169,7 @@ def _cluster(address: str | None) -> str:
 
 
 def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, priority: int) -> str:
-    with usable():
+    with as_input_error():
         open_store(spec.store).check_writable()
     try:
         return catalog.create_job(

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tintray.errors import InputError, SpecError
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.results import Record
 from tintray.storage.catalog.job_list import JobRow, glance
@@ -107,7 +107,7 @@ def opened(catalog: str | None) -> Iterator[tuple[Catalog, str]]:
     from tintray.storage.catalog.catalog import Catalog
 
     url = _url(catalog)
-    with usable():
+    with as_input_error():
         found = Catalog.open(url, create=False)
     with found:
         yield found, url

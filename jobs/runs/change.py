@@ -78,7 +78,7 @@ class Change:
                 f"{merge} would have no task left; expected one at least, remove the merge itself "
                 "with `tintray rm`"
             )
-        return spec.model_copy(update={"tasks": tasks})
+        return spec.with_tasks(tasks)
 
     def __str__(self) -> str:
         return f"{self.operation} {', '.join(self.names)}"
@@ -86,9 +86,7 @@ class Change:
 
 def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
     """The job of some of its tasks."""
-    return spec.model_copy(
-        update={"tasks": tuple(task for task in spec.tasks if task.name in set(names))}
-    )
+    return spec.with_tasks([task for task in spec.tasks if task.name in set(names)])
 
 
 def addition(tasks: Sequence[TaskSpec]) -> Change:
@@ -170,7 +168,7 @@ def refreshed(
         raise SpecError(explain(error, TaskSpec, document)) from error
     # What was not given keeps the location that it was resolved to.
     kept = {field: getattr(located, field) for field in changed}
-    return Change("refresh", (name,), (task.model_copy(update=kept),))
+    return Change("refresh", (name,), (task.changed(**kept),))
 
 
 def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
@@ -193,4 +191,4 @@ def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
         found = JobSpec.model_validate(document.value)
     except ValidationError as error:
         raise SpecError(explain(error, JobSpec, document)) from error
-    return spec.model_copy(update={"growth": found.growth})
+    return spec.changed(growth=found.growth)

@@ -138,12 +138,12 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     """
     plain = {"method": "task_arithmetic", "init": "task_arithmetic", "parameters": {}}
     changed: dict[str, Any] = {
-        "merge": spec.merge.model_copy(update=plain | {"scale": None, "bounds": None}),
+        "merge": plain | {"scale": None, "bounds": None},
         "tint": TintSpec(learned=False),
-        "objective": spec.objective.model_copy(update={"features": 0.0}),
+        "objective": {"features": 0.0},
         "store": Location(store_url),
     }
-    return spec.on_own_cluster().model_copy(update=changed)
+    return spec.on_own_cluster().changed(**changed)
 
 
 def _rival(
@@ -213,11 +213,7 @@ def _learned_rival(
     """
     merge = {"method": name, "scale": start, "bounds": (0.0, 1.0)}
     fit = {"coefficient_lr": _ADAMERGING_LR, "schedule": "constant"}
-    changed = {
-        "merge": spec.merge.model_copy(update=merge),
-        "fit": spec.fit.model_copy(update=fit),
-    }
-    stage = _staged(fleet, spec.model_copy(update=changed), on_event)
+    stage = _staged(fleet, spec.changed(merge=merge, fit=fit), on_event)
     _, coordinator = coordinator_for(stage)
     coordinator.fit(spec.fit.rounds, on_event)
     scores = coordinator.scores(lambda score: on_event(evaluated(score)))

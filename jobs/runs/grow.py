@@ -161,8 +161,7 @@ def _add(
     fleet: Backend,
     mode: Asked,
 ) -> Child:
-    learned = spec.tint.model_copy(update={"learned": True})
-    new = part_of(spec, change.names).model_copy(update={"tint": learned})
+    new = part_of(spec, change.names).changed(tint={"learned": True})
     crew = TintWorkerPool(fleet, new, ground)
     with run.phase(JobState.PLANNING, f"checking the experts of {', '.join(change.names)}"):
         facts = crew.check()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tintray.errors import InputError, NotFoundError
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.results import MergeSummary, Record
@@ -87,7 +87,7 @@ def history(merge: str, *, catalog: str | None = None) -> list[Version]:
         With the nearest name, if the catalog has no such merge.
     """
     _, catalog = chosen(None, catalog)
-    with usable(), Catalog.open(catalog, create=False) as opened:
+    with as_input_error(), Catalog.open(catalog, create=False) as opened:
         name = opened.find_merge(merge).name
         rows = {row.id: row for row in opened.list_merges()}
         named = [row for row in rows.values() if row.name == name]
@@ -232,7 +232,7 @@ def rollback(
     store, catalog = chosen(store, catalog)
     now = open_parent(merge, store=store, catalog=catalog)
     found = _ancestor(now, to)
-    with usable(), Catalog.open(catalog) as opened:
+    with as_input_error(), Catalog.open(catalog) as opened:
         make_known(now, opened)
         head = max(opened.find_merge(now.ref.name).version, now.ref.version)
         number = opened.reserve_merge(

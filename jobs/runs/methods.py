@@ -38,15 +38,14 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
     method = spec.merge.method
     changed: dict[str, Any] = {}
     if method in ADAMERGING:
-        changed["merge"] = spec.merge.model_copy(update={"granularity": ADAMERGING[method]})
-        objective = {"labels": "entropy", "filter": "none"}
-        changed["objective"] = spec.objective.model_copy(update=objective)
-        changed["fit"] = spec.fit.model_copy(update={"correction_lr": 0.0})
+        changed["merge"] = {"granularity": ADAMERGING[method]}
+        changed["objective"] = {"labels": "entropy", "filter": "none"}
+        changed["fit"] = {"correction_lr": 0.0}
     if method in ADAMERGING or not spec.merge.learned:
         # Where nothing is learned at a site, there is none to be found.
         site = HEAD if spec.tint.site == AUTO else spec.tint.site
-        changed["tint"] = spec.tint.model_copy(update={"learned": False, "site": site})
-    return spec.model_copy(update=changed)
+        changed["tint"] = {"learned": False, "site": site}
+    return spec.changed(**changed)
 
 
 def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:

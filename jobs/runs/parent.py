@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import CheckpointError, InputError, NotFoundError
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
 from tintray.jobs.engine.finding import load_merge, locate
@@ -112,7 +112,7 @@ class Parent:
 
         without = {name for task in leaving for name in self.files(task)}
         files = [(n, ref) for n, ref in self.manifest["files"].items() if n not in without]
-        with usable(), ThreadPoolExecutor(_THREADS) as pool:
+        with as_input_error(), ThreadPoolExecutor(_THREADS) as pool:
             missing = [
                 item for item, lost in zip(files, pool.map(gone, files), strict=True) if lost
             ]
@@ -125,7 +125,7 @@ class Parent:
 
     def check_artifact(self, task: str, kind: str, sha256: str) -> None:
         """Raise :class:`NotFoundError` if what a change needs of a task is gone."""
-        with usable():
+        with as_input_error():
             there = self.store.exists(blob_key(sha256))
         if not there:
             raise NotFoundError(
@@ -156,13 +156,11 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     here = Path.cwd()
     _ = opened.factory  # a merge of one that may not run does not grow
     spec = JobSpec.from_record(opened.manifest["job"]).on_own_cluster()
-    spec = spec.model_copy(
-        update={
-            "tint": spec.tint.model_copy(update={"site": opened.manifest["site"]}),
-            "store": store_location(place.url, here),
-            "catalog": catalog_location(catalog, here),
-            "name": ref.name,
-        }
+    spec = spec.changed(
+        tint={"site": opened.manifest["site"]},
+        store=store_location(place.url, here),
+        catalog=catalog_location(catalog, here),
+        name=ref.name,
     )
     return Parent(opened, place, ref, spec)
 
@@ -213,7 +211,7 @@ def _parent_of(manifest: Mapping[str, Any]) -> str | None:
 
 def _remembered(parent: Parent, ref: str) -> str | None:
     url = str(parent.spec.catalog)
-    with suppress(NotFoundError), usable(), Catalog.open(url, create=False) as catalog:
+    with suppress(NotFoundError), as_input_error(), Catalog.open(url, create=False) as catalog:
         return catalog.grew_from(ref)
     return None
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tintray.errors import SpecError
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.settings import limits
@@ -102,7 +102,7 @@ def plan(
         in the report.
     """
     spec, ground = resolve_job(spec)
-    with usable():
+    with as_input_error():
         store = open_store(spec.store)
         next(iter(store.list("merges/")), None)
     capacity = _capacity(spec)
@@ -336,14 +336,12 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
             data = getattr(task, part)
             if data is not None and "[" not in data.split:  # a slice is what its author wants
                 split = f"{data.split}[:{PILOT_EXAMPLES}]"
-                changed[part] = data.model_copy(update={"split": split})
-        cut.append(task.model_copy(update=changed))
+                changed[part] = {"split": split}
+        cut.append(task.changed(**changed))
     fit = {"rounds": rounds, "warmup": min(spec.fit.warmup, rounds - 1), "groups": None}
-    return spec.here().model_copy(
-        update={
-            "tasks": tuple(cut),
-            "fit": spec.fit.model_copy(update=fit),
-            "store": Location(str(folder / "store")),
-            "catalog": Location(f"sqlite:///{folder}/catalog.db"),
-        }
+    return spec.here().changed(
+        tasks=cut,
+        fit=fit,
+        store=Location(str(folder / "store")),
+        catalog=Location(f"sqlite:///{folder}/catalog.db"),
     )

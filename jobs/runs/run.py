@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import SURGERY, JobSpec
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.backend import Backend, open_backend
@@ -93,7 +93,7 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
 def carry_on(run: JobRun, spec: JobSpec) -> dict[str, Any]:
     """The stages of a job whose lease is held; see ``continue_job``."""
     spec, ground = resolve_job(spec)
-    with usable():
+    with as_input_error():
         store = open_store(spec.store)
         store.check_writable()
     with backend_for(spec, ground) as fleet:
@@ -108,7 +108,7 @@ def open_store_and_catalog(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
     InputError
         If one of them cannot be used: nothing has been computed, and the user can mend it.
     """
-    with usable():
+    with as_input_error():
         store = open_store(spec.store)
         store.check_writable()
         return store, Catalog.open(spec.catalog)

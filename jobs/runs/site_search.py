@@ -78,7 +78,7 @@ class Placement:
 
 def at(spec: JobSpec, site: str) -> JobSpec:
     """The same job, tinted there."""
-    return spec.model_copy(update={"tint": spec.tint.model_copy(update={"site": site})})
+    return spec.changed(tint={"site": site})
 
 
 def place(
@@ -169,8 +169,7 @@ def _short_fit(
     store: ArtifactStore,
     fit: Fit,
 ) -> Probe:
-    changed = {"rounds": rounds, "warmup": 0}
-    short = at(spec, probe.site).model_copy(update={"fit": spec.fit.model_copy(update=changed)})
+    short = at(spec, probe.site).changed(fit={"rounds": rounds, "warmup": 0})
     stage = _staged(short, fleet, store)
     coordinator = fit(stage, rounds)
     theta = coordinator.theta()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tintray.errors import InputError, NotFoundError, StorageError, nearest
-from tintray.jobs.config.input_errors import usable
+from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.runs.catalog_entries import enter
@@ -51,10 +51,10 @@ def opened(store: str, catalog: str) -> Iterator[tuple[ArtifactStore, Catalog]]:
     InputError
         If one of them cannot be used as it was named.
     """
-    with usable():
+    with as_input_error():
         found, known = open_store(store), Catalog.open(catalog, create=False)
     with known:
-        with usable():
+        with as_input_error():
             next(iter(found.list("merges/")), None)
         yield found, known
 
@@ -117,7 +117,7 @@ def verify(
 
 
 def _verify_merge(merge: str, catalog: str) -> VerifyReport:
-    with usable():
+    with as_input_error():
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
         result = verify_merge(place, ref, _known_manifest(ref, url, catalog))
@@ -156,7 +156,7 @@ def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> Arti
         If no artifact, or more than one, begins so.
     """
     _, catalog = chosen(None, catalog)
-    with usable():
+    with as_input_error():
         known = Catalog.open(catalog, create=False)
     with known:
         found = [item for item in known.artifacts() if item.sha256.startswith(sha256)]
@@ -207,7 +207,7 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
     removed wholly by trying again.
     """
     _, catalog = chosen(None, catalog)
-    with usable():
+    with as_input_error():
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
         keys = [entry.key for entry in place.list(f"{ref.key}/")]
@@ -241,7 +241,7 @@ def _hashes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:
 
 def _open_if_there(catalog: str) -> Catalog | None:
     try:
-        with usable():
+        with as_input_error():
             return Catalog.open(catalog, create=False)
     except NotFoundError:
         return None
@@ -274,7 +274,7 @@ def copy_merge(
     is. ``destination_catalog`` is where the copy is entered, if anywhere.
     """
     _, catalog = chosen(None, catalog)
-    with usable():
+    with as_input_error():
         url = locate(merge, catalog)
         opened_merge = load_merge(url)
         manifest = opened_merge.manifest
@@ -285,7 +285,7 @@ def copy_merge(
         target.check_writable()
     known = None
     if destination_catalog is not None:
-        with usable():
+        with as_input_error():
             known = Catalog.open(destination_catalog)
     files = {name: opened_merge.file(name) for name in manifest["files"]}
 
@@ -330,7 +330,7 @@ def _read_back(store: ArtifactStore, hashes: list[str]) -> None:
 def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
     """Bring a catalog's tables to this version of tintray, or create them."""
     _, catalog = chosen(None, catalog)
-    with usable():
+    with as_input_error():
         before, after = database_check.upgrade(catalog)
     return SchemaChange(_shown(catalog), before, after)
 
@@ -338,7 +338,7 @@ def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
 def check_catalog(catalog: str | None = None) -> DatabaseReport:
     """Look whether a catalog's database is sound, and its tables those of this tintray."""
     _, catalog = chosen(None, catalog)
-    with usable():
+    with as_input_error():
         state = database_check.check(catalog)
     return DatabaseReport(
         catalog=state.url,

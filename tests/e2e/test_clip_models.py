@@ -170,8 +170,8 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
 
 def test_a_merge_takes_in_another_tower(zoo: Path, tmp_path: Path) -> None:
     spec = job(zoo, tmp_path / "store", rounds=10)
-    block = spec.tint.model_copy(update={"site": "vision_model.encoder.layers.0"})
-    summary = tiny.check_growth(spec.model_copy(update={"tint": block}), tmp_path)
+    block = spec.changed(tint={"site": "vision_model.encoder.layers.0"})
+    summary = tiny.check_growth(block, tmp_path)
     again = tintray.evaluate(summary.url, store=str(spec.store), catalog=spec.catalog)
     assert again.tasks[-1].merged == summary.tasks[-1].merged > 0.5
     exported = tintray.load(summary.url).export("shades", tmp_path / "shades")

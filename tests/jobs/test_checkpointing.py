@@ -151,11 +151,11 @@ def test_an_expert_that_was_changed_meanwhile_is_refused_by_name(
 def test_another_job_file_is_another_fit(tiny: TinyZoo, tmp_path: Path) -> None:
     spec = tiny.spec(tmp_path, **SECTIONS)
     job_id = break_off(spec, 3)
-    other = spec.model_copy(update={"fit": spec.fit.model_copy(update={"batch_size": 7})})
+    other = spec.changed(fit={"batch_size": 7})
     with pytest.raises(InputError, match="the job file is not what it was"):
         resume(other, job_id)
     # What changes no result may change: the number of workers, how often there are checkpoints.
-    rare = spec.model_copy(update={"fit": spec.fit.model_copy(update={"checkpoint_every": 99})})
+    rare = spec.changed(fit={"checkpoint_every": 99})
     assert resume(rare, job_id)["version"] == 1
 
 

@@ -263,8 +263,7 @@ def test_the_token_goes_to_no_address_but_the_one_that_the_user_chose(
         if way in names:
             monkeypatch.setenv(names[way], f"{address}/")
         if way == "job file":
-            cluster = spec.cluster.model_copy(update={"address": address, "workers": "auto"})
-            tintray.submit(spec.model_copy(update={"cluster": cluster}))
+            tintray.submit(spec.changed(cluster={"address": address, "workers": "auto"}))
         elif way == "catalog":
             with Catalog.open(spec.catalog) as catalog:
                 catalog.create_job("x", spec.record(), str(spec.store), cluster=address)

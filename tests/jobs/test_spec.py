@@ -407,3 +407,23 @@ def test_digest_knows_what_changes_the_result(load: Load, folder: Path) -> None:
         load(JOB, "cluster.threads_per_worker=2"),
     ]
     assert len({spec.digest() for spec in [*same, *different]}) == 1 + len(different)
+
+
+def test_a_job_changes_only_into_a_valid_one(load: Load) -> None:
+    spec = load(JOB, "fit.groups=1", "fit.rounds=9")
+    changed = spec.changed(fit={"rounds": 5}, tint={"learned": False})
+    assert (changed.fit.rounds, changed.fit.groups, changed.tint.learned) == (5, 1, False)
+    assert changed.changed(fit={"rounds": 9}).fit == spec.fit
+    with pytest.raises(SpecError, match=r"the job: fit.rounds: expected 1 or more, found 0"):
+        spec.changed(fit={"rounds": 0})
+    with pytest.raises(SpecError, match=r"'fit.round' is not a field of fit; did you mean"):
+        spec.changed(fit={"round": 4})
+    with pytest.raises(SpecError, match="at least one entry"):
+        spec.without([task.name for task in spec.tasks])
+
+
+def test_a_job_of_fewer_tasks_has_fewer_groups(load: Load) -> None:
+    spec = load(JOB, "fit.groups=1")
+    spec = spec.without(["svhn.v2"])
+    more = spec.changed(tasks=[*spec.tasks, spec.tasks[0].changed(name="b")], fit={"groups": 2})
+    assert more.without(["b"]) == spec
