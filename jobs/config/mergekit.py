@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from tintray.errors import SpecError, nearest
 from tintray.jobs.config.documents import read_document
 from tintray.jobs.config.locations import model_location
-from tintray.merging.mergekit.blends import BLENDS, Blend, Setting
+from tintray.merging.mergekit.blend import Blend, Setting
+from tintray.merging.mergekit.blends import BLENDS
 from tintray.merging.mergekit.composition import (
     Composition,
     Rule,

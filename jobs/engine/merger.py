@@ -16,10 +16,8 @@ from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
 from tintray.merging.files.memory import MEMORY
-from tintray.merging.files.sources import Sources
-from tintray.merging.files.streaming import Merging
-from tintray.merging.files.tensor_files import TensorFiles
-from tintray.merging.files.vector_files import VectorFiles
+from tintray.merging.files.streaming import Merging, Sources
+from tintray.merging.files.tensor_files import TensorFiles, VectorFiles
 from tintray.merging.files.writing import Progress
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
@@ -85,7 +83,7 @@ class Merger:
     def use(self, totals: Floats | None) -> None:
         """Merge with these totals, of the whole model."""
         if totals is not None:
-            self._opened.given(torch.from_numpy(totals.copy()))
+            self._opened.use_totals(torch.from_numpy(totals.copy()))
 
     def merge(self, name: str) -> Floats:
         """One merged tensor, flat: [outputs, n]."""

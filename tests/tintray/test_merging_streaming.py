@@ -20,8 +20,7 @@ from tintray.errors import InputError, StorageError
 from tintray.merging import methods, recipe
 from tintray.merging.apply import directions, layers, own_deltas
 from tintray.merging.files import streaming
-from tintray.merging.files.sources import Sources
-from tintray.merging.files.streaming import Merging
+from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.files.tensor_files import TensorFiles
 from tintray.merging.files.writing import merge_checkpoints
 from tintray.numerics.layout import build_layout
@@ -188,13 +187,13 @@ def test_an_interrupted_merge_leaves_nothing(zoo: Zoo, raised: type[BaseExceptio
 
 
 def test_a_full_disk_leaves_nothing(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintray.merging.files import tensor_files
+    from tintray.merging.files import sharded_writer
 
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in zoo.folder.iterdir())
-    monkeypatch.setattr(tensor_files.os, "write", full)
+    monkeypatch.setattr(sharded_writer.os, "write", full)
     with pytest.raises(StorageError, match="No space left on device"):
         zoo.merge()
     assert sorted(path.name for path in zoo.folder.iterdir()) == before

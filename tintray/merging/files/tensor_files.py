@@ -1,4 +1,4 @@
-"""Safetensors read and written a stretch at a time, through buffers that the caller owns.
+"""Safetensors read a stretch at a time, into buffers that the caller owns.
 
 A safetensors file is 8 bytes of header length, a JSON header, and the tensors' bytes. Reading with
 ``pread`` into one buffer that is used again costs no page faults and holds no more memory than the
@@ -7,9 +7,7 @@ buffer, which mapping a file does not promise.
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +18,8 @@ from torch import Tensor
 
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import TensorInfo, merged_tables, tensors_in_open
-from tintray.errors import CheckpointError, StorageError
+from tintray.errors import CheckpointError
+from tintray.vectors.task_vectors import DOWN, UP
 
 DTYPES = {
     "F64": torch.float64,
@@ -76,7 +75,7 @@ class TensorFiles:
         """
         info = self.tensors[name]
         raw = out if out.dtype == DTYPES[info.dtype] else torch.empty(len(out), dtype=_dtype(info))
-        view = _bytes_of(raw)
+        view = bytes_of(raw)
         position = info.offset + start * info.itemsize
         while len(view):
             count = os.preadv(self._files[info.file], [view], position)
@@ -127,7 +126,7 @@ def _check_types(tensors: Iterable[TensorInfo], role: str) -> None:
             )
 
 
-def _bytes_of(numbers: Tensor) -> memoryview:
+def bytes_of(numbers: Tensor) -> memoryview:
     """The memory of a contiguous tensor [n] as bytes, to be read or written in place."""
     if len(numbers) == 0:
         return memoryview(b"")
@@ -158,124 +157,34 @@ class StackedTensors(Mapping[str, Tensor]):
         return len(self._files[0].tensors)
 
 
-class ShardedWriter:
-    """Tensors written in order into one file, or into several of bounded size with an index.
+class VectorFiles(TensorFiles):
+    """A task vector as ``task_vectors.pack`` names it, given as one tensor per name of the base.
 
-    Parameters
-    ----------
-    folder
-        Where to; it exists.
-    stem
-        ``model`` gives ``model.safetensors``, or ``model-00001-of-00002.safetensors`` … with
-        ``model.safetensors.index.json``.
-    tensors
-        All that will be written, in order.
-    shard_bytes
-        No file holds more bytes of tensors, unless one tensor alone does.
+    Products are multiplied out, only where they are read; what has not changed is zero.
     """
 
-    def __init__(
-        self, folder: Path, stem: str, tensors: Iterable[TensorInfo], shard_bytes: int
-    ) -> None:
-        self._folder = folder
-        self._shards = _shards(tensors, shard_bytes)
-        self._names = _file_names(stem, len(self._shards))
-        self._stem = stem
-        self._remaining = [sum(map(_bytes, shard)) for shard in self._shards]
-        self._current = -1
-        self._file: int | None = None
-        self._next()
+    def read(self, name: str, out: Tensor, start: int = 0) -> Tensor:
+        """Numbers ``start … start + len(out)`` of a tensor into ``out`` [n]."""
+        if name in self.tensors:
+            return super().read(name, out, start)
+        if name + UP not in self.tensors:
+            return out.zero_()
+        up, down = self.whole(name + UP, torch.float32), self.whole(name + DOWN, torch.float32)
+        width = down.shape[1]
+        first, last = start // width, -(-(start + len(out)) // width)
+        rows = (up[first:last] @ down).flatten()
+        skipped = start - first * width
+        return out.copy_(rows[skipped : skipped + len(out)])
 
-    @property
-    def files(self) -> list[str]:
-        """Names of the files, the index included."""
-        index = [f"{self._stem}.safetensors.index.json"] if len(self._names) > 1 else []
-        return [*self._names, *index]
-
-    def write(self, numbers: Tensor) -> None:
-        """The next stretch of the current tensor, in the tensor's own type."""
-        view = _bytes_of(numbers.reshape(-1))
-        try:
-            while len(view):
-                assert self._file is not None, "more numbers than were announced"
-                piece = view[: self._remaining[self._current]]
-                done = os.write(self._file, piece)
-                self._remaining[self._current] -= done
-                view = view[done:]
-                if self._remaining[self._current] == 0:
-                    self._next()
-        except OSError as error:
-            raise StorageError(
-                f"{self._folder} cannot be written: {error.strerror}; nothing of the merge is kept"
-            ) from error
-
-    def finish(self) -> None:
-        """Make all of it durable, and write the index where there is more than one file."""
-        assert self._file is None, "fewer numbers than were announced"
-        if len(self._names) > 1:
-            placed = zip(self._names, self._shards, strict=True)
-            weight_map = {info.name: name for name, shard in placed for info in shard}
-            total = sum(_bytes(info) for shard in self._shards for info in shard)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            path = self._folder / f"{self._stem}.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-    def close(self) -> None:
-        """Let go of the file, finished or not."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _next(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = None
-        self._current += 1
-        while self._current < len(self._shards):
-            path = self._folder / self._names[self._current]
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            os.write(self._file, _header(self._shards[self._current]))
-            if self._remaining[self._current]:
-                return
-            os.close(self._file)  # a shard of nothing but empty tensors
-            self._file = None
-            self._current += 1
-
-
-def _bytes(info: TensorInfo) -> int:
-    return info.numel * info.itemsize
-
-
-def _shards(tensors: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
-    shards: list[list[TensorInfo]] = [[]]
-    size = 0
-    for info in tensors:
-        if shards[-1] and size + _bytes(info) > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(info)
-        size += _bytes(info)
-    return shards
-
-
-def _file_names(stem: str, count: int) -> list[str]:
-    if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
-
-
-def _header(shard: Sequence[TensorInfo]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for info in shard:
-        stop = position + _bytes(info)
-        entries[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [position, stop],
-        }
-        position = stop
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    def whole(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor in memory of its own; of a product [m, n], of what has not changed one zero."""
+        if name in self.tensors:
+            return super().whole(name, dtype)
+        product = name + UP in self.tensors
+        shape = (
+            (self.tensors[name + UP].shape[0], self.tensors[name + DOWN].shape[1])
+            if product
+            else (1,)
+        )
+        out = torch.empty(torch.Size(shape).numel(), dtype=dtype or torch.float32)
+        return self.read(name, out).view(shape)

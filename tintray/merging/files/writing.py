@@ -9,19 +9,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from tintray.checkpoints.model_folder import ModelFolder
-from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import SpecError, StorageError
 from tintray.files import check_new
 from tintray.merging.files.memory import MEMORY, mebibytes
-from tintray.merging.files.sources import Sources
-from tintray.merging.files.streaming import Merging
-from tintray.merging.files.tensor_files import ShardedWriter
+from tintray.merging.files.pieces import MergedTensors
+from tintray.merging.files.sharded_writer import ShardedWriter
+from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.registry import Recipe
 
 SHARD = 5 * 10**9
@@ -73,23 +70,8 @@ def merge_checkpoints(
     return output
 
 
-class Stretches(Protocol):
-    """What is written: tensors in order, a stretch of numbers [outputs, n] at a time."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The folders that are written, below the result's; ``""`` is itself."""
-
-    @property
-    def infos(self) -> list[TensorInfo]:
-        """All tensors, in order."""
-
-    def pieces(self) -> Iterator[tuple[TensorInfo, Tensor]]:
-        """Stretch after stretch."""
-
-
 def write_folder(
-    merging: Stretches,
+    merging: MergedTensors,
     output: Path,
     beside: Mapping[str, Path | bytes],
     *,
@@ -181,7 +163,7 @@ def beside_weights(base: ModelFolder) -> list[Path]:
     return [*config, generation] if generation.is_file() else config
 
 
-def _check_room(merging: Stretches, output: Path) -> None:
+def _check_room(merging: MergedTensors, output: Path) -> None:
     """Refuse a disk that has no room for the result, before anything is computed."""
     size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
     there = next(path for path in output.absolute().parents if path.exists())
@@ -206,7 +188,7 @@ def _one_thread(recipe: Recipe) -> Iterator[None]:
 
 
 def write_merged(
-    merging: Stretches,
+    merging: MergedTensors,
     folder: Path,
     stem: str,
     *,

@@ -1,88 +1,21 @@
-"""Merging methods as mergekit defines them: all inputs of one tensor to the merged tensor.
+"""Merging methods as mergekit defines them, by the names that it gives them.
 
-Unlike the methods of ``declaration``, whose directions are scaled and searched, a *blend* takes
-parameters of each tensor and input, works in the inputs' own type as mergekit does, and may take
-the base as an input. Written from mergekit's documentation and from what version 0.1.5 computes.
+Written from mergekit's documentation and from what version 0.1.5 computes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tintray.merging.mergekit import consensus, spheres
-from tintray.merging.mergekit.inputs import Inputs
-
-Scope = Literal["all", "input", "expert"]
-"""Who has a value of a parameter: all inputs together, each input, each input but the base."""
-
-REQUIRED: Any = object()
+from tintray.merging.mergekit.blend import Blend, Each, Inputs, Setting, Shared
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A parameter of a blend.
-
-    Attributes
-    ----------
-    default
-        Its value where the recipe gives none, or ``REQUIRED``.
-    low, high
-        Where it may lie, both ends included.
-    """
-
-    name: str
-    kind: type[float] | type[int] | type[bool]
-    scope: Scope = "all"
-    default: Any = REQUIRED
-    low: float = -math.inf
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class Blend:
-    """A merging method of mergekit.
-
-    Attributes
-    ----------
-    merge
-        Inputs, values of all and values of each input (none for the base where the scope is
-        "expert") to the merged tensor; it changes none of what it is given.
-    base
-        Whether a base is needed, may be given, or is an input like any other.
-    least, most
-        How many inputs it takes, the base included.
-    workspace
-        For how many inputs like its own it holds numbers while it runs, its result included: a
-        constant, and for each input.
-    piecewise
-        Whether a number of the result depends on the inputs' numbers at its own place alone.
-    check
-        An expert's values to what was expected of them, where they do not go together.
-    """
-
-    name: str
-    merge: Callable[[Inputs, Mapping[str, Any], list[Mapping[str, Any]]], Tensor]
-    settings: tuple[Setting, ...] = ()
-    base: Literal["needed", "optional", "input"] = "needed"
-    least: int = 1
-    most: int | None = None
-    workspace: tuple[int, int] = (4, 2)
-    piecewise: bool = False
-    check: Callable[[Mapping[str, Any]], str | None] | None = None
-
-    def needed_bytes(self, numel: int, inputs: int, itemsize: int) -> int:
-        """Bytes for a tensor, or a piece of one: its inputs and what the method holds."""
-        fixed, each = self.workspace
-        return numel * (inputs * itemsize + (fixed + each * inputs) * max(itemsize, 4))
-
-
-def _linear(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+def _linear(given: Inputs, shared: Shared, each: Each) -> Tensor:
     weights = torch.tensor([own["weight"] for own in each], dtype=given.precise)
     total = torch.zeros(given.shape, dtype=given.precise)
     for tensor, weight in zip(given.tensors, weights, strict=True):
@@ -92,19 +25,19 @@ def _linear(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, An
     return total.to(given.dtype)
 
 
-def _passthrough(given: Inputs, _: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+def _passthrough(given: Inputs, _: Shared, each: Each) -> Tensor:
     scale = each[0]["scale"]
     return given.tensors[0] if scale is None else given.tensors[0] * scale
 
 
-def _nearswap(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+def _nearswap(given: Inputs, shared: Shared, _: Each) -> Tensor:
     (other,) = given.others
     distance = (given.origin - other).abs().clamp(min=1e-6)
     share: Tensor = (shared["t"] / distance).clamp(0, 1)
     return share * other + (1 - share) * given.origin
 
 
-def _arcee_fusion(given: Inputs, _: Mapping[str, Any], __: list[Mapping[str, Any]]) -> Tensor:
+def _arcee_fusion(given: Inputs, _: Shared, __: Each) -> Tensor:
     """Take over the entries whose change is an outlier, weighed by its row's divergence."""
     (other,) = given.others
     if other.numel() == 0:
@@ -141,7 +74,7 @@ def _summed(
         *([] if sparse is None else sparsified),
     )
 
-    def merge(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+    def merge(given: Inputs, shared: Shared, each: Each) -> Tensor:
         return consensus.summed(given, shared, each, sparse, elect=elect)
 
     work = (2, 3) if sparse is None else (6, 3)

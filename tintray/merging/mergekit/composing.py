@@ -1,14 +1,8 @@
-"""Merge whole models as a plan says, tensor by tensor, within a bound on memory.
-
-The next tensor is read while one is merged, where both fit.
-"""
+"""Merge whole models as a plan says, tensor by tensor, within a bound on memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,17 +10,10 @@ from torch import Tensor
 from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.files.memory import MEMORY, PIECES, mebibytes
+from tintray.merging.files.pieces import Piece, check_equal, cut, one_by_one, stored
 from tintray.merging.files.tensor_files import DTYPES, TensorFiles
-from tintray.merging.mergekit.blends import Blend
-from tintray.merging.mergekit.inputs import Inputs
+from tintray.merging.mergekit.blend import Blend, Inputs
 from tintray.merging.mergekit.planning import Planned
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    planned: Planned
-    start: int
-    stop: int
 
 
 class Composing:
@@ -38,8 +25,6 @@ class Composing:
         The models' files by the names that the plan has.
     memory
         Bytes that inputs, results and the method's own arrays may take together.
-    seed
-        The seed of random methods.
 
     Raises
     ------
@@ -56,11 +41,9 @@ class Composing:
         memory: int = MEMORY,
         seed: int = 0,
     ) -> None:
-        self._models = models
-        self._plan = plan
-        self._blend = blend
-        self._memory = memory
-        self._seed = seed
+        self._models, self._blend = models, blend
+        self._plan = {planned.info.name: planned for planned in plan}
+        self._memory, self._seed = memory, seed
         for planned in plan:
             if planned.dtype is not None:
                 self._check_fits(planned)
@@ -73,34 +56,25 @@ class Composing:
     @property
     def infos(self) -> list[TensorInfo]:
         """All tensors of the result, in the order in which they are written."""
-        return [planned.info for planned in self._plan]
+        return [planned.info for planned in self._plan.values()]
 
     def pieces(self) -> Iterator[tuple[TensorInfo, Tensor]]:
-        """Stretch after stretch of the merged tensors, in order: info and numbers [1, n].
+        """Piece after piece of the merged tensors, in order: info and numbers [1, n].
 
         Raises
         ------
         CheckpointError
             If whole numbers differ between models, or a result is not finite.
         """
-        stretches = [stretch for planned in self._plan for stretch in self._cut(planned)]
-        following = [*stretches[1:], None]
-        ahead: Future[tuple[Tensor, ...]] | None = None
-        with ThreadPoolExecutor(1) as reader:
-            for stretch, after in zip(stretches, following, strict=True):
-                tensors = self._read(stretch) if ahead is None else ahead.result()
-                ahead = None
-                if after is not None and self._both_fit(stretch, after):
-                    ahead = reader.submit(self._read, after)
-                merged = self._merged(stretch, tensors)
-                del tensors  # a large tensor's inputs must go before the next one's come
-                yield stretch.planned.info, merged.reshape(1, -1)
-                del merged
+        pieces = [
+            p for planned in self._plan.values() for p in cut(planned.info, self._size(planned))
+        ]
+        return one_by_one(pieces, self._read, self._merged, self._both_fit)
 
     # -- what fits ---------------------------------------------------------------------------
 
     def _needed(self, planned: Planned, numel: int) -> int:
-        itemsize = DTYPES[planned.dtype or planned.info.dtype].itemsize
+        itemsize = DTYPES[planned.work_dtype].itemsize
         return self._blend.needed_bytes(numel, len(planned.inputs), itemsize)
 
     def _check_fits(self, planned: Planned) -> None:
@@ -114,56 +88,44 @@ class Composing:
                 "choose an elementwise method such as task_arithmetic"
             )
 
-    def _both_fit(self, stretch: _Stretch, after: _Stretch) -> bool:
-        bytes_ = DTYPES[after.planned.dtype or after.planned.info.dtype].itemsize
-        read = len(after.planned.inputs) * (after.stop - after.start) * bytes_
-        needed = self._needed(stretch.planned, stretch.stop - stretch.start)
-        return needed + read <= self._memory
+    def _both_fit(self, piece: Piece, following: Piece) -> bool:
+        after = self._plan[following.info.name]
+        read = len(after.inputs) * following.numel * DTYPES[after.work_dtype].itemsize
+        return self._needed(self._plan[piece.info.name], piece.numel) + read <= self._memory
 
-    def _cut(self, planned: Planned) -> list[_Stretch]:
-        numel = planned.info.numel
-        if numel == 0:
-            return []
+    def _size(self, planned: Planned) -> int | None:
+        """Numbers of a piece of this tensor; None where it has to be merged as a whole."""
         if planned.dtype is not None and not self._blend.piecewise:
-            return [_Stretch(planned, 0, numel)]
+            return None
         fitting = [size for size in PIECES if self._needed(planned, size) <= self._memory]
-        edges = [*range(0, numel, fitting[0] if fitting else PIECES[-1]), numel]
-        return [_Stretch(planned, *pair) for pair in pairwise(edges)]
+        return fitting[0] if fitting else PIECES[-1]
 
     # -- reading and merging -----------------------------------------------------------------
 
-    def _read(self, stretch: _Stretch) -> tuple[Tensor, ...]:
-        planned = stretch.planned
-        count = stretch.stop - stretch.start
-        shape = planned.info.shape if count == planned.info.numel else (count,)
-        dtype = DTYPES[planned.dtype or planned.info.dtype]
+    def _read(self, piece: Piece) -> tuple[Tensor, ...]:
+        planned = self._plan[piece.info.name]
+        dtype = DTYPES[planned.work_dtype]
         return tuple(
             self._models[model]
-            .read(name, torch.empty(count, dtype=dtype), stretch.start)
-            .view(shape)
+            .read(name, torch.empty(piece.numel, dtype=dtype), piece.start)
+            .view(piece.shape)
             for model, name in planned.inputs
         )
 
-    def _merged(self, stretch: _Stretch, tensors: tuple[Tensor, ...]) -> Tensor:
-        planned = stretch.planned
+    def _merged(self, piece: Piece, tensors: tuple[Tensor, ...]) -> Tensor:
+        planned = self._plan[piece.info.name]
         if planned.dtype is None:
-            return self._agreed(planned, tensors)
+            for (model, name), tensor in zip(planned.inputs, tensors, strict=True):
+                check_equal(name, tensor, model, tensors[0], planned.inputs[0][0])
+            return tensors[0].reshape(1, -1)
         given = Inputs(planned.info.name, tensors, planned.base, self._seed)
         merged = self._blend.merge(given, planned.shared, list(planned.each))
-        stored = merged.to(DTYPES[planned.info.dtype])
-        if not torch.isfinite(stored.sum(dtype=given.precise)):
-            raise self._not_finite(planned, tensors)
-        return stored
-
-    def _agreed(self, planned: Planned, tensors: tuple[Tensor, ...]) -> Tensor:
-        for (model, name), tensor in zip(planned.inputs, tensors, strict=True):
-            if not torch.equal(tensor, tensors[0]):
-                raise CheckpointError(
-                    f"{model}: tensor '{name}' holds whole numbers, and others than "
-                    f"{planned.inputs[0][0]}; they cannot be merged: convert quantised weights to "
-                    "floating point first"
-                )
-        return tensors[0]
+        return stored(
+            merged,
+            planned.info,
+            lambda: self._not_finite(planned, tensors),
+            given.precise,
+        ).reshape(1, -1)
 
     def _not_finite(self, planned: Planned, tensors: tuple[Tensor, ...]) -> CheckpointError:
         for (model, name), tensor in zip(planned.inputs, tensors, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tintray.merging.mergekit.blends import REQUIRED, Blend, Setting
+from tintray.merging.mergekit.blend import REQUIRED, Blend, Setting
 
 Scalar = float | int | bool
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tintray.merging.mergekit.inputs import Inputs
+from tintray.merging.mergekit.blend import Each, Inputs, Shared
 from tintray.numerics.randomness import stream
 
 Sparsify = Callable[[Tensor, Mapping[str, Any], Generator], Tensor]
@@ -66,8 +66,8 @@ def _mask(vector: Tensor, kept: Tensor) -> Tensor:
 
 def summed(
     given: Inputs,
-    shared: Mapping[str, Any],
-    each: list[Mapping[str, Any]],
+    shared: Shared,
+    each: Each,
     sparse: Sparsify | None,
     *,
     elect: bool,
@@ -116,7 +116,7 @@ def _sparsified(
     return kept * (before / after) if min(before, after) >= 1e-7 else kept
 
 
-def sce(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+def sce(given: Inputs, shared: Shared, _: Each) -> Tensor:
     """Select entries that vary, calculate weights by size, erase those against the sum's sign.
 
     Wan et al., FuseChat, arXiv 2408.07990.
@@ -136,7 +136,7 @@ def sce(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) ->
     return given.origin + (vectors * agreeing).sum(0) / agreeing.sum(0).clamp(min=1e-6)
 
 
-def model_stock(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+def model_stock(given: Inputs, shared: Shared, _: Each) -> Tensor:
     """Between base and mean by the angle between task vectors: of a tensor, or of each row."""
     origin = given.origin.to(given.precise)
     rows = (1, -1) if not shared["filter_wise"] or origin.ndim < 2 else origin.shape

@@ -49,6 +49,11 @@ class Planned:
     shared: Mapping[str, Scalar | None]
     each: tuple[Mapping[str, Scalar | None], ...]
 
+    @property
+    def work_dtype(self) -> str:
+        """The type it is read in."""
+        return self.dtype or self.info.dtype
+
 
 def layer_counts(table: Table) -> dict[str, int]:
     """How many layers there are below each prefix that is followed by a layer's number."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tintray.errors import SpecError
 from tintray.merging.algorithms.spherical import NEARLY_PARALLEL, mean_on_sphere
-from tintray.merging.mergekit.inputs import Inputs
+from tintray.merging.mergekit.blend import Each, Inputs, Shared
 
 
-def slerp(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+def slerp(given: Inputs, shared: Shared, _: Each) -> Tensor:
     """The point at t on the arc from the base to the other; on the chord of parallel ones."""
     first = given.origin.to(given.precise)
     second = given.others[0].to(given.precise)
@@ -31,7 +28,7 @@ def slerp(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) 
     return (weights[0] * first + weights[1] * second).to(given.dtype)
 
 
-def nuslerp(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+def nuslerp(given: Inputs, shared: Shared, each: Each) -> Tensor:
     """Between two tensors, or their task vectors: flat, by rows or by columns."""
     weights = [each[number]["weight"] for number in given.experts]
     total = sum(weights)
@@ -42,7 +39,7 @@ def nuslerp(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, An
     return merged if origin is None else origin + merged
 
 
-def _along(first: Tensor, second: Tensor, t: float, shared: Mapping[str, Any]) -> Tensor:
+def _along(first: Tensor, second: Tensor, t: float, shared: Shared) -> Tensor:
     shape = first.shape
     turned = shared["nuslerp_row_wise"] and not shared["nuslerp_flatten"]
     if shared["nuslerp_flatten"]:
@@ -58,7 +55,7 @@ def _along(first: Tensor, second: Tensor, t: float, shared: Mapping[str, Any]) -
     return (merged.transpose(0, -1) if turned else merged).reshape(shape)
 
 
-def multislerp(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str, Any]]) -> Tensor:
+def multislerp(given: Inputs, shared: Shared, each: Each) -> Tensor:
     """The barycentre in the tangent space at the weighted mean of the directions."""
     if len(given.experts) == 1:
         return given.others[0]
@@ -89,7 +86,7 @@ def multislerp(given: Inputs, shared: Mapping[str, Any], each: list[Mapping[str,
     return (merged if given.base is None else merged + given.origin).to(given.dtype)
 
 
-def karcher(given: Inputs, shared: Mapping[str, Any], _: list[Mapping[str, Any]]) -> Tensor:
+def karcher(given: Inputs, shared: Shared, _: Each) -> Tensor:
     """The mean of all inputs' directions on the sphere, at their mean length."""
     if len(given.tensors) == 1:
         return given.tensors[0]
