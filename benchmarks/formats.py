@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from tintray.checkpoints.model_folder import open_model_folder
-from tintray.data import DataSource
+from tintray.data.source import DataSource
 from tintray.jobs import api
 from tintray.jobs.config.job_file import parse_spec
 from tintray.models.calling import answer_width, answers
@@ -36,6 +36,7 @@ from tintray.pools.pool import labels_of, open_pool
 from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.evaluation import score
 from tintray.tinting.self_labels import predict
 from tintray.vectors.stacks import Format, make_stack
@@ -98,9 +99,9 @@ def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
         checkpoint = open_model_folder(zoo / "zoo" / name, role=name, base=base)
         start, expert = load_base(base, like=checkpoint), load_expert(checkpoint, name)
         order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
-        pool = open_pool(order, checkpoint, "classification", name, name)
-        width = answer_width(expert, "classification")
-        labels = labels_of(order, "classification", pool, answers(expert, width), name)
+        pool = open_pool(order, checkpoint, CLASSIFICATION, name, name)
+        width = answer_width(expert)
+        labels = labels_of(order, CLASSIFICATION, pool, answers(expert, width), name)
         known = predict(expert, pool)
         vectors = {
             tensor: (expert.get_parameter(tensor) - start.get_parameter(tensor)).detach()
@@ -113,7 +114,7 @@ def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
                     expert.get_parameter(tensor).copy_(start.get_parameter(tensor) + held)
                 found["lost"] += float(torch.sum((held - vector).double() ** 2))
                 found["whole"] += float(torch.sum(vector.double() ** 2))
-            scored = score(name, "classification", predict(expert, pool), known, labels)
+            scored = score(name, CLASSIFICATION, predict(expert, pool), known, labels)
             found["accuracy"] += scored.merged / len(tasks)
             found["agreement"] += scored.agreement / len(tasks)
     return {

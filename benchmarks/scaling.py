@@ -97,7 +97,7 @@ def settings() -> StepSettings:
 _NOTHING = FitConfig(
     *("", "", "", ("", ""), "head", None, "head", True, "tensor"),
     settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
-    trust=PseudoLabelConfig(keep=1.0, threshold=None, goal=0.5, true_labels=False),
+    trust=PseudoLabelConfig(1.0, threshold=None, target_precision=0.5, true_labels=False),
 )
 """An order that names no base and no store: workers here make what others read."""
 

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import open_model_folder
-from tintray.data import DataSource
+from tintray.data.source import DataSource
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
 from tintray.pools.pool import Pool, open_pool
+from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.evaluation import score
-from tintray.tasks.tasks import Outputs
+from tintray.tasks.outputs import Outputs
 from tintray.tinting.self_labels import predict
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -50,7 +51,7 @@ class Expert:
             for name, tensor in backbone.items():
                 self.module.get_parameter(name).copy_(tensor)
         merged = predict(self.module, self.pool)
-        return score(self.name, "classification", merged, self.labels, None).agreement
+        return score(self.name, CLASSIFICATION, merged, self.labels, None).agreement
 
 
 def load(zoo: Path, examples: int) -> tuple[dict[str, Tensor], list[Expert]]:
@@ -63,7 +64,7 @@ def load(zoo: Path, examples: int) -> tuple[dict[str, Tensor], list[Expert]]:
         module, origin = load_expert(checkpoint, name), load_base(base, like=checkpoint)
         start = {n: origin.get_parameter(n).detach() for n in backbone_names(origin)}
         order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"train[:{examples}]")
-        pool = open_pool(order, checkpoint, "classification", name, name)
+        pool = open_pool(order, checkpoint, CLASSIFICATION, name, name)
         vector = {n: (module.get_parameter(n) - tensor).detach() for n, tensor in start.items()}
         found.append(Expert(name, module, pool, predict(module, pool), vector))
     return start, found

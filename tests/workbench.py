@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.checkpoints.model_folder import open_model_folder
-from tintray.data import DataSource
+from tintray.data.source import DataSource
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
 from tintray.models.structure import private_state
 from tintray.numerics.layout import Granularity
 from tintray.pools import pool as pools
+from tintray.tasks.classes import CLASSIFICATION
 from tintray.tinting.partition import partition
 from tintray.tinting.self_labels import predict
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
@@ -113,6 +114,6 @@ def workbench(
     experts = {name: load_expert(found) for name, found in checkpoints.items()}
     loaded = {}
     for name, found in checkpoints.items():
-        pool = pools.open_pool(DataSource(str(data[name])), found, "classification", name, name)
+        pool = pools.open_pool(DataSource(str(data[name])), found, CLASSIFICATION, name, name)
         loaded[name] = pool if examples is None else pool.first(examples)
     return Workbench(base, experts, loaded, **options)

@@ -43,7 +43,7 @@ from tintray.jobs.config.fields import (
 from tintray.jobs.config.settings import default_catalog, default_store, is_own_cluster, limits
 from tintray.numerics.schedules import Schedule, schedule
 from tintray.storage.secrets import shown_url
-from tintray.tasks.kinds import Kind
+from tintray.tasks.kinds import KindName
 from tintray.vectors.task_count_scale import scale_for_task_count
 
 COEFFICIENT_LR = 2e-2
@@ -195,7 +195,7 @@ class TaskSpec(Section):
 
     name: Name
     """The task's name, by which commands and files refer to it."""
-    kind: Kind = "classification"
+    kind: KindName = "classification"
     """What the task predicts."""
     expert: ModelLocation
     """The fine-tuned model of this task: a folder, a hub id or a URL."""

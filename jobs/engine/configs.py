@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tintray.checkpoints.model_folder import TEMPLATES, ModelFolder, ZeroShot, open_model_folder
-from tintray.data import DataSource, class_names
+from tintray.data.labels import class_names
+from tintray.data.source import DataSource
 from tintray.errors import CheckpointError
 from tintray.jobs.engine.published_tasks import Kept
 from tintray.jobs.engine.sources import local_data, local_folder
@@ -15,7 +16,7 @@ from tintray.models import base_similarity as base_similarity
 from tintray.numerics.layout import Granularity
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.tasks.doubts import Doubt
-from tintray.tasks.tasks import Kind
+from tintray.tasks.kind import Kind
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.step import StepSettings
 

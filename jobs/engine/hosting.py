@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import load_processor
 from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
-from tintray.data import Answers, DataSource, check_class_names
+from tintray.data.labels import Answers, check_class_names
+from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts, open_expert
@@ -22,7 +23,7 @@ from tintray.jobs.engine.published_tasks import kept_checkpoint, kept_module, ke
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.models.adapters import is_adapter, read_adapter, task_vector
 from tintray.models.base_similarity import base_similarity
-from tintray.models.calling import answer, answer_space, answer_width
+from tintray.models.calling import answer, answer_space
 from tintray.models.comparing import check_same_backbone, check_same_computation
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
@@ -36,10 +37,11 @@ from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.doubts import Doubt, doubt
-from tintray.tasks.tasks import Outputs, any_counts, as_tensors, check_outputs, from_tensors
+from tintray.tasks.outputs import Outputs, as_tensors, from_tensors
+from tintray.tasks.registry import KINDS
 from tintray.tinting import self_labels as labels
 from tintray.tinting.partition import partition
-from tintray.tinting.pseudo_labels import LABELLED, TrueLabels
+from tintray.tinting.pseudo_labels import TrueLabels
 from tintray.tinting.tint_layers import TintLayer, low_rank_factors
 from tintray.vectors.task_vectors import pack
 
@@ -113,7 +115,7 @@ class Experts:
         else:
             expert = kept_module(task.kept, task.name)
         check_same_backbone(self.partition.module, expert, "the base", task.role)
-        sequences.check_writes(expert, task.kind, task.role)
+        task.kind.check_model(expert, task.role)
         if task.kept is None:
             private = private_state(expert, self.partition.private)
             private |= self._low_rank_start(expert) | norm_buffers(expert)
@@ -124,12 +126,12 @@ class Experts:
             learn=self._order.learned,
             device=self._order.device,
         )
-        width = answer_width(expert, task.kind)
+        width = task.kind.answer_width(expert)
         known = answer_space(expert, width, task.role)
         pool = self._pool(task, "adapt", task.pool, checkpoint)
         self._check_tokens(task, pool, checkpoint)
         self._try_out(task, expert, pool, width, "adapt")
-        if task.kind in ("classification", "segmentation"):
+        if task.kind.has_class_names:
             order = local_data(task.pool, self.cache)
             check_class_names(order, width, f"tasks.{task.name}.adapt")
         test, test_labels = None, None
@@ -143,7 +145,7 @@ class Experts:
             common = overlap.shared(pool, test)
             if common:
                 notices.append(overlap.warning(task.name, common, len(test)))
-            if not any_counts(task.kind, test_labels):
+            if not task.kind.any_counts(test_labels):
                 raise DataError(
                     f"tasks.{task.name}.test: {task.test.path} has no label that counts; expected "
                     "one at least, or no 'test', so that the task is judged by agreement"
@@ -346,10 +348,12 @@ class Experts:
     def _true_labels(self, task: TaskConfig, pool: pools.Pool, answers: Answers) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
         examples = len(pool)
-        if task.kind not in LABELLED:
+        if not task.kind.takes_labels:
+            labelled = [name for name, kind in KINDS.items() if kind.takes_labels]
             raise DataError(
                 f"tasks.{task.name}.labelled: expected a task of one of the kinds "
-                f"{', '.join(LABELLED)}, found '{task.kind}', which has no labels beside its texts"
+                f"{', '.join(labelled)}, found '{task.kind.name}', which has no labels beside its "
+                "texts"
             )
         if task.labelled > examples:
             raise DataError(
@@ -403,7 +407,7 @@ class Experts:
         expert = read()
         whole = sequences.completed(expert, pool)
         outputs = labels.self_labels(expert, whole, order.role, order.kind)
-        check_outputs(order.kind, outputs, hosted.facts.classes, order.role)
+        order.kind.check_outputs(outputs, hosted.facts.classes, order.role)
         tensors = as_tensors(outputs) | sequences.written(pool, whole)
         return whole, outputs, self.remember("self-labels", key, tensors), False
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tintray.data import DataSource
 from tintray.data.counting import extent
+from tintray.data.source import DataSource
 from tintray.jobs.config.job_file import JobSpec
-from tintray.tasks.tasks import DENSE, Kind
+from tintray.tasks.kind import Kind
+from tintray.tasks.registry import find_kind
 
 _TOKENS_PER_BYTE = 0.25  # of English text
 _BYTES_PER_TOKEN = 16  # an id and a mask, int64 each
@@ -26,7 +27,7 @@ def pool_bytes(spec: JobSpec, config: Mapping[str, Any]) -> int:
     answers; 0 for data that is not on this machine yet.
     """
     return sum(
-        _bytes_of(data.order(), task.kind, config)
+        _bytes_of(data.order(), find_kind(task.kind), config)
         for task in spec.tasks
         for data in (task.adapt, task.test)
         if data is not None
@@ -47,7 +48,7 @@ def _bytes_of(order: DataSource, kind: Kind, config: Mapping[str, Any]) -> int:
     else:
         pixels = _SIDE * _SIDE
     channels = int(config.get("num_channels") or 3)
-    answers = int(config.get("num_labels") or 1) * (pixels if kind in DENSE else 1)
+    answers = kind.answers_per_example(int(config.get("num_labels") or 1), pixels)
     return found.examples * (channels * pixels + _FLOAT * answers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tintray.checkpoints.processors import load_processor
-from tintray.data import DataSource
+from tintray.data.source import DataSource
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.configs import TaskConfig, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
-from tintray.models.calling import answer_space, answer_width
+from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.numerics.layout import Layout
 from tintray.numerics.randomness import stream
 from tintray.pools import pool as pools
 from tintray.pools import sequences
-from tintray.tasks.evaluation import TaskScore, confidences, score
+from tintray.tasks.evaluation import TaskScore, calibrated_score
 from tintray.tinting import surgery
 from tintray.tinting.self_labels import predict
 
@@ -71,13 +71,13 @@ class Surgeon:
         answers = predict(module, measured, order.kind)
         labels = None
         if order.test is not None:
-            width = answer_width(module, order.kind)
+            width = order.kind.answer_width(module)
             labels = pools.labels_of(
                 local_data(order.test, self._cache),
                 *(order.kind, measured, answer_space(module, width), f"tasks.{order.name}.test"),
             )
         seen = (order.kind, answers, expert, labels, measured.mask)
-        measure = replace(score(order.name, *seen), calibration=confidences(*seen))
+        measure = calibrated_score(order.name, *seen)
         return Operated({name: tensor.numpy() for name, tensor in found.items()}, measure)
 
 

@@ -32,7 +32,7 @@ from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup
 from tintray.tasks.evaluation import TaskScore, score
-from tintray.tasks.tasks import Outputs, chosen
+from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
 from tintray.tinting.tint_layers import FusedModel
@@ -107,7 +107,7 @@ class TintWorker(Worker):
         for group in self._groups.values():
             for task in group.tasks:
                 rows = self._rows(self._hosted[task.name])[0]
-                task.pool, task.labels = part(task.pool, rows), chosen(task.labels, rows)
+                task.pool, task.labels = part(task.pool, rows), task.labels[rows]
                 task.features = None if task.features is None else task.features[rows]
 
     def _rows(self, hosted: HostedTask) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ class TintWorker(Worker):
         task = replace(
             state,
             pool=part(pool, inside[: len(rows)]),
-            labels=chosen(state.labels, rows),
+            labels=state.labels[rows],
             features=None,
         )
         rate = schedule(order.learning_rate, order.shape, order.rounds, order.warmup)
@@ -176,7 +176,7 @@ class TintWorker(Worker):
         if len(held) and prefixed:
             assert hosted.labels is not None, "prepare() comes first"
             held_pool = part(pool, inside[len(rows) :])
-            agreement = self._agreement(hosted, model, held_pool, chosen(hosted.labels, held))
+            agreement = self._agreement(hosted, model, held_pool, hosted.labels[held])
         elif len(held):
             agreement = self.held_agreement(name, *theta)
         return Tinted(name, agreement, metrics[name].kept, seconds, prefixed, reused, ref)
@@ -197,7 +197,7 @@ class TintWorker(Worker):
         rows = held if len(held) else torch.arange(len(hosted.pool))
         pool = part(hosted.pool, rows)
         self._estimate(hosted, theta)
-        merged, expert = self._predict(hosted, pool, theta), chosen(hosted.labels, rows)
+        merged, expert = self._predict(hosted, pool, theta), hosted.labels[rows]
         return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
 
     def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:

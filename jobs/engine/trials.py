@@ -12,7 +12,8 @@ from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.schedules import schedule
 from tintray.pools.pool import Pool
 from tintray.tasks.evaluation import score
-from tintray.tasks.tasks import Kind, Outputs, chosen
+from tintray.tasks.kind import Kind
+from tintray.tasks.outputs import Outputs
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.prefix import NoPrefixError, PrefixModel, fit_tints
 from tintray.tinting.self_labels import ask
@@ -57,14 +58,14 @@ def probe(
     layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.site)
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
-    pool, labels = candidate.pool.first(total), chosen(candidate.labels, slice(0, total))
+    pool, labels = candidate.pool.first(total), candidate.labels[:total]
     theta = split.layout.flatten(candidate.layout.views(candidate.theta))
     model, pool, saved = _model(candidate.expert, split, pool, layer, theta)
     learner = TaskState(
         task,
         layer,
         pool.first(count),
-        chosen(labels, slice(0, count)),
+        labels[:count],
         kind=candidate.kind,
     )
     options = replace(settings, precision="float32", features=0.0)
@@ -73,7 +74,7 @@ def probe(
     judged = pool.part(others)
     with torch.inference_mode():
         answers = ask(lambda batch: model.forward([batch], [layer])[0], judged, candidate.kind)
-    expert = chosen(labels, others)
+    expert = labels[others]
     found = score(task, candidate.kind, answers, expert, None, judged.mask).agreement
     share = suffix_share(base, site) if saved else 1.0
     forward = total / 3  # a forward pass is about a third of one there and back

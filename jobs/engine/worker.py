@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ from tintray.pools import pool as pools
 from tintray.pools import sequences
 from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
-from tintray.tasks.evaluation import TaskScore, confidences, score
-from tintray.tasks.tasks import Outputs, chosen
+from tintray.tasks.evaluation import TaskScore, calibrated_score, score
+from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.partition import default_tint_lr
-from tintray.tinting.pseudo_labels import trusted
+from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskState
 from tintray.tinting.tint_layers import FusedModel
 
@@ -117,7 +116,7 @@ class Worker:
         """A task at the beginning of its fit."""
         assert hosted.labels is not None, "prepare() comes first"
         order = self._order
-        targets, judge = trusted(
+        targets, confidence_filter = prepare_targets(
             hosted.order.kind,
             hosted.labels,
             hosted.true,
@@ -126,7 +125,7 @@ class Worker:
             hosted.pool.mask,
         )
         return TaskState(
-            *(hosted.order.name, hosted.layer, hosted.pool, targets, judge),
+            *(hosted.order.name, hosted.layer, hosted.pool, targets, confidence_filter),
             features=hosted.features,
             kind=hosted.order.kind,
         )
@@ -193,10 +192,8 @@ class Worker:
         assert expert is not None and self._fused is not None, "prepare() comes first"
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
-        kind, known = hosted.order.kind, hosted.test_labels
-        found = score(name, kind, merged, expert, known, pool.mask)
-        sure = confidences(kind, merged, expert, known, pool.mask)
-        return replace(found, calibration=sure)
+        known = hosted.test_labels
+        return calibrated_score(name, hosted.order.kind, merged, expert, known, pool.mask)
 
     def agreement(self, name: str, examples: int, *theta: Floats) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
@@ -205,7 +202,7 @@ class Worker:
         pool = hosted.pool.first(examples)
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
-        expert = chosen(hosted.labels, slice(0, len(pool)))
+        expert = hosted.labels[: len(pool)]
         return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
 
     def tint(self, name: str) -> dict[str, NDArray[Any]]:

@@ -48,6 +48,7 @@ from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.tasks.registry import find_kind
 from tintray.tinting.partition import Partition, default_tint_lr, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.site_search import AUTO, candidates
@@ -425,7 +426,7 @@ def _order(spec: JobSpec, index: int, kept: Mapping[str, Kept]) -> TaskConfig:
     pool = task.adapt.order()
     known = (task.labelled, str(spec.base), spec.factory, kept.get(task.name))
     return TaskConfig(
-        *(task.name, task.kind, str(task.expert), pool, test, *known),
+        *(task.name, find_kind(task.kind), str(task.expert), pool, test, *known),
         classes=task.zero_shot.classes,
         templates=task.zero_shot.templates,
     )
@@ -457,9 +458,9 @@ def _fit_order(spec: JobSpec, ground: SplitModel) -> FitConfig:
         granularity=spec.merge.granularity,
         settings=settings,
         trust=PseudoLabelConfig(
-            keep=spec.objective.keep,
+            selected_fraction=spec.objective.keep,
             threshold=None if spec.objective.threshold == "auto" else spec.objective.threshold,
-            goal=spec.objective.goal,
+            target_precision=spec.objective.goal,
             true_labels=spec.objective.true_labels,
         ),
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
-from tintray.data import DataSource, read_examples
-from tintray.data.reading import encoded_digest
+from tintray.data.reading import encoded_digest, read_examples
+from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.backend import Backend
@@ -23,8 +22,10 @@ from tintray.published.merge import Merge, read_tensors
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
-from tintray.tasks.evaluation import TaskScore, confidences, score
-from tintray.tasks.tasks import Kind, Outputs, from_tensors
+from tintray.tasks.evaluation import TaskScore, calibrated_score
+from tintray.tasks.kind import Kind
+from tintray.tasks.outputs import Outputs, from_tensors
+from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict
 
 
@@ -47,18 +48,17 @@ class Evaluator:
         labelled = task["test"] is not None
         source = task["test"] if labelled else task["pool"]
         module = self._merge.for_task(name)
-        order, pool = self._pool(name, task["kind"], source, module if labelled else None)
+        kind = find_kind(task["kind"])
+        order, pool = self._pool(name, kind, source, module if labelled else None)
         digest = source["outputs" if labelled else "labels"]
         config = getattr(module, "config", None)
         pool, expert = _expert_outputs(self._store, self._merge, task, digest, pool, config)
-        merged = predict(module, pool, task["kind"])
+        merged = predict(module, pool, kind)
         labels = None
         if labelled:
             answers = answer_space(module, task["classes"])
-            labels = pools.labels_of(order, task["kind"], pool, answers, f"task '{name}'")
-        found = score(name, task["kind"], merged, expert, labels, pool.mask)
-        sure = confidences(task["kind"], merged, expert, labels, pool.mask)
-        return replace(found, calibration=sure)
+            labels = pools.labels_of(order, kind, pool, answers, f"task '{name}'")
+        return calibrated_score(name, kind, merged, expert, labels, pool.mask)
 
     def _pool(
         self, name: str, kind: Kind, source: Mapping[str, Any], reader: Any
@@ -113,7 +113,7 @@ def _expert_outputs(
         checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task["name"])))
     expert = load_expert(checkpoint, role)
     pool = sequences.completed(expert, pool)
-    return pool, predict(expert, pool, task["kind"])
+    return pool, predict(expert, pool, find_kind(task["kind"]))
 
 
 def measure(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tintray.data import DataSource
+from tintray.data.source import DataSource
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.runs.catalog_entries import enter

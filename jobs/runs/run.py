@@ -49,6 +49,7 @@ from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.doubts import shortfall
 from tintray.tasks.evaluation import TaskScore, check_finite
+from tintray.tasks.registry import find_kind
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.site_search import AUTO
 from tintray.vectors.coefficients import Coefficients
@@ -439,7 +440,7 @@ def tell_shortfalls(
     for score in scores:
         name = score.task
         if name in facts:
-            said = shortfall(kinds[name], facts[name].classes, score, kept[name])
+            said = shortfall(find_kind(kinds[name]), facts[name].classes, score, kept[name])
             if said is not None:
                 run.remark(f"task '{name}': {said}")
 

@@ -27,18 +27,19 @@ from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.scenes import VOID
 from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
 from tintray.models.loading import quiet_transformers
-from tintray.tasks.objectives import direction_loss, value_loss
-from tintray.tasks.tasks import Kind, measure
+from tintray.tasks.kinds import KindName
+from tintray.tasks.losses import direction_loss, value_loss
+from tintray.tasks.registry import find_kind
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps [N, C, H, W] and the indices [N] of their examples to one number."""
 
-_LABEL_TYPES: dict[Kind, torch.dtype] = {
+_LABEL_TYPES: dict[KindName, torch.dtype] = {
     "segmentation": torch.int64,
     "depth": torch.float32,
     "normals": torch.float32,
 }
-_WIDTHS: dict[Kind, int] = {"depth": 1, "normals": 3}
+_WIDTHS: dict[KindName, int] = {"depth": 1, "normals": 3}
 _NO_CLASS = -100
 
 
@@ -89,10 +90,10 @@ def train_expert(zoo: Path, name: str, recipe: DenseRecipe) -> dict[str, float]:
         schedule = recipe.fine_tuning if name in KINDS else recipe.real_fine_tuning
         _fit(model, _pixels(processor, data["x_train"]), loss, schedule, seed)
     _save(model, processor, zoo / name)
-    return measure(kind, _answers(model, _pixels(processor, data["x_test"])), test, None)
+    return find_kind(kind).measure(_answers(model, _pixels(processor, data["x_test"])), test, None)
 
 
-def _loss(kind: Kind, maps: Tensor, labels: Tensor) -> Tensor:
+def _loss(kind: KindName, maps: Tensor, labels: Tensor) -> Tensor:
     """Mean over a batch, of answers enlarged to the labels' size."""
     size = labels.shape[-2:]
     enlarged = interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -169,7 +170,7 @@ def _named(names: list[str]) -> dict[str, Any]:
     }
 
 
-def _labels(kind: Kind, array: NDArray[Any]) -> Tensor:
+def _labels(kind: KindName, array: NDArray[Any]) -> Tensor:
     """int64 or float32 [N, H, W], of normals [N, 3, H, W]; pixels of no class are -100."""
     found = torch.from_numpy(array).to(_LABEL_TYPES[kind])
     if kind == "normals":

@@ -9,7 +9,7 @@ from tintray.jobs.zoo.recipe import Schedule
 from tintray.jobs.zoo.rendering import Style
 
 if TYPE_CHECKING:
-    from tintray.tasks.tasks import Kind
+    from tintray.tasks.kinds import KindName
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DenseRecipe:
     version: int = 1  # to be raised when the code that follows the recipe changes its results
 
 
-KINDS: dict[str, Kind] = {"segments": "segmentation", "depth": "depth", "normals": "normals"}
+KINDS: dict[str, KindName] = {"segments": "segmentation", "depth": "depth", "normals": "normals"}
 """The tasks on rendered scenes, and their kinds; every other task is segmentation."""
 REAL = ("camvid64", "fasseg64")
 """Real images of streets and of faces, each with a file of its name."""
@@ -67,6 +67,6 @@ SMALL = DenseRecipe(
 """The scenes zoo in two minutes of a core, with experts that know less."""
 
 
-def kind_of(task: str) -> Kind:
+def kind_of(task: str) -> KindName:
     """The kind of a task of the zoo."""
     return KINDS.get(task, "segmentation")

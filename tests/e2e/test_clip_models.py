@@ -20,6 +20,7 @@ from tintray.jobs import api
 from tintray.models import clip
 from tintray.models.calling import answer
 from tintray.models.loading import load_expert
+from tintray.tasks.registry import find_kind
 
 COLOURS = {"w0": (220, 40, 40), "w1": (40, 220, 40), "w2": (40, 40, 220)}
 SHADES = {"w3": 60, "w4": 190}
@@ -214,7 +215,8 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
     """A data set says dense_residential, its prompts say it in two words, or in others."""
     from PIL import Image
 
-    from tintray.data import Answers, DataSource, read_labels
+    from tintray.data.labels import Answers
+    from tintray.data.source import DataSource
     from tintray.jobs.engine.configs import TaskConfig, open_expert
 
     for name in ("a_red_one", "green"):
@@ -231,7 +233,7 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
         assert found.zero_shot.classes == classes
         assert found.config["label2id"] == {"a_red_one": 0, "green": 1}
         known = Answers(2, found.config["label2id"])
-        assert read_labels(data, "classification", [0, 1], known, "x").tolist() == [0, 1]
+        assert find_kind("classification").read_labels(data, [0, 1], known, "x").tolist() == [0, 1]
     base = open_model_folder(zoo / "base")
     heads = [clip.text_head(base, ZeroShot((n,)), "x") for n in ("w0_w1", "w0 w1")]
     assert torch.equal(*heads)

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import tintray
 from tests import conftest
 from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
-from tintray.data import read_examples
+from tintray.data.reading import read_examples
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared

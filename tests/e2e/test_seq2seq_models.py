@@ -12,14 +12,15 @@ import torch
 import tintray
 from tests import tiny_models as tiny
 from tintray.checkpoints.model_folder import open_model_folder
-from tintray.data import DataSource
-from tintray.data.labels import NONE
+from tintray.data.labels import IGNORED
+from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError, SpecError
 from tintray.jobs import api
 from tintray.models.loading import load_expert
 from tintray.models.structure import resolve_site
 from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.tasks.registry import find_kind
 
 WORDS = 10
 STEPS = {"up": 1, "down": -1}
@@ -159,13 +160,13 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     module: Any = merge.for_task("down")
     order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
     checkpoint = open_model_folder(tied / "down")
-    pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
+    pool = pools.open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
     right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").words
     assert right is not None
     found = sequences.write(module, pool)
     width = max(found.shape[1], right.shape[1])
     found, right = (
-        torch.nn.functional.pad(t, (0, width - t.shape[1]), value=NONE) for t in (found, right)
+        torch.nn.functional.pad(t, (0, width - t.shape[1]), value=IGNORED) for t in (found, right)
     )
     exact = float((found == right).all(1).float().mean())
     down = next(task for task in summary.tasks if task.name == "down")
@@ -199,7 +200,7 @@ def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
     checkpoint = open_model_folder(tied / "up")
     expert: Any = load_expert(checkpoint)
     order = DataSource(str(tied / "up_train.jsonl"), "train[:5]", max_target_length=6)
-    pool = pools.open_pool(order, checkpoint, "seq2seq", "x", "x")
+    pool = pools.open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
     assert sequences.is_open(pool)
     whole = sequences.completed(expert, pool)
     assert whole.words is not None and whole.mask is not None
@@ -207,8 +208,8 @@ def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
         whole.words, whole.mask, whole.inputs["decoder_input_ids"], strict=True
     ):
         length = int(mask.sum())
-        assert (row[:length] != NONE).all()
-        assert (row[length:] == NONE).all()
+        assert (row[:length] != IGNORED).all()
+        assert (row[length:] == IGNORED).all()
         assert (row[: length - 1] != 3).all()  # at most one end, and last
         assert read[0] == 0
         assert torch.equal(read[1:length], row[: length - 1])
@@ -216,15 +217,15 @@ def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
 
 def test_models_that_cannot_write_are_refused(tied: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x is a Linear; expected an encoder–decoder model"):
-        sequences.check_writes(torch.nn.Linear(2, 2), "seq2seq", "x")
+        find_kind("seq2seq").check_model(torch.nn.Linear(2, 2), "x")
     module = t5(True)
     with pytest.raises(CheckpointError, match=r"expected a causal model .* of kind 'seq2seq'"):
-        sequences.check_writes(module, "language_modelling", "x")
+        find_kind("language_modelling").check_model(module, "x")
     module.config.decoder_start_token_id = None
     with pytest.raises(CheckpointError, match=r"x: the configuration has no decoder_start_token"):
-        sequences.check_writes(module, "seq2seq", "x")
+        find_kind("seq2seq").check_model(module, "x")
     tiny.save_rows(tmp_path / "x.jsonl", [{"text": "w1 w2", "target": 3}])
     order = DataSource(str(tmp_path / "x.jsonl"))
-    pool = pools.open_pool(order, open_model_folder(tied / "up"), "seq2seq", "x", "x")
+    pool = pools.open_pool(order, open_model_folder(tied / "up"), find_kind("seq2seq"), "x", "x")
     with pytest.raises(DataError, match=r"holds 3; expected a text for each example"):
         sequences.with_right_answers(pool, order, tokenizer(), t5(True).config, "x")

@@ -220,8 +220,9 @@ CHAT = (
 
 def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
     """Padded on the right, whatever the tokenizer says; only the assistant's words are learned."""
-    from tintray.data import Examples
+    from tintray.data.reading import Examples
     from tintray.pools.pool import build_pool
+    from tintray.tasks.registry import find_kind
 
     made = tiny.tokenizer(
         chat_template=CHAT,
@@ -239,7 +240,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
         ],
     ]
     examples = Examples({"messages": talks}, "here")
-    pool = build_pool(examples, made, kind="language_modelling")
+    pool = build_pool(examples, made, kind=find_kind("language_modelling"))
     assert pool.mask is not None and pool.words is not None
     plain = [made.apply_chat_template(talk, tokenize=True)["input_ids"] for talk in talks]
     for row, ids in enumerate(plain):
@@ -255,7 +256,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
         chat_template=CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
         model_input_names=["input_ids", "attention_mask"],
     )
-    whole = build_pool(examples, everything, kind="language_modelling")
+    whole = build_pool(examples, everything, kind=find_kind("language_modelling"))
     assert whole.mask is not None
     assert whole.mask.sum(1).tolist() == [len(ids) - 1 for ids in plain]
 

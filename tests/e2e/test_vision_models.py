@@ -186,7 +186,7 @@ def test_dense_prediction(tmp_path: Path) -> None:
     from torch.nn.functional import interpolate, l1_loss
     from transformers import SegformerImageProcessor
 
-    from tintray.tasks.objectives import direction_loss
+    from tintray.tasks.losses import direction_loss
 
     kinds = {"segments": "segmentation", "depths": "depth", "normals": "normals"}
     prepare = SegformerImageProcessor(size={"height": 32, "width": 32}, do_reduce_labels=False)

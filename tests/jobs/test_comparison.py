@@ -12,7 +12,8 @@ from transformers import ViTForImageClassification
 from tests.conftest import Published
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
-from tintray.data import DataSource, read_examples
+from tintray.data.reading import read_examples
+from tintray.data.source import DataSource
 from tintray.jobs import api
 from tintray.jobs.results import CompareTable
 from tintray.jobs.runs.compare import SCALES

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_zoo import TinyZoo
-from tintray.data import DataSource
 from tintray.data.counting import extent
+from tintray.data.source import DataSource
 from tintray.errors import SpecError
 from tintray.jobs.engine.backend import InlineFleet
 from tintray.jobs.engine.pool_sizes import pool_bytes

@@ -30,7 +30,7 @@ def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter, seed: int) -> f
         labels[rows] = 0.5 * labels[rows].roll(1, -1)
     group = bench.group(replace(SETTINGS, batch_size=10, seed=seed))
     for task in group.tasks:
-        task.judge = ConfidenceFilter(filter_, threshold=None)
+        task.confidence_filter = ConfidenceFilter(filter_, threshold=None)
     coefficients, vectors = Coefficients(bench.uniform(0.3)), bench.vectors
     for round_ in range(ROUNDS):
         gradient = group.step(vectors.merge(coefficients.values), round_, 1e-2).gradient

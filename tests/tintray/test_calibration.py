@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from tintray.tasks.calibration import BINS, calibration
-from tintray.tasks.evaluation import confidences
-from tintray.tasks.tasks import Kind
+from tintray.tasks.evaluation import calibrated_score
+from tintray.tasks.registry import find_kind
 
 CLASSES = 4
+
+
+def confidences(kind: Any, *given: Any) -> Any:
+    """What is published of how sure merge and expert are."""
+    return calibrated_score("t", find_kind(kind), *given).calibration
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -65,5 +70,4 @@ def test_each_yes_and_no_is_counted() -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "depth", "normals"])
 def test_values_have_no_confidence(kind: Any) -> None:
-    of: Kind = kind
-    assert confidences(of, logits(3, 2), logits(3, 2), None) is None
+    assert confidences(kind, logits(3, 2), logits(3, 2), None) is None

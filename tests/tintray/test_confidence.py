@@ -17,12 +17,11 @@ from tintray.tasks.calibration import (
 )
 from tintray.tasks.confidence import (
     ConfidenceFilter,
-    agreement_threshold,
     isotonic,
     labelled_threshold,
     top_p_threshold,
 )
-from tintray.tasks.tasks import compare
+from tintray.tasks.registry import find_kind
 
 RANDOM = torch.Generator().manual_seed(0)
 CLASSES = 4
@@ -64,19 +63,10 @@ def test_weights_grow_with_the_experts_confidence_and_nothing_is_cut() -> None:
 
 def test_a_threshold_from_labels_is_where_self_labels_become_right_as_often_as_asked() -> None:
     logits, labels = calibrated()
-    found = labelled_threshold(logits, labels, goal=0.8)
+    found = labelled_threshold(logits, labels, target=0.8)
     assert found == pytest.approx(0.8, abs=0.05)
-    assert labelled_threshold(logits, logits.argmax(-1), goal=0.99) == 0.0
-    assert labelled_threshold(logits, (labels + 2) % CLASSES, goal=0.9) > 1
-
-
-def test_a_threshold_without_labels_never_trusts_more_than_labels_would() -> None:
-    """The merge errs apart from its expert and more often; the expert is right as often as sure."""
-    logits, labels = calibrated(20000)
-    right = torch.rand(20000, generator=RANDOM) < 0.9 * logits.softmax(-1).amax(-1)
-    merged = model(20000, right, torch.full((20000,), 0.9), labels)
-    without = agreement_threshold(merged, logits, goal=0.7)
-    assert labelled_threshold(logits, labels, goal=0.7) <= without < 0.85
+    assert labelled_threshold(logits, logits.argmax(-1), target=0.99) == 0.0
+    assert labelled_threshold(logits, (labels + 2) % CLASSES, target=0.9) > 1
 
 
 def test_a_threshold_that_sets_itself_drops_what_the_merge_keeps_contradicting() -> None:
@@ -90,10 +80,10 @@ def test_a_threshold_that_sets_itself_drops_what_the_merge_keeps_contradicting()
     assert judge.weights(merged, expert).all(), "nothing is known yet, so nothing is dropped"
     for rows in torch.arange(600).split(50):
         judge.observe(merged[rows], expert[rows])
-    assert judge.bar == pytest.approx(0.6, abs=0.05)
+    assert judge.current_threshold == pytest.approx(0.6, abs=0.05)
     other = ConfidenceFilter("threshold", None)
     other.restore(judge.state())
-    assert other.bar == judge.bar
+    assert other.current_threshold == judge.current_threshold
 
 
 def test_no_single_batch_of_pixels_fills_what_a_threshold_looks_back_on() -> None:
@@ -111,8 +101,8 @@ def test_padding_is_not_what_a_threshold_learns_from() -> None:
     expert = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(4, 6)
     mask[:, :2] = 1
-    settings: Any = {"judge": judge, "labels": "soft", "temperature": 1.0}
-    compare("token_classification", expert, expert, mask, **settings)
+    settings: Any = {"confidence_filter": judge, "labels": "soft", "temperature": 1.0}
+    find_kind("token_classification").compare(expert, expert, mask, **settings)
     assert (~judge.state()[:, 0].isnan()).sum() == 8
 
 

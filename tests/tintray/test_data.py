@@ -13,8 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tintray.data import Answers, DataSource, read_examples, read_labels
+from tintray.data.labels import Answers
+from tintray.data.reading import read_examples
+from tintray.data.source import DataSource
 from tintray.errors import DataError
+from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.registry import find_kind
 
 ROWS = [{"text": f"text {n}", "label": n % 3} for n in range(10)]
 
@@ -64,7 +68,7 @@ def test_every_form_gives_the_same(tmp_path: Path, name: str, monkeypatch: Any) 
     order = DataSource(str(FORMS[name](tmp_path / name)), "train[20%:8]")
     examples = read_examples(order, "x")
     assert examples.columns == {"text": [row["text"] for row in ROWS[2:8]]}
-    labels = read_labels(order, "classification", examples.rows, Answers(3), "x")
+    labels = CLASSIFICATION.read_labels(order, examples.rows, Answers(3), "x")
     assert labels.tolist() == [row["label"] for row in ROWS[2:8]]
 
 
@@ -73,10 +77,10 @@ def test_columns_go_by_their_names_or_by_the_job(tmp_path: Path) -> None:
     path.write_text(json.dumps({"review": "good", "stars": "high"}) + "\n")
     order = DataSource(str(path), columns={"text": "review", "label": "stars"})
     assert read_examples(order, "x").columns == {"text": ["good"]}
-    labels = read_labels(order, "classification", [0], Answers(2, {"low": 0, "high": 1}), "x")
+    labels = CLASSIFICATION.read_labels(order, [0], Answers(2, {"low": 0, "high": 1}), "x")
     assert labels.tolist() == [1]
     with pytest.raises(DataError, match=r"'high', which is no class .* it has cold, hot"):
-        read_labels(order, "classification", [0], Answers(2, {"cold": 0, "hot": 1}), "x")
+        CLASSIFICATION.read_labels(order, [0], Answers(2, {"cold": 0, "hot": 1}), "x")
     with pytest.raises(DataError, match=r"no column 'rview'.*did you mean 'review'"):
         read_examples(DataSource(str(path), columns={"text": "rview"}), "x")
 
@@ -97,7 +101,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     examples = read_examples(order, "x")
     assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 1, 50, 51]
     answers = Answers(2, {"dog": 0, "cat": 1})
-    assert read_labels(order, "classification", examples.rows, answers, "x").tolist() == [
+    assert CLASSIFICATION.read_labels(order, examples.rows, answers, "x").tolist() == [
         1,
         1,
         0,
@@ -116,7 +120,7 @@ def test_unreadable_images_are_named_counted_and_bounded(tmp_path: Path) -> None
     examples = read_examples(order, "x")
     assert examples.rows.tolist() == [0, 2, 3, 4, 5, 7]
     assert "mode I;16 (more than 8 bits per pixel); convert it" in examples.unreadable[1]
-    labels = read_labels(order, "classification", examples.rows, Answers(2), "x")
+    labels = CLASSIFICATION.read_labels(order, examples.rows, Answers(2), "x")
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -160,17 +164,20 @@ def npz(path: Path, **arrays: Any) -> DataSource:
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
     maps = np.array([[[0, 1], [2, 9]]] * 2)
     order = npz(tmp_path / "segments.npz", y_train=maps)
-    found = read_labels(order, "segmentation", [1], Answers(3), "x")
+    found = find_kind("segmentation").read_labels(order, [1], Answers(3), "x")
     assert found.tolist() == [[[0, 1], [2, -100]]]
     with pytest.raises(DataError, match=r"label 2; .* has 2 classes"):
-        read_labels(order, "segmentation", [1], Answers(2), "x")
+        find_kind("segmentation").read_labels(order, [1], Answers(2), "x")
     order = npz(tmp_path / "many.npz", y_train=np.array([[1, 0, 1], [0, 0, 0]]))
-    found = read_labels(order, "multi_label", [0, 1], Answers(3), "x")
+    found = find_kind("multi_label").read_labels(order, [0, 1], Answers(3), "x")
     assert torch.equal(found, torch.tensor([[1.0, 0, 1], [0, 0, 0]]))
     order = npz(tmp_path / "values.npz", y_train=np.array([0.5, 2.0]))
-    assert read_labels(order, "regression", [1, 0], Answers(1), "x").tolist() == [[2.0], [0.5]]
+    assert find_kind("regression").read_labels(order, [1, 0], Answers(1), "x").tolist() == [
+        [2.0],
+        [0.5],
+    ]
     with pytest.raises(DataError, match="answers with 2 numbers"):
-        read_labels(order, "regression", [1], Answers(2), "x")
+        find_kind("regression").read_labels(order, [1], Answers(2), "x")
 
 
 def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
@@ -178,8 +185,11 @@ def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
     names = np.array(["cat", "dog"])
     order = npz(tmp_path / "named.npz", y_train=np.array([0, 1]), class_names=names)
     answers = Answers(2, {"dog": 0, "cat": 1})
-    assert read_labels(order, "classification", [0, 1], answers, "x").tolist() == [1, 0]
-    assert read_labels(order, "classification", [0, 1], Answers(2), "x").tolist() == [0, 1]
+    assert CLASSIFICATION.read_labels(order, [0, 1], answers, "x").tolist() == [1, 0]
+    assert CLASSIFICATION.read_labels(order, [0, 1], Answers(2), "x").tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
@@ -189,7 +199,7 @@ def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
     examples = read_examples(order, "x")
     assert examples.rows.tolist() == [2, 4, 6, 8]
     assert examples.columns["text"] == ["text 2", "text 4", "text 6", "text 8"]
-    assert read_labels(order, "classification", examples.rows, Answers(3), "x").tolist() == [
+    assert CLASSIFICATION.read_labels(order, examples.rows, Answers(3), "x").tolist() == [
         2,
         1,
         0,
@@ -215,7 +225,7 @@ def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) ->
     examples = read_examples(order, "x")
     assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 20]
     answers = Answers(2, {"dog": 0, "cat": 1})
-    labels = read_labels(order, "classification", examples.rows, answers, "x")
+    labels = CLASSIFICATION.read_labels(order, examples.rows, answers, "x")
     assert labels.tolist() == [1, 0]
     tagged = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[0, 1], [1]]}
     features = datasets.Features(
@@ -223,5 +233,5 @@ def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) ->
     )
     datasets.Dataset.from_dict(tagged, features).to_parquet(tmp_path / "tags.parquet")
     order = DataSource(str(tmp_path / "tags.parquet"))
-    found = read_labels(order, "token_classification", [0, 1], answers, "x")
+    found = find_kind("token_classification").read_labels(order, [0, 1], answers, "x")
     assert [row.tolist() for row in found] == [[1, 0], [0]]

@@ -23,10 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tintray.data import Answers, DataSource, class_names, read_examples, read_labels
 from tintray.data.counting import extent
+from tintray.data.labels import Answers, class_names
+from tintray.data.reading import read_examples
+from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.limits import Limits
+from tintray.tasks.registry import KINDS
 
 MIB = 1 << 20
 SMALL = Limits(
@@ -37,8 +40,6 @@ SMALL = Limits(
     max_image_bytes=100_000,
     max_image_pixels=40_000,
 )
-KINDS = ("classification", "multi_label", "regression", "token_classification", "seq2seq",
-         "segmentation", "depth", "normals")  # fmt: skip
 ROWS = [{"text": f"a text, {n}\nof {'é' * n}", "label": n % 3} for n in range(6)]
 PIXELS = np.arange(6 * 5 * 4 * 3, dtype=np.uint8).reshape(6, 5, 4, 3)
 
@@ -137,7 +138,10 @@ def answers_to(path: Path, limits: Limits = SMALL) -> Iterator[str]:
             partial(_digest, order),
             partial(class_names, order, "tasks.x.adapt"),
             partial(extent, order),
-            *(partial(read_labels, order, kind, [0, 1], known, "tasks.x.test") for kind in KINDS),
+            *(
+                partial(kind.read_labels, order, [0, 1], known, "tasks.x.test")
+                for kind in KINDS.values()
+            ),
         ]
         for call in calls:
             try:

@@ -18,10 +18,11 @@ import tintray
 from tests import tiny_models as tiny
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import processor_in
-from tintray.data import Examples
+from tintray.data.reading import Examples
 from tintray.errors import CheckpointError, DataError
 from tintray.models.loading import empty_module, load_expert
 from tintray.pools.pool import build_pool
+from tintray.tasks.registry import find_kind
 
 ROOT = Path(tintray.__file__).parents[1]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -288,10 +289,10 @@ def test_chat_templates_make_no_texts_of_any_length(template: str, good: bool) -
     known.chat_template = template
     examples = Examples({"messages": [talk]}, "x")
     if good:
-        assert len(build_pool(examples, known, kind="language_modelling")) == 1
+        assert len(build_pool(examples, known, kind=find_kind("language_modelling"))) == 1
     else:
         with pytest.raises(DataError, match="template"):
-            build_pool(examples, known, kind="language_modelling")
+            build_pool(examples, known, kind=find_kind("language_modelling"))
 
 
 @pytest.mark.parametrize("number", [2**31, -1, 1e300])

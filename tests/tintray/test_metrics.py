@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tintray.errors import FitError, InputError
 from tintray.jobs.runs.guard import Figure, losses
-from tintray.tasks import tasks
 from tintray.tasks.evaluation import TaskScore, check_finite, overall, score
-from tintray.tasks.kinds import Kind
+from tintray.tasks.kinds import KindName
 from tintray.tasks.metrics import METRICS, Metric, averaged, find_metric, shown
-from tintray.tasks.objectives import top_tokens
+from tintray.tasks.outputs import top_tokens
+from tintray.tasks.registry import find_kind
 
 BOUNDED = [name for name, metric in METRICS.items() if metric.unit == "share"]
 every_metric = st.sampled_from(sorted(METRICS))
@@ -97,7 +97,7 @@ def test_figures_of_different_units_have_no_mean() -> None:
     assert overall(mixed).normalised_accuracy == 1
 
 
-def example(kind: Kind) -> tuple[Any, Any, Any]:
+def example(kind: KindName) -> tuple[Any, Any, Any]:
     """Outputs, labels and mask of two examples."""
     logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     maps, mask = logits[..., None, None].expand(2, 3, 4, 4), torch.ones(2, 5)
@@ -121,12 +121,12 @@ def example(kind: Kind) -> tuple[Any, Any, Any]:
             return maps, torch.ones(2, 3, 4, 4), None
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_what_a_kind_is_measured_by_is_declared(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", get_args(KindName))
+def test_what_a_kind_is_measured_by_is_declared(kind: KindName) -> None:
     outputs, labels, mask = example(kind)
-    assert tasks.measure(kind, outputs, labels, mask).keys() <= METRICS.keys()
+    assert find_kind(kind).measure(outputs, labels, mask).keys() <= METRICS.keys()
     for given_labels in (labels, None):
-        found = score("t", kind, outputs, outputs, given_labels, mask)
+        found = score("t", find_kind(kind), outputs, outputs, given_labels, mask)
         assert found.metric in METRICS
 
 
@@ -135,16 +135,16 @@ def test_a_metric_of_another_version_is_told() -> None:
         find_metric("psnr")
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_labels_of_which_none_counts_give_no_figure(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", get_args(KindName))
+def test_labels_of_which_none_counts_give_no_figure(kind: KindName) -> None:
     _, labels, _ = example(kind)
-    assert tasks.any_counts(kind, labels)
+    assert find_kind(kind).any_counts(labels)
     if kind in ("classification", "multi_label", "regression"):
         return  # every example has one
     void = 0 if kind in ("depth", "normals") else -100
     none = [torch.full_like(of, void) for of in labels]
     none = none if kind == "token_classification" else torch.stack(none)
-    assert not tasks.any_counts(kind, none)
+    assert not find_kind(kind).any_counts(none)
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.confidence import ConfidenceFilter
 from tintray.tasks.evaluation import TaskScore, overall, score
-from tintray.tasks.tasks import accuracy, agreement
 
 
 @pytest.mark.parametrize(
@@ -25,20 +25,12 @@ def test_agreement_filter(merged: list[float], expert: list[float], kept: bool) 
     assert ConfidenceFilter("none").weights(one, other).tolist() == [1.0]
 
 
-def test_shares_count_examples() -> None:
-    logits = torch.eye(4)
-    labels = torch.tensor([0, 1, 2, 0])
-    assert accuracy(logits, labels) == 0.75
-    assert agreement(logits, torch.eye(4).roll(1, 0)) == 0.0
-    assert agreement(logits, 5 * logits) == 1.0
-
-
 def test_score_with_and_without_labels() -> None:
     merged, expert = torch.eye(4), torch.eye(4)[[0, 1, 3, 3]]
-    labelled = score("t", "classification", merged, expert, torch.tensor([0, 1, 2, 0]))
+    labelled = score("t", CLASSIFICATION, merged, expert, torch.tensor([0, 1, 2, 0]))
     details = {"accuracy": (0.75, 0.5)}
     assert labelled == TaskScore("t", "accuracy", 0.75, 0.5, 0.75, 4, details=details)
     assert labelled.normalised == 1.5
-    unlabelled = score("t", "classification", merged, expert, None)
+    unlabelled = score("t", CLASSIFICATION, merged, expert, None)
     assert unlabelled == TaskScore("t", "agreement", 0.75, 1.0, 0.75, 4)
     assert overall([labelled, unlabelled]).normalised_accuracy == pytest.approx((1.5 + 0.75) / 2)

@@ -11,20 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.objectives import (
-    Distance,
+from tintray.tasks.kinds import Distance
+from tintray.tasks.losses import (
     class_loss,
     direction_loss,
     feature_loss,
     feature_variance,
     multi_label_loss,
-    pixel_loss,
     token_loss,
-    top_tokens,
-    true_labels,
     value_loss,
 )
-from tintray.tasks.tasks import compare
+from tintray.tasks.outputs import top_tokens
+from tintray.tasks.registry import find_kind
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -94,12 +92,6 @@ def test_answers_of_one_example_are_averaged_where_the_mask_counts_them() -> Non
     assert torch.allclose(class_loss(merged, expert), tokens.mean(1))
 
 
-def test_pixels_are_classes_in_the_second_dimension() -> None:
-    merged, expert = _random(2, 5, 3, 4), _random(2, 5, 3, 4, seed=1)
-    expected = functional.cross_entropy(merged, expert.argmax(1), reduction="none").mean((1, 2))
-    assert torch.allclose(pixel_loss(merged, expert, "hard"), expected)
-
-
 def test_values_and_directions() -> None:
     merged, expert = _random(4, 3, 2, 2), _random(4, 3, 2, 2, seed=1)
     assert torch.allclose(value_loss(merged, expert), (merged - expert).abs().mean((1, 2, 3)))
@@ -111,12 +103,11 @@ def test_values_and_directions() -> None:
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
-    found = compare(
-        "regression",
+    found = find_kind("regression").compare(
         MERGED,
         EXPERT,
         None,
-        judge=ConfidenceFilter("none"),
+        confidence_filter=ConfidenceFilter("none"),
         labels="soft",
         temperature=1.0,
         distance=distance,
@@ -127,9 +118,13 @@ def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
 def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
     """The merge contradicts its expert on the first, more surely; on the second, less surely."""
     merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])
-    settings: Any = {"judge": ConfidenceFilter("agreement"), "labels": "soft", "temperature": 1.0}
-    found = compare("multi_label", merged, expert, None, **settings)
-    assert found.kept.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
+    settings: Any = {
+        "confidence_filter": ConfidenceFilter("agreement"),
+        "labels": "soft",
+        "temperature": 1.0,
+    }
+    found = find_kind("multi_label").compare(merged, expert, None, **settings)
+    assert found.selected.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
     assert torch.allclose(found.losses, multi_label_loss(merged[:, 1:], expert[:, 1:]))
 
 
@@ -167,9 +162,3 @@ def test_features_that_are_all_alike_are_measured_by_the_pools_variance() -> Non
         assert torch.allclose(feature_loss(merged[rows], pool[rows], usual=usual), expected)
     few = feature_loss(merged[:2], pool[:2])
     assert torch.equal(feature_loss(merged[:2], pool[:2], usual=usual), few)
-
-
-def test_true_labels_are_ordinary_cross_entropy() -> None:
-    labels = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
-    expected = functional.cross_entropy(MERGED, labels, reduction="none")
-    assert torch.allclose(true_labels(MERGED, labels), expected)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from tests.tiny_models import WORDS, tokenizer
-from tintray.data import DataSource, Examples
+from tintray.data.reading import Examples
+from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.limits import Limits
 from tintray.pools import pool as pools

@@ -15,10 +15,12 @@ from PIL import Image
 import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
-from tintray.data import DataSource, reading
+from tintray.data import reading
+from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.pools import cache as pool_cache
 from tintray.pools import pool as pools
+from tintray.tasks.classes import CLASSIFICATION
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def expert(tiny: TinyZoo, tmp_path: Path) -> ModelFolder:
 
 def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> pools.Pool:
     order = DataSource(str(folder), max_bad=max_bad)
-    return pools.open_pool(order, expert, "classification", "x", "tasks.x.adapt", cache)
+    return pools.open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.adapt", cache)
 
 
 def test_what_was_decoded_once_is_not_again(

@@ -14,10 +14,13 @@ from transformers import ViTImageProcessor
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import load_processor
-from tintray.data import Answers, DataSource, Examples, read_examples, read_labels
+from tintray.data.labels import Answers
+from tintray.data.reading import Examples, read_examples
+from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError
 from tintray.models.loading import load_expert
 from tintray.pools import pool as pools
+from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict, self_labels
 
 SIZE = {"height": 16, "width": 16}
@@ -131,7 +134,7 @@ def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
 
 def labels_of(path: Path) -> torch.Tensor:
     order = DataSource(str(path), "test")
-    return read_labels(order, "classification", range(3), Answers(3), "tasks.x.test")
+    return find_kind("classification").read_labels(order, range(3), Answers(3), "tasks.x.test")
 
 
 @pytest.mark.parametrize(

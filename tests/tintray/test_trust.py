@@ -9,12 +9,22 @@ import torch
 from torch import Tensor
 
 from tintray.tasks.confidence import confidence
-from tintray.tasks.objectives import top_tokens
-from tintray.tasks.tasks import Kind
-from tintray.tinting.pseudo_labels import PseudoLabelConfig, TrueLabels, trusted, with_true_labels
+from tintray.tasks.kinds import KindName
+from tintray.tasks.outputs import top_tokens
+from tintray.tasks.registry import find_kind
+from tintray.tinting.pseudo_labels import (
+    PseudoLabelConfig,
+    TrueLabels,
+    prepare_targets,
+    with_true_labels,
+)
 
 CLASSES = 4
-TRUST = PseudoLabelConfig(keep=0.5, threshold=None, goal=0.5, true_labels=False)
+TRUST = PseudoLabelConfig(0.5, threshold=None, target_precision=0.5, true_labels=False)
+
+
+def targets(kind: KindName, outputs: Any, true: Any, *filter_and_mask: Any) -> Any:
+    return prepare_targets(find_kind(kind), outputs, true, TRUST, *filter_and_mask)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -35,35 +45,39 @@ def test_tokens_and_pixels_calibrate_as_whole_examples_do() -> None:
     mask[:, 4:] = 0
     rows = torch.arange(300)
     words = TrueLabels(rows, [row[:4] for row in labels])
-    _, judge = trusted("token_classification", 3 * tokens, words, TRUST, "threshold", mask)
+    _, judge = prepare_targets(
+        find_kind("token_classification"), 3 * tokens, words, TRUST, "threshold", mask
+    )
     assert judge.temperature == pytest.approx(3, rel=0.15)
     assert judge.threshold is not None
     maps = 2 * random(60, CLASSES, 5, 5)
     pixels = TrueLabels(torch.arange(60), drawn(maps.movedim(1, -1)))
-    _, judge = trusted("segmentation", 3 * maps, pixels, TRUST, "agreement")
+    _, judge = targets("segmentation", 3 * maps, pixels, "agreement")
     assert judge.temperature == pytest.approx(3, rel=0.15)
 
 
 def test_the_surest_share_is_one_of_pixels() -> None:
     maps = random(20, CLASSES, 3, 7)
-    _, judge = trusted("segmentation", maps, None, TRUST, "top_p")
+    _, judge = targets("segmentation", maps, None, "top_p")
     pixels = confidence(maps.movedim(1, -1).reshape(-1, CLASSES))
-    assert (pixels >= judge.bar).float().mean() == pytest.approx(0.5, abs=0.01)
+    assert (pixels >= judge.current_threshold).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_without_labels_nothing_is_replaced_and_language_is_not_judged() -> None:
     logits = random(9, CLASSES)
-    outputs, judge = trusted("classification", logits, None, TRUST, "threshold")
+    outputs, judge = targets("classification", logits, None, "threshold")
     assert outputs is logits
     assert (judge.threshold, judge.temperature) == (None, 1.0)
-    _, judge = trusted("language_modelling", top_tokens(random(2, 3, 9), 4), None, TRUST, "top_p")
+    _, judge = prepare_targets(
+        find_kind("language_modelling"), top_tokens(random(2, 3, 9), 4), None, TRUST, "top_p"
+    )
     assert judge.filter == "none"
 
 
-def replaced(kind: Kind, outputs: Tensor, labels: Any, mask: Tensor | None = None) -> Tensor:
+def replaced(kind: KindName, outputs: Tensor, labels: Any, mask: Tensor | None = None) -> Tensor:
     """Answers to examples 1 and 3, which are labelled; the others stay."""
     rows = torch.tensor([3, 1])
-    found = with_true_labels(kind, outputs, TrueLabels(rows, labels), mask)
+    found = with_true_labels(find_kind(kind), outputs, TrueLabels(rows, labels), mask)
     others = [n for n in range(len(outputs)) if n not in (1, 3)]
     assert torch.equal(found[others], outputs[others])
     return found[rows]

@@ -50,14 +50,12 @@ def _call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     return module(**inputs)
 
 
-def answer_width(module: nn.Module, kind: str) -> int:
-    """How many answers a model gives: classes, values, or tokens of its vocabulary.
+def answer_width(module: nn.Module) -> int:
+    """How many classes or values a model answers with.
 
     Where nothing tells, as with a module from a factory, it is the width of the head's last tensor.
     """
     config = getattr(module, "config", None)
-    if kind in ("language_modelling", "seq2seq"):
-        return int(getattr(config, "vocab_size", 0) or 0)
     owner = module if hasattr(module, "num_labels") else config
     told = int(getattr(owner, "num_labels", 0) or 0)
     if told:

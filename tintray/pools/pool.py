@@ -21,12 +21,14 @@ from torch import Tensor
 
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.processors import load_processor
-from tintray.data import Answers, DataSource, Examples, read_examples, read_labels
-from tintray.data.reading import encoded_digest
+from tintray.data.labels import Answers
+from tintray.data.reading import Examples, encoded_digest, read_examples
+from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.files import foreign
 from tintray.pools.tokens import build_tokens
-from tintray.tasks.tasks import WRITING, Kind
+from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.kind import Kind
 
 ANSWER_LENGTH = 64
 """Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
@@ -216,16 +218,16 @@ def labels_of(order: DataSource, kind: Kind, pool: Pool, answers: Answers, role:
     DataError
         If they are missing or do not fit what the expert answers.
     """
-    if kind in WRITING and pool.words is not None:
+    if pool.words is not None:
         return pool.words
-    return read_labels(order, kind, pool.rows, answers, role)
+    return kind.read_labels(order, pool.rows, answers, role)
 
 
 def build_pool(
     examples: Examples,
     processor: Any,
     *,
-    kind: Kind = "classification",
+    kind: Kind = CLASSIFICATION,
     order: DataSource | None = None,
     role: str = "data",
 ) -> Pool:
@@ -245,7 +247,7 @@ def build_pool(
         pool = Pool(
             tokens.inputs, None, None, tokens.digest, tokens.mask, examples.rows, tokens.words
         )
-        if kind != "seq2seq":
+        if not kind.writes:
             return pool
         length = order.max_target_length or ANSWER_LENGTH
         digest = hashlib.sha256(f"{pool.digest} {length}".encode()).hexdigest()

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintray.data import Answers, DataSource, read_labels
-from tintray.data.labels import NONE
-from tintray.errors import CheckpointError
+from tintray.data.labels import IGNORED, Answers
+from tintray.data.source import DataSource
 from tintray.pools.pool import Pool
-from tintray.tasks.tasks import WRITING, Kind
+from tintray.tasks.texts import Seq2Seq
 
 BATCH = 32
 
@@ -29,32 +28,6 @@ BATCH = 32
 def is_open(pool: Pool) -> bool:
     """Whether the decoder's inputs of a pool are still to be written."""
     return pool.answer_length is not None and "decoder_input_ids" not in pool.inputs
-
-
-def check_writes(expert: nn.Module, kind: Kind, role: str) -> None:
-    """Refuse a model whose answers are not made as its kind of task says.
-
-    Raises
-    ------
-    CheckpointError
-        If an encoder–decoder is asked to go on with a text, or another model to turn one into one.
-    """
-    if kind not in WRITING:
-        return
-    own: Any = expert
-    pair = bool(getattr(getattr(own, "config", None), "is_encoder_decoder", False))
-    writes = callable(getattr(own, "generate", None)) and pair == (kind == "seq2seq")
-    if not writes:
-        wanted = "an encoder–decoder model such as T5" if kind == "seq2seq" else "a causal model"
-        hint = "; such a task is of kind 'seq2seq'" if pair and kind != "seq2seq" else ""
-        raise CheckpointError(
-            f"{role} is a {type(expert).__name__}; expected {wanted} for kind '{kind}'{hint}"
-        )
-    if pair and getattr(own.config, "decoder_start_token_id", None) is None:
-        raise CheckpointError(
-            f"{role}: the configuration has no decoder_start_token_id; expected the token that the "
-            "decoder begins with"
-        )
 
 
 @torch.inference_mode()
@@ -72,26 +45,26 @@ def write(expert: nn.Module, pool: Pool) -> Tensor:
     longest = max(part.shape[1] for part in parts)
     end = own.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])
-    written = torch.full((len(pool), longest), NONE)
+    written = torch.full((len(pool), longest), IGNORED)
     row = 0
     for part in parts:
         written[row : row + len(part), : part.shape[1]] = part
         row += len(part)
     over = torch.isin(written, ends).cumsum(1) - torch.isin(written, ends).long() > 0
-    return written.masked_fill(over, NONE)
+    return written.masked_fill(over, IGNORED)
 
 
 def encode(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
     """Right answers as the tokens that the decoder should write: int64 [N, T], -100 at the end."""
     encoded = tokenizer(text_target=list(texts), truncation=True, max_length=length)["input_ids"]
     longest = max(len(row) for row in encoded)
-    return torch.tensor([list(row) + [NONE] * (longest - len(row)) for row in encoded])
+    return torch.tensor([list(row) + [IGNORED] * (longest - len(row)) for row in encoded])
 
 
 def answered(pool: Pool, answers: Tensor, config: Any) -> Pool:
     """A pool whose decoder reads ``answers`` [N, T], each token after the ones before it."""
     pad = 0 if config.pad_token_id is None else config.pad_token_id
-    real = answers != NONE
+    real = answers != IGNORED
     shifted = torch.full_like(answers, config.decoder_start_token_id)
     shifted[:, 1:] = answers[:, :-1].masked_fill(~real[:, :-1], pad)
     decoder = {"decoder_input_ids": shifted, "decoder_attention_mask": real.long()}
@@ -115,7 +88,7 @@ def with_right_answers(
     DataError
         If there is no text for each example.
     """
-    texts = read_labels(order, "seq2seq", pool.rows, Answers(0), role)
+    texts = Seq2Seq().read_labels(order, pool.rows, Answers(0), role)
     return answered(pool, encode(texts, tokenizer, pool.answer_length or 1), config)
 
 

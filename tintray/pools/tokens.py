@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintray.data.labels import NONE
 from tintray.data.reading import Examples
 from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError
 from tintray.files import foreign
+from tintray.tasks.kind import Kind
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
 _DEFAULT_LENGTH = 512
@@ -37,13 +37,9 @@ class Tokens:
 
 
 def build_tokens(
-    examples: Examples, tokenizer: Any, kind: str, order: DataSource, role: str
+    examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, role: str
 ) -> Tokens:
     """Turn texts into tokens as the kind of task asks.
-
-    Token classification counts the first token of each word; language modelling counts every
-    position that has a next token, or only those of the assistant's answers where the chat template
-    marks them.
 
     Raises
     ------
@@ -55,7 +51,7 @@ def build_tokens(
         return _build(examples, tokenizer, kind, order, role)
 
 
-def _build(examples: Examples, tokenizer: Any, kind: str, order: DataSource, role: str) -> Tokens:
+def _build(examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, role: str) -> Tokens:
     limit = _limit(tokenizer, order.max_length)
     digest = _digest(examples, tokenizer, kind, limit)
     columns = examples.columns
@@ -72,12 +68,7 @@ def _build(examples: Examples, tokenizer: Any, kind: str, order: DataSource, rol
     taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
     order.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
     inputs = _padded(tokenizer, encoded)
-    mask, words = None, None
-    if kind == "token_classification":
-        mask = _first_of_words(encoded, len(examples), inputs["input_ids"].shape[1], role)
-    if kind == "language_modelling":
-        mask, words = _next_tokens(inputs, assistant)
-    return Tokens(inputs, mask, words, digest)
+    return Tokens(inputs, *kind.token_targets(inputs, encoded, assistant, role), digest)
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
@@ -115,15 +106,15 @@ def _limit(tokenizer: Any, max_length: int | None) -> int:
     return own if max_length is None else min(max_length, known)
 
 
-def _digest(examples: Examples, tokenizer: Any, kind: str, limit: int) -> str:
+def _digest(examples: Examples, tokenizer: Any, kind: Kind, limit: int) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
     vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab()))
     chat = tokenizer.chat_template if "messages" in examples.columns else ""
-    text = f"tokens 1 {examples.digest()} {vocabulary} {tokenizer.pad_token} {kind} {limit} {chat}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    known = f"{vocabulary} {tokenizer.pad_token} {kind.name} {limit} {chat}"
+    return hashlib.sha256(f"tokens 1 {examples.digest()} {known}".encode()).hexdigest()
 
 
 def _words(rows: list[list[str]], tokenizer: Any, options: dict[str, Any], role: str) -> Any:
@@ -187,32 +178,3 @@ def _padded(tokenizer: Any, encoded: Any) -> dict[str, Tensor]:
             rows = [list(row) + [fills.get(name, 0)] * (length - len(row)) for row in encoded[name]]
             found[name] = torch.tensor(rows, dtype=torch.int64)
     return found
-
-
-def _first_of_words(encoded: Any, examples: int, length: int, role: str) -> Tensor:
-    if not hasattr(encoded, "word_ids"):
-        raise DataError(f"{role}: token classification wants a column of words, called tokens")
-    mask = torch.zeros(examples, length, dtype=torch.bool)
-    for row in range(examples):
-        last = None
-        for position, word in enumerate(encoded.word_ids(row)):
-            mask[row, position] = word is not None and word != last
-            last = word if word is not None else last
-    return mask
-
-
-def _next_tokens(
-    inputs: dict[str, Tensor], assistant: list[list[int]] | None
-) -> tuple[Tensor, Tensor]:
-    """Position t answers for token t + 1: which positions count, and what should come."""
-    ids, real = inputs["input_ids"].long(), inputs["attention_mask"].bool()
-    if assistant is not None:
-        marked = torch.zeros_like(real)
-        for row, marks in enumerate(assistant):
-            marked[row, : len(marks)] = torch.tensor(marks, dtype=torch.bool)
-        real = real & marked
-    mask = torch.zeros_like(real)
-    mask[:, :-1] = real[:, 1:]
-    words = torch.full_like(ids, NONE)
-    words[:, :-1] = ids[:, 1:]
-    return mask, words.masked_fill(~mask, NONE)

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tintray.errors import InputError, NotFoundError
-from tintray.tasks.kinds import Kind
+from tintray.tasks.kinds import KindName
 
 FORMAT = "tintray-merge"
 FORMAT_VERSION = 1
@@ -142,7 +142,7 @@ class TaskEntry(Part):
     """A task: its expert, its data, what it has of its own and how well it does."""
 
     name: Name
-    kind: Kind
+    kind: KindName
     classes: Count | None = None
     expert: Source
     task_vector: Sha256

@@ -1,20 +1,18 @@
-"""Which examples of a batch count, and how much: filters that judge a self-label by confidences.
+"""Which examples of a batch count, and how much: filters that go by the confidence of a self-label.
 
 An expert's confidence is its largest softmax probability. A filter answers with one weight per
-example; 0 drops it. Losses divide by the whole batch, so a batch of which nothing is kept is
+example; 0 drops it. Losses divide by the whole batch, so a batch of which nothing is selected is
 harmless: it moves nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Filter = Literal["none", "agreement", "top_p", "threshold", "weight"]
-
+from tintray.tasks.kinds import Filter
 
 WINDOW = 512
 """Examples over which a threshold that sets itself looks back."""
@@ -30,52 +28,55 @@ class ConfidenceFilter:
     Attributes
     ----------
     threshold
-        The least confidence that ``threshold`` and ``top_p`` keep. None for one that sets itself,
-        round by round, from the agreement of merge and expert on the last ``WINDOW`` examples; see
-        ``agreement_threshold``.
+        The least confidence that ``threshold`` and ``top_p`` select. None for one that sets itself,
+        round by round, from the agreement of merge and expert on the last ``WINDOW`` examples.
+        Where expert and merge are right with p and q ≤ p and err apart from each other, they agree
+        with about p·q ≤ p² (chance agreements among C classes taken off). So √agreement is at most
+        p, and a self-label is selected where √agreement at its confidence reaches the target.
     temperature
         What the expert's logits are divided by before its confidence is read off them: 1, or what
         a few true labels say (``calibration.fit_temperature``).
-    goal
-        How often a self-label must be right, at least, to be kept by a threshold that sets itself.
+    target_precision
+        How often a self-label must be right, at least, to be selected by a threshold that sets
+        itself.
     """
 
     filter: Filter = "agreement"
     threshold: float | None = 0.0
     temperature: float = 1.0
-    goal: float = 0.5
+    target_precision: float = 0.5
     _seen: Tensor = field(default_factory=lambda: torch.full((WINDOW, 2), torch.nan), repr=False)
 
     def weights(self, merged: Tensor, expert: Tensor) -> Tensor:
         """How much each example counts, in [0, 1]: [N], from logits [N, C] of merge and expert.
 
-        ``agreement`` keeps an example where both predict the same class, or where they differ and
+        ``agreement`` selects an example where both predict the same class, or where they differ and
         the expert is at least as confident as the merge; it drops those on which the merge
         contradicts its expert with more confidence than the expert has (``crosspseudoconf`` of
-        SyMerge, arXiv 2412.19098). ``threshold`` and ``top_p`` keep the confident ones. ``weight``
+        SyMerge, arXiv 2412.19098). ``threshold`` and ``top_p`` select the confident. ``weight``
         cuts nothing: an example counts by its expert's confidence, above what guessing has.
         """
         match self.filter:
             case "none":
                 return torch.ones(len(merged), device=merged.device)
             case "agreement":
-                return keep_agreeing(merged, expert / self.temperature).float()
+                return agreeing_or_surer(merged, expert / self.temperature).float()
             case "threshold" | "top_p":
-                return (confidence(expert, self.temperature) >= self.bar).float()
+                return (confidence(expert, self.temperature) >= self.current_threshold).float()
             case "weight":
                 guess = 1 / expert.shape[-1]
                 sure = (confidence(expert, self.temperature) - guess) / (1 - guess)
                 return sure.clamp(0, 1)
 
     @property
-    def bar(self) -> float:
+    def current_threshold(self) -> float:
         """The threshold that holds now."""
         if self.threshold is not None:
             return self.threshold
         seen = self._seen[~self._seen[:, 0].isnan()].double()
         if len(seen) < _ENOUGH:
             return 0.0
-        return _cut(seen[:, 0], seen[:, 1], self.goal**2)
+        return _threshold(seen[:, 0], seen[:, 1], self.target_precision**2)
 
     def observe(self, merged: Tensor, expert: Tensor) -> None:
         """Remember how merge and expert did on these examples, where the threshold sets itself.
@@ -104,7 +105,7 @@ def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return largest.flatten(1).mean(1) if largest.ndim > 1 else largest
 
 
-def keep_agreeing(merged: Tensor, expert: Tensor) -> Tensor:
+def agreeing_or_surer(merged: Tensor, expert: Tensor) -> Tensor:
     """Where both agree, or the expert is at least as confident: bool [N], from logits [N, C]."""
     merged_confidence, merged_class = merged.detach().softmax(-1).max(-1)
     expert_confidence, expert_class = expert.softmax(-1).max(-1)
@@ -120,28 +121,16 @@ def top_p_threshold(expert: Tensor, share: float, temperature: float = 1.0) -> f
 
 
 def labelled_threshold(
-    expert: Tensor, labels: Tensor, goal: float = 0.5, temperature: float = 1.0
+    expert: Tensor, labels: Tensor, target: float = 0.5, temperature: float = 1.0
 ) -> float:
-    """The least confidence above which calibrated self-labels are right with ``goal``: from few.
+    """The least confidence above which calibrated self-labels are right with ``target``: from few.
 
     With logits [N, C] and true labels [N] of a few examples: sorted by confidence, the longest run
-    of the surest examples whose every tail is right at least as often as ``goal`` (a monotone fit,
-    so that one lucky guess among the unsure does not let all of them in). 0 keeps everything.
+    of the surest examples whose every tail is right at least as often as ``target`` (a monotone
+    fit, so that one lucky guess among the unsure does not let all of them in). 0 selects all.
     """
     right = (expert.argmax(-1) == labels).double()
-    return _cut(confidence(expert, temperature).double(), right, goal)
-
-
-def agreement_threshold(
-    merged: Tensor, expert: Tensor, goal: float = 0.5, temperature: float = 1.0
-) -> float:
-    """The same without labels, from the agreement curve of two models on a pool.
-
-    Where expert and merge are right with p and q ≤ p and err apart from each other, they agree with
-    about p·q ≤ p² (chance agreements among C classes taken off). So √agreement is at most p, and a
-    self-label is trusted where √agreement at its confidence reaches ``goal``.
-    """
-    return _cut(confidence(expert, temperature).double(), _agreed(merged, expert).double(), goal**2)
+    return _threshold(confidence(expert, temperature).double(), right, target)
 
 
 def _agreed(merged: Tensor, expert: Tensor) -> Tensor:
@@ -151,11 +140,11 @@ def _agreed(merged: Tensor, expert: Tensor) -> Tensor:
     return same - (1 - same) / max(1, expert.shape[-1] - 1)
 
 
-def _cut(sure: Tensor, quality: Tensor, goal: float) -> float:
-    """The least confidence whose isotonic quality reaches ``goal``; above all where none does."""
+def _threshold(sure: Tensor, quality: Tensor, target: float) -> float:
+    """The least confidence whose isotonic quality reaches ``target``; above all where none does."""
     order = sure.argsort()
     fitted = isotonic(quality[order])
-    reached = (fitted >= goal).nonzero()
+    reached = (fitted >= target).nonzero()
     if len(reached) == 0:
         return 1.0 + torch.finfo(sure.dtype).eps
     first = int(reached[0])

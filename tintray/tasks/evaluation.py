@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from tintray.errors import FitError
 from tintray.tasks.calibration import calibration
+from tintray.tasks.classes import ClassKind
+from tintray.tasks.kind import Kind
 from tintray.tasks.metrics import averaged, find_metric
-from tintray.tasks.objectives import TopTokens
-from tintray.tasks.tasks import (
-    CLASSES,
-    Kind,
-    Outputs,
-    agreement_each,
-    by_class,
-    matched,
-    measure,
-)
+from tintray.tasks.outputs import Outputs, cut_alike
 
 
 @dataclass(frozen=True)
@@ -71,48 +64,34 @@ def score(
     ``mask`` [N, S] tells which tokens count, where an example has many.
     """
     if isinstance(merged, Tensor) and isinstance(expert, Tensor):
-        merged, expert = matched(merged, expert)
-    if isinstance(merged, TopTokens):
-        hits = (merged.indices[..., 0] == _first(expert)).float()
-        weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
-        agreed = float((hits * weights).sum() / weights.sum().clamp_min(1))
-    else:
-        cut = None if mask is None else mask[:, : merged.shape[1]]
-        agreed = float(agreement_each(kind, merged, expert, cut).mean())
+        merged, expert = cut_alike(merged, expert)
+    agreed = kind.mean_agreement(merged, expert, mask)
     if labels is None:
-        return TaskScore(task, "agreement", agreed, 1.0, agreed, _count(merged))
-    found, reference = (measure(kind, outputs, labels, mask) for outputs in (merged, expert))
+        return TaskScore(task, "agreement", agreed, 1.0, agreed, len(merged))
+    found, reference = (kind.measure(outputs, labels, mask) for outputs in (merged, expert))
     name = next(iter(found))
     details = {key: (found[key], reference[key]) for key in found}
     return TaskScore(
-        *(task, name, found[name], reference[name], agreed, _count(merged)), details=details
+        *(task, name, found[name], reference[name], agreed, len(merged)), details=details
     )
 
 
-def _first(outputs: Outputs) -> Tensor:
-    assert isinstance(outputs, TopTokens), "both sides come from a language model"
-    return outputs.indices[..., 0]
-
-
-def _count(outputs: Outputs) -> int:
-    return len(outputs.indices) if isinstance(outputs, TopTokens) else len(outputs)
-
-
-def confidences(
-    kind: Kind, merged: Outputs, expert: Outputs, labels: Any, mask: Tensor | None = None
-) -> dict[str, dict[str, Any]] | None:
-    """How sure merge and expert are of their classes, and whether rightly where there are labels.
-
-    Of examples, tokens or pixels, by the kind of task; None for kinds without classes.
-    """
-    if kind not in CLASSES:
-        return None
+def calibrated_score(
+    task: str,
+    kind: Kind,
+    merged: Outputs,
+    expert: Outputs,
+    labels: Any,
+    mask: Tensor | None = None,
+) -> TaskScore:
+    """The same, with how sure both are of their classes; rightly or not, where there are labels."""
+    found = score(task, kind, merged, expert, labels, mask)
+    if not isinstance(kind, ClassKind):
+        return found
     assert isinstance(merged, Tensor) and isinstance(expert, Tensor), "of classifiers"
-    merged, expert = matched(merged, expert)
-    return {
-        "merged": asdict(calibration(*by_class(kind, merged, labels, mask))),
-        "expert": asdict(calibration(*by_class(kind, expert, labels, mask))),
-    }
+    sides = zip(("merged", "expert"), cut_alike(merged, expert), strict=True)
+    sure = {side: asdict(calibration(*kind.rows(of, labels, mask))) for side, of in sides}
+    return replace(found, calibration=sure)
 
 
 @dataclass(frozen=True)
@@ -162,8 +141,8 @@ def overall(scores: Sequence[TaskScore], at_chance: Collection[str] = ()) -> Ove
     """
     names = [score.metric for score in scores]
     alike = averaged(names)
-    kept = [score.normalised for score in scores if score.task not in at_chance]
-    known = [share for share in kept if share is not None]
+    shares = [score.normalised for score in scores if score.task not in at_chance]
+    known = [share for share in shares if share is not None]
     return Overall(
         metrics=sorted(set(names)),
         average=mean([score.merged for score in scores]) if alike else None,

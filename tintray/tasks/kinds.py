@@ -1,10 +1,13 @@
-"""The kinds of task that there are; imports nothing, since the job file needs their names alone."""
+"""The job file's words about tasks; imports nothing, so that a job file is read without torch.
+
+Each name of a kind is that of a class in this folder; see ``tintray.tasks.kind``.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal[
+KindName = Literal[
     "classification",
     "multi_label",
     "regression",
@@ -15,4 +18,13 @@ Kind = Literal[
     "depth",
     "normals",
 ]
-"""What a task predicts: :mod:`tintray.tasks.tasks` says what each is compared by."""
+"""What a task predicts."""
+
+Labels = Literal["soft", "hard", "entropy"]
+"""The expert's probabilities, the class that it predicts, or neither (the merge's own entropy)."""
+
+Distance = Literal["l1", "l2"]
+"""Between two values: their difference's size, or its square."""
+
+Filter = Literal["none", "agreement", "top_p", "threshold", "weight"]
+"""Which self-labels count: all; where both agree or the expert is surer; the surest; by weight."""

@@ -12,14 +12,15 @@ from tintray.errors import CheckpointError, DataError, TintrayError
 from tintray.models.calling import answer
 from tintray.models.structure import head_modules, skeleton
 from tintray.pools.pool import Pool
-from tintray.tasks.objectives import TopTokens
-from tintray.tasks.tasks import Kind, Outputs, check_outputs, moved, reduced
+from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.kind import Kind
+from tintray.tasks.outputs import Outputs, TopTokens, concatenated
 from tintray.tinting.tint_layers import listen
 
 BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
 
 
-def predict(module: nn.Module, pool: Pool, kind: Kind = "classification") -> Outputs:
+def predict(module: nn.Module, pool: Pool, kind: Kind = CLASSIFICATION) -> Outputs:
     """A module's answers over a whole pool, in float32: logits [N, C] of a classifier."""
     return ask(lambda batch: answer(module, batch), pool, kind)
 
@@ -28,7 +29,7 @@ def predict(module: nn.Module, pool: Pool, kind: Kind = "classification") -> Out
 def ask(
     run: Callable[[Mapping[str, Tensor]], Tensor],
     pool: Pool,
-    kind: Kind = "classification",
+    kind: Kind = CLASSIFICATION,
     examples: int | None = None,
 ) -> Outputs:
     """Answers over a pool, or over its first ``examples``, of whatever turns a batch into them.
@@ -37,15 +38,10 @@ def ask(
     """
     stop = len(pool) if examples is None else min(examples, len(pool))
     parts = [
-        moved(reduced(kind, run(pool.batch(slice(start, min(start + BATCH, stop)))).float()), "cpu")
+        kind.reduced(run(pool.batch(slice(start, min(start + BATCH, stop)))).float()).to("cpu")
         for start in range(0, stop, BATCH)
     ]
-    if isinstance(parts[0], TopTokens):
-        tops = [part for part in parts if isinstance(part, TopTokens)]
-        return TopTokens(
-            _stacked([part.indices for part in tops]), _stacked([part.logs for part in tops])
-        )
-    return _stacked([part for part in parts if isinstance(part, Tensor)])
+    return concatenated(parts)
 
 
 @torch.inference_mode()
@@ -59,15 +55,8 @@ def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
     return torch.cat(heard)
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
-    if parts[0].ndim == 3:
-        length = max(part.shape[1] for part in parts)
-        parts = [nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts]
-    return torch.cat(parts)
-
-
-def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = "classification") -> Outputs:
-    """The expert's answers over its adaptation pool.
+def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = CLASSIFICATION) -> Outputs:
+    """The expert's answers over its pool.
 
     Raises
     ------
@@ -114,7 +103,7 @@ def try_out(
             f"{role} cannot be run on {where} ({type(error).__name__}: {error}); expected examples "
             "as the model takes them, check its image processor or tokenizer"
         ) from error
-    check_outputs(kind, outputs, width, role)
+    kind.check_outputs(outputs, width, role)
     _check_finite(outputs, f"{role} gives", f"of {len(pool)} examples of {where} that were tried")
 
 

@@ -20,9 +20,12 @@ from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimise
 from tintray.numerics.precision import Precision
 from tintray.numerics.randomness import sample
 from tintray.pools.pool import Pool
-from tintray.tasks.confidence import ConfidenceFilter, Filter
-from tintray.tasks.objectives import Distance, Labels, feature_loss, feature_variance
-from tintray.tasks.tasks import Kind, Outputs, chosen, compare, moved
+from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.kind import Kind
+from tintray.tasks.kinds import Distance, Filter, Labels
+from tintray.tasks.losses import feature_loss, feature_variance
+from tintray.tasks.outputs import Outputs
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 
 
@@ -58,11 +61,9 @@ class TaskState:
     layer: TintLayer
     pool: Pool
     labels: Outputs  # the expert's answers over the pool; logits [N, C] of a classifier
-    judge: ConfidenceFilter | None = (
-        None  # how its examples are filtered; None: as the settings say
-    )
+    confidence_filter: ConfidenceFilter | None = None  # None: as the settings say
     features: Tensor | None = None  # the expert's features over the pool, [N, d]
-    kind: Kind = "classification"
+    kind: Kind = CLASSIFICATION
     optimiser: torch.optim.Optimizer | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,8 @@ class TaskState:
         """What a resumed job needs of this task; pool and labels are cached elsewhere."""
         own = self.layer.tensors
         tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.trained}
-        judge = {} if self.judge is None else {"judge": self.judge.state()}
+        seen = self.confidence_filter
+        judge = {} if seen is None else {"judge": seen.state()}
         return tint | judge | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -97,8 +99,8 @@ class TaskState:
                 self.layer.tensors[name].copy_(state[f"tint.{name}"])
         if self.optimiser is not None:
             restore_optimiser(self.optimiser, state)
-        if self.judge is not None:
-            self.judge.restore(state["judge"])
+        if self.confidence_filter is not None:
+            self.confidence_filter.restore(state["judge"])
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class TaskGroup:
     ) -> None:
         self.tasks = list(tasks)
         for task in self.tasks:
-            task.judge = task.judge or ConfidenceFilter(settings.filter)
+            task.confidence_filter = task.confidence_filter or ConfidenceFilter(settings.filter)
         self._fused = fused
         self._settings = settings
         self._gradient = gradient
@@ -213,13 +215,12 @@ class TaskGroup:
         for piece, task, index, output, features in zip(
             pieces, tasks, rows, outputs, heard, strict=True
         ):
-            assert task.judge is not None  # the constructor has seen to it
-            found = compare(
-                task.kind,
+            assert task.confidence_filter is not None  # the constructor has seen to it
+            found = task.kind.compare(
                 output,
-                moved(chosen(task.labels, index), device),
+                task.labels[index].to(device),
                 task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0, device),
-                judge=task.judge,
+                confidence_filter=task.confidence_filter,
                 labels=self._settings.labels,
                 temperature=self._settings.temperature,
                 distance=self._settings.distance,
@@ -233,7 +234,7 @@ class TaskGroup:
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * found.weights).sum() / self._settings.batch_size
             losses.append(loss)
-            same, kept = found.agreement.sum(), found.kept.sum()
+            same, kept = found.agreement.sum(), found.selected.sum()
             share = torch.stack([loss.detach() * self._settings.batch_size, same, kept])
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]

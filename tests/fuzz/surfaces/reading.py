@@ -16,14 +16,16 @@ def examples(name: str, kind: Any = "classification", **order: Any) -> Callable[
     """Reads the inputs in the file ``name``, and then the labels of a kind of task."""
 
     def drive(bench: Bench) -> None:
-        from tintray.data import Answers, DataSource, read_examples, read_labels
+        from tintray.data.labels import Answers
+        from tintray.data.reading import read_examples
+        from tintray.data.source import DataSource
+        from tintray.tasks.registry import find_kind
 
         asked = DataSource(str(bench.folder / name), **order)
         found = read_examples(asked, "data")
         found.digest()
-        read_labels(
+        find_kind(kind).read_labels(
             asked,
-            kind,
             found.rows,
             Answers(len(_NAMES), {name: n for n, name in enumerate(_NAMES)}),
             "data",
@@ -37,12 +39,13 @@ def pool(name: str, **order: Any) -> Callable[[Bench], object]:
 
     def drive(bench: Bench) -> None:
         from tintray.checkpoints.model_folder import open_model_folder
-        from tintray.data import DataSource
+        from tintray.data.source import DataSource
         from tintray.pools.pool import open_pool
+        from tintray.tasks.classes import CLASSIFICATION
 
         expert = open_model_folder(bench.fixtures / "zoo" / "three")
         asked = DataSource(str(bench.folder / name), **order)
-        open_pool(asked, expert, "classification", "expert", "data", bench.folder / "cache")
+        open_pool(asked, expert, CLASSIFICATION, "expert", "data", bench.folder / "cache")
 
     return drive
 

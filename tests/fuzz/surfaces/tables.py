@@ -47,12 +47,13 @@ def _read(kind: str, **order: Any) -> Any:
 def _prepared(bench: Bench) -> None:
     """The texts as tokens, as a job prepares them."""
     from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.data import DataSource
+    from tintray.data.source import DataSource
     from tintray.pools.pool import open_pool
+    from tintray.tasks.registry import find_kind
 
     expert = open_model_folder(bench.fixtures / "text" / "expert")
     order = DataSource(str(_first(bench)))
-    open_pool(order, expert, "language_modelling", "expert", "data")
+    open_pool(order, expert, find_kind("language_modelling"), "expert", "data")
 
 
 def _validated(bench: Bench) -> None:

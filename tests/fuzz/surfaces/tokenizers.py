@@ -136,8 +136,9 @@ def _is_text(bench: Bench) -> bool:
 def _prepared(bench: Bench) -> None:
     """Opened, and used on a few examples."""
     from tintray.checkpoints.processors import processor_in
-    from tintray.data import Examples
+    from tintray.data.reading import Examples
     from tintray.pools.pool import build_pool
+    from tintray.tasks.registry import find_kind
 
     text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
@@ -149,19 +150,20 @@ def _prepared(bench: Bench) -> None:
     columns: dict[str, Any] = {"text": ["w1 w2", "w3 w4 w5"]}
     if b"chat_template" in bench.content("tokenizer_config.json"):
         columns = {"messages": [talk]}
-    build_pool(Examples(columns, "x"), processor, kind="language_modelling", role="data")
+    build_pool(Examples(columns, "x"), processor, kind=find_kind("language_modelling"), role="data")
 
 
 def _words(bench: Bench) -> None:
     from tintray.checkpoints.processors import processor_in
-    from tintray.data import Examples
+    from tintray.data.reading import Examples
     from tintray.pools.pool import build_pool
+    from tintray.tasks.registry import find_kind
 
     text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
     if text:
         rows = Examples({"tokens": [["w1", "w2"], ["w3"]]}, "x")
-        build_pool(rows, processor, kind="token_classification", role="data")
+        build_pool(rows, processor, kind=find_kind("token_classification"), role="data")
 
 
 def _validated(bench: Bench) -> None:

@@ -3,24 +3,17 @@
 Every function takes the merge's outputs and the expert's on the same N examples and returns [N], so
 that a confidence filter can weigh examples afterwards. Where an example has many answers (tokens,
 pixels), its loss is their mean; ``mask`` [N, …] tells which of them count (padding does not). None
-of them reads a label but ``true_labels``.
+of them reads a label.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Labels = Literal["soft", "hard", "entropy"]
-"""The expert's probabilities, the class that it predicts, or neither (the merge's own entropy)."""
-
-Distance = Literal["l1", "l2"]
-"""Between two values: their difference's size, or its square."""
-
+from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.outputs import TopTokens
 
 _LEAST_VARIANCE = 1e-9  # of the usual one: below is what rounding leaves of none
 
@@ -49,13 +42,6 @@ def class_loss(
     return _mean(each * temperature**2, mask)
 
 
-def pixel_loss(
-    merged: Tensor, expert: Tensor, labels: Labels = "soft", temperature: float = 1.0
-) -> Tensor:
-    """Segmentation, [N, C, H, W]: ``class_loss`` of every pixel."""
-    return class_loss(merged.movedim(1, -1), expert.movedim(1, -1), labels, temperature)
-
-
 def multi_label_loss(
     merged: Tensor, expert: Tensor, labels: Labels = "soft", mask: Tensor | None = None
 ) -> Tensor:
@@ -82,28 +68,6 @@ def direction_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -
     return _mean(1 - functional.cosine_similarity(merged, expert, dim=1), mask)
 
 
-@dataclass(frozen=True)
-class TopTokens:
-    """An expert's distribution over a vocabulary, cut to its k likeliest tokens.
-
-    Attributes
-    ----------
-    indices
-        The tokens, int64 [N, S, k].
-    logs
-        Their log-probabilities, [N, S, k]; what they lack of 1 belongs to all others together.
-    """
-
-    indices: Tensor
-    logs: Tensor
-
-
-def top_tokens(logits: Tensor, k: int) -> TopTokens:
-    """What is worth keeping of an expert's logits [N, S, V]: the k likeliest tokens."""
-    logs, indices = logits.log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
-    return TopTokens(indices, logs)
-
-
 def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) -> Tensor:
     """Language modelling: KL(expert ‖ merge) over the expert's top tokens and all others as one.
 
@@ -115,8 +79,8 @@ def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) ->
     picked = logs.gather(-1, expert.indices)
     divergence = (expert.logs.exp() * (expert.logs - picked)).sum(-1)
     if expert.indices.shape[-1] < merged.shape[-1]:
-        rest, own_rest = _remainder(expert.logs), _remainder(picked)
-        divergence = divergence + rest * (rest.log() - own_rest.log())
+        rest, merged_rest = _remainder(expert.logs), _remainder(picked)
+        divergence = divergence + rest * (rest.log() - merged_rest.log())
     return _mean(divergence, mask)
 
 
@@ -145,11 +109,6 @@ def feature_variance(features: Tensor) -> Tensor:
     variance, square = flat.var(0, correction=0).sum(), flat.square().sum(-1).mean()
     found = torch.where(variance > _LEAST_VARIANCE * square, variance, square)
     return torch.where(found > 0, found, torch.ones_like(found))
-
-
-def true_labels(merged: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Few-shot: cross-entropy of logits [N, …, C] to true classes [N, …], where there are some."""
-    return _mean(-_picked(merged.log_softmax(-1), labels), mask)
 
 
 def _picked(logs: Tensor, classes: Tensor) -> Tensor:

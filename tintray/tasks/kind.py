@@ -1,0 +1,244 @@
+"""A kind of task: everything that differs between classes, values, maps and texts, in one class.
+
+A new kind is one more class in this folder, and its name in ``KindName``. Instances have no state;
+``find_kind`` gives the one of a name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tintray.data.labels import IGNORED, Answers, LabelColumn, open_labels
+from tintray.data.source import DataSource
+from tintray.errors import DataError
+from tintray.files import foreign
+from tintray.models.calling import answer_width
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.kinds import Distance, KindName, Labels
+from tintray.tasks.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A batch, per example [N]: loss, weight, shares of agreeing and of selected answers."""
+
+    losses: Tensor
+    weights: Tensor
+    agreement: Tensor
+    selected: Tensor
+
+
+class Kind(ABC):
+    """What a task predicts.
+
+    Attributes
+    ----------
+    name
+        As job files and manifests have it.
+    dims, axis
+        How many dimensions answers may have, and which of them holds classes or values.
+    per_pixel
+        Answers are maps.
+    takes_labels
+        Few true labels of a pool can be used beside the expert's answers.
+    has_class_names
+        The names of classes in a data set are those of the expert's head.
+    writes
+        The model turns a text into a text: its decoder is given what was written so far.
+    """
+
+    name: ClassVar[KindName]
+    dims: ClassVar[tuple[int, ...]] = (2,)
+    axis: ClassVar[int] = -1
+    per_pixel: ClassVar[bool] = False
+    takes_labels: ClassVar[bool] = True
+    has_class_names: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if "name" in cls.__dict__:
+            KINDS[cls.name] = cls()
+
+    # -- models and their answers --------------------------------------------------------------
+
+    def check_model(self, expert: nn.Module, role: str) -> None:  # noqa: B027 (any will do)
+        """Refuse a model whose answers are not made as the kind says.
+
+        Raises
+        ------
+        CheckpointError
+            Naming what was expected.
+        """
+
+    def answer_width(self, module: nn.Module) -> int:
+        """How many answers a model gives: classes, values, or tokens of its vocabulary."""
+        return answer_width(module)
+
+    def answers_per_example(self, width: int, pixels: int) -> int:
+        """How many numbers a model of this width answers to an image of so many pixels."""
+        return width * (pixels if self.per_pixel else 1)
+
+    def reduced(self, answers: Tensor) -> Outputs:
+        """What is kept of a model's answers."""
+        return answers
+
+    def fits(self, shape: Sequence[int], width: int) -> bool:
+        """Whether answers may have this shape."""
+        return len(shape) in self.dims and shape[self.axis] == width
+
+    def check_outputs(self, outputs: Outputs, width: int, role: str) -> None:
+        """Refuse answers whose shape is not that of the kind.
+
+        Raises
+        ------
+        DataError
+            Naming the shape found and the kind.
+        """
+        if isinstance(outputs, Tensor) and not self.fits(outputs.shape, width):
+            raise DataError(
+                f"{role} gives outputs {list(outputs.shape)}; expected those of kind '{self.name}' "
+                f"with {width} answers, is it the right kind of task for this model?"
+            )
+
+    # -- merge and expert ----------------------------------------------------------------------
+
+    @abstractmethod
+    def compare(
+        self,
+        merged: Tensor,
+        expert: Outputs,
+        mask: Tensor | None,
+        *,
+        confidence_filter: ConfidenceFilter,
+        labels: Labels,
+        temperature: float,
+        distance: Distance = "l1",
+    ) -> Comparison:
+        """The loss of every example of a batch, and how many answers agree and are selected.
+
+        What the filter drops (an example, a yes or no, a token, a pixel) weighs nothing. Kinds
+        without a confidence select everything. ``mask`` [N, S] tells which tokens count.
+        """
+
+    @abstractmethod
+    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+        """[N]: the share of each example's answers on which merge and expert agree."""
+
+    def mean_agreement(self, merged: Any, expert: Any, mask: Tensor | None) -> float:
+        """The mean of ``agreement`` over examples."""
+        cut = None if mask is None else mask[:, : merged.shape[1]]
+        return float(self.agreement(merged, expert, cut).mean())
+
+    # -- labels --------------------------------------------------------------------------------
+
+    def read_labels(
+        self,
+        source: DataSource,
+        rows: Sequence[int] | NDArray[Any],
+        answers: Answers,
+        role: str,
+    ) -> Any:
+        """The labels of the examples at ``rows``, as ``measure`` takes them.
+
+        Raises
+        ------
+        DataError
+            If labels are missing, unreadable, or outside of what the expert's head answers.
+        """
+        column = open_labels(source, rows, answers, role)
+        with foreign(f"{column.where} holds labels that cannot be read", DataError):
+            return self.parse_labels(column)
+
+    @abstractmethod
+    def parse_labels(self, column: LabelColumn) -> Any:
+        """Labels from the values of a column."""
+
+    def any_counts(self, labels: Any) -> bool:
+        """Whether there is a label that counts: a known class or token, depth or direction."""
+        parts = labels if isinstance(labels, list | tuple) else [labels]
+        return any(bool((part != IGNORED).any()) for part in parts)
+
+    @abstractmethod
+    def measure(self, outputs: Any, labels: Any, mask: Tensor | None) -> dict[str, float]:
+        """Metrics of ``tintray.tasks.metrics``, by name; tables show the first of them."""
+
+    def with_labels(self, expert: Tensor, labels: Any, mask: Tensor | None) -> Tensor:
+        """The expert's answers to n examples, but with what their labels say, with certainty.
+
+        What a label leaves open (a word's later tokens, ignored pixels, depths that are not known)
+        stays the expert's.
+        """
+        raise NotImplementedError(f"{self.name} takes no labels")
+
+    # -- pools ---------------------------------------------------------------------------------
+
+    def token_targets(
+        self,
+        inputs: Mapping[str, Tensor],
+        encoded: Any,
+        assistant: list[list[int]] | None,
+        role: str,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which tokens of N texts have an answer that counts, and which token is the right one.
+
+        Parameters
+        ----------
+        inputs
+            Token numbers and attention masks, int64 [N, S].
+        encoded
+            What the tokenizer returned.
+        assistant
+            1 at each token that an assistant wrote, where a chat template tells.
+
+        Returns
+        -------
+        tuple
+            bool [N, S], and int64 [N, S] with -100 where there is no right one; None for each that
+            the kind does not have.
+
+        Raises
+        ------
+        DataError
+            The texts are not those of the kind.
+        """
+        return None, None
+
+    # -- doubts --------------------------------------------------------------------------------
+
+    def unsure(self, outputs: Any, mask: Tensor | None) -> str | None:
+        """What is said of an expert whose answers are all nearly uniform; None if they are not."""
+        return None
+
+    @abstractmethod
+    def constant(self, outputs: Any, mask: Tensor | None) -> bool:
+        """Whether every example is answered alike."""
+
+    def chance(self, classes: int) -> float:
+        """How often a merge that guesses agrees with its expert."""
+        return 0.0
+
+    def predictions(
+        self, outputs: Any, labels: Any, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """Predicted and true class [M] of what counts, number of classes; None for values."""
+        return None
+
+    def best_constant(self, labels: Any) -> Tensor:
+        """For values: the answer that is best for all examples alike, as outputs."""
+        raise NotImplementedError(f"{self.name} predicts no values")
+
+
+KINDS: dict[KindName, Kind] = {}
+"""Every kind by its name, once its module is imported; ``find_kind`` imports them all."""
+
+
+def everything(merged: Tensor) -> Tensor:
+    """The weight 1 for each of N examples."""
+    return torch.ones(len(merged), device=merged.device)

@@ -1,0 +1,174 @@
+"""Kinds that predict tokens of a vocabulary: going on with a text, and turning a text into another.
+
+Of an expert's distributions the likeliest tokens are kept. The text itself is the label.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tintray.data.labels import IGNORED, LabelColumn
+from tintray.errors import CheckpointError, DataError
+from tintray.tasks.classes import accuracy
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.kind import Comparison, Kind, everything
+from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.losses import token_loss
+from tintray.tasks.outputs import Outputs, TopTokens, share, top_tokens
+
+TOP_TOKENS = 64
+"""How many tokens of a language model's distribution are kept."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class TextKind(Kind):
+    """A kind whose answers are distributions over a vocabulary, one for each token.
+
+    Attributes
+    ----------
+    model
+        What messages call a model that can do such a task.
+    """
+
+    dims = (3,)
+    takes_labels = False
+    model: ClassVar[str]
+
+    def check_model(self, expert: nn.Module, role: str) -> None:
+        """Refuse an encoder–decoder that should go on with a text, or another that should answer.
+
+        Raises
+        ------
+        CheckpointError
+            Naming what was expected.
+        """
+        config: Any = getattr(expert, "config", None)
+        pair = bool(getattr(config, "is_encoder_decoder", False))
+        if not callable(getattr(expert, "generate", None)) or pair != self.writes:
+            hint = "; such a task is of kind 'seq2seq'" if pair and not self.writes else ""
+            raise CheckpointError(
+                f"{role} is a {type(expert).__name__}; expected {self.model} for kind "
+                f"'{self.name}'{hint}"
+            )
+        if pair and getattr(config, "decoder_start_token_id", None) is None:
+            raise CheckpointError(
+                f"{role}: the configuration has no decoder_start_token_id; expected the token that "
+                "the decoder begins with"
+            )
+
+    def answer_width(self, module: nn.Module) -> int:
+        """The size of the vocabulary."""
+        return int(getattr(getattr(module, "config", None), "vocab_size", 0) or 0)
+
+    def reduced(self, answers: Tensor) -> Outputs:
+        """The likeliest tokens of [N, S, V]."""
+        return top_tokens(answers, TOP_TOKENS)
+
+    def compare(
+        self,
+        merged: Tensor,
+        expert: Outputs,
+        mask: Tensor | None,
+        *,
+        confidence_filter: ConfidenceFilter,
+        labels: Labels,
+        temperature: float,
+        distance: Distance = "l1",
+    ) -> Comparison:
+        """The divergence over the expert's likeliest tokens; all are selected."""
+        assert isinstance(expert, TopTokens)
+        length = min(merged.shape[1], expert.logs.shape[1])
+        merged = merged[:, :length]
+        expert = TopTokens(expert.indices[:, :length], expert.logs[:, :length])
+        losses, ones = token_loss(merged, expert, mask), everything(merged)
+        return Comparison(losses, ones, self.agreement(merged, expert, mask), ones)
+
+    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+        """Where both have the same likeliest token."""
+        assert isinstance(expert, TopTokens)
+        return share(merged.argmax(-1) == expert.likeliest, mask)
+
+    def mean_agreement(self, merged: TopTokens, expert: TopTokens, mask: Tensor | None) -> float:
+        """The share of all tokens that count, whichever text they are of."""
+        hits = (merged.likeliest == expert.likeliest).float()
+        weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
+        return float((hits * weights).sum() / weights.sum().clamp_min(1))
+
+    def measure(self, outputs: TopTokens, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+        """The share of tokens that are right."""
+        return {"token_accuracy": accuracy(outputs.likeliest, labels)}
+
+    def parse_labels(self, column: LabelColumn) -> list[str]:
+        """Texts."""
+        for value in column.values:
+            if not isinstance(value, str) or _SURROGATE.search(value):
+                raise DataError(
+                    f"{column.where} holds {value!r:.40}; expected a text for each example"
+                )
+        return list(column.values)
+
+    def unsure(self, outputs: TopTokens, mask: Tensor | None) -> str | None:
+        """Whether the likeliest token is hardly likelier than the least likely of those kept."""
+        spread = (outputs.logs[..., 0] - outputs.logs[..., -1]).float()
+        if outputs.logs.shape[-1] < 2 or float(spread.mean()) > math.log(2):
+            return None
+        return "finds the tokens of its pool nearly all alike likely"
+
+    def constant(self, outputs: TopTokens, mask: Tensor | None) -> bool:
+        """Whether one token is the likeliest everywhere."""
+        tokens = outputs.likeliest
+        counted = tokens if mask is None else tokens[mask[:, : tokens.shape[1]].bool()]
+        return counted.numel() > 0 and bool((counted == counted.flatten()[0]).all())
+
+    def predictions(
+        self, outputs: TopTokens, labels: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """Predicted and true tokens, and how many there are at least."""
+        length = min(outputs.indices.shape[1], labels.shape[1])
+        tokens, true = outputs.indices[:, :length, 0].long(), labels[:, :length].long()
+        return tokens[true != IGNORED], true[true != IGNORED], int(tokens.max()) + 2
+
+
+class LanguageModelling(TextKind):
+    """The next token of a text, at each position: logits [N, S, V]."""
+
+    name = "language_modelling"
+    model = "a causal model"
+
+    def token_targets(
+        self, inputs: Any, encoded: Any, assistant: list[list[int]] | None, role: str
+    ) -> tuple[Tensor, Tensor]:
+        """Position t answers for token t + 1, of the assistant's tokens where these are marked."""
+        ids, real = inputs["input_ids"].long(), inputs["attention_mask"].bool()
+        if assistant is not None:
+            marked = torch.zeros_like(real)
+            for row, marks in enumerate(assistant):
+                marked[row, : len(marks)] = torch.tensor(marks, dtype=torch.bool)
+            real = real & marked
+        mask = torch.zeros_like(real)
+        mask[:, :-1] = real[:, 1:]
+        words = torch.full_like(ids, IGNORED)
+        words[:, :-1] = ids[:, 1:]
+        return mask, words.masked_fill(~mask, IGNORED)
+
+
+class Seq2Seq(TextKind):
+    """The text that answers a text, token by token: logits [N, T, V]; see ``pools.sequences``."""
+
+    name = "seq2seq"
+    writes = True
+    model = "an encoder–decoder model such as T5"
+
+    def measure(self, outputs: TopTokens, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+        """The share of answers that are right at every position, and that of right tokens."""
+        predicted = outputs.likeliest
+        length = min(predicted.shape[1], labels.shape[1])
+        right = (predicted[:, :length] == labels[:, :length]) | (labels[:, :length] == IGNORED)
+        exact = right.all(1).float().mean().item()
+        return {"exact_match": exact, **super().measure(outputs, labels, mask)}

@@ -1,0 +1,105 @@
+"""Kinds that predict values, which have no confidence: nothing of a pool is filtered."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tintray.data.labels import LabelColumn
+from tintray.errors import DataError
+from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.kind import Comparison, Kind, everything
+from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.losses import value_loss
+from tintray.tasks.outputs import Outputs, cut_alike, share, stretches
+
+_NEAR_SPREAD = 0.25  # of the expert's standard deviation
+
+
+class ValueKind(Kind):
+    """A kind whose answers are values."""
+
+    def loss(self, merged: Tensor, expert: Tensor, distance: Distance) -> Tensor:
+        """[N]: how far the merge's values are from the expert's."""
+        return value_loss(merged, expert, distance)
+
+    @abstractmethod
+    def near(self, merged: Tensor, expert: Tensor) -> Tensor:
+        """Which values agree, bool [N, …]."""
+
+    def compare(
+        self,
+        merged: Tensor,
+        expert: Outputs,
+        mask: Tensor | None,
+        *,
+        confidence_filter: ConfidenceFilter,
+        labels: Labels,
+        temperature: float,
+        distance: Distance = "l1",
+    ) -> Comparison:
+        """The distance between values; all are selected."""
+        assert isinstance(expert, Tensor)
+        merged, expert = cut_alike(merged, expert)
+        agreement = self.agreement(merged.detach(), expert, mask)
+        losses, ones = self.loss(merged, expert, distance), everything(merged)
+        return Comparison(losses, ones, agreement, ones)
+
+    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+        """Where values are near each other."""
+        assert isinstance(expert, Tensor)
+        return share(self.near(merged, expert))
+
+    def constant(self, outputs: Tensor, mask: Tensor | None) -> bool:
+        """Whether the values of all examples are the same but for rounding."""
+        spread = max(
+            float((outputs[part] - outputs[:1]).abs().max()) for part in stretches(len(outputs))
+        )
+        return spread <= 1e-6 * float(outputs[:1].abs().max())
+
+
+class Regression(ValueKind):
+    """One or more numbers for each example: [N, C]."""
+
+    name = "regression"
+
+    def near(self, merged: Tensor, expert: Tensor) -> Tensor:
+        """Within a quarter of the expert's spread."""
+        spread = expert.std() if len(expert) > 1 else expert.new_tensor(1.0)
+        return (merged - expert).abs() <= _NEAR_SPREAD * spread
+
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+        """The mean absolute error."""
+        return {"mae": float((outputs - labels).abs().mean())}
+
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """The labels."""
+        return labels
+
+    def best_constant(self, labels: Tensor) -> Tensor:
+        """The median."""
+        return labels.median(0, keepdim=True).values.expand_as(labels)
+
+    def parse_labels(self, column: LabelColumn) -> Tensor:
+        """Finite numbers, float [N, C]."""
+        width = column.answers.width
+        values: Any = column.values
+        if not isinstance(values, np.ndarray):
+            try:  # csv gives texts
+                values = [float(v) if isinstance(v, str) else v for v in values]
+            except ValueError as error:
+                raise DataError(f"{column.where} is not made of numbers ({error})") from error
+        found = column.array(f"one number for each example, or {width}", values, ndim=(1, 2))
+        with np.errstate(over="ignore"):
+            found = found.astype(np.float32)
+        if not np.isfinite(found).all():
+            raise DataError(f"{column.where} holds NaN or infinite numbers; expected finite ones")
+        if found.reshape(len(found), -1).shape[1] != width:
+            raise DataError(
+                f"{column.where} is {list(found.shape)}; the expert answers with {width} numbers"
+            )
+        return torch.from_numpy(found.reshape(len(found), width))
