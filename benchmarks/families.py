@@ -130,12 +130,12 @@ def job(family: Family, zoos: Path, overrides: Sequence[str], options: Any) -> J
 
 
 def _held_back(task: Any) -> Any:
-    found = _TRAIN.fullmatch(task.adapt.split)
-    assert found is not None, f"{task.adapt.split}: the zoos' job files take pools from the start"
+    found = _TRAIN.fullmatch(task.pool.split)
+    assert found is not None, f"{task.pool.split}: the zoos' job files take pools from the start"
     name, stop = found["name"], found["stop"]
     edge = f"{int(stop) * 4 // 5}" if stop else "80%"
-    test = task.adapt.changed(split=f"{name}[{edge}:{stop or ''}]")
-    return task.changed(adapt={"split": f"{name}[:{edge}]"}, test=test)
+    test = task.pool.changed(split=f"{name}[{edge}:{stop or ''}]")
+    return task.changed(pool={"split": f"{name}[:{edge}]"}, test=test)
 
 
 def measured(spec: JobSpec, folder: Path, held_back: bool) -> Row:

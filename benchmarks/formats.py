@@ -64,7 +64,7 @@ def job(zoo: Path, folder: Path, format: str, arguments: argparse.Namespace) -> 
             {
                 "name": name,
                 "expert": str(zoo / "zoo" / name),
-                "adapt": {"path": f"{name}.npz"},
+                "pool": {"path": f"{name}.npz"},
                 "test": {"path": f"{name}.npz", "split": "test"},
             }
             for name in tasks

@@ -244,9 +244,9 @@ def many(store: Path, source: JobSpec, tasks: int) -> JobSpec:
         task = next(task for task in source.tasks if task.name == OLD[number % len(OLD)])
         pool = store / f"{task.name}.npz"
         if not pool.is_file():
-            with np.load(str(task.adapt.path)) as arrays:
+            with np.load(str(task.pool.path)) as arrays:
                 np.savez(pool, x_train=arrays["x_train"][:64])
-        one = {"name": f"task{number}", "expert": str(task.expert), "adapt": {"path": str(pool)}}
+        one = {"name": f"task{number}", "expert": str(task.expert), "pool": {"path": str(pool)}}
         section.append(one)
     return parse_spec(
         {

@@ -213,7 +213,7 @@ def job(zoo: Path, kind: str, store: Path) -> dict[str, Any]:
                 "name": name,
                 "kind": kind,
                 "expert": str(zoo / f"{kind}.{name}"),
-                "adapt": {"path": path[name], "split": "train"},
+                "pool": {"path": path[name], "split": "train"},
                 "test": {"path": path[name], "split": "test"},
             }
             for name in SHOWN

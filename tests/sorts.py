@@ -203,7 +203,7 @@ class Sort:
             "name": name,
             "kind": self.kinds[name],
             "expert": str(folder / name),
-            "adapt": {"path": str(folder / f"{name}_train.{suffix}")},
+            "pool": {"path": str(folder / f"{name}_train.{suffix}")},
             "test": {"path": str(folder / f"{name}_test.{suffix}")},
         }
 

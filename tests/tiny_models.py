@@ -167,7 +167,7 @@ def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
             "name": name,
             "kind": kind,
             "expert": name,
-            "adapt": {"path": f"{name}_train{suffix}", **data},
+            "pool": {"path": f"{name}_train{suffix}", **data},
             "test": {"path": f"{name}_test{suffix}", **data},
         }
         for name, kind in kinds.items()

@@ -52,7 +52,7 @@ class TinyZoo:
 
     def task(self, name: str) -> dict[str, Any]:
         """A task's section of the job file, with relative paths."""
-        section: dict[str, Any] = {"name": name, "expert": name, "adapt": {"path": f"{name}.npz"}}
+        section: dict[str, Any] = {"name": name, "expert": name, "pool": {"path": f"{name}.npz"}}
         if name not in WITHOUT_TEST:
             section["test"] = {"path": f"{name}.npz", "split": "test"}
         return section

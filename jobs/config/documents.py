@@ -16,7 +16,7 @@ from tintray.jobs.config.yaml_text import parse_yaml
 from tintray.limits import Limits
 from tintray.storage.secrets import redact
 
-Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "adapt", "split")
+Loc = tuple[str | int, ...]  # where a value is: ("tasks", 0, "pool", "split")
 
 
 @dataclass(frozen=True)

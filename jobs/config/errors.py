@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from tintray.errors import nearest
 from tintray.jobs.config.documents import Document, Loc
+from tintray.jobs.config.renamed import RENAMED
 from tintray.storage.secrets import redact
 
 # Errors that only follow from another one, which is reported itself.
@@ -83,6 +84,8 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], document: Any) -> s
         return f"expected a job file of 'key: value' lines, found {_found(problem['input'])}"
     name = _dotted(loc, document)
     if kind in ("extra_forbidden", "invalid_key"):
+        if (new := RENAMED.get(str(loc[-1]))) in _fields(loc, model):
+            return f"{name}: renamed, write `{new}`"
         section = _dotted(loc[:-1], document) or "the job file"
         return f"'{name}' is not a field of {section}{_field_hint(loc, model)}"
     if kind == "missing":
@@ -104,7 +107,7 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], document: Any) -> s
 
 
 def _dotted(loc: Loc, document: Any) -> str:
-    """``loc`` as a path, a task called by its name: ``tasks.mnist.adapt.split``."""
+    """``loc`` as a path, a task called by its name: ``tasks.mnist.pool.split``."""
     steps, value = [], document
     for step in loc:
         inner: Any = None
@@ -159,6 +162,8 @@ def _section_class(annotation: Any) -> type[BaseModel] | None:
 
 
 def _nearest_name(name: str, loc: Loc, model: type[BaseModel]) -> str | None:
+    if name in RENAMED:
+        return RENAMED[name]
     near = difflib.get_close_matches(name, _fields(loc, model), n=1, cutoff=0.5)
     return near[0] if near else None
 

@@ -40,6 +40,7 @@ from tintray.jobs.config.fields import (
     Threshold,
     WorkerCount,
 )
+from tintray.jobs.config.renamed import as_hashed, upgraded
 from tintray.jobs.config.settings import default_catalog, default_store, is_own_cluster, limits
 from tintray.numerics.schedules import Schedule, schedule
 from tintray.storage.secrets import shown_url
@@ -62,7 +63,7 @@ MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
 MOST = {
     "seed": 2**63,
     "memory": 2**63,
-    "budget": 2**63,
+    "max_parameters": 2**63,
     "scale": MOST_SCALE,
     "batch_size": 10**6,
     "micro_batch": 10**6,
@@ -199,7 +200,7 @@ class TaskSpec(Section):
     """What the task predicts."""
     expert: ModelLocation
     """The fine-tuned model of this task: a folder, a hub id or a URL."""
-    adapt: DataSpec
+    pool: DataSpec
     """The unlabelled pool that the fit may see; labels in it are not read."""
     test: DataSpec | None = None
     """A labelled test set, if there is one; without it the merge is judged by agreement."""
@@ -211,10 +212,10 @@ class TaskSpec(Section):
     @field_validator("test")
     @classmethod
     def _test_is_not_the_pool(cls, test: DataSpec | None, info: ValidationInfo) -> DataSpec | None:
-        if test is not None and test == info.data.get("adapt"):
+        if test is not None and test == info.data.get("pool"):
             raise ValueError(
                 "expected data that the fit does not see, found the same file and split as in "
-                f"'adapt' ({test.split!r} of {test.path.written!r})"
+                f"'pool' ({test.split!r} of {test.path.written!r})"
             )
         return test
 
@@ -300,7 +301,7 @@ class TintSpec(Section):
 
     site: str = Field(default="head", min_length=1)
     """Where: `head`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`), `auto`."""
-    budget: int | None = Field(default=None, ge=1)
+    max_parameters: int | None = Field(default=None, ge=1)
     """The most parameters per task that `auto` may choose a site with; left out, any."""
     rank: int | None = Field(default=None, ge=1)
     """A low-rank product added to each linear weight there, instead of a copy of the module."""
@@ -322,15 +323,15 @@ class ObjectiveSpec(Section):
     """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
     filter: Literal["none", "agreement", "top_p", "threshold", "weight"] = "agreement"
     """Which examples count: all; where both agree or the expert is surer; the surest; by weight."""
-    keep: float = Field(default=0.8, gt=0, le=1)
+    top_p: float = Field(default=0.8, gt=0, le=1)
     """The share of a pool, the surest, that `top_p` keeps."""
     threshold: Threshold = "auto"
     """The least confidence that `threshold` keeps; `auto` finds one per task."""
-    goal: float = Field(default=0.5, gt=0, lt=1)
+    target_precision: float = Field(default=0.5, gt=0, lt=1)
     """How often self-labels must be right for `auto` to keep them."""
     true_labels: bool = False
     """Whether labelled examples are learned by their label; otherwise they only calibrate."""
-    features: float = Field(default=0.0, ge=0)
+    feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance to the expert's features, besides its predictions; 0 asks for none."""
     feature_site: str = Field(default="head", min_length=1)
     """Whose features: what the head is given (`head`), or the output of the module of this path."""
@@ -363,7 +364,7 @@ class FitSpec(Section):
     """How many tasks take part in a round, drawn anew for each; left out, all do."""
     patience: int | None = Field(default=None, ge=1)
     """End early once agreement over so many rounds is no higher than over as many before them."""
-    least_gain: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
     """By how much agreement must have grown for the fit to go on; for `patience`."""
     updates: Literal["together", "in_turn"] = "together"
     """All tasks of a round move the coefficients at once, or each in turn, as was published."""
@@ -536,7 +537,7 @@ class JobSpec(Section):
         count by their resolved location, not by their content.
         """
         elsewhere = {"name", "store", "catalog", "cluster", "growth"}
-        result = self.model_dump(mode="json", exclude=elsewhere)
+        result = as_hashed(self.model_dump(mode="json", exclude=elsewhere))
         result["merge"].pop("memory")
         result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker
@@ -548,7 +549,7 @@ class JobSpec(Section):
     def submission_hash(self) -> str:
         """SHA-256 of the whole job, where it runs and goes included, but for the catalog."""
         record = {name: value for name, value in self.record().items() if name != "catalog"}
-        canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(as_hashed(record), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -567,7 +568,7 @@ class JobSpec(Section):
             The record is of a job that this version does not know.
         """
         try:
-            return cls.model_validate(record)
+            return cls.model_validate(upgraded(record))
         except ValidationError as error:
             raise SpecError(explain(error, cls, Document("the recorded job", record))) from error
 

@@ -58,7 +58,7 @@ def open_expert(task: TaskConfig, cache: Path, base: ModelFolder | None = None) 
     if not checkpoint.is_tower or checkpoint.has_head:
         _check_no_texts(task, checkpoint)
         return checkpoint
-    where = f"tasks.{task.name}.adapt"
+    where = f"tasks.{task.name}.pool"
     known = class_names(local_data(task.pool, cache), where)
     told = task.classes or known
     if told is None:
@@ -130,7 +130,7 @@ class TaskFacts:
 
     def sizes(self) -> dict[str, int]:
         """Memory of the task's examples, by the fields of the job file."""
-        found = {"adapt": self.pool_bytes, "test": self.test_bytes}
+        found = {"pool": self.pool_bytes, "test": self.test_bytes}
         return {f"tasks.{self.name}.{part}": taken for part, taken in found.items() if taken}
 
 

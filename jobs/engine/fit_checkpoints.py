@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
+from tintray.jobs.config.renamed import upgraded_path
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import CheckpointSaved, RoundDone
 from tintray.published.merge import read_tensors, tensors_as_bytes
@@ -214,6 +215,7 @@ class Checkpoints:
         return Progress(manifest["round"], manifest["seconds"])
 
     def _check_basis(self, found: Mapping[str, str]) -> None:
+        found = {upgraded_path(name): digest for name, digest in found.items()}
         names = sorted(found.keys() | self._basis.keys())
         changed = [name for name in names if found.get(name) != self._basis.get(name)]
         if changed:

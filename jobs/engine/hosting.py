@@ -128,12 +128,12 @@ class Experts:
         )
         width = task.kind.answer_width(expert)
         known = answer_space(expert, width, task.role)
-        pool = self._pool(task, "adapt", task.pool, checkpoint)
+        pool = self._pool(task, "pool", task.pool, checkpoint)
         self._check_tokens(task, pool, checkpoint)
-        self._try_out(task, expert, pool, width, "adapt")
+        self._try_out(task, expert, pool, width, "pool")
         if task.kind.has_class_names:
             order = local_data(task.pool, self.cache)
-            check_class_names(order, width, f"tasks.{task.name}.adapt")
+            check_class_names(order, width, f"tasks.{task.name}.pool")
         test, test_labels = None, None
         if task.test is not None:
             test = self._test(task, task.test, checkpoint, expert)
@@ -151,7 +151,7 @@ class Experts:
                     "one at least, or no 'test', so that the task is judged by agreement"
                 )
         if task.kept is not None:
-            self._check_same(task, "adapt", task.pool, pool.digest, task.kept.pool)
+            self._check_same(task, "pool", task.pool, pool.digest, task.kept.pool)
             if task.test is not None and test is not None:
                 self._check_same(task, "test", task.test, test.digest, task.kept.test)
         digest = checkpoint.digest() if task.kept is None else task.kept.expert
@@ -362,7 +362,7 @@ class Experts:
             )
         labels = pools.labels_of(
             local_data(task.pool, self.cache),
-            *(task.kind, pool, answers, f"tasks.{task.name}.adapt"),
+            *(task.kind, pool, answers, f"tasks.{task.name}.pool"),
         )
         order = torch.randperm(
             examples, generator=stream(self._order.settings.seed, task.name, "labelled")

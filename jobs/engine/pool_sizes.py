@@ -29,7 +29,7 @@ def pool_bytes(spec: JobSpec, config: Mapping[str, Any]) -> int:
     return sum(
         _bytes_of(data.order(), find_kind(task.kind), config)
         for task in spec.tasks
-        for data in (task.adapt, task.test)
+        for data in (task.pool, task.test)
         if data is not None
     )
 

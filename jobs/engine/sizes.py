@@ -341,7 +341,7 @@ def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Ch
         yield "fit.groups: 2", (replace(job, groups=2), choice, 1)
     if job.pool_bytes:
         halved = replace(job, pool_bytes=job.pool_bytes // 2)
-        yield "half of each pool (adapt.split: train[:50%])", (halved, choice, 1)
+        yield "half of each pool (pool.split: train[:50%])", (halved, choice, 1)
     for nodes in (2, 4, 8):
         yield f"{nodes} such nodes (cluster.address)", (job, choice, nodes)
 

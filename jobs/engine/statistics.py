@@ -52,7 +52,7 @@ class Measurer:
         checkpoint = open_expert(order, self._cache)
         expert = load_expert(checkpoint, order.role)
         data = local_data(order.pool, self._cache)
-        where = f"tasks.{order.name}.adapt"
+        where = f"tasks.{order.name}.pool"
         pool = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
         pool = sequences.completed(expert, pool)
         names = backbone_names(expert)

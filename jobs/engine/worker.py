@@ -80,7 +80,7 @@ class Worker:
         config = getattr(split.module, "config", None)
         one = sequences.placeholder(hosted.pool.extremes(), config)
         task, kind, width = hosted.order, hosted.order.kind, hosted.facts.classes
-        where = f"tasks.{task.name}.adapt"
+        where = f"tasks.{task.name}.pool"
         with self._bound(hosted, (theta,)) as run:
             labels.try_out(run, one, kind, width, f"the model tinted as {task.name}", where)
 

@@ -104,7 +104,7 @@ def load_base_model(spec: JobSpec) -> SplitModel:
     module = load_base(base, like=expert)
     site = spec.tint.site
     if site == AUTO:  # still to be found: all but the head is laid out
-        candidates(module, spec.tint.budget)
+        candidates(module, spec.tint.max_parameters)
         site = HEAD
     choice = (module, site, spec.merge.granularity, spec.tint.rank)
     return SplitModel(base.digest(), partition(*choice, learned=spec.tint.learned), site, like)
@@ -423,7 +423,7 @@ def group_count(spec: JobSpec) -> int:
 def _order(spec: JobSpec, index: int, kept: Mapping[str, Kept]) -> TaskConfig:
     task = spec.tasks[index]
     test = None if task.test is None else task.test.order()
-    pool = task.adapt.order()
+    pool = task.pool.order()
     known = (task.labelled, str(spec.base), spec.factory, kept.get(task.name))
     return TaskConfig(
         *(task.name, find_kind(task.kind), str(task.expert), pool, test, *known),
@@ -441,7 +441,7 @@ def _fit_order(spec: JobSpec, ground: SplitModel) -> FitConfig:
         filter=spec.objective.filter,
         temperature=spec.objective.temperature,
         precision=resolve(spec.fit.precision, spec.cluster.device),
-        features=spec.objective.features,
+        features=spec.objective.feature_weight,
         distance=spec.objective.distance,
     )
     return FitConfig(
@@ -458,9 +458,9 @@ def _fit_order(spec: JobSpec, ground: SplitModel) -> FitConfig:
         granularity=spec.merge.granularity,
         settings=settings,
         trust=PseudoLabelConfig(
-            selected_fraction=spec.objective.keep,
+            selected_fraction=spec.objective.top_p,
             threshold=None if spec.objective.threshold == "auto" else spec.objective.threshold,
-            target_precision=spec.objective.goal,
+            target_precision=spec.objective.target_precision,
             true_labels=spec.objective.true_labels,
         ),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tintray.errors import NotFoundError
+from tintray.jobs.config.renamed import upgraded
 from tintray.jobs.queue.views import opened, resolve, status_of
 from tintray.jobs.results import Record
 from tintray.storage.catalog.catalog import Catalog
@@ -59,7 +60,7 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
 
 def changed_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     """The fields of two recorded job files that differ; tasks are matched by their names."""
-    return _compared(_flat(one), _flat(other))
+    return _compared(_flat(upgraded(one)), _flat(upgraded(other)))
 
 
 def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:

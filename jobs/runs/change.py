@@ -160,7 +160,7 @@ def refreshed(
     if expert is not None:
         changed["expert"] = expert
     if pool is not None:
-        changed["adapt"] = {**record["adapt"], "path": pool}
+        changed["pool"] = {**record["pool"], "path": pool}
     try:
         located = TaskSpec.model_validate(record | changed, context=Folder(folder))
     except ValidationError as error:

@@ -140,7 +140,7 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     changed: dict[str, Any] = {
         "merge": plain | {"scale": None, "bounds": None},
         "tint": TintSpec(learned=False),
-        "objective": {"features": 0.0},
+        "objective": {"feature_weight": 0.0},
         "store": Location(store_url),
     }
     return spec.on_own_cluster().changed(**changed)

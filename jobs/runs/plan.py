@@ -208,7 +208,7 @@ def _read_bytes(spec: JobSpec) -> int:
     files: set[Path] = set()
     places = [spec.base, *(task.expert for task in spec.tasks)]
     for task in spec.tasks:
-        places += [data.path for data in (task.adapt, task.test) if data is not None]
+        places += [data.path for data in (task.pool, task.test) if data is not None]
     for place in places:
         path = Location(place).path
         if path is not None:
@@ -332,7 +332,7 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
     cut = []
     for task in tasks:
         changed: dict[str, Any] = {}
-        for part in ("adapt", "test"):
+        for part in ("pool", "test"):
             data = getattr(task, part)
             if data is not None and "[" not in data.split:  # a slice is what its author wants
                 split = f"{data.split}[:{PILOT_EXAMPLES}]"

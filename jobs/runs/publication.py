@@ -177,7 +177,7 @@ def task_entry(
     if task.test is not None:
         test = _data(task.test.order(), facts.test_digest, facts.test_examples)
         test["outputs"] = prepared.test_outputs and prepared.test_outputs.sha256
-    pool = _data(task.adapt.order(), facts.pool_digest, facts.pool_examples)
+    pool = _data(task.pool.order(), facts.pool_digest, facts.pool_examples)
     return {
         "name": task.name,
         "kind": task.kind,

@@ -272,7 +272,7 @@ def _basis(stage: PreparedJob) -> dict[str, str]:
     basis = {"the job file": stage.spec.digest(), "base": stage.ground.digest}
     for name, facts in stage.facts.items():
         basis[f"tasks.{name}.expert"] = facts.expert_digest
-        basis[f"tasks.{name}.adapt"] = facts.pool_digest
+        basis[f"tasks.{name}.pool"] = facts.pool_digest
     return basis
 
 
@@ -339,7 +339,7 @@ def coordinator(
         tint_lr=fit.rate(ground.tint_lr(spec), rounds),
         correction_lr=correction_lr,
         in_turn=fit.updates == "in_turn",
-        plateau=Plateau(fit.patience, fit.least_gain) if fit.patience else None,
+        plateau=Plateau(fit.patience, fit.min_delta) if fit.patience else None,
         sampled=crew.sampler,
     )
 
@@ -355,7 +355,7 @@ def _record(run: JobRun, spec: JobSpec, ground: SplitModel, facts: dict[str, Tas
             found.expert_digest, "expert", str(task.expert), parameters, ground.digest
         )
         models.append(expert)
-        path, split = str(task.adapt.path), task.adapt.split
+        path, split = str(task.pool.path), task.pool.split
         pools.append(KnownPool(found.pool_digest, path, found.pool_examples, split))
         tasks.append(KnownTask(task.name, task.kind, found.expert_digest, found.pool_digest))
     run.catalog.record_models(models)

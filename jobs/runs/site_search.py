@@ -93,7 +93,7 @@ def place(
     """
     assert spec.tint.site == AUTO
     stage = _staged(at(spec, HEAD), fleet, store)
-    sites = candidates(stage.ground.partition.module, spec.tint.budget)
+    sites = candidates(stage.ground.partition.module, spec.tint.max_parameters)
     key = _key(spec, stage)
     found = lookup(store, "placements", key)
     if found is not None:

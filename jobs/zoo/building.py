@@ -122,7 +122,7 @@ def job_file(name: str, tasks: Iterable[str]) -> str:
     """A job over all tasks of a zoo, as YAML; paths start from the zoo's folder."""
     lines = [f"name: {name}", "base: base", "tasks:"]
     lines += [
-        f"- {{name: {task}, expert: {task}, adapt: {{path: data/{task}.npz}}, "
+        f"- {{name: {task}, expert: {task}, pool: {{path: data/{task}.npz}}, "
         f"test: {{path: data/{task}.npz, split: test}}}}"
         for task in tasks
     ]

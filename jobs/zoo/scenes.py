@@ -95,7 +95,7 @@ def job_file(name: str, tasks: tuple[str, ...]) -> str:
     lines = [f"name: {name}", "base: base", "tasks:"]
     lines += [
         f"- {{name: {task}, kind: {kind_of(task)}, expert: {task}, "
-        f"adapt: {{path: data/{task}.npz}}, test: {{path: data/{task}.npz, split: test}}}}"
+        f"pool: {{path: data/{task}.npz}}, test: {{path: data/{task}.npz, split: test}}}}"
         for task in tasks
     ]
     return "\n".join([*lines, _SETTINGS])

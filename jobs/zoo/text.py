@@ -125,7 +125,7 @@ def job_file(recipe: TextRecipe) -> str:
         longest = f"max_length: {recipe.max_tokens}}}"
         lines.append(
             f"- {{name: {task}, expert: {task}, "
-            f"adapt: {files[0]}, split: train, {longest}, test: {files[1]}, {longest}}}"
+            f"pool: {files[0]}, split: train, {longest}, test: {files[1]}, {longest}}}"
         )
     return "\n".join([*lines, SETTINGS])
 

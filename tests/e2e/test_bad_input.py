@@ -111,7 +111,7 @@ def images_that_cannot_be_read(zoo: TinyZoo, job: Job) -> None:
         kind = np.uint16 if number == 2 else np.uint8
         Image.fromarray(np.full((16, 16), 90, kind)).save(folder / f"{number}.png")
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:45])
-    job["tasks"][2]["adapt"] = {"path": "pictures", "max_bad": 1}
+    job["tasks"][2]["pool"] = {"path": "pictures", "max_bad": 1}
 
 
 def at(*path: str | int, value: Any = None, rename: str | None = None) -> Damage:
@@ -151,8 +151,8 @@ CASES = [
     # files
     Case("no expert there", at("tasks", 2, "expert", value="fife"),
          ("tasks.five.expert", "'fife'", "does not exist", "did you mean 'five'")),
-    Case("no data there", at("tasks", 1, "adapt", "path", value="tree.npz"),
-         ("tasks.three.adapt.path", "'tree.npz'", "did you mean 'three.npz'")),
+    Case("no data there", at("tasks", 1, "pool", "path", value="tree.npz"),
+         ("tasks.three.pool.path", "'tree.npz'", "did you mean 'three.npz'")),
     Case("no base there", at("base", value="bas"), ("base", "'bas'", "did you mean 'base'")),
     Case("an expert that is a file", at("tasks", 2, "expert", value="five.npz"),
          ("tasks.five.expert", "five.npz", "folder")),
@@ -172,7 +172,7 @@ CASES = [
          lambda zoo, job: (zoo.folder / "five" / "preprocessor_config.json").unlink(),
          ("tasks.five.expert", "preprocessor_config.json")),
     Case("data that is no archive", lambda zoo, job: (zoo.folder / "five.npz").write_text("text"),
-         ("tasks.five.adapt", "five.npz", "cannot be read")),
+         ("tasks.five.pool", "five.npz", "cannot be read")),
     # tensors
     Case("another hidden size", other_model("five", hidden_size=32),
          ("tasks.five.expert", "config.json", "hidden_size=32", "the base has 16")),
@@ -206,18 +206,18 @@ CASES = [
     Case(
         "a head whose width is not the number of classes",
         arrays("five", class_names=np.array(["a", "b", "c"])),
-        ("tasks.five.adapt", "names 3 classes", "head has 5"),
+        ("tasks.five.pool", "names 3 classes", "head has 5"),
     ),
     Case("an empty pool", arrays("five", x_train=np.zeros((0, 16, 16, 3), np.uint8)),
-         ("tasks.five.adapt", "'x_train'", "five.npz", "is empty")),
+         ("tasks.five.pool", "'x_train'", "five.npz", "is empty")),
     Case("an empty test set", arrays("five", x_test=np.zeros((0, 16, 16, 3), np.uint8)),
          ("tasks.five.test", "'x_test'", "five.npz", "is empty")),
-    Case("a split that is none", at("tasks", 2, "adapt", "split", value="trian"),
-         ("tasks.five.adapt", "'x_trian'", "did you mean 'x_train'")),
+    Case("a split that is none", at("tasks", 2, "pool", "split", value="trian"),
+         ("tasks.five.pool", "'x_trian'", "did you mean 'x_train'")),
     Case("images of two channels", image_of_two_channels,
-         ("tasks.five.adapt", "[9, 16, 16, 2]", "expected uint8")),
+         ("tasks.five.pool", "[9, 16, 16, 2]", "expected uint8")),
     Case("images that are cut short or of another mode", images_that_cannot_be_read,
-         ("tasks.five.adapt", "2 of 3 examples", "max_bad allows 1", "1.png")),
+         ("tasks.five.pool", "2 of 3 examples", "max_bad allows 1", "1.png")),
     Case("no labels to test by", arrays("five", y_test=None), ("tasks.five.test", "'y_test'")),
     Case("a label outside the head", arrays("five", y_test=np.arange(48) % 6),
          ("tasks.five.test", "'y_test'", "label 5", "5 classes", "0 to 4")),

@@ -117,7 +117,7 @@ def job(folder: Path, store: Path, rounds: int = 2, **shades: Any) -> Any:
         {
             "name": name,
             "expert": name,
-            "adapt": {"path": f"{name}.npz"},
+            "pool": {"path": f"{name}.npz"},
             "test": {"path": f"{name}.npz", "split": "test"},
             "zero_shot": {**own, "templates": TEMPLATES},
         }

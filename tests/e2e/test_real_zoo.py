@@ -43,7 +43,7 @@ def job(real_zoo: Path, folder: Path, tint: Mapping[str, Any]) -> dict[str, Any]
             {
                 "name": task,
                 "expert": str(real_zoo / "zoo" / task),
-                "adapt": {"path": str(folder / f"{task}.npz")},
+                "pool": {"path": str(folder / f"{task}.npz")},
                 "test": {"path": str(folder / f"{task}.npz"), "split": "test"},
             }
             for task in EXPERTS

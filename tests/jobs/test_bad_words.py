@@ -173,7 +173,13 @@ OPTIONS = {
 }
 FIELDS = (
     *("fit.rounds", "fit.batch_size", "fit.seed", "fit.tint_lr", "fit.correction_lr", "tint.rank"),
-    *("fit.patience", "merge.scale", "objective.temperature", "objective.features", "tint.budget"),
+    *(
+        "fit.patience",
+        "merge.scale",
+        "objective.temperature",
+        "objective.feature_weight",
+        "tint.max_parameters",
+    ),
     *("cluster.workers", "cluster.threads_per_worker", "growth.tolerance", "growth.target"),
 )
 
@@ -205,8 +211,8 @@ def test_a_huge_limit_is_all_jobs(place: Place) -> None:
         *("name=../x", f"name={LONG}", "base=file", "base=/dev/zero", "tasks.one.expert=pipe"),
         *("tint.site=nope", "tint.site=[!", f"tint.site={'*a' * 30}*b", f"tint.site={'*a' * 2000}"),
         *("objective.feature_site=*", "merge.method=nope", "cluster.address=nope://x"),
-        *("tasks.one.adapt.path=pipe.npz", "tasks.one.adapt.path=/dev/zero"),
-        *("tasks.one.adapt.split=train[", f"tasks.one.adapt.split=train[:{HUGE}%]"),
+        *("tasks.one.pool.path=pipe.npz", "tasks.one.pool.path=/dev/zero"),
+        *("tasks.one.pool.split=train[", f"tasks.one.pool.split=train[:{HUGE}%]"),
     ],
     ids=lambda setting: setting[:40],
 )

@@ -44,7 +44,7 @@ class Fit:
             coefficient_lr=rate(rates[0]),
             tint_lr=rate(rates[1]),
             in_turn=spec.fit.updates == "in_turn",
-            plateau=Plateau(spec.fit.patience, spec.fit.least_gain) if spec.fit.patience else None,
+            plateau=Plateau(spec.fit.patience, spec.fit.min_delta) if spec.fit.patience else None,
             sampled=self.crew.sampler,
         )
         self.rounds: list[RoundDone] = []
@@ -153,7 +153,7 @@ def test_a_round_of_all_tasks_is_an_ordinary_round(tiny: TinyZoo, store: Path) -
 
 def test_a_fit_ends_where_agreement_stops_growing(tiny: TinyZoo, store: Path) -> None:
     """Nothing is learned, and the gain asked for is out of reach: two windows, and it is over."""
-    fit = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "least_gain": 1.0}).run(10)
+    fit = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "min_delta": 1.0}).run(10)
     assert fit.coordinator.rounds == len(fit.rounds) == 4
     assert [(event.round, event.rounds) for event in fit.rounds] == [
         (1, 10),
@@ -162,7 +162,7 @@ def test_a_fit_ends_where_agreement_stops_growing(tiny: TinyZoo, store: Path) ->
         (4, 4),
     ]
     # One that is resumed after its last round has nothing more to run.
-    again = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "least_gain": 1.0})
+    again = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "min_delta": 1.0})
     again.coordinator.restore(*fit.coordinator.state())
     again.coordinator.fit(10, again.rounds.append, first=4)
     assert again.rounds == []

@@ -27,9 +27,9 @@ def test_the_classic_setting_is_as_published(size: int) -> None:
         name = task.expert.removeprefix("tanganke/clip-vit-base-patch32_").replace("_", "-")
         assert name == task.name
         assert task.test is not None
-        assert task.adapt.path == task.test.path
-        assert task.adapt.path.startswith("hf://")
-        assert task.adapt.split == "train"  # no test image is in a pool
+        assert task.pool.path == task.test.path
+        assert task.pool.path.startswith("hf://")
+        assert task.pool.split == "train"  # no test image is in a pool
         assert task.test.split in ("test", "validation")
         assert task.kind == "classification"
         assert all("{}" in template for template in task.zero_shot.templates)

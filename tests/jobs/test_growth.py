@@ -179,11 +179,11 @@ def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
             super().__init__(*given, **options)
 
     fit = {"rounds": 4, "warmup": 2, "updates": "in_turn", "tasks_per_round": 2}
-    stopping = {"patience": 1, "least_gain": 1.0}  # more than agreement can grow: at once
+    stopping = {"patience": 1, "min_delta": 1.0}  # more than agreement can grow: at once
     grown = Grown(
         *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three")),
         fit=fit | stopping,
-        objective={"features": 1.0},
+        objective={"feature_weight": 1.0},
     )
     monkeypatch.setattr(driver, "Coordinator", Heard)
     events: list[Any] = []
@@ -455,7 +455,7 @@ def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None
     with pytest.raises(DataError, match=r"tasks\.three\.test: .* is not what the merge was publi"):
         grown.remove("two")  # the guard would compare with figures on other examples
     (grown.zoo.folder / "three.npz").unlink()
-    with pytest.raises(DataError, match=r"tasks\.three\.adapt: the data file .* does not exist"):
+    with pytest.raises(DataError, match=r"tasks\.three\.pool: the data file .* does not exist"):
         grown.remove("two")
 
 

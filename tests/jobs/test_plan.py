@@ -100,7 +100,7 @@ def test_pools_count_and_a_smaller_part_of_them_is_among_the_ways() -> None:
         check(replace(JOB, pool_bytes=40 * GIB), replace(MACHINE, memory=48 * GIB), Choice())
     message = str(refused.value)
     assert re.search(r"4 workers of [\d.]+ GiB \(10\.0 GiB of it pools\)", message)
-    assert "half of each pool (adapt.split: train[:50%])" in message
+    assert "half of each pool (pool.split: train[:50%])" in message
 
 
 def test_twenty_vision_transformers_of_86_million_are_planned_within_16_gib() -> None:

@@ -29,7 +29,7 @@ def test_tasks_that_fail_are_left_out_and_named(tiny: TinyZoo, tmp_path: Path) -
     summary = api.run(zoo.spec(tmp_path / "a", on_task_error="skip"), on_event=told.append)
     assert [task.name for task in summary.tasks] == ["three", "five"]
     assert set(summary.skipped) == {"two", "four"}
-    assert "tasks.four.adapt" in summary.skipped["four"]
+    assert "tasks.four.pool" in summary.skipped["four"]
     texts = [event.text for event in told if isinstance(event, Notice)]
     assert sum("is left out" in text for text in texts) == 2
     alone = api.run(tiny.spec(tmp_path / "b", tasks=("three", "five")))
@@ -43,11 +43,11 @@ def test_by_default_they_fail_the_job(tiny: TinyZoo, tmp_path: Path) -> None:
     zoo = damaged(tiny, tmp_path / "zoo")
     with pytest.raises(CheckpointError, match=r"tasks\.two\.expert"):
         api.run(zoo.spec(tmp_path / "a"))
-    with pytest.raises(DataError, match=r"tasks\.four\.adapt"):
+    with pytest.raises(DataError, match=r"tasks\.four\.pool"):
         api.run(zoo.spec(tmp_path / "a", tasks=("three", "four")))
 
 
 def test_a_job_without_any_task_left_fails(tiny: TinyZoo, tmp_path: Path) -> None:
     zoo = damaged(tiny, tmp_path / "zoo")
-    with pytest.raises(InputError, match=r"tasks\.four\.adapt"):
+    with pytest.raises(InputError, match=r"tasks\.four\.pool"):
         api.run(zoo.spec(tmp_path / "a", tasks=("four",), on_task_error="skip"))

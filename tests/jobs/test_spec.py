@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from tintray.errors import SpecError
 from tintray.jobs.config.job_file import JobSpec, Section, load_spec, parse_spec
+from tintray.jobs.config.renamed import RENAMED
+from tintray.jobs.queue.differences import changed_fields
 
 JOB = """\
 name: ten-scripts
@@ -21,11 +24,11 @@ tasks:
   - name: mnist
     kind: classification
     expert: zoo/mnist
-    adapt: {path: data/mnist.npz, split: train}
+    pool: {path: data/mnist.npz, split: train}
     test:  {path: data/mnist.npz, split: test}
   - name: svhn.v2
     expert: zoo/svhn
-    adapt: {path: data/svhn.npz}
+    pool: {path: data/svhn.npz}
 """
 
 Load = Callable[..., JobSpec]
@@ -72,7 +75,7 @@ def test_relative_paths_start_from_the_job_file(load: Load, folder: Path) -> Non
     spec = load(JOB + "store: ./data/store\n")
     assert spec.base.path == folder / "zoo" / "base"
     assert spec.base.written == "zoo/base"
-    assert spec.tasks[0].adapt.path.path == folder / "data" / "mnist.npz"
+    assert spec.tasks[0].pool.path.path == folder / "data" / "mnist.npz"
     assert spec.store.path == folder / "data" / "store"
     assert spec.catalog == f"sqlite:///{folder}/data/store/catalog.db"
 
@@ -150,13 +153,13 @@ tasks:
   - &first
     name: a
     expert: zoo/mnist
-    adapt: &pool {path: data/mnist.npz}
+    pool: &pool {path: data/mnist.npz}
     test: {<<: *pool, split: test}
   - {<<: *first, name: b}
 """
-    spec = load(text, "tasks.a.adapt.split=other")
+    spec = load(text, "tasks.a.pool.split=other")
     assert [task.name for task in spec.tasks] == ["a", "b"]
-    assert [task.adapt.split for task in spec.tasks] == ["other", "train"]
+    assert [task.pool.split for task in spec.tasks] == ["other", "train"]
 
 
 def test_locations_survive_pickling_and_the_catalog(load: Load) -> None:
@@ -195,14 +198,14 @@ def test_overrides_by_name_index_and_dotted_name(load: Load) -> None:
     spec = load(
         JOB,
         "tasks.mnist.expert=zoo/svhn",
-        "tasks.1.adapt.split=a",
-        "tasks.svhn.v2.adapt.split=b",
+        "tasks.1.pool.split=a",
+        "tasks.svhn.v2.pool.split=b",
         "fit.rounds=7",
         "tasks.mnist.test=null",
     )
     assert spec.tasks[0].expert.endswith("/zoo/svhn")
     assert spec.tasks[0].test is None
-    assert spec.tasks[1].adapt.split == "b"
+    assert spec.tasks[1].pool.split == "b"
     assert spec.fit.rounds == 7
 
 
@@ -242,7 +245,7 @@ def test_an_override_shows_no_password(load: Load) -> None:
     [
         (
             ("split: train}", "splt: train}"),
-            ["line 7", "'tasks.mnist.adapt.splt' is not a field", "did you mean 'split'?"],
+            ["line 7", "'tasks.mnist.pool.splt' is not a field", "did you mean 'split'?"],
         ),
         (
             ("    expert: zoo/mnist", "    experts: zoo/mnist"),
@@ -267,7 +270,7 @@ def test_an_override_shows_no_password(load: Load) -> None:
         (("svhn.v2", "no"), ["tasks.1.name", "found false; put it in quotes"]),
         (("ten-scripts", "latest"), ["name", "the newest merge"]),
         (("classification", "clasification"), ["tasks.mnist.kind", "expected 'classification'"]),
-        (("split: test", "split: train"), ["tasks.mnist.test", "does not see", "'adapt'"]),
+        (("split: test", "split: train"), ["tasks.mnist.test", "does not see", "'pool'"]),
         (("name: ten-scripts\n", ""), ["name is missing: expected the merge's name"]),
         (("    expert: zoo/svhn\n", ""), ["line 9", "tasks.svhn.v2.expert is missing"]),
     ],
@@ -402,7 +405,7 @@ def test_digest_knows_what_changes_the_result(load: Load, folder: Path) -> None:
         load(JOB, "fit.groups=2"),
         load(JOB, "merge.scale=0.4"),
         load(JOB, "tasks.mnist.expert=zoo/svhn"),
-        load(JOB, "tasks.mnist.adapt.split=other"),
+        load(JOB, "tasks.mnist.pool.split=other"),
         load(JOB, "tint.site=vit.layers.5"),
         load(JOB, "cluster.threads_per_worker=2"),
     ]
@@ -427,3 +430,24 @@ def test_a_job_of_fewer_tasks_has_fewer_groups(load: Load) -> None:
     spec = spec.without(["svhn.v2"])
     more = spec.changed(tasks=[*spec.tasks, spec.tasks[0].changed(name="b")], fit={"groups": 2})
     assert more.without(["b"]) == spec
+
+
+def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
+    known = json.loads((Path(__file__).parent / "job_0_1_0.json").read_text())
+    spec = JobSpec.from_record(known["record"])
+    assert (spec.objective.top_p, spec.objective.target_precision) == (0.7, 0.6)
+    assert (spec.objective.feature_weight, spec.fit.min_delta) == (0.5, 0.01)
+    assert (spec.tint.max_parameters, spec.tasks[0].pool.ignore) == (5000, 255)
+    assert spec.digest() == known["digest"]
+    assert spec.submission_hash() == known["submission_hash"]
+    assert JobSpec.from_record(spec.record()) == spec
+    assert changed_fields(known["record"], spec.record()) == []
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_is_refused_with_the_new_one(load: Load, old: str) -> None:
+    sections = {"adapt": "tasks.mnist", "least_gain": "fit", "budget": "tint"}
+    path = f"{sections.get(old, 'objective')}.{old}"
+    assert refusal(load, JOB, f"{path}=1").endswith(f"{path}: renamed, write `{RENAMED[old]}`")
+    written = refusal(load, JOB.replace("pool: {path: data/mnist", "adapt: {path: data/mnist"))
+    assert written.endswith("line 7: tasks.mnist.adapt: renamed, write `pool`")

@@ -38,7 +38,7 @@ def test_memory_is_told_beside_its_budget(
     spec: tintray.JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = {
-        **{f"tasks.{name}.adapt": POOL * 3 * 16 * 16 for name in TASKS},
+        **{f"tasks.{name}.pool": POOL * 3 * 16 * 16 for name in TASKS},
         "tasks.two.test": 48 * 3 * 16 * 16,
         "tasks.three.test": 12 * 3 * 16 * 16,
     }

@@ -59,7 +59,7 @@ LONG = " ".join(f"w{n % 40}" for n in range(60))
 PICTURES: Mapping[str, tuple[Damage, str | None]] = {
     "a processor of another size": (
         config("preprocessor_config.json", size={"height": 20, "width": 20}),
-        "tasks.two.expert cannot be run on tasks.two.adapt",
+        "tasks.two.expert cannot be run on tasks.two.pool",
     ),
     "a processor that does not resize": (
         config("preprocessor_config.json", do_resize=False),
@@ -70,7 +70,7 @@ PICTURES: Mapping[str, tuple[Damage, str | None]] = {
             config("preprocessor_config.json", do_resize=False)(zoo, job),
             arrays("train", (6, 12, 12, 3))(zoo, job),
         ),
-        "tasks.two.expert cannot be run on tasks.two.adapt",
+        "tasks.two.expert cannot be run on tasks.two.pool",
     ),
     "test images of another size, not resized": (
         lambda zoo, job: (
@@ -80,8 +80,8 @@ PICTURES: Mapping[str, tuple[Damage, str | None]] = {
         "tasks.two.expert cannot be run on tasks.two.test",
     ),
     "gray images": (arrays("train", (6, 8, 8)), None),
-    "images with transparency": (arrays("train", (6, 8, 8, 4)), "tasks.two.adapt"),
-    "no image": (arrays("train", (0, 8, 8, 3)), "tasks.two.adapt"),
+    "images with transparency": (arrays("train", (6, 8, 8, 4)), "tasks.two.pool"),
+    "no image": (arrays("train", (0, 8, 8, 3)), "tasks.two.pool"),
     "one image": (arrays("train", (1, 8, 8, 3)), None),
     "a label beyond the classes": (arrays("test", y_train=np.full(6, 2)), "tasks.two.test"),
     "a label below the classes": (arrays("test", y_train=np.full(6, -1)), "tasks.two.test"),
@@ -91,10 +91,13 @@ PICTURES: Mapping[str, tuple[Damage, str | None]] = {
     "classes that are depths": (kind("depth"), "tasks.two"),
     "classes that are texts": (kind("language_modelling"), "tasks.two"),
     "features of the whole backbone": (
-        section("objective", features=0.1, feature_site="vit"),
+        section("objective", feature_weight=0.1, feature_site="vit"),
         "objective.feature_site",
     ),
-    "features of a block": (section("objective", features=0.1, feature_site="vit.layers.0"), None),
+    "features of a block": (
+        section("objective", feature_weight=0.1, feature_site="vit.layers.0"),
+        None,
+    ),
     "entropy of a regression": (
         lambda zoo, job: (kind("regression")(zoo, job), section("objective", labels="entropy")),
         "tasks.two",
@@ -106,7 +109,7 @@ TEXTS: Mapping[str, tuple[Damage, str | None]] = {
             config("tokenizer_config.json", model_max_length=128)(zoo, job),
             rows("train", "w1", LONG, "w2")(zoo, job),
         ),
-        "tasks.two.expert cannot be run on tasks.two.adapt",
+        "tasks.two.expert cannot be run on tasks.two.pool",
     ),
     "test texts longer than the positions": (
         lambda zoo, job: (
@@ -116,8 +119,8 @@ TEXTS: Mapping[str, tuple[Damage, str | None]] = {
         "tasks.two.expert cannot be run on tasks.two.test",
     ),
     "long texts that are cut": (rows("train", "w1", LONG), None),
-    "an empty text": (rows("train", "", "w1 w2", "w3"), "tasks.two.adapt"),
-    "nothing but empty texts": (rows("train", "", ""), "tasks.two.adapt"),
+    "an empty text": (rows("train", "", "w1 w2", "w3"), "tasks.two.pool"),
+    "nothing but empty texts": (rows("train", "", ""), "tasks.two.pool"),
     "one token": (rows("train", "w1"), None),
 }
 

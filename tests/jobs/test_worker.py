@@ -108,7 +108,7 @@ def test_labels_do_not_count_as_content(tiny: TinyZoo, tmp_path: Path) -> None:
 
 def test_features_are_cached_by_expert_pool_and_depth(tiny: TinyZoo, tmp_path: Path) -> None:
     def features(site: str) -> Any:
-        objective = {"features": 1.0, "feature_site": site}
+        objective = {"feature_weight": 1.0, "feature_site": site}
         return prepare(tiny, tmp_path, objective=objective)["five"].features
 
     assert features("head") == features("head") != features("vit.layers.1")

@@ -308,7 +308,7 @@ def test_example_job_finds_all_that_the_zoo_holds(tmp_path: Path) -> None:
     assert [task.name for task in spec.tasks] == list(DIGITS.tasks)
     for task in spec.tasks:
         assert task.test is not None
-        assert {Path(task.adapt.path).stem, Path(task.test.path).stem} == {task.name}
+        assert {Path(task.pool.path).stem, Path(task.test.path).stem} == {task.name}
         assert Path(task.expert).name == task.name
 
 

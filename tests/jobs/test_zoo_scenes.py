@@ -129,5 +129,5 @@ def test_held_back_examples_take_the_place_of_test_sets(zoo: Path, tmp_path: Pat
     spec = families.job(families.FAMILIES["segmentation"], tmp_path, families.AVERAGE, options)
     assert [task.name for task in spec.tasks] == ["segments", "camvid64"]
     for task in spec.tasks:
-        assert task.test is not None and task.test.path == task.adapt.path
-        assert (task.adapt.split, task.test.split) == ("train[:80%]", "train[80%:]")
+        assert task.test is not None and task.test.path == task.pool.path
+        assert (task.pool.split, task.test.split) == ("train[:80%]", "train[80%:]")

@@ -45,7 +45,7 @@ def test_experts_and_a_job_over_them(texts: Path, tmp_path: Path) -> None:
     assert sorted(line.rpartition(": ")[2] for line in told[1:]) == ["100.0% test accuracy"] * 2
     spec = load_spec(zoo / "job.yaml")
     assert [task.name for task in spec.tasks] == ["colours", "sizes"]
-    assert spec.tasks[0].adapt.split == "train"
+    assert spec.tasks[0].pool.split == "train"
     assert (spec.objective.temperature, spec.fit.correction_lr) == (4.0, 5e-5)
     build(zoo, texts, recipe=recipe, on_progress=told.append)
     assert told[-1] == f"{zoo} is up to date"

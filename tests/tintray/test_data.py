@@ -138,7 +138,7 @@ def test_texts_that_are_none_are_refused(
     path = tmp_path / "d.json"
     path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match=words):
-        read_examples(DataSource(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.pool")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

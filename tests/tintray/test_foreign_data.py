@@ -126,7 +126,7 @@ def mutated(draw: Any, whole: bytes) -> bytes:
 
 
 def _digest(order: DataSource) -> str:
-    return read_examples(order, "tasks.x.adapt").digest()
+    return read_examples(order, "tasks.x.pool").digest()
 
 
 def answers_to(path: Path, limits: Limits = SMALL) -> Iterator[str]:
@@ -136,7 +136,7 @@ def answers_to(path: Path, limits: Limits = SMALL) -> Iterator[str]:
         known = Answers(3, {"a": 0})
         calls: list[Callable[[], Any]] = [
             partial(_digest, order),
-            partial(class_names, order, "tasks.x.adapt"),
+            partial(class_names, order, "tasks.x.pool"),
             partial(extent, order),
             *(
                 partial(kind.read_labels, order, [0, 1], known, "tasks.x.test")
@@ -294,7 +294,7 @@ def test_what_unpacks_beyond_a_budget_is_refused_and_the_budget_named(tmp_path: 
         with pytest.raises(
             DataError, match=r"max_((pool|text|line|image)_(bytes|pixels)|examples)"
         ) as caught:
-            read_examples(DataSource(str(path), limits=SMALL), "tasks.x.adapt")
+            read_examples(DataSource(str(path), limits=SMALL), "tasks.x.pool")
         assert str(path) in str(caught.value)
 
 

@@ -33,7 +33,7 @@ def square(side: int) -> dict[str, int]:
 def pool_of(values: Any, processor: Any, **options: Any) -> pools.Pool:
     kind = "text" if isinstance(values[0], str) else "image"
     return pools.build_pool(
-        Examples({kind: values}, "d"), processor, role="tasks.x.adapt", **options
+        Examples({kind: values}, "d"), processor, role="tasks.x.pool", **options
     )
 
 

@@ -58,7 +58,7 @@ def expert(tiny: TinyZoo, tmp_path: Path) -> ModelFolder:
 
 def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> pools.Pool:
     order = DataSource(str(folder), max_bad=max_bad)
-    return pools.open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.adapt", cache)
+    return pools.open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.pool", cache)
 
 
 def test_what_was_decoded_once_is_not_again(
@@ -125,7 +125,7 @@ def test_a_job_and_its_evaluation_decode_each_image_once(
             Image.fromarray(arrays[f"x_{split}"][number]).save(below / f"{number}.png")
     job = zoo.job(tmp_path / "store", tasks=("five",))
     job["tasks"][0] |= {
-        "adapt": {"path": "pictures"},
+        "pool": {"path": "pictures"},
         "test": {"path": "pictures", "split": "test"},
     }
     spec = tintray.parse_spec(job, folder=zoo.folder)

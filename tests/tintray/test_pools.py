@@ -101,8 +101,8 @@ def test_images_that_are_none_are_refused(
     tmp_path: Path, arrays: dict[str, Any], words: list[str]
 ) -> None:
     path = write(tmp_path / "data.npz", **arrays)
-    with pytest.raises(DataError, match=r"^tasks\.x\.adapt: ") as raised:
-        read_examples(DataSource(str(path)), "tasks.x.adapt")
+    with pytest.raises(DataError, match=r"^tasks\.x\.pool: ") as raised:
+        read_examples(DataSource(str(path)), "tasks.x.pool")
     assert [word for word in [str(path), *words] if word not in str(raised.value)] == []
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "data.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"data\.npz cannot be read as an npz file"):
-        read_examples(DataSource(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.pool")
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     for size in (len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"data\.npz"):
-            read_examples(DataSource(str(path)), "tasks.x.adapt")
+            read_examples(DataSource(str(path)), "tasks.x.pool")
 
 
 def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_archive_with_a_damaged_array_is_refused(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"data\.npz cannot be read"):
-        read_examples(DataSource(str(path)), "tasks.x.adapt")
+        read_examples(DataSource(str(path)), "tasks.x.pool")
 
 
 def labels_of(path: Path) -> torch.Tensor:

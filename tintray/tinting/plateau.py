@@ -18,12 +18,12 @@ class Plateau:
     ----------
     patience
         Rounds in each mean; a fit runs twice as many at least.
-    least_gain
+    min_delta
         By how much the later mean must exceed the earlier one for the fit to go on.
     """
 
     patience: int
-    least_gain: float = 0.0
+    min_delta: float = 0.0
 
     @property
     def window(self) -> int:
@@ -35,4 +35,4 @@ class Plateau:
         if len(agreement) < self.window:
             return False
         earlier = agreement[-self.window : -self.patience]
-        return mean(list(agreement[-self.patience :])) - mean(list(earlier)) <= self.least_gain
+        return mean(list(agreement[-self.patience :])) - mean(list(earlier)) <= self.min_delta

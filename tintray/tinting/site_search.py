@@ -79,7 +79,7 @@ def candidates(module: nn.Module, budget: int | None = None) -> list[Site]:
     if not fitting:
         least = min(sites, key=lambda site: site.parameters)
         raise SpecError(
-            f"tint.budget: no site has at most {budget:,} parameters; expected at least "
+            f"tint.max_parameters: no site has at most {budget:,} parameters; expected at least "
             f"{least.parameters:,}, those of '{least.name}'"
         )
     return fitting

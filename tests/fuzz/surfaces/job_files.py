@@ -78,16 +78,16 @@ _KEYS = {
         "granularity",
         "bounds",
     ),
-    "tint": ("site", "budget", "rank", "learned"),
+    "tint": ("site", "max_parameters", "rank", "learned"),
     "objective": (
         *(
             "labels",
             "filter",
-            "keep",
+            "top_p",
             "threshold",
-            "goal",
+            "target_precision",
             "true_labels",
-            "features",
+            "feature_weight",
             "feature_site",
         ),
         *("temperature", "distance"),
@@ -98,7 +98,7 @@ _KEYS = {
             "warmup",
             "tasks_per_round",
             "patience",
-            "least_gain",
+            "min_delta",
             "updates",
             "micro_batch",
             "groups",
@@ -107,7 +107,7 @@ _KEYS = {
     "growth": ("target", "tolerance", "rounds", "batch_size", "refit_rounds"),
     "cluster": ("workers", "threads_per_worker", "shards"),
 }
-_TASK = ("kind", "labelled", "zero_shot", "adapt", "test", "expert", "name")
+_TASK = ("kind", "labelled", "zero_shot", "pool", "test", "expert", "name")
 _DATA = (
     "split",
     "columns",
@@ -131,7 +131,7 @@ def document(fixtures: Path, names: Sequence[str] = ("two", "three")) -> dict[st
                 "name": name,
                 "kind": "classification",
                 "expert": str(zoo / name),
-                "adapt": {"path": str(zoo / f"{name}.npz"), "split": "train[:8]"},
+                "pool": {"path": str(zoo / f"{name}.npz"), "split": "train[:8]"},
                 "test": {"path": str(zoo / f"{name}.npz"), "split": "test[:8]"},
             }
             for name in names
@@ -145,7 +145,7 @@ def document(fixtures: Path, names: Sequence[str] = ("two", "three")) -> dict[st
 
 
 def _seeds(fixtures: Path) -> list[Files]:
-    overrides = json.dumps(["fit.rounds=3", "tasks.two.adapt.split=train"]).encode()
+    overrides = json.dumps(["fit.rounds=3", "tasks.two.pool.split=train"]).encode()
     job = document(fixtures)
     return [
         {_JOB: json.dumps(job).encode(), _SET: overrides},
@@ -175,8 +175,8 @@ def _set_field(rng: Random, tree: dict[str, Any]) -> None:
         task = rng.choice(tree["tasks"])
         if not isinstance(task, dict):
             return
-        if rng.random() < 0.5 and isinstance(task.get("adapt"), dict):
-            task["adapt"][rng.choice(_DATA)] = trees.odd(rng, _ODD)
+        if rng.random() < 0.5 and isinstance(task.get("pool"), dict):
+            task["pool"][rng.choice(_DATA)] = trees.odd(rng, _ODD)
         else:
             task[rng.choice(_TASK)] = trees.odd(rng, _ODD)
         return

@@ -71,7 +71,7 @@ def fit_job(bench: Bench, expert: Path, pool: str | Path, *, text: bool = False)
         "name": "t",
         "kind": "language_modelling" if text else "classification",
         "expert": str(expert),
-        "adapt": {"path": str(pool)},
+        "pool": {"path": str(pool)},
     }
     job = {
         "name": "fuzz",

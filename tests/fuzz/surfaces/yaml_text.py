@@ -94,8 +94,8 @@ def _seeds(fixtures: Path) -> list[Files]:
     zoo = fixtures / "zoo"
     anchored = (
         f"# {shared}\nname: fuzz\nbase: &b {zoo}/base\ntasks:\n"
-        f"  - &t\n    name: two\n    expert: {zoo}/two\n    adapt: &d {{path: {zoo}/two.npz}}\n"
-        f"  - <<: *t\n    name: again\n    adapt: {{<<: *d, split: 'train[:3]'}}\n"
+        f"  - &t\n    name: two\n    expert: {zoo}/two\n    pool: &d {{path: {zoo}/two.npz}}\n"
+        f"  - <<: *t\n    name: again\n    pool: {{<<: *d, split: 'train[:3]'}}\n"
         "cluster: {workers: 0}\nstore: store\n"
     )
     return [{_JOB: text.encode()} for text in (plain, flow, anchored)]
@@ -166,7 +166,7 @@ def _bomb(rng: Random) -> str:
     if action == 5:
         return "".join(f"k{n}: {n}\n" for n in range(rng.choice((100, 20_000))))
     if action == 6:
-        return "tasks:\n" + "  - {name: a, expert: b, adapt: {path: c}}\n" * rng.choice((10, 3000))
+        return "tasks:\n" + "  - {name: a, expert: b, pool: {path: c}}\n" * rng.choice((10, 3000))
     if action == 7:
         return "name: '" + rng.choice(("a ", "\\", "''", "é")) * rng.choice((100, 200_000)) + "'"
     return "---\n" * rng.choice((2, 5000)) + "name: a\n"

@@ -1,0 +1,48 @@
+"""Fields of the job file that had another name in 0.1.0.
+
+A job file with an old name is refused, and told the new one. Recorded jobs, in catalogs and in
+manifests, are read under either name. They are hashed under the old ones: whether a job was
+submitted before, and whether a checkpoint is its own, must not depend on the version that asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {
+    "adapt": "pool",
+    "keep": "top_p",
+    "goal": "target_precision",
+    "features": "feature_weight",
+    "least_gain": "min_delta",
+    "budget": "max_parameters",
+}
+"""Old name -> new name, of fields in the sections of a job and of its tasks."""
+
+_OLD = {new: old for old, new in RENAMED.items()}
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded job with its fields as they are called now."""
+    return {name: _with_names(section, RENAMED) for name, section in record.items()}
+
+
+def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded job with its fields as 0.1.0 called them."""
+    return {name: _with_names(section, _OLD) for name, section in record.items()}
+
+
+def _with_names(section: Any, names: Mapping[str, str]) -> Any:
+    """A section, or a list of tasks, under other names; what lies deeper has kept its own."""
+    if isinstance(section, Mapping):
+        return {names.get(name, name): value for name, value in section.items()}
+    if isinstance(section, list | tuple):
+        return [_with_names(item, names) for item in section]
+    return section
+
+
+def upgraded_path(path: str) -> str:
+    """A recorded path such as ``tasks.mnist.adapt`` as it is written now."""
+    above, dot, field = path.rpartition(".")
+    return f"{above}{dot}{RENAMED.get(field, field)}"
