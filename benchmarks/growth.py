@@ -269,14 +269,14 @@ def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]
 
 def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     """How much faster at this site."""
-    from tintray.jobs.engine.backend import InlineFleet
+    from tintray.jobs.engine.in_process import InProcessBackend
     from tintray.jobs.engine.tint_worker import TintWorkerPool
     from tintray.jobs.engine.worker_pool import load_base_model
     from tintray.jobs.runs.growth_modes import tint_order
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
     order = tint_order(spec, spec.growth.rounds, new=True)
-    fleet = InlineFleet(1)
+    fleet = InProcessBackend(1)
     ground = load_base_model(spec)
     theta = ground.partition.layout.flatten(ground.partition.module.state_dict()).numpy()
     name = spec.tasks[0].name

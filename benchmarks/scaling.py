@@ -39,6 +39,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
+from tintray.jobs.engine.backend import Placement
 from tintray.jobs.engine.configs import FitConfig
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.ray_backend import RayBackend
@@ -246,16 +247,16 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
         plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
         names = [f"task{k}" for k in range(tasks)]
         order = ShardConfig("", BlobRef("0" * 64, 0), layout, format=plan.format)
-        shards = MadeShards(fleet, order, plan.shards, here=plan.here)
+        shards = MadeShards(fleet, order, plan.shards, in_process=plan.in_process)
         workers, hosts, members = [], {}, {}
         for hand in spread_groups(groups, cores):
             mine = {number: [names[k] for k in groups[number]] for number in hand}
-            worker = fleet.spawn(MadeWorker, shape, mine, threads=1, name=f"worker {len(workers)}")
+            worker = fleet.spawn(Placement(f"worker {len(workers)}", 1), MadeWorker, shape, mine)
             workers.append(worker)
             hosts |= dict.fromkeys(hand, worker)
             members |= mine
         loads = shards.load(names, [])
-        fleet.get([*loads, *(worker.call("begin", shards.bounds) for worker in workers)])
+        fleet.get([*loads, *(worker.call(MadeWorker.begin, shards.bounds) for worker in workers)])
         coefficients = Coefficients(
             initial_coefficients("task_arithmetic", 0.01, tasks, len(layout.units))
         )
@@ -271,16 +272,16 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             started = time.perf_counter()
             coordinator.fit(repeat + 1, lambda _: None, first=repeat)
             middle = time.perf_counter()
-            images = sum(fleet.get([worker.call("bare") for worker in workers]))
+            images = sum(fleet.get([worker.call(MadeWorker.bare) for worker in workers]))
             ended = time.perf_counter()
             assert images == tasks * BATCH
             if repeat > 0:  # the first is a warm-up
                 rounds.append(middle - started)
                 bare.append(ended - middle)
-        fleet.get([worker.call("preparing") for worker in workers])  # a warm-up
-        preparing = fleet.get([worker.call("preparing") for worker in workers])
-        peaks = fleet.get([worker.call("peak_memory") for worker in workers])
-        pools = fleet.get([worker.call("pool_bytes") for worker in workers])
+        fleet.get([worker.call(MadeWorker.preparing) for worker in workers])  # a warm-up
+        preparing = fleet.get([worker.call(MadeWorker.preparing) for worker in workers])
+        peaks = fleet.get([worker.call(MadeWorker.peak_memory) for worker in workers])
+        pools = fleet.get([worker.call(MadeWorker.pool_bytes) for worker in workers])
         return {
             "round": statistics.median(rounds),
             "bare": statistics.median(bare),

@@ -8,8 +8,10 @@ from pathlib import Path
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen, default_catalog, default_store, limits
-from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.finding import load_merge, locate, store_of
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, StageStarted, ignore
 from tintray.jobs.results import (
@@ -49,9 +51,9 @@ def validate(spec: JobSpec) -> ValidationReport:
     """
     spec, ground = resolve_job(spec)
     open_store_and_catalog(spec)[1].close()
-    fleet = InlineFleet(spec.cluster.threads_per_worker)
+    fleet = InProcessBackend(spec.cluster.threads_per_worker)
     try:
-        facts = WorkerPool(fleet, spec.here(), ground).check()
+        facts = WorkerPool(Worker, fleet, spec.here(), ground).check()
     finally:
         fleet.close()
     notices = []

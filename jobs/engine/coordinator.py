@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.arrays import Floats, Sent
+from tintray.jobs.engine.backend import ActorHandle, Backend, Future, as_argument
 from tintray.jobs.engine.shards import Shards
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import RoundDone
 from tintray.numerics.schedules import Schedule
 from tintray.tasks.evaluation import TaskScore, mean
@@ -34,10 +35,10 @@ class Assignment:
     """Who takes part: the shards, and the workers with the groups and tasks that each hosts."""
 
     shards: Shards
-    workers: Sequence[Member]
-    groups: Mapping[int, Member]  # group number -> its worker
+    workers: Sequence[ActorHandle[Worker]]
+    groups: Mapping[int, ActorHandle[Worker]]  # group number -> its worker
     names: Mapping[int, Sequence[str]]  # group number -> its tasks, in order
-    tasks: Mapping[str, Member]  # task name -> its worker
+    tasks: Mapping[str, ActorHandle[Worker]]  # task name -> its worker
 
 
 class Coordinator:
@@ -45,7 +46,7 @@ class Coordinator:
 
     Parameters
     ----------
-    fleet, cast
+    backend, cast
         Where the members run, and who they are.
     coefficients
         Λ and its optimiser; moved here and nowhere else.
@@ -64,7 +65,7 @@ class Coordinator:
 
     def __init__(
         self,
-        fleet: Backend,
+        backend: Backend,
         cast: Assignment,
         coefficients: Coefficients,
         *,
@@ -75,7 +76,7 @@ class Coordinator:
         plateau: Plateau | None = None,
         sampled: Callable[[int], Collection[str]] | None = None,
     ) -> None:
-        self._fleet = fleet
+        self._backend = backend
         self._cast = cast
         self._coefficients = coefficients
         self._coefficient_lr = coefficient_lr
@@ -158,22 +159,21 @@ class Coordinator:
             return {}
         theta = self._cast.shards.merge(self._coefficients.values, for_a_round=True)
         tint_lr = self._tint_lr(round_)
+        pieces = [as_argument(piece) for piece in theta]
         answers = [
-            self._cast.groups[group].call(
-                *("step", group, round_, tint_lr, names, *theta),
-                returns=len(theta) + 1,
-                direct=self._cast.shards.sends_tensors,
+            self._cast.groups[group].call_direct_parts(
+                Worker.step, len(pieces), group, round_, tint_lr, names, *pieces
             )
             for group, names in only.items()
         ]
         correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
-        projected = self._cast.shards.project([pieces for *pieces, _ in answers], correction_lr)
-        found = self._fleet.get([*projected, *(metrics for *_, metrics in answers)])
-        gradient = self._cast.shards.fold(found[: len(projected)])
+        projected = self._cast.shards.project([parts for parts, _ in answers], correction_lr)
+        metrics = self._backend.get([metrics for _, metrics in answers])
+        gradient = self._cast.shards.fold(self._backend.get(projected))
         self._coefficients.update(gradient, self._coefficient_lr(round_))
-        return {name: of for group in found[len(projected) :] for name, of in group.items()}
+        return {name: of for group in metrics for name, of in group.items()}
 
-    def theta(self) -> list[Ref]:
+    def theta(self) -> list[Future[Sent]]:
         """θ for the present Λ in pieces, where members can read it."""
         return self._cast.shards.merge(self._coefficients.values)
 
@@ -208,13 +208,15 @@ class Coordinator:
 
     def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
         """Measure every task under the present Λ, in the order of the job."""
-        theta = self.theta()
-        refs = [worker.call("evaluate", name, *theta) for name, worker in self._cast.tasks.items()]
+        theta = list(map(as_argument, self.theta()))
+        scores = [
+            worker.call(Worker.evaluate, name, *theta) for name, worker in self._cast.tasks.items()
+        ]
         found: dict[int, TaskScore] = {}
-        for index, score in self._fleet.as_completed(refs):
+        for index, score in self._backend.as_completed(scores):
             on_score(score)
             found[index] = score
-        return [found[index] for index in range(len(refs))]
+        return [found[index] for index in range(len(scores))]
 
     def backbone(self) -> Floats:
         """θ [P] for the present Λ, here."""

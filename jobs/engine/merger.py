@@ -1,4 +1,4 @@
-"""A merging method over a job's fleet: tensors spread over members, gathered in order."""
+"""A merging method over a job's backend: tensors spread over members, gathered in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
@@ -103,7 +103,7 @@ class Merger:
 
 
 def merged_backbones(
-    fleet: Backend,
+    backend: Backend,
     order: MergerConfig,
     layout: Layout,
     progress: Progress | None = None,
@@ -116,44 +116,49 @@ def merged_backbones(
     there are members: one per CPU, or ``most``.
     """
     members = [
-        fleet.spawn(Merger, order, threads=0, name=f"merger {n + 1}")
-        for n in range(min(most or fleet.size(), len(layout.slots)))
+        backend.spawn(Placement(f"merger {n + 1}"), Merger, order)
+        for n in range(min(most or backend.size(), len(layout.slots)))
     ]
     try:
-        return _gathered(fleet, members, layout, progress)
+        return _gathered(backend, members, layout, progress)
     finally:
-        fleet.dismiss(members)
+        backend.dismiss(members)
 
 
 def _gathered(
-    fleet: Backend, members: Sequence[Member], layout: Layout, progress: Progress | None
+    backend: Backend,
+    members: Sequence[ActorHandle[Merger]],
+    layout: Layout,
+    progress: Progress | None,
 ) -> dict[str, Floats]:
-    outputs = fleet.get([member.call("open") for member in members])[0]
-    _share_totals(fleet, members, [slot.name for slot in layout.slots])
+    outputs = backend.get([member.call(Merger.open) for member in members])[0]
+    _share_totals(backend, members, [slot.name for slot in layout.slots])
     merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
-    window: deque[tuple[int, Ref]] = deque()
+    window: deque[tuple[int, Future[Floats]]] = deque()
 
     def collect() -> None:
-        index, ref = window.popleft()
+        index, tensor = window.popleft()
         slot = layout.slots[index]
-        merged[:, slot.start : slot.stop] = fleet.get([ref])[0]
+        merged[:, slot.start : slot.stop] = tensor.result()
         if progress is not None:
             progress(slot.stop, layout.numel)
 
     for index, slot in enumerate(layout.slots):
         if len(window) == len(members):
             collect()
-        window.append((index, members[index % len(members)].call("merge", slot.name)))
+        window.append((index, members[index % len(members)].call(Merger.merge, slot.name)))
     while window:
         collect()
     return dict(zip(outputs, merged, strict=True))
 
 
-def _share_totals(fleet: Backend, members: Sequence[Member], names: Sequence[str]) -> None:
+def _share_totals(
+    backend: Backend, members: Sequence[ActorHandle[Merger]], names: Sequence[str]
+) -> None:
     """Each member sums over its share of the tensors, and all use the sum of sums."""
-    parts = fleet.get(
-        [member.call("totals", names[n :: len(members)]) for n, member in enumerate(members)]
+    parts = backend.get(
+        [member.call(Merger.totals, names[n :: len(members)]) for n, member in enumerate(members)]
     )
     known = [part for part in parts if part is not None]
     total = np.sum(known, axis=0) if known else None
-    fleet.get([member.call("use", total) for member in members])
+    backend.get([member.call(Merger.use, total) for member in members])

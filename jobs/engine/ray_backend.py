@@ -7,19 +7,30 @@ direct transports (``Backend.connect``).
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Concatenate, Generic
 
 import numpy as np
 
 from tintray.errors import FitError, SpecError, TintrayError
-from tintray.jobs.engine.backend import GPUS, NO_GPUS, Member, Ref, own
+from tintray.jobs.engine.backend import (
+    GPUS,
+    NO_GPUS,
+    A,
+    ActorHandle,
+    Future,
+    P,
+    Part,
+    Placement,
+    T,
+)
+from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, could_not_start, own
 from tintray.jobs.engine.sizes import ClusterSize
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
@@ -38,36 +49,39 @@ class _Host:
         torch.set_num_threads(threads)
         self._members: list[Any] = []
         self._refusals: dict[int, Exception] = {}
-        self._kept: dict[int, Any] = {}  # answers of several tensors, until each is taken
-        self._failure: Exception | None = None  # of the last call that had such answers
+        self._parts: deque[Any] = deque()  # tensors that were answered, until each is taken
 
-    def host(self, cls: type, *args: Any) -> None:
+    def host(self, cls: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> None:
         try:
-            self._members.append(cls(*args))
+            self._members.append(cls(*args, **options))
         except Exception as error:  # noqa: BLE001 -- whatever it is, ``call`` raises it
             self._refusals[len(self._members)] = error
             self._members.append(None)
 
-    def call(self, number: int, method: str, *args: Any) -> Any:
+    def call(self, number: int, method: str, *args: Any, **options: Any) -> Any:
         if number in self._refusals:
             raise self._refusals[number]
-        return getattr(self._members[number], method)(*args)
+        return getattr(self._members[number], method)(*args, **options)
 
-    def keep(self, token: int, number: int, method: str, *args: Any) -> Any:
-        self._failure = None
+    def call_parts(self, number: int, method: str, *args: Any, **options: Any) -> Any:
+        parts, rest = self.call(number, method, *args, **options)
+        return (*parts, rest)
+
+    def keep_parts(self, count: int, number: int, method: str, *args: Any, **options: Any) -> Any:
         try:
-            *kept, last = self.call(number, method, *args)
+            parts, rest = self.call(number, method, *args, **options)
         except Exception as error:
-            self._failure = error  # of what will be asked for next
+            self._parts.extend([error] * count)
             raise
         # Copies: what was answered is sent later, when the member may be at its next call.
-        self._kept |= {token + n: tensor.clone() for n, tensor in enumerate(kept)}
-        return last
+        self._parts.extend(tensor.clone() for tensor in parts)
+        return rest
 
-    def take(self, token: int) -> Any:
-        if self._failure is not None:
-            raise self._failure
-        return self._kept.pop(token)
+    def take_part(self) -> Any:
+        part = self._parts.popleft()
+        if isinstance(part, Exception):
+            raise part
+        return part
 
     def ready(self, number: int, name_node: bool) -> None:
         error, where = self._refusals.get(number), ""
@@ -78,73 +92,85 @@ class _Host:
         if isinstance(error, TintrayError):
             raise type(error)(f"{error}{where}")
         if error is not None:
-            found = f"{type(error).__name__}: {error}"
-            raise FitError(f"a worker could not be started ({found}){where}") from error
+            raise FitError(f"{could_not_start(error)}{where}") from error
 
 
-class _RayMember:
+class _RayFuture(Future[T]):
+    """An answer that Ray has, or waits for."""
+
+    def __init__(self, backend: RayBackend, ref: Any) -> None:
+        self.ref = ref
+        self._backend = backend
+
+    def result(self) -> T:
+        return self._backend.get([self])[0]
+
+
+def _sendable(value: Any) -> Any:
+    """What Ray is given of an argument or a future: its own reference, or the value."""
+    if isinstance(value, LocalFuture):
+        value = value.value()
+    return value.ref if isinstance(value, _RayFuture) else value
+
+
+class _RayHandle(Generic[A]):
     """One of an actor's members; ``transport`` is how tensors go from actor to actor."""
 
-    def __init__(self, actor: Any, number: int, name: str, transport: str | None) -> None:
+    def __init__(
+        self, backend: RayBackend, actor: Any, number: int, name: str, transport: str | None
+    ) -> None:
         self.actor = actor
         self.hosts = number + 1
         """Members that the actor has by now, if this is the first of them."""
-        self.name = name
+        self._backend = backend
         self._number = number
-        self._transport = transport
-        self._tokens = itertools.count(number << 48)
+        self._name = name
+        self._direct = {} if transport is None else {"tensor_transport": transport}
 
-    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
-        name = f"{self.name}.{method}"
-        if direct and returns > 1:
-            first, *others = (next(self._tokens) for _ in range(returns - 1))
-            last = self.actor.keep.options(name=name).remote(first, self._number, method, *args)
-            return [*(self._directly("take", name, n) for n in (first, *others)), last]
-        if direct:
-            return self._directly("call", name, self._number, method, *args)
-        return self.actor.call.options(num_returns=returns, name=name).remote(
-            self._number, method, *args
-        )
+    def call(
+        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
+    ) -> Future[T]:
+        task = self._task("call", method)
+        return _RayFuture(self._backend, task(self._number, method.__name__, *args, **options))
 
-    def _directly(self, task: str, name: str, *args: Any) -> Ref:
-        options = {"tensor_transport": self._transport, "name": name}
-        return getattr(self.actor, task).options(**options).remote(*args)
+    def call_direct(
+        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
+    ) -> Future[T]:
+        task = self._task("call", method, **self._direct)
+        return _RayFuture(self._backend, task(self._number, method.__name__, *args, **options))
 
-    def ready(self, name_node: bool) -> Ref:
+    def call_direct_parts(
+        self,
+        method: Callable[Concatenate[A, P], tuple[Sequence[Part], T]],
+        parts: int,
+        /,
+        *args: P.args,
+        **options: P.kwargs,
+    ) -> tuple[list[Future[Part]], Future[T]]:
+        called = (self._number, method.__name__, *args)
+        if self._direct:  # an answer goes by one way: the actor keeps the parts, to be asked for
+            rest = self._task("keep_parts", method)(parts, *called, **options)
+            take = self._task("take_part", method, **self._direct)
+            refs = [*(take() for _ in range(parts)), rest]
+        else:
+            refs = self._task("call_parts", method, num_returns=parts + 1)(*called, **options)
+        *found, last = (_RayFuture[Any](self._backend, ref) for ref in refs)
+        return [*found], last
+
+    def ready(self, name_node: bool) -> Future[None]:
         """Raises, when it is asked for, what the constructor did."""
-        return self.actor.ready.remote(self._number, name_node)
+        return _RayFuture(self._backend, self.actor.ready.remote(self._number, name_node))
 
+    def _task(self, task: str, method: Callable[..., object], **options: Any) -> Callable[..., Any]:
+        """One of the actor's own methods, named in Ray's logs as the member's."""
+        name = f"{self._name}.{method.__name__}"
+        remote = getattr(self.actor, task).options(name=name, **options).remote
 
-class _MemberHere:
-    """A member in the process of the fleet itself, which other members' answers come to."""
+        def start(*args: Any, **named: Any) -> Any:
+            sent = {name: _sendable(value) for name, value in named.items()}
+            return remote(*map(_sendable, args), **sent)
 
-    def __init__(self, fleet: RayBackend, threads: int, target: Any) -> None:
-        self._fleet = fleet
-        self._threads = threads
-        self._target = target
-
-    def call(self, method: str, *args: Any, returns: int = 1, direct: bool = False) -> Ref:
-        given = self._fleet.get(args)
-        with _computing_with(self._threads):
-            result = getattr(self._target, method)(*given)
-        return [self._sent(value) for value in result] if returns > 1 else self._sent(result)
-
-    def _sent(self, value: Any) -> Ref:
-        """Large arrays go into the object store once, not along with every call."""
-        large = isinstance(value, np.ndarray) and value.nbytes > _LARGE
-        return self._fleet.put(value) if large else own(value)
-
-
-@contextmanager
-def _computing_with(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return start
 
 
 @contextmanager
@@ -213,9 +239,10 @@ class RayBackend:
 
         self._ray = ray
         self._transport = transport
-        self.direct = transport is not None
+        self.tensor_transport = transport is not None
         self._group: Any = None
         self._actors: list[Any] = []
+        self._local: list[LocalHandle[Any]] = []
         self._spread = 0  # how many members that ask for no CPU were given a node
         self._owns_cluster = not ray.is_initialized()
         self._made_to_measure = self._owns_cluster and address is None
@@ -285,34 +312,36 @@ class RayBackend:
         return int(self._ray.cluster_resources().get("GPU", 0))
 
     def spawn(
-        self,
-        cls: type,
-        *args: Any,
-        threads: float,
-        name: str,
-        gpus: int = 0,
-        beside: Member | None = None,
-        here: bool = False,
-    ) -> Member:
+        self, placement: Placement, cls: Callable[P, A], /, *args: P.args, **options: P.kwargs
+    ) -> ActorHandle[A]:
         """Start an actor; the constructor runs there and is not waited for."""
-        if here:
-            return _MemberHere(self, max(1, int(threads)), cls(*args))
-        if isinstance(beside, _RayMember):
-            beside.actor.host.remote(cls, *args)
-            beside.hosts += 1
-            return _RayMember(beside.actor, beside.hosts - 1, name, self._transport)
+        threads, name = max(1, int(placement.threads)), placement.name
+        if placement.in_process:
+            member = LocalHandle(self, self._kept, lambda: cls(*args, **options), threads)
+            self._local.append(member)
+            return member
+        host = placement.colocate_with
+        if isinstance(host, _RayHandle):
+            host.actor.host.remote(cls, args, options)
+            host.hosts += 1
+            return _RayHandle(self, host.actor, host.hosts - 1, name, self._transport)
         # Who asks for no CPU (shards) would all be put on one node; they hold memory: spread them.
-        strategy = "DEFAULT" if threads else self._next_node()
+        strategy = "DEFAULT" if placement.threads else self._next_node()
         remote = self._ray.remote(
-            num_cpus=threads,
-            num_gpus=gpus,
+            num_cpus=placement.threads,
+            num_gpus=placement.gpus,
             scheduling_strategy=strategy,
-            enable_tensor_transport=self.direct,
+            enable_tensor_transport=self.tensor_transport,
         )(_Host)
-        actor = remote.remote(max(1, int(threads)))
-        actor.host.remote(cls, *args)
+        actor = remote.remote(threads)
+        actor.host.remote(cls, args, options)
         self._actors.append(actor)
-        return _RayMember(actor, 0, name, self._transport)
+        return _RayHandle(self, actor, 0, name, self._transport)
+
+    def _kept(self, value: Any) -> Any:
+        """Large arrays go into the object store once, not along with every call."""
+        large = isinstance(value, np.ndarray) and value.nbytes > _LARGE
+        return self.put(value) if large else own(value)
 
     def _next_node(self) -> Any:
         """Each node in turn; Ray's own SPREAD is a wish, and may put all members on one."""
@@ -322,14 +351,22 @@ class RayBackend:
         self._spread += 1
         return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=True)
 
-    def connect(self, members: Sequence[Member]) -> None:
+    def ready(self, members: Sequence[ActorHandle[object]]) -> None:
+        """Wait for their constructors; among several nodes, a failure names its own."""
+        several = self.capacity().nodes > 1
+        self.get([m.ready(several) for m in members if isinstance(m, _RayHandle)])
+        for member in members:
+            if isinstance(member, LocalHandle):
+                member.ready()
+
+    def connect(self, members: Sequence[ActorHandle[object]]) -> None:
         """Make the one group that Ray's collective transports ask for, of the members' actors."""
         from ray.experimental.collective import create_collective_group
 
         self._disconnect()
         # Ray warns that what an actor is given back of its own is no copy; nobody writes into it.
         warnings.filterwarnings("ignore", message="RDT ObjectRef", category=UserWarning)
-        actors = dict.fromkeys(m.actor for m in members if isinstance(m, _RayMember))
+        actors = dict.fromkeys(m.actor for m in members if isinstance(m, _RayHandle))
         with self._translated():
             self._group = create_collective_group(list(actors), backend=self._transport)
 
@@ -341,46 +378,47 @@ class RayBackend:
             with suppress(self._ray.exceptions.RayError):  # members that have died
                 destroy_collective_group(group)
 
-    def put(self, value: Any) -> Ref:
+    def put(self, value: T) -> Future[T]:
         """Into the object store, where members read it without a copy."""
-        return self._ray.put(value)
+        return _RayFuture(self, self._ray.put(value))
 
-    def ready(self, members: Sequence[Member]) -> None:
-        """Wait for their constructors; among several nodes, a failure names its own."""
-        several = self.capacity().nodes > 1
-        self.get([m.ready(several) for m in members if isinstance(m, _RayMember)])
-
-    def dismiss(self, members: Sequence[Member]) -> None:
-        """Kill their actors; Ray gives their CPUs to the next ones spawned."""
-        self._disconnect()
-        for member in members:
-            if isinstance(member, _RayMember) and member.actor in self._actors:
-                self._ray.kill(member.actor)
-                self._actors.remove(member.actor)
-
-    def get(self, refs: Sequence[Ref]) -> list[Any]:
-        """Values in order, with members' own errors."""
+    def get(self, futures: Sequence[Future[T]]) -> list[T]:
+        """Answers in order, with members' own errors."""
+        given = [_sendable(future) for future in futures]
+        refs = [value for value in given if isinstance(value, self._ray.ObjectRef)]
         with self._translated():
-            found = iter(self._ray.get([ref for ref in refs if self.on_its_way(ref)]))
-        return [next(found) if self.on_its_way(ref) else ref for ref in refs]
+            found = iter(self._ray.get(refs))
+        return [next(found) if isinstance(v, self._ray.ObjectRef) else v for v in given]
 
-    def on_its_way(self, ref: Ref) -> bool:
-        """Whether a ref is Ray's; otherwise it is the value itself, of a member in this process."""
-        return isinstance(ref, self._ray.ObjectRef)
-
-    def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[int, Any]]:
-        """Values as they come."""
-        index = {ref: position for position, ref in enumerate(refs)}
-        waiting = list(refs)
+    def as_completed(self, futures: Sequence[Future[T]]) -> Iterator[tuple[int, T]]:
+        """Answers as they come; first those of members in this process."""
+        index = {}
+        for position, future in enumerate(futures):
+            if isinstance(future, _RayFuture):
+                index[future.ref] = position
+            else:
+                yield position, future.result()
+        waiting = list(index)
         while waiting:
             with self._translated():
                 done, waiting = self._ray.wait(waiting, num_returns=1)
                 value = self._ray.get(done[0])
             yield index[done[0]], value
 
+    def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
+        """Kill their actors; Ray gives their CPUs to the next ones spawned."""
+        self._disconnect()
+        for member in members:
+            if isinstance(member, LocalHandle):
+                member.dismiss()
+                self._local = [other for other in self._local if other is not member]
+            elif isinstance(member, _RayHandle) and member.actor in self._actors:
+                self._ray.kill(member.actor)
+                self._actors.remove(member.actor)
+
     def close(self) -> None:
         """Kill the actors; stop the cluster if it was started here."""
-        self._disconnect()
+        self.dismiss(self._local)
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors.clear()

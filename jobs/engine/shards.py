@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
-from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement, as_argument
 from tintray.jobs.engine.sizes import FLOAT, LARGE_GRADIENT
 from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
@@ -194,7 +194,7 @@ class Shards:
     hosts
         Members beside which they live, one each: what lies on a device is then moved only between
         devices. Without them each has a process of its own.
-    here
+    in_process
         Have the one shard in the coordinator's process: a round then makes half as many hops.
     """
 
@@ -202,105 +202,95 @@ class Shards:
 
     def __init__(
         self,
-        fleet: Backend,
+        backend: Backend,
         order: ShardConfig,
         count: int,
-        hosts: Sequence[Member] = (),
+        hosts: Sequence[ActorHandle[object]] = (),
         *,
-        here: bool = False,
+        in_process: bool = False,
     ) -> None:
-        self._fleet = fleet
+        self._backend = backend
         self._layout = order.layout
         self._direct = order.direct
-        self.here = here
-        """Whether they are in this process."""
+        self.in_process = in_process
         self._stretches = order.layout.stretches(min(count, len(hosts)) if hosts else count)
-        self.members: list[Member] = [
-            fleet.spawn(
+        self.members: list[ActorHandle[Shard]] = [
+            backend.spawn(
+                Placement(
+                    f"shard {n + 1}",
+                    colocate_with=hosts[n] if hosts else None,
+                    in_process=in_process,
+                ),
                 self.member,
                 order,
                 stretch,
-                threads=0,
-                name=f"shard {n + 1}",
-                beside=hosts[n] if hosts else None,
-                here=here,
             )
             for n, stretch in enumerate(self._stretches)
         ]
-
-    @property
-    def sends_tensors(self) -> bool:
-        """Whether they and the workers exchange tensors directly."""
-        return self._direct
 
     @property
     def bounds(self) -> list[slice]:
         """Where each shard's stretch lies in θ [P]."""
         return [self._layout.bounds(stretch) for stretch in self._stretches]
 
-    def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> list[Ref]:
-        """Start to read T; the refs are there when it is read."""
-        return [member.call("load", tasks, vectors) for member in self.members]
+    def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> list[Future[None]]:
+        """Start to read T."""
+        return [member.call(Shard.load, tasks, vectors) for member in self.members]
 
     def direct(self, recipe: Recipe, statistics: Mapping[str, Sequence[BlobRef]]) -> None:
         """Put a merging method's directions in the place of T."""
-        parts = self._fleet.get([member.call("totals", recipe) for member in self.members])
+        parts = self._backend.get([member.call(Shard.totals, recipe) for member in self.members])
         each = [total for part in parts for total in part]
         totals = torch.stack([torch.from_numpy(t.copy()) for t in each]).sum(0) if each else None
         given = None if totals is None else totals.numpy()
-        self._fleet.get([m.call("direct", recipe, statistics, given) for m in self.members])
+        self._backend.get([m.call(Shard.direct, recipe, statistics, given) for m in self.members])
 
-    def merge(self, coefficients: torch.Tensor, *, for_a_round: bool = False) -> list[Ref]:
+    def merge(self, coefficients: torch.Tensor, *, for_a_round: bool = False) -> list[Future[Sent]]:
         """θ for Λ [K, L], in pieces, one of each shard.
 
-        ``for_a_round`` it may go to the workers directly; else whoever holds the refs can read it.
+        ``for_a_round`` it may go to the workers directly; else whoever has the futures can read it.
         """
         spread = self._layout.spread(coefficients).numpy()
-        direct = self._direct and for_a_round
-        return [
-            member.call(
-                "merge",
-                np.ascontiguousarray(spread[:, stretch.start : stretch.stop]),
-                *([True] if direct else []),
-                direct=direct,
-            )
-            for member, stretch in zip(self.members, self._stretches, strict=True)
-        ]
+        pieces = [np.ascontiguousarray(spread[:, s.start : s.stop]) for s in self._stretches]
+        each = list(zip(self.members, pieces, strict=True))
+        if for_a_round and self._direct:
+            return [member.call_direct(Shard.merge, piece, True) for member, piece in each]
+        return [member.call(Shard.merge, piece) for member, piece in each]
 
-    def project(self, gradients: Sequence[Sequence[Ref]], correction_lr: float = 0.0) -> list[Ref]:
+    def project(
+        self, gradients: Sequence[Sequence[Future[Sent]]], correction_lr: float = 0.0
+    ) -> list[Future[Floats]]:
         """∂L/∂Λ by tensor, in pieces; of each group's gradient in pieces, in group order.
 
         The correction moves along their sum, unless its learning rate is 0.
 
         Large gradients are summed one by one, so that few of them are alive at any time.
         """
-        by_shard = list(zip(*gradients, strict=True))
+        by_shard = [list(map(as_argument, mine)) for mine in zip(*gradients, strict=True)]
         if FLOAT * self._layout.numel < LARGE_GRADIENT:
             return [
-                member.call("project", correction_lr, *mine)
+                member.call(Shard.project, correction_lr, *mine)
                 for member, mine in zip(self.members, by_shard, strict=True)
             ]
         for member, mine in zip(self.members, by_shard, strict=True):
             for gradient in mine:
-                member.call("add", gradient)
-        return [member.call("project", correction_lr) for member in self.members]
+                member.call(Shard.add, gradient)
+        return [member.call(Shard.project, correction_lr) for member in self.members]
 
     def fold(self, pieces: Sequence[Floats]) -> torch.Tensor:
         """∂L/∂Λ [K, L] from what ``project`` answered."""
         whole = np.concatenate(pieces, axis=1)
         return self._layout.fold(torch.from_numpy(whole))
 
-    def gather(self, theta: Sequence[Ref]) -> Floats:
+    def gather(self, theta: Sequence[Future[Sent]]) -> Floats:
         """θ [P], here, from the pieces that ``merge`` answered."""
-        whole: Any = np.concatenate(self._fleet.get(list(theta)))
+        whole: Any = np.concatenate(self._backend.get(list(theta)))
         gathered: Floats = whole
         return gathered
 
     def correction(self) -> dict[str, torch.Tensor]:
         """The state of the correction, [P] each but for ``steps``; empty where none was learned."""
-        parts: list[dict[str, Floats]] = self._fleet.get(
-            [member.call("correction") for member in self.members]
-        )
+        parts = self._backend.get([member.call(Shard.correction) for member in self.members])
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if whole:
             whole["steps"] = parts[0]["steps"]
@@ -309,10 +299,10 @@ class Shards:
     def correct(self, state: Mapping[str, torch.Tensor]) -> None:
         """Have every shard go back to its stretch of what ``correction`` returned."""
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
-        self._fleet.get(
+        self._backend.get(
             [
                 member.call(
-                    "correct",
+                    Shard.correct,
                     {n: a if n == "steps" else a[bounds] for n, a in arrays.items()},
                 )
                 for member, bounds in zip(self.members, self.bounds, strict=True)

@@ -23,7 +23,7 @@ PROCESS_BYTES = 420 * MIB
 SHARD_BYTES = 512 * MIB
 """Task vectors that one shard has at least, where the job file does not say how many there are."""
 
-HERE_BYTES = 128 * MIB
+IN_PROCESS_BYTES = 128 * MIB
 """Up to so much, all task vectors are held by the coordinator's process, where the job file does
 not say how many shards there are: a round then waits for half as many calls, and nobody pays for a
 process more."""
@@ -124,7 +124,7 @@ class Plan:
         What the artifacts take.
     pools
         What of a worker's memory is pools.
-    here
+    in_process
         Whether the one shard is in the coordinator's process.
     """
 
@@ -138,7 +138,7 @@ class Plan:
     disk: int
     nodes: int = 1
     pools: int = 0
-    here: bool = False
+    in_process: bool = False
 
     @property
     def memory(self) -> int:
@@ -213,23 +213,23 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))
     if choice.gpus:  # a shard lives beside a worker, on its GPU
         shards = min(choice.shards or workers, workers)
-    here = choice.shards is None and not choice.gpus and total <= HERE_BYTES
+    in_process = choice.shards is None and not choice.gpus and total <= IN_PROCESS_BYTES
     plan = Plan(
         workers=workers,
         shards=shards,
         mapped=False,
         format=choice.format,
         worker=worker_bytes(job, workers),
-        shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if here else 0),
+        shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if in_process else 0),
         object_store=alive_bytes(job.parameters, job.groups),
         disk=job.stored,
         nodes=cluster.nodes,
         pools=job.pool_bytes // workers,
-        here=here,
+        in_process=in_process,
     )
     if choice.format == "f32" and plan.memory > cluster.memory:
         shard = shard_bytes(job, shards, job.factors)
-        return replace(plan, mapped=True, here=False, shard=shard)
+        return replace(plan, mapped=True, in_process=False, shard=shard)
     return plan
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, Future, Placement
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
 from tintray.models.loading import load_expert
@@ -81,7 +81,7 @@ def _key(kind: str, *digests: str) -> str:
 
 
 def measure_statistics(
-    fleet: Backend,
+    backend: Backend,
     store_url: str,
     kinds: Iterable[str],
     orders: Sequence[TaskConfig],
@@ -89,7 +89,7 @@ def measure_statistics(
     prepared: Mapping[str, Prepared],
     tell: Callable[[str], object],
 ) -> Refs:
-    """Have the statistics of these kinds for every task, measured by the fleet or remembered.
+    """Have the statistics of these kinds for every task, measured by the backend or remembered.
 
     ``tell`` hears a sentence for each kind: what was measured, and what the store had.
     """
@@ -97,23 +97,23 @@ def measure_statistics(
     if not wanted:
         return {}
     members = [
-        fleet.spawn(Measurer, store_url, threads=0, name=f"measurer {n + 1}")
-        for n in range(min(fleet.size(), len(orders)))
+        backend.spawn(Placement(f"measurer {n + 1}"), Measurer, store_url)
+        for n in range(min(backend.size(), len(orders)))
     ]
     vectors = [prepared[order.name].vector for order in orders]
-    calls = {}
+    calls: dict[str, list[Future[Measured]]] = {}
     for kind in wanted:
         if kind == "svd_sum":
-            calls[kind] = [members[0].call("of_vectors", kind, vectors)]
+            calls[kind] = [members[0].call(Measurer.of_vectors, kind, vectors)]
             continue
         calls[kind] = [
-            members[k % len(members)].call("of_expert", kind, order, facts[order.name])
+            members[k % len(members)].call(Measurer.of_expert, kind, order, facts[order.name])
             if kind in statistics.OF_EXPERTS
-            else members[k % len(members)].call("of_vectors", kind, [vectors[k]])
+            else members[k % len(members)].call(Measurer.of_vectors, kind, [vectors[k]])
             for k, order in enumerate(orders)
         ]
-    found: dict[str, list[Measured]] = {kind: fleet.get(refs) for kind, refs in calls.items()}
-    fleet.dismiss(members)
+    found = {kind: backend.get(each) for kind, each in calls.items()}
+    backend.dismiss(members)
     for kind, measured in found.items():
         tell(_told(kind, measured))
     return {kind: tuple(one.ref for one in measured) for kind, measured in found.items()}

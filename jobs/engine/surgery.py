@@ -1,4 +1,4 @@
-"""Surgery on the tasks of a merge, spread over a fleet."""
+"""Surgery on the tasks of a merge, spread over a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tintray.checkpoints.processors import load_processor
 from tintray.data.source import DataSource
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, Placement, as_argument
 from tintray.jobs.engine.configs import TaskConfig, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
 from tintray.models.calling import answer_space
@@ -82,7 +82,7 @@ class Surgeon:
 
 
 def operate_on_all(
-    fleet: Backend,
+    backend: Backend,
     layout: Layout,
     seed: int,
     orders: Sequence[TaskConfig],
@@ -93,16 +93,19 @@ def operate_on_all(
     ``backbones`` is θ [P] by task, or under ``""`` for all.
     """
     surgeons = [
-        fleet.spawn(Surgeon, layout, seed, threads=0, name=f"surgeon {n + 1}")
-        for n in range(min(fleet.size(), len(orders)))
+        backend.spawn(Placement(f"surgeon {n + 1}"), Surgeon, layout, seed)
+        for n in range(min(backend.size(), len(orders)))
     ]
-    shared = {name: fleet.put(theta) for name, theta in backbones.items()}
-    refs = [
-        surgeons[k % len(surgeons)].call("operate", order, shared.get(order.name, shared.get("")))
-        for k, order in enumerate(orders)
-    ]
-    found: list[Operated] = fleet.get(refs)
-    fleet.dismiss(surgeons)
+    shared = {name: as_argument(backend.put(theta)) for name, theta in backbones.items()}
+    found = backend.get(
+        [
+            surgeons[k % len(surgeons)].call(
+                Surgeon.operate, order, shared[order.name if order.name in shared else ""]
+            )
+            for k, order in enumerate(orders)
+        ]
+    )
+    backend.dismiss(surgeons)
     tensors = {
         order.name: {name: torch.from_numpy(array.copy()) for name, array in of.tensors.items()}
         for order, of in zip(orders, found, strict=True)

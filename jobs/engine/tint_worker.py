@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, readable
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.hosting import HostedTask
 from tintray.jobs.engine.published_tasks import Kept
 from tintray.jobs.engine.worker import Worker
@@ -268,40 +268,48 @@ def part(pool: Pool, rows: Tensor) -> Pool:
     )
 
 
-class TintWorkerPool(WorkerPool):
+class TintWorkerPool(WorkerPool[TintWorker]):
     """A crew whose workers also learn tint layers under a backbone that stays."""
 
     def __init__(
         self,
-        fleet: Backend,
+        backend: Backend,
         spec: JobSpec,
         ground: SplitModel,
         kept: Mapping[str, Kept] | None = None,
     ) -> None:
-        super().__init__(fleet, spec, ground, worker=TintWorker, kept=kept)
+        super().__init__(TintWorker, backend, spec, ground, kept=kept)
 
     def fit_tints(self, names: Iterable[str], order: TintConfig, theta: Floats) -> list[Tinted]:
         """Learn these tasks' tint layers under θ [P]."""
-        return self._each("fit_tint", names, order, self._fleet.put(theta))
+        shared = as_argument(self._backend.put(theta))
+        return self._backend.get(
+            [self._tasks[name].call(TintWorker.fit_tint, name, order, shared) for name in names]
+        )
 
     def held_agreement(self, theta: Floats) -> dict[str, float]:
         """Each task's agreement with its expert on what was held back, under θ [P]."""
         names = [order.name for order in self.orders]
-        found = self._each("held_agreement", names, self._fleet.put(theta))
+        shared = as_argument(self._backend.put(theta))
+        found = self._backend.get(
+            [self._tasks[name].call(TintWorker.held_agreement, name, shared) for name in names]
+        )
         return dict(zip(names, found, strict=True))
 
     def evaluate(self, names: Iterable[str], theta: Floats) -> list[TaskScore]:
         """Measure these tasks under θ [P]."""
-        return self._each("evaluate", names, self._fleet.put(theta))
+        shared = as_argument(self._backend.put(theta))
+        return self._backend.get(
+            [self._tasks[name].call(TintWorker.evaluate, name, shared) for name in names]
+        )
 
     def give_tints(self, tints: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Let tasks go on from these tint layers."""
-        self._fleet.get(
+        self._backend.get(
             [
-                self._tasks[name].call("give_tint", name, {k: t.numpy() for k, t in own.items()})
+                self._tasks[name].call(
+                    TintWorker.give_tint, name, {k: t.numpy() for k, t in own.items()}
+                )
                 for name, own in tints.items()
             ]
         )
-
-    def _each(self, method: str, names: Iterable[str], *arguments: Any) -> list[Any]:
-        return self._fleet.get([self._tasks[name].call(method, name, *arguments) for name in names])

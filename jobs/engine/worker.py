@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
+from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.fit_checkpoints import MARK
 from tintray.jobs.engine.hosting import Experts, HostedTask
@@ -29,7 +29,7 @@ from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.partition import default_tint_lr
 from tintray.tinting.pseudo_labels import prepare_targets
-from tintray.tinting.step import TaskGroup, TaskState
+from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.tint_layers import FusedModel
 
 
@@ -134,14 +134,14 @@ class Worker:
 
     def step(
         self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Sent
-    ) -> tuple[Any, ...]:
+    ) -> tuple[list[Sent], dict[str, TaskMetrics]]:
         """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
 
-        Answers Σ ∂L/∂θ over its tasks, in as many pieces, and last the metrics per task.
+        Answers Σ ∂L/∂θ over its tasks, in as many pieces, and the metrics per task.
         """
         result = self._groups[group].step(self._backbone(theta), round_, tint_lr, only=only)
         pieces = [result.gradient[stretch] for stretch in self._bounds]
-        return (*(sent(piece, self._order.direct) for piece in pieces), result.metrics)
+        return [sent(piece, self._order.direct) for piece in pieces], result.metrics
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
@@ -165,7 +165,7 @@ class Worker:
                 }
             )
 
-    def probe(self, name: str, site: str, steps: int, *theta: Floats) -> tuple[float, float]:
+    def probe(self, name: str, site: str, steps: int, *theta: Sent) -> tuple[float, float]:
         """Try a site for one task under θ in pieces; see ``tintray.jobs.engine.trials.probe``."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
@@ -184,7 +184,7 @@ class Worker:
 
     # -- after the fit -------------------------------------------------------------------------
 
-    def evaluate(self, name: str, *theta: Floats) -> TaskScore:
+    def evaluate(self, name: str, *theta: Sent) -> TaskScore:
         """Measure one task under θ: on its labelled test set, else by agreement on its pool."""
         hosted = self._hosted[name]
         pool = hosted.pool if hosted.test is None else hosted.test
@@ -195,7 +195,7 @@ class Worker:
         known = hosted.test_labels
         return calibrated_score(name, hosted.order.kind, merged, expert, known, pool.mask)
 
-    def agreement(self, name: str, examples: int, *theta: Floats) -> float:
+    def agreement(self, name: str, examples: int, *theta: Sent) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
@@ -219,19 +219,19 @@ class Worker:
         """θ in pieces, where rounds compute."""
         return [readable(piece, self._order.device) for piece in theta]
 
-    def _estimate(self, hosted: HostedTask, theta: Sequence[Floats]) -> None:
+    def _estimate(self, hosted: HostedTask, theta: Sequence[Sent]) -> None:
         """Let a task keep the statistics of batch normalisation that it has under θ."""
         assert self._fused is not None, "check() comes first"
         self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
 
-    def _predict(self, hosted: HostedTask, pool: pools.Pool, theta: Sequence[Floats]) -> Outputs:
+    def _predict(self, hosted: HostedTask, pool: pools.Pool, theta: Sequence[Sent]) -> Outputs:
         with self._bound(hosted, theta) as run:
             return labels.ask(run, pool, hosted.order.kind)
 
     @contextmanager
     def _bound(
-        self, hosted: HostedTask, theta: Sequence[Floats]
+        self, hosted: HostedTask, theta: Sequence[Sent]
     ) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
         """The merged model of a task under θ in pieces, in this block."""
         fused, layer = self._fused, hosted.layer

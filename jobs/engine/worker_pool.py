@@ -6,11 +6,11 @@ equal size. Which worker hosts a group depends on the cluster and never enters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
@@ -20,14 +20,14 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.adapter_sizes import factor_bytes
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, Member, Ref
+from tintray.jobs.engine.backend import ActorHandle, Backend, Placement
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.coordinator import Assignment
 from tintray.jobs.engine.machine_speed import Speed
 from tintray.jobs.engine.pool_sizes import pool_bytes
 from tintray.jobs.engine.published_tasks import Kept
 from tintray.jobs.engine.resources import free_disk
-from tintray.jobs.engine.shards import ShardConfig, Shards
+from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
 from tintray.jobs.engine.sizes import (
     Choice,
     ClusterSize,
@@ -53,6 +53,8 @@ from tintray.tinting.partition import Partition, default_tint_lr, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.site_search import AUTO, candidates
 from tintray.tinting.step import StepSettings
+
+W_co = TypeVar("W_co", bound=Worker, covariant=True)
 
 MOST_GROUPS = 8
 """Groups of a job that names none, at most: enough for eight cores, few enough that their gradients
@@ -199,59 +201,46 @@ def spread_groups(groups: Sequence[range], workers: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands if hand]
 
 
-@contextmanager
-def _noted(name: str, found: dict[str, InputError]) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        found[name] = error
-
-
-class WorkerPool:
-    """Workers and shards of one job, on a fleet.
+class WorkerPool(Generic[W_co]):
+    """Workers and shards of one job, on a backend.
 
     Parameters
     ----------
-    fleet
+    worker
+        What hosts the task groups.
+    backend
         Where they run.
     spec, ground
         The job, and its base as ``load_base_model`` found it.
-    worker
-        What hosts the task groups.
     kept
         Tasks of a published merge, which are taken up without their experts.
     """
 
     def __init__(
         self,
-        fleet: Backend,
+        worker: type[W_co],
+        backend: Backend,
         spec: JobSpec,
         ground: SplitModel,
         *,
-        worker: type[Worker] = Worker,
         kept: Mapping[str, Kept] | None = None,
     ) -> None:
-        self._fleet = fleet
+        self._backend = backend
         self._spec = spec
         self._ground = ground
         self.orders = [_order(spec, index, kept or {}) for index in range(len(spec.tasks))]
         groups = form_groups(len(self.orders), group_count(spec))
         threads = spec.cluster.threads_per_worker
-        self.plan = make_plan(spec, ground, fleet.capacity())
-        order = replace(_fit_order(spec, ground), direct=fleet.direct)
-        self._groups: dict[int, Member] = {}
+        self.plan = make_plan(spec, ground, backend.capacity())
+        order = replace(_fit_order(spec, ground), direct=backend.tensor_transport)
+        self._groups: dict[int, ActorHandle[W_co]] = {}
         self._names: dict[int, list[str]] = {}
-        self._tasks: dict[str, Member] = {}
-        self._workers: list[Member] = []
+        self._tasks: dict[str, ActorHandle[W_co]] = {}
+        self._workers: list[ActorHandle[W_co]] = []
         for hand in spread_groups(groups, self.plan.workers):
             hosted = {number: [self.orders[i] for i in groups[number]] for number in hand}
-            name = f"worker {len(self._workers) + 1}"
-            member = fleet.spawn(
-                *(worker, order, hosted),
-                threads=threads,
-                name=name,
-                gpus=spec.cluster.gpus_per_worker,
-            )
+            name, gpus = f"worker {len(self._workers) + 1}", spec.cluster.gpus_per_worker
+            member = backend.spawn(Placement(name, threads, gpus), worker, order, hosted)
             self._workers.append(member)
             self._groups |= dict.fromkeys(hand, member)
             self._names |= {number: [o.name for o in of] for number, of in hosted.items()}
@@ -267,10 +256,9 @@ class WorkerPool:
             For a worker that cannot build the models at all; else for the first task, in the job's
             order, that cannot be used.
         """
-        self._fleet.ready(self._workers)
-        refs = [self._tasks[order.name].call("check", order) for order in self.orders]
-        facts: list[TaskFacts] = self._fleet.get(refs)
-        return {found.name: found for found in facts}
+        self._backend.ready(self._workers)
+        checks = [self._tasks[order.name].call(Worker.check, order) for order in self.orders]
+        return {facts.name: facts for facts in self._backend.get(checks)}
 
     def failures(self) -> dict[str, InputError]:
         """Check every task, and give what is wrong with each that cannot be used.
@@ -280,22 +268,20 @@ class WorkerPool:
         InputError
             For a worker that cannot build the models: that is no task's fault.
         """
-        self._fleet.ready(self._workers)
+        self._backend.ready(self._workers)
+        checks = {o.name: self._tasks[o.name].call(Worker.check, o) for o in self.orders}
         found: dict[str, InputError] = {}
-        started: dict[str, Ref] = {}
-        for order in self.orders:
-            with _noted(order.name, found):  # a member in this process answers at once
-                started[order.name] = self._tasks[order.name].call("check", order)
-        for name, ref in started.items():
-            with _noted(name, found):
-                self._fleet.get([ref])
-        return {order.name: found[order.name] for order in self.orders if order.name in found}
+        for name, facts in checks.items():
+            try:
+                facts.result()
+            except InputError as error:
+                found[name] = error
+        return found
 
     def calibrate(self, seconds: float) -> Speed:
         """Time the steps of the first task, by the worker that hosts it; ``check`` comes first."""
         name = self.orders[0].name
-        found: Speed = self._fleet.get([self._tasks[name].call("calibrate", name, seconds)])[0]
-        return found
+        return self._tasks[name].call(Worker.calibrate, name, seconds).result()
 
     def prepare(
         self, store: ArtifactStore, on_done: Callable[[Prepared], None]
@@ -307,9 +293,9 @@ class WorkerPool:
 
     def label(self, on_done: Callable[[Prepared], None]) -> dict[str, Prepared]:
         """Have self-labels and task vectors of every task."""
-        refs = [self._tasks[order.name].call("prepare", order.name) for order in self.orders]
+        calls = [self._tasks[o.name].call(Worker.prepare, o.name) for o in self.orders]
         prepared: dict[str, Prepared] = {}
-        for _, done in self._fleet.as_completed(refs):
+        for _, done in self._backend.as_completed(calls):
             prepared[done.task] = done
             on_done(done)
         return prepared
@@ -323,22 +309,22 @@ class WorkerPool:
             format=self.plan.format,
             mapped=self.plan.mapped,
             device=self._spec.cluster.device,
-            direct=self._fleet.direct,
+            direct=self._backend.tensor_transport,
         )
-        hosts = self._workers if self._fleet.direct else ()
+        hosts = self._workers if self._backend.tensor_transport else ()
         shards = self._shards = Shards(
-            self._fleet, order, self.plan.shards, hosts, here=self.plan.here
+            self._backend, order, self.plan.shards, hosts, in_process=self.plan.in_process
         )
         names = [order.name for order in self.orders]
         vectors = [prepared[name].vector for name in names]
-        self._fleet.get(
+        self._backend.get(
             [
                 *shards.load(names, vectors),
-                *(worker.call("begin", shards.bounds) for worker in self._workers),
+                *(worker.call(Worker.begin, shards.bounds) for worker in self._workers),
             ]
         )
-        if self._fleet.direct:
-            self._fleet.connect(self._workers)
+        if self._backend.tensor_transport:
+            self._backend.connect(self._workers)
 
     @property
     def cast(self) -> Assignment:
@@ -350,13 +336,13 @@ class WorkerPool:
     def save_groups(self, mark: torch.Tensor) -> dict[int, BlobRef]:
         """Have every task group's state written to the store, with ``mark``; blobs by number."""
         numbers = sorted(self._groups)
-        refs = [self._groups[number].call("save_group", number, mark) for number in numbers]
-        return dict(zip(numbers, self._fleet.get(refs), strict=True))
+        saved = [self._groups[number].call(Worker.save_group, number, mark) for number in numbers]
+        return dict(zip(numbers, self._backend.get(saved), strict=True))
 
     def load_groups(self, refs: Mapping[int, BlobRef]) -> None:
         """Have every task group go back to what was written."""
-        self._fleet.get(
-            [worker.call("load_group", n, refs[n]) for n, worker in self._groups.items()]
+        self._backend.get(
+            [worker.call(Worker.load_group, n, refs[n]) for n, worker in self._groups.items()]
         )
 
     @property
@@ -375,7 +361,7 @@ class WorkerPool:
     def tints(self) -> dict[str, dict[str, torch.Tensor]]:
         """Every task's private tensors, as they are now."""
         names = [order.name for order in self.orders]
-        found = self._fleet.get([self._tasks[name].call("tint", name) for name in names])
+        found = self._backend.get([self._tasks[name].call(Worker.tint, name) for name in names])
         return {
             name: {key: torch.from_numpy(array.copy()) for key, array in tensors.items()}
             for name, tensors in zip(names, found, strict=True)
@@ -388,18 +374,16 @@ class WorkerPool:
 
     def dismiss(self) -> None:
         """End workers and shards, so that others can use their CPUs."""
-        self._fleet.dismiss(self._members)
+        shards = [] if self._shards is None else self._shards.members
+        self._backend.dismiss([*self._workers, *shards])
         self._workers, self._shards = [], None
 
     def peak_memory(self) -> int:
         """Bytes: the sum over the members' own processes of the most that each has held."""
-        return sum(self._fleet.get([member.call("peak_memory") for member in self._members]))
-
-    @property
-    def _members(self) -> list[Member]:
-        """Those with a process of their own."""
-        away = self._shards is not None and not self._shards.here
-        return [*self._workers, *(self._shards.members if self._shards and away else [])]
+        peaks = [worker.call(Worker.peak_memory) for worker in self._workers]
+        if self._shards is not None and not self._shards.in_process:
+            peaks += [shard.call(Shard.peak_memory) for shard in self._shards.members]
+        return sum(self._backend.get(peaks))
 
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""

@@ -17,7 +17,8 @@ from tintray.errors import SpecError, nearest
 from tintray.jobs.config.job_file import ADAMERGING, SURGERY, JobSpec, TintSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, StageStarted
 from tintray.jobs.results import CompareRow, CompareTable
@@ -124,7 +125,7 @@ def _label(name: str) -> str:
 def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> PreparedJob:
     """A crew for a job, with everything prepared."""
     spec, ground = resolve_job(spec)
-    crew = WorkerPool(fleet, spec, ground)
+    crew = WorkerPool(Worker, fleet, spec, ground)
     facts = crew.check()
     store = open_store(spec.store)
     prepared = crew.prepare(store, lambda done: None)
@@ -184,9 +185,9 @@ def _best_scale(stage: PreparedJob, base: Floats, whole: Floats, of: Recipe) -> 
     agreement = {}
     for share in SCALES:
         scale = share * furthest
-        theta = stage.fleet.put(base + np.float32(scale) * whole)
+        theta = as_argument(stage.fleet.put(base + np.float32(scale) * whole))
         refs = [
-            worker.call("agreement", name, _EXAMPLES, theta)
+            worker.call(Worker.agreement, name, _EXAMPLES, theta)
             for name, worker in stage.crew.cast.tasks.items()
         ]
         agreement[scale] = mean(stage.fleet.get(refs))

@@ -10,7 +10,7 @@ from tintray.data.reading import encoded_digest, read_examples
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.jobs.config.settings import limits
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, Placement
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.models.calling import answer_space
@@ -125,11 +125,11 @@ def measure(
 ) -> list[TaskScore]:
     """Measure every task of a merge, spread over the fleet, in the order of its tasks."""
     members = [
-        fleet.spawn(Evaluator, merge.url, store_url, threads=threads, name=f"evaluator {n + 1}")
+        fleet.spawn(Placement(f"evaluator {n + 1}", threads), Evaluator, merge.url, store_url)
         for n in range(min(max(1, fleet.size() // threads), len(merge.tasks)))
     ]
     refs = [
-        members[index % len(members)].call("evaluate", name)
+        members[index % len(members)].call(Evaluator.evaluate, name)
         for index, name in enumerate(merge.tasks)
     ]
     found: dict[int, TaskScore] = {}

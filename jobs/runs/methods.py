@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tintray.jobs.config.job_file import ADAMERGING, JobSpec
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.merger import MergerConfig, merged_backbones
 from tintray.jobs.engine.statistics import Refs, measure_statistics
 from tintray.jobs.engine.surgery import operate_on_all
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, load_base_model
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.merging import Recipe, find_method, recipe
@@ -115,7 +116,7 @@ class PreparedJob:
     spec: JobSpec
     ground: SplitModel
     fleet: Backend
-    crew: WorkerPool
+    crew: WorkerPool[Worker]
     store: ArtifactStore
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
@@ -169,13 +170,13 @@ class PreparedJob:
 
     def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
         """Measure every task on its backbone, in the order of the job."""
-        shared = {name: self.fleet.put(theta) for name, theta in backbones.items()}
-        refs = [
-            worker.call("evaluate", name, shared.get(name, shared.get("")))
-            for name, worker in self.crew.cast.tasks.items()
-        ]
-        found: list[TaskScore] = self.fleet.get(refs)
-        return found
+        shared = {name: as_argument(self.fleet.put(theta)) for name, theta in backbones.items()}
+        return self.fleet.get(
+            [
+                worker.call(Worker.evaluate, name, shared[name if name in shared else ""])
+                for name, worker in self.crew.cast.tasks.items()
+            ]
+        )
 
     def operate(
         self, backbones: Mapping[str, Floats]

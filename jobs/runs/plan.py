@@ -23,10 +23,12 @@ from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.adapter_sizes import factor_bytes
-from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.configs import TaskFacts
+from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.machine_speed import Speed
 from tintray.jobs.engine.sizes import ClusterSize, Plan
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, make_plan
 from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
 from tintray.jobs.results import Record
@@ -171,20 +173,12 @@ def _capacity(spec: JobSpec) -> ClusterSize:
     """Of the cluster that the job names, else of this machine."""
     address = spec.cluster.address
     if address is None or address.startswith("http"):
-        return replace(InlineFleet(1).capacity(), cpus=os.cpu_count() or 1)
+        return replace(InProcessBackend(1).capacity(), cpus=os.cpu_count() or 1)
     fleet = open_backend(address=address, workers="auto", threads=1, plan=0)
     try:
         return fleet.capacity()
     finally:
         fleet.close()
-
-
-class _Boundless(InlineFleet):
-    """This process, for a look at a job that need not fit: its members hold no task vector."""
-
-    def capacity(self) -> ClusterSize:
-        """As much as anything takes."""
-        return _boundless(super().capacity())
 
 
 def _boundless(cluster: ClusterSize) -> ClusterSize:
@@ -195,9 +189,12 @@ def _looked_at(
     spec: JobSpec, ground: SplitModel, seconds: float
 ) -> tuple[dict[str, TaskFacts], Speed]:
     """Check every task in this process, and time the steps of the first."""
-    fleet = _Boundless(spec.cluster.threads_per_worker)
+    # The job need not fit here: members that only look at it hold no task vector.
+    fleet = InProcessBackend(
+        spec.cluster.threads_per_worker, capacity=_boundless(ClusterSize(cpus=1, memory=0))
+    )
     try:
-        crew = WorkerPool(fleet, spec.here(), ground)
+        crew = WorkerPool(Worker, fleet, spec.here(), ground)
         return crew.check(), crew.calibrate(seconds)
     finally:
         fleet.close()

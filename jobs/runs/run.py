@@ -21,6 +21,7 @@ from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.fit_checkpoints import Checkpoints, Ownership, delete_blobs
 from tintray.jobs.engine.statistics import Refs
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import (
     SplitModel,
     WorkerPool,
@@ -139,7 +140,7 @@ def _run(
         if spec.tint.site == AUTO:
             spec, placement = place(spec, fleet, store, _short_fit, run.on_event)
             ground = load_base_model(spec)
-        crew = WorkerPool(fleet, spec, ground)
+        crew = WorkerPool(Worker, fleet, spec, ground)
         skipped: dict[str, str] = {}
         if spec.on_task_error == "skip":
             skipped = _failed(crew, run.on_event)
@@ -147,7 +148,7 @@ def _run(
             crew.dismiss()
             spec = spec.without(skipped)
             ground = load_base_model(spec)
-            crew = WorkerPool(fleet, spec, ground)
+            crew = WorkerPool(Worker, fleet, spec, ground)
         facts = crew.check()
         tell_warnings(run, facts)
         _record(run, spec, ground, facts)
@@ -198,7 +199,7 @@ def _short_fit(stage: PreparedJob, rounds: int) -> Coordinator:
     return coordinator
 
 
-def _failed(crew: WorkerPool, on_event: OnEvent) -> dict[str, str]:
+def _failed(crew: WorkerPool[Worker], on_event: OnEvent) -> dict[str, str]:
     """The tasks to leave out, each with its reason; told at once.
 
     Raises
@@ -324,7 +325,7 @@ def coordinator(
     spec: JobSpec,
     ground: SplitModel,
     fleet: Backend,
-    crew: WorkerPool,
+    crew: WorkerPool[Worker],
     coefficients: Coefficients,
     rounds: int,
     correction_lr: Schedule | None = None,

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.runs.methods import PreparedJob, start_coefficients
@@ -143,14 +144,15 @@ def _search(
 def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> list[Probe]:
     """Tint layers alone, of every task at every site, wherever the tasks are hosted."""
     spec, layout = stage.spec, stage.ground.partition.layout
-    theta = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
+    pieces = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
+    theta = list(map(as_argument, pieces))
     tasks = stage.crew.cast.tasks
     refs = [
-        worker.call("probe", name, site.name, first_steps(spec.fit.rounds), *theta)
+        worker.call(Worker.probe, name, site.name, first_steps(spec.fit.rounds), *theta)
         for site in sites
         for name, worker in tasks.items()
     ]
-    found: list[tuple[float, float]] = fleet.get(refs)
+    found = fleet.get(refs)
     probes = []
     for index, site in enumerate(sites):
         mine = found[index * len(tasks) : (index + 1) * len(tasks)]
@@ -172,10 +174,9 @@ def _short_fit(
     short = at(spec, probe.site).changed(fit={"rounds": rounds, "warmup": 0})
     stage = _staged(short, fleet, store)
     coordinator = fit(stage, rounds)
-    theta = coordinator.theta()
-    each: list[float] = fleet.get(
-        [w.call("agreement", name, _JUDGED, *theta) for name, w in stage.crew.cast.tasks.items()]
-    )
+    theta = list(map(as_argument, coordinator.theta()))
+    workers = stage.crew.cast.tasks.items()
+    each = fleet.get([w.call(Worker.agreement, name, _JUDGED, *theta) for name, w in workers])
     stage.crew.dismiss()
     passes = float(rounds * spec.fit.batch_size * len(spec.tasks))
     return Probe(probe.site, probe.parameters, rung, mean(each), tuple(each), passes)
@@ -183,7 +184,7 @@ def _short_fit(
 
 def _staged(spec: JobSpec, fleet: Backend, store: ArtifactStore) -> PreparedJob:
     ground = load_base_model(spec)
-    crew = WorkerPool(fleet, spec, ground)
+    crew = WorkerPool(Worker, fleet, spec, ground)
     facts = crew.check()
     stage = PreparedJob(
         spec, ground, fleet, crew, store, facts, crew.prepare(store, lambda done: None)

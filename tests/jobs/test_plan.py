@@ -14,7 +14,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.data.counting import extent
 from tintray.data.source import DataSource
 from tintray.errors import SpecError
-from tintray.jobs.engine.backend import InlineFleet
+from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.pool_sizes import pool_bytes
 from tintray.jobs.engine.resources import available_memory, free_disk
 from tintray.jobs.engine.sizes import (
@@ -29,6 +29,7 @@ from tintray.jobs.engine.sizes import (
     size,
     worker_bytes,
 )
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model, make_plan
 from tintray.numerics.layout import build_layout
 
@@ -49,10 +50,10 @@ def test_a_job_that_fits_is_laid_out_by_the_cluster() -> None:
 def test_small_jobs_have_one_shard() -> None:
     small = job_size(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
     plan = check(small, MACHINE, Choice())
-    assert (plan.shards, plan.here) == (1, True)  # and no process for it
+    assert (plan.shards, plan.in_process) == (1, True)  # and no process for it
     assert plan.shard < 2**20
-    assert not check(small, MACHINE, Choice(shards=1)).here
-    assert not check(JOB, MACHINE, Choice()).here
+    assert not check(small, MACHINE, Choice(shards=1)).in_process
+    assert not check(JOB, MACHINE, Choice()).in_process
 
 
 def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
@@ -191,9 +192,9 @@ def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:
     ground = load_base_model(spec)
     known = ground.partition.module.config
     planned = pool_bytes(spec, known.to_dict() | {"num_labels": known.num_labels})
-    crew = WorkerPool(InlineFleet(1), spec, ground)
+    crew = WorkerPool(Worker, InProcessBackend(1), spec, ground)
     crew.check()
-    hosted = crew._workers[0].target._hosted.values()  # type: ignore[attr-defined]
+    hosted = crew._workers[0]._member.result()._hosted.values()  # type: ignore[attr-defined]
     pools = [pool for task in hosted for pool in (task.pool, task.test) if pool is not None]
     held = sum(tensor.nbytes for pool in pools for tensor in pool.inputs.values())
     assert held <= planned < 1.1 * held
@@ -224,18 +225,9 @@ def test_a_job_that_cannot_fit_is_refused_before_anything_starts(
     with pytest.raises(SpecError, match="the job does not fit: 1 worker of"):
         make_plan(spec, ground, ClusterSize(cpus=2, memory=2**20))
 
-    class Narrow(InlineFleet):
-        spawned = 0
-
-        def capacity(self) -> ClusterSize:
-            return ClusterSize(cpus=1, memory=2**20)
-
-        def spawn(self, cls: type, *args: object, threads: float, name: str) -> None:  # type: ignore[override]
-            self.spawned += 1
-
-    fleet = Narrow(1)
+    backend = InProcessBackend(1, capacity=ClusterSize(cpus=1, memory=2**20))
     with pytest.raises(SpecError, match="does not fit"):
-        WorkerPool(fleet, spec, ground)
-    fleet.close()
-    assert fleet.spawned == 0
+        WorkerPool(Worker, backend, spec, ground)
+    backend.close()
+    assert not backend._members
     assert not (tmp_path / "store").exists()

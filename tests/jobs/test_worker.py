@@ -12,8 +12,9 @@ import torch
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.errors import SpecError
-from tintray.jobs.engine.backend import InlineFleet
 from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
 from tintray.models.structure import backbone_names
 from tintray.published.merge import read_tensors
@@ -23,8 +24,8 @@ from tintray.storage.artifacts.store import open_store
 
 def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
     spec = zoo.spec(store, tasks=("five", "four"), **sections)
-    fleet = InlineFleet(1)
-    crew = WorkerPool(fleet, spec, load_base_model(spec))
+    fleet = InProcessBackend(1)
+    crew = WorkerPool(Worker, fleet, spec, load_base_model(spec))
     crew.check()
     found = crew.prepare(open_store(spec.store), lambda done: None)
     fleet.close()

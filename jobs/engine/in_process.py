@@ -1,0 +1,258 @@
+"""Members in this process, for debugging and for jobs that are smaller than Ray's start."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Concatenate, Generic, cast
+
+import numpy as np
+import torch
+
+from tintray.errors import CancelledError, FitError, SpecError, TintrayError
+from tintray.jobs.engine.backend import (
+    GPUS,
+    NO_GPUS,
+    A,
+    ActorHandle,
+    Backend,
+    Future,
+    P,
+    Part,
+    Placement,
+    T,
+)
+from tintray.jobs.engine.resources import available_memory
+from tintray.jobs.engine.sizes import ClusterSize
+
+
+class LocalFuture(Future[T]):
+    """An answer of a member in this process; the call runs when the answer is asked for."""
+
+    def __init__(self, waiting: deque[LocalFuture[Any]], run: Callable[[], Any]) -> None:
+        waiting.append(self)
+        self._waiting = waiting
+        self._run: Callable[[], Any] | None = run
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def value(self) -> Any:
+        """The answer, or a future of it where the backend has put it elsewhere."""
+        while self._run is not None:
+            self._waiting.popleft()._run_now()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def result(self) -> T:
+        """The answer itself."""
+        value = self.value()
+        return cast(T, value.result() if isinstance(value, Future) else value)
+
+    def fail(self, error: Exception) -> None:
+        """Never run the call."""
+        self._run, self._value, self._error = None, None, error
+
+    def _run_now(self) -> None:
+        run, self._run = self._run, None  # what the call was given is let go with it
+        assert run is not None, "a call waits once"
+        try:
+            self._value = run()
+        except BaseException as error:
+            self._error = error
+            if isinstance(error, CancelledError) or not isinstance(error, Exception):
+                raise  # of whoever waits, whatever for: the job is to stop
+
+
+class LocalHandle(Generic[A]):
+    """A member in this process.
+
+    Parameters
+    ----------
+    backend
+        Who gets the arguments that are futures.
+    keep
+        Makes an answer outlive the member's next call.
+    threads
+        What the member computes with; None leaves that as it is.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        keep: Callable[[Any], Any],
+        construct: Callable[[], A],
+        threads: int | None = None,
+    ) -> None:
+        self._backend = backend
+        self._keep = keep
+        self._threads = threads
+        self._waiting: deque[LocalFuture[Any]] = deque()
+        self._member: LocalFuture[A] = LocalFuture(self._waiting, construct)
+
+    def call(
+        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
+    ) -> Future[T]:
+        """Run the method when its answer, or that of a later call, is asked for."""
+        name = method.__name__
+        return LocalFuture(self._waiting, lambda: self._run(name, args, options))
+
+    def call_direct(
+        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
+    ) -> Future[T]:
+        """As ``call``: nothing leaves this process."""
+        return self.call(method, *args, **options)
+
+    def call_direct_parts(
+        self,
+        method: Callable[Concatenate[A, P], tuple[Sequence[Part], T]],
+        parts: int,
+        /,
+        *args: P.args,
+        **options: P.kwargs,
+    ) -> tuple[list[Future[Part]], Future[T]]:
+        """As ``call``, with a future for each part."""
+        whole = self.call(method, *args, **options)
+
+        def part(number: int) -> Future[Part]:
+            return LocalFuture(self._waiting, lambda: whole.result()[0][number])
+
+        return [part(n) for n in range(parts)], LocalFuture(
+            self._waiting, lambda: whole.result()[1]
+        )
+
+    def ready(self) -> None:
+        """Construct the member."""
+        try:
+            self._member.result()
+        except TintrayError:
+            raise
+        except Exception as error:
+            raise could_not_start(error) from error
+
+    def dismiss(self) -> None:
+        """Let the member go; calls that wait, and later ones, fail."""
+        error = FitError("the worker was dismissed before it answered")
+        for future in (self._member, *self._waiting):
+            future.fail(error)
+        self._waiting.clear()
+
+    def _run(self, name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        member = self._member.result()
+        answers = iter(self._backend.get([arg for arg in args if isinstance(arg, Future)]))
+        given = [next(answers) if isinstance(arg, Future) else arg for arg in args]
+        with nullcontext() if self._threads is None else _computing_with(self._threads):
+            return self._keep(getattr(member, name)(*given, **options))
+
+
+def could_not_start(error: BaseException) -> FitError:
+    """What is raised of a member whose constructor raised by a bug."""
+    return FitError(f"a worker could not be started ({type(error).__name__}: {error})")
+
+
+def own(value: Any) -> Any:
+    """A copy of the arrays that a member answered: like Ray's, it must outlive the next call."""
+    if isinstance(value, tuple | list):
+        return type(value)(own(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Value(Future[T]):
+    """A value that is there."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def result(self) -> T:
+        return self._value
+
+
+class InProcessBackend:
+    """Everything in this process, one call after another.
+
+    Parameters
+    ----------
+    threads
+        What torch computes with until the backend is closed.
+    capacity
+        What plans may count on; without it one worker, and the memory that is free.
+
+    Raises
+    ------
+    SpecError
+        If a GPU is asked for and torch finds none.
+    """
+
+    def __init__(self, threads: int, *, gpus: int = 0, capacity: ClusterSize | None = None) -> None:
+        if gpus and not torch.cuda.is_available():
+            raise SpecError(f"{GPUS}: torch finds no GPU on this machine; {NO_GPUS}")
+        self.tensor_transport = gpus > 0
+        self._capacity = capacity
+        self._members: list[LocalHandle[Any]] = []
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+
+    def size(self) -> int:
+        """One, if nothing else was said: calls do not overlap."""
+        return 1 if self._capacity is None else self._capacity.cpus
+
+    def capacity(self) -> ClusterSize:
+        """What was said, or this process."""
+        return self._capacity or ClusterSize(
+            cpus=1, memory=available_memory(), gpus=int(self.tensor_transport)
+        )
+
+    def spawn(
+        self, placement: Placement, cls: Callable[P, A], /, *args: P.args, **options: P.kwargs
+    ) -> ActorHandle[A]:
+        """A member here; it is constructed when it is first asked for anything."""
+        handle = LocalHandle(self, own, lambda: cls(*args, **options))
+        self._members.append(handle)
+        return handle
+
+    def ready(self, members: Sequence[ActorHandle[object]]) -> None:
+        """Construct them."""
+        for member in members:
+            if isinstance(member, LocalHandle):
+                member.ready()
+
+    def connect(self, members: Sequence[ActorHandle[object]]) -> None:
+        """They are: nothing leaves this process."""
+
+    def put(self, value: T) -> Future[T]:
+        """The value itself."""
+        return _Value(value)
+
+    def get(self, futures: Sequence[Future[T]]) -> list[T]:
+        """The answers, each computed in its turn."""
+        return [future.result() for future in futures]
+
+    def as_completed(self, futures: Sequence[Future[T]]) -> Iterator[tuple[int, T]]:
+        """In order, each as soon as it is computed."""
+        for index, future in enumerate(futures):
+            yield index, future.result()
+
+    def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
+        """Drop the members and the calls that wait for them."""
+        for member in members:
+            if isinstance(member, LocalHandle):
+                member.dismiss()
+        self._members = [member for member in self._members if member not in members]
+
+    def close(self) -> None:
+        """Drop all members; give torch its threads back."""
+        self.dismiss(self._members)
+        torch.set_num_threads(self._threads_before)

@@ -1,0 +1,296 @@
+"""Members answer, fail and end in one way, in this process and on Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CancelledError, DataError, FitError, SpecError
+from tintray.jobs.config.settings import is_own_cluster
+from tintray.jobs.engine.backend import Backend, Placement, as_argument, open_backend
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.ray_backend import RayBackend
+from tintray.jobs.runs.stopping import Stopper
+
+Array = np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray turns tokens on for the whole process as soon as it finds one on the machine."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
+class Counter:
+    """A member; its answers are the buffer that its next call writes to."""
+
+    def __init__(self, start: float = 0.0, error: Exception | None = None) -> None:
+        if error is not None:
+            raise error
+        self.buffer = np.full(3, start, dtype=np.float32)
+
+    def add(self, amount: float | Array) -> Array:
+        self.buffer += amount
+        return self.buffer
+
+    def halves(self, error: str = "") -> tuple[list[Array], int]:
+        if error:
+            raise DataError(error)
+        return [self.buffer, self.buffer / 2], torch.get_num_threads()
+
+    def refuse(self, text: str) -> Array:
+        raise DataError(text)
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def die(self) -> None:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Backend]:
+    """A local Ray for all of them; a backend that finds it running leaves it running."""
+    backend = RayBackend(None, 2, 128 * 2**20)
+    yield backend
+    backend.close()
+
+
+KINDS = ["in process", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ray", "ray, here"))]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def backend(kind: str, request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if kind == "in process":
+        backend: Backend = InProcessBackend(1)
+    else:
+        request.getfixturevalue("ray_cluster")
+        backend = RayBackend(None, 0, 0)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def placement(kind: str) -> Placement:
+    return Placement("counter", in_process=kind == "ray, here")
+
+
+def test_calls_run_in_order_and_an_answer_outlives_the_next(
+    backend: Backend, placement: Placement
+) -> None:
+    member = backend.spawn(placement, Counter, 1.0)
+    answers = [member.call(Counter.add, 1.0) for _ in range(3)]
+    assert answers[2].result().tolist() == [4.0] * 3
+    assert [array[0] for array in backend.get(answers)] == [2.0, 3.0, 4.0]
+    seen = dict(backend.as_completed(answers))
+    assert {number: array[0] for number, array in seen.items()} == {0: 2.0, 1: 3.0, 2: 4.0}
+
+
+def test_futures_are_arguments(backend: Backend, placement: Placement) -> None:
+    one, other = (backend.spawn(placement, Counter, start) for start in (1.0, 10.0))
+    shared = as_argument(backend.put(np.ones(3, dtype=np.float32)))
+    first = one.call(Counter.add, shared)
+    assert other.call(Counter.add, as_argument(first)).result().tolist() == [12.0] * 3
+    assert one.call(Counter.add, as_argument(first)).result().tolist() == [4.0] * 3
+    large = as_argument(backend.spawn(placement, Counter).call_direct(Counter.add, 2.0))
+    assert other.call(Counter.add, large).result().tolist() == [14.0] * 3
+
+
+def test_several_parts_are_futures_of_their_own(backend: Backend, placement: Placement) -> None:
+    member = backend.spawn(placement, Counter, 1.0)
+    parts, threads = member.call_direct_parts(Counter.halves, 2)
+    member.call(Counter.add, 1.0)
+    sums = [member.call(Counter.add, as_argument(part)) for part in parts]
+    assert [array[0] for array in backend.get(sums)] == [3.0, 3.5]
+    assert threads.result() == 1
+
+
+def test_errors_come_with_the_answer_and_go_on(backend: Backend, placement: Placement) -> None:
+    """They arrive as what the member raised, with its sentence and nothing of Ray's."""
+    member = backend.spawn(placement, Counter)
+    refused = member.call(Counter.refuse, "tasks.x: nothing there")
+    parts, rest = member.call_direct_parts(Counter.halves, 2, "tasks.x: nothing there")
+    later = member.call(Counter.add, 1.0)
+    futures = [later, refused, *parts, rest]
+    if not placement.in_process:  # whose answers are there before another member is called
+        passed_on = backend.spawn(placement, Counter).call(Counter.add, as_argument(refused))
+        futures.append(passed_on)
+    for failed in futures[1:]:
+        with pytest.raises(DataError) as raised:
+            failed.result()
+        assert str(raised.value) == "tasks.x: nothing there"
+    with pytest.raises(DataError):
+        backend.get(futures[:2])
+    assert later.result().tolist() == [1.0] * 3
+
+
+def test_a_member_that_cannot_be_constructed_says_why(
+    backend: Backend, placement: Placement
+) -> None:
+    """On purpose: its own sentence; by a bug: the exception. Neither is a worker that died."""
+    refused = backend.spawn(placement, Counter, 0.0, SpecError("field: bad"))
+    with pytest.raises(SpecError, match="field: bad"):
+        backend.ready([refused])
+    with pytest.raises(SpecError, match="field: bad"):
+        refused.call(Counter.add, 1.0).result()
+    broken = backend.spawn(placement, Counter, 0.0, KeyError("of a bug"))
+    with pytest.raises(FitError, match=r"could not be started \(KeyError: 'of a bug'\)"):
+        backend.ready([broken])
+    backend.ready([backend.spawn(placement, Counter)])
+
+
+def test_members_live_together_or_apart(backend: Backend, kind: str, placement: Placement) -> None:
+    host = backend.spawn(placement, Counter)
+    guest = backend.spawn(Placement("guest", colocate_with=host), Counter, 5.0)
+    other = backend.spawn(placement, Counter)
+    here, beside, apart = backend.get([m.call(Counter.process) for m in (host, guest, other)])
+    assert guest.call(Counter.add, 1.0).result()[0] == 6.0
+    assert (here == beside) == (kind != "ray, here")  # where only the host is in this process
+    assert (here == apart) == (kind != "ray")
+
+
+@pytest.mark.parametrize("way", ["dismiss", "close"])
+def test_who_was_dismissed_answers_no_more(
+    backend: Backend, placement: Placement, way: str
+) -> None:
+    ended, other = (backend.spawn(placement, Counter) for _ in range(2))
+    backend.ready([ended, other])
+    waiting = ended.call(Counter.add, as_argument(ended.call(Counter.add, 1.0)))
+    if way == "dismiss":
+        backend.dismiss([ended])
+        assert other.call(Counter.add, 1.0).result()[0] == 1.0
+    else:
+        backend.close()
+    with pytest.raises(FitError):
+        [ended.call(Counter.add, 1.0).result() for _ in range(2)]
+    if not isinstance(backend, RayBackend):  # whose members compute before one asks
+        with pytest.raises(FitError, match="dismissed"):
+            waiting.result()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_told(ray_cluster: Backend) -> None:
+    member = ray_cluster.spawn(Placement("counter", 0.5), Counter)
+    with pytest.raises(FitError, match="a worker process died while computing"):
+        member.call(Counter.die).result()
+
+
+def test_no_workers_means_this_process_with_the_threads_asked_for() -> None:
+    before = torch.get_num_threads()
+    backend = open_backend(address=None, workers=0, threads=before + 1, plan=0)
+    assert isinstance(backend, InProcessBackend)
+    assert backend.size() == 1
+    member = backend.spawn(Placement("counter", threads=1), Counter)
+    assert member.call(Counter.halves).result()[1] == before + 1
+    backend.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_job_that_is_stopped_stops_whatever_it_waits_for() -> None:
+    """A call that is interrupted in this process is not an answer that failed."""
+
+    class Interrupted(Counter):
+        def add(self, amount: float | Array) -> Array:
+            raise CancelledError("stopped")
+
+    backend = InProcessBackend(1)
+    member = backend.spawn(Placement("counter"), Interrupted)
+    member.call(Counter.add, 1.0)
+    with pytest.raises(CancelledError):
+        member.call(Counter.process).result()
+    backend.close()
+
+
+def test_a_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are those of Ray's own check, which a process meets when it connects."""
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**_: object) -> None:
+        found = {"ray_version": "1.13.0", "python_version": "3.7.1"}
+        check_version_info(found, "node 10.0.0.2")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        SpecError, match=r"cluster\.address: expected .*Ray: 1\.13\.0.*same on both"
+    ):
+        open_backend(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_ray_leaves_sigterm_to_the_job(monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    """Ray takes SIGTERM when a process connects, and would end the process by it."""
+    import ray
+    from ray._private.utils import set_sigterm_handler
+
+    undone: list[str] = []
+
+    def init(**_: object) -> None:
+        set_sigterm_handler(lambda number, _: exit(number))
+        if stopped:
+            signal.raise_signal(signal.SIGTERM)
+        raise ConnectionError("no cluster")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: undone.append("shut down"))
+    with Stopper() as stopper:
+        listening = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(CancelledError if stopped else SpecError):
+            open_backend(address="10.0.0.1:6379", workers=1, threads=1, plan=2**27)
+        assert signal.getsignal(signal.SIGTERM) == listening
+        assert stopper.asked == stopped
+    assert bool(undone) == stopped
+
+
+@pytest.mark.parametrize(
+    ("address", "chosen", "own"),
+    [
+        *((None, "", True), ("auto", "", True), ("local", "", True)),
+        *(("ray://head:10001", "", False), ("head:6379", "", False), ("10.0.0.5:6379", "", False)),
+        *(("head:6379", "http://head:8265", True), ("ray://head:10001", "head", True)),
+        *(("evil:6379", "http://head:8265", False), ("head.evil:6379", "http://head:8265", False)),
+        *(("[::1", "http://[::1", False), ("", "http://head:8265", False)),
+    ],
+)
+@pytest.mark.parametrize("variable", ["TINTRAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_a_cluster_is_ones_own_if_one_has_chosen_its_host(
+    monkeypatch: pytest.MonkeyPatch, variable: str, address: str | None, chosen: str, own: bool
+) -> None:
+    for name in ("TINTRAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, chosen)
+    assert is_own_cluster(address) is own
+
+
+def test_no_token_goes_to_a_cluster_that_only_a_job_file_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "let-me-in")
+    monkeypatch.setenv("TINTRAY_ADDRESS", "http://head:8265")
+    with pytest.raises(SpecError, match="goes only to a cluster that you chose"):
+        open_backend(address="ray://evil:10001", workers=2, threads=1, plan=0)
+
+
+def test_a_merge_of_somebody_else_takes_nobody_to_its_cluster(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINTRAY_ADDRESS", "http://head:8265")
+    away = tiny.spec(tmp_path, cluster={"address": "ray://evil:10001", "workers": 2})
+    assert away.on_own_cluster().cluster.address is None
+    assert away.on_own_cluster().cluster.workers == 2
+    own = tiny.spec(tmp_path, cluster={"address": "ray://head:10001", "workers": 2})
+    assert own.on_own_cluster() is own
