@@ -106,7 +106,7 @@ def fill(url: str) -> None:
         events += [
             {"job_id": job_id, "at": at, "to_state": to, "reason": "because"} for to in JobState
         ]
-    with Catalog.open(url) as catalog, catalog._write() as session:
+    with Catalog.open(url) as catalog, catalog.database.write() as session:
         for table, rows in ((Job, jobs), (Lease, leases), (Event, events)):
             session.execute(table.__table__.insert(), rows)
 

@@ -40,8 +40,8 @@ from tests.servers import BUCKET, S3Server, postgres, swift
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob, hash_file, put_blob
 from tintray.storage.artifacts.publish import parse_merge_url, publish_merge
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog, StateConflictError
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState, StateConflictError
 
 MIB = 1 << 20
 TINTS = 10
@@ -228,10 +228,10 @@ def _missing_events(url: str, jobs: int) -> int:
     """Jobs that are missing or not done, and events that are missing, doubled or out of order."""
     lost = 0
     with Catalog.open(url, create=False) as catalog:
-        found = catalog.jobs()
+        found = catalog.jobs.all()
         lost += abs(jobs - len(found))
         for job in found:
-            events = catalog.events(job.id)
+            events = catalog.jobs.events(job.id)
             lost += job.state is not WAY[-1]
             lost += [event.to_state for event in events] != list(WAY)
             lost += [event.from_state for event in events] != [None, *WAY[:-1]]
@@ -261,17 +261,17 @@ def _client(order: dict[str, Any], number: int) -> tuple[int, list[str]]:
     won, errors = 0, []
     try:
         with Catalog.open(order["url"]) as catalog:
-            mine = [catalog.create_job(f"of-{number}", {}, "file:///store") for _ in share]
+            mine = [catalog.jobs.create(f"of-{number}", {}, "file:///store") for _ in share]
             neighbour = f"of-{(number + 1) % clients}"
             theirs: list[str] = []
             count = len(range((number + 1) % clients, order["jobs"], clients))
             while len(theirs) < count:
-                theirs = [job.id for job in catalog.jobs() if job.name == neighbour]
+                theirs = [job.id for job in catalog.jobs.all() if job.name == neighbour]
                 time.sleep(0.05)
             for job in (job for pair in zip_longest_flat(mine, theirs) for job in pair):
                 for before, after in pairwise(WAY):
                     with suppress(StateConflictError):
-                        catalog.transition(job, before, after, f"client {number}")
+                        catalog.jobs.transition(job, before, after, f"client {number}")
                         won += 1
     except Exception as error:  # noqa: BLE001 - whatever reaches a client is a failure of the catalog
         errors.append(f"{type(error).__name__}: {error}")

@@ -111,7 +111,7 @@ def list_merges(*, store: str | None = None, catalog: str | None = None) -> list
                 normalised_accuracy=merge.metrics.get("normalised_accuracy"),
                 method=merge.metrics.get("method"),
             )
-            for merge in opened.list_merges()
+            for merge in opened.merges.all()
         ]
     return found[::-1]
 

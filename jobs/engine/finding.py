@@ -27,7 +27,7 @@ def locate(merge: str, catalog_url: str) -> str:
     if _holds_merge(Path(merge)):
         return merge
     with as_input_error(), Catalog.open(catalog_url, create=False) as catalog:
-        found = catalog.find_merge(merge)
+        found = catalog.merges.find(merge)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
 

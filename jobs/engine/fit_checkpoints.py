@@ -29,7 +29,7 @@ from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, ge
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import seal, unseal
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.tables import Checkpoint
+from tintray.storage.catalog.tables import CheckpointRow
 
 FORMAT = "tintray-checkpoint"
 FORMAT_VERSION = 1
@@ -205,7 +205,7 @@ class Checkpoints:
         )
         delete_blobs(self._store, gone)
 
-    def _go_back(self, checkpoint: Checkpoint) -> Progress:
+    def _go_back(self, checkpoint: CheckpointRow) -> Progress:
         manifest = read_manifest(self._store, checkpoint.sha256)
         self._check_basis(manifest["basis"])
         refs = {int(number): BlobRef(**ref) for number, ref in manifest["groups"].items()}

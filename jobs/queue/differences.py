@@ -46,14 +46,14 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
     """
     with opened(catalog) as (known, _):
         first = resolve(known, one)
-        before = known.job(first).spec
+        before = known.jobs.get(first).spec
         if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
             from tintray.jobs.config.job_file import load_spec
 
             fields = changed_fields(before, load_spec(Path(other)).record())
             return JobDifference(first, other, fields, [])
         second = resolve(known, other)
-        fields = changed_fields(before, known.job(second).spec)
+        fields = changed_fields(before, known.jobs.get(second).spec)
         results = _compared(_results(known, first), _results(known, second))
         return JobDifference(first, second, fields, results)
 
@@ -94,7 +94,7 @@ def _results(catalog: Catalog, job_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {"state": status.state, "round": status.round or _ABSENT}
     if status.merge is not None:
         try:
-            merge = catalog.find_merge(status.merge)
+            merge = catalog.merges.find(status.merge)
         except NotFoundError:  # it was removed
             return found
         found |= {"merge": status.merge}

@@ -49,7 +49,7 @@ def drive(job_id: str, attempt: int) -> int:
 
 def recorded(catalog: Catalog, job_id: str, url: str) -> JobSpec:
     """The job file of a job, as the catalog keeps it, with the catalog that it was found in."""
-    spec = JobSpec.from_record(catalog.job(job_id).spec)
+    spec = JobSpec.from_record(catalog.jobs.get(job_id).spec)
     return spec.changed(catalog=Location(url))
 
 

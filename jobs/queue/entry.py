@@ -66,7 +66,7 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
                 name = signal.Signals(-code).name
                 catalog.queue.mark_dead(claim, f"its driver was ended by {name} ({_advice(-code)})")
             elif code > 0:
-                catalog.queue.give_up(claim, f"its driver ended before it began: {last}")
+                catalog.queue.fail_unstarted(claim, f"its driver ended before it began: {last}")
         with _warned():
             _keep_log(catalog, job_id, log)
         with _warned():
@@ -97,10 +97,10 @@ def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
     from tintray.jobs.queue.handover import LOG
     from tintray.storage.artifacts.blobs import put_blob
     from tintray.storage.artifacts.store import open_store
-    from tintray.storage.catalog.catalog import Known
+    from tintray.storage.catalog.artifacts import KnownArtifact
 
-    ref = put_blob(open_store(catalog.job(job_id).store_url), log.encode())
-    catalog.record_artifacts([Known(ref, LOG, {"job": job_id})], job_id=job_id)
+    ref = put_blob(open_store(catalog.jobs.get(job_id).store_url), log.encode())
+    catalog.artifacts.record([KnownArtifact(ref, LOG, {"job": job_id})], job_id=job_id)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class _Teller:
     def tell(self, row: JobRow) -> None:
         if row.state is JobState.QUEUED:
             self._tell_waiting(row)
-        for event in self._catalog.events(self._job_id, after=self._events):
+        for event in self._catalog.jobs.events(self._job_id, after=self._events):
             self._events = event.id
             if event.to_state is not JobState.QUEUED:
                 self._tell_rounds()  # those of the fit that this state comes after
@@ -123,11 +123,11 @@ class _Teller:
 
     def _tell(self, state: JobState, reason: str) -> None:
         if state is JobState.FITTING:
-            self._rounds = int(self._catalog.job(self._job_id).spec["fit"]["rounds"])
+            self._rounds = int(self._catalog.jobs.get(self._job_id).spec["fit"]["rounds"])
             self._round = None
         if state is JobState.SUCCEEDED:
-            merge = self._catalog.merge_of(self._job_id)
-            url = None if merge is None else self._catalog.find_merge(merge).url
+            merge = self._catalog.merges.of_job(self._job_id)
+            url = None if merge is None else self._catalog.merges.find(merge).url
             self._on_event(Published(url) if url else Notice(reason))
         elif state.terminal:
             self._on_event(Notice(f"{state}: {reason}"))
@@ -139,11 +139,11 @@ class _Teller:
             return
         after = self._round
         if after is None:  # of what came before we looked, the last round is enough
-            last = self._catalog.last_round(self._job_id)
+            last = self._catalog.jobs.last_round(self._job_id)
             if last is None:
                 return
             after = last.round - 1
-        for row in self._catalog.rounds(self._job_id, after=after):
+        for row in self._catalog.jobs.rounds(self._job_id, after=after):
             self._round = row.round
             found = row.metrics
             done = RoundDone(
@@ -176,7 +176,7 @@ def _log(catalog: Catalog, row: JobRow) -> str:
             return text
     return "".join(
         f"{event.at:%Y-%m-%d %H:%M:%S} {event.to_state}: {event.reason}\n"
-        for event in catalog.events(row.id)
+        for event in catalog.jobs.events(row.id)
     )
 
 
@@ -191,10 +191,10 @@ def _cluster_log(_: Catalog, row: JobRow) -> str | None:
 
 
 def _kept_log(catalog: Catalog, row: JobRow) -> str | None:
-    kept = catalog.artifacts_of(row.id, LOG)
+    kept = catalog.artifacts.all(LOG, job_id=row.id)
     if not kept:
         return None
-    store = open_store(catalog.job(row.id).store_url)
+    store = open_store(catalog.jobs.get(row.id).store_url)
     try:
         return get_blob(store, kept[-1].sha256).decode(errors="replace")
     except TintrayError:

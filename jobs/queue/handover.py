@@ -55,9 +55,9 @@ def dispatch(
             jobs.submit(_entrypoint(claim), name, {**_environment(catalog_url), **chosen})
         except BaseException as error:
             if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
-                catalog.queue.release_claim(claim)
+                catalog.queue.release(claim)
                 raise
-        catalog.queue.handed(claim)
+        catalog.queue.mark_submitted(claim)
         handed.append(claim)
     return handed
 
@@ -83,7 +83,7 @@ def mark_exited(catalog: Catalog, job: JobRow) -> bool:
         f"its driver ended on {job.cluster} before it began ({redact(said[-1]) if said else ''}); "
         f"`tintray logs {job.id}` has all that it said"
     )
-    return catalog.queue.give_up(Claim(job.id, job.attempt), reason)
+    return catalog.queue.fail_unstarted(Claim(job.id, job.attempt), reason)
 
 
 def _arrived(jobs: RayJobs, name: str) -> bool:

@@ -127,7 +127,7 @@ def cancel(
         except StateConflictError as error:
             if not (discard and known.checkpoints.of(job_id)):
                 raise InputError(f"{error}: there is nothing to cancel") from error
-            state = known.job(job_id).state
+            state = known.jobs.get(job_id).state
         if wait and not state.terminal:
             _until_stopped(known, job_id)
         if discard:
@@ -172,7 +172,7 @@ def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, prior
     with as_input_error():
         open_store(spec.store).check_writable()
     try:
-        return catalog.create_job(
+        return catalog.jobs.create(
             spec.name,
             spec.record(),
             str(spec.store),
@@ -253,7 +253,7 @@ def _again(
 
 def _refuse_change(catalog: Catalog, job_id: str) -> None:
     """A change of a merge is made again, from the version that is the newest then."""
-    change = catalog.job(job_id).spec.get("change")
+    change = catalog.jobs.get(job_id).spec.get("change")
     if change is not None:
         raise InputError(
             f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
@@ -299,4 +299,4 @@ def _discard(catalog: Catalog, job_id: str) -> None:
     from tintray.jobs.engine.fit_checkpoints import delete_blobs
 
     gone = catalog.checkpoints.drop(job_id)
-    delete_blobs(open_store(catalog.job(job_id).store_url), gone)
+    delete_blobs(open_store(catalog.jobs.get(job_id).store_url), gone)

@@ -17,7 +17,7 @@ from tintray.storage.catalog.states import JobState
 
 if TYPE_CHECKING:
     from tintray.storage.catalog.catalog import Catalog
-    from tintray.storage.catalog.queue import Standing
+    from tintray.storage.catalog.queue import QueuePosition
 
 LOST = "lost"
 """The state in which a job is shown that nobody works on although it is not over."""
@@ -180,24 +180,24 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     """As :func:`status`, from an open catalog and an exact id."""
     row = catalog.queue.find(job_id)
     checkpoints = catalog.checkpoints.of(job_id)
-    last = catalog.last_round(job_id)
+    last = catalog.jobs.last_round(job_id)
     metrics = {} if last is None else last.metrics
-    merge = catalog.merge_of(job_id)
+    merge = catalog.merges.of_job(job_id)
     found = JobStatus(
         **vars(_line(row)),
         key=row.key,
         attempt=row.attempt,
         owner=row.owner,
-        waits=_waits(row, catalog.queue.standing(row)),
+        waits=_waits(row, catalog.queue.position(row)),
         stopping=row.stop_reason if row.stop_at and not row.state.terminal else None,
         loss=metrics.get("loss"),
         checkpoint=checkpoints[0].round if checkpoints else None,
         merge=merge,
-        store=catalog.job(job_id).store_url,
+        store=catalog.jobs.get(job_id).store_url,
         tasks=_tasks(catalog, job_id, metrics),
         events=[
             EventLine(_text(event.at), event.from_state, event.to_state, event.reason)
-            for event in catalog.events(job_id)
+            for event in catalog.jobs.events(job_id)
         ],
     )
     return JobStatus(**{**vars(found), "next": next_commands(found)})
@@ -247,7 +247,7 @@ def _line(row: JobRow) -> JobLine:
     )
 
 
-def _waits(row: JobRow, standing: Standing | None) -> str | None:
+def _waits(row: JobRow, standing: QueuePosition | None) -> str | None:
     """Why a job does not run yet."""
     if standing is None:
         begun = row.state is JobState.QUEUED and row.owner is not None
@@ -265,7 +265,7 @@ def _tasks(catalog: Catalog, job_id: str, metrics: Mapping[str, Any]) -> list[Ta
     agreement, kept = metrics.get("agreement", {}), metrics.get("kept", {})
     return [
         TaskLine(task.name, task.kind, agreement.get(task.name), kept.get(task.name))
-        for task in catalog.tasks(job_id)
+        for task in catalog.inputs.tasks(job_id)
     ]
 
 

@@ -14,8 +14,9 @@ from tintray.published.merge import (
     COEFFICIENTS,
 )
 from tintray.storage.artifacts.blobs import BlobRef
-from tintray.storage.catalog.catalog import Catalog, Known
-from tintray.storage.catalog.lineage import LayerSummary
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.merges import LayerSummary
 
 
 def enter(
@@ -34,10 +35,11 @@ def enter(
     that the catalog does not know is not entered as one.
     """
     files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
-    catalog.record_artifacts(
-        [Known(ref, _kind(name), {"file": name}) for name, ref in files.items()], job_id=job_id
+    catalog.artifacts.record(
+        [KnownArtifact(ref, _kind(name), {"file": name}) for name, ref in files.items()],
+        job_id=job_id,
     )
-    catalog.record_merge(
+    catalog.merges.record(
         manifest["name"],
         manifest["version"],
         url,
@@ -63,7 +65,7 @@ def _known_parent(catalog: Catalog, manifest: Mapping[str, Any]) -> str | None:
     if parent is None:
         return None
     try:
-        return catalog.find_merge(parent).ref
+        return catalog.merges.find(parent).ref
     except NotFoundError:
         return None
 

@@ -105,7 +105,7 @@ def publish_child(child: Child, run: JobRun, head: int) -> dict[str, Any]:
         If the store or the catalog fails; nothing of the child is visible then.
     """
     store, name = child.parent.store, child.parent.ref.name
-    number = run.catalog.reserve_merge(
+    number = run.catalog.merges.reserve(
         name, run.job_id, at_least=next_version(store, name), head=head
     )
     if gone := _gone_from_correction(child):

@@ -41,8 +41,9 @@ from tintray.jobs.runs.run import (
 from tintray.jobs.runs.summaries import summary
 from tintray.models.base_similarity import UNRELATED, is_unrelated
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog, Known
-from tintray.storage.catalog.lineage import ParentChangedError
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.merges import ParentChangedError
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.evaluation import check_finite
 from tintray.tasks.metrics import find_metric
@@ -144,12 +145,12 @@ def _newest(catalog: Catalog, parent: Parent, of_newest: bool) -> int:
     """
     if of_newest:
         return parent.ref.version
-    return max(catalog.find_merge(parent.ref.name).version, parent.ref.version)
+    return max(catalog.merges.find(parent.ref.name).version, parent.ref.version)
 
 
 def _enter(catalog: Catalog, spec: JobSpec, parent: Parent, change: Change) -> str:
     record = spec.record() | {"change": {"of": str(parent.ref), "operation": str(change)}}
-    return catalog.create_job(spec.name, record, str(spec.store))
+    return catalog.jobs.create(spec.name, record, str(spec.store))
 
 
 def _add(
@@ -171,7 +172,7 @@ def _add(
         prepared = crew.label(on_prepared(run, len(new.tasks)))
         _check_doubts(run, prepared, spec)
         base = crew.base_blob(parent.store)
-        run.used(Known(base, "base", {"model": ground.digest}))
+        run.used(KnownArtifact(base, "base", {"model": ground.digest}))
     growing = Growing(run, parent, change, spec, ground, fleet, crew, base, facts, prepared)
     with run.phase(JobState.FITTING, f"{change.operation} {', '.join(change.names)} ({mode})"):
         candidate = _climb(growing, mode)

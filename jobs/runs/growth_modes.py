@@ -25,7 +25,7 @@ from tintray.jobs.runs.recomposition import without
 from tintray.jobs.runs.run import artifacts, coordinator
 from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
-from tintray.storage.catalog.catalog import Known
+from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.tasks.evaluation import TaskScore
 from tintray.vectors.coefficients import Coefficients
 
@@ -166,11 +166,11 @@ class Growing:
                 "store"
             )
         known = [
-            Known(found.activations, "prefix-activations", {"task": found.task})
+            KnownArtifact(found.activations, "prefix-activations", {"task": found.task})
             for found in tinted
             if found.activations is not None
         ]
-        self.run.catalog.record_artifacts(known)
+        self.run.catalog.artifacts.record(known)
 
 
 def tint_order(spec: JobSpec, ground: SplitModel, rounds: int, *, new: bool) -> TintConfig:

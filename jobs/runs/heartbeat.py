@@ -56,7 +56,7 @@ class Heartbeat:
         self._lost: LeaseLostError | None = None
         self._thread = threading.Thread(target=self._beat, name=f"lease of {job_id}", daemon=True)
         owner = f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})"
-        self.token = catalog.acquire_lease(job_id, owner, ttl)
+        self.token = catalog.leases.acquire(job_id, owner, ttl)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,7 +66,7 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
         try:
-            self._catalog.release_lease(self._job_id, self.token)
+            self._catalog.leases.release(self._job_id, self.token)
         except StorageError as error:  # it runs out by itself
             _log.warning("the lease of job %s could not be given back: %s", self._job_id, error)
 
@@ -77,7 +77,7 @@ class Heartbeat:
 
     def confirm(self) -> None:
         """Renew now; :class:`LeaseLostError` if the lease has gone to another owner."""
-        self._catalog.renew_lease(self._job_id, self.token, self._ttl)
+        self._catalog.leases.renew(self._job_id, self.token, self._ttl)
 
     def _beat(self) -> None:
         renewed = time.monotonic()

@@ -88,12 +88,12 @@ def history(merge: str, *, catalog: str | None = None) -> list[Version]:
     """
     _, catalog = chosen(None, catalog)
     with as_input_error(), Catalog.open(catalog, create=False) as opened:
-        name = opened.find_merge(merge).name
-        rows = {row.id: row for row in opened.list_merges()}
+        name = opened.merges.find(merge).name
+        rows = {row.id: row for row in opened.merges.all()}
         named = [row for row in rows.values() if row.name == name]
         for row in named:  # parents of other names, and such as were removed since
             while row.parent_id is not None and row.parent_id not in {r.id for r in named}:
-                parent = rows.get(row.parent_id) or opened.parent(row)
+                parent = rows.get(row.parent_id) or opened.merges.parent(row.ref)
                 if parent is None:
                     break
                 rows[parent.id] = parent
@@ -234,8 +234,8 @@ def rollback(
     found = _ancestor(now, to)
     with as_input_error(), Catalog.open(catalog) as opened:
         make_known(now, opened)
-        head = max(opened.find_merge(now.ref.name).version, now.ref.version)
-        number = opened.reserve_merge(
+        head = max(opened.merges.find(now.ref.name).version, now.ref.version)
+        number = opened.merges.reserve(
             now.ref.name, at_least=next_version(now.store, now.ref.name), head=head
         )
         files = {name: BlobRef(**ref) for name, ref in found.manifest["files"].items()}

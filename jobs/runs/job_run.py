@@ -13,7 +13,8 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Notice, OnEvent, RoundDone, StageStarted
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.stopping import Moment, Stopper
-from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.leases import LeaseLostError
 from tintray.storage.catalog.states import JobState
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 def enter_job(catalog: Catalog, spec: JobSpec) -> str:
     """Enter a job that this process is about to run; returns its id."""
-    return catalog.create_job(
+    return catalog.jobs.create(
         spec.name, spec.record(), str(spec.store), digest=spec.submission_hash()
     )
 
@@ -50,7 +51,7 @@ class JobRun:
         self.remarks: list[str] = []
         """What whoever uses the result should know of it; part of what is published."""
         self._rounds: dict[int, dict[str, Any]] = {}
-        self._artifacts: list[Known] = []
+        self._artifacts: list[KnownArtifact] = []
         self._flushed = time.monotonic()
 
     @contextmanager
@@ -72,7 +73,7 @@ class JobRun:
 
     def move(self, state: JobState, reason: str) -> None:
         """Change the job's state in the catalog, from the state that this run put it in."""
-        self.catalog.transition(self.job_id, self.state, state, reason, token=self.lease.token)
+        self.catalog.jobs.transition(self.job_id, self.state, state, reason, token=self.lease.token)
         self.state = state
         if state.terminal:
             self.stopper.settle()
@@ -84,7 +85,7 @@ class JobRun:
             self.remarks.append(text)
             self.on_event(Notice(text))
 
-    def used(self, *artifacts: Known) -> None:
+    def used(self, *artifacts: KnownArtifact) -> None:
         """Note what the job needs from now on."""
         self._artifacts += artifacts
         self._flush_if_due()
@@ -108,9 +109,9 @@ class JobRun:
     def flush(self) -> None:
         """Enter what was gathered in the catalog."""
         if self._artifacts:
-            self.catalog.record_artifacts(self._artifacts, job_id=self.job_id)
+            self.catalog.artifacts.record(self._artifacts, job_id=self.job_id)
         if self._rounds:
-            self.catalog.record_rounds(self.job_id, self._rounds, token=self.lease.token)
+            self.catalog.jobs.record_rounds(self.job_id, self._rounds, token=self.lease.token)
         self._artifacts, self._rounds = [], {}
         self._flushed = time.monotonic()
 

@@ -168,7 +168,7 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
 def make_known(parent: Parent, catalog: Catalog) -> None:
     """Enter the parent in a catalog that does not know it: a child names it there."""
     try:
-        catalog.find_merge(str(parent.ref))
+        catalog.merges.find(str(parent.ref))
     except NotFoundError:
         enter(
             catalog,
@@ -212,7 +212,8 @@ def _parent_of(manifest: Mapping[str, Any]) -> str | None:
 def _remembered(parent: Parent, ref: str) -> str | None:
     url = str(parent.spec.catalog)
     with suppress(NotFoundError), as_input_error(), Catalog.open(url, create=False) as catalog:
-        return catalog.grew_from(ref)
+        found = catalog.merges.parent(ref)
+        return None if found is None else found.ref
     return None
 
 

@@ -80,7 +80,7 @@ def publish(
         If the store or the catalog fails; nothing of the merge is visible then.
     """
     name = outcome.spec.name
-    number = catalog.reserve_merge(name, outcome.job_id, at_least=_next_version(store, name))
+    number = catalog.merges.reserve(name, outcome.job_id, at_least=_next_version(store, name))
     url = publish_merge(
         store, name, _files(outcome), _manifest(outcome), version=number, confirm=lease.confirm
     )

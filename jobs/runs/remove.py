@@ -23,7 +23,7 @@ from tintray.jobs.runs.parent import Parent, sums_task_vectors
 from tintray.jobs.runs.recomposition import same_backbone, without
 from tintray.jobs.runs.run import artifacts
 from tintray.storage.artifacts.cache import lookup
-from tintray.storage.catalog.catalog import Known
+from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.evaluation import TaskScore
 
@@ -100,7 +100,7 @@ class Removal:
                 f"the base's tensors of {parent.ref} are gone from {parent.store.url}; copy them "
                 "back, or run the job again without the task"
             )
-        self.run.used(Known(found.ref, "base", {"model": ground.digest}))
+        self.run.used(KnownArtifact(found.ref, "base", {"model": ground.digest}))
         layout = ground.partition.layout
         array = without(parent, layout, found.ref, self.change.names).numpy()
         left = tuple(task.name for task in self.spec.tasks)

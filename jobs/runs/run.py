@@ -45,7 +45,8 @@ from tintray.numerics.schedules import Schedule
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.doubts import shortfall
@@ -359,9 +360,9 @@ def _record(run: JobRun, spec: JobSpec, ground: SplitModel, facts: dict[str, Tas
         path, split = str(task.pool.path), task.pool.split
         pools.append(KnownPool(found.pool_digest, path, found.pool_examples, split))
         tasks.append(KnownTask(task.name, task.kind, found.expert_digest, found.pool_digest))
-    run.catalog.record_models(models)
-    run.catalog.record_pools(pools)
-    run.catalog.record_tasks(run.job_id, tasks)
+    run.catalog.inputs.record_models(models)
+    run.catalog.inputs.record_pools(pools)
+    run.catalog.inputs.record_tasks(run.job_id, tasks)
 
 
 def on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
@@ -384,29 +385,29 @@ def on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
     return tell
 
 
-def artifacts(prepared: Prepared) -> list[Known]:
+def artifacts(prepared: Prepared) -> list[KnownArtifact]:
     """What a task was prepared with."""
     meta = {"task": prepared.task}
     known = [
-        Known(prepared.labels, "self-labels", meta),
-        Known(prepared.vector, "task-vector", meta),
+        KnownArtifact(prepared.labels, "self-labels", meta),
+        KnownArtifact(prepared.vector, "task-vector", meta),
     ]
     if prepared.features is not None:
-        known.append(Known(prepared.features, "self-features", meta))
+        known.append(KnownArtifact(prepared.features, "self-features", meta))
     if prepared.test_outputs is not None:
-        known.append(Known(prepared.test_outputs, "expert-outputs", meta))
+        known.append(KnownArtifact(prepared.test_outputs, "expert-outputs", meta))
     return known
 
 
 def _use_base(run: JobRun, ground: SplitModel, store: ArtifactStore) -> None:
     found = lookup(store, "bases", ground.digest)
     if found is not None:
-        run.used(Known(found.ref, "base", {"model": ground.digest}))
+        run.used(KnownArtifact(found.ref, "base", {"model": ground.digest}))
 
 
 def _on_statistics(run: JobRun) -> Callable[[Refs], None]:
     def record(found: Refs) -> None:
-        run.used(*(Known(ref, kind) for kind, refs in found.items() for ref in refs))
+        run.used(*(KnownArtifact(ref, kind) for kind, refs in found.items() for ref in refs))
 
     return record
 

@@ -69,8 +69,8 @@ def list_artifacts(
     store, catalog = chosen(store, catalog)
     with opened(store, catalog) as (place, known):
         there = {name: entry for entry in place.list("blobs/") if (name := is_blob(entry.key))}
-        users = known.artifact_users()
-        found = known.artifacts()
+        users = known.artifacts.users()
+        found = known.artifacts.all()
     lines = [
         _line(item, users.get(item.sha256, set()), item.sha256 in there)
         for item in found
@@ -104,13 +104,13 @@ def verify(
     if merge is not None:
         return _verify_merge(merge, catalog)
     with opened(store, catalog) as (place, known):
-        users = known.artifact_users()
-        mine = [item for item in known.list_merges() if _is_in(item.url, place)]
+        users = known.artifacts.users()
+        mine = [item for item in known.merges.all() if _is_in(item.url, place)]
         manifests = {
             MergeRef(item.name, item.version).manifest_key: item.manifest_sha256 or ""
             for item in mine
         }
-        expected = {ref.sha256 for item in mine for ref in known.merge_files(item).values()}
+        expected = {ref.sha256 for item in mine for ref in known.merges.files(item).values()}
         result = verify_store(place, expected, manifests)
     lines = [DamageLine(d.key, d.problem, _users_of(d.key, users)) for d in result.damaged]
     return VerifyReport(place.url, result.artifacts, result.size, lines)
@@ -129,7 +129,7 @@ def _known_manifest(ref: MergeRef, url: str, catalog: str) -> str | None:
     """What the catalog has as the manifest's sha256, where it knows this very merge."""
     try:
         with Catalog.open(catalog, create=False) as known:
-            found = known.find_merge(str(ref))
+            found = known.merges.find(str(ref))
     except NotFoundError:
         return None
     return found.manifest_sha256 if found.url == url else None
@@ -159,7 +159,7 @@ def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> Arti
     with as_input_error():
         known = Catalog.open(catalog, create=False)
     with known:
-        found = [item for item in known.artifacts() if item.sha256.startswith(sha256)]
+        found = [item for item in known.artifacts.all() if item.sha256.startswith(sha256)]
         if len(sha256) < 6 or len(found) > 1:
             raise InputError(
                 f"artifact '{sha256}': expected six or more digits of a sha256 that only one "
@@ -170,8 +170,8 @@ def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> Arti
                 f"there is no artifact that begins with '{sha256}' in the catalog {known.url}; "
                 "`tintray artifacts ls` lists them"
             )
-        known.pin(found[0].sha256, pinned)
-        users = known.artifact_users(found[0].sha256).get(found[0].sha256, set())
+        known.artifacts.pin(found[0].sha256, pinned)
+        users = known.artifacts.users(found[0].sha256).get(found[0].sha256, set())
         return _line(found[0], users, True)
 
 
@@ -222,10 +222,10 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
     children: list[str] = []
     if known is not None:
         with known:
-            children = known.children(str(ref))
+            children = known.merges.children(str(ref))
             if _knows(known, ref, url):
-                known.remove_merge(ref.name, ref.version)
-            needed = known.needed_artifacts()
+                known.merges.remove(ref.name, ref.version)
+            needed = known.artifacts.needed()
         unneeded = {sha256: size for sha256, size in hashes.items() if sha256 not in needed}
     return Removed(str(ref), url, sum(unneeded.values()), children)
 
@@ -249,7 +249,7 @@ def _open_if_there(catalog: str) -> Catalog | None:
 
 def _knows(catalog: Catalog, ref: MergeRef, url: str) -> bool:
     try:
-        found = catalog.find_merge(str(ref)).url
+        found = catalog.merges.find(str(ref)).url
     except NotFoundError:
         return False
     return found is not None and _same_place(found, url)

@@ -73,7 +73,7 @@ def publish_merge(
     In a folder store the merge is moreover an ordinary folder with all its files.
 
     Without ``version`` the next free one is taken. Where several publishers share a bucket, take
-    it from ``Catalog.reserve_merge``: not every S3 server keeps its promise
+    it from ``catalog.merges.reserve``: not every S3 server keeps its promise
     of a conditional put. ``confirm`` is called when only the manifest is missing: what it raises
     keeps the merge from being published. Publishing the same files again under the same version
     changes nothing but what has been damaged since; other files under it raise

@@ -14,18 +14,19 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tintray.storage.artifacts.blobs import BlobRef
-from tintray.storage.catalog import leases, lineage
-from tintray.storage.catalog.database import Database
-from tintray.storage.catalog.tables import Artifact, ArtifactUse, Checkpoint
-from tintray.storage.catalog.usage import CHECKPOINT
+from tintray.storage.catalog.artifacts import (
+    CHECKPOINT,
+    KnownArtifact,
+    enter_artifacts,
+    forget_uses,
+)
+from tintray.storage.catalog.database import Repository, insert_or_replace
+from tintray.storage.catalog.leases import fence
+from tintray.storage.catalog.tables import CheckpointRow
 
 
-class Checkpoints:
+class Checkpoints(Repository):
     """The checkpoints of the jobs in a catalog."""
-
-    def __init__(self, database: Database) -> None:
-        self._read = database.read
-        self._write = database.write
 
     def record(
         self, job_id: str, round: int, manifest: BlobRef, parts: Sequence[BlobRef], *, token: int
@@ -34,26 +35,22 @@ class Checkpoints:
 
         Raises ``LeaseLostError`` if another owner works on the job.
         """
-        now = datetime.now(UTC)
         blobs = {ref.sha256: ref for ref in (manifest, *parts)}
-        meta = {"round": round}
-        artifacts = [lineage.artifact_row(ref, CHECKPOINT, meta, now) for ref in blobs.values()]
         row = {
             "job_id": job_id,
             "round": round,
             "sha256": manifest.sha256,
             "parts": [ref.sha256 for ref in parts],
             "size": sum(ref.size for ref in blobs.values()),
-            "at": now,
+            "at": datetime.now(UTC),
         }
+        known = [KnownArtifact(ref, CHECKPOINT, {"round": round}) for ref in blobs.values()]
         with self._write() as session:
-            leases.fence(session, job_id, token)
-            lineage.insert_missing(session, Artifact, artifacts)
-            uses = [{"job_id": job_id, "sha256": sha256} for sha256 in blobs]
-            lineage.insert_missing(session, ArtifactUse, uses)
-            lineage.insert_or_replace(session, Checkpoint, [row], ["job_id", "round"])
+            fence(session, job_id, token)
+            enter_artifacts(session, known, job_id)
+            insert_or_replace(session, CheckpointRow, [row], ["job_id", "round"])
 
-    def of(self, job_id: str) -> list[Checkpoint]:
+    def of(self, job_id: str) -> list[CheckpointRow]:
         """The checkpoints of a job, the newest round first."""
         with self._read() as session:
             return _of(session, job_id)
@@ -65,15 +62,15 @@ class Checkpoints:
         ``LeaseLostError`` if another owner works on the job.
         """
         with self._write() as session:
-            leases.fence(session, job_id, token)
+            fence(session, job_id, token)
             found = _of(session, job_id)
             kept = {sha256 for one in found[:keep] for sha256 in (one.sha256, *one.parts)}
             gone = {sha256 for one in found[keep:] for sha256 in (one.sha256, *one.parts)} - kept
             for one in found[keep:]:
                 session.delete(one)
-            return lineage.forget_uses(session, job_id, gone)
+            return forget_uses(session, job_id, gone)
 
 
-def _of(session: Session, job_id: str) -> list[Checkpoint]:
-    query = sa.select(Checkpoint).where(Checkpoint.job_id == job_id)
-    return list(session.scalars(query.order_by(Checkpoint.round.desc())))
+def _of(session: Session, job_id: str) -> list[CheckpointRow]:
+    query = sa.select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+    return list(session.scalars(query.order_by(CheckpointRow.round.desc())))

@@ -67,7 +67,7 @@ def plan(store: ArtifactStore, catalog: Catalog, age: float) -> Sweep:
     _check_pair(store, catalog)
     now = time.time()
     inventory = take_inventory(store)  # before the catalog is asked: a later use is then seen
-    return plan_sweep(inventory, catalog.needed_artifacts(), now - age)
+    return plan_sweep(inventory, catalog.artifacts.needed(), now - age)
 
 
 def collect(
@@ -89,7 +89,7 @@ def collect(
                 deleted.append(item)
                 on_delete(item)
     finally:
-        catalog.forget_artifacts(item.sha256 for item in deleted if item.sha256 is not None)
+        catalog.artifacts.forget(item.sha256 for item in deleted if item.sha256 is not None)
     spared = len(planned.garbage) - len(deleted)
     freed = sum(item.size for item in deleted)
     total = planned.kept_bytes + sum(item.size for item in planned.garbage)
@@ -109,7 +109,7 @@ def _still_garbage(store: ArtifactStore, catalog: Catalog, item: Garbage) -> boo
     found = store.stat(item.key)
     if found is None or found.modified > item.modified:
         return False
-    return item.sha256 is None or not catalog.artifact_users(item.sha256)
+    return item.sha256 is None or not catalog.artifacts.users(item.sha256)
 
 
 def _delete(store: ArtifactStore, item: Garbage) -> None:
@@ -120,7 +120,7 @@ def _delete(store: ArtifactStore, item: Garbage) -> None:
 
 
 def _check_pair(store: ArtifactStore, catalog: Catalog) -> None:
-    if store.url not in set(_canonical(catalog.store_urls())):
+    if store.url not in set(_canonical(catalog.artifacts.store_urls())):
         raise InputError(
             f"the catalog {catalog.url} knows no job and no merge of the store {store.url}, so it "
             "cannot tell what is needed there; name the store's own catalog with --catalog"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
@@ -21,7 +21,11 @@ from tintray.storage.catalog.engine import (
     writing,
 )
 from tintray.storage.catalog.schema import ensure_schema
+from tintray.storage.catalog.tables import Base
 from tintray.storage.secrets import shown_catalog
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 
 class Database:
@@ -78,6 +82,43 @@ class Database:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
+
+
+class Repository:
+    """A part of the catalog: some tables, and all that is asked of them."""
+
+    def __init__(self, database: Database) -> None:
+        self.url = database.url
+        self._read = database.read
+        self._write = database.write
+
+
+def insert_missing(session: Session, table: type[Base], rows: list[dict[str, Any]]) -> None:
+    """Insert rows, leaving those alone whose primary key is there already."""
+    if rows:
+        session.execute(_insert(session, table).on_conflict_do_nothing(), rows)
+
+
+def insert_or_replace(
+    session: Session, table: type[Base], rows: list[dict[str, Any]], key: list[str]
+) -> None:
+    """Insert rows; a row whose ``key`` is there already takes the new values."""
+    if not rows:
+        return
+    statement = _insert(session, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+
+
+def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    # Imported for the database at hand: each costs as much as a query, and a list needs neither.
+    if session.get_bind().dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
 
 
 @contextmanager

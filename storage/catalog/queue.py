@@ -15,10 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tintray.errors import NotFoundError, nearest
-from tintray.storage.catalog import lineage
-from tintray.storage.catalog.database import Database
+from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
 from tintray.storage.catalog.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
+from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import LeaseHeldError, database_time
 from tintray.storage.catalog.states import JobState, StateConflictError
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
@@ -37,8 +36,8 @@ _OVER = tuple(state for state in JobState if state.terminal)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a job that waits stands in the queue of its cluster."""
+class QueuePosition:
+    """Where a job stands in the queue of its cluster, or the next one that comes would."""
 
     running: int
     max_jobs: int
@@ -53,13 +52,8 @@ class Claim:
     attempt: int
 
 
-class Queue:
+class Queue(Repository):
     """The queues of the clusters that a catalog knows."""
-
-    def __init__(self, database: Database) -> None:
-        self.url = database.url
-        self._read = database.read
-        self._write = database.write
 
     # Reading
 
@@ -68,7 +62,7 @@ class Queue:
         with self._read() as session:
             found = _jobs(session, job_id=job_id)
             if not found:
-                raise no_job(session, job_id, self.url)
+                raise no_job(session, job_id)
             return found[0]
 
     def by_prefix(self, text: str) -> list[str]:
@@ -89,7 +83,7 @@ class Queue:
         with self._read() as session:
             return _jobs(session, limit=limit, states=states, name=name)
 
-    def standing(self, job: JobRow) -> Standing | None:
+    def position(self, job: JobRow) -> QueuePosition | None:
         """Where a job stands that waits for its cluster; None if it does not wait."""
         if job.state is not JobState.QUEUED or job.cluster is None or job.owner is not None:
             return None
@@ -102,18 +96,18 @@ class Queue:
             ahead = sa.select(sa.func.count()).select_from(
                 _waiting(job.cluster, now).where(before).subquery()
             )
-            return Standing(
+            return QueuePosition(
                 _running(session, job.cluster, now),
                 session.scalar(_limit(job.cluster)) or MAX_JOBS,
                 session.scalar(ahead) or 0,
             )
 
-    def clusters(self) -> dict[str, Standing]:
+    def clusters(self) -> dict[str, QueuePosition]:
         """By address: how many jobs run, how many may, how many wait."""
         with self._read() as session:
             now = database_time(session)
             return {
-                cluster.address: Standing(
+                cluster.address: QueuePosition(
                     _running(session, cluster.address, now),
                     cluster.max_jobs,
                     len(session.scalars(_waiting(cluster.address, now)).all()),
@@ -133,9 +127,9 @@ class Queue:
         row = {"address": cluster, "max_jobs": MAX_JOBS if max_jobs is None else max_jobs}
         with self._write() as session:
             if max_jobs is None:
-                lineage.insert_missing(session, Cluster, [row])
+                insert_missing(session, Cluster, [row])
             else:
-                lineage.insert_or_replace(session, Cluster, [row], ["address"])
+                insert_or_replace(session, Cluster, [row], ["address"])
 
     def requeue(
         self, job_id: str, reason: str, *, cluster: str | None, fresh: bool = False
@@ -154,7 +148,7 @@ class Queue:
             if waits or job.state is JobState.SUCCEEDED:
                 raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
             _revoke(lease)
-            _move(session, job, JobState.QUEUED, reason, now)
+            change_state(session, job, JobState.QUEUED, reason, now)
             job.cluster, job.handed_at, job.attempt = cluster, None, job.attempt + 1
             job.stop_at, job.stop_reason = None, None
             if fresh:
@@ -178,30 +172,30 @@ class Queue:
                 if _handovers(session, job) < ATTEMPTS:
                     job.attempt, job.handed_at = job.attempt + 1, now
                     return Claim(job.id, job.attempt)
-                _move(session, job, JobState.FAILED, _no_sign(job), now)
+                change_state(session, job, JobState.FAILED, _no_sign(job), now)
 
-    def handed(self, claim: Claim) -> None:
+    def mark_submitted(self, claim: Claim) -> None:
         """Note that a job was handed over: its cluster has taken it."""
         with self._write() as session:
             _, job, now = _locked(session, claim.job_id)
             reason = f"handed over to {job.cluster} (attempt {claim.attempt})"
-            session.add(_event(job, job.state, reason, now))
+            note_event(session, job.id, job.state, job.state, reason, now)
 
-    def release_claim(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> None:
         """Let a job wait again that could not be handed over; that counts for nothing."""
         mine = sa.and_(Job.id == claim.job_id, Job.attempt == claim.attempt)
         waits = sa.and_(mine, Job.state == JobState.QUEUED)
         with self._write() as session:
             session.execute(sa.update(Job).where(waits).values(handed_at=None))
 
-    def give_up(self, claim: Claim, reason: str) -> bool:
+    def fail_unstarted(self, claim: Claim, reason: str) -> bool:
         """Note that a job which was handed over ended before it began; False if it has begun."""
         with self._write() as session:
             lease, job, now = _locked(session, claim.job_id)
             begun = _held(lease, now) or job.state is not JobState.QUEUED
             if begun or job.attempt != claim.attempt:
                 return False
-            _move(session, job, JobState.FAILED, reason, now)
+            change_state(session, job, JobState.FAILED, reason, now)
             return True
 
     def mark_dead(self, claim: Claim, reason: str) -> bool:
@@ -214,7 +208,7 @@ class Queue:
             if job.state.terminal or job.attempt != claim.attempt:
                 return False
             _revoke(lease)
-            _move(session, job, JobState.FAILED, reason, now)
+            change_state(session, job, JobState.FAILED, reason, now)
             return True
 
     # Stopping
@@ -230,7 +224,7 @@ class Queue:
                 raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
             job.stop_at, job.stop_reason = job.stop_at or now, redact(reason)
             if not _held(lease, now):
-                _move(session, job, JobState.CANCELLED, reason, now)
+                change_state(session, job, JobState.CANCELLED, reason, now)
             return job.state
 
     def stop_requested(self, job_id: str) -> str | None:
@@ -240,12 +234,6 @@ class Queue:
                 sa.select(Job.stop_at, Job.stop_reason).where(Job.id == job_id)
             ).first()
         return None if row is None or row.stop_at is None else row.stop_reason or "cancelled"
-
-
-def no_job(session: Session, job_id: str, url: str) -> NotFoundError:
-    """That there is no such job, with the nearest id that there is."""
-    hint = nearest(job_id, session.scalars(sa.select(Job.id))) or "; `tintray ps` lists them"
-    return NotFoundError(f"there is no job {job_id} in the catalog {url}{hint}")
 
 
 def _jobs(session: Session, **query: Any) -> list[JobRow]:
@@ -280,18 +268,8 @@ def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
     lease = session.scalar(sa.select(Lease).where(Lease.job_id == job_id).with_for_update())
     job = session.scalar(sa.select(Job).where(Job.id == job_id).with_for_update())
     if lease is None or job is None:
-        raise NotFoundError(f"there is no job {job_id} in the catalog")
+        raise no_job(session, job_id)
     return lease, job, database_time(session)
-
-
-def _move(session: Session, job: Job, to: JobState, reason: str, now: datetime) -> None:
-    session.add(_event(job, to, reason, now))
-    job.state, job.reason, job.updated_at = to, redact(reason), now
-
-
-def _event(job: Job, to: JobState, reason: str, now: datetime) -> Event:
-    reason = redact(reason)
-    return Event(job_id=job.id, at=now, from_state=job.state, to_state=to, reason=reason)
 
 
 def _active(cluster: str, now: datetime) -> sa.ColumnElement[bool]:

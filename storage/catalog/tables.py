@@ -258,7 +258,7 @@ class Cluster(Base):
     max_jobs: Mapped[int]
 
 
-class Checkpoint(Base):
+class CheckpointRow(Base):
     """The state of a job at the end of a round; ``sha256`` is that of its manifest.
 
     ``parts`` are the hashes of the blobs that the manifest names: all that goes when it goes.

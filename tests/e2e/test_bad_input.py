@@ -299,7 +299,7 @@ def test_a_job_that_was_refused_is_failed_in_the_catalog_with_the_sentence(
     assert main(["run", str(path)]) == 2
     said = capfd.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
     with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db", create=False) as catalog:
-        (found,) = catalog.jobs()
+        (found,) = catalog.jobs.all()
         assert found.state == "failed"
-        assert catalog.events(found.id)[-1].reason == said
-        assert catalog.list_merges() == []
+        assert catalog.jobs.events(found.id)[-1].reason == said
+        assert catalog.merges.all() == []

@@ -43,9 +43,9 @@ def last_line(text: str) -> str:
 def ending(catalog: str) -> tuple[str, str]:
     """How the only job of a catalog ended, and why."""
     with Catalog.open(catalog, create=False) as opened:
-        (job,) = opened.jobs()
-        assert opened.list_merges() == []
-        return str(job.state), opened.events(job.id)[-1].reason
+        (job,) = opened.jobs.all()
+        assert opened.merges.all() == []
+        return str(job.state), opened.jobs.events(job.id)[-1].reason
 
 
 def nothing_published(store: Path) -> bool:
@@ -255,7 +255,7 @@ def test_a_damaged_cache_never_reaches_a_merge(tiny: TinyZoo, tmp_path: Path) ->
     prepared: list[TaskPrepared] = []
     first = api.run(spec)
     with Catalog.open(spec.catalog, create=False) as catalog:
-        labels = [found.sha256 for found in catalog.artifacts("self-labels")]
+        labels = [found.sha256 for found in catalog.artifacts.all("self-labels")]
     for sha256 in labels:
         path = tmp_path / "blobs" / sha256[:2] / sha256
         data = bytearray(path.read_bytes())
@@ -302,7 +302,7 @@ def state_of(store: Path) -> str | None:
         return None
     try:
         with Catalog.open(f"sqlite:///{store}/catalog.db", create=False) as catalog:
-            return next((str(job.state) for job in catalog.jobs()), None)
+            return next((str(job.state) for job in catalog.jobs.all()), None)
     except TintrayError:  # its tables are being made just now
         return None
 
@@ -316,7 +316,7 @@ def test_a_killed_driver_leaves_no_merge_and_nothing_in_the_way(
         assert driver.wait(30) == -signal.SIGKILL
     assert nothing_published(store)
     with Catalog.open(f"sqlite:///{store}/catalog.db", create=False) as catalog:
-        assert catalog.list_merges() == []
+        assert catalog.merges.all() == []
     events: list[object] = []
     summary = api.run(zoo.spec(store), on_event=events.append)
     assert all(event.cached for event in events if isinstance(event, TaskPrepared))

@@ -120,7 +120,7 @@ def test_a_job_survives_its_cluster(
         with Catalog.open(team.catalog) as catalog:
 
             def has_checkpoint() -> bool:
-                if catalog.job(job_id).state.terminal:
+                if catalog.jobs.get(job_id).state.terminal:
                     pytest.fail(team.type("status", job_id) + team.type("logs", job_id))
                 return bool(catalog.checkpoints.of(job_id))
 
@@ -171,8 +171,8 @@ def test_jobs_go_by_priority_two_at_a_time(
     assert [job.state for job in ends] == ["succeeded"] * 5
     assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 6))
     with Catalog.open(catalog) as known:
-        assert [known.lease(job.id).token for job in ends] == [1] * 5  # begun once each
-        claimed = {job.id: known.job(job.id).handed_at for job in ends}
+        assert [known.leases.current(job.id).token for job in ends] == [1] * 5  # begun once each
+        claimed = {job.id: known.jobs.get(job.id).handed_at for job in ends}
     priority = {job.id: job.priority for job in ends}
     order = [priority[job] for job in sorted(claimed, key=lambda job: claimed[job])]
     assert order == sorted(order, reverse=True)

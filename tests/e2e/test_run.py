@@ -70,22 +70,22 @@ def test_every_hash_is_that_of_the_file(published: conftest.Published) -> None:
 def test_the_catalog_knows_job_and_merge(published: conftest.Published) -> None:
     summary = published.summary
     with Catalog.open(published.spec.catalog, create=False) as catalog:
-        merge = catalog.find_merge("tiny")
+        merge = catalog.merges.find("tiny")
         assert (merge.name, merge.version, merge.url) == ("tiny", 1, summary.url)
         assert merge.job_id == summary.job_id
         assert merge.metrics["normalised_accuracy"] == summary.normalised_accuracy
-        assert {n: ref.sha256 for n, ref in catalog.merge_files(merge).items()} == hashes(
+        assert {n: ref.sha256 for n, ref in catalog.merges.files(merge).items()} == hashes(
             summary.url
         )
-        events = catalog.events(summary.job_id)
+        events = catalog.jobs.events(summary.job_id)
         assert [event.to_state for event in events] == ["queued", *STAGES, "succeeded"]
-        rounds = catalog.rounds(summary.job_id)
+        rounds = catalog.jobs.rounds(summary.job_id)
         told = [event for event in published.events if isinstance(event, RoundDone)]
         assert [found.round for found in rounds] == [1, 2, 3, 4]
         assert [found.metrics["loss"] for found in rounds] == [event.loss for event in told]
-        assert {task.name for task in catalog.tasks(summary.job_id)} == set(TASKS)
+        assert {task.name for task in catalog.inputs.tasks(summary.job_id)} == set(TASKS)
         units = read_manifest(*parse_merge_url(summary.url))["units"]
-        assert len(catalog.coefficients(merge)) == len(units)
+        assert len(catalog.merges.coefficients(merge)) == len(units)
 
 
 def test_events_tell_the_job_in_order(published: conftest.Published) -> None:

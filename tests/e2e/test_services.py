@@ -215,7 +215,7 @@ def test_credentials_are_in_no_log_error_manifest_artifact_or_row(
             ("list", "--catalog", team.catalog.replace("/t", "/nowhere"), "--debug"),
         ):
             said += call(*args)[1:]
-    with Catalog.open(team.catalog) as catalog, catalog._read() as session:
+    with Catalog.open(team.catalog) as catalog, catalog.database.read() as session:
         rows = [
             repr(tuple(row))
             for table in Base.metadata.sorted_tables

@@ -44,7 +44,7 @@ def break_off(spec: JobSpec, round_: int) -> str:
     with pytest.raises(PowerCutError):
         api.run(spec, on_event=cut_after(round_))
     with Catalog.open(spec.catalog, create=False) as catalog:
-        (job,) = catalog.jobs()
+        (job,) = catalog.jobs.all()
         return job.id
 
 
@@ -70,7 +70,7 @@ def checkpoint_blobs(spec: JobSpec) -> set[str]:
     """Keys of the checkpoints' blobs that lie in the store."""
     store = open_store(spec.store)
     with Catalog.open(spec.catalog, create=False) as catalog:
-        known = [blob_key(item.sha256) for item in catalog.artifacts("checkpoint")]
+        known = [blob_key(item.sha256) for item in catalog.artifacts.all("checkpoint")]
     return {key for key in known if store.exists(key)}
 
 
@@ -82,7 +82,7 @@ def test_a_resumed_job_ends_as_one_that_was_never_broken_off(
     with Catalog.open(spec.catalog, create=False) as catalog:
         assert [found.round for found in catalog.checkpoints.of(job_id)] == [6, 4]
         # It is over as far as its state goes; what it could go on from is kept all the same.
-        assert catalog.job(job_id).state is JobState.FAILED
+        assert catalog.jobs.get(job_id).state is JobState.FAILED
         garbage = {item.key for item in plan(open_store(spec.store), catalog, age=-60).garbage}
     assert len(checkpoint_blobs(spec)) == 2 * (1 + 1 + 2)  # manifest, coordinator, two groups
     assert not checkpoint_blobs(spec) & garbage
@@ -93,7 +93,7 @@ def test_a_resumed_job_ends_as_one_that_was_never_broken_off(
     assert published(manifest) == undisturbed
     with Catalog.open(spec.catalog, create=False) as catalog:
         assert catalog.checkpoints.of(job_id) == []  # it needs none any more
-        assert [row.round for row in catalog.rounds(job_id)] == list(range(1, ROUNDS + 1))
+        assert [row.round for row in catalog.jobs.rounds(job_id)] == list(range(1, ROUNDS + 1))
         garbage = {item.key for item in plan(open_store(spec.store), catalog, age=-60).garbage}
     assert checkpoint_blobs(spec) == set()
     assert garbage == set()

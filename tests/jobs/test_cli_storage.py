@@ -22,7 +22,8 @@ from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.publish import list_merges
 from tintray.storage.artifacts.records import seal, unseal
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config
 from tintray.storage.catalog.states import JobState
@@ -138,7 +139,7 @@ def test_a_manifest_that_leads_out_of_its_merge_is_refused(
 def test_a_pin_keeps_an_artifact(ask: Answer, copied: Path) -> None:
     sha256 = put_blob(open_store(copied), b"precious").sha256
     with Catalog.open(f"sqlite:///{copied}/catalog.db") as catalog:
-        catalog.record_artifacts([Known(BlobRef(sha256, 8), "checkpoint")])
+        catalog.artifacts.record([KnownArtifact(BlobRef(sha256, 8), "checkpoint")])
     assert ask("artifacts", "pin", sha256[:12])["needed_by"] == ["pin"]
     assert ask("gc", "--older-than", "0")["garbage"] == []
     assert "gc may take it" in ask("artifacts", "pin", sha256, "--remove", text=True)
@@ -270,8 +271,8 @@ def test_a_removed_merge_is_gone_and_its_version_with_it(ask: Answer, copied: Pa
     assert sorted(line["key"] for line in swept) == blobs
     assert keys(copied) == []
     with Catalog.open(f"sqlite:///{copied}/catalog.db") as catalog:
-        assert catalog.artifacts() == []
-        assert catalog.reserve_merge("tiny") == 2
+        assert catalog.artifacts.all() == []
+        assert catalog.merges.reserve("tiny") == 2
 
 
 def test_a_removal_that_was_broken_off_is_finished_by_another(ask: Answer, copied: Path) -> None:
@@ -305,11 +306,11 @@ def test_db_upgrade_brings_an_old_catalog_up_and_says_so(ask: Answer, copied: Pa
 def test_db_check_finds_damage_newer_schemas_and_idle_jobs(ask: Answer, copied: Path) -> None:
     url = f"sqlite:///{copied}/catalog.db"
     with Catalog.open(url) as catalog:
-        idle = catalog.create_job("idle", {}, "file:///store")
-        busy = catalog.create_job("busy", {}, "file:///store")
-        over = catalog.create_job("over", {}, "file:///store")
-        catalog.acquire_lease(busy, "me", 60)
-        catalog.transition(over, JobState.QUEUED, JobState.FAILED, "no memory")
+        idle = catalog.jobs.create("idle", {}, "file:///store")
+        busy = catalog.jobs.create("busy", {}, "file:///store")
+        over = catalog.jobs.create("over", {}, "file:///store")
+        catalog.leases.acquire(busy, "me", 60)
+        catalog.jobs.transition(over, JobState.QUEUED, JobState.FAILED, "no memory")
     report = ask("db", "check")
     assert (report["problems"], report["idle_jobs"], report["rows"]["jobs"]) == ([], [idle], 3)
     with closing(sqlite3.connect(copied / "catalog.db")) as database, database:

@@ -33,12 +33,12 @@ def test_a_job_that_ends_early_says_why(
     with pytest.raises(type(error)):
         api.run(spec, on_event=stop)
     with Catalog.open(spec.catalog, create=False) as catalog:
-        (job,) = catalog.jobs()
+        (job,) = catalog.jobs.all()
         assert job.state == state
-        events = catalog.events(job.id)
+        events = catalog.jobs.events(job.id)
         assert events[-1].reason == reason
         assert (events[-1].from_state, events[-1].to_state) == ("fitting", state)
-        assert catalog.list_merges() == []
+        assert catalog.merges.all() == []
     assert not (tmp_path / "merges").exists()
 
 
@@ -59,5 +59,5 @@ def test_a_job_that_ends_gives_its_lease_back(tiny: TinyZoo, tmp_path: Path) -> 
     spec = tiny.spec(tmp_path, tasks=("two",))
     summary = api.run(spec)
     with Catalog.open(spec.catalog, create=False) as catalog:
-        assert catalog.lease(summary.job_id).owner is None
-        assert catalog.acquire_lease(summary.job_id, "another", 1.0) > 1
+        assert catalog.leases.current(summary.job_id).owner is None
+        assert catalog.leases.acquire(summary.job_id, "another", 1.0) > 1

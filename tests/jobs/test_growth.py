@@ -31,7 +31,7 @@ from tintray.jobs.runs.grow import GuardError
 from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.lineage import ParentChangedError
+from tintray.storage.catalog.merges import ParentChangedError
 from tintray.tasks.evaluation import TaskScore
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
@@ -195,7 +195,7 @@ def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
     assert max(rates) == rates[3] > rates[0]  # warms up for as large a part of its rounds
     assert any("ended after round 2" in str(event) for event in events)
     with Catalog.open(grown.place["catalog"]) as catalog:
-        owned = catalog.artifacts_of(child.job_id, "self-features")
+        owned = catalog.artifacts.all("self-features", job_id=child.job_id)
         assert {found.meta["task"] for found in owned} == {"two", "three", "five"}
 
 

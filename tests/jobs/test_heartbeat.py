@@ -28,20 +28,20 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 @pytest.fixture
 def job(catalog: Catalog) -> str:
-    return catalog.create_job("ten", {}, "file:///store")
+    return catalog.jobs.create("ten", {}, "file:///store")
 
 
 def test_a_lease_outlives_its_ttl_while_the_heart_beats(catalog: Catalog, job: str) -> None:
     with Heartbeat(catalog, job, ttl=2) as lease:
-        first = catalog.lease(job).expires_at
+        first = catalog.leases.current(job).expires_at
         assert first is not None
-        while (catalog.lease(job).expires_at or first) < first + timedelta(seconds=2):
+        while (catalog.leases.current(job).expires_at or first) < first + timedelta(seconds=2):
             lease.check()
             time.sleep(0.1)
         with pytest.raises(LeaseHeldError):
-            catalog.acquire_lease(job, "another", 60)
-        catalog.transition(job, JobState.QUEUED, JobState.PLANNING, "ours", token=lease.token)
-    assert catalog.acquire_lease(job, "another", 60) == lease.token + 1
+            catalog.leases.acquire(job, "another", 60)
+        catalog.jobs.transition(job, JobState.QUEUED, JobState.PLANNING, "ours", token=lease.token)
+    assert catalog.leases.acquire(job, "another", 60) == lease.token + 1
 
 
 def test_a_lease_that_was_taken_is_noticed(catalog: Catalog, job: str) -> None:
@@ -54,13 +54,13 @@ def test_a_lease_that_was_taken_is_noticed(catalog: Catalog, job: str) -> None:
                 time.sleep(0.02)
         with pytest.raises(LeaseLostError):
             lease.confirm()
-    assert catalog.lease(job).owner == "another"  # it is not given back for somebody else
+    assert catalog.leases.current(job).owner == "another"  # it is not given back for somebody else
 
 
 def _take(catalog: Catalog, job: str, token: int) -> None:
     """What another process does once a lease has run out."""
-    catalog.release_lease(job, token)
-    catalog.acquire_lease(job, "another", 60)
+    catalog.leases.release(job, token)
+    catalog.leases.acquire(job, "another", 60)
 
 
 @pytest.mark.parametrize("moment", ["fitting", "publishing"])
@@ -73,8 +73,8 @@ def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, mom
         found |= isinstance(event, StageStarted) and event.stage == moment == "publishing"
         if found and not taken:
             with Catalog.open(spec.catalog) as catalog:
-                job = catalog.jobs()[0].id
-                _take(catalog, job, catalog.lease(job).token)
+                job = catalog.jobs.all()[0].id
+                _take(catalog, job, catalog.leases.current(job).token)
                 taken.append(job)
 
     with pytest.raises(LeaseLostError, match="no longer ours"):
@@ -82,11 +82,11 @@ def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, mom
     assert taken
     assert list_merges(open_store(spec.store)) == []
     with Catalog.open(spec.catalog) as catalog:
-        assert catalog.list_merges() == []
-        job = catalog.jobs()[0]
+        assert catalog.merges.all() == []
+        job = catalog.jobs.all()[0]
         # Its state is the new owner's to change: the old one did not call it failed.
         assert job.state == moment
-        assert catalog.lease(job.id).owner == "another"
+        assert catalog.leases.current(job.id).owner == "another"
 
 
 @pytest.mark.parametrize(("method", "own"), [("tint", set()), ("fisher", {"fisher"})])
@@ -96,10 +96,10 @@ def test_the_catalog_knows_every_artifact_of_a_job(
     spec = tiny.spec(tmp_path / "store", merge={"method": method})
     summary = api.run(spec)
     with Catalog.open(spec.catalog, create=False) as catalog:
-        known = {item.sha256: item.kind for item in catalog.artifacts()}
-        merge = catalog.find_merge("tiny")
-        needed = catalog.needed_artifacts()
-        assert catalog.lease(summary.job_id).owner is None
+        known = {item.sha256: item.kind for item in catalog.artifacts.all()}
+        merge = catalog.merges.find("tiny")
+        needed = catalog.artifacts.needed()
+        assert catalog.leases.current(summary.job_id).owner is None
     store = open_store(spec.store)
     blobs = {entry.key[-64:] for entry in store.list("blobs/")}
     assert known.keys() == blobs == needed

@@ -51,7 +51,7 @@ def test_a_pilot_runs_a_part_and_leaves_nothing(tiny: TinyZoo, tmp_path: Path) -
     spec = tiny.spec(tmp_path / "store", fit={"rounds": 300})
     with Catalog.open(f"sqlite:///{tmp_path}/other.db") as catalog:
         report = tintray.plan(spec, pilot=True, seconds=0.2)
-        assert catalog.jobs() == []
+        assert catalog.jobs.all() == []
     pilot = report.pilot
     assert pilot is not None
     assert (list(pilot.tasks), pilot.rounds) == (list(TASKS), 40)

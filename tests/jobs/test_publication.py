@@ -64,7 +64,7 @@ def test_coefficients_are_summed_up_in_the_catalog(published: Published) -> None
 
     merge = tintray.load(published.summary.url)
     with Catalog.open(published.spec.catalog, create=False) as catalog:
-        layers = catalog.coefficients(catalog.find_merge("tiny"))
+        layers = catalog.merges.coefficients(catalog.merges.find("tiny"))
     assert {layer.layer for layer in layers} == {unit["name"] for unit in merge.manifest["units"]}
     columns = dict(zip([u["name"] for u in merge.manifest["units"]], merge.coefficients.t(),
                        strict=True))  # fmt: skip

@@ -178,7 +178,7 @@ def test_a_cluster_of_another_version_is_refused_and_nothing_is_entered(
     assert (code, out, submitted) == (2, "", []), err
     assert re.search(said, err)
     with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db") as catalog:
-        assert catalog.jobs() == []
+        assert catalog.jobs.all() == []
 
 
 def test_a_dead_address_is_refused_and_nothing_is_entered(call: Call, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_token_goes_to_no_address_but_the_one_that_the_user_chose(
             tintray.submit(spec.changed(cluster={"address": address, "workers": "auto"}))
         elif way == "catalog":
             with Catalog.open(spec.catalog) as catalog:
-                catalog.create_job("x", spec.record(), str(spec.store), cluster=address)
+                catalog.jobs.create("x", spec.record(), str(spec.store), cluster=address)
                 catalog.queue.set_limit(address, None)
                 dispatch(catalog, spec.catalog, address)
         else:
@@ -422,8 +422,8 @@ def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: P
     with pytest.raises(Death):
         tintray.run(spec, on_event=die)
     with Catalog.open(catalog) as opened:  # as if nobody had lived to say that it failed
-        job = opened.jobs()[0].id
-        opened.transition(job, JobState.FAILED, JobState.FITTING, "lost")
+        job = opened.jobs.all()[0].id
+        opened.jobs.transition(job, JobState.FAILED, JobState.FITTING, "lost")
     found = tintray.status(job, catalog=catalog)
     assert (found.state, found.checkpoint) == ("lost", 2)
     assert found.reason == "nobody works on it; it was fitting"

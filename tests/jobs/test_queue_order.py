@@ -120,8 +120,8 @@ def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
     assert [job.state for job in ends] == ["succeeded"] * 20
     assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 21))
     with Catalog.open(catalog) as known:
-        assert [known.lease(job.id).token for job in ends] == [1] * 20  # begun once each
-        claimed = {job.id: known.job(job.id).handed_at for job in ends}
+        assert [known.leases.current(job.id).token for job in ends] == [1] * 20  # begun once each
+        claimed = {job.id: known.jobs.get(job.id).handed_at for job in ends}
     priority = {job.id: job.priority for job in ends}
     order = [priority[job] for job in sorted(claimed, key=lambda job: claimed[job])]
     assert order == sorted(order, reverse=True)

@@ -138,7 +138,7 @@ def test_a_stop_that_a_library_takes_for_its_own_failure_is_a_stop(tmp_path: Pat
     """transformers turns whatever is raised while it makes a tensor into a ValueError."""
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as catalog:
         for stops, expected in ((True, CancelledError), (False, ValueError)):
-            job_id = catalog.create_job("one", {}, "file:///store")
+            job_id = catalog.jobs.create("one", {}, "file:///store")
             run = JobRun(job_id, catalog, lambda _: None)
             with pytest.raises(expected), run.running():
                 try:
@@ -148,7 +148,7 @@ def test_a_stop_that_a_library_takes_for_its_own_failure_is_a_stop(tmp_path: Pat
                 except Exception as error:
                     raise ValueError("cannot make a tensor") from error
             state = JobState.CANCELLED if stops else JobState.FAILED
-            assert catalog.job(job_id).state is state
+            assert catalog.jobs.get(job_id).state is state
 
 
 def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> Non
     summary = tintray.run(spec, on_event=on_event)
     assert summary.version == "v1"
     with Catalog.open(spec.catalog) as catalog:
-        assert catalog.job(summary.job_id).state is JobState.SUCCEEDED
+        assert catalog.jobs.get(summary.job_id).state is JobState.SUCCEEDED
 
 
 STAGES = ("planning", "preparing", "fitting", "evaluating", "publishing")

@@ -7,14 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, SpecError, StorageError
 from tintray.storage.artifacts.blobs import BlobRef
-from tintray.storage.catalog.catalog import Catalog, Known, StateConflictError
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
 from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
-from tintray.storage.catalog.lineage import LayerSummary
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.merges import LayerSummary
+from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.tables import Model, Pool
 
 QUEUED, PLANNING, FITTING = JobState.QUEUED, JobState.PLANNING, JobState.FITTING
 SHA = "a" * 64
@@ -22,41 +25,40 @@ SHA = "a" * 64
 
 @pytest.fixture
 def job_id(catalog: Catalog) -> str:
-    return catalog.create_job("ten", {"name": "ten"}, "file:///store")
+    return catalog.jobs.create("ten", {"name": "ten"}, "file:///store")
 
 
 def test_a_job_is_kept_as_it_was_submitted(catalog: Catalog) -> None:
     spec = {"name": "ten", "fit": {"rounds": 3, "scale": 0.3}, "tasks": ["é", None, True]}
-    job_id = catalog.create_job("ten", spec, "s3://bucket/prefix")
-    job = catalog.job(job_id)
+    job_id = catalog.jobs.create("ten", spec, "s3://bucket/prefix")
+    job = catalog.jobs.get(job_id)
     assert job_id.startswith("ten-")
     assert (job.name, job.state, job.spec) == ("ten", QUEUED, spec)
     assert job.store_url == "s3://bucket/prefix"
     assert abs(datetime.now(UTC) - job.created_at) < timedelta(minutes=1)
-    assert [found.id for found in catalog.jobs()] == [job_id]
-    assert catalog.jobs([FITTING]) == []
+    assert [found.id for found in catalog.jobs.all()] == [job_id]
 
 
 def test_every_change_of_state_is_an_event_with_its_reason(catalog: Catalog, job_id: str) -> None:
-    catalog.transition(job_id, QUEUED, PLANNING, "picked up")
-    catalog.transition(job_id, [PLANNING, FITTING], JobState.FAILED, "no memory")
-    events = catalog.events(job_id)
+    catalog.jobs.transition(job_id, QUEUED, PLANNING, "picked up")
+    catalog.jobs.transition(job_id, [PLANNING, FITTING], JobState.FAILED, "no memory")
+    events = catalog.jobs.events(job_id)
     assert [(event.from_state, event.to_state, event.reason) for event in events] == [
         (None, QUEUED, "submitted"),
         (QUEUED, PLANNING, "picked up"),
         (PLANNING, JobState.FAILED, "no memory"),
     ]
     assert events[0].at <= events[1].at <= events[2].at
-    assert catalog.job(job_id).reason == "no memory"
-    assert catalog.job(job_id).state.terminal
+    assert catalog.jobs.get(job_id).reason == "no memory"
+    assert catalog.jobs.get(job_id).state.terminal
 
 
 def test_a_change_from_another_state_changes_nothing(catalog: Catalog, job_id: str) -> None:
-    catalog.transition(job_id, QUEUED, PLANNING, "first")
+    catalog.jobs.transition(job_id, QUEUED, PLANNING, "first")
     with pytest.raises(StateConflictError, match=f"job {job_id} is planning, not queued"):
-        catalog.transition(job_id, QUEUED, FITTING, "late")
-    assert catalog.job(job_id).state is PLANNING
-    assert len(catalog.events(job_id)) == 2
+        catalog.jobs.transition(job_id, QUEUED, FITTING, "late")
+    assert catalog.jobs.get(job_id).state is PLANNING
+    assert len(catalog.jobs.events(job_id)) == 2
 
 
 def test_of_many_who_claim_a_job_one_wins(catalog: Catalog, job_id: str) -> None:
@@ -65,36 +67,36 @@ def test_of_many_who_claim_a_job_one_wins(catalog: Catalog, job_id: str) -> None
     def claim(number: int) -> bool:
         barrier.wait()
         try:
-            catalog.transition(job_id, QUEUED, PLANNING, f"by {number}")
+            catalog.jobs.transition(job_id, QUEUED, PLANNING, f"by {number}")
         except StateConflictError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(claim, range(6))) == 1
-    assert len(catalog.events(job_id)) == 2
+    assert len(catalog.jobs.events(job_id)) == 2
 
 
 def test_a_missing_job_is_answered_with_the_nearest(catalog: Catalog, job_id: str) -> None:
     for use in (
-        lambda: catalog.job(job_id[:-1]),
-        lambda: catalog.transition(job_id[:-1], QUEUED, PLANNING, "x"),
+        lambda: catalog.jobs.get(job_id[:-1]),
+        lambda: catalog.jobs.transition(job_id[:-1], QUEUED, PLANNING, "x"),
     ):
         with pytest.raises(NotFoundError, match=rf"no job .* did you mean '{job_id}'"):
             use()
     with pytest.raises(NotFoundError):
-        catalog.acquire_lease("nothing", "me", 10)
+        catalog.leases.acquire("nothing", "me", 10)
 
 
 def test_one_owner_at_a_time_and_tokens_grow(catalog: Catalog, job_id: str) -> None:
-    first = catalog.acquire_lease(job_id, "one", 60)
+    first = catalog.leases.acquire(job_id, "one", 60)
     with pytest.raises(LeaseHeldError, match=f"job {job_id} is being worked on by one"):
-        catalog.acquire_lease(job_id, "two", 60)
-    catalog.release_lease(job_id, first)
-    second = catalog.acquire_lease(job_id, "two", 60)
-    again = catalog.acquire_lease(job_id, "two", 60)
+        catalog.leases.acquire(job_id, "two", 60)
+    catalog.leases.release(job_id, first)
+    second = catalog.leases.acquire(job_id, "two", 60)
+    again = catalog.leases.acquire(job_id, "two", 60)
     assert first < second < again
-    lease = catalog.lease(job_id)
+    lease = catalog.leases.current(job_id)
     assert (lease.owner, lease.token) == ("two", again)
     assert lease.expires_at is not None
     assert timedelta(0) < lease.expires_at - datetime.now(UTC) < timedelta(seconds=61)
@@ -103,30 +105,30 @@ def test_one_owner_at_a_time_and_tokens_grow(catalog: Catalog, job_id: str) -> N
 def test_a_lease_that_ran_out_goes_to_another_and_fences_off_the_first(
     catalog: Catalog, job_id: str
 ) -> None:
-    old = catalog.acquire_lease(job_id, "slow", 0.0)
-    catalog.transition(job_id, QUEUED, PLANNING, "still ours", token=old)
-    new = catalog.acquire_lease(job_id, "fresh", 60)
+    old = catalog.leases.acquire(job_id, "slow", 0.0)
+    catalog.jobs.transition(job_id, QUEUED, PLANNING, "still ours", token=old)
+    new = catalog.leases.acquire(job_id, "fresh", 60)
     for late in (
-        lambda: catalog.renew_lease(job_id, old, 60),
-        lambda: catalog.transition(job_id, PLANNING, FITTING, "late", token=old),
-        lambda: catalog.record_rounds(job_id, {1: {"loss": 1.0}}, token=old),
-        lambda: catalog.record_merge("ten", 1, "file:///m", job_id, token=old),
+        lambda: catalog.leases.renew(job_id, old, 60),
+        lambda: catalog.jobs.transition(job_id, PLANNING, FITTING, "late", token=old),
+        lambda: catalog.jobs.record_rounds(job_id, {1: {"loss": 1.0}}, token=old),
+        lambda: catalog.merges.record("ten", 1, "file:///m", job_id, token=old),
     ):
         with pytest.raises(LeaseLostError, match=f"we hold token {old}, the catalog has {new}"):
             late()
-    catalog.release_lease(job_id, old)
-    assert catalog.lease(job_id).owner == "fresh"
-    catalog.renew_lease(job_id, new, 60)
-    catalog.transition(job_id, PLANNING, FITTING, "on", token=new)
-    assert (catalog.job(job_id).state, catalog.rounds(job_id)) == (FITTING, [])
-    assert catalog.list_merges() == []
+    catalog.leases.release(job_id, old)
+    assert catalog.leases.current(job_id).owner == "fresh"
+    catalog.leases.renew(job_id, new, 60)
+    catalog.jobs.transition(job_id, PLANNING, FITTING, "on", token=new)
+    assert (catalog.jobs.get(job_id).state, catalog.jobs.rounds(job_id)) == (FITTING, [])
+    assert catalog.merges.all() == []
 
 
 def test_a_released_lease_fences_too(catalog: Catalog, job_id: str) -> None:
-    token = catalog.acquire_lease(job_id, "one", 60)
-    catalog.release_lease(job_id, token)
+    token = catalog.leases.acquire(job_id, "one", 60)
+    catalog.leases.release(job_id, token)
     with pytest.raises(LeaseLostError, match="released"):
-        catalog.renew_lease(job_id, token, 60)
+        catalog.leases.renew(job_id, token, 60)
 
 
 def test_of_many_who_want_a_lease_one_gets_it(catalog: Catalog, job_id: str) -> None:
@@ -135,7 +137,7 @@ def test_of_many_who_want_a_lease_one_gets_it(catalog: Catalog, job_id: str) -> 
     def acquire(number: int) -> int | None:
         barrier.wait()
         try:
-            return catalog.acquire_lease(job_id, f"owner {number}", 60)
+            return catalog.leases.acquire(job_id, f"owner {number}", 60)
         except LeaseHeldError:
             return None
 
@@ -146,38 +148,43 @@ def test_of_many_who_want_a_lease_one_gets_it(catalog: Catalog, job_id: str) -> 
 def test_rounds_are_kept_in_order_and_a_repeated_one_replaced(
     catalog: Catalog, job_id: str
 ) -> None:
-    catalog.record_rounds(job_id, {number: {"loss": float(number)} for number in (2, 0, 1)})
-    catalog.record_rounds(job_id, {2: {"loss": 9.0}, 3: {"loss": 3.0}})
-    catalog.record_rounds(job_id, {4: {"loss": float("nan"), "agreement": {"a": float("inf")}}})
-    catalog.record_rounds(job_id, {})
-    found = [(row.round, row.metrics["loss"]) for row in catalog.rounds(job_id)]
+    catalog.jobs.record_rounds(job_id, {number: {"loss": float(number)} for number in (2, 0, 1)})
+    catalog.jobs.record_rounds(job_id, {2: {"loss": 9.0}, 3: {"loss": 3.0}})
+    catalog.jobs.record_rounds(
+        job_id, {4: {"loss": float("nan"), "agreement": {"a": float("inf")}}}
+    )
+    catalog.jobs.record_rounds(job_id, {})
+    found = [(row.round, row.metrics["loss"]) for row in catalog.jobs.rounds(job_id)]
     assert found == [(0, 0.0), (1, 1.0), (2, 9.0), (3, 3.0), (4, None)]
 
 
 def test_models_pools_and_tasks_are_known_by_their_hashes(catalog: Catalog, job_id: str) -> None:
     base = KnownModel(SHA, "base", "./base", 10**10)
-    catalog.record_models([base, KnownModel("b" * 64, "expert", "./mnist", 7, base=SHA)])
-    catalog.record_models([KnownModel("b" * 64, "expert", "./elsewhere", 7, base=SHA)])
-    catalog.record_pools([KnownPool("c" * 64, "mnist.npz", 60_000, "train")])
+    catalog.inputs.record_models([base, KnownModel("b" * 64, "expert", "./mnist", 7, base=SHA)])
+    catalog.inputs.record_models([KnownModel("b" * 64, "expert", "./elsewhere", 7, base=SHA)])
+    catalog.inputs.record_pools([KnownPool("c" * 64, "mnist.npz", 60_000, "train")])
     for kind in ("regression", "classification"):
-        catalog.record_tasks(job_id, [KnownTask("mnist", kind, "b" * 64, "c" * 64)])
-    assert [(m.kind, m.source, m.parameters) for m in catalog.models()] == [
+        catalog.inputs.record_tasks(job_id, [KnownTask("mnist", kind, "b" * 64, "c" * 64)])
+    with catalog.database.read() as session:
+        models = session.scalars(sa.select(Model).order_by(Model.kind)).all()
+        pools = session.scalars(sa.select(Pool)).all()
+    assert [(m.kind, m.source, m.parameters) for m in models] == [
         ("base", "./base", 10**10),
         ("expert", "./mnist", 7),
     ]
-    assert [(pool.examples, pool.split) for pool in catalog.pools()] == [(60_000, "train")]
-    assert [(t.name, t.kind, t.expert_sha256) for t in catalog.tasks(job_id)] == [
+    assert [(pool.examples, pool.split) for pool in pools] == [(60_000, "train")]
+    assert [(t.name, t.kind, t.expert_sha256) for t in catalog.inputs.tasks(job_id)] == [
         ("mnist", "classification", "b" * 64)
     ]
     with pytest.raises(StorageError, match="cannot be used"):
-        catalog.record_tasks(job_id, [KnownTask("x", "classification", "d" * 64)])
+        catalog.inputs.record_tasks(job_id, [KnownTask("x", "classification", "d" * 64)])
 
 
 def test_a_merge_has_lineage_files_and_coefficients(catalog: Catalog, job_id: str) -> None:
     layers = [LayerSummary("a", 0.3, 0.1, 0.2, 0.4), LayerSummary("b", 0.5, 0.0, 0.5, 0.5)]
     files = {"backbone.safetensors": BlobRef(SHA, 5 * 10**9), "again": BlobRef(SHA, 5 * 10**9)}
-    catalog.record_merge("ten", 1, "file:///m/v1", job_id, metrics={"normalised_accuracy": 0.9})
-    catalog.record_merge(
+    catalog.merges.record("ten", 1, "file:///m/v1", job_id, metrics={"normalised_accuracy": 0.9})
+    catalog.merges.record(
         "ten",
         2,
         "file:///m/v2",
@@ -186,33 +193,34 @@ def test_a_merge_has_lineage_files_and_coefficients(catalog: Catalog, job_id: st
         files=files,
         coefficients=layers,
     )
-    first, second = catalog.list_merges()
+    first, second = catalog.merges.all()
     assert (first.ref, first.metrics, first.job_id) == (
         "ten/v1",
         {"normalised_accuracy": 0.9},
         job_id,
     )
-    parent = catalog.parent(second)
+    parent = catalog.merges.parent(second.ref)
     assert (parent and parent.ref, second.added) == ("ten/v1", ["kmnist"])
-    assert catalog.parent(first) is None
-    assert catalog.merge_files(second) == files
-    assert catalog.coefficients(second) == layers
+    assert catalog.merges.parent(first.ref) is None
+    assert catalog.merges.files(second) == files
+    found = catalog.merges.coefficients(second)
+    assert [LayerSummary(c.layer, c.mean, c.spread, c.minimum, c.maximum) for c in found] == layers
 
 
 def test_entering_a_merge_again_changes_nothing_and_another_is_refused(
     catalog: Catalog, job_id: str
 ) -> None:
-    catalog.record_merge("ten", 1, "file:///m", job_id, manifest_sha256=SHA, metrics={"x": 1})
-    catalog.record_merge("ten", 1, "file:///m", job_id, manifest_sha256=SHA, metrics={"x": 2})
+    catalog.merges.record("ten", 1, "file:///m", job_id, manifest_sha256=SHA, metrics={"x": 1})
+    catalog.merges.record("ten", 1, "file:///m", job_id, manifest_sha256=SHA, metrics={"x": 2})
     with pytest.raises(StorageError, match="ten/v1 is already in the catalog"):
-        catalog.record_merge("ten", 1, "file:///m", job_id, manifest_sha256="b" * 64)
-    assert [merge.metrics for merge in catalog.list_merges()] == [{"x": 1}]
+        catalog.merges.record("ten", 1, "file:///m", job_id, manifest_sha256="b" * 64)
+    assert [merge.metrics for merge in catalog.merges.all()] == [{"x": 1}]
 
 
 def test_a_merge_is_found_by_name_version_and_age(catalog: Catalog) -> None:
     for name, version in (("ten", 1), ("ten", 10), ("ten", 2), ("two", 1)):
-        catalog.record_merge(name, version, f"file:///{name}/{version}")
-    found = {ref: catalog.find_merge(ref).ref for ref in ("ten", "ten/v2", "ten/latest", "latest")}
+        catalog.merges.record(name, version, f"file:///{name}/{version}")
+    found = {ref: catalog.merges.find(ref).ref for ref in ("ten", "ten/v2", "ten/latest", "latest")}
     assert found == {
         "ten": "ten/v10",
         "ten/v2": "ten/v2",
@@ -220,55 +228,57 @@ def test_a_merge_is_found_by_name_version_and_age(catalog: Catalog) -> None:
         "latest": "two/v1",
     }
     with pytest.raises(NotFoundError, match=r"no merge 'tenn' .* did you mean 'ten'\?"):
-        catalog.find_merge("tenn")
+        catalog.merges.find("tenn")
     for wrong in ("ten/v3", "ten/2", "ten/v1/x", "ten/vx", "/", ""):
         with pytest.raises(NotFoundError):
-            catalog.find_merge(wrong)
+            catalog.merges.find(wrong)
 
 
 def test_reserved_versions_are_never_given_twice(catalog: Catalog, job_id: str) -> None:
     with ThreadPoolExecutor(6) as pool:
-        given = list(pool.map(lambda _: catalog.reserve_merge("ten"), range(12)))
+        given = list(pool.map(lambda _: catalog.merges.reserve("ten"), range(12)))
     assert sorted(given) == list(range(1, 13))
-    mine = catalog.reserve_merge("ten", job_id, at_least=20)
-    assert mine == catalog.reserve_merge("ten", job_id, at_least=21) == 20
-    assert catalog.list_merges() == []
-    catalog.record_merge("ten", mine, "file:///m", job_id)
-    assert catalog.reserve_merge("ten", job_id) == 21
+    mine = catalog.merges.reserve("ten", job_id, at_least=20)
+    assert mine == catalog.merges.reserve("ten", job_id, at_least=21) == 20
+    assert catalog.merges.all() == []
+    catalog.merges.record("ten", mine, "file:///m", job_id)
+    assert catalog.merges.reserve("ten", job_id) == 21
     with pytest.raises(StorageError, match="ten/v3 is already"):
-        catalog.record_merge("ten", 3, "file:///m", job_id)
+        catalog.merges.record("ten", 3, "file:///m", job_id)
 
 
 def test_artifacts_are_needed_by_merges_running_jobs_and_pins(
     catalog: Catalog, job_id: str
 ) -> None:
     hashes = {letter: letter * 64 for letter in "abcd"}
-    catalog.record_merge("ten", 1, "file:///m", files={"x": BlobRef(hashes["a"], 1)})
-    catalog.record_artifacts([Known(BlobRef(hashes["b"], 2), "labels")], job_id=job_id)
+    catalog.merges.record("ten", 1, "file:///m", files={"x": BlobRef(hashes["a"], 1)})
+    catalog.artifacts.record([KnownArtifact(BlobRef(hashes["b"], 2), "labels")], job_id=job_id)
     for _ in range(2):
-        catalog.record_artifacts([Known(BlobRef(hashes["c"], 3), "labels")])
-    catalog.record_artifacts([Known(BlobRef(hashes["d"], 4), "checkpoint")])
-    catalog.pin(hashes["d"])
-    assert [(a.sha256[0], a.size) for a in catalog.artifacts("labels")] == [("b", 2), ("c", 3)]
-    assert catalog.needed_artifacts() == {hashes["a"], hashes["b"], hashes["d"]}
-    catalog.transition(job_id, QUEUED, JobState.CANCELLED, "not wanted")
-    catalog.pin(hashes["d"], pinned=False)
-    assert catalog.needed_artifacts() == {hashes["a"]}
+        catalog.artifacts.record([KnownArtifact(BlobRef(hashes["c"], 3), "labels")])
+    catalog.artifacts.record([KnownArtifact(BlobRef(hashes["d"], 4), "checkpoint")])
+    catalog.artifacts.pin(hashes["d"])
+    assert [(a.sha256[0], a.size) for a in catalog.artifacts.all("labels")] == [("b", 2), ("c", 3)]
+    assert catalog.artifacts.needed() == {hashes["a"], hashes["b"], hashes["d"]}
+    catalog.jobs.transition(job_id, QUEUED, JobState.CANCELLED, "not wanted")
+    catalog.artifacts.pin(hashes["d"], pinned=False)
+    assert catalog.artifacts.needed() == {hashes["a"]}
     with pytest.raises(NotFoundError, match="no artifact"):
-        catalog.pin("e" * 64)
+        catalog.artifacts.pin("e" * 64)
 
 
 def test_passwords_do_not_reach_a_row(catalog: Catalog) -> None:
     secret = "postgresql+psycopg://me:hunter2@host/db"
-    job_id = catalog.create_job("ten", {"catalog": secret, "deep": [{"x": secret}]}, secret)
-    catalog.transition(job_id, QUEUED, PLANNING, f"could not reach {secret}")
-    catalog.record_rounds(job_id, {1: {"note": secret}})
-    catalog.record_merge("ten", 1, secret, job_id, metrics={"from": secret})
-    catalog.record_models([KnownModel(SHA, "base", secret, 1, meta={"x": secret})])
-    catalog.record_artifacts([Known(BlobRef(SHA, 1), "labels", {"x": secret})])
+    job_id = catalog.jobs.create("ten", {"catalog": secret, "deep": [{"x": secret}]}, secret)
+    catalog.jobs.transition(job_id, QUEUED, PLANNING, f"could not reach {secret}")
+    catalog.jobs.record_rounds(job_id, {1: {"note": secret}})
+    catalog.merges.record("ten", 1, secret, job_id, metrics={"from": secret})
+    catalog.inputs.record_models([KnownModel(SHA, "base", secret, 1, meta={"x": secret})])
+    catalog.artifacts.record([KnownArtifact(BlobRef(SHA, 1), "labels", {"x": secret})])
+    with catalog.database.read() as session:
+        models = session.scalars(sa.select(Model)).all()
     rows = [
-        catalog.job(job_id), *catalog.events(job_id), *catalog.rounds(job_id),
-        *catalog.list_merges(), *catalog.models(), *catalog.artifacts(),
+        catalog.jobs.get(job_id), *catalog.jobs.events(job_id), *catalog.jobs.rounds(job_id),
+        *catalog.merges.all(), *models, *catalog.artifacts.all(),
     ]  # fmt: skip
     assert "hunter2" not in repr([vars(row) for row in rows])
 
@@ -276,4 +286,4 @@ def test_passwords_do_not_reach_a_row(catalog: Catalog) -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "..", "latest"])
 def test_a_name_that_cannot_be_published_is_refused_at_once(catalog: Catalog, name: str) -> None:
     with pytest.raises(SpecError, match="job name"):
-        catalog.create_job(name, {}, "file:///store")
+        catalog.jobs.create(name, {}, "file:///store")

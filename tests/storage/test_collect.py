@@ -17,7 +17,8 @@ from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
 from tintray.storage.artifacts.sweep import Garbage
 from tintray.storage.catalog import collect
-from tintray.storage.catalog.catalog import Catalog, Known
+from tintray.storage.catalog.artifacts import KnownArtifact
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 
 SOON = -10.0  # an age limit in the future: nothing is too young
@@ -26,7 +27,7 @@ SOON = -10.0  # an age limit in the future: nothing is too young
 @pytest.fixture
 def known(tmp_path: Path, store: ArtifactStore) -> Iterator[Catalog]:
     with Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as catalog:
-        catalog.create_job("ten", {}, store.url)
+        catalog.jobs.create("ten", {}, store.url)
         yield catalog
 
 
@@ -62,16 +63,16 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
 
 @in_a_folder
 def test_what_an_unfinished_job_or_a_pin_needs_stays(store: ArtifactStore, known: Catalog) -> None:
-    job = known.jobs()[0].id
+    job = known.jobs.all()[0].id
     used, pinned = put_blob(store, b"used"), put_blob(store, b"pinned")
-    known.record_artifacts([Known(used, "self-labels")], job_id=job)
-    known.record_artifacts([Known(pinned, "base")])
-    known.pin(pinned.sha256)
+    known.artifacts.record([KnownArtifact(used, "self-labels")], job_id=job)
+    known.artifacts.record([KnownArtifact(pinned, "base")])
+    known.artifacts.pin(pinned.sha256)
     assert collect.collect(store, known, SOON).garbage == ()
-    known.transition(job, JobState.QUEUED, JobState.FAILED, "no memory")
-    known.pin(pinned.sha256, pinned=False)
+    known.jobs.transition(job, JobState.QUEUED, JobState.FAILED, "no memory")
+    known.artifacts.pin(pinned.sha256, pinned=False)
     assert len(collect.collect(store, known, SOON).garbage) == 2
-    assert known.artifacts() == []
+    assert known.artifacts.all() == []
     assert keys(store) == set()
 
 
@@ -79,17 +80,17 @@ def test_what_an_unfinished_job_or_a_pin_needs_stays(store: ArtifactStore, known
 def test_what_the_job_of_a_merge_was_computed_from_stays_until_the_merge_goes(
     store: ArtifactStore, known: Catalog
 ) -> None:
-    job = known.jobs()[0].id
+    job = known.jobs.all()[0].id
     vector = put_blob(store, b"vector")
-    known.record_artifacts([Known(vector, "task-vector")], job_id=job)
+    known.artifacts.record([KnownArtifact(vector, "task-vector")], job_id=job)
     url = publish_merge(store, "ten", {"tint": b"tint"}, {})
     files = {"tint": put_blob(store, b"tint")}
-    known.record_merge("ten", 1, url, job, files=files)
-    known.transition(job, JobState.QUEUED, JobState.SUCCEEDED, "published")
+    known.merges.record("ten", 1, url, job, files=files)
+    known.jobs.transition(job, JobState.QUEUED, JobState.SUCCEEDED, "published")
     assert collect.collect(store, known, SOON).garbage == ()
     for entry in list(store.list("merges/")):
         store.delete(entry.key)
-    known.remove_merge("ten", 1)
+    known.merges.remove("ten", 1)
     assert {item.sha256 for item in collect.collect(store, known, SOON).garbage} == {
         vector.sha256,
         files["tint"].sha256,
@@ -123,10 +124,10 @@ def test_what_is_used_between_listing_and_deleting_is_spared(
 ) -> None:
     """The first deletion stands for whatever time passes: then a job begins to need the rest."""
     refs = [put_blob(store, bytes([number])) for number in range(3)]
-    job = known.jobs()[0].id
+    job = known.jobs.all()[0].id
 
     def need_all(_: Garbage) -> None:
-        known.record_artifacts([Known(ref, "task-vector") for ref in refs], job_id=job)
+        known.artifacts.record([KnownArtifact(ref, "task-vector") for ref in refs], job_id=job)
 
     done = collect.collect(store, known, SOON, need_all)
     assert len(done.garbage) == 1
@@ -167,7 +168,7 @@ def begin_upload(store: ArtifactStore) -> None:
 def test_the_catalog_of_another_store_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
     put_blob(store, b"precious")
     with Catalog.open(f"sqlite:///{tmp_path}/other.db") as other:
-        other.create_job("ten", {}, "file:///elsewhere")
+        other.jobs.create("ten", {}, "file:///elsewhere")
         with pytest.raises(InputError, match="knows no job and no merge of the store"):
             collect.collect(store, other, SOON)
     assert len(keys(store)) == 1
@@ -178,14 +179,14 @@ def test_the_catalog_forgets_what_was_deleted_before_a_store_failed(
     known: Catalog, store: ArtifactStore
 ) -> None:
     refs = [put_blob(store, bytes([number])) for number in range(3)]
-    known.record_artifacts([Known(ref, "base") for ref in refs])
+    known.artifacts.record([KnownArtifact(ref, "base") for ref in refs])
 
     def fail(_: Garbage) -> None:
         raise StorageError("the store went away")
 
     with pytest.raises(StorageError):
         collect.collect(store, known, SOON, fail)
-    assert {item.sha256 for item in known.artifacts()} == {
+    assert {item.sha256 for item in known.artifacts.all()} == {
         ref.sha256 for ref in refs if store.exists(blob_key(ref.sha256))
     }
-    assert len(known.artifacts()) == 2
+    assert len(known.artifacts.all()) == 2

@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, SpecError, StorageError
-from tintray.storage.catalog.catalog import Catalog, StateConflictError
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.engine import make_engine, parse_catalog_url
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config, found_revision, upgrade_schema
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import JobState, StateConflictError
 from tintray.storage.catalog.tables import Base
 
 WAY = [
@@ -87,12 +87,12 @@ def test_an_older_schema_is_refused_with_the_way_to_upgrade(
 def test_many_may_create_the_same_catalog_at_once(catalog_url: str) -> None:
     def create(number: int) -> str:
         with Catalog.open(catalog_url) as catalog:
-            return catalog.create_job(f"job-{number}", {}, "file:///store")
+            return catalog.jobs.create(f"job-{number}", {}, "file:///store")
 
     with ThreadPoolExecutor(4) as pool:
         made = set(pool.map(create, range(4)))
     with Catalog.open(catalog_url, create=False) as catalog:
-        assert {job.id for job in catalog.jobs()} == made
+        assert {job.id for job in catalog.jobs.all()} == made
 
 
 def test_without_permission_to_create_nothing_is_created(catalog_url: str, tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_catalog_that_is_held_too_long_is_a_sentence(
     with Catalog.open(url) as catalog, closing(sqlite3.connect(tmp_path / "catalog.db")) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageError, match="another process held it"):
-            catalog.create_job("ten", {}, "file:///store")
-        assert catalog.jobs() == []  # reading goes on
+            catalog.jobs.create("ten", {}, "file:///store")
+        assert catalog.jobs.all() == []  # reading goes on
 
 
 def test_wrong_credentials_and_names_are_sentences_without_the_password(
@@ -184,12 +184,12 @@ def test_the_url_of_an_open_catalog_has_no_password(catalog: Catalog, catalog_ur
 
 def test_postgresql_without_a_driver_named_is_psycopg(postgres_url: str) -> None:
     with Catalog.open(postgres_url.replace("+psycopg", "")) as catalog:
-        assert catalog.jobs() == []
+        assert catalog.jobs.all() == []
 
 
 def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> None:
     with Catalog.open(postgres_url) as catalog:
-        job_id = catalog.create_job("ten", {}, "file:///store")
+        job_id = catalog.jobs.create("ten", {}, "file:///store")
         other = make_engine(parse_catalog_url(postgres_url))
         with other.connect() as connection:
             connection.execute(
@@ -199,14 +199,14 @@ def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> 
                 )
             )
         other.dispose()
-        assert catalog.job(job_id).state is JobState.QUEUED
+        assert catalog.jobs.get(job_id).state is JobState.QUEUED
 
 
 @pytest.mark.slow
 def test_racing_clients_lose_no_update(catalog_url: str) -> None:
     clients, jobs = 8, 6
     with Catalog.open(catalog_url) as catalog:
-        ids = [catalog.create_job("race", {}, "file:///store") for _ in range(jobs)]
+        ids = [catalog.jobs.create("race", {}, "file:///store") for _ in range(jobs)]
 
     def work(client: int) -> int:
         won = 0
@@ -214,7 +214,7 @@ def test_racing_clients_lose_no_update(catalog_url: str) -> None:
             for job_id in ids:
                 for before, after in pairwise(WAY):
                     with suppress(StateConflictError):
-                        own.transition(job_id, before, after, f"client {client}")
+                        own.jobs.transition(job_id, before, after, f"client {client}")
                         won += 1
         return won
 
@@ -223,7 +223,7 @@ def test_racing_clients_lose_no_update(catalog_url: str) -> None:
     with Catalog.open(catalog_url) as catalog:
         assert won == jobs * (len(WAY) - 1)
         for job_id in ids:
-            events = catalog.events(job_id)
+            events = catalog.jobs.events(job_id)
             assert [event.to_state for event in events] == WAY
             assert [event.from_state for event in events] == [None, *WAY[:-1]]
 
@@ -234,11 +234,11 @@ def test_processes_share_a_catalog(catalog_url: str) -> None:
         "import sys; from tintray.storage.catalog.catalog import Catalog\n"
         "with Catalog.open(sys.stdin.readline().strip()) as catalog:\n"
         "    for number in range(20):\n"
-        "        catalog.record_rounds(catalog.jobs()[0].id, {number: {'loss': 1.0}})\n"
-        "        catalog.create_job('ten', {}, 'file:///store')\n"
+        "        catalog.jobs.record_rounds(catalog.jobs.all()[0].id, {number: {'loss': 1.0}})\n"
+        "        catalog.jobs.create('ten', {}, 'file:///store')\n"
     )
     with Catalog.open(catalog_url) as catalog:
-        catalog.create_job("ten", {}, "file:///store")
+        catalog.jobs.create("ten", {}, "file:///store")
         workers = [
             subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
             for _ in range(3)
@@ -246,4 +246,4 @@ def test_processes_share_a_catalog(catalog_url: str) -> None:
         for worker in workers:
             worker.communicate(catalog_url + "\n", timeout=60)
         assert [worker.returncode for worker in workers] == [0, 0, 0]
-        assert len(catalog.jobs()) == 1 + 3 * 20
+        assert len(catalog.jobs.all()) == 1 + 3 * 20

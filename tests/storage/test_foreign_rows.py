@@ -48,7 +48,7 @@ def test_a_column_gives_what_it_says_or_a_sentence(column: Any) -> None:
 def test_the_list_of_jobs_refuses_such_rows(tmp_path: Path, column: str, value: Any) -> None:
     file = tmp_path / "catalog.db"
     with Catalog.open(f"sqlite:///{file}") as catalog:
-        catalog.create_job("a", {"fit": {"rounds": 3}}, "store")
+        catalog.jobs.create("a", {"fit": {"rounds": 3}}, "store")
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(f"UPDATE jobs SET {column} = ?", (value,))
         connection.commit()

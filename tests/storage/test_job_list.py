@@ -20,21 +20,21 @@ def fill(catalog: Catalog) -> dict[str, str]:
     """Jobs of every sort that a list tells apart; ids by name."""
     spec = {"fit": {"rounds": 30}}
     ids = {
-        name: catalog.create_job(name, spec, "file:///store")
+        name: catalog.jobs.create(name, spec, "file:///store")
         for name in ("waiting", "fitting", "lost", "failed", "done")
     }
     for name, owner in (("fitting", "somebody"), ("lost", "gone")):
-        catalog.acquire_lease(ids[name], owner, 60)
-        catalog.transition(ids[name], JobState.QUEUED, JobState.FITTING, "begins")
-    with catalog._write() as session:
+        catalog.leases.acquire(ids[name], owner, 60)
+        catalog.jobs.transition(ids[name], JobState.QUEUED, JobState.FITTING, "begins")
+    with catalog.database.write() as session:
         session.execute(
             sa.text("UPDATE leases SET expires_at = :then WHERE owner = 'gone'").bindparams(
-                sa.bindparam("then", catalog.job(ids["lost"]).created_at - timedelta(hours=1))
+                sa.bindparam("then", catalog.jobs.get(ids["lost"]).created_at - timedelta(hours=1))
             )
         )
-    catalog.transition(ids["failed"], JobState.QUEUED, JobState.FAILED, "a worker died")
-    catalog.transition(ids["done"], JobState.QUEUED, JobState.SUCCEEDED, "published")
-    catalog.record_rounds(ids["fitting"], {1: {"loss": 1.0}, 2: {"loss": 0.5}})
+    catalog.jobs.transition(ids["failed"], JobState.QUEUED, JobState.FAILED, "a worker died")
+    catalog.jobs.transition(ids["done"], JobState.QUEUED, JobState.SUCCEEDED, "published")
+    catalog.jobs.record_rounds(ids["fitting"], {1: {"loss": 1.0}, 2: {"loss": 0.5}})
     return ids
 
 

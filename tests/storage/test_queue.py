@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tintray.errors import NotFoundError
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
-from tintray.storage.catalog.queue import ATTEMPTS, HANDOVER, Claim, Standing
+from tintray.storage.catalog.queue import ATTEMPTS, HANDOVER, Claim, QueuePosition
 from tintray.storage.catalog.states import JobState, StateConflictError
 from tintray.storage.catalog.tables import Job
 
@@ -20,24 +20,26 @@ HEAD, OTHER = "http://head:8265", "http://other:8265"
 
 def submit(catalog: Catalog, name: str, priority: int = 0, cluster: str = HEAD) -> str:
     catalog.queue.set_limit(cluster, None)
-    return catalog.create_job(name, {}, "file:///store", cluster=cluster, priority=priority)
+    return catalog.jobs.create(name, {}, "file:///store", cluster=cluster, priority=priority)
 
 
 def begin(catalog: Catalog, claim: Claim) -> int:
     """What a driver does first."""
-    token = catalog.acquire_lease(claim.job_id, f"driver of {claim.job_id}", 60)
-    catalog.transition(claim.job_id, JobState.QUEUED, JobState.PLANNING, "begins", token=token)
+    token = catalog.leases.acquire(claim.job_id, f"driver of {claim.job_id}", 60)
+    catalog.jobs.transition(claim.job_id, JobState.QUEUED, JobState.PLANNING, "begins", token=token)
     return token
 
 
 def end(catalog: Catalog, claim: Claim, token: int) -> None:
-    catalog.transition(claim.job_id, JobState.PLANNING, JobState.SUCCEEDED, "done", token=token)
-    catalog.release_lease(claim.job_id, token)
+    catalog.jobs.transition(
+        claim.job_id, JobState.PLANNING, JobState.SUCCEEDED, "done", token=token
+    )
+    catalog.leases.release(claim.job_id, token)
 
 
 def pass_time(catalog: Catalog, job_id: str, seconds: float) -> None:
     """As if a job had been handed over, and its lease renewed, so much earlier."""
-    with catalog._write() as session:
+    with catalog.database.write() as session:
         job = session.get_one(Job, job_id)
         assert job.handed_at is not None
         job.handed_at -= timedelta(seconds=seconds)
@@ -64,12 +66,12 @@ def test_a_cluster_runs_as_many_as_it_may_and_others_do_not_count(catalog: Catal
     assert catalog.queue.claim(OTHER) is not None
     token = begin(catalog, first)
     assert catalog.queue.claim(HEAD) is None
-    assert catalog.queue.standing(catalog.queue.find(jobs[3])) == Standing(2, 2, 1)
+    assert catalog.queue.position(catalog.queue.find(jobs[3])) == QueuePosition(2, 2, 1)
     end(catalog, first, token)
     third = catalog.queue.claim(HEAD)
     assert third is not None
     assert [first.job_id, second.job_id, third.job_id] == jobs[:3]
-    assert catalog.queue.clusters() == {HEAD: Standing(2, 2, 1), OTHER: Standing(1, 1, 0)}
+    assert catalog.queue.clusters() == {HEAD: QueuePosition(2, 2, 1), OTHER: QueuePosition(1, 1, 0)}
 
 
 def test_however_many_claim_at_once_each_job_is_claimed_once(catalog: Catalog) -> None:
@@ -88,13 +90,13 @@ def test_a_job_that_could_not_be_handed_over_waits_again(catalog: Catalog) -> No
     submit(catalog, "ten")
     claim = catalog.queue.claim(HEAD)
     assert claim is not None
-    catalog.queue.release_claim(claim)
+    catalog.queue.release(claim)
     again = catalog.queue.claim(HEAD)
     assert again == Claim(claim.job_id, claim.attempt + 1)  # Ray gives no name twice
-    catalog.queue.release_claim(claim)  # that was not its claim any more
+    catalog.queue.release(claim)  # that was not its claim any more
     assert catalog.queue.claim(HEAD) is None
     for _ in range(2 * ATTEMPTS):  # a cluster that is away is no fault of the job
-        catalog.queue.release_claim(again)
+        catalog.queue.release(again)
         again = catalog.queue.claim(HEAD)
         assert again is not None
 
@@ -106,7 +108,7 @@ def test_a_job_that_shows_no_sign_of_life_is_handed_over_again_but_not_for_ever(
     for attempt in range(1, ATTEMPTS + 1):
         claim = catalog.queue.claim(HEAD)
         assert claim == Claim(job_id, attempt)
-        catalog.queue.handed(claim)
+        catalog.queue.mark_submitted(claim)
         assert catalog.queue.claim(HEAD) is None
         pass_time(catalog, job_id, HANDOVER + 1)
     assert catalog.queue.claim(HEAD) is None
@@ -131,9 +133,9 @@ def test_a_job_is_lost_when_its_lease_runs_out_and_then_holds_no_place(catalog: 
         catalog.queue.requeue(job_id, "resumed again", cluster=HEAD)
     # The process that was thought dead wakes up: nothing that it tries is accepted.
     with pytest.raises(LeaseLostError):
-        catalog.renew_lease(job_id, token, 60)
+        catalog.leases.renew(job_id, token, 60)
     with pytest.raises(LeaseLostError):
-        catalog.transition(job_id, JobState.QUEUED, JobState.FITTING, "awake", token=token)
+        catalog.jobs.transition(job_id, JobState.QUEUED, JobState.FITTING, "awake", token=token)
     assert not catalog.queue.mark_dead(claim, "its process is dead")  # it was another attempt
 
 
@@ -155,13 +157,13 @@ def test_a_driver_that_was_seen_dead_is_no_reason_to_wait(catalog: Catalog) -> N
     job_id = submit(catalog, "ten")
     claim = catalog.queue.claim(HEAD)
     assert claim is not None
-    assert not catalog.queue.give_up(Claim(job_id, 99), "another attempt")
+    assert not catalog.queue.fail_unstarted(Claim(job_id, 99), "another attempt")
     token = begin(catalog, claim)
-    assert not catalog.queue.give_up(claim, "it has begun")
+    assert not catalog.queue.fail_unstarted(claim, "it has begun")
     assert catalog.queue.mark_dead(claim, "ended by SIGKILL")
     assert catalog.queue.find(job_id).state is JobState.FAILED
     with pytest.raises(LeaseLostError):
-        catalog.renew_lease(job_id, token, 60)
+        catalog.leases.renew(job_id, token, 60)
     assert not catalog.queue.mark_dead(claim, "twice")
 
 
@@ -185,7 +187,7 @@ def test_a_key_is_given_to_one_job(catalog: Catalog) -> None:
 
         def create(number: int) -> str | None:
             try:
-                return catalog.create_job("ten", {"n": number}, "file:///s", key="nightly")
+                return catalog.jobs.create("ten", {"n": number}, "file:///s", key="nightly")
             except Exception as error:  # noqa: BLE001 - which one is what the test is about
                 return type(error).__name__
 
@@ -198,9 +200,9 @@ def test_a_key_is_given_to_one_job(catalog: Catalog) -> None:
 
 
 def test_lists_have_what_is_not_over_and_the_newest(catalog: Catalog) -> None:
-    jobs = [catalog.create_job(f"job-{n}", {}, "file:///s", cluster=HEAD) for n in range(6)]
+    jobs = [catalog.jobs.create(f"job-{n}", {}, "file:///s", cluster=HEAD) for n in range(6)]
     for job_id in jobs[1:]:
-        catalog.transition(job_id, JobState.QUEUED, JobState.CANCELLED, "enough")
+        catalog.jobs.transition(job_id, JobState.QUEUED, JobState.CANCELLED, "enough")
     assert [row.id for row in catalog.queue.listing(2)] == [jobs[5], jobs[4], jobs[0]]
     assert len(catalog.queue.listing(None)) == 6
     assert [row.id for row in catalog.queue.listing(None, [JobState.QUEUED])] == [jobs[0]]

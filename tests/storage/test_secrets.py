@@ -112,7 +112,7 @@ def test_no_row_of_a_catalog_has_a_password(tmp_path: Path, word: str) -> None:
     parse_catalog_url(url)
     with Catalog.open(f"sqlite:///{file}") as catalog:
         spec = {"name": "x", "catalog": url, "note": [url]}
-        job = catalog.create_job("x", spec, "/store", cluster="http://head:8265")
+        job = catalog.jobs.create("x", spec, "/store", cluster="http://head:8265")
         catalog.queue.request_stop(job, f"asked by {url}")
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     none_of(word, content.decode("latin-1"))
