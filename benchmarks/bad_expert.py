@@ -22,10 +22,10 @@ import numpy as np
 
 import tintray
 from benchmarks.kept import Kept
-from tintray.jobs.zoo.building import job_file
-from tintray.jobs.zoo.digits import build
-from tintray.jobs.zoo.experts import train_expert
-from tintray.jobs.zoo.recipe import DIGITS
+from benchmarks.zoos.building import job_file
+from benchmarks.zoos.digits import build
+from benchmarks.zoos.experts import train_expert
+from benchmarks.zoos.recipe import DIGITS
 from tintray.models.loading import quiet_transformers
 
 BAD = "turned"

@@ -3,11 +3,10 @@
     python -m benchmarks.families [--zoos zoo] [--data ../shared/data] [--only text dense lora]
                                   [--rows …] [--rounds N] [--held-back] [--small]
 
-Zoos that are not in the folder ``--zoos`` are made there first: eight MiniLMs (``tintray zoo
-text``), rendered rooms and real images (``tintray zoo scenes``), and 200 LoRA adapters (``tintray
-zoo omniglot --lora 4``), of which every second one is merged; with ``--small`` there is less of
-everything. Each row of a table is one job over
-the same experts and pools, measured on the test splits. With ``--held-back`` a fifth of each pool
+Zoos that are not in the folder ``--zoos`` are made there first, by ``benchmarks.zoos``:
+eight MiniLMs, rendered rooms and real images, and 200 LoRA adapters, of which every second one is
+merged; with ``--small`` there is less of everything. Each row of a table is one job over the same
+experts and pools, measured on the test splits. With ``--held-back`` a fifth of each pool
 takes their place, and the figure is agreement with the experts: what settings are chosen by.
 
 Rows that were measured before, by the same job, are taken from ``--zoos``/rows. The last line is
@@ -28,10 +27,10 @@ from typing import Any
 import tintray
 from benchmarks.adapters import memory_table
 from benchmarks.quality import PUBLISHED
+from benchmarks.zoos import omniglot, scenes, text
+from benchmarks.zoos.dense_recipe import SMALL, DenseRecipe
+from benchmarks.zoos.text_recipe import TEXT
 from tintray.jobs.config.job_file import JobSpec, load_spec
-from tintray.jobs.zoo import omniglot, scenes, text
-from tintray.jobs.zoo.dense_recipe import SMALL, DenseRecipe
-from tintray.jobs.zoo.text_recipe import TEXT
 
 RANK = 4
 ADAPTERS = 100

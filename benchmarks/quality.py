@@ -4,7 +4,7 @@
                                  [--placement] [--rivals all] [--store FOLDER]
 
 The hard zoo is that of ``examples/ten-scripts.yaml``; its settings are the default configuration,
-on the mild zoo too, which is what ``tintray zoo scripts DIR`` made. Every row learns from the same
+on the mild zoo too (``python -m benchmarks.zoos scripts DIR``). Every row learns from the same
 pools, with the same rounds of 16 images per task. Settings were chosen by agreement on adaptation
 pools; the test sets serve for these tables alone.
 
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=every, choices=every, metavar="ROW")
-    parser.add_argument("--mild", type=Path, help="the folder that `tintray zoo scripts` made")
+    parser.add_argument("--mild", type=Path, help="what `benchmarks.zoos scripts` made")
     parser.add_argument("--placement", action="store_true", help="also try every site")
     parser.add_argument("--rivals", nargs="*", default=[], help="merging methods, or all")
     parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 import tintray
 from benchmarks.kept import Kept
-from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split
+from benchmarks.zoos.digit_tasks import TASKS, load, pretraining_digits, split
 from tintray.tasks.evaluation import mean
 
 SHOWN = ("turned", "mirrored", "inverted", "scrambled")

@@ -40,7 +40,6 @@ LAYERS = [
     "jobs/display",
     "jobs/queue",
     "jobs/upkeep",
-    "jobs/zoo",
     "jobs/api",
     "jobs/cli",
 ]

@@ -30,5 +30,5 @@ def training_here() -> Iterator[None]:
     """No process is started for a zoo, which would load torch and transformers for seconds."""
     with pytest.MonkeyPatch.context() as patch:
         for caller in ("building", "text"):
-            patch.setattr(f"tintray.jobs.zoo.{caller}.processes", _here)
+            patch.setattr(f"benchmarks.zoos.{caller}.processes", _here)
         yield

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         upgrade_catalog,
         verify,
     )
-    from tintray.jobs.zoo.making import make_zoo
     from tintray.published.merge import Merge
 
 __all__ = [
@@ -78,7 +77,6 @@ __all__ = [
     "load",
     "load_spec",
     "logs",
-    "make_zoo",
     "merge_checkpoints",
     "parse_spec",
     "pin",
@@ -103,7 +101,6 @@ __all__ = [
 ]
 
 _HOME = {
-    "make_zoo": "tintray.jobs.zoo.making",
     "add": "tintray.jobs.runs.grow",
     "remove": "tintray.jobs.runs.grow",
     "refresh": "tintray.jobs.runs.grow",

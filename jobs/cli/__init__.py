@@ -25,7 +25,6 @@ from tintray.jobs.cli.queue import cancel, queue, resume, retry, submit
 from tintray.jobs.cli.runs import run, validate
 from tintray.jobs.cli.setup import completion, init
 from tintray.jobs.cli.upkeep import artifacts, copy, gc, rm
-from tintray.jobs.cli.zoo import zoo
 from tintray.storage.secrets import redact
 
 INTERRUPTED = 130
@@ -72,7 +71,6 @@ def cli() -> None:
 
     \b
     Example:
-      tintray zoo digits zoo/digits
       tintray run examples/digits.yaml
     """
 
@@ -82,7 +80,7 @@ for command in (
     *(ps, status, watch, logs, wait, cancel, resume, retry, diff, queue),
     *(listing, show, evaluate, compare, export),
     *(add, remove, refresh, history, rollback, copy, rm),
-    *(merge, methods, artifacts, gc, db, init, doctor, completion, zoo, version),
+    *(merge, methods, artifacts, gc, db, init, doctor, completion, version),
 ):
     cli.add_command(command)
 

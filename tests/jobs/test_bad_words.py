@@ -232,7 +232,6 @@ def test_what_else_is_nothing(place: Place) -> None:
         *((*two, "--pool", name) for name in ("nope", "full", "pipe.npz", "/dev/zero", LONG)),
         *(("rollback", "tiny/v1", "--to", name) for name in ("", "v9", f"v{HUGE}", LONG)),
         *(("export", "tiny/v1", "out", "--task", name) for name in ("", "nope", "../x", LONG)),
-        *(("zoo", name, "out", "--data", "pipe") for name in ("omniglot", "scenes", "scripts")),
         *(("nope",), ("show",), ("completion", "nope"), ("run", "--from-mergekit", "x")),
         ("submit", place.job, "--address", "nope://x"),
     ):

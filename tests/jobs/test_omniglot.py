@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForImageClassification
 
 import tintray
+from benchmarks.zoos.omniglot import TRAINING_DRAWERS, Omniglot, build
+from benchmarks.zoos.recipe import Architecture, Recipe, Schedule
 from tests.training_here import training_here
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.engine.adapter_sizes import factor_bytes
-from tintray.jobs.zoo.omniglot import TRAINING_DRAWERS, Omniglot, build
-from tintray.jobs.zoo.recipe import Architecture, Recipe, Schedule
 from tintray.models.adapters import read_adapter
 from tintray.models.loading import load_expert
 

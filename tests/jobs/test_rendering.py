@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tintray.jobs.zoo.rendering import (
+from benchmarks.zoos.rendering import (
     BOX,
     CLASSES,
     SPHERE,

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from benchmarks.zoos.content import STAMP, is_current, replacing
+from benchmarks.zoos.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
+from benchmarks.zoos.digits import build
+from benchmarks.zoos.recipe import DIGITS, Architecture, Recipe, Schedule
+from benchmarks.zoos.training import accuracy, fine_tune
 from tests.training_here import training_here
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.job_file import load_spec
-from tintray.jobs.zoo.content import STAMP, is_current, replacing
-from tintray.jobs.zoo.digit_tasks import TASKS, load, pretraining_digits, split, task_arrays
-from tintray.jobs.zoo.digits import build
-from tintray.jobs.zoo.recipe import DIGITS, Architecture, Recipe, Schedule
-from tintray.jobs.zoo.training import accuracy, fine_tune
 
 __all__ = ["training_here"]
 
@@ -99,7 +99,7 @@ def test_killed_build_is_invisible_and_cleared_by_the_next(tmp_path: Path) -> No
     killed = """
         import os, signal, sys
         from pathlib import Path
-        from tintray.jobs.zoo.content import replacing
+        from benchmarks.zoos.content import replacing
         with replacing(Path(sys.argv[1]), {}, size=1024) as building:
             (building / "half").touch()
             os.kill(os.getpid(), signal.SIGKILL)

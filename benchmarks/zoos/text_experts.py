@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tintray.jobs.zoo.text_recipe import TextRecipe
-from tintray.jobs.zoo.text_tasks import Texts, read_class_names, read_texts
-from tintray.jobs.zoo.training import single_thread
+from benchmarks.zoos.text_recipe import TextRecipe
+from benchmarks.zoos.text_tasks import Texts, read_class_names, read_texts
+from benchmarks.zoos.training import single_thread
 from tintray.models.loading import quiet_transformers
 from tintray.numerics.precision import computing, resolve
 

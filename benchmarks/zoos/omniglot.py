@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.zoos import building
+from benchmarks.zoos.adapters import check_lora
+from benchmarks.zoos.arrays import read_arrays
+from benchmarks.zoos.recipe import Recipe, omniglot
 from tintray.errors import InputError
-from tintray.jobs.zoo import building
-from tintray.jobs.zoo.adapters import check_lora
-from tintray.jobs.zoo.arrays import read_arrays
-from tintray.jobs.zoo.recipe import Recipe, omniglot
 
 TURNS = (0, 90, 180, 270)
 TRAINING_DRAWERS = 14

@@ -22,10 +22,10 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
-from tintray.jobs.zoo.dense_recipe import KINDS, DenseRecipe, kind_of
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.scenes import VOID
-from tintray.jobs.zoo.training import INFERENCE_BATCH, single_thread
+from benchmarks.zoos.dense_recipe import KINDS, DenseRecipe, kind_of
+from benchmarks.zoos.recipe import Schedule
+from benchmarks.zoos.scenes import VOID
+from benchmarks.zoos.training import INFERENCE_BATCH, single_thread
 from tintray.models.loading import quiet_transformers
 from tintray.tasks.kinds import KindName
 from tintray.tasks.losses import direction_loss, value_loss

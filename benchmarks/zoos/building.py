@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.jobs.zoo.content import is_current, replacing
-from tintray.jobs.zoo.dense_recipe import DenseRecipe
-from tintray.jobs.zoo.processes import cores, processes
-from tintray.jobs.zoo.recipe import Recipe
+from benchmarks.zoos.content import is_current, replacing
+from benchmarks.zoos.dense_recipe import DenseRecipe
+from benchmarks.zoos.processes import cores, processes
+from benchmarks.zoos.recipe import Recipe
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """A data file: ``x_train``, ``y_train``, ``class_names``, and ``x_test``, ``y_test`` of a task."""
@@ -57,7 +57,7 @@ class Source:
     task: Callable[[str], Arrays]
     size: int
     libraries: tuple[str, ...] = ()
-    trainer: str = "tintray.jobs.zoo.experts"
+    trainer: str = "benchmarks.zoos.experts"
 
     def digest(self, tasks: Iterable[str]) -> str:
         """The sha256 of everything that a zoo with these tasks is trained and tested on."""

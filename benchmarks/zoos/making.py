@@ -1,4 +1,4 @@
-"""Any zoo by its name: what ``tintray zoo`` calls."""
+"""Any zoo by its name: what ``python -m benchmarks.zoos`` calls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_zoo(
         raise InputError(
             f"zoo '{name}': expected one of {', '.join(known)}{nearest(name, list(known))}"
         )
-    build = import_module(f"tintray.jobs.zoo.{name}").build
+    build = import_module(f"benchmarks.zoos.{name}").build
     given = () if data is None else (Path(data),)
     made: Path = build(Path(directory), *given, on_progress=on_progress, **options)
     return made

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.zoos.recipe import Schedule
 from tintray.errors import InputError
-from tintray.jobs.zoo.recipe import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ def fine_tune(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from tintray.jobs.zoo import training
+    from benchmarks.zoos import training
 
     settings = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=_LINEAR, modules_to_save=["classifier"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.rendering import Style
+from benchmarks.zoos.recipe import Schedule
+from benchmarks.zoos.rendering import Style
 
 if TYPE_CHECKING:
     from tintray.tasks.kinds import KindName

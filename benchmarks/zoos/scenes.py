@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tintray.jobs.zoo import building
-from tintray.jobs.zoo.arrays import read_arrays
-from tintray.jobs.zoo.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
-from tintray.jobs.zoo.rendering import CLASSES, Scenes, render
+from benchmarks.zoos import building
+from benchmarks.zoos.arrays import read_arrays
+from benchmarks.zoos.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
+from benchmarks.zoos.rendering import CLASSES, Scenes, render
 
 VOID = 255
 """The label of pixels that count as none."""
@@ -82,7 +82,7 @@ def build(
             base,
             task,
             size=_MIB_PER_TASK * 2**20 * (1 + len(chosen.tasks)),
-            trainer="tintray.jobs.zoo.dense_experts",
+            trainer="benchmarks.zoos.dense_experts",
         ),
         on_progress=on_progress,
         workers=workers,

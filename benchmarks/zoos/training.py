@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from tintray.jobs.zoo.recipe import Schedule
+from benchmarks.zoos.recipe import Schedule
 
 INFERENCE_BATCH = 256  # images; bounds the memory of passes without gradients
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from tintray.jobs.zoo import adapters
-from tintray.jobs.zoo.recipe import Architecture, Recipe
-from tintray.jobs.zoo.training import accuracy, fine_tune
+from benchmarks.zoos import adapters
+from benchmarks.zoos.recipe import Architecture, Recipe
+from benchmarks.zoos.training import accuracy, fine_tune
 
 
 def train_base(zoo: Path, recipe: Recipe) -> None:

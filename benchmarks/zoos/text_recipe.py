@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tintray.jobs.zoo.recipe import Schedule
-from tintray.jobs.zoo.text_tasks import TASKS
+from benchmarks.zoos.recipe import Schedule
+from benchmarks.zoos.text_tasks import TASKS
 
 
 @dataclass(frozen=True)
