@@ -149,7 +149,7 @@ def measured(spec: JobSpec, folder: Path, held_back: bool) -> Row:
     merge = tintray.load(summary.url)
     found: dict[str, Score] = {}
     for task in summary.tasks:
-        details = merge.task(task.name)["score"].get("details") or {}
+        details = merge.task(task.name).score.details
         if held_back:
             found[task.name] = Score("agreement", task.agreement, 1.0, task.agreement, details)
         else:

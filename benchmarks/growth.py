@@ -183,10 +183,10 @@ def quality(
         drops = {t.name: 100 * (before[t.name] - t.merged) for t in now.tasks if t.name in before}
         lost = max(drops, key=lambda name: drops[name])
         worst = max(worst, drops[lost])
-        change = tintray.load(now.url).manifest["change"]
-        way = " → ".join(tried["mode"] for tried in change["attempts"])
-        way = way if way.endswith(change["mode"]) else f"{way}; {change['mode']} taken"
-        agreed = f"{100 * change['agreement'][task.name]:.1f} %"
+        change = tintray.load(now.url).manifest.change
+        way = " → ".join(tried["mode"] for tried in change.attempts)
+        way = way if way.endswith(change.mode) else f"{way}; {change.mode} taken"
+        agreed = f"{100 * change.agreement[task.name]:.1f} %"
         fell = f"{lost} {-drops[lost]:+.1f}" if drops[lost] else "all as before"
         print(_line(f"add {task.name}", now, way, agreed, fell, step.cost), flush=True)
     last = diary.step("at once", full("at-once", slice(None)))

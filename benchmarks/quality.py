@@ -168,7 +168,7 @@ def job(spec: tintray.JobSpec) -> Run:
         found.tint_share,
         began["evaluating"] - began["fitting"],
         f"{found.name}/{found.version}",
-        tintray.load(found.url).manifest.get("placement"),
+        tintray.load(found.url).manifest.placement,
     )
 
 

@@ -35,7 +35,7 @@ from tintray.tinting.site_search import AUTO
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
     """Run a job to its published merge; see ``jobs.runs.run.run_job`` for what it raises."""
     manifest = run_job(spec, on_event or ignore)
-    url = f"{open_store(spec.store).url}/merges/{manifest['name']}/v{manifest['version']}"
+    url = f"{open_store(spec.store).url}/merges/{manifest.ref}"
     return summary(manifest, url)
 
 
@@ -141,7 +141,7 @@ def evaluate(
     tell = on_event or ignore
     url = locate(merge, catalog)
     opened = load_merge(url)
-    cluster = JobSpec.from_record(opened.manifest["job"]).on_own_cluster().cluster
+    cluster = JobSpec.from_record(opened.manifest.job.to_json()).on_own_cluster().cluster
     fleet = open_backend(
         address=cluster.address,
         workers=cluster.workers,
@@ -159,9 +159,9 @@ def evaluate(
         )
     finally:
         fleet.close()
-    found = means(opened.manifest["tasks"], scores)
+    found = means(opened.manifest.tasks, scores)
     return EvalTable(
-        merge=f"{opened.manifest['name']}/v{opened.manifest['version']}",
+        merge=opened.manifest.ref,
         tasks=[task_result(opened.task(score.task), score) for score in scores],
         average=found.average,
         expert_average=found.expert_average,
@@ -264,4 +264,4 @@ def export(
         return export_adapter(found, task, Path(directory))
     if task is not None:
         return found.export(task, Path(directory))
-    return found.export_all(Path(directory), seal(found.manifest, "manifest.json"))
+    return found.export_all(Path(directory), seal(found.manifest.to_json(), "manifest.json"))

@@ -7,8 +7,11 @@ from pathlib import Path
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.sources import cache_folder
+from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
-from tintray.storage.artifacts.publish import MANIFEST, merge_file, parse_merge_url, read_manifest
+from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
 from tintray.storage.artifacts.records import unseal
 from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.catalog.catalog import Catalog
@@ -57,9 +60,25 @@ def load_merge(url: str, factory: str | None = None) -> Merge:
         return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
     store, ref = parse_merge_url(url)
     with as_input_error():
-        manifest = read_manifest(store, ref)
-    cache = cache_folder()
-    return Merge(manifest, lambda name: merge_file(store, manifest, name, cache), url, factory)
+        manifest = manifest_of(store, ref)
+    files, cache = blobs_of(manifest), cache_folder()
+    return Merge(manifest, lambda name: fetch_blob(store, files[name], cache), url, factory)
+
+
+def manifest_of(store: ArtifactStore, ref: MergeRef) -> Manifest:
+    """The manifest of a published merge.
+
+    Raises
+    ------
+    NotFoundError
+        If it is not published; with the nearest that is.
+    """
+    return Manifest.read(read_manifest(store, ref), f"{store.url}/{ref.key}")
+
+
+def blobs_of(manifest: Manifest) -> dict[str, BlobRef]:
+    """A merge's files as artifacts, by their names."""
+    return {name: BlobRef(file.sha256, file.size) for name, file in manifest.files.items()}
 
 
 def store_of(url: str, default: str) -> str:

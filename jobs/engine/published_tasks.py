@@ -66,7 +66,7 @@ def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> ModelFolder:
 
 def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:
     """Some files of a merge, and no others, by their own names in a folder named by content."""
-    listed = {name.removeprefix(prefix): merge.manifest["files"][name]["sha256"] for name in names}
+    listed = {name.removeprefix(prefix): merge.manifest.files[name].sha256 for name in names}
     content = json.dumps(listed, sort_keys=True).encode()
     folder = cache / hashlib.sha256(content).hexdigest()
     if not folder.is_dir():

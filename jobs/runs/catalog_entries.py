@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tintray.errors import NotFoundError
+from tintray.jobs.engine.finding import blobs_of
+from tintray.published.manifest import Change, Manifest, Unit
 from tintray.published.merge import (
     BACKBONE,
     COEFFICIENTS,
 )
-from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.merges import LayerSummary
@@ -21,7 +22,7 @@ from tintray.storage.catalog.merges import LayerSummary
 
 def enter(
     catalog: Catalog,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     url: str,
     *,
     manifest_sha256: str,
@@ -34,55 +35,54 @@ def enter(
     ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere. A parent
     that the catalog does not know is not entered as one.
     """
-    files = {name: BlobRef(**ref) for name, ref in manifest["files"].items()}
+    files = blobs_of(manifest)
     catalog.artifacts.record(
         [KnownArtifact(ref, _kind(name), {"file": name}) for name, ref in files.items()],
         job_id=job_id,
     )
     catalog.merges.record(
-        manifest["name"],
-        manifest["version"],
+        manifest.name,
+        manifest.version,
         url,
         job_id,
         manifest_sha256=manifest_sha256,
         metrics={
-            **manifest["metrics"],
-            "site": manifest["site"],
-            "method": manifest["job"]["merge"]["method"],
-            "tasks": len(manifest["tasks"]),
-            "change": _told(manifest.get("change")),
+            **manifest.metrics.to_json(),
+            "site": manifest.site,
+            "method": manifest.job.merge.method,
+            "tasks": len(manifest.tasks),
+            "change": _told(manifest.change),
         },
         parent=_known_parent(catalog, manifest),
         added=_added(manifest),
         files=files,
-        coefficients=layer_summaries(manifest["units"], coefficients),
+        coefficients=layer_summaries(manifest.units, coefficients),
         token=token,
     )
 
 
-def _known_parent(catalog: Catalog, manifest: Mapping[str, Any]) -> str | None:
-    parent: str | None = manifest.get("parent")
-    if parent is None:
+def _known_parent(catalog: Catalog, manifest: Manifest) -> str | None:
+    if manifest.parent is None:
         return None
     try:
-        return catalog.merges.find(parent).ref
+        return catalog.merges.find(manifest.parent).ref
     except NotFoundError:
         return None
 
 
-def _told(change: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _told(change: Change | None) -> dict[str, Any] | None:
     """How a merge grew, as far as its history shows it."""
     if change is None:
         return None
-    return {key: change.get(key) for key in ("operation", "tasks", "mode", "to")}
+    return {key: getattr(change, key) for key in ("operation", "tasks", "mode", "to")}
 
 
-def _added(manifest: Mapping[str, Any]) -> list[str]:
+def _added(manifest: Manifest) -> list[str]:
     """The tasks that the merge has and its parent has not."""
-    change = manifest.get("change")
+    change = manifest.change
     if change is None:
-        return [task["name"] for task in manifest["tasks"]]
-    return list(change["tasks"]) if change["operation"] == "add" else []
+        return [task.name for task in manifest.tasks]
+    return list(change.tasks) if change.operation == "add" else []
 
 
 def _kind(file: str) -> str:
@@ -92,11 +92,11 @@ def _kind(file: str) -> str:
     return "tint" if file.startswith("tints/") else "config"
 
 
-def layer_summaries(units: Sequence[Mapping[str, Any]], coefficients: Tensor) -> list[LayerSummary]:
+def layer_summaries(units: Sequence[Unit], coefficients: Tensor) -> list[LayerSummary]:
     """The coefficients Λ [K, L] of every layer unit, over the tasks."""
     return [
         LayerSummary(
-            unit["name"],
+            unit.name,
             float(column.mean()),
             float(torch.std(column, correction=0)),
             float(column.min()),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.finding import blobs_of, manifest_of
 from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change
@@ -22,6 +23,13 @@ from tintray.jobs.runs.parent import Parent
 from tintray.jobs.runs.publication import shared_buffers, task_entry
 from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
+from tintray.published.manifest import (
+    Manifest,
+    Means,
+    ScoreEntry,
+    TaskEntry,
+    UnpublishedManifest,
+)
 from tintray.published.merge import (
     BACKBONE,
     COEFFICIENTS,
@@ -35,7 +43,6 @@ from tintray.storage.artifacts.publish import (
     next_version,
     parse_merge_url,
     publish_merge,
-    read_manifest,
 )
 from tintray.tasks.evaluation import TaskScore
 
@@ -45,10 +52,7 @@ def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:
     return frozenset(
         name
         for name in set(ancestor.merge.tasks) & set(parent.merge.tasks)
-        if all(
-            ancestor.merge.task(name)[what]["sha256"] == parent.merge.task(name)[what]["sha256"]
-            for what in ("expert", "pool")
-        )
+        if ancestor.merge.task(name).same_source(parent.merge.task(name))
     )
 
 
@@ -94,7 +98,7 @@ class Child:
         return ancestor if restored and ancestor is not None else self.parent
 
 
-def publish_child(child: Child, run: JobRun, head: int) -> dict[str, Any]:
+def publish_child(child: Child, run: JobRun, head: int) -> Manifest:
     """Write the child to the parent's store, its manifest last, and enter it in the catalog.
 
     Raises
@@ -115,10 +119,10 @@ def publish_child(child: Child, run: JobRun, head: int) -> dict[str, Any]:
         )
     manifest = child_manifest(child, run)
     url = publish_merge(
-        store, name, _files(child), manifest, version=number, confirm=run.lease.confirm
+        store, name, _files(child), manifest.to_json(), version=number, confirm=run.lease.confirm
     )
     ref = parse_merge_url(url)[1]
-    published = read_manifest(store, ref)
+    published = manifest_of(store, ref)
     enter(
         run.catalog,
         published,
@@ -155,7 +159,7 @@ def _coefficients(child: Child, source: Parent) -> bytes | BlobRef:
     if child.ancestor is not None and source.merge.tasks == tuple(
         task.name for task in child.spec.tasks
     ):
-        return BlobRef(**source.manifest["files"][COEFFICIENTS])
+        return blobs_of(source.manifest)[COEFFICIENTS]
     begun = child.parent.merge.tensors(COEFFICIENTS)["initial"]
     known = {name: begun[row] for row, name in enumerate(child.parent.merge.tasks)}
     initial = child.coefficients * 0
@@ -165,41 +169,39 @@ def _coefficients(child: Child, source: Parent) -> bytes | BlobRef:
     return tensors_as_bytes({"coefficients": child.coefficients, "initial": initial})
 
 
-def child_manifest(child: Child, run: JobRun) -> dict[str, Any]:
+def child_manifest(child: Child, run: JobRun) -> UnpublishedManifest:
     """The parent's manifest with what has changed; what a job may need later is all named in it."""
-    parent = child.parent.manifest
     entries = [_entry(child, index) for index in range(len(child.spec.tasks))]
     guard = [
         {
             "task": name,
             "metric": score.metric,
-            "before": child.parent.merge.task(name)["score"]["merged"],
+            "before": child.parent.merge.task(name).score.merged,
             "fitted": fitted(child.parent, name).value,
             "after": score.merged,
         }
         for name, score in child.scores.items()
         if name not in child.change.names
     ]
-    return {
-        **{key: value for key, value in parent.items() if key not in ("files", "name", "version")},
-        "tintray": version("tintray"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "job_id": run.job_id,
-        "parent": str(child.parent.ref),
-        "change": {
+    return child.parent.manifest.unpublished(
+        tintray=version("tintray"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        job_id=run.job_id,
+        parent=str(child.parent.ref),
+        change={
             "operation": child.change.operation,
             "tasks": list(child.change.names),
             **child.report,
             "guard": {"tolerance": child.spec.growth.tolerance, "tasks": guard},
         },
-        "correction_from": correction_from(child.parent),
-        "notices": list(run.remarks),
-        "tasks": entries,
-        "metrics": asdict(means(entries)),
-        "seconds": dict(run.seconds),
-        "peak_memory_mib": child.peak_memory / 2**20,
-        "job": child.spec.record(),
-    }
+        correction_from=correction_from(child.parent),
+        notices=list(run.remarks),
+        tasks=entries,
+        metrics=Means(**asdict(means(entries))),
+        seconds=dict(run.seconds),
+        peak_memory_mib=child.peak_memory / 2**20,
+        job=child.spec.record(),
+    )
 
 
 def _gone_from_correction(child: Child) -> list[str]:
@@ -213,7 +215,7 @@ def _gone_from_correction(child: Child) -> list[str]:
     ]
 
 
-def _entry(child: Child, index: int) -> dict[str, Any]:
+def _entry(child: Child, index: int) -> TaskEntry:
     task = child.spec.tasks[index]
     if task.name in child.new:
         facts, prepared = child.new[task.name]
@@ -221,12 +223,12 @@ def _entry(child: Child, index: int) -> dict[str, Any]:
         entry = task_entry(task, facts, prepared, child.kept[task.name], score)
         if child.theta is None and task.name in child.parent.merge.tasks:
             # The backbone still holds the task vector of the version before.
-            entry["task_vector"] = child.parent.merge.task(task.name)["task_vector"]
+            vector = child.parent.merge.task(task.name).task_vector
+            return entry.changed(task_vector=vector)
         return entry
-    known = dict(child.source(task.name).merge.task(task.name))
-    known["fitted"] = asdict(fitted(child.parent, task.name))
+    changed: dict[str, Any] = {"fitted": fitted(child.parent, task.name)}
     if task.name in child.scores:
-        known["score"] = asdict(child.scores[task.name])
+        changed["score"] = ScoreEntry.of(child.scores[task.name])
     if task.name in child.kept:
-        known["kept"] = child.kept[task.name]
-    return known
+        changed["kept"] = child.kept[task.name]
+    return child.source(task.name).merge.task(task.name).changed(**changed)

@@ -27,6 +27,7 @@ from tintray.jobs.runs.methods import PreparedJob, resolve_job
 from tintray.jobs.runs.run import backend_for, coordinator_for, evaluated
 from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
+from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore, mean
@@ -59,7 +60,7 @@ def compare(
         If there is no such method, or an expert or a data file of the merge's job is gone.
     """
     _ = merge.factory  # a merge of one that may not run is not compared
-    spec = _whole_backbone(JobSpec.from_record(merge.manifest["job"]), store_url)
+    spec = _whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
     spec, ground = resolve_job(spec)
     found: dict[str, Sequence[TaskScore]] = {}
@@ -223,21 +224,20 @@ def _learned_rival(
 
 
 def _table(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     found: Mapping[str, Sequence[TaskScore]],
     scales: Mapping[str, float],
 ) -> CompareTable:
     reference = found["merge"]
     rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
-    averages = {"experts": means(manifest["tasks"], reference).expert_average}
+    averages = {"experts": means(manifest.tasks, reference).expert_average}
     normalised: dict[str, float | None] = {"experts": 1.0}
     for method, scores in found.items():
         rows += [CompareRow(method, s.task, s.metric, s.merged) for s in scores]
-        of = means(manifest["tasks"], scores)
+        of = means(manifest.tasks, scores)
         averages[method], normalised[method] = of.average, of.normalised_accuracy
-    name = f"{manifest['name']}/v{manifest['version']}"
     best = scales.get("task arithmetic")
-    return CompareTable(name, rows, _known(averages), _known(normalised), best, scales)
+    return CompareTable(manifest.ref, rows, _known(averages), _known(normalised), best, scales)
 
 
 def _known(figures: Mapping[str, float | None]) -> dict[str, float]:

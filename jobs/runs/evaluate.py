@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
@@ -17,7 +17,7 @@ from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.pools import pool as pools
 from tintray.pools import sequences
-from tintray.published.manifest import DataEntry
+from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
 from tintray.published.merge import Merge, read_tensors
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -45,29 +45,27 @@ class Evaluator:
             If the data file is gone, or holds other examples than when the merge was published.
         """
         task = self._merge.task(name)
-        labelled = task["test"] is not None
-        source = task["test"] if labelled else task["pool"]
+        labelled = task.test is not None
+        source = task.test or task.pool
         module = self._merge.for_task(name)
-        kind = find_kind(task["kind"])
+        kind = find_kind(task.kind)
         order, pool = self._pool(name, kind, source, module if labelled else None)
-        digest = source["outputs" if labelled else "labels"]
+        digest = task.pool.labels if task.test is None else task.test.outputs
         config = getattr(module, "config", None)
         pool, expert = _expert_outputs(self._store, self._merge, task, digest, pool, config)
         merged = predict(module, pool, kind)
         labels = None
         if labelled:
-            answers = answer_space(module, task["classes"])
+            answers = answer_space(module, task.classes)
             labels = pools.labels_of(order, kind, pool, answers, f"task '{name}'")
         return calibrated_score(name, kind, merged, expert, labels, pool.mask)
 
     def _pool(
-        self, name: str, kind: Kind, source: Mapping[str, Any], reader: Any
+        self, name: str, kind: Kind, source: PoolEntry | TestEntry, reader: Any
     ) -> tuple[DataSource, pools.Pool]:
         """The examples and where they were read; ``reader`` is a model to read right answers."""
-        known = DataEntry.model_fields.keys() & DataSource.__dataclass_fields__.keys()
-        fields = {key: source[key] for key in known if key in source}
-        fields["limits"] = limits()
-        order = local_data(DataSource(**fields), cache_folder())
+        fields = {name: getattr(source, name) for name in DataEntry.model_fields}
+        order = local_data(DataSource(**fields, limits=limits()), cache_folder())
         where = f"task '{name}'"
         encoded = encoded_digest(order, where)
         processor = None if encoded is None else self._merge.processor(name)
@@ -79,9 +77,9 @@ class Evaluator:
             pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
         if reader is not None and sequences.is_open(pool):
             pool = sequences.with_right_answers(pool, order, processor, reader.config, where)
-        if pool.digest != source["sha256"]:
+        if pool.digest != source.sha256:
             raise DataError(
-                f"task '{name}': split '{source['split']}' of {order.path} is not what the merge "
+                f"task '{name}': split '{source.split}' of {order.path} is not what the merge "
                 "was published with; expected the same examples, restore the file or run the job "
                 "again"
             )
@@ -91,8 +89,8 @@ class Evaluator:
 def _expert_outputs(
     store: ArtifactStore,
     merge: Merge,
-    task: Mapping[str, Any],
-    sha256: str,
+    task: TaskEntry,
+    sha256: str | None,
     pool: pools.Pool,
     config: Any,
 ) -> tuple[pools.Pool, Outputs]:
@@ -100,20 +98,20 @@ def _expert_outputs(
 
     They come from the store, or from the expert where they are gone.
     """
-    if store.exists(blob_key(sha256)):
+    if sha256 is not None and store.exists(blob_key(sha256)):
         kept = read_tensors(fetch_blob(store, sha256, cache_folder()))
         return sequences.recalled(pool, kept, config), from_tensors(kept)
-    role = f"the expert of task '{task['name']}'"
-    folders = (merge.manifest["base"]["source"], task["expert"]["source"])
+    role = f"the expert of task '{task.name}'"
+    folders = (merge.manifest.base.source, task.expert.source)
     base, folder = (local_folder(source, cache_folder()) for source in folders)
     built = merge.factory
     whole = open_model_folder(base, role="the base", factory=built)
     checkpoint = open_model_folder(folder, role=role, base=whole, factory=built)
     if checkpoint.is_tower and not checkpoint.has_head:
-        checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task["name"])))
+        checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task.name)))
     expert = load_expert(checkpoint, role)
     pool = sequences.completed(expert, pool)
-    return pool, predict(expert, pool, find_kind(task["kind"]))
+    return pool, predict(expert, pool, find_kind(task.kind))
 
 
 def measure(

@@ -33,16 +33,16 @@ def export_adapter(merge: Merge, task: str | None, directory: Path) -> Path:
 
 def _base(merge: Merge, task: str) -> nn.Module:
     """The base that a merge was made from, in the class of a task's expert."""
-    if merge.manifest["job"].get("factory"):
+    if merge.manifest.job.factory:
         raise InputError(
             f"{merge.url} is of modules of a factory; expected models of transformers, for which "
             "PEFT has adapters"
         )
-    known = merge.manifest["base"]
-    base = open_model_folder(local_folder(known["source"], cache_folder()), role="the base")
-    if base.digest() != known["sha256"]:
+    known = merge.manifest.base
+    base = open_model_folder(local_folder(known.source, cache_folder()), role="the base")
+    if base.digest() != known.sha256:
         raise CheckpointError(
-            f"the base: {known['source']} is not what {merge.url} was made from (sha256 "
-            f"{base.digest()[:12]}…, expected {known['sha256'][:12]}…); put that base back"
+            f"the base: {known.source} is not what {merge.url} was made from (sha256 "
+            f"{base.digest()[:12]}…, expected {known.sha256[:12]}…); put that base back"
         )
     return load_base(base, like=ModelFolder(base.folder, merge.config(task), ()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tintray.errors import CheckpointError, FitError, InputError
 from tintray.jobs.config.job_file import JobSpec
@@ -40,6 +39,7 @@ from tintray.jobs.runs.run import (
 )
 from tintray.jobs.runs.summaries import summary
 from tintray.models.base_similarity import UNRELATED, is_unrelated
+from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
@@ -65,7 +65,7 @@ def grow(
     rebase: bool = False,
     adjust: Callable[[JobSpec], JobSpec] = lambda spec: spec,
     on_event: OnEvent,
-) -> dict[str, Any]:
+) -> Manifest:
     """Publish a child of a merge; returns its manifest.
 
     Parameters
@@ -108,7 +108,7 @@ def _grow_once(
     adjust: Callable[[JobSpec], JobSpec],
     of_newest: bool,
     on_event: OnEvent,
-) -> dict[str, Any]:
+) -> Manifest:
     # Growing computes on CPUs: what is cached of a prefix lies in memory.
     spec = adjust(change.applied(parent.spec, str(parent.ref))).on_cpus()
     parent.check_files(change.names)
@@ -132,9 +132,8 @@ def _grow_once(
                     on_event(evaluated(score))
             with run.phase(JobState.PUBLISHING, f"writing the merge to {place.url}"):
                 manifest = publish_child(child, run, head)
-                ref = f"{manifest['name']}/v{manifest['version']}"
-                run.move(JobState.SUCCEEDED, f"published as {ref}")
-    on_event(Published(f"{place.url}/merges/{ref}"))
+                run.move(JobState.SUCCEEDED, f"published as {manifest.ref}")
+    on_event(Published(f"{place.url}/merges/{manifest.ref}"))
     return manifest
 
 
@@ -375,6 +374,5 @@ def _grown(
     return _summary(manifest, store)
 
 
-def _summary(manifest: Mapping[str, Any], store: str) -> MergeSummary:
-    ref = f"{manifest['name']}/v{manifest['version']}"
-    return summary(manifest, f"{open_store(store).url}/merges/{ref}")
+def _summary(manifest: Manifest, store: str) -> MergeSummary:
+    return summary(manifest, f"{open_store(store).url}/merges/{manifest.ref}")

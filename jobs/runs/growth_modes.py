@@ -262,7 +262,7 @@ def foundation(growing: Growing) -> BlobRef:
 
 def joint_base(growing: Growing) -> BlobRef:
     """What all task vectors are added to: the base, with what the parent learned to correct it."""
-    if not growing.parent.manifest.get("corrected"):
+    if not growing.parent.manifest.corrected:
         return growing.base
     layout = growing.ground.partition.layout
     theta = without(growing.parent, layout, growing.base, growing.parent.merge.tasks)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tintray.jobs.runs.parent import Parent
+from tintray.published.manifest import FigureEntry
 from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.metrics import find_metric
 
@@ -21,15 +22,6 @@ WORTH = 0.1
 """The share of what is missing to the target that a way must have gained for a costlier one to be
 tried: some experts cannot be matched by any way, and the most expensive one would be spent on each.
 """
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What a task had in a version of the merge, by its first metric."""
-
-    version: str
-    metric: str
-    value: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Verdict:
 
 
 def losses(
-    before: Mapping[str, Sequence[Figure]], after: Sequence[TaskScore], tolerance: float
+    before: Mapping[str, Sequence[FigureEntry]], after: Sequence[TaskScore], tolerance: float
 ) -> tuple[Loss, ...]:
     """Old tasks that lose more than the tolerance, the worst first.
 
@@ -115,7 +107,7 @@ def losses(
     return tuple(sorted((loss for loss in found if loss), key=lambda loss: -loss.lost))
 
 
-def _loss(score: TaskScore, before: Sequence[Figure], tolerance: float) -> Loss | None:
+def _loss(score: TaskScore, before: Sequence[FigureEntry], tolerance: float) -> Loss | None:
     metric, now = find_metric(score.metric), score.merged
     parent, *earlier = (
         Loss(score.task, score.metric, figure.value, now, figure.version) for figure in before
@@ -158,12 +150,12 @@ def best(done: Sequence[Verdict], target: float) -> Verdict | None:
     return max(harmless, key=lambda verdict: verdict.least) if harmless else None
 
 
-def references(parent: Parent, tasks: Iterable[str]) -> dict[str, tuple[Figure, ...]]:
+def references(parent: Parent, tasks: Iterable[str]) -> dict[str, tuple[FigureEntry, ...]]:
     """By task: its figure in the parent, and that in the version in which it was fitted last."""
     return {name: (_figure(parent, name), fitted(parent, name)) for name in tasks}
 
 
-def fitted(parent: Parent, task: str) -> Figure:
+def fitted(parent: Parent, task: str) -> FigureEntry:
     """A task's figure in the version in which it was last merged, added or refreshed.
 
     A manifest names it, so that the version itself may be gone. For manifests of earlier versions
@@ -172,14 +164,14 @@ def fitted(parent: Parent, task: str) -> Figure:
     entry = parent.merge.task(task)
     found = parent
     for version in _line(parent):
-        if task not in version.merge.tasks or not _same(version.merge.task(task), entry):
+        if task not in version.merge.tasks or not entry.same_source(version.merge.task(task)):
             break
         found = version
-        known = version.merge.task(task).get("fitted")
+        known = version.merge.task(task).fitted
         if known is not None:
-            return Figure(**known)
-        change = version.manifest.get("change") or {"operation": "merged", "tasks": []}
-        if change["operation"] in ("merged", "rollback") or task in change["tasks"]:
+            return known
+        change = version.manifest.change
+        if change is None or change.operation == "rollback" or task in change.tasks:
             break
     return _figure(found, task)
 
@@ -190,10 +182,6 @@ def _line(parent: Parent) -> Iterator[Parent]:
     yield from parent.ancestry
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[what]["sha256"] == other[what]["sha256"] for what in ("expert", "pool"))
-
-
-def _figure(version: Parent, task: str) -> Figure:
-    score = version.merge.task(task)["score"]
-    return Figure(str(version.ref), score["metric"], score["merged"])
+def _figure(version: Parent, task: str) -> FigureEntry:
+    score = version.merge.task(task).score
+    return FigureEntry(version=str(version.ref), metric=score.metric, value=score.merged)

@@ -12,19 +12,18 @@ import torch
 from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.engine.finding import blobs_of, load_merge, locate, manifest_of
 from tintray.jobs.results import MergeSummary, Record
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
 from tintray.jobs.runs.summaries import summary
+from tintray.published.manifest import Change
 from tintray.published.merge import BACKBONE, Merge, tint_file
-from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.publish import (
     manifest_digest,
     next_version,
     parse_merge_url,
     publish_merge,
-    read_manifest,
 )
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Merge as Row
@@ -129,10 +128,10 @@ def diff_merges(before: str, after: str, *, catalog: str | None = None) -> Merge
     """
     _, catalog = chosen(None, catalog)
     one, other = (load_merge(locate(name, catalog)) for name in (before, after))
-    if one.manifest["units"] != other.manifest["units"]:
+    if one.manifest.units != other.manifest.units:
         raise InputError(
-            f"{before} and {after} have other layers ({len(one.manifest['units'])} and "
-            f"{len(other.manifest['units'])} units); expected merges of one base, at one tint site"
+            f"{before} and {after} have other layers ({len(one.manifest.units)} and "
+            f"{len(other.manifest.units)} units); expected merges of one base, at one tint site"
         )
     names = list(dict.fromkeys([*one.tasks, *other.tasks]))
     same = _file(one, BACKBONE) == _file(other, BACKBONE)
@@ -146,26 +145,28 @@ def diff_merges(before: str, after: str, *, catalog: str | None = None) -> Merge
 
 
 def _ref(merge: Merge) -> str:
-    return f"{merge.manifest['name']}/v{merge.manifest['version']}"
+    return merge.manifest.ref
 
 
 def _file(merge: Merge, name: str) -> Any:
-    return merge.manifest["files"].get(name)
+    return merge.manifest.files.get(name)
 
 
 def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
     before = one.task(name) if name in one.tasks else None
     after = other.task(name) if name in other.tasks else None
-    score = (after or before or {})["score"]
+    metric = (after or one.task(name)).score.metric
     figures = [
-        of["score"]["merged"] if of and of["score"]["metric"] == score["metric"] else None
+        of.score.merged if of is not None and of.score.metric == metric else None
         for of in (before, after)
     ]
     parts = []
     if before is not None and after is not None:
-        parts = [
-            part for part in ("expert", "pool") if before[part]["sha256"] != after[part]["sha256"]
-        ]
+        hashes = {
+            "expert": (before.expert.sha256, after.expert.sha256),
+            "pool": (before.pool.sha256, after.pool.sha256),
+        }
+        parts = [part for part, (was, now) in hashes.items() if was != now]
         if _file(one, tint_file(name)) != _file(other, tint_file(name)):
             parts.append("tint")
         if not torch.equal(_row(one, name), _row(other, name)):
@@ -175,21 +176,21 @@ def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
         name,
         "same" if before and after and not parts else change,
         parts,
-        score["metric"],
+        metric,
         *figures,
     )
 
 
 def _row(merge: Merge, name: str) -> torch.Tensor:
     if name not in merge.tasks:
-        return torch.zeros(len(merge.manifest["units"]))
+        return torch.zeros(len(merge.manifest.units))
     return merge.coefficients[merge.tasks.index(name)]
 
 
 def _layers(one: Merge, other: Merge, names: Sequence[str], same: bool) -> list[LayerDifference]:
     rows = torch.stack([(_row(other, name) - _row(one, name)).abs() for name in names])
     moved = rows.mean(0).tolist()
-    units = [unit["name"] for unit in one.manifest["units"]]
+    units = [unit.name for unit in one.manifest.units]
     if same:
         shares = dict.fromkeys(units, 0.0)
     else:
@@ -238,17 +239,15 @@ def rollback(
         number = opened.merges.reserve(
             now.ref.name, at_least=next_version(now.store, now.ref.name), head=head
         )
-        files = {name: BlobRef(**ref) for name, ref in found.manifest["files"].items()}
-        own = ("files", "name", "version")
-        manifest = {key: value for key, value in found.manifest.items() if key not in own}
-        manifest |= {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": str(now.ref),
-            "change": {"operation": "rollback", "tasks": [], "to": str(found.ref)},
-        }
-        url = publish_merge(now.store, now.ref.name, files, manifest, version=number)
+        files = blobs_of(found.manifest)
+        manifest = found.manifest.unpublished(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            parent=str(now.ref),
+            change=Change(operation="rollback", tasks=[], to=str(found.ref)),
+        )
+        url = publish_merge(now.store, now.ref.name, files, manifest.to_json(), version=number)
         ref = parse_merge_url(url)[1]
-        published = read_manifest(now.store, ref)
+        published = manifest_of(now.store, ref)
         enter(
             opened,
             published,

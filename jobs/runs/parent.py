@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,13 +17,14 @@ from tintray.errors import CheckpointError, InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
-from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.engine.finding import blobs_of, load_merge, locate
 from tintray.jobs.engine.published_tasks import Kept, kept_checkpoint
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.engine.worker_pool import SplitModel, load_base_model
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
+from tintray.published.manifest import FileEntry, Manifest, Unit
 from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -46,7 +46,7 @@ class Parent:
     spec: JobSpec  # its job, with the store and the catalog that are in use now
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest, as published."""
         return self.merge.manifest
 
@@ -66,20 +66,19 @@ class Parent:
 
     def expert(self, task: str) -> str:
         """The hash of a task's expert."""
-        digest: str = self.merge.task(task)["expert"]["sha256"]
-        return digest
+        return self.merge.task(task).expert.sha256
 
     @property
     def backbone(self) -> BlobRef:
         """The merged backbone, as an artifact."""
-        return BlobRef(**self.manifest["files"][BACKBONE])
+        return blobs_of(self.manifest)[BACKBONE]
 
     def files(self, task: str) -> dict[str, BlobRef]:
         """A task's own files: its tint and its configuration."""
         tint, prefix = tint_file(task), config_file(task, "")
         return {
-            name: BlobRef(**ref)
-            for name, ref in self.manifest["files"].items()
+            name: ref
+            for name, ref in blobs_of(self.manifest).items()
             if name == tint or name.startswith(prefix)
         }
 
@@ -92,14 +91,14 @@ class Parent:
             If an artifact that this needs is gone from the store; with its kind and what to do.
         """
         for name in tasks:
-            self.check_artifact(name, "self-labels", self.merge.task(name)["pool"]["labels"])
+            self.check_artifact(name, "self-labels", self.merge.task(name).pool.labels)
         return {name: self.stand_in(name) for name in tasks}
 
     def stand_in(self, task: str) -> Kept:
         """What stands in for a task's expert."""
         entry = self.merge.task(task)
-        test = entry["test"] and entry["test"]["sha256"]
-        return Kept(self.merge.url, self.expert(task), entry["pool"]["sha256"], test)
+        test = entry.test.sha256 if entry.test else None
+        return Kept(self.merge.url, entry.expert.sha256, entry.pool.sha256, test)
 
     def check_files(self, leaving: Iterable[str]) -> None:
         """Raise :class:`NotFoundError` if a file that a child has too is gone.
@@ -107,11 +106,11 @@ class Parent:
         ``leaving`` are the tasks whose own files it will not have.
         """
 
-        def gone(item: tuple[str, dict[str, Any]]) -> bool:
-            return not self.store.exists(blob_key(item[1]["sha256"]))
+        def gone(item: tuple[str, FileEntry]) -> bool:
+            return not self.store.exists(blob_key(item[1].sha256))
 
         without = {name for task in leaving for name in self.files(task)}
-        files = [(n, ref) for n, ref in self.manifest["files"].items() if n not in without]
+        files = [(n, ref) for n, ref in self.manifest.files.items() if n not in without]
         with as_input_error(), ThreadPoolExecutor(_THREADS) as pool:
             missing = [
                 item for item, lost in zip(files, pool.map(gone, files), strict=True) if lost
@@ -119,7 +118,7 @@ class Parent:
         for name, ref in missing[:1]:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise NotFoundError(
-                f"{name}{others} of {self.ref} (artifact {ref['sha256'][:12]}…) is gone from "
+                f"{name}{others} of {self.ref} (artifact {ref.sha256[:12]}…) is gone from "
                 f"{self.store.url}; expected what the merge was published with, copy it back"
             )
 
@@ -155,9 +154,9 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     place, ref = parse_merge_url(url)
     here = Path.cwd()
     _ = opened.factory  # a merge of one that may not run does not grow
-    spec = JobSpec.from_record(opened.manifest["job"]).on_own_cluster()
+    spec = JobSpec.from_record(opened.manifest.job.to_json()).on_own_cluster()
     spec = spec.changed(
-        tint={"site": opened.manifest["site"]},
+        tint={"site": opened.manifest.site},
         store=store_location(place.url, here),
         catalog=catalog_location(catalog, here),
         name=ref.name,
@@ -189,7 +188,7 @@ def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
 
     What a removed version grew from is what the catalog remembers of it.
     """
-    ref, seen = _parent_of(parent.manifest), {str(parent.ref)}
+    ref, seen = parent.manifest.parent, {str(parent.ref)}
     while ref is not None and ref not in seen:
         seen.add(ref)
         name, _, version = ref.partition("/v")
@@ -200,13 +199,7 @@ def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
             ref = _remembered(parent, ref)
             continue
         yield ref, Parent(opened, parent.store, MergeRef(name, int(version)), parent.spec)
-        ref = _parent_of(opened.manifest)
-
-
-def _parent_of(manifest: Mapping[str, Any]) -> str | None:
-    """What a manifest says that its merge grew from, where that is a name and a version."""
-    found = str(manifest.get("parent") or "")
-    return found if _REF.fullmatch(found) else None
+        ref = opened.manifest.parent
 
 
 def _remembered(parent: Parent, ref: str) -> str | None:
@@ -235,13 +228,13 @@ def child_ground(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
         ground = _without_experts(parent, spec)
     else:
         ground = load_base_model(part_of(spec, change.names))
-    expected = parent.manifest["base"]["sha256"]
+    expected = parent.manifest.base.sha256
     if ground.digest != expected:
         raise CheckpointError(
             f"base: {spec.base} is not what {parent.ref} was made from (sha256 "
             f"{ground.digest[:12]}…, expected {expected[:12]}…); put that base back"
         )
-    if ground.partition.layout.to_json() != parent.manifest["units"]:
+    if Unit.all_of(ground.partition.layout) != parent.manifest.units:
         raise InputError(
             f"{parent.ref} was laid out otherwise, by another version of tintray; run its job again"
         )

@@ -34,6 +34,7 @@ from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
 from tintray.jobs.results import Record
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.run import run_job
+from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
@@ -284,16 +285,16 @@ def rehearse(spec: JobSpec, planned: float, step: float, on_event: OnEvent) -> P
         began = time.perf_counter()
         manifest = run_job(small, hear)
         took = time.perf_counter() - began
-    metrics = manifest["metrics"]
+    metrics = manifest.metrics
     known = any(task.test is not None for task in tasks)
     return PilotReport(
         tasks=[task.name for task in tasks],
         rounds=rounds,
         examples=PILOT_EXAMPLES,
         seconds=took,
-        agreement=metrics["agreement"],
-        normalised_accuracy=metrics["normalised_accuracy"] if known else None,
-        expected_agreement=expected_agreement(seen, metrics["agreement"], spec.fit.rounds),
+        agreement=metrics.agreement,
+        normalised_accuracy=metrics.normalised_accuracy if known else None,
+        expected_agreement=expected_agreement(seen, metrics.agreement, spec.fit.rounds),
         expected_seconds=planned
         * _slower(manifest, rounds * len(tasks) * spec.fit.batch_size, step),
     )
@@ -312,9 +313,9 @@ def expected_agreement(seen: Sequence[float], reached: float, rounds: int) -> fl
     return min(1.0, reached + max(0.0, slope) * math.log(rounds / count))
 
 
-def _slower(manifest: Mapping[str, Any], passed: int, step: float) -> float:
+def _slower(manifest: Manifest, passed: int, step: float) -> float:
     """By how much rounds took longer than their steps alone were estimated to; 1 at least."""
-    fitted = manifest["seconds"].get("fitting", 0.0)
+    fitted = manifest.seconds.get("fitting", 0.0)
     return max(1.0, fitted / (passed * step)) if passed and step else 1.0
 
 

@@ -10,14 +10,28 @@ from typing import Any
 
 from torch import Tensor
 
-from tintray.data.source import DataSource
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.finding import manifest_of
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
-from tintray.published.manifest import FORMAT, FORMAT_VERSION
+from tintray.published.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    ExpertEntry,
+    Job,
+    Manifest,
+    Means,
+    ModelEntry,
+    PoolEntry,
+    ScoreEntry,
+    TaskEntry,
+    TestEntry,
+    Unit,
+    UnpublishedManifest,
+)
 from tintray.published.merge import (
     BACKBONE,
     COEFFICIENTS,
@@ -30,7 +44,6 @@ from tintray.storage.artifacts.publish import (
     manifest_digest,
     parse_merge_url,
     publish_merge,
-    read_manifest,
 )
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tasks.evaluation import TaskScore
@@ -62,17 +75,10 @@ class Outcome:
     placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
 
 
-def publish(
-    outcome: Outcome, store: ArtifactStore, catalog: Catalog, lease: Heartbeat
-) -> dict[str, Any]:
+def publish(outcome: Outcome, store: ArtifactStore, catalog: Catalog, lease: Heartbeat) -> Manifest:
     """Write the merge to the store, its manifest last, and enter it in the catalog.
 
     Only who holds the job's lease may: it is asked for again right before the manifest.
-
-    Returns
-    -------
-    dict
-        The manifest as published.
 
     Raises
     ------
@@ -81,11 +87,12 @@ def publish(
     """
     name = outcome.spec.name
     number = catalog.merges.reserve(name, outcome.job_id, at_least=_next_version(store, name))
+    document = _manifest(outcome).to_json()
     url = publish_merge(
-        store, name, _files(outcome), _manifest(outcome), version=number, confirm=lease.confirm
+        store, name, _files(outcome), document, version=number, confirm=lease.confirm
     )
     ref = parse_merge_url(url)[1]
-    manifest = read_manifest(store, ref)
+    manifest = manifest_of(store, ref)
     enter(
         catalog,
         manifest,
@@ -131,7 +138,7 @@ def shared_buffers(partition: Partition) -> dict[str, Tensor]:
     }
 
 
-def _manifest(outcome: Outcome) -> dict[str, Any]:
+def _manifest(outcome: Outcome) -> UnpublishedManifest:
     spec = outcome.spec
     corrected = bool(spec.merge.learned and spec.fit.correction_lr)
     entries = [
@@ -141,63 +148,67 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
         )
         for task, score in zip(spec.tasks, outcome.scores, strict=True)
     ]
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "tintray": version("tintray"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "job_id": outcome.job_id,
-        "parent": None,
-        "base": {"source": str(spec.base), "sha256": outcome.base_digest},
-        "backbone_parameters": outcome.backbone_parameters,
-        "site": spec.tint.site,
-        "placement": outcome.placement,
-        "skipped": dict(outcome.skipped),
-        "private_modules": list(outcome.partition.private),
-        "units": outcome.partition.layout.to_json(),
-        "corrected": corrected,
+    return UnpublishedManifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        tintray=version("tintray"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        job_id=outcome.job_id,
+        parent=None,
+        base=ModelEntry(source=str(spec.base), sha256=outcome.base_digest),
+        backbone_parameters=outcome.backbone_parameters,
+        site=spec.tint.site,
+        placement=outcome.placement,
+        skipped=dict(outcome.skipped),
+        private_modules=list(outcome.partition.private),
+        units=Unit.all_of(outcome.partition.layout),
+        corrected=corrected,
         # Whom the shared correction was learned from: tasks may be removed or refreshed later.
-        "correction_from": {n: f.expert_digest for n, f in outcome.facts.items() if corrected},
-        "notices": list(outcome.notices),
-        "tasks": entries,
-        "metrics": asdict(means(entries)),
-        "rounds": outcome.rounds,
-        "precision": resolve(spec.fit.precision, spec.cluster.device),
-        "seconds": dict(outcome.seconds),
-        "peak_memory_mib": outcome.peak_memory_mib,
-        "job": spec.record(),
-    }
+        correction_from={n: f.expert_digest for n, f in outcome.facts.items() if corrected},
+        notices=list(outcome.notices),
+        tasks=entries,
+        metrics=Means(**asdict(means(entries))),
+        rounds=outcome.rounds,
+        precision=resolve(spec.fit.precision, spec.cluster.device),
+        seconds=dict(outcome.seconds),
+        peak_memory_mib=outcome.peak_memory_mib,
+        job=Job.model_validate(spec.record()),
+    )
 
 
 def task_entry(
     task: TaskSpec, facts: TaskFacts, prepared: Prepared, kept: float, score: TaskScore
-) -> dict[str, Any]:
+) -> TaskEntry:
     """What the manifest says of a task; ``kept`` is the share of its pool that counted."""
     test = None
     if task.test is not None:
-        test = _data(task.test.order(), facts.test_digest, facts.test_examples)
-        test["outputs"] = prepared.test_outputs and prepared.test_outputs.sha256
-    pool = _data(task.pool.order(), facts.pool_digest, facts.pool_examples)
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "classes": facts.classes,
-        "expert": {
-            "source": str(task.expert),
-            "sha256": facts.expert_digest,
-            "base_similarity": facts.base_similarity,
-            "doubt": prepared.doubt and prepared.doubt.said,
-            "at_chance": bool(prepared.doubt and prepared.doubt.at_chance),
-        },
-        "task_vector": prepared.vector.sha256,
-        "pool": pool | {"labels": prepared.labels.sha256},
-        "test": test,
-        "tint_parameters": facts.tint_parameters,
-        "head_parameters": facts.head_parameters,
-        "kept": kept,
-        "score": asdict(score),
-    }
-
-
-def _data(order: DataSource, digest: str | None, examples: int) -> dict[str, Any]:
-    return {**order.record(), "sha256": digest, "examples": examples}
+        test = TestEntry(
+            **task.test.order().record(),
+            sha256=facts.test_digest,
+            examples=facts.test_examples,
+            outputs=prepared.test_outputs.sha256 if prepared.test_outputs else None,
+        )
+    return TaskEntry(
+        name=task.name,
+        kind=task.kind,
+        classes=facts.classes,
+        expert=ExpertEntry(
+            source=str(task.expert),
+            sha256=facts.expert_digest,
+            base_similarity=facts.base_similarity,
+            doubt=prepared.doubt and prepared.doubt.said,
+            at_chance=bool(prepared.doubt and prepared.doubt.at_chance),
+        ),
+        task_vector=prepared.vector.sha256,
+        pool=PoolEntry(
+            **task.pool.order().record(),
+            sha256=facts.pool_digest,
+            examples=facts.pool_examples,
+            labels=prepared.labels.sha256,
+        ),
+        test=test,
+        tint_parameters=facts.tint_parameters,
+        head_parameters=facts.head_parameters,
+        kept=kept,
+        score=ScoreEntry.of(score),
+    )

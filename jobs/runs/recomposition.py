@@ -49,10 +49,10 @@ def without(parent: Parent, layout: Layout, base: BlobRef, names: Iterable[str])
         If a task vector that this needs is gone from the store.
     """
     gone = set(names)
-    corrected = bool(parent.manifest.get("corrected"))
+    corrected = parent.manifest.corrected
     tasks = [task for task in contributors(parent) if (task in gone) == corrected]
     for task in tasks:
-        parent.check_artifact(task, "task vector", parent.merge.task(task)["task_vector"])
+        parent.check_artifact(task, "task vector", parent.merge.task(task).task_vector)
     if corrected:
         rows = ((-parent.row(task), _vector(parent, layout, task)) for task in tasks)
         return recomposed(layout, parent.merge.backbone, rows)
@@ -62,7 +62,7 @@ def without(parent: Parent, layout: Layout, base: BlobRef, names: Iterable[str])
 
 
 def _vector(parent: Parent, layout: Layout, task: str) -> dict[str, Row]:
-    path = fetch_blob(parent.store, parent.merge.task(task)["task_vector"], cache_folder())
+    path = fetch_blob(parent.store, parent.merge.task(task).task_vector, cache_folder())
     with safe_open(path, framework="pt") as file:
         known = frozenset(file.keys())
         return {slot.name: row_of(known, file.get_tensor, slot.name) for slot in layout.slots}
@@ -78,10 +78,10 @@ def correction_from(parent: Parent) -> dict[str, str]:
 
     It is one sum over all of them: a task's part in it cannot be told from the others'.
     """
-    known: dict[str, str] | None = parent.manifest.get("correction_from")
-    if known is None and parent.manifest.get("corrected"):  # a merge of version 0.1.0
+    known = parent.manifest.correction_from
+    if known is None and parent.manifest.corrected:  # a merge of version 0.1.0
         first = [parent, *parent.ancestry][-1].merge
-        known = {task: first.task(task)["expert"]["sha256"] for task in first.tasks}
+        known = {task: first.task(task).expert.sha256 for task in first.tasks}
     return known or {}
 
 
@@ -93,16 +93,16 @@ def same_backbone(parent: Parent, names: Iterable[str]) -> Parent | None:
     """
     gone = set(names)
     wanted = {
-        task: (parent.merge.task(task)["task_vector"], parent.row(task))
+        task: (parent.merge.task(task).task_vector, parent.row(task))
         for task in contributors(parent)
         if task not in gone
     }
     for found in ancestors(parent):
-        if found.manifest["base"]["sha256"] != parent.manifest["base"]["sha256"]:
+        if found.manifest.base.sha256 != parent.manifest.base.sha256:
             return None
         theirs = contributors(found)
         if set(theirs) == wanted.keys() and all(
-            found.merge.task(task)["task_vector"] == wanted[task][0]
+            found.merge.task(task).task_vector == wanted[task][0]
             and torch.equal(found.row(task), wanted[task][1])
             for task in theirs
         ):

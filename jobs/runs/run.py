@@ -42,6 +42,7 @@ from tintray.jobs.runs.methods import (
 from tintray.jobs.runs.publication import Outcome, publish
 from tintray.jobs.runs.site_search import place
 from tintray.numerics.schedules import Schedule
+from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
@@ -57,7 +58,7 @@ from tintray.tinting.site_search import AUTO
 from tintray.vectors.coefficients import Coefficients
 
 
-def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+def run_job(spec: JobSpec, on_event: OnEvent) -> Manifest:
     """Run a new job; returns the manifest of the merge that it published.
 
     Raises
@@ -76,7 +77,7 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
             return _run(run, spec, ground, store, fleet)
 
 
-def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent) -> dict[str, Any]:
+def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent) -> Manifest:
     """Run a job that waits in the catalog, from its last checkpoint if it has one.
 
     Returns the manifest of the merge that it published. Whatever goes wrong is how the job ends.
@@ -93,7 +94,7 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
         return carry_on(run, spec)
 
 
-def carry_on(run: JobRun, spec: JobSpec) -> dict[str, Any]:
+def carry_on(run: JobRun, spec: JobSpec) -> Manifest:
     """The stages of a job whose lease is held; see ``continue_job``."""
     spec, ground = resolve_job(spec)
     with as_input_error():
@@ -135,7 +136,7 @@ def backend_for(spec: JobSpec, ground: SplitModel) -> Iterator[Backend]:
 
 def _run(
     run: JobRun, spec: JobSpec, ground: SplitModel, store: ArtifactStore, fleet: Backend
-) -> dict[str, Any]:
+) -> Manifest:
     with run.phase(JobState.PLANNING, f"checking {len(spec.tasks)} experts against the base"):
         placement = None
         if spec.tint.site == AUTO:
@@ -179,10 +180,9 @@ def _run(
             **result,
         )
         manifest = publish(outcome, store, run.catalog, run.lease)
-        ref = f"{manifest['name']}/v{manifest['version']}"
-        run.move(JobState.SUCCEEDED, f"published as {ref}")
+        run.move(JobState.SUCCEEDED, f"published as {manifest.ref}")
         delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
-    run.on_event(Published(f"{store.url}/merges/{ref}"))
+    run.on_event(Published(f"{store.url}/merges/{manifest.ref}"))
     return manifest
 
 

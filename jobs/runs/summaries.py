@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
 from tintray.tasks.metrics import find_metric
 
 
-def means(tasks: Sequence[Mapping[str, Any]], scores: Sequence[TaskScore] | None = None) -> Overall:
+def means(tasks: Sequence[TaskEntry], scores: Sequence[TaskScore] | None = None) -> Overall:
     """Means over tasks as a manifest has them: of their own scores, or of these."""
-    guessing = [task["name"] for task in tasks if task["expert"].get("at_chance")]
-    own = [TaskScore(**task["score"]) for task in tasks] if scores is None else scores
+    guessing = [task.name for task in tasks if task.expert.at_chance]
+    own = [task.task_score for task in tasks] if scores is None else scores
     return overall(own, guessing)
 
 
-def task_result(task: Mapping[str, Any], score: TaskScore) -> TaskResult:
+def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
     """A line of the table: what the manifest says of a task, and a measurement of it."""
     labelled = score.metric != "agreement"
     return TaskResult(
-        name=task["name"],
-        kind=task["kind"],
+        name=task.name,
+        kind=task.kind,
         metric=score.metric,
         merged=score.merged,
         expert=score.expert if labelled else None,
         agreement=score.agreement,
         normalised=score.normalised,
-        tint_parameters=task["tint_parameters"],
+        tint_parameters=task.tint_parameters,
         test_examples=score.examples,
-        kept=task["kept"],
+        kept=task.selected_fraction,
         calibration=score.calibration,
         lower_is_better=find_metric(score.metric).lower,
-        at_chance=task["expert"].get("at_chance", False),
+        at_chance=task.expert.at_chance,
     )
 
 
-def summary(manifest: Mapping[str, Any], url: str) -> MergeSummary:
+def summary(manifest: Manifest, url: str) -> MergeSummary:
     """What ``tintray show`` tells of a published merge."""
-    tasks = manifest["tasks"]
-    tint = {task["name"]: task["tint_parameters"] for task in tasks}
-    scores = [TaskScore(**task["score"]) for task in tasks]
+    tasks = manifest.tasks
+    tint = {task.name: task.tint_parameters for task in tasks}
     found = means(tasks)
     return MergeSummary(
-        name=manifest["name"],
-        version=f"v{manifest['version']}",
+        name=manifest.name,
+        version=f"v{manifest.version}",
         url=url,
-        job_id=manifest["job_id"],
-        created=manifest["created"],
-        site=manifest["site"],
-        tasks=[task_result(*pair) for pair in zip(tasks, scores, strict=True)],
+        job_id=manifest.job_id,
+        created=manifest.created,
+        site=manifest.site,
+        tasks=[task_result(task, task.task_score) for task in tasks],
         average=found.average,
         expert_average=found.expert_average,
         normalised_accuracy=found.normalised_accuracy,
-        backbone_parameters=manifest["backbone_parameters"],
+        backbone_parameters=manifest.backbone_parameters,
         tint_parameters_per_task=tint,
-        tint_share=mean(list(tint.values())) / manifest["backbone_parameters"],
-        rounds=manifest["rounds"],
-        seconds=manifest["seconds"],
-        peak_memory_mib=manifest["peak_memory_mib"],
-        parent=manifest["parent"],
-        method=manifest["job"]["merge"]["method"],
-        skipped=manifest.get("skipped", {}),
-        notices=manifest.get("notices", ()),
+        tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
+        rounds=manifest.rounds,
+        seconds=manifest.seconds,
+        peak_memory_mib=manifest.peak_memory_mib,
+        parent=manifest.parent,
+        method=manifest.job.merge.method,
+        skipped=manifest.skipped,
+        notices=manifest.notices,
     )

@@ -26,7 +26,6 @@ from tintray.storage.artifacts.blobs import fetch_blob, is_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
-    file_ref,
     list_merges,
     manifest_digest,
     parse_merge_url,
@@ -278,7 +277,7 @@ def copy_merge(
         url = locate(merge, catalog)
         opened_merge = load_merge(url)
         manifest = opened_merge.manifest
-        ref = MergeRef(manifest["name"], manifest["version"])
+        ref = MergeRef(manifest.name, manifest.version)
         target = open_store(destination)
         if _store_url(url) == target.url:
             raise InputError(f"merge {ref} is in {target.url} already; name another store")
@@ -287,13 +286,13 @@ def copy_merge(
     if destination_catalog is not None:
         with as_input_error():
             known = Catalog.open(destination_catalog)
-    files = {name: opened_merge.file(name) for name in manifest["files"]}
+    files = {name: opened_merge.file(name) for name in manifest.files}
 
     def read_back() -> None:
-        _read_back(target, [file_ref(manifest, name).sha256 for name in files])
+        _read_back(target, [file.sha256 for file in manifest.files.values()])
 
     copied = publish_merge(
-        target, ref.name, files, manifest, version=ref.version, confirm=read_back
+        target, ref.name, files, manifest.to_json(), version=ref.version, confirm=read_back
     )
     if known is not None:
         with known:
@@ -304,7 +303,7 @@ def copy_merge(
                 manifest_sha256=manifest_digest(target, ref),
                 coefficients=opened_merge.coefficients,
             )
-    size = sum(file["size"] for file in manifest["files"].values())
+    size = sum(file.size for file in manifest.files.values())
     where = None if known is None else known.url
     return Copied(str(ref), url, copied, len(files), size, where)
 

@@ -89,5 +89,5 @@ def test_our_default_is_not_worse(tiny: TinyZoo, tmp_path: Path, rounds: int) ->
     """By agreement with the experts, at the same data."""
     ours = run(tiny, tmp_path / "ours", rounds, published=False)
     theirs = run(tiny, tmp_path / "theirs", rounds, published=True)
-    found = [merge.manifest["metrics"]["agreement"] for merge in (ours, theirs)]
+    found = [merge.manifest.metrics.agreement for merge in (ours, theirs)]
     assert found[0] >= found[1] - 0.01

@@ -345,7 +345,7 @@ def test_a_fit_in_bfloat16_is_published_and_measured_in_float32(
     assert learned(summary.url) != learned(published.summary.url)
     merge, single = tintray.load(summary.url), tintray.load(published.summary.url)
     assert {tensor.dtype for tensor in merge.backbone.values()} == {torch.float32}
-    assert merge.manifest["precision"] == "bfloat16"
+    assert merge.manifest.precision == "bfloat16"
     # Most move alike; Adam makes whole steps of the few gradients that are rounding and no more.
     assert (merge.coefficients - single.coefficients).abs().median() < 1e-3
     again = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)

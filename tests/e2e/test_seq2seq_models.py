@@ -190,8 +190,7 @@ def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:
         sections: Any = {"tint": {"site": "decoder.block.1"}, "fit": {"rounds": 2}}
         urls.append(api.run(job(folder, folder / "store", **sections)).url)
     first, second = (
-        {name: ref["sha256"] for name, ref in tintray.load(url).manifest["files"].items()}
-        for url in urls
+        {name: ref.sha256 for name, ref in tintray.load(url).manifest.files.items()} for url in urls
     )
     assert first == second
 

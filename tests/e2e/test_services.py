@@ -126,7 +126,7 @@ def test_it_loads_and_answers_as_the_same_job_in_a_folder(team: Team, tmp_path: 
             there.for_task(task)(pixel_values=images).logits,
             here.for_task(task)(pixel_values=images).logits,
         )
-    assert there.manifest["files"] == here.manifest["files"]
+    assert there.manifest.files == here.manifest.files
 
 
 def test_a_copy_in_a_folder_has_the_same_files(team: Team, ask: Ask, tmp_path: Path) -> None:

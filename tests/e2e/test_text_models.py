@@ -102,7 +102,7 @@ def test_labels_of_a_pool_are_never_read(classifiers: Path, tmp_path: Path) -> N
         kinds = {"thirds": "classification", "halves": "classification"}
         spec = tiny.job(folder, kinds, fit={"rounds": 3})
         manifest = tintray.load(api.run(spec).url).manifest
-        digests.append({name: ref["sha256"] for name, ref in manifest["files"].items()})
+        digests.append({name: ref.sha256 for name, ref in manifest.files.items()})
     assert digests[0] == digests[1] == digests[2]
 
 

@@ -225,8 +225,8 @@ def test_dense_prediction(tmp_path: Path) -> None:
     assert (found["segments"].calibration or {})["merged"]["ece"] < 0.5
     assert found["depths"].calibration is None
     merge = tintray.load(summary.url)
-    score = merge.task("depths")["score"]
-    assert set(score["details"]) == {"relative_error", "absolute_error"}
+    score = merge.task("depths").score
+    assert set(score.details) == {"relative_error", "absolute_error"}
     with np.load(tmp_path / "normals_test.npz") as arrays:
         batch = dict(prepare(list(arrays["x_train"][:3]), return_tensors="pt"))
     tiny.check_export(merge, "normals", tmp_path, batch)

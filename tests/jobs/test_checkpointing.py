@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, StorageError
 from tintray.jobs import api
@@ -15,8 +16,8 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine import fit_checkpoints as checkpointing
 from tintray.jobs.events import CheckpointSaved, Notice, RoundDone
 from tintray.jobs.runs.run import continue_job
+from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.blobs import blob_key
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.collect import plan
@@ -48,22 +49,22 @@ def break_off(spec: JobSpec, round_: int) -> str:
         return job.id
 
 
-def resume(spec: JobSpec, job_id: str, events: list[Any] | None = None) -> dict[str, Any]:
+def resume(spec: JobSpec, job_id: str, events: list[Any] | None = None) -> Manifest:
     with Catalog.open(spec.catalog, create=False) as catalog:
         catalog.queue.requeue(job_id, "resumed", cluster=None)
         return continue_job(job_id, catalog, spec, [].append if events is None else events.append)
 
 
-def published(manifest: dict[str, Any]) -> tuple[Any, ...]:
+def published(manifest: Manifest) -> tuple[Any, ...]:
     """All of a merge that must not depend on how its job went."""
-    tasks = [(task["name"], task["kept"], task["score"]) for task in manifest["tasks"]]
-    return manifest["files"], tasks, manifest["metrics"]
+    tasks = [(task.name, task.selected_fraction, task.score) for task in manifest.tasks]
+    return manifest.files, tasks, manifest.metrics
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     summary = api.run(tiny.spec(tmp_path_factory.mktemp("whole"), **SECTIONS))
-    return published(read_manifest(*parse_merge_url(summary.url)))
+    return published(tintray.load(summary.url).manifest)
 
 
 def checkpoint_blobs(spec: JobSpec) -> set[str]:
@@ -104,7 +105,7 @@ def test_updates_in_turn_are_resumed_too(tiny: TinyZoo, tmp_path: Path) -> None:
     whole = api.run(tiny.spec(tmp_path / "whole", **sections))
     spec = tiny.spec(tmp_path / "broken", **sections)
     manifest = resume(spec, break_off(spec, 3))
-    assert published(manifest) == published(read_manifest(*parse_merge_url(whole.url)))
+    assert published(manifest) == published(tintray.load(whole.url).manifest)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
@@ -156,7 +157,7 @@ def test_another_job_file_is_another_fit(tiny: TinyZoo, tmp_path: Path) -> None:
         resume(other, job_id)
     # What changes no result may change: the number of workers, how often there are checkpoints.
     rare = spec.changed(fit={"checkpoint_every": 99})
-    assert resume(rare, job_id)["version"] == 1
+    assert resume(rare, job_id).version == 1
 
 
 def test_checkpoints_go_by_time_where_the_job_does_not_say(

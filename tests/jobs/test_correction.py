@@ -13,6 +13,7 @@ import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import RoundDone
+from tintray.published.manifest import Manifest
 from tintray.vectors.correction import Correction
 
 
@@ -34,7 +35,7 @@ def test_it_moves_as_torch_moves_a_parameter() -> None:
     assert torch.equal(ours.values, other.values)
 
 
-def fit(zoo: TinyZoo, store: Path, rate: float, **sections: Any) -> tuple[dict[str, Any], float]:
+def fit(zoo: TinyZoo, store: Path, rate: float, **sections: Any) -> tuple[Manifest, float]:
     """The published manifest, and the loss of the last round."""
     fit = {"correction_lr": rate, "rounds": 12, **sections.pop("fit", {})}
     losses: list[float] = []
@@ -48,9 +49,8 @@ def fit(zoo: TinyZoo, store: Path, rate: float, **sections: Any) -> tuple[dict[s
     return tintray.load(summary.url).manifest, losses[-1]
 
 
-def backbone(manifest: dict[str, Any]) -> str:
-    sha256: str = manifest["files"]["backbone.safetensors"]["sha256"]
-    return sha256
+def backbone(manifest: Manifest) -> str:
+    return manifest.files["backbone.safetensors"].sha256
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_it_lowers_the_loss_and_the_manifest_tells(
 ) -> None:
     plain, loss = fit(tiny, tmp_path, 0.0)
     assert corrected[1] < loss
-    assert (corrected[0]["corrected"], plain["corrected"]) == (True, False)
+    assert (corrected[0].corrected, plain.corrected) == (True, False)
 
 
 def test_the_result_does_not_depend_on_the_number_of_shards(

@@ -19,8 +19,7 @@ def tint(zoo: TinyZoo, store: Path, labelled: int, **objective: Any) -> str:
     job = zoo.job(store, tasks=("five", "four"), objective={"filter": "none", **objective})
     job["tasks"][0]["labelled"] = labelled
     summary = tintray.run(parse_spec(job, folder=zoo.folder))
-    found: str = tintray.load(summary.url).manifest["files"]["tints/five.safetensors"]["sha256"]
-    return found
+    return tintray.load(summary.url).manifest.files["tints/five.safetensors"].sha256
 
 
 @pytest.fixture

@@ -235,8 +235,8 @@ def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
     store = Path(str(grown.spec.store)) / "blobs"
     base = load_file(grown.zoo.folder / "base" / "model.safetensors")
     read = {name: load_file(store / sha[:2] / sha) for name, sha in vectors.items()}
-    for column, unit in enumerate(merge.manifest["units"]):
-        name = unit["name"]
+    for column, unit in enumerate(merge.manifest.units):
+        name = unit.name
         if name not in base:  # spelt otherwise on disk
             continue
         expected = base[name].double()

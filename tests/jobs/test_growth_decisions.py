@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tintray.jobs.runs import guard as references
-from tintray.jobs.runs.guard import Figure, Loss, Mode, Verdict, best, losses, next_mode
+from tintray.jobs.runs.guard import Loss, Mode, Verdict, best, losses, next_mode
+from tintray.published.manifest import Change, FigureEntry, TaskEntry
 from tintray.tasks.evaluation import TaskScore
 
 HARM = (Loss("old", "accuracy", 0.9, 0.8),)
@@ -64,29 +65,33 @@ def test_what_harms_is_never_published() -> None:
 
 
 def test_a_loss_is_more_than_the_tolerance_and_the_worst_is_told_first() -> None:
-    before = {name: (Figure("m/v1", "accuracy", 0.9),) for name in "abc"}
+    before = {name: (figure("m/v1", "accuracy", 0.9),) for name in "abc"}
     after = [score("a", 0.89), score("b", 0.85), score("c", 0.80), score("new", 0.1)]
     found = losses(before, after, 1.0)
     assert [loss.task for loss in found] == ["c", "b"]
     assert str(found[0]) == "c loses 10.0 points since m/v1 (accuracy 90.0 to 80.0)"
-    far = {"a": (Figure("m/v1", "degrees", 10.0),)}
+    far = {"a": (figure("m/v1", "degrees", 10.0),)}
     (lost,) = losses(far, [TaskScore("a", "degrees", 12.5, 1.0, 1.0, 9)], 20.0)
     assert str(lost) == "a loses 25.0 % since m/v1 (degrees 10 to 12.5)"
+
+
+def figure(version: str, metric: str, value: float) -> FigureEntry:
+    return FigureEntry(version=version, metric=metric, value=value)
 
 
 class Version:
     """A version of a merge with one task, as far as the guard asks for it."""
 
     def __init__(self, number: int, merged: float, change: Any, fitted: Any = None) -> None:
-        entry = {
-            "expert": {"sha256": "e"},
-            "pool": {"sha256": "p"},
-            "score": {"metric": "accuracy", "merged": merged},
-        }
-        self.entry = entry | ({} if fitted is None else {"fitted": fitted})
+        self.entry = TaskEntry.model_construct(
+            expert=SimpleNamespace(sha256="e"),
+            pool=SimpleNamespace(sha256="p"),
+            score=SimpleNamespace(metric="accuracy", merged=merged),
+            fitted=fitted,
+        )
         self.ref = f"m/v{number}"
         self.merge = SimpleNamespace(tasks=("old",), task=lambda _: self.entry)
-        self.manifest = {"change": change}
+        self.manifest = SimpleNamespace(change=change)
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -102,20 +107,20 @@ def test_small_losses_do_not_add_up_unseen(monkeypatch: pytest.MonkeyPatch, reco
             assert not found
         else:
             assert [(loss.since, loss.before) for loss in found] == [("m/v1", 0.9)]
-        assert not losses(known, [score("old", line[-1].entry["score"]["merged"])], 1.0)
-        change = {"operation": "add", "tasks": ["new"]}
-        told = asdict(references.fitted(parent, "old")) if recorded else None
+        assert not losses(known, [score("old", line[-1].entry.score.merged)], 1.0)
+        change = Change(operation="add", tasks=["new"])
+        told = references.fitted(parent, "old") if recorded else None
         line.append(Version(step + 2, after.merged, change, told))
 
 
 def test_a_refreshed_task_is_compared_with_its_refresh() -> None:
     line: Any = [
         Version(1, 0.9, None),
-        Version(2, 0.8, {"operation": "refresh", "tasks": ["old"]}),
-        Version(3, 0.79, {"operation": "add", "tasks": ["new"]}),
+        Version(2, 0.8, Change(operation="refresh", tasks=["old"])),
+        Version(3, 0.79, Change(operation="add", tasks=["new"])),
     ]
     line[-1].ancestry = line[-2::-1]
-    assert references.fitted(line[-1], "old") == Figure("m/v2", "accuracy", 0.8)
+    assert references.fitted(line[-1], "old") == figure("m/v2", "accuracy", 0.8)
 
 
 def test_why_it_is_not_enough_names_task_share_and_loss() -> None:

@@ -145,7 +145,7 @@ def test_every_sequence_is_sound(beginning: Beginning, steps: list[tuple[str, st
         merge = tintray.load(made[-1].url)
         assert set(merge.tasks) == tasks
         assert merge.coefficients.shape[0] == len(tasks)
-        for name in merge.manifest["files"]:
+        for name in merge.manifest.files:
             merge.file(name)  # verifies its hash
         merge.for_task(task if task in tasks else merge.tasks[0])
     refs = ["tiny/v1", *(f"tiny/{summary.version}" for summary in made)]

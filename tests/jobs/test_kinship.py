@@ -61,4 +61,4 @@ def test_its_coefficients_start_at_zero_and_the_others_do_not(
     initial = read_tensors(merge.file("coefficients.safetensors"))["initial"]
     zero = [not row.any() for row in initial]
     assert zero == [name == "five" for name in TASKS]
-    assert is_unrelated(merge.task("five")["expert"]["base_similarity"])
+    assert is_unrelated(merge.task("five").expert.base_similarity)

@@ -217,7 +217,7 @@ def test_remove_what_was_merged(made: Made, tolerance: float) -> None:
 def test_rollback_history_and_diff(made: Made) -> None:
     found = made.ask("rollback", made.child).document
     back = made.load(f"tiny/{found['version']}")
-    assert back.manifest["files"] == made.load(made.first).manifest["files"]
+    assert back.manifest.files == made.load(made.first).manifest.files
     assert "grew from no merge" in made.ask("rollback", made.first).sentence
     versions = {version["ref"]: version for version in made.ask("history", "tiny").document}
     assert (versions[made.first]["parent"], versions[made.child]["parent"]) == (None, made.first)
@@ -254,7 +254,7 @@ def test_a_copy_is_whole(made: Made, tmp_path: Path) -> None:
     made.ask("copy", made.child, copied.store)
     assert copied.ask("verify").document["damaged"] == []
     before, after = made.load(made.child), copied.load(made.child)
-    assert before.manifest["files"] == after.manifest["files"]
+    assert before.manifest.files == after.manifest.files
     for task in after.tasks:
         assert torch.equal(made.answers(before, task), made.answers(after, task))
     assert made.ask("verify", made.child).document["damaged"] == []

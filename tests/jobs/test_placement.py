@@ -13,6 +13,7 @@ from tests.workbench import tiny_workbench
 from tintray.errors import SpecError
 from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice
+from tintray.published.manifest import Manifest
 from tintray.tinting.site_search import (
     Probe,
     candidates,
@@ -27,7 +28,7 @@ from tintray.tinting.site_search import (
 SITES = {"head", "vit.layers.0", "vit.layers.1", "vit.layers.2"}
 
 
-def run(zoo: TinyZoo, store: Path, **tint: Any) -> tuple[dict[str, Any], list[str]]:
+def run(zoo: TinyZoo, store: Path, **tint: Any) -> tuple[Manifest, list[str]]:
     """The manifest of a job that looks for its site, and what it told."""
     told: list[str] = []
 
@@ -48,8 +49,8 @@ def placed(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_the_merge_is_tinted_where_the_search_ended(placed: Any) -> None:
     manifest, told, _ = placed
-    report = manifest["placement"]
-    assert manifest["site"] == report["site"] == report["ranking"][0]["site"]
+    report = manifest.placement
+    assert manifest.site == report["site"] == report["ranking"][0]["site"]
     assert {probe["site"] for probe in report["ranking"]} == SITES
     assert all(len(probe["per_task"]) == 4 for probe in report["ranking"])
     assert any(report["site"] in text for text in told)
@@ -57,7 +58,7 @@ def test_the_merge_is_tinted_where_the_search_ended(placed: Any) -> None:
 
 def test_the_search_costs_less_than_a_quarter_of_fits_at_all_sites(placed: Any) -> None:
     """Here with 60 rounds; the first probes weigh less the longer the fit is."""
-    report = placed[0]["placement"]
+    report = placed[0].placement
     assert report["exhaustive_passes"] == 4 * 60 * 6 * 4
     fits = [probe["passes"] for probe in report["ranking"] if probe["rung"] > 0]
     assert 0 < sum(fits) < 0.25 * report["exhaustive_passes"]
@@ -67,14 +68,14 @@ def test_the_search_costs_less_than_a_quarter_of_fits_at_all_sites(placed: Any) 
 
 def test_a_second_job_finds_what_the_first_one_found(tiny: TinyZoo, placed: Any) -> None:
     manifest, told = run(tiny, placed[2])
-    assert manifest["placement"] == placed[0]["placement"]
+    assert manifest.placement == placed[0].placement
     assert any("earlier search" in text for text in told)
-    assert manifest["files"] == placed[0]["files"]
+    assert manifest.files == placed[0].files
 
 
 def test_a_budget_leaves_out_what_is_larger(tiny: TinyZoo, tmp_path: Path) -> None:
     manifest, _ = run(tiny, tmp_path, max_parameters=200)
-    assert manifest["site"] == "head"
+    assert manifest.site == "head"
     with pytest.raises(SpecError, match=r"^tint\.max_parameters.*at least 34"):
         run(tiny, tmp_path, max_parameters=5)
 

@@ -14,6 +14,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from tests import conftest
 from tintray.errors import printable, printable_lines
 from tintray.jobs import results
 from tintray.jobs.cli import growth_tables, queue_tables, tables, upkeep_tables
@@ -25,6 +26,7 @@ from tintray.jobs.events import Evaluated, Notice, Published, StageStarted
 from tintray.jobs.queue.differences import JobDifference
 from tintray.jobs.results import Record
 from tintray.published.card import model_card
+from tintray.published.merge import open_folder
 
 NASTY = "\x1b]0;OWNED\x07\x1b[2J\x1b[31mred\r\nforged line\x9b1m\u202egnp\u2028\u2066\x7f\x00\ud800"
 ACTED_UPON = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -143,34 +145,18 @@ def test_texts_are_escaped_and_good_ones_kept() -> None:
     assert stream.getvalue() == "[bold]no markup[/bold] :smile:\n"
 
 
-def test_a_card_has_no_markdown_and_no_fields_of_others() -> None:
+def test_a_card_has_no_markdown_and_no_fields_of_others(published: conftest.Published) -> None:
     nasty = "x`\n---\nlicense: mine\n---\n# Forged\n<script>alert(1)</script> | [a](http://x)"
-    score = {
-        "metric": "accuracy",
-        "merged": 0.5,
-        "expert": 0.5,
-        "agreement": 0.5,
-        "examples": 3,
-        "details": {},
-    }
-    task = {"name": "a", "kind": "classification", "score": score}
     source = {"source": nasty, "sha256": "0" * 64}
-    manifest = {
-        "name": "n",
-        "version": 1,
-        "tintray": nasty,
-        "site": nasty,
-        "job_id": nasty,
-        "created": nasty,
-        "precision": nasty,
-        "rounds": 3,
-        "backbone_parameters": 5,
-        "base": source,
-        "parent": None,
-        "tasks": [{**task, "expert": source}],
-        "job": {"factory": f'{nasty}"); import os', "merge": {"method": nasty}},
-    }
-    for name in (None, "a"):
+    of_everything = ("tintray", "site", "job_id", "created", "precision")
+    manifest = open_folder(published.folder).manifest
+    manifest = manifest.changed(
+        **dict.fromkeys(of_everything, nasty),
+        base=source,
+        tasks=[task.changed(expert=source) for task in manifest.tasks],
+        job={"factory": f'{nasty}"); import os', "merge": {"method": nasty}},
+    )
+    for name in (None, manifest.tasks[0].name):
         lines = model_card(manifest, name).splitlines()
         assert lines.count("---") == 2
         assert not [line for line in lines if line.startswith(("license", "# Forged"))]

@@ -70,7 +70,7 @@ def test_three_kinds_are_merged_and_measured(zoo: Path, tmp_path: Path) -> None:
     assert (found["depth"].expert or 1) < 0.5
     assert summary.normalised_accuracy is not None and summary.normalised_accuracy > 0.8
     merge = tintray.load(summary.url)
-    details = {name: set(merge.task(name)["score"]["details"]) for name in found}
+    details = {name: set(merge.task(name).score.details) for name in found}
     assert details == {
         "segments": {"miou", "pixel_accuracy"},
         "depth": {"relative_error", "absolute_error"},

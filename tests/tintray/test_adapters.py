@@ -190,7 +190,7 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
     assert summary.normalised_accuracy > 0.7
     merge = tintray.load(summary.url)
     store = Path(str(spec.store).removeprefix("file://"))
-    digest = merge.task("thirds")["task_vector"]
+    digest = merge.task("thirds").task_vector
     (blob,) = (path for path in store.rglob(f"*{digest}*") if path.is_file())
     assert all(".low_rank." in name for name in load_file(blob))
     tiny.check_export(merge, "thirds", tmp_path, inputs())

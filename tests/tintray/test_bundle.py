@@ -54,9 +54,9 @@ def test_models_are_ready_to_answer(copied: Path) -> None:
 
 def test_coefficients_have_a_row_per_task_and_a_column_per_unit(copied: Path) -> None:
     merge = open_folder(copied)
-    units = merge.manifest["units"]
+    units = merge.manifest.units
     assert merge.coefficients.shape == (len(merge.tasks), len(units))
-    assert sum(unit["stop"] - unit["start"] for unit in units) == parameters_of(merge.backbone)
+    assert sum(unit.stop - unit.start for unit in units) == parameters_of(merge.backbone)
 
 
 def test_backbone_is_what_base_experts_and_coefficients_say(
@@ -71,8 +71,8 @@ def test_backbone_is_what_base_experts_and_coefficients_say(
     merge = open_folder(copied)
     base = weights(published.spec.base)
     experts = [weights(task.expert) for task in published.spec.tasks]
-    for column, unit in enumerate(merge.manifest["units"]):
-        name = unit["name"]
+    for column, unit in enumerate(merge.manifest.units):
+        name = unit.name
         theta = base[name].double()
         for row, expert in enumerate(experts):
             theta = theta + merge.coefficients[row, column].double() * (expert[name] - base[name])

@@ -25,7 +25,7 @@ from tintray.jobs.display.terminal import open_console
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.runs.summaries import summary
 from tintray.published.card import model_card
-from tintray.published.manifest import check_manifest
+from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge, open_folder
 from tintray.storage.artifacts.records import seal, unseal
 
@@ -75,7 +75,7 @@ def changed(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict
 
 def used(document: Any) -> None:
     """All that commands read of a manifest alone."""
-    merge = Merge(document, Path, "somewhere")
+    merge = Merge(Manifest.read(document, "somewhere"), Path, "somewhere")
     found = summary(merge.manifest, merge.url)
     print_summary(found, open_console(io.StringIO()))
     write_json(found, io.StringIO())
@@ -84,10 +84,23 @@ def used(document: Any) -> None:
 
 
 def test_what_is_published_is_a_manifest(document: dict[str, Any]) -> None:
-    before = copy.deepcopy(document)
-    assert check_manifest(document, "here") is document
-    assert document == before
+    manifest = Manifest.read(document, "here")
+    assert seal(manifest.to_json(), "it") == seal(document, "it")
+    assert manifest.changed(files=manifest.files) == manifest
     used(document)
+
+
+def test_a_manifest_is_written_as_it_was_read(document: dict[str, Any]) -> None:
+    """Fields of a later version, their order, numbers without a point, and what is not there."""
+    later = {"new": [1, {"a": None}], **document, "peak_memory_mib": 3}
+    later["tasks"] = [dict(reversed(task.items())) | {"more": {}} for task in document["tasks"]]
+    for absent in ("notices", "correction_from", "skipped"):
+        del later[absent]
+    assert json.dumps(Manifest.read(later, "here").to_json()) == json.dumps(later)
+    child = Manifest.read(later, "here").unpublished(parent="tiny/v1", notices=["x"])
+    expected = {k: v for k, v in later.items() if k not in ("name", "version", "files")}
+    expected |= {"parent": "tiny/v1", "notices": ["x"]}
+    assert json.dumps(child.to_json()) == json.dumps(expected)
 
 
 def test_any_field_that_is_wrong_or_missing_ends_in_a_sentence(document: dict[str, Any]) -> None:
@@ -108,7 +121,7 @@ def test_any_field_that_is_wrong_or_missing_ends_in_a_sentence(document: dict[st
 @pytest.mark.parametrize("value", [None, True, 3, "x", [], {}, [[]], {"format": []}])
 def test_what_is_no_manifest_at_all_is_refused(value: Any) -> None:
     with pytest.raises(InputError, match="is not a merge"):
-        check_manifest(value, "somewhere")
+        Manifest.read(value, "somewhere")
 
 
 ESCAPES = [
@@ -134,7 +147,7 @@ ESCAPES = [
 def test_a_file_that_would_lie_elsewhere_is_refused(document: dict[str, Any], name: str) -> None:
     files = {**document["files"], name: document["files"]["backbone.safetensors"]}
     with pytest.raises(InputError, match=r"files\."):
-        check_manifest({**document, "files": files}, "somewhere")
+        Manifest.read({**document, "files": files}, "somewhere")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +160,7 @@ def test_files_that_some_system_could_not_keep_apart_are_refused(
     one = document["files"]["backbone.safetensors"]
     files = {**document["files"], **dict.fromkeys(names, one)}
     with pytest.raises(InputError, match=problem):
-        check_manifest({**document, "files": files}, "somewhere")
+        Manifest.read({**document, "files": files}, "somewhere")
 
 
 @settings(
@@ -368,7 +381,8 @@ def test_a_text_tasks_tokenizer_is_found_without_being_asked_for(
             "sha256": hashlib.sha256(text).hexdigest(),
             "size": len(text),
         }
-    merge = Merge({**document, "files": changed}, lambda name: folder / name, "the-merge")
+    manifest = Manifest.read({**document, "files": changed}, "the-merge")
+    merge = Merge(manifest, lambda name: folder / name, "the-merge")
     found = merge.processor(task)
     assert found("w1")["input_ids"]
     assert found.name_or_path == f"the-merge/configs/{task}"
@@ -377,4 +391,4 @@ def test_a_text_tasks_tokenizer_is_found_without_being_asked_for(
 def test_json_numbers_that_are_none_are_refused(document: dict[str, Any]) -> None:
     text = json.dumps({**document, "peak_memory_mib": float("nan")})
     with pytest.raises(InputError, match="peak_memory_mib"):
-        check_manifest(json.loads(text), "somewhere")
+        Manifest.read(json.loads(text), "somewhere")

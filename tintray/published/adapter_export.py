@@ -22,6 +22,7 @@ from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import InputError
 from tintray.models.structure import backbone_names, is_linear, is_transposed
 from tintray.published.card import CARD, model_card
+from tintray.published.manifest import FileEntry
 from tintray.published.merge import BACKBONE, Merge, new_folder
 from tintray.tinting.tint_layers import DOWN, UP, with_low_rank
 
@@ -50,7 +51,7 @@ def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Pa
     StorageError
         If it cannot be written to the end.
     """
-    own, modules = merge.tint(task), merge.manifest["private_modules"]
+    own, modules = merge.tint(task), merge.manifest.private_modules
     below = tuple(f"{path}." for path in modules)
     private = {name: tensor for name, tensor in own.items() if name.startswith(below)}
     products = {name: tensor for name, tensor in own.items() if name.endswith((UP, DOWN))}
@@ -60,7 +61,7 @@ def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Pa
             f"task '{task}' of {merge.url} owns the tensor '{beside[0]}', for which an adapter has "
             "no place; export the model itself"
         )
-    merged, source = with_low_rank(merge.backbone, products), merge.manifest["base"]["source"]
+    merged, source = with_low_rank(merge.backbone, products), merge.manifest.base.source
     with new_folder(directory) as partial:
         write_adapter(partial, base, merged, source, private, modules)
         merge.copy_configs(task, partial)
@@ -87,17 +88,17 @@ def export_all(
     StorageError
         If it cannot be written to the end.
     """
-    source, modules = merge.manifest["base"]["source"], merge.manifest["private_modules"]
-    files = {name: ref for name, ref in merge.manifest["files"].items() if name != BACKBONE}
+    source, modules = merge.manifest.base.source, merge.manifest.private_modules
+    files = {name: ref for name, ref in merge.manifest.files.items() if name != BACKBONE}
     with new_folder(directory) as partial:
         for name in files:
             merge.copy(name, partial / name)
         write_adapter(partial, base, merge.backbone, source, None, modules)
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             path = partial / name
-            files[name] = {"sha256": file_sha256(path), "size": path.stat().st_size}
+            files[name] = FileEntry(sha256=file_sha256(path), size=path.stat().st_size)
         (partial / CARD).write_text(model_card(merge.manifest), encoding="utf-8")
-        (partial / "manifest.json").write_bytes(seal({**merge.manifest, "files": files}))
+        (partial / "manifest.json").write_bytes(seal(merge.manifest.changed(files=files).to_json()))
     return directory
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from tintray.errors import printable
+from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.metrics import find_metric
 
 CARD = "README.md"
@@ -19,15 +20,13 @@ Form = Literal["model", "zero_shot", "adapter"]
 """A whole model; a CLIP tower with its head of texts in a file of its own; a PEFT adapter."""
 
 
-def model_card(
-    manifest: Mapping[str, Any], task: str | None = None, *, form: Form = "model"
-) -> str:
+def model_card(manifest: Manifest, task: str | None = None, *, form: Form = "model") -> str:
     """A card in Markdown for one task of a merge, or for the whole of it.
 
     Every figure is taken from the merge's manifest; nothing is computed.
     """
-    tasks = [entry for entry in manifest["tasks"] if task in (None, entry["name"])]
-    merge = f"{manifest['name']}/v{manifest['version']}"
+    tasks = [entry for entry in manifest.tasks if task in (None, entry.name)]
+    merge = manifest.ref
     title = merge if task is None else f"{merge}: {task}"
     parts = [
         _front(manifest, tasks),
@@ -55,22 +54,22 @@ def _plain(text: str) -> str:
     return text if _WORDS.fullmatch(text) else _code(text).replace("|", "/")
 
 
-def _front(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
-    source = str(manifest["base"]["source"])
-    library = "tintray" if len(tasks) > 1 or manifest["job"].get("factory") else "transformers"
+def _front(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
+    source = str(manifest.base.source)
+    library = "tintray" if len(tasks) > 1 or manifest.job.factory else "transformers"
     lines = ["---", f"library_name: {library}", "tags: [model-merging, tintray]"]
     if _HUB_ID.fullmatch(source):
         lines.append(f"base_model: {source}")
     return "\n".join([*lines, "---"])
 
 
-def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
-    count = len(manifest["tasks"])
-    method = manifest["job"].get("merge", {}).get("method", "tint")
-    shared = f"{manifest['backbone_parameters']:,} parameters"
+def _what(manifest: Manifest, merge: str, task: str | None) -> str:
+    count = len(manifest.tasks)
+    method = manifest.job.merge.method
+    shared = f"{manifest.backbone_parameters:,} parameters"
     whole = (
         f"A merge of {count} fine-tuned models (method {_code(method)}, tint site "
-        f"{_code(manifest['site'])}), made by tintray {_plain(manifest['tintray'])}: one backbone "
+        f"{_code(manifest.site)}), made by tintray {_plain(manifest.tintray)}: one backbone "
         f"of {shared} that all tasks share, and one small layer and a head per task."
     )
     if task is None:
@@ -80,15 +79,15 @@ def _what(manifest: Mapping[str, Any], merge: str, task: str | None) -> str:
 
 def _usage(
     task: str | None,
-    tasks: Sequence[Mapping[str, Any]],
-    manifest: Mapping[str, Any],
+    tasks: Sequence[TaskEntry],
+    manifest: Manifest,
     form: Form,
 ) -> str:
-    factory = manifest["job"].get("factory")
+    factory = manifest.job.factory
     if task is None:
         code = (
             "import tintray\n\nmerge = tintray.load(FOLDER)\n"
-            f'model = merge.for_task("{tasks[0]["name"]}")  # an ordinary module'
+            f'model = merge.for_task("{tasks[0].name}")  # an ordinary module'
         )
     elif factory:
         code = (
@@ -101,7 +100,7 @@ def _usage(
             "import transformers\nfrom peft import PeftModel\n\n"
             "config = transformers.AutoConfig.from_pretrained(FOLDER)\n"
             "cls = getattr(transformers, config.architectures[0])\n"
-            f"base = cls.from_pretrained({manifest['base']['source']!r}, config=config)\n"
+            f"base = cls.from_pretrained({manifest.base.source!r}, config=config)\n"
             "model = PeftModel.from_pretrained(base, FOLDER)"
         )
     elif form == "zero_shot":
@@ -122,46 +121,46 @@ def _usage(
     return f"```python\n{code}\n```"
 
 
-def _metrics(tasks: Sequence[Mapping[str, Any]]) -> str:
+def _metrics(tasks: Sequence[TaskEntry]) -> str:
     lines = [
         "| task | kind | metric | merged | expert | of the expert | agreement | examples |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in tasks:
-        score = task["score"]
-        named = score.get("details") or {score["metric"]: (score["merged"], score["expert"])}
-        if score["metric"] not in named:
-            named = {score["metric"]: (score["merged"], score["expert"]), **named}
+        score = task.score
+        named = score.details or {score.metric: [score.merged, score.expert]}
+        if score.metric not in named:
+            named = {score.metric: [score.merged, score.expert], **named}
         for metric, (merged, expert) in named.items():
             found = find_metric(metric)
             share = found.normalised(merged, expert)
             lines.append(
-                f"| {task['name']} | {task['kind']} | {metric}"
+                f"| {task.name} | {task.kind} | {metric}"
                 f"{' (less is better)' if found.lower else ''} | {merged:.4g} | {expert:.4g}"
-                f" | {'-' if share is None else f'{share:.1%}'} | {score['agreement']:.1%}"
-                f" | {score['examples']:,} |"
+                f" | {'-' if share is None else f'{share:.1%}'} | {score.agreement:.1%}"
+                f" | {score.examples:,} |"
             )
     return "\n".join(lines)
 
 
-def _lineage(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+def _lineage(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
     lines = [
-        f"- base: {_code(manifest['base']['source'])} (sha256 {manifest['base']['sha256'][:12]}…)",
+        f"- base: {_code(manifest.base.source)} (sha256 {manifest.base.sha256[:12]}…)",
         *(
-            f"- expert of {task['name']}: {_code(task['expert']['source'])} "
-            f"(sha256 {task['expert']['sha256'][:12]}…)"
+            f"- expert of {task.name}: {_code(task.expert.source)} "
+            f"(sha256 {task.expert.sha256[:12]}…)"
             for task in tasks
         ),
-        f"- job: {_plain(manifest['job_id'])}, {_plain(manifest['created'])}, "
-        f"{manifest['rounds']} rounds, passes in {_plain(manifest['precision'])}",
+        f"- job: {_plain(manifest.job_id)}, {_plain(manifest.created)}, "
+        f"{manifest.rounds} rounds, passes in {_plain(manifest.precision)}",
     ]
-    if manifest.get("parent"):
-        lines.append(f"- grown from: {manifest['parent']}")
+    if manifest.parent:
+        lines.append(f"- grown from: {manifest.parent}")
     return "\n".join(lines)
 
 
-def _limits(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
-    unlabelled = [task["name"] for task in tasks if task["score"]["metric"] == "agreement"]
+def _limits(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
+    unlabelled = [task.name for task in tasks if task.score.metric == "agreement"]
     lines = [
         "- It learned from its experts' predictions on unlabelled pools: what they get wrong, it "
         "was taught.",
@@ -174,7 +173,7 @@ def _limits(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> 
             + ", ".join(unlabelled)
             + "."
         )
-    lines += [f"- {notice[:1].upper()}{notice[1:]}." for notice in manifest.get("notices", ())]
-    if len(manifest["tasks"]) > 1:
+    lines += [f"- {notice[:1].upper()}{notice[1:]}." for notice in manifest.notices]
+    if len(manifest.tasks) > 1:
         lines.append("- Training one task's model further changes the backbone of all others.")
     return "\n".join(lines)

@@ -1,30 +1,40 @@
-"""What a merge's manifest says, checked once when it is read: every field that anything goes by.
+"""What a merge's ``manifest.json`` says, as objects: read once, checked, written as it was read.
 
-A manifest may come from anybody. Whatever reads one below a :class:`Manifest` finds each field
-there and of its type, and no name in it leads out of the merge's folder.
+A manifest may come from anybody. Whoever holds a :class:`Manifest` finds each field there and of
+its type, and no name in it leads out of the merge's folder. A field that this version does not know
+is kept, and so is the order of the fields: a copy has the same bytes.
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from tintray.errors import InputError, NotFoundError
+from tintray.numerics.layout import Layout
+from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.kinds import KindName
 
-FORMAT = "tintray-merge"
+FORMAT: Final = "tintray-merge"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 * 2**20
@@ -53,6 +63,12 @@ def _portable(part: str) -> bool:
     return whole and not _BREAKS.search(part) and not _DEVICES.fullmatch(part)
 
 
+def _as_written(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A number, checked; a whole one stays without a point."""
+    check(value)
+    return value
+
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ref = Annotated[
@@ -61,18 +77,41 @@ Ref = Annotated[
 FileName = Annotated[str, AfterValidator(_inside)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+Number = Annotated[float, WrapValidator(_as_written)]
 
 
 class Part(BaseModel):
     """A section of a manifest; fields that this version does not know stay as they are."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    _order: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_order(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = handler(value)
+        if isinstance(value, dict):
+            found._order = tuple(value)
+        return found
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: fields[name] for name in self._order if name in fields} | fields
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as JSON types: fields in the order in which they were read or given."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def changed(self, **fields: Any) -> Self:
+        """The same section with some fields, by their names on disk, set anew and checked."""
+        return self.model_validate(self.to_json() | fields)
 
 
 class Exact(BaseModel):
     """A section whose fields become those of an object of ours: others than these are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class FileEntry(Exact):
@@ -82,11 +121,19 @@ class FileEntry(Exact):
     size: Count
 
 
-class Source(Part):
+class ModelEntry(Part):
     """A model: where it was read, and the hash of what was read."""
 
     source: Text
     sha256: Sha256
+
+
+class ExpertEntry(ModelEntry):
+    """A task's expert, and what spoke against it when the merge was made."""
+
+    base_similarity: Any = None  # cosine between the base's weights and the expert's
+    doubt: Any = None  # a sentence
+    at_chance: bool = False  # it seems to guess: not in the normalised accuracy
 
 
 class DataEntry(Part):
@@ -94,7 +141,7 @@ class DataEntry(Part):
 
     path: Text
     split: Text
-    columns: dict[str, Text] | None = None
+    columns: dict[str, Text] = {}
     max_length: Count | None = None
     max_bad: Count = 0
     ignore: int | None = None
@@ -107,6 +154,7 @@ class PoolEntry(DataEntry):
     """A task's pool, and the expert's answers over it."""
 
     sha256: Sha256
+    examples: Count = 0
     labels: Sha256
 
 
@@ -114,6 +162,7 @@ class TestEntry(DataEntry):
     """A task's test set, and the expert's answers over it."""
 
     sha256: Sha256 | None
+    examples: Count = 0
     outputs: Sha256 | None
 
 
@@ -122,20 +171,26 @@ class ScoreEntry(Exact):
 
     task: Name
     metric: Text
-    merged: float
-    expert: float
-    agreement: float
+    merged: Number
+    expert: Number
+    agreement: Number
     examples: Count
     calibration: dict[str, dict[str, Any]] | None = None
-    details: dict[Text, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    details: dict[Text, Annotated[list[Number], Field(min_length=2, max_length=2)]] = {}
+
+    @classmethod
+    def of(cls, score: TaskScore) -> ScoreEntry:
+        """The entry of a measurement."""
+        details = {metric: list(figures) for metric, figures in score.details.items()}
+        return cls(**asdict(score) | {"details": details})
 
 
 class FigureEntry(Exact):
-    """A task's figure in the version in which it was fitted."""
+    """What a task had in a version of the merge, by its first metric."""
 
     version: Ref
     metric: Text
-    value: float
+    value: Number
 
 
 class TaskEntry(Part):
@@ -143,15 +198,25 @@ class TaskEntry(Part):
 
     name: Name
     kind: KindName
-    classes: Count | None = None
-    expert: Source
+    classes: Count
+    expert: ExpertEntry
     task_vector: Sha256
     pool: PoolEntry
     test: TestEntry | None
     tint_parameters: Count
-    kept: float
+    head_parameters: Count = 0
+    selected_fraction: Number = Field(alias="kept")  # of the pool, when the fit ended
     score: ScoreEntry
-    fitted: FigureEntry | None = None
+    fitted: FigureEntry | None = None  # in the version in which it was merged or refreshed last
+
+    @property
+    def task_score(self) -> TaskScore:
+        """The measurement that the manifest has of it."""
+        return TaskScore(**dict(self.score))
+
+    def same_source(self, other: TaskEntry) -> bool:
+        """Whether both come of one expert and one pool."""
+        return (self.expert.sha256, self.pool.sha256) == (other.expert.sha256, other.pool.sha256)
 
 
 class Unit(Exact):
@@ -161,6 +226,11 @@ class Unit(Exact):
     start: Count
     stop: Count
 
+    @classmethod
+    def all_of(cls, layout: Layout) -> list[Unit]:
+        """The units of a layout, in its order."""
+        return [cls(name=unit.name, start=unit.start, stop=unit.stop) for unit in layout.units]
+
 
 class Change(Part):
     """How it grew from its parent."""
@@ -169,6 +239,8 @@ class Change(Part):
     tasks: list[Name]
     mode: Text | None = None
     to: Ref | None = None
+    attempts: Any = None  # the modes that were tried, and what they came to
+    agreement: Any = None  # of every new task with its expert, on examples that were held back
 
 
 class Merging(Part):
@@ -178,7 +250,7 @@ class Merging(Part):
 
 
 class Job(Part):
-    """The job that made it; it is read as a job file where it is needed."""
+    """The job that made it; its ``to_json`` is read as a job file where it is needed."""
 
     merge: Merging
     factory: Text | None = None
@@ -187,38 +259,53 @@ class Job(Part):
 class Means(Part):
     """The means over its tasks."""
 
-    average: float | None = None
-    expert_average: float | None = None
-    normalised_accuracy: float | None = None
-    agreement: float | None = None
+    average: Number | None = None
+    expert_average: Number | None = None
+    normalised_accuracy: Number | None = None
+    agreement: Number
 
 
-class Manifest(Part):
-    """All that a merge's ``manifest.json`` says."""
+class UnpublishedManifest(Part):
+    """What a manifest says before publication gives it name, version and files."""
 
-    name: Name
-    version: Annotated[int, Field(ge=1, lt=10**9)]
+    format: Literal["tintray-merge"]
+    format_version: int
     tintray: Text
     created: Text
     job_id: Text
     parent: Ref | None
-    base: Source
+    base: ModelEntry
     backbone_parameters: Annotated[int, Field(ge=1, lt=2**62)]
     site: Text
-    skipped: dict[str, Text] = {}
+    placement: Any = None  # how the site was found, where it was searched for
+    skipped: dict[str, Text] = {}  # task that was left out -> why
     private_modules: list[Text]
     units: list[Unit]
-    corrected: bool = False
-    correction_from: dict[str, Sha256] = {}
-    notices: list[Text] = []
+    corrected: bool = False  # whether the backbone has a correction that tasks learned together
+    correction_from: dict[str, Sha256] | None = None  # from which; None: version 0.1.0 wrote it
+    notices: list[Text] = []  # what whoever uses the merge should know
     tasks: Annotated[list[TaskEntry], Field(min_length=1)]
     metrics: Means
     rounds: Count
     precision: Text
-    seconds: dict[str, float]
-    peak_memory_mib: float
+    seconds: dict[str, Number]
+    peak_memory_mib: Number
     change: Change | None = None
     job: Job
+
+    @model_validator(mode="after")
+    def _tasks_are_told_apart(self) -> Self:
+        names = [task.name.lower() for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError("tasks: two have one name")
+        return self
+
+
+class Manifest(UnpublishedManifest):
+    """All that a merge's ``manifest.json`` says."""
+
+    name: Name
+    version: Annotated[int, Field(ge=1, lt=10**9)]
     files: dict[FileName, FileEntry]
 
     @field_validator("files")
@@ -234,42 +321,44 @@ class Manifest(Part):
             raise ValueError("has a file and a folder of one name")
         return files
 
-    @model_validator(mode="after")
-    def _tasks_are_told_apart(self) -> Manifest:
-        names = [task.name.lower() for task in self.tasks]
-        if len(set(names)) < len(names):
-            raise ValueError("tasks: two have one name")
-        return self
+    @property
+    def ref(self) -> str:
+        """The merge's name and version, such as ``name/v3``."""
+        return f"{self.name}/v{self.version}"
 
+    @classmethod
+    def read(cls, document: Any, where: str) -> Manifest:
+        """The manifest in a JSON document; ``where`` is what messages call the merge.
 
-def check_manifest(document: Any, where: str) -> dict[str, Any]:
-    """The manifest as it was read, every field in it that anything goes by of its type.
+        Raises
+        ------
+        NotFoundError
+            It is none, or one of a later format.
+        InputError
+            A field is missing or is not what it has to be; with its name.
+        """
+        known = isinstance(document, dict) and document.get("format") == FORMAT
+        written = document.get("format_version") if known else None
+        if isinstance(written, bool) or not isinstance(written, int):
+            raise NotFoundError(f"{where} is not a merge: its manifest has no format {FORMAT!r}")
+        if written > FORMAT_VERSION:
+            raise NotFoundError(
+                f"{where} was written in format {written}; this version of tintray reads up to "
+                f"{FORMAT_VERSION}; upgrade tintray"
+            )
+        try:
+            return cls.model_validate(document)
+        except (ValidationError, RecursionError) as error:
+            raise InputError(
+                f"{where}: its manifest cannot be used: {_problem(error)}; it was not written by "
+                "tintray or has been changed, do not use this merge"
+            ) from error
 
-    Raises
-    ------
-    NotFoundError
-        It is none, or one of a later format.
-    InputError
-        A field is missing or is not what it has to be; with its name.
-    """
-    known = isinstance(document, dict) and document.get("format") == FORMAT
-    written = document.get("format_version") if known else None
-    if isinstance(written, bool) or not isinstance(written, int):
-        raise NotFoundError(f"{where} is not a merge: its manifest has no format {FORMAT!r}")
-    if written > FORMAT_VERSION:
-        raise NotFoundError(
-            f"{where} was written in format {written}; this version of tintray reads up to "
-            f"{FORMAT_VERSION}; upgrade tintray"
-        )
-    try:
-        Manifest.model_validate(document)
-    except (ValidationError, RecursionError) as error:
-        raise InputError(
-            f"{where}: its manifest cannot be used: {_problem(error)}; it was not written by "
-            "tintray or has been changed, do not use this merge"
-        ) from error
-    found: dict[str, Any] = document
-    return found
+    def unpublished(self, **changed: Any) -> UnpublishedManifest:
+        """The same for a merge that is made of this one, with some fields changed."""
+        own = ("name", "version", "files")
+        fields = {key: value for key, value in self.to_json().items() if key not in own}
+        return UnpublishedManifest.model_validate(fields | changed)
 
 
 def _problem(error: ValidationError | RecursionError) -> str:

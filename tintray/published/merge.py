@@ -51,7 +51,7 @@ from tintray.models.factories import is_allowed
 from tintray.models.loading import empty_module, load_expert, quiet_transformers
 from tintray.models.structure import assign, tied_names
 from tintray.published.card import CARD, Form, model_card
-from tintray.published.manifest import MANIFEST, MAX_MANIFEST, check_manifest
+from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
 from tintray.tinting.surgery import DOWN, UP, attach
 from tintray.tinting.tint_layers import with_low_rank
 
@@ -77,7 +77,7 @@ class Merge:
     Parameters
     ----------
     manifest
-        The parsed ``manifest.json``.
+        What its ``manifest.json`` says.
     fetch
         Gives the local path of a file of the merge, by its name in the manifest.
     url
@@ -88,12 +88,12 @@ class Merge:
 
     def __init__(
         self,
-        manifest: dict[str, Any],
+        manifest: Manifest,
         fetch: Callable[[str], Path],
         url: str,
         factory: str | None = None,
     ) -> None:
-        self.manifest = check_manifest(manifest, url)
+        self.manifest = manifest
         self.url = url
         self._fetch = fetch
         self._trusted = factory
@@ -108,9 +108,8 @@ class Merge:
         SpecError
             If neither the caller nor the configuration lets it run: the merge may be a stranger's.
         """
-        job = self.manifest.get("job")
-        named = job.get("factory") if isinstance(job, dict) else None
-        if named is None or named == self._trusted or is_allowed(str(named)):
+        named = self.manifest.job.factory
+        if named is None or named == self._trusted or is_allowed(named):
             return named
         raise SpecError(
             f"{self.url} says that {named!r} builds its modules, and no code runs because a merge "
@@ -121,9 +120,9 @@ class Merge:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks it serves."""
-        return tuple(task["name"] for task in self.manifest["tasks"])
+        return tuple(task.name for task in self.manifest.tasks)
 
-    def task(self, name: str) -> dict[str, Any]:
+    def task(self, name: str) -> TaskEntry:
         """What the manifest says of a task.
 
         Raises
@@ -131,10 +130,9 @@ class Merge:
         NotFoundError
             With the nearest name, if the merge has no such task.
         """
-        for task in self.manifest["tasks"]:
-            if task["name"] == name:
-                found: dict[str, Any] = task
-                return found
+        for task in self.manifest.tasks:
+            if task.name == name:
+                return task
         raise NotFoundError(
             f"the merge {self.url} has no task '{name}'{nearest(name, self.tasks)}; it has "
             f"{', '.join(self.tasks)}"
@@ -170,10 +168,10 @@ class Merge:
     @contextmanager
     def _open(self, name: str, limit: int | None = None) -> Iterator[tuple[BinaryIO, Path]]:
         """One of the merge's files, open and at its beginning, its bytes those of the manifest."""
-        listed, where = self.manifest["files"].get(name), f"{self.url}/{name}"
+        listed, where = self.manifest.files.get(name), f"{self.url}/{name}"
         if listed is None:
             raise IntegrityError(f"{self.url} has no file {name}; publish the merge again")
-        if limit is not None and listed["size"] > limit:
+        if limit is not None and listed.size > limit:
             raise IntegrityError(f"{where} has more than the {limit:,} bytes that it may have")
         try:
             path = self._fetch(name)
@@ -190,16 +188,16 @@ class Merge:
             ) from error
         with file:
             before = _state(file)
-            if before[0] != listed["size"]:
+            if before[0] != listed.size:
                 raise IntegrityError(
                     f"{where} is damaged: it has {before[0]:,} bytes, the manifest says "
-                    f"{listed['size']:,}; restore the file or publish the merge again"
+                    f"{listed.size:,}; restore the file or publish the merge again"
                 )
             found = _sha256(file)
-            if found != listed["sha256"]:
+            if found != listed.sha256:
                 raise IntegrityError(
                     f"{where} is damaged: its sha256 is {found[:12]}…, the manifest says "
-                    f"{listed['sha256'][:12]}…; restore the file or publish the merge again"
+                    f"{listed.sha256[:12]}…; restore the file or publish the merge again"
                 )
             file.seek(0)
             yield file, path
@@ -215,25 +213,25 @@ class Merge:
 
         Of a merge that was exported as an adapter: those of its base, with the adapter added.
         """
-        if BACKBONE in self.manifest["files"]:
+        if BACKBONE in self.manifest.files:
             return self.tensors(BACKBONE)
         with foreign(f"{self.url}: its adapter cannot be put on its base", IntegrityError):
             return self._adapted()
 
     def _adapted(self) -> dict[str, Tensor]:
-        known = self.manifest["base"]
-        base = open_model_folder(known["source"], role=f"the base of {self.url}")
-        if base.digest() != known["sha256"]:
+        known = self.manifest.base
+        base = open_model_folder(known.source, role=f"the base of {self.url}")
+        if base.digest() != known.sha256:
             raise IntegrityError(
-                f"{known['source']} is not the base that {self.url} belongs to: its sha256 is "
-                f"{base.digest()[:12]}…, the manifest says {known['sha256'][:12]}…; put that back"
+                f"{known.source} is not the base that {self.url} belongs to: its sha256 is "
+                f"{base.digest()[:12]}…, the manifest says {known.sha256[:12]}…; put that back"
             )
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
         adapter = self._json(ADAPTER_CONFIG)
         adapter["modules_to_save"] = None  # they are the tasks' own, in their tints
         like = ModelFolder(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
-        private = tuple(f"{path}." for path in self.manifest["private_modules"])
+        private = tuple(f"{path}." for path in self.manifest.private_modules)
         state = module.state_dict()
         names = state.keys() - tied_names(module).keys()
         return {name: state[name] for name in sorted(names) if not name.startswith(private)}
@@ -242,7 +240,7 @@ class Merge:
     def coefficients(self) -> Tensor:
         """Λ [K, L], rows in the order of ``tasks``, columns in that of the manifest's units."""
         found = self.tensors(COEFFICIENTS).get("coefficients")
-        shape = (len(self.tasks), len(self.manifest["units"]))
+        shape = (len(self.tasks), len(self.manifest.units))
         if found is None or found.shape != shape or not found.is_floating_point():
             has = "none" if found is None else f"{found.dtype} {list(found.shape)}"
             raise IntegrityError(
@@ -287,7 +285,7 @@ class Merge:
             if operation:
                 attach(module, operation)
         written = config_file(task, GENERATION)
-        if written in self.manifest["files"]:
+        if written in self.manifest.files:
             from transformers import GenerationConfig
 
             how = self._json(written)
@@ -305,9 +303,7 @@ class Merge:
         self.task(task)
         prefix = config_file(task, "")
         own = self.config_files(task)
-        if own == [config_file(task, "config.json")] and self.manifest.get("job", {}).get(
-            "factory"
-        ):
+        if own == [config_file(task, "config.json")] and self.manifest.job.factory:
             return None
         # A file from a bucket lies under its hash; transformers goes by names.
         with TemporaryDirectory(prefix="tintray-") as folder:
@@ -365,7 +361,7 @@ class Merge:
         """
         known = ("config.json", GENERATION, *PREPROCESSORS)
         names = [config_file(task, name) for name in known]
-        return [name for name in names if name in self.manifest["files"]]
+        return [name for name in names if name in self.manifest.files]
 
     def copy(self, name: str, target: Path) -> None:
         """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
@@ -393,7 +389,7 @@ class Merge:
             If it cannot be written to the end.
         """
         with new_folder(directory) as partial:
-            for name in self.manifest["files"]:
+            for name in self.manifest.files:
                 self.copy(name, partial / name)
             (partial / CARD).write_text(model_card(self.manifest), encoding="utf-8")
             (partial / "manifest.json").write_bytes(manifest)
@@ -467,7 +463,7 @@ def open_folder(
             raise FileNotFoundError(name)
         return found
 
-    return Merge(document, fetch, str(folder), factory)
+    return Merge(Manifest.read(document, str(folder)), fetch, str(folder), factory)
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
