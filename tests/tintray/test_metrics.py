@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tintray.errors import FitError, InputError
 from tintray.jobs.runs.guard import Figure, losses
-from tintray.tasks.evaluation import TaskScore, check_finite, overall, score
-from tintray.tasks.kinds import KindName
+from tintray.tasks.evaluation import TaskScore, check_finite, overall
 from tintray.tasks.metrics import METRICS, Metric, averaged, find_metric, shown
-from tintray.tasks.outputs import top_tokens
-from tintray.tasks.registry import find_kind
 
 BOUNDED = [name for name, metric in METRICS.items() if metric.unit == "share"]
 every_metric = st.sampled_from(sorted(METRICS))
@@ -97,54 +92,9 @@ def test_figures_of_different_units_have_no_mean() -> None:
     assert overall(mixed).normalised_accuracy == 1
 
 
-def example(kind: KindName) -> tuple[Any, Any, Any]:
-    """Outputs, labels and mask of two examples."""
-    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    maps, mask = logits[..., None, None].expand(2, 3, 4, 4), torch.ones(2, 5)
-    words = logits[:, None].expand(2, 5, 3)
-    classes = torch.zeros(2, 5, dtype=torch.int64)
-    pixels = torch.zeros(2, 4, 4, dtype=torch.int64)
-    match kind:
-        case "classification":
-            return logits, torch.tensor([0, 1]), None
-        case "multi_label" | "regression":
-            return logits, torch.ones(2, 3), None
-        case "token_classification":
-            return words, list(classes), mask
-        case "language_modelling" | "seq2seq":
-            return top_tokens(words, 2), classes, mask
-        case "segmentation":
-            return maps, pixels, None
-        case "depth":
-            return maps[:, :1], torch.ones(2, 4, 4), None
-        case "normals":
-            return maps, torch.ones(2, 3, 4, 4), None
-
-
-@pytest.mark.parametrize("kind", get_args(KindName))
-def test_what_a_kind_is_measured_by_is_declared(kind: KindName) -> None:
-    outputs, labels, mask = example(kind)
-    assert find_kind(kind).measure(outputs, labels, mask).keys() <= METRICS.keys()
-    for given_labels in (labels, None):
-        found = score("t", find_kind(kind), outputs, outputs, given_labels, mask)
-        assert found.metric in METRICS
-
-
 def test_a_metric_of_another_version_is_told() -> None:
     with pytest.raises(InputError, match="there is no metric 'psnr'; expected one of accuracy"):
         find_metric("psnr")
-
-
-@pytest.mark.parametrize("kind", get_args(KindName))
-def test_labels_of_which_none_counts_give_no_figure(kind: KindName) -> None:
-    _, labels, _ = example(kind)
-    assert find_kind(kind).any_counts(labels)
-    if kind in ("classification", "multi_label", "regression"):
-        return  # every example has one
-    void = 0 if kind in ("depth", "normals") else -100
-    none = [torch.full_like(of, void) for of in labels]
-    none = none if kind == "token_classification" else torch.stack(none)
-    assert not find_kind(kind).any_counts(none)
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf])

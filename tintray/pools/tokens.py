@@ -68,7 +68,10 @@ def _build(examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, ro
     taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
     order.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
     inputs = _padded(tokenizer, encoded)
-    return Tokens(inputs, *kind.token_targets(inputs, encoded, assistant, role), digest)
+    words = None
+    if "tokens" in columns:
+        words = [encoded.word_ids(row) for row in range(len(examples))]
+    return Tokens(inputs, *kind.token_targets(inputs, words, assistant, role), digest)
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:

@@ -12,10 +12,9 @@ from torch.nn import functional
 from tintray.data.labels import IGNORED, LabelColumn
 from tintray.errors import DataError
 from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.kind import KINDS, Comparison, Kind
-from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.kind import KINDS, Comparison, Kind, LossConfig, Words
 from tintray.tasks.losses import class_loss, multi_label_loss
-from tintray.tasks.outputs import Outputs, cut_alike, share, stretches
+from tintray.tasks.outputs import Mask, cut_alike, share, stretches
 
 LEAST_SURENESS = 0.2
 """How much surer than chance an expert must be on average, from 0 (chance) to 1 (certain)."""
@@ -30,9 +29,7 @@ class ClassKind(Kind):
         """The answers with the classes in the last dimension."""
         return outputs.movedim(self.axis, -1)
 
-    def rows(
-        self, outputs: Tensor, labels: Any, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """The answers that count, one row of logits each: [M, C], and their labels [M] or none."""
         if labels is None:
             return outputs.reshape(-1, outputs.shape[-1]), None
@@ -40,38 +37,26 @@ class ClassKind(Kind):
         return outputs[counted], labels[counted]
 
     def compare(
-        self,
-        merged: Tensor,
-        expert: Outputs,
-        mask: Tensor | None,
-        *,
-        confidence_filter: ConfidenceFilter,
-        labels: Labels,
-        temperature: float,
-        distance: Distance = "l1",
+        self, merged: Tensor, expert: Tensor, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig
     ) -> Comparison:
         """Cross-entropy to the expert's classes."""
-        assert isinstance(expert, Tensor)
         merged, expert = cut_alike(merged, expert)
         agreement = self.agreement(merged.detach(), expert, mask)
         merged, expert = self.logits_last(merged), self.logits_last(expert)
         rows = (merged.detach().reshape(-1, merged.shape[-1]), expert.reshape(-1, expert.shape[-1]))
-        weights = confidence_filter.weights(*rows).view(merged.shape[:-1])
-        confidence_filter.observe(
-            *(rows if mask is None else (of[mask.reshape(-1) > 0] for of in rows))
-        )
+        weights = chosen.weights(*rows).view(merged.shape[:-1])
+        chosen.observe(*(rows if mask is None else (of[mask.reshape(-1) > 0] for of in rows)))
         counted = None  # one answer per example: its weight counts with the loss, not in it
         if weights.ndim > 1:
             counted = weights if mask is None else weights * mask
-        losses = class_loss(merged, expert, labels, temperature, counted)
+        losses = class_loss(merged, expert, loss.labels, loss.temperature, counted)
         return Comparison(losses, share(weights, mask), agreement, share(weights > 0, mask))
 
-    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+    def agreement(self, merged: Tensor, expert: Tensor, mask: Mask) -> Tensor:
         """Where both predict the same class."""
-        assert isinstance(expert, Tensor)
         return share(merged.argmax(self.axis) == expert.argmax(self.axis), mask)
 
-    def with_labels(self, expert: Tensor, labels: Any, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Any, mask: Mask) -> Tensor:
         """Logits that are sure of the labelled class."""
         return _certain(expert, labels)
 
@@ -79,7 +64,7 @@ class ClassKind(Kind):
         """Classes int64 [N], by number or by name."""
         return column.classes()
 
-    def unsure(self, outputs: Tensor, mask: Tensor | None) -> str | None:
+    def unsure(self, outputs: Tensor, mask: Mask) -> str | None:
         """Whether the largest probability is hardly above chance on average."""
         total, count, classes = 0.0, 0, 2
         for part in stretches(len(outputs)):
@@ -95,7 +80,7 @@ class ClassKind(Kind):
             f"chance is {chance:.2f})"
         )
 
-    def constant(self, outputs: Tensor, mask: Tensor | None) -> bool:
+    def constant(self, outputs: Tensor, mask: Mask) -> bool:
         """Whether one class is predicted everywhere."""
         if outputs.shape[self.axis] < 2:
             return False
@@ -111,9 +96,7 @@ class ClassKind(Kind):
         """One of all classes."""
         return 1 / classes if classes > 1 else 0.0
 
-    def predictions(
-        self, outputs: Tensor, labels: Any, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, int]:
+    def predictions(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor, int]:
         """Predicted and true class of all that counts, and how many classes there are."""
         predicted, true, classes = [], [], 2
         for part in stretches(len(outputs)):
@@ -133,7 +116,7 @@ class Classification(ClassKind):
     name = "classification"
     has_class_names = True
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The share of examples whose largest logit is at the label."""
         return {"accuracy": accuracy(outputs.argmax(-1), labels)}
 
@@ -147,9 +130,7 @@ class TokenClassification(ClassKind):
     name = "token_classification"
     dims = (3,)
 
-    def rows(
-        self, outputs: Tensor, labels: Any, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """One row for each word."""
         assert mask is not None, "pools of token classification say which tokens count"
         length = min(outputs.shape[1], mask.shape[1])
@@ -158,14 +139,12 @@ class TokenClassification(ClassKind):
             return outputs[mask.bool()], None
         return super().rows(outputs, by_token(labels, mask), mask)
 
-    def measure(
-        self, outputs: Tensor, labels: list[Tensor], mask: Tensor | None
-    ) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: list[Tensor], mask: Mask) -> dict[str, float]:
         """The share of words whose class is right."""
         assert mask is not None, "pools of token classification say which tokens count"
         return {"accuracy": accuracy(outputs.argmax(-1), by_token(labels, mask))}
 
-    def with_labels(self, expert: Tensor, labels: Any, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Any, mask: Mask) -> Tensor:
         """Logits that are sure of each labelled word; later tokens of a word stay the expert's."""
         assert mask is not None, "pools of token classification say which tokens count"
         tokens = by_token(labels, mask)[:, : expert.shape[1]]
@@ -176,15 +155,15 @@ class TokenClassification(ClassKind):
         return column.tags()
 
     def token_targets(
-        self, inputs: Any, encoded: Any, assistant: Any, role: str
+        self, inputs: Any, words: Words | None, assistant: Any, role: str
     ) -> tuple[Tensor, None]:
         """The first token of each word counts."""
-        if not hasattr(encoded, "word_ids"):
+        if words is None:
             raise DataError(f"{role}: token classification wants a column of words, called tokens")
         mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
-        for row in range(len(mask)):
+        for row, numbers in enumerate(words):
             last = None
-            for position, word in enumerate(encoded.word_ids(row)):
+            for position, word in enumerate(numbers):
                 mask[row, position] = word is not None and word != last
                 last = word if word is not None else last
         return mask, None
@@ -195,46 +174,34 @@ class MultiLabel(ClassKind):
 
     name = "multi_label"
 
-    def rows(
-        self, outputs: Tensor, labels: Any, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """One row, no and yes, for each example and class."""
         return _no_and_yes(outputs), None if labels is None else labels.reshape(-1).long()
 
     def compare(
-        self,
-        merged: Tensor,
-        expert: Outputs,
-        mask: Tensor | None,
-        *,
-        confidence_filter: ConfidenceFilter,
-        labels: Labels,
-        temperature: float,
-        distance: Distance = "l1",
+        self, merged: Tensor, expert: Tensor, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig
     ) -> Comparison:
         """Binary cross-entropy; each yes or no is filtered apart."""
-        assert isinstance(expert, Tensor)
         merged, expert = cut_alike(merged, expert)
         agreement = self.agreement(merged.detach(), expert, mask)
         rows = (_no_and_yes(merged.detach()), _no_and_yes(expert))
-        weights = confidence_filter.weights(*rows).view(merged.shape)
-        confidence_filter.observe(*rows)
-        losses = multi_label_loss(merged, expert, labels, weights)
+        weights = chosen.weights(*rows).view(merged.shape)
+        chosen.observe(*rows)
+        losses = multi_label_loss(merged, expert, loss.labels, weights)
         return Comparison(losses, weights.mean(1), agreement, share(weights > 0))
 
-    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+    def agreement(self, merged: Tensor, expert: Tensor, mask: Mask) -> Tensor:
         """Where both say yes, or both no."""
-        assert isinstance(expert, Tensor)
         return share((merged > 0) == (expert > 0))
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """F1 over all examples and classes together."""
         said, true = outputs > 0, labels > 0.5
         right = (said & true).sum().item()
         total = said.sum().item() + true.sum().item()
         return {"micro_f1": 2 * right / total if total else 1.0}
 
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """Logits that are sure of each yes and no."""
         return _CERTAIN * (2 * labels - 1)
 
@@ -256,7 +223,7 @@ class MultiLabel(ClassKind):
                     found[row, column.index(one)] = 1
         return found
 
-    def constant(self, outputs: Tensor, mask: Tensor | None) -> bool:
+    def constant(self, outputs: Tensor, mask: Mask) -> bool:
         """Whether each class is answered alike for every example."""
         return bool(((outputs > 0) == (outputs[:1] > 0)).all())
 

@@ -17,6 +17,7 @@ from tintray.errors import DataError
 from tintray.tasks.classes import ClassKind
 from tintray.tasks.kinds import Distance
 from tintray.tasks.losses import direction_loss
+from tintray.tasks.outputs import Mask
 from tintray.tasks.values import ValueKind
 
 _NEAR_DEGREES = 11.25  # the usual threshold for surface normals
@@ -32,14 +33,12 @@ class Segmentation(ClassKind):
     per_pixel = True
     has_class_names = True
 
-    def rows(
-        self, outputs: Tensor, labels: Any, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """One row for each pixel, at the size of the labels where there are some."""
         outputs = outputs if labels is None else _enlarged(outputs, labels.shape[-2:])
         return super().rows(self.logits_last(outputs), labels, mask)
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """Mean intersection over union of the classes that occur, and the share of right pixels."""
         predicted, classes = _enlarged(outputs, labels.shape[-2:]).argmax(1), outputs.shape[1]
         counted = labels != IGNORED
@@ -53,7 +52,7 @@ class Segmentation(ClassKind):
             "pixel_accuracy": float(right.sum() / table.sum()),
         }
 
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """Logits that are sure of each labelled pixel; ignored ones stay the expert's."""
         labels = _nearest(labels[:, None].float(), expert)[:, 0].long()
         return super().with_labels(self.logits_last(expert), labels, mask).movedim(-1, 1)
@@ -96,7 +95,7 @@ class Depth(ValueKind):
         """Whether a depth is known."""
         return bool((labels > 0).any())
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """Mean relative and mean absolute error, where a depth is known."""
         maps = outputs.unsqueeze(1) if outputs.ndim == 3 else outputs
         predicted = _enlarged(maps, labels.shape[-2:])[:, 0]
@@ -107,7 +106,7 @@ class Depth(ValueKind):
             "absolute_error": float(error.mean()),
         }
 
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """The depths that are known."""
         labels = _nearest(labels[:, None], expert).view(expert.shape)
         return torch.where(labels > 0, labels, expert)
@@ -143,14 +142,14 @@ class Normals(ValueKind):
         """Whether a direction is known."""
         return bool((labels != 0).any())
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The mean angle, and the share of pixels within 11.25 degrees, where labels are known."""
         enlarged = _enlarged(outputs, labels.shape[-2:])
         angles = degrees(enlarged, labels)[labels.square().sum(1) > 0]
         near = (angles < _NEAR_DEGREES).float().mean()
         return {"degrees": float(angles.mean()), "within_11_degrees": float(near)}
 
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """The directions that are known."""
         labels = _nearest(labels, expert)
         return torch.where(labels.square().sum(1, keepdim=True) > 0, labels, expert)

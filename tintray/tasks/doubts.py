@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.kind import Kind
 from tintray.tasks.metrics import find_metric
-from tintray.tasks.outputs import Outputs
+from tintray.tasks.outputs import Mask, Outputs
 
 _ENOUGH = 20  # examples, below which nothing is said of how often answers are right
 _ALIKE = 10  # and below which the same answer to all is no surprise
@@ -45,10 +44,10 @@ class Doubt:
 def doubt(
     kind: Kind,
     pool: Outputs,
-    mask: Tensor | None,
+    mask: Mask,
     test: Outputs | None = None,
     labels: Any = None,
-    test_mask: Tensor | None = None,
+    test_mask: Mask = None,
 ) -> Doubt | None:
     """What speaks against an expert, by its answers to a pool and to a labelled test set, if any.
 
@@ -85,9 +84,7 @@ def shortfall(kind: Kind, classes: int, score: TaskScore, selected: float) -> st
     return None
 
 
-def better_than_chance(
-    kind: Kind, outputs: Outputs, labels: Any, mask: Tensor | None
-) -> bool | None:
+def better_than_chance(kind: Kind, outputs: Outputs, labels: Any, mask: Mask) -> bool | None:
     """Whether answers are right more often than luck explains; None where that cannot be told.
 
     A guesser either takes every class alike, or knows how often the expert takes each. Values are

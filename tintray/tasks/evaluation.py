@@ -14,7 +14,7 @@ from tintray.tasks.calibration import calibration
 from tintray.tasks.classes import ClassKind
 from tintray.tasks.kind import Kind
 from tintray.tasks.metrics import averaged, find_metric
-from tintray.tasks.outputs import Outputs, cut_alike
+from tintray.tasks.outputs import Mask, Outputs, cut_alike
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def score(
     merged: Outputs,
     expert: Outputs,
     labels: Any,
-    mask: Tensor | None = None,
+    mask: Mask = None,
 ) -> TaskScore:
     """Compare outputs of merge and expert on N examples, with labels where there are any.
 
@@ -82,7 +82,7 @@ def calibrated_score(
     merged: Outputs,
     expert: Outputs,
     labels: Any,
-    mask: Tensor | None = None,
+    mask: Mask = None,
 ) -> TaskScore:
     """The same, with how sure both are of their classes; rightly or not, where there are labels."""
     found = score(task, kind, merged, expert, labels, mask)

@@ -1,7 +1,7 @@
 """A kind of task: everything that differs between classes, values, maps and texts, in one class.
 
 A new kind is one more class in this folder, and its name in ``KindName``. Instances have no state;
-``find_kind`` gives the one of a name.
+``registry.find_kind`` gives the one of a name. ``mask`` [N, S] tells which tokens of N texts count.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,7 +21,18 @@ from tintray.files import foreign
 from tintray.models.calling import answer_width
 from tintray.tasks.confidence import ConfidenceFilter
 from tintray.tasks.kinds import Distance, KindName, Labels
-from tintray.tasks.outputs import Outputs
+from tintray.tasks.outputs import Mask, Outputs
+
+Words = Sequence[Sequence[int | None]]
+"""The number of the word of each token, of N texts; None for what is of no word."""
+
+
+class LossConfig(NamedTuple):
+    """How merge and expert are compared, by those kinds that have a choice."""
+
+    labels: Labels = "soft"
+    temperature: float = 1.0
+    distance: Distance = "l1"
 
 
 @dataclass(frozen=True)
@@ -68,14 +78,8 @@ class Kind(ABC):
 
     # -- models and their answers --------------------------------------------------------------
 
-    def check_model(self, expert: nn.Module, role: str) -> None:  # noqa: B027 (any will do)
-        """Refuse a model whose answers are not made as the kind says.
-
-        Raises
-        ------
-        CheckpointError
-            Naming what was expected.
-        """
+    def check_model(self, expert: nn.Module, role: str) -> None:  # noqa: B027 (most take any)
+        """Raise CheckpointError for a model that cannot do such a task."""
 
     def answer_width(self, module: nn.Module) -> int:
         """How many answers a model gives: classes, values, or tokens of its vocabulary."""
@@ -111,27 +115,19 @@ class Kind(ABC):
 
     @abstractmethod
     def compare(
-        self,
-        merged: Tensor,
-        expert: Outputs,
-        mask: Tensor | None,
-        *,
-        confidence_filter: ConfidenceFilter,
-        labels: Labels,
-        temperature: float,
-        distance: Distance = "l1",
+        self, merged: Tensor, expert: Any, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig
     ) -> Comparison:
         """The loss of every example of a batch, and how many answers agree and are selected.
 
         What the filter drops (an example, a yes or no, a token, a pixel) weighs nothing. Kinds
-        without a confidence select everything. ``mask`` [N, S] tells which tokens count.
+        without a confidence select everything.
         """
 
     @abstractmethod
-    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+    def agreement(self, merged: Tensor, expert: Any, mask: Mask) -> Tensor:
         """[N]: the share of each example's answers on which merge and expert agree."""
 
-    def mean_agreement(self, merged: Any, expert: Any, mask: Tensor | None) -> float:
+    def mean_agreement(self, merged: Any, expert: Any, mask: Mask) -> float:
         """The mean of ``agreement`` over examples."""
         cut = None if mask is None else mask[:, : merged.shape[1]]
         return float(self.agreement(merged, expert, cut).mean())
@@ -139,11 +135,7 @@ class Kind(ABC):
     # -- labels --------------------------------------------------------------------------------
 
     def read_labels(
-        self,
-        source: DataSource,
-        rows: Sequence[int] | NDArray[Any],
-        answers: Answers,
-        role: str,
+        self, source: DataSource, rows: Sequence[int] | NDArray[Any], answers: Answers, role: str
     ) -> Any:
         """The labels of the examples at ``rows``, as ``measure`` takes them.
 
@@ -166,10 +158,10 @@ class Kind(ABC):
         return any(bool((part != IGNORED).any()) for part in parts)
 
     @abstractmethod
-    def measure(self, outputs: Any, labels: Any, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Any, labels: Any, mask: Mask) -> dict[str, float]:
         """Metrics of ``tintray.tasks.metrics``, by name; tables show the first of them."""
 
-    def with_labels(self, expert: Tensor, labels: Any, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Any, mask: Mask) -> Tensor:
         """The expert's answers to n examples, but with what their labels say, with certainty.
 
         What a label leaves open (a word's later tokens, ignored pixels, depths that are not known)
@@ -177,23 +169,21 @@ class Kind(ABC):
         """
         raise NotImplementedError(f"{self.name} takes no labels")
 
-    # -- pools ---------------------------------------------------------------------------------
-
     def token_targets(
         self,
         inputs: Mapping[str, Tensor],
-        encoded: Any,
-        assistant: list[list[int]] | None,
+        words: Words | None,
+        assistant: Sequence[Sequence[int]] | None,
         role: str,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Which tokens of N texts have an answer that counts, and which token is the right one.
+        """Which tokens of a pool's texts have an answer that counts, and which token is right.
 
         Parameters
         ----------
         inputs
             Token numbers and attention masks, int64 [N, S].
-        encoded
-            What the tokenizer returned.
+        words
+            Of the tokens, where the texts are lists of words.
         assistant
             1 at each token that an assistant wrote, where a chat template tells.
 
@@ -201,23 +191,18 @@ class Kind(ABC):
         -------
         tuple
             bool [N, S], and int64 [N, S] with -100 where there is no right one; None for each that
-            the kind does not have.
-
-        Raises
-        ------
-        DataError
-            The texts are not those of the kind.
+            the kind does not have. DataError is raised if the texts are not those of the kind.
         """
         return None, None
 
     # -- doubts --------------------------------------------------------------------------------
 
-    def unsure(self, outputs: Any, mask: Tensor | None) -> str | None:
+    def unsure(self, outputs: Any, mask: Mask) -> str | None:
         """What is said of an expert whose answers are all nearly uniform; None if they are not."""
         return None
 
     @abstractmethod
-    def constant(self, outputs: Any, mask: Tensor | None) -> bool:
+    def constant(self, outputs: Any, mask: Mask) -> bool:
         """Whether every example is answered alike."""
 
     def chance(self, classes: int) -> float:
@@ -225,7 +210,7 @@ class Kind(ABC):
         return 0.0
 
     def predictions(
-        self, outputs: Any, labels: Any, mask: Tensor | None
+        self, outputs: Any, labels: Any, mask: Mask
     ) -> tuple[Tensor, Tensor, int] | None:
         """Predicted and true class [M] of what counts, number of classes; None for values."""
         return None
@@ -236,9 +221,4 @@ class Kind(ABC):
 
 
 KINDS: dict[KindName, Kind] = {}
-"""Every kind by its name, once its module is imported; ``find_kind`` imports them all."""
-
-
-def everything(merged: Tensor) -> Tensor:
-    """The weight 1 for each of N examples."""
-    return torch.ones(len(merged), device=merged.device)
+"""Every kind by its name, once its module is imported; ``tintray.tasks.registry`` imports all."""

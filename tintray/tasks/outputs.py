@@ -51,6 +51,9 @@ class TopTokens:
 Outputs = Tensor | TopTokens
 """What a model answered on N examples."""
 
+Mask = Tensor | None
+"""Which tokens of N texts count, [N, S]; None where an example has no tokens."""
+
 
 def top_tokens(logits: Tensor, k: int) -> TopTokens:
     """The k likeliest tokens of a language model's logits [N, S, V]."""
@@ -102,7 +105,7 @@ def stretches(total: int) -> Iterator[slice]:
         yield slice(start, start + _STRETCH)
 
 
-def share(same: Tensor, mask: Tensor | None = None) -> Tensor:
+def share(same: Tensor, mask: Mask = None) -> Tensor:
     """[N] from [N, …]: the mean over an example's answers, of those that ``mask`` counts."""
     flat = same.float().flatten(1) if same.ndim > 1 else same.float().unsqueeze(1)
     if mask is None or same.ndim == 1:

@@ -16,10 +16,9 @@ from tintray.data.labels import IGNORED, LabelColumn
 from tintray.errors import CheckpointError, DataError
 from tintray.tasks.classes import accuracy
 from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.kind import Comparison, Kind, everything
-from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.kind import Comparison, Kind, LossConfig
 from tintray.tasks.losses import token_loss
-from tintray.tasks.outputs import Outputs, TopTokens, share, top_tokens
+from tintray.tasks.outputs import Mask, Outputs, TopTokens, share, top_tokens
 
 TOP_TOKENS = 64
 """How many tokens of a language model's distribution are kept."""
@@ -73,34 +72,30 @@ class TextKind(Kind):
     def compare(
         self,
         merged: Tensor,
-        expert: Outputs,
-        mask: Tensor | None,
-        *,
-        confidence_filter: ConfidenceFilter,
-        labels: Labels,
-        temperature: float,
-        distance: Distance = "l1",
+        expert: TopTokens,
+        mask: Mask,
+        chosen: ConfidenceFilter,
+        loss: LossConfig,
     ) -> Comparison:
         """The divergence over the expert's likeliest tokens; all are selected."""
-        assert isinstance(expert, TopTokens)
         length = min(merged.shape[1], expert.logs.shape[1])
         merged = merged[:, :length]
         expert = TopTokens(expert.indices[:, :length], expert.logs[:, :length])
-        losses, ones = token_loss(merged, expert, mask), everything(merged)
-        return Comparison(losses, ones, self.agreement(merged, expert, mask), ones)
+        agreement = self.agreement(merged, expert, mask)
+        ones = torch.ones_like(agreement)
+        return Comparison(token_loss(merged, expert, mask), ones, agreement, ones)
 
-    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+    def agreement(self, merged: Tensor, expert: TopTokens, mask: Mask) -> Tensor:
         """Where both have the same likeliest token."""
-        assert isinstance(expert, TopTokens)
         return share(merged.argmax(-1) == expert.likeliest, mask)
 
-    def mean_agreement(self, merged: TopTokens, expert: TopTokens, mask: Tensor | None) -> float:
+    def mean_agreement(self, merged: TopTokens, expert: TopTokens, mask: Mask) -> float:
         """The share of all tokens that count, whichever text they are of."""
         hits = (merged.likeliest == expert.likeliest).float()
         weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
         return float((hits * weights).sum() / weights.sum().clamp_min(1))
 
-    def measure(self, outputs: TopTokens, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: TopTokens, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The share of tokens that are right."""
         return {"token_accuracy": accuracy(outputs.likeliest, labels)}
 
@@ -113,21 +108,21 @@ class TextKind(Kind):
                 )
         return list(column.values)
 
-    def unsure(self, outputs: TopTokens, mask: Tensor | None) -> str | None:
+    def unsure(self, outputs: TopTokens, mask: Mask) -> str | None:
         """Whether the likeliest token is hardly likelier than the least likely of those kept."""
         spread = (outputs.logs[..., 0] - outputs.logs[..., -1]).float()
         if outputs.logs.shape[-1] < 2 or float(spread.mean()) > math.log(2):
             return None
         return "finds the tokens of its pool nearly all alike likely"
 
-    def constant(self, outputs: TopTokens, mask: Tensor | None) -> bool:
+    def constant(self, outputs: TopTokens, mask: Mask) -> bool:
         """Whether one token is the likeliest everywhere."""
         tokens = outputs.likeliest
         counted = tokens if mask is None else tokens[mask[:, : tokens.shape[1]].bool()]
         return counted.numel() > 0 and bool((counted == counted.flatten()[0]).all())
 
     def predictions(
-        self, outputs: TopTokens, labels: Tensor, mask: Tensor | None
+        self, outputs: TopTokens, labels: Tensor, mask: Mask
     ) -> tuple[Tensor, Tensor, int]:
         """Predicted and true tokens, and how many there are at least."""
         length = min(outputs.indices.shape[1], labels.shape[1])
@@ -142,7 +137,7 @@ class LanguageModelling(TextKind):
     model = "a causal model"
 
     def token_targets(
-        self, inputs: Any, encoded: Any, assistant: list[list[int]] | None, role: str
+        self, inputs: Any, words: Any, assistant: Any, role: str
     ) -> tuple[Tensor, Tensor]:
         """Position t answers for token t + 1, of the assistant's tokens where these are marked."""
         ids, real = inputs["input_ids"].long(), inputs["attention_mask"].bool()
@@ -153,9 +148,9 @@ class LanguageModelling(TextKind):
             real = real & marked
         mask = torch.zeros_like(real)
         mask[:, :-1] = real[:, 1:]
-        words = torch.full_like(ids, IGNORED)
-        words[:, :-1] = ids[:, 1:]
-        return mask, words.masked_fill(~mask, IGNORED)
+        following = torch.full_like(ids, IGNORED)
+        following[:, :-1] = ids[:, 1:]
+        return mask, following.masked_fill(~mask, IGNORED)
 
 
 class Seq2Seq(TextKind):
@@ -165,7 +160,7 @@ class Seq2Seq(TextKind):
     writes = True
     model = "an encoder–decoder model such as T5"
 
-    def measure(self, outputs: TopTokens, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: TopTokens, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The share of answers that are right at every position, and that of right tokens."""
         predicted = outputs.likeliest
         length = min(predicted.shape[1], labels.shape[1])

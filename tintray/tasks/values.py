@@ -12,10 +12,10 @@ from torch import Tensor
 from tintray.data.labels import LabelColumn
 from tintray.errors import DataError
 from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.kind import Comparison, Kind, everything
-from tintray.tasks.kinds import Distance, Labels
+from tintray.tasks.kind import Comparison, Kind, LossConfig
+from tintray.tasks.kinds import Distance
 from tintray.tasks.losses import value_loss
-from tintray.tasks.outputs import Outputs, cut_alike, share, stretches
+from tintray.tasks.outputs import Mask, cut_alike, share, stretches
 
 _NEAR_SPREAD = 0.25  # of the expert's standard deviation
 
@@ -32,29 +32,19 @@ class ValueKind(Kind):
         """Which values agree, bool [N, …]."""
 
     def compare(
-        self,
-        merged: Tensor,
-        expert: Outputs,
-        mask: Tensor | None,
-        *,
-        confidence_filter: ConfidenceFilter,
-        labels: Labels,
-        temperature: float,
-        distance: Distance = "l1",
+        self, merged: Tensor, expert: Tensor, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig
     ) -> Comparison:
         """The distance between values; all are selected."""
-        assert isinstance(expert, Tensor)
         merged, expert = cut_alike(merged, expert)
         agreement = self.agreement(merged.detach(), expert, mask)
-        losses, ones = self.loss(merged, expert, distance), everything(merged)
+        losses, ones = self.loss(merged, expert, loss.distance), torch.ones_like(agreement)
         return Comparison(losses, ones, agreement, ones)
 
-    def agreement(self, merged: Tensor, expert: Outputs, mask: Tensor | None) -> Tensor:
+    def agreement(self, merged: Tensor, expert: Tensor, mask: Mask) -> Tensor:
         """Where values are near each other."""
-        assert isinstance(expert, Tensor)
         return share(self.near(merged, expert))
 
-    def constant(self, outputs: Tensor, mask: Tensor | None) -> bool:
+    def constant(self, outputs: Tensor, mask: Mask) -> bool:
         """Whether the values of all examples are the same but for rounding."""
         spread = max(
             float((outputs[part] - outputs[:1]).abs().max()) for part in stretches(len(outputs))
@@ -72,11 +62,11 @@ class Regression(ValueKind):
         spread = expert.std() if len(expert) > 1 else expert.new_tensor(1.0)
         return (merged - expert).abs() <= _NEAR_SPREAD * spread
 
-    def measure(self, outputs: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, float]:
+    def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The mean absolute error."""
         return {"mae": float((outputs - labels).abs().mean())}
 
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """The labels."""
         return labels
 

@@ -22,7 +22,7 @@ from tintray.numerics.randomness import sample
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.kind import Kind
+from tintray.tasks.kind import Kind, LossConfig
 from tintray.tasks.kinds import Distance, Filter, Labels
 from tintray.tasks.losses import feature_loss, feature_variance
 from tintray.tasks.outputs import Outputs
@@ -148,6 +148,7 @@ class TaskGroup:
             task.confidence_filter = task.confidence_filter or ConfidenceFilter(settings.filter)
         self._fused = fused
         self._settings = settings
+        self._loss = LossConfig(settings.labels, settings.temperature, settings.distance)
         self._gradient = gradient
 
     def step(
@@ -220,10 +221,8 @@ class TaskGroup:
                 output,
                 task.labels[index].to(device),
                 task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0, device),
-                confidence_filter=task.confidence_filter,
-                labels=self._settings.labels,
-                temperature=self._settings.temperature,
-                distance=self._settings.distance,
+                task.confidence_filter,
+                self._loss,
             )
             each = found.losses
             if features is not None and task.features is not None:

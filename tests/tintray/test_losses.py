@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tintray.tasks.confidence import ConfidenceFilter
-from tintray.tasks.kinds import Distance
 from tintray.tasks.losses import (
     class_loss,
     direction_loss,
@@ -22,7 +19,6 @@ from tintray.tasks.losses import (
     value_loss,
 )
 from tintray.tasks.outputs import top_tokens
-from tintray.tasks.registry import find_kind
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -99,33 +95,6 @@ def test_values_and_directions() -> None:
     assert torch.allclose(value_loss(merged, expert, "l2"), squares)
     assert torch.allclose(direction_loss(2 * expert, expert), torch.zeros(4), atol=1e-6)
     assert torch.allclose(direction_loss(-expert, expert), torch.full((4,), 2.0))
-
-
-@pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_values_are_compared_as_the_job_says(distance: Distance) -> None:
-    found = find_kind("regression").compare(
-        MERGED,
-        EXPERT,
-        None,
-        confidence_filter=ConfidenceFilter("none"),
-        labels="soft",
-        temperature=1.0,
-        distance=distance,
-    )
-    assert torch.equal(found.losses, value_loss(MERGED, EXPERT, distance))
-
-
-def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
-    """The merge contradicts its expert on the first, more surely; on the second, less surely."""
-    merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])
-    settings: Any = {
-        "confidence_filter": ConfidenceFilter("agreement"),
-        "labels": "soft",
-        "temperature": 1.0,
-    }
-    found = find_kind("multi_label").compare(merged, expert, None, **settings)
-    assert found.selected.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
-    assert torch.allclose(found.losses, multi_label_loss(merged[:, 1:], expert[:, 1:]))
 
 
 def test_hard_answers_to_many_questions_are_yes_or_no() -> None:
