@@ -117,7 +117,7 @@ class Coordinator:
         for round_ in range(first, rounds):
             metrics = self._round(round_)
             for name, of_task in metrics.items():
-                self._kept[name].append(of_task.kept)
+                self._kept[name].append(of_task.selected_fraction)
             self._agreement.append(mean([m.agreement for m in metrics.values()]))
             self.rounds = round_ + 1
             last = self._on_plateau()
@@ -127,7 +127,7 @@ class Coordinator:
                     rounds=self.rounds if last else rounds,
                     loss=mean([m.loss for m in metrics.values()]),
                     agreement={name: m.agreement for name, m in metrics.items()},
-                    kept={name: m.kept for name, m in metrics.items()},
+                    kept={name: m.selected_fraction for name, m in metrics.items()},
                     seconds=time.perf_counter() - started,
                 )
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from tintray.jobs.engine.backend import Backend, Future, Placement
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.merging import statistics
 from tintray.models.loading import load_expert
 from tintray.models.structure import backbone_names
 from tintray.pools import pool as pools
@@ -20,7 +21,6 @@ from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
-from tintray.tinting import statistics
 
 _VERSION = 1  # of what is measured and how; another number, another key
 

@@ -16,6 +16,7 @@ from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, Placement, as_argument
 from tintray.jobs.engine.configs import TaskConfig, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.merging import surgery
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.numerics.layout import Layout
@@ -23,7 +24,6 @@ from tintray.numerics.randomness import stream
 from tintray.pools import pool as pools
 from tintray.pools import sequences
 from tintray.tasks.evaluation import TaskScore, calibrated_score
-from tintray.tinting import surgery
 from tintray.tinting.self_labels import predict
 
 

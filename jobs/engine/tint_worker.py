@@ -179,7 +179,9 @@ class TintWorker(Worker):
             agreement = self._agreement(hosted, model, held_pool, hosted.labels[held])
         elif len(held):
             agreement = self.held_agreement(name, *theta)
-        return Tinted(name, agreement, metrics[name].kept, seconds, prefixed, reused, ref)
+        return Tinted(
+            name, agreement, metrics[name].selected_fraction, seconds, prefixed, reused, ref
+        )
 
     def _as_it_is(
         self, hosted: HostedTask, order: TintConfig, theta: Sequence[Floats], started: float

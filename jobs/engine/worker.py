@@ -68,7 +68,7 @@ class Worker:
                 *(expert, split.layout, split.private, split.low_rank), device=self._order.device
             )
             if self._order.settings.features:
-                self._fused.listen(self._experts.feature_path())
+                self._fused.capture(self._experts.feature_path())
         self._try_out(hosted)
         return hosted.facts
 
@@ -237,7 +237,7 @@ class Worker:
         fused, layer = self._fused, hosted.layer
         assert fused is not None, "check() comes first"
         fused.bind(self._backbone(theta), None)
-        fused.use_statistics("kept")
+        fused.use_statistics("running")
         try:
             yield lambda batch: fused.forward([batch], [layer])[0]
         finally:

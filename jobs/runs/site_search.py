@@ -26,8 +26,8 @@ from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.evaluation import mean
 from tintray.tinting.site_search import (
     AUTO,
-    Probe,
     Site,
+    Trial,
     candidates,
     exhaustive_passes,
     first_steps,
@@ -55,7 +55,7 @@ class Placement:
     """
 
     site: str
-    probes: tuple[Probe, ...]
+    probes: tuple[Trial, ...]
     passes: float
     exhaustive_passes: float
     seconds: float
@@ -141,7 +141,7 @@ def _search(
     )
 
 
-def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> list[Probe]:
+def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> list[Trial]:
     """Tint layers alone, of every task at every site, wherever the tasks are hosted."""
     spec, layout = stage.spec, stage.ground.partition.layout
     pieces = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
@@ -158,19 +158,19 @@ def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> 
         mine = found[index * len(tasks) : (index + 1) * len(tasks)]
         each = tuple(agreement for agreement, _ in mine)
         passes = sum(passes for _, passes in mine)
-        probes.append(Probe(site.name, site.parameters, 0, mean(each), each, passes))
+        probes.append(Trial(site.name, site.parameters, 0, mean(each), each, passes))
     return survivors(probes, len(probes))
 
 
 def _short_fit(
     spec: JobSpec,
-    probe: Probe,
+    probe: Trial,
     rung: int,
     rounds: int,
     fleet: Backend,
     store: ArtifactStore,
     fit: Fit,
-) -> Probe:
+) -> Trial:
     short = at(spec, probe.site).changed(fit={"rounds": rounds, "warmup": 0})
     stage = _staged(short, fleet, store)
     coordinator = fit(stage, rounds)
@@ -179,7 +179,7 @@ def _short_fit(
     each = fleet.get([w.call(Worker.agreement, name, _JUDGED, *theta) for name, w in workers])
     stage.crew.dismiss()
     passes = float(rounds * spec.fit.batch_size * len(spec.tasks))
-    return Probe(probe.site, probe.parameters, rung, mean(each), tuple(each), passes)
+    return Trial(probe.site, probe.parameters, rung, mean(each), tuple(each), passes)
 
 
 def _staged(spec: JobSpec, fleet: Backend, store: ArtifactStore) -> PreparedJob:

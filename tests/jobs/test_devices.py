@@ -61,7 +61,7 @@ def test_a_step_never_mixes_devices(bench: Workbench, monkeypatch: pytest.Monkey
         with torch.device(ELSEWHERE):
             there = type(template)(template.config).eval()
         fused = FusedModel(there, bench.layout, bench.private, device=ELSEWHERE)
-        fused.listen("vit.layers.1")
+        fused.capture("vit.layers.1")
         gradient = torch.zeros(bench.layout.numel, device=ELSEWHERE)
         settings = replace(SETTINGS, filter="agreement", features=0.1)
         group = TaskGroup(states, fused, gradient, settings)

@@ -15,12 +15,11 @@ from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.events import Event, Notice, TensorsMerged
-from tintray.merging import methods, recipe
+from tintray.merging import methods, recipe, statistics, surgery
 from tintray.merging.apply import directions, layers, own_deltas
 from tintray.models.structure import backbone_names
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
-from tintray.tinting import statistics, surgery
 
 DATA_FREE = [name for name, known in methods().items() if not known.needs]
 SHARED = [name for name in DATA_FREE if methods()[name].own is None]

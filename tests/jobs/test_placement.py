@@ -15,7 +15,7 @@ from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice
 from tintray.published.manifest import Manifest
 from tintray.tinting.site_search import (
-    Probe,
+    Trial,
     candidates,
     exhaustive_passes,
     first_steps,
@@ -99,8 +99,8 @@ def test_short_fits_take_a_small_part_of_all_fits(count: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def probe(site: str, rung: int, agreement: float, parameters: int = 10) -> Probe:
-    return Probe(site, parameters, rung, agreement, (), 1.0)
+def probe(site: str, rung: int, agreement: float, parameters: int = 10) -> Trial:
+    return Trial(site, parameters, rung, agreement, (), 1.0)
 
 
 def test_ranking_goes_by_the_last_probe_and_equals_by_parameters() -> None:

@@ -79,7 +79,7 @@ def fused_gradients(
         task.name: torch.cat([p.grad.flatten() for p in task.layer.parameters])
         for task in group.tasks
     }
-    kept = [metrics.kept for metrics in result.metrics.values()]
+    kept = [metrics.selected_fraction for metrics in result.metrics.values()]
     return (vectors.project(result.gradient), tints), kept
 
 

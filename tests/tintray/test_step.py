@@ -91,7 +91,7 @@ def test_metrics_of_experts_that_are_their_own_merge(tiny: TinyZoo) -> None:
     theta = bench.vectors.merge(bench.uniform(1.0))
     metrics = bench.group(replace(SETTINGS, filter="agreement")).step(theta, 0, 0.0).metrics
     assert metrics["three"].agreement == 1.0
-    assert metrics["three"].kept == 1.0
+    assert metrics["three"].selected_fraction == 1.0
     entropy = torch.distributions.Categorical(logits=bench.labels["three"]).entropy().max()
     assert 0 <= metrics["three"].loss <= entropy
 
@@ -106,7 +106,7 @@ def test_features_draw_the_merge_towards_its_experts_at_a_depth(
     def losses(weight: float, coefficient: float, only: str | None = None) -> list[float]:
         settings = replace(SETTINGS, features=weight, filter="none")
         group = bench.group(settings, only)
-        group._fused.listen(path)
+        group._fused.capture(path)
         for task in group.tasks:
             task.features = features[task.name]
         found = group.step(bench.vectors.merge(bench.uniform(coefficient)), 0, 0.0)
@@ -122,7 +122,7 @@ def test_a_merge_that_is_its_expert_is_at_no_distance_from_it(tiny: TinyZoo) -> 
     found = []
     for weight in (0.0, 5.0):
         group = bench.group(replace(SETTINGS, features=weight))
-        group._fused.listen("head")
+        group._fused.capture("head")
         group.tasks[0].features = predict_features(
             bench.experts["three"], bench.pools["three"], "head"
         )
@@ -184,7 +184,7 @@ def test_every_batch_size_can_be_cut_and_stepped(bench: Workbench, model: str) -
     for batch_size in range(1, 21):
         group = bench.group(replace(settings, batch_size=batch_size))
         if features:
-            group._fused.listen("head")
+            group._fused.capture("head")
             for task in group.tasks:
                 task.features = heard[task.name]
         found = group.step(theta, 0, 1e-3)

@@ -103,7 +103,7 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
     """GPT-2 keeps its weights as [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
-    from tintray.models.norms import Split
+    from tintray.models.norms import BatchSegments
     from tintray.tinting.tint_layers import PerTaskLowRankLinear
 
     torch.manual_seed(0)
@@ -112,9 +112,11 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
         {"c.weight.low_rank.up": torch.randn(3, 2), "c.weight.low_rank.down": torch.randn(2, 5)}
         for _ in range(2)
     ]
-    split = Split([1, 3], [TintLayer(str(n), tensors, ()) for n, tensors in enumerate(own)])
+    segments = BatchSegments(
+        [1, 3], [TintLayer(str(n), tensors, ()) for n, tensors in enumerate(own)]
+    )
     given = torch.randn(4, 6, 3)
-    found = PerTaskLowRankLinear("c", shared, split)(given)
+    found = PerTaskLowRankLinear("c", shared, segments)(given)
     for tensors, rows in zip(own, (slice(0, 1), slice(1, 4)), strict=True):
         weight = with_low_rank({"c.weight": shared.weight}, tensors)["c.weight"]
         expected = given[rows] @ weight + shared.bias
@@ -144,7 +146,7 @@ def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
     fused = FusedModel(experts[0], split.layout, split.private)
     theta = torch.cat([experts[0].get_parameter(s.name).flatten() for s in split.layout.slots])
     fused.bind(theta.detach().clone(), None)
-    fused.use_statistics("kept")
+    fused.use_statistics("running")
     layers = [
         TintLayer.of_expert(
             f"t{number}",

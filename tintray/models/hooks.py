@@ -123,6 +123,18 @@ def hooked(
         handle.remove()
 
 
+@contextmanager
+def seeing_inputs(
+    modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Show ``see`` the first argument of every call of these modules, with the module's name."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            hook = module.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
+            stack.callback(hook.remove)
+        yield
+
+
 def beside(module: nn.Module, site: Sequence[str]) -> list[str]:
     """The largest modules that do not hold the site: what might run before it as a whole."""
     above = {path.rpartition(".")[0] for path in site}

@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Statistics = Literal["batch", "collect", "kept"]
-"""Those of the batch; the same, and remembered; or those that the task keeps."""
+Statistics = Literal["batch", "collect", "running"]
+"""Those of the batch; the same, and remembered; or the task's running ones."""
 
 
-class HasTensors(Protocol):
+class OwnsTensors(Protocol):
     """A tint layer, as far as statistics go."""
 
     tensors: dict[str, Tensor]
 
 
 @dataclass
-class Split:
+class BatchSegments:
     """How the current batch is cut, one stretch per task; shared by all parted modules."""
 
     sizes: list[int] = field(default_factory=list)
-    layers: Sequence[HasTensors] = field(default_factory=list)
+    layers: Sequence[OwnsTensors] = field(default_factory=list)
     statistics: Statistics = "batch"
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    collected: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
 class TaskNorm(nn.Module):
@@ -47,38 +47,40 @@ class TaskNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, path: str, norm: _BatchNorm, split: Split, *, private: bool) -> None:
+    def __init__(
+        self, path: str, norm: _BatchNorm, segments: BatchSegments, *, private: bool
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
-        self._path, self._private, self._split = path, private, split
+        self._path, self._private, self._segments = path, private, segments
 
     def forward(self, given: Tensor) -> Tensor:
         """[b, C, …] to the same, each task's stretch by its own statistics."""
         if self._private:
             return self._normalised(given, self.running_mean, self.running_var)
-        stretches = torch.split(given, self._split.sizes)
+        stretches = torch.split(given, self._segments.sizes)
         mean, variance = f"{self._path}.running_mean", f"{self._path}.running_var"
         return torch.cat(
             [
                 self._normalised(part, layer.tensors[mean], layer.tensors[variance])
-                for part, layer in zip(stretches, self._split.layers, strict=True)
+                for part, layer in zip(stretches, self._segments.layers, strict=True)
             ]
         )
 
     def _normalised(self, given: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         alone = given.numel() == given.shape[1]  # no statistics come of one value per channel
-        if alone or self._split.statistics == "kept":
+        if alone or self._segments.statistics == "running":
             return batch_norm(given, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
-        if self._split.statistics == "collect":
+        if self._segments.statistics == "collect":
             dims = [0, *range(2, given.ndim)]
             seen = (given.mean(dims), given.var(dims))
-            self._split.seen.setdefault(self._path, []).append(seen)
+            self._segments.collected.setdefault(self._path, []).append(seen)
         return batch_norm(given, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
-def replace_norms(module: nn.Module, private: Sequence[str], split: Split) -> list[str]:
+def replace_norms(module: nn.Module, private: Sequence[str], segments: BatchSegments) -> list[str]:
     """Let every batch normalisation of a model part by task; their paths."""
     below = tuple(f"{path}." for path in private)
     paths = list(norm_paths(module))
@@ -87,7 +89,7 @@ def replace_norms(module: nn.Module, private: Sequence[str], split: Split) -> li
         norm = module.get_submodule(path)
         assert isinstance(norm, _BatchNorm)  # norm_paths names no others
         own = f"{path}.".startswith(below)
-        setattr(module.get_submodule(parent), name, TaskNorm(path, norm, split, private=own))
+        setattr(module.get_submodule(parent), name, TaskNorm(path, norm, segments, private=own))
     return paths
 
 
@@ -107,10 +109,10 @@ def norm_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def keep_seen(split: Split, layer: HasTensors) -> None:
+def store_collected(segments: BatchSegments, layer: OwnsTensors) -> None:
     """Write the mean of the statistics that were collected into a task's layer."""
-    for path, found in split.seen.items():
+    for path, found in segments.collected.items():
         means, variances = zip(*found, strict=True)
         layer.tensors[f"{path}.running_mean"] = torch.stack(means).mean(0)
         layer.tensors[f"{path}.running_var"] = torch.stack(variances).mean(0)
-    split.seen.clear()
+    segments.collected.clear()

@@ -22,8 +22,6 @@ from tintray.data.source import DataSource
 from tintray.pools.pool import Pool
 from tintray.tasks.texts import Seq2Seq
 
-BATCH = 32
-
 
 def is_open(pool: Pool) -> bool:
     """Whether the decoder's inputs of a pool are still to be written."""
@@ -34,14 +32,8 @@ def is_open(pool: Pool) -> bool:
 def write(expert: nn.Module, pool: Pool) -> Tensor:
     """An expert's own greedy answers to a pool's sources: int64 [N, T], -100 after the end."""
     own: Any = expert
-    parts = []
-    for start in range(0, len(pool), BATCH):
-        batch = pool.batch(slice(start, min(start + BATCH, len(pool))))
-        parts.append(
-            own.generate(**batch, max_new_tokens=pool.answer_length, do_sample=False, num_beams=1)[
-                :, 1:
-            ]
-        )
+    options = {"max_new_tokens": pool.answer_length, "do_sample": False, "num_beams": 1}
+    parts = [own.generate(**batch, **options)[:, 1:] for batch in pool.batches()]
     longest = max(part.shape[1] for part in parts)
     end = own.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])

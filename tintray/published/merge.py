@@ -47,12 +47,12 @@ from tintray.errors import (
     nearest,
 )
 from tintray.files import MAX_JSON, check_new, file_in, foreign, open_regular, read_bytes, reason
+from tintray.merging.surgery import DOWN, UP, attach
 from tintray.models.factories import is_allowed
 from tintray.models.loading import empty_module, load_expert, quiet_transformers
 from tintray.models.structure import assign, tied_names
 from tintray.published.card import CARD, Form, model_card
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
-from tintray.tinting.surgery import DOWN, UP, attach
 from tintray.tinting.tint_layers import with_low_rank
 
 _CHUNK = 4 << 20

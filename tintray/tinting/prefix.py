@@ -27,8 +27,7 @@ from tintray.models.hooks import Call, EnoughError, Watch, Where, answering, bes
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import Precision
 from tintray.numerics.schedules import Schedule
-from tintray.pools.pool import Pool
-from tintray.tinting.self_labels import BATCH
+from tintray.pools.pool import BATCH, Pool
 from tintray.tinting.step import StepSettings, TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 
@@ -95,7 +94,7 @@ class CachedPool(Pool):
 
     def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
         """Model inputs and activations of the examples at ``index``; nothing is cut off them."""
-        return _whole_batch(self, index)
+        return self.untrimmed(index)
 
     @property
     def activations(self) -> dict[str, Tensor]:
@@ -178,7 +177,7 @@ class PrefixModel(FusedModel):
         assert plan is not None
         pieces: list[list[Tensor]] = [[] for _ in plan.sources]
         for start in range(0, len(pool), BATCH):
-            batch = _whole_batch(pool, slice(start, min(start + BATCH, len(pool))))
+            batch = pool.untrimmed(slice(start, min(start + BATCH, len(pool))))
             seen = self._prefix_pass(batch, layer, precision, plan)
             for piece, source in zip(pieces, plan.sources, strict=True):
                 piece.append(seen[source])
@@ -238,7 +237,7 @@ class PrefixModel(FusedModel):
     @torch.no_grad()
     def _found_plan(self, pool: Pool, layer: TintLayer, precision: Precision) -> _Plan:
         size = min(_PROBE, len(pool))
-        batch = _whole_batch(pool, slice(0, size))
+        batch = pool.untrimmed(slice(0, size))
         watch = Watch(self._module, beside(self._module, self.site), self.site)
         with watch:
             self._whole(batch, layer, precision)
@@ -358,14 +357,6 @@ def _blank(leaf: Any, size: int, total: int) -> Any:
     if not _of_batch(leaf, size) or not leaf.is_floating_point():
         return leaf
     return leaf.new_full((), torch.nan).expand(total, *leaf.shape[1:])
-
-
-def _whole_batch(pool: Pool, index: Tensor | slice) -> dict[str, Tensor]:
-    """A batch in which every example is as long as in the pool, as its activations must be."""
-    chosen = {name: tensor[index] for name, tensor in pool.inputs.items()}
-    if pool.scale is not None and pool.shift is not None:
-        chosen["pixel_values"] = chosen["pixel_values"].float() * pool.scale + pool.shift
-    return chosen
 
 
 def prefix_key(

@@ -15,9 +15,7 @@ from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.kind import Kind
 from tintray.tasks.outputs import Outputs, TopTokens, concatenated
-from tintray.tinting.tint_layers import listen
-
-BATCH = 32  # examples per forward pass: small enough to stay in a core's cache, measured
+from tintray.tinting.tint_layers import capture
 
 
 def predict(module: nn.Module, pool: Pool, kind: Kind = CLASSIFICATION) -> Outputs:
@@ -36,23 +34,19 @@ def ask(
 
     Answers per token are padded to the longest example of the pool; all are in memory.
     """
-    stop = len(pool) if examples is None else min(examples, len(pool))
-    parts = [
-        kind.reduced(run(pool.batch(slice(start, min(start + BATCH, stop)))).float()).to("cpu")
-        for start in range(0, stop, BATCH)
-    ]
-    return concatenated(parts)
+    batches = pool.batches(examples)
+    return concatenated([kind.reduced(run(batch).float()).to("cpu") for batch in batches])
 
 
 @torch.inference_mode()
 def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
-    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint.listen``."""
-    heard: list[Tensor] = []
-    listening = skeleton(module)
-    listen(listening, path, head_modules(module)[0], heard)
-    for start in range(0, len(pool), BATCH):
-        answer(listening, pool.batch(slice(start, start + BATCH)))
-    return torch.cat(heard)
+    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint_layers.capture``."""
+    captured: list[Tensor] = []
+    copy = skeleton(module)
+    capture(copy, path, head_modules(module)[0], captured)
+    for batch in pool.batches():
+        answer(copy, batch)
+    return torch.cat(captured)
 
 
 def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = CLASSIFICATION) -> Outputs:

@@ -1,7 +1,7 @@
-"""Which module to tint: candidates, and successive halving over probes of growing cost.
+"""Which module to tint: candidates, and successive halving over trials of growing cost.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates get a little of the
-budget, the better half gets more, and so on. The first probes learn tint layers under the backbone
+budget, the better half gets more, and so on. The first trials learn tint layers under the backbone
 that a fit would start from, so that what lies before the site runs once (``prefix``); those that
 follow are whole fits of few rounds, since coefficients shift what a site has to make up for.
 
@@ -32,15 +32,15 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What one probe found.
+class Trial:
+    """What one trial found.
 
     Attributes
     ----------
     rung
         0 for tint layers alone under the starting backbone; 1, 2, … for short fits.
     agreement
-        With the experts, on pool examples that the probe did not learn from; mean over tasks.
+        With the experts, on pool examples that the trial did not learn from; mean over tasks.
     per_task
         The same of each task, in the order of the job.
     passes
@@ -86,12 +86,12 @@ def candidates(module: nn.Module, budget: int | None = None) -> list[Site]:
 
 
 def first_steps(rounds: int) -> int:
-    """Steps of a tint layer in the first probes: a tenth of the rounds of the fit, at most 40."""
+    """Steps of a tint layer in the first trials: a tenth of the rounds of the fit, at most 40."""
     return max(1, min(_FIRST_STEPS, rounds // 10))
 
 
 def rungs(count: int, rounds: int) -> list[Rung]:
-    """The short fits after the first probes of ``count`` candidates, for a fit of ``rounds``.
+    """The short fits after the first trials of ``count`` candidates, for a fit of ``rounds``.
 
     The better half gets a fifteenth of the rounds, the best two a sixth: together less than a
     tenth of what fits of all candidates would take, from seven candidates on.
@@ -104,14 +104,14 @@ def rungs(count: int, rounds: int) -> list[Rung]:
     return found
 
 
-def survivors(probes: Sequence[Probe], count: int) -> list[Probe]:
-    """The ``count`` best probes, the best first; of equals, the one with fewer parameters."""
-    return sorted(probes, key=lambda probe: (-probe.agreement, probe.parameters))[:count]
+def survivors(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """The ``count`` best trials, the best first; of equals, the one with fewer parameters."""
+    return sorted(trials, key=lambda trial: (-trial.agreement, trial.parameters))[:count]
 
 
-def ranking(probes: Sequence[Probe]) -> list[Probe]:
-    """Every site once, by its last probe: those that got further first, then by agreement."""
-    last = {probe.site: probe for probe in sorted(probes, key=lambda probe: probe.rung)}
+def ranking(trials: Sequence[Trial]) -> list[Trial]:
+    """Every site once, by its last trial: those that got further first, then by agreement."""
+    last = {trial.site: trial for trial in sorted(trials, key=lambda trial: trial.rung)}
     return sorted(last.values(), key=lambda p: (-p.rung, -p.agreement, p.parameters))
 
 

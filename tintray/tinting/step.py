@@ -109,7 +109,7 @@ class TaskMetrics:
 
     loss: float
     agreement: float
-    kept: float
+    selected_fraction: float
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class TaskGroup:
         indices: list[Tensor],
         totals: Tensor,
     ) -> None:
-        """Add the gradients and the metrics (loss, agreement, kept) of one micro-batch."""
+        """Add the gradients and the metrics (loss, agreement, selected) of one micro-batch."""
         rows = [indices[piece.task][piece.rows] for piece in pieces]
         tasks = [all_tasks[piece.task] for piece in pieces]
         batches = [task.pool.batch(index) for task, index in zip(tasks, rows, strict=True)]
@@ -211,10 +211,10 @@ class TaskGroup:
             batches, [task.layer for task in tasks], self._settings.precision
         )
         device = self._gradient.device
-        heard = self._fused.features() if self._settings.features else [None] * len(pieces)
+        captured = self._fused.features() if self._settings.features else [None] * len(pieces)
         losses = []
         for piece, task, index, output, features in zip(
-            pieces, tasks, rows, outputs, heard, strict=True
+            pieces, tasks, rows, outputs, captured, strict=True
         ):
             assert task.confidence_filter is not None  # the constructor has seen to it
             found = task.kind.compare(
@@ -229,12 +229,12 @@ class TaskGroup:
                 usual = task.feature_variance.to(device)
                 distance = feature_loss(features, task.features[index].to(device), usual=usual)
                 each = each + self._settings.features * distance
-            # Divided by the whole batch, not by what is kept: a batch of which nothing is kept
+            # Divided by the whole batch, not by what is selected: a batch of which nothing is
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * found.weights).sum() / self._settings.batch_size
             losses.append(loss)
-            same, kept = found.agreement.sum(), found.selected.sum()
-            share = torch.stack([loss.detach() * self._settings.batch_size, same, kept])
+            same, selected = found.agreement.sum(), found.selected.sum()
+            share = torch.stack([loss.detach() * self._settings.batch_size, same, selected])
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

@@ -19,7 +19,7 @@ from torch.nn.functional import linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.models.calling import answer
-from tintray.models.norms import Split, Statistics, keep_seen, replace_norms
+from tintray.models.norms import BatchSegments, Statistics, replace_norms, store_collected
 from tintray.models.structure import HEAD, head_modules, is_linear, is_transposed, skeleton
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import Precision, computing
@@ -119,12 +119,12 @@ class PerTaskModule(nn.Module):
     smaller are padded with zeros at the end.
     """
 
-    def __init__(self, path: str, template: nn.Module, split: Split) -> None:
+    def __init__(self, path: str, template: nn.Module, segments: BatchSegments) -> None:
         super().__init__()
         self._path = path
         self._template = [template]  # in a list: not a submodule, its parameters stand for nothing
-        self._split = split
-        # Who listens to the module is told once, of the whole batch.
+        self._segments = segments
+        # Hooks of the module run once, on the whole batch.
         self._forward_hooks, template._forward_hooks = template._forward_hooks, OrderedDict()
 
     def __getattr__(self, name: str) -> Any:
@@ -136,11 +136,11 @@ class PerTaskModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the template once per task and join the outputs [Σ sizes, …]."""
-        sizes = self._split.sizes
+        sizes = self._segments.sizes
         total = sum(sizes)
         outputs = []
         start = 0
-        for size, layer in zip(sizes, self._split.layers, strict=True):
+        for size, layer in zip(sizes, self._segments.layers, strict=True):
 
             def cut(value: Any, start: int = start, size: int = size) -> Any:
                 return value[start : start + size] if _is_batch(value, total) else value
@@ -165,18 +165,18 @@ class PerTaskLowRankLinear(nn.Module):
     The shared part runs on the whole batch at once; only the products part by task.
     """
 
-    def __init__(self, path: str, shared: nn.Module, split: Split) -> None:
+    def __init__(self, path: str, shared: nn.Module, segments: BatchSegments) -> None:
         super().__init__()
         self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
         self._transposed = is_transposed(shared)
         self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
-        self._split = split
+        self._segments = segments
 
     def forward(self, given: Tensor) -> Tensor:
         """[Σ sizes, …, n] to [Σ sizes, …, m]."""
-        parts = torch.split(given, self._split.sizes)
+        parts = torch.split(given, self._segments.sizes)
         own = []
-        for part, layer in zip(parts, self._split.layers, strict=True):
+        for part, layer in zip(parts, self._segments.layers, strict=True):
             up, down = layer.tensors[self._up], layer.tensors[self._down]
             own.append(part @ up @ down if self._transposed else part @ down.t() @ up.t())
         weight: Any = self.weight
@@ -234,32 +234,32 @@ def pooled(output: Any) -> Tensor:
     return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
 
 
-def listen(module: nn.Module, path: str, head: str, heard: list[Tensor]) -> None:
-    """Append ``pooled`` features to ``heard`` whenever ``module`` runs.
+def capture(module: nn.Module, path: str, head: str, captured: list[Tensor]) -> None:
+    """Append ``pooled`` features to ``captured`` whenever ``module`` runs.
 
     ``path`` names the submodule whose output they are; ``"head"`` is what that of the path
     ``head`` is given.
     """
     if path == HEAD:
         target = module.get_submodule(head)
-        target.register_forward_pre_hook(lambda _, given: heard.append(pooled(given)))
+        target.register_forward_pre_hook(lambda _, given: captured.append(pooled(given)))
     else:
         target = module.get_submodule(path)
-        target.register_forward_hook(lambda _, __, output: heard.append(pooled(output)))
+        target.register_forward_hook(lambda _, __, output: captured.append(pooled(output)))
 
 
-def _record(module: nn.Module) -> None:
-    """Have a transformers model listen to its layers now, while they are of the classes it knows.
+def _install_capturing_hooks(module: nn.Module) -> None:
+    """Have a transformers model hook its layers now, while they are of the classes it knows.
 
-    A decoder of maps asks for the features of every stage. transformers hears them by hooks on the
-    layers, which it finds by their class when it is first asked. A model that has been run has them
-    already, if not all under its own name; it would hear each layer twice.
+    A decoder of maps asks for the features of every stage. transformers captures them by hooks on
+    the layers, which it finds by their class when it is first asked. A model that has been run has
+    them already, if not all under its own name; each layer would be captured twice.
     """
     from transformers import PreTrainedModel
     from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-    heard = any(hasattr(part, "_output_capturing_hooks_installed") for part in module.modules())
-    if isinstance(module, PreTrainedModel) and not heard:
+    installed = any(hasattr(part, "_output_capturing_hooks_installed") for part in module.modules())
+    if isinstance(module, PreTrainedModel) and not installed:
         maybe_install_capturing_hooks(module)
 
 
@@ -291,24 +291,26 @@ class FusedModel:
     ) -> None:
         self._device = torch.device(device)
         self._module = skeleton(module).to(self._device)
-        _record(self._module)
-        self._heard: list[Tensor] = []
+        _install_capturing_hooks(self._module)
+        self._captured: list[Tensor] = []
         self._head = (*head_modules(self._module), "")[0]
         self._layout = layout
-        self._split = Split()
+        self._segments = BatchSegments()
         self._pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
-        self._norms = replace_norms(self._module, private, self._split)
+        self._norms = replace_norms(self._module, private, self._segments)
         for path in private:
-            self._replace(path, PerTaskModule(path, self._module.get_submodule(path), self._split))
+            self._replace(
+                path, PerTaskModule(path, self._module.get_submodule(path), self._segments)
+            )
         for path in (weight.removesuffix(".weight") for weight in low_rank):
             shared = self._module.get_submodule(path)
             assert is_linear(shared)  # a partition names no others
-            self._replace(path, PerTaskLowRankLinear(path, shared, self._split))
+            self._replace(path, PerTaskLowRankLinear(path, shared, self._segments))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
 
     def use_statistics(self, statistics: Statistics) -> None:
-        """How batch normalisation goes from now on: by the batch (as at first), or as kept."""
-        self._split.statistics = statistics
+        """Normalise by the statistics of each batch, as at first, or by the running ones."""
+        self._segments.statistics = statistics
 
     @torch.no_grad()
     def estimate(self, layer: TintLayer, pool: Pool, batch_size: int = 64) -> None:
@@ -326,17 +328,17 @@ class FusedModel:
             self.forward([pool.batch(slice(start, start + size))], [layer])
             if size == rest:
                 break
-        keep_seen(self._split, layer)
+        store_collected(self._segments, layer)
         self.use_statistics("batch")
 
-    def listen(self, path: str) -> None:
-        """Keep, from now on, the features at ``path`` (see ``listen``) of each forward pass."""
-        listen(self._module, path, self._head, self._heard)
+    def capture(self, path: str) -> None:
+        """Keep, from now on, the features at ``path`` (see ``capture``) of each forward pass."""
+        capture(self._module, path, self._head, self._captured)
 
     def features(self) -> list[Tensor]:
         """The features of the last forward pass, of each task's batch in order: [bₜ, d]."""
         # A module inside a tint layer runs once per task, any other once for all.
-        parts: Sequence[Tensor] = torch.split(torch.cat(self._heard), self._split.sizes)
+        parts: Sequence[Tensor] = torch.split(torch.cat(self._captured), self._segments.sizes)
         return list(parts)
 
     def _replace(self, path: str, new: nn.Module) -> None:
@@ -383,8 +385,8 @@ class FusedModel:
         precision: Precision,
     ) -> list[Tensor]:
         """Outputs of each task's stretch of a joined batch."""
-        self._split.sizes, self._split.layers = list(sizes), list(layers)
-        self._heard.clear()
+        self._segments.sizes, self._segments.layers = list(sizes), list(layers)
+        self._captured.clear()
         with computing(precision, self._module, self._device.type):
             output = answer(self._module, inputs)
         # Losses and metrics are float32 at least, whatever the passes computed in.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tintray.merging.algorithms.spectral import decompose, pack
+from tintray.models.hooks import seeing_inputs
 from tintray.pools.pool import Pool
-from tintray.tinting.self_labels import BATCH
 
 OF_EXPERTS = ("fisher", "gram")
 OF_VECTORS = ("svd", "svd_sum")
@@ -59,31 +59,22 @@ def input_grams(expert: nn.Module, pool: Pool, names: Sequence[str]) -> dict[str
     arXiv 2212.09849, section 3.
     """
     wanted = {name.removesuffix(".weight"): name for name in names if name.endswith(".weight")}
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    hooks = []
+    layers = {
+        wanted[path]: module
+        for path, module in expert.named_modules()
+        if isinstance(module, nn.Linear) and path in wanted
+    }
+    sums = {n: torch.zeros(layer.in_features, layer.in_features) for n, layer in layers.items()}
+    counts = dict.fromkeys(layers, 0)
 
-    def listen(name: str, layer: nn.Linear) -> None:
-        sums[name] = torch.zeros(layer.in_features, layer.in_features)
-        counts[name] = 0
+    def add(name: str, given: Tensor) -> None:
+        rows = given.reshape(-1, given.shape[-1]).float()
+        sums[name].addmm_(rows.T, rows)
+        counts[name] += len(rows)
 
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].reshape(-1, layer.in_features).float()
-            sums[name].addmm_(rows.T, rows)
-            counts[name] += len(rows)
-
-        hooks.append(layer.register_forward_pre_hook(hook))
-
-    for path, module in expert.named_modules():
-        if isinstance(module, nn.Linear) and path in wanted:
-            listen(wanted[path], module)
-    try:
-        stop = min(GRAM_EXAMPLES, len(pool))
-        for start in range(0, stop, BATCH):
-            expert(**pool.batch(slice(start, min(start + BATCH, stop))))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with seeing_inputs(layers, add):
+        for batch in pool.batches(GRAM_EXAMPLES):
+            expert(**batch)
     return {name: found / max(counts[name], 1) for name, found in sums.items()}
 
 

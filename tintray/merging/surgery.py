@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tintray.errors import SpecError
+from tintray.models.hooks import seeing_inputs
 from tintray.models.structure import head_modules
 from tintray.pools.pool import Pool
-from tintray.tinting.self_labels import BATCH
 
 PREFIX = "surgery."
 DOWN, UP = PREFIX + "down", PREFIX + "up"
@@ -46,18 +46,15 @@ def head_of(module: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def features(module: nn.Module, pool: Pool) -> Tensor:
     """What the head is given over a whole pool, one row per feature vector: [N, d]."""
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def listen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].float().flatten(0, -2))
+    def capture(_: str, given: Tensor) -> None:
+        captured.append(given.float().flatten(0, -2))
 
-    hook = head_of(module).register_forward_pre_hook(listen)
-    try:
-        for start in range(0, len(pool), BATCH):
-            module(**pool.batch(slice(start, start + BATCH)))
-    finally:
-        hook.remove()
-    return torch.cat(seen)
+    with seeing_inputs({"head": head_of(module)}, capture):
+        for batch in pool.batches():
+            module(**batch)
+    return torch.cat(captured)
 
 
 def operate(given: Tensor, down: Tensor, up: Tensor) -> Tensor:
