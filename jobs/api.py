@@ -74,6 +74,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         tint_parameters={name: found.tint_parameters for name, found in facts.items()},
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
         max_pool_bytes=limits().max_pool_bytes,
+        max_seconds=limits().max_seconds,
         notices=notices,
     )
 

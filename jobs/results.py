@@ -155,4 +155,5 @@ class ValidationReport(Record):
     tint_parameters: Mapping[str, int]  # task -> parameters that only it would have
     pools: Mapping[str, int] = field(default_factory=dict)  # field -> memory of its examples
     max_pool_bytes: int = 0  # what each of them may take
+    max_seconds: int = 0  # that a foreign tokenizer may compute over each of them
     notices: Sequence[str] = ()

@@ -1,6 +1,7 @@
 """What reading foreign files may take: the budgets, and the folders that data may name files in.
 
-A budget is checked from headers and sizes, before the memory is taken. Each is a setting of the
+A budget is checked from headers and sizes, before the memory is taken; what cannot be told from
+those runs in a process of its own, which is ended after ``max_seconds``. Each is a setting of the
 configuration file under its own name here. ``Limits`` travel with the orders that they bound, so
 workers keep the budgets of the process that runs the job.
 """
@@ -36,6 +37,9 @@ class Limits:
         Values and keys of such a file, each alias counted as all that it stands for.
     max_yaml_depth
         Sections and lists of such a file that lie within one another.
+    max_seconds
+        Seconds that the tokenizer of somebody else, with its chat template, may compute over one
+        pool or test set.
     data_roots
         Folders besides the data's own that a table of examples may name image files in.
     """
@@ -49,6 +53,7 @@ class Limits:
     max_yaml_bytes: int = 2 * _MIB
     max_yaml_nodes: int = 100_000
     max_yaml_depth: int = 64
+    max_seconds: int = 60
     data_roots: tuple[str, ...] = ()
 
 

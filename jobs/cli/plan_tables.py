@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from tintray.jobs.cli.tables import count, pools_line, print_facts
+from tintray.jobs.cli.tables import count, pools_line, print_facts, tokenizers_line
 from tintray.jobs.display.progress import duration, size
 from tintray.jobs.runs.plan import PilotReport, PlanReport
 
@@ -27,6 +27,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         f"{report.cached_vectors} of {report.tasks} tasks",
         "writes": f"{size(report.write_bytes)} at most",
         "pools": pools_line(report.pools, report.max_pool_bytes),
+        "tokenizers": tokenizers_line(report.max_seconds),
         "workers": f"{report.workers}, {size(report.worker_bytes)} each at most",
         "shards": f"{report.shards}, {size(report.shard_bytes)} each",
         "object store": size(report.object_store_bytes),

@@ -254,6 +254,7 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         "backbone": f"{count(report.backbone_parameters)} parameters in {report.units} layer units",
         "tint site": report.site,
         "pools": pools_line(report.pools, report.max_pool_bytes),
+        "tokenizers": tokenizers_line(report.max_seconds),
     }
     print_facts(facts, console)
     _print_notices(report.notices, console)
@@ -268,6 +269,11 @@ def pools_line(pools: Mapping[str, int], most: int) -> str:
         f"{size_text(sum(pools.values()))} of memory; {largest} takes the most, "
         f"{size_text(pools[largest])} of the {size_text(most)} that max_pool_bytes allows"
     )
+
+
+def tokenizers_line(most: int) -> str:
+    """How long the tokenizer of somebody else may take."""
+    return f"{most:,} s for each pool or test set is what max_seconds allows"
 
 
 def _print_notices(notices: Sequence[str], console: Console) -> None:

@@ -182,7 +182,7 @@ def _limit(name: str, found: Setting) -> int | tuple[str, ...]:
         parts = [part for part in found.value.split(os.pathsep) if part]
         return tuple(str((found.folder / Path(part).expanduser()).resolve()) for part in parts)
     written = found.value.strip()
-    if written.isdecimal() and len(written) < 20:  # bytes, pixels or nodes
+    if written.isdecimal() and len(written) < 20:  # bytes, pixels, nodes or seconds
         return memory_bytes(int(written))
     if name.endswith("_bytes"):
         return memory_bytes(written)

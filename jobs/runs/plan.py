@@ -84,6 +84,7 @@ class PlanReport(Record):
     seconds: Mapping[str, float]  # stage -> wall time
     pools: Mapping[str, int] = field(default_factory=dict)  # field -> memory of its examples
     max_pool_bytes: int = 0  # what each of them may take
+    max_seconds: int = 0  # that a foreign tokenizer may compute over each of them
     pilot: PilotReport | None = None
 
 
@@ -139,6 +140,7 @@ def plan(
         seconds=_seconds(spec, facts, cached, speed, laid_out),
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
         max_pool_bytes=limits().max_pool_bytes,
+        max_seconds=limits().max_seconds,
     )
     if not pilot:
         return report

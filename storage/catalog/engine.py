@@ -157,6 +157,7 @@ _ADVICE = (
     ("readonly database", "give this user the right to write the file and its folder"),
     ("disk is full", "free some space on its disk"),
     ("no space left", "free some space on its disk"),
+    ("disk i/o error", "check its disk, and that its file and folder are there and may be written"),
     ("not a database", "name another file: this one is something else, or damaged"),
     ("malformed", "restore it from a copy: the file is damaged"),
     ("database is locked", f"another process held it for more than {BUSY_SECONDS:.0f} s; end that"),
@@ -176,5 +177,6 @@ def _sentence(url: str, error: DBAPIError) -> str:
     lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
     detail = redact(re.sub(r"\s+", " ", lines[0] if lines else type(error.orig).__name__))
     low = detail.lower()
-    advice = next((advice for word, advice in _ADVICE if word in low), "see the server's log")
+    other = "check its file" if isinstance(error.orig, sqlite3.Error) else "see the server's log"
+    advice = next((advice for word, advice in _ADVICE if word in low), other)
     return f"the catalog {url} cannot be used: {detail.rstrip('.')}; {advice}"

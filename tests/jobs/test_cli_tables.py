@@ -162,7 +162,9 @@ def test_a_merge_that_learned_nothing_names_its_method() -> None:
 
 def test_validation_tells_sizes_and_notices() -> None:
     report = ValidationReport("x", ["a"], 1000, 7, "head", {"a": 5}, notices=["mind [this]"])
+    report = dataclasses.replace(report, max_seconds=90)
     table = text(print_validation, report)
+    assert "90 s for each pool or test set is what max_seconds allows" in table
     assert row(table, "a") == ["a", "5", "0.50", "%"]
     assert "1 k parameters in 7 layer units" in table
     assert "note: mind [this]" in table

@@ -45,6 +45,8 @@ def test_memory_is_told_beside_its_budget(
     for report in (tintray.validate(spec), tintray.plan(spec, seconds=0.1)):
         assert report.pools == taken
         assert report.max_pool_bytes == 4 << 30
+        assert report.max_seconds == 60
+        assert report.to_json()["max_seconds"] == 60
     monkeypatch.setenv("TINTRAY_MAX_POOL_BYTES", "20KiB")
     for call in (tintray.validate, tintray.plan, tintray.run):
         with pytest.raises(DataError, match=r"max_pool_bytes allows 20 KiB; take fewer"):

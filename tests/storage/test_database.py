@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, SpecError, StorageError
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.engine import make_engine, parse_catalog_url
+from tintray.storage.catalog.engine import _sentence, make_engine, parse_catalog_url
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config, found_revision, upgrade_schema
 from tintray.storage.catalog.states import JobState, StateConflictError
@@ -137,6 +137,17 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     file.write_text("this is not a database" * 100)
     with pytest.raises(StorageError, match=rf"{file} cannot be used: .*; name another file"):
         Catalog.open(f"sqlite:///{file}")
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [("disk I/O error", "check its disk, and that"), ("something new", "check its file")],
+)
+def test_no_server_is_named_where_there_is_none(said: str, advice: str) -> None:
+    error = sa.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError(said))
+    found = _sentence("sqlite:////x.db", error)
+    assert found.startswith(f"the catalog sqlite:////x.db cannot be used: {said}; {advice}")
+    assert "server" not in found
 
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:

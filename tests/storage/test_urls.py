@@ -8,7 +8,14 @@ import pytest
 
 from tintray.errors import InputError, SpecError
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.artifacts.urls import FolderUrl, S3Url, join, local_folder, parse_store_url
+from tintray.storage.artifacts.urls import (
+    FolderUrl,
+    S3Url,
+    check_name,
+    join,
+    local_folder,
+    parse_store_url,
+)
 from tintray.storage.secrets import redact, scrub
 
 
@@ -50,6 +57,17 @@ def test_buckets_are_named_by_s3_urls() -> None:
 def test_other_urls_are_refused(url: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem.replace("?", r"\?")):
         parse_store_url(url)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\n", "\na", "a\r", "", "latest", "..", ".a", "-a", "a/b", "a b", "a" * 101, "ä", "a\x00"],
+)
+def test_names_that_are_no_part_of_a_path_are_refused(name: str) -> None:
+    assert check_name("a.b_c-1") == "a.b_c-1"
+    with pytest.raises(SpecError, match=r"^name: expected letters") as raised:
+        check_name(name)
+    assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize(

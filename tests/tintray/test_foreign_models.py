@@ -18,11 +18,8 @@ import tintray
 from tests import tiny_models as tiny
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import processor_in
-from tintray.data.reading import Examples
-from tintray.errors import CheckpointError, DataError
+from tintray.errors import CheckpointError
 from tintray.models.loading import empty_module, load_expert
-from tintray.pools.pool import build_pool
-from tintray.tasks.registry import find_kind
 
 ROOT = Path(tintray.__file__).parents[1]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -268,31 +265,6 @@ def test_a_tokenizer_prints_no_names_of_its_options(
     with pytest.raises(CheckpointError, match="an option called"):
         processor_in(tmp_path, "x", text=True)
     assert "\x1b" not in "".join(capfd.readouterr())
-
-
-@pytest.mark.parametrize(
-    ("template", "good"),
-    [
-        ("{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}", True),
-        ("{# 2 ** 99999 #}ten 99999 {{ messages[0]['content'] * 2 }}", True),
-        ("{{ 'x' * 10**10 }}", False),
-        ("{{ 'x' * 999 * 999 * 999 }}", False),
-        ("{{ 'x'|center(9_999_999_999) }}", False),
-        ("{{ '%99999999999d' % 1 }}", False),
-        ("{% for x in range(99999) %}{% endfor %}", False),
-        ("{{ ", False),
-    ],
-)
-def test_chat_templates_make_no_texts_of_any_length(template: str, good: bool) -> None:
-    talk = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
-    known = tiny.tokenizer()
-    known.chat_template = template
-    examples = Examples({"messages": [talk]}, "x")
-    if good:
-        assert len(build_pool(examples, known, kind=find_kind("language_modelling"))) == 1
-    else:
-        with pytest.raises(DataError, match="template"):
-            build_pool(examples, known, kind=find_kind("language_modelling"))
 
 
 @pytest.mark.parametrize("number", [2**31, -1, 1e300])

@@ -7,7 +7,12 @@ never asked to continue a padded one.
 from __future__ import annotations
 
 import hashlib
-import re
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +23,24 @@ from tintray.data.reading import Examples
 from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError
 from tintray.files import foreign
+from tintray.limits import Limits, size_text
+from tintray.pools import encoding
+from tintray.pools.encoding import encode
 from tintray.tasks.kind import Kind
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
 _DEFAULT_LENGTH = 512
 _INT64 = 8  # bytes
-_DIGITS = re.compile(r"\d[\d_]{4}")
+_WORD = 1000  # characters of a word whose parts are looked for one by one
+_ADDED = 10_000  # characters that say what is put around each text
+_BOUNDED = frozenset(
+    (
+        *("None", "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"),
+        *("BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace"),
+        *("Strip", "WhitespaceSplit"),
+    )
+)
+"""Steps of the tokenizers library that follow no expression and write no text of a file."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +71,16 @@ def build_tokens(
 def _build(examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, role: str) -> Tokens:
     limit = _limit(tokenizer, order.max_length)
     digest = _digest(examples, tokenizer, kind, limit)
-    columns = examples.columns
     options = {"truncation": True, "max_length": limit}
-    assistant: list[list[int]] | None = None
-    if "messages" in columns:
-        encoded, assistant = _chat(columns["messages"], tokenizer, options, role)
-    elif "tokens" in columns:
-        encoded = _words(columns["tokens"], tokenizer, options, role)
-    else:
-        encoded = tokenizer(columns["text"], columns.get("text_pair"), **options)
+    found = _encoded(examples, tokenizer, options, order, role)
+    encoded = found["rows"]
     _check_content(encoded, tokenizer, role)
     longest = max(len(row) for row in encoded["input_ids"])
     taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
     order.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
     inputs = _padded(tokenizer, encoded)
-    words = None
-    if "tokens" in columns:
-        words = [encoded.word_ids(row) for row in range(len(examples))]
-    return Tokens(inputs, *kind.token_targets(inputs, words, assistant, role), digest)
+    targets = kind.token_targets(inputs, found["words"], found["assistant"], role)
+    return Tokens(inputs, *targets, digest)
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
@@ -120,54 +129,89 @@ def _digest(examples: Examples, tokenizer: Any, kind: Kind, limit: int) -> str:
     return hashlib.sha256(f"tokens 1 {examples.digest()} {known}".encode()).hexdigest()
 
 
-def _words(rows: list[list[str]], tokenizer: Any, options: dict[str, Any], role: str) -> Any:
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"{role}: words can be followed through a fast tokenizer only, and "
-            f"{type(tokenizer).__name__} is none; save the tokenizer.json of the fast one"
-        )
-    if not isinstance(getattr(tokenizer, "add_prefix_space", None), bool):
-        return tokenizer(rows, is_split_into_words=True, **options)
-    tokenizer.add_prefix_space = True  # byte-level tokenizers refuse words otherwise
-    return tokenizer(rows, is_split_into_words=True, **options)
-
-
-def _chat(
-    rows: list[list[dict[str, str]]], tokenizer: Any, options: dict[str, Any], role: str
-) -> tuple[Any, list[list[int]] | None]:
-    if not tokenizer.chat_template:
+def _encoded(
+    examples: Examples,
+    tokenizer: Any,
+    options: dict[str, Any],
+    order: DataSource,
+    role: str,
+) -> dict[str, Any]:
+    """``encode``, here if the tokenizer's size bounds what it does, else in a bounded process."""
+    columns = examples.columns
+    if "messages" in columns and not tokenizer.chat_template:
         raise DataError(
             f"{role}: conversations need a chat template, and the expert's tokenizer has none; "
             "use a column of plain texts"
         )
-    _check_template(tokenizer.chat_template, role)
-    marks = (
-        "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
-    )
-    encoded = tokenizer.apply_chat_template(
-        rows, tokenize=True, return_dict=True, return_assistant_tokens_mask=marks, **options
-    )
-    assistant = encoded.pop("assistant_masks") if marks else None
-    return encoded, assistant
-
-
-def _check_template(template: str | dict[str, str], role: str) -> None:
-    """Refuse a chat template that makes texts of any length: nothing bounds it once it runs."""
-    from jinja2 import Environment
-
-    with foreign(f"{role}: the chat template of the expert's tokenizer cannot be read", DataError):
-        texts = template.values() if isinstance(template, dict) else [template]
-        lexed = [token for text in texts for token in Environment().lex(text)]
-    tokens = [(kind, text) for _, kind, text in lexed if kind not in ("data", "comment")]
-    products = sum(kind == "operator" and text == "*" for kind, text in tokens)
-    powers = any(kind == "operator" and text == "**" for kind, text in tokens)
-    large = any(_DIGITS.search(text) for _, text in tokens)
-    if powers or large or products > 2:
+    if "tokens" in columns and not tokenizer.is_fast:
         raise DataError(
-            f"{role}: the chat template of the expert's tokenizer computes with large numbers "
-            "(a power, three products, or five digits in a row), by which it may make texts of any "
-            "length; expected one that only writes messages"
+            f"{role}: words can be followed through a fast tokenizer only, and "
+            f"{type(tokenizer).__name__} is none; save the tokenizer.json of the fast one"
         )
+    if "messages" not in columns and _is_bounded(tokenizer):
+        return encode(columns, tokenizer, options)
+    limits = order.limits
+    who = "chat template" if "messages" in columns else "tokenizer"
+    code, answer, said = _apart(pickle.dumps((dict(columns), tokenizer, options)), limits)
+    if code == -signal.SIGALRM:
+        raise DataError(
+            f"{role}: the {who} of the expert took more than the {limits.max_seconds:,} s "
+            f"that max_seconds allows for {len(examples):,} texts; take fewer examples, mend the "
+            "expert's tokenizer files or raise it"
+        )
+    if code:
+        raise DataError(
+            f"{role}: the {who} of the expert took more memory than max_pool_bytes allows, "
+            f"{size_text(limits.max_pool_bytes)}, or ended its process (exit code {code}{said}); "
+            "take fewer examples, mend the expert's tokenizer files or raise it"
+        )
+    found: dict[str, Any] = json.loads(answer)
+    if "error" in found:
+        raise DataError(f"{role}: the {who} of the expert cannot read the texts ({found['error']})")
+    return found
+
+
+def _apart(order: bytes, limits: Limits) -> tuple[int, bytes, str]:
+    """The exit code of a process that encodes, its answer, and its last words behind a colon."""
+    bounds = [str(limits.max_seconds), str(limits.max_pool_bytes)]
+    found = subprocess.run(
+        [sys.executable, "-P", encoding.__file__, *bounds, *filter(None, sys.path)],
+        input=order,
+        capture_output=True,
+        check=False,
+    )
+    said = found.stderr[-500:].decode("utf-8", "replace").strip().splitlines()
+    return found.returncode, found.stdout, f": {said[-1].strip()}" if said else ""
+
+
+def _is_bounded(tokenizer: Any) -> bool:
+    """Whether nothing that a tokenizer does takes more than a constant for each byte of a text.
+
+    Of what its file may ask for there is each at most once: rules that lengthen texts would
+    multiply.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # no rules of a file, but code of transformers
+        return True
+    known = json.loads(backend.to_str())
+    asked = list(_kinds([known["normalizer"], known["pre_tokenizer"]]))
+    return (
+        _BOUNDED.issuperset(asked)
+        and len(asked) == len(set(asked))
+        and known["model"].get("max_input_chars_per_word", 0) <= _WORD
+        and len(json.dumps(known["post_processor"])) <= _ADDED
+    )
+
+
+def _kinds(part: Any) -> Iterator[str]:
+    for inner in part if isinstance(part, list) else []:
+        yield from _kinds(inner)
+    if isinstance(part, dict):
+        lists = [value for value in part.values() if isinstance(value, list)]
+        if lists:
+            yield from _kinds(lists)
+        else:
+            yield str(part.get("type"))
 
 
 def _padded(tokenizer: Any, encoded: Any) -> dict[str, Tensor]:
