@@ -344,12 +344,15 @@ class RayBackend:
         return self.put(value) if large else own(value)
 
     def _next_node(self) -> Any:
-        """Each node in turn; Ray's own SPREAD is a wish, and may put all members on one."""
+        """Each node in turn; SPREAD and a soft affinity are wishes, and may put all on one node.
+
+        A node that is lost before its member starts is as one that is lost a moment later.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         alive = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
         self._spread += 1
-        return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=True)
+        return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=False)
 
     def ready(self, members: Sequence[ActorHandle[object]]) -> None:
         """Wait for their constructors; among several nodes, a failure names its own."""
