@@ -43,7 +43,7 @@ from tintray.pools.pool import Pool
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
-from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.coefficients import Coefficients
 from tintray.vectors.task_vectors import TaskVectors
 
 BATCH = 16
@@ -92,8 +92,10 @@ class Contest:
         matrix = torch.randn(tasks, layout.numel, generator=generator).mul_(0.01)
         names = tuple(f"task{k}" for k in range(tasks))
         base = layout.flatten(self.module.state_dict())
-        self.vectors = TaskVectors.of_matrix(layout, names, base, matrix, device)
-        start = initial_coefficients("task_arithmetic", 0.1, tasks, len(layout.units))
+        self.vectors = TaskVectors.gather(
+            layout, names, base, lambda slot: [*matrix[:, slot.start : slot.stop]], device=device
+        )
+        start = torch.full((tasks, len(layout.units)), 0.1)
         self.coefficients = Coefficients(start)
 
     # -- ours ----------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ from tintray.tinting.partition import Partition, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
-from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.coefficients import Coefficients
 from tintray.vectors.task_vectors import TaskVectors
 
 BATCH = 16
@@ -257,9 +257,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             members |= mine
         loads = shards.load(names, [])
         fleet.get([*loads, *(worker.call(MadeWorker.begin, shards.bounds) for worker in workers)])
-        coefficients = Coefficients(
-            initial_coefficients("task_arithmetic", 0.01, tasks, len(layout.units))
-        )
+        coefficients = Coefficients(torch.full((tasks, len(layout.units)), 0.01))
         coordinator = Coordinator(
             fleet,
             Assignment(shards, workers, hosts, members, {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tintray.data.source import DataSource
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
 from tintray.models.structure import private_state
-from tintray.numerics.layout import Granularity
+from tintray.numerics.layout import Granularity, Layout
 from tintray.pools import pool as pools
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tinting.partition import partition
@@ -26,6 +26,15 @@ from tintray.tinting.tint_layers import FusedModel, TintLayer, low_rank_factors
 from tintray.vectors.task_vectors import TaskVectors
 
 SETTINGS = StepSettings(seed=3, batch_size=6, micro_batch=64, labels="soft", filter="none")
+
+
+def dense_task_vectors(
+    layout: Layout, tasks: Sequence[str], base: Tensor, matrix: Tensor, device: str = "cpu"
+) -> TaskVectors:
+    """T from one float32 array [K, P] in memory; it is copied to ``device``."""
+    return TaskVectors.gather(
+        layout, tasks, base, lambda slot: [*matrix[:, slot.start : slot.stop]], device=device
+    )
 
 
 @dataclass
@@ -55,7 +64,7 @@ class Workbench:
         """The same on a device."""
         base = self._flat(self.base)
         matrix = torch.stack([self._flat(expert) - base for expert in self.experts.values()])
-        return TaskVectors.of_matrix(self.layout, tuple(self.experts), base, matrix, device)
+        return dense_task_vectors(self.layout, tuple(self.experts), base, matrix, device)
 
     def _flat(self, module: nn.Module) -> Tensor:
         return self.layout.flatten({n: p.detach() for n, p in module.named_parameters()})

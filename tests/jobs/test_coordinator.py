@@ -19,7 +19,7 @@ from tintray.jobs.events import RoundDone
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.plateau import Plateau
-from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.coefficients import Coefficients
 
 
 class Fit:
@@ -35,7 +35,7 @@ class Fit:
         self.crew.check()
         self.crew.prepare(open_store(spec.store), lambda done: None)
         units = len(self.ground.partition.layout.units)
-        start = initial_coefficients("task_arithmetic", 0.3, len(TASKS), units)
+        start = torch.full((len(TASKS), units), 0.3)
         self.coefficients = Coefficients(start, spec.merge.bounds)
         rate: Callable[[float], Callable[[int], float]] = lambda value: lambda round_: value  # noqa: E731
         self.coordinator = Coordinator(
@@ -123,7 +123,7 @@ def test_bounds_hold(tiny: TinyZoo, store: Path) -> None:
 def test_in_turn_each_task_moves_the_coefficients_by_itself(tiny: TinyZoo, store: Path) -> None:
     together = Fit(tiny, store, rates=(1e-3, 0.0)).run(1)
     in_turn = Fit(tiny, store, rates=(1e-3, 0.0), fit={"updates": "in_turn"}).run(1)
-    start = initial_coefficients("task_arithmetic", 0.3, *together.coefficients.values.shape)
+    start = torch.full_like(together.coefficients.values, 0.3)
     # Adam's first step is its learning rate long, whatever the gradient: one step together, and
     # up to one per task in turn.
     assert (together.coefficients.values - start).abs().max() <= 1.01e-3

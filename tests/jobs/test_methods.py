@@ -16,7 +16,7 @@ from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.events import Event, Notice, TensorsMerged
 from tintray.merging import methods, recipe, statistics, surgery
-from tintray.merging.apply import directions, layers, own_deltas
+from tintray.merging.apply import directions, layers
 from tintray.models.structure import backbone_names
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
@@ -75,7 +75,7 @@ def test_tasks_with_their_own_backbones_run_on_them(
     merge = load(summary)
     vectors = bench.vectors
     for slot, layer in layers(vectors, recipe(name)):
-        own = own_deltas(layer, recipe(name))
+        own = methods()[name].own(layer, **recipe(name).parameters)
         for k, task in enumerate(TASKS):
             found = merge.for_task(task).get_parameter(slot.name)
             torch.testing.assert_close(found.data, layer.base + own[k], atol=1e-5, rtol=1e-4)

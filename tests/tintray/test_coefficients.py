@@ -7,19 +7,12 @@ import torch
 
 from tintray.merging import find_method
 from tintray.numerics.schedules import schedule
-from tintray.vectors.coefficients import Coefficients, initial_coefficients
+from tintray.vectors.coefficients import Coefficients
 
 
 def gradients(count: int) -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     return [torch.randn(3, 5, generator=random) for _ in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("init", "value"), [("task_arithmetic", 0.3), ("average", 0.25), ("base", 0.0)]
-)
-def test_initial_values(init: str, value: float) -> None:
-    assert torch.equal(initial_coefficients(init, 0.3, 4, 7), torch.full((4, 7), value))
 
 
 def test_many_tasks_share_what_ten_have() -> None:

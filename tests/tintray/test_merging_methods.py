@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.workbench import dense_task_vectors
 from tintray.errors import SpecError
 from tintray.merging import Layer, Method, Parameter, Recipe, method, methods, recipe, registry
 from tintray.merging.algorithms.masks import elected
 from tintray.merging.algorithms.spectral import decompose, pack
-from tintray.merging.apply import depths, direct, directions, layers, own_deltas
+from tintray.merging.apply import depths, direct, directions, layers
 from tintray.numerics.layout import build_layout
 from tintray.vectors.task_vectors import TaskVectors
 
@@ -53,23 +54,24 @@ def few(name: str) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", ALL)
-def test_directions_have_the_task_vectors_shape_and_are_finite(
+def test_directions_are_finite_repeatable_and_of_the_order_of_tasks(
     name: str, shape: tuple[int, ...]
 ) -> None:
     given = layer(shape, few(name))
+    inputs = [given.base, given.vectors, *given.statistics.values()]
+    before = [tensor.clone() for tensor in inputs]
     found = directions(given, recipe(name))
-    assert found.shape == given.vectors.shape
-    assert found.dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(before, inputs, strict=True)), "changed its input"
+    assert (found.shape, found.dtype) == (given.vectors.shape, torch.float32)
     assert torch.isfinite(found).all()
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_method_changes_none_of_what_it_is_given(name: str) -> None:
-    given = layer(tasks=few(name))
-    before = [given.base.clone(), given.vectors.clone(), given.statistics["gram"].clone()]
-    directions(given, recipe(name))
-    after = [given.base, given.vectors, given.statistics["gram"]]
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert torch.equal(found, directions(given, recipe(name)))
+    order = [2, 0, 1] if few(name) == 3 else [1, 0]
+    turned = directions(reordered(given, order), recipe(name))
+    scale = float(found.abs().max())
+    torch.testing.assert_close(turned.sum(0), found.sum(0), atol=2e-5 * scale, rtol=1e-4)
+    torch.testing.assert_close(turned, found[order], atol=1e-3 * scale, rtol=1e-2)
+    given.vectors[0] = 0  # a task that learned nothing must not make a division by zero
+    assert torch.isfinite(directions(given, recipe(name))).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -83,27 +85,10 @@ def test_one_task_at_scale_one_is_the_expert(name: str, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("name", [n for n in ALL if methods()[n].own is not None])
 def test_one_task_on_its_own_backbone_is_the_expert(name: str) -> None:
     given = layer(tasks=1)
-    rule = methods()[name].totals
-    given = replace(given, totals=None if rule is None else rule(given))
-    torch.testing.assert_close(own_deltas(given, recipe(name)), given.vectors)
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", ALL)
-def test_the_order_of_tasks_does_not_matter(name: str, shape: tuple[int, ...]) -> None:
-    given = layer(shape, few(name))
-    order = [2, 0, 1] if few(name) == 3 else [1, 0]
-    found = directions(given, recipe(name))
-    turned = directions(reordered(given, order), recipe(name))
-    scale = found.abs().max()
-    torch.testing.assert_close(turned.sum(0), found.sum(0), atol=float(2e-5 * scale), rtol=1e-4)
-    torch.testing.assert_close(turned, found[order], atol=float(1e-3 * scale), rtol=1e-2)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_what_a_method_finds_is_the_same_every_time(name: str) -> None:
-    given = layer(tasks=few(name))
-    assert torch.equal(directions(given, recipe(name)), directions(given, recipe(name)))
+    known = methods()[name]
+    given = replace(given, totals=known.totals and known.totals(given))
+    own = known.own(given, **recipe(name).parameters)
+    torch.testing.assert_close(own, given.vectors)
 
 
 @pytest.mark.parametrize("name", ["dare", "dare_ties"])
@@ -139,35 +124,31 @@ def test_elementwise_methods_can_be_cut_into_pieces(name: str) -> None:
     assert torch.equal(found, directions(whole, recipe_))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_task_that_learned_nothing_disturbs_nothing_but_means(name: str) -> None:
-    """A task vector of zeros must not make a division by zero."""
-    given = layer(tasks=few(name))
-    given.vectors[0] = 0
-    assert torch.isfinite(directions(given, recipe(name))).all()
-
-
 # What each method is
 
 
-def test_ties_keeps_trims_elects_and_averages() -> None:
-    vectors = torch.tensor([[4.0, -1.0, 3.0, 0.5], [2.0, -5.0, -4.0, 0.1]])
-    given = Layer("x", torch.zeros(4), vectors, ("a", "b"))
-    found = directions(given, recipe("ties", {"density": 0.5})).sum(0)
-    # kept: 4 and 3 of a, -5 and -4 of b; at the third coordinate -4 outweighs 3
-    assert found.tolist() == [4.0, -5.0, -4.0, 0.0]
-
-
-def test_ties_keeps_something_of_the_smallest_tensor() -> None:
-    given = Layer("bias", torch.zeros(3), torch.tensor([[1.0, -2.0, 0.5]]), ("a",))
-    assert directions(given, recipe("ties", {"density": 0.2})).tolist() == [[0.0, -2.0, 0.0]]
-
-
-def test_breadcrumbs_masks_both_ends() -> None:
-    vectors = torch.tensor([[1.0, -2.0, 3.0, -4.0, 5.0, 6.0, -7.0, 8.0, 9.0, 10.0]])
-    given = Layer("x", torch.zeros(10), vectors, ("a",))
-    found = directions(given, recipe("breadcrumbs", {"smallest": 0.5, "largest": 0.2}))
-    assert found.tolist() == [[0.0, 0, 0, 0, 0, 6, -7, 8, 0, 0]]
+@pytest.mark.parametrize(
+    ("name", "parameters", "vectors", "expected"),
+    [
+        # kept: 4 and 3 of the first, -5 and -4 of the second; at the third -4 outweighs 3
+        ("ties", {"density": 0.5}, [[4, -1, 3, 0.5], [2, -5, -4, 0.1]], [4, -5, -4, 0]),
+        # something of the smallest tensor
+        ("ties", {"density": 0.2}, [[1, -2, 0.5]], [0, -2, 0]),
+        (
+            "breadcrumbs",
+            {"smallest": 0.5, "largest": 0.2},
+            [[1, -2, 3, -4, 5, 6, -7, 8, 9, 10]],
+            [0, 0, 0, 0, 0, 6, -7, 8, 0, 0],
+        ),
+    ],
+)
+def test_what_is_trimmed(
+    name: str, parameters: dict[str, float], vectors: list[list[float]], expected: list[float]
+) -> None:
+    given = Layer(
+        "x", torch.zeros(len(expected)), torch.tensor(vectors).float(), TASKS[: len(vectors)]
+    )
+    assert directions(given, recipe(name, parameters)).sum(0).tolist() == expected
 
 
 def test_dare_keeps_the_sum_on_average() -> None:
@@ -177,18 +158,13 @@ def test_dare_keeps_the_sum_on_average() -> None:
     assert abs(float(found.mean()) - 1) < 0.05
 
 
-def test_emr_tasks_keep_their_own_mass() -> None:
+def test_emr_tasks_keep_their_own_mass_of_what_is_elected() -> None:
     """The rescaler gives each task's modulation the L1 norm of its task vector."""
-    given = layer()
-    rule = methods()["emr"].totals
-    assert rule is not None
-    own = own_deltas(replace(given, totals=rule(given)), recipe("emr"))
+    given, emr = layer(), methods()["emr"]
+    assert emr.totals is not None and emr.own is not None
+    own = emr.own(replace(given, totals=emr.totals(given)))
     torch.testing.assert_close(own.abs().sum((1, 2)), given.vectors.abs().sum((1, 2)))
     assert (own * given.vectors >= 0).all()
-
-
-def test_emr_shares_the_elected_vector() -> None:
-    given = layer()
     torch.testing.assert_close(directions(given, recipe("emr")).sum(0), elected(given.vectors))
 
 
@@ -257,7 +233,7 @@ def task_vectors(tasks: int = 3) -> TaskVectors:
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(layout.numel, generator=generator)
     matrix = torch.randn(tasks, layout.numel, generator=generator)
-    return TaskVectors.of_matrix(layout, TASKS[:tasks], base, matrix)
+    return dense_task_vectors(layout, TASKS[:tasks], base, matrix)
 
 
 def test_directions_replace_task_vectors_tensor_by_tensor() -> None:
@@ -348,18 +324,13 @@ def forget_plugins() -> object:
     registry.methods.cache_clear()
 
 
-def test_a_plugin_brings_a_method(plugin: ModuleType) -> None:
+def test_a_plugin_brings_methods_under_names_of_their_own(plugin: ModuleType) -> None:
+    with pytest.raises(SpecError, match=r"'tintray_test_plugin' of .* holds no method"):
+        registry.methods()
     plugin.__dict__["halved"] = halved
     assert isinstance(registry.find_method("halved"), Method)
     assert Recipe("halved").method is halved
-
-
-def test_a_plugin_without_a_method_is_named(plugin: ModuleType) -> None:
-    with pytest.raises(SpecError, match=r"'tintray_test_plugin' of .* holds no method"):
-        registry.methods()
-
-
-def test_a_plugin_cannot_take_a_name(plugin: ModuleType) -> None:
+    registry.methods.cache_clear()
     plugin.__dict__["ties"] = replace(halved, name="ties")
     with pytest.raises(SpecError, match="a method 'ties', which exists already"):
         registry.methods()

@@ -25,7 +25,7 @@ from tests.tintray import merging_peers as peers
 from tintray.merging import Layer, recipe
 from tintray.merging.algorithms.masks import masses
 from tintray.merging.algorithms.sparse import drop_and_rescale
-from tintray.merging.apply import depths, directions, own_deltas
+from tintray.merging.apply import depths, directions
 
 RECORD = Path(__file__).parent / "merging_peers.json"
 SETTINGS = {
@@ -112,12 +112,12 @@ def ours(given: Checkpoints) -> dict[str, Tensor]:
             layer = replace(layer, statistics={"gram": grams[name]})
         merged = base + directions(layer, recipe("regmean", SETTINGS["regmean"])).sum(0)
         found[f"regmean/{name}"] = merged
-        own = own_deltas(given.layer(name), recipe("tall_masks", {"sparsity": 0.4}))
+        own = recipe("tall_masks").method.own(given.layer(name), sparsity=0.4)
         for expert, delta in zip(peers.EXPERTS, own, strict=True):
             found[f"tall_masks/{expert}.{name}"] = base + delta
     every = torch.cat([given.vectors[n].reshape(3, -1) for n in sorted(given.base)], dim=1)
     whole = Layer("all", torch.zeros(every.shape[1]), every, peers.EXPERTS)
-    modulated = own_deltas(replace(whole, totals=masses(whole)), recipe("emr"))
+    modulated = recipe("emr").method.own(replace(whole, totals=masses(whole)))
     found |= {
         f"emr/{expert}": delta for expert, delta in zip(peers.EXPERTS, modulated, strict=True)
     }

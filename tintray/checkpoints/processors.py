@@ -23,7 +23,7 @@ _LARGEST_TOKENIZER = 128 << 20  # bytes; that of the largest public vocabularies
 _MOST_TOKENS = 1 << 24  # those of the largest public vocabularies are a million
 
 
-def load_processor(checkpoint: ModelFolder, role: str, *, text: bool = False) -> Any:
+def load_processor(model: ModelFolder, role: str, *, text: bool = False) -> Any:
     """The image processor, or the tokenizer, of an expert's folder.
 
     Raises
@@ -31,7 +31,7 @@ def load_processor(checkpoint: ModelFolder, role: str, *, text: bool = False) ->
     CheckpointError
         If the folder has none.
     """
-    return processor_in(checkpoint.preparing_folder, role, text=text)
+    return processor_in(model.preparing_folder, role, text=text)
 
 
 def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:

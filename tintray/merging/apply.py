@@ -48,13 +48,6 @@ def directions(layer: Layer, recipe: Recipe) -> Tensor:
     return recipe.method.directions(with_thresholds(layer, recipe), **recipe.parameters)
 
 
-def own_deltas(layer: Layer, recipe: Recipe) -> Tensor:
-    """Δ [K, …] of one layer, for a method that gives each task a backbone of its own."""
-    own = recipe.method.own
-    assert own is not None, f"{recipe.name} merges into one backbone"
-    return own(with_thresholds(layer, recipe), **recipe.parameters)
-
-
 def with_thresholds(layer: Layer, recipe: Recipe) -> Layer:
     """The layer with ``thresholds``, measured one task at a time."""
     rule = recipe.method.thresholds

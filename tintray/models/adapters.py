@@ -54,13 +54,13 @@ class Adapter:
         return max((product.up.shape[1] for product in self.products.values()), default=0)
 
 
-def is_adapter(checkpoint: ModelFolder) -> bool:
+def is_adapter(model: ModelFolder) -> bool:
     """Whether an expert is an adapter on the base, rather than a whole model."""
-    return checkpoint.adapter is not None
+    return model.adapter is not None
 
 
 def read_adapter(
-    checkpoint: ModelFolder, module: nn.Module, role: str, *, with_head: bool = True
+    model: ModelFolder, module: nn.Module, role: str, *, with_head: bool = True
 ) -> Adapter:
     """The adapter in an expert's folder, for a module of the expert's class.
 
@@ -71,13 +71,13 @@ def read_adapter(
     CheckpointError
         If it is of a kind that is no plain sum of products, or was made for another base.
     """
-    config = checkpoint.adapter
+    config = model.adapter
     assert config is not None, "is_adapter() comes first"
-    where = f"{role}: {checkpoint.folder}"
+    where = f"{role}: {model.folder}"
     check_options(config, f"{where}/{ADAPTER_CONFIG}")
     pairs: dict[tuple[str, bool], dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
-    for name, tensor in _stored(checkpoint, where):
+    for name, tensor in _stored(model, where):
         part = _PART.fullmatch(name)
         if part is None:
             whole[name] = tensor
@@ -108,11 +108,11 @@ def read_adapter(
     return Adapter(products, tensors)
 
 
-def _stored(checkpoint: ModelFolder, where: str) -> Iterator[tuple[str, Tensor]]:
+def _stored(model: ModelFolder, where: str) -> Iterator[tuple[str, Tensor]]:
     """What the file holds, without the copies that PEFT keeps of modules trained whole."""
     with ExitStack() as stack:
         stack.enter_context(foreign(f"{where}: its tensors cannot be read"))
-        (descriptor,) = stack.enter_context(checkpoint.opened())
+        (descriptor,) = stack.enter_context(model.opened())
         file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
         found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     for key, tensor in found.items():

@@ -67,24 +67,24 @@ def bounded(numbers: int, where: str) -> Iterator[None]:
 
 
 def load_weights(
-    cls: Any, checkpoint: ModelFolder, config: Any, where: str, *, room: ModelFolder | None = None
+    cls: Any, model: ModelFolder, config: Any, where: str, *, room: ModelFolder | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """A model of transformers with the tensors of a checkpoint's own files, and what was left.
 
     The files are those that were looked at, whatever else lies beside them. ``room`` is another
-    checkpoint whose size the model may have: the expert whose head a base is given.
+    model whose size the model may have: the expert whose head a base is given.
 
     Raises
     ------
     CheckpointError
         If transformers cannot build or fill it, or the configuration promises far too much.
     """
-    stored = [*checkpoint.tensors.values(), *(room.tensors.values() if room else ())]
+    stored = [*model.tensors.values(), *(room.tensors.values() if room else ())]
     with ExitStack() as stack:
         stack.enter_context(foreign(f"{where} cannot be loaded as {cls.__name__}"))
         stack.enter_context(bounded(sum(info.numel for info in stored), where))
         state: dict[str, Any] = {}
-        for descriptor in stack.enter_context(checkpoint.opened()):
+        for descriptor in stack.enter_context(model.opened()):
             file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
             state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         module, info = cls.from_pretrained(

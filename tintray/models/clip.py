@@ -93,7 +93,7 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
         return found
 
 
-def finish(module: nn.Module, checkpoint: ModelFolder, role: str, head: Tensor | None) -> None:
+def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None) -> None:
     """Give a tower what its own file need not have: projection and scale, and its head.
 
     Parameters
@@ -104,20 +104,20 @@ def finish(module: nn.Module, checkpoint: ModelFolder, role: str, head: Tensor |
     """
     assert isinstance(module, CLIPZeroShotClassifier)  # the caller asked for this class
     for name in _SHARED:
-        owners = (checkpoint, checkpoint.base)
+        owners = (model, model.base)
         found = next((t for c in owners if c and (t := _tensor_in(c, name)) is not None), None)
         if found is None:
             raise CheckpointError(
-                f"{role}: neither {checkpoint.folder} nor the base has the tensor '{name}'; "
+                f"{role}: neither {model.folder} nor the base has the tensor '{name}'; "
                 "expected a whole CLIP model as the base, such as openai/clip-vit-base-patch32"
             )
         module.state_dict()[name].copy_(found)
-    if (checkpoint.folder / HEAD_FILE).is_file():
-        _set_head(module, _head_in(checkpoint.folder, module))
+    if (model.folder / HEAD_FILE).is_file():
+        _set_head(module, _head_in(model.folder, module))
     elif head is not None:
         _set_head(module, head * module.root)
-    elif checkpoint.zero_shot is not None and checkpoint.base is not None:
-        rows = text_head(checkpoint.base, checkpoint.zero_shot, role)
+    elif model.zero_shot is not None and model.base is not None:
+        rows = text_head(model.base, model.zero_shot, role)
         _set_head(module, rows * module.root)
 
 
@@ -155,10 +155,10 @@ def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
     return normalize(each.mean(1), dim=-1)
 
 
-def head_key(checkpoint: ModelFolder, base_digest: str) -> str:
+def head_key(model: ModelFolder, base_digest: str) -> str:
     """The content hash under which a head is cached: of text tower, names and templates."""
-    assert checkpoint.zero_shot is not None, "only towers have one"
-    told = json.dumps([checkpoint.zero_shot.classes, checkpoint.zero_shot.templates])
+    assert model.zero_shot is not None, "only towers have one"
+    told = json.dumps([model.zero_shot.classes, model.zero_shot.templates])
     return hashlib.sha256(f"zero-shot-head 1 {base_digest} {told}".encode()).hexdigest()
 
 
@@ -177,8 +177,8 @@ def _head_in(folder: Path, module: CLIPZeroShotClassifier) -> Tensor:
     return found
 
 
-def _tensor_in(checkpoint: ModelFolder, name: str) -> Tensor | None:
-    for path in checkpoint.weights:
+def _tensor_in(model: ModelFolder, name: str) -> Tensor | None:
+    for path in model.weights:
         with safe_open(path, framework="pt") as file:
             if name in file.keys():  # noqa: SIM118
                 tensor: Tensor = file.get_tensor(name).float()

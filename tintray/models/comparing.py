@@ -21,70 +21,30 @@ from tintray.models.configs import configuration, named_class, own_part
 from tintray.models.loading import and_more
 from tintray.models.structure import backbone_names, head_modules
 
-OF_NO_CONSEQUENCE = frozenset(
-    {
-        # where it comes from, how it was written
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "model_revision",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "unsloth_fixed",
-        "unsloth_version",
-        # what is asked of a call, or kept for the next one
-        "gradient_checkpointing",
-        "keys_to_ignore_at_inference",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
-        "output_scores",
-        "pretraining_tp",
-        "return_dict",
-        "torchscript",
-        "use_cache",
-        # what answers are called
-        "finetuning_task",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "task_specific_params",
-        "zero_shot_classes",
-        "zero_shot_templates",
-        # what is drawn at random in training, or before it
-        "activation_dropout",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "attn_dropout",
-        "attn_pdrop",
-        "classif_dropout",
-        "classifier_dropout",
-        "classifier_dropout_prob",
-        "decoder_layerdrop",
-        "drop_path_rate",
-        "dropout",
-        "dropout_rate",
-        "embd_pdrop",
-        "embedding_dropout",
-        "encoder_layerdrop",
-        "ffn_dropout",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "init_std",
-        "initializer_factor",
-        "initializer_range",
-        "layerdrop",
-        "pooler_dropout",
-        "qa_dropout",
-        "resid_dropout",
-        "resid_pdrop",
-        "seq_classif_dropout",
-        "summary_first_dropout",
-        "summary_last_dropout",
-    }
-)
+_REASONS = {
+    "where it comes from, how it was written": """
+        _name_or_path architectures dtype model_revision torch_dtype transformers.js_config
+        transformers_version unsloth_fixed unsloth_version
+    """,
+    "what is asked of a call, or kept for the next one": """
+        gradient_checkpointing keys_to_ignore_at_inference output_attentions
+        output_hidden_states output_past output_scores pretraining_tp return_dict torchscript
+        use_cache
+    """,
+    "what answers are called": """
+        finetuning_task id2label label2id num_labels problem_type task_specific_params
+        zero_shot_classes zero_shot_templates
+    """,
+    "what is drawn at random in training, or before it": """
+        activation_dropout attention_dropout attention_probs_dropout_prob attn_dropout
+        attn_pdrop classif_dropout classifier_dropout classifier_dropout_prob decoder_layerdrop
+        drop_path_rate dropout dropout_rate embd_pdrop embedding_dropout encoder_layerdrop
+        ffn_dropout hidden_dropout hidden_dropout_prob init_std initializer_factor
+        initializer_range layerdrop pooler_dropout qa_dropout resid_dropout resid_pdrop
+        seq_classif_dropout summary_first_dropout summary_last_dropout
+    """,
+}
+OF_NO_CONSEQUENCE = frozenset(" ".join(_REASONS.values()).split())
 """Fields that change nothing of what a trained model computes, by their exact names."""
 
 TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"})
@@ -237,8 +197,8 @@ def _classes(config: Mapping[str, Any]) -> dict[int, str]:
     return {} if all(name == f"LABEL_{number}" for number, name in named.items()) else named
 
 
-def _file(checkpoint: ModelFolder, role: str) -> str:
-    return f"{role}: {checkpoint.folder / 'config.json'}"
+def _file(model: ModelFolder, role: str) -> str:
+    return f"{role}: {model.folder / 'config.json'}"
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tintray.models.building import bounded, load_weights
 from tintray.models.structure import head_modules
 
 
-def model_class(checkpoint: ModelFolder, role: str) -> Any:
+def model_class(model: ModelFolder, role: str) -> Any:
     """The transformers class that wrote the checkpoint, from ``architectures`` in its config.
 
     Raises
@@ -27,15 +27,15 @@ def model_class(checkpoint: ModelFolder, role: str) -> Any:
     CheckpointError
         If it names none.
     """
-    return configs.model_class(checkpoint.config, _config_file(checkpoint, role))
+    return configs.model_class(model.config, _config_file(model, role))
 
 
-def _config_file(checkpoint: ModelFolder, role: str) -> str:
-    return f"{role}: {checkpoint.folder / 'config.json'}"
+def _config_file(model: ModelFolder, role: str) -> str:
+    return f"{role}: {model.folder / 'config.json'}"
 
 
 def load_expert(
-    checkpoint: ModelFolder, role: str = "expert", *, head: Tensor | None = None
+    model: ModelFolder, role: str = "expert", *, head: Tensor | None = None
 ) -> nn.Module:
     """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
 
@@ -47,45 +47,45 @@ def load_expert(
     CheckpointError
         If a tensor is missing, left over, of another shape than the config says, or not finite.
     """
-    if checkpoint.factory is not None:
-        where = f"{role}: {checkpoint.folder}"
-        module = factory.load(checkpoint.factory, checkpoint.config, checkpoint.weights, where)
-    elif checkpoint.is_tower:
-        module = _tower(checkpoint, checkpoint, role, head)
-    elif checkpoint.base is not None:
-        module = load_base(checkpoint.base, like=checkpoint, role="base")
-        apply(read_adapter(checkpoint, module, role), module)
+    if model.factory is not None:
+        where = f"{role}: {model.folder}"
+        module = factory.load(model.factory, model.config, model.weights, where)
+    elif model.is_tower:
+        module = _tower(model, model, role, head)
+    elif model.base is not None:
+        module = load_base(model.base, like=model, role="base")
+        apply(read_adapter(model, module, role), module)
     else:
-        cls = model_class(checkpoint, role)
-        config = configs.configuration(checkpoint.config, cls, _config_file(checkpoint, role))
-        module = _from_pretrained(cls, checkpoint, role, config)
-    _check_finite(module, role, checkpoint)
+        cls = model_class(model, role)
+        config = configs.configuration(model.config, cls, _config_file(model, role))
+        module = _from_pretrained(cls, model, role, config)
+    _check_finite(module, role, model)
     return module
 
 
-def load_base(checkpoint: ModelFolder, like: ModelFolder, role: str = "base") -> nn.Module:
+def load_base(model: ModelFolder, like: ModelFolder, role: str = "base") -> nn.Module:
     """Load a base into the class of the experts, whatever head it was saved with, or without.
 
     The head of the result is untrained and stands for nothing.
     """
     if like.factory is not None:
-        where = f"{role}: {checkpoint.folder}"
-        files = checkpoint.weights
+        where = f"{role}: {model.folder}"
+        files = model.weights
         plain = factory.load(like.factory, like.config, files, where, any_head=True)
-        _check_finite(plain, role, checkpoint)
+        _check_finite(plain, role, model)
         return plain
     cls = model_class(like, role)
     if cls.__name__ == "CLIPZeroShotClassifier":
-        whole = _tower(checkpoint, like, role, None)
-        _check_finite(whole, role, checkpoint)
+        whole = _tower(model, like, role, None)
+        _check_finite(whole, role, model)
         return whole
     config = configs.configuration(like.config, cls, _config_file(like, role))
-    module = _from_pretrained(cls, checkpoint, role, config, any_head=True, room=like)
-    _check_finite(module, role, checkpoint)
+    module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
+    _check_finite(module, role, model)
     return module
 
 
-def _tower(checkpoint: ModelFolder, like: ModelFolder, role: str, head: Tensor | None) -> nn.Module:
+def _tower(model: ModelFolder, like: ModelFolder, role: str, head: Tensor | None) -> nn.Module:
     """A CLIP vision tower as a classifier; a base's head stands for nothing."""
     from transformers import CLIPVisionConfig
 
@@ -95,8 +95,8 @@ def _tower(checkpoint: ModelFolder, like: ModelFolder, role: str, head: Tensor |
     known = {*CLIPVisionConfig().to_dict(), "id2label", "label2id"}
     fields = {name: value for name, value in like.config.items() if name in known}
     config = configs.configuration(fields, cls, _config_file(like, role))
-    module = _from_pretrained(cls, checkpoint, role, config, any_head=True, room=like)
-    clip.finish(module, checkpoint, role, head)
+    module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
+    clip.finish(module, model, role, head)
     return module
 
 
@@ -132,7 +132,7 @@ def empty_module(
 
 def _from_pretrained(
     cls: Any,
-    checkpoint: ModelFolder,
+    model: ModelFolder,
     role: str,
     config: Any,
     *,
@@ -141,9 +141,9 @@ def _from_pretrained(
 ) -> nn.Module:
     """A module with the tensors of a checkpoint's own files, whatever else lies beside them."""
     quiet_transformers()
-    where = f"{role}: {checkpoint.folder}"
-    module, info = load_weights(cls, checkpoint, config, where, room=room)
-    _set_generation(module, checkpoint, role)
+    where = f"{role}: {model.folder}"
+    module, info = load_weights(cls, model, config, where, room=room)
+    _set_generation(module, model, role)
     heads = tuple(f"{path}." for path in head_modules(module))
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
 
@@ -177,18 +177,18 @@ def _from_pretrained(
     return result
 
 
-def _set_generation(module: Any, checkpoint: ModelFolder, role: str) -> None:
+def _set_generation(module: Any, model: ModelFolder, role: str) -> None:
     """How a model writes, as its own file says; without one, as old configurations did."""
     if not (hasattr(module, "can_generate") and module.can_generate()):
         return
-    own = checkpoint.folder / GENERATION
+    own = model.folder / GENERATION
     if own.exists():
         module.generation_config = generation_config(own, role)
         return
     from transformers import GenerationConfig
 
-    with foreign(f"{_config_file(checkpoint, role)} cannot be read as one of generation"):
-        module.generation_config = GenerationConfig.from_model_config(dict(checkpoint.config))
+    with foreign(f"{_config_file(model, role)} cannot be read as one of generation"):
+        module.generation_config = GenerationConfig.from_model_config(dict(model.config))
 
 
 def generation_config(path: Path, role: str) -> Any:
@@ -219,11 +219,11 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _check_finite(module: nn.Module, role: str, checkpoint: ModelFolder) -> None:
+def _check_finite(module: nn.Module, role: str, model: ModelFolder) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"{role}: tensor '{name}' in {checkpoint.folder} has {bad:,} of {tensor.numel():,} "
+                f"{role}: tensor '{name}' in {model.folder} has {bad:,} of {tensor.numel():,} "
                 "values that are NaN or infinite; expected finite weights, was the training stable?"
             )

@@ -24,7 +24,8 @@ from tintray.models.structure import backbone_names, is_linear, is_transposed
 from tintray.published.card import CARD, model_card
 from tintray.published.manifest import FileEntry
 from tintray.published.merge import BACKBONE, Merge, new_folder
-from tintray.tinting.tint_layers import DOWN, UP, with_low_rank
+from tintray.tinting.tint_layers import with_low_rank
+from tintray.vectors.task_vectors import DOWN, UP
 
 _PREFIX = "base_model.model."
 _ROUNDING = 2 * torch.finfo(torch.float32).eps

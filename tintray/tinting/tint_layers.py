@@ -24,8 +24,7 @@ from tintray.models.structure import HEAD, head_modules, is_linear, is_transpose
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import Precision, computing
 from tintray.pools.pool import Pool, joined
-
-UP, DOWN = ".low_rank.up", ".low_rank.down"
+from tintray.vectors.task_vectors import DOWN, UP
 
 
 @dataclass

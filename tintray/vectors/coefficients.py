@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
-
-Init = Literal["task_arithmetic", "average", "base"]
-
-
-def initial_coefficients(init: Init, scale: float, tasks: int, units: int) -> Tensor:
-    """Λ [K, L] to start from.
-
-    ``task_arithmetic`` is ``scale`` everywhere, ``average`` is 1/K (the mean of the experts),
-    ``base`` is 0 (the pretrained model).
-    """
-    value = {"task_arithmetic": scale, "average": 1.0 / tasks, "base": 0.0}[init]
-    return torch.full((tasks, units), value)
 
 
 class Coefficients:

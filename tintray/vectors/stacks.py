@@ -67,7 +67,7 @@ class _Coded:
     decode: Callable[..., Tensor]  # (out [K, c], *tensors) -> [K, c]
 
 
-class _Blocks(Stack):
+class _BlockStack(Stack):
     """A stack that is cut into blocks at ``edges``; subclasses say where those come from."""
 
     def __init__(
@@ -108,7 +108,7 @@ class _Blocks(Stack):
             yield slice(start, stop), self._block(number, out)
 
 
-class _Kept(_Blocks):
+class _InMemoryStack(_BlockStack):
     """Blocks in memory, each in its format."""
 
     def __init__(
@@ -133,7 +133,7 @@ class _Kept(_Blocks):
         return sum(tensor.nbytes for block in self._blocks for tensor in block.tensors)
 
 
-class _Mapped(_Blocks):
+class _MappedStack(_BlockStack):
     """Rows that stay in mapped files; the system reads them as they are asked for."""
 
     def __init__(self, edges: Sequence[int], rows: Sequence[Tensor | None]) -> None:
@@ -148,7 +148,7 @@ class _Mapped(_Blocks):
         return 0
 
 
-class _Factored(Stack):
+class _LowRankStack(Stack):
     """A stack in which some tasks' rows are products; the others are a stack of their own."""
 
     def __init__(self, tasks: int, products: dict[int, LowRank], rest: Stack, device: str) -> None:
@@ -212,21 +212,21 @@ def make_stack(
     if products:
         others = [row for row in rows if not isinstance(row, LowRank)]
         rest = make_stack(others, shape, format, mapped=mapped, device=device)
-        return _Factored(len(rows), products, rest, device)
+        return _LowRankStack(len(rows), products, rest, device)
     flat = [row.reshape(-1) if isinstance(row, Tensor) else None for row in rows]
     channel = size[1:].numel() if len(size) > 1 else size.numel()
     edges = _edges(size.numel(), channel, len(rows), device)
-    kept: Format = "f32" if len(size) < 2 else format
-    if mapped and kept == "f32" and device == "cpu":
-        return _Mapped(edges, flat)
-    double = kept == "f32" and any(r is not None and r.dtype == torch.float64 for r in flat)
+    stored: Format = "f32" if len(size) < 2 else format
+    if mapped and stored == "f32" and device == "cpu":
+        return _MappedStack(edges, flat)
+    double = stored == "f32" and any(r is not None and r.dtype == torch.float64 for r in flat)
     dtype = torch.float64 if double else torch.float32
-    encode = _encoder(kept, channel)
+    encode = _encoder(stored, channel)
     blocks = []
     for start, stop in pairwise(edges):
         block = torch.empty(len(rows), stop - start, dtype=dtype)
         blocks.append(encode(_gathered(block, flat, slice(start, stop))))
-    return _Kept(len(rows), edges, blocks, device, dtype)
+    return _InMemoryStack(len(rows), edges, blocks, device, dtype)
 
 
 def stack_bytes(shape: Sequence[int], tasks: int, format: Format) -> int:

@@ -10,7 +10,7 @@ that is what makes a round cost little more than the forward and backward passes
 T is kept tensor by tensor, in any of the formats of ``stacks``.
 
 A task vector by itself is a mapping from names to tensors or products (``LowRank``); names that are
-missing have not changed. ``pack`` writes one as named tensors for a file, ``unpack`` reads it back.
+missing have not changed. ``pack`` writes one as named tensors for a file, ``row_of`` reads them.
 """
 
 from __future__ import annotations
@@ -40,18 +40,6 @@ def pack(vector: TaskVector) -> dict[str, Tensor]:
         else:
             packed[name] = row
     return packed
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | LowRank]:
-    """The task vector that ``pack`` wrote."""
-    vector: dict[str, Tensor | LowRank] = {}
-    for name in tensors:
-        if name.endswith(UP):
-            whole = name.removesuffix(UP)
-            vector[whole] = LowRank(tensors[name], tensors[whole + DOWN])
-        elif not name.endswith(DOWN):
-            vector[name] = tensors[name]
-    return vector
 
 
 def row_of(names: Collection[str], tensor: Callable[[str], Tensor], name: str) -> Row:
@@ -96,22 +84,6 @@ class TaskVectors:
             for slot in layout.slots
         ]
         return cls(layout, tuple(tasks), base.to(device), stacks)
-
-    @classmethod
-    def of_matrix(
-        cls,
-        layout: Layout,
-        tasks: Sequence[str],
-        base: Tensor,
-        matrix: Tensor,
-        device: str = "cpu",
-    ) -> TaskVectors:
-        """From T as one float32 array [K, P] in memory; it is copied to ``device``."""
-
-        def rows(slot: Slot) -> list[Row]:
-            return list(matrix[:, slot.start : slot.stop])
-
-        return cls.gather(layout, tasks, base, rows, device=device)
 
     def merge(self, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
         """θ [P] = θ₀ + Λ·T for Λ [K, L]; written into ``out`` where given."""

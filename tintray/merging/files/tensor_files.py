@@ -47,7 +47,7 @@ class TensorFiles:
     """
 
     def __init__(self, files: Sequence[Path], role: str, opened: Sequence[int] = ()) -> None:
-        """The checkpoint in these files, which may be open already: they are closed with it."""
+        """The model in these files, which may be open already: they are closed with it."""
         self.role = role
         self._files = list(opened)
         tables = []
@@ -63,10 +63,10 @@ class TensorFiles:
             raise
 
     @classmethod
-    def of(cls, checkpoint: ModelFolder, role: str) -> Self:
+    def of(cls, model: ModelFolder, role: str) -> Self:
         """The weights of a checkpoint, as they were when it was looked at."""
-        with checkpoint.opened() as descriptors:
-            return cls(checkpoint.weights, role, [os.dup(number) for number in descriptors])
+        with model.opened() as descriptors:
+            return cls(model.weights, role, [os.dup(number) for number in descriptors])
 
     def read(self, name: str, out: Tensor, start: int = 0) -> Tensor:
         """Numbers ``start … start + len(out)`` of a tensor into ``out`` [n], converted if need be.

@@ -100,7 +100,7 @@ def write_folder(
                         (partial / name / file).write_bytes(content)
                     else:
                         shutil.copyfile(content, partial / name / file)
-            write_merged(merging, partial, "model", shard_bytes=shard_bytes, progress=progress)
+            _write_weights(merging, partial, shard_bytes, progress)
     except OSError as error:
         raise StorageError(f"{output} cannot be written: {error.strerror}") from error
 
@@ -187,24 +187,18 @@ def _one_thread(recipe: Recipe) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def write_merged(
-    merging: MergedTensors,
-    folder: Path,
-    stem: str,
-    *,
-    shard_bytes: int = SHARD,
-    progress: Progress | None = None,
+def _write_weights(
+    merging: MergedTensors, folder: Path, shard_bytes: int, progress: Progress | None
 ) -> None:
     """Write all tensors below ``folder``: one set of files, or one for each task."""
-    infos = list(merging.infos)
-    total = sum(info.numel for info in infos)
-    done = 0
+    infos = merging.infos
+    total, done = sum(info.numel for info in infos), 0
     with ExitStack() as stack:
-        writers = []
-        for name in merging.outputs:
-            writer = ShardedWriter(folder / name, stem, infos, shard_bytes)
+        writers = [
+            ShardedWriter(folder / name, "model", infos, shard_bytes) for name in merging.outputs
+        ]
+        for writer in writers:
             stack.callback(writer.close)
-            writers.append(writer)
         for _, numbers in merging.pieces():
             for output, writer in enumerate(writers):
                 writer.write(numbers[output].contiguous())
