@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from tintray.errors import SpecError
+from tintray.errors import FitError, SpecError, TintrayError
 from tintray.jobs.config.settings import ADDRESS_VARIABLE, is_own_cluster
 from tintray.jobs.engine.sizes import ClusterSize
 
@@ -28,6 +28,7 @@ Part = TypeVar("Part")
 A = TypeVar("A")
 T_co = TypeVar("T_co", covariant=True)
 A_co = TypeVar("A_co", covariant=True)
+Args = Sequence[Any]
 
 
 class Future(ABC, Generic[T_co]):
@@ -43,13 +44,14 @@ def as_argument(future: Future[T]) -> T:
     return cast(T, future)
 
 
-class ActorHandle(Protocol[A_co]):
+class ActorHandle(ABC, Generic[A_co]):
     """One member that a backend hosts. Its calls run one after another, in the order made."""
 
     def call(
         self, method: Callable[Concatenate[A_co, P], T], /, *args: P.args, **options: P.kwargs
     ) -> Future[T]:
         """Start a method of the member's class, such as ``handle.call(Worker.tint, name)``."""
+        return self._start(method.__name__, args, options)
 
     def call_direct(
         self, method: Callable[Concatenate[A_co, P], T], /, *args: P.args, **options: P.kwargs
@@ -59,6 +61,7 @@ class ActorHandle(Protocol[A_co]):
         It goes to them by the backend's tensor transport, if there is one, on whatever device it
         is, and not through the object store; see ``Backend.connect``.
         """
+        return self._start(method.__name__, args, options, direct=True)
 
     def call_direct_parts(
         self,
@@ -69,6 +72,21 @@ class ActorHandle(Protocol[A_co]):
         **options: P.kwargs,
     ) -> tuple[list[Future[Part]], Future[T]]:
         """Start a method that answers so many parts, which go as by ``call_direct``, and a rest."""
+        return self._start_parts(method.__name__, parts, args, options)
+
+    @abstractmethod
+    def ready(self, name_node: bool) -> Future[None]:
+        """Fails as the constructor did, and names the node if that is wanted."""
+
+    @abstractmethod
+    def _start(
+        self, method: str, args: Args, options: Mapping[str, Any], *, direct: bool = False
+    ) -> Future[Any]: ...
+
+    @abstractmethod
+    def _start_parts(
+        self, method: str, parts: int, args: Args, options: Mapping[str, Any]
+    ) -> tuple[list[Future[Any]], Future[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -94,25 +112,28 @@ class Placement:
     in_process: bool = False
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """A set of members, on one machine or on many."""
 
-    tensor_transport: bool
+    tensor_transport = False
     """Whether members can exchange tensors directly, once they are connected."""
 
+    @abstractmethod
     def size(self) -> int:
         """How many single-threaded workers it can run at once."""
 
+    @abstractmethod
     def capacity(self) -> ClusterSize:
         """What it has in all: CPUs, memory, object store, nodes."""
 
+    @abstractmethod
     def spawn(
         self, placement: Placement, cls: Callable[P, A], /, *args: P.args, **options: P.kwargs
     ) -> ActorHandle[A]:
         """Host ``cls(*args, **options)``; the constructor is not waited for, see ``ready``."""
 
     def ready(self, members: Sequence[ActorHandle[object]]) -> None:
-        """Wait until members have been constructed.
+        """Wait until members have been constructed; among several nodes, a failure names its own.
 
         Raises
         ------
@@ -121,24 +142,40 @@ class Backend(Protocol):
         FitError
             If a constructor raised anything else.
         """
+        several = self.capacity().nodes > 1
+        self.get([member.ready(several) for member in members])
 
+    @abstractmethod
     def connect(self, members: Sequence[ActorHandle[object]]) -> None:
         """Let these members, all that there are, exchange tensors directly from now on."""
 
+    @abstractmethod
     def put(self, value: T) -> Future[T]:
         """Share a value with every member; it is sent once to each machine."""
 
     def get(self, futures: Sequence[Future[T]]) -> list[T]:
         """Wait for answers, in order; the first failure is raised as what the member raised."""
+        return [future.result() for future in futures]
 
     def as_completed(self, futures: Sequence[Future[T]]) -> Iterator[tuple[int, T]]:
         """Yield (index, answer) of each future as soon as it is there."""
+        for index, future in enumerate(futures):
+            yield index, future.result()
 
+    @abstractmethod
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
         """End some members, so that others can take their place; calls that wait fail."""
 
+    @abstractmethod
     def close(self) -> None:
         """End all members and give back what they held."""
+
+
+def construction_error(error: Exception, where: str = "") -> TintrayError:
+    """What is raised of a member whose constructor raised this: a bug is no input error."""
+    if isinstance(error, TintrayError):
+        return type(error)(f"{error}{where}")
+    return FitError(f"a worker could not be started ({type(error).__name__}: {error}){where}")
 
 
 def open_backend(

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Concatenate, Generic, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from tintray.errors import CancelledError, FitError, SpecError, TintrayError
+from tintray.errors import CancelledError, FitError, SpecError
 from tintray.jobs.engine.backend import (
     GPUS,
     NO_GPUS,
     A,
     ActorHandle,
+    Args,
     Backend,
     Future,
     P,
-    Part,
     Placement,
     T,
+    construction_error,
 )
 from tintray.jobs.engine.resources import available_memory
 from tintray.jobs.engine.sizes import ClusterSize
@@ -62,10 +63,10 @@ class LocalFuture(Future[T]):
         except BaseException as error:
             self._error = error
             if isinstance(error, CancelledError) or not isinstance(error, Exception):
-                raise  # of whoever waits, whatever for: the job is to stop
+                raise  # whoever waits, whatever for: the job is to stop
 
 
-class LocalHandle(Generic[A]):
+class LocalHandle(ActorHandle[A]):
     """A member in this process.
 
     Parameters
@@ -89,47 +90,18 @@ class LocalHandle(Generic[A]):
         self._keep = keep
         self._threads = threads
         self._waiting: deque[LocalFuture[Any]] = deque()
-        self._member: LocalFuture[A] = LocalFuture(self._waiting, construct)
+        self._member = self._later(construct)
 
-    def call(
-        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
-    ) -> Future[T]:
-        """Run the method when its answer, or that of a later call, is asked for."""
-        name = method.__name__
-        return LocalFuture(self._waiting, lambda: self._run(name, args, options))
+    def ready(self, name_node: bool) -> Future[None]:
+        """Fails as the constructor did."""
 
-    def call_direct(
-        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
-    ) -> Future[T]:
-        """As ``call``: nothing leaves this process."""
-        return self.call(method, *args, **options)
+        def check() -> None:
+            try:
+                self._member.result()
+            except Exception as error:
+                raise construction_error(error) from error
 
-    def call_direct_parts(
-        self,
-        method: Callable[Concatenate[A, P], tuple[Sequence[Part], T]],
-        parts: int,
-        /,
-        *args: P.args,
-        **options: P.kwargs,
-    ) -> tuple[list[Future[Part]], Future[T]]:
-        """As ``call``, with a future for each part."""
-        whole = self.call(method, *args, **options)
-
-        def part(number: int) -> Future[Part]:
-            return LocalFuture(self._waiting, lambda: whole.result()[0][number])
-
-        return [part(n) for n in range(parts)], LocalFuture(
-            self._waiting, lambda: whole.result()[1]
-        )
-
-    def ready(self) -> None:
-        """Construct the member."""
-        try:
-            self._member.result()
-        except TintrayError:
-            raise
-        except Exception as error:
-            raise could_not_start(error) from error
+        return self._later(check)
 
     def dismiss(self) -> None:
         """Let the member go; calls that wait, and later ones, fail."""
@@ -138,17 +110,30 @@ class LocalHandle(Generic[A]):
             future.fail(error)
         self._waiting.clear()
 
-    def _run(self, name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+    def _later(self, run: Callable[[], T]) -> LocalFuture[T]:
+        return LocalFuture(self._waiting, run)
+
+    def _start(
+        self, method: str, args: Args, options: Mapping[str, Any], *, direct: bool = False
+    ) -> Future[Any]:
+        return self._later(lambda: self._run(method, args, options))
+
+    def _start_parts(
+        self, method: str, parts: int, args: Args, options: Mapping[str, Any]
+    ) -> tuple[list[Future[Any]], Future[Any]]:
+        whole = self._start(method, args, options)
+
+        def part(number: int) -> Future[Any]:
+            return self._later(lambda: whole.result()[0][number])
+
+        return [part(n) for n in range(parts)], self._later(lambda: whole.result()[1])
+
+    def _run(self, method: str, args: Args, options: Mapping[str, Any]) -> Any:
         member = self._member.result()
         answers = iter(self._backend.get([arg for arg in args if isinstance(arg, Future)]))
         given = [next(answers) if isinstance(arg, Future) else arg for arg in args]
         with nullcontext() if self._threads is None else _computing_with(self._threads):
-            return self._keep(getattr(member, name)(*given, **options))
-
-
-def could_not_start(error: BaseException) -> FitError:
-    """What is raised of a member whose constructor raised by a bug."""
-    return FitError(f"a worker could not be started ({type(error).__name__}: {error})")
+            return self._keep(getattr(member, method)(*given, **options))
 
 
 def own(value: Any) -> Any:
@@ -180,7 +165,7 @@ class _Value(Future[T]):
         return self._value
 
 
-class InProcessBackend:
+class InProcessBackend(Backend):
     """Everything in this process, one call after another.
 
     Parameters
@@ -200,20 +185,18 @@ class InProcessBackend:
         if gpus and not torch.cuda.is_available():
             raise SpecError(f"{GPUS}: torch finds no GPU on this machine; {NO_GPUS}")
         self.tensor_transport = gpus > 0
-        self._capacity = capacity
+        self._capacity = capacity or ClusterSize(1, available_memory(), gpus=int(gpus > 0))
         self._members: list[LocalHandle[Any]] = []
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
 
     def size(self) -> int:
         """One, if nothing else was said: calls do not overlap."""
-        return 1 if self._capacity is None else self._capacity.cpus
+        return self._capacity.cpus
 
     def capacity(self) -> ClusterSize:
         """What was said, or this process."""
-        return self._capacity or ClusterSize(
-            cpus=1, memory=available_memory(), gpus=int(self.tensor_transport)
-        )
+        return self._capacity
 
     def spawn(
         self, placement: Placement, cls: Callable[P, A], /, *args: P.args, **options: P.kwargs
@@ -223,12 +206,6 @@ class InProcessBackend:
         self._members.append(handle)
         return handle
 
-    def ready(self, members: Sequence[ActorHandle[object]]) -> None:
-        """Construct them."""
-        for member in members:
-            if isinstance(member, LocalHandle):
-                member.ready()
-
     def connect(self, members: Sequence[ActorHandle[object]]) -> None:
         """They are: nothing leaves this process."""
 
@@ -236,21 +213,12 @@ class InProcessBackend:
         """The value itself."""
         return _Value(value)
 
-    def get(self, futures: Sequence[Future[T]]) -> list[T]:
-        """The answers, each computed in its turn."""
-        return [future.result() for future in futures]
-
-    def as_completed(self, futures: Sequence[Future[T]]) -> Iterator[tuple[int, T]]:
-        """In order, each as soon as it is computed."""
-        for index, future in enumerate(futures):
-            yield index, future.result()
-
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
         """Drop the members and the calls that wait for them."""
-        for member in members:
-            if isinstance(member, LocalHandle):
-                member.dismiss()
+        ended = [member for member in self._members if member in members]
         self._members = [member for member in self._members if member not in members]
+        for member in ended:
+            member.dismiss()
 
     def close(self) -> None:
         """Drop all members; give torch its threads back."""

@@ -12,9 +12,9 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Concatenate, Generic
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,13 +24,15 @@ from tintray.jobs.engine.backend import (
     NO_GPUS,
     A,
     ActorHandle,
+    Args,
+    Backend,
     Future,
     P,
-    Part,
     Placement,
     T,
+    construction_error,
 )
-from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, could_not_start, own
+from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, own
 from tintray.jobs.engine.sizes import ClusterSize
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
@@ -84,15 +86,14 @@ class _Host:
         return part
 
     def ready(self, number: int, name_node: bool) -> None:
-        error, where = self._refusals.get(number), ""
+        if number not in self._refusals:
+            return
+        where = ""
         if name_node:
             import ray
 
             where = f" (on the node {ray.util.get_node_ip_address()})"
-        if isinstance(error, TintrayError):
-            raise type(error)(f"{error}{where}")
-        if error is not None:
-            raise FitError(f"{could_not_start(error)}{where}") from error
+        raise construction_error(self._refusals[number], where) from self._refusals[number]
 
 
 class _RayFuture(Future[T]):
@@ -113,41 +114,33 @@ def _sendable(value: Any) -> Any:
     return value.ref if isinstance(value, _RayFuture) else value
 
 
-class _RayHandle(Generic[A]):
+class _RayHandle(ActorHandle[A]):
     """One of an actor's members; ``transport`` is how tensors go from actor to actor."""
 
     def __init__(
         self, backend: RayBackend, actor: Any, number: int, name: str, transport: str | None
     ) -> None:
         self.actor = actor
-        self.hosts = number + 1
-        """Members that the actor has by now, if this is the first of them."""
+        self.hosts = number + 1  # members of the actor by now, if this is the first of them
         self._backend = backend
         self._number = number
         self._name = name
         self._direct = {} if transport is None else {"tensor_transport": transport}
 
-    def call(
-        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
-    ) -> Future[T]:
-        task = self._task("call", method)
-        return _RayFuture(self._backend, task(self._number, method.__name__, *args, **options))
+    def ready(self, name_node: bool) -> Future[None]:
+        return _RayFuture(self._backend, self.actor.ready.remote(self._number, name_node))
 
-    def call_direct(
-        self, method: Callable[Concatenate[A, P], T], /, *args: P.args, **options: P.kwargs
-    ) -> Future[T]:
-        task = self._task("call", method, **self._direct)
-        return _RayFuture(self._backend, task(self._number, method.__name__, *args, **options))
+    def _start(
+        self, method: str, args: Args, options: Mapping[str, Any], *, direct: bool = False
+    ) -> Future[Any]:
+        task = self._task("call", method, **(self._direct if direct else {}))
+        ref = task(self._number, method, *map(_sendable, args), **options)
+        return _RayFuture(self._backend, ref)
 
-    def call_direct_parts(
-        self,
-        method: Callable[Concatenate[A, P], tuple[Sequence[Part], T]],
-        parts: int,
-        /,
-        *args: P.args,
-        **options: P.kwargs,
-    ) -> tuple[list[Future[Part]], Future[T]]:
-        called = (self._number, method.__name__, *args)
+    def _start_parts(
+        self, method: str, parts: int, args: Args, options: Mapping[str, Any]
+    ) -> tuple[list[Future[Any]], Future[Any]]:
+        called = (self._number, method, *map(_sendable, args))
         if self._direct:  # an answer goes by one way: the actor keeps the parts, to be asked for
             rest = self._task("keep_parts", method)(parts, *called, **options)
             take = self._task("take_part", method, **self._direct)
@@ -157,20 +150,10 @@ class _RayHandle(Generic[A]):
         *found, last = (_RayFuture[Any](self._backend, ref) for ref in refs)
         return [*found], last
 
-    def ready(self, name_node: bool) -> Future[None]:
-        """Raises, when it is asked for, what the constructor did."""
-        return _RayFuture(self._backend, self.actor.ready.remote(self._number, name_node))
-
-    def _task(self, task: str, method: Callable[..., object], **options: Any) -> Callable[..., Any]:
-        """One of the actor's own methods, named in Ray's logs as the member's."""
-        name = f"{self._name}.{method.__name__}"
-        remote = getattr(self.actor, task).options(name=name, **options).remote
-
-        def start(*args: Any, **named: Any) -> Any:
-            sent = {name: _sendable(value) for name, value in named.items()}
-            return remote(*map(_sendable, args), **sent)
-
-        return start
+    def _task(self, task: str, method: str, **options: Any) -> Callable[..., Any]:
+        """One of the actor's own methods, which Ray's logs name as the member's."""
+        found = getattr(self.actor, task).options(name=f"{self._name}.{method}", **options)
+        return cast(Callable[..., Any], found.remote)
 
 
 @contextmanager
@@ -195,7 +178,7 @@ def _signals_kept(undo: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class RayBackend:
+class RayBackend(Backend):
     """Members as Ray actors, on a cluster that exists or on one started here for the job.
 
     Parameters
@@ -353,14 +336,6 @@ class RayBackend:
         alive = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
         self._spread += 1
         return NodeAffinitySchedulingStrategy(alive[self._spread % len(alive)], soft=False)
-
-    def ready(self, members: Sequence[ActorHandle[object]]) -> None:
-        """Wait for their constructors; among several nodes, a failure names its own."""
-        several = self.capacity().nodes > 1
-        self.get([m.ready(several) for m in members if isinstance(m, _RayHandle)])
-        for member in members:
-            if isinstance(member, LocalHandle):
-                member.ready()
 
     def connect(self, members: Sequence[ActorHandle[object]]) -> None:
         """Make the one group that Ray's collective transports ask for, of the members' actors."""

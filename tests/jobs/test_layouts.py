@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.engine.backend import Backend, Future, Placement
+from tintray.jobs.engine.backend import Args, Backend, Future, Placement
 from tintray.jobs.engine.in_process import InProcessBackend, LocalHandle
 from tintray.jobs.engine.sizes import ClusterSize
 from tintray.jobs.runs import grow as growth
@@ -31,9 +31,9 @@ def sent(value: Any) -> Any:
 class Apart(LocalHandle[Any]):
     """A member that is handed copies."""
 
-    def call(self, method: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+    def _run(self, method: str, args: Args, options: Any) -> Any:
         given = [arg if isinstance(arg, Future) else sent(arg) for arg in args]
-        return super().call(method, *given, **options)
+        return super()._run(method, given, options)
 
 
 class Cluster(InProcessBackend):
