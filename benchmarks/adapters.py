@@ -18,18 +18,17 @@ from torch import nn
 
 from tintray.errors import SpecError
 from tintray.jobs.config.job_file import load_spec
-from tintray.jobs.engine.adapter_sizes import factor_bytes
-from tintray.jobs.engine.sizes import (
+from tintray.jobs.engine.base_model import load_base_model
+from tintray.jobs.engine.job_size import adapter_bytes
+from tintray.jobs.engine.plan import (
     FLOAT,
     Choice,
     ClusterSize,
     JobSize,
     check,
-    job_size,
     lay_out,
-    size,
 )
-from tintray.jobs.engine.worker_pool import load_base_model
+from tintray.limits import size_text
 from tintray.models.structure import backbone_names
 from tintray.numerics.layout import Layout, build_layout
 
@@ -50,12 +49,12 @@ class Sizes:
 
     def job(self, adapters: bool) -> JobSize:
         """A job over as many adapters, or over as many whole models."""
-        return job_size(
+        return JobSize(
             self.layout,
             tasks=len(self.adapters),
             private=0,
             groups=2,
-            factors=self.adapters if adapters else (),
+            adapters=self.adapters if adapters else (),
         )
 
 
@@ -72,9 +71,9 @@ def memory_table(path: Path | None = None) -> str:
         cells = []
         for adapters in (True, False):
             found = base.job(adapters)
-            cells += [size(found.vectors["f32"]), _fits(found, base.machine)]
+            cells += [size_text(found.vector_bytes("f32")), _fits(found, base.machine)]
         name = f"{base.name}: {len(base.adapters)} on {base.layout.numel / 1e6:.1f} M parameters"
-        machine = f"{size(base.machine.memory)}, {size(base.machine.disk or 0)}"
+        machine = f"{size_text(base.machine.memory)}, {size_text(base.machine.disk or 0)}"
         lines.append(f"| {name} | {machine} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -82,7 +81,7 @@ def memory_table(path: Path | None = None) -> str:
 def _fits(job: JobSize, machine: ClusterSize) -> str:
     """Memory of all members and the vectors' disk, and whether vectors stay in their files."""
     plan = lay_out(job, machine, Choice())
-    needed = f"{size(plan.memory)} and {size(plan.disk)}"
+    needed = f"{size_text(plan.memory)} and {size_text(plan.disk)}"
     try:
         check(job, machine, Choice())
     except SpecError:
@@ -92,7 +91,7 @@ def _fits(job: JobSize, machine: ClusterSize) -> str:
 
 def _of_job(path: Path) -> Sizes:
     spec = load_spec(path)
-    factors = factor_bytes(spec)
+    factors = adapter_bytes(spec)
     return Sizes("this zoo", load_base_model(spec).partition.layout, list(factors.values()), LAPTOP)
 
 

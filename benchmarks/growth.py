@@ -269,9 +269,9 @@ def prefix_speedups(scratch: Path, overrides: Sequence[str]) -> dict[str, float]
 
 def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     """How much faster at this site."""
+    from tintray.jobs.engine.base_model import load_base_model
     from tintray.jobs.engine.in_process import InProcessBackend
     from tintray.jobs.engine.tint_worker import TintWorkerPool
-    from tintray.jobs.engine.worker_pool import load_base_model
     from tintray.jobs.runs.growth_modes import tint_order
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)

@@ -36,7 +36,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from tintray.jobs.engine.worker_pool import DEFAULT_MICRO_BATCH, default_groups, form_groups
+from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.models.structure import private_state
 from tintray.numerics.precision import Precision, computing, resolve
 from tintray.pools.pool import Pool

@@ -42,16 +42,16 @@ from transformers import ViTConfig, ViTForImageClassification
 from tintray.jobs.engine.backend import Placement
 from tintray.jobs.engine.configs import FitConfig
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
-from tintray.jobs.engine.ray_backend import RayBackend
-from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
-from tintray.jobs.engine.sizes import Choice, ClusterSize, job_size, lay_out, object_store_bytes
-from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import (
+from tintray.jobs.engine.grouping import (
     DEFAULT_MICRO_BATCH,
     default_groups,
     form_groups,
     spread_groups,
 )
+from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, lay_out, object_store_bytes
+from tintray.jobs.engine.ray_backend import RayBackend
+from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
+from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import private_state
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.randomness import sample
@@ -98,7 +98,7 @@ def settings() -> StepSettings:
 _NOTHING = FitConfig(
     *("", "", "", ("", ""), "head", None, "head", True, "tensor"),
     settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
-    trust=PseudoLabelConfig(1.0, threshold=None, target_precision=0.5, true_labels=False),
+    pseudo_labels=PseudoLabelConfig(1.0, threshold=None, target_precision=0.5, true_labels=False),
 )
 """An order that names no base and no store: workers here make what others read."""
 
@@ -242,7 +242,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
     cores = os.cpu_count() or 1
     fleet = RayBackend(None, cores, object_store_bytes(layout.numel, len(groups)))
     try:
-        size = job_size(layout, tasks=tasks, private=0, groups=len(groups))
+        size = JobSize(layout, tasks=tasks, private=0, groups=len(groups))
         cluster = ClusterSize(cpus=cores, memory=2**63)
         plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
         names = [f"task{k}" for k in range(tasks)]
@@ -260,7 +260,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
         coefficients = Coefficients(torch.full((tasks, len(layout.units)), 0.01))
         coordinator = Coordinator(
             fleet,
-            Assignment(shards, workers, hosts, members, {}),
+            Assignment(shards, hosts, members, {}),
             coefficients,
             coefficient_lr=lambda _: 1e-3,
             tint_lr=lambda _: 1e-3,

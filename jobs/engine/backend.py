@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from tintray.errors import FitError, SpecError, TintrayError
 from tintray.jobs.config.settings import ADDRESS_VARIABLE, is_own_cluster
-from tintray.jobs.engine.sizes import ClusterSize
+from tintray.jobs.engine.plan import ClusterSize
 
 GPUS = "cluster.gpus_per_worker"
 NO_GPUS = "use machines that have them, or leave it out to compute on CPUs"

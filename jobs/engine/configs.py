@@ -96,7 +96,7 @@ class FitConfig:
     learned: bool
     granularity: Granularity
     settings: StepSettings
-    trust: PseudoLabelConfig
+    pseudo_labels: PseudoLabelConfig
     factory: str | None = None  # what builds the modules, if not transformers
     device: str = "cpu"  # where rounds and evaluations compute
     direct: bool = False  # whether gradients are answered as tensors, not as arrays

@@ -32,13 +32,12 @@ _RECENT = 20  # rounds over which the kept share of a task is averaged
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who takes part: the shards, and the workers with the groups and tasks that each hosts."""
+    """Who takes part: the shards, and which worker hosts which group and which task."""
 
     shards: Shards
-    workers: Sequence[ActorHandle[Worker]]
     groups: Mapping[int, ActorHandle[Worker]]  # group number -> its worker
     names: Mapping[int, Sequence[str]]  # group number -> its tasks, in order
-    tasks: Mapping[str, ActorHandle[Worker]]  # task name -> its worker
+    hosts: Mapping[str, ActorHandle[Worker]]  # task name -> its worker
 
 
 class Coordinator:
@@ -46,7 +45,7 @@ class Coordinator:
 
     Parameters
     ----------
-    backend, cast
+    backend, assignment
         Where the members run, and who they are.
     coefficients
         Λ and its optimiser; moved here and nowhere else.
@@ -66,7 +65,7 @@ class Coordinator:
     def __init__(
         self,
         backend: Backend,
-        cast: Assignment,
+        assignment: Assignment,
         coefficients: Coefficients,
         *,
         coefficient_lr: Schedule,
@@ -77,19 +76,19 @@ class Coordinator:
         sampled: Callable[[int], Collection[str]] | None = None,
     ) -> None:
         self._backend = backend
-        self._cast = cast
+        self._assignment = assignment
         self._coefficients = coefficients
         self._coefficient_lr = coefficient_lr
         self._tint_lr = tint_lr
         self._correction_lr = correction_lr
-        groups = sorted(cast.groups)
+        groups = sorted(assignment.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
         self._plateau = plateau
         self._sampled = sampled
         self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
         self.rounds = 0
         """Rounds that the fit has run."""
-        self._kept: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
+        self._selected: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
     def fit(
         self,
@@ -117,7 +116,7 @@ class Coordinator:
         for round_ in range(first, rounds):
             metrics = self._round(round_)
             for name, of_task in metrics.items():
-                self._kept[name].append(of_task.selected_fraction)
+                self._selected[name].append(of_task.selected_fraction)
             self._agreement.append(mean([m.agreement for m in metrics.values()]))
             self.rounds = round_ + 1
             last = self._on_plateau()
@@ -153,36 +152,38 @@ class Coordinator:
         """One update of Λ from the gradients of these groups, or of the tasks chosen of them."""
         only: dict[int, list[str] | None] = dict.fromkeys(groups)
         if chosen is not None:
-            named = {g: [name for name in self._cast.names[g] if name in chosen] for g in groups}
+            named = {
+                g: [name for name in self._assignment.names[g] if name in chosen] for g in groups
+            }
             only = {group: names for group, names in named.items() if names}
         if not only:
             return {}
-        theta = self._cast.shards.merge(self._coefficients.values, for_a_round=True)
+        theta = self._assignment.shards.merge(self._coefficients.values, for_a_round=True)
         tint_lr = self._tint_lr(round_)
         pieces = [as_argument(piece) for piece in theta]
         answers = [
-            self._cast.groups[group].call_direct_parts(
+            self._assignment.groups[group].call_direct_parts(
                 Worker.step, len(pieces), group, round_, tint_lr, names, *pieces
             )
             for group, names in only.items()
         ]
         correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
-        projected = self._cast.shards.project([parts for parts, _ in answers], correction_lr)
+        projected = self._assignment.shards.project([parts for parts, _ in answers], correction_lr)
         metrics = self._backend.get([metrics for _, metrics in answers])
-        gradient = self._cast.shards.fold(self._backend.get(projected))
+        gradient = self._assignment.shards.fold(self._backend.get(projected))
         self._coefficients.update(gradient, self._coefficient_lr(round_))
         return {name: of for group in metrics for name, of in group.items()}
 
     def theta(self) -> list[Future[Sent]]:
         """θ for the present Λ in pieces, where members can read it."""
-        return self._cast.shards.merge(self._coefficients.values)
+        return self._assignment.shards.merge(self._coefficients.values)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a resumed fit needs of this: Λ and δ with optimisers, and notes as JSON types."""
-        kept = {task: list(shares) for task, shares in self._kept.items()}
+        kept = {task: list(shares) for task, shares in self._selected.items()}
         tensors = self._coefficients.state_dict()
         if self._correction_lr is not None:
-            found = self._cast.shards.correction()
+            found = self._assignment.shards.correction()
             tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
         return tensors, {"kept": kept, "agreement": self._agreement}
 
@@ -195,22 +196,23 @@ class Coordinator:
             if name.startswith(_CORRECTION)
         }
         if correction:
-            self._cast.shards.correct(correction)
+            self._assignment.shards.correct(correction)
         self._agreement = list(notes["agreement"])
-        self._kept.clear()
+        self._selected.clear()
         for task, shares in notes["kept"].items():
-            self._kept[task].extend(shares)
+            self._selected[task].extend(shares)
 
     def kept(self, task: str) -> float:
         """Share of a task's examples that the confidence filter kept in the last rounds."""
-        recent = self._kept[task]
+        recent = self._selected[task]
         return mean(list(recent)) if recent else 1.0
 
     def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
         """Measure every task under the present Λ, in the order of the job."""
         theta = list(map(as_argument, self.theta()))
         scores = [
-            worker.call(Worker.evaluate, name, *theta) for name, worker in self._cast.tasks.items()
+            worker.call(Worker.evaluate, name, *theta)
+            for name, worker in self._assignment.hosts.items()
         ]
         found: dict[int, TaskScore] = {}
         for index, score in self._backend.as_completed(scores):
@@ -220,4 +222,4 @@ class Coordinator:
 
     def backbone(self) -> Floats:
         """θ [P] for the present Λ, here."""
-        return self._cast.shards.gather(self.theta())
+        return self._assignment.shards.gather(self.theta())

@@ -24,8 +24,8 @@ from tintray.jobs.engine.backend import (
     T,
     construction_error,
 )
+from tintray.jobs.engine.plan import ClusterSize
 from tintray.jobs.engine.resources import available_memory
-from tintray.jobs.engine.sizes import ClusterSize
 
 
 class LocalFuture(Future[T]):

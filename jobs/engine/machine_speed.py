@@ -36,7 +36,7 @@ class Speed:
     vector: float
 
 
-def calibrate(
+def benchmark_machine(
     fused: FusedModel,
     layer: TintLayer,
     batch: Mapping[str, Tensor],

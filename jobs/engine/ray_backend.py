@@ -33,7 +33,7 @@ from tintray.jobs.engine.backend import (
     construction_error,
 )
 from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, own
-from tintray.jobs.engine.sizes import ClusterSize
+from tintray.jobs.engine.plan import ClusterSize
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
 from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement, as_argument
-from tintray.jobs.engine.sizes import FLOAT, LARGE_GRADIENT
+from tintray.jobs.engine.plan import FLOAT, LARGE_GRADIENT
 from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals

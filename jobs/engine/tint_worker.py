@@ -20,10 +20,11 @@ from torch import Tensor
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, readable
 from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.hosting import HostedTask
 from tintray.jobs.engine.published_tasks import Kept
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.norms import norm_buffers
 from tintray.numerics.randomness import stream
 from tintray.numerics.schedules import Shape, schedule
@@ -277,39 +278,32 @@ class TintWorkerPool(WorkerPool[TintWorker]):
         self,
         backend: Backend,
         spec: JobSpec,
-        ground: SplitModel,
+        base: SplitModel,
         kept: Mapping[str, Kept] | None = None,
     ) -> None:
-        super().__init__(TintWorker, backend, spec, ground, kept=kept)
+        super().__init__(TintWorker, backend, spec, base, kept=kept)
 
     def fit_tints(self, names: Iterable[str], order: TintConfig, theta: Floats) -> list[Tinted]:
         """Learn these tasks' tint layers under θ [P]."""
         shared = as_argument(self._backend.put(theta))
-        return self._backend.get(
-            [self._tasks[name].call(TintWorker.fit_tint, name, order, shared) for name in names]
-        )
+        return self._backend.get(self.each(names, TintWorker.fit_tint, order, shared))
 
     def held_agreement(self, theta: Floats) -> dict[str, float]:
         """Each task's agreement with its expert on what was held back, under θ [P]."""
-        names = [order.name for order in self.orders]
         shared = as_argument(self._backend.put(theta))
-        found = self._backend.get(
-            [self._tasks[name].call(TintWorker.held_agreement, name, shared) for name in names]
-        )
-        return dict(zip(names, found, strict=True))
+        found = self._backend.get(self.each(None, TintWorker.held_agreement, shared))
+        return {task.name: agreement for task, agreement in zip(self.tasks, found, strict=True)}
 
     def evaluate(self, names: Iterable[str], theta: Floats) -> list[TaskScore]:
         """Measure these tasks under θ [P]."""
         shared = as_argument(self._backend.put(theta))
-        return self._backend.get(
-            [self._tasks[name].call(TintWorker.evaluate, name, shared) for name in names]
-        )
+        return self._backend.get(self.each(names, TintWorker.evaluate, shared))
 
     def give_tints(self, tints: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Let tasks go on from these tint layers."""
         self._backend.get(
             [
-                self._tasks[name].call(
+                self._hosts[name].call(
                     TintWorker.give_tint, name, {k: t.numpy() for k, t in own.items()}
                 )
                 for name, own in tints.items()

@@ -18,7 +18,7 @@ from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.fit_checkpoints import MARK
 from tintray.jobs.engine.hosting import Experts, HostedTask
-from tintray.jobs.engine.machine_speed import Speed, calibrate
+from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
 from tintray.pools import pool as pools
 from tintray.pools import sequences
@@ -84,7 +84,7 @@ class Worker:
         with self._bound(hosted, (theta,)) as run:
             labels.try_out(run, one, kind, width, f"the model tinted as {task.name}", where)
 
-    def calibrate(self, name: str, seconds: float) -> Speed:
+    def benchmark(self, name: str, seconds: float) -> Speed:
         """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
         hosted, settings = self._hosted[name], self._order.settings
         assert self._fused is not None, "check() comes first"
@@ -93,7 +93,9 @@ class Worker:
         pool = sequences.placeholder(hosted.pool.first(settings.micro_batch), config)
         batch = pool.batch(slice(0, len(pool)))
         theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
-        return calibrate(self._fused, hosted.layer, batch, theta, settings.precision, seconds)
+        return benchmark_machine(
+            self._fused, hosted.layer, batch, theta, settings.precision, seconds
+        )
 
     def prepare(self, name: str) -> Prepared:
         """Have the expert's outputs over pool and test set, and its task vector.
@@ -120,7 +122,7 @@ class Worker:
             hosted.order.kind,
             hosted.labels,
             hosted.true,
-            order.trust,
+            order.pseudo_labels,
             order.settings.filter,
             hosted.pool.mask,
         )

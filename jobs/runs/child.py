@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.finding import blobs_of, manifest_of
-from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change
 from tintray.jobs.runs.guard import Loss, fitted

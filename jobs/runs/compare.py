@@ -189,7 +189,7 @@ def _best_scale(stage: PreparedJob, base: Floats, whole: Floats, of: Recipe) -> 
         theta = as_argument(stage.fleet.put(base + np.float32(scale) * whole))
         refs = [
             worker.call(Worker.agreement, name, _EXAMPLES, theta)
-            for name, worker in stage.crew.cast.tasks.items()
+            for name, worker in stage.crew.assignment.hosts.items()
         ]
         agreement[scale] = mean(stage.fleet.get(refs))
     return max(agreement, key=lambda scale: agreement[scale])

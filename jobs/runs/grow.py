@@ -10,9 +10,9 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.tint_worker import TintWorkerPool
-from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.events import Notice, OnEvent, Published, ignore
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs.change import Change, addition, overridden, part_of, read_tasks, refreshed

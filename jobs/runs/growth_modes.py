@@ -12,10 +12,10 @@ from torch import Tensor
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintConfig, Tinted, TintWorkerPool
-from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.events import Notice
 from tintray.jobs.runs.change import Change, part_of
 from tintray.jobs.runs.guard import Loss, Mode, Verdict, hopeless, losses, references

@@ -13,12 +13,13 @@ from torch import Tensor
 from tintray.jobs.config.job_file import ADAMERGING, JobSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.merger import MergerConfig, merged_backbones
 from tintray.jobs.engine.statistics import Refs, measure_statistics
 from tintray.jobs.engine.surgery import operate_on_all
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, load_base_model
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.merging import Recipe, find_method, recipe
 from tintray.merging.files.memory import check_memory
@@ -130,7 +131,7 @@ class PreparedJob:
             self.fleet,
             self.spec.store,
             kinds,
-            self.crew.orders,
+            self.crew.tasks,
             self.facts,
             self.prepared,
             lambda text: self.tell(Notice(text)),
@@ -143,13 +144,13 @@ class PreparedJob:
         found = job_recipe(self.spec)
         if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
             statistics = self.statistics(found)
-            self.crew.cast.shards.direct(found, statistics)
+            self.crew.assignment.shards.direct(found, statistics)
 
     def merged(
         self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None
     ) -> dict[str, Floats]:
         """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most."""
-        names = tuple(order.name for order in self.crew.orders)
+        names = tuple(order.name for order in self.crew.tasks)
         order = MergerConfig(
             self.spec.store,
             self.crew.base_blob(self.store),
@@ -174,7 +175,7 @@ class PreparedJob:
         return self.fleet.get(
             [
                 worker.call(Worker.evaluate, name, shared[name if name in shared else ""])
-                for name, worker in self.crew.cast.tasks.items()
+                for name, worker in self.crew.assignment.hosts.items()
             ]
         )
 
@@ -183,7 +184,7 @@ class PreparedJob:
     ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
         """Learn every task's surgery module on its backbone: modules, and scores with them."""
         layout, seed = self.ground.partition.layout, self.spec.fit.seed
-        return operate_on_all(self.fleet, layout, seed, self.crew.orders, backbones)
+        return operate_on_all(self.fleet, layout, seed, self.crew.tasks, backbones)
 
 
 def with_surgery(

@@ -17,10 +17,10 @@ from tintray.errors import CheckpointError, InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
+from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.finding import blobs_of, load_merge, locate
 from tintray.jobs.engine.published_tasks import Kept, kept_checkpoint
 from tintray.jobs.engine.sources import cache_folder, local_folder
-from tintray.jobs.engine.worker_pool import SplitModel, load_base_model
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base

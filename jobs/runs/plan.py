@@ -22,14 +22,15 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.settings import limits
-from tintray.jobs.engine.adapter_sizes import factor_bytes
 from tintray.jobs.engine.backend import open_backend
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import TaskFacts
 from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.job_size import adapter_bytes, make_plan
 from tintray.jobs.engine.machine_speed import Speed
-from tintray.jobs.engine.sizes import ClusterSize, Plan
+from tintray.jobs.engine.plan import ClusterSize, Plan
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import SplitModel, WorkerPool, make_plan
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Event, OnEvent, RoundDone, ignore
 from tintray.jobs.results import Record
 from tintray.jobs.runs.methods import resolve_job
@@ -198,7 +199,7 @@ def _looked_at(
     )
     try:
         crew = WorkerPool(Worker, fleet, spec.here(), ground)
-        return crew.check(), crew.calibrate(seconds)
+        return crew.check(), crew.benchmark(seconds)
     finally:
         fleet.close()
 
@@ -220,7 +221,7 @@ def _write_bytes(
     spec: JobSpec, ground: SplitModel, facts: Mapping[str, TaskFacts], cached: _Cached
 ) -> int:
     """Task vectors and self-labels that are not there yet, and the merge itself."""
-    products = factor_bytes(spec)
+    products = adapter_bytes(spec)
     absent = facts.keys() - cached.vectors
     vectors = sum(products.get(name, _FLOAT * ground.parameters) for name in absent)
     labels = sum(f.pool_examples * f.classes for n, f in facts.items() if n not in cached.labels)

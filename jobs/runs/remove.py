@@ -11,8 +11,8 @@ from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, peak_memory
 from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.tint_worker import TintWorkerPool
-from tintray.jobs.engine.worker_pool import SplitModel
 from tintray.jobs.events import Notice
 from tintray.jobs.runs.change import Change, part_of
 from tintray.jobs.runs.child import Child, unchanged_since

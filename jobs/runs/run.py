@@ -17,17 +17,14 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import SURGERY, JobSpec
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.fit_checkpoints import Checkpoints, Ownership, delete_blobs
+from tintray.jobs.engine.job_size import object_store_needed
 from tintray.jobs.engine.statistics import Refs
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import (
-    SplitModel,
-    WorkerPool,
-    load_base_model,
-    object_store_needed,
-)
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Evaluated, Notice, OnEvent, Published, RoundDone, TaskPrepared
 from tintray.jobs.runs.job_run import JobRun, enter_job
 from tintray.jobs.runs.methods import (
@@ -209,7 +206,7 @@ def _failed(crew: WorkerPool[Worker], on_event: OnEvent) -> dict[str, str]:
         If no task is left.
     """
     failures = crew.failures()
-    if len(failures) == len(crew.orders):
+    if len(failures) == len(crew.tasks):
         raise next(iter(failures.values()))
     for name, error in failures.items():
         on_event(Notice(f"task '{name}' is left out: {error}"))
@@ -335,9 +332,9 @@ def coordinator(
     fit = spec.fit
     return Coordinator(
         fleet,
-        crew.cast,
+        crew.assignment,
         coefficients,
-        coefficient_lr=fit.rate(spec.coefficient_lr(len(crew.orders)), rounds),
+        coefficient_lr=fit.rate(spec.coefficient_lr(len(crew.tasks)), rounds),
         tint_lr=fit.rate(ground.tint_lr(spec), rounds),
         correction_lr=correction_lr,
         in_turn=fit.updates == "in_turn",

@@ -15,8 +15,9 @@ from typing import Any
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.runs.methods import PreparedJob, start_coefficients
 from tintray.models.structure import HEAD
@@ -144,9 +145,9 @@ def _search(
 def _first_probes(stage: PreparedJob, sites: Sequence[Site], fleet: Backend) -> list[Trial]:
     """Tint layers alone, of every task at every site, wherever the tasks are hosted."""
     spec, layout = stage.spec, stage.ground.partition.layout
-    pieces = stage.crew.cast.shards.merge(start_coefficients(spec, layout, stage.facts))
+    pieces = stage.crew.assignment.shards.merge(start_coefficients(spec, layout, stage.facts))
     theta = list(map(as_argument, pieces))
-    tasks = stage.crew.cast.tasks
+    tasks = stage.crew.assignment.hosts
     refs = [
         worker.call(Worker.probe, name, site.name, first_steps(spec.fit.rounds), *theta)
         for site in sites
@@ -175,7 +176,7 @@ def _short_fit(
     stage = _staged(short, fleet, store)
     coordinator = fit(stage, rounds)
     theta = list(map(as_argument, coordinator.theta()))
-    workers = stage.crew.cast.tasks.items()
+    workers = stage.crew.assignment.hosts.items()
     each = fleet.get([w.call(Worker.agreement, name, _JUDGED, *theta) for name, w in workers])
     stage.crew.dismiss()
     passes = float(rounds * spec.fit.batch_size * len(spec.tasks))

@@ -120,7 +120,7 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     workers = [fleet.spawn(Placement(f"worker {n}", 1), Echo) for n in range(2)]
     groups = {n: workers[n % 2] for n in range(5)}
     names = {n: [str(n)] for n in groups}
-    cast = Assignment(shards, workers, groups, names, {})
+    cast = Assignment(shards, groups, names, {})
     start = Coefficients(torch.full((2, len(layout.units)), 0.3))
     before = spilled()
     told: list[Any] = []

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.tiny_zoo import TASKS, TinyZoo
+from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import RoundDone
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
@@ -40,7 +41,7 @@ class Fit:
         rate: Callable[[float], Callable[[int], float]] = lambda value: lambda round_: value  # noqa: E731
         self.coordinator = Coordinator(
             self.fleet,
-            self.crew.cast,
+            self.crew.assignment,
             self.coefficients,
             coefficient_lr=rate(rates[0]),
             tint_lr=rate(rates[1]),

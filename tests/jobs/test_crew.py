@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from tests.tiny_zoo import CLASSES, POOL, TASKS, TEST, TinyZoo
 from tintray.errors import CheckpointError, SpecError
+from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.configs import Prepared
-from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import (
+from tintray.jobs.engine.grouping import (
     DEFAULT_MICRO_BATCH,
     MOST_GROUPS,
-    WorkerPool,
     default_groups,
     form_groups,
-    load_base_model,
     spread_groups,
 )
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.storage.artifacts.store import open_store
 
 
@@ -119,7 +119,7 @@ def test_a_prepared_crew_merges_and_agrees(tiny: TinyZoo, tmp_path: Path) -> Non
     assert np.array_equal(crew.merge(coefficients), layout.flatten(base).numpy())
     coefficients[1] = 1.0
     theta = crew.merge(coefficients)
-    host = crew.cast.tasks["five"]
+    host = crew.assignment.hosts["five"]
     assert host.call(Worker.agreement, "five", 128, theta).result() == 1.0
     assert host.call(Worker.agreement, "three", 128, theta).result() < 1.0
     assert crew.peak_memory() > 0

@@ -23,7 +23,7 @@ from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import SpecError
 from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.sizes import Choice, ClusterSize, job_size, lay_out
+from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, lay_out
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
 from tintray.tinting import step
@@ -111,7 +111,7 @@ def test_without_a_gpu_a_job_that_asks_for_one_is_refused() -> None:
 
 
 def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:
-    job = job_size(build_layout({"w": (4096, 4096)}), tasks=40, private=10, groups=8)
+    job = JobSize(build_layout({"w": (4096, 4096)}), tasks=40, private=10, groups=8)
     machine = ClusterSize(cpus=16, memory=2**40, gpus=2)
     plan = lay_out(job, machine, Choice(gpus=1))
     assert (plan.workers, plan.shards) == (2, 2)

@@ -15,7 +15,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.engine.backend import Args, Backend, Future, Placement
 from tintray.jobs.engine.in_process import InProcessBackend, LocalHandle
-from tintray.jobs.engine.sizes import ClusterSize
+from tintray.jobs.engine.plan import ClusterSize
 from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs.guard import Asked
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest

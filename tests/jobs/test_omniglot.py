@@ -17,7 +17,7 @@ from tests.training_here import training_here
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import load_spec
-from tintray.jobs.engine.adapter_sizes import factor_bytes
+from tintray.jobs.engine.job_size import adapter_bytes
 from tintray.models.adapters import read_adapter
 from tintray.models.loading import load_expert
 
@@ -115,7 +115,7 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
         assert "classifier.weight" in adapter.tensors
         numbers = sum(p.up.numel() + p.down.numel() for p in adapter.products.values())
         numbers += sum(tensor.numel() for tensor in adapter.tensors.values())
-        assert factor_bytes(spec)[task.name] == 4 * numbers  # what a plan takes them for
+        assert adapter_bytes(spec)[task.name] == 4 * numbers  # what a plan takes them for
     settings = [f"store={tmp_path / 'store'}", "cluster.workers=0", "fit.rounds=20"]
     summary = tintray.run(load_spec(zoo / "job.yaml", settings))
     assert min(task.expert or 0 for task in summary.tasks) > 0

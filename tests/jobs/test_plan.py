@@ -14,46 +14,44 @@ from tests.tiny_zoo import TinyZoo
 from tintray.data.counting import extent
 from tintray.data.source import DataSource
 from tintray.errors import SpecError
+from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.pool_sizes import pool_bytes
-from tintray.jobs.engine.resources import available_memory, free_disk
-from tintray.jobs.engine.sizes import (
+from tintray.jobs.engine.job_size import activation_bytes, make_plan, pool_bytes
+from tintray.jobs.engine.plan import (
     Choice,
     ClusterSize,
     JobSize,
-    activation_bytes,
-    check,
-    job_size,
+    check_plan,
     lay_out,
     object_store_bytes,
-    size,
     worker_bytes,
 )
+from tintray.jobs.engine.resources import available_memory, free_disk
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool, load_base_model, make_plan
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.numerics.layout import build_layout
 
 GIB = 2**30
 LAYOUT = build_layout({f"m.layers.{n}.w": (4096, 4096) for n in range(6)})  # 100 M parameters
-JOB = job_size(LAYOUT, tasks=20, private=5_000, groups=8)
+JOB = JobSize(LAYOUT, tasks=20, private=5_000, groups=8)
 MACHINE = ClusterSize(cpus=4, memory=64 * GIB, disk=100 * GIB)
 
 
 def test_a_job_that_fits_is_laid_out_by_the_cluster() -> None:
-    plan = check(JOB, MACHINE, Choice())
+    plan = check_plan(JOB, MACHINE, Choice())
     assert (plan.workers, plan.shards, plan.mapped) == (4, 4, False)
     assert plan.memory <= MACHINE.memory
     assert plan.disk == 20 * 4 * LAYOUT.numel
-    assert check(JOB, MACHINE, Choice(workers=2, shards=3)).workers == 2
+    assert check_plan(JOB, MACHINE, Choice(workers=2, shards=3)).workers == 2
 
 
 def test_small_jobs_have_one_shard() -> None:
-    small = job_size(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
-    plan = check(small, MACHINE, Choice())
+    small = JobSize(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
+    plan = check_plan(small, MACHINE, Choice())
     assert (plan.shards, plan.in_process) == (1, True)  # and no process for it
     assert plan.shard < 2**20
-    assert not check(small, MACHINE, Choice(shards=1)).in_process
-    assert not check(JOB, MACHINE, Choice()).in_process
+    assert not check_plan(small, MACHINE, Choice(shards=1)).in_process
+    assert not check_plan(JOB, MACHINE, Choice()).in_process
 
 
 def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
@@ -63,44 +61,44 @@ def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
 
 
 def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> None:
-    plan = check(JOB, replace(MACHINE, memory=18 * GIB), Choice())
+    plan = check_plan(JOB, replace(MACHINE, memory=18 * GIB), Choice())
     assert plan.mapped
     assert plan.memory <= 18 * GIB
-    assert not check(JOB, replace(MACHINE, memory=18 * GIB), Choice(format="int8")).mapped
+    assert not check_plan(JOB, replace(MACHINE, memory=18 * GIB), Choice(format="int8")).mapped
 
 
 def test_adapters_count_as_what_they_hold() -> None:
     """Two hundred fit where as many models do not; they stay in memory, whatever is in files."""
     factors = [8 * 2**20] * 200
-    adapters = job_size(LAYOUT, tasks=200, private=5_000, groups=8, factors=factors)
-    models = job_size(LAYOUT, tasks=200, private=5_000, groups=8)
-    assert check(adapters, MACHINE, Choice()).disk == sum(factors)
-    with pytest.raises(SpecError, match=r"take 75\.0 GiB on the disk"):
-        check(models, replace(MACHINE, disk=50 * GIB), Choice())
-    some = job_size(LAYOUT, tasks=210, private=5_000, groups=8, factors=factors)
-    assert some.vectors["f32"] == sum(factors) + 10 * 4 * LAYOUT.numel
-    plan = check(some, replace(MACHINE, memory=18 * GIB), Choice())
+    adapters = JobSize(LAYOUT, tasks=200, private=5_000, groups=8, adapters=factors)
+    models = JobSize(LAYOUT, tasks=200, private=5_000, groups=8)
+    assert check_plan(adapters, MACHINE, Choice()).disk == sum(factors)
+    with pytest.raises(SpecError, match=r"take 75 GiB on the disk"):
+        check_plan(models, replace(MACHINE, disk=50 * GIB), Choice())
+    some = JobSize(LAYOUT, tasks=210, private=5_000, groups=8, adapters=factors)
+    assert some.vector_bytes("f32") == sum(factors) + 10 * 4 * LAYOUT.numel
+    plan = check_plan(some, replace(MACHINE, memory=18 * GIB), Choice())
     assert plan.mapped
     assert plan.shard * plan.shards > sum(factors)
 
 
 def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
     with pytest.raises(SpecError) as refused:
-        check(JOB, replace(MACHINE, memory=12 * GIB), Choice(format="bf16"))
+        check_plan(JOB, replace(MACHINE, memory=12 * GIB), Choice(format="bf16"))
     message = str(refused.value)
     assert re.search(r"4 workers of [\d.]+ GiB, 4 shards of [\d.]+ GiB \(bf16", message)
-    assert "12.0 GiB are free" in message
+    assert "12 GiB are free" in message
     ways = message.partition("what would fit: ")[2].split("; or ")
     assert "merge.task_vectors: int8 with cluster.workers: 1" in ways
     one = Choice(format="int8", workers=1)
-    assert check(JOB, replace(MACHINE, memory=12 * GIB), one).memory <= 12 * GIB
+    assert check_plan(JOB, replace(MACHINE, memory=12 * GIB), one).memory <= 12 * GIB
 
 
 def test_pools_count_and_a_smaller_part_of_them_is_among_the_ways() -> None:
     with pytest.raises(SpecError) as refused:
-        check(replace(JOB, pool_bytes=40 * GIB), replace(MACHINE, memory=48 * GIB), Choice())
+        check_plan(replace(JOB, pool_bytes=40 * GIB), replace(MACHINE, memory=48 * GIB), Choice())
     message = str(refused.value)
-    assert re.search(r"4 workers of [\d.]+ GiB \(10\.0 GiB of it pools\)", message)
+    assert re.search(r"4 workers of [\d.]+ GiB \(10 GiB of it pools\)", message)
     assert "half of each pool (pool.split: train[:50%])" in message
 
 
@@ -116,27 +114,27 @@ def test_twenty_vision_transformers_of_86_million_are_planned_within_16_gib() ->
     activations = activation_bytes(config | {"image_size": 224, "patch_size": 32}, 64, 4)
     pools = 20 * 64 * 3 * 224 * 224
     sizes = {"groups": 5, "activation_bytes": activations, "pool_bytes": pools}
-    job = job_size(layout, tasks=20, private=7_690, **sizes)
+    job = JobSize(layout, tasks=20, private=7_690, **sizes)
     machine = ClusterSize(cpus=2, memory=16 * GIB)
-    assert check(job, machine, Choice(format="bf16")).memory <= 16 * GIB
-    assert check(job, machine, Choice()).mapped
+    assert check_plan(job, machine, Choice(format="bf16")).memory <= 16 * GIB
+    assert check_plan(job, machine, Choice()).mapped
 
 
 def test_a_larger_cluster_is_among_the_ways() -> None:
     with pytest.raises(SpecError, match=r"what would fit: .*2 such nodes \(cluster\.address\)"):
-        check(JOB, replace(MACHINE, memory=6 * GIB), Choice(format="int4", workers=1))
+        check_plan(JOB, replace(MACHINE, memory=6 * GIB), Choice(format="int4", workers=1))
 
 
 def test_the_disk_and_a_foreign_object_store_count_too() -> None:
-    with pytest.raises(SpecError, match=r"take 7\.5 GiB on the disk.*1\.0 GiB are free"):
-        check(JOB, replace(MACHINE, disk=GIB), Choice())
-    with pytest.raises(SpecError, match=r"in the object store, and each node has 1\.0 GiB"):
-        check(JOB, replace(MACHINE, object_store=GIB), Choice())
+    with pytest.raises(SpecError, match=r"take 7\.5 GiB on the disk.*1 GiB are free"):
+        check_plan(JOB, replace(MACHINE, disk=GIB), Choice())
+    with pytest.raises(SpecError, match=r"in the object store, and each node has 1 GiB"):
+        check_plan(JOB, replace(MACHINE, object_store=GIB), Choice())
 
 
 def test_what_nothing_would_fit_needs_a_larger_machine() -> None:
     with pytest.raises(SpecError, match="use a larger machine"):
-        check(JOB, replace(MACHINE, memory=GIB // 8), Choice())
+        check_plan(JOB, replace(MACHINE, memory=GIB // 8), Choice())
 
 
 @given(
@@ -149,7 +147,7 @@ def test_what_nothing_would_fit_needs_a_larger_machine() -> None:
 def test_whatever_is_planned_adds_up(
     tasks: int, parameters: int, groups: int, cpus: int, memory: int
 ) -> None:
-    job = JobSize(tasks, parameters, 100, {"f32": 4 * tasks * parameters}, min(groups, tasks))
+    job = JobSize(build_layout({"w": (parameters,)}), tasks, 100, min(groups, tasks))
     plan = lay_out(job, ClusterSize(cpus=cpus, memory=memory), Choice())
     assert 1 <= plan.workers <= min(cpus, groups, tasks)
     assert 1 <= plan.shards <= cpus
@@ -183,7 +181,6 @@ def test_activations_grow_with_the_model() -> None:
 def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
     assert 2**20 < available_memory() < 2**63
     assert free_disk(tmp_path / "not" / "yet") == free_disk(tmp_path)
-    assert [size(n) for n in (10, 2048, 3 * 2**29)] == ["10 B", "2.0 KiB", "1.5 GiB"]
 
 
 def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:

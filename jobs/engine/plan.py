@@ -6,11 +6,11 @@ what would make it fit. Estimates are from above, but not far: see ``docs/cluste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tintray.errors import SpecError
+from tintray.limits import size_text
 from tintray.numerics.layout import Layout
 from tintray.vectors.stacks import Format, stack_bytes
 
@@ -34,6 +34,7 @@ LARGE_GRADIENT = 4 * MIB
 _HEADROOM = 1.5  # of an object store over what is alive in it: Ray spills from 80 % on
 _LEAST_STORE = 256 * MIB
 _MOST_WAYS = 4
+_TRAINED = 4  # copies of what is trained: itself, its gradient and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,42 @@ class JobSize:
 
     Attributes
     ----------
-    parameters, private
-        Numbers in the shared backbone, P, and in what each task owns (tint layer and head).
-    vectors
-        Bytes of all task vectors in memory, by format.
+    layout
+        Of the shared backbone.
+    private
+        Numbers in what each task owns (tint layer and head).
     groups
         Task groups.
     activation_bytes
         What a forward pass of one micro-batch keeps for the backward pass.
     pool_bytes
         Pools and test sets of all tasks in memory.
-    stored
-        Bytes of the artifacts that the job may have to write: task vectors in float32.
     corrected
         Whether a shared correction is learned.
-    factors
-        Bytes of the task vectors that are products, of adapters; they are in ``vectors`` and stay
-        in memory.
+    adapters
+        Bytes of each task vector that is a product, of an adapter: it stays in memory as it is.
     """
 
+    layout: Layout
     tasks: int
-    parameters: int
     private: int
-    vectors: Mapping[Format, int]
     groups: int
     activation_bytes: int = 0
     pool_bytes: int = 0
-    stored: int = 0
     corrected: bool = False
-    factors: int = 0
+    adapters: Sequence[int] = ()
+
+    def vector_bytes(self, format: Format) -> int:
+        """All task vectors in memory."""
+        whole = self.tasks - len(self.adapters)
+        each = (stack_bytes(slot.shape, whole, format) for slot in self.layout.slots)
+        return sum(self.adapters) + sum(each)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The artifacts that the job may have to write: task vectors in float32."""
+        whole = self.tasks - len(self.adapters)
+        return FLOAT * self.layout.numel * whole + sum(self.adapters)
 
 
 @dataclass(frozen=True)
@@ -150,57 +158,6 @@ class Plan:
         return self.nodes * self.object_store
 
 
-def job_size(
-    layout: Layout,
-    *,
-    tasks: int,
-    private: int,
-    groups: int,
-    activation_bytes: int = 0,
-    pool_bytes: int = 0,
-    corrected: bool = False,
-    factors: Sequence[int] = (),
-) -> JobSize:
-    """The size of a job over a layout; ``factors`` are the bytes of each adapter."""
-    formats: tuple[Format, ...] = ("f32", "bf16", "int8", "int4")
-    whole, products = tasks - len(factors), sum(factors)
-    vectors = {
-        format: products + sum(stack_bytes(slot.shape, whole, format) for slot in layout.slots)
-        for format in formats
-    }
-    return JobSize(
-        tasks=tasks,
-        parameters=layout.numel,
-        private=private,
-        vectors=vectors,
-        groups=groups,
-        activation_bytes=activation_bytes,
-        pool_bytes=pool_bytes,
-        stored=FLOAT * layout.numel * whole + products,
-        corrected=corrected,
-        factors=products,
-    )
-
-
-def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) -> int:
-    """What a transformer's forward pass keeps for the backward pass; 0 for a model unlike one.
-
-    Per token and layer s·b·h·(34 + 5·a·s/h) bytes in 16 bit (Korthikanti et al., arXiv
-    2205.05198); ``config`` is the model's ``config.json``.
-    """
-    try:
-        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-        heads = int(config["num_attention_heads"])
-        if "patch_size" in config:
-            tokens = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
-        else:
-            tokens = min(512, int(config["max_position_embeddings"]))
-    except (KeyError, TypeError, ValueError):
-        return 0
-    of_layer = tokens * examples * (34 * hidden + 5 * heads * tokens)
-    return layers * of_layer * bytes_each // 2
-
-
 def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """Lay a job out over a cluster, whether it fits there or not.
 
@@ -209,7 +166,7 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """
     most = cluster.gpus // choice.gpus if choice.gpus else cluster.cpus // choice.threads
     workers = min(choice.workers or max(1, most), job.groups)
-    total = job.vectors[choice.format]
+    total = job.vector_bytes(choice.format)
     shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))
     if choice.gpus:  # a shard lives beside a worker, on its GPU
         shards = min(choice.shards or workers, workers)
@@ -221,14 +178,14 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         format=choice.format,
         worker=worker_bytes(job, workers),
         shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if in_process else 0),
-        object_store=alive_bytes(job.parameters, job.groups),
-        disk=job.stored,
+        object_store=alive_bytes(job.layout.numel, job.groups),
+        disk=job.stored_bytes,
         nodes=cluster.nodes,
         pools=job.pool_bytes // workers,
         in_process=in_process,
     )
     if choice.format == "f32" and plan.memory > cluster.memory:
-        shard = shard_bytes(job, shards, job.factors)
+        shard = shard_bytes(job, shards, sum(job.adapters))
         return replace(plan, mapped=True, in_process=False, shard=shard)
     return plan
 
@@ -237,22 +194,21 @@ def worker_bytes(job: JobSize, workers: int) -> int:
     """Memory of a worker: it does not grow with K but by the tasks that it hosts.
 
     Four backbones are held: two models (the base, and the one that steps), an expert while it is
-    checked, and the gradient. A task holds its private tensors, their gradients and Adam's two
-    moments.
+    checked, and the gradient.
     """
     hosted = -(-job.tasks // workers)
-    backbones = 4 * FLOAT * job.parameters
-    own = 4 * FLOAT * job.private * hosted
-    return PROCESS_BYTES + backbones + own + job.activation_bytes + job.pool_bytes // workers
+    backbones = 4 * FLOAT * job.layout.numel
+    trained = _TRAINED * FLOAT * job.private * hosted
+    return PROCESS_BYTES + backbones + trained + job.activation_bytes + job.pool_bytes // workers
 
 
 def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
     """Memory of a shard: its part of the task vectors, of θ₀, of θ and of the summed gradient.
 
-    Where a shared correction is learned, also that, Adam's two moments and what a step computes.
+    Where a shared correction is learned, also that and what its steps take.
     """
-    backbones = 3 + (4 if job.corrected else 0)
-    return PROCESS_BYTES + (vectors + backbones * FLOAT * job.parameters) // shards
+    backbones = 3 + (_TRAINED if job.corrected else 0)
+    return PROCESS_BYTES + (vectors + backbones * FLOAT * job.layout.numel) // shards
 
 
 def alive_bytes(parameters: int, groups: int) -> int:
@@ -268,7 +224,7 @@ def object_store_bytes(parameters: int, groups: int) -> int:
     return int(_HEADROOM * alive_bytes(parameters, groups)) + _LEAST_STORE
 
 
-def check(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
+def check_plan(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """The plan of a job that fits.
 
     Raises
@@ -292,22 +248,23 @@ def _advice(job: JobSize, cluster: ClusterSize, choice: Choice, plan: Plan) -> s
 
 def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
     if plan.memory > cluster.memory:
-        pools = f" ({size(plan.pools)} of it pools)" if 10 * plan.pools > plan.worker else ""
+        worker, shard, memory = map(size_text, (plan.worker, plan.shard, plan.memory))
+        pools = f" ({size_text(plan.pools)} of it pools)" if 10 * plan.pools > plan.worker else ""
         return (
-            f"{plan.workers} worker{_s(plan.workers)} of {size(plan.worker)}{pools}, {plan.shards} "
-            f"shard{_s(plan.shards)} of {size(plan.shard)} ({plan.format} task vectors) and an "
-            f"object store of {size(plan.nodes * plan.object_store)} are {size(plan.memory)} of "
-            f"memory, and {size(cluster.memory)} are free"
+            f"{plan.workers} worker{_s(plan.workers)} of {worker}{pools}, {plan.shards} "
+            f"shard{_s(plan.shards)} of {shard} ({plan.format} task vectors) and an object store "
+            f"of {size_text(plan.nodes * plan.object_store)} are {memory} of memory, and "
+            f"{size_text(cluster.memory)} are free"
         )
     if cluster.object_store is not None and plan.object_store > cluster.object_store:
         return (
-            f"a round keeps {size(plan.object_store)} in the object store, and each node has "
-            f"{size(cluster.object_store)} (ray start --object-store-memory gives it more)"
+            f"a round keeps {size_text(plan.object_store)} in the object store, and each node has "
+            f"{size_text(cluster.object_store)} (ray start --object-store-memory gives it more)"
         )
     if cluster.disk is not None and plan.disk > cluster.disk:
         return (
-            f"the task vectors take {size(plan.disk)} on the disk of the store, and "
-            f"{size(cluster.disk)} are free"
+            f"the task vectors take {size_text(plan.disk)} on the disk of the store, and "
+            f"{size_text(cluster.disk)} are free"
         )
     return None
 
@@ -344,14 +301,6 @@ def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Ch
         yield "half of each pool (pool.split: train[:50%])", (halved, choice, 1)
     for nodes in (2, 4, 8):
         yield f"{nodes} such nodes (cluster.address)", (job, choice, nodes)
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``1.5 GiB``."""
-    for unit, factor in (("GiB", 2**30), ("MiB", MIB), ("KiB", 2**10)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
 
 
 def _s(count: int) -> str:

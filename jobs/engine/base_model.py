@@ -1,0 +1,80 @@
+"""The base model of a job, opened and split for the site that its tasks tint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
+from tintray.errors import InputError
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.settings import share_factories
+from tintray.jobs.engine.sources import cache_folder, local_folder
+from tintray.models.comparing import check_same_computation
+from tintray.models.loading import load_base
+from tintray.models.structure import HEAD, backbone_names
+from tintray.tinting.partition import Partition, default_tint_lr, partition
+from tintray.tinting.site_search import AUTO, candidates
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """What a job stands on: its base, checked, and how it splits for the tint site.
+
+    ``site`` is the one that it is laid out for: the head, where the job's own is still to be found.
+    """
+
+    digest: str
+    partition: Partition
+    site: str
+    like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the backbone, the tint site included."""
+        module = self.partition.module
+        return sum(module.get_parameter(n).numel() for n in backbone_names(module))
+
+    def tint_lr(self, spec: JobSpec) -> float:
+        """The highest learning rate of tint layers: the job's own, or the default of its site."""
+        module = self.partition.module
+        return spec.fit.tint_lr or default_tint_lr(module, self.site, spec.tint.rank)
+
+
+def load_base_model(spec: JobSpec) -> SplitModel:
+    """Open the base and resolve the tint site; reads one model, computes nothing.
+
+    Raises
+    ------
+    CheckpointError, SpecError
+        If the base cannot be loaded, the site names no module of it, or none fits the budget.
+    """
+    share_factories()
+    cache = cache_folder()
+    base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    like, expert = _first_expert(spec, base, cache)
+    role = like[1]
+    check_same_computation(base, expert, "the base", role)
+    module = load_base(base, like=expert)
+    site = spec.tint.site
+    if site == AUTO:  # still to be found: all but the head is laid out
+        candidates(module, spec.tint.max_parameters)
+        site = HEAD
+    choice = (module, site, spec.merge.granularity, spec.tint.rank)
+    return SplitModel(base.digest(), partition(*choice, learned=spec.tint.learned), site, like)
+
+
+def _first_expert(
+    spec: JobSpec, base: ModelFolder, cache: Path
+) -> tuple[tuple[str, str], ModelFolder]:
+    """The first task's expert; of a job that leaves tasks out, the first that can be opened."""
+    for last, task in enumerate(spec.tasks, start=1 - len(spec.tasks)):
+        role = f"tasks.{task.name}.expert"
+        try:
+            folder = local_folder(task.expert, cache)
+            expert = open_model_folder(folder, role=role, base=base, factory=spec.factory)
+            return (str(task.expert), role), expert
+        except InputError:
+            if spec.on_task_error == "fail" or last == 0:
+                raise
+    raise AssertionError("a job has tasks")

@@ -1,0 +1,168 @@
+"""How large a job is: from its file, its base and the headers of what it names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tintray.data.counting import extent
+from tintray.data.source import DataSource
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.locations import Location
+from tintray.jobs.engine.base_model import SplitModel
+from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, group_count
+from tintray.jobs.engine.plan import (
+    FLOAT,
+    Choice,
+    ClusterSize,
+    JobSize,
+    Plan,
+    check_plan,
+    object_store_bytes,
+)
+from tintray.jobs.engine.resources import free_disk
+from tintray.numerics.precision import resolve
+from tintray.tasks.kind import Kind
+from tintray.tasks.registry import find_kind
+
+_TOKENS_PER_BYTE = 0.25  # of English text
+_BYTES_PER_TOKEN = 16  # an id and a mask, int64 each
+_PADDING = 2  # texts are padded to the longest of their pool
+_COMPRESSED = 3  # bytes of text in one byte of a .gz or .parquet
+_SIDE = 224  # of images, where no configuration tells
+
+
+def make_plan(spec: JobSpec, base: SplitModel, cluster: ClusterSize) -> Plan:
+    """How the job is laid out over a cluster, and the memory that it takes there.
+
+    Raises
+    ------
+    SpecError
+        If it does not fit; see ``plan.check_plan``.
+    """
+    store = Path(spec.store.path) if spec.store.path else None
+    place = replace(cluster, disk=None if store is None else free_disk(store))
+    wanted = spec.cluster
+    choice = Choice(
+        workers=None if wanted.workers == "auto" else max(1, wanted.workers),
+        threads=wanted.threads_per_worker,
+        shards=None if wanted.shards == "auto" else wanted.shards,
+        gpus=wanted.gpus_per_worker,
+        format=spec.merge.task_vectors,
+    )
+    return check_plan(job_size(spec, base), place, choice)
+
+
+def object_store_needed(spec: JobSpec, base: SplitModel) -> int:
+    """Bytes of shared memory for a cluster that is started for the job."""
+    return object_store_bytes(base.partition.layout.numel, group_count(spec))
+
+
+def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
+    """The size of a job on its base."""
+    module, examples = base.partition.module, spec.fit.micro_batch or DEFAULT_MICRO_BATCH
+    below = tuple(f"{path}." for path in base.partition.private)
+    private = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
+    known = getattr(module, "config", None)
+    # How many labels there are is a property, of which the dictionary is silent.
+    labels = {"num_labels": getattr(known, "num_labels", 1)}
+    config = known.to_dict() | labels if known else {}
+    wide = 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
+    return JobSize(
+        base.partition.layout,
+        tasks=len(spec.tasks),
+        private=private,
+        groups=min(len(spec.tasks), group_count(spec)),
+        pool_bytes=pool_bytes(spec, config),
+        activation_bytes=activation_bytes(config, examples, wide),
+        corrected=bool(spec.merge.learned and spec.fit.correction_lr),
+        adapters=list(adapter_bytes(spec).values()),
+    )
+
+
+def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) -> int:
+    """What a transformer's forward pass keeps for the backward pass; 0 for a model unlike one.
+
+    Per token and layer s·b·h·(34 + 5·a·s/h) bytes in 16 bit (Korthikanti et al., arXiv
+    2205.05198); ``config`` is the model's ``config.json``.
+    """
+    try:
+        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        heads = int(config["num_attention_heads"])
+        if "patch_size" in config:
+            tokens = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
+        else:
+            tokens = min(512, int(config["max_position_embeddings"]))
+    except (KeyError, TypeError, ValueError):
+        return 0
+    of_layer = tokens * examples * (34 * hidden + 5 * heads * tokens)
+    return layers * of_layer * bytes_each // 2
+
+
+def pool_bytes(spec: JobSpec, config: Mapping[str, Any]) -> int:
+    """Bytes of all tasks' pools and test sets, and of what the experts answer on them.
+
+    From above, but not far, for models whose ``config`` tells the size of images and the number of
+    answers; 0 for data that is not on this machine yet.
+    """
+    return sum(
+        _bytes_of(data.order(), find_kind(task.kind), config)
+        for task in spec.tasks
+        for data in (task.pool, task.test)
+        if data is not None
+    )
+
+
+def _bytes_of(source: DataSource, kind: Kind, config: Mapping[str, Any]) -> int:
+    found = extent(source)
+    if found.examples is None:  # a table: of texts, mostly
+        packed = _COMPRESSED if source.path.endswith((".gz", ".parquet")) else 1
+        tokens = found.file_bytes * packed * _TOKENS_PER_BYTE
+        return int(tokens * _BYTES_PER_TOKEN * _PADDING)
+    side = _image_side(config)
+    if side:
+        pixels = side * side
+    elif found.shape:
+        pixels = math.prod(found.shape[:2])
+    else:
+        pixels = _SIDE * _SIDE
+    channels = int(config.get("num_channels") or 3)
+    answers = kind.answers_per_example(int(config.get("num_labels") or 1), pixels)
+    return found.examples * (channels * pixels + FLOAT * answers)
+
+
+def _image_side(config: Mapping[str, Any]) -> int:
+    size = config.get("image_size")
+    return max(size) if isinstance(size, list | tuple) and size else int(size or 0)
+
+
+def adapter_bytes(spec: JobSpec) -> Mapping[str, int]:
+    """Bytes in float32 of what each adapter changes, by task; without tasks of whole models.
+
+    Only headers are read, of the folders on this machine. Beside adapters that are here, experts in
+    a bucket or on the hub are taken for adapters of the size of the largest; else they count as
+    whole models, as does what cannot be read.
+    """
+    places = {task.name: Location(task.expert).path for task in spec.tasks}
+    sizes = {name: None if path is None else _adapter(path) for name, path in places.items()}
+    found = {name: size for name, size in sizes.items() if size is not None}
+    remote = [name for name, path in places.items() if path is None]
+    return found | dict.fromkeys(remote if found else [], max(found.values(), default=0))
+
+
+def _adapter(folder: Path) -> int | None:
+    """Bytes of an adapter's tensors in float32; None of a folder that holds no readable adapter."""
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "model.safetensors").is_file():
+        return None
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None  # whoever opens it says what is wrong with it
+    return FLOAT * sum(map(math.prod, shapes))
