@@ -40,7 +40,8 @@ def local_file(location: str, cache: Path) -> Path:
     parent, _, name = location.rpartition("/")
     store = open_store(parent)
     path = cache / location.removeprefix("s3://")
-    if not path.is_file() or path.stat().st_size != store.size(name):
+    found = store.stat(name)
+    if found is None or not path.is_file() or path.stat().st_size != found.size:
         store.fetch(name, path)
     return path
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from tintray.errors import InputError, NotFoundError, StorageError
 from tintray.storage.artifacts.local import replacing, sentence
-from tintray.storage.artifacts.protocol import Entry, Leftover, Observer, Source
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Leftover, Observer, Source
 from tintray.storage.artifacts.urls import RESERVED, check_key
 
 _CHUNK = 4 << 20
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
-class FolderStore:
+class FolderStore(ArtifactStore):
     """Artifacts as read-only files below one folder.
 
     A write goes to a scratch file first, is flushed to the disk and then linked under its name, so
@@ -30,7 +30,7 @@ class FolderStore:
     def __init__(self, root: Path):
         self.root = root.absolute()
         self.url = self.root.as_uri()
-        self.proved: dict[str, str] = {}  # stays empty: a file has no mark of its content
+        self.proved = {}  # stays empty: a file has no mark of its content
 
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
         """See ``ArtifactStore.put``."""
@@ -87,15 +87,6 @@ class FolderStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return Entry(key, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
-
-    def size(self, key: str) -> int | None:
-        """See ``ArtifactStore.size``."""
-        found = self.stat(key)
-        return None if found is None else found.size
-
-    def exists(self, key: str) -> bool:
-        """See ``ArtifactStore.exists``."""
-        return self.size(key) is not None
 
     def local_path(self, key: str) -> Path:
         """The artifact's own file; raises ``NotFoundError`` if there is none."""

@@ -45,9 +45,8 @@ class ArtifactStore(Protocol):
     ``InputError`` for a key that would leave it.
     """
 
-    @property
-    def url(self) -> str:
-        """The canonical URL of the store, never with credentials."""
+    url: str
+    """The canonical URL of the store, never with credentials."""
 
     proved: dict[str, str]
     """Blobs whose bytes this object has hashed whole: their sha256, and the mark they had then."""
@@ -79,11 +78,9 @@ class ArtifactStore(Protocol):
     def stat(self, key: str) -> Entry | None:
         """An artifact as a listing would show it, or None if there is none."""
 
-    def size(self, key: str) -> int | None:
-        """Size of an artifact in bytes, or None if there is none."""
-
     def exists(self, key: str) -> bool:
         """Whether there is an artifact of that key."""
+        return self.stat(key) is not None
 
     def local_path(self, key: str) -> Path | None:
         """The artifact's own file, to be mapped and never written; None if it has none here."""

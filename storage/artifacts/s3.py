@@ -6,10 +6,10 @@ import io
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from botocore.exceptions import (
     ClientError,
@@ -23,9 +23,9 @@ from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
 from tintray.errors import NotFoundError
-from tintray.storage.artifacts.deadlines import Connections, OverdueError, Watch
+from tintray.storage.artifacts.deadlines import Deadline, OverdueError, Threads, finish
 from tintray.storage.artifacts.local import replacing
-from tintray.storage.artifacts.protocol import Entry, Leftover, Observer, Source
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Leftover, Observer, Source
 from tintray.storage.artifacts.s3_client import (
     MISSING,
     S3Options,
@@ -38,19 +38,26 @@ from tintray.storage.artifacts.urls import RESERVED, S3Url, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, HeadObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import (
+        GetObjectRequestTypeDef,
+        HeadObjectOutputTypeDef,
+        ListMultipartUploadsOutputTypeDef,
+    )
     from s3transfer.futures import TransferFuture
 
-_CHUNK = 1 << 20
+Result = TypeVar("Result")
+
+_CHUNK = 256 << 10  # bytes between two looks at the clock
 _TAKEN = {"PreconditionFailed", "412"}
 _UPLOAD = "?uploadId="  # between the key and the id of an upload in parts that has not ended
 _BUSY = {"ConditionalRequestConflict", "409"}
 _NO_COPY = {"InvalidRequest", "EntityTooLarge", "NotImplemented", "501", "InvalidArgument"}
 _UNCONDITIONAL = {"NotImplemented", "501"}
+_BEHIND_THE_END = {"InvalidRange", "416"}
 _BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, OSError)
 
 
-class S3Store:
+class S3Store(ArtifactStore):
     """Artifacts as objects below a prefix of one bucket.
 
     A PUT is atomic in S3; an upload in parts becomes visible when it is completed. Threads may
@@ -62,9 +69,9 @@ class S3Store:
         self._place = place
         self._options = options or S3Options()
         self._base = f"{place.prefix}/" if place.prefix else ""
-        self.proved: dict[str, str] = {}
+        self.proved = {}
         self._lock = threading.Lock()
-        self._connected: tuple[S3Client, TransferManager, Connections] | None = None
+        self._connected: tuple[S3Client, TransferManager] | None = None
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[S3Url, S3Options]]:
         return type(self), (self._place, self._options)
@@ -73,7 +80,8 @@ class S3Store:
         """See ``ArtifactStore.put``."""
         name = self._name(key)
         size = source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
-        with self._operation(f"writing {key}", size) as watch:
+
+        def write(deadline: Deadline) -> bool:
             if size <= self._options.part_size:
                 data = source.read_bytes() if isinstance(source, Path) else bytes(source)
                 return self._put_small(name, data, overwrite)
@@ -82,8 +90,10 @@ class S3Store:
             if not overwrite and self.exists(key):
                 return False
             body = str(source) if isinstance(source, Path) else io.BytesIO(source)
-            _wait(self._transfers.upload(body, self._place.bucket, name), watch)
+            _complete(self._transfers.upload(body, self._place.bucket, name), deadline)
             return True
+
+        return self._do(f"writing {key}", write, size)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See ``ArtifactStore.get``."""
@@ -92,32 +102,34 @@ class S3Store:
                 return b""
             raise self._missing(key)
         name = self._name(key)
-        with self._operation(f"reading {key}") as watch:
-            try:
-                return self._read(name, start, stop, watch)
-            except ClientError as error:
-                if error_code(error) in MISSING:
-                    raise self._missing(key) from None
-                if error_code(error) in ("InvalidRange", "416"):  # begins behind the end
-                    return b""
-                raise
+
+        def read(deadline: Deadline) -> bytes:
+            with self._present(key):
+                try:
+                    return self._read(name, start, stop, deadline)
+                except ClientError as error:
+                    if error_code(error) in _BEHIND_THE_END:
+                        return b""
+                    raise
+
+        return self._do(f"reading {key}", read)
 
     def fetch(self, key: str, destination: Path, *, observe: Observer | None = None) -> Path:
         """See ``ArtifactStore.fetch``."""
-        name = self._name(key)
-        with replacing(destination) as file, self._operation(f"reading {key}") as watch:
-            try:
-                head = self._client.head_object(Bucket=self._place.bucket, Key=name)
-                watch.extend(head["ContentLength"] / self._options.slowest)
-                sink = cast("IO[bytes]", _Sink(file, observe))  # all that it calls is write()
-                transfer = self._transfers.download(
-                    self._place.bucket, name, sink, subscribers=[_Known(head)]
-                )
-                _wait(transfer, watch)
-            except ClientError as error:
-                if error_code(error) in MISSING:
-                    raise self._missing(key) from None
-                raise
+        name, bucket = self._name(key), self._place.bucket
+        with replacing(destination) as file:
+
+            def copy(deadline: Deadline) -> None:
+                with self._present(key):
+                    head = self._client.head_object(Bucket=bucket, Key=name)
+                    deadline.extend(head["ContentLength"] / self._options.slowest)
+                    sink = cast("IO[bytes]", _Sink(file, observe))  # all that it calls is write()
+                    known = [_Known(head)]
+                    _complete(
+                        self._transfers.download(bucket, name, sink, subscribers=known), deadline
+                    )
+
+            self._do(f"reading {key}", copy)
         return destination
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -128,45 +140,36 @@ class S3Store:
 
     def _objects(self, prefix: str) -> Iterator[Entry]:
         action = f"listing {prefix or 'everything'}"
-        with self._operation(action):
-            paginator = self._client.get_paginator("list_objects_v2")
+        paginator = self._do(action, lambda _: self._client.get_paginator("list_objects_v2"))
         pages = iter(paginator.paginate(Bucket=self._place.bucket, Prefix=self._base + prefix))
-        while True:
-            with self._operation(action):  # a page at a time: what is done with it is not ours
-                page = next(pages, None)
-            if page is None:
-                return
+        # A page at a time: what is done with it is not ours.
+        while (page := self._do(action, lambda _: next(pages, None))) is not None:
             for item in page.get("Contents", []):
                 key = item["Key"][len(self._base) :]
                 yield Entry(key, item["Size"], item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         """See ``ArtifactStore.delete``."""
-        name = self._name(key)
-        with self._operation(f"deleting {key}"):
-            self._client.delete_object(Bucket=self._place.bucket, Key=name)
+        self._delete(self._name(key), f"deleting {key}")
+
+    def _delete(self, name: str, action: str) -> None:
+        bucket = self._place.bucket
+        self._do(action, lambda _: self._client.delete_object(Bucket=bucket, Key=name))
 
     def stat(self, key: str) -> Entry | None:
         """See ``ArtifactStore.stat``."""
-        name = self._name(key)
-        with self._operation(f"reading {key}"):
-            try:
-                answer = self._client.head_object(Bucket=self._place.bucket, Key=name)
-                modified = answer["LastModified"].timestamp()
-                return Entry(key, answer["ContentLength"], modified, answer.get("ETag", ""))
-            except ClientError as error:
-                if error_code(error) in MISSING:
-                    return None
-                raise
+        name, bucket = self._name(key), self._place.bucket
 
-    def size(self, key: str) -> int | None:
-        """See ``ArtifactStore.size``."""
-        found = self.stat(key)
-        return None if found is None else found.size
+        def ask(_: Deadline) -> Entry:
+            with self._present(key):
+                answer = self._client.head_object(Bucket=bucket, Key=name)
+            modified = answer["LastModified"].timestamp()
+            return Entry(key, answer["ContentLength"], modified, answer.get("ETag", ""))
 
-    def exists(self, key: str) -> bool:
-        """See ``ArtifactStore.exists``."""
-        return self.size(key) is not None
+        try:
+            return self._do(f"reading {key}", ask)
+        except NotFoundError:
+            return None
 
     def local_path(self, key: str) -> None:
         """None: an object has no file here."""
@@ -174,61 +177,67 @@ class S3Store:
 
     def touch(self, key: str) -> bool:
         """See ``ArtifactStore.touch``: a copy of the object onto itself."""
-        name = self._name(key)
-        place = self._place.bucket
-        with self._operation(f"touching {key}"):
+        bucket, name = self._place.bucket, self._name(key)
+
+        def copy(_: Deadline) -> bool:
             try:
                 self._client.copy_object(
-                    Bucket=place,
+                    Bucket=bucket,
                     Key=name,
-                    CopySource={"Bucket": place, "Key": name},
+                    CopySource={"Bucket": bucket, "Key": name},
                     MetadataDirective="REPLACE",
                 )
             except ClientError as error:  # too large for one copy, gone, or not known here
                 if error_code(error) in MISSING | _NO_COPY:
                     return False
                 raise
-        return True
+            return True
+
+        return self._do(f"touching {key}", copy)
 
     def leftovers(self) -> Iterator[Leftover]:
         """See ``ArtifactStore.leftovers``: probes, and uploads in parts."""
         for entry in self._objects(f"{RESERVED}/"):
             yield Leftover(entry.key, entry.size, entry.modified)
-        with self._operation("listing unfinished uploads"):
-            paginator = self._client.get_paginator("list_multipart_uploads")
-            try:
-                pages = list(paginator.paginate(Bucket=self._place.bucket, Prefix=self._base))
-            except ClientError as error:
-                if error_code(error) in _UNCONDITIONAL:  # a server without such a listing
-                    return
-                raise
-        for page in pages:
+        for page in self._do("listing unfinished uploads", self._uploads):
             for item in page.get("Uploads", []):
                 key = item["Key"][len(self._base) :]
                 name = f"{key}{_UPLOAD}{item['UploadId']}"
                 yield Leftover(name, 0, item["Initiated"].timestamp())
 
+    def _uploads(self, _: Deadline) -> Sequence[ListMultipartUploadsOutputTypeDef]:
+        paginator = self._client.get_paginator("list_multipart_uploads")
+        try:
+            return [*paginator.paginate(Bucket=self._place.bucket, Prefix=self._base)]
+        except ClientError as error:
+            if error_code(error) in _UNCONDITIONAL:  # a server without such a listing
+                return []
+            raise
+
     def discard(self, leftover: Leftover) -> None:
         """See ``ArtifactStore.discard``."""
         key, mark, upload = leftover.name.rpartition(_UPLOAD)
-        bucket = self._place.bucket
-        with self._operation(f"deleting {leftover.name}"):
-            if not mark:
-                self._client.delete_object(Bucket=bucket, Key=self._base + leftover.name)
-                return
+        bucket, action = self._place.bucket, f"deleting {leftover.name}"
+        if not mark:
+            self._delete(self._base + leftover.name, action)
+            return
+
+        def abort(_: Deadline) -> None:
             try:
-                name = self._base + key
-                self._client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=upload)
+                self._client.abort_multipart_upload(
+                    Bucket=bucket, Key=self._base + key, UploadId=upload
+                )
             except ClientError as error:
                 if error_code(error) not in MISSING | {"NoSuchUpload"}:
                     raise
 
+        self._do(action, abort)
+
     def check_writable(self) -> None:
         """See ``ArtifactStore.check_writable``."""
         probe = f"{self._base}{RESERVED}/{uuid.uuid4().hex}"
-        with self._operation("writing a probe"):
-            self._client.put_object(Bucket=self._place.bucket, Key=probe, Body=b"tintray")
-            self._client.delete_object(Bucket=self._place.bucket, Key=probe)
+        self._do("writing a probe", lambda _: self._put_small(probe, b"tintray", overwrite=True))
+        self._delete(probe, "writing a probe")
 
     def _put_small(self, name: str, data: bytes, overwrite: bool) -> bool:
         """One PUT; without ``overwrite`` on the condition that there is no such object."""
@@ -249,7 +258,7 @@ class S3Store:
         self._client.put_object(Bucket=bucket, Key=name, Body=data)
         return True
 
-    def _read(self, name: str, start: int, stop: int | None, watch: Watch) -> bytes:
+    def _read(self, name: str, start: int, stop: int | None, deadline: Deadline) -> bytes:
         """Bytes of an object, going on where a connection broke."""
         data = bytearray()
         request: GetObjectRequestTypeDef = {"Bucket": self._place.bucket, "Key": name}
@@ -259,10 +268,12 @@ class S3Store:
                     request["Range"] = f"bytes={first}-{'' if stop is None else stop - 1}"
                 answer = self._client.get_object(**request)
                 if "IfMatch" not in request:
-                    watch.extend(answer["ContentLength"] / self._options.slowest)
+                    deadline.extend(answer["ContentLength"] / self._options.slowest)
                 request["IfMatch"] = answer["ETag"]  # if it must go on, then in the same version
-                for chunk in answer["Body"].iter_chunks(_CHUNK):
-                    data += chunk
+                with closing(answer["Body"]) as body:
+                    for chunk in body.iter_chunks(_CHUNK):
+                        data += chunk
+                        deadline.check()
                 break
             except FlexibleChecksumError:  # altered on the way: nothing of it can be used
                 data.clear()
@@ -279,6 +290,15 @@ class S3Store:
     def _missing(self, key: str) -> NotFoundError:
         return NotFoundError(f"artifact {key} is not in the store {self.url}")
 
+    @contextmanager
+    def _present(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if error_code(error) in MISSING:
+                raise self._missing(key) from None
+            raise
+
     @property
     def _client(self) -> S3Client:
         return self._connect()[0]
@@ -287,25 +307,22 @@ class S3Store:
     def _transfers(self) -> TransferManager:
         return self._connect()[1]
 
-    def _connect(self) -> tuple[S3Client, TransferManager, Connections]:
+    def _connect(self) -> tuple[S3Client, TransferManager]:
         with self._lock:
             if self._connected is None:
                 client = make_client(self._place, self._options)
-                transfers = _transfers(client, self._options)
-                self._connected = client, transfers, Connections(client)
+                self._connected = client, _transfers(client, self._options)
             return self._connected
 
-    @contextmanager
-    def _operation(self, action: str, size: int = 0) -> Iterator[Watch]:
-        """Something that moves ``size`` bytes: it ends in time, and fails in one sentence."""
-        client, _, connections = self._connect()
-        endpoint = client.meta.endpoint_url
-        seconds = self._options.deadline + size / self._options.slowest
+    def _do(self, action: str, work: Callable[[Deadline], Result], size: int = 0) -> Result:
+        """Work that moves ``size`` bytes: it ends in time, and fails in one sentence."""
+        endpoint = self._client.meta.endpoint_url
+        options = self._options
+        deadline = Deadline(options.deadline + size / options.slowest, options.clock)
         began = time.monotonic()
         with failures(self._place, endpoint, action):
             try:
-                with connections.watched(seconds) as watch:
-                    yield watch
+                return finish(work, deadline)
             except OverdueError as error:
                 took = time.monotonic() - began
                 raise overdue(self._place, endpoint, action, took) from error
@@ -336,10 +353,10 @@ class _Known(BaseSubscriber):
         future.meta.provide_object_etag(self._head["ETag"])
 
 
-def _wait(future: TransferFuture, watch: Watch) -> None:
-    """Wait for a transfer; when its time is over its other threads are told to stop."""
-    watch.cancel = future.cancel
-    future.result()
+def _complete(transfer: TransferFuture, deadline: Deadline) -> None:
+    """Wait for a transfer; when its time is over, its own threads are told to stop."""
+    deadline.on_end = transfer.cancel
+    transfer.result()
 
 
 def _transfers(client: S3Client, options: S3Options) -> TransferManager:
@@ -353,4 +370,4 @@ def _transfers(client: S3Client, options: S3Options) -> TransferManager:
         num_download_attempts=options.attempts,
         io_chunksize=_CHUNK,
     )
-    return TransferManager(client, config)
+    return TransferManager(client, config, executor_cls=Threads)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -25,6 +26,7 @@ from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S
 from urllib3.exceptions import HTTPError
 
 from tintray.errors import StorageError
+from tintray.storage.artifacts.deadlines import refuse_overdue
 from tintray.storage.artifacts.urls import S3Url
 from tintray.storage.secrets import redact, shown_url
 
@@ -57,7 +59,7 @@ class S3Options:
     A request that stays silent is given up after ``read_timeout`` and tried again, ``attempts``
     times in all with growing pauses: a server that answers nothing at all fails
     within ``attempts * (connect_timeout + read_timeout)`` plus some 15 s of pauses. One that
-    answers byte by byte is cut off after ``deadline`` plus the time of the content.
+    answers byte by byte is given up after ``deadline`` plus the time of the content.
     """
 
     connect_timeout: float = 5.0
@@ -68,6 +70,7 @@ class S3Options:
     part_size: int = 8 << 20  # larger artifacts travel in parts of this size, in parallel
     threads: int = 8
     parts_in_memory: int = 10
+    clock: Callable[[], float] = time.monotonic  # of the deadline
 
 
 def make_client(place: S3Url, options: S3Options) -> S3Client:
@@ -81,7 +84,7 @@ def make_client(place: S3Url, options: S3Options) -> S3Client:
         user_agent_extra="tintray",
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except ProfileNotFound as error:
         profile = os.environ.get("AWS_PROFILE", "")
         raise StorageError(
@@ -93,6 +96,28 @@ def make_client(place: S3Url, options: S3Options) -> S3Client:
             f"the artifact store {place} cannot be used: {redact(str(error))}; correct "
             "AWS_ENDPOINT_URL or the AWS profile"
         ) from error
+    client.meta.events.register("before-send.s3", refuse_overdue)
+    client.meta.events.register("before-parse.s3", _refuse_broken)
+    return client
+
+
+def _refuse_broken(response_dict: dict[str, Any], operation_model: Any, **_: object) -> None:
+    """Have an answer that broke off in its head, or without its body, asked for again.
+
+    botocore takes it for a whole one: a listing would be empty, without a word.
+    """
+    if response_dict["status_code"] not in (200, 206):
+        return
+    headers, body = response_dict["headers"], response_dict["body"]
+    length = headers.get("content-length")
+    if length is None:
+        closes = "close" in headers.get("connection", "").lower()
+        whole = closes or "transfer-encoding" in headers
+    else:
+        bare = operation_model.http["method"] == "HEAD" or not isinstance(body, bytes)
+        whole = bare or len(body) == int(length)
+    if not whole:
+        response_dict.update(status_code=500, body=b"")  # botocore's own sign to try again
 
 
 @contextmanager

@@ -25,7 +25,8 @@ def test_what_was_put_is_read_back(store: ArtifactStore, tmp_path: Path) -> None
     assert store.put("a/empty", b"")
     assert store.get("a/bytes") == store.get("a/view") == store.get("a/file") == data
     assert store.get("a/empty") == b""
-    assert (store.size("a/bytes"), store.size("a/empty"), store.size("a")) == (100_000, 0, None)
+    assert store.stat("a/bytes") == Entry("a/bytes", 100_000)
+    assert (store.stat("a/empty"), store.stat("a")) == (Entry("a/empty", 0), None)
     assert store.fetch("a/file", tmp_path / "new" / "copy").read_bytes() == data
     assert store.fetch("a/empty", tmp_path / "copy").read_bytes() == b""
 

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\nETag: \"x\"\r\n"
     b"Last-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n"
 )  # fmt: skip
-PATIENT = S3Options(connect_timeout=120, read_timeout=120, attempts=2)  # the deadline alone ends it
 SECONDS = 0.05  # that a byte takes, on the clock of the test
 ENDLESS = 20_000  # bytes that a server sends at most: a test that waits for them has failed
 Operation = Callable[[S3Store, Path], object]
@@ -42,22 +41,22 @@ class Trickle:
 
     def __init__(self, begin: bytes, trickles: bool) -> None:
         self._begin, self._trickles = begin, trickles
-        self.sent = 0
+        self.sent = self.open = self.late = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.open = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.open += 1
                 threading.Thread(target=self._answer, args=(client,), daemon=True).start()
 
     def _answer(self, client: socket.socket) -> None:
-        self.open += 1
         with client, suppress(OSError):
             client.recv(1 << 16)
+            self.late += not self._trickles
             client.sendall(self._begin)
             while self._trickles and self.sent < ENDLESS:
                 client.sendall(b"x")
@@ -69,68 +68,68 @@ class Trickle:
         """Seconds, as the bytes that came make them."""
         return SECONDS * self.sent
 
+    def break_off(self) -> None:
+        """End all answers, and wait until each has ended; ``late`` counts what still comes."""
+        self._trickles = False
+        while self.open:
+            time.sleep(0.01)
+
     def close(self) -> None:
         self._listener.close()
 
 
-def serve(begin: bytes, trickles: bool, monkeypatch: pytest.MonkeyPatch) -> Trickle:
-    server = Trickle(begin, trickles)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return server
+Serve = Callable[[bytes, bool], Trickle]
 
 
-def timed(server: Trickle, options: S3Options) -> S3Store:
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Start such a server, to which the AWS environment leads."""
+    with ExitStack() as servers:
+
+        def start(begin: bytes, trickles: bool) -> Trickle:
+            server = servers.enter_context(closing(Trickle(begin, trickles)))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            monkeypatch.setenv("AWS_REGION", "us-east-1")
+            return server
+
+        yield start
+
+
+def store_of(server: Trickle, **options: float) -> S3Store:
     """A store whose operations go by the clock of a server."""
-    store = S3Store(S3Url("bucket", "prefix"), options)
-    store._connect()[2].clock = server.clock
-    return store
+    patient = S3Options(connect_timeout=120, read_timeout=120, attempts=2, clock=server.clock)
+    return S3Store(S3Url("bucket", "prefix"), replace(patient, **options))
 
 
-@pytest.fixture(params=["head", "body"])
-def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trickle]:
-    server = serve({"head": HEAD[:40], "body": HEAD}[request.param], True, monkeypatch)
-    yield server
-    server.close()
-
-
+@pytest.mark.parametrize("begin", [HEAD[:40], HEAD], ids=["head", "body"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_ends_in_its_time_however_slowly_bytes_come(
-    slow: Trickle, name: str, tmp_path: Path
+    serve: Serve, begin: bytes, name: str, tmp_path: Path
 ) -> None:
-    store = timed(slow, replace(PATIENT, deadline=0.6, slowest=1 << 30))
+    server = serve(begin, True)
+    store = store_of(server, deadline=0.6, slowest=1 << 30)
     with pytest.raises(StorageError, match=r"is too slow: .* was given up after \d+ s; check"):
         OPERATIONS[name](store, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    while slow.open and slow.sent < ENDLESS:
-        time.sleep(0.01)
-    assert slow.open == 0  # no connection is left to a thread that nobody waits for
-    assert slow.sent < ENDLESS
+    assert server.sent < ENDLESS
+    server.break_off()
+    for thread in threading.enumerate():
+        if thread.name == "store":
+            thread.join()
+    assert server.late == 0  # what was given up is not tried again behind anybody's back
 
 
 @pytest.mark.parametrize("begin", [HEAD[:17], HEAD[:20], HEAD], ids=["status", "head", "no body"])
-def test_an_answer_that_broke_off_is_no_empty_listing(
-    begin: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = serve(begin, False, monkeypatch)
-    try:
-        with pytest.raises(StorageError):
-            list(S3Store(S3Url("bucket", "prefix"), PATIENT).list())
-    finally:
-        server.close()
+def test_an_answer_that_broke_off_is_no_empty_listing(serve: Serve, begin: bytes) -> None:
+    with pytest.raises(StorageError):
+        list(store_of(serve(begin, False)).list())
 
 
-def test_content_gets_the_time_that_its_size_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_gets_the_time_that_its_size_needs(serve: Serve) -> None:
     """100 bytes take five seconds; at ten a second they are allowed ten more than the deadline."""
-    begin = HEAD.replace(b"20000000", b"100")
-    server = serve(begin, True, monkeypatch)
-    try:
-        store = timed(server, replace(PATIENT, attempts=1, deadline=0.3, slowest=10))
-        assert store.get("key") == b"x" * 100
-        store = timed(server, replace(PATIENT, attempts=1, deadline=0.3, slowest=100))
-        with pytest.raises(StorageError, match="is too slow"):
-            store.get("key")
-    finally:
-        server.close()
+    server = serve(HEAD.replace(b"20000000", b"100"), True)
+    assert store_of(server, attempts=1, deadline=0.3, slowest=10).get("key") == b"x" * 100
+    with pytest.raises(StorageError, match="is too slow"):
+        store_of(server, attempts=1, deadline=0.3, slowest=100).get("key")

@@ -14,6 +14,7 @@ import pytest
 
 from tintray.errors import NotFoundError, StorageError
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
+from tintray.storage.artifacts.protocol import Entry
 from tintray.storage.artifacts.publish import publish_merge
 from tintray.storage.artifacts.s3 import S3Store
 from tintray.storage.artifacts.s3_client import S3Options
@@ -41,7 +42,7 @@ def test_large_artifacts_travel_in_parts(s3_url: str, tmp_path: Path) -> None:
     assert store.get(key, 5 * MIB - 3, 5 * MIB + 3) == data[5 * MIB - 3 : 5 * MIB + 3]
     assert store.put("from-memory", memoryview(data))
     assert not store.put("from-memory", file)
-    assert store.size("from-memory") == len(data)
+    assert store.stat("from-memory") == Entry("from-memory", len(data))
 
 
 def test_memory_is_bounded_by_the_parts_and_not_by_the_artifact(
