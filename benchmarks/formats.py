@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from tintray.checkpoints.model_folder import open_model_folder
+from tintray.checkpoints.tensors import read_tensors
 from tintray.data.source import DataSource
 from tintray.jobs import api
 from tintray.jobs.config.job_file import parse_spec
@@ -33,7 +34,6 @@ from tintray.models.calling import answer_width, answers
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
 from tintray.pools.pool import labels_of, open_pool
-from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.tasks.classes import CLASSIFICATION

@@ -152,7 +152,8 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     import numpy as np
     from safetensors.numpy import save
 
-    from tintray.published.merge import BACKBONE, read_tensors, tint_file
+    from tintray.checkpoints.tensors import read_tensors
+    from tintray.published.files import BACKBONE, tint_file
     from tintray.storage.artifacts.publish import merge_file, read_manifest
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}

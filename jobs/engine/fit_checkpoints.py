@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 from tintray.jobs.config.renamed import upgraded_path
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import CheckpointSaved, RoundDone
-from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import seal, unseal

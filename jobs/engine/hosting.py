@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import load_processor
+from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
 from tintray.data.labels import Answers, check_class_names
 from tintray.data.source import DataSource
@@ -32,7 +33,6 @@ from tintray.numerics.randomness import stream
 from tintray.pools import overlap, sequences
 from tintray.pools import pool as pools
 from tintray.pools.tokens import check_known
-from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.jobs.engine.finding import load_merge
-from tintray.published.merge import Merge, config_file
+from tintray.published.files import config_file
+from tintray.published.merge import Merge
 
 
 @dataclass(frozen=True)

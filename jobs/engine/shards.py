@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
 from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement, as_argument
 from tintray.jobs.engine.plan import FLOAT, LARGE_GRADIENT
@@ -26,7 +27,6 @@ from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
 from tintray.merging.files.tensor_files import StackedTensors, TensorFiles
 from tintray.numerics.layout import Layout
-from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.vectors.correction import Correction

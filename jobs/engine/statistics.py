@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.jobs.engine.backend import Backend, Future, Placement
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
 from tintray.jobs.engine.sources import cache_folder, local_data
@@ -17,7 +18,6 @@ from tintray.models.loading import load_expert
 from tintray.models.structure import backbone_names
 from tintray.pools import pool as pools
 from tintray.pools import sequences
-from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, readable
 from tintray.jobs.engine.backend import Backend, as_argument
@@ -29,7 +30,6 @@ from tintray.models.norms import norm_buffers
 from tintray.numerics.randomness import stream
 from tintray.numerics.schedules import Shape, schedule
 from tintray.pools.pool import Pool
-from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup
 from tintray.tasks.evaluation import TaskScore, score

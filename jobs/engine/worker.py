@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.fit_checkpoints import MARK
@@ -22,7 +23,6 @@ from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
 from tintray.pools import pool as pools
 from tintray.pools import sequences
-from tintray.published.merge import read_tensors, tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs

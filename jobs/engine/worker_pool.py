@@ -8,6 +8,7 @@ from typing import Concatenate, Generic, TypeVar
 
 import torch
 
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.engine.arrays import Floats
@@ -29,7 +30,6 @@ from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import backbone_names
 from tintray.numerics.precision import resolve
 from tintray.numerics.randomness import sample_tasks
-from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.protocol import ArtifactStore

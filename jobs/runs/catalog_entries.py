@@ -10,11 +10,8 @@ from torch import Tensor
 
 from tintray.errors import NotFoundError
 from tintray.jobs.engine.finding import blobs_of
+from tintray.published.files import BACKBONE, COEFFICIENTS
 from tintray.published.manifest import Change, Manifest, Unit
-from tintray.published.merge import (
-    BACKBONE,
-    COEFFICIENTS,
-)
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.merges import LayerSummary

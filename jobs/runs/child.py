@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
@@ -23,19 +24,13 @@ from tintray.jobs.runs.parent import Parent
 from tintray.jobs.runs.publication import shared_buffers, task_entry
 from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
+from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, tint_file
 from tintray.published.manifest import (
     Manifest,
     Means,
     ScoreEntry,
     TaskEntry,
     UnpublishedManifest,
-)
-from tintray.published.merge import (
-    BACKBONE,
-    COEFFICIENTS,
-    config_file,
-    tensors_as_bytes,
-    tint_file,
 )
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.publish import (

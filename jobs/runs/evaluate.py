@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
+from tintray.checkpoints.tensors import read_tensors
 from tintray.data.reading import encoded_digest, read_examples
 from tintray.data.source import DataSource
 from tintray.errors import DataError
@@ -18,7 +19,7 @@ from tintray.models.loading import load_expert
 from tintray.pools import pool as pools
 from tintray.pools import sequences
 from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
-from tintray.published.merge import Merge, read_tensors
+from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store

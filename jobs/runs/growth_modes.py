@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend
@@ -23,7 +24,6 @@ from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.parent import Parent
 from tintray.jobs.runs.recomposition import without
 from tintray.jobs.runs.run import artifacts, coordinator
-from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.tasks.evaluation import TaskScore

@@ -17,8 +17,9 @@ from tintray.jobs.results import MergeSummary, Record
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
 from tintray.jobs.runs.summaries import summary
+from tintray.published.files import BACKBONE, tint_file
 from tintray.published.manifest import Change
-from tintray.published.merge import BACKBONE, Merge, tint_file
+from tintray.published.merge import Merge
 from tintray.storage.artifacts.publish import (
     manifest_digest,
     next_version,

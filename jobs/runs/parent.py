@@ -24,8 +24,9 @@ from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
+from tintray.published.files import BACKBONE, config_file, tint_file
 from tintray.published.manifest import FileEntry, Manifest, Unit
-from tintray.published.merge import BACKBONE, Merge, config_file, tint_file
+from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_merge_url

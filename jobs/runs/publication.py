@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs.config.job_file import JobSpec, TaskSpec
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.finding import manifest_of
@@ -17,6 +18,7 @@ from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
+from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, tint_file
 from tintray.published.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -31,13 +33,6 @@ from tintray.published.manifest import (
     TestEntry,
     Unit,
     UnpublishedManifest,
-)
-from tintray.published.merge import (
-    BACKBONE,
-    COEFFICIENTS,
-    config_file,
-    tensors_as_bytes,
-    tint_file,
 )
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.runs.parent import Parent, ancestors
 from tintray.numerics.layout import Layout
 from tintray.numerics.low_rank import LowRank
-from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.vectors.stacks import Row
 from tintray.vectors.task_vectors import row_of

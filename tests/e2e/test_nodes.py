@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.tiny_zoo import TinyZoo
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.numerics.layout import build_layout
-from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store

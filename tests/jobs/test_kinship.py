@@ -11,10 +11,10 @@ from transformers import ViTForImageClassification
 import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
+from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.events import Notice
 from tintray.models.base_similarity import base_similarity, is_unrelated
-from tintray.published.merge import read_tensors
 
 
 @pytest.fixture(scope="module")

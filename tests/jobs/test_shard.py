@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
 from tintray.jobs.engine.shards import Shard, ShardConfig
 from tintray.numerics.layout import Layout, build_layout
-from tintray.published.merge import tensors_as_bytes
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.store import open_store
 

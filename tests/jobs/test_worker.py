@@ -11,6 +11,7 @@ import torch
 
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
+from tintray.checkpoints.tensors import read_tensors
 from tintray.errors import SpecError
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.configs import Prepared
@@ -18,7 +19,6 @@ from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.structure import backbone_names
-from tintray.published.merge import read_tensors
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.store import open_store
 

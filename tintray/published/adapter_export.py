@@ -22,8 +22,9 @@ from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import InputError
 from tintray.models.structure import backbone_names, is_linear, is_transposed
 from tintray.published.card import CARD, model_card
+from tintray.published.files import BACKBONE, new_folder
 from tintray.published.manifest import FileEntry
-from tintray.published.merge import BACKBONE, Merge, new_folder
+from tintray.published.merge import Merge
 from tintray.tinting.tint_layers import with_low_rank
 from tintray.vectors.task_vectors import DOWN, UP
 

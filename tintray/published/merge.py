@@ -13,18 +13,13 @@ In memory it is one backbone, whose tensors every task's model shares.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
 from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import (
@@ -35,6 +30,7 @@ from tintray.checkpoints.model_folder import (
     open_model_folder,
 )
 from tintray.checkpoints.processors import processor_in
+from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.checkpoints.tokenizers import has_tokenizer
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import (
@@ -43,45 +39,34 @@ from tintray.errors import (
     IntegrityError,
     NotFoundError,
     SpecError,
-    StorageError,
     nearest,
 )
-from tintray.files import MAX_JSON, check_new, file_in, foreign, open_regular, read_bytes, reason
+from tintray.files import file_in, foreign, read_bytes
 from tintray.merging.surgery import DOWN, UP, attach
+from tintray.models.calling import answer
 from tintray.models.factories import is_allowed
 from tintray.models.loading import empty_module, load_expert, quiet_transformers
 from tintray.models.structure import assign, tied_names
 from tintray.published.card import CARD, Form, model_card
+from tintray.published.files import (
+    BACKBONE,
+    COEFFICIENTS,
+    MergeFiles,
+    config_file,
+    new_folder,
+    tint_file,
+)
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
 from tintray.tinting.tint_layers import with_low_rank
 
-_CHUNK = 4 << 20
 
-BACKBONE = "backbone.safetensors"
-COEFFICIENTS = "coefficients.safetensors"
-
-
-def tint_file(task: str) -> str:
-    """Name of the file with a task's private tensors."""
-    return f"tints/{task}.safetensors"
-
-
-def config_file(task: str, name: str) -> str:
-    """Name of one of a task's configuration files."""
-    return f"configs/{task}/{name}"
-
-
-class Merge:
-    """A published merge: lazily read, verified on reading, its backbone shared by all tasks.
+class Merge(MergeFiles):
+    """A published merge: its tasks, and for each a model whose backbone all of them share.
 
     Parameters
     ----------
-    manifest
-        What its ``manifest.json`` says.
-    fetch
-        Gives the local path of a file of the merge, by its name in the manifest.
-    url
-        Where it was loaded from, for messages.
+    manifest, fetch, url
+        See :class:`MergeFiles`.
     factory
         The factory that the caller lets run, if the merge is of modules of one.
     """
@@ -93,11 +78,9 @@ class Merge:
         url: str,
         factory: str | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.url = url
-        self._fetch = fetch
+        super().__init__(manifest, fetch, url)
         self._trusted = factory
-        self._verified: dict[str, Path] = {}
+        self._models: dict[str, nn.Module] = {}
 
     @property
     def factory(self) -> str | None:
@@ -138,75 +121,6 @@ class Merge:
             f"{', '.join(self.tasks)}"
         )
 
-    def file(self, name: str) -> Path:
-        """Local path of one of the merge's files, its sha256 checked on first use.
-
-        Who reads it later may find another file there: :meth:`read` and :meth:`tensors` do not.
-
-        Raises
-        ------
-        IntegrityError
-            If the bytes are not those that the manifest names.
-        """
-        if name not in self._verified:
-            with self._open(name) as (_, path):
-                self._verified[name] = path
-        return self._verified[name]
-
-    def read(self, name: str) -> bytes:
-        """The content of one of the merge's small files; see :meth:`file`."""
-        with self._open(name, limit=MAX_JSON) as (file, _):
-            return file.read()
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """All tensors of one of the merge's files; see :meth:`file`."""
-        with self._open(name) as (file, path):
-            itself = Path(f"/proc/self/fd/{file.fileno()}")  # whatever has its name by now
-            with foreign(f"{self.url}/{name} is no safetensors file", IntegrityError):
-                return read_tensors(itself if itself.exists() else path)
-
-    @contextmanager
-    def _open(self, name: str, limit: int | None = None) -> Iterator[tuple[BinaryIO, Path]]:
-        """One of the merge's files, open and at its beginning, its bytes those of the manifest."""
-        listed, where = self.manifest.files.get(name), f"{self.url}/{name}"
-        if listed is None:
-            raise IntegrityError(f"{self.url} has no file {name}; publish the merge again")
-        if limit is not None and listed.size > limit:
-            raise IntegrityError(f"{where} has more than the {limit:,} bytes that it may have")
-        try:
-            path = self._fetch(name)
-            file = open_regular(path)
-        except FileNotFoundError as error:
-            raise IntegrityError(
-                f"{self.url} lacks the file {name} that its manifest names; restore the "
-                "file or publish the merge again"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                f"{where} cannot be read ({reason(error)}); restore the file or publish the merge "
-                "again"
-            ) from error
-        with file:
-            before = _state(file)
-            if before[0] != listed.size:
-                raise IntegrityError(
-                    f"{where} is damaged: it has {before[0]:,} bytes, the manifest says "
-                    f"{listed.size:,}; restore the file or publish the merge again"
-                )
-            found = _sha256(file)
-            if found != listed.sha256:
-                raise IntegrityError(
-                    f"{where} is damaged: its sha256 is {found[:12]}…, the manifest says "
-                    f"{listed.sha256[:12]}…; restore the file or publish the merge again"
-                )
-            file.seek(0)
-            yield file, path
-            if _state(file) == before:  # else linked, touched, or written to
-                return
-            file.seek(0)
-            if _sha256(file) != found:
-                raise IntegrityError(f"{where} was written to while it was read; try again")
-
     @cached_property
     def backbone(self) -> dict[str, Tensor]:
         """The shared tensors by name; read once, shared by every task's model.
@@ -227,7 +141,7 @@ class Merge:
                 f"{base.digest()[:12]}…, the manifest says {known.sha256[:12]}…; put that back"
             )
         path, config = self.file(ADAPTER_WEIGHTS), self.config(self.tasks[0])
-        adapter = self._json(ADAPTER_CONFIG)
+        adapter = self.json(ADAPTER_CONFIG)
         adapter["modules_to_save"] = None  # they are the tasks' own, in their tints
         like = ModelFolder(path.parent, config, (path,), adapter=adapter, base=base)
         module = load_expert(like, f"the adapter of {self.url}")
@@ -257,15 +171,7 @@ class Merge:
     def config(self, task: str) -> dict[str, Any]:
         """The ``config.json`` of a task's expert."""
         self.task(task)
-        return self._json(config_file(task, "config.json"))
-
-    def _json(self, name: str) -> dict[str, Any]:
-        content = self.read(name)
-        with foreign(f"{self.url}/{name} is not valid JSON", IntegrityError):
-            found = json.loads(content.decode("utf-8-sig"))
-        if not isinstance(found, dict):
-            raise IntegrityError(f"{self.url}/{name} must hold a JSON object")
-        return found
+        return self.json(config_file(task, "config.json"))
 
     def for_task(self, task: str) -> nn.Module:
         """An ordinary module of the expert's class, in evaluation mode, that answers for ``task``.
@@ -288,10 +194,20 @@ class Merge:
         if written in self.manifest.files:
             from transformers import GenerationConfig
 
-            how = self._json(written)
+            how = self.json(written)
             with foreign(f"{self.url}/{written} cannot be used", IntegrityError):
                 module.generation_config = GenerationConfig.from_dict(how)
         return module.requires_grad_(False).eval()
+
+    def predict(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the model of ``task`` answers to a batch, such as logits [N, classes].
+
+        ``inputs`` are named as its :meth:`processor` names them.
+        """
+        if task not in self._models:
+            self._models[task] = self.for_task(task)
+        with torch.inference_mode():
+            return answer(self._models[task], inputs)
 
     def processor(self, task: str, *, text: bool | None = None) -> Any:
         """The image processor, or the tokenizer, of the task's expert; None if it needs none.
@@ -363,12 +279,6 @@ class Merge:
         names = [config_file(task, name) for name in known]
         return [name for name in names if name in self.manifest.files]
 
-    def copy(self, name: str, target: Path) -> None:
-        """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self._open(name) as (file, _), target.open("wb") as copied:
-            shutil.copyfileobj(file, copied, _CHUNK)
-
     def copy_configs(self, task: str, folder: Path) -> None:
         """A task's preprocessor files, by their own names."""
         prefix = config_file(task, "")
@@ -394,46 +304,6 @@ class Merge:
             (partial / CARD).write_text(model_card(self.manifest), encoding="utf-8")
             (partial / "manifest.json").write_bytes(manifest)
         return directory
-
-
-@contextmanager
-def new_folder(directory: Path) -> Iterator[Path]:
-    """A hidden folder to write in; when the block ends well, it becomes ``directory``.
-
-    Raises
-    ------
-    InputError
-        If ``directory`` exists and is not empty, or cannot be made there.
-    StorageError
-        If it cannot be written to the end.
-    """
-    check_new(directory, or_empty=True)
-    partial = directory.with_name(f".{directory.name}.partial")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{directory} cannot be written: {reason(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _state(file: BinaryIO) -> tuple[int, int, int]:
-    """What changes when somebody writes to an open file (and when it is linked or touched)."""
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def open_folder(
@@ -464,21 +334,3 @@ def open_folder(
         return found
 
     return Merge(Manifest.read(document, str(folder)), fetch, str(folder), factory)
-
-
-def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Named tensors as one safetensors file, in a fixed order: equal tensors, equal bytes."""
-    ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    data: bytes = save(ordered, metadata={"format": "pt"})
-    return data
-
-
-def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Read all, or only the named, tensors of a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in (names or file.keys())}
-
-
-def parameters_of(tensors: Mapping[str, Tensor]) -> int:
-    """How many numbers the tensors hold."""
-    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
