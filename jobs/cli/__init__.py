@@ -13,29 +13,65 @@ from typing import Any
 import click
 
 from tintray.errors import TintrayError, printable, shortened
-from tintray.jobs.cli.about import show_version, version
-from tintray.jobs.cli.following import diff, logs, ps, status, wait, watch
-from tintray.jobs.cli.growth import add, history, refresh, remove, rollback
-from tintray.jobs.cli.health import db, doctor
-from tintray.jobs.cli.merges import compare, evaluate, export, listing, show
-from tintray.jobs.cli.merging import merge, methods
+from tintray.jobs.cli import jobs, merges, models, tasks, upkeep
 from tintray.jobs.cli.options import Session, debug_option, say
-from tintray.jobs.cli.planning import plan
-from tintray.jobs.cli.queue import cancel, queue, resume, retry, submit
-from tintray.jobs.cli.runs import run, validate
-from tintray.jobs.cli.setup import completion, init
-from tintray.jobs.cli.upkeep import artifacts, copy, gc, rm
 from tintray.storage.secrets import redact
 
 INTERRUPTED = 130
 
 
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Merge models": (models.run, models.plan, models.validate, models.merge, models.methods),
+    "Published merges": (
+        *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
+        *(merges.copy, merges.history, merges.diff_merges, merges.rollback, merges.delete),
+    ),
+    "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),
+    "Jobs on a cluster": (
+        *(jobs.submit, jobs.ps, jobs.status, jobs.watch, jobs.logs, jobs.wait, jobs.cancel),
+        *(jobs.resume, jobs.retry, jobs.diff, jobs.queue),
+    ),
+    "Stores and this installation": (
+        *(upkeep.artifacts, upkeep.gc, upkeep.db, upkeep.doctor, upkeep.init, upkeep.completion),
+        upkeep.version,
+    ),
+}
+"""The commands as the help lists them."""
+
+RENAMED = {
+    "add": "add-task",
+    "refresh": "refresh-task",
+    "remove": "remove-task",
+    "rm": "delete",
+}
+"""Commands of 0.1.0 that have another name now."""
+
+
 class Commands(click.Group):
-    """The commands in the order of their use, and one sentence for whatever goes wrong in them."""
+    """The commands in their sections, and one sentence for whatever goes wrong in them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands' names, as they were added."""
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help of the commands, section by section."""
+        width = max(map(len, self.commands))
+        for title, commands in SECTIONS.items():
+            rows = [
+                (str(one.name).ljust(width), one.get_short_help_str(formatter.width - width - 6))
+                for one in commands
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words begin with; an old name is refused with the new one."""
+        if args[0] in RENAMED:
+            ctx.fail(f"'{args[0]}' has another name: write `tintray {RENAMED[args[0]]}`")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes a sentence on standard error and an exit code."""
@@ -62,7 +98,7 @@ class Commands(click.Group):
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=show_version,
+    callback=upkeep.show_version,
     help="Show the version and exit.",
 )
 @debug_option
@@ -75,14 +111,9 @@ def cli() -> None:
     """
 
 
-for command in (
-    *(run, submit, plan, validate),
-    *(ps, status, watch, logs, wait, cancel, resume, retry, diff, queue),
-    *(listing, show, evaluate, compare, export),
-    *(add, remove, refresh, history, rollback, copy, rm),
-    *(merge, methods, artifacts, gc, db, init, doctor, completion, version),
-):
-    cli.add_command(command)
+for _section in SECTIONS.values():
+    for _command in _section:
+        cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

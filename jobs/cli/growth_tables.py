@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tintray.jobs.cli.tables import open_table
 from tintray.jobs.runs.history import MergeDifference, TaskDifference, Version
 from tintray.tasks.metrics import find_metric
 
@@ -67,10 +67,7 @@ def print_merge_difference(found: MergeDifference, console: Console) -> None:
     console.print(Text(f"{found.before} → {found.after}", style="bold"))
     changed = [task for task in found.tasks if task.change != "same" or task.before != task.after]
     if changed:
-        table = Table(box=None, header_style="dim")
-        for column in ("task", "what changed", "metric", "before", "after", "change"):
-            right = column in ("before", "after", "change")
-            table.add_column(column, justify="right" if right else "left", no_wrap=right)
+        table = open_table("~task", "~what changed", "~metric", ">before", ">after", ">change")
         for task in changed:
             table.add_row(
                 task.task,
@@ -94,11 +91,7 @@ def print_merge_difference(found: MergeDifference, console: Console) -> None:
 
 def _print_layers(found: MergeDifference, console: Console) -> None:
     """How far each layer's tensors and coefficients moved, those that moved most."""
-    table = Table(box=None, header_style="dim")
-    table.add_column("layer")
-    table.add_column("backbone moved", justify="right")
-    table.add_column("")
-    table.add_column("coefficients moved", justify="right")
+    table = open_table("~layer", ">backbone moved", "", ">coefficients moved")
     moved = sorted(found.layers, key=lambda layer: -layer.backbone)
     most = max((layer.backbone for layer in moved), default=0.0)
     for layer in moved[:_LAYERS]:

@@ -1,4 +1,4 @@
-"""The commands on published merges: list, show, eval, compare and export.
+"""The commands on published merges: list, show, eval, compare, export, copy, history and others.
 
 MERGE is a name in the catalog (``ten-scripts``, the newest version, or ``ten-scripts/v2``), a
 folder or a URL. What MERGE means is decided in ``tintray.jobs.engine.finding``, not here.
@@ -7,53 +7,46 @@ folder or a URL. What MERGE means is decided in ``tintray.jobs.engine.finding``,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tintray.jobs.cli.options import (
-    answer,
-    debug_option,
+    catalog_option,
+    command,
     factory_option,
-    json_option,
+    folder_argument,
     merge_argument,
+    path_option,
     place_options,
-    quiet_stdout,
-    say,
-    write,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-@click.command("list")
-@place_options
-@json_option
-@debug_option
-def listing(store: str | None, catalog: str | None, as_json: bool) -> None:
+    from tintray.jobs.results import Record
+
+
+@command(
+    "tables.print_listing",
+    place_options,
+    name="list",
+    nothing="no merge in {store} yet; tintray run JOB.yaml makes one",
+)
+def listing(**places: Any) -> Sequence[Record]:
     """List the merges in the catalog, the newest first.
 
     \b
     Example:
       tintray list --store s3://models/tintray
     """
-    from tintray.jobs.cli.tables import print_listing
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs import api
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs import api
-
-        merges = api.list_merges(store=where, catalog=database)
-    if not merges:
-        say(f"no merge in {where} yet; tintray run JOB.yaml makes one", err=True)
-    if merges or as_json:
-        write(merges, print_listing, as_json=as_json)
+    return api.list_merges(**places)
 
 
-@click.command()
-@merge_argument
-@place_options
-@json_option
-@debug_option
-def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
+@command("tables.print_summary", merge_argument, place_options)
+def show(merge: str, **places: Any) -> Record:
     """Show what the merge MERGE kept, its size and its cost.
 
     MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
@@ -62,24 +55,20 @@ def show(merge: str, store: str | None, catalog: str | None, as_json: bool) -> N
     Example:
       tintray show ten-scripts/v2
     """
-    from tintray.jobs.cli.tables import print_summary
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs import api
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs import api
-
-        summary = api.show(merge, store=where, catalog=database)
-    write(summary, print_summary, as_json=as_json)
+    return api.show(merge, **places)
 
 
-@click.command("eval")
-@merge_argument
-@place_options
-@factory_option
-@json_option
-@debug_option
-def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
+@command(
+    "tables.print_evaluation",
+    merge_argument,
+    place_options,
+    factory_option,
+    name="eval",
+    watched=True,
+)
+def evaluate(merge: str, **options: Any) -> Record:
     """Measure the merge MERGE again, on the data of its job.
 
     MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
@@ -88,44 +77,26 @@ def evaluate(merge: str, store: str | None, catalog: str | None, as_json: bool) 
     Example:
       tintray eval ten-scripts
     """
-    from tintray.jobs.cli.tables import print_evaluation
-    from tintray.jobs.config.settings import chosen
-    from tintray.jobs.display.progress import watch
+    from tintray.jobs import api
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout(), watch() as on_event:
-        from tintray.jobs import api
-
-        table = api.evaluate(merge, store=where, catalog=database, on_event=on_event)
-    write(table, print_evaluation, as_json=as_json)
+    return api.evaluate(merge, **options)
 
 
-@click.command()
-@merge_argument
-@click.option(
-    "--methods",
-    metavar="NAMES",
-    help="Merging methods to compare with, separated by commas, or all "
-    "[default: average,task_arithmetic].",
+@command(
+    "tables.print_comparison",
+    merge_argument,
+    click.option(
+        "--methods",
+        metavar="NAMES",
+        help="Merging methods to compare with, separated by commas, or all "
+        "[default: average,task_arithmetic].",
+    ),
+    path_option("--plot", metavar="FILE", help="Draw the comparison too, as .png, .svg or .pdf."),
+    place_options,
+    factory_option,
+    watched=True,
 )
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Draw the comparison too, as .png, .svg or .pdf.",
-)
-@place_options
-@factory_option
-@json_option
-@debug_option
-def compare(
-    merge: str,
-    methods: str | None,
-    plot: Path | None,
-    store: str | None,
-    catalog: str | None,
-    as_json: bool,
-) -> None:
+def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) -> Record:
     """Put MERGE beside its experts and other merging methods.
 
     MERGE is a name (the newest version), NAME/VERSION, a folder or a URL. All are measured on the
@@ -136,45 +107,32 @@ def compare(
       tintray compare ten-scripts --methods all --plot methods.svg
     """
     from tintray.jobs.cli.plots import check_plot, plot_comparison
-    from tintray.jobs.cli.tables import print_comparison
-    from tintray.jobs.config.settings import chosen
-    from tintray.jobs.display.progress import watch
 
-    where, database = chosen(store, catalog)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if plot is not None:
         check_plot(plot)
-    with quiet_stdout(), watch() as on_event:
-        from tintray.jobs import api
+    from tintray.jobs import api
 
-        table = api.compare(merge, store=where, catalog=database, methods=names, on_event=on_event)
+    table = api.compare(merge, methods=names, **options)
     if plot is not None:
         plot_comparison(table, plot)
-    write(table, print_comparison, as_json=as_json)
+    return table
 
 
-@click.command()
-@merge_argument
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge.")
-@click.option(
-    "--adapter",
-    is_flag=True,
-    help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
+@command(
+    "",
+    merge_argument,
+    folder_argument,
+    click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge."),
+    click.option(
+        "--adapter",
+        is_flag=True,
+        help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
+    ),
+    place_options,
+    factory_option,
 )
-@place_options
-@factory_option
-@json_option
-@debug_option
-def export(
-    merge: str,
-    directory: Path,
-    task: str | None,
-    adapter: bool,
-    store: str | None,
-    catalog: str | None,
-    as_json: bool,
-) -> None:
+def export(merge: str, task: str | None, directory: Path, **options: Any) -> Path:
     """Write the model of one task of MERGE, or all of it, to DIR.
 
     With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
@@ -189,11 +147,104 @@ def export(
       tintray export ten-scripts ./ten-scripts-merged
       tintray export adapters --adapter ./one-adapter
     """
+    from tintray.jobs import api
+
+    return api.export(merge, task, directory, **options)
+
+
+@command(
+    "upkeep_tables.print_copied",
+    merge_argument,
+    click.argument("destination", metavar="DEST"),
+    click.option(
+        "--dest-catalog",
+        metavar="URL",
+        help="The catalog to enter the copy in [default: catalog.db in DEST, if that is a folder].",
+    ),
+    place_options,
+)
+def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, **_: Any) -> Record:
+    """Copy MERGE to the store DEST, verified.
+
+    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL; DEST is a folder or an
+    s3:// URL. The copy has the same name and version.
+
+    \b
+    Example:
+      tintray copy ten-scripts/v2 s3://models/tintray
+    """
+    from tintray.jobs.config.settings import chosen_destination
+    from tintray.jobs.upkeep import stores
+
+    target, known = chosen_destination(destination, dest_catalog)
+    return stores.copy_merge(merge, target, catalog=catalog, destination_catalog=known)
+
+
+@command("growth_tables.print_history", merge_argument, place_options)
+def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
+    """Draw which version of MERGE grew from which, and how.
+
+    \b
+    Example:
+      tintray history ten-scripts
+    """
+    from tintray.jobs.runs.history import history as versions
+
+    return versions(merge, catalog=catalog)
+
+
+@command(
+    "growth_tables.print_merge_difference",
+    click.argument("before", metavar="MERGE"),
+    click.argument("after", metavar="OTHER"),
+    catalog_option,
+)
+def diff_merges(before: str, after: str, catalog: str | None) -> Record:
+    """Show what changed from MERGE to OTHER, by task and layer.
+
+    Each is a name (the newest version), NAME/VERSION, a folder or a URL.
+
+    \b
+    Example:
+      tintray diff-merges ten-scripts/v1 ten-scripts/v2
+    """
     from tintray.jobs.config.settings import chosen
+    from tintray.jobs.runs.history import diff_merges as differences
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs import api
+    return differences(before, after, catalog=chosen(None, catalog)[1])
 
-        written = api.export(merge, task, directory, store=where, catalog=database, adapter=adapter)
-    answer(str(written), {"path": str(written)}, as_json=as_json)
+
+@command(
+    "tables.print_summary",
+    merge_argument,
+    click.option("--to", metavar="VERSION", help="An ancestor, such as v1 [default: the parent]."),
+    place_options,
+)
+def rollback(merge: str, to: str | None, **places: Any) -> Record:
+    """Publish an earlier version of MERGE again, as its newest.
+
+    Nothing is undone: versions never change, and the new one says where it came from.
+
+    \b
+    Example:
+      tintray rollback ten-scripts --to v2
+    """
+    from tintray.jobs.runs.history import rollback as publish_again
+
+    return publish_again(merge, to, **places)
+
+
+@command("upkeep_tables.print_removed", merge_argument, place_options)
+def delete(merge: str, catalog: str, **_: Any) -> Record:
+    """Delete MERGE from its store; gc frees the space.
+
+    MERGE is a name (the newest version), NAME/VERSION, a folder in a store or a URL. Its version is
+    never given again.
+
+    \b
+    Example:
+      tintray delete ten-scripts/v2
+    """
+    from tintray.jobs.upkeep import stores
+
+    return stores.remove_merge(merge, catalog=catalog)

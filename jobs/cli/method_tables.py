@@ -17,9 +17,7 @@ def print_methods(lines: Sequence[MethodLine], console: Console) -> None:
     if len(lines) == 1:
         _print_one(lines[0], console)
         return
-    table = open_table()
-    for name in ("method", "data", "parameters", "what it does"):
-        table.add_column(name, no_wrap=True)
+    table = open_table("method", "data", "parameters", "what it does")
     for line in lines:
         tuned = ", ".join(f"{p.name}={p.default:g}" for p in line.parameters)
         data = "-" if line.data == "none" else line.data

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,6 +50,13 @@ class Seconds(click.FloatRange):
             self.fail(f"expected a number of seconds, found {value!r}", param, ctx)
         return found
 
+
+def path_option(name: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is a path."""
+    return click.option(name, type=click.Path(path_type=Path), **settings)
+
+
+folder_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 debug_option = click.option(
     "--debug",
@@ -120,6 +129,86 @@ def place_options(command: Command) -> Command:
     return _store_option(catalog_option(command))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command answers with, where it has an exit code or a table of its own."""
+
+    result: Any
+    code: int = 0
+    table: str | Callable[[Any, Console], None] | None = None
+
+
+def command(
+    table: str,
+    *options: Callable[[Any], Any],
+    name: str | None = None,
+    watched: bool = False,
+    quick: bool = False,
+    nothing: str = "",
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command from a function: its answer is a record, a list of records, a path or an Answer.
+
+    Parameters
+    ----------
+    table
+        What prints the answer, such as ``tables.print_summary``; imported when there is one.
+    options
+        Options and arguments, in the order of the help. The two of ``place_options`` are given to
+        the function as resolved locations; a job file and its overrides as one ``JobSpec``.
+    watched
+        Show the progress of what the function does; it takes ``on_event``.
+    quick
+        It is to answer in a moment; see ``at_once``.
+    nothing
+        What is said on standard error of an empty answer; may name ``{store}``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(as_json: bool, **given: Any) -> None:
+            with at_once() if quick else nullcontext():
+                found = _call(function, _resolved(given), watched)
+            shown = found if isinstance(found, Answer) else Answer(found)
+            if nothing and not shown.result:
+                say(nothing.format(**given), err=True)
+            if isinstance(shown.result, Path):
+                answer(str(shown.result), {"path": str(shown.result)}, as_json=as_json)
+            elif shown.result or not nothing or as_json:
+                write(shown.result, shown.table or table, as_json=as_json)
+            if shown.code:
+                raise click.exceptions.Exit(shown.code)
+
+        made: Any = run
+        for option in reversed((*options, json_option, debug_option)):
+            made = option(made)
+        return click.command(name or function.__name__.replace("_", "-"))(made)
+
+    return decorate
+
+
+def _call(function: Callable[..., Any], given: dict[str, Any], watched: bool) -> Any:
+    with quiet_stdout():
+        if not watched:
+            return function(**given)
+        from tintray.jobs.display.progress import watch
+
+        with watch() as on_event:
+            return function(on_event=on_event, **given)
+
+
+def _resolved(given: dict[str, Any]) -> dict[str, Any]:
+    """What a command was given, with locations and the job file read: before anything heavy is."""
+    if "store" in given:
+        from tintray.jobs.config.settings import chosen
+
+        given["store"], given["catalog"] = chosen(given["store"], given["catalog"])
+    if isinstance(given.get("job"), Path):
+        from tintray.jobs.config.job_file import load_spec
+
+        given["job"] = load_spec(given["job"], given.pop("overrides"))
+    return given
+
+
 @contextmanager
 def at_once() -> Iterator[None]:
     """For a command that is to answer in a moment: no garbage is looked for in the block.
@@ -158,12 +247,20 @@ def quiet_stdout() -> Iterator[None]:
 
 
 def write(
-    result: SomeRecord, render: Callable[[SomeRecord, Console], None], *, as_json: bool
+    result: SomeRecord, table: str | Callable[[SomeRecord, Console], None], *, as_json: bool
 ) -> None:
-    """Write the result of a command to standard output, as a table or as JSON."""
+    """Write the result of a command to standard output, as a table or as JSON.
+
+    ``table`` prints it, or names what does: ``tables.print_summary``.
+    """
     from tintray.jobs.cli.tables import write_json
     from tintray.jobs.display.terminal import escaped, open_console
 
+    if isinstance(table, str):
+        module, _, name = table.partition(".")
+        render = getattr(import_module(f"tintray.jobs.cli.{module}"), name)
+    else:
+        render = table
     with until_closed():
         if as_json:
             write_json(result, sys.stdout)

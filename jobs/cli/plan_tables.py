@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tintray.jobs.cli.tables import count, pools_line, print_facts, tokenizers_line
-from tintray.jobs.display.progress import duration, size
+from tintray.jobs.display.progress import duration
 from tintray.jobs.runs.plan import PilotReport, PlanReport
+from tintray.limits import size_text
 
 
 def print_plan(report: PlanReport, console: Console) -> None:
@@ -22,16 +23,17 @@ def print_plan(report: PlanReport, console: Console) -> None:
         "problem": report.problem or "",
         "tasks": f"{report.tasks}, {report.rounds} rounds",
         "backbone": f"{count(report.parameters)} parameters",
-        "reads": f"{size(report.read_bytes)} of models and data on this machine",
+        "reads": f"{size_text(report.read_bytes)} of models and data on this machine",
         "cached": f"self-labels of {report.cached_labels} and task vectors of "
         f"{report.cached_vectors} of {report.tasks} tasks",
-        "writes": f"{size(report.write_bytes)} at most",
+        "writes": f"{size_text(report.write_bytes)} at most",
         "pools": pools_line(report.pools, report.max_pool_bytes),
         "tokenizers": tokenizers_line(report.max_seconds),
-        "workers": f"{report.workers}, {size(report.worker_bytes)} each at most",
-        "shards": f"{report.shards}, {size(report.shard_bytes)} each",
-        "object store": size(report.object_store_bytes),
-        "memory": f"{size(report.memory_bytes)} in all; {size(report.available_bytes)} are free",
+        "workers": f"{report.workers}, {size_text(report.worker_bytes)} each at most",
+        "shards": f"{report.shards}, {size_text(report.shard_bytes)} each",
+        "object store": size_text(report.object_store_bytes),
+        "memory": f"{size_text(report.memory_bytes)} in all; "
+        f"{size_text(report.available_bytes)} are free",
         "compute": f"{report.flops:.2g} floating-point operations in the rounds",
         "time": f"{duration(sum(report.seconds.values()))} ({took})",
     }

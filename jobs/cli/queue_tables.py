@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tintray.jobs.cli.tables import open_table, print_facts, print_next
 from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 
 if TYPE_CHECKING:
-    from tintray.jobs.queue.differences import Difference, JobDifference
+    from tintray.jobs.queue.differences import JobDifference
 
 _STYLES = {"succeeded": "green", "failed": "red", LOST: "red", "cancelled": "yellow"}
 _SHOWN_TASKS = 12
@@ -23,12 +22,7 @@ _REASON = 60  # characters of a reason in a list
 
 def print_jobs(jobs: Sequence[JobLine], console: Console) -> None:
     """Jobs, one a line, the newest first."""
-    table = open_table()
-    for name in ("job", "state", "round"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("priority", justify="right")
-    table.add_column("age", justify="right", no_wrap=True)
-    table.add_column("reason", no_wrap=True)
+    table = open_table("job", "state", "round", ">priority", ">age", "reason")
     now = datetime.now(UTC)
     for job in jobs:
         short = job.reason if len(job.reason) <= _REASON else job.reason[: _REASON - 1] + "…"
@@ -65,10 +59,7 @@ def print_status(job: JobStatus, console: Console) -> None:
     print_facts(facts, console)
     _print_tasks(job, console)
     console.print()
-    table = open_table()
-    table.add_column("at", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("reason")
+    table = open_table("at", "state", "~reason")
     for event in job.events:
         table.add_row(event.at[:19].replace("T", " "), event.after, event.reason)
     console.print(table)
@@ -80,11 +71,8 @@ def _print_tasks(job: JobStatus, console: Console) -> None:
     if not known:
         return
     worst = sorted(known, key=lambda task: task.agreement or 0.0)[:_SHOWN_TASKS]
-    table = open_table()
     few = len(known) <= _SHOWN_TASKS
-    table.add_column("task" if few else f"worst of {len(known)} tasks", no_wrap=True)
-    table.add_column("agreement", justify="right")
-    table.add_column("kept", justify="right")
+    table = open_table("task" if few else f"worst of {len(known)} tasks", ">agreement", ">kept")
     for task in known if few else worst:
         kept = "-" if task.kept is None else f"{task.kept:.0%}"
         table.add_row(task.name, f"{task.agreement:.3f}", kept)
@@ -94,10 +82,7 @@ def _print_tasks(job: JobStatus, console: Console) -> None:
 
 def print_clusters(clusters: Sequence[ClusterLine], console: Console) -> None:
     """The queues, one cluster a line."""
-    table = open_table()
-    table.add_column("cluster", no_wrap=True)
-    for name in ("running", "at once", "waiting"):
-        table.add_column(name, justify="right")
+    table = open_table("cluster", ">running", ">at once", ">waiting")
     for line in clusters:
         table.add_row(line.address, str(line.running), str(line.max_jobs), str(line.waiting))
     console.print(table)
@@ -108,20 +93,13 @@ def print_difference(found: JobDifference, console: Console) -> None:
     if not found.fields and not found.results:
         console.print(f"{found.one} and {found.other} are the same")
         return
-    table = open_table()
-    table.add_column("", no_wrap=True)
-    table.add_column(found.one)
-    table.add_column(found.other)
-    _rows(table, found.fields)
-    if found.fields and found.results:
-        table.add_row()
-    _rows(table, found.results)
+    table = open_table("", f"~{found.one}", f"~{found.other}")
+    for differences in (found.fields, found.results):
+        if differences is found.results and found.fields and found.results:
+            table.add_row()
+        for line in differences:
+            table.add_row(line.field, line.one, line.other)
     console.print(table)
-
-
-def _rows(table: Table, differences: Sequence[Difference]) -> None:
-    for line in differences:
-        table.add_row(line.field, line.one, line.other)
 
 
 def _rounds(job: JobLine) -> str:

@@ -122,13 +122,9 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
 
 def _task_table(tasks: Sequence[TaskResult]) -> Table:
     one_metric = len({task.metric for task in tasks}) <= 1
-    table = open_table()
-    table.add_column("task", no_wrap=True)
-    if not one_metric:
-        table.add_column("metric")
-    for name in ("expert", "merged", "of expert", "agreement", "pool kept"):
-        table.add_column(name, justify="right")
-    table.add_column("tint params", justify="right")
+    metric = [] if one_metric else ["~metric"]
+    figures = (">expert", ">merged", ">of expert", ">agreement", ">pool kept", ">tint params")
+    table = open_table("task", *metric, *figures)
     for task in tasks:
         cells = [] if one_metric else [task.metric]
         cells += [
@@ -172,10 +168,7 @@ def _methods_beside(
 ) -> Table:
     tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     cells = {(row.task, row.method): shown([row.metric], row.value) for row in comparison.rows}
-    table = open_table()
-    table.add_column("task", no_wrap=True)
-    for method in methods:
-        table.add_column(method, justify="right")
+    table = open_table("task", *(f">{method}" for method in methods))
     for task in tasks:
         table.add_row(task, *(cells.get((task, method), "-") for method in methods))
     table.add_row()
@@ -191,10 +184,7 @@ def _methods_below(
 ) -> Table:
     """The best method first; with the task on which each keeps least of the expert."""
     experts = {row.task: row.value for row in comparison.rows if row.method == "experts"}
-    table = open_table()
-    table.add_column("method", no_wrap=True)
-    for name in ("average", "of experts", "scale", "worst task"):
-        table.add_column(name, justify="right")
+    table = open_table("method", ">average", ">of experts", ">scale", ">worst task")
     kept = comparison.normalised
     for method in sorted(methods, key=lambda name: -kept.get(name, 0.0)):
         shares = [
@@ -218,12 +208,9 @@ def _methods_below(
 
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
     """The merges of a catalog, one a line."""
-    table = open_table()
-    for name in ("merge", "created", "method", "site"):
-        table.add_column(name, no_wrap=True)
-    for name in ("tasks", "average", "of experts"):
-        table.add_column(name, justify="right")
-    table.add_column("parent", no_wrap=True)
+    table = open_table(
+        *("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
+    )
     for merge in merges:
         table.add_row(
             f"{merge.name}/{merge.version}",
@@ -240,10 +227,7 @@ def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
 
 def print_validation(report: ValidationReport, console: Console) -> None:
     """A job file that holds, and what a job of it would have."""
-    table = open_table()
-    table.add_column("task", no_wrap=True)
-    table.add_column("tint parameters", justify="right")
-    table.add_column("of backbone", justify="right")
+    table = open_table("task", ">tint parameters", ">of backbone")
     for task in report.tasks:
         own = report.tint_parameters.get(task, 0)
         share = own / report.backbone_parameters if report.backbone_parameters else 0.0
@@ -297,9 +281,17 @@ def count(parameters: int) -> str:
     return str(parameters)
 
 
-def open_table() -> Table:
-    """An empty table, as all of them look."""
-    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def open_table(*columns: str) -> Table:
+    """An empty table, as all of them look: ``>name`` aligns to the right, ``~name`` may wrap."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(
+            column.lstrip(">~"),
+            justify="right" if right else "left",
+            no_wrap=not column.startswith("~"),
+        )
+    return table
 
 
 def print_facts(facts: Mapping[str, str], console: Console) -> None:

@@ -1,22 +1,31 @@
-"""The commands on stores: artifacts, gc, rm and copy."""
+"""The commands on stores, catalogs and this installation: artifacts, gc, db, doctor and others."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tintray.jobs.cli.options import (
+    Answer,
+    address_option,
+    answer,
+    command,
     debug_option,
     json_option,
-    merge_argument,
     place_options,
-    quiet_stdout,
-    write,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tintray.jobs.results import Record
 
 _AGE = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)?$")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SHELLS = ("bash", "zsh", "fish")
+_LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
 
 class Age(click.ParamType[float]):
@@ -36,6 +45,9 @@ class Age(click.ParamType[float]):
         return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
+# Stores
+
+
 @click.group()
 @debug_option
 def artifacts() -> None:
@@ -47,35 +59,29 @@ def artifacts() -> None:
     """
 
 
-@artifacts.command("ls")
-@click.option("--kind", metavar="KIND", help="Only those of a kind, such as task-vector.")
-@place_options
-@json_option
-@debug_option
-def list_artifacts(kind: str | None, store: str | None, catalog: str | None, as_json: bool) -> None:
+@command(
+    "upkeep_tables.print_artifacts",
+    click.option("--kind", metavar="KIND", help="Only those of a kind, such as task-vector."),
+    place_options,
+)
+def ls(**options: Any) -> Sequence[Record]:
     """List the artifacts of a store, and who needs each.
 
     \b
     Example:
       tintray artifacts ls --kind task-vector
     """
-    from tintray.jobs.cli.upkeep_tables import print_artifacts
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs.upkeep import stores
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
-
-        lines = stores.list_artifacts(store=where, catalog=database, kind=kind)
-    write(lines, print_artifacts, as_json=as_json)
+    return stores.list_artifacts(**options)
 
 
-@artifacts.command()
-@click.argument("merge", metavar="[MERGE]", required=False)
-@place_options
-@json_option
-@debug_option
-def verify(merge: str | None, store: str | None, catalog: str | None, as_json: bool) -> None:
+@command(
+    "upkeep_tables.print_verification",
+    click.argument("merge", metavar="[MERGE]", required=False),
+    place_options,
+)
+def verify(**options: Any) -> Answer:
     """Read every artifact, or those of MERGE, and compare its hash.
 
     The exit code is 1 if one is damaged or missing.
@@ -84,26 +90,19 @@ def verify(merge: str | None, store: str | None, catalog: str | None, as_json: b
     Example:
       tintray artifacts verify ten-scripts/v2
     """
-    from tintray.jobs.cli.upkeep_tables import print_verification
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs.upkeep import stores
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
-
-        report = stores.verify(store=where, catalog=database, merge=merge)
-    write(report, print_verification, as_json=as_json)
-    if report.damaged:
-        raise click.exceptions.Exit(1)
+    report = stores.verify(**options)
+    return Answer(report, code=1 if report.damaged else 0)
 
 
-@artifacts.command()
-@click.argument("sha256", metavar="SHA256")
-@click.option("--remove", is_flag=True, help="Let go of it again.")
-@place_options
-@json_option
-@debug_option
-def pin(sha256: str, remove: bool, store: str | None, catalog: str | None, as_json: bool) -> None:
+@command(
+    "upkeep_tables.print_pin",
+    click.argument("sha256", metavar="SHA256"),
+    click.option("--remove", is_flag=True, help="Let go of it again."),
+    place_options,
+)
+def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
     """Keep an artifact from being collected, whoever needs it.
 
     SHA256 may be cut short, as long as one artifact alone begins so.
@@ -112,110 +111,200 @@ def pin(sha256: str, remove: bool, store: str | None, catalog: str | None, as_js
     Example:
       tintray artifacts pin 3f9a2c41d07b
     """
-    from tintray.jobs.cli.upkeep_tables import print_pin
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs.upkeep import stores
 
-    _, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
-
-        line = stores.pin(sha256, catalog=database, pinned=not remove)
-    write(line, print_pin, as_json=as_json)
+    return stores.pin(sha256, catalog=catalog, pinned=not remove)
 
 
-@click.command()
-@click.option("--delete", is_flag=True, help="Delete it; otherwise it is only listed.")
-@click.option(
-    "--older-than",
-    "age",
-    type=Age(),
-    default="24h",
-    show_default=True,
-    metavar="AGE",
-    help="Leave alone what was written or used later: somebody may be about to need it.",
+@command(
+    "upkeep_tables.print_garbage",
+    click.option("--delete", is_flag=True, help="Delete it; otherwise it is only listed."),
+    click.option(
+        "--older-than",
+        "age",
+        type=Age(),
+        default="24h",
+        show_default=True,
+        metavar="AGE",
+        help="Leave alone what was written or used later: somebody may be about to need it.",
+    ),
+    place_options,
 )
-@place_options
-@json_option
-@debug_option
-def gc(delete: bool, age: float, store: str | None, catalog: str | None, as_json: bool) -> None:
+def gc(**options: Any) -> Record:
     """List, or delete, what no merge, job or pin needs.
 
     \b
     Example:
       tintray gc --older-than 7d --delete
     """
-    from tintray.jobs.cli.upkeep_tables import print_garbage
-    from tintray.jobs.config.settings import chosen
+    from tintray.jobs.upkeep import stores
 
-    where, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
-
-        report = stores.collect_garbage(store=where, catalog=database, age=age, delete=delete)
-    write(report, print_garbage, as_json=as_json)
+    return stores.collect_garbage(**options)
 
 
-@click.command()
-@merge_argument
-@place_options
-@json_option
+# The catalog's database
+
+
+@click.group()
 @debug_option
-def rm(merge: str, store: str | None, catalog: str | None, as_json: bool) -> None:
-    """Remove MERGE from its store; gc frees the space.
-
-    MERGE is a name (the newest version), NAME/VERSION, a folder in a store or a URL. Its version is
-    never given again.
+def db() -> None:
+    """Upgrade or check the catalog's database.
 
     \b
     Example:
-      tintray rm ten-scripts/v2
+      tintray db check
     """
-    from tintray.jobs.cli.upkeep_tables import print_removed
-    from tintray.jobs.config.settings import chosen
-
-    _, database = chosen(store, catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
-
-        removed = stores.remove_merge(merge, catalog=database)
-    write(removed, print_removed, as_json=as_json)
 
 
-@click.command()
-@merge_argument
-@click.argument("destination", metavar="DEST")
-@click.option(
-    "--dest-catalog",
-    metavar="URL",
-    help="The catalog to enter the copy in [default: catalog.db in DEST, if that is a folder].",
+@command("upkeep_tables.print_schema", place_options)
+def upgrade(catalog: str, **_: Any) -> Record:
+    """Bring the catalog's tables to this version, or create them.
+
+    It happens wholly or not at all; a database that is newer is refused.
+
+    \b
+    Example:
+      tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
+    """
+    from tintray.jobs.upkeep import stores
+
+    return stores.upgrade_catalog(catalog)
+
+
+@command("upkeep_tables.print_database", place_options)
+def check(catalog: str, **_: Any) -> Answer:
+    """Look whether the catalog's database is sound and current.
+
+    The exit code is 1 if it is not.
+
+    \b
+    Example:
+      tintray db check --json
+    """
+    from tintray.jobs.upkeep import stores
+
+    report = stores.check_catalog(catalog)
+    return Answer(report, code=1 if report.problems else 0)
+
+
+# This installation
+
+
+@command("upkeep_tables.print_diagnosis", address_option, place_options)
+def doctor(**options: Any) -> Answer:
+    """Check versions, store, database and Ray; each with a fix.
+
+    The Ray cluster is the one that jobs are submitted to; where there is none, one is started here,
+    and stopped. The exit code is 1 if something is wrong.
+
+    \b
+    Example:
+      tintray doctor --store s3://models/tintray
+    """
+    from tintray.jobs.upkeep.doctor import diagnose
+
+    diagnosis = diagnose(**options)
+    return Answer(diagnosis, code=0 if diagnosis.healthy else 1)
+
+
+@command(
+    "upkeep_tables.print_configured",
+    click.option(
+        *("--store", "new_store"),
+        metavar="URL",
+        help="The artifact store: a folder or s3://bucket/prefix.",
+    ),
+    click.option("--catalog", "new_catalog", metavar="URL", help="The database of jobs."),
+    click.option("--address", metavar="URL", help="A Ray cluster's dashboard, http://head:8265."),
+    click.option("--force", is_flag=True, help="Write the file anew if there is one."),
 )
-@place_options
-@json_option
-@debug_option
-def copy(
-    merge: str,
-    destination: str,
-    dest_catalog: str | None,
-    store: str | None,
-    catalog: str | None,
-    as_json: bool,
-) -> None:
-    """Copy MERGE to the store DEST, verified.
+def init(
+    new_store: str | None, new_catalog: str | None, address: str | None, force: bool
+) -> Record:
+    """Write the file that names store, catalog and cluster.
 
-    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL; DEST is a folder or an
-    s3:// URL. The copy has the same name and version.
+    What no option says is asked for; an empty answer leaves it out. On something else than a
+    terminal nothing is asked.
 
     \b
     Example:
-      tintray copy ten-scripts/v2 s3://models/tintray
+      tintray init --store s3://models/tintray --address http://head:8265
     """
-    from tintray.jobs.cli.upkeep_tables import print_copied
-    from tintray.jobs.config.settings import chosen, chosen_destination
+    from tintray.jobs.upkeep.setup import configure
 
-    _, database = chosen(store, catalog)
-    target, known = chosen_destination(destination, dest_catalog)
-    with quiet_stdout():
-        from tintray.jobs.upkeep import stores
+    asked = {
+        "store": _asked("artifact store (a folder, or s3://bucket/prefix)", new_store),
+        "catalog": _asked("catalog (a database URL, or none: beside the store)", new_catalog),
+        "address": _asked("Ray cluster (http://head:8265, or none: run here)", address),
+    }
+    return configure({name: value for name, value in asked.items() if value}, replace=force)
 
-        copied = stores.copy_merge(merge, target, catalog=database, destination_catalog=known)
-    write(copied, print_copied, as_json=as_json)
+
+def _asked(question: str, given: str | None) -> str:
+    """An option, or what the person at the terminal answers."""
+    import sys
+
+    if given is not None or not sys.stdin.isatty():
+        return given or ""
+    answer: str = click.prompt(question, default="", show_default=False, err=True)
+    return answer.strip()
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+@json_option
+@debug_option
+def completion(shell: str, as_json: bool) -> None:
+    """Print the script that lets a shell complete commands.
+
+    \b
+    Example:
+      tintray completion bash > ~/.local/share/bash-completion/completions/tintray
+    """
+    from click.shell_completion import get_completion_class
+
+    from tintray.jobs.cli import cli
+
+    found = get_completion_class(shell)
+    assert found is not None, "these shells are click's own"
+    script = found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source()
+    answer(script, {"shell": shell, "script": script}, as_json=as_json)
+
+
+def show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    """The callback of ``--version``."""
+    if value and not context.resilient_parsing:
+        click.echo(f"tintray {_installed('tintray')}")
+        context.exit()
+
+
+@click.command()
+@json_option
+@debug_option
+def version(as_json: bool) -> None:
+    """Show the versions of tintray and of what it stands on.
+
+    \b
+    Example:
+      tintray version
+    """
+    import platform
+
+    found = {"tintray": _installed("tintray"), "python": platform.python_version()}
+    found |= {library: _installed(library) for library in _LIBRARIES}
+    answer("\n".join(f"{name} {what}" for name, what in found.items()), found, as_json=as_json)
+
+
+def _installed(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    try:
+        return version_of(distribution)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+for _group, _commands in ((artifacts, (ls, verify, pin)), (db, (upgrade, check))):
+    for _command in _commands:
+        _group.add_command(_command)

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from tintray.jobs.cli.tables import open_table, print_facts
-from tintray.jobs.display.progress import size
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
@@ -19,29 +18,27 @@ from tintray.jobs.upkeep.results import (
     SchemaChange,
     VerifyReport,
 )
+from tintray.jobs.upkeep.setup import Configured
+from tintray.limits import size_text
 
 
 def print_artifacts(lines: Sequence[ArtifactLine], console: Console) -> None:
     """The artifacts of a store, one a line."""
-    table = open_table()
-    for name in ("artifact", "kind", "created"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("needed by")
+    table = open_table("artifact", "kind", "created", ">size", "~needed by")
     for line in lines:
         users = ", ".join(line.needed_by) or "-"
         table.add_row(
             line.sha256[:16],
             line.kind,
             "-" if line.created is None else line.created[:19].replace("T", " "),
-            size(line.size),
+            size_text(line.size),
             users if line.in_store else f"{users} (not in the store)",
         )
     console.print(table)
     free = [line for line in lines if not line.needed_by]
-    facts = {"artifacts": f"{len(lines)}, {size(sum(line.size for line in lines))}"}
+    facts = {"artifacts": f"{len(lines)}, {size_text(sum(line.size for line in lines))}"}
     if free:
-        facts["unneeded"] = f"{len(free)}, {size(sum(line.size for line in free))}"
+        facts["unneeded"] = f"{len(free)}, {size_text(sum(line.size for line in free))}"
     print_facts(facts, console)
 
 
@@ -51,28 +48,30 @@ def print_verification(report: VerifyReport, console: Console) -> None:
         users = f" (needed by {', '.join(damage.needed_by)})" if damage.needed_by else ""
         console.print(Text.assemble((damage.key, "bold"), f": {damage.problem}{users}"))
     state = f"{len(report.damaged)} damaged" if report.damaged else "all as they were written"
-    console.print(f"{report.artifacts} artifacts, {size(report.bytes)}, in {report.store}: {state}")
+    console.print(
+        f"{report.artifacts} artifacts, {size_text(report.bytes)}, in {report.store}: {state}"
+    )
 
 
 def print_pin(line: ArtifactLine, console: Console) -> None:
     """One artifact, after it was pinned or let go."""
     users = ", ".join(line.needed_by) or "nothing; gc may take it"
-    console.print(f"{line.sha256} ({line.kind}, {size(line.size)}) is needed by {users}")
+    console.print(f"{line.sha256} ({line.kind}, {size_text(line.size)}) is needed by {users}")
 
 
 def print_garbage(report: GarbageReport, console: Console) -> None:
     """What is garbage, one a line, and what stays."""
     for line in report.garbage:
-        console.print(f"{line.key}  {size(line.size)}  {line.reason}")
-    what = f"{len(report.garbage)} artifacts, {size(report.garbage_bytes)}"
-    if report.dry_run:
-        facts = {"garbage": f"{what}; nothing was deleted" + ("" if not report.garbage else
-                 ", --delete does it")}  # fmt: skip
-    else:
-        facts = {"deleted": what}
+        console.print(f"{line.key}  {size_text(line.size)}  {line.reason}")
+    what = f"{len(report.garbage)} artifacts, {size_text(report.garbage_bytes)}"
+    hint = ", --delete does it" if report.garbage else ""
     young = f", of them {report.young} unneeded but too young" if report.young else ""
-    facts["kept"] = f"{report.kept} artifacts, {size(report.kept_bytes)}{young}"
-    facts["store"] = report.store
+    facts = {
+        "garbage": f"{what}; nothing was deleted{hint}" if report.dry_run else "",
+        "deleted": "" if report.dry_run else what,
+        "kept": f"{report.kept} artifacts, {size_text(report.kept_bytes)}{young}",
+        "store": report.store,
+    }
     print_facts(facts, console)
 
 
@@ -86,8 +85,8 @@ def print_removed(removed: Removed, console: Console) -> None:
         )
     if removed.unneeded_bytes:
         console.print(
-            f"{size(removed.unneeded_bytes)} of it are needed by nothing else; tintray gc frees "
-            "them once they are old enough"
+            f"{size_text(removed.unneeded_bytes)} of it are needed by nothing else; "
+            "tintray gc frees them once they are old enough"
         )
 
 
@@ -97,7 +96,7 @@ def print_copied(copied: Copied, console: Console) -> None:
         "merge": copied.merge,
         "from": copied.source,
         "to": copied.url,
-        "files": f"{copied.files}, {size(copied.bytes)}, each read back and compared",
+        "files": f"{copied.files}, {size_text(copied.bytes)}, each read back and compared",
         "catalog": copied.catalog or "",
     }
     print_facts(facts, console)
@@ -117,9 +116,7 @@ def print_schema(change: SchemaChange, console: Console) -> None:
 
 def print_database(report: DatabaseReport, console: Console) -> None:
     """The rows of a catalog, and what is wrong with it."""
-    table = open_table()
-    table.add_column("table", no_wrap=True)
-    table.add_column("rows", justify="right")
+    table = open_table("table", ">rows")
     for name, rows in sorted(report.rows.items()):
         table.add_row(name, f"{rows:,}")
     if report.rows:
@@ -134,9 +131,7 @@ def print_database(report: DatabaseReport, console: Console) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """Everything that was looked at, and how to mend what is wrong."""
-    table = open_table()
-    for name in ("", "check", "found"):
-        table.add_column(name, no_wrap=name != "found")
+    table = open_table("", "check", "~found")
     for check in diagnosis.checks:
         table.add_row("ok" if check.ok else "WRONG", check.name, check.found)
         if check.fix is not None:
@@ -144,3 +139,11 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(table)
     wrong = sum(not check.ok for check in diagnosis.checks)
     console.print(f"\n{wrong} of {len(diagnosis.checks)} checks failed" if wrong else "\nall well")
+
+
+def print_configured(found: Configured, console: Console) -> None:
+    """Where the configuration file is, and what is in it."""
+    console.print(found.path)
+    if found.settings:
+        print_facts(found.settings, console)
+    console.print("\n`tintray doctor` checks them")

@@ -28,6 +28,7 @@ from tintray.jobs.events import (
     TaskPrepared,
     TensorsMerged,
 )
+from tintray.limits import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -252,7 +253,7 @@ class PlainProgress:
                     return None
                 return f"  {self._tracker.detail}"
             case CheckpointSaved():
-                return f"  checkpoint after round {event.round} ({size(event.bytes)})"
+                return f"  checkpoint after round {event.round} ({size_text(event.bytes)})"
             case Evaluated():
                 return (
                     f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"
@@ -304,14 +305,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: int) -> str:
-    """A number of bytes in three or four digits: ``34.3 MB``."""
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes_:
-            return f"{count / bytes_:.3g} {unit}"
-    return f"{count} bytes"
 
 
 def _stage_line(tracker: Tracker) -> str:

@@ -209,7 +209,7 @@ class Experts:
         if found != published:
             raise DataError(
                 f"tasks.{task.name}.{part}: {order.path} is not what the merge was published "
-                "with; expected the same examples, restore the file or `tintray refresh` the task"
+                "with; expected the same examples, restore the file or `tintray refresh-task` it"
             )
 
     def _try_out(
@@ -257,7 +257,7 @@ class Experts:
         raise NotFoundError(
             f"task '{task.name}': its self-labels or its task vector are gone from "
             f"{self.store.url} and its expert cannot compute them again ({said}); copy the "
-            "artifacts back, or `tintray refresh` the task"
+            "artifacts back, or `tintray refresh-task` the task"
         )
 
     def loaded(self, checkpoint: ModelFolder, role: str) -> nn.Module:

@@ -59,7 +59,7 @@ class Change:
                 if name.lower() in present:
                     raise SpecError(
                         f"task '{present[name.lower()]}' is in {merge} already; give the new task "
-                        "another name, or `tintray refresh` the one that is there"
+                        "another name, or `tintray refresh-task` the one that is there"
                     )
             tasks = (*spec.tasks, *self.tasks)
         else:
@@ -76,7 +76,7 @@ class Change:
         if not tasks:
             raise InputError(
                 f"{merge} would have no task left; expected one at least, remove the merge itself "
-                "with `tintray rm`"
+                "with `tintray delete`"
             )
         return spec.with_tasks(tasks)
 

@@ -131,7 +131,7 @@ class Parent:
             raise NotFoundError(
                 f"the {kind} of task '{task}' of {self.ref} (artifact {sha256[:12]}…) are gone "
                 f"from {self.store.url}; expected what the merge was published with, copy it back "
-                f"or `tintray refresh {self.ref} --task {task}`"
+                f"or `tintray refresh-task {self.ref} {task}`"
             )
 
 

@@ -113,12 +113,13 @@ MERGES = [
 
 @pytest.mark.parametrize("merge", MERGES, ids=lambda merge: repr(merge)[:30])
 def test_what_is_no_merge(place: Place, merge: str) -> None:
-    task = ("--task", "two")
+    task = ("two",)
     for words in (
-        *(("show", merge), ("eval", merge), ("compare", merge), ("history", merge), ("rm", merge)),
+        *(("show", merge), ("eval", merge), ("compare", merge), ("history", merge)),
+        ("delete", merge),
         *(("export", merge, "out"), ("copy", merge, "out"), ("artifacts", "verify", merge)),
-        *(("refresh", merge, *task), ("remove", merge, *task), ("rollback", merge)),
-        *(("add", merge, "--task", place.third), ("diff", merge, "tiny/v1")),
+        *(("refresh-task", merge, *task), ("remove-task", merge, *task), ("rollback", merge)),
+        *(("add-task", merge, place.third), ("diff-merges", merge, "tiny/v1")),
     ):
         refused(place, *words)
 
@@ -140,7 +141,7 @@ def test_what_is_no_new_folder(place: Place, folder: str) -> None:
 def test_what_is_no_job_file(place: Place, file: str) -> None:
     for words in (
         *(("run", file), ("validate", file), ("plan", file), ("submit", file)),
-        *(("add", "tiny/v1", "--task", file), ("run", "--from-mergekit", file, "--output", "out")),
+        *(("add-task", "tiny/v1", file), ("run", "--from-mergekit", file, "--output", "out")),
     ):
         refused(place, *words)
 
@@ -159,7 +160,7 @@ def test_what_is_no_job(place: Place, job: str) -> None:
 def test_what_is_no_catalog(place: Place, catalog: str) -> None:
     for words in (
         *(("list",), ("show", "tiny"), ("ps",), ("status", "x"), ("queue",), ("cancel", "x")),
-        *(("gc",), ("artifacts", "ls"), ("db", "check"), ("rollback", "tiny"), ("rm", "tiny")),
+        *(("gc",), ("artifacts", "ls"), ("db", "check"), ("rollback", "tiny"), ("delete", "tiny")),
     ):
         refused(place, *words, "--catalog", catalog)
 
@@ -196,7 +197,7 @@ def test_what_is_no_number(place: Place, number: str) -> None:
     refused(place, "merge", *experts, "--output", "out", "--parameter", f"density={number}")
     for field in FIELDS:
         refused(place, "validate", place.job, "--set", f"{field}={number}")
-    change = ("add", "tiny/v1", "--task", place.third)
+    change = ("add-task", "tiny/v1", place.third)
     refused(place, *change, "--set", f"growth.rounds={number}")
 
 
@@ -218,11 +219,11 @@ def test_a_huge_limit_is_all_jobs(place: Place) -> None:
 )
 def test_what_is_no_setting(place: Place, setting: str) -> None:
     refused(place, "validate", place.job, "--set", setting)
-    refused(place, "add", "tiny/v1", "--task", place.third, "--set", setting)
+    refused(place, "add-task", "tiny/v1", place.third, "--set", setting)
 
 
 def test_what_else_is_nothing(place: Place) -> None:
-    two = ("refresh", "tiny/v1", "--task", "two")
+    two = ("refresh-task", "tiny/v1", "two")
     for words in (
         *(("compare", "tiny/v1", "--methods", name) for name in ("", ",", "nope", "all,nope")),
         *(("compare", "tiny/v1", "--plot", name) for name in ("x.foo", "nope/x.png", "file/x.png")),

@@ -14,54 +14,20 @@ import click
 import pytest
 
 from tintray.errors import FitError
-from tintray.jobs.cli import cli, main
+from tintray.jobs.cli import RENAMED, cli, main
 from tintray.jobs.cli.options import Session, quiet_stdout
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
 COMMANDS = [
-    "run",
-    "submit",
-    "plan",
-    "validate",
-    "ps",
-    "status",
-    "watch",
-    "logs",
-    "wait",
-    "cancel",
-    "resume",
-    "retry",
-    "diff",
+    *("run", "plan", "validate", "merge", "methods"),
+    *("list", "show", "eval", "compare", "export", "copy", "history", "diff-merges", "rollback"),
+    "delete",
+    *("add-task", "remove-task", "refresh-task"),
+    *("submit", "ps", "status", "watch", "logs", "wait", "cancel", "resume", "retry", "diff"),
     "queue",
-    "list",
-    "show",
-    "eval",
-    "compare",
-    "export",
-    "add",
-    "remove",
-    "refresh",
-    "history",
-    "rollback",
-    "copy",
-    "rm",
-    "merge",
-    "methods",
-    "artifacts",
-    "gc",
-    "db",
-    "init",
-    "doctor",
-    "completion",
-    "version",
+    *("artifacts", "gc", "db", "doctor", "init", "completion", "version"),
 ]
-INNER = [
-    "artifacts ls",
-    "artifacts verify",
-    "artifacts pin",
-    "db upgrade",
-    "db check",
-]
+INNER = ["artifacts ls", "artifacts verify", "artifacts pin", "db upgrade", "db check"]
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -139,13 +105,31 @@ def test_help_answers_at_once() -> None:
     assert found.stdout.splitlines()[-1] == "['click', 'tintray']", found.stdout + found.stderr
 
 
-def test_help_lists_the_commands_in_order_of_use(call: Call) -> None:
+def test_help_lists_the_commands_in_sections_in_order_of_use(call: Call) -> None:
     code, out, _ = call("--help")
-    listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line[2:3]]
+    below = out.partition("Merge models:")[2].partition("Exit codes:")[0]
+    listed = [line.split()[0] for line in below.splitlines() if line[:3].strip()]
     assert code == 0
     assert [name for name in listed if name in COMMANDS] == COMMANDS
-    assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
+    assert {title for title in listed if title not in COMMANDS} == {
+        *("Published", "Tasks", "Jobs", "Stores"),
+    }
+    assert "..." not in below  # no summary is cut off
     assert "130 interrupted" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_is_refused_with_the_new_one(call: Call, old: str) -> None:
+    code, out, err = call(old, "ten/v1", "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: '{old}' has another name: write `tintray {RENAMED[old]}`\n")
+    assert RENAMED[old] in COMMANDS
+
+
+def test_jobs_and_merges_are_compared_by_two_commands(call: Call) -> None:
+    code, _, err = call("diff", "ten/v1", "ten/v2")
+    assert code == 2
+    assert "'ten/v1' is no job; `tintray diff-merges` compares two merges" in err
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *INNER])
@@ -222,7 +206,7 @@ def test_debug_shows_the_traceback(call: Call, args: list[str]) -> None:
 def test_no_command_shows_the_help(call: Call) -> None:
     code, out, err = call()
     assert (code, out) == (2, "")
-    assert "Commands:" in err
+    assert "Jobs on a cluster:" in err
 
 
 @pytest.mark.parametrize(

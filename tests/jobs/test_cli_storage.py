@@ -261,11 +261,11 @@ def test_a_copy_of_a_damaged_merge_is_not_published(
 
 
 def test_a_removed_merge_is_gone_and_its_version_with_it(ask: Answer, copied: Path) -> None:
-    removed = ask("rm", "tiny")
+    removed = ask("delete", "tiny")
     assert (removed["merge"], removed["unneeded_bytes"] > 40_000) == ("tiny/v1", True)
     assert ask("list") == []
     assert not (copied / "merges").exists()
-    assert "no merge 'tiny'" in ask("rm", "tiny", code=2)
+    assert "no merge 'tiny'" in ask("delete", "tiny", code=2)
     blobs = keys(copied)
     swept = ask("gc", "--older-than", "0", "--delete")["garbage"]
     assert sorted(line["key"] for line in swept) == blobs
@@ -277,13 +277,13 @@ def test_a_removed_merge_is_gone_and_its_version_with_it(ask: Answer, copied: Pa
 
 def test_a_removal_that_was_broken_off_is_finished_by_another(ask: Answer, copied: Path) -> None:
     open_store(copied).delete("merges/tiny/v1/manifest.json")
-    assert ask("rm", "tiny")["merge"] == "tiny/v1"
+    assert ask("delete", "tiny")["merge"] == "tiny/v1"
     assert ask("list") == []
     assert [key for key in keys(copied) if key.startswith("merges/")] == []
 
 
 def test_a_merge_is_removed_by_its_folder_too(ask: Answer, copied: Path) -> None:
-    assert ask("rm", str(copied / "merges/tiny/v1"))["merge"] == "tiny/v1"
+    assert ask("delete", str(copied / "merges/tiny/v1"))["merge"] == "tiny/v1"
     assert ask("list") == []
 
 

@@ -215,7 +215,7 @@ def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
     where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
     far = ["--set", "growth.target=1", "--set", "growth.rounds=1", "--mode", "tint"]
     capfd.readouterr()
-    assert main(["add", "tiny", "--task", str(grown.file("four")), *far, *where]) == 0
+    assert main(["add-task", "tiny", str(grown.file("four")), *far, *where]) == 0
     assert "note: 'tint' was asked for, and is not enough: four agrees" in capfd.readouterr().out
     found = manifest(api.show("tiny", **grown.place))
     assert notice in found["notices"]  # of children too
@@ -379,14 +379,14 @@ def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> No
     """Its children are whole; what came before it can still be rolled back to."""
     where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
     one, three = grown.add("five"), grown.add("four")
-    assert call("rm", "tiny/v2", *where, "--json").document["children"] == ["tiny/v3"]
+    assert call("delete", "tiny/v2", *where, "--json").document["children"] == ["tiny/v3"]
     assert call("artifacts", "verify", "tiny/v3", *where, "--json").document["damaged"] == []
     assert call("show", "tiny/v3", *where, "--json").document["parent"] == one.name + "/v2"
     gone = "merge tiny/v2 was removed; of that name there are: tiny/v1, tiny/v3"
     catalog = where[2:]
     for words in (
-        *(("show", "tiny/v2", *where), ("eval", "tiny/v2", *where), ("rm", "tiny/v2", *where)),
-        *(("rollback", "tiny/v2", *where), ("diff", "tiny/v1", "tiny/v2", *catalog)),
+        *(("show", "tiny/v2", *where), ("eval", "tiny/v2", *where), ("delete", "tiny/v2", *where)),
+        *(("rollback", "tiny/v2", *where), ("diff-merges", "tiny/v1", "tiny/v2", *catalog)),
     ):
         assert gone in call(*words).sentence
     for back in ((), ("--to", "v2")):
@@ -404,8 +404,8 @@ def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> No
     assert tree["tiny/v3"]["parent"] == "tiny/v2"
     assert three.version == "v3"
     # what was merged in v1 is still known as such, behind the version that is gone
-    assert call("remove", "tiny/v3", "--task", "four", *where, "--json").document["version"] == "v5"
-    assert call("rm", "tiny/v1", *where, "--json").document["children"] == []
+    assert call("remove-task", "tiny/v3", "four", *where, "--json").document["version"] == "v5"
+    assert call("delete", "tiny/v1", *where, "--json").document["children"] == []
     assert "none of them is left" in call("rollback", "tiny/v3", *where).sentence
 
 
@@ -413,12 +413,12 @@ def test_a_merge_grows_from_the_command_line(grown: Grown, capfd: Any) -> None:
     where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
     quick = [word for text in EASY for word in ("--set", text)]
     file = str(grown.file("five", "four"))
-    assert main(["add", "tiny", "--task", file, *quick, *where, "--json"]) == 0
+    assert main(["add-task", "tiny", file, *quick, *where, "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert (told["version"], told["parent"], len(told["tasks"])) == ("v2", "tiny/v1", 4)
-    assert main(["refresh", "tiny", "--task", "two", *quick, *where]) == 0
-    assert main(["remove", "tiny", "--task", "four", *quick, *where]) == 0
-    assert main(["remove", "tiny", "--task", "four", *quick, *where]) == 2
+    assert main(["refresh-task", "tiny", "two", *quick, *where]) == 0
+    assert main(["remove-task", "tiny", "four", *quick, *where]) == 0
+    assert main(["remove-task", "tiny", "four", *quick, *where]) == 2
     assert "tiny/v4 has no task 'four'" in capfd.readouterr().err
 
 

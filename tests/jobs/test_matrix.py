@@ -60,7 +60,7 @@ class Made:
     @cached_property
     def child(self) -> str:
         """The merge with ``three``, which came with a tint layer alone."""
-        found = self.ask("add", self.first, "--task", self.third, "--mode", "tint").document
+        found = self.ask("add-task", self.first, self.third, "--mode", "tint").document
         return f"tiny/{found['version']}"
 
     @cached_property
@@ -179,7 +179,7 @@ def test_add_leaves_the_old_tasks_bit_for_bit(made: Made) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "coefficients", "joint"])
 def test_add_in_other_ways(made: Made, mode: str) -> None:
-    found = made.ask("add", made.first, "--task", made.third, "--mode", mode)
+    found = made.ask("add-task", made.first, made.third, "--mode", mode)
     if mode != "auto" and made.label in UNCHANGEABLE:
         assert "--mode tint" in found.sentence
         return
@@ -187,13 +187,13 @@ def test_add_in_other_ways(made: Made, mode: str) -> None:
 
 
 def test_refresh(made: Made) -> None:
-    found = made.ask("refresh", made.first, "--task", "two").document
+    found = made.ask("refresh-task", made.first, "two").document
     assert [task["name"] for task in found["tasks"]] == ["one", "two"]
     assert made.answers(made.load(f"tiny/{found['version']}"), "two").isfinite().all()
 
 
 def test_remove_what_was_added_gives_the_first_again(made: Made) -> None:
-    found = made.ask("remove", made.child, "--task", "three").document
+    found = made.ask("remove-task", made.child, "three").document
     before, after = made.load(made.first), made.load(f"tiny/{found['version']}")
     assert after.tasks == ("one", "two")
     for task in after.tasks:
@@ -203,7 +203,7 @@ def test_remove_what_was_added_gives_the_first_again(made: Made) -> None:
 @pytest.mark.parametrize("tolerance", [0.01, 100])
 def test_remove_what_was_merged(made: Made, tolerance: float) -> None:
     setting = f"growth.tolerance={tolerance}"
-    found = made.ask("remove", made.first, "--task", "one", "--set", setting)
+    found = made.ask("remove-task", made.first, "one", "--set", setting)
     if made.label in UNCHANGEABLE:
         assert f"'{made.published['method']}' merged it" in found.sentence
         return
@@ -221,7 +221,8 @@ def test_rollback_history_and_diff(made: Made) -> None:
     versions = {version["ref"]: version for version in made.ask("history", "tiny").document}
     assert (versions[made.first]["parent"], versions[made.child]["parent"]) == (None, made.first)
     catalog = f"sqlite:///{made.store}/catalog.db"
-    difference = call("diff", made.first, made.child, "--catalog", catalog, "--json").document
+    merges = (made.first, made.child)
+    difference = call("diff-merges", *merges, "--catalog", catalog, "--json").document
     assert difference["same_backbone"]
     changes = {task["task"]: task["change"] for task in difference["tasks"]}
     assert changes == {"one": "same", "two": "same", "three": "added"}
@@ -244,7 +245,7 @@ def test_a_merge_of_version_0_1_0(made: Made, tmp_path: Path) -> None:
     assert made.ask("show", first).document["tasks"] == made.published["tasks"]
     again = made.ask("eval", first).document["tasks"]
     assert {task["name"]: task["merged"] for task in again} == scores(made.published["tasks"])
-    assert call("diff", first, child, "--json").document["same_backbone"]
+    assert call("diff-merges", first, child, "--json").document["same_backbone"]
     assert made.ask("show", child).document["parent"] == made.first
 
 

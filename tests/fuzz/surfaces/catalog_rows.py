@@ -139,7 +139,7 @@ SURFACE = Surface(
         "queue": (6, _command("queue")),
         "artifacts": (6, _command("artifacts", "ls")),
         "gc": (3, _command("gc")),
-        "diff": (3, _command("diff", "tiny/v1", "tiny/v2")),
+        "diff": (3, _command("diff-merges", "tiny/v1", "tiny/v2")),
     },
     confined=False,
 )

@@ -154,7 +154,7 @@ SURFACE = Surface(
         "export": (7, _command("export", "MERGE", "out", "--task", "two")),
         "export all": (6, _command("export", "MERGE", "out")),
         "export adapter": (2, _command("export", "MERGE", "out", "--adapter")),
-        "diff": (6, _command("diff", "./MERGE", "FIXTURES/store/merges/tiny/v1")),
+        "diff": (6, _command("diff-merges", "./MERGE", "FIXTURES/store/merges/tiny/v1")),
         "eval": (1, _command("eval", "MERGE")),
         "copy": (4, _command("copy", "MERGE", "elsewhere")),
     },

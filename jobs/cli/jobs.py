@@ -1,0 +1,314 @@
+"""The commands on jobs and their queues: submit, ps, status, watch, logs, cancel and others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tintray.jobs.cli.options import (
+    Answer,
+    Seconds,
+    address_option,
+    catalog_option,
+    command,
+    debug_option,
+    id_argument,
+    job_argument,
+    quiet_stdout,
+    say,
+    set_option,
+    until_closed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tintray.jobs.config.job_file import JobSpec
+    from tintray.jobs.queue.views import JobStatus
+    from tintray.jobs.results import Record
+
+EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": 4}
+"""What `wait`, `watch` and `--watch` answer with, by the state that the job is in by then."""
+
+_watch_option = click.option("--watch", is_flag=True, help="Follow it until it is over.")
+
+
+def _ended(job: JobStatus, table: str = "queue_tables.print_status") -> Answer:
+    """A job that was followed to its end, with the exit code of its state."""
+    return Answer(job, EXIT_CODES.get(job.state, 0), table)
+
+
+def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
+    """A job that was changed; with ``watch``, as it is when it has ended."""
+    if not watch:
+        return Answer(job)
+    if job.over:
+        return _ended(job, "queue_tables.print_told")
+    from tintray.jobs.display.progress import watch as display
+    from tintray.jobs.queue import following
+
+    with display() as on_event:
+        return _ended(following.watch(job.id, catalog=catalog, on_event=on_event))
+
+
+@command(
+    "queue_tables.print_told",
+    job_argument,
+    address_option,
+    click.option("--key", metavar="TEXT", help="Your own name for it: it is entered once."),
+    click.option("--priority", type=int, default=0, help="The highest goes first [default: 0]."),
+    _watch_option,
+    set_option,
+    quick=True,
+)
+def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
+    """Enter the job in JOB.yaml in the queue of a Ray cluster.
+
+    It answers at once with the job's id. The same job with the same --key is entered once.
+
+    \b
+    Example:
+      tintray submit job.yaml --key nightly-2026-02-01 --watch
+    """
+    from tintray.jobs.queue import submission
+    from tintray.jobs.queue.ray_jobs import is_reached_by_all
+
+    entered = submission.submit(job, **options)
+    if entered.cluster is not None and is_reached_by_all(entered.cluster):
+        say(
+            f"note: the cluster at {entered.cluster} takes jobs without a token, and runs the "
+            "code of whoever reaches it; start it with RAY_AUTH_MODE=token (docs/jobs.md)",
+            err=True,
+        )
+    return _changed(entered, str(job.catalog), watch)
+
+
+@command(
+    "queue_tables.print_jobs",
+    click.option("--all", "everything", is_flag=True, help="All jobs, however many."),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        metavar="N",
+        help="The N newest jobs; those that are not over are always shown.",
+    ),
+    click.option(
+        "--state",
+        "states",
+        multiple=True,
+        metavar="STATE",
+        help="Only those in a state, such as fitting or lost. May be repeated.",
+    ),
+    click.option("--name", metavar="NAME", help="Only those of this name."),
+    catalog_option,
+    quick=True,
+    nothing="no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one",
+)
+def ps(
+    everything: bool, limit: int, states: tuple[str, ...], name: str | None, catalog: str | None
+) -> Sequence[Record]:
+    """List the jobs, the newest first.
+
+    \b
+    Example:
+      tintray ps --state fitting --state lost
+    """
+    from tintray.jobs.queue import views
+
+    most = None if everything or states or name else limit
+    return views.list_jobs(catalog=catalog, limit=most, states=states or None, name=name)
+
+
+@command("queue_tables.print_status", id_argument, catalog_option, quick=True)
+def status(job: str, catalog: str | None) -> Record:
+    """Show all that is known of JOB.
+
+    It comes from the catalog, so that the cluster may be gone. JOB is the id of a job, how one
+    begins, a name, or latest.
+
+    \b
+    Example:
+      tintray status latest
+    """
+    from tintray.jobs.queue import views
+
+    return views.status(job, catalog=catalog)
+
+
+@command("queue_tables.print_status", id_argument, catalog_option, watched=True)
+def watch(job: str, **options: Any) -> Answer:
+    """Follow JOB until it is over.
+
+    Leaving with Ctrl-C does not stop the job. The exit code tells how it ended: 0 succeeded,
+    1 failed, 3 cancelled, 4 lost. JOB is the id of a job, how one begins, a name, or latest.
+
+    \b
+    Example:
+      tintray watch latest
+    """
+    from tintray.jobs.queue import following
+
+    return _ended(following.watch(job, **options))
+
+
+@click.command()
+@id_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
+@catalog_option
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help='Write each piece as a JSON object of its own, {"text": ...}, on a line of its own.',
+)
+@debug_option
+def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
+    """Print what the driver of JOB said.
+
+    JOB is the id of a job, how one begins, a name, or latest.
+
+    \b
+    Example:
+      tintray logs -f latest
+    """
+    import json
+
+    with quiet_stdout():
+        from tintray.jobs.queue import following
+
+        pieces = following.logs(job, catalog=catalog, follow=follow)
+    with until_closed():
+        for piece in pieces:
+            say(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
+
+
+@command(
+    "queue_tables.print_told",
+    id_argument,
+    click.option("--timeout", type=Seconds(min=0), metavar="SECONDS", help="Give up then."),
+    catalog_option,
+)
+def wait(job: str, **options: Any) -> Answer:
+    """Wait until JOB is over.
+
+    The exit code tells how it ended: 0 succeeded, 1 failed, 3 cancelled, 4 lost, 5 not in time.
+    JOB is the id of a job, how one begins, a name, or latest.
+
+    \b
+    Example:
+      tintray wait ten-scripts-1a2b3c4d --timeout 3600
+    """
+    from tintray.jobs.queue import following
+
+    return _ended(following.wait(job, **options), "queue_tables.print_told")
+
+
+@command(
+    "queue_tables.print_told",
+    id_argument,
+    catalog_option,
+    click.option("--discard", is_flag=True, help="Delete its checkpoints too: it cannot go on."),
+    click.option("--no-wait", is_flag=True, help="Only ask it to stop."),
+)
+def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool) -> Record:
+    """Stop JOB, and keep its last checkpoint.
+
+    It stops at the end of its round. JOB is the id of a job, how one begins, a name, or latest.
+
+    \b
+    Example:
+      tintray cancel ten-scripts-1a2b3c4d
+    """
+    from tintray.jobs.queue import submission
+
+    return submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
+
+
+@command(
+    "queue_tables.print_told",
+    *(id_argument, address_option, catalog_option, _watch_option),
+    watched=True,
+)
+def resume(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
+    """Let JOB go on from its last checkpoint.
+
+    For a job that failed, was cancelled or was lost. It waits for its cluster, or the one at
+    --address; a job that was run without a cluster goes on here. JOB is the id of a job, how one
+    begins, a name, or latest.
+
+    \b
+    Example:
+      tintray resume ten-scripts-1a2b3c4d --watch
+    """
+    from tintray.jobs.queue import submission
+
+    return _changed(submission.resume(job, catalog=catalog, **options), catalog, watch)
+
+
+@command(
+    "queue_tables.print_told",
+    *(id_argument, address_option, catalog_option, _watch_option),
+    watched=True,
+)
+def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
+    """Start JOB over from its first round.
+
+    For a job that failed, was cancelled or was lost; its checkpoints are deleted. JOB is the id of
+    a job, how one begins, a name, or latest.
+
+    \b
+    Example:
+      tintray retry ten-scripts-1a2b3c4d
+    """
+    from tintray.jobs.queue import submission
+
+    return _changed(submission.retry(job, catalog=catalog, **options), catalog, watch)
+
+
+@command(
+    "queue_tables.print_difference",
+    id_argument,
+    click.argument("other", metavar="OTHER"),
+    catalog_option,
+)
+def diff(job: str, other: str, catalog: str | None) -> Record:
+    """Show in what two jobs differ, or a job and a job file.
+
+    JOB and OTHER are the id of a job, how one begins, a name, or latest; OTHER may be a job file.
+
+    \b
+    Example:
+      tintray diff ten-scripts-1a2b3c4d job.yaml
+    """
+    for text in (job, other):
+        if "/" in text and not text.endswith((".yaml", ".yml")):
+            raise click.UsageError(f"'{text}' is no job; `tintray diff-merges` compares two merges")
+    from tintray.jobs.queue import differences
+
+    return differences.diff(job, other, catalog=catalog)
+
+
+@command(
+    "queue_tables.print_clusters",
+    click.option("--max-jobs", type=int, metavar="N", help="Let the cluster run N jobs at once."),
+    address_option,
+    catalog_option,
+    nothing="no cluster yet; tintray submit JOB.yaml --address URL makes one known",
+)
+def queue(max_jobs: int | None, address: str | None, catalog: str | None) -> Sequence[Record]:
+    """Show how many jobs run and wait on each cluster.
+
+    With --max-jobs, let one run another number of them at once.
+
+    \b
+    Example:
+      tintray queue --max-jobs 4 --address http://head:8265
+    """
+    from tintray.jobs.queue import submission, views
+
+    if max_jobs is not None:
+        submission.set_limit(max_jobs, address=address, catalog=catalog)
+    return views.list_clusters(catalog=catalog)

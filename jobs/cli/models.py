@@ -1,0 +1,205 @@
+"""The commands that merge models: run, plan, validate, merge and methods."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tintray.jobs.cli.options import (
+    Answer,
+    Seconds,
+    command,
+    job_argument,
+    path_option,
+    set_option,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tintray.jobs.config.job_file import JobSpec
+    from tintray.jobs.results import MergeSummary, Record
+
+
+@command(
+    "tables.print_summary",
+    click.argument("job", metavar="[JOB.yaml]", required=False, type=click.Path(path_type=Path)),
+    path_option(
+        "--from-mergekit",
+        metavar="FILE",
+        help="Merge whole checkpoints as this mergekit file says, instead of a job.",
+    ),
+    path_option(
+        "--output",
+        metavar="DIR",
+        help="The folder to write with --from-mergekit; it must not exist.",
+    ),
+    click.option(
+        "--memory", metavar="SIZE", help="What it may hold with --from-mergekit [default: 4GiB]."
+    ),
+    set_option,
+    watched=True,
+)
+def run(
+    job: JobSpec | None,
+    from_mergekit: Path | None,
+    output: Path | None,
+    memory: str | None,
+    overrides: tuple[str, ...] = (),
+    **options: Any,
+) -> Answer | Path:
+    """Run the job in JOB.yaml and publish its merge.
+
+    With --from-mergekit, merge whole checkpoints by a data-free method, as mergekit's YAML
+    describes it, into a folder.
+
+    \b
+    Example:
+      tintray run examples/digits.yaml --set fit.rounds=50
+      tintray run --from-mergekit ties.yaml --output merged
+    """
+    from tintray.jobs import api
+
+    if from_mergekit is not None or output is not None or memory is not None:
+        if from_mergekit is None or output is None or job is not None or overrides:
+            raise click.UsageError(
+                "--from-mergekit FILE goes with --output DIR, without JOB.yaml and --set"
+            )
+        return api.compose(from_mergekit, output, memory=memory or "4GiB", **options)
+    if job is None:
+        raise click.UsageError("Missing argument 'JOB.yaml'.")
+
+    def table(summary: MergeSummary, console: Console) -> None:
+        from tintray.jobs.cli.tables import print_next, print_summary
+
+        print_summary(summary, console)
+        print_next(_next_commands(summary, job), console)
+
+    return Answer(api.run(job, **options), table=table)
+
+
+def _next_commands(summary: MergeSummary, spec: JobSpec) -> Mapping[str, str]:
+    """What to type next, complete with the store where it is not the default one."""
+    from tintray.jobs.config.settings import default_catalog, default_store
+    from tintray.storage.secrets import shown_url
+
+    words = [f"{summary.name}/{summary.version}"]
+    store = default_store()
+    if spec.store != store:
+        store = spec.store
+        words += ["--store", store]
+    if spec.catalog != default_catalog(store):
+        words += ["--catalog", shown_url(spec.catalog)]
+    merge = shlex.join(words)
+    return {
+        f"tintray show {merge}": "this table again",
+        f"tintray compare {merge}": "beside the experts, averaging and task arithmetic",
+        f"tintray export {merge} --task {summary.tasks[0].name} DIR": "a plain model of one task",
+    }
+
+
+@command(
+    "plan_tables.print_plan",
+    job_argument,
+    click.option("--pilot", is_flag=True, help="Rehearse it too, small, and extrapolate."),
+    click.option(
+        "--calibrate",
+        "seconds",
+        type=Seconds(min=0.1, max=3600),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to time the job's steps on this machine.",
+    ),
+    set_option,
+    watched=True,
+)
+def plan(job: JobSpec, **options: Any) -> Answer:
+    """Say what the job in JOB.yaml would read, hold and compute.
+
+    The exit code is 2 if it does not fit. Nothing is written; a pilot runs a few tasks for a few
+    rounds on part of their pools, in a store of its own that is deleted.
+
+    \b
+    Example:
+      tintray plan job.yaml --pilot
+    """
+    from tintray.jobs.runs.plan import plan as estimate
+
+    report = estimate(job, **options)
+    return Answer(report, code=0 if report.fits else 2)
+
+
+@command("tables.print_validation", job_argument, set_option)
+def validate(job: JobSpec) -> Record:
+    """Check JOB.yaml and all that it refers to.
+
+    Nothing is written. One example of each task is run, so that what passes here does not fail in
+    run for its input.
+
+    \b
+    Example:
+      tintray validate examples/digits.yaml
+    """
+    from tintray.jobs import api
+
+    return api.validate(job)
+
+
+@command(
+    "",
+    click.argument("experts", metavar="EXPERT...", nargs=-1, required=True),
+    click.option("--base", required=True, metavar="MODEL", help="What the experts come from."),
+    click.option("--method", required=True, metavar="NAME", help="Such as ties: tintray methods."),
+    path_option(
+        "--output", required=True, metavar="DIR", help="The folder to write; it must not exist."
+    ),
+    click.option(
+        "--parameter",
+        "parameters",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="A parameter of the method, such as density=0.2. May be repeated.",
+    ),
+    click.option("--scale", type=float, help="The scale [default: the method's own]."),
+    click.option("--seed", type=int, default=0, help="The seed of random methods [default: 0]."),
+    click.option("--memory", default="2GiB", metavar="SIZE", help="Its memory [default: 2GiB]."),
+    click.option(
+        "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
+    ),
+    watched=True,
+)
+def merge(base: str, experts: tuple[str, ...], output: Path, **options: Any) -> Path:
+    """Merge whole checkpoints into one, out of core.
+
+    They are of one shape, heads included. Tensors are read, merged and written one after another
+    within the memory given. For experts with heads of their own, run a job.
+
+    \b
+    Example:
+      tintray merge --base llama --method ties --parameter density=0.2 \\
+        --output merged llama-math llama-code
+    """
+    from tintray.jobs import api
+
+    return api.merge_checkpoints(base, experts, output, **options)
+
+
+@command("method_tables.print_methods", click.argument("names", metavar="[NAME]...", nargs=-1))
+def methods(names: tuple[str, ...]) -> list[Any]:
+    """List the merging methods, or say all about NAME.
+
+    Each serves as merge.method or merge.init of a job and in compare --methods; those without data
+    in merge --method too.
+
+    \b
+    Example:
+      tintray methods ties
+    """
+    from tintray.jobs.runs.method_list import list_methods
+
+    return list(list_methods(names))
