@@ -33,7 +33,7 @@ from tintray.jobs.config.job_file import parse_spec
 from tintray.models.calling import answer_width, answers
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
-from tintray.pools.pool import labels_of, open_pool
+from tintray.pools.preparing import labels_of, open_pool
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.tasks.classes import CLASSIFICATION

@@ -24,7 +24,8 @@ from tintray.checkpoints.model_folder import open_model_folder
 from tintray.data.source import DataSource
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
-from tintray.pools.pool import Pool, open_pool
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import open_pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.evaluation import score
 from tintray.tasks.outputs import Outputs

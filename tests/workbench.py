@@ -17,7 +17,8 @@ from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
 from tintray.models.structure import private_state
 from tintray.numerics.layout import Granularity, Layout
-from tintray.pools import pool as pools
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import open_pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tinting.partition import partition
 from tintray.tinting.self_labels import predict
@@ -43,7 +44,7 @@ class Workbench:
 
     base: nn.Module
     experts: dict[str, nn.Module]
-    pools: dict[str, pools.Pool]
+    pools: dict[str, Pool]
     site: str = "head"
     rank: int | None = None
     granularity: Granularity = "tensor"
@@ -123,6 +124,6 @@ def workbench(
     experts = {name: load_expert(found) for name, found in checkpoints.items()}
     loaded = {}
     for name, found in checkpoints.items():
-        pool = pools.open_pool(DataSource(str(data[name])), found, CLASSIFICATION, name, name)
+        pool = open_pool(DataSource(str(data[name])), found, CLASSIFICATION, name, name)
         loaded[name] = pool if examples is None else pool.first(examples)
     return Workbench(base, experts, loaded, **options)

@@ -31,7 +31,8 @@ from tintray.models.norms import norm_buffers
 from tintray.models.structure import HEAD, backbone_names, head_modules, private_state, resolve_site
 from tintray.numerics.randomness import stream
 from tintray.pools import overlap, sequences
-from tintray.pools import pool as pools
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import labels_of, open_pool
 from tintray.pools.tokens import check_known
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
@@ -53,8 +54,8 @@ class HostedTask:
     order: TaskConfig
     facts: TaskFacts
     layer: TintLayer
-    pool: pools.Pool
-    test: pools.Pool | None
+    pool: Pool
+    test: Pool | None
     test_labels: Any
     true: TrueLabels | None = None
     labels: Outputs | None = None
@@ -138,7 +139,7 @@ class Experts:
         if task.test is not None:
             test = self._test(task, task.test, checkpoint, expert)
             self._try_out(task, expert, test, width, "test")
-            test_labels = pools.labels_of(
+            test_labels = labels_of(
                 local_data(task.test, self.cache),
                 *(task.kind, test, known, f"tasks.{task.name}.test"),
             )
@@ -213,7 +214,7 @@ class Experts:
             )
 
     def _try_out(
-        self, task: TaskConfig, expert: nn.Module, pool: pools.Pool, width: int, part: str
+        self, task: TaskConfig, expert: nn.Module, pool: Pool, width: int, part: str
     ) -> None:
         """Run an expert on an example or two; that of a published merge has been."""
         if "input_ids" in pool.inputs:
@@ -223,7 +224,7 @@ class Experts:
             where = f"tasks.{task.name}.{part}"
             labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
 
-    def _check_tokens(self, task: TaskConfig, pool: pools.Pool, checkpoint: ModelFolder) -> None:
+    def _check_tokens(self, task: TaskConfig, pool: Pool, checkpoint: ModelFolder) -> None:
         """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
         if "input_ids" not in pool.inputs:
             return
@@ -297,14 +298,14 @@ class Experts:
 
     def _pool(
         self, task: TaskConfig, part: str, order: DataSource, checkpoint: ModelFolder
-    ) -> pools.Pool:
+    ) -> Pool:
         order = local_data(order, self.cache)
         where = f"tasks.{task.name}.{part}"
-        return pools.open_pool(order, checkpoint, task.kind, task.role, where, self.cache)
+        return open_pool(order, checkpoint, task.kind, task.role, where, self.cache)
 
     def _test(
         self, task: TaskConfig, order: DataSource, checkpoint: ModelFolder, expert: nn.Module
-    ) -> pools.Pool:
+    ) -> Pool:
         pool = self._pool(task, "test", order, checkpoint)
         if not sequences.is_open(pool):
             return pool
@@ -345,7 +346,7 @@ class Experts:
         hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
         return self.remember("self-features", key, {"features": hosted.features})
 
-    def _true_labels(self, task: TaskConfig, pool: pools.Pool, answers: Answers) -> TrueLabels:
+    def _true_labels(self, task: TaskConfig, pool: Pool, answers: Answers) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
         examples = len(pool)
         if not task.kind.takes_labels:
@@ -360,7 +361,7 @@ class Experts:
                 f"tasks.{task.name}.labelled: expected at most the {examples:,} examples of the "
                 f"pool, found {task.labelled:,}"
             )
-        labels = pools.labels_of(
+        labels = labels_of(
             local_data(task.pool, self.cache),
             *(task.kind, pool, answers, f"tasks.{task.name}.pool"),
         )
@@ -394,8 +395,8 @@ class Experts:
         return self.remember("task-vectors", key, difference), False
 
     def _predictions(
-        self, hosted: HostedTask, pool: pools.Pool, read: Callable[[], nn.Module]
-    ) -> tuple[pools.Pool, Outputs, BlobRef, bool]:
+        self, hosted: HostedTask, pool: Pool, read: Callable[[], nn.Module]
+    ) -> tuple[Pool, Outputs, BlobRef, bool]:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
         key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
         found = lookup(self.store, "self-labels", key)

@@ -16,8 +16,8 @@ from tintray.jobs.engine.sources import cache_folder, local_data
 from tintray.merging import statistics
 from tintray.models.loading import load_expert
 from tintray.models.structure import backbone_names
-from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.pools.preparing import open_pool
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
@@ -53,7 +53,7 @@ class Measurer:
         expert = load_expert(checkpoint, order.role)
         data = local_data(order.pool, self._cache)
         where = f"tasks.{order.name}.pool"
-        pool = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
+        pool = open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
         pool = sequences.completed(expert, pool)
         names = backbone_names(expert)
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams

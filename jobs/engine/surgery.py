@@ -21,8 +21,9 @@ from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.numerics.layout import Layout
 from tintray.numerics.randomness import stream
-from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import labels_of, open_pool
 from tintray.tasks.evaluation import TaskScore, calibrated_score
 from tintray.tinting.self_labels import predict
 
@@ -48,9 +49,9 @@ class Surgeon:
         checkpoint = open_expert(order, self._cache)
         module = load_expert(checkpoint, order.role).requires_grad_(False)
 
-        def load(source: DataSource, labelled: bool) -> pools.Pool:
+        def load(source: DataSource, labelled: bool) -> Pool:
             data, where = local_data(source, self._cache), f"tasks.{order.name}"
-            found = pools.open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
+            found = open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
             if not (labelled and sequences.is_open(found)):
                 return sequences.completed(module, found)
             tokenizer = load_processor(checkpoint, order.role, text=True)
@@ -72,7 +73,7 @@ class Surgeon:
         labels = None
         if order.test is not None:
             width = order.kind.answer_width(module)
-            labels = pools.labels_of(
+            labels = labels_of(
                 local_data(order.test, self._cache),
                 *(order.kind, measured, answer_space(module, width), f"tasks.{order.name}.test"),
             )

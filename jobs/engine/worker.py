@@ -21,8 +21,8 @@ from tintray.jobs.engine.fit_checkpoints import MARK
 from tintray.jobs.engine.hosting import Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
-from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.pools.pool import Pool
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs
@@ -227,7 +227,7 @@ class Worker:
         self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
 
-    def _predict(self, hosted: HostedTask, pool: pools.Pool, theta: Sequence[Sent]) -> Outputs:
+    def _predict(self, hosted: HostedTask, pool: Pool, theta: Sequence[Sent]) -> Outputs:
         with self._bound(hosted, theta) as run:
             return labels.ask(run, pool, hosted.order.kind)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
-from tintray.data.reading import encoded_digest, read_examples
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.jobs.config.settings import limits
@@ -16,8 +16,9 @@ from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
-from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import labels_of, prepared_pool
 from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
@@ -58,26 +59,20 @@ class Evaluator:
         labels = None
         if labelled:
             answers = answer_space(module, task.classes)
-            labels = pools.labels_of(order, kind, pool, answers, f"task '{name}'")
+            labels = labels_of(order, kind, pool, answers, f"task '{name}'")
         return calibrated_score(name, kind, merged, expert, labels, pool.mask)
 
     def _pool(
         self, name: str, kind: Kind, source: PoolEntry | TestEntry, reader: Any
-    ) -> tuple[DataSource, pools.Pool]:
+    ) -> tuple[DataSource, Pool]:
         """The examples and where they were read; ``reader`` is a model to read right answers."""
         fields = {name: getattr(source, name) for name in DataEntry.model_fields}
         order = local_data(DataSource(**fields, limits=limits()), cache_folder())
         where = f"task '{name}'"
-        encoded = encoded_digest(order, where)
-        processor = None if encoded is None else self._merge.processor(name)
-        if encoded is not None and processor is not None:
-            pool = pools.decoded_once(encoded, order, processor, kind, where, cache_folder())
-        else:
-            examples = read_examples(order, where)
-            processor = self._merge.processor(name, text=examples.is_text)
-            pool = pools.build_pool(examples, processor, kind=kind, order=order, role=where)
+        processor = cache(lambda text: self._merge.processor(name, text=text))
+        pool = prepared_pool(order, processor, kind, where, cache_folder())
         if reader is not None and sequences.is_open(pool):
-            pool = sequences.with_right_answers(pool, order, processor, reader.config, where)
+            pool = sequences.with_right_answers(pool, order, processor(True), reader.config, where)
         if pool.digest != source.sha256:
             raise DataError(
                 f"task '{name}': split '{source.split}' of {order.path} is not what the merge "
@@ -92,9 +87,9 @@ def _expert_outputs(
     merge: Merge,
     task: TaskEntry,
     sha256: str | None,
-    pool: pools.Pool,
+    pool: Pool,
     config: Any,
-) -> tuple[pools.Pool, Outputs]:
+) -> tuple[Pool, Outputs]:
     """The pool with what its decoder reads, if it has one, and the expert's answers over it.
 
     They come from the store, or from the expert where they are gone.

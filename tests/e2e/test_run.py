@@ -17,7 +17,7 @@ from tintray.data.reading import read_examples
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
-from tintray.pools import pool as pools
+from tintray.pools.preparing import build_pool
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.publish import list_merges, parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
@@ -41,7 +41,7 @@ def pixels(spec: JobSpec, merge: Merge, task: str) -> torch.Tensor:
     """A task's test images as its own processor prepares them."""
     source = next(t.test or t.pool for t in spec.tasks if t.name == task)
     raw = read_examples(source.order(), task)
-    pool = pools.build_pool(raw, merge.processor(task))
+    pool = build_pool(raw, merge.processor(task))
     return pool.batch(slice(None))["pixel_values"]
 
 

@@ -18,8 +18,8 @@ from tintray.errors import CheckpointError, DataError, SpecError
 from tintray.jobs import api
 from tintray.models.loading import load_expert
 from tintray.models.structure import resolve_site
-from tintray.pools import pool as pools
 from tintray.pools import sequences
+from tintray.pools.preparing import open_pool
 from tintray.tasks.registry import find_kind
 
 WORDS = 10
@@ -160,7 +160,7 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     module: Any = merge.for_task("down")
     order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
     checkpoint = open_model_folder(tied / "down")
-    pool = pools.open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
+    pool = open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
     right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").words
     assert right is not None
     found = sequences.write(module, pool)
@@ -199,7 +199,7 @@ def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
     checkpoint = open_model_folder(tied / "up")
     expert: Any = load_expert(checkpoint)
     order = DataSource(str(tied / "up_train.jsonl"), "train[:5]", max_target_length=6)
-    pool = pools.open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
+    pool = open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
     assert sequences.is_open(pool)
     whole = sequences.completed(expert, pool)
     assert whole.words is not None and whole.mask is not None
@@ -225,6 +225,6 @@ def test_models_that_cannot_write_are_refused(tied: Path, tmp_path: Path) -> Non
         find_kind("seq2seq").check_model(module, "x")
     tiny.save_rows(tmp_path / "x.jsonl", [{"text": "w1 w2", "target": 3}])
     order = DataSource(str(tmp_path / "x.jsonl"))
-    pool = pools.open_pool(order, open_model_folder(tied / "up"), find_kind("seq2seq"), "x", "x")
+    pool = open_pool(order, open_model_folder(tied / "up"), find_kind("seq2seq"), "x", "x")
     with pytest.raises(DataError, match=r"holds 3; expected a text for each example"):
         sequences.with_right_answers(pool, order, tokenizer(), t5(True).config, "x")

@@ -221,7 +221,7 @@ CHAT = (
 def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
     """Padded on the right, whatever the tokenizer says; only the assistant's words are learned."""
     from tintray.data.reading import Examples
-    from tintray.pools.pool import build_pool
+    from tintray.pools.preparing import build_pool
     from tintray.tasks.registry import find_kind
 
     made = tiny.tokenizer(

@@ -17,7 +17,7 @@ from tintray.data.source import DataSource
 from tintray.jobs import api
 from tintray.jobs.results import CompareTable
 from tintray.jobs.runs.compare import SCALES
-from tintray.pools import pool as pools
+from tintray.pools.preparing import build_pool
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def merged_by_hand(tiny: TinyZoo, bench: Workbench, coefficient: float) -> dict[
         model = ViTForImageClassification.from_pretrained(tiny.folder / task)
         split = "train" if task == "four" else "test"
         raw = read_examples(DataSource(str(tiny.folder / f"{task}.npz"), split), task)
-        images = pools.build_pool(raw, processor(tiny, task)).batch(slice(None))["pixel_values"]
+        images = build_pool(raw, processor(tiny, task)).batch(slice(None))["pixel_values"]
         with torch.inference_mode():
             expected = model(pixel_values=images).logits.argmax(-1)
             model.load_state_dict(theta, strict=False)

@@ -13,7 +13,7 @@ from tintray.errors import DataError
 from tintray.limits import Limits
 from tintray.pools import tokens as text
 from tintray.pools.encoding import encode
-from tintray.pools.pool import build_pool
+from tintray.pools.preparing import build_pool
 from tintray.tasks.registry import find_kind
 
 TALK = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
@@ -114,7 +114,7 @@ def test_what_would_compute_for_ever_is_ended(template: str) -> None:
             examples,
             tokenizer,
             kind=find_kind("language_modelling"),
-            order=SECOND,
+            source=SECOND,
             role="tasks.two.adapt",
         )
 
@@ -124,7 +124,7 @@ def test_expressions_of_a_tokenizer_are_ended() -> None:
     tokenizer = made(pre_tokenizer=split("a*a*a*a*bd"))
     examples = Examples({"text": ["a" * 60 + "b bd"] * 20_000}, "x")
     with pytest.raises(DataError, match="the tokenizer of the expert took more than the 1 s"):
-        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), order=SECOND)
+        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SECOND)
 
 
 @pytest.mark.parametrize("what", ["template", "tokenizer"])
@@ -136,7 +136,7 @@ def test_what_would_take_all_memory_is_ended(what: str) -> None:
         tokenizer = made(normalizer={"type": "Sequence", "normalizers": more})
         examples = Examples({"text": ["w1"]}, "x")
     with pytest.raises(DataError, match="of the expert took more memory than max_pool_bytes"):
-        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), order=SMALL)
+        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SMALL)
 
 
 @pytest.mark.parametrize(

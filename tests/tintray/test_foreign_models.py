@@ -300,7 +300,7 @@ def test_every_call_that_reads_a_model_says_that_no_code_runs() -> None:
             said = [k.value for k in node.keywords if k.arg == "trust_remote_code"]
             assert [getattr(v, "value", None) for v in said] == [False], f"{path}:{node.lineno}"
             found += 1
-    assert found >= 5
+    assert found >= 4
 
 
 HOSTILE_FILES = {

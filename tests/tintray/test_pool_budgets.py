@@ -16,8 +16,9 @@ from tintray.data.reading import Examples
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.limits import Limits
-from tintray.pools import pool as pools
 from tintray.pools.overlap import shared
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import build_pool
 
 ORDER = DataSource("d.npz", limits=Limits(max_pool_bytes=100_000, max_image_pixels=50_000))
 
@@ -30,11 +31,9 @@ def square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
-def pool_of(values: Any, processor: Any, **options: Any) -> pools.Pool:
+def pool_of(values: Any, processor: Any, **options: Any) -> Pool:
     kind = "text" if isinstance(values[0], str) else "image"
-    return pools.build_pool(
-        Examples({kind: values}, "d"), processor, role="tasks.x.pool", **options
-    )
+    return build_pool(Examples({kind: values}, "d"), processor, role="tasks.x.pool", **options)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +50,14 @@ def test_images_that_grow_beyond_the_budget_are_refused_before_they_do(
     values: Any, processor: Any, words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        pool_of(values, processor, order=ORDER)
+        pool_of(values, processor, source=ORDER)
 
 
 def test_texts_of_which_one_is_long_are_refused_before_they_are_padded() -> None:
     texts = ["w1 w2"] * 200 + ["w1 " * 500]
     with pytest.raises(DataError, match="201 texts of up to 50"):
-        pool_of(texts, tokenizer(model_max_length=600), order=ORDER)
-    assert len(pool_of(texts[:200], tokenizer(model_max_length=600), order=ORDER)) == 200
+        pool_of(texts, tokenizer(model_max_length=600), source=ORDER)
+    assert len(pool_of(texts[:200], tokenizer(model_max_length=600), source=ORDER)) == 200
 
 
 @settings(max_examples=30)
@@ -82,6 +81,6 @@ TOKENIZER, PROCESSOR = tokenizer(), ViTImageProcessor(size={"height": 4, "width"
 
 def test_what_a_decoder_is_to_write_does_not_count() -> None:
     inputs = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 1]])}
-    pool = pools.Pool(inputs, None, None, "")
-    test = pools.Pool({**inputs, "decoder_input_ids": torch.tensor([[7]])}, None, None, "")
+    pool = Pool(inputs, None, None, "")
+    test = Pool({**inputs, "decoder_input_ids": torch.tensor([[7]])}, None, None, "")
     assert shared(pool, test) == 1

@@ -19,7 +19,8 @@ from tintray.data import reading
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.pools import cache as pool_cache
-from tintray.pools import pool as pools
+from tintray.pools.pool import Pool
+from tintray.pools.preparing import open_pool
 from tintray.tasks.classes import CLASSIFICATION
 
 
@@ -56,9 +57,9 @@ def expert(tiny: TinyZoo, tmp_path: Path) -> ModelFolder:
     return open_model_folder(tiny.copy(tmp_path / "zoo").folder / "five")
 
 
-def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> pools.Pool:
+def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> Pool:
     order = DataSource(str(folder), max_bad=max_bad)
-    return pools.open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.pool", cache)
+    return open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.pool", cache)
 
 
 def test_what_was_decoded_once_is_not_again(

@@ -19,7 +19,7 @@ from tintray.data.reading import Examples, read_examples
 from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError
 from tintray.models.loading import load_expert
-from tintray.pools import pool as pools
+from tintray.pools.preparing import build_pool
 from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict, self_labels
 
@@ -46,7 +46,7 @@ def images(*shape: int) -> Any:
 def test_batches_are_what_the_processor_gives(options: dict[str, Any]) -> None:
     processor = ViTImageProcessor(**({"size": SIZE} | options))
     data = images(11, 16, 16, 3) if "do_resize" in options else images(11, 12, 20, 3)
-    pool = pools.build_pool(raw(data), processor)
+    pool = build_pool(raw(data), processor)
     expected = processor([Image.fromarray(image) for image in data], return_tensors="pt")
     index = torch.tensor([10, 0, 3])
     found = pool.batch(index)
@@ -57,12 +57,12 @@ def test_batches_are_what_the_processor_gives(options: dict[str, Any]) -> None:
 
 def test_ordinary_pools_are_kept_as_bytes(tiny: TinyZoo) -> None:
     processor = ViTImageProcessor(size=SIZE)
-    pool = pools.build_pool(raw(images(5, 12, 20, 3)), processor)
+    pool = build_pool(raw(images(5, 12, 20, 3)), processor)
     assert pool.inputs["pixel_values"].dtype == torch.uint8
 
 
 def test_gray_images_have_three_equal_channels() -> None:
-    pool = pools.build_pool(raw(images(3, 12, 12)), ViTImageProcessor(size=SIZE))
+    pool = build_pool(raw(images(3, 12, 12)), ViTImageProcessor(size=SIZE))
     red, green, blue = pool.batch(slice(None))["pixel_values"].unbind(1)
     assert torch.equal(red, green)
     assert torch.equal(red, blue)
@@ -73,10 +73,10 @@ def test_digest_is_of_pixels_and_preprocessing() -> None:
     changed = data.copy()
     changed[2, 3, 4, 1] ^= 1
     processors = [ViTImageProcessor(size=SIZE), ViTImageProcessor(size=SIZE, image_mean=[0.4] * 3)]
-    digests = [pools.build_pool(raw(d), p).digest for d in (data, changed) for p in processors]
+    digests = [build_pool(raw(d), p).digest for d in (data, changed) for p in processors]
     assert len(set(digests)) == 4
     elsewhere = Examples({"image": data.copy()}, "elsewhere", np.arange(4))
-    assert pools.build_pool(elsewhere, processors[0]).digest == digests[0]
+    assert build_pool(elsewhere, processors[0]).digest == digests[0]
 
 
 def write(path: Path, **arrays: Any) -> Path:
@@ -176,7 +176,7 @@ def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
     checkpoint = open_model_folder(tiny.folder / "three")
     expert = load_expert(checkpoint)
     data = tiny.arrays("three")["x_train"]
-    pool = pools.build_pool(raw(data), load_processor(checkpoint, "three"))
+    pool = build_pool(raw(data), load_processor(checkpoint, "three"))
     assert len(pool) % 32 != 0
     with torch.inference_mode():
         expected = torch.cat([expert(**pool.batch(torch.tensor([n]))).logits for n in range(40)])
@@ -189,7 +189,7 @@ def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
     with torch.no_grad():
         expert.classifier.bias[1] = torch.inf
     data = tiny.arrays("three")["x_train"]
-    pool = pools.build_pool(raw(data), load_processor(checkpoint, "three"))
+    pool = build_pool(raw(data), load_processor(checkpoint, "three"))
     with pytest.raises(CheckpointError, match=r"tasks\.x\.expert gives NaN .* on 40 of 40 pool"):
         self_labels(expert, pool, "tasks.x.expert")
 
@@ -197,6 +197,6 @@ def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
 def test_a_model_of_one_channel_gets_gray_images() -> None:
     processor = ViTImageProcessor(size=SIZE, image_mean=[0.3], image_std=[0.2])
     data = images(4, 16, 16)
-    pool = pools.build_pool(raw(data), processor)
+    pool = build_pool(raw(data), processor)
     expected = (torch.from_numpy(data).float() / 255 - 0.3) / 0.2
     assert torch.allclose(pool.batch(slice(0, 4))["pixel_values"][:, 0], expected, atol=1e-5)

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from tintray.files import foreign
 from tintray.limits import Limits, size_text
 from tintray.pools import encoding
 from tintray.pools.encoding import encode
+from tintray.pools.pool import Pool
 from tintray.tasks.kind import Kind
 
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 10**30
@@ -43,44 +43,34 @@ _BOUNDED = frozenset(
 """Steps of the tokenizers library that follow no expression and write no text of a file."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """N texts as tokens; see ``Pool`` for the fields."""
-
-    inputs: dict[str, Tensor]
-    mask: Tensor | None
-    words: Tensor | None
-    digest: str
-
-
-def build_tokens(
-    examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, role: str
-) -> Tokens:
-    """Turn texts into tokens as the kind of task asks.
+def text_pool(
+    examples: Examples, tokenizer: Any, kind: Kind, source: DataSource, role: str
+) -> Pool:
+    """A pool of texts as tokens, as the kind of task asks.
 
     Raises
     ------
     DataError
         If the tokenizer cannot: words without a fast tokenizer, a conversation without a template;
-        or if the tokens take more memory than the order's limits allow.
+        or if the tokens take more memory than the source's limits allow.
     """
     with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
-        return _build(examples, tokenizer, kind, order, role)
+        return _build(examples, tokenizer, kind, source, role)
 
 
-def _build(examples: Examples, tokenizer: Any, kind: Kind, order: DataSource, role: str) -> Tokens:
-    limit = _limit(tokenizer, order.max_length)
+def _build(examples: Examples, tokenizer: Any, kind: Kind, source: DataSource, role: str) -> Pool:
+    limit = _limit(tokenizer, source.max_length)
     digest = _digest(examples, tokenizer, kind, limit)
     options = {"truncation": True, "max_length": limit}
-    found = _encoded(examples, tokenizer, options, order, role)
+    found = _encoded(examples, tokenizer, options, source, role)
     encoded = found["rows"]
     _check_content(encoded, tokenizer, role)
     longest = max(len(row) for row in encoded["input_ids"])
     taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
-    order.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
+    source.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
     inputs = _padded(tokenizer, encoded)
-    targets = kind.token_targets(inputs, found["words"], found["assistant"], role)
-    return Tokens(inputs, *targets, digest)
+    mask, targets = kind.token_targets(inputs, found["words"], found["assistant"], role)
+    return Pool(inputs, None, None, digest, mask, examples.rows, targets)
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
@@ -133,7 +123,7 @@ def _encoded(
     examples: Examples,
     tokenizer: Any,
     options: dict[str, Any],
-    order: DataSource,
+    source: DataSource,
     role: str,
 ) -> dict[str, Any]:
     """``encode``, here if the tokenizer's size bounds what it does, else in a bounded process."""
@@ -150,7 +140,7 @@ def _encoded(
         )
     if "messages" not in columns and _is_bounded(tokenizer):
         return encode(columns, tokenizer, options)
-    limits = order.limits
+    limits = source.limits
     who = "chat template" if "messages" in columns else "tokenizer"
     code, answer, said = _apart(pickle.dumps((dict(columns), tokenizer, options)), limits)
     if code == -signal.SIGALRM:

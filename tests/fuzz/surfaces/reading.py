@@ -40,7 +40,7 @@ def pool(name: str, **order: Any) -> Callable[[Bench], object]:
     def drive(bench: Bench) -> None:
         from tintray.checkpoints.model_folder import open_model_folder
         from tintray.data.source import DataSource
-        from tintray.pools.pool import open_pool
+        from tintray.pools.preparing import open_pool
         from tintray.tasks.classes import CLASSIFICATION
 
         expert = open_model_folder(bench.fixtures / "zoo" / "three")

@@ -48,7 +48,7 @@ def _prepared(bench: Bench) -> None:
     """The texts as tokens, as a job prepares them."""
     from tintray.checkpoints.model_folder import open_model_folder
     from tintray.data.source import DataSource
-    from tintray.pools.pool import open_pool
+    from tintray.pools.preparing import open_pool
     from tintray.tasks.registry import find_kind
 
     expert = open_model_folder(bench.fixtures / "text" / "expert")

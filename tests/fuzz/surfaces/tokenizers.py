@@ -137,7 +137,7 @@ def _prepared(bench: Bench) -> None:
     """Opened, and used on a few examples."""
     from tintray.checkpoints.processors import processor_in
     from tintray.data.reading import Examples
-    from tintray.pools.pool import build_pool
+    from tintray.pools.preparing import build_pool
     from tintray.tasks.registry import find_kind
 
     text = _is_text(bench)
@@ -156,7 +156,7 @@ def _prepared(bench: Bench) -> None:
 def _words(bench: Bench) -> None:
     from tintray.checkpoints.processors import processor_in
     from tintray.data.reading import Examples
-    from tintray.pools.pool import build_pool
+    from tintray.pools.preparing import build_pool
     from tintray.tasks.registry import find_kind
 
     text = _is_text(bench)
