@@ -41,7 +41,7 @@ from tintray.jobs.config.job_file import JobSpec, TaskSpec, parse_spec
 from tintray.jobs.events import Event, StageStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow as growth
-from tintray.jobs.runs.grow import GuardError
+from tintray.jobs.runs.guard import GuardError
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6
@@ -272,28 +272,28 @@ def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     from tintray.jobs.engine.base_model import load_base_model
     from tintray.jobs.engine.in_process import InProcessBackend
     from tintray.jobs.engine.tint_worker import TintWorkerPool
-    from tintray.jobs.runs.growth_modes import tint_order
+    from tintray.jobs.runs.growth_modes import tint_config
 
     spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
-    order = tint_order(spec, spec.growth.rounds, new=True)
-    fleet = InProcessBackend(1)
-    ground = load_base_model(spec)
-    theta = ground.partition.layout.flatten(ground.partition.module.state_dict()).numpy()
+    backend = InProcessBackend(1)
+    base = load_base_model(spec)
+    config = tint_config(spec, base, spec.growth.rounds, new=True)
+    theta = base.partition.layout.flatten(base.partition.module.state_dict()).numpy()
     name = spec.tasks[0].name
 
-    def learned(prefix: bool, rounds: int = order.rounds) -> tuple[float, dict[str, torch.Tensor]]:
-        crew = TintWorkerPool(fleet, spec, ground)
-        crew.check()
-        crew.label(lambda _: None)
+    def learned(prefix: bool, rounds: int = config.rounds) -> tuple[float, dict[str, torch.Tensor]]:
+        workers = TintWorkerPool(backend, spec, base)
+        workers.check()
+        workers.label(lambda _: None)
         began = time.process_time()  # of one thread: others on the machine do not count
-        found = crew.fit_tints([name], replace(order, prefix=prefix, rounds=rounds), theta)[0]
+        found = workers.fit_tints([name], replace(config, prefix=prefix, rounds=rounds), theta)[0]
         took = time.process_time() - began
         assert found.prefixed == prefix
-        return took, crew.tints()[name]
+        return took, workers.tints()[name]
 
     learned(False, rounds=2)  # what a process does once counts for neither
     (quick, one), (slow, other) = learned(True), learned(False)
-    fleet.close()
+    backend.close()
     apart = max(float((one[name] - other[name]).abs().max()) for name in one)
     print(
         f"{site}, {spec.growth.rounds} rounds: {quick:.1f} s with the prefix cached "

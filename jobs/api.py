@@ -22,8 +22,10 @@ from tintray.jobs.results import (
     ValidationReport,
 )
 from tintray.jobs.runs.evaluate import measure
+from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import resolve_job
-from tintray.jobs.runs.run import evaluated, open_store_and_catalog, run_job
+from tintray.jobs.runs.pipeline import open_store_and_catalog
+from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import means, summary, task_result
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal

@@ -19,12 +19,13 @@ from tintray.jobs.config.locations import Location
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, StageStarted
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.runs.evaluate import measure
+from tintray.jobs.runs.fitting import coordinator_for
+from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
-from tintray.jobs.runs.run import backend_for, coordinator_for, evaluated
+from tintray.jobs.runs.pipeline import backend_for
 from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
 from tintray.published.manifest import Manifest
@@ -73,7 +74,7 @@ def compare(
             found[_label(name)] = _rival(stage, name, scales, on_event)
         learned = [name for name in chosen if name in ADAMERGING]
         start = _start_of_learned(stage, scales, on_event) if learned else 0.0
-        stage.crew.dismiss()  # their CPUs are the next members' now
+        stage.workers.dismiss()  # their CPUs are the next members' now
         for name in learned:
             on_event(StageStarted("comparing", _label(name)))
             scales[_label(name)] = start
@@ -125,12 +126,8 @@ def _label(name: str) -> str:
 
 def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> PreparedJob:
     """A crew for a job, with everything prepared."""
-    spec, ground = resolve_job(spec)
-    crew = WorkerPool(Worker, fleet, spec, ground)
-    facts = crew.check()
-    store = open_store(spec.store)
-    prepared = crew.prepare(store, lambda done: None)
-    return PreparedJob(spec, ground, fleet, crew, store, facts, prepared, tell=on_event)
+    spec, base = resolve_job(spec)
+    return PreparedJob.of(spec, base, fleet, open_store(spec.store), on_event)
 
 
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
@@ -159,7 +156,7 @@ def _rival(
     tasks = len(stage.spec.tasks)
     if of.method.own is not None:
         return _told(stage.scores(stage.merged(of, None, on_event, most=1)), on_event)
-    base = stage.crew.merge(_zeros(stage))
+    base = stage.workers.merge(_zeros(stage))
     whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
     scale = of.method.start(tasks)
     if of.method.tuned:
@@ -170,7 +167,7 @@ def _rival(
 
 
 def _zeros(stage: PreparedJob) -> Floats:
-    units = len(stage.ground.partition.layout.units)
+    units = len(stage.base.partition.layout.units)
     return np.zeros((len(stage.spec.tasks), units), dtype=np.float32)
 
 
@@ -186,12 +183,12 @@ def _best_scale(stage: PreparedJob, base: Floats, whole: Floats, of: Recipe) -> 
     agreement = {}
     for share in SCALES:
         scale = share * furthest
-        theta = as_argument(stage.fleet.put(base + np.float32(scale) * whole))
+        theta = as_argument(stage.backend.put(base + np.float32(scale) * whole))
         refs = [
             worker.call(Worker.agreement, name, _EXAMPLES, theta)
-            for name, worker in stage.crew.assignment.hosts.items()
+            for name, worker in stage.workers.assignment.hosts.items()
         ]
-        agreement[scale] = mean(stage.fleet.get(refs))
+        agreement[scale] = mean(stage.backend.get(refs))
     return max(agreement, key=lambda scale: agreement[scale])
 
 
@@ -201,7 +198,7 @@ def _start_of_learned(stage: PreparedJob, scales: Mapping[str, float], on_event:
     if known is not None:
         return known
     of = recipe("task_arithmetic")
-    base = stage.crew.merge(_zeros(stage))
+    base = stage.workers.merge(_zeros(stage))
     whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
     return _best_scale(stage, base, whole, of)
 
@@ -219,7 +216,7 @@ def _learned_rival(
     _, coordinator = coordinator_for(stage)
     coordinator.fit(spec.fit.rounds, on_event)
     scores = coordinator.scores(lambda score: on_event(evaluated(score)))
-    stage.crew.dismiss()
+    stage.workers.dismiss()
     return scores
 
 

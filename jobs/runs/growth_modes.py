@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,18 +12,20 @@ from torch import Tensor
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.base_model import SplitModel
-from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintConfig, Tinted, TintWorkerPool
 from tintray.jobs.events import Notice
-from tintray.jobs.runs.change import Change, part_of
+from tintray.jobs.runs.change import part_of
+from tintray.jobs.runs.fitting import make_coordinator, run_all_rounds
 from tintray.jobs.runs.guard import Loss, Mode, Verdict, hopeless, losses, references
-from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.outcome import Lineage, Result
 from tintray.jobs.runs.parent import Parent
+from tintray.jobs.runs.pipeline import Context
 from tintray.jobs.runs.recomposition import without
-from tintray.jobs.runs.run import artifacts, coordinator
+from tintray.jobs.runs.records import use_artifacts
+from tintray.published.files import COEFFICIENTS
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.tasks.evaluation import TaskScore
@@ -44,8 +46,10 @@ class Candidate:
         The private tensors of the tasks whose tint has changed.
     scores
         Of the tasks that were measured; others answer as before.
-    kept
-        Share of the last batches that the confidence filter kept, of the new tasks.
+    selected_fraction
+        Share of the last batches that the confidence filter let through, of the tasks fitted.
+    peak_memory
+        Bytes, of all workers and shards that took part.
     """
 
     verdict: Verdict
@@ -53,256 +57,290 @@ class Candidate:
     coefficients: Tensor
     tints: Mapping[str, Mapping[str, Tensor]]
     scores: Mapping[str, TaskScore]
-    kept: Mapping[str, float]
-    seconds: float
+    selected_fraction: Mapping[str, float]
+    peak_memory: int
+    seconds: float = 0.0
 
 
-@dataclass
-class Growing:
-    """A growth job once its new tasks are prepared.
+@dataclass(frozen=True)
+class Growth:
+    """A change of a merge, once the tasks that are worked on are prepared.
 
     Attributes
     ----------
     spec
         The child's job.
-    crew
-        The new or refreshed tasks, by themselves.
-    base
+    workers
+        Those of the new or refreshed tasks, or of the old ones that a removal may harm.
+    base_blob
         The base's backbone tensors, as an artifact.
+    prepared
+        What each new or refreshed task was prepared with.
     """
 
-    run: JobRun
-    parent: Parent
-    change: Change
+    context: Context
+    lineage: Lineage
     spec: JobSpec
-    ground: SplitModel
-    fleet: Backend
-    crew: TintWorkerPool
-    base: BlobRef
-    facts: Mapping[str, TaskFacts]
+    base: SplitModel
+    workers: TintWorkerPool
+    base_blob: BlobRef
     prepared: Mapping[str, Prepared]
-    candidates: list[Candidate] = field(default_factory=list)
-    peak_memory: int = 0  # bytes, of members that are gone
+
+    @property
+    def parent(self) -> Parent:
+        """The merge that grows."""
+        return self.lineage.parent
+
+    @property
+    def new(self) -> tuple[str, ...]:
+        """The tasks that the change is about."""
+        return self.lineage.change.names
 
     @property
     def old(self) -> tuple[str, ...]:
-        """The tasks that stay as they are asked for."""
-        return tuple(task.name for task in self.spec.tasks if task.name not in self.change.names)
+        """The tasks that stay as they were asked for."""
+        return tuple(task.name for task in self.spec.tasks if task.name not in self.new)
 
     def losses(self, after: Sequence[TaskScore]) -> tuple[Loss, ...]:
         """Which of them lose more than the tolerance."""
         return losses(references(self.parent, self.old), after, self.spec.growth.tolerance)
 
-    def attempt(self, mode: Mode) -> Candidate:
-        """Grow in this way; the candidate is kept, so that the next way can go on from it."""
-        ways: Mapping[Mode, Callable[[Growing], Candidate]] = {
-            "tint": attempt_tint,
-            "coefficients": attempt_coefficients,
-            "joint": attempt_joint,
-        }
-        found = ways[mode](self)
-        self.candidates.append(found)
-        return found
-
-    # -- parts of the attempts -----------------------------------------------------------------
-
     def parent_backbone(self) -> Tensor:
         """θ [P] of the parent."""
-        return self.ground.partition.layout.flatten(self.parent.merge.backbone)
+        return self.base.partition.layout.flatten(self.parent.merge.backbone)
 
     def start(self) -> Tensor:
         """Λ [K, L] of the child's tasks as the parent has it; zeros for those that it has not."""
-        known = set(self.parent.merge.tasks)
-        zeros = torch.zeros_like(self.parent.coefficients[0])
-        return torch.stack(
-            [self.parent.row(t.name) if t.name in known else zeros for t in self.spec.tasks]
-        )
+        return rows_of(self.parent.merge.tasks, self.parent.coefficients, self.spec)
 
-    def rows(self, names: Sequence[str]) -> list[int]:
-        """Where tasks stand in Λ."""
-        order = [task.name for task in self.spec.tasks]
-        return [order.index(name) for name in names]
-
-    def coordinator(
-        self, crew: TintWorkerPool, coefficients: Coefficients, rounds: int
-    ) -> Coordinator:
-        """Who has moved these coefficients over so many rounds."""
-        found = coordinator(self.spec, self.ground, self.fleet, crew, coefficients, rounds)
-        found.fit(rounds, self.run.round_done)
-        if found.rounds < rounds:
-            self.tell(f"agreement stopped growing: ended after round {found.rounds}")
+    def fit_rounds(self, workers: TintWorkerPool, coefficients: Coefficients) -> Coordinator:
+        """Move the coefficients of these workers' tasks, and their tints."""
+        rounds = self.spec.growth.coefficient_rounds
+        backend = self.context.backend
+        found = make_coordinator(self.spec, self.base, backend, workers, coefficients, rounds)
+        run_all_rounds(self.context.run, found, rounds)
         return found
 
-    def old_crew(self, names: Sequence[str]) -> TintWorkerPool:
-        """Old tasks by themselves, checked and labelled, without their experts."""
-        spec = part_of(self.spec, names)
-        crew = TintWorkerPool(self.fleet, spec, self.ground, self.parent.kept(tuple(names)))
-        crew.check()
-        crew.label(self.own)
-        return crew
-
-    def dismiss(self) -> None:
-        """End the new tasks' crew, so that others can use its CPUs."""
-        self.peak_memory = max(self.peak_memory, self.crew.peak_memory())
-        self.crew.dismiss()
-
     def own(self, prepared: Prepared) -> None:
-        """Note what is needed of a task, so that nothing of it lies in the store unowned."""
-        self.run.used(*artifacts(prepared))
+        """Need what a task has, so that nothing of it lies in the store unowned."""
+        use_artifacts(self.context.run, prepared)
 
-    def tell(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Say something that the user should know."""
-        self.run.on_event(Notice(text))
-
-    def tell_reuse(self, tinted: Sequence[Tinted]) -> None:
-        """Say which prefix activations were there, and note those that are by now."""
-        whole = [found.task for found in tinted if not found.prefixed]
-        if whole:
-            self.tell(f"{', '.join(whole)}: no prefix to cache, every round runs the whole model")
-        reused = [found.task for found in tinted if found.reused]
-        if reused:
-            self.tell(
-                f"prefix activations of {len(reused)} of {len(tinted)} tasks were reused from the "
-                "store"
-            )
-        known = [
-            KnownArtifact(found.activations, "prefix-activations", {"task": found.task})
-            for found in tinted
-            if found.activations is not None
-        ]
-        self.run.catalog.artifacts.record(known)
+        self.context.run.on_event(Notice(text))
 
 
-def tint_order(spec: JobSpec, ground: SplitModel, rounds: int, *, new: bool) -> TintConfig:
+def rows_of(tasks: Sequence[str], rows: Tensor, spec: JobSpec) -> Tensor:
+    """Rows [K, L] of ``tasks``, in the order of a job; zeros for tasks that are not among them."""
+    known = dict(zip(tasks, rows, strict=True))
+    zeros = torch.zeros_like(rows[0])
+    return torch.stack([known.get(task.name, zeros) for task in spec.tasks])
+
+
+def child_result(
+    lineage: Lineage, spec: JobSpec, candidate: Candidate, report: Mapping[str, object]
+) -> Result:
+    """What a child is published from; the coefficients of a new task began at zero."""
+    parent, change = lineage.parent, lineage.change
+    before = parent.merge.tensors(COEFFICIENTS)["initial"]
+    begun = dict(zip(parent.merge.tasks, before, strict=True))
+    initial = candidate.coefficients * 0
+    for row, task in enumerate(spec.tasks):
+        if task.name in begun and task.name not in change.names:
+            initial[row] = begun[task.name]
+    return Result(
+        theta=candidate.theta,
+        coefficients=candidate.coefficients,
+        initial=initial,
+        tints=candidate.tints,
+        scores=candidate.scores,
+        selected_fraction=candidate.selected_fraction,
+        peak_memory=candidate.peak_memory,
+        losses=candidate.verdict.losses,
+        report=report,
+    )
+
+
+def tint_config(spec: JobSpec, base: SplitModel, rounds: int, *, new: bool) -> TintConfig:
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
     warmup = round(spec.fit.warmup * rounds / spec.fit.rounds)
-    return TintConfig(rounds, batch_size, ground.tint_lr(spec), spec.fit.schedule, new, warmup)
+    return TintConfig(rounds, batch_size, base.tint_lr(spec), spec.fit.schedule, new, warmup)
 
 
-def attempt_tint(growing: Growing) -> Candidate:
+def attempt(growth: Growth, mode: Mode, before: Sequence[Candidate]) -> Candidate:
+    """Grow in this way, going on from what the cheaper ways before it came to."""
+    started = time.perf_counter()
+    if mode == "tint":
+        found = _tint(growth)
+    elif mode == "coefficients":
+        found = _coefficients(growth, before)
+    else:
+        found = _joint(growth, before)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _tint(growth: Growth) -> Candidate:
     """Learn the new tasks' tint layers; the backbone and every old task stay, bit for bit.
 
     Nothing of an old task is loaded: the cost does not depend on how many there are.
     """
-    started = time.perf_counter()
-    names = growing.change.names
-    theta = growing.parent_backbone()
-    array: Floats = theta.numpy()
-    order = tint_order(growing.spec, growing.ground, growing.spec.growth.rounds, new=True)
-    tinted = growing.crew.fit_tints(names, order, array)
-    growing.tell_reuse(tinted)
-    agreement = {found.task: found.agreement or 0.0 for found in tinted}
-    scores = growing.crew.evaluate(names, array)
+    workers = growth.workers
+    array: Floats = growth.parent_backbone().numpy()
+    config = tint_config(growth.spec, growth.base, growth.spec.growth.rounds, new=True)
+    tinted = workers.fit_tints(growth.new, config, array)
+    _notify_of_prefixes(growth, tinted)
+    scores = workers.evaluate(growth.new, array)
     return Candidate(
-        Verdict("tint", agreement, ()),
+        Verdict("tint", {found.task: found.agreement or 0.0 for found in tinted}, ()),
         None,
-        growing.start(),
-        growing.crew.tints(),
+        growth.start(),
+        workers.tints(),
         {score.task: score for score in scores},
         {found.task: found.kept for found in tinted},
-        time.perf_counter() - started,
+        workers.peak_memory(),
     )
 
 
-def attempt_coefficients(growing: Growing) -> Candidate:
+def _notify_of_prefixes(growth: Growth, tinted: Sequence[Tinted]) -> None:
+    """Say which prefix activations were there, and note those that are by now.
+
+    They are a cache for the next attempt, and large: no job owns them.
+    """
+    whole = [found.task for found in tinted if not found.prefixed]
+    if whole:
+        growth.notify(f"{', '.join(whole)}: no prefix to cache, every round runs the whole model")
+    reused = [found.task for found in tinted if found.reused]
+    if reused:
+        growth.notify(
+            f"prefix activations of {len(reused)} of {len(tinted)} tasks were reused from the store"
+        )
+    growth.context.run.catalog.artifacts.record(
+        KnownArtifact(found.activations, "prefix-activations", {"task": found.task})
+        for found in tinted
+        if found.activations is not None
+    )
+
+
+def _coefficients(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     """Learn the new tasks' coefficients with their tints; then learn the old tints again.
 
     Where the first has gained next to nothing over a cheaper way, the second is not done.
     Old coefficients stay, so that the new tasks' vectors are all that is added to what is there:
     no old task vector is read. Under the new backbone, old tints go on from where they were.
     """
-    started = time.perf_counter()
-    names, settings = growing.change.names, growing.spec.growth
-    crew = growing.crew
-    crew.load(foundation(growing), growing.prepared)
-    start = growing.start()
-    learned = Coefficients(start[growing.rows(names)], growing.spec.merge.bounds)
-    coordinator = growing.coordinator(crew, learned, settings.coefficient_rounds)
+    names, workers = growth.new, growth.workers
+    workers.load(_foundation(growth), growth.prepared)
+    start = growth.start()
+    order = [task.name for task in growth.spec.tasks]
+    rows = [order.index(name) for name in names]
+    learned = Coefficients(start[rows], growth.spec.merge.bounds)
+    coordinator = growth.fit_rounds(workers, learned)
     array = coordinator.backbone().copy()
-    start[growing.rows(names)] = learned.values
-    agreement = crew.held_agreement(array)
-    before = [candidate.verdict for candidate in growing.candidates]
-    if hopeless([*before, Verdict("coefficients", agreement, ())], settings.target):
-        growing.dismiss()
-        abandoned = Verdict("coefficients", agreement, (), abandoned=True)
-        seconds = time.perf_counter() - started
-        return Candidate(abandoned, None, start, {}, {}, {}, seconds)
-    scores, tints = crew.evaluate(names, array), crew.tints()
-    growing.dismiss()
-    lost: tuple[Loss, ...] = ()
-    if growing.old:
-        old = growing.old_crew(growing.old)
-        order = tint_order(growing.spec, growing.ground, settings.refit_rounds, new=False)
-        old.fit_tints(growing.old, order, array)
-        after = old.evaluate(growing.old, array)
-        lost = growing.losses(after)
-        scores, tints = [*scores, *after], {**tints, **old.tints()}
-        old.dismiss()
+    start[rows] = learned.values
+    verdict = Verdict("coefficients", workers.held_agreement(array), ())
+    tried = [candidate.verdict for candidate in before]
+    if hopeless([*tried, verdict], growth.spec.growth.target):
+        peak = _dismissed(workers)
+        return Candidate(replace(verdict, abandoned=True), None, start, {}, {}, {}, peak)
+    scores, tints = workers.evaluate(names, array), workers.tints()
+    peak = _dismissed(workers)
+    if growth.old:
+        after, again, lost, peak_again = _refit_old(growth, array)
+        verdict = replace(verdict, losses=lost)
+        scores, tints, peak = [*scores, *after], {**tints, **again}, max(peak, peak_again)
     return Candidate(
-        Verdict("coefficients", agreement, lost),
+        verdict,
         torch.from_numpy(array),
         start,
         tints,
         {score.task: score for score in scores},
         {name: coordinator.kept(name) for name in names},
-        time.perf_counter() - started,
+        peak,
     )
 
 
-def foundation(growing: Growing) -> BlobRef:
+def _refit_old(
+    growth: Growth, array: Floats
+) -> tuple[list[TaskScore], dict[str, dict[str, Tensor]], tuple[Loss, ...], int]:
+    """Learn the old tints again under θ [P], without experts: scores, tints, losses, bytes."""
+    names, spec = growth.old, growth.spec
+    workers = old_workers(growth.context, growth.lineage, spec, growth.base, names)
+    workers.check()
+    workers.label(growth.own)
+    workers.fit_tints(
+        names, tint_config(spec, growth.base, spec.growth.refit_rounds, new=False), array
+    )
+    after = workers.evaluate(names, array)
+    return after, workers.tints(), growth.losses(after), _dismissed(workers)
+
+
+def old_workers(
+    context: Context, lineage: Lineage, spec: JobSpec, base: SplitModel, names: Sequence[str]
+) -> TintWorkerPool:
+    """Workers of tasks of the parent, taken up without their experts."""
+    stand_ins = lineage.parent.stand_ins(names)
+    return TintWorkerPool(context.backend, part_of(spec, names), base, stand_ins)
+
+
+def _dismissed(workers: TintWorkerPool) -> int:
+    """End workers, so that others can use their CPUs; the most bytes that they have held."""
+    peak = workers.peak_memory()
+    workers.dismiss()
+    return peak
+
+
+def _foundation(growth: Growth) -> BlobRef:
     """What the new tasks' vectors are added to: the parent's backbone, without older versions."""
-    before = [name for name in growing.change.names if name in growing.parent.merge.tasks]
-    if not any(growing.parent.row(name).any() for name in before):
-        return growing.parent.backbone
-    layout = growing.ground.partition.layout
-    theta = without(growing.parent, layout, growing.base, before)
-    return put_blob(growing.parent.store, tensors_as_bytes(layout.views(theta)))
+    before = [name for name in growth.new if name in growth.parent.merge.tasks]
+    if not any(growth.parent.row(name).any() for name in before):
+        return growth.parent.backbone
+    return _without(growth, before)
 
 
-def joint_base(growing: Growing) -> BlobRef:
+def _joint_base(growth: Growth) -> BlobRef:
     """What all task vectors are added to: the base, with what the parent learned to correct it."""
-    if not growing.parent.manifest.corrected:
-        return growing.base
-    layout = growing.ground.partition.layout
-    theta = without(growing.parent, layout, growing.base, growing.parent.merge.tasks)
-    return put_blob(growing.parent.store, tensors_as_bytes(layout.views(theta)))
+    if not growth.parent.manifest.corrected:
+        return growth.base_blob
+    return _without(growth, growth.parent.merge.tasks)
 
 
-def attempt_joint(growing: Growing) -> Candidate:
+def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
+    """The parent's backbone without some tasks, as an artifact that the job alone needs."""
+    layout = growth.base.partition.layout
+    theta = without(growth.parent, layout, growth.base_blob, names)
+    ref = put_blob(growth.context.store, tensors_as_bytes(layout.views(theta)))
+    growth.context.run.used(KnownArtifact(ref, "foundation", {"of": str(growth.parent.ref)}))
+    return ref
+
+
+def _joint(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     """Learn all coefficients and all tints, each from where it is; old tasks without experts."""
-    started = time.perf_counter()
-    settings, spec = growing.spec.growth, growing.spec
-    kept = growing.parent.kept(growing.old)
-    growing.dismiss()
-    crew = TintWorkerPool(growing.fleet, spec, growing.ground, kept)
-    crew.check()
-    prepared = crew.label(growing.own)
-    last = growing.candidates[-1] if growing.candidates else None
+    spec = growth.spec
+    stand_ins = growth.parent.stand_ins(growth.old)
+    peak = _dismissed(growth.workers)
+    workers = TintWorkerPool(growth.context.backend, spec, growth.base, stand_ins)
+    workers.check()
+    prepared = workers.label(growth.own)
+    last = before[-1] if before else None
     if last is not None:
-        crew.give_tints({name: last.tints[name] for name in growing.change.names})
-    crew.load(joint_base(growing), prepared)
-    coefficients = Coefficients(
-        growing.start() if last is None else last.coefficients, spec.merge.bounds
-    )
-    coordinator = growing.coordinator(crew, coefficients, settings.coefficient_rounds)
+        workers.give_tints({name: last.tints[name] for name in growth.new})
+    workers.load(_joint_base(growth), prepared)
+    start = growth.start() if last is None else last.coefficients
+    coefficients = Coefficients(start, spec.merge.bounds)
+    coordinator = growth.fit_rounds(workers, coefficients)
     array = coordinator.backbone().copy()
     names = [task.name for task in spec.tasks]
-    agreement = {
-        name: share
-        for name, share in crew.held_agreement(array).items()
-        if name in growing.change.names
-    }
-    scores = crew.evaluate(names, array)
-    lost = growing.losses(scores)
-    tints = crew.tints()
-    crew.dismiss()
+    agreement = workers.held_agreement(array)
+    scores = workers.evaluate(names, array)
+    lost = growth.losses(scores)
+    tints = workers.tints()
     return Candidate(
-        Verdict("joint", agreement, lost),
+        Verdict("joint", {n: share for n, share in agreement.items() if n in growth.new}, lost),
         torch.from_numpy(array),
         coefficients.values.clone(),
         tints,
         {score.task: score for score in scores},
         {name: coordinator.kept(name) for name in names},
-        time.perf_counter() - started,
+        max(peak, _dismissed(workers)),
     )

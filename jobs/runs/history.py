@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -12,20 +11,14 @@ import torch
 from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.engine.finding import blobs_of, load_merge, locate, manifest_of
+from tintray.jobs.engine.finding import blobs_of, load_merge, locate
 from tintray.jobs.results import MergeSummary, Record
-from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
+from tintray.jobs.runs.publication import publication_time, write_merge
 from tintray.jobs.runs.summaries import summary
 from tintray.published.files import BACKBONE, tint_file
 from tintray.published.manifest import Change
 from tintray.published.merge import Merge
-from tintray.storage.artifacts.publish import (
-    manifest_digest,
-    next_version,
-    parse_merge_url,
-    publish_merge,
-)
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Merge as Row
 
@@ -237,26 +230,20 @@ def rollback(
     with as_input_error(), Catalog.open(catalog) as opened:
         make_known(now, opened)
         head = max(opened.merges.find(now.ref.name).version, now.ref.version)
-        number = opened.merges.reserve(
-            now.ref.name, at_least=next_version(now.store, now.ref.name), head=head
-        )
-        files = blobs_of(found.manifest)
-        manifest = found.manifest.unpublished(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            parent=str(now.ref),
-            change=Change(operation="rollback", tasks=[], to=str(found.ref)),
-        )
-        url = publish_merge(now.store, now.ref.name, files, manifest.to_json(), version=number)
-        ref = parse_merge_url(url)[1]
-        published = manifest_of(now.store, ref)
-        enter(
+        published = write_merge(
+            now.store,
             opened,
-            published,
-            url,
-            manifest_sha256=manifest_digest(now.store, ref),
-            coefficients=found.coefficients,
+            now.ref.name,
+            blobs_of(found.manifest),
+            found.manifest.unpublished(
+                created=publication_time(),
+                parent=str(now.ref),
+                change=Change(operation="rollback", tasks=[], to=str(found.ref)),
+            ),
+            found.coefficients,
+            head=head,
         )
-    return summary(published, url)
+    return summary(published, f"{now.store.url}/merges/{published.ref}")
 
 
 def _ancestor(now: Parent, to: str | None) -> Parent:

@@ -1,4 +1,4 @@
-"""One job while it runs: its row in the catalog, its lease, its stage, and how it ends."""
+"""One job while it runs: its row in the catalog, its lease, its phase, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.events import Notice, OnEvent, RoundDone, StageStarted
+from tintray.jobs.events import Evaluated, Notice, OnEvent, RoundDone, StageStarted
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.stopping import Moment, Stopper
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.leases import LeaseLostError
 from tintray.storage.catalog.states import JobState
+from tintray.tasks.evaluation import TaskScore
 
 _FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path
 _MOMENTS: dict[JobState, Moment] = {JobState.FITTING: "round", JobState.PUBLISHING: "never"}
@@ -31,8 +32,13 @@ def enter_job(catalog: Catalog, spec: JobSpec) -> str:
     )
 
 
+def evaluated(score: TaskScore) -> Evaluated:
+    """A measurement as an event."""
+    return Evaluated(score.task, score.metric, score.merged, score.expert)
+
+
 class JobRun:
-    """One job while it runs; ``with run:`` holds its lease and hears whoever wants to stop it.
+    """One job while it runs; ``with run:`` holds its lease and stops it on request.
 
     Raises
     ------
@@ -62,14 +68,15 @@ class JobRun:
 
     @contextmanager
     def phase(self, state: JobState, reason: str) -> Iterator[None]:
-        """Be in a stage: told to the catalog and to whoever watches, and timed."""
+        """Be in a phase: told to the catalog and to whoever watches, and timed."""
         with self.stopper.at(_MOMENTS.get(state, "now")):
             self.move(state, reason)
             self.on_event(StageStarted(state.value, reason))
             started = time.perf_counter()
             yield
             self.flush()
-            self.seconds[state.value] = time.perf_counter() - started
+            spent = self.seconds.get(state.value, 0.0)  # before the job was resumed
+            self.seconds[state.value] = spent + time.perf_counter() - started
 
     def move(self, state: JobState, reason: str) -> None:
         """Change the job's state in the catalog, from the state that this run put it in."""
@@ -101,6 +108,10 @@ class JobRun:
             "seconds": event.seconds,
         }
         self._flush_if_due()
+
+    def measured(self, score: TaskScore) -> None:
+        """Tell of a task's measurement."""
+        self.on_event(evaluated(score))
 
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:

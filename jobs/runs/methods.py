@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
 
 
 def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
-    """The effective job and what it stands on; its method is one that can run.
+    """The job with its defaults and the base that it stands on; its method is one that can run.
 
     Raises
     ------
@@ -59,9 +59,9 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
         As ``load_base_model`` and ``check_method`` do.
     """
     spec = with_method_defaults(spec)
-    ground = load_base_model(spec)
-    check_method(spec, ground.partition.layout)
-    return spec, ground
+    base = load_base_model(spec)
+    check_method(spec, base.partition.layout)
+    return spec, base
 
 
 def check_method(spec: JobSpec, layout: Layout) -> None:
@@ -112,48 +112,71 @@ def start_coefficients(
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """What a method finds when it runs: the crew, and what it has prepared."""
+    """A job whose workers have everything that a fit or a merging method takes.
+
+    Attributes
+    ----------
+    on_statistics
+        Is called with what a method has measured.
+    on_event
+        Is told what of it was reused.
+    """
 
     spec: JobSpec
-    ground: SplitModel
-    fleet: Backend
-    crew: WorkerPool[Worker]
+    base: SplitModel
+    backend: Backend
+    workers: WorkerPool[Worker]
     store: ArtifactStore
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
-    on_statistics: Callable[[Refs], None] = lambda _: None  # hears of what a method measured
-    tell: OnEvent = ignore  # and of what of it was reused
+    on_statistics: Callable[[Refs], None] = lambda _: None
+    on_event: OnEvent = ignore
+
+    @classmethod
+    def of(
+        cls,
+        spec: JobSpec,
+        base: SplitModel,
+        backend: Backend,
+        store: ArtifactStore,
+        on_event: OnEvent = ignore,
+    ) -> PreparedJob:
+        """Check and prepare a job that nothing is recorded of: one that only tries something."""
+        workers = WorkerPool(Worker, backend, spec, base)
+        facts = workers.check()
+        prepared = workers.prepare(store, lambda done: None)
+        return cls(spec, base, backend, workers, store, facts, prepared, on_event=on_event)
 
     def statistics(self, recipe: Recipe) -> Refs:
         """All statistics that a method needs or uses, measured or found in the store."""
         kinds = (*recipe.method.needs, *recipe.method.uses)
         found = measure_statistics(
-            self.fleet,
+            self.backend,
             self.spec.store,
             kinds,
-            self.crew.tasks,
+            self.workers.tasks,
             self.facts,
             self.prepared,
-            lambda text: self.tell(Notice(text)),
+            lambda text: self.on_event(Notice(text)),
         )
         self.on_statistics(found)
         return found
 
-    def aim(self) -> None:
+    def load_directions(self) -> None:
         """Let the shards hold the directions that the job's coefficients multiply."""
         found = job_recipe(self.spec)
         if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
             statistics = self.statistics(found)
-            self.crew.assignment.shards.direct(found, statistics)
+            self.workers.assignment.shards.direct(found, statistics)
 
     def merged(
         self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None
     ) -> dict[str, Floats]:
         """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most."""
-        names = tuple(order.name for order in self.crew.tasks)
-        order = MergerConfig(
+        names = tuple(order.name for order in self.workers.tasks)
+        config = MergerConfig(
             self.spec.store,
-            self.crew.base_blob(self.store),
+            self.workers.base_blob(self.store),
             names,
             tuple(self.prepared[name].vector for name in names),
             recipe,
@@ -162,20 +185,20 @@ class PreparedJob:
             self.statistics(recipe),
         )
         return merged_backbones(
-            self.fleet,
-            order,
-            self.ground.partition.layout,
+            self.backend,
+            config,
+            self.base.partition.layout,
             lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
             most=most,
         )
 
     def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
         """Measure every task on its backbone, in the order of the job."""
-        shared = {name: as_argument(self.fleet.put(theta)) for name, theta in backbones.items()}
-        return self.fleet.get(
+        shared = {name: as_argument(self.backend.put(theta)) for name, theta in backbones.items()}
+        return self.backend.get(
             [
                 worker.call(Worker.evaluate, name, shared[name if name in shared else ""])
-                for name, worker in self.crew.assignment.hosts.items()
+                for name, worker in self.workers.assignment.hosts.items()
             ]
         )
 
@@ -183,39 +206,5 @@ class PreparedJob:
         self, backbones: Mapping[str, Floats]
     ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
         """Learn every task's surgery module on its backbone: modules, and scores with them."""
-        layout, seed = self.ground.partition.layout, self.spec.fit.seed
-        return operate_on_all(self.fleet, layout, seed, self.crew.tasks, backbones)
-
-
-def with_surgery(
-    tints: Mapping[str, dict[str, Tensor]],
-    facts: Mapping[str, TaskFacts],
-    modules: Mapping[str, Mapping[str, Tensor]],
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
-    """Tints and facts of tasks that each have a surgery module besides."""
-    own = {name: {**tints[name], **modules[name]} for name in tints}
-    sizes = {
-        name: replace(
-            of, tint_parameters=of.tint_parameters + sum(t.numel() for t in modules[name].values())
-        )
-        for name, of in facts.items()
-    }
-    return own, sizes
-
-
-def with_own_backbones(
-    layout: Layout,
-    tints: Mapping[str, dict[str, Tensor]],
-    facts: Mapping[str, TaskFacts],
-    backbones: Mapping[str, Floats],
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, TaskFacts]]:
-    """Tints and facts of tasks that each have a backbone of their own: it is all theirs."""
-    own = {
-        name: {**tints[name], **layout.views(torch.from_numpy(theta))}
-        for name, theta in backbones.items()
-    }
-    sizes = {
-        name: replace(of, tint_parameters=of.tint_parameters + layout.numel)
-        for name, of in facts.items()
-    }
-    return own, sizes
+        layout, seed = self.base.partition.layout, self.spec.fit.seed
+        return operate_on_all(self.backend, layout, seed, self.workers.tasks, backbones)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_m
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.partition import partition
 
-_REF = re.compile(r"[A-Za-z0-9][\w.-]*/v[0-9]{1,9}", re.ASCII)
 _THREADS = 4  # a store over a network mostly waits
 
 
@@ -83,7 +81,7 @@ class Parent:
             if name == tint or name.startswith(prefix)
         }
 
-    def kept(self, tasks: tuple[str, ...]) -> dict[str, Kept]:
+    def stand_ins(self, tasks: Sequence[str]) -> dict[str, Kept]:
         """How tasks are taken up again without their experts.
 
         Raises
@@ -211,11 +209,20 @@ def _remembered(parent: Parent, ref: str) -> str | None:
     return None
 
 
+def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:
+    """The tasks that both have, with the same expert and the same pool."""
+    return frozenset(
+        name
+        for name in set(ancestor.merge.tasks) & set(parent.merge.tasks)
+        if ancestor.merge.task(name).same_source(parent.merge.task(name))
+    )
+
+
 SUMS = ("task_arithmetic", "average", "base")
 """Starts of Λ whose directions are the task vectors themselves, whichever other tasks there are."""
 
 
-def child_ground(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
+def child_base(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
     """Open the base and lay out what is shared; no old expert is read.
 
     Raises
@@ -226,32 +233,32 @@ def child_ground(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
         If a merge of another method would have to be taken apart.
     """
     if change.operation == "remove":
-        ground = _without_experts(parent, spec)
+        base = _without_experts(parent, spec)
     else:
-        ground = load_base_model(part_of(spec, change.names))
+        base = load_base_model(part_of(spec, change.names))
     expected = parent.manifest.base.sha256
-    if ground.digest != expected:
+    if base.digest != expected:
         raise CheckpointError(
             f"base: {spec.base} is not what {parent.ref} was made from (sha256 "
-            f"{ground.digest[:12]}…, expected {expected[:12]}…); put that base back"
+            f"{base.digest[:12]}…, expected {expected[:12]}…); put that base back"
         )
-    if Unit.all_of(ground.partition.layout) != parent.manifest.units:
+    if Unit.all_of(base.partition.layout) != parent.manifest.units:
         raise InputError(
             f"{parent.ref} was laid out otherwise, by another version of tintray; run its job again"
         )
-    return ground
+    return base
 
 
 def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
     cache = cache_folder()
-    base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
+    folder = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     first = parent.merge.tasks[0]
     like = kept_checkpoint(parent.stand_in(first), first, cache)
-    module = load_base(base, like=like)
+    module = load_base(folder, like=like)
     site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
     nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
     split = partition(module, site, granularity, rank, learned=spec.tint.learned)
-    return SplitModel(base.digest(), split, site, nobody)
+    return SplitModel(folder.digest(), split, site, nobody)
 
 
 def sums_task_vectors(spec: JobSpec) -> bool:

@@ -1,21 +1,28 @@
-"""From a finished fit to a published merge: files, manifest, catalog."""
+"""From an outcome to a published merge: files, manifest, catalog.
+
+A merge that grew refers to files of its parent, or of an ancestor, wherever they are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.jobs.config.job_file import JobSpec, TaskSpec
-from tintray.jobs.engine.configs import Prepared, TaskFacts
-from tintray.jobs.engine.finding import manifest_of
+from tintray.jobs.config.job_file import TaskSpec
+from tintray.jobs.engine.arrays import peak_memory
+from tintray.jobs.engine.finding import blobs_of, manifest_of
 from tintray.jobs.runs.catalog_entries import enter
-from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.jobs.runs.guard import fitted
+from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.outcome import Lineage, Outcome
+from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
 from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, tint_file
@@ -34,91 +41,111 @@ from tintray.published.manifest import (
     Unit,
     UnpublishedManifest,
 )
+from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     manifest_digest,
+    next_version,
     parse_merge_url,
     publish_merge,
 )
 from tintray.storage.catalog.catalog import Catalog
-from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.partition import Partition
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a fit leaves behind, before any of it is visible."""
-
-    spec: JobSpec
-    job_id: str
-    base_digest: str
-    backbone_parameters: int
-    partition: Partition
-    facts: Mapping[str, TaskFacts]
-    prepared: Mapping[str, Prepared]
-    kept: Mapping[str, float]
-    scores: Sequence[TaskScore]
-    theta: Tensor
-    initial: Tensor
-    coefficients: Tensor
-    tints: Mapping[str, Mapping[str, Tensor]]
-    seconds: Mapping[str, float]
-    peak_memory_mib: float
-    rounds: int = 0
-    skipped: Mapping[str, str] = field(default_factory=dict)  # task left out -> why
-    notices: Sequence[str] = ()  # what whoever uses the merge should know
-    placement: Mapping[str, Any] | None = None  # how the site was found, where searched for
+Files = Mapping[str, bytes | Path | BlobRef]
 
 
-def publish(outcome: Outcome, store: ArtifactStore, catalog: Catalog, lease: Heartbeat) -> Manifest:
-    """Write the merge to the store, its manifest last, and enter it in the catalog.
+def publish(outcome: Outcome, run: JobRun, store: ArtifactStore) -> Manifest:
+    """Write a merge to the store, its manifest last, and enter it in the catalog.
 
     Only who holds the job's lease may: it is asked for again right before the manifest.
 
     Raises
     ------
+    ParentChangedError
+        If a newer version has come since the change of a merge began.
     StorageError
         If the store or the catalog fails; nothing of the merge is visible then.
     """
-    name = outcome.spec.name
-    number = catalog.merges.reserve(name, outcome.job_id, at_least=_next_version(store, name))
-    document = _manifest(outcome).to_json()
-    url = publish_merge(
-        store, name, _files(outcome), document, version=number, confirm=lease.confirm
+    return write_merge(
+        store,
+        run.catalog,
+        outcome.checked.spec.name,
+        _files(outcome),
+        _manifest(outcome, run),
+        outcome.result.coefficients,
+        head=None if outcome.lineage is None else outcome.lineage.head,
+        run=run,
     )
+
+
+def write_merge(
+    store: ArtifactStore,
+    catalog: Catalog,
+    name: str,
+    files: Files,
+    manifest: UnpublishedManifest,
+    coefficients: Tensor,
+    *,
+    head: int | None = None,
+    run: JobRun | None = None,
+) -> Manifest:
+    """Publish files and a manifest as the next version of ``name``, for a job where one runs.
+
+    ``coefficients`` are Λ [K, L]; ``head`` is the newest version that a child may come after.
+    """
+    number = catalog.merges.reserve(
+        name, None if run is None else run.job_id, at_least=next_version(store, name), head=head
+    )
+    confirm = None if run is None else run.lease.confirm
+    url = publish_merge(store, name, files, manifest.to_json(), version=number, confirm=confirm)
     ref = parse_merge_url(url)[1]
-    manifest = manifest_of(store, ref)
+    published = manifest_of(store, ref)
     enter(
         catalog,
-        manifest,
+        published,
         url,
         manifest_sha256=manifest_digest(store, ref),
-        coefficients=outcome.coefficients,
-        job_id=outcome.job_id,
-        token=lease.token,
+        coefficients=coefficients,
+        job_id=None if run is None else run.job_id,
+        token=None if run is None else run.lease.token,
     )
-    return manifest
+    return published
 
 
-def _next_version(store: ArtifactStore, name: str) -> int:
-    """Above every version that the store has, also those that another catalog knows."""
-    from tintray.storage.artifacts.publish import next_version
-
-    return next_version(store, name)
+# Files
 
 
-def _files(outcome: Outcome) -> dict[str, bytes]:
-    backbone = outcome.partition.layout.views(outcome.theta) | shared_buffers(outcome.partition)
-    files = {
-        BACKBONE: tensors_as_bytes(backbone),
-        COEFFICIENTS: tensors_as_bytes(
-            {"coefficients": outcome.coefficients, "initial": outcome.initial}
-        ),
-    }
-    for task, facts in outcome.facts.items():
-        files[tint_file(task)] = tensors_as_bytes(outcome.tints[task])
-        files |= {config_file(task, name): data for name, data in facts.configs.items()}
+def _files(outcome: Outcome) -> Files:
+    checked, result, lineage = outcome.checked, outcome.result, outcome.lineage
+    files: dict[str, bytes | Path | BlobRef] = {}
+    if result.theta is not None:
+        split = checked.base.partition
+        backbone = split.layout.views(result.theta) | shared_buffers(split)
+        files[BACKBONE] = tensors_as_bytes(backbone)
+    elif lineage is not None:
+        files[BACKBONE] = lineage.backbone_source.backbone
+    files[COEFFICIENTS] = _coefficients(outcome)
+    for task in checked.spec.tasks:
+        name = task.name
+        if name in checked.facts:
+            configs = checked.facts[name].configs
+            files |= {config_file(name, file): data for file, data in configs.items()}
+        elif lineage is not None:
+            files |= lineage.source(name).files(name)
+        if name in result.tints:
+            files[tint_file(name)] = tensors_as_bytes(result.tints[name])
     return files
+
+
+def _coefficients(outcome: Outcome) -> bytes | BlobRef:
+    """Λ and where it began; an ancestor's file where that is all that is left."""
+    ancestor = None if outcome.lineage is None else outcome.lineage.ancestor
+    names = tuple(task.name for task in outcome.checked.spec.tasks)
+    if ancestor is not None and ancestor.merge.tasks == names:
+        return blobs_of(ancestor.manifest)[COEFFICIENTS]
+    result = outcome.result
+    return tensors_as_bytes({"coefficients": result.coefficients, "initial": result.initial})
 
 
 def shared_buffers(partition: Partition) -> dict[str, Tensor]:
@@ -133,48 +160,112 @@ def shared_buffers(partition: Partition) -> dict[str, Tensor]:
     }
 
 
-def _manifest(outcome: Outcome) -> UnpublishedManifest:
-    spec = outcome.spec
+# Manifest
+
+
+def _manifest(outcome: Outcome, run: JobRun) -> UnpublishedManifest:
+    """What the merge is and where it comes from; all that a job may need later is named in it."""
+    lineage = outcome.lineage
+    known = {task.name: _new_entry(outcome, task) for task in _new_tasks(outcome)}
+    if lineage is not None:
+        known = _old_entries(outcome, lineage) | known
+    entries = [known[task.name] for task in outcome.checked.spec.tasks]
+    common: dict[str, Any] = {
+        "tintray": version("tintray"),
+        "created": publication_time(),
+        "job_id": run.job_id,
+        "notices": list(run.remarks),
+        "tasks": entries,
+        "metrics": Means(**asdict(means(entries))),
+        "seconds": dict(run.seconds),
+        "peak_memory_mib": (outcome.result.peak_memory + peak_memory()) / 2**20,
+        "job": Job.model_validate(outcome.checked.spec.record()),
+    }
+    if lineage is None:
+        return UnpublishedManifest(**_of_experts(outcome), **common)
+    return lineage.parent.manifest.unpublished(**_of_growth(outcome, lineage), **common)
+
+
+def publication_time() -> str:
+    """Now, as a manifest has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _of_experts(outcome: Outcome) -> dict[str, Any]:
+    """What a manifest says of a merge that comes from experts alone."""
+    checked, base, spec = outcome.checked, outcome.checked.base, outcome.checked.spec
     corrected = bool(spec.merge.learned and spec.fit.correction_lr)
-    entries = [
-        task_entry(
-            *(task, outcome.facts[task.name], outcome.prepared[task.name]),
-            *(outcome.kept[task.name], score),
-        )
-        for task, score in zip(spec.tasks, outcome.scores, strict=True)
-    ]
-    return UnpublishedManifest(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        tintray=version("tintray"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        job_id=outcome.job_id,
-        parent=None,
-        base=ModelEntry(source=str(spec.base), sha256=outcome.base_digest),
-        backbone_parameters=outcome.backbone_parameters,
-        site=spec.tint.site,
-        placement=outcome.placement,
-        skipped=dict(outcome.skipped),
-        private_modules=list(outcome.partition.private),
-        units=Unit.all_of(outcome.partition.layout),
-        corrected=corrected,
+    experts = {name: facts.expert_digest for name, facts in checked.facts.items()}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "parent": None,
+        "base": ModelEntry(source=str(spec.base), sha256=base.digest),
+        "backbone_parameters": base.parameters,
+        "site": spec.tint.site,
+        "placement": checked.site_search,
+        "skipped": dict(checked.skipped),
+        "private_modules": list(base.partition.private),
+        "units": Unit.all_of(base.partition.layout),
+        "corrected": corrected,
         # Whom the shared correction was learned from: tasks may be removed or refreshed later.
-        correction_from={n: f.expert_digest for n, f in outcome.facts.items() if corrected},
-        notices=list(outcome.notices),
-        tasks=entries,
-        metrics=Means(**asdict(means(entries))),
-        rounds=outcome.rounds,
-        precision=resolve(spec.fit.precision, spec.cluster.device),
-        seconds=dict(outcome.seconds),
-        peak_memory_mib=outcome.peak_memory_mib,
-        job=Job.model_validate(spec.record()),
-    )
+        "correction_from": experts if corrected else {},
+        "rounds": outcome.result.rounds,
+        "precision": resolve(spec.fit.precision, spec.cluster.device),
+    }
 
 
-def task_entry(
-    task: TaskSpec, facts: TaskFacts, prepared: Prepared, kept: float, score: TaskScore
-) -> TaskEntry:
-    """What the manifest says of a task; ``kept`` is the share of its pool that counted."""
+def _of_growth(outcome: Outcome, lineage: Lineage) -> dict[str, Any]:
+    """What a manifest says of how its merge grew; the rest of its parent's holds for it too."""
+    parent, change = lineage.parent, lineage.change
+    guard = [
+        {
+            "task": name,
+            "metric": score.metric,
+            "before": parent.merge.task(name).score.merged,
+            "fitted": fitted(parent, name).value,
+            "after": score.merged,
+        }
+        for name, score in outcome.result.scores.items()
+        if name not in change.names
+    ]
+    return {
+        "parent": str(parent.ref),
+        "change": {
+            "operation": change.operation,
+            "tasks": list(change.names),
+            **outcome.result.report,
+            "guard": {"tolerance": outcome.checked.spec.growth.tolerance, "tasks": guard},
+        },
+        "correction_from": correction_from(parent),
+    }
+
+
+def _new_tasks(outcome: Outcome) -> list[TaskSpec]:
+    facts = outcome.checked.facts
+    return [task for task in outcome.checked.spec.tasks if task.name in facts]
+
+
+def _old_entries(outcome: Outcome, lineage: Lineage) -> dict[str, TaskEntry]:
+    """What was said of the tasks that stay as they were, with what was measured of them now."""
+    result, entries = outcome.result, {}
+    for task in outcome.checked.spec.tasks:
+        name = task.name
+        if name in outcome.checked.facts:
+            continue
+        changed: dict[str, Any] = {"fitted": fitted(lineage.parent, name)}
+        if name in result.scores:
+            changed["score"] = ScoreEntry.of(result.scores[name])
+        if name in result.selected_fraction:
+            changed["kept"] = result.selected_fraction[name]
+        entries[name] = lineage.source(name).merge.task(name).changed(**changed)
+    return entries
+
+
+def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
+    """What is said of a task that is new, or refreshed."""
+    result = outcome.result
+    facts, prepared = outcome.checked.facts[task.name], outcome.prepared[task.name]
     test = None
     if task.test is not None:
         test = TestEntry(
@@ -194,7 +285,7 @@ def task_entry(
             doubt=prepared.doubt and prepared.doubt.said,
             at_chance=bool(prepared.doubt and prepared.doubt.at_chance),
         ),
-        task_vector=prepared.vector.sha256,
+        task_vector=_task_vector(outcome, task.name),
         pool=PoolEntry(
             **task.pool.order().record(),
             sha256=facts.pool_digest,
@@ -202,8 +293,16 @@ def task_entry(
             labels=prepared.labels.sha256,
         ),
         test=test,
-        tint_parameters=facts.tint_parameters,
+        tint_parameters=facts.tint_parameters + result.extra_parameters.get(task.name, 0),
         head_parameters=facts.head_parameters,
-        kept=kept,
-        score=ScoreEntry.of(score),
+        kept=result.selected_fraction[task.name],
+        score=ScoreEntry.of(result.scores[task.name]),
     )
+
+
+def _task_vector(outcome: Outcome, name: str) -> str:
+    """The hash of the task vector that the backbone holds."""
+    before = None if outcome.lineage is None else outcome.lineage.parent.merge
+    if outcome.result.theta is None and before is not None and name in before.tasks:
+        return before.task(name).task_vector  # it was refreshed under a backbone that stays
+    return outcome.prepared[name].vector.sha256

@@ -81,7 +81,7 @@ def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
     def direct(**wanted: Any) -> Backend:
         return RayBackend(None, wanted["workers"], wanted["plan"], transport="gloo")
 
-    monkeypatch.setattr("tintray.jobs.runs.run.open_backend", direct)
+    monkeypatch.setattr("tintray.jobs.runs.pipeline.open_backend", direct)
     cluster = {"workers": 2, "shards": 2}
     tensors = api.run(tiny.spec(tmp_path / "tensors", cluster=cluster, **parts))
     assert hashes(tensors.url) == hashes(arrays.url)

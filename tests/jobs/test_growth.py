@@ -24,10 +24,10 @@ from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.events import StageStarted
 from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs import fitting
 from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs import guard as decisions
-from tintray.jobs.runs import run as driver
-from tintray.jobs.runs.grow import GuardError
+from tintray.jobs.runs.guard import GuardError
 from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.catalog.catalog import Catalog
@@ -185,7 +185,7 @@ def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
         fit=fit | stopping,
         objective={"feature_weight": 1.0},
     )
-    monkeypatch.setattr(driver, "Coordinator", Heard)
+    monkeypatch.setattr(fitting, "Coordinator", Heard)
     events: list[Any] = []
     rounds = (*EASY, "growth.coefficient_rounds=8")
     child = grown.add("five", mode="joint", overrides=rounds, on_event=events.append)

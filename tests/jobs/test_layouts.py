@@ -82,7 +82,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[Cluster]:
 
     for caller in (
         "tintray.jobs.api",
-        "tintray.jobs.runs.run",
+        "tintray.jobs.runs.pipeline",
         "tintray.jobs.runs.plan",
     ):
         monkeypatch.setattr(f"{caller}.open_backend", several)

@@ -1,0 +1,108 @@
+"""Rounds: who moves the coefficients of a job, from its last checkpoint on if it has one."""
+
+from __future__ import annotations
+
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.engine.backend import Backend
+from tintray.jobs.engine.base_model import SplitModel
+from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.fit_checkpoints import Checkpoints, Ownership
+from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker_pool import WorkerPool
+from tintray.jobs.events import Notice, RoundDone
+from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.methods import PreparedJob, start_coefficients
+from tintray.numerics.schedules import Schedule
+from tintray.storage.catalog.states import JobState
+from tintray.tinting.plateau import Plateau
+from tintray.vectors.coefficients import Coefficients
+
+
+def coordinator_for(job: PreparedJob) -> tuple[Coefficients, Coordinator]:
+    """The coefficients of a job at their start, and who moves them."""
+    spec = job.spec
+    start = start_coefficients(spec, job.base.partition.layout, job.facts)
+    coefficients = Coefficients(start, spec.merge.bounds)
+    rate = spec.fit.correction_lr
+    return coefficients, make_coordinator(
+        *(spec, job.base, job.backend, job.workers, coefficients, spec.fit.rounds),
+        correction_lr=spec.fit.rate(rate, spec.fit.rounds) if rate else None,
+    )
+
+
+def make_coordinator(
+    spec: JobSpec,
+    base: SplitModel,
+    backend: Backend,
+    workers: WorkerPool[Worker],
+    coefficients: Coefficients,
+    rounds: int,
+    correction_lr: Schedule | None = None,
+) -> Coordinator:
+    """Who moves the coefficients of some tasks over so many rounds, as the job's fit says."""
+    fit = spec.fit
+    return Coordinator(
+        backend,
+        workers.assignment,
+        coefficients,
+        coefficient_lr=fit.rate(spec.coefficient_lr(len(workers.tasks)), rounds),
+        tint_lr=fit.rate(base.tint_lr(spec), rounds),
+        correction_lr=correction_lr,
+        in_turn=fit.updates == "in_turn",
+        plateau=Plateau(fit.patience, fit.min_delta) if fit.patience else None,
+        sampled=workers.sampler,
+    )
+
+
+def run_all_rounds(run: JobRun, coordinator: Coordinator, rounds: int) -> None:
+    """Run rounds without checkpoints; a stop takes effect at the end of a round."""
+
+    def on_round(event: RoundDone) -> None:
+        run.round_done(event)
+        run.stopper.check()
+
+    coordinator.fit(rounds, on_round)
+    _tell_early_end(run, coordinator, rounds)
+
+
+def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> None:
+    """Run the rounds that are left of a job, with checkpoints; those before count as its time."""
+    fit = job.spec.fit
+    checkpoints = Checkpoints(
+        job.store,
+        run.catalog,
+        Ownership(run.job_id, run.lease.token),
+        coordinator,
+        job.workers,
+        every=fit.checkpoint_every,
+        basis=_basis(job),
+    )
+    done = checkpoints.resume()
+    run.seconds[JobState.FITTING.value] = done.seconds
+    if done.rounds:
+        run.on_event(Notice(f"goes on after round {done.rounds} of {fit.rounds}"))
+
+    def on_round(event: RoundDone) -> None:
+        run.round_done(event)
+        last = event.round == fit.rounds
+        if run.stopper.asked or (checkpoints.due(event.round) and not last):
+            run.flush()
+            run.on_event(checkpoints.save(event))
+        run.stopper.check()
+
+    coordinator.fit(fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
+    _tell_early_end(run, coordinator, fit.rounds)
+
+
+def _tell_early_end(run: JobRun, coordinator: Coordinator, rounds: int) -> None:
+    if coordinator.rounds < rounds:
+        run.on_event(Notice(f"agreement stopped growing: ended after round {coordinator.rounds}"))
+
+
+def _basis(job: PreparedJob) -> dict[str, str]:
+    """What the fit stands on, by its content: another base or expert would be another fit."""
+    basis = {"the job file": job.spec.digest(), "base": job.base.digest}
+    for name, facts in job.facts.items():
+        basis[f"tasks.{name}.expert"] = facts.expert_digest
+        basis[f"tasks.{name}.pool"] = facts.pool_digest
+    return basis

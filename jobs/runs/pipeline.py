@@ -1,0 +1,179 @@
+"""The one way in which every operation runs: check, prepare, fit, measure, guard, publish.
+
+A fit, a merging method, an addition, a refresh and a removal differ in their :class:`Plan` alone.
+What one of them tells and records, all do. The phases are those that the catalog knows; every
+change of phase is a compare-and-set there with its reason, and whatever goes wrong ends there as
+``failed`` or ``cancelled`` with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from tintray.jobs.config.input_errors import as_input_error
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.base_model import SplitModel
+from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.fit_checkpoints import delete_blobs
+from tintray.jobs.engine.job_size import object_store_needed
+from tintray.jobs.events import Published
+from tintray.jobs.runs.guard import GuardError
+from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
+from tintray.jobs.runs.publication import publish
+from tintray.jobs.runs.records import record_checked, record_prepared, remark_on_result
+from tintray.published.manifest import Manifest
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState
+from tintray.tasks.evaluation import check_finite
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every step works with."""
+
+    run: JobRun
+    backend: Backend
+    store: ArtifactStore
+
+
+class PreparedTasks(Protocol):
+    """What ``Plan.prepare`` gives: at least what each new task was prepared with."""
+
+    @property
+    def prepared(self) -> Mapping[str, Prepared]:
+        """By task."""
+
+
+C = TypeVar("C", bound=Checked)
+P = TypeVar("P", bound=PreparedTasks)
+F = TypeVar("F")
+
+
+class Plan(Protocol[C, P, F]):
+    """What one operation does in each step; each takes what the step before gave."""
+
+    @property
+    def spec(self) -> JobSpec:
+        """The job of the merge that comes out."""
+
+    @property
+    def base(self) -> SplitModel:
+        """What it stands on."""
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """What it grows from; None for a merge that comes from experts alone."""
+
+    @property
+    def reasons(self) -> Mapping[JobState, str]:
+        """What is said of each phase as it begins."""
+
+    def check(self, context: Context) -> C:
+        """Refuse what cannot be used, before compute is spent."""
+
+    def prepare(self, context: Context, checked: C) -> P:
+        """Have what a fit needs of every task: self-labels, task vectors."""
+
+    def fit(self, context: Context, prepared: P) -> F:
+        """Learn, or merge by a rule."""
+
+    def measure(self, context: Context, fitted: F) -> Result:
+        """Compare the merge with its experts."""
+
+
+def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
+    """Run a plan to its published merge; returns the manifest. The job's lease is held."""
+    with backend_for(plan.spec, plan.base) as backend:
+        context = Context(run, backend, store)
+        with run.phase(JobState.PLANNING, plan.reasons[JobState.PLANNING]):
+            checked = plan.check(context)
+            record_checked(run, checked, plan.lineage)
+        with run.phase(JobState.PREPARING, plan.reasons[JobState.PREPARING]):
+            prepared = plan.prepare(context, checked)
+            record_prepared(run, store, checked.base, prepared.prepared)
+        with run.phase(JobState.FITTING, plan.reasons[JobState.FITTING]):
+            fitted = plan.fit(context, prepared)
+        with run.phase(JobState.EVALUATING, "measuring the merge against its experts"):
+            result = plan.measure(context, fitted)
+        outcome = Outcome(checked, prepared.prepared, result, plan.lineage)
+        guard(outcome)
+        remark_on_result(run, outcome)
+        with run.phase(JobState.PUBLISHING, f"writing the merge to {store.url}"):
+            manifest = publish(outcome, run, store)
+            run.move(JobState.SUCCEEDED, f"published as {manifest.ref}")
+            delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
+    run.on_event(Published(f"{store.url}/merges/{manifest.ref}"))
+    return manifest
+
+
+Execution = Callable[[JobRun, ArtifactStore], Manifest]
+"""A plan that only waits for its job."""
+
+
+def executing(plan: Plan[C, P, F]) -> Execution:
+    """A plan of whatever steps, ready to be executed."""
+    return lambda run, store: execute(plan, run, store)
+
+
+def guard(outcome: Outcome) -> None:
+    """Refuse what must not be published.
+
+    Raises
+    ------
+    GuardError
+        An old task would lose more than the tolerance.
+    FitError
+        A figure is no number.
+    """
+    if outcome.lineage is not None and outcome.result.losses:
+        change, parent = outcome.lineage.change, outcome.lineage.parent
+        raise GuardError.of(
+            outcome.result.losses,
+            str(parent.ref),
+            outcome.checked.spec.growth.tolerance,
+            adding=change.operation != "remove",
+        )
+    check_finite(outcome.result.scores.values())
+
+
+def open_store_and_catalog(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
+    """The job's store, proved to be writable, and its catalog.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be used: nothing has been computed, and the user can mend it.
+    """
+    with as_input_error():
+        return open_writable(spec), Catalog.open(spec.catalog)
+
+
+def open_writable(spec: JobSpec) -> ArtifactStore:
+    """The job's store, proved to be writable; ``InputError`` if it is not."""
+    with as_input_error():
+        store = open_store(spec.store)
+        store.check_writable()
+        return store
+
+
+@contextmanager
+def backend_for(spec: JobSpec, base: SplitModel) -> Iterator[Backend]:
+    """Where the job's members run, closed at the end whatever happens."""
+    backend = open_backend(
+        address=spec.cluster.address,
+        workers=spec.cluster.workers,
+        threads=spec.cluster.threads_per_worker,
+        plan=object_store_needed(spec, base),
+        gpus=spec.cluster.gpus_per_worker,
+    )
+    try:
+        yield backend
+    finally:
+        backend.close()
