@@ -23,6 +23,8 @@ from tintray.jobs.results import (
 )
 from tintray.jobs.runs.evaluate import measure
 from tintray.jobs.runs.job_run import evaluated
+from tintray.jobs.runs.merge_checkpoints import compose as compose
+from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
@@ -190,59 +192,6 @@ def compare(
     url = locate(merge, catalog)
     names = comparison.RIVALS if methods is None else methods
     return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore, names)
-
-
-def merge_checkpoints(
-    base: str,
-    experts: Sequence[str],
-    output: Path,
-    *,
-    method: str,
-    parameters: Sequence[str] = (),
-    scale: float | None = None,
-    seed: int = 0,
-    memory: str = "2GiB",
-    shard: str = "5GB",
-    on_event: OnEvent | None = None,
-) -> Path:
-    """Merge whole checkpoints of one shape out of core; see ``jobs.runs.merge_checkpoints``."""
-    from tintray.jobs.runs.merge_checkpoints import merge_models
-
-    return merge_models(
-        base,
-        experts,
-        Path(output),
-        method=method,
-        parameters=parameters,
-        scale=scale,
-        seed=seed,
-        memory=memory,
-        shard=shard,
-        on_event=on_event or ignore,
-    )
-
-
-def compose(
-    file: Path,
-    output: Path,
-    *,
-    seed: int = 0,
-    memory: str = "4GiB",
-    shard: str = "5GB",
-    on_event: OnEvent | None = None,
-) -> Path:
-    """Merge whole models as a mergekit file says; see ``tintray.jobs.runs.mergekit``."""
-    from tintray.jobs.config.mergekit import read_mergekit
-    from tintray.jobs.runs.mergekit import compose_models
-
-    return compose_models(
-        read_mergekit(Path(file)),
-        Path(output),
-        seed=seed,
-        memory=memory,
-        shard=shard,
-        on_event=on_event or ignore,
-    )
 
 
 def export(

@@ -1,8 +1,10 @@
-"""Merge whole checkpoints, as a command asks for it: texts in, events out."""
+"""Merge whole checkpoints, as a command or a mergekit file asks for it: texts in, events out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,33 +12,48 @@ from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.config.fields import memory_bytes
 from tintray.jobs.config.job_file import ADAMERGING, MOST_SCALE, SURGERY
+from tintray.jobs.config.mergekit import read_mergekit
 from tintray.jobs.engine.sources import cache_folder, local_folder
-from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged
+from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
-from tintray.merging.files.writing import merge_checkpoints
+from tintray.merging.files import writing
+from tintray.merging.files.tensor_files import TensorFiles
+from tintray.merging.mergekit.composing import Composing
+from tintray.merging.mergekit.planning import LAYER_COUNTS, composed_config, layer_counts, plan
 
 
-def merge_models(
+def merge_checkpoints(
     base: str,
     experts: Sequence[str],
     output: Path,
     *,
     method: str,
-    parameters: Sequence[str],
-    scale: float | None,
-    seed: int,
-    memory: str,
-    shard: str,
-    on_event: OnEvent,
+    parameters: Sequence[str] = (),
+    scale: float | None = None,
+    seed: int = 0,
+    memory: str = "2GiB",
+    shard: str = "5GB",
+    on_event: OnEvent | None = None,
 ) -> Path:
-    """Merge the models at these locations into the folder ``output``; see ``merge_checkpoints``.
+    """Merge checkpoints of one shape, heads included, out of core, into the folder ``output``.
+
+    Parameters
+    ----------
+    base, experts
+        Folders, or ``hf://`` names.
+    method, parameters, scale
+        How: a method that needs no data, such as ``ties``; ``NAME=NUMBER`` each; its own scale
+        where left out.
+    memory, shard
+        The most that it may hold, and the size of an output file at most, such as ``2GiB``.
 
     Raises
     ------
     InputError
         If anything that was given cannot be used; nothing is written then.
     """
+    on_event = on_event or ignore
     if method in (*ADAMERGING, SURGERY):
         raise SpecError(
             f"--method: '{method}' learns on the tasks' unlabelled pools; run it as a job with "
@@ -45,17 +62,17 @@ def merge_models(
     found = recipe(method, _parameters(parameters), seed=seed)
     if scale is not None and not 0 < scale <= MOST_SCALE:
         raise SpecError(f"--scale: expected a number from 0 to {MOST_SCALE:g}, found {scale:g}")
-    bound, largest = byte_size("--memory", memory), byte_size("--shard", shard)
+    bound, largest = _bytes("--memory", memory), _bytes("--shard", shard)
     names = _names(experts)
     roles = {f"expert '{expert}'": expert for expert in experts}  # one may be given twice
-    first, *others = open_alike(roles, base, on_event)
+    first, *others = _open_alike(roles, base, on_event)
     opened = dict(zip(roles.values(), others, strict=True))
     many = "expert" if len(experts) == 1 else "experts"
     on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
-    return merge_checkpoints(
+    return writing.merge_checkpoints(
         first,
         {name: opened[expert] for name, expert in zip(names, experts, strict=True)},
-        output,
+        Path(output),
         found,
         scale=scale,
         memory=bound,
@@ -64,7 +81,57 @@ def merge_models(
     )
 
 
-def open_alike(
+def compose(
+    file: Path,
+    output: Path,
+    *,
+    seed: int = 0,
+    memory: str = "4GiB",
+    shard: str = "5GB",
+    on_event: OnEvent | None = None,
+) -> Path:
+    """Merge whole models as the mergekit file ``file`` says, out of core, into ``output``.
+
+    Raises
+    ------
+    InputError
+        If anything that was given cannot be used; nothing is written then.
+    """
+    on_event = on_event or ignore
+    composition = read_mergekit(Path(file))
+    bound, largest = _bytes("--memory", memory), _bytes("--shard", shard)
+    for text in composition.notices:
+        on_event(Notice(text))
+    method = composition.blend.name
+    leading, *others = composition.models
+    locations = {model: model for model in others}
+    found = _open_alike(locations, leading, ignore, role=leading, any_layers=True)
+    opened = dict(zip(composition.models, found, strict=True))
+    on_event(StageStarted("merging", f"{len(opened)} models by {method}"))
+    with ExitStack() as stack:
+        files = {
+            model: stack.enter_context(TensorFiles.of(folder, model))
+            for model, folder in opened.items()
+        }
+        planned = plan(composition, {model: found.tensors for model, found in files.items()})
+        counts = layer_counts({tensor.info.name: tensor.info for tensor in planned})
+        configs = {model: folder.config for model, folder in opened.items()}
+        config = composed_config(composition, configs, counts)
+        beside: dict[str, Path | bytes] = {
+            path.name: path for path in writing.beside_weights(opened[leading])
+        }
+        beside["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+        writing.write_folder(
+            Composing(files, planned, composition.blend, memory=bound, seed=seed),
+            Path(output),
+            beside,
+            shard_bytes=largest,
+            progress=lambda done, total: on_event(TensorsMerged(method, done, total)),
+        )
+    return Path(output)
+
+
+def _open_alike(
     others: Mapping[str, str],
     base: str,
     on_event: OnEvent,
@@ -134,11 +201,7 @@ def _parameter(text: str) -> tuple[str, Value]:
     return name.strip(), int(value) if value.is_integer() else value
 
 
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What configurations call the number of layers."""
-
-
-def byte_size(option: str, text: str) -> int:
+def _bytes(option: str, text: str) -> int:
     """The bytes that an option's text says, such as ``2GiB``; refuses what is no size."""
     try:
         return memory_bytes(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
@@ -23,6 +24,10 @@ _FIRST = re.compile(
     r"(^|\.)(embed_tokens|wte|wpe|embed_in|embeddings?|word_embeddings|tok_embeddings)\."
 )
 _LAST = re.compile(r"(^|\.)(norm|norm_f|ln_f|final_layer_?norm|lm_head|embed_out|score)\.")
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configurations call the number of layers."""
+
 _WIDER = ("F16", "BF16", "F32", "F64")
 
 
@@ -52,6 +57,30 @@ def layer_counts(table: Table) -> dict[str, int]:
             prefix = name[: match.start()]
             found[prefix] = max(found.get(prefix, 0), int(match[1]) + 1)
     return found
+
+
+def composed_config(
+    composition: Composition, configs: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]
+) -> dict[str, Any]:
+    """The leading model's configuration, with the result's type of numbers and count of layers.
+
+    ``configs`` are those of all models; ``counts`` the result's ``layer_counts``.
+    """
+    config = dict(configs[composition.models[0]])
+    stored = composition.out_dtype or composition.dtype
+    if stored is not None:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = _TYPES[stored]
+    if composition.slices[0].sources[0].layers is None:
+        return config
+    (count,) = counts.values()
+    config |= {key: count for key in LAYER_COUNTS if key in config}
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = [
+            configs[source.model]["layer_types"][layer]
+            for source in (part.sources[0] for part in composition.slices)
+            for layer in range(*(source.layers or (0, 0)))
+        ]
+    return config
 
 
 def plan(composition: Composition, tables: Mapping[str, Table]) -> list[Planned]:
