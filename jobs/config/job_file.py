@@ -154,7 +154,7 @@ class DataSpec(Section):
                 )
         return columns
 
-    def order(self) -> DataSource:
+    def source(self) -> DataSource:
         """The same as plain data, with the budgets of this machine's configuration."""
         return DataSource(
             *(str(self.path), self.split, dict(self.columns)),

@@ -112,7 +112,7 @@ def pool_bytes(spec: JobSpec, config: Mapping[str, Any]) -> int:
     answers; 0 for data that is not on this machine yet.
     """
     return sum(
-        _bytes_of(data.order(), find_kind(task.kind), config)
+        _bytes_of(data.source(), find_kind(task.kind), config)
         for task in spec.tasks
         for data in (task.pool, task.test)
         if data is not None

@@ -269,7 +269,7 @@ def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
     test = None
     if task.test is not None:
         test = TestEntry(
-            **task.test.order().record(),
+            **task.test.source().to_json(),
             sha256=facts.test_digest,
             examples=facts.test_examples,
             outputs=prepared.test_outputs.sha256 if prepared.test_outputs else None,
@@ -287,7 +287,7 @@ def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
         ),
         task_vector=_task_vector(outcome, task.name),
         pool=PoolEntry(
-            **task.pool.order().record(),
+            **task.pool.source().to_json(),
             sha256=facts.pool_digest,
             examples=facts.pool_examples,
             labels=prepared.labels.sha256,

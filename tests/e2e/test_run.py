@@ -40,7 +40,7 @@ def learned(url: str) -> dict[str, str]:
 def pixels(spec: JobSpec, merge: Merge, task: str) -> torch.Tensor:
     """A task's test images as its own processor prepares them."""
     source = next(t.test or t.pool for t in spec.tasks if t.name == task)
-    raw = read_examples(source.order(), task)
+    raw = read_examples(source.source(), task)
     pool = build_pool(raw, merge.processor(task))
     return pool.batch(slice(None))["pixel_values"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,20 +34,12 @@ _MAX_NAMES = 100_000  # of classes
 
 @dataclass(frozen=True)
 class Header:
-    """What an array is, from its first bytes.
-
-    Attributes
-    ----------
-    shape, dtype, fortran
-        As numpy has them.
-    start
-        Bytes before its values.
-    """
+    """What an array is, from its first bytes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
-    start: int
+    start: int  # bytes before its values
 
     @property
     def row_bytes(self) -> int:
@@ -57,9 +50,9 @@ class Header:
 class ArrayTable(Table):
     """A split of an npz file: arrays ``x_SPLIT``, ``y_SPLIT``, ``COLUMN_SPLIT``."""
 
-    def __init__(self, order: DataSource, role: str) -> None:
-        super().__init__(order, role)
-        split = order.split_name
+    def __init__(self, source: DataSource, role: str) -> None:
+        super().__init__(source, role)
+        split = source.split_name
         with _archive(self.path, role) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
         key = f"x_{split}"
@@ -93,13 +86,7 @@ class ArrayTable(Table):
             return [str(name) for name in _rows(file, header, range(header.shape[0]))]
 
     def header(self, column: str) -> Header:
-        """What the array of a column is.
-
-        Raises
-        ------
-        DataError
-            If it is no plain array with rows.
-        """
+        """What the array of a column is; DataError is raised if it is no plain one with rows."""
         with _archive(self.path, self.role) as archive:
             return _opened(archive, self.shown[column])[0]
 
@@ -131,13 +118,7 @@ def _archive(path: Path, role: str) -> Iterator[ZipFile]:
 
 
 def array_header(path: Path, key: str, role: str) -> Header:
-    """What one array of an npz file is, whatever its name.
-
-    Raises
-    ------
-    DataError
-        If there is none, or it is no plain array with rows.
-    """
+    """What one array of an npz file is; DataError is raised if it is no plain one with rows."""
     with _archive(path, role) as archive:
         return _opened(archive, key)[0]
 
@@ -203,7 +184,8 @@ def _rows(file: BinaryIO, header: Header, rows: Sequence[int]) -> NDArray[Any]:
     """The values at ``rows``, which ascend; ``file`` stands at the first row."""
     total = header.shape[0]
     if header.fortran and len(header.shape) > 1:
-        values = _filled(file, math.prod(header.shape), header.dtype)
+        values = np.empty(math.prod(header.shape), header.dtype)
+        _fill(file, values)
         _check_end(file)
         return np.ascontiguousarray(values.reshape(header.shape[::-1]).T[np.asarray(rows)])
     found = np.empty((len(rows), *header.shape[1:]), header.dtype)
@@ -212,7 +194,7 @@ def _rows(file: BinaryIO, header: Header, rows: Sequence[int]) -> NDArray[Any]:
         first, end = rows[place], place + 1
         while end < len(rows) and rows[end] == rows[end - 1] + 1:
             end += 1
-        _pass_over(file, (first - at) * header.row_bytes)
+        deque(_pieces(file, (first - at) * header.row_bytes), maxlen=0)  # passed over
         _fill(file, found[place:end])
         at, place = first + end - place, end
     if at == total:
@@ -220,31 +202,21 @@ def _rows(file: BinaryIO, header: Header, rows: Sequence[int]) -> NDArray[Any]:
     return found
 
 
-def _filled(file: BinaryIO, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    found = np.empty(count, dtype)
-    _fill(file, found)
-    return found
-
-
 def _fill(file: BinaryIO, values: NDArray[Any]) -> None:
     """Read into a contiguous array."""
-    if not values.nbytes:
-        return
-    room = values.reshape(-1).view(np.uint8)
+    room = values.reshape(-1).view(np.uint8) if values.nbytes else values
     done = 0
-    while done < len(room):
-        piece = file.read(min(len(room) - done, 1 << 20))
-        if not piece:
-            raise EOFError("it ends within an array")
+    for piece in _pieces(file, values.nbytes):
         room[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)
 
 
-def _pass_over(file: BinaryIO, count: int) -> None:
+def _pieces(file: BinaryIO, count: int) -> Iterator[bytes]:
     while count > 0:
         piece = file.read(min(count, 1 << 20))
         if not piece:
             raise EOFError("it ends within an array")
+        yield piece
         count -= len(piece)
 
 

@@ -29,15 +29,15 @@ class ArrowTable(Table):
 
     def __init__(
         self,
-        order: DataSource,
+        source: DataSource,
         role: str,
         rows: int,
         names: Mapping[str, list[str] | None],
         batches: Callable[[str, int], Batches],
     ) -> None:
-        super().__init__(order, role)
+        super().__init__(source, role)
         self.columns, self.rows = list(names), rows
-        column = order.column(LABEL, self.columns, role)
+        column = source.column(LABEL, self.columns, role)
         self.class_names = names[column] if column else None
         self._batches = batches
 
@@ -47,7 +47,7 @@ class ArrowTable(Table):
         chosen = np.unique(wanted)
         found: dict[int, Any] = {}
         taken = 0
-        with foreign(f"{self.role}: {self.order.path} cannot be read", DataError):
+        with foreign(f"{self.role}: {self.source.path} cannot be read", DataError):
             for first, batch in self._batches(column, int(chosen[0])):
                 edges = np.searchsorted(chosen, [first, first + len(batch)])
                 here = chosen[edges[0] : edges[1]]
@@ -65,19 +65,13 @@ class ArrowTable(Table):
         return [found[row] for row in wanted.tolist()]
 
 
-def parquet_table(order: DataSource, role: str) -> ArrowTable:
-    """The one table of a parquet file.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or pyarrow is not installed.
-    """
+def parquet_table(source: DataSource, role: str) -> ArrowTable:
+    """The one table of a parquet file; DataError is raised if it or pyarrow cannot be used."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise _not_installed(order, role, "pyarrow") from error
-    path = order.path
+        raise _not_installed(source, role, "pyarrow") from error
+    path = source.path
     with foreign(f"{role}: {path} cannot be read as parquet", DataError):
         with open_regular(Path(path)) as file, ParquetFile(file) as found:
             rows, schema = found.metadata.num_rows, found.schema_arrow
@@ -101,26 +95,23 @@ def parquet_table(order: DataSource, role: str) -> ArrowTable:
                 yield start, batch.column(0)
                 start += batch.num_rows
 
-    return ArrowTable(order, role, rows, names, batches)
+    return ArrowTable(source, role, rows, names, batches)
 
 
-def hub_table(order: DataSource, role: str) -> ArrowTable:
+def hub_table(source: DataSource, role: str) -> ArrowTable:
     """A split of a data set on the hub, ``hf://org/name:configuration``.
 
-    Raises
-    ------
-    DataError
-        If it cannot be read, or ``datasets`` is not installed.
+    DataError is raised if it cannot be read, or ``datasets`` is not installed.
     """
     try:
         import datasets
     except ImportError as error:
-        raise _not_installed(order, role, "datasets") from error
+        raise _not_installed(source, role, "datasets") from error
 
     datasets.disable_progress_bars()
-    place, _, configuration = order.path.removeprefix(HUB).partition(":")
-    with foreign(f"{role}: split '{order.split_name}' of {order.path} cannot be read", DataError):
-        found = datasets.load_dataset(place, configuration or None, split=order.split_name)
+    place, _, configuration = source.path.removeprefix(HUB).partition(":")
+    with foreign(f"{role}: split '{source.split_name}' of {source.path} cannot be read", DataError):
+        found = datasets.load_dataset(place, configuration or None, split=source.split_name)
         names = {
             name: list(getattr(getattr(feature, "feature", feature), "names", None) or []) or None
             for name, feature in found.features.items()
@@ -131,7 +122,7 @@ def hub_table(order: DataSource, role: str) -> ArrowTable:
         for start in range(first, len(found), _HUB_ROWS):
             yield start, values[start : start + _HUB_ROWS][column].combine_chunks()
 
-    return ArrowTable(order, role, len(found), names, batches)
+    return ArrowTable(source, role, len(found), names, batches)
 
 
 def _batch_rows(groups: list[Any], by_reference: bool) -> int:
@@ -176,8 +167,8 @@ def _class_names(feature: Any) -> list[str] | None:
     return names or None
 
 
-def _not_installed(order: DataSource, role: str, library: str) -> DataError:
+def _not_installed(source: DataSource, role: str, library: str) -> DataError:
     return DataError(
-        f"{role}: {order.path} is read by the library '{library}', which is not installed; "
+        f"{role}: {source.path} is read by the library '{library}', which is not installed; "
         "install it with: pip install 'tintray[data]'"
     )

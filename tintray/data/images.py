@@ -26,9 +26,9 @@ _LAYOUTS = "[N, height, width] or [N, height, width, 3] (channels may come first
 class ImageFolder(Table):
     """``folder/<split>/<class>/…``, or ``folder/<class>/…`` where there is one split only."""
 
-    def __init__(self, order: DataSource, role: str) -> None:
-        super().__init__(order, role)
-        folder, split = self.path, order.split_name
+    def __init__(self, source: DataSource, role: str) -> None:
+        super().__init__(source, role)
+        folder, split = self.path, source.split_name
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         if split in splits:
             folder = folder / split
@@ -63,7 +63,7 @@ class ImageFolder(Table):
         return sum(file.lstat().st_size for file in self._files)
 
 
-def encoded(value: Any, order: DataSource) -> bytes:
+def encoded(value: Any, source: DataSource) -> bytes:
     """The bytes of an image file: as a table holds them, or those of the file that it names.
 
     Raises
@@ -73,11 +73,11 @@ def encoded(value: Any, order: DataSource) -> bytes:
     """
     if isinstance(value, Mapping):  # as ``datasets`` keeps images
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    most = order.limits.max_image_bytes
+    most = source.limits.max_image_bytes
     if not isinstance(value, bytes):
         if not isinstance(value, str | Path):
             raise TypeError(f"it holds {value!r:.40}, neither an image nor the name of a file")
-        with open_regular(_inside(value, order)) as file:
+        with open_regular(_inside(value, source)) as file:
             value = file.read(most + 1)
     content: bytes = value
     if len(content) > most:
@@ -85,9 +85,9 @@ def encoded(value: Any, order: DataSource) -> bytes:
     return content
 
 
-def _inside(name: str | Path, order: DataSource) -> Path:
+def _inside(name: str | Path, source: DataSource) -> Path:
     """A file that the data name; relative names start from the data's own folder."""
-    roots = order.roots
+    roots = source.roots
     found = (roots[0] / name).resolve()
     if not any(found.is_relative_to(root) for root in roots):
         raise ValueError(
@@ -97,7 +97,7 @@ def _inside(name: str | Path, order: DataSource) -> Path:
     return found
 
 
-def decode(value: Any, order: DataSource) -> NDArray[Any]:
+def decode(value: Any, source: DataSource) -> NDArray[Any]:
     """An image as uint8 [H, W] (gray) or [H, W, 3]: a file, its bytes, or an array already.
 
     An animation is its first frame. An orientation in the file's EXIF data is not applied.
@@ -113,14 +113,14 @@ def decode(value: Any, order: DataSource) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         return value
     Image.init()  # it knows no format by name before
-    content = encoded(value, order)
+    content = encoded(value, source)
     try:
         opened = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
         known = ", ".join(_FORMATS)
         raise ValueError(f"it is no whole image of a known form ({known})") from error
     with opened as image:
-        pixels, most = image.width * image.height, order.limits.max_image_pixels
+        pixels, most = image.width * image.height, source.limits.max_image_pixels
         if pixels > most:
             raise ValueError(f"it has {pixels:,} pixels, and max_image_pixels allows {most:,}")
         if image.mode not in _MODES:

@@ -77,7 +77,7 @@ def _feed(total: Any, array: NDArray[Any]) -> None:
     total.update(np.ascontiguousarray(array).data)
 
 
-def read_examples(order: DataSource, role: str) -> Examples:
+def read_examples(source: DataSource, role: str) -> Examples:
     """Read the inputs of a split; labels in it are not touched.
 
     Raises
@@ -86,34 +86,34 @@ def read_examples(order: DataSource, role: str) -> Examples:
         If the file, the split, a column or any example is missing, or more examples than
         ``max_bad`` cannot be read.
     """
-    table = open_table(order, role)
+    table = open_table(source, role)
     if table.rows == 0:
         raise DataError(
-            f"{role}: {table.name('image')!r} in {order.path} is empty; expected at least one "
+            f"{role}: {table.name('image')!r} in {source.path} is empty; expected at least one "
             "example"
             if table.shown
-            else f"{role}: {order.path} is empty; expected at least one example"
+            else f"{role}: {source.path} is empty; expected at least one example"
         )
-    rows = np.asarray(order.rows(table.rows, role), np.int64)
-    found = {kind: order.column(kind, table.columns, role) for kind in INPUTS}
+    rows = np.asarray(source.rows(table.rows, role), np.int64)
+    found = {kind: source.column(kind, table.columns, role) for kind in INPUTS}
     columns = {kind: column for kind, column in found.items() if column is not None}
     if not columns:
         known = ", ".join(name for names in INPUTS.values() for name in names)
         raise DataError(
-            f"{role}: {order.path} has no column of inputs; it has {', '.join(table.columns)}, "
+            f"{role}: {source.path} has no column of inputs; it has {', '.join(table.columns)}, "
             f"expected one called {known}, or its name under 'columns'"
         )
     kind = next(iter(columns))  # images before conversations, those before words and texts
     if kind == "image":
-        return _images(order, table, columns["image"], rows, role)
+        return _images(source, table, columns["image"], rows, role)
     chosen = {kind: columns[kind]}
     if kind == "text" and "text_pair" in columns:
         chosen["text_pair"] = columns["text_pair"]
-    return _texts(order, table, chosen, rows, role)
+    return _texts(source, table, chosen, rows, role)
 
 
 def _texts(
-    order: DataSource, table: Table, columns: Mapping[str, str], rows: Any, role: str
+    source: DataSource, table: Table, columns: Mapping[str, str], rows: Any, role: str
 ) -> Examples:
     values = {kind: table.take(column, rows) for kind, column in columns.items()}
     bad: dict[int, str] = {}
@@ -122,12 +122,12 @@ def _texts(
             problem = _problem(value, kind)
             if problem:
                 bad.setdefault(row, f"example {row + 1} has {value!r:.40} in '{column}', {problem}")
-    kept = _without(order, rows, bad, role)  # refuses too many of them
+    kept = _without(source, rows, bad, role)  # refuses too many of them
     good = [number for number, row in enumerate(rows.tolist()) if row not in bad]
     chosen = {kind: [found[number] for number in good] for kind, found in values.items()}
-    if order.prefix and "text" in chosen:
-        chosen["text"] = [order.prefix + text for text in chosen["text"]]
-    return Examples(chosen, f"{order.path}:{order.split}", kept, tuple(bad.values()))
+    if source.prefix and "text" in chosen:
+        chosen["text"] = [source.prefix + text for text in chosen["text"]]
+    return Examples(chosen, f"{source.path}:{source.split}", kept, tuple(bad.values()))
 
 
 def _problem(value: Any, kind: str) -> str | None:
@@ -148,30 +148,23 @@ def _problem(value: Any, kind: str) -> str | None:
     return None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
-
-
-def _images(order: DataSource, table: Table, column: str, rows: Any, role: str) -> Examples:
-    source = f"{order.path}:{order.split}"
+def _images(source: DataSource, table: Table, column: str, rows: Any, role: str) -> Examples:
+    place = f"{source.path}:{source.split}"
     values = table.take(column, rows)
     if isinstance(values, np.ndarray):
-        where = f"{role}: '{table.name(column)}' in {order.path}"
+        where = f"{role}: '{table.name(column)}' in {source.path}"
         if values.size == 0:
             raise DataError(f"{where} is empty; expected at least one example")
-        return Examples({"image": as_images(values, where)}, source, rows)
-    with ThreadPoolExecutor(_threads()) as threads:  # decoding releases the interpreter's lock
+        return Examples({"image": as_images(values, where)}, place, rows)
+    workers = min(8, len(os.sched_getaffinity(0)) + 1)
+    with ThreadPoolExecutor(workers) as threads:  # decoding releases the interpreter's lock
         decoded = list(threads.map(_Decoding(table), values, rows.tolist()))
     bad = {int(row): found for row, found in zip(rows, decoded, strict=True) if type(found) is str}
-    kept = _without(order, rows, bad, role)
+    kept = _without(source, rows, bad, role)
     images = [found for found in decoded if not isinstance(found, str)]
-    if len({image.shape for image in images}) == 1:
-        return Examples({"image": np.stack(images)}, source, kept, tuple(bad.values()))
-    return Examples({"image": images}, source, kept, tuple(bad.values()))
+    alike = len({image.shape for image in images}) == 1
+    columns = {"image": np.stack(images) if alike else images}
+    return Examples(columns, place, kept, tuple(bad.values()))
 
 
 class _Decoding:
@@ -185,7 +178,7 @@ class _Decoding:
         name = str(value) if isinstance(value, Path) else f"example {row + 1}"
         try:
             with foreign(name, DataError):
-                found = decode(value, self._table.order)
+                found = decode(value, self._table.source)
         except DataError as error:
             return str(error)
         with self._lock:
@@ -195,45 +188,33 @@ class _Decoding:
         return found
 
 
-def encoded_digest(order: DataSource, role: str) -> str | None:
-    """sha256 of the image files that an order reads, as they are; None if none is to be decoded.
-
-    Raises
-    ------
-    DataError
-        If the data cannot be opened.
-    """
-    table = open_table(order, role)
-    column = order.column("image", table.columns, role)
-    if column is None or table.rows == 0:
+def encoded_digest(source: DataSource, role: str) -> str | None:
+    """sha256 of the image files that a source reads, as they are; None if none is to be decoded."""
+    table = open_table(source, role)
+    column = source.column("image", table.columns, role)
+    if column is None or table.rows == 0 or isinstance(table, ArrayTable):
         return None
-    if isinstance(table, ArrayTable):
-        return None
-    rows = np.asarray(order.rows(table.rows, role), np.int64)
+    rows = np.asarray(source.rows(table.rows, role), np.int64)
     total = hashlib.sha256(rows.tobytes())
     for value in table.take(column, rows):
         try:
-            total.update(hashlib.sha256(encoded(value, order)).digest())
+            total.update(hashlib.sha256(encoded(value, source)).digest())
         except (OSError, TypeError, ValueError):
             return None  # whoever decodes it says what is wrong
     return total.hexdigest()
 
 
 def _without(
-    order: DataSource, rows: NDArray[np.int64], bad: Mapping[int, str], role: str
+    source: DataSource, rows: NDArray[np.int64], bad: Mapping[int, str], role: str
 ) -> NDArray[np.int64]:
-    if len(bad) > order.max_bad:
+    if len(bad) > source.max_bad:
         first = bad[min(bad)]
         raise DataError(
-            f"{role}: {len(bad):,} of {len(rows):,} examples of {order.path} cannot be read, "
-            f"max_bad allows {order.max_bad:,}; the first is {first}"
+            f"{role}: {len(bad):,} of {len(rows):,} examples of {source.path} cannot be read, "
+            f"max_bad allows {source.max_bad:,}; the first is {first}"
         )
     if len(bad) == len(rows):
         raise DataError(
-            f"{role}: no example of {order.path} can be read; the first: {bad[min(bad)]}"
+            f"{role}: no example of {source.path} can be read; the first: {bad[min(bad)]}"
         )
     return np.asarray([row for row in rows.tolist() if row not in bad], np.int64)
-
-
-def _threads() -> int:
-    return min(8, len(os.sched_getaffinity(0)) + 1)

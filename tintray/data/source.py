@@ -73,8 +73,8 @@ class DataSource:
     max_target_length: int | None = None
     limits: Limits = DEFAULTS
 
-    def record(self) -> dict[str, Any]:
-        """What the examples are, as plain data; the arguments of an equal order, but limits."""
+    def to_json(self) -> dict[str, Any]:
+        """What the examples are, as plain data; the arguments of an equal one, but limits."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "limits"}
         return named | {"columns": dict(self.columns)}
 
@@ -132,13 +132,7 @@ class DataSource:
         return rows
 
     def check_bytes(self, count: int, what: str) -> None:
-        """Refuse to take ``count`` bytes of memory for ``what``, if that is beyond the budget.
-
-        Raises
-        ------
-        DataError
-            Naming the budget, and how to stay within it.
-        """
+        """Raise DataError for more memory than the budget, saying how to stay within it."""
         most = self.limits.max_pool_bytes
         if count > most:
             raise DataError(
@@ -148,13 +142,7 @@ class DataSource:
             )
 
     def check_examples(self, count: int, role: str) -> None:
-        """Refuse more examples than the budget.
-
-        Raises
-        ------
-        DataError
-            Naming the budget, and how to stay within it.
-        """
+        """Raise DataError for more examples than the budget, saying how to stay within it."""
         most = self.limits.max_examples
         if count > most:
             raise DataError(

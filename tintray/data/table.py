@@ -23,8 +23,8 @@ class Table(ABC):
         How messages call a column, where not by its name.
     """
 
-    def __init__(self, order: DataSource, role: str) -> None:
-        self.order, self.role, self.path = order, role, Path(order.path)
+    def __init__(self, source: DataSource, role: str) -> None:
+        self.source, self.role, self.path = source, role, Path(source.path)
         self.shown: Mapping[str, str] = {}
 
     @cached_property
@@ -34,7 +34,7 @@ class Table(ABC):
 
     @cached_property
     def rows(self) -> int:
-        """How many rows the split has, or at least as many of the first as the order can mean."""
+        """How many rows the split has, or at least as many of the first as the source can mean."""
         raise NotImplementedError
 
     @cached_property
@@ -46,10 +46,7 @@ class Table(ABC):
     def take(self, column: str, rows: Sequence[int] | NDArray[Any]) -> Any:
         """The values of a column at ``rows``: an array or a list.
 
-        Raises
-        ------
-        DataError
-            If they cannot be read, or take more memory than the order's limits allow.
+        DataError is raised if they cannot be read, or take more memory than the limits allow.
         """
 
     def name(self, column: str) -> str:
@@ -57,14 +54,8 @@ class Table(ABC):
         return self.shown.get(column, column)
 
     def check_bytes(self, count: int, what: str) -> None:
-        """Refuse to take ``count`` bytes of memory, if that is beyond the budget.
-
-        Raises
-        ------
-        DataError
-            Naming the budget, and how to stay within it.
-        """
-        self.order.check_bytes(count, f"{self.role}: {what} in {self.order.path}")
+        """Raise DataError if ``what`` takes more memory than the budget."""
+        self.source.check_bytes(count, f"{self.role}: {what} in {self.source.path}")
 
 
 def memory_of(value: Any) -> int:

@@ -24,7 +24,7 @@ from tintray.files import foreign
 _TEXTS = (".csv", ".tsv", ".json", ".jsonl")
 
 
-def open_table(order: DataSource, role: str) -> Table:
+def open_table(source: DataSource, role: str) -> Table:
     """Open a split, whatever form it has; no example is read.
 
     Raises
@@ -32,30 +32,30 @@ def open_table(order: DataSource, role: str) -> Table:
     DataError
         If the place, the split or the form cannot be read.
     """
-    if order.path.startswith(HUB):
-        return hub_table(order, role)
-    path = Path(order.path)
+    if source.path.startswith(HUB):
+        return hub_table(source, role)
+    path = Path(source.path)
     with foreign(f"{role}: {path} cannot be opened", DataError):
         if not path.exists():
             raise DataError(f"{role}: the data file {path} does not exist")
         if path.is_dir():
-            return ImageFolder(order, role)
+            return ImageFolder(source, role)
         if not path.is_file():
             raise DataError(f"{role}: {path} is no regular file; expected one, or a folder")
     if path.suffix.lower() == ".npz":
-        return ArrayTable(order, role)
+        return ArrayTable(source, role)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if path.suffix.lower() != ".parquet" and suffix not in _TEXTS:
         raise DataError(
             f"{role}: {path} is of no known form; expected .npz, .parquet, .csv, .tsv, .json, "
             ".jsonl (these four also as .gz), a folder of images, or hf://org/name"
         )
-    if order.split_name != "train":
+    if source.split_name != "train":
         raise DataError(
             f"{role}: {path} holds one table, which is called 'train'; found split "
-            f"'{order.split_name}', name the file that has it, or a slice such as 'train[80%:]'"
+            f"'{source.split_name}', name the file that has it, or a slice such as 'train[80%:]'"
         )
-    return TextTable(order, role, suffix) if suffix in _TEXTS else parquet_table(order, role)
+    return TextTable(source, role, suffix) if suffix in _TEXTS else parquet_table(source, role)
 
 
 def plain(value: Any) -> Any:

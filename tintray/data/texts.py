@@ -32,8 +32,8 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class TextTable(Table):
     """A file that holds one table, called ``train``."""
 
-    def __init__(self, order: DataSource, role: str, suffix: str) -> None:
-        super().__init__(order, role)
+    def __init__(self, source: DataSource, role: str, suffix: str) -> None:
+        super().__init__(source, role)
         self._suffix = suffix
         self._unreadable = f"{role}: {self.path} cannot be read as {suffix[1:]}"
 
@@ -59,27 +59,27 @@ class TextTable(Table):
 
     @cached_property
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The columns, and what is kept of each row: no column that no order asks for."""
-        csv.field_size_limit(max(csv.field_size_limit(), self.order.limits.max_line_bytes))
+        """The columns, and what is kept of each row: no column that no source asks for."""
+        csv.field_size_limit(max(csv.field_size_limit(), self.source.limits.max_line_bytes))
         with foreign(self._unreadable, DataError), open_regular(self.path) as raw:
             packed = self.path.suffix.lower() == ".gz"
-            text = _Text(gzip.GzipFile(fileobj=raw) if packed else raw, self.order)
+            text = _Text(gzip.GzipFile(fileobj=raw) if packed else raw, self.source)
             read = _csv_rows if self._suffix in (".csv", ".tsv") else _json_rows
             return self._kept(read(text, "\t" if self._suffix == ".tsv" else ","))
 
     def _kept(self, rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
         columns = list(next(rows, {}))
         kinds = (*INPUTS, LABEL)
-        wanted = {self.order.column(kind, columns, self.role) for kind in kinds}
+        wanted = {self.source.column(kind, columns, self.role) for kind in kinds}
         found: list[dict[str, Any]] = []
         taken = 0
         for row in rows:
-            self.order.check_examples(len(found) + 1, self.role)
+            self.source.check_examples(len(found) + 1, self.role)
             found.append({name: row[name] for name in wanted if name in row})
             taken += memory_of(found[-1])
-            if taken > self.order.limits.max_pool_bytes:
+            if taken > self.source.limits.max_pool_bytes:
                 self.check_bytes(taken, f"what the first {len(found):,} examples hold")
-            if len(found) == self.order.enough:
+            if len(found) == self.source.enough:
                 break
         return columns, found
 
@@ -87,14 +87,14 @@ class TextTable(Table):
 class _Text:
     """The text of a file, with budgets for a line and for all of it."""
 
-    def __init__(self, file: Any, order: DataSource) -> None:
+    def __init__(self, file: Any, source: DataSource) -> None:
         buffered = io.BufferedReader(file)
         if buffered.peek(2)[:2] in _WIDE:
             raise ValueError("it is written in UTF-16; expected UTF-8, save it as that")
         self._file: TextIO = io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="")
-        self._left = order.limits.max_text_bytes
-        self._order = order
-        self.most = order.limits.max_line_bytes
+        self._left = source.limits.max_text_bytes
+        self._order = source
+        self.most = source.limits.max_line_bytes
         self.row = 0  # characters since the last whole row
 
     def read(self) -> str:

@@ -66,7 +66,7 @@ class Pool:
         return chosen
 
     def batches(self, examples: int | None = None) -> Iterator[dict[str, Tensor]]:
-        """Model inputs of all examples in order, or of the first, ``BATCH`` at a time."""
+        """Model inputs of all examples in source, or of the first, ``BATCH`` at a time."""
         stop = len(self) if examples is None else min(examples, len(self))
         for start in range(0, stop, BATCH):
             yield self.batch(slice(start, min(start + BATCH, stop)))

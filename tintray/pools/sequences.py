@@ -71,7 +71,7 @@ def answered(pool: Pool, answers: Tensor, config: Any) -> Pool:
 
 
 def with_right_answers(
-    pool: Pool, order: DataSource, tokenizer: Any, config: Any, role: str
+    pool: Pool, source: DataSource, tokenizer: Any, config: Any, role: str
 ) -> Pool:
     """A test set whose decoder reads the labels of its file.
 
@@ -80,7 +80,7 @@ def with_right_answers(
     DataError
         If there is no text for each example.
     """
-    texts = Seq2Seq().read_labels(order, pool.rows, Answers(0), role)
+    texts = Seq2Seq().read_labels(source, pool.rows, Answers(0), role)
     return answered(pool, encode(texts, tokenizer, pool.answer_length or 1), config)
 
 
