@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
-from tintray.checkpoints.processors import load_processor
+from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, load_processor
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
-from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
 from tintray.data.labels import Answers, check_class_names
 from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError, NotFoundError
@@ -22,7 +21,7 @@ from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts, open_expert
 from tintray.jobs.engine.published_tasks import kept_checkpoint, kept_module, kept_tint
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
-from tintray.models.adapters import is_adapter, read_adapter, task_vector
+from tintray.models.adapters import read_adapter, task_vector
 from tintray.models.base_similarity import base_similarity
 from tintray.models.calling import answer, answer_space
 from tintray.models.comparing import check_same_backbone, check_same_computation
@@ -383,7 +382,7 @@ class Experts:
         base, role = self.partition.module, hosted.order.role
         names = backbone_names(base)
         checkpoint = self.checkpoint(hosted.order)
-        if hosted.order.kept is None and is_adapter(checkpoint):
+        if hosted.order.kept is None and checkpoint.adapter is not None:
             adapter = read_adapter(checkpoint, base, role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
             return self.remember("task-vectors", key, vector), False

@@ -1,4 +1,4 @@
-"""The image processor or the tokenizer that lies beside a model."""
+"""The image processor or the tokenizer beside a model; whether two models number tokens alike."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tintray.checkpoints.model_folder import ModelFolder
-from tintray.checkpoints.tokenizers import has_tokenizer
 from tintray.errors import CheckpointError
 from tintray.files import foreign, read_json
 
-_SIDE = 16_384  # pixels of a side, at most, that a processor resizes to
-
-
 _TOKENIZER = "tokenizer.json"
-
-
+_SIDE = 16_384  # pixels of a side, at most, that a processor resizes to
 _LARGEST_TOKENIZER = 128 << 20  # bytes; that of the largest public vocabularies has 33 MB
-
-
 _MOST_TOKENS = 1 << 24  # those of the largest public vocabularies are a million
+_COMMON = 0.9  # of the tokens of the smaller vocabulary, which the other one has to know
 
 
 def load_processor(model: ModelFolder, role: str, *, text: bool = False) -> Any:
@@ -101,3 +95,38 @@ def _check_sizes(processor: Any, said: str) -> None:
                 raise CheckpointError(
                     f"{said} (its {name}, {wanted!r}, is beyond {_SIDE:,} pixels)"
                 )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder has the files of a tokenizer."""
+    return any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    )
+
+
+def check_same_tokens(reference: Any, tokenizer: Any, reference_role: str, role: str) -> None:
+    """Refuse a tokenizer that numbers tokens otherwise than ``reference``.
+
+    All tasks share one table of embeddings, so a number has to be the same token for each of them.
+    Either may know tokens that the other does not, such as one for padding.
+
+    Raises
+    ------
+    CheckpointError
+        Naming a token and both its numbers, or how few tokens they have in common.
+    """
+    known, found = reference.get_vocab(), tokenizer.get_vocab()
+    common = known.keys() & found.keys()
+    expected = "expected one tokenizer for all tasks, which share the embeddings"
+    for token in sorted(common, key=lambda token: (found[token], token)):
+        if known[token] != found[token]:
+            raise CheckpointError(
+                f"{role}: its tokenizer has the token {token!r} as number {found[token]}, and that "
+                f"of {reference_role} as {known[token]}; {expected}"
+            )
+    if len(common) < _COMMON * min(len(known), len(found)):
+        raise CheckpointError(
+            f"{role}: its tokenizer has {len(found):,} tokens, of which that of {reference_role} "
+            f"knows {len(common):,}; {expected}"
+        )

@@ -68,13 +68,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """Options that change what is computed, or may: only PEFT's default is taken."""
 
-_STARTS = (
-    None,
-    "",
-    "gaussian",
-    "eva",
-    "orthogonal",
-)  # or a switch; the base stays as it is
+_STARTS = (None, "", "gaussian", "eva", "orthogonal")  # or a switch; the base stays as it is
 
 
 def check_options(config: Mapping[str, Any], where: str) -> None:
@@ -130,18 +124,17 @@ def _is_rank(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(item, str) for item in value)
-    )
+    listed = value if isinstance(value, list) else [value]
+    return all(isinstance(item, str) for item in listed)
 
 
 def _maps(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(right(item) for item in value.values())
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 _TYPES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (

@@ -46,11 +46,6 @@ class Adapter:
         return max((product.up.shape[1] for product in self.products.values()), default=0)
 
 
-def is_adapter(model: ModelFolder) -> bool:
-    """Whether an expert is an adapter on the base, rather than a whole model."""
-    return model.adapter is not None
-
-
 def read_adapter(
     model: ModelFolder, module: nn.Module, role: str, *, with_head: bool = True
 ) -> Adapter:
@@ -64,7 +59,7 @@ def read_adapter(
         If it is of a kind that is no plain sum of products, or was made for another base.
     """
     config = model.adapter
-    assert config is not None, "is_adapter() comes first"
+    assert config is not None, "a whole model is no adapter"
     where = f"{role}: {model.folder}"
     check_options(config, f"{where}/{ADAPTER_CONFIG}")
     pairs: dict[tuple[str, bool], dict[str, Tensor]] = {}

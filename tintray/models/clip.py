@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -24,6 +23,7 @@ from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
 from tintray.checkpoints.model_folder import HEAD_FILE, ModelFolder, ZeroShot
 from tintray.checkpoints.processors import load_processor
+from tintray.checkpoints.tensors import read_tensors
 from tintray.errors import CheckpointError
 from tintray.models.building import load_weights
 from tintray.models.configs import configuration
@@ -178,9 +178,5 @@ def _head_in(folder: Path, module: CLIPZeroShotClassifier) -> Tensor:
 
 
 def _tensor_in(model: ModelFolder, name: str) -> Tensor | None:
-    for path in model.weights:
-        with safe_open(path, framework="pt") as file:
-            if name in file.keys():  # noqa: SIM118
-                tensor: Tensor = file.get_tensor(name).float()
-                return tensor
-    return None
+    info = model.tensors.get(name)
+    return None if info is None else read_tensors(model.weights[info.file], [name])[name].float()

@@ -13,8 +13,7 @@ from typing import Any
 from torch import nn
 
 from tintray.checkpoints.model_folder import ModelFolder, tower_config
-from tintray.checkpoints.processors import load_processor
-from tintray.checkpoints.tokenizers import check_same_tokens, has_tokenizer
+from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, load_processor
 from tintray.errors import CheckpointError
 from tintray.models.config_usage import computes_with, knows
 from tintray.models.configs import configuration, named_class, own_part

@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from tintray.checkpoints.tensors import read_tensors
 from tintray.errors import CheckpointError, SpecError, nearest
 from tintray.files import foreign
 from tintray.models.structure import head_modules, tied_names
@@ -161,8 +161,8 @@ def load(
     tied, own = tied_names(module), module.state_dict()
     stored: dict[str, Tensor] = {}
     for path in weights:
-        with foreign(f"{where}: {path} cannot be read"), safe_open(path, framework="pt") as file:
-            stored |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with foreign(f"{where}: {path} cannot be read"):
+            stored |= read_tensors(path)
     stored = {name: t for name, t in stored.items() if not (heads and name.startswith(heads))}
     wanted = {name for name in own if name not in tied and not (heads and name.startswith(heads))}
     for name in sorted(wanted - stored.keys()):

@@ -19,17 +19,6 @@ from tintray.models.building import bounded, load_weights
 from tintray.models.structure import head_modules
 
 
-def model_class(model: ModelFolder, role: str) -> Any:
-    """The transformers class that wrote the checkpoint, from ``architectures`` in its config.
-
-    Raises
-    ------
-    CheckpointError
-        If it names none.
-    """
-    return configs.model_class(model.config, _config_file(model, role))
-
-
 def _config_file(model: ModelFolder, role: str) -> str:
     return f"{role}: {model.folder / 'config.json'}"
 
@@ -56,8 +45,9 @@ def load_expert(
         module = load_base(model.base, like=model, role="base")
         apply(read_adapter(model, module, role), module)
     else:
-        cls = model_class(model, role)
-        config = configs.configuration(model.config, cls, _config_file(model, role))
+        where = _config_file(model, role)
+        cls = configs.model_class(model.config, where)
+        config = configs.configuration(model.config, cls, where)
         module = _from_pretrained(cls, model, role, config)
     _check_finite(module, role, model)
     return module
@@ -68,19 +58,15 @@ def load_base(model: ModelFolder, like: ModelFolder, role: str = "base") -> nn.M
 
     The head of the result is untrained and stands for nothing.
     """
+    file = _config_file(like, role)
     if like.factory is not None:
         where = f"{role}: {model.folder}"
-        files = model.weights
-        plain = factory.load(like.factory, like.config, files, where, any_head=True)
-        _check_finite(plain, role, model)
-        return plain
-    cls = model_class(like, role)
-    if cls.__name__ == "CLIPZeroShotClassifier":
-        whole = _tower(model, like, role, None)
-        _check_finite(whole, role, model)
-        return whole
-    config = configs.configuration(like.config, cls, _config_file(like, role))
-    module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
+        module = factory.load(like.factory, like.config, model.weights, where, any_head=True)
+    elif (cls := configs.model_class(like.config, file)).__name__ == "CLIPZeroShotClassifier":
+        module = _tower(model, like, role, None)
+    else:
+        config = configs.configuration(like.config, cls, file)
+        module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
     _check_finite(module, role, model)
     return module
 

@@ -29,9 +29,8 @@ from tintray.checkpoints.model_folder import (
     ModelFolder,
     open_model_folder,
 )
-from tintray.checkpoints.processors import processor_in
+from tintray.checkpoints.processors import has_tokenizer, processor_in
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.checkpoints.tokenizers import has_tokenizer
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import (
     CheckpointError,

@@ -21,6 +21,14 @@ def _directions(layer: Layer, weights: Tensor) -> Tensor:
     return per_task(weights, layer.vectors) * (layer.vectors + surplus * layer.base)
 
 
+def on_arc(weights: Tensor, cosine: Tensor) -> Tensor:
+    """Weights [2] of two ends for a point on the chord, turned into those for the arc."""
+    if cosine.abs() <= NEARLY_PARALLEL:
+        angle = cosine.acos()
+        weights = (weights * angle).sin() / angle.sin()
+    return weights
+
+
 @method(
     "slerp",
     summary="The point at t on the arc between two experts.",
@@ -37,11 +45,7 @@ def slerp(layer: Layer, t: float) -> Tensor:
     first, second = rows(layer.base + layer.vectors)
     norms = first.norm() * second.norm()
     cosine = (first @ second / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
-    weights = torch.tensor([1 - t, t])
-    if cosine.abs() <= NEARLY_PARALLEL:
-        angle = cosine.acos()
-        weights = (weights * angle).sin() / angle.sin()
-    return _directions(layer, weights)
+    return _directions(layer, on_arc(torch.tensor([1 - t, t]), cosine))
 
 
 @method(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tintray.errors import SpecError
-from tintray.merging.algorithms.spherical import NEARLY_PARALLEL, mean_on_sphere
+from tintray.merging.algorithms.spherical import mean_on_sphere, on_arc
 from tintray.merging.mergekit.blend import Each, Inputs, Shared
 
 
@@ -21,10 +21,7 @@ def slerp(given: Inputs, shared: Shared, _: Each) -> Tensor:
         for tensor, length in zip((first, second), lengths, strict=True)
     ]
     cosine = (units[0] @ units[1]).clamp(-1, 1)
-    weights = torch.stack([1 - t, t])
-    if cosine.abs() <= NEARLY_PARALLEL:
-        angle = cosine.acos()
-        weights = (weights * angle).sin() / angle.sin()
+    weights = on_arc(torch.stack([1 - t, t]), cosine)
     return (weights[0] * first + weights[1] * second).to(given.dtype)
 
 
