@@ -12,7 +12,7 @@ from tintray.errors import InputError, SpecError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.results import Record
-from tintray.storage.catalog.job_list import JobRow, glance
+from tintray.storage.catalog.job_list import JobRow, read_jobs
 from tintray.storage.catalog.states import JobState
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def list_jobs(
     ``states`` are JobState texts, or ``"lost"``.
     """
     wanted = None if states is None else _states(states)
-    rows = glance(_url(catalog), limit=limit, states=wanted, name=name)
+    rows = read_jobs(_url(catalog), limit=limit, states=wanted, name=name)
     if rows is None:
         with opened(catalog) as (known, _):
             rows = known.queue.listing(limit, wanted, name)

@@ -1,16 +1,18 @@
-"""The list of jobs, in plain SQL through the database's own driver.
+"""The list of jobs, in one plain statement through the database's own driver.
 
-What people ask for most often must answer at once, and importing SQLAlchemy takes longer than any
-of its queries; so this module knows only the drivers. ``Queue`` reads jobs with
-the same statements.
+What people ask for most often must answer at once, and importing SQLAlchemy's Core alone doubles
+the time of ``tintray ps``; so this module knows only the drivers. ``Queue`` reads jobs with the
+same statement.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,18 +21,37 @@ from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.values import fits, no_value
 
-_STATES = {str(state) for state in JobState}
 _MOMENTS = ("created_at", "updated_at", "handed_at", "stop_at")
-_NUMBERS = ("priority", "attempt")
-_RESUMABLE = {JobState.FITTING, JobState.FAILED, JobState.CANCELLED}
+_NUMBERS = ("priority", "attempt", "round")
 _MOST = 2**31 - 1  # what databases count jobs with
-_WITH_ROUNDS = 500  # jobs of a list whose rounds are looked up
 _CONNECT_SECONDS = 3
+
+
+def _listed(states: Iterable[JobState]) -> str:
+    return ", ".join(f"'{state}'" for state in states) or "NULL"
+
+
 _VERSION = "SELECT version_num FROM tintray_schema"
 _COLUMNS = (
     *("id", "name", "state", "reason", "created_at", "updated_at", "priority", "key"),
     *("cluster", "attempt", "handed_at", "stop_at", "stop_reason"),
 )
+_ROUNDS = "json_extract(j.spec, '$.fit.rounds')"
+_ALIVE = _listed(state for state in JobState if not state.terminal)
+_RESUMABLE = _listed((JobState.FITTING, JobState.FAILED, JobState.CANCELLED))
+_SELECT = f"""
+SELECT {", ".join(f"j.{column}" for column in _COLUMNS)},
+    CASE WHEN l.expires_at > CURRENT_TIMESTAMP THEN l.owner END,
+    CASE WHEN j.state IN ({_RESUMABLE})
+        THEN (SELECT MAX(round) FROM rounds WHERE rounds.job_id = j.id) END,
+    CASE WHEN j.state IN ({_RESUMABLE}) THEN {_ROUNDS} END
+FROM jobs AS j LEFT JOIN leases AS l ON l.job_id = j.id
+"""
+# The newest, and what is not over, are found by index, unlike what is over.
+_NEWEST = f"""(
+    j.id IN (SELECT id FROM (
+        SELECT id FROM jobs ORDER BY created_at DESC, id LIMIT {{}}) AS newest)
+    OR j.state IN ({_ALIVE}))"""
 
 
 @dataclass(frozen=True)
@@ -63,36 +84,16 @@ class JobRow:
 
 
 Execute = Callable[[str, Sequence[object]], Iterable[Sequence[Any]]]
-"""Runs a statement with its parameters in the driver's own style; gives back rows."""
+"""Runs a statement with its parameters; gives back rows."""
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """How the statements of this module differ between databases."""
-
-    mark: str  # where a parameter goes
-    now: str  # the clock that leases are judged by: the server's, since hosts disagree
-    rounds: str  # of a job file
-    moment: Callable[[Any], datetime]  # a time, as the driver gives it
-
-
-SQLITE = Dialect(
-    "?",
-    "strftime('%Y-%m-%d %H:%M:%f', 'now')",
-    "json_extract(spec, '$.fit.rounds')",
-    lambda text: datetime.fromisoformat(text).replace(tzinfo=UTC),
-)
-POSTGRESQL = Dialect(
-    "%s",
-    "clock_timestamp()",
-    "CAST(spec #>> '{fit,rounds}' AS INTEGER)",
-    lambda moment: moment.astimezone(UTC),
-)
+def in_postgresql(statement: str) -> str:
+    """A statement of this module, which are in SQLite's words, in those of PostgreSQL."""
+    return statement.replace("?", "%s").replace(_ROUNDS, "j.spec #>> '{fit,rounds}'")
 
 
 def select_jobs(
     execute: Execute,
-    dialect: Dialect,
     *,
     limit: int | None = None,
     states: Iterable[JobState] | None = None,
@@ -100,35 +101,19 @@ def select_jobs(
     job_id: str | None = None,
 ) -> list[JobRow]:
     """The ``limit`` newest jobs and all that are not over, newest first; or one by its id."""
-    conditions, values = ["1 = 1"], list[object]()
+    given = {"j.name = ?": name, "j.id = ?": job_id}
+    conditions = [condition for condition, value in given.items() if value is not None]
+    values = [value for value in given.values() if value is not None]
     if states is not None:
-        wanted = [str(state) for state in states]
-        conditions.append(f"j.state IN ({_marks(dialect, wanted) or 'NULL'})")
-        values += wanted
-    for column, value in (("name", name), ("id", job_id)):
-        if value is not None:
-            conditions.append(f"j.{column} = {dialect.mark}")
-            values.append(value)
+        conditions.append(f"j.state IN ({_listed(states)})")
     if limit is not None:
-        alive = [str(state) for state in JobState if not state.terminal]
-        newest = f"SELECT id FROM jobs ORDER BY created_at DESC, id LIMIT {min(int(limit), _MOST)}"
-        # Both are found by index, unlike what is "not over".
-        conditions.append(
-            f"(j.id IN (SELECT id FROM ({newest}) AS newest) "
-            f"OR j.state IN ({_marks(dialect, alive)}))"
-        )
-        values += alive
-    columns = ", ".join(f"j.{column}" for column in _COLUMNS)
-    rows = execute(
-        f"SELECT {columns}, CASE WHEN l.expires_at > {dialect.now} THEN l.owner END "
-        "FROM jobs AS j LEFT JOIN leases AS l ON l.job_id = j.id "
-        f"WHERE {' AND '.join(conditions)} ORDER BY j.created_at DESC, j.id",
-        values,
-    )
-    return _with_rounds(execute, dialect, [_row(row, dialect) for row in rows])
+        conditions.append(_NEWEST.format(min(int(limit), _MOST)))
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+    statement = f"{_SELECT}{where}ORDER BY j.created_at DESC, j.id"
+    return [_row(row) for row in execute(statement, values)]
 
 
-def glance(
+def read_jobs(
     url: str,
     *,
     limit: int | None = None,
@@ -140,96 +125,72 @@ def glance(
     None where there is none of this code's version, or it does not answer: opening it with
     ``Catalog`` waits, or says what is wrong.
     """
+    scheme, _, rest = url.partition("://")
     if "?" in url:
         return None
-    if url.startswith("sqlite:///"):
-        return _glance_sqlite(Path(url.removeprefix("sqlite:///")), limit, states, name)
-    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite" and rest.startswith("/"):
+        file = f"file:{quote(str(Path(rest[1:])))}?mode=rw"
+        connect = partial(sqlite3.connect, file, uri=True, timeout=30)
+        return _look(connect, sqlite3.Error, str, limit, states, name)
     if scheme in ("postgresql", "postgresql+psycopg"):
-        return _glance_postgresql(f"postgresql://{rest}", limit, states, name)
+        try:
+            import psycopg
+        except ModuleNotFoundError:
+            return None
+        return _look(
+            lambda: psycopg.connect(
+                f"postgresql://{rest}",
+                connect_timeout=_CONNECT_SECONDS,
+                application_name="tintray",
+            ),
+            psycopg.Error,
+            in_postgresql,
+            *(limit, states, name),
+        )
     return None
 
 
-def _glance_sqlite(file: Path, *query: Any) -> list[JobRow] | None:
-    try:
-        connection = sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True, timeout=30)
-    except sqlite3.Error:
-        return None
-    try:
-        return _current(connection.execute, SQLITE, *query)
-    except sqlite3.Error:
-        return None
-    finally:
-        connection.close()
-
-
-def _glance_postgresql(url: str, *query: Any) -> list[JobRow] | None:
-    try:
-        import psycopg
-    except ModuleNotFoundError:
-        return None
-    try:
-        with psycopg.connect(
-            url, connect_timeout=_CONNECT_SECONDS, application_name="tintray"
-        ) as connection:
-            return _current(connection.execute, POSTGRESQL, *query)
-    except psycopg.Error:
-        return None
-
-
-def _current(
-    execute: Any,
-    dialect: Dialect,
+def _look(
+    connect: Callable[[], Any],
+    failure: type[Exception],
+    worded: Callable[[str], str],
     limit: int | None,
     states: Iterable[JobState] | None,
     name: str | None,
 ) -> list[JobRow] | None:
     """The list, if the tables are those of this code."""
-    if [row[0] for row in execute(_VERSION, ())] != [REVISIONS[-1]]:
+    try:
+        with closing(connect()) as connection:
+            if [row[0] for row in connection.execute(_VERSION)] != [REVISIONS[-1]]:
+                return None
+            return select_jobs(
+                lambda statement, values: connection.execute(worded(statement), values),
+                limit=limit,
+                states=states,
+                name=name,
+            )
+    except failure:
         return None
-    return select_jobs(execute, dialect, limit=limit, states=states, name=name)
 
 
-def _row(row: Sequence[Any], dialect: Dialect) -> JobRow:
-    fields = dict(zip((*_COLUMNS, "owner"), row, strict=True))
+def _row(row: Sequence[Any]) -> JobRow:
+    fields = dict(zip((*_COLUMNS, "owner", "round"), row[:-1], strict=True))
     for name, value in fields.items():
         if name in _MOMENTS and value is not None:
-            fields[name] = _moment(value, dialect)
+            fields[name] = _moment(value)
         elif not fits(value, int if name in _NUMBERS else str):
             raise no_value(value)
-    if fields["state"] not in _STATES:
+    if fields["state"] not in set(JobState):
         raise no_value(fields["state"])
-    return JobRow(**{**fields, "state": JobState(fields["state"])})
+    rounds = int(row[-1]) if fields["round"] is not None and str(row[-1]).isdigit() else None
+    return JobRow(**{**fields, "state": JobState(fields["state"])}, rounds=rounds)
 
 
-def _moment(value: Any, dialect: Dialect) -> datetime:
+def _moment(value: Any) -> datetime:
+    """A time in UTC: SQLite gives a text without a zone, PostgreSQL a time with one."""
     try:
-        return dialect.moment(value)
-    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(value, datetime):
+            return value.astimezone(UTC)
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    except (ValueError, TypeError) as error:
         raise no_value(value) from error
-
-
-def _with_rounds(execute: Execute, dialect: Dialect, rows: list[JobRow]) -> list[JobRow]:
-    """With the rounds of those that are being fitted, or could be resumed."""
-    ids = [row.id for row in rows if row.state in _RESUMABLE][:_WITH_ROUNDS]
-    if not ids:
-        return rows
-    last = execute(
-        f"SELECT id, {dialect.rounds}, "
-        "(SELECT MAX(round) FROM rounds WHERE rounds.job_id = jobs.id) "
-        f"FROM jobs WHERE id IN ({_marks(dialect, ids)})",
-        ids,
-    )
-    known = {
-        job_id: (done, wanted if isinstance(wanted, int) else None)
-        for job_id, wanted, done in last
-        if isinstance(done, int)
-    }
-    return [
-        replace(row, round=known[row.id][0], rounds=known[row.id][1]) if row.id in known else row
-        for row in rows
-    ]
-
-
-def _marks(dialect: Dialect, values: Sequence[object]) -> str:
-    return ", ".join([dialect.mark] * len(values))

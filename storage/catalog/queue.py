@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
-from tintray.storage.catalog.job_list import POSTGRESQL, SQLITE, JobRow, select_jobs
+from tintray.storage.catalog.job_list import JobRow, in_postgresql, select_jobs
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import LeaseHeldError, database_time
 from tintray.storage.catalog.states import JobState, StateConflictError
@@ -239,12 +239,12 @@ class Queue(Repository):
 def _jobs(session: Session, **query: Any) -> list[JobRow]:
     """Jobs as lists show them; see :func:`tintray.storage.catalog.job_list.select_jobs`."""
     connection = session.connection()
+    worded = str if connection.dialect.name == "sqlite" else in_postgresql
 
     def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
-        return connection.exec_driver_sql(statement, tuple(values)).all()
+        return connection.exec_driver_sql(worded(statement), tuple(values)).all()
 
-    sqlite = connection.dialect.name == "sqlite"
-    return select_jobs(execute, SQLITE if sqlite else POSTGRESQL, **query)
+    return select_jobs(execute, **query)
 
 
 def _held(lease: Lease, now: datetime) -> bool:

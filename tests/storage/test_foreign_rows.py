@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 
 from tintray.errors import StorageError
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.job_list import glance
+from tintray.storage.catalog.job_list import read_jobs
 from tintray.storage.catalog.tables import Base
 from tintray.storage.catalog.values import fits
 
@@ -53,7 +53,7 @@ def test_the_list_of_jobs_refuses_such_rows(tmp_path: Path, column: str, value: 
         connection.execute(f"UPDATE jobs SET {column} = ?", (value,))
         connection.commit()
     with pytest.raises(StorageError, match="the catalog holds"):
-        glance(f"sqlite:///{file}")
+        read_jobs(f"sqlite:///{file}")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.job_list import glance
+from tintray.storage.catalog.job_list import read_jobs
 from tintray.storage.catalog.states import JobState
 
 
@@ -40,7 +40,7 @@ def fill(catalog: Catalog) -> dict[str, str]:
 
 def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str) -> None:
     ids = fill(catalog)
-    found = glance(catalog_url)
+    found = read_jobs(catalog_url)
     assert found == catalog.queue.listing(None)
     assert found is not None
     rows = {row.name: row for row in found}
@@ -50,7 +50,7 @@ def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str
     assert rows["fitting"].owner == "somebody"
     assert rows["failed"].round is None
     for query in ({"limit": 1}, {"name": "done"}, {"states": [JobState.FAILED]}, {"states": []}):
-        assert glance(catalog_url, **query) == catalog.queue.listing(  # type: ignore[arg-type]
+        assert read_jobs(catalog_url, **query) == catalog.queue.listing(  # type: ignore[arg-type]
             query.get("limit"),  # type: ignore[arg-type]
             query.get("states"),  # type: ignore[arg-type]
             query.get("name"),  # type: ignore[arg-type]
@@ -58,12 +58,12 @@ def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str
 
 
 def test_what_it_cannot_read_is_left_to_the_catalog(tmp_path: Path) -> None:
-    assert glance(f"sqlite:///{tmp_path}/absent.db") is None
+    assert read_jobs(f"sqlite:///{tmp_path}/absent.db") is None
     assert not (tmp_path / "absent.db").exists()
     (tmp_path / "noise.db").write_bytes(b"no database at all" * 100)
-    assert glance(f"sqlite:///{tmp_path}/noise.db") is None
-    assert glance("postgresql+psycopg://nobody@127.0.0.1:1/none") is None
-    assert glance("mysql://somewhere/else") is None
+    assert read_jobs(f"sqlite:///{tmp_path}/noise.db") is None
+    assert read_jobs("postgresql+psycopg://nobody@127.0.0.1:1/none") is None
+    assert read_jobs("mysql://somewhere/else") is None
 
 
 @pytest.mark.parametrize("version", ["0001", "9999"])
@@ -74,7 +74,7 @@ def test_another_version_of_the_tables_is_left_to_the_catalog(version: str, tmp_
     with sqlite3.connect(tmp_path / "catalog.db") as connection:
         connection.execute("UPDATE tintray_schema SET version_num = ?", (version,))
     connection.close()
-    assert glance(url) is None
+    assert read_jobs(url) is None
 
 
 def test_it_does_not_import_sqlalchemy() -> None:
