@@ -15,9 +15,6 @@ from tests.servers import BUCKET, AbsentError, PostgresServer, S3Server
 
 Server = TypeVar("Server")
 
-in_a_folder = pytest.mark.parametrize("store", ["folder"], indirect=True)
-"""For what does not look at the sort of store: the contract of stores holds for each sort."""
-
 
 @contextmanager
 def _started(starting: AbstractContextManager[Server]) -> Iterator[Server]:

@@ -21,14 +21,8 @@ _log = logging.getLogger(__name__)
 class CacheEntry:
     """A remembered result: the blob that holds it, and what its maker noted about it."""
 
-    sha256: str
-    size: int
+    ref: BlobRef
     meta: Mapping[str, Any]
-
-    @property
-    def ref(self) -> BlobRef:
-        """The blob that holds the result."""
-        return BlobRef(self.sha256, self.size)
 
 
 def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
@@ -41,7 +35,7 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     try:
         record = fetch_record(store, name)
         ref = BlobRef(check_sha256(record.get("sha256")), int(record["size"]))
-        entry = CacheEntry(ref.sha256, ref.size, dict(record["meta"]))
+        entry = CacheEntry(ref, dict(record["meta"]))
     except NotFoundError:
         return None
     except IntegrityError as error:
@@ -50,8 +44,8 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     except (InputError, LookupError, TypeError, ValueError):  # sealed, and yet none of ours
         _log.warning("cache record %s is none; the result is computed again", name)
         return None
-    found = store.stat(blob_key(entry.sha256))
-    if found is None or found.size != entry.size:
+    found = store.stat(blob_key(ref.sha256))
+    if found is None or found.size != ref.size:
         return None
     freshen(store, found)
     return entry
@@ -65,7 +59,7 @@ def remember(
     record = {"sha256": ref.sha256, "size": ref.size, "meta": dict(meta)}
     name = _record_key(kind, key)
     store.put(name, seal(record, name), overwrite=True)
-    return CacheEntry(ref.sha256, ref.size, dict(meta))
+    return CacheEntry(ref, dict(meta))
 
 
 def _record_key(kind: str, key: str) -> str:

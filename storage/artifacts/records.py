@@ -5,26 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from tintray.errors import IntegrityError, StorageError
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.secrets import scrub
 
 MAX_RECORD = 256 * 2**20
 """Bytes of a record that are read."""
 
 _SEAL = "sealed_sha256"
-
-
-class Getting(Protocol):
-    """The part of a store that reads: see ``ArtifactStore``."""
-
-    @property
-    def url(self) -> str:
-        """The store's own URL."""
-
-    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes ``start:stop`` of an artifact."""
 
 
 def seal(document: Mapping[str, Any], name: str) -> bytes:
@@ -42,7 +32,7 @@ def seal(document: Mapping[str, Any], name: str) -> bytes:
     return _sealed(text.encode())
 
 
-def fetch_record(store: Getting, key: str) -> dict[str, Any]:
+def fetch_record(store: ArtifactStore, key: str) -> dict[str, Any]:
     """A sealed document of a store, if it has at most :data:`MAX_RECORD` bytes.
 
     Raises ``IntegrityError`` if it has more, or if a byte of it was changed.

@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    """An empty store in a folder: the contract of stores holds for each kind."""
+    return FolderStore(tmp_path / "store")
+
+
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+def each_store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     """An empty store of each kind."""
-    if request.param == "s3":
-        return open_store(request.getfixturevalue("s3_url"))
-    return open_store(tmp_path / "store")
+    s3 = request.param == "s3"
+    return open_store(request.getfixturevalue("s3_url") if s3 else tmp_path / "store")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

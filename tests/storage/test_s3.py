@@ -89,39 +89,31 @@ def test_a_missing_bucket_is_named(s3_url: str, tmp_path: Path) -> None:
             use()
 
 
-def test_wrong_credentials_are_a_sentence_without_them(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "hunter2"}, "refused the credentials"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "refused"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            "needs credentials and found none; set AWS_ACCESS",
+        ),
+        ({"AWS_PROFILE": "team"}, "profile 'team' does not exist; correct AWS_PROFILE"),
+        ({"AWS_ENDPOINT_URL": "localhost"}, "correct AWS_ENDPOINT_URL"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_without_secrets(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], problem: str
 ) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    with pytest.raises(StorageError, match="refused the credentials") as raised:
-        store_at(s3_url).check_writable()
-    assert "hunter2" not in str(raised.value)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    with pytest.raises(StorageError, match="refused"):
-        store_at(s3_url).get("key")
-    with pytest.raises(StorageError, match="refused"):
-        store_at(s3_url).exists("key")
-
-
-def test_absent_credentials_are_a_sentence(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StorageError, match="needs credentials and found none; set AWS_ACCESS"):
-        store_at(s3_url).check_writable()
-
-
-def test_an_unknown_profile_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "team")
-    with pytest.raises(StorageError, match="profile 'team' does not exist; correct AWS_PROFILE"):
-        store_at(s3_url).check_writable()
-
-
-def test_an_endpoint_that_is_none_is_a_sentence(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost")
-    with pytest.raises(StorageError, match="correct AWS_ENDPOINT_URL"):
-        store_at(s3_url).check_writable()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    store = store_at(s3_url)
+    for use in (store.check_writable, lambda: store.get("key"), lambda: store.exists("key")):
+        with pytest.raises(StorageError, match=problem.partition(" ")[0]) as raised:
+            use()
+        assert "hunter2" not in str(raised.value)
+    with pytest.raises(StorageError, match=problem):
+        store.check_writable()
 
 
 def test_a_server_that_is_not_there_is_a_sentence_without_credentials(

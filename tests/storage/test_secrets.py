@@ -151,6 +151,18 @@ def test_credentials_in_a_store_url_are_refused_and_not_repeated(url: str, word:
     none_of(word, str(refused.value))
 
 
-def test_text_that_is_no_secret_stays_as_it_is() -> None:
-    for text in ("pad_token=[PAD] at 10:30 x@y", "s3://bucket/a?b", "hf://org/name", HIDDEN):
-        assert redact(text) == scrub(text) == text
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:hunter2@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:hunter2/x@host/db", "postgresql://me:***@host/db"),
+        ("at http://:hunter2@host: refused", "at http://:***@host: refused"),
+        ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
+        ("http://h/?password=hunter2&x=1", "http://h/?password=***&x=1"),
+        *((text, text) for text in ("postgresql://me@host/db", "s3://bucket/a?b", HIDDEN)),
+        *((text, text) for text in ("pad_token=[PAD] at 10:30 x@y", "hf://org/name")),
+    ],
+)
+def test_passwords_are_redacted_and_nothing_else(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert scrub({"a": [text, (text, 1, None)]}) == {"a": [shown, [shown, 1, None]]}

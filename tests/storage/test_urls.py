@@ -16,7 +16,6 @@ from tintray.storage.artifacts.urls import (
     local_folder,
     parse_store_url,
 )
-from tintray.storage.secrets import redact, scrub
 
 
 def test_folders_are_named_by_path_or_file_url(
@@ -68,34 +67,3 @@ def test_names_that_are_no_part_of_a_path_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match=r"^name: expected letters") as raised:
         check_name(name)
     assert str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "s3://AKIAKEY:hunter2@bucket/prefix",
-        "s3://bucket/prefix?secret=hunter2",
-        "file://me:hunter2@host/path",
-    ],
-)
-def test_credentials_in_a_store_url_are_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(SpecError) as raised:
-        parse_store_url(url)
-    assert "hunter2" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("postgresql://me:hunter2@host/db", "postgresql://me:***@host/db"),
-        ("postgresql://me:hunter2/x@host/db", "postgresql://me:***@host/db"),
-        ("at http://:hunter2@host: refused", "at http://:***@host: refused"),
-        ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
-        ("http://h/?password=hunter2&x=1", "http://h/?password=***&x=1"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("pad_token=[PAD] at 10:30 x@y", "pad_token=[PAD] at 10:30 x@y"),
-    ],
-)
-def test_passwords_are_redacted_and_nothing_else(text: str, shown: str) -> None:
-    assert redact(text) == shown
-    assert scrub({"a": [text, (text, 1, None)]}) == {"a": [shown, [shown, 1, None]]}
