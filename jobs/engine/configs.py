@@ -10,7 +10,7 @@ from tintray.checkpoints.model_folder import TEMPLATES, ModelFolder, ZeroShot, o
 from tintray.data.labels import class_names
 from tintray.data.source import DataSource
 from tintray.errors import CheckpointError
-from tintray.jobs.engine.published_tasks import Kept
+from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.sources import local_data, local_folder
 from tintray.models import base_similarity as base_similarity
 from tintray.numerics.layout import Granularity
@@ -33,7 +33,7 @@ class TaskConfig:
     labelled: int = 0  # how many of the pool's examples may be read with their label
     base: str = ""  # what the expert was fine-tuned from; an adapter is nothing without
     factory: str | None = None  # what builds the module, if not transformers
-    kept: Kept | None = None  # of a published merge: its expert is not needed
+    published: PublishedTask | None = None  # in a merge: its expert is not needed
     classes: tuple[str, ...] | None = None  # of a zero-shot head; None: as the data name them
     templates: tuple[str, ...] = TEMPLATES
 

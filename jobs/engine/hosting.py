@@ -19,7 +19,6 @@ from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts, open_expert
-from tintray.jobs.engine.published_tasks import kept_checkpoint, kept_module, kept_tint
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.models.adapters import read_adapter, task_vector
 from tintray.models.base_similarity import base_similarity
@@ -106,21 +105,21 @@ class Experts:
         """
         checkpoint = self.checkpoint(task)
         notices: list[str] = []
-        if task.kept is None:
+        if task.published is None:
             notices = check_same_computation(self._base, checkpoint, "the base", task.role)
             if task.factory is None:  # of a factory's module, heads are in the configuration too
                 like = self._order.like[1]
                 check_same_computation(self._like, checkpoint, like, task.role)
             expert = load_expert(checkpoint.without_texts(), task.role)
         else:
-            expert = kept_module(task.kept, task.name)
+            expert = task.published.module()
         check_same_backbone(self.partition.module, expert, "the base", task.role)
         task.kind.check_model(expert, task.role)
-        if task.kept is None:
+        if task.published is None:
             private = private_state(expert, self.partition.private)
             private |= self._low_rank_start(expert) | norm_buffers(expert)
         else:
-            private = kept_tint(task.kept, task.name)
+            private = task.published.tint()
         layer = TintLayer.of_expert(
             *(task.name, private, self.partition.site),
             learn=self._order.learned,
@@ -150,11 +149,11 @@ class Experts:
                     f"tasks.{task.name}.test: {task.test.path} has no label that counts; expected "
                     "one at least, or no 'test', so that the task is judged by agreement"
                 )
-        if task.kept is not None:
-            self._check_same(task, "pool", task.pool, pool.digest, task.kept.pool)
+        if task.published is not None:
+            self._check_same(task, "pool", task.pool, pool.digest, task.published.pool)
             if task.test is not None and test is not None:
-                self._check_same(task, "test", task.test, test.digest, task.kept.test)
-        digest = checkpoint.digest() if task.kept is None else task.kept.expert
+                self._check_same(task, "test", task.test, test.digest, task.published.test)
+        digest = checkpoint.digest() if task.published is None else task.published.expert
         facts = TaskFacts(
             name=task.name,
             classes=width,
@@ -194,7 +193,7 @@ class Experts:
 
     def _doubt(self, hosted: HostedTask) -> Doubt | None:
         """What speaks against an expert; that of a published merge has been judged."""
-        if hosted.order.kept is not None:
+        if hosted.order.published is not None:
             return None
         assert hosted.labels is not None, "the expert has answered"
         given = (hosted.order.kind, hosted.labels, hosted.pool.mask)
@@ -218,7 +217,7 @@ class Experts:
         """Run an expert on an example or two; that of a published merge has been."""
         if "input_ids" in pool.inputs:
             check_known(pool.inputs["input_ids"], expert, task.role)
-        if task.kept is None:
+        if task.published is None:
             one = sequences.placeholder(pool.extremes(), getattr(expert, "config", None))
             where = f"tasks.{task.name}.{part}"
             labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
@@ -239,17 +238,17 @@ class Experts:
 
     def checkpoint(self, task: TaskConfig) -> ModelFolder:
         """A task's expert, opened; of a published task, what the merge has of it."""
-        if task.kept is not None:
-            return kept_checkpoint(task.kept, task.name, self.cache)
+        if task.published is not None:
+            return task.published.model_folder(self.cache)
         return self._own_checkpoint(task)
 
     def _expert(self, task: TaskConfig) -> nn.Module:
         """The expert itself, to compute with."""
-        if task.kept is None:
+        if task.published is None:
             return self.loaded(self._own_checkpoint(task), task.role)
         try:
             checkpoint = self._own_checkpoint(task)
-            if checkpoint.digest() == task.kept.expert:
+            if checkpoint.digest() == task.published.expert:
                 return self.loaded(checkpoint, task.role)
             said = f"{task.expert} is another expert by now"
         except CheckpointError as error:
@@ -266,7 +265,7 @@ class Experts:
 
     def _give_head(self, hosted: HostedTask) -> None:
         """Put the head of texts into a task's layer: when it was checked, nothing was computed."""
-        if hosted.order.kept is not None:
+        if hosted.order.published is not None:
             return
         head = self._text_head(self.checkpoint(hosted.order), hosted.order.role)
         if head is not None:
@@ -382,7 +381,7 @@ class Experts:
         base, role = self.partition.module, hosted.order.role
         names = backbone_names(base)
         checkpoint = self.checkpoint(hosted.order)
-        if hosted.order.kept is None and checkpoint.adapter is not None:
+        if hosted.order.published is None and checkpoint.adapter is not None:
             adapter = read_adapter(checkpoint, base, role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
             return self.remember("task-vectors", key, vector), False
@@ -417,7 +416,7 @@ class Experts:
 
     def _known(self, first: TaskConfig) -> ModelFolder:
         """An expert of the job, for its configuration; of a published task, from its merge."""
-        if first.kept is not None:
+        if first.published is not None:
             return self.checkpoint(first)
         location, role = self._order.like
         folder, built = local_folder(location, self.cache), self._order.factory

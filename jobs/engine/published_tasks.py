@@ -24,8 +24,8 @@ from tintray.published.merge import Merge
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Which task of which merge: plain data.
+class PublishedTask:
+    """A task of a published merge, as plain data.
 
     Attributes
     ----------
@@ -37,32 +37,34 @@ class Kept:
     """
 
     url: str
+    name: str
     expert: str
     pool: str
     test: str | None = None
+
+    @property
+    def merge(self) -> Merge:
+        """The merge, opened once in this process."""
+        return _opened(self.url)
+
+    def module(self) -> nn.Module:
+        """The task's model as the merge serves it; its backbone is the merge's own."""
+        return self.merge.for_task(self.name)
+
+    def tint(self) -> dict[str, Tensor]:
+        """The task's private tensors, as they were published."""
+        return self.merge.tint(self.name)
+
+    def model_folder(self, cache: Path) -> ModelFolder:
+        """The expert's configuration and preprocessing, as a folder without weights."""
+        merge, prefix = self.merge, config_file(self.name, "")
+        folder = _gathered(merge, merge.config_files(self.name), prefix, cache / "configs")
+        return ModelFolder(folder, merge.config(self.name), (), factory=merge.factory)
 
 
 @cache
 def _opened(url: str) -> Merge:
     return load_merge(url)
-
-
-def kept_module(kept: Kept, task: str) -> nn.Module:
-    """The task's model as the merge serves it; its backbone is the merge's own."""
-    return _opened(kept.url).for_task(task)
-
-
-def kept_tint(kept: Kept, task: str) -> dict[str, Tensor]:
-    """The task's private tensors, as they were published."""
-    return _opened(kept.url).tint(task)
-
-
-def kept_checkpoint(kept: Kept, task: str, cache_folder: Path) -> ModelFolder:
-    """The expert's configuration and preprocessing, as a folder without weights."""
-    merge = _opened(kept.url)
-    prefix = config_file(task, "")
-    folder = _gathered(merge, merge.config_files(task), prefix, cache_folder / "configs")
-    return ModelFolder(folder, merge.config(task), (), factory=merge.factory)
 
 
 def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:

@@ -23,7 +23,7 @@ from tintray.jobs.engine.arrays import Floats, readable
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.hosting import HostedTask
-from tintray.jobs.engine.published_tasks import Kept
+from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.norms import norm_buffers
@@ -114,7 +114,7 @@ class TintWorker(Worker):
     def _rows(self, hosted: HostedTask) -> tuple[Tensor, Tensor]:
         """Which examples of the pool are learned from, and which are held back."""
         total = len(hosted.pool)
-        if hosted.order.kept is not None or total < 2:
+        if hosted.order.published is not None or total < 2:
             return torch.arange(total), torch.arange(0)
         name, seed = hosted.order.name, self._order.settings.seed
         order = torch.randperm(total, generator=stream(seed, name, "held back"))
@@ -279,9 +279,9 @@ class TintWorkerPool(WorkerPool[TintWorker]):
         backend: Backend,
         spec: JobSpec,
         base: SplitModel,
-        kept: Mapping[str, Kept] | None = None,
+        published: Mapping[str, PublishedTask] | None = None,
     ) -> None:
-        super().__init__(TintWorker, backend, spec, base, kept=kept)
+        super().__init__(TintWorker, backend, spec, base, published=published)
 
     def fit_tints(self, names: Iterable[str], order: TintConfig, theta: Floats) -> list[Tinted]:
         """Learn these tasks' tint layers under θ [P]."""

@@ -24,7 +24,7 @@ from tintray.jobs.engine.grouping import (
 )
 from tintray.jobs.engine.job_size import make_plan
 from tintray.jobs.engine.machine_speed import Speed
-from tintray.jobs.engine.published_tasks import Kept
+from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
 from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import backbone_names
@@ -51,7 +51,7 @@ class WorkerPool(Generic[W_co]):
         Where they run.
     spec, base
         The job, and its base as ``load_base_model`` gives it.
-    kept
+    published
         Tasks of a published merge, which are taken up without their experts.
 
     Attributes
@@ -69,12 +69,12 @@ class WorkerPool(Generic[W_co]):
         spec: JobSpec,
         base: SplitModel,
         *,
-        kept: Mapping[str, Kept] | None = None,
+        published: Mapping[str, PublishedTask] | None = None,
     ) -> None:
         self._backend = backend
         self._spec = spec
         self._base = base
-        self.tasks = [_task_config(spec, task, kept or {}) for task in spec.tasks]
+        self.tasks = [_task_config(spec, task, published or {}) for task in spec.tasks]
         self.plan = make_plan(spec, base, backend.capacity())
         self._shards: Shards | None = None
         config = replace(_fit_config(spec, base), direct=backend.tensor_transport)
@@ -250,7 +250,9 @@ class WorkerPool(Generic[W_co]):
         return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors), {}).ref
 
 
-def _task_config(spec: JobSpec, task: TaskSpec, kept: Mapping[str, Kept]) -> TaskConfig:
+def _task_config(
+    spec: JobSpec, task: TaskSpec, published: Mapping[str, PublishedTask]
+) -> TaskConfig:
     return TaskConfig(
         name=task.name,
         kind=find_kind(task.kind),
@@ -260,7 +262,7 @@ def _task_config(spec: JobSpec, task: TaskSpec, kept: Mapping[str, Kept]) -> Tas
         labelled=task.labelled,
         base=str(spec.base),
         factory=spec.factory,
-        kept=kept.get(task.name),
+        published=published.get(task.name),
         classes=task.zero_shot.classes,
         templates=task.zero_shot.templates,
     )

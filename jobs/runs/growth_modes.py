@@ -279,8 +279,8 @@ def old_workers(
     context: Context, lineage: Lineage, spec: JobSpec, base: SplitModel, names: Sequence[str]
 ) -> TintWorkerPool:
     """Workers of tasks of the parent, taken up without their experts."""
-    stand_ins = lineage.parent.stand_ins(names)
-    return TintWorkerPool(context.backend, part_of(spec, names), base, stand_ins)
+    published = lineage.parent.published_tasks(names)
+    return TintWorkerPool(context.backend, part_of(spec, names), base, published)
 
 
 def _dismissed(workers: TintWorkerPool) -> int:
@@ -317,9 +317,9 @@ def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
 def _joint(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     """Learn all coefficients and all tints, each from where it is; old tasks without experts."""
     spec = growth.spec
-    stand_ins = growth.parent.stand_ins(growth.old)
+    published = growth.parent.published_tasks(growth.old)
     peak = _dismissed(growth.workers)
-    workers = TintWorkerPool(growth.context.backend, spec, growth.base, stand_ins)
+    workers = TintWorkerPool(growth.context.backend, spec, growth.base, published)
     workers.check()
     prepared = workers.label(growth.own)
     last = before[-1] if before else None

@@ -18,7 +18,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.finding import blobs_of, load_merge, locate
-from tintray.jobs.engine.published_tasks import Kept, kept_checkpoint
+from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
@@ -81,7 +81,7 @@ class Parent:
             if name == tint or name.startswith(prefix)
         }
 
-    def stand_ins(self, tasks: Sequence[str]) -> dict[str, Kept]:
+    def published_tasks(self, tasks: Sequence[str]) -> dict[str, PublishedTask]:
         """How tasks are taken up again without their experts.
 
         Raises
@@ -91,13 +91,13 @@ class Parent:
         """
         for name in tasks:
             self.check_artifact(name, "self-labels", self.merge.task(name).pool.labels)
-        return {name: self.stand_in(name) for name in tasks}
+        return {name: self.published_task(name) for name in tasks}
 
-    def stand_in(self, task: str) -> Kept:
+    def published_task(self, task: str) -> PublishedTask:
         """What stands in for a task's expert."""
         entry = self.merge.task(task)
         test = entry.test.sha256 if entry.test else None
-        return Kept(self.merge.url, entry.expert.sha256, entry.pool.sha256, test)
+        return PublishedTask(self.merge.url, task, entry.expert.sha256, entry.pool.sha256, test)
 
     def check_files(self, leaving: Iterable[str]) -> None:
         """Raise :class:`NotFoundError` if a file that a child has too is gone.
@@ -253,7 +253,7 @@ def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
     cache = cache_folder()
     folder = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     first = parent.merge.tasks[0]
-    like = kept_checkpoint(parent.stand_in(first), first, cache)
+    like = parent.published_task(first).model_folder(cache)
     module = load_base(folder, like=like)
     site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
     nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
