@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tintray.errors import CheckpointError, InputError
@@ -12,9 +12,9 @@ from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.runs.change import part_of
-from tintray.jobs.runs.growth_modes import Candidate, Growth, attempt, child_result
+from tintray.jobs.runs.growth_modes import Attempt, Growth, attempt
 from tintray.jobs.runs.guard import LADDER, Asked, Mode, Verdict, best, next_mode
-from tintray.jobs.runs.outcome import Checked, Lineage, Result
+from tintray.jobs.runs.outcome import Hosted, Lineage, Result
 from tintray.jobs.runs.parent import Parent, sums_task_vectors
 from tintray.jobs.runs.pipeline import Context
 from tintray.jobs.runs.records import on_prepared
@@ -23,18 +23,11 @@ from tintray.storage.catalog.states import JobState
 
 
 @dataclass(frozen=True)
-class CheckedTasks(Checked):
-    """New tasks that are hosted, by themselves."""
-
-    workers: TintWorkerPool = field(kw_only=True)
-
-
-@dataclass(frozen=True)
 class Grown:
     """What was tried, and which of it is taken."""
 
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
+    attempts: tuple[Attempt, ...]
+    chosen: Attempt
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,15 @@ class GrowthPlan:
             JobState.FITTING: f"{change} ({self.mode})",
         }
 
-    def check(self, context: Context) -> CheckedTasks:
+    def check(self, context: Context) -> Hosted[TintWorkerPool]:
         """Check the new experts by themselves, and that they come from this merge's base."""
         part = part_of(self.spec, self.lineage.change.names).changed(tint={"learned": True})
         workers = TintWorkerPool(context.backend, part, self.base)
         facts = workers.check()
         _check_similarity(facts, self.spec)
-        return CheckedTasks(self.spec, self.base, facts, workers=workers)
+        return Hosted(self.spec, self.base, facts, workers=workers)
 
-    def prepare(self, context: Context, checked: CheckedTasks) -> Growth:
+    def prepare(self, context: Context, checked: Hosted[TintWorkerPool]) -> Growth:
         """Have self-labels and task vectors of the new tasks."""
         workers = checked.workers
         prepared = workers.label(on_prepared(context.run, len(checked.facts)))
@@ -76,7 +69,7 @@ class GrowthPlan:
     def fit(self, context: Context, prepared: Growth) -> Grown:
         """Try the ways of growing from the cheapest on, until one is enough."""
         target, ladder = self.spec.growth.target, _ladder(self.spec)
-        candidates: list[Candidate] = []
+        attempts: list[Attempt] = []
         done: list[Verdict] = []
         while (mode := next_mode(self.mode, done, target, ladder)) is not None:
             if done:
@@ -84,27 +77,28 @@ class GrowthPlan:
                 prepared.notify(
                     f"'{last.mode}' is not enough: {last.short(target)}; tries '{mode}'"
                 )
-            candidates.append(attempt(prepared, mode, candidates))
-            done.append(candidates[-1].verdict)
+            attempts.append(attempt(prepared, mode, attempts))
+            done.append(attempts[-1].verdict)
         chosen = best(done, target) or done[-1]
         if said := _shortcoming(self.mode, chosen, done, target, ladder):
             context.run.remark(said)
-        return Grown(tuple(candidates), candidates[done.index(chosen)])
+        return Grown(tuple(attempts), attempts[done.index(chosen)])
 
     def measure(self, context: Context, fitted: Grown) -> Result:
         """What was measured to choose a way is what is published."""
-        chosen, target = fitted.chosen, self.spec.growth.target
-        for score in chosen.scores.values():
+        verdict, result = fitted.chosen.verdict, fitted.chosen.result
+        target = self.spec.growth.target
+        for score in result.scores.values():
             context.run.measured(score)
-        peak = max(candidate.peak_memory for candidate in fitted.candidates)
         report = {
             "asked": self.mode,
-            "mode": chosen.verdict.mode,
+            "mode": verdict.mode,
             "target": target,
-            "agreement": dict(chosen.verdict.agreement),
-            "attempts": [_attempt_record(tried, target) for tried in fitted.candidates],
+            "agreement": dict(verdict.agreement),
+            "attempts": [_attempt_record(tried, target) for tried in fitted.attempts],
         }
-        return child_result(self.lineage, self.spec, replace(chosen, peak_memory=peak), report)
+        peak = max(tried.result.peak_memory for tried in fitted.attempts)
+        return replace(result, peak_memory=peak, losses=verdict.losses, report=report)
 
 
 def check_mode(parent: Parent, asked: Asked) -> None:
@@ -157,7 +151,7 @@ def _shortcoming(
     return f"no way is enough{gained}; takes '{chosen.mode}': {chosen.short(target)}"
 
 
-def _attempt_record(tried: Candidate, target: float) -> dict[str, Any]:
+def _attempt_record(tried: Attempt, target: float) -> dict[str, Any]:
     return {
         "mode": tried.verdict.mode,
         "agreement": dict(tried.verdict.agreement),

@@ -135,7 +135,7 @@ def _grow_once(
         lineage = Lineage(parent, change, _newest(catalog, parent, of_newest))
         record = spec.record() | {"change": {"of": str(parent.ref), "operation": str(change)}}
         if change.operation == "remove":
-            execution = plan_removal(lineage, spec, base)
+            execution = executing(plan_removal(lineage, spec, base))
         else:
             execution = executing(GrowthPlan(lineage, spec, base, mode))
         run = JobRun(catalog.jobs.create(spec.name, record, str(spec.store)), catalog, on_event)

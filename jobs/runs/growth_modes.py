@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,32 +33,11 @@ from tintray.vectors.coefficients import Coefficients
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What a way of growing came to, not yet published.
-
-    Attributes
-    ----------
-    theta
-        The backbone [P]; None where it is the parent's.
-    coefficients
-        Λ [K, L] over the child's tasks.
-    tints
-        The private tensors of the tasks whose tint has changed.
-    scores
-        Of the tasks that were measured; others answer as before.
-    selected_fraction
-        Share of the last batches that the confidence filter let through, of the tasks fitted.
-    peak_memory
-        Bytes, of all workers and shards that took part.
-    """
+class Attempt:
+    """What a way of growing came to, not yet published."""
 
     verdict: Verdict
-    theta: Tensor | None
-    coefficients: Tensor
-    tints: Mapping[str, Mapping[str, Tensor]]
-    scores: Mapping[str, TaskScore]
-    selected_fraction: Mapping[str, float]
-    peak_memory: int
+    result: Result
     seconds: float = 0.0
 
 
@@ -121,6 +100,21 @@ class Growth:
         run_all_rounds(self.context.run, found, rounds)
         return found
 
+    def result(
+        self,
+        theta: Tensor | None,
+        coefficients: Tensor,
+        tints: Mapping[str, Mapping[str, Tensor]],
+        scores: Iterable[TaskScore],
+        selected_fraction: Mapping[str, float],
+        peak_memory: int,
+    ) -> Result:
+        """What the child is published from."""
+        initial = begun(self.lineage, self.spec, coefficients)
+        measured = {score.task: score for score in scores}
+        figures = (measured, selected_fraction, peak_memory)
+        return Result(theta, coefficients, initial, tints, *figures)
+
     def own(self, prepared: Prepared) -> None:
         """Need what a task has, so that nothing of it lies in the store unowned."""
         use_artifacts(self.context.run, prepared)
@@ -137,28 +131,15 @@ def rows_of(tasks: Sequence[str], rows: Tensor, spec: JobSpec) -> Tensor:
     return torch.stack([known.get(task.name, zeros) for task in spec.tasks])
 
 
-def child_result(
-    lineage: Lineage, spec: JobSpec, candidate: Candidate, report: Mapping[str, object]
-) -> Result:
-    """What a child is published from; the coefficients of a new task began at zero."""
-    parent, change = lineage.parent, lineage.change
-    before = parent.merge.tensors(COEFFICIENTS)["initial"]
-    begun = dict(zip(parent.merge.tasks, before, strict=True))
-    initial = candidate.coefficients * 0
+def begun(lineage: Lineage, spec: JobSpec, coefficients: Tensor) -> Tensor:
+    """Where the rows of a child's Λ [K, L] began: those of its new tasks at zero."""
+    parent = lineage.parent.merge
+    before = dict(zip(parent.tasks, parent.tensors(COEFFICIENTS)["initial"], strict=True))
+    initial = coefficients * 0
     for row, task in enumerate(spec.tasks):
-        if task.name in begun and task.name not in change.names:
-            initial[row] = begun[task.name]
-    return Result(
-        theta=candidate.theta,
-        coefficients=candidate.coefficients,
-        initial=initial,
-        tints=candidate.tints,
-        scores=candidate.scores,
-        selected_fraction=candidate.selected_fraction,
-        peak_memory=candidate.peak_memory,
-        losses=candidate.verdict.losses,
-        report=report,
-    )
+        if task.name in before and task.name not in lineage.change.names:
+            initial[row] = before[task.name]
+    return initial
 
 
 def tint_config(spec: JobSpec, base: SplitModel, rounds: int, *, new: bool) -> TintConfig:
@@ -168,7 +149,7 @@ def tint_config(spec: JobSpec, base: SplitModel, rounds: int, *, new: bool) -> T
     return TintConfig(rounds, batch_size, base.tint_lr(spec), spec.fit.schedule, new, warmup)
 
 
-def attempt(growth: Growth, mode: Mode, before: Sequence[Candidate]) -> Candidate:
+def attempt(growth: Growth, mode: Mode, before: Sequence[Attempt]) -> Attempt:
     """Grow in this way, going on from what the cheaper ways before it came to."""
     started = time.perf_counter()
     if mode == "tint":
@@ -180,7 +161,7 @@ def attempt(growth: Growth, mode: Mode, before: Sequence[Candidate]) -> Candidat
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _tint(growth: Growth) -> Candidate:
+def _tint(growth: Growth) -> Attempt:
     """Learn the new tasks' tint layers; the backbone and every old task stay, bit for bit.
 
     Nothing of an old task is loaded: the cost does not depend on how many there are.
@@ -191,14 +172,16 @@ def _tint(growth: Growth) -> Candidate:
     tinted = workers.fit_tints(growth.new, config, array)
     _notify_of_prefixes(growth, tinted)
     scores = workers.evaluate(growth.new, array)
-    return Candidate(
+    return Attempt(
         Verdict("tint", {found.task: found.agreement or 0.0 for found in tinted}, ()),
-        None,
-        growth.start(),
-        workers.tints(),
-        {score.task: score for score in scores},
-        {found.task: found.kept for found in tinted},
-        workers.peak_memory(),
+        growth.result(
+            None,
+            growth.start(),
+            workers.tints(),
+            scores,
+            {found.task: found.kept for found in tinted},
+            workers.peak_memory(),
+        ),
     )
 
 
@@ -222,7 +205,7 @@ def _notify_of_prefixes(growth: Growth, tinted: Sequence[Tinted]) -> None:
     )
 
 
-def _coefficients(growth: Growth, before: Sequence[Candidate]) -> Candidate:
+def _coefficients(growth: Growth, before: Sequence[Attempt]) -> Attempt:
     """Learn the new tasks' coefficients with their tints; then learn the old tints again.
 
     Where the first has gained next to nothing over a cheaper way, the second is not done.
@@ -239,24 +222,27 @@ def _coefficients(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     array = coordinator.backbone().copy()
     start[rows] = learned.values
     verdict = Verdict("coefficients", workers.held_agreement(array), ())
-    tried = [candidate.verdict for candidate in before]
+    tried = [attempt.verdict for attempt in before]
     if hopeless([*tried, verdict], growth.spec.growth.target):
         peak = _dismissed(workers)
-        return Candidate(replace(verdict, abandoned=True), None, start, {}, {}, {}, peak)
+        nothing = growth.result(None, start, {}, (), {}, peak)
+        return Attempt(replace(verdict, abandoned=True), nothing)
     scores, tints = workers.evaluate(names, array), workers.tints()
     peak = _dismissed(workers)
     if growth.old:
         after, again, lost, peak_again = _refit_old(growth, array)
         verdict = replace(verdict, losses=lost)
         scores, tints, peak = [*scores, *after], {**tints, **again}, max(peak, peak_again)
-    return Candidate(
+    return Attempt(
         verdict,
-        torch.from_numpy(array),
-        start,
-        tints,
-        {score.task: score for score in scores},
-        {name: coordinator.kept(name) for name in names},
-        peak,
+        growth.result(
+            torch.from_numpy(array),
+            start,
+            tints,
+            scores,
+            {name: coordinator.kept(name) for name in names},
+            peak,
+        ),
     )
 
 
@@ -314,7 +300,7 @@ def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
     return ref
 
 
-def _joint(growth: Growth, before: Sequence[Candidate]) -> Candidate:
+def _joint(growth: Growth, before: Sequence[Attempt]) -> Attempt:
     """Learn all coefficients and all tints, each from where it is; old tasks without experts."""
     spec = growth.spec
     published = growth.parent.published_tasks(growth.old)
@@ -324,9 +310,9 @@ def _joint(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     prepared = workers.label(growth.own)
     last = before[-1] if before else None
     if last is not None:
-        workers.give_tints({name: last.tints[name] for name in growth.new})
+        workers.give_tints({name: last.result.tints[name] for name in growth.new})
     workers.load(_joint_base(growth), prepared)
-    start = growth.start() if last is None else last.coefficients
+    start = growth.start() if last is None else last.result.coefficients
     coefficients = Coefficients(start, spec.merge.bounds)
     coordinator = growth.fit_rounds(workers, coefficients)
     array = coordinator.backbone().copy()
@@ -335,12 +321,14 @@ def _joint(growth: Growth, before: Sequence[Candidate]) -> Candidate:
     scores = workers.evaluate(names, array)
     lost = growth.losses(scores)
     tints = workers.tints()
-    return Candidate(
+    return Attempt(
         Verdict("joint", {n: share for n, share in agreement.items() if n in growth.new}, lost),
-        torch.from_numpy(array),
-        coefficients.values.clone(),
-        tints,
-        {score.task: score for score in scores},
-        {name: coordinator.kept(name) for name in names},
-        max(peak, _dismissed(workers)),
+        growth.result(
+            torch.from_numpy(array),
+            coefficients.values.clone(),
+            tints,
+            scores,
+            {name: coordinator.kept(name) for name in names},
+            max(peak, _dismissed(workers)),
+        ),
     )

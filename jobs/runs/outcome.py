@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.runs.change import Change
 from tintray.jobs.runs.guard import Loss
 from tintray.jobs.runs.parent import Parent, unchanged_since
@@ -48,66 +49,40 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Checked:
-    """Every expert and every data set can be used.
+    """Every expert and every data set can be used."""
 
-    Attributes
-    ----------
-    spec
-        The job of the merge that comes out: with its site, without tasks that are left out.
-    base
-        The base model, split at that site.
-    facts
-        What was found out of each task that is new to the merge, or refreshed.
-    skipped
-        The tasks that are left out, each with its reason.
-    site_search
-        How the site was found, where it was searched for.
-    """
-
-    spec: JobSpec
+    spec: JobSpec  # of the merge that comes out: with its site, without tasks that are left out
     base: SplitModel
-    facts: Mapping[str, TaskFacts]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    site_search: Mapping[str, Any] | None = None
+    facts: Mapping[str, TaskFacts]  # of each task that is new to the merge, or refreshed
+    skipped: Mapping[str, str] = field(default_factory=dict)  # task that is left out -> why
+    site_search: Mapping[str, Any] | None = None  # how the site was found, where searched for
+
+
+W = TypeVar("W", bound=WorkerPool[Any])
+
+
+@dataclass(frozen=True)
+class Hosted(Checked, Generic[W]):
+    """The tasks that an operation works on are hosted by workers."""
+
+    workers: W = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was fitted, and measured.
+    """What was fitted, and measured; mappings are by task."""
 
-    Attributes
-    ----------
-    theta
-        The backbone [P]; None where it is the parent's, or the ancestor's.
-    coefficients, initial
-        Λ [K, L] over all tasks of the merge, and where it began.
-    tints
-        The private tensors of the tasks whose tint is new or has changed.
-    scores
-        Of the tasks that were measured; others answer as before.
-    selected_fraction
-        Share of the last batches that the confidence filter let through, by task.
-    extra_parameters
-        How many parameters a task owns beside its tint layer.
-    peak_memory
-        Bytes, of all workers and shards together.
-    losses
-        Old tasks that lose more than the tolerance: then nothing is published.
-    report
-        How a change came about, for the manifest.
-    """
-
-    theta: Tensor | None
-    coefficients: Tensor
-    initial: Tensor
-    tints: Mapping[str, Mapping[str, Tensor]]
-    scores: Mapping[str, TaskScore]
-    selected_fraction: Mapping[str, float]
-    peak_memory: int
+    theta: Tensor | None  # the backbone [P]; None where it is the parent's, or the ancestor's
+    coefficients: Tensor  # Λ [K, L] over all tasks of the merge
+    initial: Tensor  # where Λ began
+    tints: Mapping[str, Mapping[str, Tensor]]  # the private tensors that are new or have changed
+    scores: Mapping[str, TaskScore]  # of the tasks that were measured; others answer as before
+    selected_fraction: Mapping[str, float]  # of the last batches, by the confidence filter
+    peak_memory: int  # bytes, of all workers and shards together
     rounds: int = 0
-    extra_parameters: Mapping[str, int] = field(default_factory=dict)
-    losses: tuple[Loss, ...] = ()
-    report: Mapping[str, Any] = field(default_factory=dict)
+    extra_parameters: Mapping[str, int] = field(default_factory=dict)  # beside the tint layer
+    losses: tuple[Loss, ...] = ()  # old tasks that lose too much: then nothing is published
+    report: Mapping[str, Any] = field(default_factory=dict)  # how a change came about
 
 
 @dataclass(frozen=True)

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from torch import Tensor
 
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared
-from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.events import Notice
 from tintray.jobs.runs.growth_modes import (
-    Candidate,
+    Attempt,
     Growth,
     attempt,
-    child_result,
+    begun,
     old_workers,
     rows_of,
     tint_config,
 )
 from tintray.jobs.runs.guard import Loss, Verdict, losses, references
-from tintray.jobs.runs.outcome import Checked, Lineage, Result
+from tintray.jobs.runs.outcome import Checked, Hosted, Lineage, Result
 from tintray.jobs.runs.parent import sums_task_vectors, unchanged_since
-from tintray.jobs.runs.pipeline import Context, Execution, executing
+from tintray.jobs.runs.pipeline import Context
 from tintray.jobs.runs.recomposition import same_backbone, without
 from tintray.storage.catalog.states import JobState
+from tintray.tasks.evaluation import TaskScore
 
 
 @dataclass(frozen=True)
-class _Removal:
-    """What both ways of removing have in common; ``spec`` is the child's job."""
+class NothingToPrepare:
+    """What is left is there already, to the last bit."""
+
+    prepared: Mapping[str, Prepared] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """Take tasks out of a merge; ``spec`` is the child's job.
+
+    ``tasks`` get another backbone: they are measured, and learned again if they lose by it. There
+    are none where the backbone that is left is the parent's or an ancestor's, with their tints.
+    """
 
     lineage: Lineage
     spec: JobSpec
     base: SplitModel
+    tasks: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> Mapping[JobState, str]:
@@ -48,102 +59,44 @@ class _Removal:
             JobState.FITTING: "tints that the guard says need it",
         }
 
-    def unchanged(self) -> Candidate:
-        """The tasks that are left, as they are."""
-        parent = self.lineage.parent
-        rows = rows_of(parent.merge.tasks, parent.coefficients, self.spec)
-        return Candidate(Verdict("tint", {}, ()), None, rows, {}, {}, {}, 0)
-
-    def result(self, candidate: Candidate) -> Result:
-        """What the child is published from."""
-        ancestor, verdict = self.lineage.ancestor, candidate.verdict
-        report: dict[str, Any] = {
-            "mode": verdict.mode if candidate.theta is not None else "exact",
-            "backbone_of": None if ancestor is None else str(ancestor.ref),
-            "losses": [loss.record() for loss in verdict.losses],
-        }
-        return child_result(self.lineage, self.spec, candidate, report)
-
-
-@dataclass(frozen=True)
-class NothingNew:
-    """No task has to be prepared."""
-
-    prepared: Mapping[str, Prepared] = field(default_factory=dict)
-
-
-class ExactRemoval(_Removal):
-    """What is left is there already, to the last bit: the parent's backbone, or an ancestor's."""
-
     def check(self, context: Context) -> Checked:
-        """Nothing is read."""
-        return Checked(self.spec, self.base, {})
-
-    def prepare(self, context: Context, checked: Checked) -> NothingNew:
-        """Nothing is prepared."""
-        return NothingNew()
-
-    def fit(self, context: Context, prepared: NothingNew) -> Candidate:
-        """Nothing is learned."""
-        _notify_of_ancestor(context, self.lineage)
-        return self.unchanged()
-
-    def measure(self, context: Context, fitted: Candidate) -> Result:
-        """What was measured before holds."""
-        return self.result(fitted)
-
-
-@dataclass(frozen=True)
-class CheckedLeft(Checked):
-    """The tasks that have to be measured, without their experts."""
-
-    workers: TintWorkerPool = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class RefittedRemoval(_Removal):
-    """``tasks`` get another backbone: those that lose by it learn their tints again."""
-
-    tasks: tuple[str, ...]
-
-    def check(self, context: Context) -> CheckedLeft:
-        """Check the data of those tasks."""
+        """Check the data of the tasks that are measured."""
+        if not self.tasks:
+            return Checked(self.spec, self.base, {})
         workers = old_workers(context, self.lineage, self.spec, self.base, self.tasks)
         workers.check()
-        return CheckedLeft(self.spec, self.base, {}, workers=workers)
+        return Hosted(self.spec, self.base, {}, workers=workers)
 
-    def prepare(self, context: Context, checked: CheckedLeft) -> Growth:
+    def prepare(self, context: Context, checked: Checked) -> Growth | NothingToPrepare:
         """Take up their self-labels."""
-        workers = checked.workers
-        base_blob = workers.base_blob(context.store)
-        known = (context, self.lineage, self.spec, self.base)
-        growth = Growth(*known, workers, base_blob, {})
-        workers.label(growth.own)
+        if not isinstance(checked, Hosted):
+            return NothingToPrepare()
+        base_blob = checked.workers.base_blob(context.store)
+        known = (context, self.lineage, self.spec, self.base, checked.workers)
+        growth = Growth(*known, base_blob, {})
+        checked.workers.label(growth.own)
         return growth
 
-    def fit(self, context: Context, prepared: Growth) -> Candidate:
+    def fit(self, context: Context, prepared: Growth | NothingToPrepare) -> Attempt:
         """Measure the tasks, learn those again that lose; and all together if it must be."""
-        started = time.perf_counter()
-        ancestor = self.lineage.ancestor
-        _notify_of_ancestor(context, self.lineage)
+        ancestor, change = self.lineage.ancestor, self.lineage.change
         if ancestor is not None:
-            theta = self.base.partition.layout.flatten(ancestor.merge.backbone)
-        else:
-            layout, gone = self.base.partition.layout, self.lineage.change.names
-            theta = without(self.lineage.parent, layout, prepared.base_blob, gone)
-        candidate = self._refitted(prepared, theta.numpy())
-        lost = candidate.verdict.losses
-        if ancestor is None and lost:
-            prepared.notify(f"learns all together, since that is not enough: {_said(lost)}")
-            return attempt(prepared, "joint", ())
-        return replace(
-            candidate,
-            theta=theta if ancestor is None else None,
-            seconds=time.perf_counter() - started,
-        )
+            context.run.on_event(Notice(f"what is left is the backbone of {ancestor.ref}"))
+        if not isinstance(prepared, Growth):
+            return self._attempt(None, (), {}, {}, 0)
+        layout = self.base.partition.layout
+        if ancestor is not None:
+            return self._refitted(prepared, layout.flatten(ancestor.merge.backbone))
+        theta = without(self.lineage.parent, layout, prepared.base_blob, change.names)
+        found = self._refitted(prepared, theta)
+        if not found.verdict.losses:
+            return replace(found, result=replace(found.result, theta=theta))
+        said = _said(found.verdict.losses)
+        prepared.notify(f"learns all together, since that is not enough: {said}")
+        return attempt(prepared, "joint", ())
 
-    def _refitted(self, growth: Growth, array: Floats) -> Candidate:
-        settings, workers = self.spec.growth, growth.workers
+    def _refitted(self, growth: Growth, theta: Tensor) -> Attempt:
+        settings, workers, array = self.spec.growth, growth.workers, theta.numpy()
         before = references(self.lineage.parent, self.tasks)
         scores = {score.task: score for score in workers.evaluate(self.tasks, array)}
         lost = losses(before, list(scores.values()), settings.tolerance)
@@ -154,22 +107,37 @@ class RefittedRemoval(_Removal):
             workers.fit_tints(again, config, array)
             scores |= {score.task: score for score in workers.evaluate(again, array)}
             lost = losses(before, list(scores.values()), settings.tolerance)
-        return replace(
-            self.unchanged(),
-            verdict=Verdict("tint", {}, lost),
-            tints=workers.tints(),
-            scores=scores,
-            peak_memory=workers.peak_memory(),
-        )
+        return self._attempt(None, lost, workers.tints(), scores, workers.peak_memory())
 
-    def measure(self, context: Context, fitted: Candidate) -> Result:
-        """What the guard went by is what is published."""
-        for score in fitted.scores.values():
+    def _attempt(
+        self,
+        theta: Tensor | None,
+        lost: tuple[Loss, ...],
+        tints: Mapping[str, Mapping[str, Tensor]],
+        scores: Mapping[str, TaskScore],
+        peak_memory: int,
+    ) -> Attempt:
+        """The tasks that are left with their coefficients, as they are."""
+        parent = self.lineage.parent
+        rows = rows_of(parent.merge.tasks, parent.coefficients, self.spec)
+        initial = begun(self.lineage, self.spec, rows)
+        result = Result(theta, rows, initial, tints, scores, {}, peak_memory)
+        return Attempt(Verdict("tint", {}, lost), result)
+
+    def measure(self, context: Context, fitted: Attempt) -> Result:
+        """What the guard goes by is what is published."""
+        verdict, result, ancestor = fitted.verdict, fitted.result, self.lineage.ancestor
+        for score in result.scores.values():
             context.run.measured(score)
-        return self.result(fitted)
+        report = {
+            "mode": "exact" if result.theta is None else verdict.mode,
+            "backbone_of": None if ancestor is None else str(ancestor.ref),
+            "losses": [loss.record() for loss in verdict.losses],
+        }
+        return replace(result, losses=verdict.losses, report=report)
 
 
-def plan_removal(lineage: Lineage, spec: JobSpec, base: SplitModel) -> Execution:
+def plan_removal(lineage: Lineage, spec: JobSpec, base: SplitModel) -> RemovalPlan:
     """How these tasks are taken out.
 
     Where they came with a tint alone, the backbone stays. Where an ancestor has the backbone that
@@ -184,7 +152,7 @@ def plan_removal(lineage: Lineage, spec: JobSpec, base: SplitModel) -> Execution
     parent, names = lineage.parent, lineage.change.names
     merged = [name for name in names if bool(parent.row(name).any())]
     if not merged:
-        return executing(ExactRemoval(lineage, spec, base))
+        return RemovalPlan(lineage, spec, base)
     if not sums_task_vectors(spec):
         method = spec.merge.init if spec.merge.learned else spec.merge.method
         raise InputError(
@@ -194,17 +162,10 @@ def plan_removal(lineage: Lineage, spec: JobSpec, base: SplitModel) -> Execution
     left = tuple(task.name for task in spec.tasks)
     ancestor = same_backbone(parent, names)
     if ancestor is None:
-        return executing(RefittedRemoval(lineage, spec, base, left))
+        return RemovalPlan(lineage, spec, base, left)
     lineage = replace(lineage, ancestor=ancestor)
     strays = tuple(name for name in left if name not in unchanged_since(ancestor, parent))
-    if not strays:
-        return executing(ExactRemoval(lineage, spec, base))
-    return executing(RefittedRemoval(lineage, spec, base, strays))
-
-
-def _notify_of_ancestor(context: Context, lineage: Lineage) -> None:
-    if lineage.ancestor is not None:
-        context.run.on_event(Notice(f"what is left is the backbone of {lineage.ancestor.ref}"))
+    return RemovalPlan(lineage, spec, base, strays)
 
 
 def _said(lost: tuple[Loss, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from tintray.jobs.runs.methods import (
     start_coefficients,
     start_scale,
 )
-from tintray.jobs.runs.outcome import Checked, Result
+from tintray.jobs.runs.outcome import Hosted, Result
 from tintray.jobs.runs.pipeline import Context, execute, open_store_and_catalog, open_writable
 from tintray.jobs.runs.records import on_prepared, use_statistics
 from tintray.jobs.runs.site_search import find_site
@@ -85,13 +85,6 @@ def _execute(run: JobRun, spec: JobSpec, base: SplitModel, store: ArtifactStore)
 
 
 @dataclass(frozen=True)
-class CheckedJob(Checked):
-    """A job whose tasks are hosted, each by one of the workers."""
-
-    workers: WorkerPool[Worker] = field(kw_only=True)
-
-
-@dataclass(frozen=True)
 class JobPlan:
     """What a fit and a merging method have in common: every task comes from its expert."""
 
@@ -114,7 +107,7 @@ class JobPlan:
             else f"merging by {spec.merge.method}",
         }
 
-    def check(self, context: Context) -> CheckedJob:
+    def check(self, context: Context) -> Hosted[WorkerPool[Worker]]:
         """Find the site where it is to be found, leave tasks out that may be, check the others."""
         spec, base, backend = self.spec, self.base, context.backend
         report = None
@@ -130,9 +123,9 @@ class JobPlan:
             spec = spec.without(skipped)
             base = load_base_model(spec)
             workers = WorkerPool(Worker, backend, spec, base)
-        return CheckedJob(spec, base, workers.check(), skipped, report, workers=workers)
+        return Hosted(spec, base, workers.check(), skipped, report, workers=workers)
 
-    def prepare(self, context: Context, checked: CheckedJob) -> PreparedJob:
+    def prepare(self, context: Context, checked: Hosted[WorkerPool[Worker]]) -> PreparedJob:
         """Have self-labels and task vectors of every task, and load shards and groups."""
         run, spec = context.run, checked.spec
         return PreparedJob(

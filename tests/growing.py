@@ -1,0 +1,94 @@
+"""A store with a merge of the tiny zoo, and what grows there."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tiny_zoo import TinyZoo
+from tintray.jobs import api
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs import grow
+from tintray.published.manifest import Manifest
+from tintray.storage.artifacts.publish import list_merges, read_manifest
+from tintray.storage.artifacts.store import open_store
+
+QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
+EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
+
+
+@dataclass
+class GrowingStore:
+    """One store, its catalog, and every event that its jobs told."""
+
+    zoo: TinyZoo
+    store: Path
+    overrides: Sequence[str] = EASY
+    events: list[Any] = field(default_factory=list)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The store and its catalog, as calls take them."""
+        return {"store": str(self.store), "catalog": f"sqlite:///{self.store}/catalog.db"}
+
+    @property
+    def words(self) -> list[str]:
+        """The same, as commands take them."""
+        return ["--store", self.place["store"], "--catalog", self.place["catalog"]]
+
+    def run(self, *tasks: str, **sections: Any) -> MergeSummary:
+        """Merge some tasks from their experts."""
+        return api.run(self.zoo.spec(self.store, tasks, **sections), on_event=self.events.append)
+
+    def file(self, *tasks: str, **changed: Any) -> Path:
+        """A file with these tasks."""
+        path = self.zoo.folder / f"{'-'.join(tasks)}.yaml"
+        path.write_text(yaml.safe_dump([self.zoo.task(name) | changed for name in tasks]))
+        return path
+
+    def add(self, *tasks: str, merge: str = "tiny", **options: Any) -> MergeSummary:
+        """Add tasks to the newest version, or to another."""
+        return self._grow(grow.add, merge, [self.file(*tasks)], **{"mode": "tint"} | options)
+
+    def remove(self, *tasks: str, merge: str = "tiny", **options: Any) -> MergeSummary:
+        """Remove tasks."""
+        return self._grow(grow.remove, merge, tasks, **options)
+
+    def refresh(self, task: str, merge: str = "tiny", **options: Any) -> MergeSummary:
+        """Take a task anew."""
+        return self._grow(grow.refresh, merge, task, **{"mode": "tint"} | options)
+
+    def _grow(self, change: Callable[..., MergeSummary], *of: Any, **options: Any) -> MergeSummary:
+        known = {"overrides": self.overrides, "on_event": self.events.append}
+        return change(*of, **self.place, **known | options)
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Of every merge that is in the store."""
+        store = open_store(str(self.store))
+        found = {str(ref): read_manifest(store, ref) for ref in list_merges(store)}
+        return {ref: Manifest.read(document, ref) for ref, document in found.items()}
+
+    def manifest(self, summary: MergeSummary) -> Manifest:
+        """That of one merge."""
+        return self.manifests()[f"{summary.name}/{summary.version}"]
+
+    def hashes(self, summary: MergeSummary) -> dict[str, str]:
+        """sha256 by name of all files of a merge."""
+        return {name: file.sha256 for name, file in self.manifest(summary).files.items()}
+
+    def copy(self, store: Path) -> GrowingStore:
+        """A copy of the store and its catalog, as if all had been made there."""
+        shutil.copytree(self.store, store)
+        with closing(sqlite3.connect(store / "catalog.db")) as catalog:
+            for table, column in (("merges", "url"), ("jobs", "store_url")):
+                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+                catalog.execute(change, (str(self.store), str(store)))
+            catalog.commit()
+        return GrowingStore(self.zoo, store, self.overrides)

@@ -1,0 +1,141 @@
+"""What one operation records, all do: fits, methods, surgery, additions, refreshes, removals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.growing import GrowingStore
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import CancelledError
+from tintray.jobs import api
+from tintray.jobs.events import Evaluated, Published, RoundDone, StageStarted, TaskPrepared
+from tintray.jobs.results import MergeSummary
+from tintray.jobs.upkeep.stores import remove_merge
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.collect import collect
+
+PHASES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
+BOTH = ("two", "three")
+OF_A_TASK = {"self-labels", "task-vector", "expert-outputs", "self-features"}
+SECTIONS: dict[str, Any] = {"fit": {"rounds": 2}, "objective": {"feature_weight": 1.0}}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How it is run, which tasks of its merge are new, and which old ones it does not measure."""
+
+    run: Callable[[GrowingStore], MergeSummary]
+    new: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+
+
+def merged(**merge: Any) -> Operation:
+    return Operation(lambda store: store.run(*BOTH, merge=merge, **SECTIONS), BOTH)
+
+
+def added(mode: str, unmeasured: tuple[str, ...] = ()) -> Operation:
+    return Operation(lambda s: s.add("five", merge="tiny/v1", mode=mode), ("five",), unmeasured)
+
+
+OPERATIONS = {
+    "fit": merged(),
+    "method": merged(method="ties"),
+    "own backbones": merged(method="emr"),
+    "surgery": merged(method="surgery"),
+    "tint": added("tint", BOTH),
+    "coefficients": added("coefficients"),
+    "joint": added("joint"),
+    "refresh": Operation(lambda store: store.refresh("three", "tiny/v1"), ("three",), ("two",)),
+    "removal": Operation(lambda store: store.remove("two", merge="tiny/v1")),
+    "exact removal": Operation(lambda store: store.remove("five", merge="tiny/v2"), (), BOTH),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> GrowingStore:
+    """``tiny/v1`` with two tasks, and ``tiny/v2`` with one more that has a tint alone."""
+    store = GrowingStore(
+        tiny.copy(tmp_path_factory.mktemp("z") / "zoo"), tmp_path_factory.mktemp("s")
+    )
+    store.run(*BOTH, **SECTIONS)
+    store.add("five")
+    return store
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_what_one_operation_records_all_do(
+    begun: GrowingStore, tmp_path: Path, operation: Operation
+) -> None:
+    store = begun.copy(tmp_path / "store")
+    summary = operation.run(store)
+    manifest = store.manifest(summary)
+    tasks = {task.name: task for task in manifest.tasks}
+    # what is told
+    events = store.events
+    assert [event.stage for event in events if isinstance(event, StageStarted)] == PHASES
+    assert {event.task for event in events if isinstance(event, TaskPrepared)} == {*operation.new}
+    told = {event.task for event in events if isinstance(event, Evaluated)}
+    assert told == tasks.keys() - {*operation.unmeasured}
+    assert events[-1] == Published(summary.url)
+    # what is published
+    assert set(manifest.seconds) == set(PHASES[:-1])
+    assert manifest.peak_memory_mib > 0
+    assert manifest.correction_from == {}
+    for task in manifest.tasks:
+        assert task.score.calibration is not None
+        assert task.expert.base_similarity > 0.5
+    measured = api.evaluate(summary.url, store=store.place["store"])
+    for task, again in zip(manifest.tasks, measured.tasks, strict=True):
+        assert task.score.merged == pytest.approx(again.merged)
+        briers = [score["merged"]["brier"] for score in (task.score.calibration, again.calibration)]
+        assert briers[0] == pytest.approx(briers[1], abs=1e-6)
+    # what the catalog knows
+    with Catalog.open(store.place["catalog"], create=False) as catalog:
+        states = [event.to_state for event in catalog.jobs.events(summary.job_id)]
+        assert states == ["queued", *PHASES, "succeeded"]
+        known = {row.name: row for row in catalog.inputs.tasks(summary.job_id)}
+        inputs = {
+            name: (row.kind, row.expert_sha256, row.pool_sha256) for name, row in known.items()
+        }
+        assert inputs == {n: (t.kind, t.expert.sha256, t.pool.sha256) for n, t in tasks.items()}
+        used = catalog.artifacts.all(job_id=summary.job_id)
+        assert "base" in {artifact.kind for artifact in used}
+        of_tasks = {(a.meta["task"], a.kind) for a in used if a.kind in OF_A_TASK}
+        new = {(name, kind) for name in operation.new for kind in OF_A_TASK}
+        old = {(name, "self-features") for name in tasks.keys() - {*operation.new}}
+        assert new | old <= of_tasks
+        assert catalog.leases.current(summary.job_id).owner is None
+    # what is kept, once it is all that is left
+    others = store.manifests().keys() - {manifest.ref}
+    for ref in others:
+        remove_merge(ref, catalog=store.place["catalog"])
+    with Catalog.open(store.place["catalog"]) as catalog:
+        collect(open_store(str(store.store)), catalog, age=-60)
+    there = {path.name for path in (store.store / "blobs").rglob("*")}
+    assert {artifact.sha256 for artifact in used} <= there
+
+
+@pytest.mark.parametrize("mode", ["coefficients", "joint"])
+def test_a_stop_ends_growing_at_the_end_of_a_round(
+    begun: GrowingStore, tmp_path: Path, mode: str
+) -> None:
+    store = begun.copy(tmp_path / "store")
+    rounds: list[int] = []
+
+    def stop(event: object) -> None:
+        if isinstance(event, RoundDone):
+            rounds.append(event.round)
+            with Catalog.open(store.place["catalog"]) as catalog:
+                (job,) = [job for job in catalog.jobs.all() if not job.state.terminal]
+                catalog.queue.request_stop(job.id, "cancelled on request")
+
+    long = (*store.overrides, "growth.coefficient_rounds=1000000")
+    with pytest.raises(CancelledError):
+        store.add("four", merge="tiny/v1", mode=mode, overrides=long, on_event=stop)
+    assert len(store.manifests()) == 2
