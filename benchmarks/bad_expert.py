@@ -57,7 +57,7 @@ def merge(kept: Kept, job: Path, name: str, rounds: int, seed: int) -> dict[str,
         tasks = tintray.run(spec).tasks
         bad = next(task for task in tasks if task.name == BAD)
         others = statistics.mean(task.merged for task in tasks if task is not bad)
-        return {"bad": bad.merged, "others": others, "kept": bad.kept}
+        return {"bad": bad.merged, "others": others, "kept": bad.selected_fraction}
 
     found: dict[str, float] = kept.once(spec.digest(), " ".join(given), run)
     return found

@@ -33,13 +33,14 @@ from tintray.jobs.config.job_file import parse_spec
 from tintray.models.calling import answer_width, answers
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
+from tintray.numerics.choices import Format
 from tintray.pools.preparing import labels_of, open_pool
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.evaluation import score
 from tintray.tinting.self_labels import predict
-from tintray.vectors.stacks import Format, make_stack
+from tintray.vectors.stacks import make_stack
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 SHARED = Path(__file__).parents[2] / "shared"

@@ -37,8 +37,9 @@ import yaml
 
 import tintray
 from tintray.jobs.api import show
-from tintray.jobs.config.job_file import JobSpec, TaskSpec, parse_spec
-from tintray.jobs.events import Event, StageStarted
+from tintray.jobs.config.job_file import JobSpec, parse_spec
+from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.events import Event, PhaseStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs.guard import GuardError
@@ -109,9 +110,9 @@ class Meter:
 
     def __call__(self, event: Event) -> None:
         """Take note of a stage that begins."""
-        if isinstance(event, StageStarted):
+        if isinstance(event, PhaseStarted):
             self.stop()
-            self._stage = event.stage
+            self._stage = event.phase
 
     def stop(self) -> None:
         """Count what has passed since the last stage began."""

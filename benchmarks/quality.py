@@ -30,7 +30,7 @@ from typing import Any
 import tintray
 from benchmarks.kept import Kept
 from tintray.checkpoints.model_folder import open_model_folder
-from tintray.jobs.events import StageStarted
+from tintray.jobs.events import PhaseStarted
 from tintray.models.loading import load_base
 from tintray.tinting.site_search import candidates
 
@@ -158,8 +158,8 @@ def job(spec: tintray.JobSpec) -> Run:
     began: dict[str, float] = {}
 
     def on_event(event: object) -> None:
-        if isinstance(event, StageStarted):
-            began[event.stage] = time.process_time()
+        if isinstance(event, PhaseStarted):
+            began[event.phase] = time.process_time()
 
     found = tintray.run(spec, on_event=on_event)
     return Run(

@@ -38,7 +38,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, default_groups, form_groups
 from tintray.models.structure import private_state
-from tintray.numerics.precision import Precision, computing, resolve
+from tintray.numerics.choices import Precision
+from tintray.numerics.precision import computing, resolve
 from tintray.pools.pool import Pool
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState

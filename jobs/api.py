@@ -13,7 +13,7 @@ from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
-from tintray.jobs.events import OnEvent, StageStarted, ignore
+from tintray.jobs.events import OnEvent, PhaseStarted, ignore
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
@@ -153,7 +153,7 @@ def evaluate(
         threads=cluster.threads_per_worker,
         plan=256 * 2**20,
     )
-    tell(StageStarted("evaluating", f"{len(opened.tasks)} tasks on the data of the job"))
+    tell(PhaseStarted("evaluating", f"{len(opened.tasks)} tasks on the data of the job"))
     try:
         scores = measure(
             fleet,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class StageStarted:
-    """The job entered a stage, such as ``"preparing"``; ``detail`` is one short human sentence."""
+class PhaseStarted:
+    """The job entered a phase, such as ``"preparing"``; ``detail`` is one short human sentence."""
 
-    stage: str
+    phase: str
     detail: str = ""
 
 
@@ -33,7 +33,7 @@ class RoundDone:
     rounds: int  # how many the job will run
     loss: float  # mean over the round's tasks
     agreement: Mapping[str, float]  # task -> share of its batch on which merge and expert agree
-    kept: Mapping[str, float]  # task -> share of its batch that the confidence filter kept
+    selected_fraction: Mapping[str, float]  # task -> share of its batch that was not filtered out
     seconds: float  # wall time since the fit began
 
 
@@ -80,7 +80,7 @@ class Notice:
 
 
 Event = (
-    StageStarted
+    PhaseStarted
     | TaskPrepared
     | RoundDone
     | CheckpointSaved

@@ -1,7 +1,7 @@
 """What the commands answer with: plain frozen records, each with a JSON form.
 
-A share (``agreement``, ``kept``, ``tint_share``) and an accuracy lie between 0 and 1; ``None``
-means that it was not measured.
+A share (``agreement``, ``selected_fraction``, ``tint_share``) and an accuracy lie between 0 and 1;
+``None`` means that it was not measured.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TaskResult(Record):
     normalised: float | None  # merged / expert, or the inverse where less is better
     tint_parameters: int  # parameters that only this task has
     test_examples: int  # how many examples the metric was measured on
-    kept: float  # share of the pool that the confidence filter kept at the end of the fit
+    selected_fraction: float  # share of the pool that was not filtered out when the fit ended
     # of "merged" and "expert": histogram of confidences, their mean, ece, brier; None if unknown
     calibration: Mapping[str, Any] | None = None
     lower_is_better: bool = False  # of "merged" and "expert"
@@ -85,7 +85,7 @@ class MergeSummary(Record):
     tint_parameters_per_task: Mapping[str, int]
     tint_share: float  # mean tint parameters of a task / backbone parameters
     rounds: int
-    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall time
+    seconds: Mapping[str, float] = field(default_factory=dict)  # phase -> wall time
     peak_memory_mib: float | None = None
     parent: str | None = None  # the merge that this one grew from, "name/version"
     method: str = "tint"  # how it was merged: merge.method of its job

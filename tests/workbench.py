@@ -16,7 +16,8 @@ from tintray.data.source import DataSource
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
 from tintray.models.structure import private_state
-from tintray.numerics.layout import Granularity, Layout
+from tintray.numerics.choices import Granularity
+from tintray.numerics.layout import Layout
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import open_pool
 from tintray.tasks.classes import CLASSIFICATION

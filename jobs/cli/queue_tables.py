@@ -74,7 +74,7 @@ def _print_tasks(job: JobStatus, console: Console) -> None:
     few = len(known) <= _SHOWN_TASKS
     table = open_table("task" if few else f"worst of {len(known)} tasks", ">agreement", ">kept")
     for task in known if few else worst:
-        kept = "-" if task.kept is None else f"{task.kept:.0%}"
+        kept = "-" if task.selected_fraction is None else f"{task.selected_fraction:.0%}"
         table.add_row(task.name, f"{task.agreement:.3f}", kept)
     console.print()
     console.print(table)

@@ -62,7 +62,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
 
 
 def _how(summary: MergeSummary) -> str:
-    from tintray.jobs.config.job_file import TINT  # only here: a list of jobs needs no job file
+    from tintray.jobs.config.sections import TINT
 
     fit = f"{summary.rounds} rounds" if summary.rounds else "nothing learned"
     if summary.method == TINT:
@@ -132,7 +132,7 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
             shown([task.metric], task.merged),
             _kept_share(task),
             _percent(task.agreement),
-            _percent(task.kept),
+            _percent(task.selected_fraction),
             f"{task.tint_parameters:,}",
         ]
         table.add_row(task.name, *cells)

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -80,24 +80,20 @@ def _pair(value: object) -> object:
     raise ValueError(f"expected {expected}, found {reprlib.repr(value)}")
 
 
-def _worker_count(value: object) -> object:
-    """A count or ``auto``, with one sentence for both where pydantic would give one for each."""
-    if value == "auto" or (type(value) is int and value >= 0):
-        return value
-    raise ValueError(f"expected a whole number, 0 or more, or 'auto', found {reprlib.repr(value)}")
+def _auto_or(expected: str, fits: Callable[[Any], bool]) -> BeforeValidator:
+    """A number or ``auto``, with one sentence for both where pydantic would give one for each."""
+
+    def validate(value: object) -> object:
+        if value == "auto" or (type(value) in (int, float) and fits(value)):
+            return value
+        raise ValueError(f"expected {expected}, or 'auto', found {reprlib.repr(value)}")
+
+    return BeforeValidator(validate)
 
 
-def _threshold(value: object) -> object:
-    """A confidence or ``auto``."""
-    if value == "auto" or (type(value) in (int, float) and 0 <= float(str(value)) <= 1):
-        return value if value == "auto" else float(str(value))
-    raise ValueError(f"expected a number from 0 to 1, or 'auto', found {reprlib.repr(value)}")
-
-
-def _shard_count(value: object) -> object:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError(f"expected a whole number, 1 or more, or 'auto', found {reprlib.repr(value)}")
+def _count(least: int) -> BeforeValidator:
+    expected = f"a whole number, {least} or more"
+    return _auto_or(expected, lambda value: type(value) is int and value >= least)
 
 
 def memory_bytes(value: object) -> int:
@@ -120,6 +116,8 @@ StoreLocation = Annotated[Location, _located(store_location)]
 CatalogLocation = Annotated[Location, _located(catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
 Memory = Annotated[int, BeforeValidator(memory_bytes)]
-Threshold = Annotated[float | Literal["auto"], BeforeValidator(_threshold)]
-ShardCount = Annotated[int | Literal["auto"], BeforeValidator(_shard_count)]
-WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]
+Threshold = Annotated[
+    float | Literal["auto"], _auto_or("a number from 0 to 1", lambda value: 0 <= value <= 1)
+]
+ShardCount = Annotated[int | Literal["auto"], _count(1)]
+WorkerCount = Annotated[int | Literal["auto"], _count(0)]

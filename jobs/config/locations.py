@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -47,95 +48,93 @@ def model_location(written: str, folder: Path) -> Location:
     ``hf://org/name`` is a hub id whatever folders there are.
     """
     expected = "a folder, a hub id (org/name), or a file:// or s3:// URL"
-    _refuse_unprintable(written, expected)
     scheme = _scheme(written, ("file", "s3", "hf"), expected)
     if scheme == "s3":
-        return _bucket_url(written, expected)
+        return Location(written)
     if scheme == "hf":
         hub_id = written.removeprefix("hf://")
         if not _HUB_ID.fullmatch(hub_id):
-            raise ValueError(f"expected hf://org/name, found {shown_url(written)!r}")
+            raise _refusal("hf://org/name", written)
         return Location(hub_id, written)
     path = _absolute(written, folder, expected)
     if _exists(path, written, expected):
         return Location(str(path), written)
     if _HUB_ID.fullmatch(written) and not _looks_local(written, folder):
         return Location(written)
-    raise ValueError(_missing(path, written, expected))
+    raise _missing(path, written, expected)
 
 
 def data_location(written: str, folder: Path) -> Location:
     """A data file or a folder of images below ``folder``, an s3:// URL, or hf://org/name."""
     expected = "a data file, a folder of images, hf://org/name, or a file:// or s3:// URL"
-    _refuse_unprintable(written, expected)
     scheme = _scheme(written, ("file", "s3", "hf"), expected)
-    if scheme == "s3":
-        return _bucket_url(written, expected)
-    if scheme == "hf":
-        if not _HUB_DATA.fullmatch(written.removeprefix("hf://")):
-            raise ValueError(
-                "expected hf://org/name or hf://org/name:configuration, found "
-                f"{shown_url(written)!r}"
-            )
+    if scheme == "hf" and not _HUB_DATA.fullmatch(written.removeprefix("hf://")):
+        raise _refusal("hf://org/name or hf://org/name:configuration", written)
+    if scheme in ("s3", "hf"):
         return Location(written)
     path = _absolute(written, folder, expected)
     if not _exists(path, written, expected):
-        raise ValueError(_missing(path, written, expected))
+        raise _missing(path, written, expected)
     return Location(str(path), written)
 
 
 def store_location(written: str, folder: Path) -> Location:
     """An artifact store: a folder, which need not exist yet, or an s3:// URL."""
     expected = "a folder, or a file:// or s3:// URL"
-    _refuse_unprintable(written, expected)
     if _scheme(written, ("file", "s3"), expected) == "s3":
-        return _bucket_url(written, expected)
+        return Location(written)
     path = _absolute(written, folder, expected)
     if _exists(path, written, expected) and not path.is_dir():
-        raise ValueError(f"expected {expected}, found {shown_url(written)!r}, which is a file")
+        raise _refusal(expected, written, ", which is a file")
     return Location(str(path), written)
 
 
 def catalog_location(written: str, folder: Path) -> Location:
     """A catalog: an SQLAlchemy URL of SQLite or PostgreSQL; SQLite's file may be relative."""
     expected = "a database URL such as sqlite:///catalog.db or postgresql+psycopg://host/name"
-    _refuse_unprintable(written, expected)
-    shown = shown_url(written)
-    scheme = _SCHEME.match(written)
-    if scheme is None or scheme[1] not in CATALOG_SCHEMES:
-        raise ValueError(f"expected {expected}, found {shown!r}")
+    shown, scheme = shown_url(written), _scheme(written, CATALOG_SCHEMES, expected)
+    if scheme is None:
+        raise _refusal(expected, written)
     try:
         learn_url(written, parse_catalog(written))
     except ValueError as error:
         raise ValueError(f"expected {expected}, found {error}") from None
-    if scheme[1] != "sqlite":
+    if scheme != "sqlite":
         return Location(written, shown)
     file, mark, query = written.removeprefix("sqlite://").partition("?")
     if not file.startswith("/") or file in ("/", "/:memory:"):
-        raise ValueError(f"expected {expected} (a file, with three slashes), found {shown!r}")
+        raise _refusal(f"{expected} (a file, with three slashes)", written)
     path = _absolute(file[1:], folder, expected)
-    if _exists(path, shown, expected) and path.is_dir():
-        raise ValueError(f"expected {expected}, found {shown!r}, which is a folder")
+    if _exists(path, written, expected) and path.is_dir():
+        raise _refusal(expected, written, ", which is a folder")
     return Location(f"sqlite:///{path}{mark}{query}", shown)
 
 
-def _scheme(written: str, accepted: tuple[str, ...], expected: str) -> str | None:
-    """The URL scheme of ``written``, None for a path; one that is not accepted is refused."""
+def _refusal(expected: str, written: str, why: str = "") -> ValueError:
+    return ValueError(f"expected {expected}, found {shown_url(written)!r}{why}")
+
+
+def _scheme(written: str, accepted: Collection[str], expected: str) -> str | None:
+    """The URL scheme of ``written``, None for a path.
+
+    Refuses another scheme than is accepted, a bucket's URL that is none, and what no location is.
+    """
+    if not written.strip():
+        raise ValueError(f"expected {expected}, found an empty text")
+    if not written.isprintable():
+        raise _refusal(expected, written, ", which has unprintable characters")
     match = _SCHEME.match(written)
     if match is None:
         return None
     if match[1] not in accepted:
-        raise ValueError(f"expected {expected}, found {shown_url(written)!r}")
+        raise _refusal(expected, written)
+    if match[1] == "s3":
+        try:
+            parse_store_url(written)  # one grammar of s3:// URLs, that of the stores
+        except InputError as error:
+            problem = str(error).removeprefix("store: ")
+            raise _refusal(expected, written, f": {problem}") from error
     return match[1]
-
-
-def _bucket_url(written: str, expected: str) -> Location:
-    try:
-        parse_store_url(written)  # one grammar of s3:// URLs, that of the stores
-    except InputError as error:
-        problem = str(error).removeprefix("store: ")
-        raise ValueError(f"expected {expected}, found {shown_url(written)!r}: {problem}") from error
-    return Location(written)
 
 
 def _absolute(written: str, folder: Path, expected: str) -> Path:
@@ -144,24 +143,21 @@ def _absolute(written: str, folder: Path, expected: str) -> Path:
         try:
             parts = urlsplit(written)
         except ValueError:  # brackets that are no IPv6 address
-            raise ValueError(f"expected {expected}, found {shown_url(written)!r}") from None
+            raise _refusal(expected, written) from None
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            shown = shown_url(written)
-            raise ValueError(f"expected a file:// URL of an absolute path, found {shown!r}")
+            raise _refusal("a file:// URL of an absolute path", written)
         text = unquote(parts.path)
     try:
         return (folder / Path(text).expanduser()).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links, or a home folder of nobody
-        raise ValueError(f"expected {expected}, found {shown_url(written)!r} ({error})") from error
+        raise _refusal(expected, written, f" ({error})") from error
 
 
 def _exists(path: Path, written: str, expected: str) -> bool:
     try:
         return path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise ValueError(
-            f"expected {expected}, found {shown_url(written)!r} ({error.strerror})"
-        ) from error
+        raise _refusal(expected, written, f" ({error.strerror})") from error
 
 
 def _looks_local(written: str, folder: Path) -> bool:
@@ -173,14 +169,14 @@ def _looks_local(written: str, folder: Path) -> bool:
     return bool(near) and (folder / near[0] / rest).exists()
 
 
-def _missing(path: Path, written: str, expected: str) -> str:
+def _missing(path: Path, written: str, expected: str) -> ValueError:
     """The sentence for a path that is not there, with the nearest name beside what is missing."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
     what = "does not exist" if missing == path else f"does not exist ({missing} is missing)"
     hint = nearest(missing.name, _siblings(missing))
-    return f"expected {expected}, found {shown_url(written)!r}, which {what}{hint}"
+    return _refusal(expected, written, f", which {what}{hint}")
 
 
 def _siblings(missing: Path) -> list[str]:
@@ -188,12 +184,3 @@ def _siblings(missing: Path) -> list[str]:
         return [entry.name for entry in missing.parent.iterdir()]
     except OSError:  # not a folder, or not ours to list: then there is nothing to suggest
         return []
-
-
-def _refuse_unprintable(written: str, expected: str) -> None:
-    if not written.strip():
-        raise ValueError(f"expected {expected}, found an empty text")
-    if not written.isprintable():
-        raise ValueError(
-            f"expected {expected}, found {shown_url(written)!r}, which has unprintable characters"
-        )

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,11 +171,18 @@ def limits() -> Limits:
     """
     chosen: dict[str, Any] = {}
     for name, found in _chosen(LIMITS).items():
-        try:
+        with _told_of(found.origin):
             chosen[name] = _limit(name, found)
-        except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
-            raise SpecError(f"{found.origin}: {error}") from error
     return Limits(**chosen)
+
+
+@contextmanager
+def _told_of(origin: str) -> Iterator[None]:
+    """A value that cannot be what it is to be is bad input, and comes from ``origin``."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
+        raise SpecError(f"{origin}: {error}") from error
 
 
 def _limit(name: str, found: Setting) -> int | tuple[str, ...]:
@@ -198,10 +206,8 @@ def default_store() -> Location:
         ``TINTRAY_STORE`` is neither a folder nor a URL that a store can have.
     """
     found = setting("store") or Setting(STORE, "store", Path.cwd())
-    try:
+    with _told_of(found.origin):
         return store_location(found.value, found.folder)
-    except ValueError as error:
-        raise SpecError(f"{found.origin}: {error}") from error
 
 
 def default_catalog(store: Location) -> Location:
@@ -213,13 +219,10 @@ def default_catalog(store: Location) -> Location:
         ``TINTRAY_CATALOG`` is not the URL of a database.
     """
     beside = store if store.path else Location(str(Path(STORE).resolve()))
-    found = setting("catalog")
-    if found is None:
-        found = Setting(f"sqlite:///{beside}/catalog.db", "catalog", Path.cwd())
-    try:
+    built_in = Setting(f"sqlite:///{beside}/catalog.db", "catalog", Path.cwd())
+    found = setting("catalog") or built_in
+    with _told_of(found.origin):
         return catalog_location(found.value, found.folder)
-    except ValueError as error:
-        raise SpecError(f"{found.origin}: {error}") from error
 
 
 def chosen_address(option: str | None, in_job_file: str | None) -> str | None:
@@ -262,17 +265,16 @@ def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
     SpecError
         A value cannot be what it is to be, there is a file already, or it cannot be written.
     """
-    path = config_file()
-    here = Path.cwd()
-    located = {"store": store_location, "catalog": catalog_location}
-    for name, value in values.items():
-        try:  # resolved: the file's folder is not where the user stands
-            values = values | {name: str(located[name](value, here))} if name in located else values
-        except ValueError as error:
-            raise SpecError(f"{name}: {error}") from error
+    path, here = config_file(), Path.cwd()
+    written = dict(values)
+    for name, locate in (("store", store_location), ("catalog", catalog_location)):
+        if name in values:
+            with _told_of(name):  # resolved: the file's folder is not where the user stands
+                written[name] = str(locate(values[name], here))
     if path.exists() and not replace:
         raise SpecError(f"{path} is there already; give --force to write it anew")
-    lines = [f"# {SETTINGS[name]}\n{name} = {_toml(value)}\n" for name, value in values.items()]
+    # A JSON text is a TOML one too.
+    lines = [f"# {SETTINGS[name]}\n{name} = {json.dumps(text)}\n" for name, text in written.items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.part")
@@ -285,11 +287,6 @@ def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
     return path
 
 
-def _toml(text: str) -> str:
-    """A TOML basic string; JSON escapes are a subset of its own."""
-    return json.dumps(text)
-
-
 def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
     """The store that something is copied to, and its catalog: ``catalog.db`` in it, if a folder.
 
@@ -298,15 +295,12 @@ def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Locat
     SpecError
         One of them is none.
     """
-    field = "DEST"
-    try:
+    with _told_of("DEST"):
         where = store_location(store, Path.cwd())
-        field = "--dest-catalog"
-        if catalog is not None:
-            return where, catalog_location(catalog, Path.cwd())
-    except ValueError as error:
-        raise SpecError(f"{field}: {error}") from error
-    return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
+    if catalog is None:
+        return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
+    with _told_of("--dest-catalog"):
+        return where, catalog_location(catalog, Path.cwd())
 
 
 def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
@@ -317,12 +311,8 @@ def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
     SpecError
         An option, or the environment variable behind it, cannot be one.
     """
-    option = "--store"
-    try:
-        where = store_location(store, Path.cwd()) if store is not None else default_store()
-        option = "--catalog"
-        if catalog is None:
-            return where, default_catalog(where)
-        return where, catalog_location(catalog, Path.cwd())
-    except ValueError as error:
-        raise SpecError(f"{option}: {error}") from error
+    with _told_of("--store"):
+        where = default_store() if store is None else store_location(store, Path.cwd())
+    with _told_of("--catalog"):
+        known = None if catalog is None else catalog_location(catalog, Path.cwd())
+        return where, known or default_catalog(where)

@@ -22,9 +22,9 @@ from tintray.jobs.events import (
     Event,
     Notice,
     OnEvent,
+    PhaseStarted,
     Published,
     RoundDone,
-    StageStarted,
     TaskPrepared,
     TensorsMerged,
 )
@@ -46,23 +46,23 @@ class Tracker:
     """Where a job stands, from the events seen so far."""
 
     clock: Callable[[], float] = time.monotonic
-    stage: str = ""
+    phase: str = ""
     detail: str = ""
-    stage_began: float = 0.0
+    phase_began: float = 0.0
     prepared: TaskPrepared | None = None
     round: RoundDone | None = None
     evaluated: int = 0
     loss: float = 0.0
     agreement: Mapping[str, float] = field(default_factory=dict)  # task -> smoothed share
-    kept: float = 0.0  # mean over tasks, smoothed
+    selected_fraction: float = 0.0  # mean over tasks, smoothed
     _pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def take(self, event: Event) -> None:
         """Move on by one event."""
         match event:
-            case StageStarted():
-                self.stage, self.detail = event.stage, event.detail
-                self.stage_began = self.clock()
+            case PhaseStarted():
+                self.phase, self.detail = event.phase, event.detail
+                self.phase_began = self.clock()
             case TaskPrepared():
                 self.prepared = event
             case RoundDone():
@@ -76,9 +76,9 @@ class Tracker:
 
     def _take_round(self, event: RoundDone) -> None:
         first = self.round is None
-        kept = _mean(event.kept.values())
+        kept = _mean(event.selected_fraction.values())
         self.loss = event.loss if first else _blend(self.loss, event.loss)
-        self.kept = kept if first else _blend(self.kept, kept)
+        self.selected_fraction = kept if first else _blend(self.selected_fraction, kept)
         seen = self.agreement
         # A new mapping each time: the thread that draws may be reading the one before.
         self.agreement = {
@@ -144,8 +144,8 @@ def live(console: Console) -> Iterator[OnEvent]:
     )
 
     def on_event(event: Event) -> None:
-        if isinstance(event, StageStarted) and tracker.stage:
-            console.print(_stage_line(tracker), highlight=False, markup=False)
+        if isinstance(event, PhaseStarted) and tracker.phase:
+            console.print(_phase_line(tracker), highlight=False, markup=False)
         if isinstance(event, Notice):
             console.print(f"note: {printable(event.text)}", highlight=False, markup=False)
         tracker.take(event)
@@ -163,16 +163,16 @@ def frame(tracker: Tracker) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    head = Text.assemble((tracker.stage or "starting", "bold"), "  ", tracker.detail)
+    head = Text.assemble((tracker.phase or "starting", "bold"), "  ", tracker.detail)
     parts: list[RenderableType] = [head]
-    if tracker.stage == "preparing" and tracker.prepared:
+    if tracker.phase == "preparing" and tracker.prepared:
         done = tracker.prepared
         cached = ", from the store" if done.cached else ""
         parts.append(_bar(done.done, done.total, f"tasks   {done.task}{cached}"))
     if tracker.round:
         parts.append(_bar(tracker.round.round, tracker.round.rounds, _round_words(tracker)))
         parts.append(_agreement(tracker))
-    if tracker.stage == "evaluating" and tracker.evaluated:
+    if tracker.phase == "evaluating" and tracker.evaluated:
         parts.append(Text(f"{tracker.evaluated} of {len(tracker.agreement) or '?'} tasks measured"))
     return Group(*parts)
 
@@ -191,7 +191,7 @@ def _bar(done: int, total: int, words: str) -> RenderableType:
 def _round_words(tracker: Tracker) -> str:
     left = tracker.seconds_left()
     end = f"   {duration(left)} left" if left and left >= 1 else ""
-    return f"rounds   loss {tracker.loss:.3f}   kept {tracker.kept:.0%}{end}"
+    return f"rounds   loss {tracker.loss:.3f}   kept {tracker.selected_fraction:.0%}{end}"
 
 
 def _agreement(tracker: Tracker) -> RenderableType:
@@ -214,7 +214,7 @@ def _agreement(tracker: Tracker) -> RenderableType:
 
 
 class PlainProgress:
-    """Lines for a log: each stage, and of its tasks or rounds the first, every tenth and last.
+    """Lines for a log: each phase, and of its tasks or rounds the first, every tenth and last.
 
     However long a tenth takes, a line a minute shows that the job is alive.
     """
@@ -228,8 +228,8 @@ class PlainProgress:
     def __call__(self, event: Event) -> None:
         """Take the event in, and write a line if it is due."""
         tracker = self._tracker
-        if isinstance(event, StageStarted) and tracker.stage:
-            self._write(f"  {_stage_line(tracker)}")
+        if isinstance(event, PhaseStarted) and tracker.phase:
+            self._write(f"  {_phase_line(tracker)}")
         tracker.take(event)
         line = self._line(event)
         if line:
@@ -237,8 +237,8 @@ class PlainProgress:
 
     def _line(self, event: Event) -> str | None:
         match event:
-            case StageStarted():
-                return event.stage + (f": {event.detail}" if event.detail else "")
+            case PhaseStarted():
+                return event.phase + (f": {event.detail}" if event.detail else "")
             case TaskPrepared():
                 if not self._due("tasks", event.done, event.total):
                     return None
@@ -270,7 +270,7 @@ class PlainProgress:
         end = f", {duration(left)} left" if left and left >= 1 else ""
         return (
             f"  round {event.round}/{event.rounds}: loss {tracker.loss:.3f}, "
-            f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.kept:.0%}, "
+            f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.selected_fraction:.0%}, "
             f"{duration(event.seconds)}{end}"
         )
 
@@ -307,8 +307,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _stage_line(tracker: Tracker) -> str:
-    return f"{tracker.stage} took {duration(tracker.clock() - tracker.stage_began)}"
+def _phase_line(tracker: Tracker) -> str:
+    return f"{tracker.phase} took {duration(tracker.clock() - tracker.phase_began)}"
 
 
 def _blend(before: float, now: float) -> float:

@@ -13,7 +13,7 @@ from tintray.errors import CheckpointError
 from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.sources import local_data, local_folder
 from tintray.models import base_similarity as base_similarity
-from tintray.numerics.layout import Granularity
+from tintray.numerics.choices import Granularity
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.tasks.doubts import Doubt
 from tintray.tasks.kind import Kind

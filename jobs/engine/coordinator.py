@@ -126,7 +126,7 @@ class Coordinator:
                     rounds=self.rounds if last else rounds,
                     loss=mean([m.loss for m in metrics.values()]),
                     agreement={name: m.agreement for name, m in metrics.items()},
-                    kept={name: m.selected_fraction for name, m in metrics.items()},
+                    selected_fraction={name: m.selected_fraction for name, m in metrics.items()},
                     seconds=time.perf_counter() - started,
                 )
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tintray.numerics.precision import Precision
+from tintray.numerics.choices import Precision
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 
 _VECTORS = 4  # task vectors in the product that is timed

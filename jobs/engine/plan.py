@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from tintray.errors import SpecError
 from tintray.limits import size_text
+from tintray.numerics.choices import Format
 from tintray.numerics.layout import Layout
-from tintray.vectors.stacks import Format, stack_bytes
+from tintray.vectors.stacks import stack_bytes
 
 MIB = 2**20
 FLOAT = 4

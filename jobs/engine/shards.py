@@ -26,11 +26,11 @@ from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
 from tintray.merging.files.tensor_files import StackedTensors, TensorFiles
+from tintray.numerics.choices import Format
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.vectors.correction import Correction
-from tintray.vectors.stacks import Format
 from tintray.vectors.task_vectors import TaskVectors, row_of
 
 

@@ -10,7 +10,8 @@ import torch
 
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import InputError
-from tintray.jobs.config.job_file import JobSpec, TaskSpec
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import ActorHandle, Backend, Future, P, Placement, T
 from tintray.jobs.engine.base_model import SplitModel

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from tintray.errors import TintrayError
-from tintray.jobs.events import Notice, OnEvent, Published, RoundDone, StageStarted, ignore
+from tintray.jobs.events import Notice, OnEvent, PhaseStarted, Published, RoundDone, ignore
 from tintray.jobs.queue.handover import LOG, dispatch, mark_exited, submission_id
 from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
 from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
@@ -119,7 +119,7 @@ class _Teller:
         waits = status_of(self._catalog, row.id).waits
         if waits is not None and waits != self._waits:
             self._waits = waits
-            self._on_event(StageStarted(str(JobState.QUEUED), waits))
+            self._on_event(PhaseStarted(str(JobState.QUEUED), waits))
 
     def _tell(self, state: JobState, reason: str) -> None:
         if state is JobState.FITTING:
@@ -132,7 +132,7 @@ class _Teller:
         elif state.terminal:
             self._on_event(Notice(f"{state}: {reason}"))
         else:
-            self._on_event(StageStarted(str(state), reason))
+            self._on_event(PhaseStarted(str(state), reason))
 
     def _tell_rounds(self) -> None:
         if not self._rounds:
@@ -151,7 +151,7 @@ class _Teller:
                 rounds=self._rounds,
                 loss=found["loss"] if found["loss"] is not None else float("nan"),
                 agreement=found["agreement"],
-                kept=found["kept"],
+                selected_fraction=found["kept"],
                 seconds=found["seconds"],
             )
             self._on_event(done)

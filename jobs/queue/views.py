@@ -58,7 +58,7 @@ class TaskLine(Record):
     name: str
     kind: str
     agreement: float | None = None  # with its expert, on the batch of that round
-    kept: float | None = None  # share of that batch that the confidence filter kept
+    selected_fraction: float | None = None  # share of that batch that was not filtered out
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tintray.errors import InputError, NotFoundError, SpecError, nearest
 from tintray.jobs.config.documents import Document, read_document
-from tintray.jobs.config.errors import explain
-from tintray.jobs.config.fields import Folder
-from tintray.jobs.config.job_file import JobSpec, Section, TaskSpec
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import Section, TaskSpec
 
 Operation = Literal["add", "refresh", "remove"]
 
@@ -122,11 +121,7 @@ def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
     model: type[Section] = TaskSpec if one else TasksFile
     if isinstance(value, Mapping) and not one:
         value = {"tasks": value["tasks"]}  # a whole job file gives its tasks
-    try:
-        found: Any = model.model_validate(value, context=Folder(path.absolute().parent))
-    except ValidationError as error:
-        shown = Document(document.source, value, document.root)
-        raise SpecError(explain(error, model, shown)) from error
+    found: Any = model.read(replace(document, value=value), path.absolute().parent)
     return (found,) if one else tuple(found.tasks)
 
 
@@ -161,11 +156,7 @@ def refreshed(
         changed["expert"] = expert
     if pool is not None:
         changed["pool"] = {**record["pool"], "path": pool}
-    try:
-        located = TaskSpec.model_validate(record | changed, context=Folder(folder))
-    except ValidationError as error:
-        document = Document(f"task '{name}'", record | changed)
-        raise SpecError(explain(error, TaskSpec, document)) from error
+    located = TaskSpec.read(Document(f"task '{name}'", record | changed), folder)
     # What was not given keeps the location that it was resolved to.
     kept = {field: getattr(located, field) for field in changed}
     return Change("refresh", (name,), (task.changed(**kept),))
@@ -187,8 +178,4 @@ def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
                 "merge was fitted with stays"
             )
         document = document.override(text)
-    try:
-        found = JobSpec.model_validate(document.value)
-    except ValidationError as error:
-        raise SpecError(explain(error, JobSpec, document)) from error
-    return spec.changed(growth=found.growth)
+    return spec.changed(growth=JobSpec.read(document).growth)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from tintray.errors import SpecError, nearest
-from tintray.jobs.config.job_file import ADAMERGING, SURGERY, JobSpec, TintSpec
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
+from tintray.jobs.config.sections import ADAMERGING, SURGERY, TintSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.worker import Worker
-from tintray.jobs.events import Notice, OnEvent, StageStarted
+from tintray.jobs.events import Notice, OnEvent, PhaseStarted
 from tintray.jobs.results import CompareRow, CompareTable
 from tintray.jobs.runs.evaluate import measure
 from tintray.jobs.runs.fitting import coordinator_for
@@ -67,19 +68,19 @@ def compare(
     found: dict[str, Sequence[TaskScore]] = {}
     scales: dict[str, float] = {}
     with backend_for(spec, ground) as fleet:
-        on_event(StageStarted("preparing", "experts and their task vectors"))
+        on_event(PhaseStarted("preparing", "experts and their task vectors"))
         stage = _staged(fleet, spec, on_event)
         for name in (name for name in chosen if name not in ADAMERGING):
-            on_event(StageStarted("comparing", _label(name)))
+            on_event(PhaseStarted("comparing", _label(name)))
             found[_label(name)] = _rival(stage, name, scales, on_event)
         learned = [name for name in chosen if name in ADAMERGING]
         start = _start_of_learned(stage, scales, on_event) if learned else 0.0
         stage.workers.dismiss()  # their CPUs are the next members' now
         for name in learned:
-            on_event(StageStarted("comparing", _label(name)))
+            on_event(PhaseStarted("comparing", _label(name)))
             scales[_label(name)] = start
             found[_label(name)] = _learned_rival(fleet, spec, name, start, on_event)
-        on_event(StageStarted("evaluating", "the merge itself"))
+        on_event(PhaseStarted("evaluating", "the merge itself"))
         found["merge"] = measure(
             fleet,
             merge,

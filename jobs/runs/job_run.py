@@ -10,7 +10,7 @@ from typing import Any
 
 from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.events import Evaluated, Notice, OnEvent, RoundDone, StageStarted
+from tintray.jobs.events import Evaluated, Notice, OnEvent, PhaseStarted, RoundDone
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.stopping import Moment, Stopper
 from tintray.storage.catalog.artifacts import KnownArtifact
@@ -71,7 +71,7 @@ class JobRun:
         """Be in a phase: told to the catalog and to whoever watches, and timed."""
         with self.stopper.at(_MOMENTS.get(state, "now")):
             self.move(state, reason)
-            self.on_event(StageStarted(state.value, reason))
+            self.on_event(PhaseStarted(state.value, reason))
             started = time.perf_counter()
             yield
             self.flush()
@@ -104,7 +104,7 @@ class JobRun:
         self._rounds[event.round] = {
             "loss": event.loss,
             "agreement": dict(event.agreement),
-            "kept": dict(event.kept),
+            "kept": dict(event.selected_fraction),
             "seconds": event.seconds,
         }
         self._flush_if_due()

@@ -11,10 +11,10 @@ from pathlib import Path
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.config.fields import memory_bytes
-from tintray.jobs.config.job_file import ADAMERGING, MOST_SCALE, SURGERY
 from tintray.jobs.config.mergekit import read_mergekit
+from tintray.jobs.config.sections import ADAMERGING, MOST_SCALE, SURGERY
 from tintray.jobs.engine.sources import cache_folder, local_folder
-from tintray.jobs.events import Notice, OnEvent, StageStarted, TensorsMerged, ignore
+from tintray.jobs.events import Notice, OnEvent, PhaseStarted, TensorsMerged, ignore
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
 from tintray.merging.files import writing
@@ -68,7 +68,7 @@ def merge_checkpoints(
     first, *others = _open_alike(roles, base, on_event)
     opened = dict(zip(roles.values(), others, strict=True))
     many = "expert" if len(experts) == 1 else "experts"
-    on_event(StageStarted("merging", f"{len(experts)} {many} by {method}"))
+    on_event(PhaseStarted("merging", f"{len(experts)} {many} by {method}"))
     return writing.merge_checkpoints(
         first,
         {name: opened[expert] for name, expert in zip(names, experts, strict=True)},
@@ -107,7 +107,7 @@ def compose(
     locations = {model: model for model in others}
     found = _open_alike(locations, leading, ignore, role=leading, any_layers=True)
     opened = dict(zip(composition.models, found, strict=True))
-    on_event(StageStarted("merging", f"{len(opened)} models by {method}"))
+    on_event(PhaseStarted("merging", f"{len(opened)} models by {method}"))
     with ExitStack() as stack:
         files = {
             model: stack.enter_context(TensorFiles.of(folder, model))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintray.jobs.config.job_file import ADAMERGING, JobSpec
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import ADAMERGING
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel, load_base_model

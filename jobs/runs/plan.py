@@ -19,8 +19,9 @@ import numpy as np
 
 from tintray.errors import SpecError
 from tintray.jobs.config.input_errors import as_input_error
-from tintray.jobs.config.job_file import JobSpec, TaskSpec
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
+from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.base_model import SplitModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tintray.jobs.config.job_file import TaskSpec
+from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.statistics import Refs

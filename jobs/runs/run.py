@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tintray.jobs.config.job_file import SURGERY, JobSpec
+from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import SURGERY
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator

@@ -30,7 +30,7 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
         normalised=score.normalised,
         tint_parameters=task.tint_parameters,
         test_examples=score.examples,
-        kept=task.selected_fraction,
+        selected_fraction=task.selected_fraction,
         calibration=score.calibration,
         lower_is_better=find_metric(score.metric).lower,
         at_chance=task.expert.at_chance,

@@ -21,7 +21,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import StorageError, TintrayError
 from tintray.jobs import api
 from tintray.jobs.cli import main
-from tintray.jobs.events import StageStarted, TaskPrepared
+from tintray.jobs.events import PhaseStarted, TaskPrepared
 from tintray.storage.artifacts.publish import list_merges
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
@@ -145,7 +145,7 @@ def test_a_store_that_fills_up_with_its_catalog_is_still_what_is_named(
     with files_no_larger_than(512) as fill_up:
 
         def on_event(event: object) -> None:
-            if isinstance(event, StageStarted) and event.stage == "preparing":
+            if isinstance(event, PhaseStarted) and event.phase == "preparing":
                 fill_up()
 
         with pytest.raises(StorageError, match="the artifact store") as raised:
@@ -164,7 +164,7 @@ def test_a_store_that_breaks_while_publishing_leaves_no_merge(
     spec = tiny.spec(store)
 
     def on_event(event: object) -> None:
-        if isinstance(event, StageStarted) and event.stage == "publishing":
+        if isinstance(event, PhaseStarted) and event.phase == "publishing":
             if (store / broken).exists():
                 (store / broken).rename(tmp_path / broken)
             (store / broken).write_text("not a folder")

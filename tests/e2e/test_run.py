@@ -16,7 +16,7 @@ from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray.data.reading import read_examples
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.events import Evaluated, Notice, Published, RoundDone, StageStarted, TaskPrepared
+from tintray.jobs.events import Evaluated, Notice, PhaseStarted, Published, RoundDone, TaskPrepared
 from tintray.pools.preparing import build_pool
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.publish import list_merges, parse_merge_url, read_manifest
@@ -90,8 +90,8 @@ def test_the_catalog_knows_job_and_merge(published: conftest.Published) -> None:
 
 def test_events_tell_the_job_in_order(published: conftest.Published) -> None:
     events = published.events
-    assert [event.stage for event in events if isinstance(event, StageStarted)] == STAGES
-    kinds = [type(event) for event in events if not isinstance(event, StageStarted)]
+    assert [event.phase for event in events if isinstance(event, PhaseStarted)] == STAGES
+    kinds = [type(event) for event in events if not isinstance(event, PhaseStarted)]
     each = [TaskPrepared] * 4 + [RoundDone] * 4 + [Evaluated] * 4 + [Published]
     assert kinds == each
     prepared = [event for event in events if isinstance(event, TaskPrepared)]
@@ -99,7 +99,9 @@ def test_events_tell_the_job_in_order(published: conftest.Published) -> None:
         (n, 4, False) for n in (1, 2, 3, 4)
     ]
     rounds = [event for event in events if isinstance(event, RoundDone)]
-    assert all(set(event.agreement) == set(event.kept) == set(TASKS) for event in rounds)
+    assert all(
+        set(event.agreement) == set(event.selected_fraction) == set(TASKS) for event in rounds
+    )
     assert events[-1].url == published.summary.url
 
 

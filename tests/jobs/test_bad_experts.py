@@ -14,7 +14,7 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli.tables import print_summary
 from tintray.jobs.display.terminal import open_console
-from tintray.jobs.events import Notice, StageStarted
+from tintray.jobs.events import Notice, PhaseStarted
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
@@ -37,7 +37,7 @@ def test_an_expert_that_always_answers_the_same_is_told_and_left_out(
     fitting = next(
         index
         for index, event in enumerate(events)
-        if isinstance(event, StageStarted) and event.stage == "fitting"
+        if isinstance(event, PhaseStarted) and event.phase == "fitting"
     )
     told = [str(event) for event in events[:fitting] if isinstance(event, Notice)]
     assert any("task 'five': its expert cannot be told from one" in text for text in told)

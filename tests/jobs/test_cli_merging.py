@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.cli import main
-from tintray.jobs.config.job_file import ADAMERGING, SURGERY
+from tintray.jobs.config.sections import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 from tintray.merging import recipe
 from tintray.merging.files.writing import merge_checkpoints

@@ -39,7 +39,7 @@ TASK = TaskResult(
     normalised=0.8,
     tint_parameters=1930,
     test_examples=2000,
-    kept=0.875,
+    selected_fraction=0.875,
 )
 SUMMARY = MergeSummary(
     name="ten-scripts",

@@ -98,7 +98,7 @@ def test_rounds_are_told_one_by_one(tiny: TinyZoo, store: Path) -> None:
     fit = Fit(tiny, store, objective={"filter": "none"}).run(3)
     assert [(event.round, event.rounds) for event in fit.rounds] == [(1, 3), (2, 3), (3, 3)]
     assert all(list(event.agreement) == list(TASKS) for event in fit.rounds)
-    assert all(set(event.kept.values()) == {1.0} for event in fit.rounds)
+    assert all(set(event.selected_fraction.values()) == {1.0} for event in fit.rounds)
     assert [fit.coordinator.kept(task) for task in TASKS] == [1.0] * 4
     seconds = [event.seconds for event in fit.rounds]
     assert seconds == sorted(seconds)

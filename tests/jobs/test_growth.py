@@ -22,7 +22,7 @@ from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintWorkerPool
-from tintray.jobs.events import StageStarted
+from tintray.jobs.events import PhaseStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import fitting
 from tintray.jobs.runs import grow as growth
@@ -331,7 +331,7 @@ def test_twenty_tasks_are_added_in_one_job(grown: Grown) -> None:
 
 def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: Grown) -> None:
     def meanwhile(event: Any) -> None:
-        if isinstance(event, StageStarted) and event.stage == "fitting" and not came:
+        if isinstance(event, PhaseStarted) and event.phase == "fitting" and not came:
             came.append(grown.add("four"))
 
     came: list[MergeSummary] = []

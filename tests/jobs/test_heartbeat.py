@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.events import RoundDone, StageStarted
+from tintray.jobs.events import PhaseStarted, RoundDone
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.storage.artifacts.publish import MergeRef, list_merges, manifest_digest
 from tintray.storage.artifacts.store import open_store
@@ -70,7 +70,7 @@ def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, mom
 
     def watch(event: object) -> None:
         found = moment == "fitting" and isinstance(event, RoundDone)
-        found |= isinstance(event, StageStarted) and event.stage == moment == "publishing"
+        found |= isinstance(event, PhaseStarted) and event.phase == moment == "publishing"
         if found and not taken:
             with Catalog.open(spec.catalog) as catalog:
                 job = catalog.jobs.all()[0].id

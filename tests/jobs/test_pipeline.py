@@ -13,7 +13,7 @@ from tests.growing import GrowingStore
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError
 from tintray.jobs import api
-from tintray.jobs.events import Evaluated, Published, RoundDone, StageStarted, TaskPrepared
+from tintray.jobs.events import Evaluated, PhaseStarted, Published, RoundDone, TaskPrepared
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.upkeep.stores import remove_merge
 from tintray.storage.artifacts.store import open_store
@@ -78,7 +78,7 @@ def test_what_one_operation_records_all_do(
     tasks = {task.name: task for task in manifest.tasks}
     # what is told
     events = store.events
-    assert [event.stage for event in events if isinstance(event, StageStarted)] == PHASES
+    assert [event.phase for event in events if isinstance(event, PhaseStarted)] == PHASES
     assert {event.task for event in events if isinstance(event, TaskPrepared)} == {*operation.new}
     told = {event.task for event in events if isinstance(event, Evaluated)}
     assert told == tasks.keys() - {*operation.unmeasured}

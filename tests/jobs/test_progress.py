@@ -27,9 +27,9 @@ from tintray.jobs.events import (
     Event,
     Notice,
     OnEvent,
+    PhaseStarted,
     Published,
     RoundDone,
-    StageStarted,
     TaskPrepared,
 )
 
@@ -45,17 +45,17 @@ def round_done(number: int, rounds: int = 100, tasks: int = 2, **changes: float)
 
 
 def job(rounds: int = 100, tasks: int = 2) -> Iterator[Event]:
-    yield StageStarted("preparing", f"{tasks} experts")
+    yield PhaseStarted("preparing", f"{tasks} experts")
     for index in range(tasks):
         yield TaskPrepared(f"task{index}", index + 1, tasks, 2.0, cached=index == 0)
-    yield StageStarted("fitting", f"{rounds} rounds")
+    yield PhaseStarted("fitting", f"{rounds} rounds")
     for number in range(1, rounds + 1):
         yield round_done(number, rounds, tasks)
-    yield StageStarted("evaluating")
+    yield PhaseStarted("evaluating")
     yield Notice("a task has no test set")
     for index in range(tasks):
         yield Evaluated(f"task{index}", "accuracy", 0.5, 0.75)
-    yield StageStarted("publishing")
+    yield PhaseStarted("publishing")
     yield Published("/store/merges/x/v1")
 
 
@@ -122,11 +122,11 @@ def test_many_tasks_do_not_flood_a_log() -> None:
 
 def test_plain_rounds_name_the_worst_task_and_the_time_left() -> None:
     event = RoundDone(50, 100, 0.25, {"a": 0.9, "b": 0.5}, {"a": 1.0, "b": 0.5}, 25.0)
-    events: list[Event] = [StageStarted("fitting"), round_done(1, seconds=0.5), event]
+    events: list[Event] = [PhaseStarted("fitting"), round_done(1, seconds=0.5), event]
     tracker = Tracker()
     for each in events:
         tracker.take(each)
-    assert plain(iter([StageStarted("fitting"), event])) == [
+    assert plain(iter([PhaseStarted("fitting"), event])) == [
         "fitting",
         "  round 50/100: loss 0.250, agreement 0.700, worst b 0.500, kept 75%, 25 s",
     ]
@@ -162,21 +162,21 @@ def test_agreement_is_smoothed_and_remembers_tasks_of_other_rounds() -> None:
 
 
 def test_a_round_without_tasks_is_harmless() -> None:
-    assert "0.000" in drawn([StageStarted("fitting"), RoundDone(1, 2, 0.0, {}, {}, 0.0)])
+    assert "0.000" in drawn([PhaseStarted("fitting"), RoundDone(1, 2, 0.0, {}, {}, 0.0)])
 
 
 # The live display
 
 
 def test_live_shows_stage_rounds_loss_and_each_task() -> None:
-    text = drawn([StageStarted("fitting", "2 tasks"), round_done(10), round_done(20)])
+    text = drawn([PhaseStarted("fitting", "2 tasks"), round_done(10), round_done(20)])
     for word in ("fitting", "2 tasks", "20/100", "loss", "kept 75%", "40 s left", "task0", "task1"):
         assert word in text
 
 
 def test_live_shows_the_worst_of_many_tasks() -> None:
     agreement = {f"task{index}": index / 50 for index in range(50)}
-    text = drawn([StageStarted("fitting"), RoundDone(1, 2, 1.0, agreement, agreement, 1.0)])
+    text = drawn([PhaseStarted("fitting"), RoundDone(1, 2, 1.0, agreement, agreement, 1.0)])
     assert "worst 3 of 50" in text
     assert "task0" in text
     assert "task49" not in text
@@ -208,7 +208,7 @@ def test_an_event_costs_a_few_calls_however_long_the_fit_is() -> None:
 
 def calls_per_event(on_event: OnEvent, rounds: int) -> float:
     """How many functions this thread calls for a round of 300 tasks: a few for each task."""
-    on_event(StageStarted("fitting"))
+    on_event(PhaseStarted("fitting"))
     events = [round_done(number, rounds, tasks=300) for number in range(1, rounds + 1)]
     calls = 0
 
@@ -231,7 +231,7 @@ def test_live_stays_on_the_screen_when_the_job_fails() -> None:
         console = Console(file=stream, width=80, force_terminal=True, no_color=True)
         try:
             with live(console) as on_event:
-                on_event(StageStarted("fitting"))
+                on_event(PhaseStarted("fitting"))
                 if fails:
                     raise RuntimeError
         except RuntimeError:
@@ -249,7 +249,7 @@ def test_live_stays_on_the_screen_when_the_job_fails() -> None:
 def test_no_terminal_gets_plain_lines() -> None:
     stream = io.StringIO()
     with watch(stream) as on_event:
-        on_event(StageStarted("fitting", "now"))
+        on_event(PhaseStarted("fitting", "now"))
     assert stream.getvalue() == "fitting: now\n"
 
 
@@ -258,7 +258,7 @@ import sys
 from tintray.jobs.events import *
 from tintray.jobs.display.progress import watch
 with watch() as on_event:
-    on_event(StageStarted("fitting", "now"))
+    on_event(PhaseStarted("fitting", "now"))
     on_event(RoundDone(1, 10, 0.5, {"mnist": 0.5}, {"mnist": 1.0}, 1.0))
     print("from a library")
 """

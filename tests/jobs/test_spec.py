@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tintray.errors import SpecError
-from tintray.jobs.config.job_file import JobSpec, Section, load_spec, parse_spec
+from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
 from tintray.jobs.config.renamed import RENAMED
+from tintray.jobs.config.sections import Section
 from tintray.jobs.queue.differences import changed_fields
 
 JOB = """\

@@ -14,7 +14,7 @@ import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError
 from tintray.jobs.cli import main
-from tintray.jobs.events import StageStarted
+from tintray.jobs.events import PhaseStarted
 from tintray.jobs.queue.views import JobStatus
 from tintray.jobs.runs import stopping
 from tintray.jobs.runs.job_run import JobRun
@@ -186,7 +186,7 @@ def test_a_stop_in_any_stage_is_a_cancelled_job(
     stopped = "stopped by SIGTERM" if how == "signal" else "cancelled on request"
 
     def stop(event: object) -> None:
-        if not (isinstance(event, StageStarted) and event.stage == stage):
+        if not (isinstance(event, PhaseStarted) and event.phase == stage):
             return
         if how == "signal":
             os.kill(os.getpid(), signal.SIGTERM)

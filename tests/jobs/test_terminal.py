@@ -22,7 +22,7 @@ from tintray.jobs.cli import plan_tables as planning_tables
 from tintray.jobs.cli.options import say, write
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.display.terminal import SafeConsole, escaped, open_console
-from tintray.jobs.events import Evaluated, Notice, Published, StageStarted
+from tintray.jobs.events import Evaluated, Notice, PhaseStarted, Published
 from tintray.jobs.queue.differences import JobDifference
 from tintray.jobs.results import Record
 from tintray.published.card import model_card
@@ -120,7 +120,7 @@ def test_lines_of_progress_and_of_logs_are_escaped(capsys: pytest.CaptureFixture
     stream = io.StringIO()
     progress = PlainProgress(stream)
     for event in (
-        StageStarted("fitting", NASTY),
+        PhaseStarted("fitting", NASTY),
         Notice(NASTY),
         Evaluated(NASTY, NASTY, 0.5, 0.5),
         Published(NASTY),

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tintray.numerics.layout import Granularity, build_layout
+from tintray.numerics.choices import Granularity
+from tintray.numerics.layout import build_layout
 
 # A block's tensors are declared apart: a final norm stands between them.
 SHAPES = {

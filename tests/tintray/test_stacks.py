@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tintray.numerics.choices import Format
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
-from tintray.vectors.stacks import BITS, Format, Row, make_stack, stack_bytes
+from tintray.vectors.stacks import BITS, Row, make_stack, stack_bytes
 from tintray.vectors.task_vectors import TaskVectors, pack, row_of
 
 FORMATS: tuple[Format, ...] = get_args(Format)

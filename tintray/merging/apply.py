@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tintray.merging.declaration import Layer
 from tintray.merging.registry import Recipe
+from tintray.numerics.choices import Format
 from tintray.numerics.layout import Slot
-from tintray.vectors.stacks import Format, make_stack
+from tintray.vectors.stacks import make_stack
 from tintray.vectors.task_vectors import TaskVectors
 
 Statistics = Mapping[str, Mapping[str, Tensor]]

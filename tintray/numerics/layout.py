@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tintray.numerics.choices import Granularity
+
 Theta = Tensor | Sequence[Tensor]
 """A flat vector [P], whole or in consecutive pieces that cut no tensor."""
 
-Granularity = Literal["tensor", "block", "task"]
 
 ALIGNMENT = 16
 """Numbers; where a vector is cut, so that tensors lie in memory alike however it is cut."""

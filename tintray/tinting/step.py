@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from tintray.errors import FitError
+from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Theta
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
-from tintray.numerics.precision import Precision
 from tintray.numerics.randomness import sample
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION

@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_map
 from tintray.models.calling import answer
 from tintray.models.norms import BatchSegments, Statistics, replace_norms, store_collected
 from tintray.models.structure import HEAD, head_modules, is_linear, is_transposed, skeleton
+from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Layout, Theta
-from tintray.numerics.precision import Precision, computing
+from tintray.numerics.precision import computing
 from tintray.pools.pool import Pool, joined
 from tintray.vectors.task_vectors import DOWN, UP
 

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tintray.numerics.choices import Format
 from tintray.numerics.low_rank import LowRank
-
-Format = Literal["f32", "bf16", "int8", "int4"]
 
 BITS: dict[Format, float] = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
 """Bits of a number in each format; scales add 32 per task and channel."""

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tintray.numerics.choices import Format
 from tintray.numerics.layout import Layout, Slot
 from tintray.numerics.low_rank import LowRank
-from tintray.vectors.stacks import Format, Row, Stack, make_stack
+from tintray.vectors.stacks import Row, Stack, make_stack
 
 TaskVector = Mapping[str, Tensor | LowRank]
 """What fine-tuning changed: tensor name -> its difference, dense or as a product."""

@@ -46,13 +46,18 @@ _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces w
 class Sources:
     """What a merge reads: the base, and for each task its expert, or its task vector.
 
-    ``statistics`` are files with tensors of the same names, by kind: one per task, or one for all.
+    Attributes
+    ----------
+    differences
+        Whether ``experts`` hold task vectors already.
+    statistics
+        Kind to files with tensors of the same names: one per task, or one for all.
     """
 
     base: TensorFiles
     experts: Sequence[TensorFiles]
     tasks: tuple[str, ...]
-    differences: bool = False  # the experts' files hold task vectors already
+    differences: bool = False
     statistics: Mapping[str, Sequence[TensorFiles]] = field(default_factory=dict)
 
     @classmethod

@@ -1,0 +1,443 @@
+"""The sections of a job file: each field is documented and validated where it is defined."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from tintray.checkpoints.model_folder import TEMPLATES
+from tintray.data.source import DataSource
+from tintray.errors import SpecError, nearest
+from tintray.jobs.config.documents import Document
+from tintray.jobs.config.errors import explain
+from tintray.jobs.config.fields import (
+    Bounds,
+    DataLocation,
+    Folder,
+    Memory,
+    ModelLocation,
+    Name,
+    ShardCount,
+    Threshold,
+    WorkerCount,
+)
+from tintray.jobs.config.settings import limits
+from tintray.numerics.choices import Choice, Format, Granularity
+from tintray.numerics.schedules import Schedule, Shape, schedule
+from tintray.tasks.kinds import Distance, Filter, KindName, Labels
+
+TINT = "tint"
+ADAMERGING = {"adamerging": "tensor", "adamerging_task": "task"}
+"""The layer-wise and the task-wise form of AdaMerging, with the granularity of each."""
+
+SURGERY = "surgery"
+"""A module per task behind the merge that ``init`` names; coefficients stay where they start."""
+
+_FROM_INIT = (TINT, *ADAMERGING, SURGERY)
+
+MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
+MOST = {
+    "seed": 2**63,
+    "memory": 2**63,
+    "max_parameters": 2**63,
+    "scale": MOST_SCALE,
+    "batch_size": 10**6,
+    "micro_batch": 10**6,
+    "threads_per_worker": 10**4,
+    "workers": 10**5,
+    "shards": 10**5,
+}
+"""The largest number that a field of any section may have, by its name."""
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown fields, no silent conversion of types."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _number_can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Nobody means more, and what computes with it later counts in 32 bits or in float32."""
+        most = MOST.get(info.field_name or "", MOST_OF_ANY)
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"expected a number of at most {most:,}, found a larger one")
+        return value
+
+    def changed(self, **changes: Any) -> Self:
+        """The same with other values: ``spec.changed(tint={"learned": False}, tasks=...)``.
+
+        A mapping changes fields of a section; anything else takes the place of the field.
+
+        Raises
+        ------
+        SpecError
+            The result is no valid section.
+        """
+        return self.read(Document("the job", _laid_over(self, changes)))
+
+    @classmethod
+    def read(cls, document: Document, folder: Path | None = None) -> Self:
+        """The section that a document holds.
+
+        Relative paths start from ``folder``; without one, locations are taken as they are.
+
+        Raises
+        ------
+        SpecError
+            A field is missing, misspelt or out of range.
+        """
+        try:
+            return cls.model_validate(document.value, context=folder and Folder(folder))
+        except ValidationError as error:
+            raise SpecError(explain(error, cls, document)) from error
+
+
+def _laid_over(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(section)
+    for name, new in changes.items():
+        old = values.get(name)
+        if isinstance(old, BaseModel) and isinstance(new, Mapping):
+            new = _laid_over(old, new)
+        values[name] = new
+    return values
+
+
+class DataSpec(Section):
+    """Examples of a task."""
+
+    path: DataLocation
+    """A file (npz, parquet, csv, json, jsonl), a folder of images, or hf://org/name."""
+    split: str = Field(default="train", min_length=1)
+    """The split to read, or a slice of it, such as train[:500] or train[80%:]."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column is what (image, text, text_pair, tokens, messages, label), if not called so."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Tokens that a text is cut to; left out, what the model takes."""
+    max_bad: int = Field(default=0, ge=0)
+    """How many examples may be unreadable; they are left out."""
+    ignore: int | None = None
+    """A label that stands for none, such as the void class of a segmentation."""
+    sample: int | None = Field(default=None, ge=1)
+    """Take so many examples, spread evenly over the split or slice; left out, all."""
+    prefix: str = ""
+    """Put before each text, such as `summarize: `."""
+    max_target_length: int | None = Field(default=None, ge=1)
+    """Tokens that an answer of kind `seq2seq` is cut to; left out, 64."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = ("image", "text", "text_pair", "tokens", "messages", "label")
+        for name in columns:
+            if name not in known:
+                raise ValueError(
+                    f"expected one of {', '.join(known)}, found {name!r}{nearest(name, known)}"
+                )
+        return columns
+
+    def source(self) -> DataSource:
+        """The same as plain data, with the budgets of this machine's configuration."""
+        return DataSource(
+            *(str(self.path), self.split, dict(self.columns)),
+            *(self.max_length, self.max_bad, self.ignore),
+            sample=self.sample,
+            prefix=self.prefix,
+            max_target_length=self.max_target_length,
+            limits=limits(),
+        )
+
+
+class ZeroShotSpec(Section):
+    """The head of a CLIP vision tower, made of texts."""
+
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    """Names of the classes, in the order of the labels; left out, those of the data set."""
+    templates: tuple[str, ...] = Field(default=TEMPLATES, min_length=1, strict=False)
+    """Prompts, each with `{}` in the place of the name; their embeddings are averaged."""
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        name, count = Counter(classes or ("",)).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"expected a different name for each class, found {name!r} twice")
+        return classes
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"expected '{{}}' in the place of the name, found {template!r}")
+        return templates
+
+
+class TaskSpec(Section):
+    """One task and its expert."""
+
+    name: Name
+    """The task's name, by which commands and files refer to it."""
+    kind: KindName = "classification"
+    """What the task predicts."""
+    expert: ModelLocation
+    """The fine-tuned model of this task: a folder, a hub id or a URL."""
+    pool: DataSpec
+    """The unlabelled pool that the fit may see; labels in it are not read."""
+    test: DataSpec | None = None
+    """A labelled test set, if there is one; without it the merge is judged by agreement."""
+    zero_shot: ZeroShotSpec = ZeroShotSpec()
+    """What the head of a CLIP vision tower is made of."""
+    labelled: int = Field(default=0, ge=0)
+    """How many examples of the pool may be read with their label: to calibrate, or to learn."""
+
+    @field_validator("test")
+    @classmethod
+    def _test_is_not_the_pool(cls, test: DataSpec | None, info: ValidationInfo) -> DataSpec | None:
+        if test is not None and test == info.data.get("pool"):
+            raise ValueError(
+                "expected data that the fit does not see, found the same file and split as in "
+                f"'pool' ({test.split!r} of {test.path.written!r})"
+            )
+        return test
+
+
+class MergeSpec(Section):
+    """How the task vectors are merged."""
+
+    method: str = TINT
+    """`tint` (all is learned), `adamerging`, `surgery`, or a merging method to run alone."""
+    init: str = "task_arithmetic"
+    """The merging method whose directions the coefficients multiply; `base` starts them at zero."""
+    parameters: dict[str, int | float] = Field(default_factory=dict)
+    """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
+    scale: float | None = Field(default=None, gt=0)
+    """The coefficient that all start with; left out, the merging method's own for so many tasks."""
+    task_vectors: Format = "f32"
+    """How task vectors are kept during the fit: `f32`, or `bf16`, `int8`, `int4` to save memory."""
+    memory: Memory = 2 * 2**30
+    """What a process that runs a merging method may hold, such as 2GiB."""
+    granularity: Granularity = "tensor"
+    """How much of a task vector shares one coefficient."""
+    bounds: Bounds = None
+    """The lowest and the highest value that a coefficient may take, as [low, high]."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether coefficients are learned, rather than a merging method run alone."""
+        return self.method in (TINT, *ADAMERGING)
+
+    @property
+    def directions(self) -> str:
+        """The merging method that is run alone, or whose directions the coefficients multiply."""
+        if self.method not in _FROM_INIT:
+            return self.method
+        return "task_arithmetic" if self.init == "base" else self.init
+
+    @field_validator("method", "init")
+    @classmethod
+    def _method_exists(cls, name: str, info: ValidationInfo) -> str:
+        extra = _FROM_INIT if info.field_name == "method" else ("base",)
+        if name in (*extra, "task_arithmetic", "average"):
+            return name
+        from tintray.merging import methods
+
+        known = (*extra, *methods())
+        if name not in known:
+            raise ValueError(
+                f"expected a merging method, found {name!r}{nearest(name, known)}; there are "
+                f"{', '.join(known)}"
+            )
+        return name
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_fit(
+        cls, given: dict[str, int | float], info: ValidationInfo
+    ) -> dict[str, int | float]:
+        if given and {"method", "init"} <= info.data.keys():
+            from tintray.merging import recipe
+
+            method, init = info.data["method"], info.data["init"]
+            try:
+                recipe(init if method in _FROM_INIT else method, given)
+            except SpecError as error:
+                raise ValueError(str(error).removeprefix("merge.parameters.")) from error
+        return given
+
+    @field_validator("bounds")
+    @classmethod
+    def _start_within_bounds(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
+        # A method's own scale gives way to bounds; what the job asks for does not.
+        start = 0.0 if info.data.get("init") == "base" else info.data.get("scale")
+        if bounds is not None and start is not None and not bounds[0] <= start <= bounds[1]:
+            raise ValueError(
+                f"expected bounds around the start of the coefficients ({start:g}), found "
+                f"[{bounds[0]:g}, {bounds[1]:g}]"
+            )
+        return bounds
+
+
+class TintSpec(Section):
+    """The layer that every task keeps for itself."""
+
+    site: str = Field(default="head", min_length=1)
+    """Where: `head`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`), `auto`."""
+    max_parameters: int | None = Field(default=None, ge=1)
+    """The most parameters per task that `auto` may choose a site with; left out, any."""
+    rank: int | None = Field(default=None, ge=1)
+    """A low-rank product added to each linear weight there, instead of a copy of the module."""
+    learned: bool = True
+    """Whether the tint layers learn; otherwise each stays as its expert has it."""
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_has_a_site(cls, rank: int | None, info: ValidationInfo) -> int | None:
+        if rank is not None and info.data.get("site") == "auto":
+            raise ValueError("expected no rank where the site is 'auto', which tries full copies")
+        return rank
+
+
+class ObjectiveSpec(Section):
+    """What the fit makes small."""
+
+    labels: Labels = "soft"
+    """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
+    filter: Filter = "agreement"
+    """Which examples count: all; where both agree or the expert is surer; the surest; by weight."""
+    top_p: float = Field(default=0.8, gt=0, le=1)
+    """The share of a pool, the surest, that `top_p` keeps."""
+    threshold: Threshold = "auto"
+    """The least confidence that `threshold` keeps; `auto` finds one per task."""
+    target_precision: float = Field(default=0.5, gt=0, lt=1)
+    """How often self-labels must be right for `auto` to keep them."""
+    true_labels: bool = False
+    """Whether labelled examples are learned by their label; otherwise they only calibrate."""
+    feature_weight: float = Field(default=0.0, ge=0)
+    """Weight of the distance to the expert's features, besides its predictions; 0 asks for none."""
+    feature_site: str = Field(default="head", min_length=1)
+    """Whose features: what the head is given (`head`), or the output of the module of this path."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What the logits of expert and merge are divided by where classes are soft labels."""
+    distance: Distance = "l1"
+    """How regression and depth are compared: by the size of the difference, or its square."""
+
+
+class FitSpec(Section):
+    """How long and how fast the fit learns."""
+
+    rounds: int = Field(default=300, ge=1)
+    """How many rounds: in each, every task gives one batch and the coefficients move once."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples of each task in a round."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """What every random stream is derived from."""
+    coefficient_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the merging coefficients; left out, 0.02 and, beyond ten tasks, 0.2/K."""
+    tint_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the tint layers; left out, it goes by their site and its width."""
+    correction_lr: float = Field(default=0.0, ge=0)
+    """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing."""
+    schedule: Shape = "cosine"
+    """How the learning rates go from their first value to the last round."""
+    warmup: int = Field(default=0, ge=0)
+    """Rounds over which the learning rates rise from zero."""
+    tasks_per_round: int | None = Field(default=None, ge=1)
+    """How many tasks take part in a round, drawn anew for each; left out, all do."""
+    patience: int | None = Field(default=None, ge=1)
+    """End early once agreement over so many rounds is no higher than over as many before them."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much agreement must have grown for the fit to go on; for `patience`."""
+    updates: Literal["together", "in_turn"] = "together"
+    """All tasks of a round move the coefficients at once, or each in turn, as was published."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Examples in one forward pass; left out, as many as fit."""
+    precision: Choice = "auto"
+    """What the passes compute in; `auto` is bfloat16 where the processor has it, else float32."""
+    groups: int | None = Field(default=None, ge=1)
+    """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
+
+    def rate(self, peak: float, rounds: int) -> Schedule:
+        """A learning rate over so many rounds, with as large a part of them to warm up in."""
+        return schedule(peak, self.schedule, rounds, round(self.warmup * rounds / self.rounds))
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_ends(cls, warmup: int, info: ValidationInfo) -> int:
+        rounds = info.data.get("rounds")
+        if rounds is not None and warmup >= rounds:
+            raise ValueError(f"expected fewer than the {rounds} rounds of the fit, found {warmup}")
+        return warmup
+
+
+class ClusterSpec(Section):
+    """Where the job runs. Nothing here changes what it learns, but for the rounding of a GPU."""
+
+    address: str | None = Field(default=None, min_length=1)
+    """The Ray cluster to join; left out, one is started on this machine."""
+    workers: WorkerCount = "auto"
+    """Worker processes; 0 runs in this process without Ray, `auto` goes by the cluster."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads with which a worker computes."""
+    shards: ShardCount = "auto"
+    """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where rounds compute, as torch calls it."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @field_validator("address")
+    @classmethod
+    def _without_credentials(cls, address: str | None) -> str | None:
+        if address is not None and ("@" in address or "?" in address):
+            raise ValueError(
+                "expected an address without user, password and query; a cluster with tokens "
+                "reads RAY_AUTH_TOKEN_PATH"
+            )
+        return address
+
+    @field_validator("workers")
+    @classmethod
+    def _cluster_has_workers(cls, workers: WorkerCount, info: ValidationInfo) -> WorkerCount:
+        if workers == 0 and info.data.get("address") is not None:
+            raise ValueError("expected 1 or more or 'auto' where an address is given, found 0")
+        return workers
+
+
+class GrowthSpec(Section):
+    """What holds when tasks are added to the published merge, refreshed or removed."""
+
+    target: float = Field(default=0.85, gt=0, le=1)
+    """The agreement with its expert, on held-back pool examples, at which `auto` is content."""
+    tolerance: float = Field(default=1.0, ge=0)
+    """What an old task may lose: points of a share, percent of an error; beyond, all is refused."""
+    rounds: int = Field(default=400, ge=1)
+    """Rounds in which a new tint layer is learned under a backbone that stays."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples in such a round: on cached activations they cost little."""
+    coefficient_rounds: int = Field(default=100, ge=1)
+    """Rounds in which new coefficients, or all of them, are learned."""
+    refit_rounds: int = Field(default=100, ge=1)
+    """Rounds in which an old tint layer is learned again when the backbone has changed."""
