@@ -20,7 +20,7 @@ class Limits:
     Attributes
     ----------
     max_pool_bytes
-        Memory that one adaptation pool or test set may take, as read and as prepared.
+        Memory that one pool or test set may take, as read and as prepared.
     max_examples
         Examples of one pool or test set, and rows that are read of a table of text to find them.
     max_text_bytes

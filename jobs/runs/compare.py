@@ -3,7 +3,7 @@
 The rivals are the individual experts and merging methods: the weight average and task arithmetic
 (arXiv 2212.04089), or as many as are asked for. They share whole backbones and keep each expert's
 own head. Where a method has a scale to be tuned, it is the one at which the merge agrees best with
-the experts on the adaptation pools, where no label is read; test data is used once, for the table.
+the experts on the pools, where no label is read; test data is used once, for the table.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -
 
 
 def test_labels_of_a_pool_are_never_read(classifiers: Path, tmp_path: Path) -> None:
-    """Scrambled, removed or nonsense labels in the adaptation pool give the same merge."""
+    """Scrambled, removed or nonsense labels in the pool give the same merge."""
     digests = []
     for number, label in enumerate((None, "nonsense", -7)):
         folder = tmp_path / str(number)

@@ -12,7 +12,7 @@ from tests.tiny_zoo import POOL, TinyZoo
 from tintray.errors import DataError
 
 TASKS = ("two", "three")
-WORDS = "tasks.three.test: 9 of 12 examples are in the adaptation pool too"
+WORDS = "tasks.three.test: 9 of 12 examples are in the pool too"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Examples that an adaptation pool and a test set have in common, found by content.
+"""Examples that a pool and a test set have in common, found by content.
 
 What the model is given is compared, not where it came from: a copy of an example in another file,
 another form or another row is the same example.
@@ -20,7 +20,7 @@ def shared(pool: Pool, test: Pool) -> int:
 def warning(task: str, found: int, tests: int) -> str:
     """What to tell whoever judges a merge by examples that it was adapted on."""
     return (
-        f"tasks.{task}.test: {found:,} of {tests:,} examples are in the adaptation pool too, so "
+        f"tasks.{task}.test: {found:,} of {tests:,} examples are in the pool too, so "
         "that its score tells less of new examples; expected a split that the pool does not have"
     )
 

@@ -222,7 +222,7 @@ class Merging:
                 raise SpecError(
                     f"merge.method: '{self._recipe.name}' needs statistics '{kind}' of every "
                     "expert over its pool, which were not measured; run it as a job whose tasks "
-                    "have an adaptation pool, or choose a method that needs no data"
+                    "have a pool, or choose a method that needs no data"
                 )
 
     def _needed(self, info: TensorInfo) -> int:
