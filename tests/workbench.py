@@ -126,5 +126,5 @@ def workbench(
     loaded = {}
     for name, found in checkpoints.items():
         pool = open_pool(DataSource(str(data[name])), found, CLASSIFICATION, name, name)
-        loaded[name] = pool if examples is None else pool.first(examples)
+        loaded[name] = pool if examples is None else pool[:examples]
     return Workbench(base, experts, loaded, **options)

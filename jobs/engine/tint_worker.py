@@ -260,15 +260,7 @@ class TintWorker(Worker):
 
 def part(pool: Pool, rows: Tensor) -> Pool:
     """The examples of a pool at ``rows``, as a pool of the same class."""
-    if len(rows) == len(pool):
-        return pool
-    return replace(
-        pool,
-        inputs={name: tensor[rows] for name, tensor in pool.inputs.items()},
-        mask=None if pool.mask is None else pool.mask[rows],
-        words=None if pool.words is None else pool.words[rows],
-        rows=[pool.rows[row] for row in rows.tolist()] if len(pool.rows) else pool.rows,
-    )
+    return pool if len(rows) == len(pool) else pool[rows]
 
 
 class TintWorkerPool(WorkerPool[TintWorker]):

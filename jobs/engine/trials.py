@@ -58,20 +58,20 @@ def probe(
     layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.site)
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
-    pool, labels = candidate.pool.first(total), candidate.labels[:total]
+    pool, labels = candidate.pool[:total], candidate.labels[:total]
     theta = split.layout.flatten(candidate.layout.views(candidate.theta))
     model, pool, saved = _model(candidate.expert, split, pool, layer, theta)
     learner = TaskState(
         task,
         layer,
-        pool.first(count),
+        pool[:count],
         labels[:count],
         kind=candidate.kind,
     )
     options = replace(settings, precision="float32", features=0.0)
     fit_tints([learner], model, theta, options, schedule(rate, "cosine", steps), steps)
     others = slice(count, total)
-    judged = pool.part(others)
+    judged = pool[others]
     with torch.inference_mode():
         answers = ask(lambda batch: model.forward([batch], [layer])[0], judged, candidate.kind)
     expert = labels[others]

@@ -90,7 +90,7 @@ class Worker:
         assert self._fused is not None, "check() comes first"
         module, layout = self._partition.module, self._partition.layout
         config = getattr(module, "config", None)
-        pool = sequences.placeholder(hosted.pool.first(settings.micro_batch), config)
+        pool = sequences.placeholder(hosted.pool[: settings.micro_batch], config)
         batch = pool.batch(slice(0, len(pool)))
         theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
         return benchmark_machine(
@@ -201,7 +201,7 @@ class Worker:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
         assert hosted.labels is not None, "prepare() comes first"
-        pool = hosted.pool.first(examples)
+        pool = hosted.pool[:examples]
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
         expert = hosted.labels[: len(pool)]

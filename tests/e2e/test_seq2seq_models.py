@@ -161,7 +161,7 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
     checkpoint = open_model_folder(tied / "down")
     pool = open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
-    right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").words
+    right = sequences.with_right_answers(pool, order, tokenizer(), module.config, "x").targets
     assert right is not None
     found = sequences.write(module, pool)
     width = max(found.shape[1], right.shape[1])
@@ -202,9 +202,9 @@ def test_what_an_expert_writes_ends_where_it_ended(tied: Path) -> None:
     pool = open_pool(order, checkpoint, find_kind("seq2seq"), "x", "x")
     assert sequences.is_open(pool)
     whole = sequences.completed(expert, pool)
-    assert whole.words is not None and whole.mask is not None
+    assert whole.targets is not None and whole.mask is not None
     for row, mask, read in zip(
-        whole.words, whole.mask, whole.inputs["decoder_input_ids"], strict=True
+        whole.targets, whole.mask, whole.inputs["decoder_input_ids"], strict=True
     ):
         length = int(mask.sum())
         assert (row[:length] != IGNORED).all()

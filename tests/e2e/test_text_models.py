@@ -241,7 +241,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
     ]
     examples = Examples({"messages": talks}, "here")
     pool = build_pool(examples, made, kind=find_kind("language_modelling"))
-    assert pool.mask is not None and pool.words is not None
+    assert pool.mask is not None and pool.targets is not None
     plain = [made.apply_chat_template(talk, tokenize=True)["input_ids"] for talk in talks]
     for row, ids in enumerate(plain):
         real = pool.inputs["attention_mask"][row].bool()
@@ -249,8 +249,8 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
         assert real.tolist() == sorted(real.tolist(), reverse=True)  # what is real comes first
         # a position counts if the token after it is the assistant's, and that is its target
         counted = pool.mask[row].nonzero().flatten()
-        assert torch.equal(pool.words[row][counted], pool.inputs["input_ids"][row][counted + 1])
-    said = [made.decode(pool.words[row][pool.mask[row]]).split() for row in range(2)]
+        assert torch.equal(pool.targets[row][counted], pool.inputs["input_ids"][row][counted + 1])
+    said = [made.decode(pool.targets[row][pool.mask[row]]).split() for row in range(2)]
     assert said == [["w3", "w4"], ["w6", "w9"]]
     everything = tiny.tokenizer(
         chat_template=CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", ""),

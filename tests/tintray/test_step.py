@@ -198,7 +198,7 @@ def test_a_pool_of_one_example_keeps_its_experts_statistics() -> None:
     group._fused.bind(bench.vectors.merge(bench.uniform(0.1)), None)
     (layer, *_) = (task.layer for task in group.tasks)
     before = {name: tensor.clone() for name, tensor in layer.tensors.items()}
-    group._fused.estimate(layer, bench.pools["a"].first(1))
+    group._fused.estimate(layer, bench.pools["a"][:1])
     for name, tensor in layer.tensors.items():
         assert tensor.isfinite().all(), name
     deepest = [name for name in before if name.endswith("running_var")][-1]

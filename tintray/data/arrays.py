@@ -117,12 +117,6 @@ def _archive(path: Path, role: str) -> Iterator[ZipFile]:
         yield archive
 
 
-def array_header(path: Path, key: str, role: str) -> Header:
-    """What one array of an npz file is; DataError is raised if it is no plain one with rows."""
-    with _archive(path, role) as archive:
-        return _opened(archive, key)[0]
-
-
 def _opened(archive: ZipFile, name: str) -> tuple[Header, BinaryIO]:
     """An array's header, and the file of its values from there on; checked against the archive."""
     found = [info for info in archive.infolist() if info.filename == f"{name}.npy"]

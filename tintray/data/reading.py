@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -60,11 +60,6 @@ class Examples:
             else:
                 total.update(f"{name}{json.dumps(plain(values), ensure_ascii=False)}".encode())
         return total.hexdigest()
-
-    def first(self, count: int) -> Examples:
-        """The first ``count`` of them."""
-        columns = {name: values[:count] for name, values in self.columns.items()}
-        return replace(self, columns=columns, rows=self.rows[:count])
 
     @property
     def is_text(self) -> bool:

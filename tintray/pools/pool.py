@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 BATCH = 32
 """Examples of one forward pass: few enough to stay in a core's cache, as was measured."""
@@ -35,8 +37,8 @@ class Pool:
         bool [N, S] where each of an example's S tokens has an answer: which of them count.
     rows
         Which rows of the split the examples are.
-    words
-        The target of each position, int64 [N, S], where the text itself is the label (the next
+    targets
+        The right token of each position, int64 [N, S], where the text itself is the label (the next
         token); -100 where there is none.
     answer_length
         Tokens that an answer of a sequence-to-sequence model has at most; see ``sequences``.
@@ -48,11 +50,24 @@ class Pool:
     digest: str
     mask: Tensor | None = None
     rows: Any = ()
-    words: Tensor | None = None
+    targets: Tensor | None = None
     answer_length: int | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The examples at ``index``, as a pool."""
+        rows = self.rows
+        if len(rows):
+            rows = np.asarray(rows)[index if isinstance(index, slice) else index.numpy()]
+        return replace(
+            self,
+            inputs={name: tensor[index] for name, tensor in self.inputs.items()},
+            mask=None if self.mask is None else self.mask[index],
+            targets=None if self.targets is None else self.targets[index],
+            rows=rows,
+        )
 
     def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
         """Model inputs of the examples at ``index``; tokens are cut to the longest of them."""
@@ -66,7 +81,7 @@ class Pool:
         return chosen
 
     def batches(self, examples: int | None = None) -> Iterator[dict[str, Tensor]]:
-        """Model inputs of all examples in source, or of the first, ``BATCH`` at a time."""
+        """Model inputs of all examples in order, or of the first, ``BATCH`` at a time."""
         stop = len(self) if examples is None else min(examples, len(self))
         for start in range(0, stop, BATCH):
             yield self.batch(slice(start, min(start + BATCH, stop)))
@@ -80,12 +95,8 @@ class Pool:
     @property
     def memory(self) -> int:
         """Bytes that the examples take."""
-        extra = [tensor for tensor in (self.mask, self.words) if tensor is not None]
+        extra = [tensor for tensor in (self.mask, self.targets) if tensor is not None]
         return sum(tensor.nbytes for tensor in (*self.inputs.values(), *extra))
-
-    def first(self, count: int) -> Pool:
-        """The first ``count`` examples."""
-        return self.part(slice(0, count))
 
     def extremes(self) -> Pool:
         """The examples with the most and the fewest tokens, as one batch with padding in it.
@@ -94,20 +105,10 @@ class Pool:
         """
         attention = self.inputs.get("attention_mask")
         if attention is None or attention.ndim != 2:
-            return self.first(1)
+            return self[:1]
         lengths = attention.sum(1)
         first, last = sorted((int(lengths.argmax()), int(lengths.argmin())))
-        return self.part(slice(first, last + 1, max(1, last - first)))
-
-    def part(self, stretch: slice) -> Pool:
-        """The examples of a stretch."""
-        return replace(
-            self,
-            inputs={name: tensor[stretch] for name, tensor in self.inputs.items()},
-            mask=None if self.mask is None else self.mask[stretch],
-            words=None if self.words is None else self.words[stretch],
-            rows=self.rows[stretch],
-        )
+        return self[first : last + 1 : max(1, last - first)]
 
 
 def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,35 +119,22 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         total = attention.shape[1]
         length = max(1, int(attention.any(0).nonzero().max()) + 1) if attention.any() else 1
-        for name in _of_length(batch, prefix, total):
-            batch[name] = batch[name][:, :length]
+        for name, tensor in batch.items():
+            own = name.startswith("decoder_") == bool(prefix)
+            if own and tensor.ndim == 2 and tensor.shape[1] == total:
+                batch[name] = tensor[:, :length]
     return batch
 
 
 def joined(batches: Sequence[dict[str, Tensor]], pad_token: int = 0) -> dict[str, Tensor]:
     """The batches of several tasks as one; shorter texts are padded on the right."""
-    names = batches[0].keys()
-    widths = {
-        name: max(batch[name].shape[1] for batch in batches)
-        for name in names
-        if batches[0][name].ndim == 2
-    }
 
-    def padded(name: str, tensor: Tensor) -> Tensor:
-        room = widths.get(name, 0) - tensor.shape[1] if name in widths else 0
-        if room <= 0:
-            return tensor
+    def padded(name: str) -> list[Tensor]:
+        tensors = [batch[name] for batch in batches]
+        if tensors[0].ndim != 2:
+            return tensors
+        width = max(tensor.shape[1] for tensor in tensors)
         fill = pad_token if name.endswith("input_ids") else 0
-        return torch.nn.functional.pad(tensor, (0, room), value=fill)
+        return [functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
 
-    return {name: torch.cat([padded(name, batch[name]) for batch in batches]) for name in names}
-
-
-def _of_length(batch: dict[str, Tensor], prefix: str, length: int) -> list[str]:
-    return [
-        name
-        for name, tensor in batch.items()
-        if name.startswith("decoder_") == bool(prefix)
-        and tensor.ndim == 2
-        and tensor.shape[1] == length
-    ]
+    return {name: torch.cat(padded(name)) for name in batches[0]}

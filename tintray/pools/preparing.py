@@ -115,6 +115,6 @@ def labels_of(source: DataSource, kind: Kind, pool: Pool, answers: Answers, role
     DataError
         If they are missing or do not fit what the expert answers.
     """
-    if pool.words is not None:
-        return pool.words
+    if pool.targets is not None:
+        return pool.targets
     return kind.read_labels(source, pool.rows, answers, role)

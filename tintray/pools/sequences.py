@@ -66,7 +66,7 @@ def answered(pool: Pool, answers: Tensor, config: Any) -> Pool:
         inputs={**pool.inputs, **decoder},
         digest=total.hexdigest(),
         mask=real,
-        words=answers,
+        targets=answers,
     )
 
 
@@ -92,7 +92,7 @@ def completed(expert: nn.Module, pool: Pool) -> Pool:
 
 def written(before: Pool, after: Pool) -> dict[str, Tensor]:
     """What an expert wrote for a pool, to be kept with its outputs; nothing, where it did not."""
-    return {"written": after.words.int()} if is_open(before) and after.words is not None else {}
+    return {"written": after.targets.int()} if is_open(before) and after.targets is not None else {}
 
 
 def recalled(pool: Pool, kept: Mapping[str, Tensor], config: Any) -> Pool:

@@ -25,17 +25,13 @@ def predict(module: nn.Module, pool: Pool, kind: Kind = CLASSIFICATION) -> Outpu
 
 @torch.inference_mode()
 def ask(
-    run: Callable[[Mapping[str, Tensor]], Tensor],
-    pool: Pool,
-    kind: Kind = CLASSIFICATION,
-    examples: int | None = None,
+    run: Callable[[Mapping[str, Tensor]], Tensor], pool: Pool, kind: Kind = CLASSIFICATION
 ) -> Outputs:
-    """Answers over a pool, or over its first ``examples``, of whatever turns a batch into them.
+    """Answers over a pool of whatever turns a batch into them.
 
     Answers per token are padded to the longest example of the pool; all are in memory.
     """
-    batches = pool.batches(examples)
-    return concatenated([kind.reduced(run(batch).float()).to("cpu") for batch in batches])
+    return concatenated([kind.reduced(run(b).float()).to("cpu") for b in pool.batches()])
 
 
 @torch.inference_mode()
