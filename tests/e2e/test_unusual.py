@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 
 import tintray
 from tests.tiny_zoo import TinyZoo, comparable
-from tintray.errors import CheckpointError, DataError, SpecError
+from tintray.errors import CheckpointError, DataError
 from tintray.jobs import api
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
@@ -69,14 +69,6 @@ def test_any_module_may_be_tinted(tiny: TinyZoo, tmp_path: Path, site: str) -> N
     summary = api.run(spec)
     table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
     assert comparable(table.tasks) == comparable(summary.tasks)
-
-
-@pytest.mark.parametrize("site", ["vit", "vit.layers", "vit.encoder"])
-def test_a_site_that_nothing_could_be_shared_under_is_refused(
-    tiny: TinyZoo, tmp_path: Path, site: str
-) -> None:
-    with pytest.raises(SpecError, match=r"^tint\.site"):
-        api.run(tiny.spec(tmp_path, tint={"site": site}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -51,18 +51,18 @@ def test_the_merge_is_tinted_where_the_search_ended(placed: Any) -> None:
     manifest, told, _ = placed
     report = manifest.placement
     assert manifest.site == report["site"] == report["ranking"][0]["site"]
-    assert {probe["site"] for probe in report["ranking"]} == SITES
-    assert all(len(probe["per_task"]) == 4 for probe in report["ranking"])
+    assert {trial["site"] for trial in report["ranking"]} == SITES
+    assert all(len(trial["per_task"]) == 4 for trial in report["ranking"])
     assert any(report["site"] in text for text in told)
 
 
 def test_the_search_costs_less_than_a_quarter_of_fits_at_all_sites(placed: Any) -> None:
-    """Here with 60 rounds; the first probes weigh less the longer the fit is."""
+    """Here with 60 rounds; the first trials weigh less the longer the fit is."""
     report = placed[0].placement
     assert report["exhaustive_passes"] == 4 * 60 * 6 * 4
-    fits = [probe["passes"] for probe in report["ranking"] if probe["rung"] > 0]
+    fits = [trial["passes"] for trial in report["ranking"] if trial["rung"] > 0]
     assert 0 < sum(fits) < 0.25 * report["exhaustive_passes"]
-    # The first probes learn for a tenth of the rounds; here the pass over 40 examples weighs more.
+    # The first trials learn for a tenth of the rounds; here the pass over 40 examples weighs more.
     assert report["cost_share"] < 0.4
 
 
@@ -99,18 +99,18 @@ def test_short_fits_take_a_small_part_of_all_fits(count: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def probe(site: str, rung: int, agreement: float, parameters: int = 10) -> Trial:
+def trial(site: str, rung: int, agreement: float, parameters: int = 10) -> Trial:
     return Trial(site, parameters, rung, agreement, (), 1.0)
 
 
-def test_ranking_goes_by_the_last_probe_and_equals_by_parameters() -> None:
-    probes = [
-        probe("a", 0, 0.9),
-        probe("b", 0, 0.8),
-        probe("c", 0, 0.7),
-        probe("a", 1, 0.6),
-        probe("b", 1, 0.95),
+def test_ranking_goes_by_the_last_trial_and_equals_by_parameters() -> None:
+    trials = [
+        trial("a", 0, 0.9),
+        trial("b", 0, 0.8),
+        trial("c", 0, 0.7),
+        trial("a", 1, 0.6),
+        trial("b", 1, 0.95),
     ]
-    assert [p.site for p in ranking(probes)] == ["b", "a", "c"]
-    equals = [probe("large", 0, 0.5, 20), probe("small", 0, 0.5, 10)]
+    assert [p.site for p in ranking(trials)] == ["b", "a", "c"]
+    equals = [trial("large", 0, 0.5, 20), trial("small", 0, 0.5, 10)]
     assert survivors(equals, 1)[0].site == "small"

@@ -121,11 +121,7 @@ def test_each_kind_of_module_computes_as_with_peft(
     ("part", "target", "words"),
     [
         (nn.Conv2d(4, 4, 3, groups=2), "part", "a Conv2d of several groups"),
-        (
-            Attention(),
-            "out_proj",
-            "a part of a MultiheadAttention, whose",
-        ),
+        (Attention(), "out_proj", "a part of a MultiheadAttention, whose"),
     ],
 )
 def test_what_peft_does_not_merge_is_refused_by_name(
@@ -187,6 +183,7 @@ def test_every_other_option_is_refused_by_name(tmp_path: Path) -> None:
     [
         ("peft_type", 1),
         ("peft_type", "IA3"),
+        ("init_lora_weights", "pissa"),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "mica"),
         ("init_lora_weights", "lora_ga"),

@@ -141,17 +141,14 @@ def rename(folder: Path) -> None:
     save_file({n.replace(".query.", ".querry."): t for n, t in tensors.items()}, path)
 
 
-BAD = {
-    "another kind": (lambda f: change(f, peft_type="IA3"), "peft_type='IA3'; expected 'LORA'"),
-    "magnitudes": (lambda f: change(f, use_dora=True), "use_dora=True.*merge_and_unload"),
-    "a start that moves the base": (lambda f: change(f, init_lora_weights="pissa"), "'pissa'"),
-    "another width": (narrow, r"query\.weight' by a product \[16, 8\]; the base has \[16, 16\]"),
-    "another base": (rename, r"'bert\.encoder\.layer\.0\.attention\.self\.querry', which the base"),
-}
-
-
-@pytest.mark.parametrize(("damage", "words"), BAD.values(), ids=BAD.keys())
-def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (narrow, r"query\.weight' by a product \[16, 8\]; the base has \[16, 16\]"),
+        (rename, r"'bert\.encoder\.layer\.0\.attention\.self\.querry', which the base"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
     adapted(tmp_path, **PLAIN)
     damage(tmp_path / "adapter")
     base = open_model_folder(tmp_path / "base")

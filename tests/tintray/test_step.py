@@ -180,13 +180,13 @@ def test_every_batch_size_can_be_cut_and_stepped(bench: Workbench, model: str) -
     bench = bench if features else resnets()
     settings = replace(SETTINGS, features=float(features), micro_batch=8)
     theta = bench.vectors.merge(bench.uniform(0.1))
-    heard = {n: predict_features(e, bench.pools[n], "head") for n, e in bench.experts.items()}
+    captured = {n: predict_features(e, bench.pools[n], "head") for n, e in bench.experts.items()}
     for batch_size in range(1, 21):
         group = bench.group(replace(settings, batch_size=batch_size))
         if features:
             group._fused.capture("head")
             for task in group.tasks:
-                task.features = heard[task.name]
+                task.features = captured[task.name]
         found = group.step(theta, 0, 1e-3)
         assert found.gradient.isfinite().all()
         assert max(metrics.loss for metrics in found.metrics.values()) < 1e4, batch_size

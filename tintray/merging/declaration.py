@@ -41,13 +41,7 @@ Rule = Callable[..., Tensor]
 class Parameter:
     """A number that a method can be tuned by, and where it may lie.
 
-    Attributes
-    ----------
-    low, high
-        The documented range. Both ends belong to it, but for those that ``open_low`` and
-        ``open_high`` exclude.
-    whole
-        Whether it counts something.
+    Both ends of its range belong to it, but for those that ``open_low`` and ``open_high`` exclude.
     """
 
     name: str
@@ -57,7 +51,7 @@ class Parameter:
     about: str
     open_low: bool = False
     open_high: bool = False
-    whole: bool = False
+    whole: bool = False  # it counts something
 
     @property
     def range(self) -> str:
@@ -73,10 +67,8 @@ class Parameter:
         SpecError
             Naming the parameter, its range and the value.
         """
-        kinds = (int,) if self.whole else (int, float)
-        low = isinstance(value, kinds) and not isinstance(value, bool)
-        if low:
-            assert isinstance(value, int | float)
+        kind = int if self.whole else int | float
+        if isinstance(value, kind) and not isinstance(value, bool):
             above = value > self.low if self.open_low else value >= self.low
             below = value < self.high if self.open_high else value <= self.high
             if above and below:
@@ -94,35 +86,23 @@ class Layer:
 
     Attributes
     ----------
-    name
-        The tensor's name in the model.
-    base
-        θ₀, float32, of the tensor's shape.
-    vectors
-        Task vectors τₖ = θₖ − θ₀, float32 [K, …].
-    tasks
-        Their names, in order.
     depth
         Where the tensor sits: 0 before the first block, 1 in the last block and after it.
     seed
         What random methods derive their streams from, together with names.
-    thresholds
-        What the method's ``thresholds`` gave for this tensor, [K, m].
-    totals
-        What the method's ``totals`` gave, summed over all tensors of the model, [K, m].
     statistics
         What was measured for this tensor beforehand, by kind: ``fisher`` [K, …], ``gram``
         [K, in, in], and singular value decompositions.
     """
 
-    name: str
-    base: Tensor
-    vectors: Tensor
+    name: str  # the tensor's in the model
+    base: Tensor  # θ₀, float32
+    vectors: Tensor  # τₖ = θₖ − θ₀, float32 [K, …]
     tasks: tuple[str, ...]
     depth: float = 0.0
     seed: int = 0
-    thresholds: Tensor | None = None
-    totals: Tensor | None = None
+    thresholds: Tensor | None = None  # what the method's ``thresholds`` gave for it, [K, m]
+    totals: Tensor | None = None  # what the method's ``totals`` gave over the model, [K, m]
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -35,18 +35,10 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter changes, under the names of the module in memory.
+    """What an adapter changes, under the names of the module in memory."""
 
-    Attributes
-    ----------
-    products
-        Scaled products by the name of the weight that they are added to.
-    tensors
-        Whole tensors by name: a head, biases.
-    """
-
-    products: Mapping[str, LowRank]
-    tensors: Mapping[str, Tensor]
+    products: Mapping[str, LowRank]  # scaled, by the name of the weight that they are added to
+    tensors: Mapping[str, Tensor]  # whole ones by name: a head, biases
 
     @property
     def rank(self) -> int:

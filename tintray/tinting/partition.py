@@ -17,26 +17,16 @@ from tintray.numerics.schedules import BLOCK_LR, BLOCK_LR_OF_WIDTH, HEAD_LR
 
 @dataclass(frozen=True)
 class Partition:
-    """A base, split.
+    """A base, split into what tasks share and the modules that each owns: tint site and head.
 
-    Attributes
-    ----------
-    site
-        Paths of the tinted modules.
-    private
-        Paths of all modules that a task owns: the tint site and the head. A low-rank tint leaves
-        the site shared: then it is the head alone.
-    layout
-        The shared tensors, and the layer units that they form.
-    low_rank
-        Names of the weights at the site that each task adds a low-rank product to.
+    A low-rank tint leaves the site shared: then a task owns the head alone.
     """
 
     module: nn.Module
-    site: tuple[str, ...]
-    private: tuple[str, ...]
-    layout: Layout
-    low_rank: tuple[str, ...] = ()
+    site: tuple[str, ...]  # paths of the tinted modules
+    private: tuple[str, ...]  # paths of all modules that a task owns
+    layout: Layout  # the shared tensors, and the layer units that they form
+    low_rank: tuple[str, ...] = ()  # weights at the site that each task adds a product to
 
 
 def partition(

@@ -14,8 +14,8 @@ what the whole model gives is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,34 +51,20 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a forward pass goes without its prefix.
+    """How a forward pass goes without its prefix, found on a probe of some examples."""
 
-    Attributes
-    ----------
-    size
-        Examples of the probe.
-    skipped
-        The output of each module that is not run, on the probe; one call each.
-    kept
-        Which of those modules' outputs the rest of the model needs.
-    inputs
-        Which leaves of the inputs of the site's modules are cached.
-    blank
-        Of each of the model's inputs that is no longer needed, the probe's.
-    """
-
-    size: int
-    skipped: Mapping[str, Call]
-    kept: tuple[str, ...]
-    inputs: tuple[_Source, ...]
-    blank: Mapping[str, Tensor]
+    size: int  # examples of the probe
+    skipped: Mapping[str, Call]  # what each module gave that is not run: one call each
+    needed: tuple[str, ...]  # whose outputs, of these, the rest of the model needs
+    inputs: tuple[_Source, ...]  # which leaves of the inputs of the site's modules are cached
+    blank: Mapping[str, Tensor]  # the model's inputs that are no longer needed
 
     @property
     def outputs(self) -> tuple[_Source, ...]:
         """Which leaves of the skipped modules' outputs are cached."""
         return tuple(
             _Source(path, 0, leaf)
-            for path in self.kept
+            for path in self.needed
             for leaf, value in enumerate(self.skipped[path].leaves)
             if _of_batch(value, self.size)
         )
@@ -103,17 +89,7 @@ class CachedPool(Pool):
 
 
 class PrefixModel(FusedModel):
-    """A ``FusedModel`` that takes what lies before the tint site from a cache.
-
-    Parameters
-    ----------
-    module, layout, private
-        As for ``FusedModel``.
-    site
-        Paths of the tinted modules.
-    low_rank
-        As for ``FusedModel``.
-    """
+    """A ``FusedModel`` that takes what lies before ``site``, modules' paths, from a cache."""
 
     def __init__(
         self,
@@ -216,21 +192,34 @@ class PrefixModel(FusedModel):
         begin: dict[Where, dict[int, Tensor]] = {}
         for source in plan.inputs:
             begin.setdefault((source.module, source.call), {})[source.leaf] = known[source]
+        outputs = {
+            path: [
+                known.get(_Source(path, 0, n), leaf)
+                if path in plan.needed
+                else _blank(leaf, plan.size, total)
+                for n, leaf in enumerate(call.leaves)
+            ]
+            for path, call in plan.skipped.items()
+        }
         blanks = {name: _blank(value, plan.size, total) for name, value in plan.blank.items()}
-        with ExitStack() as stack:
-            for path, call in plan.skipped.items():
-                leaves = [
-                    known.get(_Source(path, 0, n), leaf)
-                    if path in plan.kept
-                    else _blank(leaf, plan.size, total)
-                    for n, leaf in enumerate(call.leaves)
-                ]
-                skipped = self._module.get_submodule(path)
-                stack.enter_context(answering(skipped, call.value(leaves)))
-            for path in self.site:
-                tinted = self._module.get_submodule(path)
-                stack.enter_context(hooked(tinted, path, lambda where, _: begin.get(where, {})))
+        with self.shortcut(plan.skipped, outputs, lambda where, _: begin.get(where, {})):
             return self._answers({**inputs, **blanks}, sizes, layers, precision)
+
+    @contextmanager
+    def shortcut(
+        self,
+        skipped: Mapping[str, Call],
+        outputs: Mapping[str, Sequence[Any]],
+        begin: Callable[[Where, Call], Mapping[int, Tensor]],
+    ) -> Iterator[None]:
+        """Let skipped modules give these leaves; ``begin`` replaces what the site's are given."""
+        with ExitStack() as stack:
+            for path, call in skipped.items():
+                module = self._module.get_submodule(path)
+                stack.enter_context(answering(module, call.value(outputs[path])))
+            for path in self.site:
+                stack.enter_context(hooked(self._module.get_submodule(path), path, begin))
+            yield
 
     # -- finding what can be skipped -----------------------------------------------------------
 
@@ -244,15 +233,15 @@ class PrefixModel(FusedModel):
         skipped = {path: calls[0] for path, calls in watch.outputs.items() if len(calls) == 1}
         if not skipped:
             raise NoPrefixError(f"nothing runs before {', '.join(self.site)}")
-        trial = _Trial(self, skipped, watch.inputs, batch, layer, precision, size)
+        probe = _Probe(self, skipped, watch.inputs, batch, layer, precision, size)
         floats = [name for name, value in batch.items() if value.is_floating_point()]
         try:
-            inputs = trial.tainted(floats)
-            needed = trial.spoilt(skipped, floats, inputs)
-            kept = [path for path in skipped if needed and trial.spoilt([path], (), inputs)]
-            given = [name for name in floats if needed and trial.spoilt((), [name], inputs)]
+            inputs = probe.tainted(floats)
+            incomplete = probe.spoilt(skipped, floats, inputs)
+            needed = [path for path in skipped if incomplete and probe.spoilt([path], (), inputs)]
+            given = [name for name in floats if incomplete and probe.spoilt((), [name], inputs)]
             blank = {name: batch[name] for name in floats if name not in given}
-            plan = _Plan(size, skipped, tuple(kept), tuple(inputs), blank)
+            plan = _Plan(size, skipped, tuple(needed), tuple(inputs), blank)
             truth, found = self._both(plan, batch, layer, precision)
         except (RuntimeError, ValueError, IndexError) as error:
             raise NoPrefixError(
@@ -279,7 +268,7 @@ class PrefixModel(FusedModel):
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _Probe:
     """Forward passes on the probe in which some values are NaN: whoever shows it needs them."""
 
     model: PrefixModel
@@ -329,15 +318,13 @@ class _Trial:
             name: torch.full_like(value, torch.nan) if name in floats else value
             for name, value in self.batch.items()
         }
-        module = self.model._module
-        with ExitStack() as stack:
-            for path, call in self.skipped.items():
-                leaves = call.leaves
-                if path in blank:
-                    leaves = [_blank(leaf, self.size, self.size) for leaf in leaves]
-                stack.enter_context(answering(module.get_submodule(path), call.value(leaves)))
-            for path in self.model.site:
-                stack.enter_context(hooked(module.get_submodule(path), path, begin))
+        outputs = {
+            path: [_blank(leaf, self.size, self.size) for leaf in call.leaves]
+            if path in blank
+            else call.leaves
+            for path, call in self.skipped.items()
+        }
+        with self.model.shortcut(self.skipped, outputs, begin):
             return self.model._whole(batch, self.layer, self.precision)
 
 
@@ -364,14 +351,8 @@ def prefix_key(
 ) -> str:
     """The hash under which activations are cached, of all that they depend on.
 
-    Parameters
-    ----------
-    theta
-        sha256 of the backbone as it is published.
-    pool
-        ``Pool.digest``: of examples and preprocessing.
-    rows
-        Which of the pool's examples, in order: int64 [n].
+    ``theta`` is the published backbone's, ``pool`` is ``Pool.digest``; ``rows`` [n] says which of
+    the pool's examples they are of.
     """
     chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     text = f"prefix-activations 2 {theta} {pool} {chosen} {' '.join(site)} {precision}"

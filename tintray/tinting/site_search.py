@@ -33,26 +33,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one trial found.
-
-    Attributes
-    ----------
-    rung
-        0 for tint layers alone under the starting backbone; 1, 2, … for short fits.
-    agreement
-        With the experts, on pool examples that the trial did not learn from; mean over tasks.
-    per_task
-        The same of each task, in the order of the job.
-    passes
-        What it cost, in image passes.
-    """
+    """What one trial found; agreement is on pool examples that it did not learn from."""
 
     site: str
     parameters: int
-    rung: int
-    agreement: float
-    per_task: tuple[float, ...]
-    passes: float
+    rung: int  # 0: tint layers alone under the starting backbone; 1, 2, …: short fits
+    agreement: float  # with the experts, mean over tasks
+    per_task: tuple[float, ...]  # the same of each task, in the order of the job
+    passes: float  # what it cost, in image passes
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,13 @@ _WORKERS = 4  # at most: beyond that, memory and not arithmetic is what pieces w
 class Sources:
     """What a merge reads: the base, and for each task its expert, or its task vector.
 
-    Attributes
-    ----------
-    differences
-        Whether ``experts`` hold task vectors already.
-    statistics
-        Kind to files with tensors of the same names: one per task, or one for all.
+    ``statistics`` are files with tensors of the same names, by kind: one per task, or one for all.
     """
 
     base: TensorFiles
     experts: Sequence[TensorFiles]
     tasks: tuple[str, ...]
-    differences: bool = False
+    differences: bool = False  # the experts' files hold task vectors already
     statistics: Mapping[str, Sequence[TensorFiles]] = field(default_factory=dict)
 
     @classmethod

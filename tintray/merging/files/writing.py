@@ -46,14 +46,8 @@ def merge_checkpoints(
     configuration and preprocessing. A method that gives each task a backbone of its own writes a
     folder for each below it.
 
-    Parameters
-    ----------
-    scale
-        What Σ D is multiplied by; left out, the method's own.
-    memory
-        Bytes that the merge may hold.
-    shard_bytes
-        Bytes of tensors in one output file at most.
+    ``scale`` is what Σ D is multiplied by; left out, the method's own. The merge holds at most
+    ``memory`` bytes, an output file at most ``shard_bytes`` of tensors.
 
     Raises
     ------

@@ -33,26 +33,14 @@ _WIDER = ("F16", "BF16", "F32", "F64")
 
 @dataclass(frozen=True)
 class Planned:
-    """One tensor of the result.
-
-    Attributes
-    ----------
-    inputs
-        For each input: which model, and its tensor's name there.
-    base
-        Which of the inputs is the base.
-    dtype
-        The type it is merged in; None for whole numbers, of which all inputs must agree.
-    shared, each
-        The values of the method's settings: of all inputs, and of each.
-    """
+    """One tensor of the result."""
 
     info: TensorInfo
-    inputs: tuple[tuple[str, str], ...]
-    base: int | None
-    dtype: str | None
-    shared: Mapping[str, Scalar | None]
-    each: tuple[Mapping[str, Scalar | None], ...]
+    inputs: tuple[tuple[str, str], ...]  # a model each, and its tensor's name there
+    base: int | None  # which of the inputs is the base
+    dtype: str | None  # that it is merged in; None for whole numbers, on which all must agree
+    shared: Mapping[str, Scalar | None]  # values of the method's settings: of all inputs
+    each: tuple[Mapping[str, Scalar | None], ...]  # and of each
 
     @property
     def work_dtype(self) -> str:
