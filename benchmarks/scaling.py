@@ -100,7 +100,7 @@ _NOTHING = FitConfig(
     settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
     pseudo_labels=PseudoLabelConfig(1.0, threshold=None, target_precision=0.5, true_labels=False),
 )
-"""An order that names no base and no store: workers here make what others read."""
+"""A configuration that names no base and no store: workers here make what others read."""
 
 
 class MadeShard(Shard):
@@ -116,7 +116,7 @@ class MadeShard(Shard):
             lambda slot: [
                 1e-3 * torch.randn(slot.stop - slot.start, generator=random) for _ in tasks
             ],
-            self._order.format,
+            self._config.format,
         )
 
 
@@ -125,7 +125,7 @@ class MadeWorker(Worker):
 
     def __init__(self, shape: dict[str, int], groups: dict[int, list[str]]) -> None:
         side = shape["image_size"]
-        self._order = replace(_NOTHING, settings=settings())
+        self._config = replace(_NOTHING, settings=settings())
         self._names = groups
         self._parts = split(shape)
         self._model = base_model(shape)

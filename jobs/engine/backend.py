@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from tintray.errors import FitError, SpecError, TintrayError
@@ -144,6 +145,30 @@ class Backend(ABC):
         """
         several = self.capacity().nodes > 1
         self.get([member.ready(several) for member in members])
+
+    @contextmanager
+    def spread(
+        self,
+        count: int,
+        placement: Placement,
+        cls: Callable[P, A],
+        /,
+        *args: P.args,
+        **options: P.kwargs,
+    ) -> Iterator[list[ActorHandle[A]]]:
+        """A member for each of so many pieces of work, in turn; all are dismissed at the end.
+
+        There are no more of them than CPUs, or than the work is for.
+        """
+        most = max(1, int(self.size() / max(1, placement.threads)))
+        members = [
+            self.spawn(replace(placement, name=f"{placement.name} {n + 1}"), cls, *args, **options)
+            for n in range(min(most, count))
+        ]
+        try:
+            yield [members[n % len(members)] for n in range(count)]
+        finally:
+            self.dismiss(members)
 
     @abstractmethod
     def connect(self, members: Sequence[ActorHandle[object]]) -> None:

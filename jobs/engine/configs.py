@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from tintray.checkpoints.model_folder import TEMPLATES, ModelFolder, ZeroShot, open_model_folder
-from tintray.data.labels import class_names
+from tintray.checkpoints.model_folder import TEMPLATES
 from tintray.data.source import DataSource
-from tintray.errors import CheckpointError
 from tintray.jobs.engine.published_tasks import PublishedTask
-from tintray.jobs.engine.sources import local_data, local_folder
 from tintray.models import base_similarity as base_similarity
 from tintray.numerics.choices import Granularity
 from tintray.storage.artifacts.blobs import BlobRef
@@ -41,45 +37,6 @@ class TaskConfig:
     def role(self) -> str:
         """How messages call its expert: by the field of the job file."""
         return f"tasks.{self.name}.expert"
-
-
-def open_expert(task: TaskConfig, cache: Path, base: ModelFolder | None = None) -> ModelFolder:
-    """A task's expert, on this machine; ``base`` saves opening that too.
-
-    Raises
-    ------
-    CheckpointError
-        If either cannot be opened.
-    """
-    if base is None:
-        base = open_model_folder(local_folder(task.base, cache), role="base", factory=task.factory)
-    folder = local_folder(task.expert, cache)
-    checkpoint = open_model_folder(folder, role=task.role, base=base, factory=task.factory)
-    if not checkpoint.is_tower or checkpoint.has_head:
-        _check_no_texts(task, checkpoint)
-        return checkpoint
-    where = f"tasks.{task.name}.pool"
-    known = class_names(local_data(task.pool, cache), where)
-    told = task.classes or known
-    if told is None:
-        raise CheckpointError(
-            f"tasks.{task.name}.zero_shot.classes: {task.pool.path} does not name its classes; "
-            "expected a list of names, of which the head of a CLIP tower is made"
-        )
-    names = known if known is not None and len(known) == len(told) else told
-    return checkpoint.with_classes(ZeroShot(tuple(told), task.templates), names)
-
-
-def _check_no_texts(task: TaskConfig, checkpoint: ModelFolder) -> None:
-    """Refuse names of classes for an expert whose head is not made of them."""
-    if task.classes is None and task.templates == TEMPLATES:
-        return
-    kind = (checkpoint.config.get("architectures") or ["model of a factory"])[0]
-    found = f"{checkpoint.folder} has a head of its own" if checkpoint.is_tower else f"a {kind}"
-    raise CheckpointError(
-        f"tasks.{task.name}.zero_shot: expected a CLIP vision tower as the expert, whose head is "
-        f"made of texts; found {found}: leave 'zero_shot' out"
-    )
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, load_processor
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
-from tintray.data.labels import Answers, check_class_names
-from tintray.data.source import DataSource
+from tintray.data.labels import check_class_names
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.jobs.config.settings import share_factories
-from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts, open_expert
+from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
+from tintray.jobs.engine.task_files import TaskFiles, open_expert
 from tintray.models.adapters import read_adapter, task_vector
 from tintray.models.base_similarity import base_similarity
-from tintray.models.calling import answer, answer_space
+from tintray.models.calling import answer
 from tintray.models.comparing import check_same_backbone, check_same_computation
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
@@ -30,35 +30,40 @@ from tintray.models.structure import HEAD, backbone_names, head_modules, private
 from tintray.numerics.randomness import stream
 from tintray.pools import overlap, sequences
 from tintray.pools.pool import Pool
-from tintray.pools.preparing import labels_of, open_pool
 from tintray.pools.tokens import check_known
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
-from tintray.tasks.doubts import Doubt, doubt
+from tintray.tasks.doubts import doubt
 from tintray.tasks.outputs import Outputs, as_tensors, from_tensors
 from tintray.tasks.registry import KINDS
-from tintray.tinting import self_labels as labels
+from tintray.tinting import self_labels
 from tintray.tinting.partition import partition
 from tintray.tinting.pseudo_labels import TrueLabels
 from tintray.tinting.tint_layers import TintLayer, low_rank_factors
 from tintray.vectors.task_vectors import pack
 
 
-@dataclass
-class HostedTask:
-    """A task between its check and the end of the fit."""
+@dataclass(frozen=True)
+class CheckedTask:
+    """A task that can be used: its expert and its data were tried out."""
 
-    order: TaskConfig
+    task: TaskConfig
     facts: TaskFacts
     layer: TintLayer
     pool: Pool
     test: Pool | None
     test_labels: Any
-    true: TrueLabels | None = None
-    labels: Outputs | None = None
-    expert_test: Outputs | None = None
-    features: Tensor | None = None
+    true_labels: TrueLabels | None
+
+
+@dataclass(frozen=True)
+class HostedTask(CheckedTask):
+    """A task whose expert has answered; ``pool`` has what its decoder reads, if it has one."""
+
+    labels: Outputs
+    expert_test: Outputs | None
+    features: Tensor | None
 
 
 class Experts:
@@ -66,7 +71,7 @@ class Experts:
 
     Parameters
     ----------
-    order
+    config
         The job.
     first
         Any of its tasks; a published one tells of itself, where experts may be gone.
@@ -79,21 +84,21 @@ class Experts:
         The base, split for the tint site.
     """
 
-    def __init__(self, order: FitConfig, first: TaskConfig) -> None:
-        self._order = order
+    def __init__(self, config: FitConfig, first: TaskConfig) -> None:
+        self._config = config
         share_factories()
-        self.store = open_store(order.store_url)
+        self.store = open_store(config.store_url)
         self.cache = cache_folder()
-        folder, built = local_folder(order.base, self.cache), order.factory
+        folder, built = local_folder(config.base, self.cache), config.factory
         self._base = open_model_folder(folder, role="base", factory=built)
         self._opened: dict[tuple[str, str], ModelFolder] = {}
         self._like = self._known(first)
         base = load_base(self._base, like=self._like)
         self.partition = partition(
-            *(base, order.site, order.granularity, order.rank), learned=order.learned
+            *(base, config.site, config.granularity, config.rank), learned=config.learned
         )
 
-    def check(self, task: TaskConfig) -> tuple[HostedTask, nn.Module]:
+    def check(self, task: TaskConfig) -> tuple[CheckedTask, nn.Module]:
         """Check a task's expert and data: what the task owns, and the expert.
 
         The expert is run on one example of each, and nothing is written.
@@ -103,14 +108,14 @@ class Experts:
         CheckpointError, DataError
             Naming the field, the tensor or the file.
         """
-        checkpoint = self.checkpoint(task)
+        folder = self.folder(task)
         notices: list[str] = []
         if task.published is None:
-            notices = check_same_computation(self._base, checkpoint, "the base", task.role)
+            notices = check_same_computation(self._base, folder, "the base", task.role)
             if task.factory is None:  # of a factory's module, heads are in the configuration too
-                like = self._order.like[1]
-                check_same_computation(self._like, checkpoint, like, task.role)
-            expert = load_expert(checkpoint.without_texts(), task.role)
+                like = self._config.like[1]
+                check_same_computation(self._like, folder, like, task.role)
+            expert = load_expert(folder.without_texts(), task.role)
         else:
             expert = task.published.module()
         check_same_backbone(self.partition.module, expert, "the base", task.role)
@@ -122,38 +127,31 @@ class Experts:
             private = task.published.tint()
         layer = TintLayer.of_expert(
             *(task.name, private, self.partition.site),
-            learn=self._order.learned,
-            device=self._order.device,
+            learn=self._config.learned,
+            device=self._config.device,
         )
         width = task.kind.answer_width(expert)
-        known = answer_space(expert, width, task.role)
-        pool = self._pool(task, "pool", task.pool, checkpoint)
-        self._check_tokens(task, pool, checkpoint)
+        files = TaskFiles(task, folder)
+        pool = files.pool()
+        self._check_tokens(task, pool, folder)
         self._try_out(task, expert, pool, width, "pool")
         if task.kind.has_class_names:
-            order = local_data(task.pool, self.cache)
-            check_class_names(order, width, f"tasks.{task.name}.pool")
-        test, test_labels = None, None
-        if task.test is not None:
-            test = self._test(task, task.test, checkpoint, expert)
+            source = local_data(task.pool, self.cache)
+            check_class_names(source, width, f"tasks.{task.name}.pool")
+        test, test_labels = files.test(expert), None
+        if test is not None:
             self._try_out(task, expert, test, width, "test")
-            test_labels = labels_of(
-                local_data(task.test, self.cache),
-                *(task.kind, test, known, f"tasks.{task.name}.test"),
-            )
+            test_labels = files.labels("test", test, expert)
             common = overlap.shared(pool, test)
             if common:
                 notices.append(overlap.warning(task.name, common, len(test)))
-            if not task.kind.any_counts(test_labels):
+            if task.test is not None and not task.kind.any_counts(test_labels):
                 raise DataError(
                     f"tasks.{task.name}.test: {task.test.path} has no label that counts; expected "
                     "one at least, or no 'test', so that the task is judged by agreement"
                 )
-        if task.published is not None:
-            self._check_same(task, "pool", task.pool, pool.digest, task.published.pool)
-            if task.test is not None and test is not None:
-                self._check_same(task, "test", task.test, test.digest, task.published.test)
-        digest = checkpoint.digest() if task.published is None else task.published.expert
+        self._check_published(task, pool, test)
+        digest = folder.digest() if task.published is None else task.published.expert
         facts = TaskFacts(
             name=task.name,
             classes=width,
@@ -164,52 +162,68 @@ class Experts:
             pool_examples=len(pool),
             test_digest=None if test is None else test.digest,
             test_examples=0 if test is None else len(test),
-            configs=checkpoint.configs(),
+            configs=folder.configs(),
             base_similarity=base_similarity(self.partition.module, expert),
             notices=tuple(notices),
             pool_bytes=pool.memory,
             test_bytes=0 if test is None else test.memory,
         )
-        true = self._true_labels(task, pool, known) if task.labelled else None
-        return HostedTask(task, facts, layer, pool, test, test_labels, true), expert
+        true = self._true_labels(files, pool, expert) if task.labelled else None
+        return CheckedTask(task, facts, layer, pool, test, test_labels, true), expert
 
-    def prepare(self, hosted: HostedTask) -> Prepared:
+    def prepare(self, checked: CheckedTask) -> tuple[HostedTask, Prepared]:
         """Have the expert's outputs over pool and test set, and its task vector.
 
         What another job has computed from the same content is taken from the artifact store.
         """
         started = time.perf_counter()
-        self._give_head(hosted)
-        expert = cache(lambda: self._expert(hosted.order))  # read once, and only if it is needed
-        hosted.pool, hosted.labels, ref, cached = self._predictions(hosted, hosted.pool, expert)
-        test_ref = None
-        if hosted.test is not None:
-            _, hosted.expert_test, test_ref, _ = self._predictions(hosted, hosted.test, expert)
-        features_ref = self._features(hosted) if self._order.settings.features else None
-        vector, vector_cached = self._task_vector(hosted, expert)
+        task, test = checked.task, checked.test
+        self._give_head(checked)
+        expert = cache(lambda: self._expert(task))  # read once, and only if it is needed
+        pool, labels, labels_blob, cached = self._predictions(checked, checked.pool, expert)
+        expert_test, test_blob, features, features_blob = None, None, None, None
+        if test is not None:
+            _, expert_test, test_blob, _ = self._predictions(checked, test, expert)
+        if self._config.settings.features:
+            features, features_blob = self._features(checked, pool)
+        vector, vector_cached = self._task_vector(checked, expert)
         seconds = time.perf_counter() - started
-        found = (cached, vector_cached, ref, test_ref, vector, features_ref)
-        return Prepared(hosted.order.name, seconds, *found, doubt=self._doubt(hosted))
+        suspicion = None  # of a published merge, the expert has been judged
+        if task.published is None:
+            of_test = (expert_test, checked.test_labels, test.mask) if test is not None else ()
+            suspicion = doubt(task.kind, labels, pool.mask, *of_test)
+        hosted = HostedTask(
+            *(task, checked.facts, checked.layer, pool, test, checked.test_labels),
+            *(checked.true_labels, labels, expert_test, features),
+        )
+        prepared = Prepared(
+            task=task.name,
+            seconds=seconds,
+            cached=cached,
+            vector_cached=vector_cached,
+            labels=labels_blob,
+            test_outputs=test_blob,
+            vector=vector,
+            features=features_blob,
+            doubt=suspicion,
+        )
+        return hosted, prepared
 
-    def _doubt(self, hosted: HostedTask) -> Doubt | None:
-        """What speaks against an expert; that of a published merge has been judged."""
-        if hosted.order.published is not None:
-            return None
-        assert hosted.labels is not None, "the expert has answered"
-        given = (hosted.order.kind, hosted.labels, hosted.pool.mask)
-        if hosted.test is None:
-            return doubt(*given)
-        return doubt(*given, hosted.expert_test, hosted.test_labels, hosted.test.mask)
-
-    def _check_same(
-        self, task: TaskConfig, part: str, order: DataSource, found: str, published: str | None
-    ) -> None:
+    def _check_published(self, task: TaskConfig, pool: Pool, test: Pool | None) -> None:
         """Refuse other examples than those that a published task was fitted or measured on."""
-        if found != published:
-            raise DataError(
-                f"tasks.{task.name}.{part}: {order.path} is not what the merge was published "
-                "with; expected the same examples, restore the file or `tintray refresh-task` it"
-            )
+        if task.published is None:
+            return
+        parts = [
+            ("pool", task.pool, pool, task.published.pool),
+            ("test", task.test, test, task.published.test),
+        ]
+        for part, source, found, published in parts:
+            if source is not None and found is not None and found.digest != published:
+                raise DataError(
+                    f"tasks.{task.name}.{part}: {source.path} is not what the merge was published "
+                    "with; expected the same examples, restore the file or `tintray refresh-task` "
+                    "it"
+                )
 
     def _try_out(
         self, task: TaskConfig, expert: nn.Module, pool: Pool, width: int, part: str
@@ -220,36 +234,36 @@ class Experts:
         if task.published is None:
             one = sequences.placeholder(pool.extremes(), getattr(expert, "config", None))
             where = f"tasks.{task.name}.{part}"
-            labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
+            self_labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
 
-    def _check_tokens(self, task: TaskConfig, pool: Pool, checkpoint: ModelFolder) -> None:
+    def _check_tokens(self, task: TaskConfig, pool: Pool, folder: ModelFolder) -> None:
         """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
         if "input_ids" not in pool.inputs:
             return
         reference, said = self._base, "the base"
         if not has_tokenizer(reference.preparing_folder):
-            reference, said = self._like, self._order.like[1]
-        if reference.preparing_folder != checkpoint.preparing_folder:
+            reference, said = self._like, self._config.like[1]
+        if reference.preparing_folder != folder.preparing_folder:
             one, other = (
                 load_processor(source, role, text=True)
-                for source, role in ((reference, said), (checkpoint, task.role))
+                for source, role in ((reference, said), (folder, task.role))
             )
             check_same_tokens(one, other, said, task.role)
 
-    def checkpoint(self, task: TaskConfig) -> ModelFolder:
+    def folder(self, task: TaskConfig) -> ModelFolder:
         """A task's expert, opened; of a published task, what the merge has of it."""
         if task.published is not None:
             return task.published.model_folder(self.cache)
-        return self._own_checkpoint(task)
+        return self._expert_folder(task)
 
     def _expert(self, task: TaskConfig) -> nn.Module:
         """The expert itself, to compute with."""
         if task.published is None:
-            return self.loaded(self._own_checkpoint(task), task.role)
+            return self.loaded(self._expert_folder(task), task.role)
         try:
-            checkpoint = self._own_checkpoint(task)
-            if checkpoint.digest() == task.published.expert:
-                return self.loaded(checkpoint, task.role)
+            folder = self._expert_folder(task)
+            if folder.digest() == task.published.expert:
+                return self.loaded(folder, task.role)
             said = f"{task.expert} is another expert by now"
         except CheckpointError as error:
             said = str(error)
@@ -259,94 +273,74 @@ class Experts:
             "artifacts back, or `tintray refresh-task` the task"
         )
 
-    def loaded(self, checkpoint: ModelFolder, role: str) -> nn.Module:
+    def loaded(self, folder: ModelFolder, role: str) -> nn.Module:
         """An expert, with the head of a CLIP tower as it is in the store."""
-        return load_expert(checkpoint, role, head=self._text_head(checkpoint, role))
+        return load_expert(folder, role, head=self._text_head(folder, role))
 
-    def _give_head(self, hosted: HostedTask) -> None:
+    def _give_head(self, hosted: CheckedTask) -> None:
         """Put the head of texts into a task's layer: when it was checked, nothing was computed."""
-        if hosted.order.published is not None:
+        if hosted.task.published is not None:
             return
-        head = self._text_head(self.checkpoint(hosted.order), hosted.order.role)
+        head = self._text_head(self.folder(hosted.task), hosted.task.role)
         if head is not None:
             module: Any = self.partition.module
             with torch.no_grad():
                 hosted.layer.tensors["classifier.weight"].copy_(head * module.root)
 
-    def _text_head(self, checkpoint: ModelFolder, role: str) -> Tensor | None:
+    def _text_head(self, folder: ModelFolder, role: str) -> Tensor | None:
         """The head that a CLIP tower's names of classes make, computed once or from the store."""
-        if checkpoint.zero_shot is None or checkpoint.base is None:
+        if folder.zero_shot is None or folder.base is None:
             return None
         from tintray.models.clip import head_key, text_head
 
-        key = head_key(checkpoint, self._order.base_digest)
+        key = head_key(folder, self._config.base_digest)
         found = lookup(self.store, "zero-shot-heads", key)
         if found is not None:
             return read_tensors(fetch_blob(self.store, found.ref, self.cache))["head"]
-        head = text_head(checkpoint.base, checkpoint.zero_shot, role).clone()
+        head = text_head(folder.base, folder.zero_shot, role).clone()
         self.remember("zero-shot-heads", key, {"head": head})
         return head
 
-    def _own_checkpoint(self, task: TaskConfig) -> ModelFolder:
+    def _expert_folder(self, task: TaskConfig) -> ModelFolder:
         """Looked at once, so that what is computed later comes from the files that were checked."""
         key = (task.name, task.expert)
         if key not in self._opened:
             self._opened[key] = open_expert(task, self.cache, self._base)
         return self._opened[key]
 
-    def _pool(
-        self, task: TaskConfig, part: str, order: DataSource, checkpoint: ModelFolder
-    ) -> Pool:
-        order = local_data(order, self.cache)
-        where = f"tasks.{task.name}.{part}"
-        return open_pool(order, checkpoint, task.kind, task.role, where, self.cache)
-
-    def _test(
-        self, task: TaskConfig, order: DataSource, checkpoint: ModelFolder, expert: nn.Module
-    ) -> Pool:
-        pool = self._pool(task, "test", order, checkpoint)
-        if not sequences.is_open(pool):
-            return pool
-        tokenizer = load_processor(checkpoint, task.role, text=True)
-        local = local_data(order, self.cache)
-        config = getattr(expert, "config", None)
-        where = f"tasks.{task.name}.test"
-        return sequences.with_right_answers(pool, local, tokenizer, config, where)
-
     def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
         """The factors that a low-rank tint starts from; none where a task has a full copy."""
-        if self._order.rank is None:
+        if self._config.rank is None:
             return {}
         base = self.partition.module
         vectors = {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
             for name in self.partition.low_rank
         }
-        return low_rank_factors(vectors, self._order.rank)
+        return low_rank_factors(vectors, self._config.rank)
 
     def feature_path(self) -> str:
         """Where features are read, as the module spells it; one module, not a pattern."""
         found = resolve_site(
-            self.partition.module, self._order.feature_site, field="objective.feature_site"
+            self.partition.module, self._config.feature_site, field="objective.feature_site"
         )
-        return HEAD if self._order.feature_site == HEAD else found[0]
+        return HEAD if self._config.feature_site == HEAD else found[0]
 
-    def _features(self, hosted: HostedTask) -> BlobRef:
+    def _features(self, hosted: CheckedTask, pool: Pool) -> tuple[Tensor, BlobRef]:
         """The expert's features over the pool at the job's depth, computed or from the store."""
         path = self.feature_path()
-        key = labels.features_key(hosted.facts.expert_digest, hosted.pool.digest, path)
+        key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path)
         found = lookup(self.store, "self-features", key)
         if found is not None:
             file = fetch_blob(self.store, found.ref, self.cache)
-            hosted.features = read_tensors(file)["features"]
-            return found.ref
-        expert = self.loaded(self.checkpoint(hosted.order), hosted.order.role)
-        hosted.features = labels.predict_features(expert, hosted.pool, path).clone()
-        return self.remember("self-features", key, {"features": hosted.features})
+            return read_tensors(file)["features"], found.ref
+        expert = self.loaded(self.folder(hosted.task), hosted.task.role)
+        features = self_labels.predict_features(expert, pool, path).clone()
+        return features, self.remember("self-features", key, {"features": features})
 
-    def _true_labels(self, task: TaskConfig, pool: Pool, answers: Answers) -> TrueLabels:
+    def _true_labels(self, files: TaskFiles, pool: Pool, expert: nn.Module) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
-        examples = len(pool)
+        task, examples = files.task, len(pool)
         if not task.kind.takes_labels:
             labelled = [name for name, kind in KINDS.items() if kind.takes_labels]
             raise DataError(
@@ -359,30 +353,27 @@ class Experts:
                 f"tasks.{task.name}.labelled: expected at most the {examples:,} examples of the "
                 f"pool, found {task.labelled:,}"
             )
-        labels = labels_of(
-            local_data(task.pool, self.cache),
-            *(task.kind, pool, answers, f"tasks.{task.name}.pool"),
-        )
+        labels = files.labels("pool", pool, expert)
         order = torch.randperm(
-            examples, generator=stream(self._order.settings.seed, task.name, "labelled")
+            examples, generator=stream(self._config.settings.seed, task.name, "labelled")
         )
         rows = order[: task.labelled]
         few = labels[rows] if isinstance(labels, Tensor) else [labels[row] for row in rows.tolist()]
         return TrueLabels(rows, few)
 
     def _task_vector(
-        self, hosted: HostedTask, read: Callable[[], nn.Module]
+        self, hosted: CheckedTask, read: Callable[[], nn.Module]
     ) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
-        key = f"{self._order.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
+        key = f"{self._config.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
         found = lookup(self.store, "task-vectors", key)
         if found is not None:
             return found.ref, True
-        base, role = self.partition.module, hosted.order.role
+        base, role = self.partition.module, hosted.task.role
         names = backbone_names(base)
-        checkpoint = self.checkpoint(hosted.order)
-        if hosted.order.published is None and checkpoint.adapter is not None:
-            adapter = read_adapter(checkpoint, base, role, with_head=False)
+        folder = self.folder(hosted.task)
+        if hosted.task.published is None and folder.adapter is not None:
+            adapter = read_adapter(folder, base, role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
             return self.remember("task-vectors", key, vector), False
         expert = read()
@@ -393,20 +384,19 @@ class Experts:
         return self.remember("task-vectors", key, difference), False
 
     def _predictions(
-        self, hosted: HostedTask, pool: Pool, read: Callable[[], nn.Module]
+        self, hosted: CheckedTask, pool: Pool, read: Callable[[], nn.Module]
     ) -> tuple[Pool, Outputs, BlobRef, bool]:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
-        key = labels.labels_key(hosted.facts.expert_digest, pool.digest)
+        key = self_labels.labels_key(hosted.facts.expert_digest, pool.digest)
         found = lookup(self.store, "self-labels", key)
         config = getattr(self.partition.module, "config", None)
         if found is not None:
             kept = read_tensors(fetch_blob(self.store, found.ref, self.cache))
             return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
-        order = hosted.order
-        expert = read()
+        task, expert = hosted.task, read()
         whole = sequences.completed(expert, pool)
-        outputs = labels.self_labels(expert, whole, order.role, order.kind)
-        order.kind.check_outputs(outputs, hosted.facts.classes, order.role)
+        outputs = self_labels.self_labels(expert, whole, task.role, task.kind)
+        task.kind.check_outputs(outputs, hosted.facts.classes, task.role)
         tensors = as_tensors(outputs) | sequences.written(pool, whole)
         return whole, outputs, self.remember("self-labels", key, tensors), False
 
@@ -417,7 +407,7 @@ class Experts:
     def _known(self, first: TaskConfig) -> ModelFolder:
         """An expert of the job, for its configuration; of a published task, from its merge."""
         if first.published is not None:
-            return self.checkpoint(first)
-        location, role = self._order.like
-        folder, built = local_folder(location, self.cache), self._order.factory
+            return self.folder(first)
+        location, role = self._config.like
+        folder, built = local_folder(location, self.cache), self._config.factory
         return open_model_folder(folder, role=role, base=self._base, factory=built)

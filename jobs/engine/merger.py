@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement
+from tintray.jobs.engine.backend import Backend, Future, Placement
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
@@ -19,7 +19,7 @@ from tintray.merging.files.memory import MEMORY
 from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.files.tensor_files import TensorFiles, VectorFiles
 from tintray.merging.files.writing import Progress
-from tintray.numerics.layout import Layout
+from tintray.numerics.layout import Layout, Slot
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
 
@@ -104,7 +104,7 @@ class Merger:
 
 def merged_backbones(
     backend: Backend,
-    order: MergerConfig,
+    config: MergerConfig,
     layout: Layout,
     progress: Progress | None = None,
     *,
@@ -115,50 +115,26 @@ def merged_backbones(
     Each member merges one tensor at a time; finished ones wait their turn in a window as wide as
     there are members: one per CPU, or ``most``.
     """
-    members = [
-        backend.spawn(Placement(f"merger {n + 1}"), Merger, order)
-        for n in range(min(most or backend.size(), len(layout.slots)))
-    ]
-    try:
-        return _gathered(backend, members, layout, progress)
-    finally:
-        backend.dismiss(members)
+    width = min(most or backend.size(), len(layout.slots))
+    with backend.spread(width, Placement("merger"), Merger, config) as members:
+        outputs = backend.get([member.call(Merger.open) for member in members])[0]
+        names = [slot.name for slot in layout.slots]
+        parts = [m.call(Merger.totals, names[n::width]) for n, m in enumerate(members)]
+        known = [part for part in backend.get(parts) if part is not None]
+        total = np.sum(known, axis=0) if known else None
+        backend.get([member.call(Merger.use, total) for member in members])
+        merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
+        window: deque[Future[Floats]] = deque()
 
+        def collect(slot: Slot) -> None:
+            merged[:, slot.start : slot.stop] = window.popleft().result()
+            if progress is not None:
+                progress(slot.stop, layout.numel)
 
-def _gathered(
-    backend: Backend,
-    members: Sequence[ActorHandle[Merger]],
-    layout: Layout,
-    progress: Progress | None,
-) -> dict[str, Floats]:
-    outputs = backend.get([member.call(Merger.open) for member in members])[0]
-    _share_totals(backend, members, [slot.name for slot in layout.slots])
-    merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
-    window: deque[tuple[int, Future[Floats]]] = deque()
-
-    def collect() -> None:
-        index, tensor = window.popleft()
-        slot = layout.slots[index]
-        merged[:, slot.start : slot.stop] = tensor.result()
-        if progress is not None:
-            progress(slot.stop, layout.numel)
-
-    for index, slot in enumerate(layout.slots):
-        if len(window) == len(members):
-            collect()
-        window.append((index, members[index % len(members)].call(Merger.merge, slot.name)))
-    while window:
-        collect()
+        for index, slot in enumerate(layout.slots):
+            if index >= width:
+                collect(layout.slots[index - width])
+            window.append(members[index % width].call(Merger.merge, slot.name))
+        for slot in layout.slots[-width:]:
+            collect(slot)
     return dict(zip(outputs, merged, strict=True))
-
-
-def _share_totals(
-    backend: Backend, members: Sequence[ActorHandle[Merger]], names: Sequence[str]
-) -> None:
-    """Each member sums over its share of the tensors, and all use the sum of sums."""
-    parts = backend.get(
-        [member.call(Merger.totals, names[n :: len(members)]) for n, member in enumerate(members)]
-    )
-    known = [part for part in parts if part is not None]
-    total = np.sum(known, axis=0) if known else None
-    backend.get([member.call(Merger.use, total) for member in members])

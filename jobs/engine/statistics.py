@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.jobs.engine.backend import Backend, Future, Placement
-from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts, open_expert
-from tintray.jobs.engine.sources import cache_folder, local_data
+from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts
+from tintray.jobs.engine.sources import cache_folder
+from tintray.jobs.engine.task_files import TaskFiles
 from tintray.merging import statistics
 from tintray.models.loading import load_expert
 from tintray.models.structure import backbone_names
 from tintray.pools import sequences
-from tintray.pools.preparing import open_pool
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
@@ -41,23 +40,18 @@ class Measurer:
 
     def __init__(self, store_url: str) -> None:
         self._store = open_store(store_url)
-        self._cache = cache_folder()
 
-    def of_expert(self, kind: str, order: TaskConfig, facts: TaskFacts) -> Measured:
+    def of_expert(self, kind: str, task: TaskConfig, facts: TaskFacts) -> Measured:
         """``fisher`` or ``gram`` of an expert on its pool."""
         key = _key(kind, facts.expert_digest, facts.pool_digest)
         found = lookup(self._store, kind, key)
         if found is not None:
             return Measured(found.ref, True)
-        checkpoint = open_expert(order, self._cache)
-        expert = load_expert(checkpoint, order.role)
-        data = local_data(order.pool, self._cache)
-        where = f"tasks.{order.name}.pool"
-        pool = open_pool(data, checkpoint, order.kind, order.role, where, self._cache)
-        pool = sequences.completed(expert, pool)
-        names = backbone_names(expert)
+        files = TaskFiles.open(task)
+        expert = load_expert(files.folder, task.role)
+        pool = sequences.completed(expert, files.pool())
         rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
-        return self._remember(kind, key, rule(expert, pool, names))
+        return self._remember(kind, key, rule(expert, pool, backbone_names(expert)))
 
     def of_vectors(self, kind: str, vectors: Sequence[BlobRef]) -> Measured:
         """Decompositions of a task vector, or of the sum of several."""
@@ -65,11 +59,8 @@ class Measurer:
         found = lookup(self._store, kind, key)
         if found is not None:
             return Measured(found.ref, True)
-        read = [read_tensors(self._path(ref)) for ref in vectors]
+        read = [read_tensors(fetch_blob(self._store, ref, cache_folder())) for ref in vectors]
         return self._remember(kind, key, statistics.decompositions(read))
-
-    def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(self._store, ref, self._cache)
 
     def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> Measured:
         entry = remember(self._store, kind, key, tensors_as_bytes(tensors), {})
@@ -84,38 +75,34 @@ def measure_statistics(
     backend: Backend,
     store_url: str,
     kinds: Iterable[str],
-    orders: Sequence[TaskConfig],
+    tasks: Sequence[TaskConfig],
     facts: Mapping[str, TaskFacts],
     prepared: Mapping[str, Prepared],
-    tell: Callable[[str], object],
+    notify: Callable[[str], object],
 ) -> Refs:
-    """Have the statistics of these kinds for every task, measured by the backend or remembered.
+    """Have the statistics of these kinds for every task, measured by members or remembered.
 
-    ``tell`` hears a sentence for each kind: what was measured, and what the store had.
+    ``notify`` is given a sentence for each kind: what was measured, and what the store had.
     """
     wanted = list(dict.fromkeys(kinds))
     if not wanted:
         return {}
-    members = [
-        backend.spawn(Placement(f"measurer {n + 1}"), Measurer, store_url)
-        for n in range(min(backend.size(), len(orders)))
-    ]
-    vectors = [prepared[order.name].vector for order in orders]
+    vectors = [prepared[task.name].vector for task in tasks]
     calls: dict[str, list[Future[Measured]]] = {}
-    for kind in wanted:
-        if kind == "svd_sum":
-            calls[kind] = [members[0].call(Measurer.of_vectors, kind, vectors)]
-            continue
-        calls[kind] = [
-            members[k % len(members)].call(Measurer.of_expert, kind, order, facts[order.name])
-            if kind in statistics.OF_EXPERTS
-            else members[k % len(members)].call(Measurer.of_vectors, kind, [vectors[k]])
-            for k, order in enumerate(orders)
-        ]
-    found = {kind: backend.get(each) for kind, each in calls.items()}
-    backend.dismiss(members)
+    with backend.spread(len(tasks), Placement("measurer"), Measurer, store_url) as members:
+        for kind in wanted:
+            if kind == "svd_sum":
+                calls[kind] = [members[0].call(Measurer.of_vectors, kind, vectors)]
+                continue
+            calls[kind] = [
+                member.call(Measurer.of_expert, kind, task, facts[task.name])
+                if kind in statistics.OF_EXPERTS
+                else member.call(Measurer.of_vectors, kind, [vector])
+                for member, task, vector in zip(members, tasks, vectors, strict=True)
+            ]
+        found = {kind: backend.get(each) for kind, each in calls.items()}
     for kind, measured in found.items():
-        tell(_told(kind, measured))
+        notify(_told(kind, measured))
     return {kind: tuple(one.ref for one in measured) for kind, measured in found.items()}
 
 

@@ -114,38 +114,38 @@ class TintWorker(Worker):
     def _rows(self, hosted: HostedTask) -> tuple[Tensor, Tensor]:
         """Which examples of the pool are learned from, and which are held back."""
         total = len(hosted.pool)
-        if hosted.order.published is not None or total < 2:
+        if hosted.task.published is not None or total < 2:
             return torch.arange(total), torch.arange(0)
-        name, seed = hosted.order.name, self._order.settings.seed
+        name, seed = hosted.task.name, self._config.settings.seed
         order = torch.randperm(total, generator=stream(seed, name, "held back"))
         held = min(max(1, int(total * HELD_BACK)), MOST_HELD)
         return order[held:].sort().values, order[:held].sort().values
 
     # -- tint layers ---------------------------------------------------------------------------
 
-    def fit_tint(self, name: str, order: TintConfig, *theta: Floats) -> Tinted:
+    def fit_tint(self, name: str, config: TintConfig, *theta: Floats) -> Tinted:
         """Learn a task's tint layer under θ, from where it is."""
         hosted = self._hosted[name]
         started = time.perf_counter()
         if not hosted.layer.parameters:  # the merge's tint layers do not learn
-            return self._as_it_is(hosted, order, theta, started)
+            return self._as_it_is(hosted, config, theta, started)
         backbone = [readable(piece) for piece in theta]
         rows, held = self._rows(hosted)
-        rows = self._visited(hosted, rows, order)
-        held = held if order.new else held[:0]
+        rows = self._visited(hosted, rows, config)
+        held = held if config.new else held[:0]
         state = self._state(hosted)
         # Features may lie before the site, where nothing runs any more.
         settings = replace(
-            self._order.settings,
+            self._config.settings,
             features=0.0,
-            batch_size=order.batch_size,
-            micro_batch=max(order.batch_size, self._order.settings.micro_batch),
+            batch_size=config.batch_size,
+            micro_batch=max(config.batch_size, self._config.settings.micro_batch),
         )
         model: FusedModel
         pool: Pool
         ref, reused = None, False
         try:
-            if not order.prefix or norm_buffers(self._partition.module):
+            if not config.prefix or norm_buffers(self._partition.module):
                 raise NoPrefixError("not asked for, or statistics of the batch go into it")
             prefix = PrefixModel(
                 self._partition.module,
@@ -156,11 +156,10 @@ class TintWorker(Worker):
             )
             prefix.bind(backbone, None)
             pool, ref, reused = self._cached(
-                prefix, hosted, torch.cat([rows, held]), theta, keep=order.new
+                prefix, hosted, torch.cat([rows, held]), theta, keep=config.new
             )
             model = prefix
         except NoPrefixError:  # the same result, at the cost of the whole model in every round
-            assert self._fused is not None
             model, pool = self._fused, part(hosted.pool, torch.cat([rows, held]))
         inside = torch.arange(len(pool))
         task = replace(
@@ -169,13 +168,12 @@ class TintWorker(Worker):
             labels=state.labels[rows],
             features=None,
         )
-        rate = schedule(order.learning_rate, order.shape, order.rounds, order.warmup)
-        metrics = fit_tints([task], model, backbone, settings, rate, order.rounds)
+        rate = schedule(config.learning_rate, config.shape, config.rounds, config.warmup)
+        metrics = fit_tints([task], model, backbone, settings, rate, config.rounds)
         seconds = time.perf_counter() - started
         prefixed = isinstance(pool, CachedPool)
         agreement = None
         if len(held) and prefixed:
-            assert hosted.labels is not None, "prepare() comes first"
             held_pool = part(pool, inside[len(rows) :])
             agreement = self._agreement(hosted, model, held_pool, hosted.labels[held])
         elif len(held):
@@ -185,23 +183,22 @@ class TintWorker(Worker):
         )
 
     def _as_it_is(
-        self, hosted: HostedTask, order: TintConfig, theta: Sequence[Floats], started: float
+        self, hosted: HostedTask, config: TintConfig, theta: Sequence[Floats], started: float
     ) -> Tinted:
         """What ``fit_tint`` answers of a layer in which nothing is to be learned."""
-        name = hosted.order.name
-        agreement = self.held_agreement(name, *theta) if order.new else None
+        name = hosted.task.name
+        agreement = self.held_agreement(name, *theta) if config.new else None
         return Tinted(name, agreement, 1.0, time.perf_counter() - started, False, False, None)
 
     def held_agreement(self, name: str, *theta: Floats) -> float:
         """Agreement with the expert on what was held back, under θ."""
         hosted = self._hosted[name]
-        assert hosted.labels is not None, "prepare() comes first"
         held = self._rows(hosted)[1]
         rows = held if len(held) else torch.arange(len(hosted.pool))
         pool = part(hosted.pool, rows)
         self._estimate(hosted, theta)
         merged, expert = self._predict(hosted, pool, theta), hosted.labels[rows]
-        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
+        return score(name, hosted.task.kind, merged, expert, None, pool.mask).agreement
 
     def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Let a task's tint layer go on from these tensors."""
@@ -210,13 +207,13 @@ class TintWorker(Worker):
             for key, array in tensors.items():
                 layer.tensors[key].copy_(torch.from_numpy(array.copy()))
 
-    def _visited(self, hosted: HostedTask, rows: Tensor, order: TintConfig) -> Tensor:
+    def _visited(self, hosted: HostedTask, rows: Tensor, config: TintConfig) -> Tensor:
         """Which examples the rounds come back to; see ``EPOCHS``."""
-        most = max(LEAST_SEEN, order.rounds * order.batch_size // EPOCHS)
+        most = max(LEAST_SEEN, config.rounds * config.batch_size // EPOCHS)
         if most >= len(rows):
             return rows
-        seed = self._order.settings.seed
-        some = torch.randperm(len(rows), generator=stream(seed, hosted.order.name, "visited"))
+        seed = self._config.settings.seed
+        some = torch.randperm(len(rows), generator=stream(seed, hosted.task.name, "visited"))
         return rows[some[:most]].sort().values
 
     def _cached(
@@ -229,11 +226,11 @@ class TintWorker(Worker):
         keep: bool,
     ) -> tuple[CachedPool, BlobRef | None, bool]:
         """These examples from the site on, and whether the store had their activations."""
-        precision = self._order.settings.precision
+        precision = self._config.settings.precision
         pool = part(hosted.pool, rows)
         if not keep:
             return model.cached(pool, hosted.layer, precision), None, False
-        digest = hashlib.sha256(self._order.base_digest.encode())
+        digest = hashlib.sha256(self._config.base_digest.encode())
         for piece in theta:
             digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
         key = prefix_key(digest.hexdigest(), hosted.pool.digest, rows, model.site, precision)
@@ -251,11 +248,11 @@ class TintWorker(Worker):
         self, hosted: HostedTask, model: FusedModel, pool: Pool, expert: Outputs
     ) -> float:
         """Agreement with the expert's answers to a pool of activations."""
-        precision, kind = self._order.settings.precision, hosted.order.kind
+        precision, kind = self._config.settings.precision, hosted.task.kind
         merged = labels.ask(
             lambda batch: model.forward([batch], [hosted.layer], precision)[0], pool, kind
         )
-        return score(hosted.order.name, kind, merged, expert, None, pool.mask).agreement
+        return score(hosted.task.name, kind, merged, expert, None, pool.mask).agreement
 
 
 def part(pool: Pool, rows: Tensor) -> Pool:
@@ -275,10 +272,10 @@ class TintWorkerPool(WorkerPool[TintWorker]):
     ) -> None:
         super().__init__(TintWorker, backend, spec, base, published=published)
 
-    def fit_tints(self, names: Iterable[str], order: TintConfig, theta: Floats) -> list[Tinted]:
+    def fit_tints(self, names: Iterable[str], config: TintConfig, theta: Floats) -> list[Tinted]:
         """Learn these tasks' tint layers under θ [P]."""
         shared = as_argument(self._backend.put(theta))
-        return self._backend.get(self.each(names, TintWorker.fit_tint, order, shared))
+        return self._backend.get(self.each(names, TintWorker.fit_tint, config, shared))
 
     def held_agreement(self, theta: Floats) -> dict[str, float]:
         """Each task's agreement with its expert on what was held back, under θ [P]."""

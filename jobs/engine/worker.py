@@ -18,7 +18,7 @@ from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.fit_checkpoints import MARK
-from tintray.jobs.engine.hosting import Experts, HostedTask
+from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
 from tintray.pools import sequences
@@ -30,21 +30,22 @@ from tintray.tinting import self_labels as labels
 from tintray.tinting.partition import default_tint_lr
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
-from tintray.tinting.tint_layers import FusedModel
+from tintray.tinting.tint_layers import FusedModel, TintLayer
 
 
 class Worker:
     """Hosts task groups; see the module."""
 
-    def __init__(self, order: FitConfig, groups: Mapping[int, Sequence[TaskConfig]]) -> None:
-        self._order = order
-        self._orders = {number: list(tasks) for number, tasks in groups.items()}
-        self._experts = Experts(order, next(task for tasks in groups.values() for task in tasks))
+    def __init__(self, config: FitConfig, groups: Mapping[int, Sequence[TaskConfig]]) -> None:
+        self._config = config
+        self._tasks = {number: list(tasks) for number, tasks in groups.items()}
+        self._experts = Experts(config, next(task for tasks in groups.values() for task in tasks))
         self._partition = self._experts.partition
         self._store, self._cache = self._experts.store, self._experts.cache
+        self._checked: dict[str, CheckedTask] = {}
         self._hosted: dict[str, HostedTask] = {}
         self._groups: dict[int, TaskGroup] = {}
-        self._fused: FusedModel | None = None
+        self._model: FusedModel | None = None
         self._bounds: list[slice] = []
 
     # -- before the fit ------------------------------------------------------------------------
@@ -60,41 +61,44 @@ class Worker:
         CheckpointError, DataError
             Naming the field, the tensor or the file.
         """
-        hosted, expert = self._experts.check(task)
-        self._hosted[task.name] = hosted
-        if self._fused is None:
+        checked, expert = self._experts.check(task)
+        self._checked[task.name] = checked
+        if self._model is None:
             split = self._partition
-            self._fused = FusedModel(
-                *(expert, split.layout, split.private, split.low_rank), device=self._order.device
+            self._model = FusedModel(
+                *(expert, split.layout, split.private, split.low_rank), device=self._config.device
             )
-            if self._order.settings.features:
-                self._fused.capture(self._experts.feature_path())
-        self._try_out(hosted)
-        return hosted.facts
+            if self._config.settings.features:
+                self._model.capture(self._experts.feature_path())
+        # The model that is fitted, on an example or two of the task, all at its start.
+        one = self._placeholder(checked.pool.extremes())
+        with self._bound(checked.layer, (self._base_theta().numpy(),)) as run:
+            labels.try_out(
+                *(run, one, task.kind, checked.facts.classes),
+                *(f"the model tinted as {task.name}", f"tasks.{task.name}.pool"),
+            )
+        return checked.facts
 
-    def _try_out(self, hosted: HostedTask) -> None:
-        """Run the model that is fitted on an example or two of a task, all at its start."""
-        split = self._partition
-        base = {name: tensor.detach() for name, tensor in split.module.named_parameters()}
-        theta = split.layout.flatten(base).numpy()
-        config = getattr(split.module, "config", None)
-        one = sequences.placeholder(hosted.pool.extremes(), config)
-        task, kind, width = hosted.order, hosted.order.kind, hosted.facts.classes
-        where = f"tasks.{task.name}.pool"
-        with self._bound(hosted, (theta,)) as run:
-            labels.try_out(run, one, kind, width, f"the model tinted as {task.name}", where)
+    def _placeholder(self, pool: Pool) -> Pool:
+        return sequences.placeholder(pool, getattr(self._partition.module, "config", None))
+
+    def _base_theta(self) -> Tensor:
+        """θ₀ [P]."""
+        module = self._partition.module
+        return self._partition.layout.flatten({n: p.detach() for n, p in module.named_parameters()})
+
+    @property
+    def _fused(self) -> FusedModel:
+        assert self._model is not None, "check() comes first"
+        return self._model
 
     def benchmark(self, name: str, seconds: float) -> Speed:
         """Time the steps of a checked task on this machine, under θ₀, for about ``seconds``."""
-        hosted, settings = self._hosted[name], self._order.settings
-        assert self._fused is not None, "check() comes first"
-        module, layout = self._partition.module, self._partition.layout
-        config = getattr(module, "config", None)
-        pool = sequences.placeholder(hosted.pool[: settings.micro_batch], config)
-        batch = pool.batch(slice(0, len(pool)))
-        theta = layout.flatten({n: p.detach() for n, p in module.named_parameters()})
+        checked, settings = self._checked[name], self._config.settings
+        pool = self._placeholder(checked.pool[: settings.micro_batch])
+        batch, theta = pool.batch(slice(0, len(pool))), self._base_theta()
         return benchmark_machine(
-            self._fused, hosted.layer, batch, theta, settings.precision, seconds
+            self._fused, checked.layer, batch, theta, settings.precision, seconds
         )
 
     def prepare(self, name: str) -> Prepared:
@@ -102,34 +106,28 @@ class Worker:
 
         What another job has computed from the same content is taken from the artifact store.
         """
-        return self._experts.prepare(self._hosted[name])
+        self._hosted[name], prepared = self._experts.prepare(self._checked.pop(name))
+        return prepared
 
     def begin(self, bounds: Sequence[slice]) -> None:
         """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
-        assert self._fused is not None, "check() comes first"
         self._bounds = list(bounds)
         # One group steps at a time.
-        gradient = torch.zeros(self._partition.layout.numel, device=self._order.device)
-        for number, orders in self._orders.items():
-            states = [self._state(self._hosted[order.name]) for order in orders]
-            self._groups[number] = TaskGroup(states, self._fused, gradient, self._order.settings)
+        gradient = torch.zeros(self._partition.layout.numel, device=self._config.device)
+        for number, tasks in self._tasks.items():
+            states = [self._state(self._hosted[task.name]) for task in tasks]
+            self._groups[number] = TaskGroup(states, self._fused, gradient, self._config.settings)
 
     def _state(self, hosted: HostedTask) -> TaskState:
         """A task at the beginning of its fit."""
-        assert hosted.labels is not None, "prepare() comes first"
-        order = self._order
         targets, confidence_filter = prepare_targets(
-            hosted.order.kind,
-            hosted.labels,
-            hosted.true,
-            order.pseudo_labels,
-            order.settings.filter,
-            hosted.pool.mask,
+            *(hosted.task.kind, hosted.labels, hosted.true_labels),
+            *(self._config.pseudo_labels, self._config.settings.filter, hosted.pool.mask),
         )
         return TaskState(
-            *(hosted.order.name, hosted.layer, hosted.pool, targets, confidence_filter),
+            *(hosted.task.name, hosted.layer, hosted.pool, targets, confidence_filter),
             features=hosted.features,
-            kind=hosted.order.kind,
+            kind=hosted.task.kind,
         )
 
     # -- rounds --------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ class Worker:
         """
         result = self._groups[group].step(self._backbone(theta), round_, tint_lr, only=only)
         pieces = [result.gradient[stretch] for stretch in self._bounds]
-        return [sent(piece, self._order.direct) for piece in pieces], result.metrics
+        return [sent(piece, self._config.direct) for piece in pieces], result.metrics
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
@@ -170,19 +168,18 @@ class Worker:
     def probe(self, name: str, site: str, steps: int, *theta: Sent) -> tuple[float, float]:
         """Try a site for one task under θ in pieces; see ``tintray.jobs.engine.trials.probe``."""
         hosted = self._hosted[name]
-        assert hosted.labels is not None, "prepare() comes first"
         candidate = Candidate(
             task=name,
-            kind=hosted.order.kind,
+            kind=hosted.task.kind,
             site=site,
-            expert=self._experts.loaded(self._experts.checkpoint(hosted.order), hosted.order.role),
+            expert=self._experts.loaded(self._experts.folder(hosted.task), hosted.task.role),
             pool=hosted.pool,
             labels=hosted.labels,
             theta=[readable(piece) for piece in theta],
             layout=self._partition.layout,
         )
         rate = default_tint_lr(self._partition.module, site)
-        return probe(candidate, self._partition.module, self._order.settings, steps, rate)
+        return probe(candidate, self._partition.module, self._config.settings, steps, rate)
 
     # -- after the fit -------------------------------------------------------------------------
 
@@ -191,21 +188,20 @@ class Worker:
         hosted = self._hosted[name]
         pool = hosted.pool if hosted.test is None else hosted.test
         expert = hosted.labels if hosted.test is None else hosted.expert_test
-        assert expert is not None and self._fused is not None, "prepare() comes first"
+        assert expert is not None, "a test set has the expert's answers"
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
         known = hosted.test_labels
-        return calibrated_score(name, hosted.order.kind, merged, expert, known, pool.mask)
+        return calibrated_score(name, hosted.task.kind, merged, expert, known, pool.mask)
 
     def agreement(self, name: str, examples: int, *theta: Sent) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
-        assert hosted.labels is not None, "prepare() comes first"
         pool = hosted.pool[:examples]
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
         expert = hosted.labels[: len(pool)]
-        return score(name, hosted.order.kind, merged, expert, None, pool.mask).agreement
+        return score(name, hosted.task.kind, merged, expert, None, pool.mask).agreement
 
     def tint(self, name: str) -> dict[str, NDArray[Any]]:
         """The private tensors of a task, as arrays."""
@@ -219,25 +215,23 @@ class Worker:
 
     def _backbone(self, theta: Sequence[Sent]) -> list[Tensor]:
         """θ in pieces, where rounds compute."""
-        return [readable(piece, self._order.device) for piece in theta]
+        return [readable(piece, self._config.device) for piece in theta]
 
     def _estimate(self, hosted: HostedTask, theta: Sequence[Sent]) -> None:
         """Let a task keep the statistics of batch normalisation that it has under θ."""
-        assert self._fused is not None, "check() comes first"
         self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
 
     def _predict(self, hosted: HostedTask, pool: Pool, theta: Sequence[Sent]) -> Outputs:
-        with self._bound(hosted, theta) as run:
-            return labels.ask(run, pool, hosted.order.kind)
+        with self._bound(hosted.layer, theta) as run:
+            return labels.ask(run, pool, hosted.task.kind)
 
     @contextmanager
     def _bound(
-        self, hosted: HostedTask, theta: Sequence[Sent]
+        self, layer: TintLayer, theta: Sequence[Sent]
     ) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
-        """The merged model of a task under θ in pieces, in this block."""
-        fused, layer = self._fused, hosted.layer
-        assert fused is not None, "check() comes first"
+        """The merged model with a tint layer under θ in pieces, in this block."""
+        fused = self._fused
         fused.bind(self._backbone(theta), None)
         fused.use_statistics("running")
         try:

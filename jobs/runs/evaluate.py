@@ -118,16 +118,12 @@ def measure(
     on_score: Callable[[TaskScore], None],
 ) -> list[TaskScore]:
     """Measure every task of a merge, spread over the fleet, in the order of its tasks."""
-    members = [
-        fleet.spawn(Placement(f"evaluator {n + 1}", threads), Evaluator, merge.url, store_url)
-        for n in range(min(max(1, fleet.size() // threads), len(merge.tasks)))
-    ]
-    refs = [
-        members[index % len(members)].call(Evaluator.evaluate, name)
-        for index, name in enumerate(merge.tasks)
-    ]
+    placement = Placement("evaluator", threads)
     found: dict[int, TaskScore] = {}
-    for index, result in fleet.as_completed(refs):
-        on_score(result)
-        found[index] = result
-    return [found[index] for index in range(len(refs))]
+    with fleet.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as members:
+        named = zip(members, merge.tasks, strict=True)
+        scores = [member.call(Evaluator.evaluate, name) for member, name in named]
+        for index, result in fleet.as_completed(scores):
+            on_score(result)
+            found[index] = result
+    return [found[index] for index in range(len(scores))]

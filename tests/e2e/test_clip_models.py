@@ -217,7 +217,8 @@ def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_p
 
     from tintray.data.labels import Answers
     from tintray.data.source import DataSource
-    from tintray.jobs.engine.configs import TaskConfig, open_expert
+    from tintray.jobs.engine.configs import TaskConfig
+    from tintray.jobs.engine.task_files import open_expert
 
     for name in ("a_red_one", "green"):
         (tmp_path / "train" / name).mkdir(parents=True)

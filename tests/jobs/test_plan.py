@@ -191,7 +191,7 @@ def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:
     planned = pool_bytes(spec, known.to_dict() | {"num_labels": known.num_labels})
     crew = WorkerPool(Worker, InProcessBackend(1), spec, ground)
     crew.check()
-    hosted = crew._workers[0]._member.result()._hosted.values()  # type: ignore[attr-defined]
+    hosted = crew._workers[0]._member.result()._checked.values()  # type: ignore[attr-defined]
     pools = [pool for task in hosted for pool in (task.pool, task.test) if pool is not None]
     held = sum(tensor.nbytes for pool in pools for tensor in pool.inputs.values())
     assert held <= planned < 1.1 * held
