@@ -14,6 +14,7 @@ import yaml
 
 from tests import tiny_models
 from tests.e2e.test_factory import make_plain_zoo
+from tests.jobs.test_layouts import hashes
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import SpecError
 from tintray.jobs import api
@@ -21,7 +22,6 @@ from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.ray_backend import RayBackend
 from tintray.jobs.events import Notice
 from tintray.jobs.runs import grow as growth
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +32,6 @@ def cluster() -> Iterator[Backend]:
     fleet = open_backend(address=None, workers=2, threads=1, plan=128 * 2**20)
     yield fleet
     fleet.close()
-
-
-def hashes(url: str) -> dict[str, str]:
-    manifest = read_manifest(*parse_merge_url(url))
-    return {name: file["sha256"] for name, file in manifest["files"].items()}
 
 
 def grown(zoo: TinyZoo, store: Path, **cluster: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.jobs.test_layouts import hashes
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs import api
@@ -18,7 +19,6 @@ from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.numerics.layout import build_layout
 from tintray.storage.artifacts.blobs import put_blob
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.tinting.step import TaskMetrics
 from tintray.vectors.coefficients import Coefficients
@@ -93,8 +93,7 @@ def test_two_nodes_give_the_bits_of_one_process(nodes: str, tiny: TinyZoo, tmp_p
             merge={"task_vectors": "int8"},
             cluster=cluster,
         )
-        manifest = read_manifest(*parse_merge_url(api.run(spec).url))
-        found.append({name: file["sha256"] for name, file in manifest["files"].items()})
+        found.append(hashes(api.run(spec).url))
     assert found[0] == found[1]
 
 

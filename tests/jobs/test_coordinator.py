@@ -1,191 +1,176 @@
-"""Rounds: only Λ and the tints move, as fast as they are told, in an order that does not show."""
+"""Rounds: Λ moves as in plain arithmetic, whoever holds the task vectors and hosts the tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.jobs.engine.base_model import load_base_model
-from tintray.jobs.engine.coordinator import Coordinator
+from tintray.checkpoints.tensors import tensors_as_bytes
+from tintray.jobs.engine.backend import Placement
+from tintray.jobs.engine.coordinator import Assignment, Coordinator
+from tintray.jobs.engine.grouping import form_groups
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool
+from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.jobs.events import RoundDone
+from tintray.numerics.layout import build_layout
+from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.plateau import Plateau
+from tintray.tinting.step import TaskMetrics
 from tintray.vectors.coefficients import Coefficients
+from tintray.vectors.correction import Correction
+
+LAYOUT = build_layout({"a": (3, 2), "b": (4,)})
+TASKS = ["p", "q", "r", "s"]
+RANDOM = torch.Generator().manual_seed(0)
+BASE, *VECTORS = torch.randn(1 + len(TASKS), LAYOUT.numel, generator=RANDOM)
+WANTED = dict(zip(TASKS, torch.randn(len(TASKS), LAYOUT.numel, generator=RANDOM), strict=True))
 
 
+class Worker:
+    """Its tasks' loss is half the squared distance of θ to where each wants it."""
+
+    def __init__(self, groups: dict[int, list[str]]) -> None:
+        self.groups = groups
+        self.bounds: list[slice] = []
+        self.rates: list[float] = []
+
+    def begin(self, bounds: list[slice]) -> None:
+        self.bounds = bounds
+
+    def step(
+        self, group: int, round_: int, rate: float, only: Collection[str] | None, *theta: Any
+    ) -> tuple[list[Any], dict[str, TaskMetrics]]:
+        self.rates.append(rate)
+        whole = torch.from_numpy(np.concatenate(theta))
+        tasks = [task for task in self.groups[group] if only is None or task in only]
+        gradient = torch.stack([whole - WANTED[task] for task in tasks]).sum(0)
+        metrics = {
+            task: TaskMetrics(float((whole - WANTED[task]).square().sum()) / 2, 0.5, 0.25)
+            for task in tasks
+        }
+        return [gradient[bounds].numpy() for bounds in self.bounds], metrics
+
+    def evaluate(self, name: str, *theta: Any) -> TaskScore:
+        return TaskScore(name, "agreement", float(np.concatenate(theta)[0]), 1.0, 0.5, 1)
+
+
+@dataclass
 class Fit:
-    """A crew that is ready, and a coordinator over it."""
+    """A coordinator over such workers."""
 
-    def __init__(self, tiny: TinyZoo, store: Path, **sections: Any) -> None:
-        rates = sections.pop("rates", (1e-2, 1e-2))
-        sections.setdefault("merge", {"granularity": "block"})
-        spec = tiny.spec(store, **sections)
-        self.ground = load_base_model(spec)
-        self.fleet = InProcessBackend(1)
-        self.crew = WorkerPool(Worker, self.fleet, spec, self.ground)
-        self.crew.check()
-        self.crew.prepare(open_store(spec.store), lambda done: None)
-        units = len(self.ground.partition.layout.units)
-        start = torch.full((len(TASKS), units), 0.3)
-        self.coefficients = Coefficients(start, spec.merge.bounds)
-        rate: Callable[[float], Callable[[int], float]] = lambda value: lambda round_: value  # noqa: E731
-        self.coordinator = Coordinator(
-            self.fleet,
-            self.crew.assignment,
-            self.coefficients,
-            coefficient_lr=rate(rates[0]),
-            tint_lr=rate(rates[1]),
-            in_turn=spec.fit.updates == "in_turn",
-            plateau=Plateau(spec.fit.patience, spec.fit.min_delta) if spec.fit.patience else None,
-            sampled=self.crew.sampler,
+    store: Path
+    groups: int = 2
+    shards: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    rounds: list[RoundDone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        store, backend = open_store(str(self.store)), InProcessBackend(1)
+        base, *blobs = (
+            put_blob(store, tensors_as_bytes(LAYOUT.views(row))) for row in (BASE, *VECTORS)
         )
-        self.rounds: list[RoundDone] = []
+        shards = Shards(backend, ShardConfig(str(self.store), base, LAYOUT), self.shards)
+        groups = {
+            number: [TASKS[task] for task in stretch]
+            for number, stretch in enumerate(form_groups(len(TASKS), self.groups))
+        }
+        self.worker = Worker(groups)
+        member = backend.spawn(Placement("worker"), lambda: self.worker)
+        backend.get([*shards.load(TASKS, blobs), member.call(Worker.begin, shards.bounds)])
+        self.coefficients = Coefficients(torch.full((len(TASKS), 2), 0.3))
+        assignment = Assignment(
+            shards, dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
+        )
+        rates = {"coefficient_lr": lambda n: 0.01 / (n + 1), "tint_lr": lambda n: 0.1 * n}
+        self.coordinator = Coordinator(
+            backend, assignment, self.coefficients, **rates | self.options
+        )
 
-    def run(self, rounds: int) -> Fit:
-        self.coordinator.fit(rounds, self.rounds.append)
+    def run(self, rounds: int, first: int = 0) -> Fit:
+        self.coordinator.fit(rounds, self.rounds.append, first=first)
         return self
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all fits: what they prepare is the same."""
-    return tmp_path_factory.mktemp("store")
+def plain(rounds: int, turns: list[list[str]], correction_lr: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Λ and θ after so many rounds, without groups, shards or members."""
+    coefficients, vectors = Coefficients(torch.full((len(TASKS), 2), 0.3)), torch.stack(VECTORS)
+    correction, of_tensors = Correction(LAYOUT.numel), [slice(0, 6), slice(6, 10)]
+
+    def theta() -> Tensor:
+        values = coefficients.values
+        mixed = [values[:, n] @ vectors[:, part] for n, part in enumerate(of_tensors)]
+        return BASE + torch.cat(mixed) + correction.values
+
+    for round_ in range(rounds):
+        for tasks in turns:
+            gradient = torch.stack([theta() - WANTED[task] for task in tasks]).sum(0)
+            columns = [vectors[:, part] @ gradient[part] for part in of_tensors]
+            if correction_lr:
+                correction.update(gradient, correction_lr)
+            coefficients.update(torch.stack(columns, dim=1), 0.01 / (round_ + 1))
+    return coefficients.values, theta()
 
 
-def moved(fit: Fit, tiny: TinyZoo, store: Path) -> tuple[bool, bool]:
-    """Whether Λ and whether any tint is elsewhere than at its beginning."""
-    before = Fit(tiny, store)
-    tints, then = fit.crew.tints(), before.crew.tints()
-    tint = any(not torch.equal(tints[t][n], then[t][n]) for t in tints for n in tints[t])
-    return not torch.equal(fit.coefficients.values, before.coefficients.values), tint
-
-
-@pytest.mark.parametrize("rates", [(1e-2, 1e-2), (0.0, 1e-2), (1e-2, 0.0)])
-def test_what_has_no_learning_rate_does_not_move(
-    tiny: TinyZoo, store: Path, rates: tuple[float, float]
+@pytest.mark.parametrize("correction_lr", [0.0, 1e-2])
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize(("groups", "in_turn"), [(1, False), (2, False), (4, False), (4, True)])
+def test_rounds_are_those_of_plain_arithmetic(
+    tmp_path: Path, groups: int, in_turn: bool, shards: int, correction_lr: float
 ) -> None:
-    fit = Fit(tiny, store, rates=rates).run(2)
-    assert moved(fit, tiny, store) == (rates[0] > 0, rates[1] > 0)
-
-
-def test_groups_change_nothing_but_the_order_of_sums(tiny: TinyZoo, store: Path) -> None:
-    fits = [Fit(tiny, store, fit={"groups": groups}).run(3) for groups in (1, 2, 4)]
-    for other in fits[1:]:
-        assert torch.allclose(other.coefficients.values, fits[0].coefficients.values, atol=1e-5)
-        for task, tensors in other.crew.tints().items():
-            for name, tensor in tensors.items():
-                assert torch.allclose(tensor, fits[0].crew.tints()[task][name], atol=1e-4), name
-
-
-def test_a_fit_is_repeatable_to_the_last_bit(tiny: TinyZoo, store: Path) -> None:
-    one, other = Fit(tiny, store).run(3), Fit(tiny, store).run(3)
-    assert torch.equal(one.coefficients.values, other.coefficients.values)
-    assert np.array_equal(one.coordinator.backbone(), other.coordinator.backbone())
-    assert [event.loss for event in one.rounds] == [event.loss for event in other.rounds]
-
-
-def test_rounds_are_told_one_by_one(tiny: TinyZoo, store: Path) -> None:
-    fit = Fit(tiny, store, objective={"filter": "none"}).run(3)
-    assert [(event.round, event.rounds) for event in fit.rounds] == [(1, 3), (2, 3), (3, 3)]
-    assert all(list(event.agreement) == list(TASKS) for event in fit.rounds)
-    assert all(set(event.selected_fraction.values()) == {1.0} for event in fit.rounds)
-    assert [fit.coordinator.kept(task) for task in TASKS] == [1.0] * 4
-    seconds = [event.seconds for event in fit.rounds]
-    assert seconds == sorted(seconds)
-
-
-def test_backbone_and_scores_are_of_the_present_coefficients(tiny: TinyZoo, store: Path) -> None:
-    fit = Fit(tiny, store).run(2)
-    values = fit.coefficients.values.numpy()
-    assert np.array_equal(fit.coordinator.backbone(), fit.crew.merge(values))
+    options: dict[str, Any] = {"in_turn": in_turn}
+    if correction_lr:
+        options["correction_lr"] = lambda round_: correction_lr
+    fit = Fit(tmp_path, groups, shards, options).run(3)
+    turns = [[task] for task in TASKS] if in_turn else [TASKS]
+    values, theta = plain(3, turns, correction_lr)
+    assert torch.allclose(fit.coefficients.values, values, atol=1e-6)
+    assert np.allclose(fit.coordinator.backbone(), theta.numpy(), atol=1e-5)
     told: list[TaskScore] = []
     scores = fit.coordinator.scores(told.append)
-    assert [score.task for score in scores] == list(TASKS)
+    assert [score.task for score in scores] == TASKS
     assert told == scores
-
-
-def test_bounds_hold(tiny: TinyZoo, store: Path) -> None:
-    fit = Fit(tiny, store, merge={"bounds": [0.29, 0.31]}, rates=(0.1, 1e-2)).run(3)
-    values = fit.coefficients.values
-    assert values.min() == pytest.approx(0.29)
-    assert values.max() == pytest.approx(0.31)
-
-
-def test_in_turn_each_task_moves_the_coefficients_by_itself(tiny: TinyZoo, store: Path) -> None:
-    together = Fit(tiny, store, rates=(1e-3, 0.0)).run(1)
-    in_turn = Fit(tiny, store, rates=(1e-3, 0.0), fit={"updates": "in_turn"}).run(1)
-    start = torch.full_like(together.coefficients.values, 0.3)
-    # Adam's first step is its learning rate long, whatever the gradient: one step together, and
-    # up to one per task in turn.
-    assert (together.coefficients.values - start).abs().max() <= 1.01e-3
-    assert (in_turn.coefficients.values - start).abs().max() > 1.5e-3
-    assert {task for done in in_turn.rounds for task in done.agreement} == set(TASKS)
-
-
-@pytest.mark.parametrize("updates", ["together", "in_turn"])
-def test_tasks_that_sit_a_round_out_stay_as_they_are(
-    tiny: TinyZoo, store: Path, updates: str
-) -> None:
-    """Two groups of two tasks, one task a round: one group has nothing to do."""
-    fit = Fit(tiny, store, fit={"tasks_per_round": 1, "groups": 2, "updates": updates})
-    before = fit.crew.tints()
-    fit.run(1)
-    (chosen,) = fit.rounds[0].agreement
-    after = fit.crew.tints()
-    moved = {t for t in TASKS if any(not torch.equal(after[t][n], before[t][n]) for n in after[t])}
-    assert moved == {chosen}
-    fit.run(4)
-    assert {name for event in fit.rounds[1:] for name in event.agreement} == set(TASKS)
-
-
-def test_a_round_of_all_tasks_is_an_ordinary_round(tiny: TinyZoo, store: Path) -> None:
-    plain, all_four = Fit(tiny, store), Fit(tiny, store, fit={"tasks_per_round": 4})
-    assert torch.equal(plain.run(2).coefficients.values, all_four.run(2).coefficients.values)
-
-
-def test_a_fit_ends_where_agreement_stops_growing(tiny: TinyZoo, store: Path) -> None:
-    """Nothing is learned, and the gain asked for is out of reach: two windows, and it is over."""
-    fit = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "min_delta": 1.0}).run(10)
-    assert fit.coordinator.rounds == len(fit.rounds) == 4
-    assert [(event.round, event.rounds) for event in fit.rounds] == [
-        (1, 10),
-        (2, 10),
-        (3, 10),
-        (4, 4),
-    ]
-    # One that is resumed after its last round has nothing more to run.
-    again = Fit(tiny, store, rates=(0.0, 0.0), fit={"patience": 2, "min_delta": 1.0})
+    # Where it stopped it goes on, to the last bit.
+    again = Fit(tmp_path, groups, shards, options)
     again.coordinator.restore(*fit.coordinator.state())
-    again.coordinator.fit(10, again.rounds.append, first=4)
-    assert again.rounds == []
+    assert torch.equal(
+        again.run(5, first=3).coefficients.values, fit.run(5, first=3).coefficients.values
+    )
 
 
-@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
-def test_formats_change_little_and_shards_change_nothing(
-    tiny: TinyZoo, store: Path, format: str
-) -> None:
-    plain = Fit(tiny, store).run(2).coordinator.backbone()
-    found = [
-        Fit(
-            tiny,
-            store,
-            merge={"granularity": "block", "task_vectors": format},
-            cluster={"shards": n},
-        )
-        .run(2)
-        .coordinator.backbone()
-        for n in (1, 3)
-    ]
-    assert np.array_equal(*found)
-    assert not np.array_equal(found[0], plain)
-    assert np.allclose(found[0], plain, atol={"bf16": 1e-2, "int8": 1e-2, "int4": 0.15}[format])
+def test_rounds_are_told_one_by_one(tmp_path: Path) -> None:
+    fit = Fit(tmp_path).run(3)
+    assert [(event.round, event.rounds) for event in fit.rounds] == [(1, 3), (2, 3), (3, 3)]
+    assert all(event.agreement == dict.fromkeys(TASKS, 0.5) for event in fit.rounds)
+    assert [fit.coordinator.kept(task) for task in TASKS] == [0.25] * 4
+    seconds = [event.seconds for event in fit.rounds]
+    assert seconds == sorted(seconds)
+    assert fit.worker.rates == [0.0, 0.0, 0.1, 0.1, 0.2, 0.2]
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_tasks_that_sit_a_round_out_are_not_asked(tmp_path: Path, in_turn: bool) -> None:
+    """Two groups of two tasks, one task a round: one group has nothing to do."""
+    options = {"sampled": lambda round_: {TASKS[round_]}, "in_turn": in_turn}
+    fit = Fit(tmp_path, options=options).run(4)
+    assert [list(event.agreement) for event in fit.rounds] == [[task] for task in TASKS]
+    assert len(fit.worker.rates) == 4
+
+
+def test_a_fit_ends_where_agreement_stops_growing(tmp_path: Path) -> None:
+    """The gain that is asked for is out of reach: two windows, and it is over."""
+    fit = Fit(tmp_path, options={"plateau": Plateau(2, 1.0)}).run(10)
+    ends = [(event.round, event.rounds) for event in fit.rounds]
+    assert ends == [(1, 10), (2, 10), (3, 10), (4, 4)]
+    # One that is resumed after its last round has nothing more to run.
+    again = Fit(tmp_path, options={"plateau": Plateau(2, 1.0)})
+    again.coordinator.restore(*fit.coordinator.state())
+    assert again.run(10, first=4).rounds == []

@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests.jobs.test_coordinator import Fit
+from tests.jobs.test_layouts import hashes
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import SpecError
-from tintray.jobs.engine.backend import open_backend
+from tintray.jobs import api
+from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, lay_out
 from tintray.numerics.layout import build_layout
@@ -96,11 +96,17 @@ def test_tensors_that_go_directly_are_the_arrays_that_would(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same fit with members that answer tensors: the same bits, and none overwritten."""
-    plain = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
-    monkeypatch.setattr("tests.jobs.test_coordinator.InProcessBackend", DirectFleet)
-    direct = Fit(tiny, tmp_path, fit={"groups": 2}).run(2)
-    assert np.array_equal(direct.coordinator.backbone(), plain.coordinator.backbone())
-    assert direct.rounds[-1].loss == plain.rounds[-1].loss
+
+    def direct(**wanted: Any) -> Backend:
+        backend = InProcessBackend(1)
+        backend.tensor_transport = True
+        return backend
+
+    job = {"fit": {"rounds": 2, "groups": 2}, "merge": {"granularity": "block"}}
+    arrays = api.run(tiny.spec(tmp_path / "arrays", **job))
+    monkeypatch.setattr("tintray.jobs.runs.run.open_backend", direct)
+    tensors = api.run(tiny.spec(tmp_path / "tensors", **job))
+    assert hashes(tensors.url) == hashes(arrays.url)
 
 
 def test_without_a_gpu_a_job_that_asks_for_one_is_refused() -> None:
@@ -117,11 +123,3 @@ def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:
     assert (plan.workers, plan.shards) == (2, 2)
     assert lay_out(job, machine, Choice(gpus=1, shards=1)).shards == 1
     assert lay_out(job, machine, Choice(gpus=1, shards=9, workers=1)).shards == 1
-
-
-class DirectFleet(InProcessBackend):
-    """This process, with members that answer tensors as those on GPUs do."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
-        self.tensor_transport = True

@@ -39,7 +39,7 @@ def test_a_plan_says_what_is_there_and_writes_nothing(tiny: TinyZoo, tmp_path: P
 def test_a_job_that_does_not_fit_is_said_not_to_and_why(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tintray.jobs.engine.backend.available_memory", lambda: 2**20)
+    monkeypatch.setattr("tintray.jobs.engine.in_process.available_memory", lambda: 2**20)
     report = tintray.plan(tiny.spec(tmp_path), seconds=0.2)
     assert not report.fits
     assert report.problem is not None and "memory" in report.problem
