@@ -36,13 +36,13 @@ import torch
 import yaml
 
 import tintray
+from tintray.errors import GuardError
 from tintray.jobs.api import show
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.events import Event, PhaseStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow as growth
-from tintray.jobs.runs.guard import GuardError
 
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 FIRST = 6

@@ -37,11 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers import BUCKET, S3Server, postgres, swift
+from tintray.errors import StateConflictError
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob, hash_file, put_blob
 from tintray.storage.artifacts.publish import parse_merge_url, publish_merge
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.states import JobState
 
 MIB = 1 << 20
 TINTS = 10

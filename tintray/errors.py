@@ -9,9 +9,16 @@
     │   ├── DataError            a data file, a split, a label
     │   └── NotFoundError        a merge, a task, an artifact or a job that does not exist
     ├── StorageError             the artifact store or the catalog failed, is full or unreachable
-    │   └── IntegrityError       an artifact is not what its hash says
+    │   ├── IntegrityError       an artifact is not what its hash says
+    │   ├── StateConflictError   the job is in another state than the change starts from
+    │   ├── LeaseHeldError       another process works on the job
+    │   ├── LeaseLostError       the job has gone to another process
+    │   └── ParentChangedError   a newer version of a merge came while a change of it was made
     ├── FitError                 the fit itself went wrong (a loss not finite, a dead worker)
-    └── CancelledError           exit code 3: the job was stopped on request
+    │   └── GuardError           an old task would have lost more than the tolerance
+    ├── ClusterError             a Ray cluster does not answer, or does not do what it was asked
+    ├── CancelledError           exit code 3: the job was stopped on request
+    └── TimedOutError            exit code 5: what was waited for did not happen in time
 
 The message is the product: one sentence that names the field, file or tensor, what was expected,
 what was found, and what to do.
@@ -70,14 +77,44 @@ class IntegrityError(StorageError):
     """An artifact's bytes are not those that its hash promises."""
 
 
+class StateConflictError(StorageError):
+    """The job is not in a state that the change starts from: another client was first."""
+
+
+class LeaseHeldError(StorageError):
+    """Another owner holds the lease of the job."""
+
+
+class LeaseLostError(StorageError):
+    """The lease has gone to another owner, or was released: stop working on the job."""
+
+
+class ParentChangedError(StorageError):
+    """A newer version of a merge has come, or is coming, since a change of it began."""
+
+
 class FitError(TintrayError):
     """The fit went wrong while running."""
+
+
+class GuardError(FitError):
+    """Nothing was published: an old task would have lost more than the tolerance."""
+
+
+class ClusterError(TintrayError):
+    """A cluster does not answer, or does not do what it was asked."""
 
 
 class CancelledError(TintrayError):
     """The job was stopped on request; what it had reached is kept."""
 
     exit_code = 3
+
+
+class TimedOutError(TintrayError):
+    """What was waited for did not happen in time."""
+
+    exit_code = 5
 
 
 def printable(text: str) -> str:

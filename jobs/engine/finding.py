@@ -9,10 +9,10 @@ from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.sources import cache_folder
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
+from tintray.seals import unseal
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
-from tintray.storage.artifacts.records import unseal
 from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.catalog.catalog import Catalog
 

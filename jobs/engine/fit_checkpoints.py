@@ -25,9 +25,10 @@ from tintray.errors import InputError, IntegrityError, NotFoundError, StorageErr
 from tintray.jobs.config.renamed import upgraded_path
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import CheckpointSaved, RoundDone
+from tintray.seals import unseal
 from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.records import seal, unseal
+from tintray.storage.artifacts.records import seal
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import CheckpointRow
 

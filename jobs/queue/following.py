@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from tintray.errors import TintrayError
+from tintray.errors import ClusterError, TimedOutError, TintrayError
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, Published, RoundDone, ignore
 from tintray.jobs.queue.handover import LOG, dispatch, mark_exited, submission_id
-from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
+from tintray.jobs.queue.ray_jobs import RayJobs
 from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.store import open_store
@@ -25,12 +25,6 @@ POLL = 0.5
 """Seconds between two looks into the catalog."""
 
 _TEND_SECONDS = 2.0  # between two looks at the cluster of a job that waits
-
-
-class TimedOutError(TintrayError):
-    """What was waited for did not happen in time; exit code 5."""
-
-    exit_code = 5
 
 
 def watch(job: str, *, catalog: str | None = None, on_event: OnEvent | None = None) -> JobStatus:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 
+from tintray.errors import ClusterError
 from tintray.jobs.config.settings import (
     ADDRESS_VARIABLE,
     CATALOG_VARIABLE,
@@ -17,7 +18,7 @@ from tintray.jobs.config.settings import (
     setting,
     share_factories,
 )
-from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs
+from tintray.jobs.queue.ray_jobs import RayJobs
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.job_list import JobRow
 from tintray.storage.catalog.queue import Claim

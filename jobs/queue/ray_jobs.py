@@ -20,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from tintray.errors import InputError, SpecError, TintrayError
+from tintray.errors import ClusterError, InputError, SpecError
 from tintray.jobs.config.settings import ADDRESS_VARIABLE, setting
 from tintray.storage.secrets import learn, redact, shown_url
 
@@ -38,10 +38,6 @@ _LOCAL = ("auto", "local")
 _ANSWER_BYTES = 256 << 20  # of a driver's whole log, the longest answer that there is
 _TOKEN = re.compile(r"[!-~]{1,4096}")
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-class ClusterError(TintrayError):
-    """A cluster does not answer, or does not do what it was asked."""
 
 
 @dataclass(frozen=True)

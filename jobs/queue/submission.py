@@ -7,19 +7,24 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tintray.errors import InputError, SpecError, StorageError
+from tintray.errors import (
+    ClusterError,
+    InputError,
+    LeaseHeldError,
+    SpecError,
+    StateConflictError,
+    StorageError,
+)
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec, load_spec
 from tintray.jobs.config.quick_checks import check_files
 from tintray.jobs.config.settings import chosen_address
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.queue.handover import dispatch, submission_id
-from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
+from tintray.jobs.queue.ray_jobs import RayJobs, jobs_address
 from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.leases import LeaseHeldError
-from tintray.storage.catalog.states import StateConflictError
 
 PRIORITIES = range(-1000, 1001)
 MOST_JOBS = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tintray.errors import ParentChangedError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.events import Notice, OnEvent, ignore
@@ -21,7 +22,6 @@ from tintray.jobs.runs.summaries import summary
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.merges import ParentChangedError
 
 _REBASES = 5
 

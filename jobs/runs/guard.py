@@ -7,28 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tintray.errors import FitError
+from tintray.errors import GuardError
 from tintray.jobs.runs.parent import Parent
 from tintray.published.manifest import FigureEntry
 from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.metrics import find_metric
-
-
-class GuardError(FitError):
-    """Nothing was published: an old task would have lost more than the tolerance."""
-
-    @classmethod
-    def of(
-        cls, losses: Sequence[Loss], parent: str, tolerance: float, *, adding: bool
-    ) -> GuardError:
-        """The refusal of a change of ``parent``: what would be lost, and what can be done."""
-        units = sorted({find_metric(loss.metric).lost_in for loss in losses})
-        hint = "; --mode tint leaves the backbone as it is" if adding else ""
-        return cls(
-            f"nothing was published by this change of {parent}: {'; '.join(map(str, losses))}; "
-            f"growth.tolerance is {tolerance:g} ({'; '.join(units)}){hint}"
-        )
-
 
 Mode = Literal["tint", "coefficients", "joint"]
 Asked = Literal["auto", "tint", "coefficients", "joint"]
@@ -203,3 +186,13 @@ def _line(parent: Parent) -> Iterator[Parent]:
 def _figure(version: Parent, task: str) -> FigureEntry:
     score = version.merge.task(task).score
     return FigureEntry(version=str(version.ref), metric=score.metric, value=score.merged)
+
+
+def refusal(losses: Sequence[Loss], parent: str, tolerance: float, *, adding: bool) -> GuardError:
+    """Why a change of ``parent`` is not published: what would be lost, and what can be done."""
+    units = sorted({find_metric(loss.metric).lost_in for loss in losses})
+    hint = "; --mode tint leaves the backbone as it is" if adding else ""
+    return GuardError(
+        f"nothing was published by this change of {parent}: {'; '.join(map(str, losses))}; "
+        f"growth.tolerance is {tolerance:g} ({'; '.join(units)}){hint}"
+    )

@@ -17,10 +17,9 @@ import uuid
 from collections.abc import Callable
 from typing import Self
 
-from tintray.errors import StorageError
+from tintray.errors import LeaseLostError, StorageError
 from tintray.jobs.config.settings import lease_seconds
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.leases import LeaseLostError
 
 POLL = 1.0
 """Seconds between two looks for a request to stop."""

@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tintray.errors import CancelledError, StorageError, TintrayError, printable, shortened
+from tintray.errors import (
+    CancelledError,
+    LeaseLostError,
+    StorageError,
+    TintrayError,
+    printable,
+    shortened,
+)
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Evaluated, Notice, OnEvent, PhaseStarted, RoundDone
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.jobs.runs.stopping import Moment, Stopper
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.leases import LeaseLostError
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.evaluation import TaskScore
 

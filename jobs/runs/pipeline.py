@@ -21,7 +21,7 @@ from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.fit_checkpoints import delete_blobs
 from tintray.jobs.engine.job_size import object_store_needed
 from tintray.jobs.events import Published
-from tintray.jobs.runs.guard import GuardError
+from tintray.jobs.runs.guard import refusal
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
 from tintray.jobs.runs.publication import publish
@@ -134,7 +134,7 @@ def guard(outcome: Outcome) -> None:
     """
     if outcome.lineage is not None and outcome.result.losses:
         change, parent = outcome.lineage.change, outcome.lineage.parent
-        raise GuardError.of(
+        raise refusal(
             outcome.result.losses,
             str(parent.ref),
             outcome.checked.spec.growth.tolerance,

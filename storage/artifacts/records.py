@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from tintray.errors import IntegrityError, StorageError
+from tintray import seals
+from tintray.errors import IntegrityError
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.secrets import scrub
 
 MAX_RECORD = 256 * 2**20
 """Bytes of a record that are read."""
 
-_SEAL = "sealed_sha256"
-
 
 def seal(document: Mapping[str, Any], name: str) -> bytes:
-    """JSON text of ``document`` with its own sha256 as last field, passwords in URLs removed.
+    """A document's sealed JSON text (see :mod:`tintray.seals`), passwords in URLs removed.
 
     Raises ``StorageError`` naming ``name`` if the document cannot be written as JSON.
     """
-    body = {key: value for key, value in document.items() if key != _SEAL}
-    try:
-        text = json.dumps(scrub(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StorageError(
-            f"{name}: expected a document of texts, finite numbers, lists and mappings: {error}"
-        ) from error
-    return _sealed(text.encode())
+    return seals.seal(document, name, scrub)
 
 
 def fetch_record(store: ArtifactStore, key: str) -> dict[str, Any]:
@@ -41,32 +31,4 @@ def fetch_record(store: ArtifactStore, key: str) -> dict[str, Any]:
     data = store.get(key, 0, MAX_RECORD + 1)
     if len(data) > MAX_RECORD:
         raise IntegrityError(f"{name} has more than {MAX_RECORD:,} bytes, which no record needs")
-    return unseal(data, name)
-
-
-def unseal(data: bytes, name: str) -> dict[str, Any]:
-    """The document in ``data``, without its seal; ``IntegrityError`` if a byte was changed."""
-    # Of a long manifest, hashing the text is cheap and writing it again to compare is not.
-    end = data.rfind(_FIELD)
-    body = b"{}\n" if end == 1 else data[: end - 1] + _END if end > 1 else b""
-    try:
-        document = json.loads(data)
-        found = document.pop(_SEAL)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        document, found = None, None
-    if not isinstance(document, dict) or not body or _sealed(body) != data:
-        raise IntegrityError(
-            f"{name} is truncated or altered: its content does not have the sha256 that it was "
-            f"sealed with ({str(found)[:64] if found else 'none is left'}); restore or remove it"
-        )
-    return document
-
-
-def _sealed(text: bytes) -> bytes:
-    """A document's text with the sha256 of just that text as one field more."""
-    start = b"{" if text == b"{}\n" else text[: -len(_END)] + b","
-    return start + _FIELD + hashlib.sha256(text).hexdigest().encode() + b'"' + _END
-
-
-_END = b"\n}\n"  # ends a document, whatever is in it
-_FIELD = f'\n  "{_SEAL}": "'.encode()
+    return seals.unseal(data, name)

@@ -13,11 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, load_only
 
-from tintray.errors import NotFoundError, nearest
+from tintray.errors import NotFoundError, StateConflictError, nearest
 from tintray.storage.artifacts.urls import check_name
 from tintray.storage.catalog.database import Repository, insert_or_replace
 from tintray.storage.catalog.leases import fence
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.tables import Event, Job, Lease, Round
 from tintray.storage.secrets import redact, scrub, shown_catalog, shown_url
 

@@ -11,17 +11,9 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tintray.errors import NotFoundError, StorageError
+from tintray.errors import LeaseHeldError, LeaseLostError, NotFoundError
 from tintray.storage.catalog.database import Repository
 from tintray.storage.catalog.tables import Lease
-
-
-class LeaseHeldError(StorageError):
-    """Another owner holds the lease of the job."""
-
-
-class LeaseLostError(StorageError):
-    """The lease has gone to another owner, or was released: stop working on the job."""
 
 
 class Leases(Repository):

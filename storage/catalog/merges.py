@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tintray.errors import NotFoundError, StorageError, nearest
+from tintray.errors import NotFoundError, ParentChangedError, StorageError, nearest
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.urls import check_name
 from tintray.storage.catalog.artifacts import KnownArtifact, enter_artifacts
@@ -23,10 +23,6 @@ from tintray.storage.secrets import scrub, shown_url
 
 _VERSION = re.compile(r"v[0-9]{1,9}")  # no more digits than the column takes
 _TRIES = 100
-
-
-class ParentChangedError(StorageError):
-    """A newer version of a merge has come, or is coming, since a change of it began."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from tintray.errors import LeaseHeldError, StateConflictError
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
 from tintray.storage.catalog.job_list import JobRow, in_postgresql, select_jobs
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
-from tintray.storage.catalog.leases import LeaseHeldError, database_time
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.leases import database_time
+from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
 from tintray.storage.secrets import redact
 

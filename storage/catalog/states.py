@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from tintray.errors import StorageError
-
-
-class StateConflictError(StorageError):
-    """The job is not in a state that the change starts from: another client was first."""
-
 
 class JobState(StrEnum):
     """Where a job is; the catalog changes it by compare-and-set only."""

@@ -18,9 +18,10 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.upkeep import doctor
+from tintray.seals import unseal
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.publish import list_merges
-from tintray.storage.artifacts.records import seal, unseal
+from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog

@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 import tintray
 from tests.answers import call
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import CheckpointError, DataError, InputError, NotFoundError, SpecError
+from tintray.errors import (
+    CheckpointError,
+    DataError,
+    GuardError,
+    InputError,
+    NotFoundError,
+    ParentChangedError,
+    SpecError,
+)
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.engine.coordinator import Coordinator
@@ -27,11 +35,9 @@ from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import fitting
 from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs import guard as decisions
-from tintray.jobs.runs.guard import GuardError
 from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.merges import ParentChangedError
 from tintray.tasks.evaluation import TaskScore
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_zoo import TinyZoo
+from tintray.errors import LeaseHeldError, LeaseLostError
 from tintray.jobs import api
 from tintray.jobs.events import PhaseStarted, RoundDone
 from tintray.jobs.runs.heartbeat import Heartbeat
 from tintray.storage.artifacts.publish import MergeRef, list_merges, manifest_digest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.catalog.states import JobState
 
 

@@ -23,7 +23,8 @@ from tests.answers import Answer, call
 from tests.sorts import SORTS, Sort, make_zoo, write_yaml
 from tintray.models.calling import answer
 from tintray.published.merge import Merge
-from tintray.storage.artifacts.records import seal, unseal
+from tintray.seals import unseal
+from tintray.storage.artifacts.records import seal
 
 UNCHANGEABLE = ("surgery", "ties", "own backbones")
 """Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""

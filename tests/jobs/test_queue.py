@@ -19,11 +19,11 @@ import pytest
 import tintray
 from tests.ray_head import free_ports
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import InputError, NotFoundError, SpecError, TintrayError
+from tintray.errors import ClusterError, InputError, NotFoundError, SpecError, TintrayError
 from tintray.jobs.cli import main
 from tintray.jobs.config.settings import config_file, lease_seconds, setting
 from tintray.jobs.queue.handover import dispatch
-from tintray.jobs.queue.ray_jobs import ClusterError, RayJobs, jobs_address
+from tintray.jobs.queue.ray_jobs import RayJobs, jobs_address
 from tintray.jobs.upkeep import doctor
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
+from tintray.seals import unseal
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.records import seal, unseal
+from tintray.storage.artifacts.records import seal
 
 
 def test_a_blob_is_named_by_its_content_and_written_once(

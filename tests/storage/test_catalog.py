@@ -9,14 +9,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from tintray.errors import NotFoundError, SpecError, StorageError
+from tintray.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    NotFoundError,
+    SpecError,
+    StateConflictError,
+    StorageError,
+)
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
-from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.catalog.merges import LayerSummary
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.tables import Model, Pool
 
 QUEUED, PLANNING, FITTING = JobState.QUEUED, JobState.PLANNING, JobState.FITTING

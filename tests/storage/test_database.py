@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tintray.errors import NotFoundError, SpecError, StorageError
+from tintray.errors import NotFoundError, SpecError, StateConflictError, StorageError
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.engine import _sentence, make_engine, parse_catalog_url
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config, found_revision, upgrade_schema
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.tables import Base
 
 WAY = [

@@ -8,11 +8,10 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from tintray.errors import NotFoundError
+from tintray.errors import LeaseHeldError, LeaseLostError, NotFoundError, StateConflictError
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.leases import LeaseHeldError, LeaseLostError
 from tintray.storage.catalog.queue import ATTEMPTS, HANDOVER, Claim, QueuePosition
-from tintray.storage.catalog.states import JobState, StateConflictError
+from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.tables import Job
 
 HEAD, OTHER = "http://head:8265", "http://other:8265"

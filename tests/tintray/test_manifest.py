@@ -27,7 +27,8 @@ from tintray.jobs.runs.summaries import summary
 from tintray.published.card import model_card
 from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge, open_folder
-from tintray.storage.artifacts.records import seal, unseal
+from tintray.seals import unseal
+from tintray.storage.artifacts.records import seal
 
 GONE = object()
 VALUES: list[Any] = [

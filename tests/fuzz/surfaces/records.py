@@ -68,7 +68,7 @@ def _looked_up(bench: Bench) -> None:
 
 
 def _unsealed(bench: Bench) -> None:
-    from tintray.storage.artifacts.records import unseal
+    from tintray.seals import unseal
 
     for name in (_CACHE, _BLOCKS):
         unseal((bench.folder / name).read_bytes(), name)
