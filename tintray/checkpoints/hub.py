@@ -105,11 +105,11 @@ def _weights(path: Path, role: str) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise CheckpointError(f"{role}: {path} holds more than weights; expected tensors by name")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[tuple[int, int, torch.Size]] = set()
     for name, tensor in state.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
         if place not in seen:
             seen.add(place)
-            found[name] = tensor.contiguous().clone()
-    return found
+            tensors[name] = tensor.contiguous().clone()
+    return tensors

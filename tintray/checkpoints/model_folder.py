@@ -109,8 +109,8 @@ class ModelFolder:
 
         An adapter's, or a CLIP tower's, are its base's where it has none of its own.
         """
-        found = (self.folder / name for name in PREPROCESSORS)
-        own = tuple(path for path in found if path.is_file())
+        paths = (self.folder / name for name in PREPROCESSORS)
+        own = tuple(path for path in paths if path.is_file())
         return own or (() if self.base is None else self.base.preprocessor_files)
 
     @property
@@ -147,21 +147,21 @@ class ModelFolder:
         CheckpointError
             If one of them is gone, or another by now.
         """
-        found: list[int] = []
+        descriptors: list[int] = []
         try:
             for number, path in enumerate(self.weights):
                 try:
-                    found.append(os.open(path, os.O_RDONLY))
+                    descriptors.append(os.open(path, os.O_RDONLY))
                 except OSError as error:
                     raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-                if self.stamps and stamp(found[-1]) != self.stamps[number]:
+                if self.stamps and stamp(descriptors[-1]) != self.stamps[number]:
                     raise CheckpointError(
                         f"{path} has changed since it was looked at; expected files that stay as "
                         "they are while they are used"
                     )
-            yield found
+            yield descriptors
         finally:
-            for descriptor in found:
+            for descriptor in descriptors:
                 os.close(descriptor)
 
     def notices(self, role: str) -> list[str]:
@@ -241,10 +241,10 @@ def open_model_folder(
     if config.get(_QUANTISED):
         check_not_packed(config, tensors, f"{role}: {folder}")
     tower = base is not None and (config.get("architectures") or [""])[0] in _TOWERS
-    found = ModelFolder(folder, config, weights, tensors, stamps=_stamps(weights))
+    model = ModelFolder(folder, config, weights, tensors, stamps=_stamps(weights))
     if tower and factory is None:
-        return replace(found, config=tower_config(config), base=base)
-    return replace(found, factory=factory)
+        return replace(model, config=tower_config(config), base=base)
+    return replace(model, factory=factory)
 
 
 def _stamps(files: Sequence[Path]) -> tuple[Stamp, ...]:
@@ -313,17 +313,17 @@ def _of_task(
     """The class and the labels of what an adapter makes of its base; PEFT keeps neither."""
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     task = adapter.get("task_type")
     known = _TASKS.get(task) if task is None or isinstance(task, str) else None
     mapping = getattr(modeling_auto, f"MODEL_FOR_{known}_MAPPING_NAMES", {})
     architecture = mapping.get(base.config.get("model_type"))
     if architecture is not None and "architectures" not in own:
-        found["architectures"] = [architecture]
+        fields["architectures"] = [architecture]
     width = _head_width(tensors)
     if width is not None and "id2label" not in own:
-        found |= _names([f"LABEL_{index}" for index in range(width)])
-    return found
+        fields |= _names([f"LABEL_{index}" for index in range(width)])
+    return fields
 
 
 def _head_width(tensors: Mapping[str, TensorInfo]) -> int | None:

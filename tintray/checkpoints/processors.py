@@ -45,23 +45,23 @@ def processor_in(folder: Path, role: str, *, text: bool = False) -> Any:
         _check_names(folder, said)
     auto = AutoTokenizer if text else AutoImageProcessor
     with foreign(said):
-        found = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not text:
-        _check_sizes(found, said)
-    return found
+        _check_sizes(processor, said)
+    return processor
 
 
 def _check_names(folder: Path, said: str) -> None:
     """Refuse names of options that act upon a terminal: tokenizers prints those it knows not."""
     for file in ("tokenizer_config.json", "special_tokens_map.json", _TOKENIZER):
         try:
-            found = read_json(folder / file, said, limit=_LARGEST_TOKENIZER)
+            content = read_json(folder / file, said, limit=_LARGEST_TOKENIZER)
         except FileNotFoundError:
             continue
         if file == _TOKENIZER:
-            _check_numbers(found, said)
+            _check_numbers(content, said)
         # Names in a vocabulary are tokens, and may be anything.
-        held: list[Any] = [found.get("added_tokens") if file == _TOKENIZER else found]
+        held: list[Any] = [content.get("added_tokens") if file == _TOKENIZER else content]
         while held:
             value = held.pop()
             if isinstance(value, dict):

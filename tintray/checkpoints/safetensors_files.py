@@ -93,7 +93,7 @@ def tensors_in(path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:
 
 def tensors_in_open(descriptor: int, path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:
     """The same of an open file, whatever lies at ``path`` by now; errors name ``path``."""
-    found = []
+    infos = []
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(None, "it is not a regular file")
@@ -110,10 +110,10 @@ def tensors_in_open(descriptor: int, path: Path, role: str, *, number: int = 0) 
                         f"one of {', '.join(ITEM_BYTES)}, convert the checkpoint first"
                     )
                 offset += info.numel * info.itemsize
-                found.append(info)
+                infos.append(info)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, role, error) from error
-    return found
+    return infos
 
 
 def _unreadable(path: Path, role: str, error: Exception) -> CheckpointError:
@@ -132,16 +132,16 @@ def merged_tables(files: Sequence[list[TensorInfo]], role: str) -> dict[str, Ten
     CheckpointError
         If two files hold a tensor of one name: which of them is meant cannot be told.
     """
-    found: dict[str, TensorInfo] = {}
+    merged: dict[str, TensorInfo] = {}
     for tensors in files:
         for info in tensors:
-            if info.name in found:
+            if info.name in merged:
                 raise CheckpointError(
                     f"{role}: tensor '{info.name}' is in two files of the checkpoint; expected it "
                     "in one, write the checkpoint again"
                 )
-            found[info.name] = info
-    return found
+            merged[info.name] = info
+    return merged
 
 
 def is_rebuilt(name: str) -> bool:

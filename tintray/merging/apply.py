@@ -58,8 +58,8 @@ def with_thresholds(layer: Layer, recipe: Recipe) -> Layer:
         replace(layer, vectors=layer.vectors[k : k + 1], tasks=(name,))
         for k, name in enumerate(layer.tasks)
     ]
-    found = torch.cat([rule(one, **recipe.parameters) for one in alone])
-    return replace(layer, thresholds=found)
+    thresholds = torch.cat([rule(one, **recipe.parameters) for one in alone])
+    return replace(layer, thresholds=thresholds)
 
 
 def layers(

@@ -212,10 +212,10 @@ def method(
     """Declare the decorated function as the directions of a method; see :class:`Method`."""
 
     def declare(function: Rule) -> Method:
-        found = list(inspect.signature(function).parameters)[1:]
+        taken = list(inspect.signature(function).parameters)[1:]
         expected = [parameter.name for parameter in parameters]
-        if found != expected:
-            raise TypeError(f"method '{name}' takes {found}, its parameters are {expected}")
+        if taken != expected:
+            raise TypeError(f"method '{name}' takes {taken}, its parameters are {expected}")
         return Method(name, function, summary, source, tuple(parameters), **known)
 
     return declare

@@ -67,7 +67,7 @@ def methods() -> Mapping[str, Method]:
     SpecError
         If a plugin cannot be loaded, brings no method, or takes a name that is taken.
     """
-    found = {method.name: method for module in _BUILT_IN for method in _in_module(module)}
+    known = {method.name: method for module in _BUILT_IN for method in _in_module(module)}
     for point in entry_points(group=GROUP):
         try:
             loaded = point.load()
@@ -83,17 +83,17 @@ def methods() -> Mapping[str, Method]:
                 "decorated with tintray.merging.method, or a module with some"
             )
         for method in brought:
-            if found.setdefault(method.name, method) is not method:
+            if known.setdefault(method.name, method) is not method:
                 raise SpecError(
                     f"the plugin '{point.value}' of {GROUP} brings a method '{method.name}', "
                     "which exists already; give it another name"
                 )
-    return MappingProxyType(found)
+    return MappingProxyType(known)
 
 
 def _in_module(module: object) -> Iterator[Method]:
-    found = vars(module) if isinstance(module, ModuleType) else {}
-    yield from (value for value in found.values() if isinstance(value, Method))
+    members = vars(module) if isinstance(module, ModuleType) else {}
+    yield from (value for value in members.values() if isinstance(value, Method))
 
 
 def find_method(name: str) -> Method:

@@ -101,8 +101,8 @@ def _stored(model: ModelFolder, where: str) -> Iterator[tuple[str, Tensor]]:
         stack.enter_context(foreign(f"{where}: its tensors cannot be read"))
         (descriptor,) = stack.enter_context(model.opened())
         file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
-        found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    for key, tensor in found.items():
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
         if ".original_module." not in name:
             yield name, tensor
@@ -152,17 +152,17 @@ def _whole_tensors(
     """Tensors that replace the base's, by the name under which a tied one is known."""
     tied = tied_names(module)
     both = {*tied, *tied.values()}
-    found: dict[str, Tensor] = {}
+    replaced: dict[str, Tensor] = {}
     for key, tensor in whole.items():
         own = key.replace(".modules_to_save", "").replace(".base_layer.", ".")
         name = _tensor_name(module, own, where)
         if name in both and any(f".{path}." in f".{own}" for path in saved):
             raise _untied(name, where)
         known = tied.get(name, name)
-        if known in found and not torch.equal(found[known], tensor):
+        if known in replaced and not torch.equal(replaced[known], tensor):
             raise _untied(name, where)
-        found[known] = tensor
-    return found
+        replaced[known] = tensor
+    return replaced
 
 
 def _untied(name: str, where: str) -> CheckpointError:
@@ -212,7 +212,7 @@ def _product(
         raise CheckpointError(
             f"{where} has only one of lora_A and lora_B of '{path}'; expected both"
         )
-    found = _target(module, path, embedding, where)
+    target = _target(module, path, embedding, where)
     options = f"{where}/{ADAPTER_CONFIG}"
     rank = by_pattern(config.get("rank_pattern"), path, config.get("r"), options)
     if pair["A"].ndim < 2 or pair["B"].ndim < 2 or rank not in (None, pair["A"].shape[0]):
@@ -222,9 +222,9 @@ def _product(
         )
     scaled = pair["B"] * _scaling(path, pair["A"].shape[0], config, options)
     up, down = scaled.flatten(1), pair["A"].flatten(1)
-    if embedding or is_transposed(module.get_submodule(found)):
+    if embedding or is_transposed(module.get_submodule(target)):
         up, down = down.t(), up.t()
-    name = f"{found}.weight"
+    name = f"{target}.weight"
     shape = module.get_parameter(name).shape
     if up.shape[1] != down.shape[0] or (up.shape[0], up.shape[0] * down.shape[1]) != (
         shape[0],
@@ -277,13 +277,13 @@ def _module_name(module: nn.Module, path: str, where: str) -> str:
     modules = dict(module.named_modules())
     if path in modules:
         return path
-    found = module_path_of(module, path)
-    if found is None:
+    translated = module_path_of(module, path)
+    if translated is None:
         raise CheckpointError(
             f"{where} changes the module '{path}', which the base lacks"
             f"{nearest(path, modules)}; expected an adapter for this base"
         )
-    return found
+    return translated
 
 
 def _tensor_name(module: nn.Module, name: str, where: str) -> str:
@@ -301,5 +301,5 @@ def _tensor_name(module: nn.Module, name: str, where: str) -> str:
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
-    found: Tensor = module.state_dict(keep_vars=True)[name]
-    return found
+    tensor: Tensor = module.state_dict(keep_vars=True)[name]
+    return tensor

@@ -39,15 +39,16 @@ def base_similarity(base: nn.Module, expert: nn.Module) -> float:
     return product / max(math.sqrt(ours * theirs), 1e-300)
 
 
-def is_unrelated(found: float) -> bool:
+def is_unrelated(similarity: float) -> bool:
     """Whether a ``base_similarity`` is that of models from different starts."""
-    return found < UNRELATED
+    return similarity < UNRELATED
 
 
-def warning(task: str, found: float) -> str:
+def warning(task: str, similarity: float) -> str:
     """What to tell whoever merges an expert that does not come from the base."""
     return (
         f"tasks.{task}.expert does not look fine-tuned from this base (the cosine between their "
-        f"weights is {found:.2f}; experts of one base have 0.9 as a rule): its coefficients start "
-        "at zero and it will live off its tint layer; check 'base', or expect less of this task"
+        f"weights is {similarity:.2f}; experts of one base have 0.9 as a rule): its coefficients "
+        "start at zero and it will live off its tint layer; check 'base', or expect less of this "
+        "task"
     )

@@ -29,9 +29,9 @@ def answer(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     if isinstance(output, Tensor):
         return output
     for name in _ANSWERS:
-        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
     raise CheckpointError(
         f"{type(module).__name__} returns a {type(output).__name__} without answers; expected a "
         f"tensor, or an output with {', '.join(_ANSWERS)}: is it a model with a task head?"
@@ -76,10 +76,10 @@ def answer_space(module: nn.Module, width: int, role: str = "the expert") -> Ans
     config = getattr(module, "config", None)
     by_number = getattr(config, "id2label", None) or {}
     for name, number in (getattr(config, "label2id", None) or {}).items():
-        found = by_number.get(int(number), by_number.get(str(number)))
-        if found is not None and found != name:
+        named = by_number.get(int(number), by_number.get(str(number)))
+        if named is not None and named != name:
             raise CheckpointError(
-                f"{role}: config.json calls class {number} {found!r} in id2label and {name!r} in "
+                f"{role}: config.json calls class {number} {named!r} in id2label and {name!r} in "
                 "label2id; expected each to be the inverse of the other"
             )
     names = {str(k): int(v) for k, v in (getattr(config, "label2id", None) or {}).items()}

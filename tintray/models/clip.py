@@ -89,8 +89,8 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
         tower = CLIPVisionModelWithProjection.from_pretrained(folder, trust_remote_code=False)
         module.load_state_dict(tower.state_dict(), strict=False)
         _set_head(module, _head_in(Path(folder), module))
-        found: CLIPZeroShotClassifier = module.eval()
-        return found
+        opened: CLIPZeroShotClassifier = module.eval()
+        return opened
 
 
 def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None) -> None:
@@ -105,13 +105,13 @@ def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None
     assert isinstance(module, CLIPZeroShotClassifier)  # the caller asked for this class
     for name in _SHARED:
         owners = (model, model.base)
-        found = next((t for c in owners if c and (t := _tensor_in(c, name)) is not None), None)
-        if found is None:
+        tensor = next((t for c in owners if c and (t := _tensor_in(c, name)) is not None), None)
+        if tensor is None:
             raise CheckpointError(
                 f"{role}: neither {model.folder} nor the base has the tensor '{name}'; "
                 "expected a whole CLIP model as the base, such as openai/clip-vit-base-patch32"
             )
-        module.state_dict()[name].copy_(found)
+        module.state_dict()[name].copy_(tensor)
     if (model.folder / HEAD_FILE).is_file():
         _set_head(module, _head_in(model.folder, module))
     elif head is not None:

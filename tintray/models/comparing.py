@@ -111,9 +111,9 @@ def check_same_computation(
 
 def _as_read(config: Mapping[str, Any], cls: Any, where: str) -> dict[str, Any]:
     """The fields that transformers reads, and the type that the file itself speaks of."""
-    found: dict[str, Any] = configuration(config, cls, where).to_dict()
+    fields: dict[str, Any] = configuration(config, cls, where).to_dict()
     own = own_part(dict(config), cls.config_class).get("model_type")
-    return {**found, "model_type": own or found.get("model_type")}
+    return {**fields, "model_type": own or fields.get("model_type")}
 
 
 def check_same_model(
@@ -202,11 +202,11 @@ def _file(model: ModelFolder, role: str) -> str:
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Fields of a configuration, those of its parts by ``part.field``."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         path = f"{before}{name}"
-        found |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return found
+        fields |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return fields
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -222,12 +222,12 @@ def _told(value: Any) -> str:
 
 def _ignored(cls: Any, *configs: Mapping[str, Any]) -> frozenset[str]:
     """The fields that need not be equal for models of this class."""
-    found = OF_NO_CONSEQUENCE
+    ignored = OF_NO_CONSEQUENCE
     if cls is None:
-        return found
-    found |= {name for name in TOKENS if not computes_with(cls, name)}
+        return ignored
+    ignored |= {name for name in TOKENS if not computes_with(cls, name)}
     rotary = {str(value) for config in configs for value in _rope_types(config)}
-    return found if rotary & {*_SCALED} else found | LENGTHS
+    return ignored if rotary & {*_SCALED} else ignored | LENGTHS
 
 
 def _rope_types(config: Mapping[str, Any]) -> Iterator[Any]:

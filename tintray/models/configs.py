@@ -45,14 +45,14 @@ def model_class(config: Mapping[str, Any], where: str) -> Any:
         If it names none that the installed transformers has.
     """
     names = config.get("architectures") or []
-    found = named_class(names[0]) if isinstance(names, list) and names else None
-    if found is None:
+    cls = named_class(names[0]) if isinstance(names, list) and names else None
+    if cls is None:
         own = " (custom code beside it, which auto_map names, is never run)"
         raise CheckpointError(
             f"{where} has architectures={names!r}; expected the name of one transformers model "
             f"class, as save_pretrained writes it{own if config.get('auto_map') else ''}"
         )
-    return found
+    return cls
 
 
 def named_class(name: object) -> Any:
@@ -65,9 +65,9 @@ def named_class(name: object) -> Any:
         return None
     import transformers
 
-    found = getattr(transformers, name, None)
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if is_model and getattr(found, "config_class", None) is not None else None
+    cls = getattr(transformers, name, None)
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    return cls if is_model and getattr(cls, "config_class", None) is not None else None
 
 
 def configuration(config: Mapping[str, Any], cls: Any, where: str) -> Any:

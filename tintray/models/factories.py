@@ -66,18 +66,18 @@ def find(factory: str) -> Callable[[Mapping[str, Any]], nn.Module]:
         raise SpecError(
             f"factory: the module '{module_name}' failed with {type(error).__name__}: {error}"
         ) from error
-    found = getattr(module, name, None)
-    if not (inspect.isfunction(found) or inspect.isclass(found)):
+    target = getattr(module, name, None)
+    if not (inspect.isfunction(target) or inspect.isclass(target)):
         raise SpecError(
             f"factory: the module '{module_name}' has no function '{name}'"
             f"{nearest(name, vars(module))}"
         )
-    if found.__module__ != module_name:
+    if target.__module__ != module_name:
         raise SpecError(
-            f"factory: '{name}' of '{module_name}' is defined in '{found.__module__}'; expected a "
+            f"factory: '{name}' of '{module_name}' is defined in '{target.__module__}'; expected a "
             "function or class that the module defines itself"
         )
-    function: Any = found
+    function: Any = target
     built: Callable[[Mapping[str, Any]], nn.Module] = function
     return built
 

@@ -142,7 +142,7 @@ def beside(module: nn.Module, site: Sequence[str]) -> list[str]:
         while path:
             path = path.rpartition(".")[0]
             above.add(path)
-    found: list[str] = []
+    paths: list[str] = []
     waiting = sorted(above)
     while waiting:
         path = waiting.pop()
@@ -153,5 +153,5 @@ def beside(module: nn.Module, site: Sequence[str]) -> list[str]:
             if type(child).forward is nn.Module.forward:  # a list: only its entries are called
                 waiting.append(full)
             else:
-                found.append(full)
-    return found
+                paths.append(full)
+    return paths

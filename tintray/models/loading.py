@@ -112,8 +112,8 @@ def empty_module(
                 cls(read)
         module: Any = cls(read)
         module.tie_weights()
-    found: nn.Module = module.eval()
-    return found
+    built: nn.Module = module.eval()
+    return built
 
 
 def _from_pretrained(
@@ -192,9 +192,9 @@ def generation_config(path: Path, role: str) -> Any:
         return GenerationConfig.from_dict(fields)
 
 
-def and_more(found: list[Any]) -> str:
+def and_more(several: list[Any]) -> str:
     """``" (and 3 more)"`` after the first of several."""
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f" (and {len(several) - 1} more)" if len(several) > 1 else ""
 
 
 def quiet_transformers() -> None:

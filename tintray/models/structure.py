@@ -150,18 +150,18 @@ def _several(module: nn.Module, site: str, field: str) -> tuple[str, ...]:
             return not f"{path}.".startswith(heads) and _is_norm(child)
         return fnmatchcase(path, site)
 
-    found: list[str] = []
+    paths: list[str] = []
     for path, child in module.named_modules():  # parents come before their children
-        below = any(path.startswith(f"{outer}.") for outer in found)
+        below = any(path.startswith(f"{outer}.") for outer in paths)
         if path and not below and _owns(child) and _is_called(child) and fits(path, child):
-            found.append(path)
-    if not found:
+            paths.append(path)
+    if not paths:
         what = "no normalisation layer" if site == NORMS else f"no module that fits '{site}'"
         raise SpecError(
             f"{field}: {type(module).__name__} has {what}; expected 'head', a module path or a "
             "pattern such as '*.attention'"
         )
-    return tuple(found)
+    return tuple(paths)
 
 
 def _heads(module: nn.Module, field: str) -> tuple[str, ...]:

@@ -129,12 +129,12 @@ class Layout:
 
     @cached_property
     def _units_of_slots(self) -> list[int]:
-        found, unit = [], 0
+        units, unit = [], 0
         for slot in self.slots:
             while unit + 1 < len(self.units) and self.units[unit].stop <= slot.start:
                 unit += 1
-            found.append(unit)
-        return found
+            units.append(unit)
+        return units
 
     def to_json(self) -> list[dict[str, Any]]:
         """The units with their bounds, for a manifest."""

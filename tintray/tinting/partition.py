@@ -96,14 +96,14 @@ def _linear_weights(
             "low-rank product could be added to; name a module of the backbone, or leave out rank"
         )
     below = tuple(f"{path}." for path in paths)
-    found = tuple(
+    weights = tuple(
         f"{name}.weight"
         for name, child in base.named_modules()
         if is_linear(child) and f"{name}.".startswith(below)
     )
-    if not found:
+    if not weights:
         raise SpecError(
             f"tint.rank: there is no linear layer at the tint site '{site}'; expected a module "
             "with linear layers, such as a block, or leave out rank for a full copy"
         )
-    return found
+    return weights

@@ -123,9 +123,9 @@ class PrefixModel(FusedModel):
         if self._plan is None:
             self._plan = self._found_plan(pool, layer, precision)
         blank = self._plan.blank
-        found = activations or self._activations(pool, layer, precision)
+        cached_values = activations or self._activations(pool, layer, precision)
         inputs = {name: value for name, value in pool.inputs.items() if name not in blank}
-        changed: dict[str, Any] = {"inputs": {**inputs, **found}}
+        changed: dict[str, Any] = {"inputs": {**inputs, **cached_values}}
         if "pixel_values" not in inputs:
             changed |= {"scale": None, "shift": None}
         return CachedPool(**{f.name: getattr(pool, f.name) for f in fields(pool)} | changed)
@@ -281,18 +281,18 @@ class _Probe:
 
     def tainted(self, floats: Sequence[str]) -> list[_Source]:
         """The leaves of the site's inputs that depend on what is skipped."""
-        found: list[_Source] = []
+        sources: list[_Source] = []
         # What the second module of a site gets may come from the first: values are put right as
         # they are met, so that only what comes from before the site shows.
 
         def look(where: Where, call: Call) -> dict[int, Tensor]:
             known = self.inputs[where].leaves
             bad = [n for n, leaf in enumerate(call.leaves) if _has_nan(leaf)]
-            found.extend(_Source(*where, n) for n in bad)
+            sources.extend(_Source(*where, n) for n in bad)
             return {n: known[n] for n in bad}
 
         self._pass(self.skipped, floats, look)
-        return found
+        return sources
 
     def spoilt(
         self,

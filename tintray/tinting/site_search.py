@@ -84,12 +84,12 @@ def rungs(count: int, rounds: int) -> list[Rung]:
     The better half gets a fifteenth of the rounds, the best two a sixth: together less than a
     tenth of what fits of all candidates would take, from seven candidates on.
     """
-    found = []
+    later = []
     if count > 2:
-        found.append(Rung(-(-count // 2), max(1, rounds // 15)))
+        later.append(Rung(-(-count // 2), max(1, rounds // 15)))
     if count > 1:
-        found.append(Rung(min(2, count), max(1, rounds // 6)))
-    return found
+        later.append(Rung(min(2, count), max(1, rounds // 6)))
+    return later
 
 
 def survivors(trials: Sequence[Trial], count: int) -> list[Trial]:

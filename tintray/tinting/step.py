@@ -217,23 +217,23 @@ class TaskGroup:
             pieces, tasks, rows, outputs, captured, strict=True
         ):
             assert task.confidence_filter is not None  # the constructor has seen to it
-            found = task.kind.compare(
+            comparison = task.kind.compare(
                 output,
                 task.labels[index].to(device),
                 task.pool.counts(index, output.shape[1] if output.ndim > 1 else 0, device),
                 task.confidence_filter,
                 self._loss,
             )
-            each = found.losses
+            each = comparison.losses
             if features is not None and task.features is not None:
                 usual = task.feature_variance.to(device)
                 distance = feature_loss(features, task.features[index].to(device), usual=usual)
                 each = each + self._settings.features * distance
             # Divided by the whole batch, not by what is selected: a batch of which nothing is
             # is harmless, and micro-batches add up to the same gradient as one batch.
-            loss = (each * found.weights).sum() / self._settings.batch_size
+            loss = (each * comparison.weights).sum() / self._settings.batch_size
             losses.append(loss)
-            same, selected = found.agreement.sum(), found.selected.sum()
+            same, selected = comparison.agreement.sum(), comparison.selected.sum()
             share = torch.stack([loss.detach() * self._settings.batch_size, same, selected])
             totals[piece.task] += share.double() / self._settings.batch_size
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]

@@ -90,14 +90,14 @@ def low_rank_factors(task_vectors: Mapping[str, Tensor], rank: int) -> dict[str,
     [r, n], whose product is τ's truncated singular value decomposition; the singular values are
     shared out evenly, so that both factors learn alike.
     """
-    found: dict[str, Tensor] = {}
+    factors: dict[str, Tensor] = {}
     for name, vector in task_vectors.items():
         left, values, right = torch.linalg.svd(vector.float(), full_matrices=False)
         r = min(rank, len(values))
         half = values[:r].sqrt()
-        found[name + UP] = (left[:, :r] * half).contiguous()
-        found[name + DOWN] = (half[:, None] * right[:r]).contiguous()
-    return found
+        factors[name + UP] = (left[:, :r] * half).contiguous()
+        factors[name + DOWN] = (half[:, None] * right[:r]).contiguous()
+    return factors
 
 
 def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

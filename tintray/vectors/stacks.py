@@ -321,10 +321,10 @@ def _quantised(channels: Tensor, most: int, clips: Sequence[float]) -> tuple[Ten
     scales = torch.ones_like(largest)
     for clip in clips:
         scale = torch.where(largest > 0, largest * clip / most, 1.0)
-        found = (channels / scale).round_().clamp_(-most, most)
-        error = (found * scale - channels).square().sum(-1, keepdim=True)
+        rounded = (channels / scale).round_().clamp_(-most, most)
+        error = (rounded * scale - channels).square().sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
-        values = torch.where(better, found, values)
+        values = torch.where(better, rounded, values)
         scales = torch.where(better, scale, scales)
     return values.to(torch.int8), scales

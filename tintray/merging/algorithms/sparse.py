@@ -24,11 +24,11 @@ def smallest_kept(layer: Layer, density: float) -> Tensor:
 
     At least one entry is kept.
     """
-    found = []
+    bounds = []
     for row in rows(layer.vectors):
         dropped = len(row) - max(1, int(density * len(row)))
-        found.append(magnitude_at(row, dropped) if dropped < len(row) else float("inf"))
-    return torch.tensor(found).unsqueeze(1)
+        bounds.append(magnitude_at(row, dropped) if dropped < len(row) else float("inf"))
+    return torch.tensor(bounds).unsqueeze(1)
 
 
 def elect(vectors: Tensor) -> Tensor:

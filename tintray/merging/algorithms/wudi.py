@@ -34,8 +34,8 @@ def wudi(layer: Layer, steps: int, rate: float) -> Tensor:
         curvature += gram
         target += vector @ gram
     total = layer.vectors.sum(0)
-    found = _descend(total, curvature, target, steps, rate)
-    return layer.vectors + (found - total) / len(layer.vectors)
+    merged = _descend(total, curvature, target, steps, rate)
+    return layer.vectors + (merged - total) / len(layer.vectors)
 
 
 def _descend(start: Tensor, curvature: Tensor, target: Tensor, steps: int, rate: float) -> Tensor:

@@ -132,10 +132,10 @@ def stored(
     CheckpointError
         What ``not_finite`` gives, where a number is NaN or infinite then.
     """
-    found = merged.to(DTYPES[info.dtype])
-    if not torch.isfinite(found.sum(dtype=precise or merged.dtype)):
+    converted = merged.to(DTYPES[info.dtype])
+    if not torch.isfinite(converted.sum(dtype=precise or merged.dtype)):
         raise not_finite()
-    return found
+    return converted
 
 
 def check_equal(name: str, tensor: Tensor, role: str, first: Tensor, first_role: str) -> None:

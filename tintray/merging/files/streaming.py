@@ -291,17 +291,17 @@ class Merging:
 
     def _statistics(self, piece: Piece) -> dict[str, Tensor]:
         """The statistics of a piece: cut as it is where they have its tensor's shape."""
-        name, found = piece.info.name, {}
+        name, statistics = piece.info.name, {}
         for kind, files in self._sources.statistics.items():
             shapes = {file.tensors[name].shape if name in file.tensors else None for file in files}
             if None in shapes:
                 continue
             if shapes == {piece.info.shape}:
                 rows = [file.read(name, torch.empty(piece.numel), piece.start) for file in files]
-                found[kind] = torch.stack(rows).view(-1, *piece.shape)
+                statistics[kind] = torch.stack(rows).view(-1, *piece.shape)
             else:
-                found[kind] = torch.stack([file.whole(name, torch.float32) for file in files])
-        return found
+                statistics[kind] = torch.stack([file.whole(name, torch.float32) for file in files])
+        return statistics
 
     def _thresholds_of(self, info: TensorInfo) -> Tensor | None:
         """The method's thresholds of a tensor, found by the first of its pieces for all."""

@@ -50,13 +50,13 @@ class Planned:
 
 def layer_counts(table: Table) -> dict[str, int]:
     """How many layers there are below each prefix that is followed by a layer's number."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name in table:
         match = _LAYER.search(name)
         if match is not None:
             prefix = name[: match.start()]
-            found[prefix] = max(found.get(prefix, 0), int(match[1]) + 1)
-    return found
+            counts[prefix] = max(counts.get(prefix, 0), int(match[1]) + 1)
+    return counts
 
 
 def composed_config(
@@ -210,7 +210,7 @@ class _Planner:
                     f"has {list(infos[0].shape)}; expected models of one shape"
                 )
         floating = all(info.floating for info in infos) and not is_rebuilt(name)
-        found = tuple(zip(models, inputs, strict=True))
+        named = tuple(zip(models, inputs, strict=True))
         if not floating:
             if any(info.dtype != infos[0].dtype for info in infos):
                 raise CheckpointError(
@@ -218,7 +218,7 @@ class _Planner:
                     "expected floating point numbers, or one type of whole numbers in all models"
                 )
             info = TensorInfo(name, infos[0].dtype, infos[0].shape, 0, 0)
-            yield Planned(info, found, None, None, {}, ())
+            yield Planned(info, named, None, None, {}, ())
             return
         work = self.composition.dtype or _widest([info.dtype for info in infos])
         stored = self.composition.out_dtype or work
@@ -227,7 +227,7 @@ class _Planner:
         if self.composition.blend.base == "input":
             base = None
         info = TensorInfo(name, stored, infos[0].shape, 0, 0)
-        yield Planned(info, found, base, work, shared, each)
+        yield Planned(info, named, base, work, shared, each)
 
     def _info(self, model: str, name: str) -> TensorInfo:
         info = self.tables[model].get(name)
