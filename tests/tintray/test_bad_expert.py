@@ -12,10 +12,10 @@ from tintray.tasks.confidence import ConfidenceFilter, Filter
 from tintray.vectors.coefficients import Coefficients
 
 BAD = ("five", "four")
-SHARE, ROUNDS, SEEDS = 0.3, 40, (0, 1)
+SHARE, ROUNDS = 0.3, 30
 
 
-def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter, seed: int) -> float:
+def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter) -> float:
     """What a fit keeps of two experts, of whose labels a share is another class, and half as sure.
 
     A label that is wrong and as sure as a right one nothing can tell apart; experts that were
@@ -23,12 +23,12 @@ def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter, seed: int) -> f
     """
     bench = tiny_workbench(tiny)
     clean = {name: bench.labels[name].clone() for name in BAD}
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     for name in BAD:
         labels = bench.labels[name]
         rows = torch.randperm(len(labels), generator=random)[: int(SHARE * len(labels))]
         labels[rows] = 0.5 * labels[rows].roll(1, -1)
-    group = bench.group(replace(SETTINGS, batch_size=10, seed=seed))
+    group = bench.group(replace(SETTINGS, batch_size=10, seed=0))
     for task in group.tasks:
         task.confidence_filter = ConfidenceFilter(filter_, threshold=None)
     coefficients, vectors = Coefficients(bench.uniform(0.3)), bench.vectors
@@ -48,10 +48,6 @@ def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter, seed: int) -> f
 
 def test_a_bad_expert_harms_less_with_a_filter_than_without(tiny: TinyZoo) -> None:
     filters: tuple[Filter, ...] = ("none", "agreement", "threshold")
-    kept = {
-        filter_: sum(agreement_with_clean_experts(tiny, filter_, seed) for seed in SEEDS)
-        / len(SEEDS)
-        for filter_ in filters
-    }
+    kept = {filter_: agreement_with_clean_experts(tiny, filter_) for filter_ in filters}
     assert kept["none"] < kept["agreement"] < kept["threshold"], kept
     assert kept["threshold"] > kept["none"] + 0.03, kept
