@@ -1,0 +1,53 @@
+"""What the documentation names is there: files, folders, pages, commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.test_imports import LAYERS, ROOT
+from tintray.jobs.cli import cli
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it tells of what was, too
+FILE = re.compile(r"(?<![\w/.])((?:tintray|jobs|storage|tests|benchmarks|examples|docs)/[\w./-]+)")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+COMMAND = re.compile(r"(?:^ {4,}(?:\$ )?|`|\|\s*)tintray ([a-z-]+(?: [a-z-]+)*)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: page.name)
+def test_files_and_folders_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name.rstrip("./") for name in FILE.findall(text)}
+    absent = {
+        name for name in named if not any([*ROOT.glob(f"{name}{end}")] for end in ("", ".py"))
+    }
+    assert not absent
+    assert not {link for link in LINK.findall(text) if not (page.parent / link).exists()}
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, those of groups too."""
+    for name, command in cli.commands.items():
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", found) for inner, found in command.commands.items())
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: page.name)
+def test_commands_that_a_page_shows_are_there(page: Path) -> None:
+    known = dict(commands())
+    for words in COMMAND.findall(page.read_text(encoding="utf-8")):
+        first, *others = words.split()
+        assert first in known, f"{page.name}: tintray {words}"
+        if isinstance(known[first], click.Group) and others:
+            assert f"{first} {others[0]}" in known, f"{page.name}: tintray {words}"
+
+
+def test_the_architecture_describes_every_folder() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert [layer for layer in LAYERS if f"`{layer}" not in text] == []
