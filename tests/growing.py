@@ -16,9 +16,13 @@ from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow
+from tintray.jobs.upkeep.stores import remove_merge
 from tintray.published.manifest import Manifest
+from tintray.storage.artifacts.blobs import is_blob
 from tintray.storage.artifacts.publish import list_merges, read_manifest
 from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.collect import collect
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
 EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
@@ -32,6 +36,7 @@ class GrowingStore:
     store: Path
     overrides: Sequence[str] = EASY
     events: list[Any] = field(default_factory=list)
+    summary: MergeSummary = field(init=False)  # of what was merged last
 
     @property
     def place(self) -> dict[str, Any]:
@@ -45,7 +50,9 @@ class GrowingStore:
 
     def run(self, *tasks: str, **sections: Any) -> MergeSummary:
         """Merge some tasks from their experts."""
-        return api.run(self.zoo.spec(self.store, tasks, **sections), on_event=self.events.append)
+        spec = self.zoo.spec(self.store, tasks, **sections)
+        self.summary = api.run(spec, on_event=self.events.append)
+        return self.summary
 
     def file(self, *tasks: str, **changed: Any) -> Path:
         """A file with these tasks."""
@@ -82,6 +89,18 @@ class GrowingStore:
     def hashes(self, summary: MergeSummary) -> dict[str, str]:
         """sha256 by name of all files of a merge."""
         return {name: file.sha256 for name, file in self.manifest(summary).files.items()}
+
+    def blobs(self) -> set[str]:
+        """Hashes of all blobs that are in the store."""
+        found = (is_blob(entry.key) for entry in open_store(str(self.store)).list("blobs/"))
+        return {sha256 for sha256 in found if sha256}
+
+    def collect(self, *gone: str) -> None:
+        """Delete merges, and then what nobody needs."""
+        for ref in gone:
+            remove_merge(ref, catalog=self.place["catalog"])
+        with Catalog.open(self.place["catalog"]) as catalog:
+            collect(open_store(str(self.store)), catalog, age=0)
 
     def copy(self, store: Path) -> GrowingStore:
         """A copy of the store and its catalog, as if all had been made there."""

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import tintray
 from tests.answers import call
+from tests.growing import EASY, QUICK, GrowingStore
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import (
     CheckpointError,
@@ -37,46 +38,7 @@ from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs import guard as decisions
 from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
-from tintray.storage.catalog.catalog import Catalog
 from tintray.tasks.evaluation import TaskScore
-
-QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
-EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
-
-
-class Place(TypedDict):
-    """A store and its catalog, as calls take them."""
-
-    store: str
-    catalog: str
-
-
-class Grown:
-    """A store with a merge of the tiny zoo that begins with some tasks."""
-
-    def __init__(self, zoo: TinyZoo, store: Path, tasks: tuple[str, ...], **sections: Any) -> None:
-        self.zoo = zoo
-        self.spec = zoo.spec(store, tasks, **sections)
-        self.summary = api.run(self.spec)
-        self.place: Place = {"store": str(self.spec.store), "catalog": str(self.spec.catalog)}
-
-    def file(self, *tasks: str, **changed: Any) -> Path:
-        """A file with these tasks."""
-        path = self.zoo.folder / f"{'-'.join(tasks)}.yaml"
-        path.write_text(yaml.safe_dump([self.zoo.task(name) | changed for name in tasks]))
-        return path
-
-    def add(
-        self, *tasks: str, mode: Any = "tint", overrides: Any = EASY, **kw: Any
-    ) -> MergeSummary:
-        """Add tasks to the newest version."""
-        return growth.add(
-            "tiny", [self.file(*tasks)], mode=mode, overrides=overrides, **self.place, **kw
-        )
-
-    def remove(self, *tasks: str, **kw: Any) -> MergeSummary:
-        """Remove tasks from the newest version."""
-        return growth.remove("tiny", tasks, overrides=EASY, **self.place, **kw)
 
 
 def manifest(summary: MergeSummary) -> dict[str, Any]:
@@ -98,12 +60,18 @@ def save_altered(expert: Path, name: str, change: Callable[[str, torch.Tensor], 
     return other
 
 
+def begun(zoo: TinyZoo, store: Path, *tasks: str, **sections: Any) -> GrowingStore:
+    found = GrowingStore(zoo, store)
+    found.run(*tasks, **sections)
+    return found
+
+
 @pytest.fixture
-def grown(tiny: TinyZoo, tmp_path: Path) -> Grown:
-    return Grown(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three"))
+def grown(tiny: TinyZoo, tmp_path: Path) -> GrowingStore:
+    return begun(tiny.copy(tmp_path / "zoo"), tmp_path / "store", "two", "three")
 
 
-def test_a_tint_leaves_the_backbone_and_every_old_task_bit_for_bit(grown: Grown) -> None:
+def test_a_tint_leaves_the_backbone_and_every_old_task_bit_for_bit(grown: GrowingStore) -> None:
     before = hashes(grown.summary)
     child = grown.add("five", "four")
     after = hashes(child)
@@ -123,7 +91,7 @@ def test_a_tint_leaves_the_backbone_and_every_old_task_bit_for_bit(grown: Grown)
 
 
 @pytest.mark.parametrize("mode", ["coefficients", "joint"])
-def test_old_experts_are_not_needed(grown: Grown, mode: str) -> None:
+def test_old_experts_are_not_needed(grown: GrowingStore, mode: str) -> None:
     for name in ("two", "three"):
         shutil.rmtree(grown.zoo.folder / name)
     child = grown.add("five", mode=mode)
@@ -141,7 +109,7 @@ def test_old_experts_are_not_needed(grown: Grown, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["tint", "coefficients"])
-def test_removing_what_came_last_gives_the_merge_before(grown: Grown, mode: str) -> None:
+def test_removing_what_came_last_gives_the_merge_before(grown: GrowingStore, mode: str) -> None:
     one = grown.add("five", mode=mode)
     grown.add("four", mode=mode)
     back = grown.remove("four")
@@ -150,7 +118,7 @@ def test_removing_what_came_last_gives_the_merge_before(grown: Grown, mode: str)
 
 
 def test_the_guard_adds_up_what_changes_one_after_another_take(
-    grown: Grown, monkeypatch: pytest.MonkeyPatch
+    grown: GrowingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parents = [grown.summary]
 
@@ -174,7 +142,7 @@ def test_the_guard_adds_up_what_changes_one_after_another_take(
         grown.add("four", mode="coefficients", overrides=point)
 
 
-def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
+def test_growing_goes_by_the_fit_of_the_merges_job(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[dict[str, Any]] = []
@@ -186,30 +154,26 @@ def test_growing_goes_by_the_fit_of_the_merges_job_and_owns_what_it_stores(
 
     fit = {"rounds": 4, "warmup": 2, "updates": "in_turn", "tasks_per_round": 2}
     stopping = {"patience": 1, "min_delta": 1.0}  # more than agreement can grow: at once
-    grown = Grown(
-        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three")),
+    grown = begun(
+        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", "two", "three"),
         fit=fit | stopping,
-        objective={"feature_weight": 1.0},
     )
     monkeypatch.setattr(fitting, "Coordinator", Heard)
     events: list[Any] = []
     rounds = (*EASY, "growth.coefficient_rounds=8")
-    child = grown.add("five", mode="joint", overrides=rounds, on_event=events.append)
+    grown.add("five", mode="joint", overrides=rounds, on_event=events.append)
     (options,) = made
     assert options["in_turn"] and len(options["sampled"](0)) == 2
     rates = [options["coefficient_lr"](round_) for round_ in range(8)]
     assert max(rates) == rates[3] > rates[0]  # warms up for as large a part of its rounds
     assert any("ended after round 2" in str(event) for event in events)
-    with Catalog.open(grown.place["catalog"]) as catalog:
-        owned = catalog.artifacts.all("self-features", job_id=child.job_id)
-        assert {found.meta["task"] for found in owned} == {"two", "three", "five"}
 
 
 def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
     tiny: TinyZoo, tmp_path: Path, capfd: Any
 ) -> None:
-    grown = Grown(
-        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", ("two", "three", "five")),
+    grown = begun(
+        *(tiny.copy(tmp_path / "zoo"), tmp_path / "store", "two", "three", "five"),
         fit={"correction_lr": 1e-3},
     )
     assert not grown.summary.notices
@@ -218,7 +182,7 @@ def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
     (notice,) = child.notices
     assert "correction that tasks learned together stays" in notice and "from five too" in notice
     assert notice in " ".join(map(str, events))
-    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    where = grown.words
     far = ["--set", "growth.target=1", "--set", "growth.rounds=1", "--mode", "tint"]
     capfd.readouterr()
     assert main(["add-task", "tiny", str(grown.file("four")), *far, *where]) == 0
@@ -228,7 +192,7 @@ def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
     assert set(found["correction_from"]) == {"two", "three", "five"}
 
 
-def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
+def test_removing_subtracts_a_task_exactly(grown: GrowingStore) -> None:
     """θ is that of base and task vectors without the removed one, whatever the order of adding."""
     grown.add("five", mode="coefficients")
     left = grown.remove("two")
@@ -238,7 +202,7 @@ def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
         task["name"]: tintray.load(left.url).manifest and task["task_vector"]
         for task in manifest(left)["tasks"]
     }
-    store = Path(str(grown.spec.store)) / "blobs"
+    store = grown.store / "blobs"
     base = load_file(grown.zoo.folder / "base" / "model.safetensors")
     read = {name: load_file(store / sha[:2] / sha) for name, sha in vectors.items()}
     for column, unit in enumerate(merge.manifest.units):
@@ -251,23 +215,19 @@ def test_removing_subtracts_a_task_exactly(grown: Grown) -> None:
         torch.testing.assert_close(merge.backbone[name].double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_the_guard_refuses_what_harms_an_old_task(grown: Grown) -> None:
+def test_the_guard_refuses_what_harms_an_old_task(grown: GrowingStore) -> None:
     strict = (*QUICK, "growth.tolerance=0", "fit.coefficient_lr=1")
     with pytest.raises(SpecError, match="expected a field of 'growth'"):
         grown.add("five", mode="coefficients", overrides=strict)
-    wild = Grown(
-        grown.zoo,
-        Path(grown.place["store"]).with_name("wild"),
-        ("two", "three"),
-        fit={"coefficient_lr": 2.0},
-    )
+    fit = {"coefficient_lr": 2.0}
+    wild = begun(grown.zoo, grown.store.with_name("wild"), "two", "three", fit=fit)
     with pytest.raises(GuardError, match=r"nothing was published.*loses \d+\.\d points"):
         wild.add("five", mode="coefficients", overrides=(*QUICK, "growth.tolerance=0"))
     assert [merge.version for merge in api.list_merges(**wild.place)] == ["v1"]
 
 
 def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(
-    grown: Grown, monkeypatch: pytest.MonkeyPatch
+    grown: GrowingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Any] = []
     cheap = grown.add("five", mode="auto", on_event=events.append)
@@ -284,7 +244,7 @@ def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(
 
 
 def test_auto_goes_no_further_when_the_costlier_way_gains_too_little(
-    grown: Grown, monkeypatch: pytest.MonkeyPatch
+    grown: GrowingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Any] = []
     few = (*QUICK, "growth.target=1")
@@ -297,17 +257,10 @@ def test_auto_goes_no_further_when_the_costlier_way_gains_too_little(
     assert child.tasks[0].merged == grown.summary.tasks[0].merged
 
 
-def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
+def test_refresh_takes_another_expert_and_another_pool(grown: GrowingStore) -> None:
     pool = grown.zoo.arrays("three")
     np.savez(grown.zoo.folder / "more.npz", **{**pool, "x_train": pool["x_train"][:30]})
-    child = growth.refresh(
-        "tiny",
-        "three",
-        pool=str(grown.zoo.folder / "more.npz"),
-        mode="tint",
-        overrides=EASY,
-        **grown.place,
-    )
+    child = grown.refresh("three", pool=str(grown.zoo.folder / "more.npz"))
     before, after = manifest(grown.summary), manifest(child)
     assert after["tasks"][1]["pool"]["examples"] == 30
     assert after["files"]["backbone.safetensors"] == before["files"]["backbone.safetensors"]
@@ -315,9 +268,7 @@ def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
     assert after["files"]["tints/two.safetensors"] == before["files"]["tints/two.safetensors"]
 
     other = save_altered(grown.zoo.folder / "three", "three-2", lambda n, t: t * 1.01)
-    third = growth.refresh(
-        "tiny", "three", expert=str(other), mode="coefficients", overrides=EASY, **grown.place
-    )
+    third = grown.refresh("three", expert=str(other), mode="coefficients")
     now = manifest(third)["tasks"][1]
     assert now["expert"]["source"] == str(other)
     assert now["expert"]["sha256"] != after["tasks"][1]["expert"]["sha256"]
@@ -325,7 +276,7 @@ def test_refresh_takes_another_expert_and_another_pool(grown: Grown) -> None:
     assert now["pool"]["examples"] == 30
 
 
-def test_twenty_tasks_are_added_in_one_job(grown: Grown) -> None:
+def test_twenty_tasks_are_added_in_one_job(grown: GrowingStore) -> None:
     twenty = [grown.zoo.task("five" if n % 2 else "four") | {"name": f"task{n}"} for n in range(20)]
     path = grown.zoo.folder / "twenty.yaml"
     path.write_text(yaml.safe_dump(twenty))
@@ -335,7 +286,7 @@ def test_twenty_tasks_are_added_in_one_job(grown: Grown) -> None:
     assert len(tintray.list_jobs(catalog=grown.place["catalog"])) == before + 1
 
 
-def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: Grown) -> None:
+def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: GrowingStore) -> None:
     def meanwhile(event: Any) -> None:
         if isinstance(event, PhaseStarted) and event.phase == "fitting" and not came:
             came.append(grown.add("four"))
@@ -351,10 +302,10 @@ def test_a_change_that_came_second_is_told_and_can_be_rebased(grown: Grown) -> N
     assert tintray.load(child.url).tasks == ("two", "three", "four", "five")
 
 
-def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> None:
+def test_the_tree_the_difference_and_the_way_back(grown: GrowingStore, capfd: Any) -> None:
     one = grown.add("five")
     grown.add("four", mode="coefficients")
-    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    where = grown.words
     assert main(["rollback", "tiny", "--to", "v2", *where]) == 0
     back = api.show("tiny", **grown.place)
     assert (back.version, back.parent, hashes(back)) == ("v4", "tiny/v3", hashes(one))
@@ -381,9 +332,9 @@ def test_the_tree_the_difference_and_the_way_back(grown: Grown, capfd: Any) -> N
         rollback("tiny", "v9", **grown.place)
 
 
-def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> None:
+def test_a_version_that_was_removed_is_named_and_passed_over(grown: GrowingStore) -> None:
     """Its children are whole; what came before it can still be rolled back to."""
-    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+    where = grown.words
     one, three = grown.add("five"), grown.add("four")
     assert call("delete", "tiny/v2", *where, "--json").document["children"] == ["tiny/v3"]
     assert call("artifacts", "verify", "tiny/v3", *where, "--json").document["damaged"] == []
@@ -415,8 +366,8 @@ def test_a_version_that_was_removed_is_named_and_passed_over(grown: Grown) -> No
     assert "none of them is left" in call("rollback", "tiny/v3", *where).sentence
 
 
-def test_a_merge_grows_from_the_command_line(grown: Grown, capfd: Any) -> None:
-    where = ["--store", grown.place["store"], "--catalog", grown.place["catalog"]]
+def test_a_merge_grows_from_the_command_line(grown: GrowingStore, capfd: Any) -> None:
+    where = grown.words
     quick = [word for text in EASY for word in ("--set", text)]
     file = str(grown.file("five", "four"))
     assert main(["add-task", "tiny", file, *quick, *where, "--json"]) == 0
@@ -428,7 +379,7 @@ def test_a_merge_grows_from_the_command_line(grown: Grown, capfd: Any) -> None:
     assert "tiny/v4 has no task 'four'" in capfd.readouterr().err
 
 
-def test_bad_input_is_told_in_a_sentence_and_nothing_is_published(grown: Grown) -> None:
+def test_bad_input_is_told_in_a_sentence_and_nothing_is_published(grown: GrowingStore) -> None:
     with pytest.raises(SpecError, match="task 'two' is in tiny/v1 already"):
         grown.add("two")
     with pytest.raises(NotFoundError, match="has no task 'tow'; did you mean 'two'"):
@@ -442,14 +393,14 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_published(grown: Grown) 
     assert [merge.version for merge in api.list_merges(**grown.place)] == ["v1"]
 
 
-def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None:
+def test_what_is_gone_is_named_before_anything_is_computed(grown: GrowingStore) -> None:
     labels = manifest(grown.summary)["tasks"][0]["pool"]["labels"]
-    (Path(grown.place["store"]) / "blobs" / labels[:2] / labels).unlink()
+    (grown.store / "blobs" / labels[:2] / labels).unlink()
     with pytest.raises(NotFoundError, match=r"self-labels of task 'two' of tiny/v1 .* are gone"):
         grown.add("five", mode="joint")
     assert grown.add("five", mode="tint").version == "v2"  # which needs nothing of old tasks
     tint = hashes(grown.summary)["tints/two.safetensors"]
-    lost = Path(grown.place["store"]) / "blobs" / tint[:2] / tint
+    lost = grown.store / "blobs" / tint[:2] / tint
     lost.rename(lost.with_name("away"))
     events: list[Any] = []
     with pytest.raises(NotFoundError, match=r"tints/two\.safetensors of tiny/v2 .* copy it back"):
@@ -465,7 +416,7 @@ def test_what_is_gone_is_named_before_anything_is_computed(grown: Grown) -> None
         grown.remove("two")
 
 
-def test_an_unsure_expert_and_one_of_another_base_are_refused(grown: Grown) -> None:
+def test_an_unsure_expert_and_one_of_another_base_are_refused(grown: GrowingStore) -> None:
     five = grown.zoo.folder / "five"
     unsure = save_altered(five, "unsure", lambda n, t: t * 0.01 if n.startswith("class") else t)
     with pytest.raises(CheckpointError, match="unsure of nearly every example of its pool"):

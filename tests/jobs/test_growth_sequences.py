@@ -5,29 +5,19 @@ Fifteen random sequences, each in a copy of one store; each step is checked as i
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-from typing import Any, TypedDict
+import uuid
+from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tintray
+from tests.growing import GrowingStore
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.runs import grow as growth
 from tintray.jobs.runs.history import history
-from tintray.jobs.upkeep.stores import remove_merge
-from tintray.storage.artifacts.blobs import is_blob
-from tintray.storage.artifacts.publish import list_merges, read_manifest
-from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.collect import collect
+from tintray.published.manifest import Manifest
 
 QUICK = (
     "growth.rounds=2",
@@ -47,82 +37,29 @@ changes = st.lists(
 )
 
 
-class Place(TypedDict):
-    """A store and its catalog, as calls take them."""
-
-    store: str
-    catalog: str
-
-
-class Beginning:
-    """A published merge from which every sequence starts, in a store of its own."""
-
-    def __init__(self, zoo: TinyZoo, folder: Path) -> None:
-        self.zoo, self.folder = zoo, folder
-        self.lines = 0
-        api.run(zoo.spec(folder / "begun", ("two", "three"), fit={"rounds": 1}))
-
-    def line(self) -> Line:
-        """A copy of the store and its catalog, as if the merge had been made there."""
-        self.lines += 1
-        begun, store = self.folder / "begun", self.folder / f"line-{self.lines}"
-        shutil.copytree(begun, store)
-        with closing(sqlite3.connect(store / "catalog.db")) as catalog:
-            for table, column in (("merges", "url"), ("jobs", "store_url")):
-                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                catalog.execute(change, (str(begun), str(store)))
-            catalog.commit()
-        return Line(self.zoo, store)
+def step(line: GrowingStore, operation: str, task: str, mode: Any) -> MergeSummary:
+    """Make a change of the newest version."""
+    if operation == "remove":
+        return line.remove(task)
+    return line.refresh(task, mode=mode) if operation == "refresh" else line.add(task, mode=mode)
 
 
-class Line:
-    """A store in which one merge grows."""
-
-    def __init__(self, zoo: TinyZoo, store: Path) -> None:
-        self.zoo, self.store = zoo, store
-        self.place: Place = {"store": str(store), "catalog": f"sqlite:///{store}/catalog.db"}
-
-    def step(self, operation: str, task: str, mode: Any) -> MergeSummary:
-        """Make a change of the newest version."""
-        if operation == "remove":
-            return growth.remove("tiny", [task], overrides=QUICK, **self.place)
-        if operation == "refresh":
-            return growth.refresh("tiny", task, mode=mode, overrides=QUICK, **self.place)
-        path = self.zoo.folder / f"only-{task}.yaml"
-        path.write_text(yaml.safe_dump(self.zoo.task(task)))
-        return growth.add("tiny", [path], mode=mode, overrides=QUICK, **self.place)
-
-    def manifests(self) -> dict[str, dict[str, Any]]:
-        """Of every merge that is in the store."""
-        opened = open_store(self.store)
-        return {str(ref): read_manifest(opened, ref) for ref in list_merges(opened)}
-
-    def blobs(self) -> set[str]:
-        """Hashes of all blobs that are in the store."""
-        found = (is_blob(entry.key) for entry in open_store(self.store).list("blobs/"))
-        return {sha256 for sha256 in found if sha256}
-
-    def collect(self, *gone: str) -> None:
-        """Remove merges, and then what nobody needs."""
-        for ref in gone:
-            remove_merge(ref, catalog=self.place["catalog"])
-        with Catalog.open(self.place["catalog"]) as catalog:
-            collect(open_store(self.store), catalog, age=0)
-
-
-def of_tasks(manifest: dict[str, Any]) -> set[str]:
+def of_tasks(manifest: Manifest) -> set[str | None]:
     """What a merge needs of each of its tasks, now and to grow: hashes."""
-    own = {file["sha256"] for name, file in manifest["files"].items() if name.startswith("tints/")}
-    for task in manifest["tasks"]:
-        own |= {task["task_vector"], task["pool"]["labels"]}
-        own |= {task["test"]["outputs"]} if task["test"] else set()
+    own: set[str | None] = {
+        file.sha256 for name, file in manifest.files.items() if name.startswith("tints/")
+    }
+    for task in manifest.tasks:
+        own |= {task.task_vector, task.pool.labels, *([task.test.outputs] if task.test else [])}
     return own
 
 
 @pytest.fixture(scope="module")
-def beginning(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Beginning:
+def beginning(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> GrowingStore:
     """One merge for all sequences: making it costs more than most of them."""
-    return Beginning(tiny, tmp_path_factory.mktemp("sequences"))
+    store = GrowingStore(tiny, tmp_path_factory.mktemp("sequences") / "begun", QUICK)
+    store.run("two", "three", fit={"rounds": 1})
+    return store
 
 
 @settings(
@@ -133,14 +70,16 @@ def beginning(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Beginn
     suppress_health_check=list(HealthCheck),
 )
 @given(changes)
-def test_every_sequence_is_sound(beginning: Beginning, steps: list[tuple[str, str, str]]) -> None:
-    line = beginning.line()
+def test_every_sequence_is_sound(
+    beginning: GrowingStore, steps: list[tuple[str, str, str]]
+) -> None:
+    line = beginning.copy(beginning.store.with_name(uuid.uuid4().hex))
     made: list[MergeSummary] = []
     tasks = {"two", "three"}
     for operation, task, mode in steps:
         if (operation == "add") == (task in tasks) or (operation == "remove" and len(tasks) == 1):
             continue
-        made.append(line.step(operation, task, mode))
+        made.append(step(line, operation, task, mode))
         tasks = tasks ^ {task} if operation != "refresh" else tasks
         merge = tintray.load(made[-1].url)
         assert set(merge.tasks) == tasks

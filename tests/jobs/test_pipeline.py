@@ -15,10 +15,7 @@ from tintray.errors import CancelledError
 from tintray.jobs import api
 from tintray.jobs.events import Evaluated, PhaseStarted, Published, RoundDone, TaskPrepared
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.upkeep.stores import remove_merge
-from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.collect import collect
 
 PHASES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 BOTH = ("two", "three")
@@ -112,13 +109,8 @@ def test_what_one_operation_records_all_do(
         assert new | old <= of_tasks
         assert catalog.leases.current(summary.job_id).owner is None
     # what is kept, once it is all that is left
-    others = store.manifests().keys() - {manifest.ref}
-    for ref in others:
-        remove_merge(ref, catalog=store.place["catalog"])
-    with Catalog.open(store.place["catalog"]) as catalog:
-        collect(open_store(str(store.store)), catalog, age=-60)
-    there = {path.name for path in (store.store / "blobs").rglob("*")}
-    assert {artifact.sha256 for artifact in used} <= there
+    store.collect(*store.manifests().keys() - {manifest.ref})
+    assert {artifact.sha256 for artifact in used} <= store.blobs()
 
 
 @pytest.mark.parametrize("mode", ["coefficients", "joint"])
