@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tintray.errors import InputError, NotFoundError, StorageError
 from tintray.storage.artifacts.local import replacing, sentence
-from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Leftover, Observer, Source
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Source
 from tintray.storage.artifacts.urls import RESERVED, check_key
 
 _CHUNK = 4 << 20
@@ -104,7 +104,7 @@ class FolderStore(ArtifactStore):
             return False
         return True
 
-    def leftovers(self) -> Iterator[Leftover]:
+    def leftovers(self) -> Iterator[Entry]:
         """See ``ArtifactStore.leftovers``."""
         with self._failures("listing unfinished writes"), suppress(FileNotFoundError):
             for item in sorted((self.root / RESERVED).iterdir()):
@@ -113,12 +113,12 @@ class FolderStore(ArtifactStore):
                     found = [path.stat() for path in files]
                     newest = max(item.stat().st_mtime, *(one.st_mtime for one in found))
                     size = sum(one.st_size for one in found)
-                    yield Leftover(f"{RESERVED}/{item.name}", size, newest)
+                    yield Entry(f"{RESERVED}/{item.name}", size, newest)
 
-    def discard(self, leftover: Leftover) -> None:
+    def discard(self, leftover: str) -> None:
         """See ``ArtifactStore.discard``."""
-        path = self.root / RESERVED / Path(leftover.name).name
-        with self._failures(f"deleting {leftover.name}"), suppress(FileNotFoundError):
+        path = self.root / RESERVED / Path(leftover).name
+        with self._failures(f"deleting {leftover}"), suppress(FileNotFoundError):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -28,15 +28,6 @@ class Entry:
     mark: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """What a write that was broken off has left behind; it never was an artifact."""
-
-    name: str
-    size: int
-    modified: float
-
-
 class ArtifactStore(Protocol):
     """Named byte strings that become visible whole or not at all.
 
@@ -88,11 +79,11 @@ class ArtifactStore(Protocol):
     def touch(self, key: str) -> bool:
         """Let an artifact's age begin anew; False if it is not there or cannot be touched."""
 
-    def leftovers(self) -> Iterator[Leftover]:
-        """What writes that were broken off, or are going on, have put aside."""
+    def leftovers(self) -> Iterator[Entry]:
+        """What writes that were broken off, or are going on, have put aside; never artifacts."""
 
-    def discard(self, leftover: Leftover) -> None:
-        """Remove a leftover; one that is not there is no error."""
+    def discard(self, leftover: str) -> None:
+        """Remove a leftover by its key; one that is not there is no error."""
 
     def check_writable(self) -> None:
         """Prove with one small artifact that the store can be written, before compute is spent."""

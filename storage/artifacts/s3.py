@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts.deadlines import Deadline, OverdueError, Threads, finish
 from tintray.storage.artifacts.local import replacing
-from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Leftover, Observer, Source
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Source
 from tintray.storage.artifacts.s3_client import (
     MISSING,
     S3Options,
@@ -195,15 +195,14 @@ class S3Store(ArtifactStore):
 
         return self._do(f"touching {key}", copy)
 
-    def leftovers(self) -> Iterator[Leftover]:
+    def leftovers(self) -> Iterator[Entry]:
         """See ``ArtifactStore.leftovers``: probes, and uploads in parts."""
-        for entry in self._objects(f"{RESERVED}/"):
-            yield Leftover(entry.key, entry.size, entry.modified)
+        yield from self._objects(f"{RESERVED}/")
         for page in self._do("listing unfinished uploads", self._uploads):
             for item in page.get("Uploads", []):
                 key = item["Key"][len(self._base) :]
                 name = f"{key}{_UPLOAD}{item['UploadId']}"
-                yield Leftover(name, 0, item["Initiated"].timestamp())
+                yield Entry(name, 0, item["Initiated"].timestamp())
 
     def _uploads(self, _: Deadline) -> Sequence[ListMultipartUploadsOutputTypeDef]:
         paginator = self._client.get_paginator("list_multipart_uploads")
@@ -214,12 +213,12 @@ class S3Store(ArtifactStore):
                 return []
             raise
 
-    def discard(self, leftover: Leftover) -> None:
+    def discard(self, leftover: str) -> None:
         """See ``ArtifactStore.discard``."""
-        key, mark, upload = leftover.name.rpartition(_UPLOAD)
-        bucket, action = self._place.bucket, f"deleting {leftover.name}"
+        key, mark, upload = leftover.rpartition(_UPLOAD)
+        bucket, action = self._place.bucket, f"deleting {leftover}"
         if not mark:
-            self._delete(self._base + leftover.name, action)
+            self._delete(self._base + leftover, action)
             return
 
         def abort(_: Deadline) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from tintray.storage.artifacts.protocol import Entry, Leftover
+from tintray.storage.artifacts.protocol import Entry
 from tintray.storage.artifacts.publish import MANIFEST
 
 _BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})(\.blocks)?")
@@ -25,7 +25,7 @@ class Inventory:
     """What lies in a store."""
 
     entries: tuple[Entry, ...]
-    leftovers: tuple[Leftover, ...]
+    leftovers: tuple[Entry, ...]
     manifests: Mapping[str, str]  # key -> text, sound or not
     records: Mapping[
         str, str | None
@@ -145,7 +145,7 @@ def _loose(inventory: Inventory) -> Iterable[Garbage]:
     """What writers that were killed have left, and records that cannot be read."""
     for left in inventory.leftovers:
         reason = "a write that was broken off"
-        yield Garbage(left.name, left.size, left.modified, reason, leftover=True)
+        yield Garbage(left.key, left.size, left.modified, reason, leftover=True)
     for entry in inventory.entries:
         if (why := _loose_reason(entry.key, inventory)) is not None:
             yield Garbage(entry.key, entry.size, entry.modified, why)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
-from tintray.storage.artifacts.protocol import ArtifactStore, Leftover
+from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MANIFEST
 from tintray.storage.artifacts.records import fetch_record
 from tintray.storage.artifacts.store import open_store
@@ -85,7 +85,7 @@ def collect(
     try:
         for item in planned.garbage:
             if _still_garbage(store, catalog, item):
-                _delete(store, item)
+                (store.discard if item.leftover else store.delete)(item.key)
                 deleted.append(item)
                 on_delete(item)
     finally:
@@ -110,13 +110,6 @@ def _still_garbage(store: ArtifactStore, catalog: Catalog, item: Garbage) -> boo
     if found is None or found.modified > item.modified:
         return False
     return item.sha256 is None or not catalog.artifacts.users(item.sha256)
-
-
-def _delete(store: ArtifactStore, item: Garbage) -> None:
-    if item.leftover:
-        store.discard(Leftover(item.key, item.size, item.modified))
-    else:
-        store.delete(item.key)
 
 
 def _check_pair(store: ArtifactStore, catalog: Catalog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from sqlalchemy.orm import Session
 from tintray.errors import NotFoundError, StorageError
 from tintray.storage.catalog.engine import (
     failures,
-    is_absent,
     make_engine,
     parse_catalog_url,
     sqlite_file,
@@ -40,8 +40,7 @@ class Database:
     def open(cls, url: str, create: bool, patience: float) -> Self:
         """Connect and check the schema; see ``Catalog.open``."""
         parsed = parse_catalog_url(url)
-        if is_absent(parsed):
-            prepare_folder(parsed, create)
+        prepare_folder(parsed, create)
         engine = make_engine(parsed)
         try:
             ensure_schema(engine, create)
@@ -128,16 +127,16 @@ def _session(connection: sa.Connection) -> Iterator[Session]:
 
 
 def prepare_folder(catalog: sa.URL, create: bool) -> None:
-    """Make the folder of a SQLite catalog that is not there yet, if it may be created."""
+    """Make the folder of a SQLite catalog whose file is not there yet, if it may be created."""
     url, file = shown_catalog(catalog), sqlite_file(catalog)
+    if file is None or os.path.exists(file):  # noqa: PTH110 - it raises for no name
+        return
     if not create:
         raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")
-    assert file is not None, "only a file can be absent"
-    folder = file.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the catalog {url} cannot be created: {error.strerror} ({folder}); name a file in a "
-            "folder that this user may write"
+            f"the catalog {url} cannot be created: {error.strerror} ({file.parent}); name a file "
+            "in a folder that this user may write"
         ) from error

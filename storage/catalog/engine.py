@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sqlite3
 import time
@@ -56,12 +55,6 @@ def parse_catalog_url(url: str) -> sa.URL:
 def sqlite_file(url: sa.URL) -> Path | None:
     """The file of a SQLite catalog, or None for a server."""
     return Path(url.database or "") if url.drivername == "sqlite" else None
-
-
-def is_absent(url: sa.URL) -> bool:
-    """Whether it is a SQLite catalog whose file is not there, or not to be seen by this user."""
-    file = sqlite_file(url)
-    return file is not None and not os.path.exists(file)  # noqa: PTH110 - it raises for no name
 
 
 def make_engine(url: sa.URL) -> sa.Engine:

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.values import fits, no_value
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 _MOMENTS = ("created_at", "updated_at", "handed_at", "stop_at")
 _NUMBERS = ("priority", "attempt", "round")
@@ -111,6 +114,16 @@ def select_jobs(
     where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     statement = f"{_SELECT}{where}ORDER BY j.created_at DESC, j.id"
     return [_row(row) for row in execute(statement, values)]
+
+
+def jobs_of(connection: sa.Connection, **query: Any) -> list[JobRow]:
+    """As :func:`select_jobs`, through a connection of SQLAlchemy's."""
+    worded = str if connection.dialect.name == "sqlite" else in_postgresql
+
+    def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
+        return connection.exec_driver_sql(worded(statement), tuple(values)).all()
+
+    return select_jobs(execute, **query)
 
 
 def read_jobs(

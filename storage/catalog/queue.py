@@ -7,17 +7,16 @@ limit of the cluster is kept, however many claim at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from tintray.errors import LeaseHeldError, StateConflictError
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
-from tintray.storage.catalog.job_list import JobRow, in_postgresql, select_jobs
+from tintray.storage.catalog.job_list import JobRow, jobs_of
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import database_time
 from tintray.storage.catalog.states import JobState
@@ -61,7 +60,7 @@ class Queue(Repository):
     def find(self, job_id: str) -> JobRow:
         """One job; ``NotFoundError`` with the nearest id if there is none."""
         with self._read() as session:
-            found = _jobs(session, job_id=job_id)
+            found = jobs_of(session.connection(), job_id=job_id)
             if not found:
                 raise no_job(session, job_id)
             return found[0]
@@ -82,7 +81,7 @@ class Queue(Repository):
     ) -> list[JobRow]:
         """The ``limit`` newest jobs and all that are not over, newest first."""
         with self._read() as session:
-            return _jobs(session, limit=limit, states=states, name=name)
+            return jobs_of(session.connection(), limit=limit, states=states, name=name)
 
     def position(self, job: JobRow) -> QueuePosition | None:
         """Where a job stands that waits for its cluster; None if it does not wait."""
@@ -235,17 +234,6 @@ class Queue(Repository):
                 sa.select(Job.stop_at, Job.stop_reason).where(Job.id == job_id)
             ).first()
         return None if row is None or row.stop_at is None else row.stop_reason or "cancelled"
-
-
-def _jobs(session: Session, **query: Any) -> list[JobRow]:
-    """Jobs as lists show them; see :func:`tintray.storage.catalog.job_list.select_jobs`."""
-    connection = session.connection()
-    worded = str if connection.dialect.name == "sqlite" else in_postgresql
-
-    def execute(statement: str, values: Sequence[object]) -> Iterable[Sequence[Any]]:
-        return connection.exec_driver_sql(worded(statement), tuple(values)).all()
-
-    return select_jobs(execute, **query)
 
 
 def _held(lease: Lease, now: datetime) -> bool:

@@ -38,14 +38,10 @@ def ensure_schema(engine: sa.Engine, create: bool) -> None:
     where = shown_catalog(engine.url)
     with failures(where), engine.connect() as connection:
         found = found_revision(connection)
-    if found == REVISIONS[-1]:
-        return
-    _refuse_newer(found, where)
     if found is not None:
-        raise StorageError(
-            f"the catalog {where} has schema version {found}, this tintray needs {REVISIONS[-1]}; "
-            "run `tintray db upgrade`"
-        )
+        if problem := version_problem(found):
+            raise StorageError(f"the catalog {where} has {problem}")
+        return
     if not create:
         raise NotFoundError(f"the database {where} holds no catalog yet; run a job with it first")
     upgrade_schema(engine)
@@ -62,18 +58,24 @@ def upgrade_schema(engine: sa.Engine) -> tuple[str | None, str]:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         found = found_revision(connection)  # only now: another process may just have done it
-        _refuse_newer(found, where)
+        if found is not None and found not in REVISIONS:
+            raise StorageError(f"the catalog {where} has {version_problem(found)}")
         if found != REVISIONS[-1]:
             _migrate(connection)
     return found, REVISIONS[-1]
 
 
-def _refuse_newer(found: str | None, where: str) -> None:
-    if found is not None and found not in REVISIONS:
-        raise StorageError(
-            f"the catalog {where} has schema version {found}, which is newer than this tintray "
-            f"knows (up to {REVISIONS[-1]}); upgrade tintray"
-        )
+def version_problem(found: str) -> str | None:
+    """What is wrong with tables of this version, and what to do; None if they fit this code."""
+    needed = REVISIONS[-1]
+    if found == needed:
+        return None
+    if found in REVISIONS:
+        return f"schema version {found}, this tintray needs {needed}; run `tintray db upgrade`"
+    return (
+        f"schema version {found}, which is newer than this tintray knows (up to {needed}); "
+        "upgrade tintray"
+    )
 
 
 def _migrate(connection: sa.Connection) -> None:

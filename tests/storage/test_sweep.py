@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tintray.storage.artifacts.blobs import blob_key
-from tintray.storage.artifacts.protocol import Entry, Leftover
+from tintray.storage.artifacts.protocol import Entry
 from tintray.storage.artifacts.sweep import Inventory, Sweep, is_ours, plan_sweep
 
 OLD, LIMIT, NEW = 10.0, 100.0, 200.0
@@ -64,7 +64,7 @@ def test_what_killed_writers_left_goes() -> None:
     whole = Entry("merges/x/v1/backbone.safetensors", 9, OLD)
     found = Inventory(
         (claim, part, whole, Entry(MANIFEST, 2, OLD), record()),
-        (Leftover(".tmp/x", 4, OLD), Leftover(".tmp/y", 4, NEW)),
+        (Entry(".tmp/x", 4, OLD), Entry(".tmp/y", 4, NEW)),
         {MANIFEST: "{}"},
         {record().key: None},  # it cannot be read
     )
