@@ -15,11 +15,11 @@ import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, SpecError, StateConflictError, StorageError
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.engine import _sentence, make_engine, parse_catalog_url
+from tintray.storage.catalog.database_check import check, upgrade
+from tintray.storage.catalog.engine import _sentence
 from tintray.storage.catalog.migrations import REVISIONS
-from tintray.storage.catalog.schema import alembic_config, found_revision, upgrade_schema
+from tintray.storage.catalog.schema import alembic_config
 from tintray.storage.catalog.states import JobState
-from tintray.storage.catalog.tables import Base
 
 WAY = [
     JobState.QUEUED, JobState.PLANNING, JobState.PREPARING, JobState.FITTING,
@@ -27,24 +27,11 @@ WAY = [
 ]  # fmt: skip
 
 
-def set_revision(url: str, revision: str) -> None:
-    engine = make_engine(parse_catalog_url(url))
-    with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE tintray_schema SET version_num = :r"), {"r": revision})
-    engine.dispose()
-
-
-def test_migrations_make_the_tables_of_the_models(catalog_url: str) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    Catalog.open(catalog_url).close()
-    engine = make_engine(parse_catalog_url(catalog_url))
-    with engine.connect() as connection:
-        options = {"version_table": "tintray_schema", "compare_type": True}
-        context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, Base.metadata) == []
-    engine.dispose()
+def test_upgrading_makes_the_tables_of_the_models_once(catalog_url: str) -> None:
+    assert upgrade(catalog_url) == (None, REVISIONS[-1])
+    assert upgrade(catalog_url) == (REVISIONS[-1], REVISIONS[-1])
+    found = check(catalog_url)
+    assert (found.found, found.problems, found.idle) == (REVISIONS[-1], (), ())
 
 
 def test_the_known_revisions_are_those_of_the_migrations() -> None:
@@ -54,25 +41,12 @@ def test_the_known_revisions_are_those_of_the_migrations() -> None:
     assert tuple(step.revision for step in script.walk_revisions())[::-1] == REVISIONS
 
 
-def test_upgrading_is_done_once_and_reported(catalog_url: str, tmp_path: Path) -> None:
-    (tmp_path / "catalog").mkdir()
-    engine = make_engine(parse_catalog_url(catalog_url))
-    assert upgrade_schema(engine) == (None, REVISIONS[-1])
-    assert upgrade_schema(engine) == (REVISIONS[-1], REVISIONS[-1])
-    with engine.connect() as connection:
-        assert found_revision(connection) == REVISIONS[-1]
-    engine.dispose()
-
-
 def test_a_newer_schema_is_refused(catalog_url: str) -> None:
-    Catalog.open(catalog_url).close()
-    set_revision(catalog_url, "9999")
-    with pytest.raises(StorageError, match=r"version 9999, which is newer .* upgrade tintray"):
-        Catalog.open(catalog_url)
-    engine = make_engine(parse_catalog_url(catalog_url))
-    with pytest.raises(StorageError, match="newer than this tintray"):
-        upgrade_schema(engine)
-    engine.dispose()
+    with Catalog.open(catalog_url) as catalog, catalog.database.write() as session:
+        session.execute(sa.text("UPDATE tintray_schema SET version_num = '9999'"))
+    for use in (Catalog.open, upgrade):
+        with pytest.raises(StorageError, match=r"version 9999, which is newer .* upgrade tintray"):
+            use(catalog_url)
 
 
 def test_an_older_schema_is_refused_with_the_way_to_upgrade(
@@ -199,17 +173,15 @@ def test_postgresql_without_a_driver_named_is_psycopg(postgres_url: str) -> None
 
 
 def test_a_connection_that_the_server_dropped_is_replaced(postgres_url: str) -> None:
-    with Catalog.open(postgres_url) as catalog:
+    with Catalog.open(postgres_url) as catalog, Catalog.open(postgres_url) as other:
         job_id = catalog.jobs.create("ten", {}, "file:///store")
-        other = make_engine(parse_catalog_url(postgres_url))
-        with other.connect() as connection:
-            connection.execute(
+        with other.database.read() as session:
+            session.execute(
                 sa.text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND pid != pg_backend_pid()"
                 )
             )
-        other.dispose()
         assert catalog.jobs.get(job_id).state is JobState.QUEUED
 
 

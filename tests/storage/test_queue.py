@@ -22,6 +22,12 @@ def submit(catalog: Catalog, name: str, priority: int = 0, cluster: str = HEAD) 
     return catalog.jobs.create(name, {}, "file:///store", cluster=cluster, priority=priority)
 
 
+def claimed(catalog: Catalog) -> Claim:
+    claim = catalog.queue.claim(HEAD)
+    assert claim is not None
+    return claim
+
+
 def begin(catalog: Catalog, claim: Claim) -> int:
     """What a driver does first."""
     token = catalog.leases.acquire(claim.job_id, f"driver of {claim.job_id}", 60)
@@ -60,15 +66,14 @@ def test_a_cluster_runs_as_many_as_it_may_and_others_do_not_count(catalog: Catal
     submit(catalog, "elsewhere", cluster=OTHER)
     catalog.queue.set_limit(HEAD, 2)
     catalog.queue.set_limit(HEAD, None)  # to know it again changes nothing
-    first, second = catalog.queue.claim(HEAD), catalog.queue.claim(HEAD)
-    assert first and second and catalog.queue.claim(HEAD) is None
+    first, second = claimed(catalog), claimed(catalog)
+    assert catalog.queue.claim(HEAD) is None
     assert catalog.queue.claim(OTHER) is not None
     token = begin(catalog, first)
     assert catalog.queue.claim(HEAD) is None
     assert catalog.queue.position(catalog.queue.find(jobs[3])) == QueuePosition(2, 2, 1)
     end(catalog, first, token)
-    third = catalog.queue.claim(HEAD)
-    assert third is not None
+    third = claimed(catalog)
     assert [first.job_id, second.job_id, third.job_id] == jobs[:3]
     assert catalog.queue.clusters() == {HEAD: QueuePosition(2, 2, 1), OTHER: QueuePosition(1, 1, 0)}
 
@@ -77,18 +82,15 @@ def test_however_many_claim_at_once_each_job_is_claimed_once(catalog: Catalog) -
     jobs = {submit(catalog, f"job-{n}") for n in range(12)}
     catalog.queue.set_limit(HEAD, 7)
     with ThreadPoolExecutor(6) as pool:
-        found = [
-            claim for claim in pool.map(lambda _: catalog.queue.claim(HEAD), range(18)) if claim
-        ]
-    claimed = [claim.job_id for claim in found]
-    assert len(claimed) == len(set(claimed)) == 7
-    assert set(claimed) <= jobs
+        found = list(pool.map(lambda _: catalog.queue.claim(HEAD), range(18)))
+    given = [claim.job_id for claim in found if claim is not None]
+    assert len(given) == len(set(given)) == 7
+    assert set(given) <= jobs
 
 
 def test_a_job_that_could_not_be_handed_over_waits_again(catalog: Catalog) -> None:
     submit(catalog, "ten")
-    claim = catalog.queue.claim(HEAD)
-    assert claim is not None
+    claim = claimed(catalog)
     catalog.queue.release(claim)
     again = catalog.queue.claim(HEAD)
     assert again == Claim(claim.job_id, claim.attempt + 1)  # Ray gives no name twice
@@ -96,8 +98,7 @@ def test_a_job_that_could_not_be_handed_over_waits_again(catalog: Catalog) -> No
     assert catalog.queue.claim(HEAD) is None
     for _ in range(2 * ATTEMPTS):  # a cluster that is away is no fault of the job
         catalog.queue.release(again)
-        again = catalog.queue.claim(HEAD)
-        assert again is not None
+        again = claimed(catalog)
 
 
 def test_a_job_that_shows_no_sign_of_life_is_handed_over_again_but_not_for_ever(
@@ -118,8 +119,7 @@ def test_a_job_that_shows_no_sign_of_life_is_handed_over_again_but_not_for_ever(
 
 def test_a_job_is_lost_when_its_lease_runs_out_and_then_holds_no_place(catalog: Catalog) -> None:
     job_id, after = submit(catalog, "ten"), submit(catalog, "next")
-    claim = catalog.queue.claim(HEAD)
-    assert claim is not None
+    claim = claimed(catalog)
     token = begin(catalog, claim)
     assert not catalog.queue.find(job_id).lost
     pass_time(catalog, job_id, 1)
@@ -140,8 +140,7 @@ def test_a_job_is_lost_when_its_lease_runs_out_and_then_holds_no_place(catalog: 
 
 def test_a_job_that_runs_or_has_succeeded_is_not_queued_again(catalog: Catalog) -> None:
     job_id = submit(catalog, "ten")
-    claim = catalog.queue.claim(HEAD)
-    assert claim is not None
+    claim = claimed(catalog)
     token = begin(catalog, claim)
     with pytest.raises(LeaseHeldError, match=f"`tintray watch {job_id}`"):
         catalog.queue.requeue(job_id, "resumed", cluster=HEAD)
@@ -154,8 +153,7 @@ def test_a_job_that_runs_or_has_succeeded_is_not_queued_again(catalog: Catalog) 
 
 def test_a_driver_that_was_seen_dead_is_no_reason_to_wait(catalog: Catalog) -> None:
     job_id = submit(catalog, "ten")
-    claim = catalog.queue.claim(HEAD)
-    assert claim is not None
+    claim = claimed(catalog)
     assert not catalog.queue.fail_unstarted(Claim(job_id, 99), "another attempt")
     token = begin(catalog, claim)
     assert not catalog.queue.fail_unstarted(claim, "it has begun")
@@ -168,8 +166,7 @@ def test_a_driver_that_was_seen_dead_is_no_reason_to_wait(catalog: Catalog) -> N
 
 def test_a_stop_is_a_request_to_whoever_works_and_immediate_otherwise(catalog: Catalog) -> None:
     job_id, waiting = submit(catalog, "ten"), submit(catalog, "next")
-    claim = catalog.queue.claim(HEAD)
-    assert claim is not None
+    claim = claimed(catalog)
     begin(catalog, claim)
     assert catalog.queue.stop_requested(job_id) is None
     assert catalog.queue.request_stop(job_id, "by me") is JobState.PLANNING

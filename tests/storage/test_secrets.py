@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tintray.errors import InputError, SpecError, TintrayError
@@ -18,7 +18,6 @@ from tintray.jobs.config.locations import catalog_location
 from tintray.jobs.queue.handover import _environment
 from tintray.storage import secrets
 from tintray.storage.artifacts.urls import parse_store_url
-from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.engine import make_engine, parse_catalog_url
 from tintray.storage.secrets import HIDDEN, has_secret, redact, scrub, shown_url
 
@@ -99,24 +98,6 @@ def test_a_password_that_is_known_is_hidden_however_it_is_written(word: str) -> 
     parse_catalog_url(url)
     for text in (word, repr(word), json.dumps(word), quote(word), f"PGPASSWORD={word} psql"):
         none_of(word, redact(f"FATAL: {text} was refused"))
-
-
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(word=PASSWORDS)
-def test_no_row_of_a_catalog_has_a_password(tmp_path: Path, word: str) -> None:
-    file = tmp_path / "catalog.db"
-    file.unlink(missing_ok=True)
-    url = FORMS["encoded"](word)
-    parse_catalog_url(url)
-    with Catalog.open(f"sqlite:///{file}") as catalog:
-        spec = {"name": "x", "catalog": url, "note": [url]}
-        job = catalog.jobs.create("x", spec, "/store", cluster="http://head:8265")
-        catalog.queue.request_stop(job, f"asked by {url}")
-    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    none_of(word, content.decode("latin-1"))
-    none_of(word.encode().decode("latin-1"), content.decode("latin-1"))
 
 
 @pytest.mark.parametrize(
