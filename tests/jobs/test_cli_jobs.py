@@ -123,33 +123,6 @@ def test_the_store_may_be_elsewhere(
     assert "tiny/v1" in ask("list")
 
 
-def test_eval_measures_the_same_again(ask: Ask, merged: dict[str, Any]) -> None:
-    measured = json.loads(ask("eval", "tiny", "--json"))
-    assert measured["tasks"] == merged["tasks"]
-    assert measured["average"] == merged["average"]
-    assert "normalised accuracy" in ask("eval", "tiny")
-
-
-def test_compare_has_rows_of_every_method(ask: Ask, merged: dict[str, Any]) -> None:
-    found = json.loads(ask("compare", "tiny", "--json"))
-    assert {key for row in found["rows"] for key in row} == {"method", "task", "metric", "value"}
-    methods = ["experts", "average", "task arithmetic", "merge"]
-    assert list(dict.fromkeys(names(found["rows"], "method"))) == methods
-    own = [row["value"] for row in found["rows"] if row["method"] == "merge"]
-    assert own == names(merged["tasks"], "merged")
-    table = ask("compare", "tiny")
-    assert [method in table for method in methods] == [True] * 4
-
-
-def test_export_writes_a_model_that_transformers_loads(ask: Ask, tmp_path: Path) -> None:
-    from transformers import ViTForImageClassification
-
-    out = ask("export", "tiny", "--task", "five", str(tmp_path / "five"))
-    assert out == f"{tmp_path / 'five'}\n"
-    model = ViTForImageClassification.from_pretrained(tmp_path / "five")
-    assert model.classifier.weight.shape == (5, 16)
-
-
 def test_validate_spends_nothing(ask: Ask) -> None:
     report = json.loads(ask("validate", "job.yaml", "--json"))
     assert report["tasks"] == TASKS

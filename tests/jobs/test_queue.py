@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +14,11 @@ from typing import Any
 import pytest
 
 import tintray
+from tests.answers import call
+from tests.fake_head import fake_head, redirecting
 from tests.ray_head import free_ports
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import ClusterError, InputError, NotFoundError, SpecError, TintrayError
-from tintray.jobs.cli import main
 from tintray.jobs.config.settings import config_file, lease_seconds, setting
 from tintray.jobs.queue.handover import dispatch
 from tintray.jobs.queue.ray_jobs import RayJobs, jobs_address
@@ -28,81 +26,18 @@ from tintray.jobs.upkeep import doctor
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 
-Call = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
     return tiny.copy(tmp_path / "zoo")
 
 
-@pytest.fixture
-def call(
-    zoo: TinyZoo,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Call:
-    """Call a command where there is a job file; returns exit code, standard output and error."""
+@pytest.fixture(autouse=True)
+def _place(zoo: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are called where there is a job file."""
     zoo.job_file(tmp_path / "store")
     monkeypatch.chdir(zoo.folder)
     monkeypatch.setenv("TINTRAY_STORE", str(tmp_path / "store"))
-
-    def run(*args: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main(args)
-        return code, *capfd.readouterr()
-
-    return run
-
-
-class FakeHead(BaseHTTPRequestHandler):
-    """Answers what a head of a certain version does, and takes every job."""
-
-    metadata: dict[str, str]
-    submitted: list[dict[str, Any]]
-    token: str | None
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        if self.token is not None and self.headers["Authorization"] != f"Bearer {self.token}":
-            self._answer(401, {})
-            return
-        found = {"data": self.metadata} if "metadata" in self.path else None
-        self._answer(404 if found is None else 200, found or {})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.submitted.append(body | {"authorization": self.headers["Authorization"]})
-        self._answer(200, {"submission_id": body.get("submission_id")})
-
-    def _answer(self, code: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-@contextmanager
-def fake_head(
-    token: str | None = None, **metadata: str
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    import platform
-
-    right = {"rayVersion": version("ray"), "pythonVersion": platform.python_version()}
-    known = {"metadata": right | metadata, "submitted": [], "token": token}
-    kind = type("Head", (FakeHead,), known)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", kind.submitted
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("how", ["option", "configured"])
@@ -118,7 +53,6 @@ def fake_head(
     ids=["open", "token", "another token", "another version", "nobody"],
 )
 def test_the_doctor_looks_at_the_cluster_that_jobs_go_to(
-    call: Call,
     monkeypatch: pytest.MonkeyPatch,
     head: dict[str, str] | None,
     code: int,
@@ -134,7 +68,7 @@ def test_the_doctor_looks_at_the_cluster_that_jobs_go_to(
         if how == "configured":
             monkeypatch.setenv("TINTRAY_ADDRESS", where)
         options = ["--address", where] if how == "option" else []
-        found, out, _ = call("doctor", "--json", *options)
+        found, out, _ = astuple(call("doctor", "--json", *options))
     check = json.loads(out)["checks"][-1]
     assert (found, check["ok"]) == (code, code == 0)
     assert said in f"{check['found']}; {check['fix']}"
@@ -171,25 +105,25 @@ def test_other_addresses_are_refused(written: str) -> None:
     ],
 )
 def test_a_cluster_of_another_version_is_refused_and_nothing_is_entered(
-    call: Call, tmp_path: Path, metadata: dict[str, str], said: str
+    tmp_path: Path, metadata: dict[str, str], said: str
 ) -> None:
     with fake_head(**metadata) as (address, submitted):
-        code, out, err = call("submit", "job.yaml", "--address", address)
+        code, out, err = astuple(call("submit", "job.yaml", "--address", address))
     assert (code, out, submitted) == (2, "", []), err
     assert re.search(said, err)
     with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db") as catalog:
         assert catalog.jobs.all() == []
 
 
-def test_a_dead_address_is_refused_and_nothing_is_entered(call: Call, tmp_path: Path) -> None:
+def test_a_dead_address_is_refused_and_nothing_is_entered(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
-    code, out, err = call("submit", "job.yaml", "--address", address)
+    code, out, err = astuple(call("submit", "job.yaml", "--address", address))
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         f"error: no Ray cluster answers at {address} (Connection refused); check the address, and "
         "that `ray start --head` runs there with its dashboard"
     ]
-    code, _, err = call("submit", "job.yaml")
+    code, _, err = astuple(call("submit", "job.yaml"))
     assert code == 2
     assert "--address, TINTRAY_ADDRESS or `tintray init`" in err
 
@@ -220,34 +154,6 @@ def test_a_password_of_the_catalog_stays_here(monkeypatch: pytest.MonkeyPatch) -
     secret = "postgresql+psycopg://me:hunter2@host/db"
     assert "hunter2" not in json.dumps(_environment(secret))
     assert "TINTRAY_CATALOG" not in _environment(secret)
-
-
-@contextmanager
-def redirecting(target: str) -> Iterator[tuple[str, list[str | None]]]:
-    """A head that sends whoever asks it to another address; with the tokens it was given."""
-    seen: list[str | None] = []
-
-    class Redirects(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            seen.append(self.headers["Authorization"])
-            self.send_response(307)
-            self.send_header("Location", f"{target}{self.path}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            self.do_GET()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirects)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("way", ["option", "variable", "Ray's variable", "job file", "catalog"])
@@ -319,57 +225,57 @@ def test_whatever_a_cluster_answers_ends_in_a_sentence(
             ask()
 
 
-def test_a_job_file_that_was_changed_needs_another_key(call: Call) -> None:
+def test_a_job_file_that_was_changed_needs_another_key() -> None:
     with fake_head() as (address, _):
         submit = ("submit", "job.yaml", "--address", address, "--key", "nightly")
-        first = json.loads(call(*submit, "--json")[1])
-        code, out, err = call(*submit, "--set", "fit.rounds=7", "--set", "fit.seed=1")
+        first = call(*submit, "--json").document
+        code, out, err = astuple(call(*submit, "--set", "fit.rounds=7", "--set", "fit.seed=1"))
     assert (code, out) == (2, "")
     assert f"the key 'nightly' is that of job {first['id']}" in err
     assert "(fit.rounds: 4 then, 7 now and 1 more); submit it with another key" in err
-    diff = json.loads(call("diff", first["id"], "job.yaml", "--json")[1])
+    diff = call("diff", first["id"], "job.yaml", "--json").document
     assert diff["fields"] == []
 
 
-def test_jobs_are_found_by_what_people_type(call: Call) -> None:
+def test_jobs_are_found_by_what_people_type() -> None:
     with fake_head() as (address, _):
         ids = [
-            json.loads(call("submit", "job.yaml", "--address", address, "--json")[1])["id"]
+            call("submit", "job.yaml", "--address", address, "--json").document["id"]
             for _ in range(2)
         ]
     for text, found in ((ids[0], ids[0]), (ids[0][:-2], ids[0]), ("latest", ids[1])):
-        assert json.loads(call("status", text, "--json")[1])["id"] == found
-    code, _, err = call("status", "tiny")
+        assert call("status", text, "--json").document["id"] == found
+    code, _, err = astuple(call("status", "tiny"))
     assert code == 2
     assert "may be any of 2 jobs" in err
     wrong = ids[0][:-1] + "x"
     for command in ("status", "watch", "wait", "cancel", "resume", "retry", "logs"):
-        code, out, err = call(command, wrong)
+        code, out, err = astuple(call(command, wrong))
         assert (code, out) == (2, ""), err
         assert f"there is no job {wrong}" in err
         assert f"did you mean '{ids[0]}'?" in err
 
 
-def test_a_job_that_waits_is_cancelled_at_once_and_resumed(call: Call, tmp_path: Path) -> None:
+def test_a_job_that_waits_is_cancelled_at_once_and_resumed(tmp_path: Path) -> None:
     with fake_head() as (address, submitted):
-        job = json.loads(call("submit", "job.yaml", "--address", address, "--json")[1])["id"]
-        code, out, _ = call("cancel", job)
+        job = call("submit", "job.yaml", "--address", address, "--json").document["id"]
+        code, out, _ = astuple(call("cancel", job))
         assert (code, "cancelled" in out) == (0, True)
-        code, _, err = call("cancel", job)
+        code, _, err = astuple(call("cancel", job))
         assert code == 2
         assert f"job {job} is cancelled (cancelled on request): there is nothing to cancel" in err
-        assert call("wait", job)[0] == 3
-        assert call("resume", job)[0] == 0
-        code, _, err = call("resume", job)
+        assert call("wait", job).code == 3
+        assert call("resume", job).code == 0
+        code, _, err = astuple(call("resume", job))
         assert code == 2
         assert f"job {job} is queued (resumed)" in err
     assert [request["submission_id"] for request in submitted] == [f"{job}-1", f"{job}-3"]
-    code, _, err = call("wait", job, "--timeout", "0.1")
+    code, _, err = astuple(call("wait", job, "--timeout", "0.1"))
     assert code == 5
     assert f"`tintray watch {job}`" in err
 
 
-def test_a_job_that_was_run_here_is_resumed_here(tiny: TinyZoo, tmp_path: Path, call: Call) -> None:
+def test_a_job_that_was_run_here_is_resumed_here(tiny: TinyZoo, tmp_path: Path) -> None:
     spec = tiny.spec(tmp_path / "store", fit={"checkpoint_every": 1})
 
     def stop(event: object) -> None:
@@ -380,18 +286,18 @@ def test_a_job_that_was_run_here_is_resumed_here(tiny: TinyZoo, tmp_path: Path, 
         tintray.run(spec, on_event=stop)
     (line,) = tintray.list_jobs()
     assert (line.state, line.round, line.rounds) == ("cancelled", 2, 4)
-    code, out, err = call("resume", line.id, "--json")
+    code, out, err = astuple(call("resume", line.id, "--json"))
     assert code == 0, err
     found = json.loads(out)
     assert (found["state"], found["merge"], found["checkpoint"]) == ("succeeded", "tiny/v1", None)
     assert "goes on after round 2 of 4" in err
     assert found["events"][-1]["reason"] == "published as tiny/v1"
-    assert "cancelled: interrupted" in call("logs", line.id)[1]
-    line_of = json.loads(call("logs", line.id, "--json")[1].splitlines()[0])
-    assert line_of["text"] in call("logs", line.id)[1]
+    assert "cancelled: interrupted" in call("logs", line.id).out
+    line_of = json.loads(call("logs", line.id, "--json").out.splitlines()[0])
+    assert line_of["text"] in call("logs", line.id).out
 
 
-def test_retry_starts_over(tiny: TinyZoo, tmp_path: Path, call: Call) -> None:
+def test_retry_starts_over(tiny: TinyZoo, tmp_path: Path) -> None:
     spec = tiny.spec(tmp_path / "store", fit={"checkpoint_every": 1})
 
     def fail(event: object) -> None:
@@ -435,14 +341,16 @@ def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: P
 
 
 def test_the_configuration_file_is_asked_where_nothing_else_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "config" / "tintray" / "config.toml"
     monkeypatch.delenv("TINTRAY_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert config_file() == path
     secret = "postgresql+psycopg://me:hunter2@db/tintray"
-    code, out, err = call("init", "--store", "mine", "--address", "head", "--catalog", secret)
+    code, out, err = astuple(
+        call("init", "--store", "mine", "--address", "head", "--catalog", secret)
+    )
     assert code == 0, err
     assert str(path) in out
     assert "hunter2" not in out + err
@@ -456,12 +364,12 @@ def test_the_configuration_file_is_asked_where_nothing_else_says(
     monkeypatch.setenv("TINTRAY_ADDRESS", "other")
     address = setting("address")
     assert address is not None and address.value == "other"
-    code, _, err = call("init", "--store", "again")
+    code, _, err = astuple(call("init", "--store", "again"))
     assert code == 2
     assert "--force" in err
-    assert call("init", "--store", "again", "--force")[0] == 0
+    assert call("init", "--store", "again", "--force").code == 0
     path.write_text("stoer = 'x'")
-    code, _, err = call("ps")
+    code, _, err = astuple(call("ps"))
     assert code == 2
     assert "found 'stoer'; did you mean 'store'?" in err
 
@@ -472,9 +380,9 @@ def test_a_lease_must_last(monkeypatch: pytest.MonkeyPatch) -> None:
         lease_seconds()
 
 
-def test_shells_can_complete(call: Call) -> None:
+def test_shells_can_complete() -> None:
     for shell in ("bash", "zsh", "fish"):
-        code, out, _ = call("completion", shell)
+        code, out, _ = astuple(call("completion", shell))
         assert code == 0
         assert "_TINTRAY_COMPLETE" in out
 

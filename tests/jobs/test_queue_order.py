@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shlex
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tintray
+from tests.fake_head import VERSIONS, Answers, serving
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.queue import driving, entry
 from tintray.jobs.runs import run as driver
@@ -47,46 +45,30 @@ class ThreadHead(ThreadingHTTPServer):
         thread.start()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answers):
     server: ThreadHead
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         if "metadata" in self.path:
-            python = platform.python_version()
-            return self._answer({"data": {"rayVersion": version("ray"), "pythonVersion": python}})
+            return self.answer(200, {"data": VERSIONS})
         thread = self.server.drivers.get(self.path.rpartition("/")[2])
         status = "RUNNING" if thread and thread.is_alive() else "SUCCEEDED"
-        return self._answer({"status": status, "message": ""})
+        return self.answer(200, {"status": status, "message": ""})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self) -> None:
+        body = self.body()
         if "submission_id" in body:
             self.server.start(body)
-        self._answer({})
-
-    def _answer(self, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.answer(200, {})
 
 
 @pytest.fixture
 def head() -> Iterator[ThreadHead]:
-    with ThreadHead() as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            serving.join()
-            for thread in server.drivers.values():
-                thread.join(60)
+    server = ThreadHead()
+    with serving(server):
+        yield server
+    for thread in server.drivers.values():
+        thread.join(60)
 
 
 def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
