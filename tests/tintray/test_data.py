@@ -2,87 +2,117 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from tests.data_files import npz_bytes, parquet_bytes, table_bytes
 from tintray.data.labels import Answers
 from tintray.data.reading import read_examples
 from tintray.data.source import DataSource
 from tintray.errors import DataError
-from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.kinds import KindName
 from tintray.tasks.registry import find_kind
 
 ROWS = [{"text": f"text {n}", "label": n % 3} for n in range(10)]
+PIXELS = np.arange(6 * 5 * 4 * 3, dtype=np.uint8).reshape(6, 5, 4, 3)
+NAMED = Answers(2, {"dog": 0, "cat": 1})
 
 
-def write_csv(path: Path, delimiter: str = ",") -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"], delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(ROWS)
-    return path
+def labels_of(
+    source: DataSource, rows: Any, answers: Answers, kind: KindName = "classification"
+) -> Any:
+    found = find_kind(kind).read_labels(source, rows, answers, "x")
+    return [row.tolist() for row in found] if isinstance(found, list) else found.tolist()
 
 
-def write_lines(path: Path) -> Path:
-    text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    if path.suffix == ".gz":
-        with gzip.open(path, "wt") as file:
-            file.write(text)
-    else:
-        path.write_text(text)
-    return path
+def written(path: Path, content: bytes | None = None) -> DataSource:
+    path.write_bytes(table_bytes(path.name, ROWS) if content is None else content)
+    return DataSource(str(path))
 
 
-def write_json(path: Path) -> Path:
-    path.write_text(json.dumps(ROWS))
-    return path
+# -- texts -----------------------------------------------------------------------------------------
 
 
-def write_parquet(path: Path) -> Path:
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_list(ROWS).to_parquet(path)
-    return path
-
-
-FORMS = {
-    "d.csv": write_csv,
-    "d.tsv": lambda path: write_csv(path, "\t"),
-    "d.jsonl": write_lines,
-    "d.jsonl.gz": write_lines,
-    "d.json": write_json,
-    "d.parquet": write_parquet,
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same(tmp_path: Path, name: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    order = DataSource(str(FORMS[name](tmp_path / name)), "train[20%:8]")
-    examples = read_examples(order, "x")
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl", "d.jsonl.gz", "d.json", "d.parquet"])
+def test_every_form_gives_the_same(tmp_path: Path, name: str) -> None:
+    source = DataSource(written(tmp_path / name).path, "train[20%:8]")
+    examples = read_examples(source, "x")
     assert examples.columns == {"text": [row["text"] for row in ROWS[2:8]]}
-    labels = CLASSIFICATION.read_labels(order, examples.rows, Answers(3), "x")
-    assert labels.tolist() == [row["label"] for row in ROWS[2:8]]
+    assert labels_of(source, examples.rows, Answers(3)) == [row["label"] for row in ROWS[2:8]]
 
 
 def test_columns_go_by_their_names_or_by_the_job(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"review": "good", "stars": "high"}) + "\n")
-    order = DataSource(str(path), columns={"text": "review", "label": "stars"})
-    assert read_examples(order, "x").columns == {"text": ["good"]}
-    labels = CLASSIFICATION.read_labels(order, [0], Answers(2, {"low": 0, "high": 1}), "x")
-    assert labels.tolist() == [1]
+    source = DataSource(str(path), columns={"text": "review", "label": "stars"})
+    assert read_examples(source, "x").columns == {"text": ["good"]}
+    assert labels_of(source, [0], Answers(2, {"low": 0, "high": 1})) == [1]
     with pytest.raises(DataError, match=r"'high', which is no class .* it has cold, hot"):
-        CLASSIFICATION.read_labels(order, [0], Answers(2, {"cold": 0, "hot": 1}), "x")
+        labels_of(source, [0], Answers(2, {"cold": 0, "hot": 1}))
     with pytest.raises(DataError, match=r"no column 'rview'.*did you mean 'review'"):
         read_examples(DataSource(str(path), columns={"text": "rview"}), "x")
+
+
+def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
+    """Of data sorted by class, every class is there."""
+    path = written(tmp_path / "d.jsonl").path
+    source = DataSource(path, "train[2:]", sample=4)
+    examples = read_examples(source, "x")
+    assert examples.rows.tolist() == [2, 4, 6, 8]
+    assert examples.columns["text"] == ["text 2", "text 4", "text 6", "text 8"]
+    assert labels_of(source, examples.rows, Answers(3)) == [2, 1, 0, 2]
+    assert len(read_examples(DataSource(path, sample=99), "x")) == 10
+    prefixed = read_examples(DataSource(path, sample=1, prefix="summarize: "), "x")
+    assert prefixed.columns["text"] == ["summarize: text 0"]
+
+
+TEXTS = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0cc", "a\rb", "\ufeffa", "a\nb", "a\x1cb"]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", [b"", "\ufeff".encode()])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json"])
+def test_texts_keep_every_character(tmp_path: Path, form: str, start: bytes, ends: str) -> None:
+    content = table_bytes(f"d.{form}", [{"text": one} for one in TEXTS], ends=ends)
+    source = written(tmp_path / f"d.{form}", start + content)
+    assert read_examples(source, "x").columns["text"] == TEXTS
+
+
+def test_long_texts_are_read(tmp_path: Path) -> None:
+    long = "word " * 60_000
+    source = written(tmp_path / "d.csv", f"text\n{long}\n".encode())
+    assert read_examples(source, "x").columns["text"] == [long]
+    rows = [{"text": long + str(n)} for n in range(9)]
+    path = written(tmp_path / "d.json", table_bytes("d.json", rows)).path
+    found = read_examples(DataSource(path, "train[3:5]"), "x")
+    assert found.columns["text"] == [f"{long}3", f"{long}4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", lambda count: b"text\n" + b"a\n" * count),
+        ("d.jsonl", lambda count: b'{"text": "a"}\n' * count),
+        ("d.json", lambda count: json.dumps([{"text": "a"}] * count).encode()),
+        ("d.parquet", lambda count: parquet_bytes({"text": ["a"] * count})),
+        ("d.npz", lambda count: npz_bytes(x_train=PIXELS[:count])),
+    ],
+)
+def test_one_example_is_enough_and_none_is_refused(
+    tmp_path: Path, name: str, content: Callable[[int], bytes]
+) -> None:
+    assert len(read_examples(written(tmp_path / name, content(1)), "x")) == 1
+    with pytest.raises(DataError, match="empty"):
+        read_examples(written(tmp_path / name, content(0)), "x")
+
+
+# -- images ----------------------------------------------------------------------------------------
 
 
 def image_folder(folder: Path) -> Path:
@@ -97,16 +127,10 @@ def image_folder(folder: Path) -> Path:
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
-    order = DataSource(str(image_folder(tmp_path)), "test")
-    examples = read_examples(order, "x")
+    source = DataSource(str(image_folder(tmp_path)), "test")
+    examples = read_examples(source, "x")
     assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 1, 50, 51]
-    answers = Answers(2, {"dog": 0, "cat": 1})
-    assert CLASSIFICATION.read_labels(order, examples.rows, answers, "x").tolist() == [
-        1,
-        1,
-        0,
-        0,
-    ]
+    assert labels_of(source, examples.rows, NAMED) == [1, 1, 0, 0]
 
 
 def test_unreadable_images_are_named_counted_and_bounded(tmp_path: Path) -> None:
@@ -116,44 +140,38 @@ def test_unreadable_images_are_named_counted_and_bounded(tmp_path: Path) -> None
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "train" / "dog" / "2.png")
     with pytest.raises(DataError, match=r"2 of 8 examples .* max_bad allows 1; .*cat/1\.png"):
         read_examples(DataSource(str(folder), max_bad=1), "x")
-    order = DataSource(str(folder), max_bad=2)
-    examples = read_examples(order, "x")
+    source = DataSource(str(folder), max_bad=2)
+    examples = read_examples(source, "x")
     assert examples.rows.tolist() == [0, 2, 3, 4, 5, 7]
     assert "mode I;16 (more than 8 bits per pixel); convert it" in examples.unreadable[1]
-    labels = CLASSIFICATION.read_labels(order, examples.rows, Answers(2), "x")
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert labels_of(source, examples.rows, Answers(2)) == [0, 0, 0, 1, 1, 1]
 
 
-BAD = {
-    "no column": ([{"a": 1}], r"no column of inputs; it has a, expected one called image"),
-    "a number for a text": ([{"text": 3}], "example 1 has 3 in 'text', not a text"),
-    "an empty text": ([{"text": ""}], "example 1 has '' in 'text', not a text"),
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "channels last": lambda x: x,
+    "channels first": lambda x: np.moveaxis(x, -1, 1),
+    "fortran": np.asfortranarray,
+    "int64": lambda x: x.astype(np.int64),
+    "big-endian": lambda x: x.astype(">u2"),
+    "float 0 to 255": lambda x: x.astype(np.float32),
+    "float 0 to 1": lambda x: x.astype(np.float32) / 255,
+    "half, 0 to 1, channels first": lambda x: np.moveaxis((x / 255).astype(np.float16), -1, 1),
 }
 
 
-@pytest.mark.parametrize(("rows", "words"), BAD.values(), ids=BAD.keys())
-def test_texts_that_are_none_are_refused(
-    tmp_path: Path, rows: list[dict[str, Any]], words: str
-) -> None:
-    path = tmp_path / "d.json"
-    path.write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=words):
-        read_examples(DataSource(str(path)), "tasks.x.pool")
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_every_layout_are_the_same(tmp_path: Path, name: str, channels: int) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (4, 7, 9, channels), dtype=np.uint8)
+    path = tmp_path / "d.npz"
+    np.savez(path, x_train=LAYOUTS[name](data), y_train=np.arange(4))
+    for split, part in {"train": slice(None), "train[1:3]": slice(1, 3)}.items():
+        found = read_examples(DataSource(str(path), split), "x").columns["image"]
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, data[part] if channels == 3 else data[part, ..., 0])
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    for name, content in {"d.csv": "a,b\n1\n", "d.jsonl": "{}\n{", "d.json": "[1]"}.items():
-        (tmp_path / name).write_text(content)
-        with pytest.raises(DataError, match=rf"{name} cannot be read as"):
-            read_examples(DataSource(str(tmp_path / name)), "x")
-    (tmp_path / "d.xls").write_text("")
-    with pytest.raises(DataError, match=r"d\.xls is of no known form; expected \.npz"):
-        read_examples(DataSource(str(tmp_path / "d.xls")), "x")
-    write_json(tmp_path / "d.json")
-    with pytest.raises(DataError, match=r"holds one table, .* found split 'test'"):
-        read_examples(DataSource(str(tmp_path / "d.json"), "test"), "x")
-    with pytest.raises(DataError, match=r"'train\[20:\]' of .* is empty"):
-        read_examples(DataSource(str(tmp_path / "d.json"), "train[20:]"), "x")
+# -- labels ----------------------------------------------------------------------------------------
 
 
 def npz(path: Path, **arrays: Any) -> DataSource:
@@ -162,52 +180,47 @@ def npz(path: Path, **arrays: Any) -> DataSource:
 
 
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
-    maps = np.array([[[0, 1], [2, 9]]] * 2)
-    order = npz(tmp_path / "segments.npz", y_train=maps)
-    found = find_kind("segmentation").read_labels(order, [1], Answers(3), "x")
-    assert found.tolist() == [[[0, 1], [2, -100]]]
+    source = npz(tmp_path / "segments.npz", y_train=np.array([[[0, 1], [2, 9]]] * 2))
+    assert labels_of(source, [1], Answers(3), "segmentation") == [[[0, 1], [2, -100]]]
     with pytest.raises(DataError, match=r"label 2; .* has 2 classes"):
-        find_kind("segmentation").read_labels(order, [1], Answers(2), "x")
-    order = npz(tmp_path / "many.npz", y_train=np.array([[1, 0, 1], [0, 0, 0]]))
-    found = find_kind("multi_label").read_labels(order, [0, 1], Answers(3), "x")
-    assert torch.equal(found, torch.tensor([[1.0, 0, 1], [0, 0, 0]]))
-    order = npz(tmp_path / "values.npz", y_train=np.array([0.5, 2.0]))
-    assert find_kind("regression").read_labels(order, [1, 0], Answers(1), "x").tolist() == [
-        [2.0],
-        [0.5],
-    ]
+        labels_of(source, [1], Answers(2), "segmentation")
+    source = npz(tmp_path / "many.npz", y_train=np.array([[1, 0, 1], [0, 0, 0]]))
+    assert labels_of(source, [0, 1], Answers(3), "multi_label") == [[1, 0, 1], [0, 0, 0]]
+    source = npz(tmp_path / "values.npz", y_train=np.array([0.5, 2.0]))
+    assert labels_of(source, [1, 0], Answers(1), "regression") == [[2.0], [0.5]]
     with pytest.raises(DataError, match="answers with 2 numbers"):
-        find_kind("regression").read_labels(order, [1], Answers(2), "x")
+        labels_of(source, [1], Answers(2), "regression")
 
 
 def test_class_numbers_of_the_data_go_by_their_names(tmp_path: Path) -> None:
     """A data set and a head that number the same classes differently are put right by name."""
     names = np.array(["cat", "dog"])
-    order = npz(tmp_path / "named.npz", y_train=np.array([0, 1]), class_names=names)
-    answers = Answers(2, {"dog": 0, "cat": 1})
-    assert CLASSIFICATION.read_labels(order, [0, 1], answers, "x").tolist() == [1, 0]
-    assert CLASSIFICATION.read_labels(order, [0, 1], Answers(2), "x").tolist() == [
-        0,
-        1,
-    ]
+    source = npz(tmp_path / "named.npz", y_train=np.array([0, 1]), class_names=names)
+    assert labels_of(source, [0, 1], NAMED) == [1, 0]
+    assert labels_of(source, [0, 1], Answers(2)) == [0, 1]
 
 
-def test_a_sample_is_spread_evenly_over_the_split(tmp_path: Path) -> None:
-    """Of data sorted by class, every class is there."""
-    path = write_lines(tmp_path / "d.jsonl")
-    order = DataSource(str(path), "train[2:]", sample=4)
-    examples = read_examples(order, "x")
-    assert examples.rows.tolist() == [2, 4, 6, 8]
-    assert examples.columns["text"] == ["text 2", "text 4", "text 6", "text 8"]
-    assert CLASSIFICATION.read_labels(order, examples.rows, Answers(3), "x").tolist() == [
-        2,
-        1,
-        0,
-        2,
-    ]
-    assert len(read_examples(DataSource(str(path), sample=99), "x")) == 10
-    prefixed = read_examples(DataSource(str(path), sample=1, prefix="summarize: "), "x")
-    assert prefixed.columns["text"] == ["summarize: text 0"]
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([0, 1, 3]), "label 3;.* 3 classes.* 0 to 2"),
+        (np.array([0, -1, 2]), "label -1.* 0 to 2"),
+        (np.array([0, 1]), "2 labels.* each of the 3 examples"),
+        (np.array([[0], [1], [2]]), r"\[3, 1\]"),
+        (np.array([0.0, 1.0, 2.0]), "float64.* integer"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: Any, words: str) -> None:
+    source = written(tmp_path / "d.npz", npz_bytes(x_train=PIXELS[:3], y_train=labels))
+    with pytest.raises(DataError, match=f"'y_train' in .*{words}"):
+        labels_of(source, range(3), Answers(3))
+
+
+def test_labels_of_any_integer_type(tmp_path: Path) -> None:
+    for dtype in (np.uint8, np.int32, np.int64):
+        labels = np.array([2, 0, 1], dtype=dtype)
+        source = written(tmp_path / "d.npz", npz_bytes(x_train=PIXELS[:3], y_train=labels))
+        assert labels_of(source, range(3), Answers(3)) == [2, 0, 1]
 
 
 def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) -> None:
@@ -216,22 +229,17 @@ def test_what_datasets_knows_of_its_columns(tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     names = datasets.ClassLabel(names=["cat", "dog"])
     images = [Image.new("RGB", (4, 3), (10 * n, 0, 0)) for n in range(4)]
-    columns = {"img": images, "kind": [0, 1, 1, 0]}
     features = datasets.Features({"img": datasets.Image(), "kind": names})
-    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "images.parquet")
-    order = DataSource(
-        str(tmp_path / "images.parquet"), sample=2, columns={"image": "img", "label": "kind"}
-    )
-    examples = read_examples(order, "x")
+    table = datasets.Dataset.from_dict({"img": images, "kind": [0, 1, 1, 0]}, features)
+    table.to_parquet(tmp_path / "images.parquet")
+    columns = {"image": "img", "label": "kind"}
+    source = DataSource(str(tmp_path / "images.parquet"), sample=2, columns=columns)
+    examples = read_examples(source, "x")
     assert examples.columns["image"][:, 0, 0, 0].tolist() == [0, 20]
-    answers = Answers(2, {"dog": 0, "cat": 1})
-    labels = CLASSIFICATION.read_labels(order, examples.rows, answers, "x")
-    assert labels.tolist() == [1, 0]
+    assert labels_of(source, examples.rows, NAMED) == [1, 0]
+    words = datasets.List(datasets.Value("string"))
+    features = datasets.Features({"tokens": words, "ner_tags": datasets.List(names)})
     tagged = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[0, 1], [1]]}
-    features = datasets.Features(
-        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(names)}
-    )
     datasets.Dataset.from_dict(tagged, features).to_parquet(tmp_path / "tags.parquet")
-    order = DataSource(str(tmp_path / "tags.parquet"))
-    found = find_kind("token_classification").read_labels(order, [0, 1], answers, "x")
-    assert [row.tolist() for row in found] == [[1, 0], [0]]
+    source = DataSource(str(tmp_path / "tags.parquet"))
+    assert labels_of(source, [0, 1], NAMED, "token_classification") == [[1, 0], [0]]

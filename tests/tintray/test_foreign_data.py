@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import os
 import socket
@@ -21,8 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.data_files import image_bytes, npz_bytes, parquet_bytes, table_bytes
 from tintray.data.counting import extent
 from tintray.data.labels import Answers, class_names
 from tintray.data.reading import read_examples
@@ -44,47 +42,15 @@ ROWS = [{"text": f"a text, {n}\nof {'é' * n}", "label": n % 3} for n in range(6
 PIXELS = np.arange(6 * 5 * 4 * 3, dtype=np.uint8).reshape(6, 5, 4, 3)
 
 
-def npz_bytes(compressed: bool = False, **arrays: Any) -> bytes:
-    file = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    return file.getvalue()
-
-
-def csv_bytes(delimiter: str = ",") -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["text", "label"], delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(ROWS)
-    return text.getvalue().encode()
-
-
-def parquet_bytes(rows: dict[str, Any], **options: Any) -> bytes:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    file = io.BytesIO()
-    parquet.write_table(pyarrow.table(rows), file, **options)
-    return file.getvalue()
-
-
-def image_bytes(form: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, form)
-    return file.getvalue()
-
-
 ARRAYS = {"x_train": PIXELS, "y_train": np.arange(6) % 3, "class_names": np.array(["a", "b", "c"])}
 LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
 FORMS: dict[str, bytes] = {
     "d.npz": npz_bytes(**ARRAYS),
     "deflated.npz": npz_bytes(compressed=True, **ARRAYS),
-    "d.csv": csv_bytes(),
-    "d.tsv": csv_bytes("\t"),
-    "d.json": json.dumps(ROWS).encode(),
-    "d.jsonl": LINES,
-    "d.jsonl.gz": gzip.compress(LINES),
-    "d.csv.gz": gzip.compress(csv_bytes()),
-    "d.parquet": parquet_bytes({k: [row[k] for row in ROWS] for k in ROWS[0]}),
+    **{
+        f"d.{form}": table_bytes(f"d.{form}", ROWS)
+        for form in ("csv", "tsv", "json", "jsonl", "jsonl.gz", "csv.gz", "parquet")
+    },
     **{
         f"images/{mode}.{form.lower()}": image_bytes(form, mode)
         for form, modes in {
@@ -207,22 +173,81 @@ def header(shape: str, descr: str = "|u1") -> bytes:
     return f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
 
 
+HEADERS = [
+    (header("(400000000, 8, 8)"), "promises uint8 [400000000, 8, 8]"),
+    (header("(400000000, 0)"), "is empty"),
+    (header("(2305843009213693951,)", "<U0"), "is empty"),
+    (header("(99999999999999999999999,)"), "the shape"),
+    (header("()"), "the shape []"),
+    (header("(-1, 8)"), "the shape"),
+    (header("(2,)", "|O"), "is of object"),
+    (header("(2,)", "<M8[s]"), "is of datetime64[s]"),
+    (header("(2,)").replace(b"'|u1'", b"[('a', '<u4')]"), "plain numbers or texts"),
+    (b"(" * 9000, "plain arrays"),
+    (b"x" * 20_000, "header of 'x_train' has 20,000 bytes"),
+]
+IMAGES = [
+    (np.zeros((2, 3, 5, 3), np.uint8), "either the second or the last"),
+    (np.zeros((2, 1, 5, 1), np.uint8), "either the second or the last"),
+    (np.zeros((2, 5, 5, 4), np.uint8), "uint8 [2, 5, 5, 4]; expected uint8 images"),
+    (np.zeros((2, 5), np.uint8), "uint8 [2, 5]; expected uint8 images"),
+    (np.zeros((2, 5, 5), bool), "expected uint8 images"),
+    (np.zeros((2, 4, 4)), "float64 [2, 4, 4]; expected uint8"),
+    (np.zeros((0, 4, 4), np.uint8), "is empty; expected at least one"),
+    (np.zeros((2, 0, 4), np.uint8), "is empty"),
+    (np.array([{"a": 1}], dtype=object), "cannot be read"),
+    (np.ones((2, 5, 5), np.int64), "0 to 255"),
+    (np.full((2, 5, 5), 0.5003), "0 to 255"),
+    (np.full((2, 5, 5), np.nan), "0 to 255"),
+    (np.full((2, 5, 5), 300), "0 to 255"),
+    (np.full((2, 5, 5), -1.0), "0 to 255"),
+]
+WHOLE = npz_bytes(x_train=np.random.default_rng(0).integers(0, 256, (50, 16, 16), dtype=np.uint8))
+TABLES: list[tuple[str, bytes, str]] = [
+    *(("d.npz", npz_bytes(x_train=array), words) for array, words in IMAGES),
+    ("d.npz", npz_bytes(x_test=PIXELS), "no array 'x_train'; its splits are test"),
+    ("d.npz", npz_bytes(), "no array 'x_train'; its splits are none"),
+    ("d.npz", b"", "cannot be read as an npz file"),
+    ("d.npz", b"PK\x03\x04 broken", "cannot be read as an npz file"),
+    ("d.npz", b"\x93NUMPY", "cannot be read as an npz file"),
+    ("d.npz", WHOLE[: len(WHOLE) // 2], "cannot be read as an npz file"),
+    ("d.npz", WHOLE[:-10], "cannot be read as an npz file"),
+    ("d.npz", WHOLE[:9000] + b"\0" + WHOLE[9001:], "cannot be read as an npz file"),
+    ("d.json", b'[{"a": 1}]', "no column of inputs; it has a, expected one called image"),
+    ("d.json", b'[{"text": 3}]', "example 1 has 3 in 'text', not a text"),
+    ("d.json", b'[{"text": ""}]', "example 1 has '' in 'text', not a text"),
+    ("d.json", b"[1]", "cannot be read as"),
+    ("d.jsonl", b"{}\n{", "cannot be read as"),
+    ("d.csv", b"a,b\n1\n", "cannot be read as"),
+    ("d.csv", b"text,text\na,b\n", "two columns are called 'text'"),
+    ("d.csv", "text\nna\u00efve\n".encode("utf-16"), "UTF-16; expected UTF-8"),
+    ("d.csv", "text\nna\u00efve\n".encode("utf-16-le"), "utf-8"),
+    ("d.csv", "text\nna\u00efve\n".encode("latin-1"), "'utf-8' codec can't decode"),
+    ("d.xls", b"", "is of no known form; expected .npz"),
+    ("d.jsonl", json.dumps({"\x1b[31mred": 1}).encode(), r"\x1b[31mred"),
+    ("d.npz", npz_bytes(**{"x_tr\x1b[2J": PIXELS}), r"\x1b["),  # none can reach a terminal
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), TABLES)
+def test_what_is_no_data_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"^tasks\.x\.pool: ") as caught:
+        read_examples(DataSource(str(tmp_path / name)), "tasks.x.pool")
+    assert str(tmp_path / name) in str(caught.value) and words in str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (header("(400000000, 8, 8)"), "promises uint8 [400000000, 8, 8]"),
-        (header("(400000000, 0)"), "is empty"),
-        (header("(2305843009213693951,)", "<U0"), "is empty"),
-        (header("(99999999999999999999999,)"), "the shape"),
-        (header("()"), "the shape []"),
-        (header("(-1, 8)"), "the shape"),
-        (header("(2,)", "|O"), "is of object"),
-        (header("(2,)", "<M8[s]"), "is of datetime64[s]"),
-        (header("(2,)").replace(b"'|u1'", b"[('a', '<u4')]"), "plain numbers or texts"),
-        (b"(" * 9000, "plain arrays"),
-        (b"x" * 20_000, "header of 'x_train' has 20,000 bytes"),
-    ],
-)
+    ("split", "words"), [("test", "holds one table, .* found split 'test'"),
+                         ("train[20:]", r"'train\[20:\]' of .* is empty")],
+)  # fmt: skip
+def test_splits_that_are_none_are_refused(tmp_path: Path, split: str, words: str) -> None:
+    (tmp_path / "d.jsonl").write_bytes(LINES)
+    with pytest.raises(DataError, match=words):
+        read_examples(DataSource(str(tmp_path / "d.jsonl"), split), "x")
+
+
+@pytest.mark.parametrize(("text", "words"), HEADERS)
 def test_what_an_array_promises_is_checked_before_it_is_read(
     tmp_path: Path, text: bytes, words: str
 ) -> None:
@@ -231,14 +256,11 @@ def test_what_an_array_promises_is_checked_before_it_is_read(
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_arrays_that_numpy_does_not_write_are_refused(tmp_path: Path, method: int) -> None:
-    path = archive(tmp_path / "d.npz", header("(2, 4, 4)"), bytes(32), method)
-    with pytest.raises(DataError, match=r"'x_train\.npy' is compressed by method"):
-        read_examples(DataSource(path), "x")
-
-
-def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_numpy_does_not_write_are_refused(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = archive(tmp_path / "d.npz", header("(2, 4, 4)"), bytes(32), method)
+        with pytest.raises(DataError, match=r"'x_train\.npy' is compressed by method"):
+            read_examples(DataSource(path), "x")
     path = archive(tmp_path / "d.npz", header("(2, 4, 4)"), bytes(32))
     with zipfile.ZipFile(path, "a") as whole, pytest.warns(UserWarning, match="Duplicate"):
         whole.writestr("x_train.npy", b"")
@@ -358,130 +380,4 @@ def test_data_is_a_regular_file_or_a_folder(tmp_path: Path, make: str, suffix: s
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match="no regular file"):
-        read_examples(DataSource(str(path)), "x")
-
-
-# -- good input ------------------------------------------------------------------------------------
-
-TEXTS = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0cc", "a\rb", "\ufeffa", "a\nb", "a\x1cb"]
-
-
-@pytest.mark.parametrize("ends", ["\n", "\r\n"])
-@pytest.mark.parametrize("start", ["", "\ufeff"])
-@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json"])
-def test_texts_keep_every_character(tmp_path: Path, form: str, start: str, ends: str) -> None:
-    path = tmp_path / f"d.{form}"
-    text = io.StringIO()
-    if form in ("csv", "tsv"):
-        writer = csv.writer(
-            text,
-            delimiter="," if form == "csv" else "\t",
-            lineterminator=ends,
-            quoting=csv.QUOTE_ALL,
-        )
-        writer.writerows([["text"], *([one] for one in TEXTS)])
-    elif form == "json":
-        json.dump([{"text": one} for one in TEXTS], text, ensure_ascii=False, indent=1)
-    else:
-        lines = [json.dumps({"text": one}, ensure_ascii=False) for one in TEXTS]
-        text.write("".join(line + ends for line in lines))
-    path.write_bytes((start + text.getvalue()).encode())
-    assert read_examples(DataSource(str(path)), "x").columns["text"] == TEXTS
-
-
-def test_long_texts_are_read(tmp_path: Path) -> None:
-    long = "word " * 60_000
-    (tmp_path / "d.csv").write_text(f"text\n{long}\n")
-    (tmp_path / "d.json").write_text(json.dumps([{"text": long + str(n)} for n in range(9)]))
-    assert read_examples(DataSource(str(tmp_path / "d.csv")), "x").columns["text"] == [long]
-    found = read_examples(DataSource(str(tmp_path / "d.json"), "train[3:5]"), "x")
-    assert found.columns["text"] == [f"{long}3", f"{long}4"]
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
-def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
-    content = "text\nnaïve\n".encode(encoding)
-    (tmp_path / "d.csv").write_bytes(content)
-    words = {"utf-16": "UTF-16; expected UTF-8", "latin-1": "'utf-8' codec can't decode"}
-    with pytest.raises(DataError, match=words.get(encoding, "no column of inputs|utf-8")):
-        read_examples(DataSource(str(tmp_path / "d.csv")), "x")
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "d.csv").write_text("text,text\na,b\n")
-    with pytest.raises(DataError, match="two columns are called 'text'"):
-        read_examples(DataSource(str(tmp_path / "d.csv")), "x")
-
-
-LAYOUTS: dict[str, Callable[[Any], Any]] = {
-    "channels last": lambda x: x,
-    "channels first": lambda x: np.moveaxis(x, -1, 1),
-    "fortran": np.asfortranarray,
-    "int64": lambda x: x.astype(np.int64),
-    "big-endian": lambda x: x.astype(">u2"),
-    "float 0 to 255": lambda x: x.astype(np.float32),
-    "float 0 to 1": lambda x: x.astype(np.float32) / 255,
-    "half, 0 to 1, channels first": lambda x: np.moveaxis((x / 255).astype(np.float16), -1, 1),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_every_layout_are_the_same(tmp_path: Path, name: str, channels: int) -> None:
-    data = np.random.default_rng(0).integers(0, 256, (4, 7, 9, channels), dtype=np.uint8)
-    path = tmp_path / "d.npz"
-    np.savez(path, x_train=LAYOUTS[name](data), y_train=np.arange(4))
-    for split, part in {"train": slice(None), "train[1:3]": slice(1, 3)}.items():
-        found = read_examples(DataSource(str(path), split), "x").columns["image"]
-        assert found.dtype == np.uint8
-        assert np.array_equal(found, data[part] if channels == 3 else data[part, ..., 0])
-
-
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.zeros((2, 3, 5, 3), np.uint8), "either the second or the last"),
-        (np.zeros((2, 1, 5, 1), np.uint8), "either the second or the last"),
-        (np.zeros((2, 5, 5, 4), np.uint8), "expected uint8 images"),
-        (np.zeros((2, 5), np.uint8), "expected uint8 images"),
-        (np.zeros((2, 5, 5), bool), "expected uint8 images"),
-        (np.ones((2, 5, 5), np.int64), "0 to 255"),
-        (np.full((2, 5, 5), 0.5003), "0 to 255"),
-        (np.full((2, 5, 5), np.nan), "0 to 255"),
-        (np.full((2, 5, 5), 300), "0 to 255"),
-        (np.full((2, 5, 5), -1.0), "0 to 255"),
-    ],
-)
-def test_images_of_uncertain_meaning_are_refused(tmp_path: Path, array: Any, words: str) -> None:
-    np.savez(tmp_path / "d.npz", x_train=array)
-    with pytest.raises(DataError, match=words):
-        read_examples(DataSource(str(tmp_path / "d.npz")), "x")
-
-
-def test_names_from_data_cannot_reach_a_terminal(tmp_path: Path) -> None:
-    (tmp_path / "d.jsonl").write_text(json.dumps({"\x1b[31mred": 1}))
-    np.savez(tmp_path / "d.npz", **{"x_tr\x1b[2J": PIXELS})
-    for name in ("d.jsonl", "d.npz"):
-        with pytest.raises(DataError) as caught:
-            read_examples(DataSource(str(tmp_path / name)), "x")
-        assert r"\x1b[" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.json", "d.parquet", "d.npz"])
-def test_one_example_is_enough_and_none_is_refused(tmp_path: Path, name: str) -> None:
-    rows: dict[int, bytes] = {
-        count: {
-            "d.csv": b"text\n" + b"a\n" * count,
-            "d.jsonl": b'{"text": "a"}\n' * count,
-            "d.json": json.dumps([{"text": "a"}] * count).encode(),
-            "d.parquet": parquet_bytes({"text": ["a"] * count}),
-            "d.npz": npz_bytes(x_train=PIXELS[:count]),
-        }[name]
-        for count in (0, 1)
-    }
-    path = tmp_path / name
-    path.write_bytes(rows[1])
-    assert len(read_examples(DataSource(str(path)), "x")) == 1
-    path.write_bytes(rows[0])
-    with pytest.raises(DataError, match="empty"):
         read_examples(DataSource(str(path)), "x")

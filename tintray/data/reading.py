@@ -100,16 +100,14 @@ def read_examples(source: DataSource, role: str) -> Examples:
         )
     kind = next(iter(columns))  # images before conversations, those before words and texts
     if kind == "image":
-        return _images(source, table, columns["image"], rows, role)
+        return _images(table, columns["image"], rows)
     chosen = {kind: columns[kind]}
     if kind == "text" and "text_pair" in columns:
         chosen["text_pair"] = columns["text_pair"]
-    return _texts(source, table, chosen, rows, role)
+    return _texts(table, chosen, rows)
 
 
-def _texts(
-    source: DataSource, table: Table, columns: Mapping[str, str], rows: Any, role: str
-) -> Examples:
+def _texts(table: Table, columns: Mapping[str, str], rows: Any) -> Examples:
     values = {kind: table.take(column, rows) for kind, column in columns.items()}
     bad: dict[int, str] = {}
     for kind, column in columns.items():
@@ -117,12 +115,11 @@ def _texts(
             problem = _problem(value, kind)
             if problem:
                 bad.setdefault(row, f"example {row + 1} has {value!r:.40} in '{column}', {problem}")
-    kept = _without(source, rows, bad, role)  # refuses too many of them
-    good = [number for number, row in enumerate(rows.tolist()) if row not in bad]
+    good = _without(table, rows, bad)
     chosen = {kind: [found[number] for number in good] for kind, found in values.items()}
-    if source.prefix and "text" in chosen:
-        chosen["text"] = [source.prefix + text for text in chosen["text"]]
-    return Examples(chosen, f"{source.path}:{source.split}", kept, tuple(bad.values()))
+    if table.source.prefix and "text" in chosen:
+        chosen["text"] = [table.source.prefix + text for text in chosen["text"]]
+    return Examples(chosen, table.source.named, rows[good], tuple(bad.values()))
 
 
 def _problem(value: Any, kind: str) -> str | None:
@@ -143,44 +140,54 @@ def _problem(value: Any, kind: str) -> str | None:
     return None
 
 
-def _images(source: DataSource, table: Table, column: str, rows: Any, role: str) -> Examples:
-    place = f"{source.path}:{source.split}"
+def _images(table: Table, column: str, rows: Any) -> Examples:
     values = table.take(column, rows)
     if isinstance(values, np.ndarray):
-        where = f"{role}: '{table.name(column)}' in {source.path}"
+        where = f"{table.role}: '{table.name(column)}' in {table.source.path}"
         if values.size == 0:
             raise DataError(f"{where} is empty; expected at least one example")
-        return Examples({"image": as_images(values, where)}, place, rows)
-    workers = min(8, len(os.sched_getaffinity(0)) + 1)
-    with ThreadPoolExecutor(workers) as threads:  # decoding releases the interpreter's lock
-        decoded = list(threads.map(_Decoding(table), values, rows.tolist()))
-    bad = {int(row): found for row, found in zip(rows, decoded, strict=True) if type(found) is str}
-    kept = _without(source, rows, bad, role)
-    images = [found for found in decoded if not isinstance(found, str)]
-    alike = len({image.shape for image in images}) == 1
-    columns = {"image": np.stack(images) if alike else images}
-    return Examples(columns, place, kept, tuple(bad.values()))
+        return Examples({"image": as_images(values, where)}, table.source.named, rows)
+    taken, lock = 0, Lock()
 
-
-class _Decoding:
-    """Images decoded by several threads, within one budget."""
-
-    def __init__(self, table: Table) -> None:
-        self._table, self._taken, self._lock = table, 0, Lock()
-
-    def __call__(self, value: Any, row: int) -> NDArray[Any] | str:
-        """The image, or a sentence that says why there is none."""
+    def decoded(value: Any, row: int) -> NDArray[Any] | str:
+        """An image, or a sentence that says why there is none; all within one budget."""
+        nonlocal taken
         name = str(value) if isinstance(value, Path) else f"example {row + 1}"
         try:
             with foreign(name, DataError):
-                found = decode(value, self._table.source)
+                image = decode(value, table.source)
         except DataError as error:
             return str(error)
-        with self._lock:
-            self._taken += found.nbytes
-            taken = self._taken
-        self._table.check_bytes(taken, "what was decoded of the images")
-        return found
+        with lock:
+            taken += image.nbytes
+            total = taken
+        table.check_bytes(total, "what was decoded of the images")
+        return image
+
+    workers = min(8, len(os.sched_getaffinity(0)) + 1)
+    with ThreadPoolExecutor(workers) as threads:  # decoding releases the interpreter's lock
+        found = list(threads.map(decoded, values, rows.tolist()))
+    bad = {int(row): one for row, one in zip(rows, found, strict=True) if isinstance(one, str)}
+    good = _without(table, rows, bad)
+    images = [one for one in found if not isinstance(one, str)]
+    alike = len({image.shape for image in images}) == 1
+    columns = {"image": np.stack(images) if alike else images}
+    return Examples(columns, table.source.named, rows[good], tuple(bad.values()))
+
+
+def _without(table: Table, rows: NDArray[np.int64], bad: Mapping[int, str]) -> list[int]:
+    """Which of ``rows`` can be read; DataError is raised if too many cannot."""
+    role, source = table.role, table.source
+    if len(bad) > source.max_bad:
+        raise DataError(
+            f"{role}: {len(bad):,} of {len(rows):,} examples of {source.path} cannot be read, "
+            f"max_bad allows {source.max_bad:,}; the first is {bad[min(bad)]}"
+        )
+    if len(bad) == len(rows):
+        raise DataError(
+            f"{role}: no example of {source.path} can be read; the first: {bad[min(bad)]}"
+        )
+    return [number for number, row in enumerate(rows.tolist()) if row not in bad]
 
 
 def encoded_digest(source: DataSource, role: str) -> str | None:
@@ -197,19 +204,3 @@ def encoded_digest(source: DataSource, role: str) -> str | None:
         except (OSError, TypeError, ValueError):
             return None  # whoever decodes it says what is wrong
     return total.hexdigest()
-
-
-def _without(
-    source: DataSource, rows: NDArray[np.int64], bad: Mapping[int, str], role: str
-) -> NDArray[np.int64]:
-    if len(bad) > source.max_bad:
-        first = bad[min(bad)]
-        raise DataError(
-            f"{role}: {len(bad):,} of {len(rows):,} examples of {source.path} cannot be read, "
-            f"max_bad allows {source.max_bad:,}; the first is {first}"
-        )
-    if len(bad) == len(rows):
-        raise DataError(
-            f"{role}: no example of {source.path} can be read; the first: {bad[min(bad)]}"
-        )
-    return np.asarray([row for row in rows.tolist() if row not in bad], np.int64)
