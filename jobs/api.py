@@ -8,12 +8,11 @@ from pathlib import Path
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen, default_catalog, default_store, limits
-from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
-from tintray.jobs.events import OnEvent, PhaseStarted, ignore
+from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
@@ -21,14 +20,12 @@ from tintray.jobs.results import (
     MergeSummary,
     ValidationReport,
 )
-from tintray.jobs.runs.evaluate import measure
-from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.merge_checkpoints import compose as compose
 from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
-from tintray.jobs.runs.summaries import means, summary, task_result
+from tintray.jobs.runs.summaries import summary
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store
@@ -142,36 +139,11 @@ def evaluate(
     DataError
         If that data is gone, or is no longer the same.
     """
+    from tintray.jobs.runs.evaluate import evaluate as measured
+
     store, catalog = chosen(store, catalog)
-    tell = on_event or ignore
     url = locate(merge, catalog)
-    opened = load_merge(url)
-    cluster = JobSpec.from_record(opened.manifest.job.to_json()).on_own_cluster().cluster
-    fleet = open_backend(
-        address=cluster.address,
-        workers=cluster.workers,
-        threads=cluster.threads_per_worker,
-        plan=256 * 2**20,
-    )
-    tell(PhaseStarted("evaluating", f"{len(opened.tasks)} tasks on the data of the job"))
-    try:
-        scores = measure(
-            fleet,
-            opened,
-            store_of(url, store),
-            cluster.threads_per_worker,
-            lambda score: tell(evaluated(score)),
-        )
-    finally:
-        fleet.close()
-    found = means(opened.manifest.tasks, scores)
-    return EvalTable(
-        merge=opened.manifest.ref,
-        tasks=[task_result(opened.task(score.task), score) for score in scores],
-        average=found.average,
-        expert_average=found.expert_average,
-        normalised_accuracy=found.normalised_accuracy,
-    )
+    return measured(load_merge(url), store_of(url, store), on_event or ignore)
 
 
 def compare(

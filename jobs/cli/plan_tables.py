@@ -7,7 +7,8 @@ from rich.text import Text
 
 from tintray.jobs.cli.tables import count, pools_line, print_facts, tokenizers_line
 from tintray.jobs.display.progress import duration
-from tintray.jobs.runs.plan import PilotReport, PlanReport
+from tintray.jobs.runs.pilot import PilotReport
+from tintray.jobs.runs.plan import PlanReport
 from tintray.limits import size_text
 
 

@@ -9,7 +9,6 @@ the experts on the pools, where no label is read; test data is used once, for th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.sections import ADAMERGING, SURGERY, TintSpec
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.backend import as_argument
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted
 from tintray.jobs.results import CompareRow, CompareTable
@@ -41,8 +40,6 @@ SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 _EXAMPLES = 128  # pool examples per task on which scales are compared
 _ADAMERGING_LR = 1e-3  # what the method of arXiv 2310.02575 is run with
 _FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
-
-
 _LEARNED = (*ADAMERGING, SURGERY)
 
 
@@ -64,30 +61,28 @@ def compare(
     _ = merge.factory  # a merge of one that may not run is not compared
     spec = _whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
-    spec, ground = resolve_job(spec)
+    spec, base = resolve_job(spec)
     found: dict[str, Sequence[TaskScore]] = {}
     scales: dict[str, float] = {}
-    with backend_for(spec, ground) as fleet:
+    with backend_for(spec, base) as backend:
         on_event(PhaseStarted("preparing", "experts and their task vectors"))
-        stage = _staged(fleet, spec, on_event)
+        job = PreparedJob.of(spec, base, backend, open_store(spec.store), on_event)
         for name in (name for name in chosen if name not in ADAMERGING):
             on_event(PhaseStarted("comparing", _label(name)))
-            found[_label(name)] = _rival(stage, name, scales, on_event)
+            found[_label(name)] = _rival(job, name, scales)
         learned = [name for name in chosen if name in ADAMERGING]
-        start = _start_of_learned(stage, scales, on_event) if learned else 0.0
-        stage.workers.dismiss()  # their CPUs are the next members' now
+        start = scales.get(_label("task_arithmetic"))
+        if learned and start is None:
+            of = recipe("task_arithmetic")
+            start = _best_scale(job, of, *_start_and_direction(job, of))
+        job.workers.dismiss()  # their CPUs are the next members' now
         for name in learned:
             on_event(PhaseStarted("comparing", _label(name)))
-            scales[_label(name)] = start
-            found[_label(name)] = _learned_rival(fleet, spec, name, start, on_event)
+            scales[_label(name)] = start or 0.0
+            found[_label(name)] = _learned_rival(job, name, start or 0.0)
         on_event(PhaseStarted("evaluating", "the merge itself"))
-        found["merge"] = measure(
-            fleet,
-            merge,
-            store_url,
-            spec.cluster.threads_per_worker,
-            lambda score: on_event(evaluated(score)),
-        )
+        threads = spec.cluster.threads_per_worker
+        found["merge"] = measure(backend, merge, store_url, threads, on_event)
     return _table(merge.manifest, found, scales)
 
 
@@ -125,99 +120,75 @@ def _label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _staged(fleet: Backend, spec: JobSpec, on_event: OnEvent) -> PreparedJob:
-    """A crew for a job, with everything prepared."""
-    spec, base = resolve_job(spec)
-    return PreparedJob.of(spec, base, fleet, open_store(spec.store), on_event)
-
-
 def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     """The same job with nothing tinted but the head, and its artifacts in this store.
 
     No rival learns from features.
     """
     plain = {"method": "task_arithmetic", "init": "task_arithmetic", "parameters": {}}
-    changed: dict[str, Any] = {
-        "merge": plain | {"scale": None, "bounds": None},
-        "tint": TintSpec(learned=False),
-        "objective": {"feature_weight": 0.0},
-        "store": Location(store_url),
-    }
-    return spec.on_own_cluster().changed(**changed)
+    return spec.on_own_cluster().changed(
+        merge=plain | {"scale": None, "bounds": None},
+        tint=TintSpec(learned=False),
+        objective={"feature_weight": 0.0},
+        store=Location(store_url),
+    )
 
 
-def _rival(
-    stage: PreparedJob, name: str, scales: dict[str, float], on_event: OnEvent
-) -> list[TaskScore]:
+def _rival(job: PreparedJob, name: str, scales: dict[str, float]) -> list[TaskScore]:
     """Measure a method, at its best scale where it has one to be tuned.
 
     Surgery operates on task arithmetic.
     """
-    of = recipe("task_arithmetic" if name == SURGERY else name, seed=stage.spec.fit.seed)
-    tasks = len(stage.spec.tasks)
+    of = recipe("task_arithmetic" if name == SURGERY else name, seed=job.spec.fit.seed)
     if of.method.own is not None:
-        return _told(stage.scores(stage.merged(of, None, on_event, most=1)), on_event)
-    base = stage.workers.merge(_zeros(stage))
-    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
-    scale = of.method.start(tasks)
-    if of.method.tuned:
-        scale = scales[_label(name)] = _best_scale(stage, base, whole, of)
-    theta = {"": base + np.float32(scale) * whole}
-    scores = stage.operate(theta)[1] if name == SURGERY else stage.scores(theta)
-    return _told(scores, on_event)
-
-
-def _zeros(stage: PreparedJob) -> Floats:
-    units = len(stage.base.partition.layout.units)
-    return np.zeros((len(stage.spec.tasks), units), dtype=np.float32)
-
-
-def _told(scores: list[TaskScore], on_event: OnEvent) -> list[TaskScore]:
+        scores = job.scores(job.merged(of, None, job.on_event, most=1))
+    else:
+        base, direction = _start_and_direction(job, of)
+        scale = of.method.start(len(job.spec.tasks))
+        if of.method.tuned:
+            scale = scales[_label(name)] = _best_scale(job, of, base, direction)
+        theta = {"": base + np.float32(scale) * direction}
+        scores = job.operate(theta)[1] if name == SURGERY else job.scores(theta)
     for score in scores:
-        on_event(evaluated(score))
+        job.on_event(evaluated(score))
     return scores
 
 
-def _best_scale(stage: PreparedJob, base: Floats, whole: Floats, of: Recipe) -> float:
+def _start_and_direction(job: PreparedJob, of: Recipe) -> tuple[Floats, Floats]:
+    """θ₀ [P], and what a method adds to it at scale 1."""
+    units = len(job.base.partition.layout.units)
+    base = job.workers.merge(np.zeros((len(job.spec.tasks), units), dtype=np.float32))
+    return base, job.merged(of, 1.0, job.on_event, most=1)[""] - base
+
+
+def _best_scale(job: PreparedJob, of: Recipe, base: Floats, direction: Floats) -> float:
     """The scale at which the merge agrees best with the experts on the start of their pools."""
     furthest = 1.0 if of.method.start(2) < 1 else _FURTHEST
     agreement = {}
     for share in SCALES:
         scale = share * furthest
-        theta = as_argument(stage.backend.put(base + np.float32(scale) * whole))
+        theta = as_argument(job.backend.put(base + np.float32(scale) * direction))
         refs = [
             worker.call(Worker.agreement, name, _EXAMPLES, theta)
-            for name, worker in stage.workers.assignment.hosts.items()
+            for name, worker in job.workers.assignment.hosts.items()
         ]
-        agreement[scale] = mean(stage.backend.get(refs))
+        agreement[scale] = mean(job.backend.get(refs))
     return max(agreement, key=lambda scale: agreement[scale])
 
 
-def _start_of_learned(stage: PreparedJob, scales: Mapping[str, float], on_event: OnEvent) -> float:
-    """The best scale of task arithmetic: where AdaMerging starts, whatever else is compared."""
-    known = scales.get(_label("task_arithmetic"))
-    if known is not None:
-        return known
-    of = recipe("task_arithmetic")
-    base = stage.workers.merge(_zeros(stage))
-    whole = stage.merged(of, 1.0, on_event, most=1)[""] - base
-    return _best_scale(stage, base, whole, of)
-
-
-def _learned_rival(
-    fleet: Backend, spec: JobSpec, name: str, start: float, on_event: OnEvent
-) -> list[TaskScore]:
+def _learned_rival(job: PreparedJob, name: str, start: float) -> list[TaskScore]:
     """Measure AdaMerging: the job's rounds and batches, its source's rate and bounds.
 
     The job's rate is meant for self-labels; at it, entropy alone lost the experts' answers.
     """
     merge = {"method": name, "scale": start, "bounds": (0.0, 1.0)}
     fit = {"coefficient_lr": _ADAMERGING_LR, "schedule": "constant"}
-    stage = _staged(fleet, spec.changed(merge=merge, fit=fit), on_event)
-    _, coordinator = coordinator_for(stage)
-    coordinator.fit(spec.fit.rounds, on_event)
-    scores = coordinator.scores(lambda score: on_event(evaluated(score)))
-    stage.workers.dismiss()
+    spec, base = resolve_job(job.spec.changed(merge=merge, fit=fit))
+    learned = PreparedJob.of(spec, base, job.backend, job.store, job.on_event)
+    _, coordinator = coordinator_for(learned)
+    coordinator.fit(spec.fit.rounds, job.on_event)
+    scores = coordinator.scores(lambda score: job.on_event(evaluated(score)))
+    learned.workers.dismiss()
     return scores
 
 

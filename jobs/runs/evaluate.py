@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,19 +9,23 @@ from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
 from tintray.data.source import DataSource
 from tintray.errors import DataError
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import limits
-from tintray.jobs.engine.backend import Backend, Placement
+from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
+from tintray.jobs.events import OnEvent, PhaseStarted
+from tintray.jobs.results import EvalTable
+from tintray.jobs.runs.job_run import evaluated
+from tintray.jobs.runs.summaries import evaluation
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import labels_of, prepared_pool
-from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
+from tintray.published.manifest import DataEntry, TaskEntry
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
-from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore, calibrated_score
 from tintray.tasks.kind import Kind
@@ -46,84 +49,83 @@ class Evaluator:
         DataError
             If the data file is gone, or holds other examples than when the merge was published.
         """
-        task = self._merge.task(name)
-        labelled = task.test is not None
-        source = task.test or task.pool
+        task, kind = self._merge.task(name), find_kind(self._merge.task(name).kind)
         module = self._merge.for_task(name)
-        kind = find_kind(task.kind)
-        order, pool = self._pool(name, kind, source, module if labelled else None)
-        digest = task.pool.labels if task.test is None else task.test.outputs
-        config = getattr(module, "config", None)
-        pool, expert = _expert_outputs(self._store, self._merge, task, digest, pool, config)
-        merged = predict(module, pool, kind)
+        source, pool = self._pool(task, kind, module)
+        pool, expert = self._expert_outputs(task, kind, pool, getattr(module, "config", None))
         labels = None
-        if labelled:
+        if task.test is not None:
             answers = answer_space(module, task.classes)
-            labels = labels_of(order, kind, pool, answers, f"task '{name}'")
+            labels = labels_of(source, kind, pool, answers, f"task '{name}'")
+        merged = predict(module, pool, kind)
         return calibrated_score(name, kind, merged, expert, labels, pool.mask)
 
-    def _pool(
-        self, name: str, kind: Kind, source: PoolEntry | TestEntry, reader: Any
-    ) -> tuple[DataSource, Pool]:
-        """The examples and where they were read; ``reader`` is a model to read right answers."""
-        fields = {name: getattr(source, name) for name in DataEntry.model_fields}
-        order = local_data(DataSource(**fields, limits=limits()), cache_folder())
-        where = f"task '{name}'"
-        processor = cache(lambda text: self._merge.processor(name, text=text))
-        pool = prepared_pool(order, processor, kind, where, cache_folder())
-        if reader is not None and sequences.is_open(pool):
-            pool = sequences.with_right_answers(pool, order, processor(True), reader.config, where)
-        if pool.digest != source.sha256:
+    def _pool(self, task: TaskEntry, kind: Kind, module: Any) -> tuple[DataSource, Pool]:
+        """The examples, and where they were read; ``module`` tells how right answers are read."""
+        known, where = task.test or task.pool, f"task '{task.name}'"
+        fields = {name: getattr(known, name) for name in DataEntry.model_fields}
+        source = local_data(DataSource(**fields, limits=limits()), cache_folder())
+        processor = cache(lambda text: self._merge.processor(task.name, text=text))
+        pool = prepared_pool(source, processor, kind, where, cache_folder())
+        if task.test is not None and sequences.is_open(pool):
+            pool = sequences.with_right_answers(pool, source, processor(True), module.config, where)
+        if pool.digest != known.sha256:
             raise DataError(
-                f"task '{name}': split '{source.split}' of {order.path} is not what the merge "
+                f"task '{task.name}': split '{known.split}' of {source.path} is not what the merge "
                 "was published with; expected the same examples, restore the file or run the job "
                 "again"
             )
-        return order, pool
+        return source, pool
+
+    def _expert_outputs(
+        self, task: TaskEntry, kind: Kind, pool: Pool, config: Any
+    ) -> tuple[Pool, Outputs]:
+        """The pool with what its decoder reads, if it has one, and the expert's answers over it.
+
+        They come from the store, or from the expert where they are gone.
+        """
+        sha256 = task.pool.labels if task.test is None else task.test.outputs
+        if sha256 is not None and self._store.exists(blob_key(sha256)):
+            outputs = read_tensors(fetch_blob(self._store, sha256, cache_folder()))
+            return sequences.recalled(pool, outputs, config), from_tensors(outputs)
+        role, factory = f"the expert of task '{task.name}'", self._merge.factory
+        sources = (self._merge.manifest.base.source, task.expert.source)
+        base, folder = (local_folder(source, cache_folder()) for source in sources)
+        whole = open_model_folder(base, role="the base", factory=factory)
+        model = open_model_folder(folder, role=role, base=whole, factory=factory)
+        if model.is_tower and not model.has_head:
+            model = model.with_classes(zero_shot_of(self._merge.config(task.name)))
+        expert = load_expert(model, role)
+        pool = sequences.completed(expert, pool)
+        return pool, predict(expert, pool, kind)
 
 
-def _expert_outputs(
-    store: ArtifactStore,
-    merge: Merge,
-    task: TaskEntry,
-    sha256: str | None,
-    pool: Pool,
-    config: Any,
-) -> tuple[Pool, Outputs]:
-    """The pool with what its decoder reads, if it has one, and the expert's answers over it.
-
-    They come from the store, or from the expert where they are gone.
-    """
-    if sha256 is not None and store.exists(blob_key(sha256)):
-        kept = read_tensors(fetch_blob(store, sha256, cache_folder()))
-        return sequences.recalled(pool, kept, config), from_tensors(kept)
-    role = f"the expert of task '{task.name}'"
-    folders = (merge.manifest.base.source, task.expert.source)
-    base, folder = (local_folder(source, cache_folder()) for source in folders)
-    built = merge.factory
-    whole = open_model_folder(base, role="the base", factory=built)
-    checkpoint = open_model_folder(folder, role=role, base=whole, factory=built)
-    if checkpoint.is_tower and not checkpoint.has_head:
-        checkpoint = checkpoint.with_classes(zero_shot_of(merge.config(task.name)))
-    expert = load_expert(checkpoint, role)
-    pool = sequences.completed(expert, pool)
-    return pool, predict(expert, pool, find_kind(task.kind))
+def evaluate(merge: Merge, store_url: str, on_event: OnEvent) -> EvalTable:
+    """Measure a merge again, on the data of its job and its job's kind of cluster."""
+    spec = JobSpec.from_record(merge.manifest.job.to_json())
+    cluster = spec.on_own_cluster().cluster
+    threads = cluster.threads_per_worker
+    backend = open_backend(
+        address=cluster.address, workers=cluster.workers, threads=threads, plan=256 * 2**20
+    )
+    on_event(PhaseStarted("evaluating", f"{len(merge.tasks)} tasks on the data of the job"))
+    try:
+        scores = measure(backend, merge, store_url, threads, on_event)
+    finally:
+        backend.close()
+    return evaluation(merge.manifest, scores)
 
 
 def measure(
-    fleet: Backend,
-    merge: Merge,
-    store_url: str,
-    threads: int,
-    on_score: Callable[[TaskScore], None],
+    backend: Backend, merge: Merge, store_url: str, threads: int, on_event: OnEvent
 ) -> list[TaskScore]:
-    """Measure every task of a merge, spread over the fleet, in the order of its tasks."""
+    """Measure every task of a merge, spread over the backend, in the order of its tasks."""
     placement = Placement("evaluator", threads)
     found: dict[int, TaskScore] = {}
-    with fleet.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as members:
+    with backend.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as members:
         named = zip(members, merge.tasks, strict=True)
         scores = [member.call(Evaluator.evaluate, name) for member, name in named]
-        for index, result in fleet.as_completed(scores):
-            on_score(result)
-            found[index] = result
+        for index, score in backend.as_completed(scores):
+            on_event(evaluated(score))
+            found[index] = score
     return [found[index] for index in range(len(scores))]

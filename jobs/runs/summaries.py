@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tintray.jobs.results import MergeSummary, TaskResult
+from tintray.jobs.results import EvalTable, MergeSummary, TaskResult
 from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
 from tintray.tasks.metrics import find_metric
@@ -63,4 +63,16 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         method=manifest.job.merge.method,
         skipped=manifest.skipped,
         notices=manifest.notices,
+    )
+
+
+def evaluation(manifest: Manifest, scores: Sequence[TaskScore]) -> EvalTable:
+    """What ``tintray eval`` tells: a merge's tasks, measured again in their order."""
+    found = means(manifest.tasks, scores)
+    return EvalTable(
+        merge=manifest.ref,
+        tasks=[task_result(*pair) for pair in zip(manifest.tasks, scores, strict=True)],
+        average=found.average,
+        expert_average=found.expert_average,
+        normalised_accuracy=found.normalised_accuracy,
     )

@@ -9,7 +9,7 @@ import pytest
 import tintray
 from tests.tiny_zoo import POOL, TASKS, TinyZoo
 from tintray.jobs.engine import resources
-from tintray.jobs.runs.plan import expected_agreement
+from tintray.jobs.runs.pilot import expected_agreement
 from tintray.storage.catalog.catalog import Catalog
 
 
