@@ -20,14 +20,12 @@ from tintray.vectors.coefficients import Coefficients
 
 def coordinator_for(job: PreparedJob) -> tuple[Coefficients, Coordinator]:
     """The coefficients of a job at their start, and who moves them."""
-    spec = job.spec
+    spec, fit = job.spec, job.spec.fit
     start = start_coefficients(spec, job.base.partition.layout, job.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
-    rate = spec.fit.correction_lr
-    return coefficients, make_coordinator(
-        *(spec, job.base, job.backend, job.workers, coefficients, spec.fit.rounds),
-        correction_lr=spec.fit.rate(rate, spec.fit.rounds) if rate else None,
-    )
+    correction = fit.rate(fit.correction_lr, fit.rounds) if fit.correction_lr else None
+    known = (spec, job.base, job.backend, job.workers, coefficients, fit.rounds, correction)
+    return coefficients, make_coordinator(*known)
 
 
 def make_coordinator(

@@ -44,7 +44,7 @@ class Heartbeat:
         catalog: Catalog,
         job_id: str,
         ttl: float | None = None,
-        on_stop: Callable[[str], None] | None = None,
+        on_stop: Callable[[str], None] = lambda _: None,
     ) -> None:
         ttl = lease_seconds() if ttl is None else ttl
         self._catalog = catalog
@@ -85,16 +85,11 @@ class Heartbeat:
                 if time.monotonic() - renewed >= self._ttl / 4:
                     self.confirm()
                     renewed = time.monotonic()
-                self._look_for_a_stop()
+                reason = self._catalog.queue.stop_requested(self._job_id)
+                if reason is not None:
+                    self._on_stop(reason)
             except LeaseLostError as error:
                 self._lost = error
                 return
             except StorageError as error:  # the database is away: the lease may still be ours
                 _log.warning("the lease of job %s could not be renewed: %s", self._job_id, error)
-
-    def _look_for_a_stop(self) -> None:
-        if self._on_stop is None:
-            return
-        reason = self._catalog.queue.stop_requested(self._job_id)
-        if reason is not None:
-            self._on_stop(reason)

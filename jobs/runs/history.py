@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
 from tintray.jobs.runs.publication import publication_time, write_merge
 from tintray.jobs.runs.summaries import summary
 from tintray.published.files import BACKBONE, tint_file
-from tintray.published.manifest import Change
+from tintray.published.manifest import Change, FileEntry
 from tintray.published.merge import Merge
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Merge as Row
@@ -130,19 +129,15 @@ def diff_merges(before: str, after: str, *, catalog: str | None = None) -> Merge
     names = list(dict.fromkeys([*one.tasks, *other.tasks]))
     same = _file(one, BACKBONE) == _file(other, BACKBONE)
     return MergeDifference(
-        _ref(one),
-        _ref(other),
+        one.manifest.ref,
+        other.manifest.ref,
         same,
         [_task(one, other, name) for name in names],
         _layers(one, other, names, same),
     )
 
 
-def _ref(merge: Merge) -> str:
-    return merge.manifest.ref
-
-
-def _file(merge: Merge, name: str) -> Any:
+def _file(merge: Merge, name: str) -> FileEntry | None:
     return merge.manifest.files.get(name)
 
 
@@ -185,10 +180,7 @@ def _layers(one: Merge, other: Merge, names: Sequence[str], same: bool) -> list[
     rows = torch.stack([(_row(other, name) - _row(one, name)).abs() for name in names])
     moved = rows.mean(0).tolist()
     units = [unit.name for unit in one.manifest.units]
-    if same:
-        shares = dict.fromkeys(units, 0.0)
-    else:
-        shares = _moved_shares(one, other, units)
+    shares = dict.fromkeys(units, 0.0) if same else _moved_shares(one, other, units)
     return [LayerDifference(unit, shares[unit], moved[index]) for index, unit in enumerate(units)]
 
 
@@ -197,9 +189,8 @@ def _moved_shares(one: Merge, other: Merge, units: Sequence[str]) -> dict[str, f
     squares = {unit: [0.0, 0.0] for unit in units}
     ordered = sorted(units, key=len, reverse=True)
     for name, tensor in one.backbone.items():
-        unit = next((u for u in ordered if name == u or name.startswith(f"{u}.")), None)
-        if unit is None:
-            unit = units[0] if len(units) == 1 else None
+        whole = units[0] if len(units) == 1 else None
+        unit = next((u for u in ordered if name == u or name.startswith(f"{u}.")), whole)
         if unit is None or name not in other.backbone:
             continue
         squares[unit][0] += float((other.backbone[name] - tensor).double().square().sum())

@@ -83,7 +83,7 @@ class RemovalPlan:
         if ancestor is not None:
             context.run.on_event(Notice(f"what is left is the backbone of {ancestor.ref}"))
         if not isinstance(prepared, Growth):
-            return self._attempt(None, (), {}, {}, 0)
+            return self._attempt((), {}, {}, 0)
         layout = self.base.partition.layout
         if ancestor is not None:
             return self._refitted(prepared, layout.flatten(ancestor.merge.backbone))
@@ -107,21 +107,20 @@ class RemovalPlan:
             workers.fit_tints(again, config, array)
             scores |= {score.task: score for score in workers.evaluate(again, array)}
             lost = losses(before, list(scores.values()), settings.tolerance)
-        return self._attempt(None, lost, workers.tints(), scores, workers.peak_memory())
+        return self._attempt(lost, workers.tints(), scores, workers.peak_memory())
 
     def _attempt(
         self,
-        theta: Tensor | None,
         lost: tuple[Loss, ...],
         tints: Mapping[str, Mapping[str, Tensor]],
         scores: Mapping[str, TaskScore],
         peak_memory: int,
     ) -> Attempt:
-        """The tasks that are left with their coefficients, as they are."""
+        """What comes of it under a backbone that is there; coefficients stay as they are."""
         parent = self.lineage.parent
         rows = rows_of(parent.merge.tasks, parent.coefficients, self.spec)
         initial = begun(self.lineage, self.spec, rows)
-        result = Result(theta, rows, initial, tints, scores, {}, peak_memory)
+        result = Result(None, rows, initial, tints, scores, {}, peak_memory)
         return Attempt(Verdict("tint", {}, lost), result)
 
     def measure(self, context: Context, fitted: Attempt) -> Result:

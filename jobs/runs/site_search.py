@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tintray.jobs.config.job_file import JobSpec
@@ -39,41 +39,6 @@ from tintray.tinting.site_search import (
 _JUDGED = 256  # pool examples per task by which a short fit is judged
 
 
-@dataclass(frozen=True)
-class SiteFound:
-    """Where to tint, and how that was found.
-
-    Attributes
-    ----------
-    trials
-        Every trial, in order.
-    passes, exhaustive_passes
-        Image passes that were spent, and that whole fits of all candidates would take.
-    """
-
-    site: str
-    trials: tuple[Trial, ...]
-    passes: float
-    exhaustive_passes: float
-    seconds: float
-
-    @property
-    def cost_share(self) -> float:
-        """What was spent, of what an exhaustive search would."""
-        return self.passes / self.exhaustive_passes
-
-    def to_json(self) -> dict[str, Any]:
-        """The report, for a manifest: the ranking and the cost."""
-        return {
-            "site": self.site,
-            "ranking": [asdict(trial) for trial in ranking(self.trials)],
-            "passes": self.passes,
-            "exhaustive_passes": self.exhaustive_passes,
-            "cost_share": self.cost_share,
-            "seconds": self.seconds,
-        }
-
-
 def at(spec: JobSpec, site: str) -> JobSpec:
     """The same job, tinted there."""
     return spec.changed(tint={"site": site})
@@ -98,14 +63,15 @@ def find_site(
         job.workers.dismiss()
         on_event(Notice(f"tint.site: {report['site']}, as an earlier search has found"))
         return at(spec, report["site"]), report
-    found = _search(spec, job, sites, on_event)
-    report = found.to_json()
+    report = _search(spec, job, sites, on_event)
     remember(store, "placements", key, json.dumps(report, sort_keys=True).encode(), {})
-    on_event(Notice(_told(found)))
-    return at(spec, found.site), report
+    on_event(Notice(_told(report)))
+    return at(spec, report["site"]), report
 
 
-def _search(spec: JobSpec, job: PreparedJob, sites: Sequence[Site], on_event: OnEvent) -> SiteFound:
+def _search(
+    spec: JobSpec, job: PreparedJob, sites: Sequence[Site], on_event: OnEvent
+) -> dict[str, Any]:
     """Try all sites, and those that stand longer and longer; ``job``'s workers are dismissed."""
     started = time.perf_counter()
     trials = _first_trials(job, sites)
@@ -119,15 +85,17 @@ def _search(spec: JobSpec, job: PreparedJob, sites: Sequence[Site], on_event: On
             for trial in survivors(standing, rung.survivors)
         ]
         trials += standing
-    return SiteFound(
-        site=survivors(standing, 1)[0].site,
-        trials=tuple(trials),
-        passes=sum(trial.passes for trial in trials),
-        exhaustive_passes=exhaustive_passes(
-            len(sites), spec.fit.rounds, spec.fit.batch_size, len(spec.tasks)
-        ),
-        seconds=time.perf_counter() - started,
-    )
+    passes = sum(trial.passes for trial in trials)
+    rounds, batch_size = spec.fit.rounds, spec.fit.batch_size
+    exhaustive = exhaustive_passes(len(sites), rounds, batch_size, len(spec.tasks))
+    return {
+        "site": survivors(standing, 1)[0].site,
+        "ranking": [asdict(trial) for trial in ranking(trials)],
+        "passes": passes,  # of examples, that were spent
+        "exhaustive_passes": exhaustive,  # that whole fits of all candidates would take
+        "cost_share": passes / exhaustive,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _first_trials(job: PreparedJob, sites: Sequence[Site]) -> list[Trial]:
@@ -180,12 +148,11 @@ def _key(spec: JobSpec, job: PreparedJob) -> str:
     return hashlib.sha256("\n".join(["placement 1", *parts]).encode()).hexdigest()
 
 
-def _told(found: SiteFound) -> str:
-    best = ranking(found.trials)
-    others = ", ".join(f"{p.site} {p.agreement:.1%}" for p in best[1:4])
-    rest = f"; then {others}" if others else ""
+def _told(report: Mapping[str, Any]) -> str:
+    best, *others = (Trial(**trial) for trial in report["ranking"])
+    rest = ", ".join(f"{trial.site} {trial.agreement:.1%}" for trial in others[:3])
     return (
-        f"tint.site: {found.site} ({best[0].agreement:.1%} agreement after "
-        f"{'a short fit' if best[0].rung else 'a first probe'}{rest}), found at "
-        f"{found.cost_share:.0%} of the cost of fitting every site"
+        f"tint.site: {report['site']} ({best.agreement:.1%} agreement after "
+        f"{'a short fit' if best.rung else 'a first probe'}{f'; then {rest}' if rest else ''}), "
+        f"found at {report['cost_share']:.0%} of the cost of fitting every site"
     )
