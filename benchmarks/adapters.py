@@ -25,7 +25,7 @@ from tintray.jobs.engine.plan import (
     Choice,
     ClusterSize,
     JobSize,
-    check,
+    check_plan,
     lay_out,
 )
 from tintray.limits import size_text
@@ -83,7 +83,7 @@ def _fits(job: JobSize, machine: ClusterSize) -> str:
     plan = lay_out(job, machine, Choice())
     needed = f"{size_text(plan.memory)} and {size_text(plan.disk)}"
     try:
-        check(job, machine, Choice())
+        check_plan(job, machine, Choice())
     except SpecError:
         return f"does not fit: {needed}"
     return f"{needed}{', vectors read from files' if plan.mapped else ''}"

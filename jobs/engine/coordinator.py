@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,10 +202,10 @@ class Coordinator:
         for task, shares in notes["kept"].items():
             self._selected[task].extend(shares)
 
-    def kept(self, task: str) -> float:
-        """Share of a task's examples that the confidence filter kept in the last rounds."""
-        recent = self._selected[task]
-        return mean(list(recent)) if recent else 1.0
+    def selected_fractions(self, tasks: Iterable[str]) -> dict[str, float]:
+        """Shares of tasks' examples that the confidence filter selected in the last rounds."""
+        recent = {task: list(self._selected[task]) for task in tasks}
+        return {task: mean(shares) if shares else 1.0 for task, shares in recent.items()}
 
     def scores(self, on_score: Callable[[TaskScore], None]) -> list[TaskScore]:
         """Measure every task under the present Λ, in the order of the job."""

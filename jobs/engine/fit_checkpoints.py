@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from torch import Tensor
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import InputError, IntegrityError, NotFoundError, StorageError
 from tintray.jobs.config.renamed import upgraded_path
+from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.sources import cache_folder
+from tintray.jobs.engine.worker import MARK, Worker
+from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import CheckpointSaved, RoundDone
 from tintray.seals import unseal
 from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
@@ -44,30 +47,7 @@ MOST = 0.05
 KEPT = 2
 """How many are kept while a job runs: the one before the newest, should that be damaged."""
 
-MARK = "checkpoint"
-"""Name of the tensor that makes the blobs of a checkpoint its own: no other job shares them."""
-
 _log = logging.getLogger(__name__)
-
-
-class Coordinating(Protocol):
-    """The coordinator, as far as checkpoints know it."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Its tensors, and what else it remembers as JSON types."""
-
-    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go back to what ``state`` returned."""
-
-
-class Hosting(Protocol):
-    """Who hosts the task groups, as far as checkpoints know it."""
-
-    def save_groups(self, mark: Tensor) -> dict[int, BlobRef]:
-        """Have every task group's state written to the store, with ``mark``; blobs by number."""
-
-    def load_groups(self, refs: Mapping[int, BlobRef]) -> None:
-        """Have every task group go back to what was written."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ class Checkpoints:
 
     Parameters
     ----------
-    coordinator, crew
+    coordinator, workers
         Who has the state.
     every
         Rounds between checkpoints; None goes by time.
@@ -110,8 +90,8 @@ class Checkpoints:
         store: ArtifactStore,
         catalog: Catalog,
         owner: Ownership,
-        coordinator: Coordinating,
-        crew: Hosting,
+        coordinator: Coordinator,
+        workers: WorkerPool[Worker],
         *,
         every: int | None,
         basis: Mapping[str, str],
@@ -120,7 +100,7 @@ class Checkpoints:
         self._catalog = catalog
         self._owner = owner
         self._coordinator = coordinator
-        self._crew = crew
+        self._workers = workers
         self._every = every
         self._basis = dict(basis)
         self._last_round = 0
@@ -142,7 +122,7 @@ class Checkpoints:
             If the store or the catalog fails; the checkpoints before are then still there.
         """
         began = time.monotonic()
-        groups = self._crew.save_groups(self._owner.mark())
+        groups = self._workers.save_groups(self._owner.mark())
         tensors, notes = self._coordinator.state()
         tensors = {**tensors, MARK: self._owner.mark()}
         coordinator = put_blob(self._store, tensors_as_bytes(tensors))
@@ -211,7 +191,7 @@ class Checkpoints:
         self._check_basis(manifest["basis"])
         refs = {int(number): BlobRef(**ref) for number, ref in manifest["groups"].items()}
         blob = fetch_blob(self._store, BlobRef(**manifest["coordinator"]), cache_folder())
-        self._crew.load_groups(refs)
+        self._workers.load_groups(refs)
         self._coordinator.restore(read_tensors(blob), manifest["notes"])
         return Progress(manifest["round"], manifest["seconds"])
 

@@ -42,10 +42,10 @@ class MergerConfig:
 
 
 class Merger:
-    """A member that merges tensors of one order, read lazily from the artifacts' files."""
+    """A member that merges tensors by one configuration, read lazily from the artifacts' files."""
 
-    def __init__(self, order: MergerConfig) -> None:
-        self._order = order
+    def __init__(self, config: MergerConfig) -> None:
+        self._config = config
         self._merging: Merging | None = None
 
     def open(self) -> tuple[str, ...]:
@@ -56,22 +56,22 @@ class Merger:
         SpecError
             If the method cannot be run as asked.
         """
-        order = self._order
+        config = self._config
         sources = Sources(
-            self._files(order.base, "the base"),
+            self._files(config.base, "the base"),
             [
                 VectorFiles([self._path(ref)], f"the task vector of '{task}'")
-                for task, ref in zip(order.tasks, order.vectors, strict=True)
+                for task, ref in zip(config.tasks, config.vectors, strict=True)
             ],
-            order.tasks,
+            config.tasks,
             differences=True,
             statistics={
                 kind: [self._files(ref, f"statistics '{kind}'") for ref in refs]
-                for kind, refs in order.statistics.items()
+                for kind, refs in config.statistics.items()
             },
         )
         self._merging = Merging(  # there is a member for each CPU
-            sources, order.recipe, scale=order.scale, memory=order.memory, at_once=1
+            sources, config.recipe, scale=config.scale, memory=config.memory, at_once=1
         )
         return self._merging.outputs
 
@@ -99,7 +99,7 @@ class Merger:
         return TensorFiles([self._path(ref)], role)
 
     def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
+        return fetch_blob(open_store(self._config.store_url), ref, cache_folder())
 
 
 def merged_backbones(

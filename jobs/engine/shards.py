@@ -66,9 +66,9 @@ class ShardConfig:
 class Shard:
     """T and θ₀ over a stretch of the layout's tensors."""
 
-    def __init__(self, order: ShardConfig, stretch: range) -> None:
-        self._order = order
-        self._layout = order.layout.part(stretch)
+    def __init__(self, config: ShardConfig, stretch: range) -> None:
+        self._config = config
+        self._layout = config.layout.part(stretch)
         self._vectors: TaskVectors | None = None
         self._total: torch.Tensor | None = None  # of the gradients since the last projection
         self._correction: Correction | None = None  # none until it is first learned
@@ -76,7 +76,7 @@ class Shard:
     def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> None:
         """Read θ₀ and one row of T per task, in order, each checked against its hash."""
         names = [slot.name for slot in self._layout.slots]
-        base = self._layout.flatten(read_tensors(self._path(self._order.base), names))
+        base = self._layout.flatten(read_tensors(self._path(self._config.base), names))
         with ExitStack() as stack:
             opened = [
                 stack.enter_context(safe_open(self._path(ref), framework="pt")) for ref in vectors
@@ -87,9 +87,9 @@ class Shard:
                 tasks,
                 base,
                 lambda slot: [row_of(names, tensor, slot.name) for names, tensor in files],
-                self._order.format,
-                mapped=self._order.mapped,
-                device=self._order.device,
+                self._config.format,
+                mapped=self._config.mapped,
+                device=self._config.device,
             )
 
     def totals(self, recipe: Recipe) -> list[Floats]:
@@ -97,7 +97,7 @@ class Shard:
         found = partial_totals(self._loaded, recipe, self._depths())
         return [total.numpy() for total in found]
 
-    def direct(
+    def load_directions(
         self,
         recipe: Recipe,
         statistics: Mapping[str, Sequence[BlobRef]],
@@ -120,7 +120,7 @@ class Shard:
                 stacked,
                 where=self._depths(),
                 totals=None if totals is None else torch.from_numpy(totals.copy()),
-                format=self._order.format,
+                format=self._config.format,
             )
 
     def merge(self, coefficients: Floats, direct: bool = False) -> Sent:
@@ -133,7 +133,7 @@ class Shard:
     def add(self, *gradients: Sent) -> None:
         """Sum this stretch of the groups' gradients, in the order given, onto what was added."""
         for given in gradients:
-            gradient = readable(given, self._order.device)
+            gradient = readable(given, self._config.device)
             if self._total is None:
                 self._total = gradient.clone()
             else:
@@ -170,7 +170,7 @@ class Shard:
         return peak_memory()
 
     def _no_correction(self) -> Correction:
-        return Correction(self._layout.numel, self._order.device)
+        return Correction(self._layout.numel, self._config.device)
 
     @property
     def _loaded(self) -> TaskVectors:
@@ -178,14 +178,14 @@ class Shard:
         return self._vectors
 
     def _depths(self) -> Mapping[str, float]:
-        return depths(slot.name for slot in self._order.layout.slots)
+        return depths(slot.name for slot in self._config.layout.slots)
 
     def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(open_store(self._order.store_url), ref, cache_folder())
+        return fetch_blob(open_store(self._config.store_url), ref, cache_folder())
 
 
 class Shards:
-    """All shards of a job: the whole of T, spread over members of a fleet.
+    """All shards of a job: the whole of T, spread over members of a backend.
 
     Parameters
     ----------
@@ -203,17 +203,17 @@ class Shards:
     def __init__(
         self,
         backend: Backend,
-        order: ShardConfig,
+        config: ShardConfig,
         count: int,
         hosts: Sequence[ActorHandle[object]] = (),
         *,
         in_process: bool = False,
     ) -> None:
         self._backend = backend
-        self._layout = order.layout
-        self._direct = order.direct
+        self._layout = config.layout
+        self._direct = config.direct
         self.in_process = in_process
-        self._stretches = order.layout.stretches(min(count, len(hosts)) if hosts else count)
+        self._stretches = config.layout.stretches(min(count, len(hosts)) if hosts else count)
         self.members: list[ActorHandle[Shard]] = [
             backend.spawn(
                 Placement(
@@ -222,7 +222,7 @@ class Shards:
                     in_process=in_process,
                 ),
                 self.member,
-                order,
+                config,
                 stretch,
             )
             for n, stretch in enumerate(self._stretches)
@@ -237,13 +237,15 @@ class Shards:
         """Start to read T."""
         return [member.call(Shard.load, tasks, vectors) for member in self.members]
 
-    def direct(self, recipe: Recipe, statistics: Mapping[str, Sequence[BlobRef]]) -> None:
+    def load_directions(self, recipe: Recipe, statistics: Mapping[str, Sequence[BlobRef]]) -> None:
         """Put a merging method's directions in the place of T."""
         parts = self._backend.get([member.call(Shard.totals, recipe) for member in self.members])
         each = [total for part in parts for total in part]
         totals = torch.stack([torch.from_numpy(t.copy()) for t in each]).sum(0) if each else None
         given = None if totals is None else totals.numpy()
-        self._backend.get([m.call(Shard.direct, recipe, statistics, given) for m in self.members])
+        self._backend.get(
+            [m.call(Shard.load_directions, recipe, statistics, given) for m in self.members]
+        )
 
     def merge(self, coefficients: torch.Tensor, *, for_a_round: bool = False) -> list[Future[Sent]]:
         """θ for Λ [K, L], in pieces, one of each shard.

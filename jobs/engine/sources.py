@@ -46,11 +46,11 @@ def local_file(location: str, cache: Path) -> Path:
     return path
 
 
-def local_data(order: DataSource, cache: Path) -> DataSource:
-    """The same order, of data on this machine; a data set on the hub stays where it is."""
-    if order.path.startswith("hf://"):
-        return order
-    return replace(order, path=str(local_file(order.path, cache)))
+def local_data(source: DataSource, cache: Path) -> DataSource:
+    """The same source, on this machine; a data set on the hub stays where it is."""
+    if source.path.startswith("hf://"):
+        return source
+    return replace(source, path=str(local_file(source.path, cache)))
 
 
 def cache_folder() -> Path:

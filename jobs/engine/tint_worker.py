@@ -261,7 +261,7 @@ def part(pool: Pool, rows: Tensor) -> Pool:
 
 
 class TintWorkerPool(WorkerPool[TintWorker]):
-    """A crew whose workers also learn tint layers under a backbone that stays."""
+    """Workers that also learn tint layers under a backbone that stays."""
 
     def __init__(
         self,

@@ -17,7 +17,6 @@ from torch import Tensor
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
-from tintray.jobs.engine.fit_checkpoints import MARK
 from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
@@ -31,6 +30,9 @@ from tintray.tinting.partition import default_tint_lr
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
+
+MARK = "checkpoint"
+"""Name of the tensor that makes the blobs of a checkpoint its own: no other job shares them."""
 
 
 class Worker:

@@ -240,7 +240,7 @@ def _coefficients(growth: Growth, before: Sequence[Attempt]) -> Attempt:
             start,
             tints,
             scores,
-            {name: coordinator.kept(name) for name in names},
+            coordinator.selected_fractions(names),
             peak,
         ),
     )
@@ -328,7 +328,7 @@ def _joint(growth: Growth, before: Sequence[Attempt]) -> Attempt:
             coefficients.values.clone(),
             tints,
             scores,
-            {name: coordinator.kept(name) for name in names},
+            coordinator.selected_fractions(names),
             max(peak, _dismissed(workers)),
         ),
     )

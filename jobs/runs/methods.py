@@ -168,7 +168,7 @@ class PreparedJob:
         found = job_recipe(self.spec)
         if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
             statistics = self.statistics(found)
-            self.workers.assignment.shards.direct(found, statistics)
+            self.workers.assignment.shards.load_directions(found, statistics)
 
     def merged(
         self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None

@@ -189,7 +189,7 @@ class FitPlan(JobPlan):
             initial=fitted.initial,
             tints=workers.tints(),
             scores={score.task: score for score in scores},
-            selected_fraction={name: coordinator.kept(name) for name in fitted.job.facts},
+            selected_fraction=coordinator.selected_fractions(fitted.job.facts),
             peak_memory=workers.peak_memory(),
             rounds=coordinator.rounds,
         )

@@ -150,7 +150,7 @@ def test_rounds_are_told_one_by_one(tmp_path: Path) -> None:
     fit = Fit(tmp_path).run(3)
     assert [(event.round, event.rounds) for event in fit.rounds] == [(1, 3), (2, 3), (3, 3)]
     assert all(event.agreement == dict.fromkeys(TASKS, 0.5) for event in fit.rounds)
-    assert [fit.coordinator.kept(task) for task in TASKS] == [0.25] * 4
+    assert fit.coordinator.selected_fractions(TASKS) == dict.fromkeys(TASKS, 0.25)
     seconds = [event.seconds for event in fit.rounds]
     assert seconds == sorted(seconds)
     assert fit.worker.rates == [0.0, 0.0, 0.1, 0.1, 0.2, 0.2]

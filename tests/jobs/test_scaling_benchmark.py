@@ -19,7 +19,7 @@ def test_its_members_run_a_round() -> None:
     worker = MadeWorker(SHAPE, {0: ["one", "two"]})
     worker.begin([slice(0, layout.numel)])
     theta = shard.merge(torch.full((2, len(layout.slots)), 0.01).numpy())
-    gradient, metrics = worker.step(0, 0, 1e-3, None, theta)
+    (gradient,), metrics = worker.step(0, 0, 1e-3, None, theta)
     assert shard.project(0.0, gradient).shape == (2, len(layout.slots))
     assert set(metrics) == {"one", "two"}
     assert worker.bare() == 2 * BATCH
