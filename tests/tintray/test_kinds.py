@@ -112,6 +112,14 @@ def test_values_are_compared_as_the_job_says(distance: Any) -> None:
     assert torch.equal(found.losses, value_loss(merged, expert, distance))
 
 
+def test_pixels_are_classes_in_the_second_dimension() -> None:
+    merged, expert = torch.randn(2, 2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    settings = (ConfidenceFilter("none"), LossConfig("hard"))
+    found = find_kind("segmentation").compare(merged, expert, None, *settings)
+    expected = torch.nn.functional.cross_entropy(merged, expert.argmax(1), reduction="none")
+    assert torch.allclose(found.losses, expected.mean((1, 2)))
+
+
 def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
     """The merge contradicts its expert on the first, more surely; on the second, less surely."""
     merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])

@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import CLIPImageProcessor, ViTImageProcessor
 
+from tests.tiny_models import WORDS, tokenizer
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.checkpoints.processors import load_processor
 from tintray.data.reading import Examples
-from tintray.errors import CheckpointError
+from tintray.data.source import DataSource
+from tintray.errors import CheckpointError, DataError
+from tintray.limits import Limits
 from tintray.models.loading import load_expert
+from tintray.pools.overlap import shared
+from tintray.pools.pool import Pool
 from tintray.pools.preparing import build_pool
 from tintray.tinting.self_labels import predict, self_labels
 
@@ -37,6 +44,13 @@ def raw(images: Any) -> Examples:
 
 def images(*shape: int) -> Any:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def built(zoo: TinyZoo, task: str) -> tuple[Any, Pool]:
+    """An expert and its pool."""
+    folder = open_model_folder(zoo.folder / task)
+    data = raw(zoo.arrays(task)["x_train"])
+    return load_expert(folder), build_pool(data, load_processor(folder, task))
 
 
 @pytest.mark.parametrize("options", [{}, *UNUSUAL])
@@ -85,23 +99,20 @@ def test_an_expert_without_a_processor_is_refused(tiny: TinyZoo, tmp_path: Path)
 
 def test_predictions_are_the_models_own_in_order(tiny: TinyZoo) -> None:
     """Whatever the batches in which a pool passes the model."""
-    checkpoint = open_model_folder(tiny.folder / "three")
-    expert = load_expert(checkpoint)
-    data = tiny.arrays("three")["x_train"]
-    pool = build_pool(raw(data), load_processor(checkpoint, "three"))
+    expert, pool = built(tiny, "three")
     assert len(pool) % 32 != 0
     with torch.inference_mode():
         expected = torch.cat([expert(**pool.batch(torch.tensor([n]))).logits for n in range(40)])
     assert torch.allclose(predict(expert, pool), expected, atol=1e-5)
+    few = pool[torch.tensor([7, 3])]
+    assert list(few.rows) == [7, 3] and few.digest == pool.digest
+    assert torch.equal(few.inputs["pixel_values"][1:], pool[3:4].inputs["pixel_values"])
 
 
 def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
-    checkpoint = open_model_folder(tiny.folder / "three")
-    expert = load_expert(checkpoint)
+    expert, pool = built(tiny, "three")
     with torch.no_grad():
         expert.classifier.bias[1] = torch.inf
-    data = tiny.arrays("three")["x_train"]
-    pool = build_pool(raw(data), load_processor(checkpoint, "three"))
     with pytest.raises(CheckpointError, match=r"tasks\.x\.expert gives NaN .* on 40 of 40 pool"):
         self_labels(expert, pool, "tasks.x.expert")
 
@@ -112,3 +123,67 @@ def test_a_model_of_one_channel_gets_gray_images() -> None:
     pool = build_pool(raw(data), processor)
     expected = (torch.from_numpy(data).float() / 255 - 0.3) / 0.2
     assert torch.allclose(pool.batch(slice(0, 4))["pixel_values"][:, 0], expected, atol=1e-5)
+
+
+# -- budgets, and what a test set shares with a pool -----------------------------------------------
+
+SOURCE = DataSource("d.npz", limits=Limits(max_pool_bytes=100_000, max_image_pixels=50_000))
+
+
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def pool_of(values: Any, processor: Any, **options: Any) -> Pool:
+    kind = "text" if isinstance(values[0], str) else "image"
+    return build_pool(Examples({kind: values}, "d"), processor, role="tasks.x.pool", **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "processor", "words"),
+    [
+        (images(20, 4, 4, 3), ViTImageProcessor(size=square(50)), "20 images takes"),
+        (images(1, 4, 4, 3), ViTImageProcessor(size=square(9999)), "size 9999"),
+        (images(1, 1, 500, 3), CLIPImageProcessor(size={"shortest_edge": 40}), "500.0 times"),
+        (images(1, 4, 4, 3), CLIPImageProcessor(size=square(9), crop_size=square(999)), "crop_"),
+        ([images(4, 4, 3), images(1, 900, 3)], CLIPImageProcessor(), "900.0 times"),
+    ],
+)  # fmt: skip
+def test_images_that_grow_beyond_the_budget_are_refused_before_they_do(
+    values: Any, processor: Any, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        pool_of(values, processor, source=SOURCE)
+
+
+def test_texts_of_which_one_is_long_are_refused_before_they_are_padded() -> None:
+    texts = ["w1 w2"] * 200 + ["w1 " * 500]
+    with pytest.raises(DataError, match="201 texts of up to 50"):
+        pool_of(texts, tokenizer(model_max_length=600), source=SOURCE)
+    assert len(pool_of(texts[:200], tokenizer(model_max_length=600), source=SOURCE)) == 200
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12),
+       st.lists(st.integers(0, 6), min_size=1, max_size=12), st.booleans())  # fmt: skip
+def test_shared_examples_are_counted_by_content(
+    mine: list[int], theirs: list[int], text: bool
+) -> None:
+    """Whatever their order, their number, and the padding that the longest of a pool asks for."""
+    if text:
+        known: Any = [" ".join(WORDS[: n + 1]) for n in range(7)]
+        made = [pool_of([known[n] for n in rows], TOKENIZER) for rows in (mine, theirs)]
+    else:
+        known = images(7, 4, 4, 3)
+        made = [pool_of(known[rows], PROCESSOR) for rows in (mine, theirs)]
+    assert shared(*made) == sum(n in mine for n in theirs)
+
+
+TOKENIZER, PROCESSOR = tokenizer(), ViTImageProcessor(size={"height": 4, "width": 4})
+
+
+def test_what_a_decoder_is_to_write_does_not_count() -> None:
+    inputs = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 1]])}
+    pool = Pool(inputs, None, None, "")
+    test = Pool({**inputs, "decoder_input_ids": torch.tensor([[7]])}, None, None, "")
+    assert shared(pool, test) == 1

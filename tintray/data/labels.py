@@ -37,13 +37,7 @@ def class_names(source: DataSource, role: str) -> list[str] | None:
 
 
 def check_class_names(source: DataSource, width: int, role: str) -> None:
-    """Refuse data that name other classes, in number, than the expert's head answers.
-
-    Raises
-    ------
-    DataError
-        Naming both numbers.
-    """
+    """Raise DataError for data that name another number of classes than the head answers."""
     names = class_names(source, role)
     if names is not None and len(names) != width:
         raise DataError(
@@ -82,7 +76,7 @@ def open_labels(
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of N examples as a file holds them.
+    """The labels of N examples as a file holds them; DataError is raised for what does not fit.
 
     Attributes
     ----------
@@ -101,13 +95,7 @@ class LabelColumn:
     class_names: list[str] | None
 
     def classes(self) -> Tensor:
-        """One class for each example, int64 [N].
-
-        Raises
-        ------
-        DataError
-            One is no class of the expert's head.
-        """
+        """One class for each example, int64 [N]."""
         if isinstance(self.values, np.ndarray):
             array = self.values
             if array.ndim != 1 or array.dtype.kind not in "iuU":
@@ -119,13 +107,7 @@ class LabelColumn:
         return torch.tensor([self.index(value) for value in values], dtype=torch.int64)
 
     def tags(self) -> list[Tensor]:
-        """A list of classes for each example, int64 [words].
-
-        Raises
-        ------
-        DataError
-            One is no list, or has what is no class of the expert's head.
-        """
+        """A list of classes for each example, int64 [words]."""
         for row in self.values:
             if not isinstance(row, list | tuple | np.ndarray):
                 raise DataError(f"{self.where} holds {row!r:.40}; expected a list of tags")
@@ -134,13 +116,7 @@ class LabelColumn:
         return [torch.tensor(row, dtype=torch.int64) for row in numbers]
 
     def index(self, value: Any) -> int:
-        """A class, given by number or by name.
-
-        Raises
-        ------
-        DataError
-            It is none of the expert's head.
-        """
+        """A class, given by number or by name."""
         if isinstance(value, str) and self.answers.names:
             found = self.answers.names.get(value)
             if found is None and not _NUMBER.fullmatch(value):
@@ -170,13 +146,7 @@ class LabelColumn:
     def array(
         self, shape: str, values: Any = None, *, kinds: str = "iufb", ndim: Sequence[int]
     ) -> NDArray[Any]:
-        """The values as one array; ``shape`` is how messages call what is expected.
-
-        Raises
-        ------
-        DataError
-            Their shapes differ, or the array has another number of dimensions or another type.
-        """
+        """The values as one array; ``shape`` is how messages call what is expected."""
         values = self.values if values is None else values
         try:
             found = np.stack([np.asarray(self._pixels(value)) for value in values])
