@@ -155,7 +155,7 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
 
     from tintray.checkpoints.tensors import read_tensors
     from tintray.published.files import BACKBONE, tint_file
-    from tintray.storage.artifacts.publish import merge_file, read_manifest
+    from tintray.storage.artifacts.publish import file_ref, read_manifest
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}
     tasks = [f"task{number}" for number in range(TINTS)]
@@ -169,7 +169,9 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     with environment({"AWS_ENDPOINT_URL": relay.endpoint, "XDG_CACHE_HOME": str(folder / "own")}):
         away, ref = parse_merge_url(url)
         manifest = read_manifest(away, ref)
-        loaded = read_tensors(merge_file(away, manifest, tint_file("task3"), folder / "own"))
+        loaded = read_tensors(
+            fetch_blob(away, file_ref(manifest, tint_file("task3")), folder / "own")
+        )
     assert np.allclose(loaded["classifier.weight"].numpy(), tint["classifier.weight"] + 3)
     relay.close()
     print(f"one tint        {relay.count:,} bytes on the wire of a merge of {total:,}")

@@ -16,7 +16,6 @@ from tintray.storage.artifacts.blobs import (
     BlobRef,
     blob_key,
     check_sha256,
-    fetch_blob,
     freshen,
     hash_bytes,
     hash_stored,
@@ -232,17 +231,6 @@ def _size(found: object) -> int:
 def manifest_digest(store: ArtifactStore, ref: MergeRef) -> str:
     """The sha256 of the manifest's file as it lies in the store."""
     return hash_bytes(store.get(ref.manifest_key)).sha256
-
-
-def merge_file(
-    store: ArtifactStore, manifest: Mapping[str, Any], relname: str, cache_dir: Path
-) -> Path:
-    """A local, verified file of a merge, such as ``tints/mnist.safetensors``; not to be written.
-
-    Only this file is read or downloaded (into ``cache_dir``, and only if the store is remote).
-    """
-    ref = file_ref(manifest, relname)
-    return fetch_blob(store, ref, cache_dir)
 
 
 def file_ref(manifest: Mapping[str, Any], relname: str) -> BlobRef:

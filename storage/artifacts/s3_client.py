@@ -34,22 +34,38 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MISSING = {"NoSuchKey", "404", "NotFound"}
-_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "InvalidSecurity",
-    "AuthorizationQueryParametersError",
-}
-_RIGHTS = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
-_FULL = {"QuotaExceeded", "InsufficientStorage", "507", "XMinioStorageFull", "EntityTooLarge"}
-_REGION = {
-    "PermanentRedirect",
-    "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-    "301",
-}
+_REFUSALS: tuple[tuple[set[str], str], ...] = (
+    (
+        {"NoSuchBucket"},
+        "cannot be used: there is no bucket '{bucket}'; create it, or correct the store's URL or "
+        "AWS_ENDPOINT_URL",
+    ),
+    (
+        {
+            *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
+            *("InvalidSecurity", "AuthorizationQueryParametersError"),
+        },
+        "refused the credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+        "AWS_PROFILE",
+    ),
+    (
+        {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"},
+        "refused {action} ({code}); check the credentials (AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their rights on bucket '{bucket}'",
+    ),
+    (
+        {"QuotaExceeded", "InsufficientStorage", "507", "XMinioStorageFull", "EntityTooLarge"},
+        "is full: {action} was refused ({code}); free some space or name another",
+    ),
+    (
+        {
+            *("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
+            "IllegalLocationConstraintException",
+        },
+        "is in another region ({code}); correct AWS_REGION",
+    ),
+)
+"""What a server's refusals mean and what to do, by their codes."""
 
 
 @dataclass(frozen=True)
@@ -154,27 +170,10 @@ def error_code(error: ClientError) -> str:
 
 def _refusal(place: S3Url, endpoint: str, action: str, error: ClientError) -> str:
     """The server answered, and the answer was no."""
-    code = error_code(error)
-    where = _where(place, endpoint)
-    if code == "NoSuchBucket":
-        return (
-            f"{where} cannot be used: there is no bucket '{place.bucket}'; create it, or correct "
-            "the store's URL or AWS_ENDPOINT_URL"
-        )
-    if code in _CREDENTIALS:
-        return (
-            f"{where} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_PROFILE"
-        )
-    if code in _RIGHTS:
-        return (
-            f"{where} refused {action} ({code}); check the credentials (AWS_ACCESS_KEY_ID, "
-            f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their rights on bucket '{place.bucket}'"
-        )
-    if code in _FULL:
-        return f"{where} is full: {action} was refused ({code}); free some space or name another"
-    if code in _REGION:
-        return f"{where} is in another region ({code}); correct AWS_REGION"
+    code, where = error_code(error), _where(place, endpoint)
+    for codes, meaning in _REFUSALS:
+        if code in codes:
+            return f"{where} {meaning.format(action=action, code=code, bucket=place.bucket)}"
     message = redact(str(error.response.get("Error", {}).get("Message", ""))).rstrip(". ")
     return f"{where} failed: {action}: {code} {message}".rstrip() + "; see the server's log"
 

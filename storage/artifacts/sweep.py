@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tintray.storage.artifacts.blobs import is_blob
 from tintray.storage.artifacts.protocol import Entry
 from tintray.storage.artifacts.publish import MANIFEST
 
@@ -45,8 +46,7 @@ class Garbage:
     @property
     def sha256(self) -> str | None:
         """The blob that this is, if it is one."""
-        found = _BLOB.fullmatch(self.key)
-        return found[2] if found and not found[3] else None
+        return is_blob(self.key)
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,6 @@ class Sweep:
     kept_bytes: int
     young: int  # of those kept: what nobody needs, and only its age protects
     young_bytes: int
-
-
-@dataclass
-class _Blob:
-    """A blob with what goes with it: cache records that name it, the block hashes of 0.1.0."""
-
-    entry: Entry | None = None
-    records: list[Entry] = field(default_factory=list)
-
-    @property
-    def modified(self) -> float:
-        parts = self.records if self.entry is None else [self.entry, *self.records]
-        return max(part.modified for part in parts)
 
 
 def is_ours(key: str) -> bool:
@@ -98,11 +85,10 @@ def plan_sweep(inventory: Inventory, needed: AbstractSet[str], before: float) ->
     marked = set(needed)
     for text in inventory.manifests.values():
         marked |= named_hashes(text)
-    unneeded = [
-        *_loose(inventory),
-        *(item for sha256, blob in _blobs(inventory).items() if sha256 not in marked
-          for item in _parts(blob)),
-    ]  # fmt: skip
+    unneeded = list(_loose(inventory))
+    for sha256, entries in _by_blob(inventory).items():
+        if sha256 not in marked:
+            unneeded += _of_blob(entries)
     garbage = tuple(item for item in unneeded if item.modified < before)
     young = [item for item in unneeded if item.modified >= before]
     total = sum(entry.size for entry in inventory.entries)
@@ -117,28 +103,25 @@ def plan_sweep(inventory: Inventory, needed: AbstractSet[str], before: float) ->
     )
 
 
-def _blobs(inventory: Inventory) -> dict[str, _Blob]:
-    blobs: dict[str, _Blob] = {}
+def _by_blob(inventory: Inventory) -> dict[str, list[Entry]]:
+    """Each blob with what goes with it: cache records that name it, the block hashes of 0.1.0."""
+    found: dict[str, list[Entry]] = {}
     for entry in inventory.entries:
-        if found := _BLOB.fullmatch(entry.key):
-            blob = blobs.setdefault(found[2], _Blob())
-            if found[3]:
-                blob.records.append(entry)
-            else:
-                blob.entry = entry
-        elif (sha256 := inventory.records.get(entry.key)) is not None:
-            blobs.setdefault(sha256, _Blob()).records.append(entry)
-    return blobs
+        blob = _BLOB.fullmatch(entry.key)
+        sha256 = blob[2] if blob else inventory.records.get(entry.key)
+        if sha256 is not None:
+            found.setdefault(sha256, []).append(entry)
+    return found
 
 
-def _parts(blob: _Blob) -> Iterable[Garbage]:
-    """A blob and what belongs to it; none of it is older than the youngest part."""
-    why = "its blob is gone" if blob.entry is None else "needed by no merge, job or pin"
-    for entry in blob.records:
+def _of_blob(entries: list[Entry]) -> Iterable[Garbage]:
+    """A blob after what goes with it; none of it is older than the youngest of them."""
+    there = any(is_blob(entry.key) for entry in entries)
+    why = "needed by no merge, job or pin" if there else "its blob is gone"
+    youngest = max(entry.modified for entry in entries)
+    for entry in sorted(entries, key=lambda entry: is_blob(entry.key) is not None):
         what = "a cached result, " if entry.key.startswith("cache/") else ""
-        yield Garbage(entry.key, entry.size, blob.modified, what + why)
-    if blob.entry is not None:
-        yield Garbage(blob.entry.key, blob.entry.size, blob.modified, why)
+        yield Garbage(entry.key, entry.size, youngest, what + why)
 
 
 def _loose(inventory: Inventory) -> Iterable[Garbage]:

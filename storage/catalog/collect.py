@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -93,13 +94,8 @@ def collect(
     spared = len(planned.garbage) - len(deleted)
     freed = sum(item.size for item in deleted)
     total = planned.kept_bytes + sum(item.size for item in planned.garbage)
-    return Sweep(
-        tuple(deleted),
-        planned.kept + spared,
-        total - freed,
-        planned.young,
-        planned.young_bytes,
-    )
+    kept = {"kept": planned.kept + spared, "kept_bytes": total - freed}
+    return replace(planned, garbage=tuple(deleted), **kept)
 
 
 def _still_garbage(store: ArtifactStore, catalog: Catalog, item: Garbage) -> bool:

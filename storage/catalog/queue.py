@@ -87,33 +87,18 @@ class Queue(Repository):
         """Where a job stands that waits for its cluster; None if it does not wait."""
         if job.state is not JobState.QUEUED or job.cluster is None or job.owner is not None:
             return None
+        before = sa.or_(
+            Job.priority > job.priority,
+            sa.and_(Job.priority == job.priority, Job.created_at < job.created_at),
+        )
         with self._read() as session:
-            now = database_time(session)
-            before = sa.or_(
-                Job.priority > job.priority,
-                sa.and_(Job.priority == job.priority, Job.created_at < job.created_at),
-            )
-            ahead = sa.select(sa.func.count()).select_from(
-                _waiting(job.cluster, now).where(before).subquery()
-            )
-            return QueuePosition(
-                _running(session, job.cluster, now),
-                session.scalar(_limit(job.cluster)) or MAX_JOBS,
-                session.scalar(ahead) or 0,
-            )
+            return _position(session, job.cluster, before)
 
     def clusters(self) -> dict[str, QueuePosition]:
         """By address: how many jobs run, how many may, how many wait."""
         with self._read() as session:
-            now = database_time(session)
-            return {
-                cluster.address: QueuePosition(
-                    _running(session, cluster.address, now),
-                    cluster.max_jobs,
-                    len(session.scalars(_waiting(cluster.address, now)).all()),
-                )
-                for cluster in session.scalars(sa.select(Cluster).order_by(Cluster.address))
-            }
+            known = session.scalars(sa.select(Cluster.address).order_by(Cluster.address)).all()
+            return {address: _position(session, address, sa.true()) for address in known}
 
     # Entering
 
@@ -143,7 +128,11 @@ class Queue(Repository):
         """
         with self._write() as session:
             lease, job, now = _locked(session, job_id)
-            _refuse_held(lease, now)
+            if _held(lease, now):
+                raise LeaseHeldError(
+                    f"job {job_id} is being worked on by {lease.owner}; "
+                    f"`tintray watch {job_id}` follows it"
+                )
             waits = job.state is JobState.QUEUED and job.cluster is not None
             if waits or job.state is JobState.SUCCEEDED:
                 raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
@@ -244,14 +233,6 @@ def _revoke(lease: Lease) -> None:
     lease.owner, lease.expires_at, lease.token = None, None, lease.token + 1
 
 
-def _refuse_held(lease: Lease, now: datetime) -> None:
-    if _held(lease, now):
-        raise LeaseHeldError(
-            f"job {lease.job_id} is being worked on by {lease.owner}; "
-            f"`tintray watch {lease.job_id}` follows it"
-        )
-
-
 def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
     """A job and its lease, held until the transaction ends; the lease first, as everywhere."""
     lease = session.scalar(sa.select(Lease).where(Lease.job_id == job_id).with_for_update())
@@ -294,8 +275,15 @@ def _waiting(cluster: str, now: datetime) -> sa.Select[Job]:
     )
 
 
-def _limit(cluster: str) -> sa.Select[int]:
-    return sa.select(Cluster.max_jobs).where(Cluster.address == cluster)
+def _position(session: Session, cluster: str, ahead: sa.ColumnElement[bool]) -> QueuePosition:
+    now = database_time(session)
+    limit = sa.select(Cluster.max_jobs).where(Cluster.address == cluster)
+    waiting = _waiting(cluster, now).where(ahead).subquery()
+    return QueuePosition(
+        _running(session, cluster, now),
+        session.scalar(limit) or MAX_JOBS,
+        session.scalar(sa.select(sa.func.count()).select_from(waiting)) or 0,
+    )
 
 
 def _handovers(session: Session, job: Job) -> int:

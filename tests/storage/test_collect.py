@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tintray.errors import InputError, StorageError
-from tintray.storage.artifacts.blobs import blob_key, get_blob, put_blob
+from tintray.storage.artifacts.blobs import blob_key, fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.artifacts.publish import file_ref, list_merges, publish_merge, read_manifest
 from tintray.storage.artifacts.sweep import Garbage
 from tintray.storage.catalog import collect
 from tintray.storage.catalog.artifacts import KnownArtifact
@@ -64,7 +64,8 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
     assert url
     manifest = read_manifest(store, list_merges(store)[0])
     for name, content in files.items():
-        assert merge_file(store, manifest, name, tmp_path / "cache").read_bytes() == content
+        found = fetch_blob(store, file_ref(manifest, name), tmp_path / "cache")
+        assert found.read_bytes() == content
     assert collect.collect(store, known, SOON).garbage == ()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tintray.errors import StorageError
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
-from tintray.storage.artifacts.publish import list_merges, merge_file, publish_merge, read_manifest
+from tintray.storage.artifacts.publish import file_ref, list_merges, publish_merge, read_manifest
 from tintray.storage.artifacts.s3 import S3Store
 from tintray.storage.artifacts.s3_client import S3Options
 from tintray.storage.artifacts.store import open_store
@@ -152,6 +152,6 @@ def test_every_operation_succeeds_or_fails_cleanly(
     published = [read_manifest(sound, ref) for ref in list_merges(sound)]
     assert len({manifest["number"] for manifest in published}) == len(published) >= done
     for manifest in published:
-        tint = merge_file(sound, manifest, "tint", tmp_path / "check").read_bytes()
+        tint = fetch_blob(sound, file_ref(manifest, "tint"), tmp_path / "check").read_bytes()
         assert tint == f"tint {manifest['number']}".encode()
-        merge_file(sound, manifest, "backbone", tmp_path / "check")
+        fetch_blob(sound, file_ref(manifest, "backbone"), tmp_path / "check")

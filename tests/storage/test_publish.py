@@ -11,13 +11,13 @@ import pytest
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError, StorageError
 from tintray.storage.artifacts import blobs
-from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, fetch_blob, put_blob
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
+    file_ref,
     list_merges,
-    merge_file,
     next_version,
     parse_merge_url,
     publish_merge,
@@ -45,7 +45,8 @@ def test_a_published_merge_is_listed_and_read_back(
     assert (manifest["tasks"], manifest["name"], manifest["version"]) == (["mnist"], "ten", 1)
     assert sorted(manifest["files"]) == sorted(FILES)
     for name, content in FILES.items():
-        assert merge_file(store, manifest, name, tmp_path / "cache").read_bytes() == content
+        found = fetch_blob(store, file_ref(manifest, name), tmp_path / "cache")
+        assert found.read_bytes() == content
 
 
 @pytest.mark.parametrize("wrong", ["", "ten/v1", "/store/merges/ten", "/store/merges/ten/v0"])
@@ -107,7 +108,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(store: FolderStore, tmp_path:
         read_manifest(store, MergeRef("ten-script", 1))
     manifest = read_manifest(store, MergeRef("ten-scripts", 1))
     with pytest.raises(NotFoundError, match=r"did you mean 'tints/mnist.safetensors'\?"):
-        merge_file(store, manifest, "tints/mnits.safetensors", tmp_path)
+        fetch_blob(store, file_ref(manifest, "tints/mnits.safetensors"), tmp_path)
 
 
 def test_altered_files_and_manifests_are_named(store: FolderStore, tmp_path: Path) -> None:
@@ -116,8 +117,8 @@ def test_altered_files_and_manifests_are_named(store: FolderStore, tmp_path: Pat
     key = blob_key(manifest["files"]["backbone.safetensors"]["sha256"])
     store.put(key, b"backbonE", overwrite=True)
     with pytest.raises(IntegrityError, match=key):
-        merge_file(store, manifest, "backbone.safetensors", tmp_path)
-    assert merge_file(store, manifest, "tints/mnist.safetensors", tmp_path).exists()
+        fetch_blob(store, file_ref(manifest, "backbone.safetensors"), tmp_path)
+    assert fetch_blob(store, file_ref(manifest, "tints/mnist.safetensors"), tmp_path).exists()
     store.put(MANIFEST, store.get(MANIFEST).replace(b"mnist", b"mnisT", 1), overwrite=True)
     with pytest.raises(IntegrityError, match=r"merges/ten/v1/manifest\.json"):
         read_manifest(store, FIRST)
@@ -169,7 +170,7 @@ def test_what_a_published_manifest_names_can_be_read_though_the_store_had_it_rot
         return
     publish_merge(store, "after", files, {})
     manifest = read_manifest(store, MergeRef("after", 1))
-    found = merge_file(store, manifest, "backbone.safetensors", tmp_path / "c")
+    found = fetch_blob(store, file_ref(manifest, "backbone.safetensors"), tmp_path / "c")
     assert found.read_bytes() == data
 
 
