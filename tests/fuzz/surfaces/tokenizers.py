@@ -1,8 +1,14 @@
-"""What prepares inputs: tokenizers of texts, processors of images."""
+"""What prepares inputs: tokenizers of texts, processors of images.
+
+A tokenizer that its file does not bound runs in a process of its own, and so it does here. But that
+process is a copy of this one, which spares it a second of imports for each input.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -10,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz import raw, trees
+from tests.fuzz import guard, raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.surfaces.reading import fit_job
@@ -129,12 +135,47 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     return changed
 
 
+_SECONDS = 2
+
+
+def _copied(order: bytes, limits: Any) -> tuple[int, bytes, str]:
+    """As ``tokens._apart``: exit code, answer and last words of a process that encodes."""
+    from tintray.pools import encoding
+
+    places = [Path(name) for name in ("order", "answer", "said")]
+    places[0].write_bytes(order)
+    with guard.own_process():
+        child = os.fork()
+        if child == 0:
+            try:
+                for descriptor, place in enumerate(places):
+                    mode = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
+                    os.dup2(os.open(place, mode), descriptor)
+                sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
+                sys.argv[1:] = [str(_SECONDS), str(limits.max_pool_bytes)]
+                encoding._main()
+                sys.stdout.flush()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = places[2].read_text("utf-8", "replace")[-500:].strip().splitlines()
+    return code, places[1].read_bytes(), f": {said[-1].strip()}" if said else ""
+
+
+def _use_copies() -> None:
+    from tintray.pools import tokens
+
+    tokens._apart = _copied
+
+
 def _is_text(bench: Bench) -> bool:
     return (bench.folder / "tokenizer.json").exists()
 
 
 def _prepared(bench: Bench) -> None:
     """Opened, and used on a few examples."""
+    _use_copies()
     from tintray.checkpoints.processors import processor_in
     from tintray.data.reading import Examples
     from tintray.pools.preparing import build_pool
@@ -154,6 +195,7 @@ def _prepared(bench: Bench) -> None:
 
 
 def _words(bench: Bench) -> None:
+    _use_copies()
     from tintray.checkpoints.processors import processor_in
     from tintray.data.reading import Examples
     from tintray.pools.preparing import build_pool
@@ -167,6 +209,7 @@ def _words(bench: Bench) -> None:
 
 
 def _validated(bench: Bench) -> None:
+    _use_copies()
     text = _is_text(bench)
     zoo = bench.fixtures / ("text" if text else "zoo")
     expert = zoo / ("expert" if text else "three")
