@@ -76,6 +76,42 @@ def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def encoded(words: Sequence[Sequence[str]], made: Any = None) -> dict[str, torch.Tensor]:
+    """Rows of words as a padded batch."""
+    texts = [" ".join(row) for row in words]
+    return dict((made or tokenizer())(texts, padding=True, return_tensors="pt"))
+
+
+def labelled_texts(
+    folder: Path,
+    rules: Mapping[str, tuple[int, Callable[[list[str]], Any]]],
+    made: Any = None,
+    *,
+    longest: Callable[[int], int] = lambda task: 6,
+    spelt: Callable[[str], str] = lambda word: word,
+) -> dict[str, tuple[int, dict[str, torch.Tensor]]]:
+    """Texts for each task, to be trained on and tested with: its labels, and its training batch.
+
+    A rule is how many labels there are, and which one a text has. Texts of different tasks may
+    differ in length, so that a fused batch has to be padded.
+    """
+    tasks: dict[str, Any] = {}
+    for seed, (name, (width, rule)) in enumerate(rules.items()):
+        for split in ("test", "train"):
+            words = sentences(48, 10 * seed + len(split), longest(seed))
+            words = [[spelt(word) for word in row] for row in words]
+            labels = [rule(row) for row in words]
+            rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
+            save_rows(folder / f"{name}_{split}.jsonl", rows)
+        tasks[name] = (width, encoded(words, made) | {"labels": torch.tensor(labels)})
+    return tasks
+
+
+def number(row: Sequence[str]) -> int:
+    """That of a text's first word."""
+    return int(row[0][1:])
+
+
 def train(model: Any, batch: Callable[[int], Mapping[str, Any]], steps: int, lr: float) -> None:
     """Fine-tune on ``batch(step)``, whose ``labels`` the model turns into its own loss."""
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)

@@ -25,29 +25,17 @@ BERT = {
 }
 
 
-def encoded(words: list[list[str]], tokenizer: Any = None) -> dict[str, torch.Tensor]:
-    texts = [" ".join(row) for row in words]
-    return dict((tokenizer or tiny.tokenizer())(texts, padding=True, return_tensors="pt"))
-
-
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks about the same words: the first one's remainder by three, and its half."""
     from transformers import BertConfig, BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("bert")
-    rules = {"thirds": lambda n: n % 3, "halves": lambda n: int(n >= 20)}
-    tasks: dict[str, Any] = {}
-    for seed, (name, rule) in enumerate(rules.items()):
-        for split, count in (("train", 48), ("test", 40)):
-            # the tasks' texts differ in length, so that a fused batch has to be padded
-            words = tiny.sentences(count, 10 * seed + len(split), longest=6 + 6 * seed)
-            labels = [rule(int(row[0][1:])) for row in words]
-            rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
-            tiny.save_rows(folder / f"{name}_{split}.jsonl", rows)
-            if split == "train":
-                batch = encoded(words) | {"labels": torch.tensor(labels)}
-                tasks[name] = (3 - seed, batch)
+    rules: Any = {
+        "thirds": (3, lambda row: tiny.number(row) % 3),
+        "halves": (2, lambda row: int(tiny.number(row) >= 20)),
+    }
+    tasks = tiny.labelled_texts(folder, rules, longest=lambda task: 6 + 6 * task)
     tiny.experts(
         folder,
         lambda labels: BertForSequenceClassification(BertConfig(**BERT, num_labels=labels)),
@@ -70,7 +58,7 @@ def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -
     assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6
     assert [task.metric for task in summary.tasks] == ["accuracy", "accuracy"]
     merge = tintray.load(summary.url)
-    batch = encoded(tiny.sentences(5, 99))
+    batch = tiny.encoded(tiny.sentences(5, 99))
     tiny.check_export(merge, "thirds", tmp_path, batch)
     card = (tmp_path / "exported-thirds" / "README.md").read_text()
     assert "| thirds | classification | accuracy |" in card
@@ -118,7 +106,7 @@ def test_token_classification(tmp_path: Path) -> None:
             rows = [{"tokens": w, "tags": y} for w, y in zip(words, labels, strict=True)]
             tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
             if split == "train":
-                batch = encoded(words)
+                batch = tiny.encoded(words)
                 target = torch.full_like(batch["input_ids"], -100)
                 for row, tags in enumerate(labels):
                     target[row, 1 : 1 + len(tags)] = torch.tensor(tags)
@@ -137,7 +125,9 @@ def test_token_classification(tmp_path: Path) -> None:
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
     assert all((task.calibration or {})["merged"]["ece"] < 0.5 for task in summary.tasks)
-    tiny.check_export(tintray.load(summary.url), "halves", tmp_path, encoded(tiny.sentences(4, 7)))
+    tiny.check_export(
+        tintray.load(summary.url), "halves", tmp_path, tiny.encoded(tiny.sentences(4, 7))
+    )
 
 
 def byte_level_bert() -> Any:
@@ -162,25 +152,19 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
     """Its positions begin behind the number of padding, which a fused batch has to use."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    def number(row: list[str]) -> int:
-        return int(row[0][1:]) % 16
-
-    rules: dict[str, tuple[str, int, Any]] = {
-        "thirds": ("classification", 3, lambda row: number(row) % 3),
-        "parts": ("multi_label", 2, lambda row: [float(number(row) >= 8), float(number(row) % 2)]),
-        "size": ("regression", 1, lambda row: number(row) / 4 - 2),
+    rules: Any = {
+        "thirds": (3, lambda row: tiny.number(row) % 3),
+        "parts": (2, lambda row: [float(tiny.number(row) >= 8), float(tiny.number(row) % 2)]),
+        "size": (1, lambda row: tiny.number(row) / 4 - 2),
     }
     made = byte_level_bert()
-    tasks: dict[str, Any] = {}
-    for seed, (name, (_, width, rule)) in enumerate(rules.items()):
-        for split in ("train", "test"):
-            words = tiny.sentences(48, 10 * seed + len(split), longest=5 + 2 * seed)
-            words = [[f"w{number([word])}" for word in row] for row in words]
-            labels = [rule(row) for row in words]
-            rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
-            tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
-            if split == "train":
-                tasks[name] = (width, encoded(words, made) | {"labels": torch.tensor(labels)})
+    tasks = tiny.labelled_texts(
+        tmp_path,
+        rules,
+        made,
+        longest=lambda task: 5 + 2 * task,
+        spelt=lambda word: f"w{tiny.number([word]) % 16}",
+    )
     sizes = {
         name: size for name, size in BERT.items() if name not in ("vocab_size", "pad_token_id")
     }
@@ -195,7 +179,7 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
         lr=1e-2,
         keep=lambda name: not name.startswith("classifier"),
     )
-    kinds = {name: kind for name, (kind, _, _) in rules.items()}
+    kinds = dict(zip(rules, ("classification", "multi_label", "regression"), strict=True))
     summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "roberta.encoder.layer.1"}))
     found = {task.name: task for task in summary.tasks}
     assert {name: task.metric for name, task in found.items()} == {
@@ -208,7 +192,7 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
     assert min(task.normalised for task in found.values()) > 0.6
     merge = tintray.load(summary.url)
     for name in rules:
-        tiny.check_export(merge, name, tmp_path, encoded(tiny.sentences(4, 7), made))
+        tiny.check_export(merge, name, tmp_path, tiny.encoded(tiny.sentences(4, 7), made))
 
 
 CHAT = (
@@ -319,7 +303,7 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
                 tmp_path / f"{name}_{split}.jsonl", [{"text": " ".join(row)} for row in words]
             )
             if split == "train":
-                batch = encoded(words, processor)
+                batch = tiny.encoded(words, processor)
                 labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
                 tasks[name] = (0, batch | {"labels": labels})
     tiny.experts(tmp_path, lambda _: causal(kind, tied), tasks, processor, steps=100, lr=1e-2)
@@ -339,7 +323,7 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
     if kind == "gpt2":  # merged with the embeddings, where a method learns no head
         rivals = api.compare(summary.url, store=spec.store, catalog=spec.catalog)
         assert rivals.averages["average"] < rivals.averages["merge"]
-    tiny.check_export(merge, "up", tmp_path, encoded(tiny.sentences(3, 5), processor))
+    tiny.check_export(merge, "up", tmp_path, tiny.encoded(tiny.sentences(3, 5), processor))
 
 
 def test_a_tied_head_is_no_site(tmp_path: Path) -> None:

@@ -80,8 +80,7 @@ def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, ModelFolder]:
 
 
 def inputs() -> dict[str, torch.Tensor]:
-    texts = [" ".join(row) for row in tiny.sentences(5, 3)]
-    return dict(tiny.tokenizer()(texts, padding=True, return_tensors="pt"))
+    return tiny.encoded(tiny.sentences(5, 3))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
@@ -177,9 +176,7 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
             rows = [{"text": " ".join(w), "label": y} for w, y in zip(words, labels, strict=True)]
             tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
             if split == "train":
-                texts = [row["text"] for row in rows]
-                batch = dict(tiny.tokenizer()(texts, padding=True, return_tensors="pt"))
-                batch["labels"] = torch.tensor(labels)
+                batch = tiny.encoded(words) | {"labels": torch.tensor(labels)}
                 tiny.train(model, lambda _, batch=batch: batch, 60, 1e-2)
         model.save_pretrained(tmp_path / name)
     spec = tiny.job(tmp_path, dict.fromkeys(rules, "classification"), fit={"rounds": 20})

@@ -74,19 +74,17 @@ def test_what_lies_before_the_site_runs_once_over_the_pool(tiny: TinyZoo) -> Non
     assert seen.count("vit.layernorm") == ROUNDS
 
 
-def test_activations_take_no_more_room_than_the_site_needs(tiny: TinyZoo) -> None:
+def test_kept_activations_are_what_the_site_needs_and_give_the_same_pool(tiny: TinyZoo) -> None:
     bench = tiny_workbench(tiny, TASKS, site="head")
     _, cached = shortened(bench, bench.vectors.merge(bench.uniform(0.3)))
     for pool in cached.values():
         assert {name: tuple(t.shape[1:]) for name, t in pool.inputs.items()} == {"prefix.0": (16,)}
-
-
-def test_kept_activations_give_the_same_pool(tiny: TinyZoo) -> None:
+    # The residual connection around ``mlp`` carries what the modules before it gave.
     bench = tiny_workbench(tiny, TASKS, site="vit.layers.1.mlp")
-    theta = bench.vectors.merge(bench.uniform(0.3))
-    model, cached = shortened(bench, theta)
-    layer = bench.layers()[0]
-    again = model.cached(bench.pools["two"], layer, activations=cached["two"].activations)
+    model, cached = shortened(bench, bench.vectors.merge(bench.uniform(0.3)))
+    activations = cached["two"].activations
+    assert len(activations) == 3  # the site's input, and both ends of the sum
+    again = model.cached(bench.pools["two"], bench.layers()[0], activations=activations)
     assert again.inputs.keys() == cached["two"].inputs.keys()
     assert all(torch.equal(again.inputs[n], t) for n, t in cached["two"].inputs.items())
 
@@ -105,13 +103,6 @@ def test_nothing_can_be_skipped_before_the_first_module(tiny: TinyZoo) -> None:
     bench = tiny_workbench(tiny, TASKS, site="vit.embeddings")
     with pytest.raises(NoPrefixError, match=r"nothing runs before vit\.embeddings"):
         shortened(bench, bench.vectors.merge(bench.uniform(0.3)))
-
-
-def test_a_site_that_the_rest_of_the_model_sees_past_keeps_what_it_sees(tiny: TinyZoo) -> None:
-    """The residual connection around ``mlp`` carries what the modules before it gave."""
-    bench = tiny_workbench(tiny, TASKS, site="vit.layers.1.mlp")
-    _, cached = shortened(bench, bench.vectors.merge(bench.uniform(0.3)))
-    assert len(cached["two"].activations) == 3  # the site's input, and both ends of the sum
 
 
 def test_the_key_names_all_that_activations_depend_on() -> None:

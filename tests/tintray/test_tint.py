@@ -26,21 +26,26 @@ def outputs(bench: Workbench, sizes: list[int], coefficient: float) -> list[torc
 SITES = ["head", "vit.layers.1", "vit.embeddings", "vit.layers.0.mlp.fc1", "norms", "*.attention"]
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_each_task_is_answered_as_by_a_model_of_its_own(tiny: TinyZoo, site: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "rank"), [*((site, None) for site in SITES), ("vit.layers.1", 3), ("*.mlp", 3)]
+)
+def test_each_task_is_answered_as_by_a_model_of_its_own(
+    tiny: TinyZoo, site: str, rank: int | None
+) -> None:
     """Batches of different sizes, heads of different widths, tints at several depths."""
-    bench = tiny_workbench(tiny, site=site)
+    bench = tiny_workbench(tiny, site=site, rank=rank)
     sizes = [5, 1, 7, 3]
     found = outputs(bench, sizes, 0.4)
     theta = bench.layout.views(bench.vectors.merge(bench.uniform(0.4)))
-    for (name, expert), logits, size in zip(bench.experts.items(), found, sizes, strict=True):
+    for layer, logits, size in zip(bench.layers(), found, sizes, strict=True):
+        batch = bench.pools[layer.task].batch(slice(0, size))
+        own = with_low_rank(theta, layer.tensors) if rank else theta
         with torch.inference_mode():
-            expected = torch.func.functional_call(
-                expert, theta, (), bench.pools[name].batch(slice(0, size))
-            ).logits
+            expected = torch.func.functional_call(bench.experts[layer.task], own, (), batch).logits
+        classes = CLASSES[layer.task]
         assert logits.shape == (size, max(CLASSES.values()))
-        assert torch.allclose(logits[:, : CLASSES[name]], expected, atol=1e-5), name
-        assert logits[:, CLASSES[name] :].count_nonzero() == 0
+        assert torch.allclose(logits[:, :classes], expected, atol=1e-5), layer.task
+        assert logits[:, classes:].count_nonzero() == 0
 
 
 def test_with_coefficients_of_zero_every_task_is_the_base_under_its_own_head(tiny: TinyZoo) -> None:
@@ -68,20 +73,6 @@ def test_a_site_whose_name_begins_another_one_is_not_it(tiny: TinyZoo) -> None:
     layer = TintLayer.of_expert("t", tensors, ("vit.layers.1",))
     assert layer.trained == ("vit.layers.1.w",)
     assert layer.count(("vit.layers.1",)) == 2
-
-
-@pytest.mark.parametrize("site", ["vit.layers.1", "*.mlp"])
-def test_a_low_rank_tint_adds_its_product_to_what_is_shared(tiny: TinyZoo, site: str) -> None:
-    bench = tiny_workbench(tiny, site=site, rank=3)
-    sizes = [5, 1, 7, 3]
-    found = outputs(bench, sizes, 0.4)
-    theta = bench.layout.views(bench.vectors.merge(bench.uniform(0.4)))
-    for layer, logits, size in zip(bench.layers(), found, sizes, strict=True):
-        batch = bench.pools[layer.task].batch(slice(0, size))
-        own = with_low_rank(theta, layer.tensors)
-        with torch.inference_mode():
-            expected = torch.func.functional_call(bench.experts[layer.task], own, (), batch).logits
-        assert torch.allclose(logits[:, : CLASSES[layer.task]], expected, atol=1e-5)
 
 
 def test_a_low_rank_tint_of_full_rank_begins_as_the_expert(tiny: TinyZoo) -> None:
@@ -125,7 +116,7 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
 
 @pytest.mark.parametrize("site", ["segformer.stages.0", "segformer.stages.1.blocks.0"])
 def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
-    """transformers hears the stages' outputs by hooks on layers of their classes."""
+    """transformers captures the stages' outputs by hooks on layers of their classes."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(
