@@ -8,6 +8,8 @@ workers keep the budgets of the process that runs the job.
 
 from __future__ import annotations
 
+import re
+import reprlib
 from dataclasses import dataclass
 
 _MIB, _GIB = 2**20, 2**30
@@ -67,3 +69,26 @@ def size_text(count: float) -> str:
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if count == int(count) or count >= 100 else f"{count:,.1f} {unit}"
+
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|b)", re.IGNORECASE)
+
+
+_UNITS = {"b": 1} | {
+    f"{letter}{suffix}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def memory_bytes(value: object) -> int:
+    """Bytes from a number or a text such as ``2GiB``."""
+    if type(value) is int and value > 0:
+        return value
+    found = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
+    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+    if 1 <= size < 2**63:
+        return int(size)
+    raise ValueError(
+        f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
+    )

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from tintray.jobs.results import Record
 
-_MODES = ("auto", "tint", "coefficients", "joint")
+MODES = ("auto", "tint", "coefficients", "joint")
 
 _mode_option = click.option(
     "--mode",
-    type=click.Choice(_MODES),
+    type=click.Choice(MODES),
     default="auto",
     show_default=True,
     help="The way of growing: tint leaves the backbone as it is, coefficients adds the new tasks "

@@ -25,14 +25,9 @@ from tintray.jobs.config.locations import (
     model_location,
     store_location,
 )
+from tintray.limits import memory_bytes
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|b)", re.IGNORECASE)
-_UNITS = {"b": 1} | {
-    f"{letter}{suffix}": base ** (power + 1)
-    for power, letter in enumerate("kmgt")
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
 _FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
@@ -94,19 +89,6 @@ def _auto_or(expected: str, fits: Callable[[Any], bool]) -> BeforeValidator:
 def _count(least: int) -> BeforeValidator:
     expected = f"a whole number, {least} or more"
     return _auto_or(expected, lambda value: type(value) is int and value >= least)
-
-
-def memory_bytes(value: object) -> int:
-    """Bytes from a number or a text such as ``2GiB``."""
-    if type(value) is int and value > 0:
-        return value
-    found = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
-    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
-    if 1 <= size < 2**63:
-        return int(size)
-    raise ValueError(
-        f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
-    )
 
 
 Name = Annotated[str, StringConstraints(min_length=1), AfterValidator(_file_name)]

@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 
 from tintray.errors import SpecError, nearest
 from tintray.files import foreign, read_bytes
-from tintray.jobs.config.fields import memory_bytes
 from tintray.jobs.config.locations import Location, catalog_location, store_location
-from tintray.limits import Limits
+from tintray.limits import Limits, memory_bytes
 
 CONFIG_VARIABLE = "TINTRAY_CONFIG"
 STORE = "./tintray-data"

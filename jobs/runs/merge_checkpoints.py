@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
-from tintray.jobs.config.fields import memory_bytes
 from tintray.jobs.config.mergekit import read_mergekit
 from tintray.jobs.config.sections import ADAMERGING, MOST_SCALE, SURGERY
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, TensorsMerged, ignore
+from tintray.limits import memory_bytes
 from tintray.merging import recipe
 from tintray.merging.declaration import Value
 from tintray.merging.files import writing

@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 from tintray.errors import FitError
-from tintray.jobs.cli import RENAMED, cli, main
+from tintray.jobs.cli import RENAMED, cli, main, tasks
 from tintray.jobs.cli.options import Session, quiet_stdout
+from tintray.jobs.runs.guard import Asked
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
 COMMANDS = [
@@ -80,16 +82,25 @@ def test_what_has_no_table_is_one_json_object(
     assert json.loads(capsys.readouterr().out)[field]
 
 
-def test_what_submits_and_lists_jobs_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("modules", "more"), [("submission, following, differences", ()), ("views", ("pydantic",))]
+)
+def test_what_submits_and_lists_jobs_imports_nothing_heavy(
+    modules: str, more: tuple[str, ...]
+) -> None:
     """They are to answer in a moment: neither the job file nor a list of jobs needs torch."""
-    modules = "submission, views, following, differences"
     found = python(
         f"import sys; from tintray.jobs.queue import {modules}\n"
         "from tintray.jobs.cli import queue_tables\n"
-        "heavy = ('torch', 'transformers', 'ray', 'numpy', 'boto3', 'alembic')\n"
+        f"heavy = ('torch', 'transformers', 'ray', 'numpy', 'boto3', 'alembic', *{more})\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     assert found.stdout.split("\n")[0] == "[]", found.stdout + found.stderr
+
+
+def test_the_ways_of_growing_are_those_that_there_are() -> None:
+    """The help names them without importing what grows."""
+    assert set(tasks.MODES) == set(get_args(Asked))
 
 
 def test_help_answers_at_once() -> None:

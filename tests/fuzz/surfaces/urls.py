@@ -103,7 +103,7 @@ def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
     from tintray.data.source import DataSource
     from tintray.jobs.config import locations, settings
     from tintray.jobs.config.documents import Document
-    from tintray.jobs.config.fields import memory_bytes
+    from tintray.limits import memory_bytes
     from tintray.storage import secrets
     from tintray.storage.artifacts import urls
     from tintray.storage.artifacts.publish import parse_merge_url
