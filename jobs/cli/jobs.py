@@ -8,7 +8,7 @@ import click
 
 from tintray.jobs.cli.options import (
     Answer,
-    Seconds,
+    Duration,
     address_option,
     catalog_option,
     command,
@@ -188,7 +188,7 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
 @command(
     "queue_tables.print_told",
     id_argument,
-    click.option("--timeout", type=Seconds(min=0), metavar="SECONDS", help="Give up then."),
+    click.option("--timeout", type=Duration(), metavar="TIME", help="Give up then."),
     catalog_option,
 )
 def wait(job: str, **options: Any) -> Answer:

@@ -11,7 +11,7 @@ import click
 
 from tintray.jobs.cli.options import (
     Answer,
-    Seconds,
+    Duration,
     command,
     job_argument,
     path_option,
@@ -109,10 +109,10 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> Mapping[str, str]:
     click.option(
         "--calibrate",
         "seconds",
-        type=Seconds(min=0.1, max=3600),
+        type=Duration(least=0.1, most=3600),
         default=10.0,
         show_default=True,
-        metavar="SECONDS",
+        metavar="TIME",
         help="How long to time the job's steps on this machine.",
     ),
     set_option,

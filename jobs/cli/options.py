@@ -38,17 +38,32 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.ensure_object(Session).debug = True
 
 
-class Seconds(click.FloatRange):
-    """A length of time in seconds; click's own range lets pass what is not a number."""
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType[float]):
+    """A length of time such as ``90m``, ``24h`` or ``7d``; seconds without a unit."""
+
+    name = "duration"
+
+    def __init__(self, least: float = 0.0, most: float = sys.float_info.max) -> None:
+        self._least, self._most = least, most
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """The seconds."""
-        found: float = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"expected a number of seconds, found {value!r}", param, ctx)
-        return found
+        text = str(value).strip()
+        unit = text[-1:] if text[-1:] in _SECONDS else ""
+        try:
+            seconds = float(text.removesuffix(unit)) * _SECONDS[unit or "s"]
+        except ValueError:
+            seconds = math.nan
+        if not self._least <= seconds <= self._most:
+            bounds = f" from {self._least:g} to {self._most:g} seconds" if self._least else ""
+            expected = f"a length of time such as 30, 90m or 7d{bounds}"
+            self.fail(f"expected {expected}, found {value!r}", param, ctx)
+        return seconds
 
 
 def path_option(name: str, **settings: Any) -> Callable[[Command], Command]:

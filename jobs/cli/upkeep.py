@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tintray.jobs.cli.options import (
     Answer,
+    Duration,
     address_option,
     answer,
     command,
@@ -22,27 +22,8 @@ if TYPE_CHECKING:
 
     from tintray.jobs.results import Record
 
-_AGE = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)?$")
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SHELLS = ("bash", "zsh", "fish")
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
-
-
-class Age(click.ParamType[float]):
-    """A length of time such as ``90m``, ``24h`` or ``7d``; seconds without a unit."""
-
-    name = "age"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The age in seconds."""
-        if isinstance(value, float | int):
-            return float(value)
-        found = _AGE.match(value.strip())
-        if found is None:
-            self.fail(f"expected an age such as 90m, 24h or 7d, found {value!r}", param, ctx)
-        return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
 # Stores
@@ -122,7 +103,7 @@ def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
     click.option(
         "--older-than",
         "age",
-        type=Age(),
+        type=Duration(),
         default="24h",
         show_default=True,
         metavar="AGE",

@@ -21,8 +21,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from tests.answers import call
 from tests.tiny_zoo import TinyZoo
-from tintray.jobs.cli import main
 
 Job = dict[str, Any]
 Damage = Callable[[TinyZoo, Job], object]
@@ -35,11 +35,6 @@ class Case:
     name: str
     damage: Damage
     words: tuple[str, ...]
-    set: tuple[str, ...] = ()
-
-
-def nothing(zoo: TinyZoo, job: Job) -> None:
-    """Only an override of the command line is wrong."""
 
 
 def weights(task: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
@@ -136,24 +131,12 @@ def fill(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
 QUERY = "vit.encoder.layer.1.attention.attention.query.weight"
 
 CASES = [
-    # the job file
-    Case("misspelt field", at("fit", "rounds", rename="ronds"),
-         ("'fit.ronds'", "did you mean 'rounds'")),
-    Case("misspelt section", at("fit", rename="fti"), ("'fti'", "did you mean 'fit'")),
-    Case("no rounds", nothing, ("fit.rounds", "1 or more", "found 0"), ("fit.rounds=0",)),
-    Case("no tasks", at("tasks", value=[]), ("tasks", "at least one")),
-    Case("a kind that is none", at("tasks", 0, "kind", value="clasification"),
-         ("tasks.two.kind", "'classification'", "found 'clasification'")),
+    # the job file; what is wrong with fields alone is in tests/jobs/test_spec.py
     Case("a site that does not exist", at("tint", value={"site": "vit.layer.1"}),
          ("tint.site", "'vit.layer.1'", "did you mean 'vit.layers.1'")),
     Case("a site on disk that does not exist", at("tint", value={"site": "vit.encoder.layer.7"}),
          ("tint.site", "'vit.encoder.layer.7'", "did you mean")),
     # files
-    Case("no expert there", at("tasks", 2, "expert", value="fife"),
-         ("tasks.five.expert", "'fife'", "does not exist", "did you mean 'five'")),
-    Case("no data there", at("tasks", 1, "pool", "path", value="tree.npz"),
-         ("tasks.three.pool.path", "'tree.npz'", "did you mean 'three.npz'")),
-    Case("no base there", at("base", value="bas"), ("base", "'bas'", "did you mean 'base'")),
     Case("an expert that is a file", at("tasks", 2, "expert", value="five.npz"),
          ("tasks.five.expert", "five.npz", "folder")),
     Case("an expert without weights",
@@ -232,18 +215,19 @@ def job(tiny: TinyZoo, tmp_path: Path) -> tuple[TinyZoo, Job]:
     return tiny.copy(tmp_path / "zoo"), tiny.job(tmp_path / "store")
 
 
-def assert_refused(
-    args: list[str], words: tuple[str, ...], code: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The exit code, and on standard error one last sentence with all of the words."""
-    capfd.readouterr()
-    found = main(args)
-    out, err = capfd.readouterr()
-    said = err.strip().splitlines()[-1] if err.strip() else ""
-    assert (found, out) == (code, ""), err
-    assert "Traceback" not in err
-    assert said.startswith("error: "), err
-    assert [word for word in words if word not in said] == [], said
+def damaged(job: tuple[TinyZoo, Job], damage: Damage) -> Path:
+    """The job file, after something was done to the zoo or the job."""
+    zoo, description = job
+    damage(zoo, description)
+    path = zoo.folder / "job.yaml"
+    path.write_text(yaml.safe_dump(description, sort_keys=False))
+    return path
+
+
+def assert_refused(words: list[object], said: tuple[str, ...]) -> None:
+    """Exit code 2, and on standard error one last sentence with all of the words."""
+    sentence = call(*words).sentence
+    assert [word for word in said if word not in sentence] == [], sentence
 
 
 def nothing_published(store: Path) -> bool:
@@ -252,52 +236,35 @@ def nothing_published(store: Path) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_run_refuses_it_in_one_sentence(
-    job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str], case: Case
+    job: tuple[TinyZoo, Job], tmp_path: Path, case: Case
 ) -> None:
-    zoo, description = job
-    case.damage(zoo, description)
-    path = zoo.folder / "job.yaml"
-    path.write_text(yaml.safe_dump(description, sort_keys=False))
-    overrides = [part for text in case.set for part in ("--set", text)]
-    assert_refused(["run", str(path), *overrides], case.words, 2, capfd)
+    path = damaged(job, case.damage)
+    assert_refused(["run", path], case.words)
     assert nothing_published(tmp_path / "store")
     # Nothing was computed on the way: there is no self-label, no task vector, no other artifact.
     assert not list((tmp_path / "store").glob("cache/**/*.json"))
 
 
 @pytest.mark.parametrize("name", ["a tensor with NaN", "an empty pool", "a label outside the head"])
-def test_validate_says_the_same(
-    job: tuple[TinyZoo, Job], capfd: pytest.CaptureFixture[str], name: str
-) -> None:
-    zoo, description = job
+def test_validate_says_the_same(job: tuple[TinyZoo, Job], name: str) -> None:
     case = next(case for case in CASES if case.name == name)
-    case.damage(zoo, description)
-    path = zoo.folder / "job.yaml"
-    path.write_text(yaml.safe_dump(description))
-    assert_refused(["validate", str(path)], case.words, 2, capfd)
+    path = damaged(job, case.damage)
+    assert_refused(["validate", path], case.words)
 
 
-def test_the_undamaged_job_is_accepted(
-    job: tuple[TinyZoo, Job], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_undamaged_job_is_accepted(job: tuple[TinyZoo, Job]) -> None:
     """What the cases above are refused for is what was done to them, and nothing else."""
-    zoo, description = job
-    path = zoo.folder / "job.yaml"
-    path.write_text(yaml.safe_dump(description))
-    assert main(["run", str(path)]) == 0, capfd.readouterr().err
+    path = damaged(job, lambda zoo, job: None)
+    assert call("run", path).code == 0
 
 
 def test_a_job_that_was_refused_is_failed_in_the_catalog_with_the_sentence(
-    job: tuple[TinyZoo, Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    job: tuple[TinyZoo, Job], tmp_path: Path
 ) -> None:
     from tintray.storage.catalog.catalog import Catalog
 
-    zoo, description = job
-    weights("five", fill(torch.nan))(zoo, description)
-    path = zoo.folder / "job.yaml"
-    path.write_text(yaml.safe_dump(description))
-    assert main(["run", str(path)]) == 2
-    said = capfd.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+    path = damaged(job, weights("five", fill(torch.nan)))
+    said = call("run", path).sentence.removeprefix("error: ")
     with Catalog.open(f"sqlite:///{tmp_path}/store/catalog.db", create=False) as catalog:
         (found,) = catalog.jobs.all()
         assert found.state == "failed"

@@ -16,7 +16,7 @@ import pytest
 
 from tintray.errors import FitError
 from tintray.jobs.cli import RENAMED, cli, main, tasks
-from tintray.jobs.cli.options import Session, quiet_stdout
+from tintray.jobs.cli.options import Duration, Session, quiet_stdout
 from tintray.jobs.runs.guard import Asked
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
@@ -324,3 +324,17 @@ def test_interrupting_the_real_command_exits_with_130() -> None:
     assert process.returncode == 130
     assert (out, err.splitlines()[-1]) == ("", "interrupted")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("30", 30.0), ("0.5", 0.5), ("90m", 5400.0), ("24h", 86400.0), ("7d", 604800.0)],
+)
+def test_lengths_of_time(written: str, seconds: float) -> None:
+    assert Duration().convert(written, None, None) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "m", "nan", "inf", "-1", "7w", "9" * 400])
+def test_what_is_no_length_of_time(written: str) -> None:
+    with pytest.raises(click.BadParameter, match="expected a length of time such as 30, 90m or 7d"):
+        Duration().convert(written, None, None)
