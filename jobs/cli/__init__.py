@@ -50,10 +50,6 @@ RENAMED = {
 class Commands(click.Group):
     """The commands in their sections, and one sentence for whatever goes wrong in them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands' names, as they were added."""
-        return list(self.commands)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help of the commands, section by section."""
         width = max(map(len, self.commands))

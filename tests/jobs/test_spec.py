@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tintray.errors import SpecError
 from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
-from tintray.jobs.config.renamed import RENAMED
+from tintray.jobs.config.renamed import RENAMED, upgraded_path
 from tintray.jobs.config.sections import Section
 from tintray.jobs.queue.differences import changed_fields
 
@@ -443,6 +443,8 @@ def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
     assert spec.submission_hash() == known["submission_hash"]
     assert JobSpec.from_record(spec.record()) == spec
     assert changed_fields(known["record"], spec.record()) == []
+    assert upgraded_path("tasks.mnist.adapt") == "tasks.mnist.pool"  # in a checkpoint's basis
+    assert upgraded_path("tasks.keep.expert") == "tasks.keep.expert"
 
 
 @pytest.mark.parametrize("old", RENAMED)
