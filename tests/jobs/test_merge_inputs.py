@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.jobs import mergekit_peer as peer
+from tests import peers
 from tintray.jobs.cli import main
 from tintray.merging import methods
 
@@ -27,8 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("base", "a", "b"):
         random = torch.Generator().manual_seed(ord(name[0]))
-        tensors = {n: torch.randn(s, generator=random) for n, s in peer.shapes()}
-        peer.save(tensors, tmp_path / name)
+        tensors = {n: torch.randn(s, generator=random) for n, s in peers.shapes(4)}
+        peers.save(tensors, tmp_path / name, 4)
     return tmp_path
 
 

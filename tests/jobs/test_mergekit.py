@@ -1,6 +1,6 @@
 """mergekit's recipes mean here what they mean there, or are refused by name.
 
-What mergekit 0.1.5 makes of the table in ``mergekit_peer`` is on record as a few numbers of each
+What mergekit 0.1.5 makes of the table in ``tests/peers.py`` is on record as a few numbers of each
 recipe; where ``TINTRAY_PEERS_PYTHON`` names an interpreter that has mergekit, it runs now and every
 number is compared. ``TINTRAY_PEERS_RECORD=1`` writes the record anew.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.jobs import mergekit_peer as peer
+from tests import peers
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
@@ -35,7 +34,7 @@ RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("mergekit")
-    peer.make_models(made / "m")
+    peers.make_models(made / "m")
     return made
 
 
@@ -48,21 +47,19 @@ def merge(folder: Path, recipe: str, name: str, **options: Any) -> dict[str, Ten
 
 @pytest.fixture(scope="module")
 def ours(folder: Path) -> dict[str, dict[str, Tensor]]:
-    return {name: merge(folder, recipe, name) for name, recipe in peer.RECIPES.items()}
+    return {name: merge(folder, recipe, name) for name, recipe in peers.RECIPES.items()}
 
 
 def sketch(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A few numbers that results that differ somewhere will hardly share."""
-    flat = np.concatenate([tensors[name].double().reshape(-1).numpy() for name in sorted(tensors)])
-    places = np.arange(len(flat))
+    """What is on record of a result."""
     return {
         "types": sorted({str(tensor.dtype) for tensor in tensors.values()}),
         "tensors": len(tensors),
-        "sums": [float(f"{flat @ np.cos(step * places):.9g}") for step in (1.0, 1.7, 2.9)],
+        "sums": peers.sketch([tensors[name] for name in sorted(tensors)], (1.0, 1.7, 2.9)),
     }
 
 
-@pytest.mark.parametrize("name", peer.RECIPES)
+@pytest.mark.parametrize("name", peers.RECIPES)
 def test_a_recipe_gives_what_mergekit_gave(ours: dict[str, dict[str, Tensor]], name: str) -> None:
     record = json.loads(RECORD.read_text())[name]
     found = sketch(ours[name])
@@ -74,20 +71,9 @@ def test_a_recipe_gives_what_mergekit_gave(ours: dict[str, dict[str, Tensor]], n
 def test_recipes_give_what_mergekit_gives_now(
     folder: Path, ours: dict[str, dict[str, Tensor]]
 ) -> None:
-    python = os.environ.get("TINTRAY_PEERS_PYTHON")
-    if not python:
-        pytest.skip("TINTRAY_PEERS_PYTHON names no interpreter with mergekit")
-    done = subprocess.run(
-        [python, peer.__file__, str(folder)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs: dict[str, dict[str, Tensor]] = {name: {} for name in peer.RECIPES}
-    for key, tensor in load_file(folder / "mergekit.safetensors").items():
+    live = peers.run_peers("recipes", folder)
+    theirs: dict[str, dict[str, Tensor]] = {name: {} for name in peers.RECIPES}
+    for key, tensor in live.items():
         name, _, tensor_name = key.partition("/")
         theirs[name][tensor_name] = tensor
     if os.environ.get("TINTRAY_PEERS_RECORD"):
@@ -103,7 +89,7 @@ def test_recipes_give_what_mergekit_gives_now(
 
 
 def test_the_table_has_every_method() -> None:
-    used = {yaml.safe_load(recipe)["merge_method"] for recipe in peer.RECIPES.values()}
+    used = {yaml.safe_load(recipe)["merge_method"] for recipe in peers.RECIPES.values()}
     assert used == set(BLENDS)
 
 
@@ -137,7 +123,7 @@ def test_random_methods_keep_a_share_and_the_size(folder: Path, method: str) -> 
 def test_the_result_is_a_model_of_as_many_layers(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    recipe = peer.RECIPES["ex_passthrough"]
+    recipe = peers.RECIPES["ex_passthrough"]
     merge(folder, recipe, "loaded")
     model, told = AutoModelForCausalLM.from_pretrained(
         folder / "ours-loaded", output_loading_info=True
@@ -350,16 +336,16 @@ def test_pieces_and_memory_change_nothing(
     from tintray.merging.mergekit import composing
 
     monkeypatch.setattr(composing, "PIECES", (100, 7))
-    again = merge(folder, peer.RECIPES[name], f"pieces-{name}", memory="64KiB")
+    again = merge(folder, peers.RECIPES[name], f"pieces-{name}", memory="64KiB")
     assert all(torch.equal(tensor, ours[name][n]) for n, tensor in again.items())
     if name in ("ties", "slerp"):
         with pytest.raises(SpecError, match=r"needs .* raise it with --memory"):
-            merge(folder, peer.RECIPES[name], f"small-{name}", memory="8KiB")
+            merge(folder, peers.RECIPES[name], f"small-{name}", memory="8KiB")
 
 
 def test_the_command_writes_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "command.yml"
-    file.write_text(peer.RECIPES["linear"])
+    file.write_text(peers.RECIPES["linear"])
     output = folder / "from-command"
     assert main(["run", "--from-mergekit", str(file), "--output", str(output)]) == 0
     assert str(output) in capsys.readouterr().out

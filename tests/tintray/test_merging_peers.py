@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tintray import merging_peers as peers
+from tests import peers
 from tintray.merging import Layer, recipe
 from tintray.merging.algorithms.masks import masses
 from tintray.merging.algorithms.sparse import drop_and_rescale
@@ -66,23 +65,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 @pytest.fixture(scope="module")
 def live(given: Checkpoints) -> dict[str, Tensor]:
     """What the peers give now: "case/tensor" to tensor."""
-    python = os.environ.get("TINTRAY_PEERS_PYTHON")
-    if not python:
-        pytest.skip(
-            "TINTRAY_PEERS_PYTHON names no interpreter with mergekit, fusion-bench and peft; "
-            "the numbers on record are compared instead"
-        )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [python, peers.__file__, str(given.folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = load_file(given.folder / "peers.safetensors")
+    found = peers.run_peers("methods", given.folder)
     if os.environ.get("TINTRAY_PEERS_RECORD"):
         kept = {name: sketch(tensor) for name, tensor in found.items() if "dare" not in name}
         RECORD.write_text(json.dumps(kept, indent=0) + "\n")
@@ -90,10 +73,7 @@ def live(given: Checkpoints) -> dict[str, Tensor]:
 
 
 def sketch(tensor: Tensor) -> list[float]:
-    """Two numbers that a tensor that differs somewhere will hardly share."""
-    flat = tensor.double().reshape(-1).numpy()
-    places = np.arange(len(flat))
-    return [float(f"{flat @ np.cos(step * places):.9g}") for step in (1.0, 1.7)]
+    return peers.sketch([tensor], (1.0, 1.7))
 
 
 def ours(given: Checkpoints) -> dict[str, Tensor]:
