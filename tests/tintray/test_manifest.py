@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from tests.conftest import Published
-from tintray.errors import InputError, IntegrityError, TintrayError
+from tests.tiny_models import tokenizer
+from tintray.errors import InputError, IntegrityError, NotFoundError, TintrayError
 from tintray.jobs.cli.tables import print_summary, write_json
 from tintray.jobs.display.terminal import open_console
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.runs.summaries import summary
+from tintray.published import files
 from tintray.published.card import model_card
 from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge, open_folder
@@ -119,49 +122,38 @@ def test_any_field_that_is_wrong_or_missing_ends_in_a_sentence(document: dict[st
     assert refused > 4 * len(known)
 
 
-@pytest.mark.parametrize("value", [None, True, 3, "x", [], {}, [[]], {"format": []}])
-def test_what_is_no_manifest_at_all_is_refused(value: Any) -> None:
-    with pytest.raises(InputError, match="is not a merge"):
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        *((value, "is not a merge") for value in (None, True, 3, "x", [], {}, [[]])),
+        *(({"format": value}, "is not a merge") for value in ([], "other", "tintray-merge")),
+        ({"format": "tintray-merge", "format_version": 99}, "format 99.*upgrade"),
+    ],
+)
+def test_what_is_no_manifest_at_all_is_refused(value: Any, words: str) -> None:
+    with pytest.raises(NotFoundError, match=words):
         Manifest.read(value, "somewhere")
 
 
 ESCAPES = [
     *("../x", "a/../../x", "/etc/x", "a//b", "./a", "a/.", "", "a/", "\\\\host\\x", "a\\b", "C:/x"),
-    *(
-        "c:x",
-        "a:stream",
-        "a\n",
-        "a\x1b[2J",
-        "a\0b",
-        "\u202ea",
-        "a\x85",
-        "con",
-        "NUL.txt",
-        "tints/aux",
-    ),
+    *("c:x", "a:stream", "a\n", "a\x1b[2J", "a\0b", "\u202ea", "a\x85", "con", "NUL.txt"),
     *("a ", " a", "a.", "manifest.json", "Manifest.JSON", "x" * 256, "/".join(["y" * 99] * 12)),
-    *("\ud800", "a?b", "a|b"),
+    *("tints/aux", "\ud800", "a?b", "a|b"),
 ]
-
-
-@pytest.mark.parametrize("name", ESCAPES)
-def test_a_file_that_would_lie_elsewhere_is_refused(document: dict[str, Any], name: str) -> None:
-    files = {**document["files"], name: document["files"]["backbone.safetensors"]}
-    with pytest.raises(InputError, match=r"files\."):
-        Manifest.read({**document, "files": files}, "somewhere")
+TWINS = [(["x", "X"], "would make one"), (["x", "x/y"], "a file and a folder of one name")]
 
 
 @pytest.mark.parametrize(
-    ("names", "problem"),
-    [(["x", "X"], "would make one"), (["x", "x/y"], "a file and a folder of one name")],
+    ("names", "problem"), [*(([name], r"files\.") for name in ESCAPES), *TWINS]
 )
-def test_files_that_some_system_could_not_keep_apart_are_refused(
+def test_files_that_no_system_or_not_every_one_keeps_apart_are_refused(
     document: dict[str, Any], names: list[str], problem: str
 ) -> None:
     one = document["files"]["backbone.safetensors"]
-    files = {**document["files"], **dict.fromkeys(names, one)}
+    listed = {**document["files"], **dict.fromkeys(names, one)}
     with pytest.raises(InputError, match=problem):
-        Manifest.read({**document, "files": files}, "somewhere")
+        Manifest.read({**document, "files": listed}, "somewhere")
 
 
 @settings(
@@ -186,20 +178,10 @@ def test_bytes_that_were_changed_are_never_a_merge(
         path.write_bytes(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"[]",
-        b"{",
-        b"[" * 200_000,
-        b'{"a":' * 200_000,
-        b"\xff",
-        b"\x00",
-        b"9" * 10_000,
-        b"null",
-    ],
-)
+RECORDS = [b"", b"[]", b"{", b"[" * 200_000, b'{"a":' * 200_000, b"\xff", b"\x00", b"null"]
+
+
+@pytest.mark.parametrize("text", [*RECORDS, b"9" * 10_000])
 def test_a_record_that_is_none_ends_in_a_sentence(text: bytes) -> None:
     for data in (text, b"{" + text, text + b"\n}\n"):
         with pytest.raises(IntegrityError, match="truncated or altered"):
@@ -264,76 +246,59 @@ def test_tensors_that_do_not_fit_are_named(
     """Files with the right hash whose content is not what a merge has there."""
     task = document["tasks"][0]["name"]
     for path in [name.format(task), f"configs/{task}/config.json"]:
-        with replaced(folder, document, path, content):
+        with replaced(folder, document, {path: content}):
             for use in _uses(folder, path):
                 with pytest.raises(TintrayError) as raised:
                     use()
                 assert str(raised.value).isprintable()
 
 
-class replaced:  # noqa: N801 - a context manager
-    """Another content of a file, and a manifest that agrees with it."""
+@contextmanager
+def replaced(folder: Path, document: dict[str, Any], contents: dict[str, bytes]) -> Iterator[None]:
+    """Other contents of files, and a manifest that agrees with them."""
+    refs = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        for name, content in contents.items()
+    }
+    listed = {**document, "files": {**document["files"], **refs}}
+    texts = {**contents, "manifest.json": seal(listed, "manifest.json")}
+    before = {n: (folder / n).read_bytes() for n in texts if (folder / n).exists()}
+    try:
+        for name, text in texts.items():
+            (folder / name).write_bytes(text)
+        yield
+    finally:
+        for name in texts:
+            (folder / name).unlink()
+        for name, text in before.items():
+            (folder / name).write_bytes(text)
 
-    def __init__(self, folder: Path, document: dict[str, Any], name: str, content: bytes) -> None:
-        ref = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-        self.texts = {
-            folder / name: content,
-            folder / "manifest.json": seal(
-                {**document, "files": {**document["files"], name: ref}}, "manifest.json"
-            ),
-        }
-        self.before = {path: path.read_bytes() for path in self.texts}
 
-    def __enter__(self) -> None:
-        for path, text in self.texts.items():
-            path.write_bytes(text)
-
-    def __exit__(self, *_: object) -> None:
-        for path, text in self.before.items():
-            path.write_bytes(text)
-
-
-def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_what_is_read(
+def test_a_file_that_changes_while_it_is_read_is_read_as_it_was_or_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "backbone.safetensors"
-    path, good = folder / name, (folder / name).read_bytes()
-    aside = folder.parent / "other"
-    from tintray.published import merge as bundle
+    path = folder / "backbone.safetensors"
+    good, read = path.read_bytes(), files.read_tensors
 
-    def swapped(opened: Path, *_: object) -> dict[str, torch.Tensor]:
+    def replaced(opened: Path) -> dict[str, torch.Tensor]:
+        aside = folder.parent / "other"
         aside.write_bytes(save({"a": torch.ones(1)}))
         aside.rename(path)
         return read(opened)
 
-    read = bundle.read_tensors
-    merge = open_folder(folder)
-    monkeypatch.setattr(bundle, "read_tensors", swapped)
-    try:
-        assert "a" not in merge.backbone
-    finally:
-        path.write_bytes(good)
-
-
-def test_a_file_that_is_written_to_while_it_is_read_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tintray.published import merge as bundle
-
-    name = "backbone.safetensors"
-    path, good = folder / name, (folder / name).read_bytes()
-
-    def written(opened: Path, *_: object) -> dict[str, torch.Tensor]:
+    def written(opened: Path) -> dict[str, torch.Tensor]:
         with path.open("r+b") as file:
             file.seek(len(good) - 8)
             file.write(b"\x7f" * 8)
         return {}
 
-    merge = open_folder(folder)
-    monkeypatch.setattr(bundle, "read_tensors", written)
     try:
+        monkeypatch.setattr(files, "read_tensors", replaced)
+        assert "a" not in open_folder(folder).backbone
+        path.write_bytes(good)
+        monkeypatch.setattr(files, "read_tensors", written)
         with pytest.raises(IntegrityError, match="written to while it was read"):
-            _ = merge.backbone
+            _ = open_folder(folder).backbone
     finally:
         path.write_bytes(good)
 
@@ -342,15 +307,10 @@ def test_code_beside_a_configuration_is_never_copied(
     folder: Path, document: dict[str, Any], tmp_path: Path
 ) -> None:
     task = document["tasks"][0]["name"]
-    name = f"configs/{task}/model.py"
-    (folder / name).write_bytes(b"")
-    try:
-        with replaced(folder, document, name, b"raise SystemExit"):
-            merge = load_merge(str(folder))
-            merge.export(task, tmp_path / "out")
-            assert merge.processor(task) is not None
-    finally:
-        (folder / name).unlink()
+    with replaced(folder, document, {f"configs/{task}/model.py": b"raise SystemExit"}):
+        merge = load_merge(str(folder))
+        merge.export(task, tmp_path / "out")
+        assert merge.processor(task) is not None
     assert not list((tmp_path / "out").glob("*.py"))
 
 
@@ -363,33 +323,18 @@ def test_a_processor_that_is_not_there_is_told_of_the_merge(folder: Path) -> Non
 
 
 def test_a_text_tasks_tokenizer_is_found_without_being_asked_for(
-    folder: Path, document: dict[str, Any]
+    folder: Path, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    from tests.tiny_models import tokenizer
-
     task = document["tasks"][0]["name"]
-    place = folder.parent / "tokenizer"
-    tokenizer().save_pretrained(place)
-    changed = {
-        name: ref
-        for name, ref in document["files"].items()
-        if name != f"configs/{task}/preprocessor_config.json"
+    tokenizer().save_pretrained(tmp_path)
+    own = {
+        f"configs/{task}/{name}": (tmp_path / name).read_bytes()
+        for name in ("tokenizer.json", "tokenizer_config.json")
     }
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (place / name).read_bytes()
-        (folder / f"configs/{task}" / name).write_bytes(text)
-        changed[f"configs/{task}/{name}"] = {
-            "sha256": hashlib.sha256(text).hexdigest(),
-            "size": len(text),
-        }
-    manifest = Manifest.read({**document, "files": changed}, "the-merge")
-    merge = Merge(manifest, lambda name: folder / name, "the-merge")
-    found = merge.processor(task)
+    images = f"configs/{task}/preprocessor_config.json"
+    listed = {name: ref for name, ref in document["files"].items() if name != images}
+    with replaced(folder, {**document, "files": listed}, own):
+        merge = open_folder(folder)
+        found = merge.processor(task)
     assert found("w1")["input_ids"]
-    assert found.name_or_path == f"the-merge/configs/{task}"
-
-
-def test_json_numbers_that_are_none_are_refused(document: dict[str, Any]) -> None:
-    text = json.dumps({**document, "peak_memory_mib": float("nan")})
-    with pytest.raises(InputError, match="peak_memory_mib"):
-        Manifest.read(json.loads(text), "somewhere")
+    assert found.name_or_path == f"{folder}/configs/{task}"

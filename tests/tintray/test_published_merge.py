@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -30,7 +29,11 @@ def test_every_tasks_model_is_the_backbone_and_its_own_tint(copied: Path) -> Non
     backbone = load_file(copied / "backbone.safetensors")
     for task in merge.tasks:
         own = load_file(copied / "tints" / f"{task}.safetensors")
-        found = merge.for_task(task).state_dict()
+        model = merge.for_task(task)
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert type(model).__name__ == "ViTForImageClassification"
+        found = model.state_dict()
         assert found.keys() == backbone.keys() | own.keys()
         for name, tensor in (backbone | own).items():
             assert torch.equal(found[name], tensor)
@@ -45,23 +48,6 @@ def test_models_of_all_tasks_share_one_backbone_in_memory(copied: Path) -> None:
     assert len(heads) == len(merge.tasks)
 
 
-def test_models_are_ready_to_answer(copied: Path) -> None:
-    model = open_folder(copied).for_task("five")
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert type(model).__name__ == "ViTForImageClassification"
-    assert model(pixel_values=torch.zeros(2, 3, 16, 16)).logits.shape == (2, 5)
-
-
-def test_coefficients_have_a_row_per_task_and_a_column_per_unit(copied: Path) -> None:
-    merge = open_folder(copied)
-    units = merge.manifest.units
-    assert merge.coefficients.shape == (len(merge.tasks), len(units))
-    assert sum(unit.stop - unit.start for unit in units) == sum(
-        map(torch.numel, merge.backbone.values())
-    )
-
-
 def test_backbone_is_what_base_experts_and_coefficients_say(
     copied: Path, published: Published
 ) -> None:
@@ -72,9 +58,12 @@ def test_backbone_is_what_base_experts_and_coefficients_say(
         return ViTForImageClassification.from_pretrained(location).state_dict()
 
     merge = open_folder(copied)
+    units = merge.manifest.units
+    assert merge.coefficients.shape == (len(merge.tasks), len(units))
+    assert units[-1].stop == sum(map(torch.numel, merge.backbone.values()))
     base = weights(published.spec.base)
     experts = [weights(task.expert) for task in published.spec.tasks]
-    for column, unit in enumerate(merge.manifest.units):
+    for column, unit in enumerate(units):
         name = unit.name
         theta = base[name].double()
         for row, expert in enumerate(experts):
@@ -97,27 +86,12 @@ def test_a_damaged_file_is_named_and_not_used(copied: Path, name: str) -> None:
         assert merge.for_task("two") is not None  # the other tasks do not read it
 
 
-def test_a_missing_file_is_named(copied: Path) -> None:
-    (copied / "tints/five.safetensors").unlink()
-    with pytest.raises(IntegrityError, match=r"tints/five\.safetensors"):
-        open_folder(copied).for_task("five")
-
-
-def test_what_is_no_merge_is_refused(copied: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(copied: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"no manifest\.json"):
         open_folder(tmp_path)
-    path = copied / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for text, words in [
-        ("{", "not valid JSON"),
-        (json.dumps(manifest | {"format": "other"}), "is not a merge"),
-        (json.dumps(manifest | {"format_version": 99}), "format 99.*upgrade"),
-        ("[]", "is not a merge"),
-        (json.dumps({"format": "tintray-merge"}), "is not a merge|format_version"),
-    ]:
-        path.write_text(text)
-        with pytest.raises(NotFoundError, match=words):
-            open_folder(copied)
+    (copied / "manifest.json").write_text("{")
+    with pytest.raises(NotFoundError, match="not valid JSON"):
+        open_folder(copied)
 
 
 def test_a_task_that_is_none_is_answered_with_the_nearest(copied: Path) -> None:
@@ -127,7 +101,7 @@ def test_a_task_that_is_none_is_answered_with_the_nearest(copied: Path) -> None:
             method("fivee")
 
 
-def test_export_refuses_a_folder_that_is_not_empty(copied: Path, tmp_path: Path) -> None:
+def test_export_takes_no_folder_that_is_full_or_cannot_be(copied: Path, tmp_path: Path) -> None:
     merge = open_folder(copied)
     target = tmp_path / "out"
     target.mkdir()
@@ -136,13 +110,10 @@ def test_export_refuses_a_folder_that_is_not_empty(copied: Path, tmp_path: Path)
     with pytest.raises(InputError, match="exists and is not empty"):
         merge.export("two", target)
     assert {path: path.read_bytes() for path in target.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_export_that_cannot_be_written_leaves_nothing(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        open_folder(copied).export("five", tmp_path / "file" / "out")
+        merge.export("five", tmp_path / "file" / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_equal_tensors_are_equal_bytes() -> None:
