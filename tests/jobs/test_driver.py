@@ -53,11 +53,3 @@ def test_a_catalog_that_cannot_be_is_bad_input(tiny: TinyZoo, tmp_path: Path) ->
     spec = tiny.spec(tmp_path / "store", catalog=f"sqlite:///{tmp_path}/file/catalog.db")
     with pytest.raises(InputError, match=r"catalog\.db"):
         api.run(spec)
-
-
-def test_a_job_that_ends_gives_its_lease_back(tiny: TinyZoo, tmp_path: Path) -> None:
-    spec = tiny.spec(tmp_path, tasks=("two",))
-    summary = api.run(spec)
-    with Catalog.open(spec.catalog, create=False) as catalog:
-        assert catalog.leases.current(summary.job_id).owner is None
-        assert catalog.leases.acquire(summary.job_id, "another", 1.0) > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +32,8 @@ from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.events import PhaseStarted
 from tintray.jobs.results import MergeSummary
-from tintray.jobs.runs import fitting
+from tintray.jobs.runs import fitting, guard
 from tintray.jobs.runs import grow as growth
-from tintray.jobs.runs import guard as decisions
 from tintray.jobs.runs.history import diff_merges, rollback
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 from tintray.tasks.evaluation import TaskScore
@@ -233,7 +231,7 @@ def test_auto_takes_the_cheapest_way_that_is_enough_and_says_why_not(
     cheap = grown.add("five", mode="auto", on_event=events.append)
     assert manifest(cheap)["change"]["mode"] == "tint"
     hard = (*QUICK, "growth.target=1", "growth.tolerance=100")
-    monkeypatch.setattr(decisions, "WORTH", -1)  # whatever little a way gains, the next is tried
+    monkeypatch.setattr(guard, "WORTH", -1)  # whatever little a way gains, the next is tried
     child = grown.add("four", mode="auto", overrides=hard, on_event=events.append)
     change = manifest(child)["change"]
     assert [tried["mode"] for tried in change["attempts"]] == ["tint", "coefficients", "joint"]
@@ -248,7 +246,7 @@ def test_auto_goes_no_further_when_the_costlier_way_gains_too_little(
 ) -> None:
     events: list[Any] = []
     few = (*QUICK, "growth.target=1")
-    monkeypatch.setattr(decisions, "WORTH", 100)
+    monkeypatch.setattr(guard, "WORTH", 100)
     child = grown.add("four", mode="auto", overrides=few, on_event=events.append)
     change = manifest(child)["change"]
     assert change["mode"] == "tint"
@@ -364,19 +362,6 @@ def test_a_version_that_was_removed_is_named_and_passed_over(grown: GrowingStore
     assert call("remove-task", "tiny/v3", "four", *where, "--json").document["version"] == "v5"
     assert call("delete", "tiny/v1", *where, "--json").document["children"] == []
     assert "none of them is left" in call("rollback", "tiny/v3", *where).sentence
-
-
-def test_a_merge_grows_from_the_command_line(grown: GrowingStore, capfd: Any) -> None:
-    where = grown.words
-    quick = [word for text in EASY for word in ("--set", text)]
-    file = str(grown.file("five", "four"))
-    assert main(["add-task", "tiny", file, *quick, *where, "--json"]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["version"], told["parent"], len(told["tasks"])) == ("v2", "tiny/v1", 4)
-    assert main(["refresh-task", "tiny", "two", *quick, *where]) == 0
-    assert main(["remove-task", "tiny", "four", *quick, *where]) == 0
-    assert main(["remove-task", "tiny", "four", *quick, *where]) == 2
-    assert "tiny/v4 has no task 'four'" in capfd.readouterr().err
 
 
 def test_bad_input_is_told_in_a_sentence_and_nothing_is_published(grown: GrowingStore) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tintray.jobs.runs import guard as references
-from tintray.jobs.runs.guard import Loss, Mode, Verdict, best, losses, next_mode
+from tintray.jobs.runs import guard
+from tintray.jobs.runs.guard import LADDER, Loss, Mode, Verdict, best, losses, next_mode
 from tintray.published.manifest import Change, FigureEntry, TaskEntry
 from tintray.tasks.evaluation import TaskScore
 
@@ -24,31 +24,34 @@ def score(task: str, merged: float) -> TaskScore:
     return TaskScore(task, "accuracy", merged, 1.0, merged, 100)
 
 
-def test_auto_climbs_until_a_way_is_enough() -> None:
-    assert next_mode("auto", [], 0.8) == "tint"
-    assert next_mode("auto", [verdict("tint", 0.8)], 0.8) is None
-    low = verdict("tint", 0.79)
-    assert next_mode("auto", [low], 0.8) == "coefficients"
-    assert next_mode("auto", [low, verdict("coefficients", 0.9, HARM)], 0.8) == "joint"
-    assert next_mode("auto", [low, verdict("coefficients", 0.9)], 0.8) is None
-    done = [low, verdict("coefficients", 0.7), verdict("joint", 0.7)]
-    assert next_mode("auto", done, 0.8) is None
-    assert next_mode("auto", [low], 0.8, ("tint",)) is None
+FAR, NEAR = verdict("tint", 0.5), verdict("tint", 0.79)
 
 
-def test_auto_stops_climbing_when_a_costlier_way_gains_next_to_nothing() -> None:
-    far = verdict("tint", 0.5)
-    assert next_mode("auto", [far, verdict("coefficients", 0.52)], 0.8) is None
-    assert next_mode("auto", [far, verdict("coefficients", 0.54)], 0.8) == "joint"
-    assert next_mode("auto", [far, verdict("coefficients", 0.9, HARM)], 0.8) == "joint"
-    near = verdict("tint", 0.79)
-    assert next_mode("auto", [near, verdict("coefficients", 0.792)], 0.8) == "joint"
+@pytest.mark.parametrize(
+    ("asked", "done", "expected"),
+    [
+        ("auto", [], "tint"),  # the cheapest first, until one is enough
+        ("auto", [verdict("tint", 0.8)], None),
+        ("auto", [NEAR], "coefficients"),
+        ("auto", [NEAR, verdict("coefficients", 0.9, HARM)], "joint"),
+        ("auto", [NEAR, verdict("coefficients", 0.9)], None),
+        ("auto", [NEAR, verdict("coefficients", 0.7), verdict("joint", 0.7)], None),
+        ("auto", [FAR, verdict("coefficients", 0.52)], None),  # it gains next to nothing
+        ("auto", [FAR, verdict("coefficients", 0.54)], "joint"),
+        ("auto", [FAR, verdict("coefficients", 0.9, HARM)], "joint"),
+        ("auto", [NEAR, verdict("coefficients", 0.792)], "joint"),
+        *((way, [], way) for way in LADDER),  # what was asked for is the only one
+        *((way, [verdict(way, 0.1, HARM)], None) for way in LADDER),
+    ],
+)
+def test_which_way_of_growing_is_tried_next(
+    asked: Mode, done: list[Verdict], expected: Mode | None
+) -> None:
+    assert next_mode(asked, done, 0.8) == expected
 
 
-@pytest.mark.parametrize("asked", ["tint", "coefficients", "joint"])
-def test_a_way_that_was_asked_for_is_the_only_one(asked: Mode) -> None:
-    assert next_mode(asked, [], 0.8) == asked
-    assert next_mode(asked, [verdict(asked, 0.1, HARM)], 0.8) is None
+def test_a_merge_that_takes_tints_alone_is_tried_in_no_other_way() -> None:
+    assert next_mode("auto", [NEAR], 0.8, ("tint",)) is None
 
 
 def test_what_harms_is_never_published() -> None:
@@ -101,7 +104,7 @@ def test_small_losses_do_not_add_up_unseen(monkeypatch: pytest.MonkeyPatch, reco
         after = score("old", 0.9 - 0.009 * (step + 1))
         parent: Any = line[-1]
         parent.ancestry = () if recorded else line[-2::-1]  # gone, where manifests name the figure
-        known = references.references(parent, ["old"])
+        known = guard.references(parent, ["old"])
         found = losses(known, [after], 1.0)
         if step == 0:
             assert not found
@@ -109,7 +112,7 @@ def test_small_losses_do_not_add_up_unseen(monkeypatch: pytest.MonkeyPatch, reco
             assert [(loss.since, loss.before) for loss in found] == [("m/v1", 0.9)]
         assert not losses(known, [score("old", line[-1].entry.score.merged)], 1.0)
         change = Change(operation="add", tasks=["new"])
-        told = references.fitted(parent, "old") if recorded else None
+        told = guard.fitted(parent, "old") if recorded else None
         line.append(Version(step + 2, after.merged, change, told))
 
 
@@ -120,7 +123,7 @@ def test_a_refreshed_task_is_compared_with_its_refresh() -> None:
         Version(3, 0.79, Change(operation="add", tasks=["new"])),
     ]
     line[-1].ancestry = line[-2::-1]
-    assert references.fitted(line[-1], "old") == figure("m/v2", "accuracy", 0.8)
+    assert guard.fitted(line[-1], "old") == figure("m/v2", "accuracy", 0.8)
 
 
 def test_why_it_is_not_enough_names_task_share_and_loss() -> None:
