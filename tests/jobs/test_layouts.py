@@ -81,7 +81,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[Cluster]:
         return opened[-1]
 
     for caller in (
-        "tintray.jobs.api",
+        "tintray.jobs.runs.evaluate",
         "tintray.jobs.runs.pipeline",
         "tintray.jobs.runs.plan",
     ):
