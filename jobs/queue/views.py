@@ -247,16 +247,16 @@ def _line(row: JobRow) -> JobLine:
     )
 
 
-def _waits(row: JobRow, standing: QueuePosition | None) -> str | None:
+def _waits(row: JobRow, position: QueuePosition | None) -> str | None:
     """Why a job does not run yet."""
-    if standing is None:
+    if position is None:
         begun = row.state is JobState.QUEUED and row.owner is not None
         return f"its driver has begun ({row.owner})" if begun else None
-    if row.handed_at is not None and standing.ahead == 0:
+    if row.handed_at is not None and position.ahead == 0:
         return f"handed over at {row.handed_at:%H:%M:%S} UTC; its driver is starting"
-    full = f"{row.cluster} runs {standing.running} of {standing.max_jobs} jobs at once"
-    ahead = f"{standing.ahead} go before it" if standing.ahead else "it goes next"
-    if standing.running < standing.max_jobs and not standing.ahead:
+    full = f"{row.cluster} runs {position.running} of {position.max_jobs} jobs at once"
+    ahead = f"{position.ahead} go before it" if position.ahead else "it goes next"
+    if position.running < position.max_jobs and not position.ahead:
         return f"{full}; it has not been handed over yet: `tintray watch {row.id}` does"
     return f"{full}; {ahead}"
 

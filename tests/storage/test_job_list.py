@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -38,7 +39,7 @@ def fill(catalog: Catalog) -> dict[str, str]:
     return ids
 
 
-def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str) -> None:
+def test_it_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str) -> None:
     ids = fill(catalog)
     found = read_jobs(catalog_url)
     assert found == catalog.queue.listing(None)
@@ -49,12 +50,10 @@ def test_a_glance_sees_what_the_catalog_lists(catalog: Catalog, catalog_url: str
     assert (rows["fitting"].round, rows["fitting"].rounds) == (2, 30)
     assert rows["fitting"].owner == "somebody"
     assert rows["failed"].round is None
-    for query in ({"limit": 1}, {"name": "done"}, {"states": [JobState.FAILED]}, {"states": []}):
-        assert read_jobs(catalog_url, **query) == catalog.queue.listing(  # type: ignore[arg-type]
-            query.get("limit"),  # type: ignore[arg-type]
-            query.get("states"),  # type: ignore[arg-type]
-            query.get("name"),  # type: ignore[arg-type]
-        )
+    queries: tuple[Any, ...] = ((1,), (None, [JobState.FAILED]), (None, []), (None, None, "done"))
+    for query in queries:
+        named = dict(zip(("limit", "states", "name"), query, strict=False))
+        assert read_jobs(catalog_url, **named) == catalog.queue.listing(*query)
 
 
 def test_what_it_cannot_read_is_left_to_the_catalog(tmp_path: Path) -> None:
