@@ -17,10 +17,10 @@ def shared(pool: Pool, test: Pool) -> int:
     return sum(mark in known for mark in _marks(test))
 
 
-def warning(task: str, found: int, tests: int) -> str:
-    """What to tell whoever judges a merge by examples that it was adapted on."""
+def warning(task: str, common: int, tests: int) -> str:
+    """What is told of a test set that shares examples with the pool."""
     return (
-        f"tasks.{task}.test: {found:,} of {tests:,} examples are in the pool too, so "
+        f"tasks.{task}.test: {common:,} of {tests:,} examples are in the pool too, so "
         "that its score tells less of new examples; expected a split that the pool does not have"
     )
 

@@ -31,11 +31,11 @@ def is_open(pool: Pool) -> bool:
 @torch.inference_mode()
 def write(expert: nn.Module, pool: Pool) -> Tensor:
     """An expert's own greedy answers to a pool's sources: int64 [N, T], -100 after the end."""
-    own: Any = expert
+    model: Any = expert
     options = {"max_new_tokens": pool.answer_length, "do_sample": False, "num_beams": 1}
-    parts = [own.generate(**batch, **options)[:, 1:] for batch in pool.batches()]
+    parts = [model.generate(**batch, **options)[:, 1:] for batch in pool.batches()]
     longest = max(part.shape[1] for part in parts)
-    end = own.generation_config.eos_token_id
+    end = model.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])
     written = torch.full((len(pool), longest), IGNORED)
     row = 0
@@ -86,18 +86,18 @@ def with_right_answers(
 
 def completed(expert: nn.Module, pool: Pool) -> Pool:
     """A pool that a model can be run on: with the expert's answers, where it is to write them."""
-    own: Any = expert
-    return answered(pool, write(expert, pool), own.config) if is_open(pool) else pool
+    model: Any = expert
+    return answered(pool, write(expert, pool), model.config) if is_open(pool) else pool
 
 
 def written(before: Pool, after: Pool) -> dict[str, Tensor]:
-    """What an expert wrote for a pool, to be kept with its outputs; nothing, where it did not."""
+    """What an expert wrote for a pool, to be stored with its outputs; nothing, where it did not."""
     return {"written": after.targets.int()} if is_open(before) and after.targets is not None else {}
 
 
-def recalled(pool: Pool, kept: Mapping[str, Tensor], config: Any) -> Pool:
-    """A pool with the answers that ``written`` kept."""
-    return answered(pool, kept["written"].long(), config) if is_open(pool) else pool
+def recalled(pool: Pool, stored: Mapping[str, Tensor], config: Any) -> Pool:
+    """A pool with the answers that ``written`` returned."""
+    return answered(pool, stored["written"].long(), config) if is_open(pool) else pool
 
 
 def placeholder(pool: Pool, config: Any) -> Pool:

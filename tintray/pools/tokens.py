@@ -104,8 +104,9 @@ def _check_content(encoded: Any, tokenizer: Any, role: str) -> None:
 
 def _limit(tokenizer: Any, max_length: int | None) -> int:
     known = int(min(tokenizer.model_max_length, _UNLIMITED))
-    own = known if known < _UNLIMITED else _DEFAULT_LENGTH
-    return own if max_length is None else min(max_length, known)
+    if max_length is not None:
+        return min(max_length, known)
+    return known if known < _UNLIMITED else _DEFAULT_LENGTH
 
 
 def _digest(examples: Examples, tokenizer: Any, kind: Kind, limit: int) -> str:
