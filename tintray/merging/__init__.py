@@ -2,11 +2,11 @@
 
 declaration.py  what a method is, and the decorator that declares one
 registry.py     which there are, built in and as plugins; recipes with checked parameters
-linear, sparse, masks, balancing, spherical, statistical, spectral, interference
-                the methods, one small module per family
 apply.py        a recipe on a layer, or on task vectors in memory
-tensor_files.py safetensors read and written a stretch at a time
-streaming.py    whole checkpoints, tensor by tensor, within a bound on memory
+algorithms/     the methods, a module for each family
+mergekit/       mergekit's methods, what its recipes say, and the plan of every tensor
+files/          whole checkpoints on disk, merged tensor by tensor within a bound on memory
+statistics.py   what some methods measure about an expert beforehand; surgery.py learns on features
 """
 
 from tintray.merging.declaration import Layer, Method, Parameter, method
