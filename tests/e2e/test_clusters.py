@@ -82,13 +82,6 @@ def test_tensors_that_go_from_actor_to_actor_are_the_arrays_that_would(
     assert hashes(tensors.url) == hashes(arrays.url)
 
 
-def test_gpus_that_the_cluster_lacks_are_asked_for_in_vain(cluster: Backend) -> None:
-    if cluster.capacity().gpus:
-        pytest.skip("this machine has GPUs")
-    with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: the workers need 2 GPUs and"):
-        open_backend(address="auto", workers=2, threads=1, plan=0, gpus=1)
-
-
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("on_task_error", ["fail", "skip"])
 def test_workers_that_cannot_import_the_factory_say_so_once(
@@ -121,6 +114,15 @@ def test_workers_that_cannot_import_the_factory_say_so_once(
     assert not [event for event in events if isinstance(event, Notice)]
 
 
-def test_a_cluster_with_fewer_cpus_than_workers_is_refused(cluster: Backend) -> None:
-    with pytest.raises(SpecError, match=r"cluster\.workers.*need 999 CPUs"):
-        open_backend(address="auto", workers=999, threads=1, plan=0)
+@pytest.mark.parametrize(
+    ("workers", "gpus", "said"),
+    [
+        (999, 0, r"cluster\.workers.*need 999 CPUs"),
+        (2, 99, r"cluster\.gpus_per_worker: the workers need 198 GPUs and"),
+    ],
+)
+def test_a_cluster_with_less_than_workers_need_is_refused(
+    cluster: Backend, workers: int, gpus: int, said: str
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        open_backend(address="auto", workers=workers, threads=1, plan=0, gpus=gpus)

@@ -39,15 +39,23 @@ def test_tasks_that_fail_are_left_out_and_named(tiny: TinyZoo, tmp_path: Path) -
     }
 
 
-def test_by_default_they_fail_the_job(tiny: TinyZoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "on_task_error", "error", "said"),
+    [
+        (("two", "three", "five", "four"), "fail", CheckpointError, r"tasks\.two\.expert"),
+        (("three", "four"), "fail", DataError, r"tasks\.four\.pool"),
+        (("four",), "skip", InputError, r"tasks\.four\.pool"),  # none is left
+    ],
+)
+def test_a_task_fails_its_job(
+    tiny: TinyZoo,
+    tmp_path: Path,
+    tasks: tuple[str, ...],
+    on_task_error: str,
+    error: type[Exception],
+    said: str,
+) -> None:
+    """By default the first in the job's order; and where it is the last."""
     zoo = damaged(tiny, tmp_path / "zoo")
-    with pytest.raises(CheckpointError, match=r"tasks\.two\.expert"):
-        api.run(zoo.spec(tmp_path / "a"))
-    with pytest.raises(DataError, match=r"tasks\.four\.pool"):
-        api.run(zoo.spec(tmp_path / "a", tasks=("three", "four")))
-
-
-def test_a_job_without_any_task_left_fails(tiny: TinyZoo, tmp_path: Path) -> None:
-    zoo = damaged(tiny, tmp_path / "zoo")
-    with pytest.raises(InputError, match=r"tasks\.four\.pool"):
-        api.run(zoo.spec(tmp_path / "a", tasks=("four",), on_task_error="skip"))
+    with pytest.raises(error, match=said):
+        api.run(zoo.spec(tmp_path / "a", tasks=tasks, on_task_error=on_task_error))

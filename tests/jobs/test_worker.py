@@ -33,32 +33,25 @@ def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
     return found
 
 
-def test_self_labels_are_the_experts_predictions(tiny: TinyZoo, tmp_path: Path) -> None:
-    found = prepare(tiny, tmp_path)
-    store = open_store(str(tmp_path))
-    bench = tiny_workbench(tiny, ("five", "four"))
+@pytest.mark.parametrize("site", ["head", "vit.layers.2"])
+def test_self_labels_and_task_vectors_are_those_of_the_experts(
+    tiny: TinyZoo, tmp_path: Path, site: str
+) -> None:
+    """Vectors cover the whole backbone, whatever the site."""
+    found = prepare(tiny, tmp_path, tint={"site": site})
+    store, bench = open_store(str(tmp_path)), tiny_workbench(tiny, ("five", "four"))
     for task, prepared in found.items():
         labels = read_tensors(fetch_blob(store, prepared.labels, tmp_path))["logits"]
         assert labels.shape == (POOL, CLASSES[task])
         assert torch.allclose(labels, bench.labels[task], atol=1e-5)
-    outputs = read_tensors(fetch_blob(store, found["five"].test_outputs, tmp_path))["logits"]
-    assert outputs.shape == (TEST, 5)
-    assert found["four"].test_outputs is None
-
-
-@pytest.mark.parametrize("site", ["head", "vit.layers.2"])
-def test_task_vectors_cover_the_whole_backbone_whatever_the_site(
-    tiny: TinyZoo, tmp_path: Path, site: str
-) -> None:
-    found = prepare(tiny, tmp_path, tint={"site": site})
-    store = open_store(str(tmp_path))
-    bench = tiny_workbench(tiny, ("five", "four"))
-    for task, prepared in found.items():
         vector = read_tensors(fetch_blob(store, prepared.vector, tmp_path))
         assert sorted(vector) == sorted(backbone_names(bench.base))
         for name, tensor in vector.items():
             expert, base = bench.experts[task].get_parameter(name), bench.base.get_parameter(name)
             assert torch.equal(tensor, expert.detach() - base.detach())
+    outputs = read_tensors(fetch_blob(store, found["five"].test_outputs, tmp_path))["logits"]
+    assert outputs.shape == (TEST, 5)
+    assert found["four"].test_outputs is None
 
 
 def test_the_same_content_is_not_computed_twice(tiny: TinyZoo, tmp_path: Path) -> None:
@@ -90,22 +83,20 @@ def expert(zoo: TinyZoo) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("change", [one_pixel, preprocessing, expert])
+def no_labels(zoo: TinyZoo) -> None:
+    zoo.replace_arrays("five", y_train=None)
+
+
+@pytest.mark.parametrize("change", [one_pixel, preprocessing, expert, no_labels])
 def test_other_content_is_computed_anew(tiny: TinyZoo, tmp_path: Path, change: Any) -> None:
+    """The labels of a pool are no content."""
     first = prepare(tiny, tmp_path / "store")
     zoo = tiny.copy(tmp_path / "zoo")
     change(zoo)
     again = prepare(zoo, tmp_path / "store")
-    assert not again["five"].cached
-    assert again["five"].labels != first["five"].labels
+    assert again["five"].cached == (change is no_labels)
+    assert (again["five"].labels == first["five"].labels) == (change is no_labels)
     assert again["four"].cached
-
-
-def test_labels_do_not_count_as_content(tiny: TinyZoo, tmp_path: Path) -> None:
-    prepare(tiny, tmp_path / "store")
-    zoo = tiny.copy(tmp_path / "zoo")
-    zoo.replace_arrays("five", y_train=None)
-    assert prepare(zoo, tmp_path / "store")["five"].cached
 
 
 def test_features_are_cached_by_expert_pool_and_depth(tiny: TinyZoo, tmp_path: Path) -> None:
