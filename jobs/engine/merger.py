@@ -42,21 +42,16 @@ class MergerConfig:
 
 
 class Merger:
-    """A member that merges tensors by one configuration, read lazily from the artifacts' files."""
+    """A member that merges tensors, read lazily from the artifacts' files.
+
+    Raises
+    ------
+    SpecError
+        If the method cannot be run as asked.
+    """
 
     def __init__(self, config: MergerConfig) -> None:
-        self._config = config
-        self._merging: Merging | None = None
-
-    def open(self) -> tuple[str, ...]:
-        """Open the artifacts; gives the names of the outputs: ``("",)``, or the tasks'.
-
-        Raises
-        ------
-        SpecError
-            If the method cannot be run as asked.
-        """
-        config = self._config
+        self._store_url = config.store_url
         sources = Sources(
             self._files(config.base, "the base"),
             [
@@ -73,33 +68,31 @@ class Merger:
         self._merging = Merging(  # there is a member for each CPU
             sources, config.recipe, scale=config.scale, memory=config.memory, at_once=1
         )
+
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs: ``("",)``, or the tasks'."""
         return self._merging.outputs
 
     def totals(self, names: Sequence[str]) -> Floats | None:
         """What the method sums over these tensors, [K, m]."""
-        found = self._opened.totals(names)
+        found = self._merging.totals(names)
         return None if found is None else found.numpy()
 
     def use(self, totals: Floats | None) -> None:
         """Merge with these totals, of the whole model."""
         if totals is not None:
-            self._opened.use_totals(torch.from_numpy(totals.copy()))
+            self._merging.use_totals(torch.from_numpy(totals.copy()))
 
     def merge(self, name: str) -> Floats:
         """One merged tensor, flat: [outputs, n]."""
-        found: Floats = self._opened.tensor(name).flatten(1).numpy()
+        found: Floats = self._merging.tensor(name).flatten(1).numpy()
         return found
-
-    @property
-    def _opened(self) -> Merging:
-        assert self._merging is not None, "open() comes first"
-        return self._merging
 
     def _files(self, ref: BlobRef, role: str) -> TensorFiles:
         return TensorFiles([self._path(ref)], role)
 
     def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(open_store(self._config.store_url), ref, cache_folder())
+        return fetch_blob(open_store(self._store_url), ref, cache_folder())
 
 
 def merged_backbones(
@@ -117,7 +110,7 @@ def merged_backbones(
     """
     width = min(most or backend.size(), len(layout.slots))
     with backend.spread(width, Placement("merger"), Merger, config) as members:
-        outputs = backend.get([member.call(Merger.open) for member in members])[0]
+        outputs = members[0].call(Merger.outputs).result()
         names = [slot.name for slot in layout.slots]
         parts = [m.call(Merger.totals, names[n::width]) for n, m in enumerate(members)]
         known = [part for part in backend.get(parts) if part is not None]
