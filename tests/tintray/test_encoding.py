@@ -108,14 +108,14 @@ def test_what_would_compute_for_ever_is_ended(template: str) -> None:
     tokenizer, examples = chat(template)
     with pytest.raises(
         DataError,
-        match=r"two\.adapt: the chat template of the expert took more than the 1 s that max_sec",
+        match=r"two\.pool: the chat template of the expert took more than the 1 s that max_sec",
     ):
         build_pool(
             examples,
             tokenizer,
             kind=find_kind("language_modelling"),
             source=SECOND,
-            role="tasks.two.adapt",
+            role="tasks.two.pool",
         )
 
 
