@@ -76,6 +76,7 @@ Ref = Annotated[
 ]
 FileName = Annotated[str, AfterValidator(_inside)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
+LongText = Annotated[str, StringConstraints(max_length=2**20)]  # names every task, or is a prompt
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 Number = Annotated[float, WrapValidator(_as_written)]
 
@@ -146,7 +147,7 @@ class DataEntry(Part):
     max_bad: Count = 0
     ignore: int | None = None
     sample: Count | None = None
-    prefix: Text = ""
+    prefix: LongText = ""
     max_target_length: Count | None = None
 
 
@@ -278,12 +279,12 @@ class UnpublishedManifest(Part):
     backbone_parameters: Annotated[int, Field(ge=1, lt=2**62)]
     site: Text
     placement: Any = None  # how the site was found, where it was searched for
-    skipped: dict[str, Text] = {}  # task that was left out -> why
+    skipped: dict[str, LongText] = {}  # task that was left out -> why
     private_modules: list[Text]
     units: list[Unit]
     corrected: bool = False  # whether the backbone has a correction that tasks learned together
     correction_from: dict[str, Sha256] | None = None  # from which; None: version 0.1.0 wrote it
-    notices: list[Text] = []  # what whoever uses the merge should know
+    notices: list[LongText] = []  # what whoever uses the merge should know
     tasks: Annotated[list[TaskEntry], Field(min_length=1)]
     metrics: Means
     rounds: Count
