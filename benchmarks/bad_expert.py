@@ -54,7 +54,7 @@ def merge(kept: Kept, job: Path, name: str, rounds: int, seed: int) -> dict[str,
     spec = tintray.load_spec(job, [*given, f"store={job.parent}/store", "cluster.workers=0"])
 
     def run() -> dict[str, float]:
-        tasks = tintray.run(spec).tasks
+        tasks = tintray.run(spec).summary().tasks
         bad = next(task for task in tasks if task.name == BAD)
         others = statistics.mean(task.merged for task in tasks if task is not bad)
         return {"bad": bad.merged, "others": others, "kept": bad.selected_fraction}

@@ -145,10 +145,9 @@ def measured(spec: JobSpec, folder: Path, held_back: bool) -> Row:
         known = json.loads(path.read_text(encoding="utf-8"))
         tasks = {name: Score(**score) for name, score in known["tasks"].items()}
         return Row(tasks, known["normalised"])
-    summary = tintray.run(spec)
-    merge = tintray.load(summary.url)
+    merge = tintray.run(spec)
     found: dict[str, Score] = {}
-    for task in summary.tasks:
+    for task in merge.summary().tasks:
         details = merge.task(task.name).score.details
         if held_back:
             found[task.name] = Score("agreement", task.agreement, 1.0, task.agreement, details)

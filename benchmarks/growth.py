@@ -37,7 +37,7 @@ import yaml
 
 import tintray
 from tintray.errors import GuardError
-from tintray.jobs.api import show
+from tintray.jobs.api import run, show
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.events import Event, PhaseStarted
@@ -157,7 +157,7 @@ def quality(
     diary = Diary(store / "steps.json")
 
     def full(name: str, tasks: slice) -> Callable[[Meter], MergeSummary]:
-        return lambda meter: tintray.run(job(store, tasks, f"name={name}", *common), on_event=meter)
+        return lambda meter: run(job(store, tasks, f"name={name}", *common), on_event=meter)
 
     def one_more(task: TaskSpec) -> Callable[[Meter], MergeSummary]:
         file = task_file(store, task)
@@ -218,7 +218,7 @@ def add_times(scratch: Path) -> dict[str, float]:
     merges: dict[int, Place] = {}
     for tasks in (8, 200):
         store = scratch / f"of-{tasks}"
-        tintray.run(many(store, source, tasks))
+        run(many(store, source, tasks))
         merges[tasks] = place(store)
     ratios = []
     for task in source.tasks:

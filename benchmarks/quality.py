@@ -142,11 +142,8 @@ class Zoo:
         key = f"{self.spec(()).digest()} compared {' '.join(rivals)}"
 
         def compare() -> dict[str, Any]:
-            found = tintray.compare(
-                merge,
-                store=str(self.store),
-                catalog=self.catalog,
-                methods=list(rivals) or None,
+            found = tintray.load(merge, store=str(self.store), catalog=self.catalog).compare(
+                list(rivals) or None
             )
             return {"averages": dict(found.averages), "normalised": dict(found.normalised)}
 
@@ -161,14 +158,15 @@ def job(spec: tintray.JobSpec) -> Run:
         if isinstance(event, PhaseStarted):
             began[event.phase] = time.process_time()
 
-    found = tintray.run(spec, on_event=on_event)
+    merge = tintray.run(spec, on_event=on_event)
+    found = merge.summary()
     return Run(
         found.average,
         found.normalised_accuracy or 0.0,
         found.tint_share,
         began["evaluating"] - began["fitting"],
         f"{found.name}/{found.version}",
-        tintray.load(found.url).manifest.placement,
+        merge.manifest.placement,
     )
 
 

@@ -231,7 +231,9 @@ def measure(zoo: Path, kind: str, rounds: int) -> dict[str, float]:
     file.write_text(json.dumps(job(zoo, kind, zoo / "store")))  # JSON is YAML
 
     def agreement(overrides: Sequence[str]) -> float:
-        summary = tintray.run(tintray.load_spec(file, (*overrides, f"fit.rounds={rounds}")))
+        summary = tintray.run(
+            tintray.load_spec(file, (*overrides, f"fit.rounds={rounds}"))
+        ).summary()
         return mean([task.agreement for task in summary.tasks])
 
     return {

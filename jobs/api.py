@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.settings import chosen, default_catalog, default_store, limits
+from tintray.jobs.config.settings import chosen, limits
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
@@ -26,7 +26,6 @@ from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
-from tintray.published.merge import Merge
 from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
@@ -78,21 +77,6 @@ def validate(spec: JobSpec) -> ValidationReport:
         max_seconds=limits().max_seconds,
         notices=notices,
     )
-
-
-def load(merge: str, *, catalog: str | None = None, factory: str | None = None) -> Merge:
-    """Open a published merge: a folder, a URL, or a name in the catalog such as ``"x/v2"``.
-
-    A merge of modules of a factory names that function. It runs only if you give the same name as
-    ``factory``, or if your configuration has it in ``allow_factories``.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none of that name or at that place.
-    """
-    found = locate(str(merge), catalog or default_catalog(default_store()))
-    return load_merge(found, factory)
 
 
 def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:

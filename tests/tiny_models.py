@@ -177,12 +177,11 @@ def check_growth(spec: Any, folder: Path) -> Any:
     import tintray
 
     *old, new = spec.tasks
-    before = tintray.run(spec.changed(tasks=old))
+    merge = tintray.run(spec.changed(tasks=old))
     path = folder / f"{new.name}.yaml"
     path.write_text(yaml.safe_dump([new.model_dump(mode="json", exclude_defaults=True)]))
     easy = ("growth.rounds=100", "growth.target=0.01", "growth.tolerance=100")
-    place = {"store": str(spec.store), "catalog": str(spec.catalog)}
-    after = tintray.add(spec.name, [path], mode="tint", overrides=easy, **place)
+    before, after = merge.summary(), merge.add([path], mode="tint", overrides=easy).summary()
     assert [task.name for task in after.tasks] == [task.name for task in spec.tasks]
     kept, known = (
         {task.name: task.merged for task in summary.tasks if task.name != new.name}

@@ -8,7 +8,8 @@
     model = merge.for_task("parity")
     logits = model(pixel_values=images).logits
 
-This is the public face; everything heavy is imported when it is first used.
+This is the public face; everything heavy is imported when it is first used. All errors are in
+``tintray.errors``, and what operators call is in ``tintray.jobs.upkeep``.
 """
 
 from __future__ import annotations
@@ -16,127 +17,55 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tintray.errors import TintrayError
-    from tintray.jobs.api import (
-        compare,
-        evaluate,
-        export,
-        list_merges,
-        load,
-        merge_checkpoints,
-        run,
-        show,
-        validate,
+    from tintray.errors import (
+        CancelledError,
+        FitError,
+        InputError,
+        NotFoundError,
+        StorageError,
+        TimedOutError,
+        TintrayError,
     )
+    from tintray.handles import Job, Merge, job, load, run, submit
+    from tintray.jobs.api import compose, list_merges, merge_checkpoints, validate
     from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
-    from tintray.jobs.config.mergekit import read_mergekit
-    from tintray.jobs.queue.differences import diff
-    from tintray.jobs.queue.following import logs, wait, watch
-    from tintray.jobs.queue.submission import cancel, resume, retry, set_limit, submit
-    from tintray.jobs.queue.views import list_clusters, list_jobs, status
-    from tintray.jobs.runs.grow import add, refresh, remove
-    from tintray.jobs.runs.history import diff_merges, history, rollback
+    from tintray.jobs.queue.views import list_jobs
     from tintray.jobs.runs.method_list import list_methods
     from tintray.jobs.runs.plan import plan
-    from tintray.jobs.upkeep.doctor import diagnose
-    from tintray.jobs.upkeep.setup import configure
-    from tintray.jobs.upkeep.stores import (
-        check_catalog,
-        collect_garbage,
-        copy_merge,
-        list_artifacts,
-        pin,
-        remove_merge,
-        upgrade_catalog,
-        verify,
-    )
-    from tintray.published.merge import Merge
 
 __all__ = [
+    "CancelledError",
+    "FitError",
+    "InputError",
+    "Job",
     "JobSpec",
     "Merge",
+    "NotFoundError",
+    "StorageError",
+    "TimedOutError",
     "TintrayError",
-    "add",
-    "cancel",
-    "check_catalog",
-    "collect_garbage",
-    "compare",
-    "configure",
-    "copy_merge",
-    "diagnose",
-    "diff",
-    "diff_merges",
-    "evaluate",
-    "export",
-    "history",
-    "list_artifacts",
-    "list_clusters",
+    "compose",
+    "job",
     "list_jobs",
     "list_merges",
     "list_methods",
     "load",
     "load_spec",
-    "logs",
     "merge_checkpoints",
     "parse_spec",
-    "pin",
     "plan",
-    "read_mergekit",
-    "refresh",
-    "remove",
-    "remove_merge",
-    "resume",
-    "retry",
-    "rollback",
     "run",
-    "set_limit",
-    "show",
-    "status",
     "submit",
-    "upgrade_catalog",
     "validate",
-    "verify",
-    "wait",
-    "watch",
 ]
 
-_HOME = {
-    "add": "tintray.jobs.runs.grow",
-    "remove": "tintray.jobs.runs.grow",
-    "refresh": "tintray.jobs.runs.grow",
-    "rollback": "tintray.jobs.runs.history",
-    "history": "tintray.jobs.runs.history",
-    "diff_merges": "tintray.jobs.runs.history",
-    "list_methods": "tintray.jobs.runs.method_list",
-    "list_artifacts": "tintray.jobs.upkeep.stores",
-    "verify": "tintray.jobs.upkeep.stores",
-    "pin": "tintray.jobs.upkeep.stores",
-    "collect_garbage": "tintray.jobs.upkeep.stores",
-    "remove_merge": "tintray.jobs.upkeep.stores",
-    "copy_merge": "tintray.jobs.upkeep.stores",
-    "upgrade_catalog": "tintray.jobs.upkeep.stores",
-    "check_catalog": "tintray.jobs.upkeep.stores",
-    "diagnose": "tintray.jobs.upkeep.doctor",
-    "read_mergekit": "tintray.jobs.config.mergekit",
-    "diff": "tintray.jobs.queue.differences",
-    "logs": "tintray.jobs.queue.following",
-    "wait": "tintray.jobs.queue.following",
-    "watch": "tintray.jobs.queue.following",
-    "cancel": "tintray.jobs.queue.submission",
-    "resume": "tintray.jobs.queue.submission",
-    "retry": "tintray.jobs.queue.submission",
-    "set_limit": "tintray.jobs.queue.submission",
-    "submit": "tintray.jobs.queue.submission",
-    "list_clusters": "tintray.jobs.queue.views",
-    "list_jobs": "tintray.jobs.queue.views",
-    "status": "tintray.jobs.queue.views",
-    "configure": "tintray.jobs.upkeep.setup",
-    "plan": "tintray.jobs.runs.plan",
-    "JobSpec": "tintray.jobs.config.job_file",
-    "load_spec": "tintray.jobs.config.job_file",
-    "parse_spec": "tintray.jobs.config.job_file",
-    "Merge": "tintray.published.merge",
-    "TintrayError": "tintray.errors",
+_MODULES = {
+    "handles": ("Job", "Merge", "job", "load", "run", "submit"),
+    "jobs.api": ("compose", "list_merges", "merge_checkpoints", "validate"),
+    "jobs.config.job_file": ("JobSpec", "load_spec", "parse_spec"),
+    "jobs.queue.views": ("list_jobs",),
+    "jobs.runs.method_list": ("list_methods",),
+    "jobs.runs.plan": ("plan",),
 }
 
 
@@ -145,7 +74,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tintray' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME.get(name, "tintray.jobs.api")), name)
+    home = next((module for module, names in _MODULES.items() if name in names), "errors")
+    return getattr(import_module(f"tintray.{home}"), name)
 
 
 def __dir__() -> list[str]:

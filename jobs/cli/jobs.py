@@ -203,7 +203,7 @@ def wait(job: str, **options: Any) -> Answer:
     """
     from tintray.jobs.queue import following
 
-    return _ended(following.wait(job, **options), "queue_tables.print_told")
+    return _ended(following.watch(job, **options), "queue_tables.print_told")
 
 
 @command(

@@ -27,22 +27,6 @@ POLL = 0.5
 _TEND_SECONDS = 2.0  # between two looks at the cluster of a job that waits
 
 
-def watch(job: str, *, catalog: str | None = None, on_event: OnEvent | None = None) -> JobStatus:
-    """Follow a job until it is over or lost, telling ``on_event`` what happens; its status then."""
-    return _follow(job, catalog, on_event or ignore, None)
-
-
-def wait(job: str, *, catalog: str | None = None, timeout: float | None = None) -> JobStatus:
-    """Wait until a job is over or lost; its status then.
-
-    Raises
-    ------
-    TimedOutError
-        It is neither after ``timeout`` seconds.
-    """
-    return _follow(job, catalog, ignore, timeout)
-
-
 def logs(job: str, *, catalog: str | None = None, follow: bool = False) -> Iterator[str]:
     """What the driver of a job said, in pieces; with ``follow``, until the job is over.
 
@@ -65,10 +49,23 @@ def logs(job: str, *, catalog: str | None = None, follow: bool = False) -> Itera
             time.sleep(2 * POLL)
 
 
-def _follow(job: str, catalog: str | None, on_event: OnEvent, timeout: float | None) -> JobStatus:
+def watch(
+    job: str,
+    *,
+    catalog: str | None = None,
+    timeout: float | None = None,
+    on_event: OnEvent | None = None,
+) -> JobStatus:
+    """Follow a job until it is over or lost, telling ``on_event`` what happens; its status then.
+
+    Raises
+    ------
+    TimedOutError
+        It is neither after ``timeout`` seconds.
+    """
     with opened(catalog) as (known, url):
         job_id = resolve(known, job)
-        teller = _Teller(known, job_id, on_event)
+        teller = _Teller(known, job_id, on_event or ignore)
         give_up = None if timeout is None else time.monotonic() + timeout
         tended = 0.0
         while True:

@@ -173,7 +173,7 @@ def test_a_merge_takes_in_another_tower(zoo: Path, tmp_path: Path) -> None:
     spec = job(zoo, tmp_path / "store", rounds=10)
     block = spec.changed(tint={"site": "vision_model.encoder.layers.0"})
     summary = tiny.check_growth(block, tmp_path)
-    again = tintray.evaluate(summary.url, store=str(spec.store), catalog=spec.catalog)
+    again = tintray.load(summary.url, catalog=spec.catalog).evaluate()
     assert again.tasks[-1].merged == summary.tasks[-1].merged > 0.5
     exported = tintray.load(summary.url).export("shades", tmp_path / "shades")
     assert load_file(exported / "zero_shot_head.safetensors")["weight"].shape[0] == len(SHADES)

@@ -115,17 +115,17 @@ def test_no_code_runs_because_a_merge_says_so(
     catalog = f"sqlite:///{tmp_path}/catalog.db"
     place = {"store": summary.url.partition("/merges/")[0], "catalog": catalog}
     monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "tests.e2e.test_fact tests.e2e.test_factory:mak")
-    opened = tintray.load(summary.url, factory="tests.e2e.test_factory:broken")
+    opened = tintray.load(summary.url, factory="tests.e2e.test_factory:broken", **place)
     for run in (
         lambda: opened.for_task("rgb"),
         lambda: opened.export("rgb", tmp_path / "exported"),
-        lambda: tintray.evaluate(summary.url, **place),
-        lambda: tintray.compare(summary.url, **place),
-        lambda: tintray.remove(summary.url, ["rgb"], **place),
+        opened.evaluate,
+        opened.compare,
+        lambda: opened.remove(["rgb"]),
     ):
         with pytest.raises(SpecError, match=rf"'{FACTORY}' builds its modules, and no code runs"):
             run()
-    assert tintray.show(summary.url, **place).name == "tiny"
+    assert opened.summary().name == "tiny"
 
 
 @pytest.mark.parametrize("allowed", [FACTORY, "tests.e2e", "x, tests"])

@@ -33,7 +33,7 @@ def run(zoo: TinyZoo, store: Path, rounds: int, *, published: bool) -> Merge:
         fit |= {"coefficient_lr": RATE, "tint_lr": RATE, "correction_lr": 0.0}
         sections = {"objective": {"labels": "hard"}, "merge": {"bounds": [0, 1]}}
     job = zoo.job(store, fit=fit, **sections)
-    return tintray.load(tintray.run(parse_spec(job, folder=zoo.folder)).url)
+    return tintray.run(parse_spec(job, folder=zoo.folder))
 
 
 def published_loop(zoo: TinyZoo) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from tests.ray_head import RayHead, ray_head
 from tests.servers import BUCKET, PostgresServer, S3Server
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
+from tintray.jobs.queue.submission import set_limit
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
@@ -165,9 +166,9 @@ def test_jobs_go_by_priority_two_at_a_time(
     monkeypatch.setenv("TINTRAY_CATALOG", catalog)
     monkeypatch.setenv("TINTRAY_LEASE_SECONDS", "60")
     first = tintray.submit(spec, address=head.address, priority=1000)
-    jobs = [tintray.submit(spec, address=head.address, priority=n).id for n in (0, 3, 1, 2)]
-    tintray.set_limit(2, address=head.address)
-    ends = [tintray.wait(job, timeout=400) for job in (first.id, *jobs)]
+    jobs = [tintray.submit(spec, address=head.address, priority=n) for n in (0, 3, 1, 2)]
+    set_limit(2, address=head.address)
+    ends = [job.wait(400) for job in (first, *jobs)]
     assert [job.state for job in ends] == ["succeeded"] * 5
     assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 6))
     with Catalog.open(catalog) as known:

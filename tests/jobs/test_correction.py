@@ -45,8 +45,8 @@ def fit(zoo: TinyZoo, store: Path, rate: float, **sections: Any) -> tuple[Manife
             losses.append(event.loss)
 
     job = zoo.job(store, fit=fit, **sections)
-    summary = tintray.run(parse_spec(job, folder=zoo.folder), on_event=listen)
-    return tintray.load(summary.url).manifest, losses[-1]
+    merge = tintray.run(parse_spec(job, folder=zoo.folder), on_event=listen)
+    return merge.manifest, losses[-1]
 
 
 def backbone(manifest: Manifest) -> str:

@@ -18,8 +18,8 @@ def tint(zoo: TinyZoo, store: Path, labelled: int, **objective: Any) -> str:
     """The hash of the tint of the task whose pool may be read with labels."""
     job = zoo.job(store, tasks=("five", "four"), objective={"filter": "none", **objective})
     job["tasks"][0]["labelled"] = labelled
-    summary = tintray.run(parse_spec(job, folder=zoo.folder))
-    return tintray.load(summary.url).manifest.files["tints/five.safetensors"].sha256
+    merge = tintray.run(parse_spec(job, folder=zoo.folder))
+    return merge.manifest.files["tints/five.safetensors"].sha256
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_its_coefficients_start_at_zero_and_the_others_do_not(
     job = foreign.job(tmp_path / "store", tint={"site": "vit.layers.1"})
     spec = parse_spec(job, folder=foreign.folder)
     assert any("tasks.five.expert" in notice for notice in tintray.validate(spec).notices)
-    merge = tintray.load(tintray.run(spec, on_event=listen).url)
+    merge = tintray.run(spec, on_event=listen)
     assert sum("tasks.five.expert does not look fine-tuned" in text for text in told) == 1
     initial = read_tensors(merge.file("coefficients.safetensors"))["initial"]
     zero = [not row.any() for row in initial]

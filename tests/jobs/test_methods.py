@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tintray
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.errors import InputError, SpecError
@@ -45,7 +46,7 @@ def job(tiny: TinyZoo, store: Path, tasks: tuple[str, ...] = TASKS, **merge: Any
 
 
 def load(summary: api.MergeSummary) -> Merge:
-    return api.load(summary.url)
+    return tintray.load(summary.url)
 
 
 @pytest.mark.parametrize("name", SHARED)

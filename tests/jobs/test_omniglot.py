@@ -117,12 +117,12 @@ def test_experts_can_be_lora_adapters(drawings: Path, tmp_path: Path) -> None:
         numbers += sum(tensor.numel() for tensor in adapter.tensors.values())
         assert adapter_bytes(spec)[task.name] == 4 * numbers  # what a plan takes them for
     settings = [f"store={tmp_path / 'store'}", "cluster.workers=0", "fit.rounds=20"]
-    summary = tintray.run(load_spec(zoo / "job.yaml", settings))
+    summary = tintray.run(load_spec(zoo / "job.yaml", settings)).summary()
     assert min(task.expert or 0 for task in summary.tasks) > 0
     assert np.mean([task.normalised for task in summary.tasks]) > 0.7  # they hardly learned
     # A merging method alone multiplies the products out, and leaves what no adapter changes.
     given = [*settings, "merge.method=average"]
-    merge = tintray.load(tintray.run(load_spec(zoo / "job.yaml", given)).url)
+    merge = tintray.run(load_spec(zoo / "job.yaml", given))
     name = spec.tasks[0].name
     merged = merge.for_task(name).state_dict()
     experts = [load_expert(open_model_folder(t.expert, base=base)) for t in spec.tasks]

@@ -144,8 +144,9 @@ def test_what_is_handed_over_names_the_job_and_never_a_password(
     assert request["runtime_env"]["env_vars"]["TINTRAY_CATALOG"] == str(spec.catalog)
     assert request["authorization"] == "Bearer let-me-in"
     assert "let-me-in" not in json.dumps(request | {"authorization": ""})
-    assert job.waits is not None and "its driver is starting" in job.waits
-    assert waiting.waits == f"{address} runs 1 of 1 jobs at once; it goes next"
+    waits = job.status().waits
+    assert waits is not None and "its driver is starting" in waits
+    assert waiting.status().waits == f"{address} runs 1 of 1 jobs at once; it goes next"
 
 
 def test_a_password_of_the_catalog_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,10 +308,11 @@ def test_retry_starts_over(tiny: TinyZoo, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         tintray.run(spec, on_event=fail)
     events: list[Any] = []
-    done = tintray.retry("latest", on_event=events.append)
+    job = tintray.job()
+    done = job.retry(on_event=events.append)
     assert done.state == "succeeded"
     assert [e.round for e in events if type(e).__name__ == "RoundDone"] == [1, 2, 3, 4]
-    different = tintray.diff(done.id, done.id)
+    different = job.diff(job)
     assert (different.fields, different.results) == ([], [])
 
 
@@ -330,12 +332,13 @@ def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: P
     with Catalog.open(catalog) as opened:  # as if nobody had lived to say that it failed
         job = opened.jobs.all()[0].id
         opened.jobs.transition(job, JobState.FAILED, JobState.FITTING, "lost")
-    found = tintray.status(job, catalog=catalog)
+    lost = tintray.job(job, catalog=catalog)
+    found = lost.status()
     assert (found.state, found.checkpoint) == ("lost", 2)
     assert found.reason == "nobody works on it; it was fitting"
     assert [line.id for line in tintray.list_jobs(catalog=catalog, states=["lost"])] == [job]
-    assert tintray.watch(job, catalog=catalog).state == "lost"
-    cancelled = tintray.cancel(job, catalog=catalog, discard=True)
+    assert lost.wait().state == "lost"
+    cancelled = lost.cancel(discard=True)
     assert (cancelled.state, cancelled.checkpoint) == ("cancelled", None)
     assert list((tmp_path / "store").glob("merges/*")) == []
 

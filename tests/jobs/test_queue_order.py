@@ -16,6 +16,7 @@ import tintray
 from tests.fake_head import VERSIONS, Answers, serving
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.queue import driving, entry
+from tintray.jobs.queue.submission import set_limit
 from tintray.jobs.runs import run as driver
 from tintray.storage.catalog.catalog import Catalog
 
@@ -89,16 +90,16 @@ def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
     monkeypatch.setattr(driver, "carry_on", alone)
     first = tintray.submit(spec, address=head.address, priority=1000)
 
-    def submit(number: int) -> str:
-        return tintray.submit(spec, address=head.address, priority=number % 5).id
+    def submit(number: int) -> tintray.Job:
+        return tintray.submit(spec, address=head.address, priority=number % 5)
 
     with ThreadPoolExecutor(4) as pool:
         jobs = list(pool.map(submit, range(19)))
     assert len(head.drivers) == 1
-    tintray.set_limit(2, address=head.address)
+    set_limit(2, address=head.address)
     assert len(head.drivers) == 2
     head.begin.set()
-    ends = [tintray.wait(job, timeout=200) for job in (first.id, *jobs)]
+    ends = [job.wait(200) for job in (first, *jobs)]
     assert [job.state for job in ends] == ["succeeded"] * 20
     assert sorted(job.merge for job in ends) == sorted(f"tiny/v{n}" for n in range(1, 21))
     with Catalog.open(catalog) as known:

@@ -51,7 +51,7 @@ def test_a_stop_keeps_a_checkpoint(
         if found is not None and isinstance(how, signal.Signals):
             os.kill(os.getpid(), how)
         elif found is not None:
-            stopped.append(tintray.cancel(found.id, catalog=catalog).state)
+            stopped.append(tintray.job(found.id, catalog=catalog).cancel().state)
 
     stopping_it = threading.Thread(target=stop)
     stopping_it.start()
@@ -67,7 +67,7 @@ def test_a_stop_keeps_a_checkpoint(
     assert not list((tmp_path / "store").glob("merges/**/*"))
     if how == signal.SIGINT:
         assert err.strip().splitlines()[-1] == "interrupted"
-    found = tintray.status("latest", catalog=catalog)
+    found = tintray.job(catalog=catalog).status()
     assert (found.state, found.reason) == ("cancelled", reason)
     assert found.checkpoint == found.round  # that of the round at which it stopped
     assert found.owner is None
@@ -79,7 +79,7 @@ def once_it_fits(catalog: str, ended: threading.Event) -> JobStatus | None:
     """The job as soon as it has done a round; None if it ends before."""
     while not ended.wait(0.1):
         try:
-            found = tintray.status("latest", catalog=catalog)
+            found = tintray.job(catalog=catalog).status()
         except tintray.TintrayError:  # there is no catalog, or no job, yet
             continue
         if found.state == "fitting" and found.round:
@@ -159,10 +159,10 @@ def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> Non
         if getattr(event, "stage", None) == "publishing":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    summary = tintray.run(spec, on_event=on_event)
-    assert summary.version == "v1"
+    merge = tintray.run(spec, on_event=on_event)
+    assert merge.ref == "tiny/v1"
     with Catalog.open(spec.catalog) as catalog:
-        assert catalog.jobs.get(summary.job_id).state is JobState.SUCCEEDED
+        assert catalog.jobs.get(merge.manifest.job_id).state is JobState.SUCCEEDED
 
 
 STAGES = ("planning", "preparing", "fitting", "evaluating", "publishing")
@@ -191,17 +191,16 @@ def test_a_stop_in_any_stage_is_a_cancelled_job(
         if how == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            (job,) = tintray.list_jobs(catalog=str(spec.catalog))
-            tintray.cancel(job.id, catalog=str(spec.catalog), wait=False)
+            tintray.job(catalog=spec.catalog).cancel(wait=False)
             if stage != "publishing":
                 time.sleep(30)  # until the lease's next beat has heard of it
 
     if stage == "publishing":
-        assert tintray.run(spec, on_event=stop).version == "v1"
+        assert tintray.run(spec, on_event=stop).ref == "tiny/v1"
     else:
         with pytest.raises(CancelledError, match=stopped):
             tintray.run(spec, on_event=stop)
-    found = tintray.status("latest", catalog=str(spec.catalog))
+    found = tintray.job(catalog=spec.catalog).status()
     expected = ("succeeded", "published as tiny/v1")
     assert (found.state, found.reason) == (
         expected if stage == "publishing" else ("cancelled", stopped)

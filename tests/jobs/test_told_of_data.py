@@ -30,7 +30,7 @@ def spec(tiny: TinyZoo, tmp_path: Path) -> tintray.JobSpec:
 
 def test_shared_examples_are_told_and_published(spec: tintray.JobSpec) -> None:
     assert [WORDS in notice for notice in tintray.validate(spec).notices] == [True]
-    summary = tintray.run(spec)
+    summary = tintray.run(spec).summary()
     assert [WORDS in notice for notice in summary.notices] == [True]
 
 
@@ -63,4 +63,4 @@ def test_a_pool_of_one_example_or_of_one_class_is_enough(
     zoo.replace_arrays("three", x_train=found["x_train"][rows], y_train=found["y_train"][rows])
     spec = zoo.spec(tmp_path / "store", TASKS)
     assert tintray.validate(spec).tasks == list(TASKS)
-    assert [task.name for task in tintray.run(spec).tasks] == list(TASKS)
+    assert tintray.run(spec).tasks == tuple(TASKS)

@@ -62,7 +62,7 @@ def zoo(training_here: None, photographs: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_three_kinds_are_merged_and_measured(zoo: Path, tmp_path: Path) -> None:
-    summary = tintray.run(load_spec(zoo / "job.yaml", _settings(tmp_path)))
+    summary = tintray.run(load_spec(zoo / "job.yaml", _settings(tmp_path))).summary()
     found = {task.name: task for task in summary.tasks}
     names = {name: task.metric for name, task in found.items()}
     assert names == {"segments": "miou", "depth": "relative_error", "normals": "degrees"}

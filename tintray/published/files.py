@@ -51,7 +51,7 @@ class MergeFiles:
     def __init__(self, manifest: Manifest, fetch: Callable[[str], Path], url: str) -> None:
         self.manifest = manifest
         self.url = url
-        self._fetch = fetch
+        self.fetch = fetch
         self._verified: dict[str, Path] = {}
 
     def file(self, name: str) -> Path:
@@ -90,7 +90,7 @@ class MergeFiles:
         if limit is not None and listed.size > limit:
             raise IntegrityError(f"{where} has more than the {limit:,} bytes that it may have")
         try:
-            path = self._fetch(name)
+            path = self.fetch(name)
             file = open_regular(path)
         except FileNotFoundError as error:
             raise IntegrityError(

@@ -1,0 +1,375 @@
+"""What ``import tintray`` hands out: merges and jobs as objects, and the calls that give them.
+
+A merge in a folder of this machine needs neither jobs nor stores. What does need them imports them
+when it is called.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tintray.errors import CancelledError, TintrayError
+from tintray.published.manifest import MANIFEST, Manifest
+from tintray.published.merge import Merge as PublishedMerge
+from tintray.published.merge import open_folder
+from tintray.seals import seal, unseal
+from tintray.tasks.metrics import find_metric
+
+if TYPE_CHECKING:
+    from tintray.jobs.config.job_file import JobSpec
+    from tintray.jobs.events import OnEvent
+    from tintray.jobs.queue.differences import JobDifference
+    from tintray.jobs.queue.views import JobStatus
+    from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
+    from tintray.jobs.runs.history import MergeDifference, Version
+    from tintray.jobs.upkeep.results import Removed
+
+
+class Merge(PublishedMerge):
+    """One version of a published merge: the models of its tasks, and what can be done with it.
+
+    ``store`` and ``catalog`` are where its children go; left out, the store that it lies in, and
+    the catalog of the settings.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        fetch: Callable[[str], Path],
+        url: str,
+        factory: str | None = None,
+        *,
+        store: str | None = None,
+        catalog: str | None = None,
+    ) -> None:
+        super().__init__(manifest, fetch, url, factory)
+        root, mark, _ = url.rpartition("/merges/")
+        self._places: dict[str, Any] = {
+            "store": store or (root if mark else None),
+            "catalog": catalog,
+        }
+
+    @property
+    def ref(self) -> str:
+        """Its name and version, such as ``digits/v3``."""
+        return self.manifest.ref
+
+    def summary(self) -> MergeSummary:
+        """What it is, kept and cost, as ``tintray show`` tells."""
+        from tintray.jobs.runs.summaries import summary
+
+        return summary(self.manifest, self.url)
+
+    def evaluate(self, *, on_event: OnEvent | None = None) -> EvalTable:
+        """Measure it again, on the data of its job."""
+        from tintray.jobs import api
+
+        return api.evaluate(self.url, on_event=on_event, **self._places)
+
+    def compare(
+        self, methods: Sequence[str] | None = None, *, on_event: OnEvent | None = None
+    ) -> CompareTable:
+        """Measure it beside its experts and other merging methods (names, or ``["all"]``)."""
+        from tintray.jobs import api
+
+        return api.compare(self.url, methods=methods, on_event=on_event, **self._places)
+
+    def export(self, task: str | None, directory: Path | str, *, adapter: bool = False) -> Path:
+        """Write a task's model as a folder for ``from_pretrained``, or all tasks if it is None.
+
+        The latter is a folder that ``tintray.load`` opens. As an ``adapter`` either has low-rank
+        products in the place of the backbone, in PEFT's format.
+        """
+        if task is not None and not adapter:
+            return super().export(task, Path(directory))
+        if not adapter:
+            manifest = seal(self.manifest.to_json(), MANIFEST)
+            return self.export_all(Path(directory), manifest)
+        from tintray.jobs.runs.export import export_adapter
+
+        return export_adapter(self, task, Path(directory))
+
+    def add(self, tasks: Sequence[str | Path], **options: Any) -> Merge:
+        """Publish a child with the tasks of these files too.
+
+        ``options`` are those of ``tintray.jobs.runs.grow.add``: ``mode``, ``rebase``,
+        ``overrides``, ``on_event``. The same holds for :meth:`refresh` and :meth:`remove`.
+        """
+        from tintray.jobs.runs.grow import add
+
+        return self._child(add(self.url, tasks, **self._places, **options))
+
+    def refresh(self, task: str, **options: Any) -> Merge:
+        """Publish a child with a task anew: its ``expert``, its ``pool``, or what lies there."""
+        from tintray.jobs.runs.grow import refresh
+
+        return self._child(refresh(self.url, task, **self._places, **options))
+
+    def remove(self, tasks: Sequence[str], **options: Any) -> Merge:
+        """Publish a child without these tasks."""
+        from tintray.jobs.runs.grow import remove
+
+        return self._child(remove(self.url, tasks, **self._places, **options))
+
+    def rollback(self, to: str | None = None) -> Merge:
+        """Publish its parent, or the version ``to``, again as the newest version."""
+        from tintray.jobs.runs.history import rollback
+
+        return self._child(rollback(self.url, to, **self._places))
+
+    def history(self) -> list[Version]:
+        """Every version in the tree that it is in, oldest first."""
+        from tintray.jobs.runs.history import history
+
+        return history(self.ref, catalog=self._catalog())
+
+    def diff(self, other: Merge | str) -> MergeDifference:
+        """What another merge has that this one has not: per task, and per layer."""
+        from tintray.jobs.runs.history import diff_merges
+
+        name = other.url if isinstance(other, Merge) else other
+        return diff_merges(self.url, name, catalog=self._catalog())
+
+    def delete(self) -> Removed:
+        """Take it out of its store and its catalog; the next collection frees its files."""
+        from tintray.jobs.upkeep.stores import remove_merge
+
+        return remove_merge(self.url, catalog=self._catalog())
+
+    def _catalog(self) -> str:
+        from tintray.jobs.config.settings import chosen
+
+        catalog: str = chosen(**self._places)[1]
+        return catalog
+
+    def _child(self, made: MergeSummary) -> Merge:
+        return load(made.url, factory=self._trusted, **self._places)
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(self.tasks[:5]) + (", …" if len(self.tasks) > 5 else "")
+        return f"<Merge {self.ref}: {len(self.tasks)} tasks ({tasks}), {self._size()}>"
+
+    def _repr_html_(self) -> str:
+        head = ("task", "kind", "metric", "merge", "expert", "kept", "parameters of its own")
+        rows = []
+        for task in self.manifest.tasks:
+            score, metric = task.task_score, find_metric(task.score.metric)
+            kept = "" if score.normalised is None else f"{score.normalised:.1%}"
+            figures = (metric.figure(score.merged), metric.figure(score.expert), kept)
+            own = f"{task.tint_parameters:,}"
+            rows.append((task.name, task.kind, score.metric, *figures, own))
+        caption = f"{self.ref} · {self.manifest.job.merge.method} · {self._size()}"
+        return _html_table(caption, head, rows)
+
+    def _size(self) -> str:
+        return f"{self.manifest.backbone_parameters:,} shared parameters"
+
+
+class Job:
+    """A job that a catalog knows; ``tintray.submit`` and ``tintray.job`` give one."""
+
+    def __init__(self, id: str, *, catalog: str | None = None) -> None:
+        self.id = id
+        self._catalog = catalog
+
+    def status(self) -> JobStatus:
+        """All that the catalog knows of it; right also where its cluster is gone."""
+        from tintray.jobs.queue.views import status
+
+        return status(self.id, catalog=self._catalog)
+
+    def wait(self, timeout: float | None = None, *, on_event: OnEvent | None = None) -> JobStatus:
+        """Follow it until it is over or lost, telling ``on_event`` what happens; its status then.
+
+        Raises
+        ------
+        TimedOutError
+            It is neither after ``timeout`` seconds.
+        """
+        from tintray.jobs.queue.following import watch
+
+        return watch(self.id, catalog=self._catalog, timeout=timeout, on_event=on_event)
+
+    def result(self, timeout: float | None = None) -> Merge:
+        """Wait until it is over, and open the merge that it published.
+
+        Raises
+        ------
+        CancelledError
+            It was cancelled.
+        TimedOutError
+            It is not over after ``timeout`` seconds.
+        TintrayError
+            It failed, or was lost; with the reason.
+        """
+        found = self.wait(timeout)
+        if found.merge is None:
+            kind = CancelledError if found.state == "cancelled" else TintrayError
+            raise kind(f"job {self.id} is {found.state}: {found.reason}; resume() lets it go on")
+        return load(f"{found.store}/merges/{found.merge}", catalog=self._catalog)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """What its driver said, in pieces; with ``follow``, until it is over."""
+        from tintray.jobs.queue.following import logs
+
+        return logs(self.id, catalog=self._catalog, follow=follow)
+
+    def cancel(self, *, wait: bool = True, discard: bool = False) -> JobStatus:
+        """Stop it, and keep its last checkpoint unless it is to be ``discard``-ed."""
+        from tintray.jobs.queue.submission import cancel
+
+        return cancel(self.id, catalog=self._catalog, wait=wait, discard=discard)
+
+    def resume(self, *, address: str | None = None, on_event: OnEvent | None = None) -> JobStatus:
+        """Let it go on from its last checkpoint, on its cluster, or at ``address``, or here."""
+        from tintray.jobs.queue.submission import resume
+
+        return resume(self.id, catalog=self._catalog, address=address, on_event=on_event)
+
+    def retry(self, *, address: str | None = None, on_event: OnEvent | None = None) -> JobStatus:
+        """Start it over, from its first round."""
+        from tintray.jobs.queue.submission import retry
+
+        return retry(self.id, catalog=self._catalog, address=address, on_event=on_event)
+
+    def diff(self, other: Job | str) -> JobDifference:
+        """What differs between it and another job, or the job file at a path."""
+        from tintray.jobs.queue.differences import diff
+
+        name = other.id if isinstance(other, Job) else other
+        return diff(self.id, name, catalog=self._catalog)
+
+    def __repr__(self) -> str:
+        try:
+            now = self.status()
+        except TintrayError as error:
+            return f"<Job {self.id}: {error}>"
+        rounds = f", round {now.round} of {now.rounds}" if now.round else ""
+        return f"<Job {self.id}: {now.name}, {now.state}{rounds} ({now.reason})>"
+
+    def _repr_html_(self) -> str:
+        try:
+            now = self.status()
+        except TintrayError as error:
+            return f"<p>{html.escape(f'job {self.id}: {error}')}</p>"
+        head = ("task", "kind", "agreement")
+        shares = ("" if t.agreement is None else f"{t.agreement:.1%}" for t in now.tasks)
+        rows = [(t.name, t.kind, share) for t, share in zip(now.tasks, shares, strict=True)]
+        return _html_table(repr(self).strip("<>"), head, rows)
+
+
+def load(
+    merge: str | Path,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    factory: str | None = None,
+) -> Merge:
+    """Open a published merge: a folder, a URL, or a name in the catalog such as ``"x/v2"``.
+
+    A merge of modules of a factory names that function. It runs only if you give the same name as
+    ``factory``, or if your configuration has it in ``allow_factories``.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none of that name or at that place.
+    """
+    name = str(merge)
+    folder = None if "://" in name else Path(name).expanduser().absolute()
+    if folder is not None and _holds_merge(folder):
+        found = open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
+        if found.manifest.job.factory not in (None, factory):
+            from tintray.jobs.config.settings import share_factories
+
+            share_factories()
+    else:
+        from tintray.jobs.config.settings import chosen
+        from tintray.jobs.engine.finding import load_merge, locate
+
+        found = load_merge(locate(name, chosen(store, catalog)[1]), factory)
+    return Merge(found.manifest, found.fetch, found.url, factory, store=store, catalog=catalog)
+
+
+def _holds_merge(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # too long for a path: a name
+        return False
+
+
+def run(job: JobSpec | Path | str, *, on_event: OnEvent | None = None) -> Merge:
+    """Run a job, or the job file at a path, to its published merge.
+
+    Raises
+    ------
+    InputError
+        Before any compute is spent, if the job file, an expert, data, store or catalog cannot be
+        used.
+    TintrayError
+        If something fails while running; nothing is published then.
+    """
+    from tintray.jobs import api
+
+    spec = _spec(job)
+    made = api.run(spec, on_event=on_event)
+    return load(made.url, store=spec.store, catalog=spec.catalog, factory=spec.factory)
+
+
+def submit(
+    job: JobSpec | Path | str,
+    *,
+    key: str | None = None,
+    priority: int = 0,
+    address: str | None = None,
+) -> Job:
+    """Enter a job in the queue of a Ray cluster, and hand it over if its turn has come.
+
+    ``key`` is a name of your own for this submission: the same job with the same key is entered
+    once. The highest ``priority`` goes first. ``address`` is the cluster's dashboard, such as
+    ``http://head:8265``; left out, that of the job file, else of the settings.
+
+    Raises
+    ------
+    InputError
+        The job file, what it refers to, the store, the catalog or the cluster cannot be used, or
+        the key is that of another job. Nothing has been entered then.
+    """
+    from tintray.jobs.queue import submission
+
+    spec = _spec(job)
+    entered = submission.submit(spec, key=key, priority=priority, address=address)
+    return Job(entered.id, catalog=spec.catalog)
+
+
+def job(id: str = "latest", *, catalog: str | None = None) -> Job:
+    """The job that ``id`` means: an id, how one begins, a name, or ``latest``.
+
+    Raises
+    ------
+    NotFoundError, InputError
+        There is none (with the nearest), or there are several.
+    """
+    from tintray.jobs.queue.views import status
+
+    return Job(status(id, catalog=catalog).id, catalog=catalog)
+
+
+def _spec(job: JobSpec | Path | str) -> JobSpec:
+    from tintray.jobs.config.job_file import load_spec
+
+    return load_spec(Path(job)) if isinstance(job, str | Path) else job
+
+
+def _html_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return (
+        f"<table><caption>{html.escape(caption)}</caption>"
+        f"<thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    )
