@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TimedOutError,
         TintrayError,
     )
-    from tintray.handles import Job, Merge, job, load, run, submit
+    from tintray.handles import Job, Merge, job, load, merge, run, submit
     from tintray.jobs.api import compose, list_merges, merge_checkpoints, validate
     from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
     from tintray.jobs.queue.views import list_jobs
@@ -51,6 +51,7 @@ __all__ = [
     "list_methods",
     "load",
     "load_spec",
+    "merge",
     "merge_checkpoints",
     "parse_spec",
     "plan",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "handles": ("Job", "Merge", "job", "load", "run", "submit"),
+    "handles": ("Job", "Merge", "job", "load", "merge", "run", "submit"),
     "jobs.api": ("compose", "list_merges", "merge_checkpoints", "validate"),
     "jobs.config.job_file": ("JobSpec", "load_spec", "parse_spec"),
     "jobs.queue.views": ("list_jobs",),

@@ -7,7 +7,7 @@ when it is called.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from tintray.seals import seal, unseal
 from tintray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tintray.jobs.config.job_file import JobSpec
     from tintray.jobs.events import OnEvent
     from tintray.jobs.queue.differences import JobDifference
@@ -47,6 +49,7 @@ class Merge(PublishedMerge):
     ) -> None:
         super().__init__(manifest, fetch, url, factory)
         root, mark, _ = url.rpartition("/merges/")
+        self.held: object = None  # what has to live as long as it does
         self._places: dict[str, Any] = {
             "store": store or (root if mark else None),
             "catalog": catalog,
@@ -317,6 +320,59 @@ def run(job: JobSpec | Path | str, *, on_event: OnEvent | None = None) -> Merge:
     spec = _spec(job)
     made = api.run(spec, on_event=on_event)
     return load(made.url, store=spec.store, catalog=spec.catalog, factory=spec.factory)
+
+
+def merge(
+    base: nn.Module,
+    experts: Mapping[str, nn.Module],
+    data: Mapping[str, Any],
+    *,
+    processor: Any = None,
+    folder: Path | str | None = None,
+    on_event: OnEvent | None = None,
+    **settings: Any,
+) -> Merge:
+    """Merge modules that live in this process, without a job file.
+
+    ::
+
+        merge = tintray.merge(base, {"mnist": vit_a, "eurosat": vit_b},
+                              {"mnist": images, "eurosat": {"pool": more, "test": (some, labels)}},
+                              processor=processor, fit={"rounds": 200})
+
+    Parameters
+    ----------
+    base, experts
+        Models of transformers, or any modules of one architecture, their last child the head.
+    data
+        Of each task its pool: images (an array or a tensor of 8-bit values [N, height, width, 3] or
+        channels first, or a list) or a list of texts. Or a mapping with ``pool``, perhaps ``test``
+        (a pair of inputs and labels), ``kind``, and other fields of a task of a job file.
+    processor
+        The image processor or tokenizer, or one for each task by its name. Modules that are none of
+        transformers' need none: they get images in [0, 1].
+    folder
+        Where modules, data and merge are saved; left out, a temporary one, which goes when the
+        merge that is returned does.
+    settings
+        Sections of the job file, such as ``fit`` or ``merge``; also ``name`` and ``store``.
+
+    Raises
+    ------
+    InputError
+        Before any compute is spent, if something cannot be merged.
+    """
+    from tempfile import TemporaryDirectory
+
+    from tintray.jobs.config.job_file import parse_spec
+    from tintray.jobs.runs.live import write_job
+
+    held = TemporaryDirectory(prefix="tintray-") if folder is None else None
+    place = Path(held.name if held else folder or "").absolute()
+    job = write_job(place, base, experts, data, processor, settings)
+    made = run(parse_spec(job, folder=place), on_event=on_event)
+    made.held = held
+    return made
 
 
 def submit(

@@ -32,10 +32,20 @@ from tintray.files import foreign
 from tintray.models.structure import head_modules, tied_names
 
 ALLOWED_VARIABLE = "TINTRAY_ALLOW_FACTORIES"
+_OFFERED: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {}
+
+
+def offer(function: Callable[[Mapping[str, Any]], nn.Module]) -> str:
+    """Let this process, and no other, build modules by a function of its own; the name it gets."""
+    name = f"live:module_{len(_OFFERED) + 1}"
+    _OFFERED[name] = function
+    return name
 
 
 def is_allowed(factory: str) -> bool:
     """Whether a factory is allowed by name: itself, its module, or a package above that."""
+    if factory in _OFFERED:
+        return True
     module, _, _ = factory.partition(":")
     parts = module.split(".")
     above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
@@ -51,6 +61,8 @@ def find(factory: str) -> Callable[[Mapping[str, Any]], nn.Module]:
     SpecError
         If it may not run, cannot be imported here, or is no function that the module defines.
     """
+    if factory in _OFFERED:
+        return _OFFERED[factory]
     module_name, mark, name = factory.partition(":")
     if not (module_name and mark and name):
         raise SpecError(f"factory: expected package.module:function, found {factory!r}")
