@@ -7,7 +7,6 @@ number is compared. ``TINTRAY_PEERS_RECORD=1`` writes the record anew.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from tintray.jobs.cli import main
 from tintray.jobs.config.mergekit import read_mergekit
 from tintray.merging.mergekit.blends import BLENDS
 
-RECORD = Path(__file__).parent / "mergekit_peer.json"
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 
 
@@ -61,7 +59,7 @@ def sketch(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", peers.RECIPES)
 def test_a_recipe_gives_what_mergekit_gave(ours: dict[str, dict[str, Tensor]], name: str) -> None:
-    record = json.loads(RECORD.read_text())[name]
+    record = peers.record("recipes")[name]
     found = sketch(ours[name])
     assert (found["types"], found["tensors"]) == (record["types"], record["tensors"])
     halves = record["types"] != ["torch.float32"]
@@ -77,7 +75,7 @@ def test_recipes_give_what_mergekit_gives_now(
         name, _, tensor_name = key.partition("/")
         theirs[name][tensor_name] = tensor
     if os.environ.get("TINTRAY_PEERS_RECORD"):
-        RECORD.write_text(json.dumps({n: sketch(t) for n, t in theirs.items()}, indent=0) + "\n")
+        peers.record("recipes", {n: sketch(t) for n, t in theirs.items()})
     tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
     for name, expected in theirs.items():
         assert ours[name].keys() == expected.keys(), name

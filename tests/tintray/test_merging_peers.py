@@ -9,7 +9,6 @@ PCB and LiNeS are in none of the three: they are compared with their formulas wr
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from tintray.merging.algorithms.masks import masses
 from tintray.merging.algorithms.sparse import drop_and_rescale
 from tintray.merging.apply import depths, directions
 
-RECORD = Path(__file__).parent / "merging_peers.json"
 SETTINGS = {
     "ties": {"density": 0.2},
     "breadcrumbs": {"smallest": 0.25, "largest": 0.25},
@@ -68,7 +66,7 @@ def live(given: Checkpoints) -> dict[str, Tensor]:
     found = peers.run_peers("methods", given.folder)
     if os.environ.get("TINTRAY_PEERS_RECORD"):
         kept = {name: sketch(tensor) for name, tensor in found.items() if "dare" not in name}
-        RECORD.write_text(json.dumps(kept, indent=0) + "\n")
+        peers.record("methods", kept)
     return found
 
 
@@ -116,7 +114,7 @@ def ours(given: Checkpoints) -> dict[str, Tensor]:
 
 
 def cases() -> list[str]:
-    return sorted({name.partition("/")[0] for name in json.loads(RECORD.read_text())})
+    return sorted({name.partition("/")[0] for name in peers.record("methods")})
 
 
 def test_the_record_covers_every_data_free_method() -> None:
@@ -131,7 +129,7 @@ def merged(given: Checkpoints) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("case", cases())
 def test_a_method_agrees_with_what_peers_gave(case: str, merged: dict[str, Tensor]) -> None:
-    record = json.loads(RECORD.read_text())
+    record = peers.record("methods")
     compared = [name for name in record if name.startswith(f"{case}/")]
     assert compared
     for name in compared:
