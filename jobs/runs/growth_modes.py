@@ -115,7 +115,7 @@ class Growth:
         figures = (measured, selected_fraction, peak_memory)
         return Result(theta, coefficients, initial, tints, *figures)
 
-    def own(self, prepared: Prepared) -> None:
+    def use_artifacts(self, prepared: Prepared) -> None:
         """Need what a task has, so that nothing of it lies in the store unowned."""
         use_artifacts(self.context.run, prepared)
 
@@ -253,7 +253,7 @@ def _refit_old(
     names, spec = growth.old, growth.spec
     workers = old_workers(growth.context, growth.lineage, spec, growth.base, names)
     workers.check()
-    workers.label(growth.own)
+    workers.label(growth.use_artifacts)
     workers.fit_tints(
         names, tint_config(spec, growth.base, spec.growth.refit_rounds, new=False), array
     )
@@ -307,7 +307,7 @@ def _joint(growth: Growth, before: Sequence[Attempt]) -> Attempt:
     peak = _dismissed(growth.workers)
     workers = TintWorkerPool(growth.context.backend, spec, growth.base, published)
     workers.check()
-    prepared = workers.label(growth.own)
+    prepared = workers.label(growth.use_artifacts)
     last = before[-1] if before else None
     if last is not None:
         workers.give_tints({name: last.result.tints[name] for name in growth.new})

@@ -74,7 +74,7 @@ class RemovalPlan:
         base_blob = checked.workers.base_blob(context.store)
         known = (context, self.lineage, self.spec, self.base, checked.workers)
         growth = Growth(*known, base_blob, {})
-        checked.workers.label(growth.own)
+        checked.workers.label(growth.use_artifacts)
         return growth
 
     def fit(self, context: Context, prepared: Growth | NothingToPrepare) -> Attempt:

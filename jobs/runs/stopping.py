@@ -2,7 +2,7 @@
 
 During the rounds of a fit a stop waits for the end of the round, so that a checkpoint can be
 written; a round that takes too long is broken off, and the last checkpoint is what is left. In
-other stages it takes effect at once; while a merge is being published, no more.
+other phases it takes effect at once; while a merge is being published, no more.
 """
 
 from __future__ import annotations
