@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -160,51 +160,6 @@ def test_modules_of_a_package_import_each_other_in_one_direction(package: str) -
         needs = {name: wanted for name, wanted in needs.items() if name not in free}
 
 
-def cycles(first: str, wanted: Mapping[str, list[tuple[str, set[str]]]]) -> list[str]:
-    """What is asked of modules that are still being read, if ``first`` is imported first."""
-    begun: list[str] = []
-    done: set[str] = set()
-    found: list[str] = []
-
-    def read(name: str) -> None:
-        parts = name.split(".")
-        for parent in (".".join(parts[:end]) for end in range(1, len(parts))):
-            read(parent)
-        if name not in wanted or name in done or name in begun:
-            return
-        begun.append(name)
-        for source, names in wanted[name]:
-            read(source)
-            beside = {n for n in names if f"{source}.{n}" in wanted}  # modules, not what is in them
-            for module in beside:
-                read(f"{source}.{module}")
-            if source in begun and names - beside:
-                found.append(f"{name} wants {sorted(names - beside)} of {source}")
-        begun.remove(name)
-        done.add(name)
-
-    read(first)
-    return found
-
-
-def test_any_module_can_be_the_first_to_be_imported() -> None:
-    """No cycle through the ``__init__`` of a package, which is read before its modules."""
-    wanted = {
-        module_name(path): [
-            (node.module, {alias.name for alias in node.names})
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.ImportFrom) and node.module
-        ]
-        for package in PACKAGES
-        for path in modules(package)
-    }
-    wanted = {name.removesuffix(".__init__"): needs for name, needs in wanted.items()}
-    assert len(wanted) > 200
-    assert {first: found for first in wanted if (found := cycles(first, wanted))} == {}
-    broken = {"a": [("b.c", {"x"})], "b": [("b.d", {"y"})], "b.d": [("a", {"z"})], "b.c": []}
-    assert cycles("a", broken) == ["b.d wants ['z'] of a"]
-
-
 def test_the_public_face_exports_exactly_what_exists() -> None:
     for name in tintray.__all__:
         assert getattr(tintray, name).__name__ == name
@@ -252,22 +207,3 @@ def test_every_folder_of_modules_is_packaged_under_one_name() -> None:
              if path.name == "__init__.py"}  # fmt: skip
     assert sorted(found) == told
     assert {name.partition(".")[0] for name in told} == {"tintray"}
-
-
-def test_a_users_own_folders_and_files_are_never_in_the_way(tmp_path: Path) -> None:
-    for folder in ("jobs", "zoo"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "__init__.py").write_text("raise ImportError('the user's own')")
-    for name in ("storage.py", "errors.py", "models.py", "data.py", "benchmarks.py"):
-        (tmp_path / name).write_text("raise ImportError('the user's own')")
-    script = tmp_path / "mine.py"
-    script.write_text(
-        "import tintray\n"
-        "from tintray.jobs.cli import main\n"
-        "assert tintray.JobSpec and tintray.Merge\n"
-        "raise SystemExit(main(['methods']))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
