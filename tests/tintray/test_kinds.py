@@ -188,3 +188,15 @@ def test_a_merge_that_learned_nothing_is_told(name: KindName) -> None:
     assert "kept nothing of its pool" in said(0.9, selected=0.0)
     assert "agrees with its expert on 0.0 % of 60 examples" in said(0.0)
     assert bool(said(0.2)) == isinstance(find_kind(name), ClassKind)
+
+
+def test_a_part_of_a_pool_whose_longest_text_is_shorter_is_compared_as_far_as_it_goes() -> None:
+    kind = find_kind("language_modelling")
+    random = torch.Generator().manual_seed(0)
+    answers = torch.randn(3, 7, 11, generator=random)
+    expert, merged = kind.reduced(answers), kind.reduced(answers[:, :5].roll(1, 0))
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[:, 5:] = False  # padding beyond the longest of these three
+    whole = kind.reduced(torch.cat([answers[:, :5].roll(1, 0), answers[:, 5:]], 1))
+    agreement = kind.mean_agreement(merged, expert, mask)
+    assert agreement == kind.mean_agreement(whole, expert, mask) < 1

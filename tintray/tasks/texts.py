@@ -91,7 +91,8 @@ class TextKind(Kind):
 
     def mean_agreement(self, merged: TopTokens, expert: TopTokens, mask: Mask) -> float:
         """The share of all tokens that count, whichever text they are of."""
-        hits = (merged.likeliest == expert.likeliest).float()
+        length = min(merged.likeliest.shape[1], expert.likeliest.shape[1])  # the rest is padding
+        hits = (merged.likeliest[:, :length] == expert.likeliest[:, :length]).float()
         weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
         return float((hits * weights).sum() / weights.sum().clamp_min(1))
 
