@@ -139,12 +139,13 @@ class Shard:
             else:
                 self._total += gradient
 
-    def project(self, correction_lr: float, *gradients: Sent) -> Floats:
+    def project(self, correction_lr: float, *gradients: Sent | None) -> Floats:
         """∂L/∂Λ [K, S] by tensor, of all gradients added since the last projection and these.
 
+        None is what ``add`` answered: whoever passes it on hears here of an addition that failed.
         The correction moves along their sum, unless its learning rate is 0.
         """
-        self.add(*gradients)
+        self.add(*(gradient for gradient in gradients if gradient is not None))
         assert self._total is not None, "a projection needs a gradient"
         projected: Floats = self._loaded.project(self._total).cpu().numpy()
         if correction_lr:
@@ -274,10 +275,14 @@ class Shards:
                 member.call(Shard.project, correction_lr, *mine)
                 for member, mine in zip(self.members, by_shard, strict=True)
             ]
-        for member, mine in zip(self.members, by_shard, strict=True):
-            for gradient in mine:
-                member.call(Shard.add, gradient)
-        return [member.call(Shard.project, correction_lr) for member in self.members]
+        return [
+            member.call(
+                Shard.project,
+                correction_lr,
+                *[as_argument(member.call(Shard.add, gradient)) for gradient in mine],
+            )
+            for member, mine in zip(self.members, by_shard, strict=True)
+        ]
 
     def fold(self, pieces: Sequence[Floats]) -> torch.Tensor:
         """∂L/∂Λ [K, L] from what ``project`` answered."""

@@ -11,7 +11,10 @@ import torch
 
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
-from tintray.jobs.engine.shards import Shard, ShardConfig
+from tintray.jobs.engine import shards
+from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
 from tintray.numerics.layout import Layout, build_layout
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, put_blob
 from tintray.storage.artifacts.store import open_store
@@ -83,3 +86,21 @@ def test_a_damaged_or_missing_vector_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(NotFoundError, match=bad.sha256):
         Shard(order(tmp_path, base), range(2)).load(["p", "q"], [good, bad])
+
+
+def test_an_addition_that_fails_is_told_by_the_projection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large gradients are added one by one, and nobody waits for each: no wrong sum may go on."""
+    monkeypatch.setattr(shards, "LARGE_GRADIENT", 0)
+    backend = InProcessBackend(1)
+    spread = Shards(backend, order(tmp_path), 1)
+    backend.get(spread.load(["p", "q"], [blob(tmp_path, 1), blob(tmp_path, 2)]))
+
+    def projected(*lengths: int) -> Floats:
+        groups = [[backend.put(np.ones(length, np.float32))] for length in lengths]
+        return backend.get(spread.project(groups))[0]
+
+    assert np.array_equal(2 * projected(10), projected(10, 10))
+    with pytest.raises(RuntimeError, match="must match"):
+        projected(10, 11)
