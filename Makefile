@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo install test lint types format lock clean
 
 demo: install  ## Eight real experts become one model, and a table says what it kept
-	$(BIN)/python -m benchmarks.zoos digits zoo/digits
+	$(BIN)/python examples/digits.py zoo/digits
 	$(BIN)/tintray run examples/digits.yaml
 
 install: $(VENV)/.runtime

@@ -51,3 +51,21 @@ def test_each_setting_holds_the_smaller_one() -> None:
         "kmnist": 10,
         "rendered-sst2": 2,
     }
+
+
+def test_the_digits_of_the_demo_are_those_of_the_zoo(tmp_path: Path) -> None:
+    """And so, by the same recipe, are the models that learn from them."""
+    from runpy import run_path
+
+    import numpy as np
+
+    from benchmarks.zoos.digit_tasks import TASKS, base_arrays, task_arrays
+
+    made = run_path(str(Path(__file__).parents[2] / "examples" / "digits.py"))
+    made["write_data"](tmp_path)
+    wanted = {"base": base_arrays()} | {name: task_arrays(name) for name in TASKS}
+    assert {path.stem for path in tmp_path.iterdir()} == wanted.keys()
+    for name, arrays in wanted.items():
+        with np.load(tmp_path / f"{name}.npz") as found:
+            assert found.files == list(arrays)
+            assert all(np.array_equal(found[key], array) for key, array in arrays.items())
