@@ -30,7 +30,7 @@ from tintray.checkpoints.tensors import read_tensors
 from tintray.data.source import DataSource
 from tintray.jobs import api
 from tintray.jobs.config.job_file import parse_spec
-from tintray.models.calling import answer_width, answers
+from tintray.models.calling import answer_space, answer_width
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import backbone_names
 from tintray.numerics.choices import Format
@@ -102,7 +102,7 @@ def rebuilt(zoo: Path, examples: int) -> dict[str, dict[str, float]]:
         order = DataSource(str(zoo / "data" / "vision" / f"{name}.npz"), f"test[:{examples}]")
         pool = open_pool(order, checkpoint, CLASSIFICATION, name, name)
         width = answer_width(expert)
-        labels = labels_of(order, CLASSIFICATION, pool, answers(expert, width), name)
+        labels = labels_of(order, CLASSIFICATION, pool, answer_space(expert, width), name)
         known = predict(expert, pool)
         vectors = {
             tensor: (expert.get_parameter(tensor) - start.get_parameter(tensor)).detach()

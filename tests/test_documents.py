@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
+import benchmarks
 from tests.test_imports import LAYERS, ROOT
 from tintray.jobs.cli import cli
 
@@ -51,3 +54,11 @@ def test_commands_that_a_page_shows_are_there(page: Path) -> None:
 def test_the_architecture_describes_every_folder() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert [layer for layer in LAYERS if f"`{layer}" not in text] == []
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    """Pages name them as the commands behind their figures."""
+    names = [found.name for found in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
+    assert len(names) > 20
+    for name in names:
+        import_module(name)
