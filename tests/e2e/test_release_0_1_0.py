@@ -74,8 +74,8 @@ def test_a_job_that_it_left_ends_in_the_same_bytes(expected: dict[str, Any]) -> 
 
 
 def test_its_merges_grow_to_the_same_bytes(expected: dict[str, Any]) -> None:
-    removed = call("remove", "finished/v2", "--task", "one", "--json").document
-    refreshed = call("refresh", "finished/v2", "--task", "two", "--mode", "tint", "--json").document
+    removed = call("remove-task", "finished/v2", "one", "--json").document
+    refreshed = call("refresh-task", "finished/v2", "two", "--mode", "tint", "--json").document
     for made, known in ((removed, "finished/v3"), (refreshed, "finished/v4")):
         assert published(f"{made['name']}/{made['version']}") == expected["published"][known]
     back = call("rollback", "finished", "--to", "v2", "--json").document

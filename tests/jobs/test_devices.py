@@ -104,7 +104,7 @@ def test_tensors_that_go_directly_are_the_arrays_that_would(
 
     job = {"fit": {"rounds": 2, "groups": 2}, "merge": {"granularity": "block"}}
     arrays = api.run(tiny.spec(tmp_path / "arrays", **job))
-    monkeypatch.setattr("tintray.jobs.runs.run.open_backend", direct)
+    monkeypatch.setattr("tintray.jobs.runs.pipeline.open_backend", direct)
     tensors = api.run(tiny.spec(tmp_path / "tensors", **job))
     assert hashes(tensors.url) == hashes(arrays.url)
 
