@@ -41,7 +41,7 @@ from tintray.tinting import self_labels
 from tintray.tinting.partition import partition
 from tintray.tinting.pseudo_labels import TrueLabels
 from tintray.tinting.tint_layers import TintLayer, low_rank_factors
-from tintray.vectors.task_vectors import pack
+from tintray.vectors.task_vectors import pack, vector_key
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ class Experts:
         self, hosted: CheckedTask, read: Callable[[], nn.Module]
     ) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
-        key = f"{self._config.base_digest[:32]}{hosted.facts.expert_digest[:32]}"
+        key = vector_key(self._config.base_digest, hosted.facts.expert_digest)
         found = lookup(self.store, "task-vectors", key)
         if found is not None:
             return found.ref, True

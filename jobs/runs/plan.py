@@ -32,6 +32,7 @@ from tintray.jobs.runs.pilot import PilotReport, rehearse
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.store import open_store
 from tintray.tinting.self_labels import labels_key
+from tintray.vectors.task_vectors import vector_key
 
 CALIBRATION_SECONDS = 10.0
 
@@ -102,8 +103,9 @@ def plan(
     vectors = [
         fact
         for fact in facts.values()
-        if lookup(store, "task-vectors", f"{base.digest[:32]}{fact.expert_digest[:32]}") is None
+        if lookup(store, "task-vectors", vector_key(base.digest, fact.expert_digest)) is None
     ]
+    budgets = limits()
     report = PlanReport(
         name=spec.name,
         tasks=len(spec.tasks),
@@ -125,8 +127,8 @@ def plan(
         flops=speed.flops * _examples(spec),
         seconds=_seconds(spec, facts, labels, speed, laid_out),
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
-        max_pool_bytes=limits().max_pool_bytes,
-        max_seconds=limits().max_seconds,
+        max_pool_bytes=budgets.max_pool_bytes,
+        max_seconds=budgets.max_seconds,
     )
     if pilot:
         planned = sum(report.seconds.values())

@@ -21,7 +21,6 @@ from tintray.models.hooks import seeing_inputs
 from tintray.pools.pool import Pool
 
 OF_EXPERTS = ("fisher", "gram")
-OF_VECTORS = ("svd", "svd_sum")
 FISHER_EXAMPLES = 128
 GRAM_EXAMPLES = 512
 

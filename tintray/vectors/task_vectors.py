@@ -43,6 +43,11 @@ def pack(vector: TaskVector) -> dict[str, Tensor]:
     return packed
 
 
+def vector_key(base_digest: str, expert_digest: str) -> str:
+    """The key under which a task vector is cached: of base and expert, whatever the site."""
+    return f"{base_digest[:32]}{expert_digest[:32]}"
+
+
 def row_of(names: Collection[str], tensor: Callable[[str], Tensor], name: str) -> Row:
     """One tensor of a packed task vector, read by ``tensor``; None where it has not changed."""
     if name in names:

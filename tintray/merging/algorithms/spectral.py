@@ -11,8 +11,6 @@ from torch import Tensor
 
 from tintray.merging.declaration import Layer, Parameter, method, shared_out
 
-_ONE_NUMBER = 1e-38
-
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin U [m, r], S [r], Vᵀ [r, n], or a batch of them."""
