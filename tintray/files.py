@@ -27,9 +27,7 @@ _KEPT = (TintrayError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 @contextmanager
 def foreign(
-    what: str,
-    error: type[TintrayError] = CheckpointError,
-    *passed: type[Exception],
+    what: str, error: type[TintrayError] = CheckpointError, *passed: type[Exception]
 ) -> Iterator[None]:
     """Turn whatever a library raises over a foreign file into ``error``: ``what`` and the reason.
 

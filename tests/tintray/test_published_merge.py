@@ -72,8 +72,7 @@ def test_backbone_is_what_base_experts_and_coefficients_say(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["backbone.safetensors", "tints/five.safetensors", "configs/five/config.json"],
+    "name", ["backbone.safetensors", "tints/five.safetensors", "configs/five/config.json"]
 )
 def test_a_damaged_file_is_named_and_not_used(copied: Path, name: str) -> None:
     data = bytearray((copied / name).read_bytes())

@@ -77,12 +77,7 @@ def _what(manifest: Manifest, merge: str, task: str | None) -> str:
     return f"The model of task `{task}` of the merge {merge}, by itself. {whole}"
 
 
-def _usage(
-    task: str | None,
-    tasks: Sequence[TaskEntry],
-    manifest: Manifest,
-    form: Form,
-) -> str:
+def _usage(task: str | None, tasks: Sequence[TaskEntry], manifest: Manifest, form: Form) -> str:
     factory = manifest.job.factory
     if task is None:
         code = (

@@ -71,11 +71,7 @@ class Merge(MergeFiles):
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        fetch: Callable[[str], Path],
-        url: str,
-        factory: str | None = None,
+        self, manifest: Manifest, fetch: Callable[[str], Path], url: str, factory: str | None = None
     ) -> None:
         super().__init__(manifest, fetch, url)
         self._trusted = factory
