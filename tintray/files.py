@@ -57,10 +57,8 @@ def open_regular(path: Path) -> BinaryIO:
 
     A pipe, a socket or a device is refused, without waiting for what it may send.
 
-    Raises
-    ------
-    OSError, ValueError
-        It is not there, may not be read, or is no regular file; or its name has a NUL in it.
+    Raises OSError or ValueError: it is not there, may not be read, or is no regular file; or its
+    name has a NUL in it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
@@ -80,12 +78,8 @@ def read_bytes(
 ) -> bytes:
     """The content of a regular file of at most ``limit`` bytes.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is none: what was expected there is the caller's to say.
-    TintrayError
-        ``error``, if it is no regular file, is larger, or cannot be read.
+    Raises FileNotFoundError if there is none: what was expected there is the caller's to say;
+    TintrayError: ``error``, if it is no regular file, is larger, or cannot be read.
     """
     unreadable = f"{role}: {path} cannot be read"
     with foreign(unreadable, error, FileNotFoundError), open_regular(path) as file:
@@ -103,12 +97,8 @@ def read_json(
 ) -> dict[str, Any]:
     """The object in a JSON file; see ``read_bytes``.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    TintrayError
-        ``error``, if it cannot be read, is not JSON, or holds something else than an object.
+    Raises FileNotFoundError if there is none; TintrayError: ``error``, if it cannot be read, is not
+    JSON, or holds something else than an object.
     """
     content = read_bytes(path, role, limit=limit, error=error)
     with foreign(f"{role}: {path} is not valid JSON", error):
@@ -121,11 +111,8 @@ def read_json(
 def file_in(folder: Path, name: str, role: str) -> Path | None:
     """A file by its name in a folder that somebody else wrote; None if it is not there.
 
-    Raises
-    ------
-    CheckpointError
-        If it is no regular file, or a link to one outside of the folder. Links of the hub's cache,
-        from a snapshot to the blobs beside it, are what they always are.
+    Raises CheckpointError if it is no regular file, or a link to one outside of the folder. Links
+    of the hub's cache, from a snapshot to the blobs beside it, are what they always are.
     """
     path = folder / name
     with foreign(f"{role}: {path} cannot be followed"):
@@ -146,10 +133,8 @@ def file_in(folder: Path, name: str, role: str) -> Path | None:
 def check_new(folder: Path, *, or_empty: bool = False) -> None:
     """Prove that a folder can be made, before anything is computed for it.
 
-    Raises
-    ------
-    InputError
-        It exists (``or_empty``: and is not an empty folder), or may not be made there.
+    Raises InputError: it exists (``or_empty``: and is not an empty folder), or may not be made
+    there.
     """
     try:
         taken = folder.is_symlink() or folder.exists()

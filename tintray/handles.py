@@ -187,10 +187,7 @@ class Job:
     def wait(self, timeout: float | None = None, *, on_event: OnEvent | None = None) -> JobStatus:
         """Follow it until it is over or lost, telling ``on_event`` what happens; its status then.
 
-        Raises
-        ------
-        TimedOutError
-            It is neither after ``timeout`` seconds.
+        Raises TimedOutError: it is neither after ``timeout`` seconds.
         """
         from tintray.jobs.queue.following import watch
 
@@ -199,14 +196,8 @@ class Job:
     def result(self, timeout: float | None = None) -> Merge:
         """Wait until it is over, and open the merge that it published.
 
-        Raises
-        ------
-        CancelledError
-            It was cancelled.
-        TimedOutError
-            It is not over after ``timeout`` seconds.
-        TintrayError
-            It failed, or was lost; with the reason.
+        Raises CancelledError: it was cancelled; TimedOutError: it is not over after ``timeout``
+        seconds; TintrayError: it failed, or was lost; with the reason.
         """
         found = self.wait(timeout)
         if found.merge is None:
@@ -276,10 +267,7 @@ def load(
     A merge of modules of a factory names that function. It runs only if you give the same name as
     ``factory``, or if your configuration has it in ``allow_factories``.
 
-    Raises
-    ------
-    NotFoundError
-        If there is none of that name or at that place.
+    Raises NotFoundError if there is none of that name or at that place.
     """
     name = str(merge)
     folder = None if "://" in name else Path(name).expanduser().absolute()
@@ -307,13 +295,9 @@ def _holds_merge(folder: Path) -> bool:
 def run(job: JobSpec | Path | str, *, on_event: OnEvent | None = None) -> Merge:
     """Run a job, or the job file at a path, to its published merge.
 
-    Raises
-    ------
-    InputError
-        Before any compute is spent, if the job file, an expert, data, store or catalog cannot be
-        used.
-    TintrayError
-        If something fails while running; nothing is published then.
+    Raises InputError before any compute is spent, if the job file, an expert, data, store or
+    catalog cannot be used; TintrayError if something fails while running; nothing is published
+    then.
     """
     from tintray.jobs import api
 
@@ -357,10 +341,7 @@ def merge(
     settings
         Sections of the job file, such as ``fit`` or ``merge``; also ``name`` and ``store``.
 
-    Raises
-    ------
-    InputError
-        Before any compute is spent, if something cannot be merged.
+    Raises InputError before any compute is spent, if something cannot be merged.
     """
     from tempfile import TemporaryDirectory
 
@@ -388,11 +369,8 @@ def submit(
     once. The highest ``priority`` goes first. ``address`` is the cluster's dashboard, such as
     ``http://head:8265``; left out, that of the job file, else of the settings.
 
-    Raises
-    ------
-    InputError
-        The job file, what it refers to, the store, the catalog or the cluster cannot be used, or
-        the key is that of another job. Nothing has been entered then.
+    Raises InputError: the job file, what it refers to, the store, the catalog or the cluster cannot
+    be used, or the key is that of another job. Nothing has been entered then.
     """
     from tintray.jobs.queue import submission
 
@@ -404,10 +382,7 @@ def submit(
 def job(id: str = "latest", *, catalog: str | None = None) -> Job:
     """The job that ``id`` means: an id, how one begins, a name, or ``latest``.
 
-    Raises
-    ------
-    NotFoundError, InputError
-        There is none (with the nearest), or there are several.
+    Raises NotFoundError or InputError: there is none (with the nearest), or there are several.
     """
     from tintray.jobs.queue.views import status
 

@@ -27,10 +27,8 @@ _OLD = "pytorch_model*.bin"
 def download(hub_id: str, role: str) -> Path:
     """The folder of a model on the hub, on this machine.
 
-    Raises
-    ------
-    CheckpointError
-        If there is no such model, the hub cannot be reached, or its weights cannot be read.
+    Raises CheckpointError if there is no such model, the hub cannot be reached, or its weights
+    cannot be read.
     """
     folder = _snapshot(hub_id, role, _FILES)
     if any(folder.glob("*.safetensors")):
@@ -68,10 +66,7 @@ def _snapshot(hub_id: str, role: str, patterns: Sequence[str]) -> Path:
 def converted(folder: Path, role: str) -> Path:
     """A copy of a snapshot whose weights are safetensors, made once; the snapshot, if it has none.
 
-    Raises
-    ------
-    CheckpointError
-        If the old files hold anything but tensors.
+    Raises CheckpointError if the old files hold anything but tensors.
     """
     old = sorted(folder.glob(_OLD))
     if not old:

@@ -142,10 +142,7 @@ class ModelFolder:
     def opened(self) -> Iterator[list[int]]:
         """The files of the weights, open, as they were when the checkpoint was looked at.
 
-        Raises
-        ------
-        CheckpointError
-            If one of them is gone, or another by now.
+        Raises CheckpointError if one of them is gone, or another by now.
         """
         descriptors: list[int] = []
         try:
@@ -225,10 +222,8 @@ def open_model_folder(
         The function that builds the module, where it is none of transformers'; the folder then
         needs no ``config.json``.
 
-    Raises
-    ------
-    CheckpointError
-        If the folder, its ``config.json`` or its safetensors are missing or damaged.
+    Raises CheckpointError if the folder, its ``config.json`` or its safetensors are missing or
+    damaged.
     """
     folder = _folder(location, role)
     for name in (*PREPROCESSORS, GENERATION, HEAD_FILE):

@@ -20,10 +20,7 @@ _COMMON = 0.9  # of the tokens of the smaller vocabulary, which the other one ha
 def load_processor(model: ModelFolder, role: str, *, text: bool = False) -> Any:
     """The image processor, or the tokenizer, of an expert's folder.
 
-    Raises
-    ------
-    CheckpointError
-        If the folder has none.
+    Raises CheckpointError if the folder has none.
     """
     return processor_in(model.preparing_folder, role, text=text)
 
@@ -111,10 +108,8 @@ def check_same_tokens(reference: Any, tokenizer: Any, reference_role: str, role:
     All tasks share one table of embeddings, so a number has to be the same token for each of them.
     Either may know tokens that the other does not, such as one for padding.
 
-    Raises
-    ------
-    CheckpointError
-        Naming a token and both its numbers, or how few tokens they have in common.
+    Raises CheckpointError, naming a token and both its numbers, or how few tokens they have in
+    common.
     """
     known, found = reference.get_vocab(), tokenizer.get_vocab()
     common = known.keys() & found.keys()

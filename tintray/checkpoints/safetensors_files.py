@@ -76,10 +76,8 @@ class TensorInfo:
 def tensors_in(path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:
     """The tensors of one safetensors file, in the order in which they lie in it.
 
-    Raises
-    ------
-    CheckpointError
-        If it cannot be opened, is not safetensors, or stores a type that has no size of its own.
+    Raises CheckpointError if it cannot be opened, is not safetensors, or stores a type that has no
+    size of its own.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -127,10 +125,8 @@ def _unreadable(path: Path, role: str, error: Exception) -> CheckpointError:
 def merged_tables(files: Sequence[list[TensorInfo]], role: str) -> dict[str, TensorInfo]:
     """The tensors of all files of a checkpoint by name.
 
-    Raises
-    ------
-    CheckpointError
-        If two files hold a tensor of one name: which of them is meant cannot be told.
+    Raises CheckpointError if two files hold a tensor of one name: which of them is meant cannot be
+    told.
     """
     merged: dict[str, TensorInfo] = {}
     for tensors in files:

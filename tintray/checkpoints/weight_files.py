@@ -24,10 +24,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 def holds_adapter(folder: Path, role: str) -> bool:
     """Whether a folder holds an adapter rather than a model.
 
-    Raises
-    ------
-    CheckpointError
-        If it holds two models, both named.
+    Raises CheckpointError if it holds two models, both named.
     """
     names = [n for n in (WEIGHTS, INDEX, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if _is_there(folder, n)]
     adapter = [name for name in names if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
@@ -47,10 +44,8 @@ def _is_there(folder: Path, name: str) -> bool:
 def weight_files(folder: Path, role: str) -> tuple[tuple[Path, ...], dict[str, TensorInfo]]:
     """The files of a whole model, and their tensors by name; none is read.
 
-    Raises
-    ------
-    CheckpointError
-        If one of them is missing, damaged, a link to elsewhere, or not what the index says.
+    Raises CheckpointError if one of them is missing, damaged, a link to elsewhere, or not what the
+    index says.
     """
     index = file_in(folder, INDEX, role)
     if index is not None:
@@ -110,10 +105,8 @@ def _part(folder: Path, name: str, index: Path, role: str) -> Path:
 def read_config(folder: Path, role: str, name: str = "config.json") -> dict[str, Any]:
     """A model's ``config.json`` or an adapter's, an object whose own fields can be relied on.
 
-    Raises
-    ------
-    CheckpointError
-        If it is missing or not JSON, or a field that is read here is of another type.
+    Raises CheckpointError if it is missing or not JSON, or a field that is read here is of another
+    type.
     """
     path = file_in(folder, name, role)
     if path is None:
@@ -156,10 +149,7 @@ def check_not_packed(
 ) -> None:
     """Refuse weights that a quantisation packed into fewer bits.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the method and a tensor.
+    Raises CheckpointError, naming the method and a tensor.
     """
     for name, info in sorted(tensors.items()):
         if not (info.floating or is_old_buffer(name) or name.endswith("num_batches_tracked")):

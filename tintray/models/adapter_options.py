@@ -74,10 +74,7 @@ _STARTS = (None, "", "gaussian", "eva", "orthogonal")  # or a switch; the base s
 def check_options(config: Mapping[str, Any], where: str) -> None:
     """Refuse an adapter that is no plain sum of products, by the option that says so.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the option, its value, and what to do.
+    Raises CheckpointError, naming the option, its value, and what to do.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -169,10 +166,7 @@ def is_plain(pattern: str) -> bool:
 def by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any, where: str) -> Any:
     """What a pattern of names gives a module; as PEFT, by the first that fits its path or its end.
 
-    Raises
-    ------
-    CheckpointError
-        If a pattern is no regular expression, or one that could take for ever.
+    Raises CheckpointError if a pattern is no regular expression, or one that could take for ever.
     """
     for pattern, value in (patterns or {}).items():
         if not is_plain(pattern):

@@ -53,10 +53,8 @@ def read_adapter(
 
     Without its head it fits any module of the class, whatever the number of its classes.
 
-    Raises
-    ------
-    CheckpointError
-        If it is of a kind that is no plain sum of products, or was made for another base.
+    Raises CheckpointError if it is of a kind that is no plain sum of products, or was made for
+    another base.
     """
     config = model.adapter
     assert config is not None, "a whole model is no adapter"

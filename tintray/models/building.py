@@ -30,10 +30,7 @@ _MODULES = 100_000
 def bounded(numbers: int, where: str) -> Iterator[None]:
     """Refuse a module that this thread builds, if it has no proportion to ``numbers`` stored ones.
 
-    Raises
-    ------
-    CheckpointError
-        While it is built.
+    Raises CheckpointError while it is built.
     """
     most, mine = _TIMES * numbers + _BESIDE, threading.get_ident()
     counted = {"numbers": 0, "modules": 0}
@@ -74,10 +71,8 @@ def load_weights(
     The files are those that were looked at, whatever else lies beside them. ``room`` is another
     model whose size the model may have: the expert whose head a base is given.
 
-    Raises
-    ------
-    CheckpointError
-        If transformers cannot build or fill it, or the configuration promises far too much.
+    Raises CheckpointError if transformers cannot build or fill it, or the configuration promises
+    far too much.
     """
     stored = [*model.tensors.values(), *(room.tensors.values() if room else ())]
     with ExitStack() as stack:

@@ -20,10 +20,7 @@ def answer(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
     A module that knows no argument called so is given its inputs by position.
 
-    Raises
-    ------
-    CheckpointError
-        If there is no such answer in what the model returns.
+    Raises CheckpointError if there is no such answer in what the model returns.
     """
     output = _call(module, inputs)
     if isinstance(output, Tensor):
@@ -68,10 +65,8 @@ def answer_width(module: nn.Module) -> int:
 def answer_space(module: nn.Module, width: int, role: str = "the expert") -> Answers:
     """What a model answers with, for labels to be checked against.
 
-    Raises
-    ------
-    CheckpointError
-        If the two maps of its configuration, of classes and of names, contradict each other.
+    Raises CheckpointError if the two maps of its configuration, of classes and of names, contradict
+    each other.
     """
     config = getattr(module, "config", None)
     by_number = getattr(config, "id2label", None) or {}

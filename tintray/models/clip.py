@@ -125,10 +125,7 @@ def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None
 def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
     """One unit row per class, float32 [C, d], from the texts of its name in every template.
 
-    Raises
-    ------
-    CheckpointError
-        If the base has no text tower, or no tokenizer.
+    Raises CheckpointError if the base has no text tower, or no tokenizer.
     """
     from transformers import CLIPTextModelWithProjection
 

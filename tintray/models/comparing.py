@@ -78,10 +78,7 @@ def check_same_computation(
     list of str
         What is worth telling though it is right: another type of numbers, for instance.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the field and both values.
+    Raises CheckpointError, naming the field and both values.
     """
     known = tower_config(base.config) if expert.is_tower else base.config
     names = expert.config.get("architectures") or known.get("architectures") or [None]
@@ -130,10 +127,7 @@ def check_same_model(
     list of str
         What is worth telling though it is right; see ``check_same_computation``.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the field, the token, the class or the tensor, and both values.
+    Raises CheckpointError, naming the field, the token, the class or the tensor, and both values.
     """
     told = check_same_computation(one, other, one_role, other_role)
     check_same_classes(one, other, one_role, other_role)
@@ -154,10 +148,7 @@ def check_same_tokenizer(
 ) -> None:
     """Refuse tokenizers that number tokens differently, where both models have one.
 
-    Raises
-    ------
-    CheckpointError
-        Naming a token and both its numbers; or if a tokenizer cannot be read.
+    Raises CheckpointError, naming a token and both its numbers; or if a tokenizer cannot be read.
     """
     folders = [model.preparing_folder for model in (one, other)]
     if folders[0] == folders[1] or not all(has_tokenizer(folder) for folder in folders):
@@ -174,10 +165,7 @@ def check_same_classes(
 ) -> None:
     """Refuse heads that number classes differently, where both models name theirs.
 
-    Raises
-    ------
-    CheckpointError
-        Naming a class and both its names.
+    Raises CheckpointError, naming a class and both its names.
     """
     names = [_classes(model.config) for model in (one, other)]
     if names[0] and names[1] and names[0] != names[1]:
@@ -255,10 +243,7 @@ def check_same_backbone(
 ) -> None:
     """Refuse an expert whose backbone differs from the base's in a name or a shape.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the tensor, the shape expected and the shape found.
+    Raises CheckpointError, naming the tensor, the shape expected and the shape found.
     """
     if type(base) is not type(expert):
         raise CheckpointError(

@@ -39,10 +39,7 @@ _MOST_LABELS = 50_000
 def model_class(config: Mapping[str, Any], where: str) -> Any:
     """The transformers class that wrote a checkpoint, from ``architectures`` in its config.
 
-    Raises
-    ------
-    CheckpointError
-        If it names none that the installed transformers has.
+    Raises CheckpointError if it names none that the installed transformers has.
     """
     names = config.get("architectures") or []
     cls = named_class(names[0]) if isinstance(names, list) and names else None
@@ -73,10 +70,8 @@ def named_class(name: object) -> Any:
 def configuration(config: Mapping[str, Any], cls: Any, where: str) -> Any:
     """What transformers reads from a ``config.json`` for one of its classes.
 
-    Raises
-    ------
-    CheckpointError
-        If it refuses a field, or a field promises more layers or labels than any model has.
+    Raises CheckpointError if it refuses a field, or a field promises more layers or labels than any
+    model has.
     """
     _check_counts(config, where)
     config_class = cls.config_class

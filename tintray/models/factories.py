@@ -56,10 +56,8 @@ def is_allowed(factory: str) -> bool:
 def find(factory: str) -> Callable[[Mapping[str, Any]], nn.Module]:
     """The function, or class, that ``package.module:function`` names.
 
-    Raises
-    ------
-    SpecError
-        If it may not run, cannot be imported here, or is no function that the module defines.
+    Raises SpecError if it may not run, cannot be imported here, or is no function that the module
+    defines.
     """
     if factory in _OFFERED:
         return _OFFERED[factory]
@@ -132,10 +130,7 @@ def _is_installed(place: str) -> bool:
 def build(factory: str, config: Mapping[str, Any]) -> nn.Module:
     """A module as the factory makes it, in float32 and in evaluation mode; weights arbitrary.
 
-    Raises
-    ------
-    SpecError
-        If the factory fails, or gives something else than a module.
+    Raises SpecError if the factory fails, or gives something else than a module.
     """
     function = find(factory)
     try:
@@ -163,10 +158,7 @@ def load(
 
     With ``any_head`` the head stays as the factory made it, whatever the file has.
 
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, left over or of another shape.
+    Raises CheckpointError if a tensor is missing, left over or of another shape.
     """
     module = build(factory, config)
     heads = tuple(f"{path}." for path in head_modules(module)) if any_head else ()

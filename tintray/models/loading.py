@@ -31,10 +31,8 @@ def load_expert(
     An adapter is merged into its base. A CLIP vision tower gets the ``head`` that is given, unit
     rows [C, d], or the one that its names of classes make.
 
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, left over, of another shape than the config says, or not finite.
+    Raises CheckpointError if a tensor is missing, left over, of another shape than the config says,
+    or not finite.
     """
     if model.factory is not None:
         where = f"{role}: {model.folder}"
@@ -94,10 +92,8 @@ def empty_module(
     ``made_by`` is the factory of a module that is none of transformers'. ``numbers`` is how many
     the weights have that it is built for: one that would need many times as many is refused.
 
-    Raises
-    ------
-    CheckpointError
-        If the configuration is none that transformers reads, or promises too much.
+    Raises CheckpointError if the configuration is none that transformers reads, or promises too
+    much.
     """
     if made_by is not None:
         return factory.build(made_by, config)
@@ -180,10 +176,7 @@ def _set_generation(module: Any, model: ModelFolder, role: str) -> None:
 def generation_config(path: Path, role: str) -> Any:
     """How a model writes, from a ``generation_config.json``.
 
-    Raises
-    ------
-    CheckpointError
-        If transformers cannot read it.
+    Raises CheckpointError if transformers cannot read it.
     """
     from transformers import GenerationConfig
 

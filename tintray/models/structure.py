@@ -62,10 +62,7 @@ def backbone_names(module: nn.Module) -> list[str]:
 
     A tensor that stands in several places is named once, by the first.
 
-    Raises
-    ------
-    CheckpointError
-        If nothing is left beside the head.
+    Raises CheckpointError if nothing is left beside the head.
     """
     heads = tuple(f"{path}." for path in head_modules(module))
     names = [name for name, _ in module.named_parameters() if not name.startswith(heads)]
@@ -90,10 +87,7 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put tensors, not copies of them, in the place of a module's own; what is tied stays tied.
 
-    Raises
-    ------
-    RuntimeError
-        If names or shapes are not those of the module.
+    Raises RuntimeError if names or shapes are not those of the module.
     """
     tied = tied_names(module)
     aliases = {alias: tensors[name] for alias, name in tied.items() if name in tensors}
@@ -111,11 +105,8 @@ def resolve_site(module: nn.Module, site: str, *, field: str = "tint.site") -> t
     layers of the backbone; or a pattern such as ``*.attention``, in which ``*`` stands for
     anything: all modules that it fits, as in memory, each with what lies below it.
 
-    Raises
-    ------
-    SpecError
-        If no module is called so (with the nearest that is), if it is a mere list of modules, or
-        if nothing would be left to share.
+    Raises SpecError if no module is called so (with the nearest that is), if it is a mere list of
+    modules, or if nothing would be left to share.
     """
     if site == HEAD:
         return _heads(module, field)

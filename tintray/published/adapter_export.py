@@ -44,14 +44,9 @@ def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Pa
 
     ``base`` is the base in the experts' class (``models.load_base``).
 
-    Raises
-    ------
-    InputError
-        If it is no sum of low-rank products, or the task owns what PEFT cannot hold.
-    InputError
-        If ``directory`` exists and is not empty, or cannot be made.
-    StorageError
-        If it cannot be written to the end.
+    Raises InputError if it is no sum of low-rank products, or the task owns what PEFT cannot hold,
+    or if ``directory`` exists and is not empty, or cannot be made; StorageError if it cannot be
+    written to the end.
     """
     own, modules = merge.tint(task), merge.manifest.private_modules
     below = tuple(f"{path}." for path in modules)
@@ -81,14 +76,9 @@ def export_all(
     ``tintray.load`` opens the folder where the base is at hand; by itself the adapter is the merged
     backbone, for PEFT. ``seal`` gives a manifest its bytes.
 
-    Raises
-    ------
-    InputError
-        If the backbone is no sum of low-rank products on the base.
-    InputError
-        If ``directory`` exists and is not empty, or cannot be made.
-    StorageError
-        If it cannot be written to the end.
+    Raises InputError if the backbone is no sum of low-rank products on the base, or if
+    ``directory`` exists and is not empty, or cannot be made; StorageError if it cannot be written
+    to the end.
     """
     source, modules = merge.manifest.base.source, merge.manifest.private_modules
     files = {name: ref for name, ref in merge.manifest.files.items() if name != BACKBONE}
@@ -125,10 +115,8 @@ def write_adapter(
     private, modules
         What a task owns besides, whole: tensors by name, and the modules that they belong to.
 
-    Raises
-    ------
-    InputError
-        If the adapter would be as large as the model, as where experts were fine-tuned whole.
+    Raises InputError if the adapter would be as large as the model, as where experts were
+    fine-tuned whole.
     """
     below = tuple(f"{path}." for path in modules)
     names = [name for name in backbone_names(base) if not name.startswith(below)]

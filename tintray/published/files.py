@@ -59,10 +59,7 @@ class MergeFiles:
 
         Who reads it later may find another file there: :meth:`read` and :meth:`tensors` do not.
 
-        Raises
-        ------
-        IntegrityError
-            If the bytes are not those that the manifest names.
+        Raises IntegrityError if the bytes are not those that the manifest names.
         """
         if name not in self._verified:
             with self._open(name) as (_, path):
@@ -143,12 +140,8 @@ class MergeFiles:
 def new_folder(directory: Path) -> Iterator[Path]:
     """A hidden folder to write in; when the block ends well, it becomes ``directory``.
 
-    Raises
-    ------
-    InputError
-        If ``directory`` exists and is not empty, or cannot be made there.
-    StorageError
-        If it cannot be written to the end.
+    Raises InputError if ``directory`` exists and is not empty, or cannot be made there;
+    StorageError if it cannot be written to the end.
     """
     check_new(directory, or_empty=True)
     partial = directory.with_name(f".{directory.name}.partial")

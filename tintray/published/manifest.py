@@ -331,12 +331,8 @@ class Manifest(UnpublishedManifest):
     def read(cls, document: Any, where: str) -> Manifest:
         """The manifest in a JSON document; ``where`` is what messages call the merge.
 
-        Raises
-        ------
-        NotFoundError
-            It is none, or one of a later format.
-        InputError
-            A field is missing or is not what it has to be; with its name.
+        Raises NotFoundError: it is none, or one of a later format; InputError: A field is missing
+        or is not what it has to be; with its name.
         """
         known = isinstance(document, dict) and document.get("format") == FORMAT
         written = document.get("format_version") if known else None

@@ -81,10 +81,8 @@ class Merge(MergeFiles):
     def factory(self) -> str | None:
         """What builds the modules, if they are none of transformers'; None otherwise.
 
-        Raises
-        ------
-        SpecError
-            If neither the caller nor the configuration lets it run: the merge may be a stranger's.
+        Raises SpecError if neither the caller nor the configuration lets it run: the merge may be a
+        stranger's.
         """
         named = self.manifest.job.factory
         if named is None or named == self._trusted or is_allowed(named):
@@ -103,10 +101,7 @@ class Merge(MergeFiles):
     def task(self, name: str) -> TaskEntry:
         """What the manifest says of a task.
 
-        Raises
-        ------
-        NotFoundError
-            With the nearest name, if the merge has no such task.
+        Raises NotFoundError with the nearest name, if the merge has no such task.
         """
         for task in self.manifest.tasks:
             if task.name == name:
@@ -234,13 +229,9 @@ class Merge(MergeFiles):
     def export(self, task: str, directory: Path) -> Path:
         """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
 
-        Raises
-        ------
-        InputError
-            If ``directory`` exists and is not empty or cannot be made, or if the task has a module
-            that no transformers model has.
-        StorageError
-            If it cannot be written to the end.
+        Raises InputError if ``directory`` exists and is not empty or cannot be made, or if the task
+        has a module that no transformers model has; StorageError if it cannot be written to the
+        end.
         """
         if DOWN in self.tint(task):
             raise InputError(
@@ -286,12 +277,8 @@ class Merge(MergeFiles):
 
         ``manifest`` are the bytes of its ``manifest.json`` as it was published.
 
-        Raises
-        ------
-        InputError
-            If ``directory`` exists and is not empty, or cannot be made.
-        StorageError
-            If it cannot be written to the end.
+        Raises InputError if ``directory`` exists and is not empty, or cannot be made; StorageError
+        if it cannot be written to the end.
         """
         with new_folder(directory) as partial:
             for name in self.manifest.files:
@@ -308,10 +295,8 @@ def open_folder(
 
     ``parse`` makes a document of its manifest's bytes, and may look whether they were altered.
 
-    Raises
-    ------
-    NotFoundError
-        If the folder has no readable manifest: it holds no merge, or one that was never published.
+    Raises NotFoundError if the folder has no readable manifest: it holds no merge, or one that was
+    never published.
     """
     path = folder / MANIFEST
     try:
