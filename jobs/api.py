@@ -26,7 +26,6 @@ from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
-from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.site_search import AUTO
@@ -164,12 +163,9 @@ def export(
     Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens. As an
     ``adapter`` either has low-rank products in the place of the backbone, in PEFT's format.
     """
-    store, catalog = chosen(store, catalog)
-    found = load_merge(locate(merge, catalog))
-    if adapter:
-        from tintray.jobs.runs.export import export_adapter
+    found = load_merge(locate(merge, chosen(store, catalog)[1]))
+    if not adapter:
+        return found.export(task, directory)
+    from tintray.jobs.runs.export import export_adapter
 
-        return export_adapter(found, task, Path(directory))
-    if task is not None:
-        return found.export(task, Path(directory))
-    return found.export_all(Path(directory), seal(found.manifest.to_json(), "manifest.json"))
+    return export_adapter(found, task, directory)

@@ -12,11 +12,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
-from tintray.errors import CheckpointError, InputError, TintrayError
+from tintray.errors import CheckpointError, TintrayError
 
 MAX_JSON = 16 * 2**20
 """Bytes of a JSON file that are read; the index of the largest public models has 13 MB."""
@@ -52,7 +52,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes.
 
     A pipe, a socket or a device is refused, without waiting for what it may send.
@@ -101,10 +101,15 @@ def read_json(
     JSON, or holds something else than an object.
     """
     content = read_bytes(path, role, limit=limit, error=error)
-    with foreign(f"{role}: {path} is not valid JSON", error):
+    return json_object(content, f"{role}: {path}", error)
+
+
+def json_object(content: bytes, where: str, error: type[TintrayError]) -> dict[str, Any]:
+    """The object in JSON text; ``error``, which names ``where``, if it is none."""
+    with foreign(f"{where} is not valid JSON", error):
         found = json.loads(content.decode("utf-8-sig"))
     if not isinstance(found, dict):
-        raise error(f"{role}: {path} must hold a JSON object, found {type(found).__name__}")
+        raise error(f"{where} must hold a JSON object, found {type(found).__name__}")
     return found
 
 
@@ -128,26 +133,6 @@ def file_in(folder: Path, name: str, role: str) -> Path | None:
     if not found.is_file():
         raise CheckpointError(f"{role}: {path} is no regular file; expected one")
     return path
-
-
-def check_new(folder: Path, *, or_empty: bool = False) -> None:
-    """Prove that a folder can be made, before anything is computed for it.
-
-    Raises InputError: it exists (``or_empty``: and is not an empty folder), or may not be made
-    there.
-    """
-    try:
-        taken = folder.is_symlink() or folder.exists()
-        if taken and not (or_empty and folder.is_dir() and not any(folder.iterdir())):
-            said = "exists and is not empty" if or_empty else "exists"
-            raise InputError(f"{folder} {said}; give a new folder")
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-        with TemporaryDirectory(prefix=".tintray-", dir=above):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror}; name a folder that this user may make"
-        ) from error
 
 
 Stamp = tuple[int, int, int, int, int]

@@ -15,7 +15,7 @@ from tintray.errors import CancelledError, TintrayError
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge as PublishedMerge
 from tintray.published.merge import open_folder
-from tintray.seals import seal, unseal
+from tintray.seals import unseal
 from tintray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
@@ -86,11 +86,8 @@ class Merge(PublishedMerge):
         The latter is a folder that ``tintray.load`` opens. As an ``adapter`` either has low-rank
         products in the place of the backbone, in PEFT's format.
         """
-        if task is not None and not adapter:
-            return super().export(task, Path(directory))
         if not adapter:
-            manifest = seal(self.manifest.to_json(), MANIFEST)
-            return self.export_all(Path(directory), manifest)
+            return super().export(task, Path(directory))
         from tintray.jobs.runs.export import export_adapter
 
         return export_adapter(self, task, Path(directory))

@@ -10,25 +10,18 @@ from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError, InputError
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.models.loading import load_base
-from tintray.published.adapter_export import export_all, export_task
+from tintray.published import adapter_export
 from tintray.published.merge import Merge
-from tintray.storage.artifacts.records import seal
 
 
 def export_adapter(merge: Merge, task: str | None, directory: Path) -> Path:
     """Write one task's adapter for PEFT, or one of all tasks plus their tint layers.
 
-    Raises
-    ------
-    CheckpointError
-        If the base is gone, or another one by now.
-    InputError
-        If the merge is no sum of low-rank products.
+    Raises CheckpointError if the base is gone, or another one by now; else as
+    ``adapter_export.export_adapter``.
     """
     base = _base(merge, merge.tasks[0] if task is None else task)
-    if task is not None:
-        return export_task(merge, task, directory, base)
-    return export_all(merge, directory, base, lambda manifest: seal(manifest, "manifest.json"))
+    return adapter_export.export_adapter(merge, task, directory, base)
 
 
 def _base(merge: Merge, task: str) -> nn.Module:

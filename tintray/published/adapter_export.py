@@ -9,7 +9,7 @@ embedding (biases, norms), and the modules that a task owns, are written whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from tintray.checkpoints.model_folder import file_sha256
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import InputError
 from tintray.models.structure import backbone_names, is_linear, is_transposed
+from tintray.new_folder import new_folder
 from tintray.published.card import CARD, model_card
-from tintray.published.files import BACKBONE, new_folder
-from tintray.published.manifest import FileEntry
+from tintray.published.files import BACKBONE
+from tintray.published.manifest import MANIFEST, FileEntry
 from tintray.published.merge import Merge
+from tintray.seals import seal
 from tintray.tinting.tint_layers import with_low_rank
 from tintray.vectors.task_vectors import DOWN, UP
 
@@ -39,17 +41,43 @@ _TASK_TYPES = {
 }
 
 
-def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Path:
-    """Write one task's model as a PEFT adapter on the base, with what the task owns whole.
+def export_adapter(merge: Merge, task: str | None, directory: Path, base: nn.Module) -> Path:
+    """Write a merge as an adapter on its base: one task's for PEFT, or that of all tasks.
 
-    ``base`` is the base in the experts' class (``models.load_base``).
+    A task's has what the task owns, whole. All tasks' is the merged backbone for PEFT; with the
+    tint layers beside it ``tintray.load`` opens it where the base is at hand. ``base`` is the base
+    in the experts' class (``models.load_base``).
 
-    Raises InputError if it is no sum of low-rank products, or the task owns what PEFT cannot hold,
-    or if ``directory`` exists and is not empty, or cannot be made; StorageError if it cannot be
-    written to the end.
+    Raises InputError if it is no sum of low-rank products, if the task owns what PEFT cannot hold,
+    or as ``new_folder``; StorageError if it cannot be written to the end.
     """
-    own, modules = merge.tint(task), merge.manifest.private_modules
-    below = tuple(f"{path}." for path in modules)
+    manifest, merged, private = merge.manifest, merge.backbone, None
+    if task is not None:
+        merged, private = _of_task(merge, task)
+    with new_folder(directory, or_empty=True) as partial:
+        write_adapter(
+            partial, base, merged, manifest.base.source, private, manifest.private_modules
+        )
+        if task is not None:
+            merge.copy_configs(task, partial)
+            (partial / "config.json").write_text(json.dumps(merge.config(task), indent=2))
+            card = model_card(manifest, task, form="adapter")
+        else:
+            adapter = [partial / ADAPTER_WEIGHTS, partial / ADAPTER_CONFIG]
+            own = {p.name: FileEntry(sha256=file_sha256(p), size=p.stat().st_size) for p in adapter}
+            kept = {name: ref for name, ref in manifest.files.items() if name != BACKBONE}
+            for name in kept:
+                merge.copy(name, partial / name)
+            written = seal(manifest.changed(files=kept | own).to_json(), MANIFEST)
+            (partial / MANIFEST).write_bytes(written)
+            card = model_card(manifest)
+        (partial / CARD).write_text(card, encoding="utf-8")
+    return directory
+
+
+def _of_task(merge: Merge, task: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The shared tensors of a task's model with its products added, and what it owns whole."""
+    own, below = merge.tint(task), tuple(f"{path}." for path in merge.manifest.private_modules)
     private = {name: tensor for name, tensor in own.items() if name.startswith(below)}
     products = {name: tensor for name, tensor in own.items() if name.endswith((UP, DOWN))}
     beside = sorted(own.keys() - private.keys() - products.keys())
@@ -58,40 +86,7 @@ def export_task(merge: Merge, task: str, directory: Path, base: nn.Module) -> Pa
             f"task '{task}' of {merge.url} owns the tensor '{beside[0]}', for which an adapter has "
             "no place; export the model itself"
         )
-    merged, source = with_low_rank(merge.backbone, products), merge.manifest.base.source
-    with new_folder(directory) as partial:
-        write_adapter(partial, base, merged, source, private, modules)
-        merge.copy_configs(task, partial)
-        (partial / "config.json").write_text(json.dumps(merge.config(task), indent=2))
-        card = model_card(merge.manifest, task, form="adapter")
-        (partial / CARD).write_text(card, encoding="utf-8")
-    return directory
-
-
-def export_all(
-    merge: Merge, directory: Path, base: nn.Module, seal: Callable[[dict[str, Any]], bytes]
-) -> Path:
-    """Write a merge as one adapter on its base plus the tint layers.
-
-    ``tintray.load`` opens the folder where the base is at hand; by itself the adapter is the merged
-    backbone, for PEFT. ``seal`` gives a manifest its bytes.
-
-    Raises InputError if the backbone is no sum of low-rank products on the base, or if
-    ``directory`` exists and is not empty, or cannot be made; StorageError if it cannot be written
-    to the end.
-    """
-    source, modules = merge.manifest.base.source, merge.manifest.private_modules
-    files = {name: ref for name, ref in merge.manifest.files.items() if name != BACKBONE}
-    with new_folder(directory) as partial:
-        for name in files:
-            merge.copy(name, partial / name)
-        write_adapter(partial, base, merge.backbone, source, None, modules)
-        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-            path = partial / name
-            files[name] = FileEntry(sha256=file_sha256(path), size=path.stat().st_size)
-        (partial / CARD).write_text(model_card(merge.manifest), encoding="utf-8")
-        (partial / "manifest.json").write_bytes(seal(merge.manifest.changed(files=files).to_json()))
-    return directory
+    return with_low_rank(merge.backbone, products), private
 
 
 def write_adapter(
@@ -104,16 +99,8 @@ def write_adapter(
 ) -> None:
     """Write what turns ``base`` into a merge, as a folder that PEFT loads.
 
-    Parameters
-    ----------
-    base
-        The base in the experts' class; its head stands for nothing.
-    merged
-        The merge's shared tensors by name.
-    source
-        The base's folder or hub id, as the configuration names it.
-    private, modules
-        What a task owns besides, whole: tensors by name, and the modules that they belong to.
+    ``merged`` are the merge's shared tensors by name, ``source`` is the base's folder or hub id.
+    ``private`` is what a task owns besides, whole: tensors by name, of these ``modules``.
 
     Raises InputError if the adapter would be as large as the model, as where experts were
     fine-tuned whole.

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors
-from tintray.errors import IntegrityError, StorageError
-from tintray.files import MAX_JSON, check_new, foreign, open_regular, reason
+from tintray.errors import IntegrityError
+from tintray.files import MAX_JSON, foreign, json_object, open_regular, reason, stamp
 from tintray.published.manifest import Manifest
-
-_CHUNK = 4 << 20
 
 BACKBONE = "backbone.safetensors"
 COEFFICIENTS = "coefficients.safetensors"
@@ -38,20 +34,12 @@ def config_file(task: str, name: str) -> str:
 class MergeFiles:
     """The named files under a manifest, which may come from anybody.
 
-    Parameters
-    ----------
-    manifest
-        What the merge's ``manifest.json`` says.
-    fetch
-        Gives the local path of a file, by its name in the manifest.
-    url
-        Where the merge was loaded from, for messages.
+    ``fetch`` gives the local path of a file by its name in the manifest, ``url`` is where the merge
+    was loaded from, for messages.
     """
 
     def __init__(self, manifest: Manifest, fetch: Callable[[str], Path], url: str) -> None:
-        self.manifest = manifest
-        self.url = url
-        self.fetch = fetch
+        self.manifest, self.fetch, self.url = manifest, fetch, url
         self._verified: dict[str, Path] = {}
 
     def file(self, name: str) -> Path:
@@ -71,6 +59,10 @@ class MergeFiles:
         with self._open(name, limit=MAX_JSON) as (file, _):
             return file.read()
 
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in one of the merge's JSON files; see :meth:`file`."""
+        return json_object(self.read(name), f"{self.url}/{name}", IntegrityError)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """All tensors of one of the merge's files; see :meth:`file`."""
         with self._open(name) as (file, path):
@@ -78,95 +70,51 @@ class MergeFiles:
             with foreign(f"{self.url}/{name} is no safetensors file", IntegrityError):
                 return read_tensors(itself if itself.exists() else path)
 
+    def copy(self, name: str, target: Path) -> None:
+        """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._open(name) as (file, _), target.open("wb") as copied:
+            shutil.copyfileobj(file, copied, 4 << 20)
+
     @contextmanager
-    def _open(self, name: str, limit: int | None = None) -> Iterator[tuple[BinaryIO, Path]]:
+    def _open(self, name: str, limit: int | None = None) -> Iterator[tuple[BufferedReader, Path]]:
         """One of the merge's files, open and at its beginning, its bytes those of the manifest."""
         listed, where = self.manifest.files.get(name), f"{self.url}/{name}"
         if listed is None:
             raise IntegrityError(f"{self.url} has no file {name}; publish the merge again")
         if limit is not None and listed.size > limit:
             raise IntegrityError(f"{where} has more than the {limit:,} bytes that it may have")
+        restore = "restore the file or publish the merge again"
         try:
             path = self.fetch(name)
             file = open_regular(path)
         except FileNotFoundError as error:
             raise IntegrityError(
-                f"{self.url} lacks the file {name} that its manifest names; restore the "
-                "file or publish the merge again"
+                f"{self.url} lacks the file {name} that its manifest names; {restore}"
             ) from error
         except (OSError, ValueError) as error:
-            raise IntegrityError(
-                f"{where} cannot be read ({reason(error)}); restore the file or publish the merge "
-                "again"
-            ) from error
+            raise IntegrityError(f"{where} cannot be read ({reason(error)}); {restore}") from error
         with file:
-            before = _state(file)
-            if before[0] != listed.size:
+            before = stamp(file.fileno())
+            if (size := before[2]) != listed.size:
                 raise IntegrityError(
-                    f"{where} is damaged: it has {before[0]:,} bytes, the manifest says "
-                    f"{listed.size:,}; restore the file or publish the merge again"
+                    f"{where} is damaged: it has {size:,} bytes, the manifest says "
+                    f"{listed.size:,}; {restore}"
                 )
-            found = _sha256(file)
-            if found != listed.sha256:
+            if (found := _sha256(file)) != listed.sha256:
                 raise IntegrityError(
                     f"{where} is damaged: its sha256 is {found[:12]}…, the manifest says "
-                    f"{listed.sha256[:12]}…; restore the file or publish the merge again"
+                    f"{listed.sha256[:12]}…; {restore}"
                 )
-            file.seek(0)
             yield file, path
-            if _state(file) == before:  # else linked, touched, or written to
-                return
-            file.seek(0)
-            if _sha256(file) != found:
+            # A file that was linked or touched has another stamp, and may still be as it was.
+            if stamp(file.fileno()) != before and _sha256(file) != found:
                 raise IntegrityError(f"{where} was written to while it was read; try again")
 
-    def json(self, name: str) -> dict[str, Any]:
-        """The object in one of the merge's JSON files; see :meth:`file`."""
-        content = self.read(name)
-        with foreign(f"{self.url}/{name} is not valid JSON", IntegrityError):
-            found = json.loads(content.decode("utf-8-sig"))
-        if not isinstance(found, dict):
-            raise IntegrityError(f"{self.url}/{name} must hold a JSON object")
-        return found
 
-    def copy(self, name: str, target: Path) -> None:
-        """Copy one of the merge's files, verified, to a path below a folder that may not exist."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self._open(name) as (file, _), target.open("wb") as copied:
-            shutil.copyfileobj(file, copied, _CHUNK)
-
-
-@contextmanager
-def new_folder(directory: Path) -> Iterator[Path]:
-    """A hidden folder to write in; when the block ends well, it becomes ``directory``.
-
-    Raises InputError if ``directory`` exists and is not empty, or cannot be made there;
-    StorageError if it cannot be written to the end.
-    """
-    check_new(directory, or_empty=True)
-    partial = directory.with_name(f".{directory.name}.partial")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{directory} cannot be written: {reason(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _state(file: BinaryIO) -> tuple[int, int, int]:
-    """What changes when somebody writes to an open file (and when it is linked or touched)."""
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _sha256(file: BufferedReader) -> str:
+    """The hash of an open file, which stands at its beginning then."""
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found

@@ -46,16 +46,17 @@ from tintray.models.calling import answer
 from tintray.models.factories import is_allowed
 from tintray.models.loading import empty_module, load_expert, quiet_transformers
 from tintray.models.structure import assign, tied_names
+from tintray.new_folder import new_folder
 from tintray.published.card import CARD, Form, model_card
 from tintray.published.files import (
     BACKBONE,
     COEFFICIENTS,
     MergeFiles,
     config_file,
-    new_folder,
     tint_file,
 )
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
+from tintray.seals import seal
 from tintray.tinting.tint_layers import with_low_rank
 
 
@@ -226,22 +227,21 @@ class Merge(MergeFiles):
             found.name_or_path = f"{self.url}/{prefix.rstrip('/')}"
         return found
 
-    def export(self, task: str, directory: Path) -> Path:
-        """Write one task's model as a folder that ``transformers.from_pretrained`` loads.
+    def export(self, task: str | None, directory: Path) -> Path:
+        """Write one task's model for ``transformers.from_pretrained``, or all for ``tintray.load``.
 
-        Raises InputError if ``directory`` exists and is not empty or cannot be made, or if the task
-        has a module that no transformers model has; StorageError if it cannot be written to the
-        end.
+        The latter, where ``task`` is None, is what was published, with one backbone for all tasks.
+
+        Raises InputError if the task has a module that no transformers model has, or as
+        ``new_folder``; StorageError if it cannot be written to the end.
         """
-        if DOWN in self.tint(task):
-            raise InputError(
-                f"task '{task}' of {self.url} has a surgery module before its head, which no "
-                "transformers model has; use the merge itself: tintray.load(...).for_task(...)"
-            )
-        module: Any = self.for_task(task)
-        quiet_transformers()
-        with new_folder(directory) as partial:
-            if hasattr(module, "save_pretrained"):
+        module: Any = None if task is None else self._exported(task)
+        with new_folder(directory, or_empty=True) as partial:
+            if task is None:
+                for name in self.manifest.files:
+                    self.copy(name, partial / name)
+                (partial / MANIFEST).write_bytes(seal(self.manifest.to_json(), MANIFEST))
+            elif hasattr(module, "save_pretrained"):
                 module.save_pretrained(partial)
             else:  # a factory's: what its weights are called is all that there is to say
                 own = {name: p.detach() for name, p in module.state_dict().items()}
@@ -250,11 +250,21 @@ class Merge(MergeFiles):
                 (partial / "model.safetensors").write_bytes(tensors_as_bytes(own))
                 config = json.dumps(self.config(task), indent=2)
                 (partial / "config.json").write_text(config, encoding="utf-8")
-            self.copy_configs(task, partial)
+            if task is not None:
+                self.copy_configs(task, partial)
             form: Form = "zero_shot" if (partial / HEAD_FILE).is_file() else "model"
             card = model_card(self.manifest, task, form=form)
             (partial / CARD).write_text(card, encoding="utf-8")
         return directory
+
+    def _exported(self, task: str) -> nn.Module:
+        if DOWN in self.tint(task):
+            raise InputError(
+                f"task '{task}' of {self.url} has a surgery module before its head, which no "
+                "transformers model has; use the merge itself: tintray.load(...).for_task(...)"
+            )
+        quiet_transformers()
+        return self.for_task(task)
 
     def config_files(self, task: str) -> list[str]:
         """A task's configuration files, as far as they are of those that a fit keeps.
@@ -271,21 +281,6 @@ class Merge(MergeFiles):
         for name in self.config_files(task):
             if name != config_file(task, "config.json"):
                 self.copy(name, folder / name.removeprefix(prefix))
-
-    def export_all(self, directory: Path, manifest: bytes) -> Path:
-        """Write the whole merge as one folder that ``tintray.load`` opens: all tasks, one backbone.
-
-        ``manifest`` are the bytes of its ``manifest.json`` as it was published.
-
-        Raises InputError if ``directory`` exists and is not empty, or cannot be made; StorageError
-        if it cannot be written to the end.
-        """
-        with new_folder(directory) as partial:
-            for name in self.manifest.files:
-                self.copy(name, partial / name)
-            (partial / CARD).write_text(model_card(self.manifest), encoding="utf-8")
-            (partial / "manifest.json").write_bytes(manifest)
-        return directory
 
 
 def open_folder(

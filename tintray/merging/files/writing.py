@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,13 +10,13 @@ from pathlib import Path
 import torch
 
 from tintray.checkpoints.model_folder import ModelFolder
-from tintray.errors import SpecError, StorageError
-from tintray.files import check_new
+from tintray.errors import StorageError
 from tintray.merging.files.memory import MEMORY, mebibytes
 from tintray.merging.files.pieces import MergedTensors
 from tintray.merging.files.sharded_writer import ShardedWriter
 from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.registry import Recipe
+from tintray.new_folder import check_new, new_folder
 
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""
@@ -85,69 +82,15 @@ def write_folder(
     """
     check_new(output)
     _check_room(merging, output)
-    try:
-        with _appearing(output) as partial:
-            for name in merging.outputs:
-                (partial / name).mkdir(exist_ok=True)
-                for file, content in beside.items():
-                    if isinstance(content, bytes):
-                        (partial / name / file).write_bytes(content)
-                    else:
-                        shutil.copyfile(content, partial / name / file)
-            _write_weights(merging, partial, shard_bytes, progress)
-    except OSError as error:
-        raise StorageError(f"{output} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that becomes it when the block ends well, and is gone otherwise.
-
-    It is locked while it is written: what a process that was killed has left behind is removed,
-    what another one is writing is left alone. Whoever ends second is told that the first one was.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for left in output.parent.glob(f".{output.name}.*.partial"):
-        with _locked(left) as mine:
-            if mine:
-                shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(".partial", f".{output.name}.", output.parent))
-    try:
-        with _locked(partial):
-            partial.chmod(0o777 & ~_umask())  # mkdtemp makes it for this user alone
-            yield partial
-            if output.exists():
-                raise SpecError(
-                    f"{output} exists by now: another merge into it ended first; name a new folder"
-                )
-            partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether this process holds ``folder`` during the block; the system lets go for the dead."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with new_folder(output) as partial:
+        for name in merging.outputs:
+            (partial / name).mkdir(exist_ok=True)
+            for file, content in beside.items():
+                if isinstance(content, bytes):
+                    (partial / name / file).write_bytes(content)
+                else:
+                    shutil.copyfile(content, partial / name / file)
+        _write_weights(merging, partial, shard_bytes, progress)
 
 
 def beside_weights(base: ModelFolder) -> list[Path]:
