@@ -145,7 +145,10 @@ def _shortcoming(
     if chosen is not best(done, target) or not chosen.short(target):
         return None
     if asked != "auto":
-        return f"'{asked}' was asked for, and is not enough: {chosen.short(target)}"
+        return (
+            f"only the mode '{asked}' was tried, and it is not enough: {chosen.short(target)}; "
+            "the mode 'auto' tries others too, and growth.target sets what is enough"
+        )
     untried = [mode for mode in ladder if mode not in {verdict.mode for verdict in done}]
     gained = f", '{done[-1].mode}' has hardly gained" if untried else ""
     return f"no way is enough{gained}; takes '{chosen.mode}': {chosen.short(target)}"

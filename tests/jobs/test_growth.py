@@ -184,7 +184,8 @@ def test_what_a_merge_keeps_or_lacks_is_said_in_its_result(
     far = ["--set", "growth.target=1", "--set", "growth.rounds=1", "--mode", "tint"]
     capfd.readouterr()
     assert main(["add-task", "tiny", str(grown.file("four")), *far, *where]) == 0
-    assert "note: 'tint' was asked for, and is not enough: four agrees" in capfd.readouterr().out
+    said = "note: only the mode 'tint' was tried, and it is not enough: four agrees"
+    assert said in capfd.readouterr().out
     found = manifest(api.show("tiny", **grown.place))
     assert notice in found["notices"]  # of children too
     assert set(found["correction_from"]) == {"two", "three", "five"}
