@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` in the types that JSON has; a number that is not finite becomes ``None``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -32,7 +32,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types, one key per field."""
-        result: dict[str, Any] = _plain(self)
+        result: dict[str, Any] = plain(self)
         return result
 
 

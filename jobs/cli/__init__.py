@@ -14,7 +14,7 @@ import click
 
 from tintray.errors import TintrayError, printable, shortened
 from tintray.jobs.cli import jobs, merges, models, tasks, upkeep
-from tintray.jobs.cli.options import Session, debug_option, say
+from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
 from tintray.storage.secrets import redact
 
 INTERRUPTED = 130
@@ -76,8 +76,8 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a sentence for each
-            if ctx.ensure_object(Session).debug:
-                say(_traceback(error), err=True)
+            if DEBUG in ctx.meta:  # causes may quote passwords
+                say(redact("".join(traceback.format_exception(error))), err=True)
             code, sentence = _explain(error)
         say(redact(sentence), err=True)
         raise click.exceptions.Exit(code)
@@ -85,6 +85,10 @@ class Commands(click.Group):
 
 @click.group(
     cls=Commands,
+    help=help_text(
+        "Merge many fine-tuned models into one backbone and a small tint layer for each task.",
+        "run examples/digits.yaml",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 something failed while running, 2 bad input, 3 the job was "
     "cancelled, 4 it was lost, 5 not in time, 130 interrupted.",
@@ -99,12 +103,7 @@ class Commands(click.Group):
 )
 @debug_option
 def cli() -> None:
-    """Merge many fine-tuned models into one backbone and a small tint layer for each task.
-
-    \b
-    Example:
-      tintray run examples/digits.yaml
-    """
+    """What all commands share; the help is above."""
 
 
 for _section in SECTIONS.values():
@@ -115,14 +114,14 @@ for _section in SECTIONS.values():
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command in ``args`` (``sys.argv``) and return its exit code."""
     try:
-        code = cli.main(args, prog_name="tintray", standalone_mode=False, obj=Session())
+        code = cli.main(args, prog_name="tintray", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
     except click.ClickException as error:
         return _usage(error)
     except click.Abort:  # Ctrl-C before the command began
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 
@@ -137,11 +136,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, f"error: {_one_line(f'{error.filename}: {error.strerror}')}"
     said = _one_line(str(error))
     return 1, f"internal error: {type(error).__name__}: {said}; run again with --debug"
-
-
-def _traceback(error: BaseException) -> str:
-    """How it came to an error, without the passwords that its causes may quote."""
-    return redact("".join(traceback.format_exception(error)))
 
 
 def _usage(error: click.ClickException) -> int:

@@ -13,6 +13,8 @@ from tintray.jobs.cli.options import (
     catalog_option,
     command,
     debug_option,
+    flag,
+    help_text,
     id_argument,
     job_argument,
     quiet_stdout,
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": 4}
 """What `wait`, `watch` and `--watch` answer with, by the state that the job is in by then."""
 
-_watch_option = click.option("--watch", is_flag=True, help="Follow it until it is over.")
+_watch_option = flag("--watch", help="Follow it until it is over.")
+_TOLD, _STATUS = "queue_tables.print_told", "queue_tables.print_status"
 
 
-def _ended(job: JobStatus, table: str = "queue_tables.print_status") -> Answer:
+def _ended(job: JobStatus, table: str = _STATUS) -> Answer:
     """A job that was followed to its end, with the exit code of its state."""
     return Answer(job, EXIT_CODES.get(job.state, 0), table)
 
@@ -44,7 +47,7 @@ def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
     if not watch:
         return Answer(job)
     if job.over:
-        return _ended(job, "queue_tables.print_told")
+        return _ended(job, _TOLD)
     from tintray.jobs.display.progress import watch as display
     from tintray.jobs.queue import following
 
@@ -53,7 +56,7 @@ def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
 
 
 @command(
-    "queue_tables.print_told",
+    _TOLD,
     job_argument,
     address_option,
     click.option("--key", metavar="TEXT", help="Your own name for it: it is entered once."),
@@ -61,15 +64,12 @@ def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
     _watch_option,
     set_option,
     quick=True,
+    example="submit job.yaml --key nightly-2026-02-01 --watch",
 )
 def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
     """Enter the job in JOB.yaml in the queue of a Ray cluster.
 
     It answers at once with the job's id. The same job with the same --key is entered once.
-
-    \b
-    Example:
-      tintray submit job.yaml --key nightly-2026-02-01 --watch
     """
     from tintray.jobs.queue import submission
     from tintray.jobs.queue.ray_jobs import is_reached_by_all
@@ -86,7 +86,7 @@ def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
 
 @command(
     "queue_tables.print_jobs",
-    click.option("--all", "everything", is_flag=True, help="All jobs, however many."),
+    flag("--all", "everything", help="All jobs, however many."),
     click.option(
         "--limit",
         type=click.IntRange(min=1),
@@ -96,8 +96,7 @@ def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
         help="The N newest jobs; those that are not over are always shown.",
     ),
     click.option(
-        "--state",
-        "states",
+        *("--state", "states"),
         multiple=True,
         metavar="STATE",
         help="Only those in a state, such as fitting or lost. May be repeated.",
@@ -106,74 +105,52 @@ def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
     catalog_option,
     quick=True,
     nothing="no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one",
+    example="ps --state fitting --state lost",
 )
 def ps(
     everything: bool, limit: int, states: tuple[str, ...], name: str | None, catalog: str | None
 ) -> Sequence[Record]:
-    """List the jobs, the newest first.
-
-    \b
-    Example:
-      tintray ps --state fitting --state lost
-    """
+    """List the jobs, the newest first."""
     from tintray.jobs.queue import views
 
     most = None if everything or states or name else limit
     return views.list_jobs(catalog=catalog, limit=most, states=states or None, name=name)
 
 
-@command("queue_tables.print_status", id_argument, catalog_option, quick=True)
+@command(_STATUS, id_argument, catalog_option, quick=True, example="status latest")
 def status(job: str, catalog: str | None) -> Record:
     """Show all that is known of JOB.
 
-    It comes from the catalog, so that the cluster may be gone. JOB is the id of a job, how one
-    begins, a name, or latest.
-
-    \b
-    Example:
-      tintray status latest
+    It comes from the catalog, so that the cluster may be gone.
     """
     from tintray.jobs.queue import views
 
     return views.status(job, catalog=catalog)
 
 
-@command("queue_tables.print_status", id_argument, catalog_option, watched=True)
+@command(_STATUS, id_argument, catalog_option, watched=True, example="watch latest")
 def watch(job: str, **options: Any) -> Answer:
     """Follow JOB until it is over.
 
     Leaving with Ctrl-C does not stop the job. The exit code tells how it ended: 0 succeeded,
-    1 failed, 3 cancelled, 4 lost. JOB is the id of a job, how one begins, a name, or latest.
-
-    \b
-    Example:
-      tintray watch latest
+    1 failed, 3 cancelled, 4 lost.
     """
     from tintray.jobs.queue import following
 
     return _ended(following.watch(job, **options))
 
 
-@click.command()
+@click.command(help=help_text("Print what the driver of JOB said.", "logs -f latest", id_argument))
 @id_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
+@flag("-f", "--follow", help="Go on until the job is over.")
 @catalog_option
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
+@flag(
+    *("--json", "as_json"),
     help='Write each piece as a JSON object of its own, {"text": ...}, on a line of its own.',
 )
 @debug_option
 def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
-    """Print what the driver of JOB said.
-
-    JOB is the id of a job, how one begins, a name, or latest.
-
-    \b
-    Example:
-      tintray logs -f latest
-    """
+    """Piece by piece, as they come: not one answer, as other commands give."""
     import json
 
     with quiet_stdout():
@@ -186,82 +163,60 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
 
 
 @command(
-    "queue_tables.print_told",
+    _TOLD,
     id_argument,
     click.option("--timeout", type=Duration(), metavar="TIME", help="Give up then."),
     catalog_option,
+    example="wait ten-scripts-1a2b3c4d --timeout 3600",
 )
 def wait(job: str, **options: Any) -> Answer:
     """Wait until JOB is over.
 
     The exit code tells how it ended: 0 succeeded, 1 failed, 3 cancelled, 4 lost, 5 not in time.
-    JOB is the id of a job, how one begins, a name, or latest.
-
-    \b
-    Example:
-      tintray wait ten-scripts-1a2b3c4d --timeout 3600
     """
     from tintray.jobs.queue import following
 
-    return _ended(following.watch(job, **options), "queue_tables.print_told")
+    return _ended(following.watch(job, **options), _TOLD)
 
 
 @command(
-    "queue_tables.print_told",
+    _TOLD,
     id_argument,
     catalog_option,
-    click.option("--discard", is_flag=True, help="Delete its checkpoints too: it cannot go on."),
-    click.option("--no-wait", is_flag=True, help="Only ask it to stop."),
+    flag("--discard", help="Delete its checkpoints too: it cannot go on."),
+    flag("--no-wait", help="Only ask it to stop."),
+    example="cancel ten-scripts-1a2b3c4d",
 )
 def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool) -> Record:
     """Stop JOB, and keep its last checkpoint.
 
-    It stops at the end of its round. JOB is the id of a job, how one begins, a name, or latest.
-
-    \b
-    Example:
-      tintray cancel ten-scripts-1a2b3c4d
+    It stops at the end of its round.
     """
     from tintray.jobs.queue import submission
 
     return submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
 
 
-@command(
-    "queue_tables.print_told",
-    *(id_argument, address_option, catalog_option, _watch_option),
-    watched=True,
-)
+_again = (id_argument, address_option, catalog_option, _watch_option)
+
+
+@command(_TOLD, *_again, watched=True, example="resume ten-scripts-1a2b3c4d --watch")
 def resume(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
     """Let JOB go on from its last checkpoint.
 
     For a job that failed, was cancelled or was lost. It waits for its cluster, or the one at
-    --address; a job that was run without a cluster goes on here. JOB is the id of a job, how one
-    begins, a name, or latest.
-
-    \b
-    Example:
-      tintray resume ten-scripts-1a2b3c4d --watch
+    --address; a job that was run without a cluster goes on here.
     """
     from tintray.jobs.queue import submission
 
     return _changed(submission.resume(job, catalog=catalog, **options), catalog, watch)
 
 
-@command(
-    "queue_tables.print_told",
-    *(id_argument, address_option, catalog_option, _watch_option),
-    watched=True,
-)
+@command(_TOLD, *_again, watched=True, example="retry ten-scripts-1a2b3c4d")
 def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
     """Start JOB over from its first round.
 
-    For a job that failed, was cancelled or was lost; its checkpoints are deleted. JOB is the id of
-    a job, how one begins, a name, or latest.
-
-    \b
-    Example:
-      tintray retry ten-scripts-1a2b3c4d
+    For a job that failed, was cancelled or was lost; its checkpoints are deleted.
     """
     from tintray.jobs.queue import submission
 
@@ -273,15 +228,12 @@ def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
     id_argument,
     click.argument("other", metavar="OTHER"),
     catalog_option,
+    example="diff ten-scripts-1a2b3c4d job.yaml",
 )
 def diff(job: str, other: str, catalog: str | None) -> Record:
     """Show in what two jobs differ, or a job and a job file.
 
-    JOB and OTHER are the id of a job, how one begins, a name, or latest; OTHER may be a job file.
-
-    \b
-    Example:
-      tintray diff ten-scripts-1a2b3c4d job.yaml
+    OTHER may be a job file.
     """
     for text in (job, other):
         if "/" in text and not text.endswith((".yaml", ".yml")):
@@ -297,15 +249,12 @@ def diff(job: str, other: str, catalog: str | None) -> Record:
     address_option,
     catalog_option,
     nothing="no cluster yet; tintray submit JOB.yaml --address URL makes one known",
+    example="queue --max-jobs 4 --address http://head:8265",
 )
 def queue(max_jobs: int | None, address: str | None, catalog: str | None) -> Sequence[Record]:
     """Show how many jobs run and wait on each cluster.
 
     With --max-jobs, let one run another number of them at once.
-
-    \b
-    Example:
-      tintray queue --max-jobs 4 --address http://head:8265
     """
     from tintray.jobs.queue import submission, views
 

@@ -15,6 +15,7 @@ from tintray.jobs.cli.options import (
     catalog_option,
     command,
     factory_option,
+    flag,
     folder_argument,
     merge_argument,
     path_option,
@@ -26,35 +27,26 @@ if TYPE_CHECKING:
 
     from tintray.jobs.results import Record
 
+_of_merge = (merge_argument, place_options)
+
 
 @command(
     "tables.print_listing",
     place_options,
     name="list",
     nothing="no merge in {store} yet; tintray run JOB.yaml makes one",
+    example="list --store s3://models/tintray",
 )
 def listing(**places: Any) -> Sequence[Record]:
-    """List the merges in the catalog, the newest first.
-
-    \b
-    Example:
-      tintray list --store s3://models/tintray
-    """
+    """List the merges in the catalog, the newest first."""
     from tintray.jobs import api
 
     return api.list_merges(**places)
 
 
-@command("tables.print_summary", merge_argument, place_options)
+@command("tables.print_summary", *_of_merge, example="show ten-scripts/v2")
 def show(merge: str, **places: Any) -> Record:
-    """Show what the merge MERGE kept, its size and its cost.
-
-    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
-
-    \b
-    Example:
-      tintray show ten-scripts/v2
-    """
+    """Show what the merge MERGE kept, its size and its cost."""
     from tintray.jobs import api
 
     return api.show(merge, **places)
@@ -62,21 +54,13 @@ def show(merge: str, **places: Any) -> Record:
 
 @command(
     "tables.print_evaluation",
-    merge_argument,
-    place_options,
-    factory_option,
+    *(*_of_merge, factory_option),
     name="eval",
     watched=True,
+    example="eval ten-scripts",
 )
 def evaluate(merge: str, **options: Any) -> Record:
-    """Measure the merge MERGE again, on the data of its job.
-
-    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.
-
-    \b
-    Example:
-      tintray eval ten-scripts
-    """
+    """Measure the merge MERGE again, on the data of its job."""
     from tintray.jobs import api
 
     return api.evaluate(merge, **options)
@@ -95,16 +79,13 @@ def evaluate(merge: str, **options: Any) -> Record:
     place_options,
     factory_option,
     watched=True,
+    example="compare ten-scripts --methods all --plot methods.svg",
 )
 def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) -> Record:
     """Put MERGE beside its experts and other merging methods.
 
-    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL. All are measured on the
-    same data; a method with a scale at the one that agrees best with the experts on the pools.
-
-    \b
-    Example:
-      tintray compare ten-scripts --methods all --plot methods.svg
+    All are measured on the same data; a method with a scale at the one that agrees best with the
+    experts on the pools.
     """
     from tintray.jobs.cli.plots import check_plot, plot_comparison
 
@@ -124,13 +105,15 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
     merge_argument,
     folder_argument,
     click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge."),
-    click.option(
+    flag(
         "--adapter",
-        is_flag=True,
         help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
     ),
     place_options,
     factory_option,
+    example="""export ten-scripts --task mnist ./mnist-merged
+export ten-scripts ./ten-scripts-merged
+export adapters --adapter ./one-adapter""",
 )
 def export(merge: str, task: str | None, directory: Path, **options: Any) -> Path:
     """Write the model of one task of MERGE, or all of it, to DIR.
@@ -138,14 +121,7 @@ def export(merge: str, task: str | None, directory: Path, **options: Any) -> Pat
     With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
     as the merge does for that task. Without, it holds every task over one backbone, and
     tintray.load opens it. With --adapter a merge of LoRA experts stays an adapter: one for PEFT
-    with --task, else one for all tasks plus their tint layers. A model card is in each. MERGE is a
-    name (the newest version), NAME/VERSION, a folder or a URL.
-
-    \b
-    Example:
-      tintray export ten-scripts --task mnist ./mnist-merged
-      tintray export ten-scripts ./ten-scripts-merged
-      tintray export adapters --adapter ./one-adapter
+    with --task, else one for all tasks plus their tint layers. A model card is in each.
     """
     from tintray.jobs import api
 
@@ -162,16 +138,12 @@ def export(merge: str, task: str | None, directory: Path, **options: Any) -> Pat
         help="The catalog to enter the copy in [default: catalog.db in DEST, if that is a folder].",
     ),
     place_options,
+    example="copy ten-scripts/v2 s3://models/tintray",
 )
 def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, **_: Any) -> Record:
     """Copy MERGE to the store DEST, verified.
 
-    MERGE is a name (the newest version), NAME/VERSION, a folder or a URL; DEST is a folder or an
-    s3:// URL. The copy has the same name and version.
-
-    \b
-    Example:
-      tintray copy ten-scripts/v2 s3://models/tintray
+    DEST is a folder or an s3:// URL. The copy has the same name and version.
     """
     from tintray.jobs.config.settings import chosen_destination
     from tintray.jobs.upkeep import stores
@@ -180,14 +152,9 @@ def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, *
     return stores.copy_merge(merge, target, catalog=catalog, destination_catalog=known)
 
 
-@command("growth_tables.print_history", merge_argument, place_options)
+@command("growth_tables.print_history", *_of_merge, example="history ten-scripts")
 def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
-    """Draw which version of MERGE grew from which, and how.
-
-    \b
-    Example:
-      tintray history ten-scripts
-    """
+    """Draw which version of MERGE grew from which, and how."""
     from tintray.jobs.runs.history import history as versions
 
     return versions(merge, catalog=catalog)
@@ -195,23 +162,17 @@ def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
 
 @command(
     "growth_tables.print_merge_difference",
-    click.argument("before", metavar="MERGE"),
-    click.argument("after", metavar="OTHER"),
+    merge_argument,
+    click.argument("other", metavar="OTHER"),
     catalog_option,
+    example="diff-merges ten-scripts/v1 ten-scripts/v2",
 )
-def diff_merges(before: str, after: str, catalog: str | None) -> Record:
-    """Show what changed from MERGE to OTHER, by task and layer.
-
-    Each is a name (the newest version), NAME/VERSION, a folder or a URL.
-
-    \b
-    Example:
-      tintray diff-merges ten-scripts/v1 ten-scripts/v2
-    """
+def diff_merges(merge: str, other: str, catalog: str | None) -> Record:
+    """Show what changed from MERGE to OTHER, by task and layer."""
     from tintray.jobs.config.settings import chosen
     from tintray.jobs.runs.history import diff_merges as differences
 
-    return differences(before, after, catalog=chosen(None, catalog)[1])
+    return differences(merge, other, catalog=chosen(None, catalog)[1])
 
 
 @command(
@@ -219,31 +180,23 @@ def diff_merges(before: str, after: str, catalog: str | None) -> Record:
     merge_argument,
     click.option("--to", metavar="VERSION", help="An ancestor, such as v1 [default: the parent]."),
     place_options,
+    example="rollback ten-scripts --to v2",
 )
 def rollback(merge: str, to: str | None, **places: Any) -> Record:
     """Publish an earlier version of MERGE again, as its newest.
 
     Nothing is undone: versions never change, and the new one says where it came from.
-
-    \b
-    Example:
-      tintray rollback ten-scripts --to v2
     """
     from tintray.jobs.runs.history import rollback as publish_again
 
     return publish_again(merge, to, **places)
 
 
-@command("upkeep_tables.print_removed", merge_argument, place_options)
+@command("upkeep_tables.print_removed", *_of_merge, example="delete ten-scripts/v2")
 def delete(merge: str, catalog: str, **_: Any) -> Record:
     """Delete MERGE from its store; gc frees the space.
 
-    MERGE is a name (the newest version), NAME/VERSION, a folder in a store or a URL. Its version is
-    never given again.
-
-    \b
-    Example:
-      tintray delete ten-scripts/v2
+    A folder has to lie in a store. Its version is never given again.
     """
     from tintray.jobs.upkeep import stores
 

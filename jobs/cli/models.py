@@ -13,7 +13,9 @@ from tintray.jobs.cli.options import (
     Answer,
     Duration,
     command,
+    flag,
     job_argument,
+    path_argument,
     path_option,
     set_option,
 )
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @command(
     "tables.print_summary",
-    click.argument("job", metavar="[JOB.yaml]", required=False, type=click.Path(path_type=Path)),
+    path_argument("job", metavar="[JOB.yaml]", required=False),
     path_option(
         "--from-mergekit",
         metavar="FILE",
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     ),
     set_option,
     watched=True,
+    example="run examples/digits.yaml --set fit.rounds=50\n"
+    "run --from-mergekit ties.yaml --output merged",
 )
 def run(
     job: JobSpec | None,
@@ -56,11 +60,6 @@ def run(
 
     With --from-mergekit, merge whole checkpoints by a data-free method, as mergekit's YAML
     describes it, into a folder.
-
-    \b
-    Example:
-      tintray run examples/digits.yaml --set fit.rounds=50
-      tintray run --from-mergekit ties.yaml --output merged
     """
     from tintray.jobs import api
 
@@ -105,10 +104,9 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> Mapping[str, str]:
 @command(
     "plan_tables.print_plan",
     job_argument,
-    click.option("--pilot", is_flag=True, help="Rehearse it too, small, and extrapolate."),
+    flag("--pilot", help="Rehearse it too, small, and extrapolate."),
     click.option(
-        "--calibrate",
-        "seconds",
+        *("--calibrate", "seconds"),
         type=Duration(least=0.1, most=3600),
         default=10.0,
         show_default=True,
@@ -117,16 +115,13 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> Mapping[str, str]:
     ),
     set_option,
     watched=True,
+    example="plan job.yaml --pilot",
 )
 def plan(job: JobSpec, **options: Any) -> Answer:
     """Say what the job in JOB.yaml would read, hold and compute.
 
     The exit code is 2 if it does not fit. Nothing is written; a pilot runs a few tasks for a few
     rounds on part of their pools, in a store of its own that is deleted.
-
-    \b
-    Example:
-      tintray plan job.yaml --pilot
     """
     from tintray.jobs.runs.plan import plan as estimate
 
@@ -134,16 +129,14 @@ def plan(job: JobSpec, **options: Any) -> Answer:
     return Answer(report, code=0 if report.fits else 2)
 
 
-@command("tables.print_validation", job_argument, set_option)
+@command(
+    *("tables.print_validation", job_argument, set_option), example="validate examples/digits.yaml"
+)
 def validate(job: JobSpec) -> Record:
     """Check JOB.yaml and all that it refers to.
 
     Nothing is written. One example of each task is run, so that what passes here does not fail in
     run for its input.
-
-    \b
-    Example:
-      tintray validate examples/digits.yaml
     """
     from tintray.jobs import api
 
@@ -159,8 +152,7 @@ def validate(job: JobSpec) -> Record:
         "--output", required=True, metavar="DIR", help="The folder to write; it must not exist."
     ),
     click.option(
-        "--parameter",
-        "parameters",
+        *("--parameter", "parameters"),
         metavar="NAME=VALUE",
         multiple=True,
         help="A parameter of the method, such as density=0.2. May be repeated.",
@@ -172,33 +164,29 @@ def validate(job: JobSpec) -> Record:
         "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
     ),
     watched=True,
+    example="merge llama-math llama-code --base llama --method ties --output merged",
 )
 def merge(base: str, experts: tuple[str, ...], output: Path, **options: Any) -> Path:
     """Merge whole checkpoints into one, out of core.
 
     They are of one shape, heads included. Tensors are read, merged and written one after another
     within the memory given. For experts with heads of their own, run a job.
-
-    \b
-    Example:
-      tintray merge --base llama --method ties --parameter density=0.2 \\
-        --output merged llama-math llama-code
     """
     from tintray.jobs import api
 
     return api.merge_checkpoints(base, experts, output, **options)
 
 
-@command("method_tables.print_methods", click.argument("names", metavar="[NAME]...", nargs=-1))
+@command(
+    "method_tables.print_methods",
+    click.argument("names", metavar="[NAME]...", nargs=-1),
+    example="methods ties",
+)
 def methods(names: tuple[str, ...]) -> list[Any]:
     """List the merging methods, or say all about NAME.
 
     Each serves as merge.method or merge.init of a job and in compare --methods; those without data
     in merge --method too.
-
-    \b
-    Example:
-      tintray methods ties
     """
     from tintray.jobs.runs.method_list import list_methods
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,26 +25,16 @@ if TYPE_CHECKING:
     from tintray.jobs.results import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
 SomeRecord = TypeVar("SomeRecord", bound="Record | Sequence[Record]")
 
-
-@dataclass
-class Session:
-    """What holds for one call of the command line."""
-
-    debug: bool = False
-
-
-def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        context.ensure_object(Session).debug = True
-
-
+DEBUG = "tintray.debug"
+"""Whether tracebacks are shown: in the ``meta`` of a call's contexts."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Duration(click.ParamType[float]):
-    """A length of time such as ``90m``, ``24h`` or ``7d``; seconds without a unit."""
+    """A length of time such as ``90m``, ``24h`` or ``7d``, in seconds, its unit where none is."""
 
     name = "duration"
 
@@ -66,21 +58,15 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-def path_option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is a path."""
-    return click.option(name, type=click.Path(path_type=Path), **settings)
+path_option = functools.partial(click.option, type=click.Path(path_type=Path))
+path_argument = functools.partial(click.argument, type=click.Path(path_type=Path))
+flag = functools.partial(click.option, is_flag=True)
+_heard = functools.partial(click.option, expose_value=False)
 
 
-folder_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-
-debug_option = click.option(
-    "--debug",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_debug,
-    help="Show the traceback of an error.",
-)
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[DEBUG] = True
 
 
 def _allow_factory(_context: click.Context, _: click.Parameter, value: str | None) -> None:
@@ -91,42 +77,30 @@ def _allow_factory(_context: click.Context, _: click.Parameter, value: str | Non
         os.environ[FACTORIES_VARIABLE] = f"{before} {value}".strip()
 
 
-factory_option = click.option(
+debug_option = _heard(
+    "--debug", is_flag=True, is_eager=True, callback=_set_debug, help="Show an error's traceback."
+)
+factory_option = _heard(
     "--factory",
     metavar="MODULE:FUNCTION",
-    expose_value=False,
     callback=_allow_factory,
     help="Let this function build the modules of a merge that names it.",
 )
-
-json_option = click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Write one JSON document to standard output, and nothing else there.",
+json_option = flag(
+    *("--json", "as_json"), help="Write one JSON document to standard output, and nothing else."
 )
-
-job_argument = click.argument("job", metavar="JOB.yaml", type=click.Path(path_type=Path))
-
 set_option = click.option(
-    "--set",
-    "overrides",
+    *("--set", "overrides"),
     metavar="KEY.PATH=VALUE",
     multiple=True,
     help="Override a field of the job file, such as fit.rounds=50 or tasks.mnist.expert=PATH; "
     "relative paths start from the job file. May be repeated.",
 )
-
-merge_argument = click.argument("merge", metavar="MERGE")
-
-id_argument = click.argument("job", metavar="JOB")
-
 address_option = click.option(
     "--address",
     metavar="URL",
     help="The dashboard of a Ray cluster, http://head:8265 [default: $TINTRAY_ADDRESS].",
 )
-
 _store_option = click.option(
     "--store",
     metavar="URL",
@@ -137,6 +111,14 @@ catalog_option = click.option(
     metavar="URL",
     help="The catalog's database [default: $TINTRAY_CATALOG, else catalog.db in the store].",
 )
+folder_argument = path_argument("directory", metavar="DIR")
+job_argument = path_argument("job", metavar="JOB.yaml")
+merge_argument = click.argument("merge", metavar="MERGE")
+id_argument = click.argument("job", metavar="JOB")
+_MEANINGS = {
+    merge_argument: "MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.",
+    id_argument: "JOB is the id of a job, how one begins, a name, or latest.",
+}
 
 
 def place_options(command: Command) -> Command:
@@ -144,18 +126,27 @@ def place_options(command: Command) -> Command:
     return _store_option(catalog_option(command))
 
 
+def help_text(about: str | None, example: str, *options: Callable[[Any], Any]) -> str:
+    """What a command does, what its arguments may be, and examples, one a line."""
+    meanings = (_MEANINGS[option] for option in options if option in _MEANINGS)
+    lines = "\n".join(f"  tintray {line}" for line in example.split("\n"))
+    return "\n\n".join([inspect.cleandoc(about or ""), *meanings, f"\b\nExample:\n{lines}"])
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a command answers with, where it has an exit code or a table of its own."""
+    """What a command answers with, where it has an exit code, a table or a text of its own."""
 
     result: Any
     code: int = 0
     table: str | Callable[[Any, Console], None] | None = None
+    text: str | None = None
 
 
 def command(
     table: str,
     *options: Callable[[Any], Any],
+    example: str,
     name: str | None = None,
     watched: bool = False,
     quick: bool = False,
@@ -173,30 +164,35 @@ def command(
     watched
         Show the progress of what the function does; it takes ``on_event``.
     quick
-        It is to answer in a moment; see ``at_once``.
+        It is to answer in a moment, most of which goes into imports, which make no garbage: without
+        looking for any it takes a tenth less.
     nothing
         What is said on standard error of an empty answer; may name ``{store}``.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
         def run(as_json: bool, **given: Any) -> None:
-            with at_once() if quick else nullcontext():
+            if quick:
+                gc.disable()
+            try:
                 found = _call(function, _resolved(given), watched)
+            finally:
+                gc.enable()
+            if isinstance(found, Path):
+                found = Answer({"path": str(found)}, text=str(found))
             shown = found if isinstance(found, Answer) else Answer(found)
             if nothing and not shown.result:
                 say(nothing.format(**given), err=True)
-            if isinstance(shown.result, Path):
-                answer(str(shown.result), {"path": str(shown.result)}, as_json=as_json)
-            elif shown.result or not nothing or as_json:
-                write(shown.result, shown.table or table, as_json=as_json)
+            if shown.result or not nothing or as_json:
+                write(shown.result, shown.table or table, as_json=as_json, text=shown.text)
             if shown.code:
                 raise click.exceptions.Exit(shown.code)
 
         made: Any = run
         for option in reversed((*options, json_option, debug_option)):
             made = option(made)
-        return click.command(name or function.__name__.replace("_", "-"))(made)
+        about = help_text(function.__doc__, example, *options)
+        return click.command(name or function.__name__.replace("_", "-"), help=about)(made)
 
     return decorate
 
@@ -225,21 +221,6 @@ def _resolved(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """For a command that is to answer in a moment: no garbage is looked for in the block.
-
-    Most of its time goes into imports, which make none; measured, a tenth of it is saved.
-    """
-    import gc
-
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextmanager
 def quiet_stdout() -> Iterator[None]:
     """Send what is printed in the block, by Python or by a library below it, to standard error.
 
@@ -262,40 +243,38 @@ def quiet_stdout() -> Iterator[None]:
 
 
 def write(
-    result: SomeRecord, table: str | Callable[[SomeRecord, Console], None], *, as_json: bool
+    result: SomeRecord,
+    table: str | Callable[[SomeRecord, Console], None],
+    *,
+    as_json: bool,
+    text: str | None = None,
 ) -> None:
-    """Write the result of a command to standard output, as a table or as JSON.
+    """Write the result of a command to standard output: as JSON, as its text, or as a table.
 
     ``table`` prints it, or names what does: ``tables.print_summary``.
     """
-    from tintray.jobs.cli.tables import write_json
-    from tintray.jobs.display.terminal import escaped, open_console
-
-    if isinstance(table, str):
-        module, _, name = table.partition(".")
-        render = getattr(import_module(f"tintray.jobs.cli.{module}"), name)
-    else:
-        render = table
     with until_closed():
+        if text is not None and not as_json:
+            say(text)
+            return
+        from tintray.jobs.cli.tables import write_json
+        from tintray.jobs.display.terminal import escaped, open_console
+
         if as_json:
             write_json(result, sys.stdout)
-        else:
-            try:
-                render(escaped(result), open_console(sys.stdout))
-            except (TypeError, ValueError, LookupError, AttributeError) as error:
-                # A record is filled from catalogs and manifests that anybody may have written.
-                raise StorageError(
-                    f"what was found cannot be shown ({error}): a row of the catalog or a manifest "
-                    "was written by another program or is damaged; --json shows it as it is"
-                ) from error
-
-
-def answer(text: str, document: Mapping[str, object], *, as_json: bool) -> None:
-    """Write what a command answers with that has no table: a text, or one JSON object."""
-    import json
-
-    with until_closed():
-        say(json.dumps(document).replace("\x7f", "\\u007f") if as_json else text)
+            return
+        render: Any = table
+        if isinstance(table, str):
+            module, _, name = table.partition(".")
+            render = getattr(import_module(f"tintray.jobs.cli.{module}"), name)
+        try:
+            render(escaped(result), open_console(sys.stdout))
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            # A record is filled from catalogs and manifests that anybody may have written.
+            raise StorageError(
+                f"what was found cannot be shown ({error}): a row of the catalog or a manifest "
+                "was written by another program or is damaged; --json shows it as it is"
+            ) from error
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -307,10 +286,7 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 def until_closed() -> Iterator[None]:
     """Write to standard output; exit quietly when its reader has enough, as ``head`` soon has.
 
-    Raises
-    ------
-    StorageError
-        If it cannot be written, as a file on a full disk.
+    What cannot be written, as to a full disk, is a ``StorageError``.
     """
     try:
         yield

@@ -16,9 +16,9 @@ from tintray.jobs.results import (
     EvalTable,
     MergeListing,
     MergeSummary,
-    Record,
     TaskResult,
     ValidationReport,
+    plain,
 )
 from tintray.limits import size_text
 from tintray.tasks.metrics import find_metric, shown
@@ -34,14 +34,9 @@ _BRACKETS = (
 _MANY_METHODS = 6  # more columns than that fit no terminal
 
 
-def write_json(result: Record | Sequence[Record], stream: TextIO) -> None:
-    """Write one JSON document; ASCII only, so that no locale can spoil it."""
-    value: Any
-    if isinstance(result, Record):
-        value = result.to_json()
-    else:
-        value = [record.to_json() for record in result]
-    text = json.dumps(value, indent=2, allow_nan=False)
+def write_json(result: Any, stream: TextIO) -> None:
+    """Write one JSON document, of records or of a mapping, in ASCII: no locale can spoil it."""
+    text = json.dumps(plain(result), indent=2, allow_nan=False)
     stream.write(text.replace("\x7f", "\\u007f") + "\n")  # JSON need not escape it; a terminal acts
     stream.flush()
 

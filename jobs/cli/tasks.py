@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tintray.jobs.cli.options import command, factory_option, merge_argument, place_options
+from tintray.jobs.cli.options import (
+    command,
+    factory_option,
+    flag,
+    merge_argument,
+    path_argument,
+    place_options,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tintray.jobs.results import Record
 
 MODES = ("auto", "tint", "coefficients", "joint")
@@ -24,31 +30,24 @@ _mode_option = click.option(
     help="The way of growing: tint leaves the backbone as it is, coefficients adds the new tasks "
     "to it, joint learns everything on; auto takes the cheapest that is enough.",
 )
-_rebase_option = click.option(
-    "--rebase",
-    is_flag=True,
-    help="If a newer version is published meanwhile, do it again from there.",
+_common = (
+    flag("--rebase", help="If a newer version is published meanwhile, do it again from there."),
+    click.option(
+        *("--set", "overrides"),
+        metavar="growth.FIELD=VALUE",
+        multiple=True,
+        help="Override how the merge grows, such as growth.tolerance=0.5. May be repeated.",
+    ),
+    factory_option,
+    place_options,
 )
-_set_option = click.option(
-    "--set",
-    "overrides",
-    metavar="growth.FIELD=VALUE",
-    multiple=True,
-    help="Override how the merge grows, such as growth.tolerance=0.5. May be repeated.",
-)
-
-
-def _change(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command that changes the tasks of a merge; it answers with what it published."""
-    common = (_rebase_option, _set_option, factory_option, place_options)
-    return command("tables.print_summary", merge_argument, *options, *common, watched=True)
+_change = partial(command, "tables.print_summary", merge_argument, watched=True)
 
 
 @_change(
-    click.argument(
-        "files", metavar="FILE.yaml...", nargs=-1, required=True, type=click.Path(path_type=Path)
-    ),
-    _mode_option,
+    path_argument("files", metavar="FILE.yaml...", nargs=-1, required=True),
+    *(_mode_option, *_common),
+    example="add-task ten-scripts eleventh.yaml",
 )
 def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
     """Publish a child of MERGE that has these tasks too.
@@ -56,26 +55,22 @@ def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
     Each FILE.yaml has a task as in a job file, or several; one job adds all. Nothing is published
     if an old task would lose more than growth.tolerance; the exit code is 1 then. A new task below
     growth.target is published, and the result says so. The experts of the old tasks are not needed.
-
-    \b
-    Example:
-      tintray add-task ten-scripts eleventh.yaml
     """
     from tintray.jobs.runs.grow import add
 
     return add(merge, files, **options)
 
 
-@_change(click.argument("tasks", metavar="TASK...", nargs=-1, required=True))
+@_change(
+    click.argument("tasks", metavar="TASK...", nargs=-1, required=True),
+    *_common,
+    example="remove-task ten-scripts mnist",
+)
 def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
     """Publish a child of MERGE without a task.
 
     Its part of the backbone is taken out exactly; tints that lose by it are learned again. What
     all tasks learned together to correct the backbone stays, and the result says so.
-
-    \b
-    Example:
-      tintray remove-task ten-scripts mnist
     """
     from tintray.jobs.runs.grow import remove
 
@@ -86,16 +81,13 @@ def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
     click.argument("task", metavar="TASK"),
     click.option("--expert", metavar="MODEL", help="Its new expert [default: the same place]."),
     click.option("--pool", metavar="FILE", help="Its new pool [default: the same place]."),
-    _mode_option,
+    *(_mode_option, *_common),
+    example="refresh-task ten-scripts mnist --expert zoo/mnist-2",
 )
 def refresh_task(merge: str, task: str, **options: Any) -> Record:
     """Publish a child of MERGE with a task anew.
 
     With another expert or another pool, or with what lies at the same place by now.
-
-    \b
-    Example:
-      tintray refresh-task ten-scripts mnist --expert zoo/mnist-2
     """
     from tintray.jobs.runs.grow import refresh
 

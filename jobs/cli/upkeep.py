@@ -10,10 +10,10 @@ from tintray.jobs.cli.options import (
     Answer,
     Duration,
     address_option,
-    answer,
     command,
     debug_option,
-    json_option,
+    flag,
+    help_text,
     place_options,
 )
 
@@ -22,36 +22,24 @@ if TYPE_CHECKING:
 
     from tintray.jobs.results import Record
 
-_SHELLS = ("bash", "zsh", "fish")
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
 
+def _group(name: str, about: str, example: str, *commands: click.Command) -> click.Group:
+    return debug_option(click.Group(name, commands=commands, help=help_text(about, example)))
+
+
 # Stores
-
-
-@click.group()
-@debug_option
-def artifacts() -> None:
-    """List, verify and pin what lies in a store.
-
-    \b
-    Example:
-      tintray artifacts verify
-    """
 
 
 @command(
     "upkeep_tables.print_artifacts",
     click.option("--kind", metavar="KIND", help="Only those of a kind, such as task-vector."),
     place_options,
+    example="artifacts ls --kind task-vector",
 )
 def ls(**options: Any) -> Sequence[Record]:
-    """List the artifacts of a store, and who needs each.
-
-    \b
-    Example:
-      tintray artifacts ls --kind task-vector
-    """
+    """List the artifacts of a store, and who needs each."""
     from tintray.jobs.upkeep import stores
 
     return stores.list_artifacts(**options)
@@ -61,15 +49,12 @@ def ls(**options: Any) -> Sequence[Record]:
     "upkeep_tables.print_verification",
     click.argument("merge", metavar="[MERGE]", required=False),
     place_options,
+    example="artifacts verify ten-scripts/v2",
 )
 def verify(**options: Any) -> Answer:
     """Read every artifact, or those of MERGE, and compare its hash.
 
     The exit code is 1 if one is damaged or missing.
-
-    \b
-    Example:
-      tintray artifacts verify ten-scripts/v2
     """
     from tintray.jobs.upkeep import stores
 
@@ -80,29 +65,31 @@ def verify(**options: Any) -> Answer:
 @command(
     "upkeep_tables.print_pin",
     click.argument("sha256", metavar="SHA256"),
-    click.option("--remove", is_flag=True, help="Let go of it again."),
+    flag("--remove", help="Let go of it again."),
     place_options,
+    example="artifacts pin 3f9a2c41d07b",
 )
 def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
     """Keep an artifact from being collected, whoever needs it.
 
     SHA256 may be cut short, as long as one artifact alone begins so.
-
-    \b
-    Example:
-      tintray artifacts pin 3f9a2c41d07b
     """
     from tintray.jobs.upkeep import stores
 
     return stores.pin(sha256, catalog=catalog, pinned=not remove)
 
 
+artifacts = _group(
+    *("artifacts", "List, verify and pin what lies in a store.", "artifacts verify"),
+    *(ls, verify, pin),
+)
+
+
 @command(
     "upkeep_tables.print_garbage",
-    click.option("--delete", is_flag=True, help="Delete it; otherwise it is only listed."),
+    flag("--delete", help="Delete it; otherwise it is only listed."),
     click.option(
-        "--older-than",
-        "age",
+        *("--older-than", "age"),
         type=Duration(),
         default="24h",
         show_default=True,
@@ -110,14 +97,10 @@ def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
         help="Leave alone what was written or used later: somebody may be about to need it.",
     ),
     place_options,
+    example="gc --older-than 7d --delete",
 )
 def gc(**options: Any) -> Record:
-    """List, or delete, what no merge, job or pin needs.
-
-    \b
-    Example:
-      tintray gc --older-than 7d --delete
-    """
+    """List, or delete, what no merge, job or pin needs."""
     from tintray.jobs.upkeep import stores
 
     return stores.collect_garbage(**options)
@@ -126,41 +109,25 @@ def gc(**options: Any) -> Record:
 # The catalog's database
 
 
-@click.group()
-@debug_option
-def db() -> None:
-    """Upgrade or check the catalog's database.
-
-    \b
-    Example:
-      tintray db check
-    """
-
-
-@command("upkeep_tables.print_schema", place_options)
+@command(
+    *("upkeep_tables.print_schema", place_options),
+    example="db upgrade --catalog postgresql+psycopg://tintray@db/tintray",
+)
 def upgrade(catalog: str, **_: Any) -> Record:
     """Bring the catalog's tables to this version, or create them.
 
     It happens wholly or not at all; a database that is newer is refused.
-
-    \b
-    Example:
-      tintray db upgrade --catalog postgresql+psycopg://tintray@db/tintray
     """
     from tintray.jobs.upkeep import stores
 
     return stores.upgrade_catalog(catalog)
 
 
-@command("upkeep_tables.print_database", place_options)
+@command("upkeep_tables.print_database", place_options, example="db check --json")
 def check(catalog: str, **_: Any) -> Answer:
     """Look whether the catalog's database is sound and current.
 
     The exit code is 1 if it is not.
-
-    \b
-    Example:
-      tintray db check --json
     """
     from tintray.jobs.upkeep import stores
 
@@ -168,19 +135,21 @@ def check(catalog: str, **_: Any) -> Answer:
     return Answer(report, code=1 if report.problems else 0)
 
 
+db = _group("db", "Upgrade or check the catalog's database.", "db check", upgrade, check)
+
+
 # This installation
 
 
-@command("upkeep_tables.print_diagnosis", address_option, place_options)
+@command(
+    *("upkeep_tables.print_diagnosis", address_option, place_options),
+    example="doctor --store s3://models/tintray",
+)
 def doctor(**options: Any) -> Answer:
     """Check versions, store, database and Ray; each with a fix.
 
     The Ray cluster is the one that jobs are submitted to; where there is none, one is started here,
     and stopped. The exit code is 1 if something is wrong.
-
-    \b
-    Example:
-      tintray doctor --store s3://models/tintray
     """
     from tintray.jobs.upkeep.doctor import diagnose
 
@@ -197,7 +166,8 @@ def doctor(**options: Any) -> Answer:
     ),
     click.option("--catalog", "new_catalog", metavar="URL", help="The database of jobs."),
     click.option("--address", metavar="URL", help="A Ray cluster's dashboard, http://head:8265."),
-    click.option("--force", is_flag=True, help="Write the file anew if there is one."),
+    flag("--force", help="Write the file anew if there is one."),
+    example="init --store s3://models/tintray --address http://head:8265",
 )
 def init(
     new_store: str | None, new_catalog: str | None, address: str | None, force: bool
@@ -206,10 +176,6 @@ def init(
 
     What no option says is asked for; an empty answer leaves it out. On something else than a
     terminal nothing is asked.
-
-    \b
-    Example:
-      tintray init --store s3://models/tintray --address http://head:8265
     """
     from tintray.jobs.upkeep.setup import configure
 
@@ -231,17 +197,13 @@ def _asked(question: str, given: str | None) -> str:
     return answer.strip()
 
 
-@click.command()
-@click.argument("shell", type=click.Choice(_SHELLS))
-@json_option
-@debug_option
-def completion(shell: str, as_json: bool) -> None:
-    """Print the script that lets a shell complete commands.
-
-    \b
-    Example:
-      tintray completion bash > ~/.local/share/bash-completion/completions/tintray
-    """
+@command(
+    "",
+    click.argument("shell", type=click.Choice(("bash", "zsh", "fish"))),
+    example="completion bash > ~/.local/share/bash-completion/completions/tintray",
+)
+def completion(shell: str) -> Answer:
+    """Print the script that lets a shell complete commands."""
     from click.shell_completion import get_completion_class
 
     from tintray.jobs.cli import cli
@@ -249,7 +211,7 @@ def completion(shell: str, as_json: bool) -> None:
     found = get_completion_class(shell)
     assert found is not None, "these shells are click's own"
     script = found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source()
-    answer(script, {"shell": shell, "script": script}, as_json=as_json)
+    return Answer({"shell": shell, "script": script}, text=script)
 
 
 def show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -259,21 +221,14 @@ def show_version(context: click.Context, _: click.Parameter, value: bool) -> Non
         context.exit()
 
 
-@click.command()
-@json_option
-@debug_option
-def version(as_json: bool) -> None:
-    """Show the versions of tintray and of what it stands on.
-
-    \b
-    Example:
-      tintray version
-    """
+@command("", example="version")
+def version() -> Answer:
+    """Show the versions of tintray and of what it stands on."""
     import platform
 
     found = {"tintray": _installed("tintray"), "python": platform.python_version()}
     found |= {library: _installed(library) for library in _LIBRARIES}
-    answer("\n".join(f"{name} {what}" for name, what in found.items()), found, as_json=as_json)
+    return Answer(found, text="\n".join(f"{name} {what}" for name, what in found.items()))
 
 
 def _installed(distribution: str) -> str:
@@ -284,8 +239,3 @@ def _installed(distribution: str) -> str:
         return version_of(distribution)
     except PackageNotFoundError:
         return "(not installed)"
-
-
-for _group, _commands in ((artifacts, (ls, verify, pin)), (db, (upgrade, check))):
-    for _command in _commands:
-        _group.add_command(_command)

@@ -16,7 +16,7 @@ import pytest
 
 from tintray.errors import FitError
 from tintray.jobs.cli import RENAMED, cli, main, tasks
-from tintray.jobs.cli.options import Duration, Session, quiet_stdout
+from tintray.jobs.cli.options import Duration, quiet_stdout
 from tintray.jobs.runs.guard import Asked
 
 HEAVY = ("torch", "transformers", "ray", "sqlalchemy", "pydantic", "rich", "numpy", "boto3", "yaml")
@@ -255,7 +255,6 @@ def test_failures_while_running(
 def test_debug_of_one_call_does_not_reach_the_next(call: Call) -> None:
     call("run", "no.yaml", "--debug")
     assert "Traceback" not in call("run", "no.yaml")[2]
-    assert Session().debug is False
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
