@@ -64,7 +64,8 @@ def new_folder(output: Path, *, or_empty: bool = False) -> Iterator[Path]:
             partial.rename(output)  # over an empty folder too
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{output} cannot be written: {getattr(error, 'strerror', None) or reason(error)}"
+            f"{output} cannot be written: {getattr(error, 'strerror', None) or reason(error)}; "
+            "nothing of it is kept"
         ) from error
     finally:
         if partial is not None:

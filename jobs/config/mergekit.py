@@ -177,8 +177,7 @@ class _Reader:
         if len(names) < low or (high is not None and len(names) > high):
             wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{high}"
             raise self.refuse(
-                where,
-                f"{blend.name} merges {wanted} models, the base included, found {len(names)}",
+                where, f"{blend.name} merges {wanted} models, the base included, found {len(names)}"
             )
         return part
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from tintray.jobs.engine.backend import Backend, Future, Placement
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
-from tintray.merging.files.memory import MEMORY
 from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.files.tensor_files import TensorFiles, VectorFiles
 from tintray.merging.files.writing import Progress
@@ -36,9 +35,9 @@ class MergerConfig:
     tasks: tuple[str, ...]
     vectors: tuple[BlobRef, ...]
     recipe: Recipe
-    scale: float | None = None
-    memory: int = MEMORY
-    statistics: Refs = field(default_factory=dict)
+    scale: float | None
+    memory: int
+    statistics: Refs
 
 
 class Merger:
@@ -51,17 +50,19 @@ class Merger:
     """
 
     def __init__(self, config: MergerConfig) -> None:
-        self._store_url = config.store_url
+        store = open_store(config.store_url)
+
+        def files(ref: BlobRef, role: str, kind: type[TensorFiles] = TensorFiles) -> TensorFiles:
+            return kind([fetch_blob(store, ref, cache_folder())], role)
+
+        vectors = zip(config.tasks, config.vectors, strict=True)
         sources = Sources(
-            self._files(config.base, "the base"),
-            [
-                VectorFiles([self._path(ref)], f"the task vector of '{task}'")
-                for task, ref in zip(config.tasks, config.vectors, strict=True)
-            ],
+            files(config.base, "the base"),
+            [files(ref, f"the task vector of '{task}'", VectorFiles) for task, ref in vectors],
             config.tasks,
             differences=True,
             statistics={
-                kind: [self._files(ref, f"statistics '{kind}'") for ref in refs]
+                kind: [files(ref, f"statistics '{kind}'") for ref in refs]
                 for kind, refs in config.statistics.items()
             },
         )
@@ -69,37 +70,23 @@ class Merger:
             sources, config.recipe, scale=config.scale, memory=config.memory, at_once=1
         )
 
-    def outputs(self) -> tuple[str, ...]:
-        """The names of the outputs: ``("",)``, or the tasks'."""
-        return self._merging.outputs
-
     def totals(self, names: Sequence[str]) -> Floats | None:
         """What the method sums over these tensors, [K, m]."""
         found = self._merging.totals(names)
         return None if found is None else found.numpy()
 
-    def use(self, totals: Floats | None) -> None:
-        """Merge with these totals, of the whole model."""
-        if totals is not None:
-            self._merging.use_totals(torch.from_numpy(totals.copy()))
-
-    def merge(self, name: str) -> Floats:
-        """One merged tensor, flat: [outputs, n]."""
-        found: Floats = self._merging.tensor(name).flatten(1).numpy()
+    def merge(self, name: str, totals: Floats | None) -> Floats:
+        """One merged tensor, flat: [outputs, n]; ``totals`` are of the whole model."""
+        known = None if totals is None else torch.from_numpy(totals.copy())
+        found: Floats = self._merging.tensor(name, known).flatten(1).numpy()
         return found
-
-    def _files(self, ref: BlobRef, role: str) -> TensorFiles:
-        return TensorFiles([self._path(ref)], role)
-
-    def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(open_store(self._store_url), ref, cache_folder())
 
 
 def merged_backbones(
     backend: Backend,
     config: MergerConfig,
     layout: Layout,
-    progress: Progress | None = None,
+    progress: Progress,
     *,
     most: int | None = None,
 ) -> dict[str, Floats]:
@@ -108,26 +95,25 @@ def merged_backbones(
     Each member merges one tensor at a time; finished ones wait their turn in a window as wide as
     there are members: one per CPU, or ``most``.
     """
-    width = min(most or backend.size(), len(layout.slots))
+    names = [slot.name for slot in layout.slots]
+    width = min(most or backend.size(), len(names))
+    outputs = config.tasks if config.recipe.method.own is not None else ("",)
+    merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
+    window: deque[tuple[Slot, Future[Floats]]] = deque()
+
+    def collect() -> None:
+        slot, found = window.popleft()
+        merged[:, slot.start : slot.stop] = found.result()
+        progress(slot.stop, layout.numel)
+
     with backend.spread(width, Placement("merger"), Merger, config) as members:
-        outputs = members[0].call(Merger.outputs).result()
-        names = [slot.name for slot in layout.slots]
         parts = [m.call(Merger.totals, names[n::width]) for n, m in enumerate(members)]
         known = [part for part in backend.get(parts) if part is not None]
-        total = np.sum(known, axis=0) if known else None
-        backend.get([member.call(Merger.use, total) for member in members])
-        merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
-        window: deque[Future[Floats]] = deque()
-
-        def collect(slot: Slot) -> None:
-            merged[:, slot.start : slot.stop] = window.popleft().result()
-            if progress is not None:
-                progress(slot.stop, layout.numel)
-
-        for index, slot in enumerate(layout.slots):
-            if index >= width:
-                collect(layout.slots[index - width])
-            window.append(members[index % width].call(Merger.merge, slot.name))
-        for slot in layout.slots[-width:]:
-            collect(slot)
+        totals = np.sum(known, axis=0) if known else None
+        for slot, member in zip(layout.slots, cycle(members), strict=False):
+            if len(window) == width:
+                collect()
+            window.append((slot, member.call(Merger.merge, slot.name, totals)))
+        while window:
+            collect()
     return dict(zip(outputs, merged, strict=True))

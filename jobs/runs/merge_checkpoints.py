@@ -121,8 +121,10 @@ def compose(
             path.name: path for path in writing.beside_weights(opened[leading])
         }
         beside["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+        composing = Composing(files, planned, composition.blend, memory=bound, seed=seed)
         writing.write_folder(
-            Composing(files, planned, composition.blend, memory=bound, seed=seed),
+            [tensor.info for tensor in planned],
+            composing.pieces(),
             Path(output),
             beside,
             shard_bytes=largest,

@@ -150,7 +150,7 @@ def test_a_disk_that_fills_on_the_way_leaves_nothing(folder: Path) -> None:
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "nothing of the merge is kept" in done.stderr
+    assert "nothing of it is kept" in done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["base", "green", "red"]
 
 

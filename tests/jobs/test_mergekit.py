@@ -337,7 +337,7 @@ def test_pieces_and_memory_change_nothing(
     again = merge(folder, peers.RECIPES[name], f"pieces-{name}", memory="64KiB")
     assert all(torch.equal(tensor, ours[name][n]) for n, tensor in again.items())
     if name in ("ties", "slerp"):
-        with pytest.raises(SpecError, match=r"needs .* raise it with --memory"):
+        with pytest.raises(SpecError, match=r"needs .* raise merge\.memory \(--memory\)"):
             merge(folder, peers.RECIPES[name], f"small-{name}", memory="8KiB")
 
 

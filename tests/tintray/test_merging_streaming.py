@@ -176,24 +176,13 @@ def test_progress_rises_to_the_whole(zoo: Zoo) -> None:
     assert told[-1][0] == told[-1][1] == sum(t.numel() for t in zoo.base_tensors.values())
 
 
-@pytest.mark.parametrize("ends", ["interrupted", "failed", "disk full"])
-def test_a_merge_that_ends_early_leaves_nothing(
-    zoo: Zoo, ends: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tintray.merging.files import sharded_writer
-
-    raised = {"interrupted": KeyboardInterrupt, "failed": RuntimeError}.get(ends, StorageError)
-
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
+def test_a_merge_that_ends_early_leaves_nothing(zoo: Zoo, raised: type[BaseException]) -> None:
     def stop(done: int, total: int) -> None:
         raise raised
 
-    def full(descriptor: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
     before = sorted(path.name for path in zoo.folder.iterdir())
-    if ends == "disk full":
-        monkeypatch.setattr(sharded_writer.os, "write", full)
-    with pytest.raises(raised, match="No space left" if ends == "disk full" else None):
+    with pytest.raises(raised):
         zoo.merge(progress=stop)
     assert sorted(path.name for path in zoo.folder.iterdir()) == before
 

@@ -12,13 +12,4 @@ statistics.py   what some methods measure about an expert beforehand; surgery.py
 from tintray.merging.declaration import Layer, Method, Parameter, method
 from tintray.merging.registry import Recipe, find_method, methods, recipe
 
-__all__ = [
-    "Layer",
-    "Method",
-    "Parameter",
-    "Recipe",
-    "find_method",
-    "method",
-    "methods",
-    "recipe",
-]
+__all__ = ["Layer", "Method", "Parameter", "Recipe", "find_method", "method", "methods", "recipe"]

@@ -45,21 +45,16 @@ def depths(names: Iterable[str]) -> dict[str, float]:
 
 
 def directions(layer: Layer, recipe: Recipe) -> Tensor:
-    """D [K, …] of one layer; measures its thresholds where the method has some."""
-    return recipe.method.directions(with_thresholds(layer, recipe), **recipe.parameters)
-
-
-def with_thresholds(layer: Layer, recipe: Recipe) -> Layer:
-    """The layer with ``thresholds``, measured one task at a time."""
+    """D [K, …] of one layer; measures its thresholds, task by task, where a method has some."""
     rule = recipe.method.thresholds
-    if rule is None or layer.thresholds is not None:
-        return layer
-    alone = [
-        replace(layer, vectors=layer.vectors[k : k + 1], tasks=(name,))
-        for k, name in enumerate(layer.tasks)
-    ]
-    thresholds = torch.cat([rule(one, **recipe.parameters) for one in alone])
-    return replace(layer, thresholds=thresholds)
+    if rule is not None and layer.thresholds is None:
+        alone = (
+            replace(layer, vectors=layer.vectors[k : k + 1], tasks=(name,))
+            for k, name in enumerate(layer.tasks)
+        )
+        thresholds = torch.cat([rule(one, **recipe.parameters) for one in alone])
+        layer = replace(layer, thresholds=thresholds)
+    return recipe.method.directions(layer, **recipe.parameters)
 
 
 def layers(
@@ -82,8 +77,8 @@ def layers(
     at = where or depths(slot.name for slot in vectors.layout.slots)
     if totals is None and recipe.method.totals is not None:
         totals = torch.stack(partial_totals(vectors, recipe, at)).sum(0)
-    for number, slot in enumerate(vectors.layout.slots):
-        yield slot, replace(_layer(vectors, number, recipe, at, statistics or {}), totals=totals)
+    for slot, layer in _layers(vectors, recipe, at, statistics or {}):
+        yield slot, replace(layer, totals=totals)
 
 
 def partial_totals(
@@ -91,29 +86,27 @@ def partial_totals(
 ) -> list[Tensor]:
     """What a method sums over a model, of each tensor by itself; all of them make ``totals``."""
     rule = recipe.method.totals
-    if rule is None:
-        return []
-    numbers = range(len(vectors.layout.slots))
-    return [rule(_layer(vectors, number, recipe, where, {})) for number in numbers]
+    return [rule(layer) for _, layer in _layers(vectors, recipe, where, {})] if rule else []
 
 
-def _layer(
-    vectors: TaskVectors,
-    number: int,
-    recipe: Recipe,
-    where: Mapping[str, float],
-    statistics: Statistics,
-) -> Layer:
-    slot = vectors.layout.slots[number]
-    return Layer(
-        slot.name,
-        vectors.base[slot.start : slot.stop].view(slot.shape),
-        vectors.stacks[number].dense().view(-1, *slot.shape),
-        vectors.tasks,
-        where[slot.name],
-        recipe.seed,
-        statistics={kind: of[slot.name] for kind, of in statistics.items() if slot.name in of},
-    )
+def _layers(
+    vectors: TaskVectors, recipe: Recipe, where: Mapping[str, float], statistics: Statistics
+) -> Iterator[tuple[Slot, Layer]]:
+    for slot, stack in zip(vectors.layout.slots, vectors.stacks, strict=True):
+        yield (
+            slot,
+            Layer(
+                slot.name,
+                vectors.base[slot.start : slot.stop].view(slot.shape),
+                stack.dense().view(-1, *slot.shape),
+                vectors.tasks,
+                where[slot.name],
+                recipe.seed,
+                statistics={
+                    kind: of[slot.name] for kind, of in statistics.items() if slot.name in of
+                },
+            ),
+        )
 
 
 def direct(
@@ -128,6 +121,5 @@ def direct(
     """The method's directions in place of the task vectors, tensor by tensor, in a format."""
     found = layers(vectors, recipe, statistics, where=where, totals=totals)
     for number, (slot, layer) in enumerate(found):
-        rows = directions(layer, recipe)
-        vectors.stacks[number] = make_stack(list(rows), slot.shape, format)
+        vectors.stacks[number] = make_stack([*directions(layer, recipe)], slot.shape, format)
     return vectors

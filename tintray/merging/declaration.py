@@ -60,13 +60,7 @@ class Parameter:
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
     def check(self, value: object, method: str) -> Value:
-        """``value`` if it lies in the range.
-
-        Raises
-        ------
-        SpecError
-            Naming the parameter, its range and the value.
-        """
+        """``value`` if it lies in the range, else a ``SpecError``."""
         kind = int if self.whole else int | float
         if isinstance(value, kind) and not isinstance(value, bool):
             above = value > self.low if self.open_low else value >= self.low
@@ -84,23 +78,16 @@ class Parameter:
 class Layer:
     """All that a method may know of one tensor.
 
-    Attributes
-    ----------
-    depth
-        Where the tensor sits: 0 before the first block, 1 in the last block and after it.
-    seed
-        What random methods derive their streams from, together with names.
-    statistics
-        What was measured for this tensor beforehand, by kind: ``fisher`` [K, …], ``gram``
-        [K, in, in], and singular value decompositions.
+    ``statistics`` were measured for it beforehand, by kind: ``fisher`` [K, …], ``gram``
+    [K, in, in], and singular value decompositions.
     """
 
     name: str  # the tensor's in the model
     base: Tensor  # θ₀, float32
     vectors: Tensor  # τₖ = θₖ − θ₀, float32 [K, …]
     tasks: tuple[str, ...]
-    depth: float = 0.0
-    seed: int = 0
+    depth: float = 0.0  # where it sits: 0 before the first block, 1 in the last one and after it
+    seed: int = 0  # what random methods derive their streams from, together with names
     thresholds: Tensor | None = None  # what the method's ``thresholds`` gave for it, [K, m]
     totals: Tensor | None = None  # what the method's ``totals`` gave over the model, [K, m]
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
@@ -112,10 +99,6 @@ class Method:
 
     Attributes
     ----------
-    directions
-        Layer to D [K, …].
-    scale
-        What Σ D is multiplied by where nobody says otherwise; None is 1/K.
     adds_up
         Whether Σ D grows with the tasks, so that more than a few get less of the scale each; see
         ``scale_for_task_count``.
@@ -134,23 +117,14 @@ class Method:
     workspace
         For the others: how many copies of the task vectors it holds while it runs, the result
         included.
-    needs
-        Statistics that must have been measured, by kind.
-    uses
-        Statistics that spare it work where they have been measured.
-    most
-        The most tasks that it can merge, or None.
-    expert_at
-        Parameters at which one task at scale 1 gives back the expert; None if it promises no such
-        thing.
     """
 
     name: str
-    directions: Rule
+    directions: Rule  # layer to D [K, …]
     summary: str
     source: str
     parameters: tuple[Parameter, ...] = ()
-    scale: float | None = 1.0
+    scale: float | None = 1.0  # of Σ D where nobody says otherwise; None is 1/K
     adds_up: bool = False
     tuned: bool = True
     own: Rule | None = None
@@ -158,9 +132,10 @@ class Method:
     totals: Rule | None = None
     elementwise: bool = False
     workspace: float = 1.0
-    needs: tuple[str, ...] = ()
-    uses: tuple[str, ...] = ()
-    most: int | None = None
+    needs: tuple[str, ...] = ()  # statistics that must have been measured, by kind
+    uses: tuple[str, ...] = ()  # statistics that spare it work where they have been measured
+    most: int | None = None  # the most tasks that it can merge
+    # at these parameters one task at scale 1 gives back the expert; None promises no such thing
     expert_at: Mapping[str, Value] | None = field(default_factory=lambda: MappingProxyType({}))
 
     def start(self, tasks: int) -> float:
@@ -170,25 +145,15 @@ class Method:
         return self.scale * scale_for_task_count(tasks) if self.adds_up else self.scale
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Value]:
-        """Every parameter's value: what is given, else the default.
-
-        Raises
-        ------
-        SpecError
-            For a name that is no parameter (with the nearest), or a value out of range.
-        """
-        known = {parameter.name: parameter for parameter in self.parameters}
+        """Every parameter's value: what is given, else the default; refuses what is neither."""
+        known = [parameter.name for parameter in self.parameters]
         for name in given:
             if name not in known:
-                has = ", ".join(known) or "none"
                 raise SpecError(
                     f"merge.parameters.{name}: the method '{self.name}' has no such parameter"
-                    f"{nearest(name, known)}; it has {has}"
+                    f"{nearest(name, known)}; it has {', '.join(known) or 'none'}"
                 )
-        return {
-            name: parameter.check(given.get(name, parameter.default), self.name)
-            for name, parameter in known.items()
-        }
+        return {p.name: p.check(given.get(p.name, p.default), self.name) for p in self.parameters}
 
     def check_tasks(self, tasks: int) -> None:
         """Refuse more tasks than the method merges, or none."""
@@ -202,12 +167,7 @@ class Method:
 
 
 def method(
-    name: str,
-    *,
-    summary: str,
-    source: str,
-    parameters: Sequence[Parameter] = (),
-    **known: Any,
+    name: str, *, summary: str, source: str, parameters: Sequence[Parameter] = (), **known: Any
 ) -> Callable[[Rule], Method]:
     """Declare the decorated function as the directions of a method; see :class:`Method`."""
 

@@ -9,7 +9,7 @@ A plugin names a :class:`Method`, or a module that holds some, in the entry poin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -29,16 +29,7 @@ from tintray.merging.algorithms import (
 from tintray.merging.declaration import Method, Value
 
 GROUP = "tintray.methods"
-_BUILT_IN = (
-    linear,
-    sparse,
-    masks,
-    pcb,
-    spherical,
-    statistical,
-    spectral,
-    wudi,
-)
+_BUILT_IN = (linear, sparse, masks, pcb, spherical, statistical, spectral, wudi)
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ def methods() -> Mapping[str, Method]:
                 f"the plugin '{point.value}' of {GROUP} cannot be loaded "
                 f"({type(error).__name__}: {error}); mend or uninstall it"
             ) from error
-        brought = [loaded] if isinstance(loaded, Method) else list(_in_module(loaded))
+        brought = [loaded] if isinstance(loaded, Method) else _in_module(loaded)
         if not brought:
             raise SpecError(
                 f"the plugin '{point.value}' of {GROUP} holds no method; expected a function "
@@ -91,19 +82,13 @@ def methods() -> Mapping[str, Method]:
     return MappingProxyType(known)
 
 
-def _in_module(module: object) -> Iterator[Method]:
-    members = vars(module) if isinstance(module, ModuleType) else {}
-    yield from (value for value in members.values() if isinstance(value, Method))
+def _in_module(module: object) -> list[Method]:
+    members = vars(module).values() if isinstance(module, ModuleType) else ()
+    return [value for value in members if isinstance(value, Method)]
 
 
 def find_method(name: str) -> Method:
-    """The method called ``name``.
-
-    Raises
-    ------
-    SpecError
-        With the nearest name, if there is none.
-    """
+    """The method called ``name``, or a ``SpecError`` with the nearest name."""
     known = methods()
     if name not in known:
         raise SpecError(
@@ -114,11 +99,5 @@ def find_method(name: str) -> Method:
 
 
 def recipe(name: str, parameters: Mapping[str, Value] | None = None, *, seed: int = 0) -> Recipe:
-    """A checked recipe; what is left out takes its default.
-
-    Raises
-    ------
-    SpecError
-        For an unknown method or parameter (with the nearest), or a value out of range.
-    """
+    """A checked recipe; what is left out takes its default."""
     return Recipe(name, find_method(name).complete(parameters or {}), seed)

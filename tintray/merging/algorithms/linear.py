@@ -37,9 +37,7 @@ def task_arithmetic(layer: Layer) -> Tensor:
     "lines",
     summary="Task arithmetic whose scale grows with depth: λ(d) = λ (shallow + (1 − shallow) d).",
     source="Wang et al., LiNeS, arXiv 2410.17146",
-    parameters=[
-        Parameter("shallow", 0.3, 0, 1, "share of the scale before the first block"),
-    ],
+    parameters=[Parameter("shallow", 0.3, 0, 1, "share of the scale before the first block")],
     scale=0.4,
     adds_up=True,
     elementwise=True,

@@ -52,9 +52,7 @@ def slerp(layer: Layer, t: float) -> Tensor:
     "karcher",
     summary="The mean of the experts' directions on the sphere, at their mean norm.",
     source="Karcher, Comm. Pure Appl. Math. 30 (1977)",
-    parameters=[
-        Parameter("steps", 20, 1, 1000, "steps towards the mean at most", whole=True),
-    ],
+    parameters=[Parameter("steps", 20, 1, 1000, "steps towards the mean at most", whole=True)],
     tuned=False,
     workspace=2,
 )

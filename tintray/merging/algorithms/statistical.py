@@ -33,7 +33,7 @@ def fisher(layer: Layer, floor: float) -> Tensor:
     summary="Each linear layer as the least-squares fit to all experts' outputs.",
     source="Jin et al., RegMean, arXiv 2212.09849, eq. 4",
     parameters=[
-        Parameter("off_diagonal", 0.9, 0, 1, "what off-diagonal products of inputs are scaled by"),
+        Parameter("off_diagonal", 0.9, 0, 1, "what off-diagonal products of inputs are scaled by")
     ],
     tuned=False,
     needs=("gram",),

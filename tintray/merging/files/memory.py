@@ -41,27 +41,21 @@ def needed_bytes(
 def check_memory(
     recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], tasks: int, memory: int
 ) -> None:
-    """Refuse a bound on memory that the largest tensor exceeds; statistics come on top.
-
-    Raises
-    ------
-    SpecError
-        Naming the tensor, what it needs and the bound.
-    """
+    """Refuse a bound on memory that the largest tensor exceeds; statistics come on top."""
     for name, shape in shapes.items():
         needed = needed_bytes(recipe, math.prod(shape), tasks)
-        check_fits(recipe, name, shape, tasks, needed, memory)
+        check_fits(recipe.name, name, shape, tasks, needed, memory)
 
 
 def check_fits(
-    recipe: Recipe, name: str, shape: tuple[int, ...], tasks: int, needed: int, memory: int
+    method: str, name: str, shape: tuple[int, ...], models: int, needed: int, memory: int
 ) -> None:
     """Refuse a tensor that ``needed`` bytes of ``memory`` are not enough for."""
     if needed > memory:
         raise SpecError(
-            f"merge.memory: '{recipe.name}' needs {mebibytes(needed)} for tensor '{name}' "
-            f"{list(shape)} of {tasks} experts, the bound is {mebibytes(memory)}; raise "
-            "merge.memory, or choose an elementwise method such as task_arithmetic"
+            f"merge.memory: '{method}' needs {mebibytes(needed)} for tensor '{name}' "
+            f"{list(shape)} of {models} models, the bound is {mebibytes(memory)}; raise "
+            "merge.memory (--memory), or choose an elementwise method such as task_arithmetic"
         )
 
 

@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.safetensors_files import TensorInfo
+from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError
 from tintray.merging.files.memory import WAITING
-from tintray.merging.files.tensor_files import DTYPES
+from tintray.merging.files.tensor_files import DTYPES, TensorFiles
 
 T = TypeVar("T")
 
 
-class MergedTensors(Protocol):
-    """A merge that is ready to be written: tensors in order, a piece at a time."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The folders that are written, below the result's; ``""`` is itself."""
-
-    @property
-    def infos(self) -> list[TensorInfo]:
-        """All tensors of the result, in the order in which they are written."""
-
-    def pieces(self) -> Iterator[tuple[TensorInfo, Tensor]]:
-        """Piece after piece: numbers [outputs, n] in the tensor's own type.
-
-        They are valid until the next piece is asked for.
-        """
+MergedPiece = tuple[TensorInfo, Tensor]
+"""Merged numbers [outputs, n] in the tensor's own type, valid until the next piece is asked for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ def one_by_one(
     read: Callable[[Piece], T],
     merge: Callable[[Piece, T], Tensor],
     both_fit: Callable[[Piece, Piece], bool],
-) -> Iterator[tuple[TensorInfo, Tensor]]:
+) -> Iterator[MergedPiece]:
     """Merge a piece after the other; the next one is read meanwhile, where ``both_fit``."""
     ahead: Future[T] | None = None
     with ThreadPoolExecutor(1) as reader:
@@ -92,18 +78,16 @@ def one_by_one(
 
 def several_at_once(
     pieces: Sequence[Piece], merge: Callable[[Piece], Tensor], workers: int
-) -> Iterator[tuple[TensorInfo, Tensor]]:
+) -> Iterator[MergedPiece]:
     """Merge so many pieces at the same time; they come in order, a few waiting for their turn."""
-    window: deque[tuple[Piece, Future[Tensor]]] = deque()
+    window: deque[Future[MergedPiece]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for piece in pieces:
             if len(window) == workers + WAITING:
-                first, done = window.popleft()
-                yield first.info, done.result()
-            window.append((piece, pool.submit(merge, piece)))
+                yield window.popleft().result()
+            window.append(pool.submit(lambda piece: (piece.info, merge(piece)), piece))
         while window:
-            first, done = window.popleft()
-            yield first.info, done.result()
+            yield window.popleft().result()
 
 
 class Scratch(threading.local):
@@ -122,20 +106,36 @@ class Scratch(threading.local):
 def stored(
     merged: Tensor,
     info: TensorInfo,
-    not_finite: Callable[[], CheckpointError],
-    precise: torch.dtype | None = None,
+    method: str,
+    inputs: Iterable[tuple[TensorFiles, str]],
+    read_as: torch.dtype = torch.float32,
 ) -> Tensor:
     """Merged numbers in the type of their tensor, which 16 bits may overflow.
+
+    ``inputs`` are the tensors they were merged from, by file and name, that were read ``read_as``.
 
     Raises
     ------
     CheckpointError
-        What ``not_finite`` gives, where a number is NaN or infinite then.
+        Where a number is NaN or infinite then: naming the first input that is at fault, or none.
     """
     converted = merged.to(DTYPES[info.dtype])
-    if not torch.isfinite(converted.sum(dtype=precise or merged.dtype)):
-        raise not_finite()
-    return converted
+    precise = torch.float64 if merged.dtype == torch.float64 else torch.float32
+    if torch.isfinite(converted.sum(dtype=precise)):
+        return converted
+    for file, name in inputs:
+        tensor = file.read(name, torch.empty(info.numel, dtype=read_as))
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CheckpointError(
+                f"{file.role}: tensor '{name}' has {bad:,} of {info.numel:,} values that are NaN "
+                f"or infinite as {str(read_as).removeprefix('torch.')}; expected finite weights, "
+                "was the training stable?"
+            )
+    raise CheckpointError(
+        f"{method} gives values for tensor '{info.name}' that are not finite as {info.dtype}; "
+        "lower its scale, or look at its weights, which may add up to 0, and at the result's type"
+    )
 
 
 def check_equal(name: str, tensor: Tensor, role: str, first: Tensor, first_role: str) -> None:
@@ -144,4 +144,16 @@ def check_equal(name: str, tensor: Tensor, role: str, first: Tensor, first_role:
         raise CheckpointError(
             f"{role}: tensor '{name}' holds whole numbers, and others than {first_role}; they "
             "cannot be merged: convert quantised weights to floating point first"
+        )
+
+
+def check_no_other(
+    tensors: Iterable[str], known: Iterable[str], role: str, first_role: str
+) -> None:
+    """Refuse a tensor that the first model lacks: nothing of a model is left out unsaid."""
+    extra = sorted(name for name in set(tensors).difference(known) if not is_rebuilt(name))
+    if extra:
+        raise CheckpointError(
+            f"{role} has tensor '{extra[0]}', which {first_role} lacks; expected models of one "
+            "architecture, such as experts fine-tuned from this base"
         )

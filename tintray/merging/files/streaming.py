@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product, repeat
 from typing import Self
 
 import torch
@@ -24,12 +25,14 @@ from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
 from tintray.merging.apply import depths
-from tintray.merging.declaration import Layer
+from tintray.merging.declaration import Layer, rows
 from tintray.merging.files.memory import FLOAT, MEMORY, PIECES, check_fits, needed_bytes
 from tintray.merging.files.pieces import (
+    MergedPiece,
     Piece,
     Scratch,
     check_equal,
+    check_no_other,
     cut,
     one_by_one,
     several_at_once,
@@ -93,12 +96,7 @@ def _check_match(base: TensorFiles, expert: TensorFiles) -> None:
                 f"{expert.role}: tensor '{name}' is stored as {found.dtype}, {base.role} has it as "
                 f"{info.dtype}; expected fractions, or whole numbers, in both"
             )
-    extra = sorted(n for n in expert.tensors.keys() - base.tensors.keys() if not is_rebuilt(n))
-    if extra:
-        raise CheckpointError(
-            f"{expert.role} has tensor '{extra[0]}', which {base.role} lacks; expected an expert "
-            "fine-tuned from this base"
-        )
+    check_no_other(expert.tensors, base.tensors, expert.role, base.role)
 
 
 class Merging:
@@ -136,12 +134,18 @@ class Merging:
         self._depths = depths(sources.base.tensors)
         self._measuring = threading.Lock()
         self._thresholds: dict[str, Tensor] = {}
-        self._totals: Tensor | None = None
-        self._check_statistics()
+        self._weights = torch.full((self._tasks,), self._scale)
+        for kind in self._method.needs:
+            if kind not in sources.statistics:
+                raise SpecError(
+                    f"merge.method: '{recipe.name}' needs statistics '{kind}' of every expert over "
+                    "its pool, which were not measured; run it as a job whose tasks have a pool, "
+                    "or choose a method that needs no data"
+                )
         for info in self.infos:
             if info.mergeable:
                 needed = self._needed(info)
-                check_fits(recipe, info.name, info.shape, self._tasks, needed, memory)
+                check_fits(recipe.name, info.name, info.shape, self._tasks, needed, memory)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -153,10 +157,12 @@ class Merging:
         """All tensors of the result, in the order in which they are written."""
         return list(self._sources.base.tensors.values())
 
-    def pieces(self, names: Sequence[str] | None = None) -> Iterator[tuple[TensorInfo, Tensor]]:
-        """Piece after piece of the merged tensors, in order: info and numbers [outputs, n].
+    def pieces(
+        self, names: Sequence[str] | None = None, totals: Tensor | None = None
+    ) -> Iterator[MergedPiece]:
+        """Piece after piece of the merged tensors, in order; all of them, or the named.
 
-        Numbers are in the tensor's own type, and valid until the next piece is asked for.
+        ``totals`` are of the whole model; left out, they are summed before.
 
         Raises
         ------
@@ -164,27 +170,28 @@ class Merging:
             If the numbers of an expert are not finite.
         """
         pieces = self._cut(names)
-        totals = self.totals() if self._totals is None else self._totals
+        totals = self.totals() if totals is None else totals
 
         def merged(piece: Piece, layer: Layer | None) -> Tensor:
             if layer is None:
                 return self._copied(piece)
-            found = self._merge(replace(layer, totals=totals))
-            return stored(found, piece.info, lambda: self._not_finite(piece.info))
+            sources, method = self._sources, f"the method '{self._recipe.name}'"
+            inputs = ((file, piece.info.name) for file in (sources.base, *sources.experts))
+            return stored(self._merge(replace(layer, totals=totals)), piece.info, method, inputs)
 
-        if self._method.elementwise:
-            scratch = Scratch()
-            yield from several_at_once(
-                pieces, lambda piece: merged(piece, self._load(piece, scratch)), self._pace[1]
-            )
-        else:
+        if not self._method.elementwise:
             yield from one_by_one(pieces, self._load, merged, self._both_fit)
+            return
+        scratch = Scratch()
+        yield from several_at_once(
+            pieces, lambda piece: merged(piece, self._load(piece, scratch)), self._pace[1]
+        )
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, totals: Tensor | None = None) -> Tensor:
         """One merged tensor, [outputs, *shape]."""
         info = self._sources.base.tensors[name]
         nothing = torch.empty(len(self.outputs), 0, dtype=DTYPES[info.dtype])
-        parts = [part for _, part in self.pieces([name])]
+        parts = [part for _, part in self.pieces([name], totals)]
         return torch.cat([nothing, *parts], dim=1).view(len(self.outputs), *info.shape)
 
     def totals(self, names: Sequence[str] | None = None) -> Tensor | None:
@@ -205,40 +212,20 @@ class Merging:
             total = total + part
         return total
 
-    def use_totals(self, totals: Tensor) -> None:
-        """Use totals that were summed elsewhere."""
-        self._totals = totals
-
     # -- what fits ---------------------------------------------------------------------------
 
-    def _check_statistics(self) -> None:
-        for kind in self._method.needs:
-            if kind not in self._sources.statistics:
-                raise SpecError(
-                    f"merge.method: '{self._recipe.name}' needs statistics '{kind}' of every "
-                    "expert over its pool, which were not measured; run it as a job whose tasks "
-                    "have a pool, or choose a method that needs no data"
-                )
-
-    def _needed(self, info: TensorInfo) -> int:
-        """Bytes for one tensor at least, with its statistics."""
-        if self._method.elementwise:
-            return self._needed_by_pieces(info.numel, PIECES[-1], 1)
-        return needed_bytes(self._recipe, info.numel, self._tasks) + self._statistics_bytes(info)
-
-    def _needed_by_pieces(self, numel: int, size: int, workers: int) -> int:
-        """Bytes for a tensor that is merged in pieces of ``size`` numbers, so many at once."""
+    def _needed(self, info: TensorInfo, size: int = PIECES[-1], workers: int = 1) -> int:
+        """Bytes for a tensor with its statistics; ``size`` and ``workers`` are of pieces."""
+        needed = needed_bytes(self._recipe, info.numel, self._tasks, size, workers)
+        if not self._method.elementwise:
+            return needed + self._statistics_bytes(info)
         files = sum(len(files) for files in self._sources.statistics.values())
-        measured = 2 * workers * files * min(numel, size) * FLOAT
-        return measured + needed_bytes(self._recipe, numel, self._tasks, size, workers)
+        return needed + 2 * workers * files * min(info.numel, size) * FLOAT
 
     def _statistics_bytes(self, info: TensorInfo) -> int:
-        return sum(
-            found.numel * FLOAT
-            for files in self._sources.statistics.values()
-            for file in files
-            if (found := file.tensors.get(info.name)) is not None
-        )
+        files = [file for files in self._sources.statistics.values() for file in files]
+        measured = [file.tensors[info.name] for file in files if info.name in file.tensors]
+        return sum(found.numel * FLOAT for found in measured)
 
     def _both_fit(self, piece: Piece, following: Piece) -> bool:
         read = (self._tasks + 1) * following.numel * FLOAT
@@ -248,10 +235,11 @@ class Merging:
     @cached_property
     def _pace(self) -> tuple[int, int]:
         """Numbers of a piece, and how many pieces at once: the most that fit into the memory."""
-        largest = max((info.numel for info in self.infos if info.mergeable), default=0)
-        for size in PIECES if self._method.elementwise else ():
-            for workers in range(self._at_most, 0, -1):
-                if self._needed_by_pieces(largest, size, workers) <= self._memory:
+        mergeable = [info for info in self.infos if info.mergeable]
+        if self._method.elementwise and mergeable:
+            largest = max(mergeable, key=lambda info: info.numel)
+            for size, workers in product(PIECES, range(self._at_most, 0, -1)):
+                if self._needed(largest, size, workers) <= self._memory:
                     return size, workers
         return PIECES[-1], 1
 
@@ -274,10 +262,8 @@ class Merging:
         size = (self._tasks + 1, piece.numel)
         held = torch.empty(size) if scratch is None else scratch.take(*size)
         base = sources.base.read(info.name, held[0], piece.start)
-        for row, expert in zip(held[1:], sources.experts, strict=True):
-            expert.read(info.name, row, piece.start)
-            if not sources.differences:
-                row -= base
+        for number, row in enumerate(held[1:]):
+            self._read_vector(number, info, row, base, piece.start)
         return Layer(
             info.name,
             base.view(piece.shape),
@@ -297,39 +283,38 @@ class Merging:
             if None in shapes:
                 continue
             if shapes == {piece.info.shape}:
-                rows = [file.read(name, torch.empty(piece.numel), piece.start) for file in files]
-                statistics[kind] = torch.stack(rows).view(-1, *piece.shape)
+                cut_ = [file.read(name, torch.empty(piece.numel), piece.start) for file in files]
+                statistics[kind] = torch.stack(cut_).view(-1, *piece.shape)
             else:
                 statistics[kind] = torch.stack([file.whole(name, torch.float32) for file in files])
         return statistics
 
+    def _read_vector(
+        self, number: int, info: TensorInfo, row: Tensor, base: Tensor, start: int = 0
+    ) -> Tensor:
+        """A task's vector, or a stretch of it like ``base`` [n], into ``row`` [n]."""
+        self._sources.experts[number].read(info.name, row, start)
+        return row if self._sources.differences else row.sub_(base)
+
     def _thresholds_of(self, info: TensorInfo) -> Tensor | None:
-        """The method's thresholds of a tensor, found by the first of its pieces for all."""
-        if self._method.thresholds is None:
-            return None
-        if info.name not in self._thresholds:
-            with self._measuring:  # one tensor at a time, so that memory stays bounded
-                if info.name not in self._thresholds:
-                    self._thresholds[info.name] = self._measured_thresholds(info)
-        return self._thresholds[info.name]
-
-    def _measured_thresholds(self, info: TensorInfo) -> Tensor:
-        """The thresholds [K, m] of a tensor, of as many tasks at once as pieces are merged."""
+        """The method's thresholds [K, m] of a tensor, found by the first of its pieces for all."""
         rule, sources, scratch = self._method.thresholds, self._sources, Scratch()
-        assert rule is not None
-        base = sources.base.whole(info.name, torch.float32)
+        if rule is None:
+            return None
 
-        def measured(number: int) -> Tensor:
-            held = scratch.take(1, info.numel)
-            vector = sources.experts[number].read(info.name, held[0]).view(1, *info.shape)
-            if not sources.differences:
-                vector -= base
-            layer = Layer(info.name, base, vector, (sources.tasks[number],))
+        def measured(number: int, base: Tensor) -> Tensor:
+            row = self._read_vector(number, info, scratch.take(1, info.numel)[0], base.view(-1))
+            layer = Layer(info.name, base, row.view(1, *info.shape), (sources.tasks[number],))
             found: Tensor = rule(layer, **self._recipe.parameters)
             return found
 
-        with ThreadPoolExecutor(self._pace[1]) as pool:
-            return torch.cat(list(pool.map(measured, range(self._tasks))))
+        with self._measuring:  # one tensor at a time, so that memory stays bounded
+            if info.name not in self._thresholds:
+                base = sources.base.whole(info.name, torch.float32)
+                with ThreadPoolExecutor(self._pace[1]) as pool:  # as pieces are merged
+                    each = pool.map(measured, range(self._tasks), repeat(base))
+                    self._thresholds[info.name] = torch.cat(list(each))
+        return self._thresholds[info.name]
 
     # -- merging -----------------------------------------------------------------------------
 
@@ -337,15 +322,9 @@ class Merging:
         """θ [outputs, n] of one layer."""
         base = layer.base.reshape(-1)
         if self._method.own is not None:
-            own = self._method.own(layer, **self._recipe.parameters)
-            return base + self._scale * own.reshape(len(own), -1)
+            return base + self._scale * rows(self._method.own(layer, **self._recipe.parameters))
         directions = self._method.directions(layer, **self._recipe.parameters)
-        matrix = directions.reshape(len(directions), -1)
-        return torch.addmv(base, matrix.t(), self._weights)[None]
-
-    @cached_property
-    def _weights(self) -> Tensor:
-        return torch.full((self._tasks,), self._scale)
+        return torch.addmv(base, rows(directions).t(), self._weights)[None]
 
     def _copied(self, piece: Piece) -> Tensor:
         """The base's numbers, which every expert has too."""
@@ -356,17 +335,3 @@ class Merging:
             numbers = expert.whole(name).reshape(1, -1)
             check_equal(name, numbers, expert.role, tensor, base.role)
         return tensor.expand(len(self.outputs), -1)
-
-    def _not_finite(self, info: TensorInfo) -> CheckpointError:
-        for model in (self._sources.base, *self._sources.experts):
-            tensor = model.whole(info.name)
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                return CheckpointError(
-                    f"{model.role}: tensor '{info.name}' has {bad:,} of {tensor.numel():,} values "
-                    "that are NaN or infinite; expected finite weights, was the training stable?"
-                )
-        return CheckpointError(
-            f"the method '{self._recipe.name}' gives values for tensor '{info.name}' that are not "
-            f"finite as {info.dtype}; lower its scale, or report it with the experts"
-        )

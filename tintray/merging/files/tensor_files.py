@@ -8,16 +8,15 @@ buffer, which mapping a file does not promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from tintray.checkpoints.model_folder import ModelFolder
-from tintray.checkpoints.safetensors_files import TensorInfo, merged_tables, tensors_in_open
+from tintray.checkpoints.safetensors_files import merged_tables, tensors_in_open
 from tintray.errors import CheckpointError
 from tintray.vectors.task_vectors import DOWN, UP
 
@@ -50,14 +49,22 @@ class TensorFiles:
         """The model in these files, which may be open already: they are closed with it."""
         self.role = role
         self._files = list(opened)
-        tables = []
         try:
-            for number, path in enumerate(files):
-                if number == len(self._files):
-                    self._files.append(_opened(path, role))
-                tables.append(tensors_in_open(self._files[number], path, role, number=number))
+            for path in files[len(opened) :]:
+                self._files.append(os.open(path, os.O_RDONLY))
+            each = enumerate(zip(self._files, files, strict=True))
+            tables = [tensors_in_open(file, path, role, number=n) for n, (file, path) in each]
             self.tensors = merged_tables(tables, role)
-            _check_types(self.tensors.values(), role)
+            for info in self.tensors.values():
+                if info.dtype not in DTYPES:
+                    raise CheckpointError(
+                        f"{role}: tensor '{info.name}' is stored as {info.dtype}; expected one of "
+                        f"{', '.join(DTYPES)}, convert the checkpoint first"
+                    )
+        except OSError as error:
+            self.close()
+            said = f"{error.filename} cannot be opened ({error.strerror})"
+            raise CheckpointError(f"{role}: {said}") from error
         except CheckpointError:
             self.close()
             raise
@@ -74,7 +81,8 @@ class TensorFiles:
         ``out`` must be contiguous.
         """
         info = self.tensors[name]
-        raw = out if out.dtype == DTYPES[info.dtype] else torch.empty(len(out), dtype=_dtype(info))
+        dtype = DTYPES[info.dtype]
+        raw = out if out.dtype == dtype else torch.empty(len(out), dtype=dtype)
         view = bytes_of(raw)
         position = info.offset + start * info.itemsize
         while len(view):
@@ -82,14 +90,12 @@ class TensorFiles:
             if count == 0:
                 raise CheckpointError(f"{self.role}: tensor '{name}' ends before its last number")
             view, position = view[count:], position + count
-        if raw is not out:
-            out.copy_(raw)
-        return out
+        return out if raw is out else out.copy_(raw)
 
     def whole(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor in memory of its own, in its own type unless ``dtype`` says otherwise."""
         info = self.tensors[name]
-        out = torch.empty(info.numel, dtype=dtype or _dtype(info))
+        out = torch.empty(info.numel, dtype=dtype or DTYPES[info.dtype])
         return self.read(name, out).view(info.shape)
 
     def close(self) -> None:
@@ -101,41 +107,14 @@ class TensorFiles:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _opened(path: Path, role: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"{role}: {path} cannot be opened ({error.strerror})") from error
-
-
-def _check_types(tensors: Iterable[TensorInfo], role: str) -> None:
-    for info in tensors:
-        if info.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{role}: tensor '{info.name}' is stored as {info.dtype}; expected one of "
-                f"{', '.join(DTYPES)}, convert the checkpoint first"
-            )
 
 
 def bytes_of(numbers: Tensor) -> memoryview:
     """The memory of a contiguous tensor [n] as bytes, to be read or written in place."""
-    if len(numbers) == 0:
-        return memoryview(b"")
     array: Any = numbers.view(torch.uint8).numpy()
     return memoryview(array)
-
-
-def _dtype(info: TensorInfo) -> torch.dtype:
-    return DTYPES[info.dtype]
 
 
 class StackedTensors(Mapping[str, Tensor]):
@@ -170,21 +149,6 @@ class VectorFiles(TensorFiles):
         if name + UP not in self.tensors:
             return out.zero_()
         up, down = self.whole(name + UP, torch.float32), self.whole(name + DOWN, torch.float32)
-        width = down.shape[1]
-        first, last = start // width, -(-(start + len(out)) // width)
-        rows = (up[first:last] @ down).flatten()
-        skipped = start - first * width
-        return out.copy_(rows[skipped : skipped + len(out)])
-
-    def whole(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor in memory of its own; of a product [m, n], of what has not changed one zero."""
-        if name in self.tensors:
-            return super().whole(name, dtype)
-        product = name + UP in self.tensors
-        shape = (
-            (self.tensors[name + UP].shape[0], self.tensors[name + DOWN].shape[1])
-            if product
-            else (1,)
-        )
-        out = torch.empty(torch.Size(shape).numel(), dtype=dtype or torch.float32)
-        return self.read(name, out).view(shape)
+        first, skipped = divmod(start, down.shape[1])
+        last = -(-(start + len(out)) // down.shape[1])
+        return out.copy_((up[first:last] @ down).flatten()[skipped : skipped + len(out)])

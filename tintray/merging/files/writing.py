@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from tintray.checkpoints.model_folder import ModelFolder
+from tintray.checkpoints.safetensors_files import TensorInfo
 from tintray.errors import StorageError
 from tintray.merging.files.memory import MEMORY, mebibytes
-from tintray.merging.files.pieces import MergedTensors
+from tintray.merging.files.pieces import MergedPiece
 from tintray.merging.files.sharded_writer import ShardedWriter
 from tintray.merging.files.streaming import Merging, Sources
 from tintray.merging.registry import Recipe
-from tintray.new_folder import check_new, new_folder
+from tintray.new_folder import new_folder
 
 SHARD = 5 * 10**9
 """Bytes of one output file at most, as save_pretrained cuts them."""
@@ -57,14 +58,17 @@ def merge_checkpoints(
         stack.enter_context(_one_thread(recipe))
         merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
         beside = {path.name: path for path in beside_weights(base)}
-        write_folder(merging, output, beside, shard_bytes=shard_bytes, progress=progress)
+        given = (merging.infos, merging.pieces(), output, beside, merging.outputs)
+        write_folder(*given, shard_bytes=shard_bytes, progress=progress)
     return output
 
 
 def write_folder(
-    merging: MergedTensors,
+    infos: Sequence[TensorInfo],
+    pieces: Iterable[MergedPiece],
     output: Path,
     beside: Mapping[str, Path | bytes],
+    outputs: Sequence[str] = ("",),
     *,
     shard_bytes: int = SHARD,
     progress: Progress | None = None,
@@ -72,6 +76,7 @@ def write_folder(
     """Write all tensors into the folder ``output``, which appears when all of it is there.
 
     ``beside`` are the files that lie beside the weights: names to contents, or to what is copied.
+    ``outputs`` are the folders that are written, below ``output``; ``""`` is itself.
 
     Raises
     ------
@@ -80,17 +85,19 @@ def write_folder(
     StorageError
         If it cannot be written, or the disk has no room for it.
     """
-    check_new(output)
-    _check_room(merging, output)
-    with new_folder(output) as partial:
-        for name in merging.outputs:
+    _check_room(sum(info.numel * info.itemsize for info in infos) * len(outputs), output)
+    with new_folder(output) as partial, ExitStack() as stack:
+        for name in outputs:
             (partial / name).mkdir(exist_ok=True)
             for file, content in beside.items():
                 if isinstance(content, bytes):
                     (partial / name / file).write_bytes(content)
                 else:
                     shutil.copyfile(content, partial / name / file)
-        _write_weights(merging, partial, shard_bytes, progress)
+        writers = [ShardedWriter(partial / name, infos, shard_bytes) for name in outputs]
+        for writer in writers:
+            stack.callback(writer.close)
+        _write_weights(writers, pieces, sum(info.numel for info in infos), progress)
 
 
 def beside_weights(base: ModelFolder) -> list[Path]:
@@ -100,9 +107,8 @@ def beside_weights(base: ModelFolder) -> list[Path]:
     return [*config, generation] if generation.is_file() else config
 
 
-def _check_room(merging: MergedTensors, output: Path) -> None:
-    """Refuse a disk that has no room for the result, before anything is computed."""
-    size = sum(info.numel * info.itemsize for info in merging.infos) * len(merging.outputs)
+def _check_room(size: int, output: Path) -> None:
+    """Refuse a disk that has no room for so many bytes, before anything is computed."""
     there = next(path for path in output.absolute().parents if path.exists())
     free = shutil.disk_usage(there).free
     if size > free:
@@ -125,23 +131,18 @@ def _one_thread(recipe: Recipe) -> Iterator[None]:
 
 
 def _write_weights(
-    merging: MergedTensors, folder: Path, shard_bytes: int, progress: Progress | None
+    writers: Sequence[ShardedWriter],
+    pieces: Iterable[MergedPiece],
+    total: int,
+    progress: Progress | None,
 ) -> None:
-    """Write all tensors below ``folder``: one set of files, or one for each task."""
-    infos = merging.infos
-    total, done = sum(info.numel for info in infos), 0
-    with ExitStack() as stack:
-        writers = [
-            ShardedWriter(folder / name, "model", infos, shard_bytes) for name in merging.outputs
-        ]
-        for writer in writers:
-            stack.callback(writer.close)
-        for _, numbers in merging.pieces():
-            for output, writer in enumerate(writers):
-                writer.write(numbers[output].contiguous())
-            done += numbers.shape[1]
-            del numbers  # a large tensor must go before the next one is merged
-            if progress is not None:
-                progress(done, total)
-        for writer in writers:
-            writer.finish()
+    done = 0
+    for info, numbers in pieces:
+        for writer, row in zip(writers, numbers, strict=True):
+            writer.write(info, row.contiguous())
+        done += numbers.shape[1]
+        del numbers, row  # a large tensor must go before the next one is merged
+        if progress is not None:
+            progress(done, total)
+    for writer in writers:
+        writer.finish()

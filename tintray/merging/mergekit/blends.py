@@ -106,13 +106,7 @@ _ALL = (
     _summed("breadcrumbs_ties", consensus.between, elect=True, mean=False, rescale=False),
     _summed("della", consensus.by_rank, elect=True, mean=True, rescale=True),
     _summed("della_linear", consensus.by_rank, elect=False, mean=False, rescale=True),
-    Blend(
-        "slerp",
-        spheres.slerp,
-        (Setting("t", float),),
-        least=2,
-        most=2,
-    ),
+    Blend("slerp", spheres.slerp, (Setting("t", float),), least=2, most=2),
     Blend(
         "nuslerp",
         spheres.nuslerp,
@@ -145,10 +139,7 @@ _ALL = (
     Blend(
         "sce",
         consensus.sce,
-        (
-            Setting("select_topk", float, "all", 1.0, 0, 1),
-            Setting("int8_mask", bool, "all", False),
-        ),
+        (Setting("select_topk", float, "all", 1.0, 0, 1), Setting("int8_mask", bool, "all", False)),
         workspace=(6, 3),
     ),
     Blend(

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.safetensors_files import TensorInfo
-from tintray.errors import CheckpointError, SpecError
-from tintray.merging.files.memory import MEMORY, PIECES, mebibytes
-from tintray.merging.files.pieces import Piece, check_equal, cut, one_by_one, stored
+from tintray.merging.files.memory import MEMORY, PIECES, check_fits
+from tintray.merging.files.pieces import MergedPiece, Piece, check_equal, cut, one_by_one, stored
 from tintray.merging.files.tensor_files import DTYPES, TensorFiles
 from tintray.merging.mergekit.blend import Blend, Inputs
 from tintray.merging.mergekit.planning import Planned
@@ -46,19 +44,12 @@ class Composing:
         self._memory, self._seed = memory, seed
         for planned in plan:
             if planned.dtype is not None:
-                self._check_fits(planned)
+                info, count = planned.info, len(planned.inputs)
+                size = min(info.numel, PIECES[-1]) if blend.piecewise else info.numel
+                needed = self._needed(planned, size)
+                check_fits(blend.name, info.name, info.shape, count, needed, memory)
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """One result, in the folder itself."""
-        return ("",)
-
-    @property
-    def infos(self) -> list[TensorInfo]:
-        """All tensors of the result, in the order in which they are written."""
-        return [planned.info for planned in self._plan.values()]
-
-    def pieces(self) -> Iterator[tuple[TensorInfo, Tensor]]:
+    def pieces(self) -> Iterator[MergedPiece]:
         """Piece after piece of the merged tensors, in order: info and numbers [1, n].
 
         Raises
@@ -66,9 +57,8 @@ class Composing:
         CheckpointError
             If whole numbers differ between models, or a result is not finite.
         """
-        pieces = [
-            p for planned in self._plan.values() for p in cut(planned.info, self._size(planned))
-        ]
+        plan = self._plan.values()
+        pieces = [piece for planned in plan for piece in cut(planned.info, self._size(planned))]
         return one_by_one(pieces, self._read, self._merged, self._both_fit)
 
     # -- what fits ---------------------------------------------------------------------------
@@ -76,17 +66,6 @@ class Composing:
     def _needed(self, planned: Planned, numel: int) -> int:
         itemsize = DTYPES[planned.work_dtype].itemsize
         return self._blend.needed_bytes(numel, len(planned.inputs), itemsize)
-
-    def _check_fits(self, planned: Planned) -> None:
-        numel = planned.info.numel
-        needed = self._needed(planned, min(numel, PIECES[-1]) if self._blend.piecewise else numel)
-        if needed > self._memory:
-            raise SpecError(
-                f"memory: '{self._blend.name}' needs {mebibytes(needed)} for tensor "
-                f"'{planned.info.name}' {list(planned.info.shape)} of {len(planned.inputs)} "
-                f"models, the bound is {mebibytes(self._memory)}; raise it with --memory, or "
-                "choose an elementwise method such as task_arithmetic"
-            )
 
     def _both_fit(self, piece: Piece, following: Piece) -> bool:
         after = self._plan[following.info.name]
@@ -97,8 +76,8 @@ class Composing:
         """Numbers of a piece of this tensor; None where it has to be merged as a whole."""
         if planned.dtype is not None and not self._blend.piecewise:
             return None
-        fitting = [size for size in PIECES if self._needed(planned, size) <= self._memory]
-        return fitting[0] if fitting else PIECES[-1]
+        fitting = (size for size in PIECES if self._needed(planned, size) <= self._memory)
+        return next(fitting, PIECES[-1])
 
     # -- reading and merging -----------------------------------------------------------------
 
@@ -120,21 +99,5 @@ class Composing:
             return tensors[0].reshape(1, -1)
         given = Inputs(planned.info.name, tensors, planned.base, self._seed)
         merged = self._blend.merge(given, planned.shared, list(planned.each))
-        return stored(
-            merged,
-            planned.info,
-            lambda: self._not_finite(planned, tensors),
-            given.precise,
-        ).reshape(1, -1)
-
-    def _not_finite(self, planned: Planned, tensors: tuple[Tensor, ...]) -> CheckpointError:
-        for (model, name), tensor in zip(planned.inputs, tensors, strict=True):
-            if not torch.isfinite(tensor).all():
-                return CheckpointError(
-                    f"{model}: tensor '{name}' has values that are NaN or infinite as "
-                    f"{planned.dtype}; expected finite weights"
-                )
-        return CheckpointError(
-            f"{self._blend.name} gives values for tensor '{planned.info.name}' that are not finite "
-            f"as {planned.info.dtype}; look at its weights, which may add up to 0, and at out_dtype"
-        )
+        inputs = ((self._models[model], name) for model, name in planned.inputs)
+        return stored(merged, planned.info, self._blend.name, inputs, given.dtype).reshape(1, -1)

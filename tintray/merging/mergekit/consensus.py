@@ -65,12 +65,7 @@ def _mask(vector: Tensor, kept: Tensor) -> Tensor:
 
 
 def summed(
-    given: Inputs,
-    shared: Shared,
-    each: Each,
-    sparse: Sparsify | None,
-    *,
-    elect: bool,
+    given: Inputs, shared: Shared, each: Each, sparse: Sparsify | None, *, elect: bool
 ) -> Tensor:
     """θ₀ + λ Σ wₖ τₖ of the sparsified τₖ; with an election, of the entries that agree with it."""
     if not given.experts:
