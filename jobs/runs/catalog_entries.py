@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,7 +10,10 @@ from torch import Tensor
 from tintray.errors import NotFoundError
 from tintray.jobs.engine.finding import blobs_of
 from tintray.published.files import BACKBONE, COEFFICIENTS
-from tintray.published.manifest import Change, Manifest, Unit
+from tintray.published.manifest import Manifest
+from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.publish import MergeRef, manifest_digest
+from tintray.storage.artifacts.urls import join
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.merges import LayerSummary
@@ -19,67 +21,55 @@ from tintray.storage.catalog.merges import LayerSummary
 
 def enter(
     catalog: Catalog,
+    store: ArtifactStore,
     manifest: Manifest,
-    url: str,
-    *,
-    manifest_sha256: str,
     coefficients: Tensor,
+    *,
     job_id: str | None = None,
     token: int | None = None,
 ) -> None:
-    """Enter a published merge, as its manifest describes it, in a catalog.
+    """Enter a merge that is published in ``store``, as its manifest describes it, in a catalog.
 
     ``coefficients`` are Λ [K, L]; ``job_id`` is None for a merge that came from elsewhere. A parent
     that the catalog does not know is not entered as one.
     """
+    ref, change, parent = MergeRef(manifest.name, manifest.version), manifest.change, None
+    if manifest.parent is not None:
+        with suppress(NotFoundError):
+            parent = catalog.merges.find(manifest.parent).ref
+    added = [] if change else [task.name for task in manifest.tasks]  # that the parent has not
+    if change and change.operation == "add":
+        added = list(change.tasks)
+    fields = ("operation", "tasks", "mode", "to")  # what a history shows
     files = blobs_of(manifest)
     catalog.artifacts.record(
-        [KnownArtifact(ref, _kind(name), {"file": name}) for name, ref in files.items()],
+        [KnownArtifact(blob, _kind(name), {"file": name}) for name, blob in files.items()],
         job_id=job_id,
     )
     catalog.merges.record(
-        manifest.name,
-        manifest.version,
-        url,
-        job_id,
-        manifest_sha256=manifest_sha256,
+        *(ref.name, ref.version, join(store.url, ref.key), job_id, parent),
+        manifest_sha256=manifest_digest(store, ref),
         metrics={
             **manifest.metrics.to_json(),
             "site": manifest.site,
             "method": manifest.job.merge.method,
             "tasks": len(manifest.tasks),
-            "change": _told(manifest.change),
+            "change": change and {field: getattr(change, field) for field in fields},
         },
-        parent=_known_parent(catalog, manifest),
-        added=_added(manifest),
+        added=added,
         files=files,
-        coefficients=layer_summaries(manifest.units, coefficients),
+        coefficients=[
+            LayerSummary(
+                unit.name,
+                float(column.mean()),
+                float(torch.std(column, correction=0)),
+                float(column.min()),
+                float(column.max()),
+            )
+            for unit, column in zip(manifest.units, coefficients.t(), strict=True)
+        ],
         token=token,
     )
-
-
-def _known_parent(catalog: Catalog, manifest: Manifest) -> str | None:
-    if manifest.parent is None:
-        return None
-    try:
-        return catalog.merges.find(manifest.parent).ref
-    except NotFoundError:
-        return None
-
-
-def _told(change: Change | None) -> dict[str, Any] | None:
-    """How a merge grew, as far as its history shows it."""
-    if change is None:
-        return None
-    return {key: getattr(change, key) for key in ("operation", "tasks", "mode", "to")}
-
-
-def _added(manifest: Manifest) -> list[str]:
-    """The tasks that the merge has and its parent has not."""
-    change = manifest.change
-    if change is None:
-        return [task.name for task in manifest.tasks]
-    return list(change.tasks) if change.operation == "add" else []
 
 
 def _kind(file: str) -> str:
@@ -87,17 +77,3 @@ def _kind(file: str) -> str:
     if file in (BACKBONE, COEFFICIENTS):
         return file.removesuffix(".safetensors")
     return "tint" if file.startswith("tints/") else "config"
-
-
-def layer_summaries(units: Sequence[Unit], coefficients: Tensor) -> list[LayerSummary]:
-    """The coefficients Λ [K, L] of every layer unit, over the tasks."""
-    return [
-        LayerSummary(
-            unit.name,
-            float(column.mean()),
-            float(torch.std(column, correction=0)),
-            float(column.min()),
-            float(column.max()),
-        )
-        for unit, column in zip(units, coefficients.t(), strict=True)
-    ]

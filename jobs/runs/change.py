@@ -46,38 +46,31 @@ class Change:
         Raises
         ------
         SpecError
-            If a task to add is there already.
+            If a task to add is there already, or twice.
         NotFoundError
             If a task to refresh or to remove is not there, with the nearest name.
         InputError
             If no task would be left.
         """
-        present = {task.name.lower(): task.name for task in spec.tasks}
         if self.operation == "add":
+            present = {task.name.lower(): task.name for task in spec.tasks}
             for name in self.names:
                 if name.lower() in present:
                     raise SpecError(
                         f"task '{present[name.lower()]}' is in {merge} already; give the new task "
                         "another name, or `tintray refresh-task` the one that is there"
                     )
-            tasks = (*spec.tasks, *self.tasks)
-        else:
-            for name in self.names:
-                if name not in present.values():
-                    raise NotFoundError(
-                        f"{merge} has no task '{name}'{nearest(name, present.values())}; it has "
-                        f"{', '.join(present.values())}"
-                    )
-            instead: dict[str, tuple[TaskSpec, ...]] = {task.name: (task,) for task in self.tasks}
-            if self.operation == "remove":
-                instead = dict.fromkeys(self.names, ())
-            tasks = tuple(new for task in spec.tasks for new in instead.get(task.name, (task,)))
-        if not tasks:
+            return spec.with_tasks((*spec.tasks, *self.tasks))
+        for name in self.names:
+            _task(spec, name, merge)
+        instead = {task.name: task for task in self.tasks}
+        left = [t for t in spec.tasks if self.operation == "refresh" or t.name not in self.names]
+        if not left:
             raise InputError(
                 f"{merge} would have no task left; expected one at least, remove the merge itself "
                 "with `tintray delete`"
             )
-        return spec.with_tasks(tasks)
+        return spec.with_tasks([instead.get(task.name, task) for task in left])
 
     def __str__(self) -> str:
         return f"{self.operation} {', '.join(self.names)}"
@@ -88,19 +81,13 @@ def part_of(spec: JobSpec, names: Sequence[str]) -> JobSpec:
     return spec.with_tasks([task for task in spec.tasks if task.name in set(names)])
 
 
-def addition(tasks: Sequence[TaskSpec]) -> Change:
-    """Add these tasks, all in one job.
-
-    Raises
-    ------
-    SpecError
-        If two of them have the same name.
-    """
-    names = [task.name for task in tasks]
-    for name in names:
-        if [other.lower() for other in names].count(name.lower()) > 1:
-            raise SpecError(f"task '{name}' is to be added twice; expected a name for each task")
-    return Change("add", tuple(names), tuple(tasks))
+def _task(spec: JobSpec, name: str, merge: str) -> TaskSpec:
+    names = [task.name for task in spec.tasks]
+    if name not in names:
+        raise NotFoundError(
+            f"{merge} has no task '{name}'{nearest(name, names)}; it has {', '.join(names)}"
+        )
+    return spec.tasks[names.index(name)]
 
 
 def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
@@ -113,25 +100,24 @@ def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
     SpecError
         The file cannot be read, or a field is missing, misspelt or out of range.
     """
-    document = read_document(path)
+    document, folder = read_document(path), path.absolute().parent
     value = document.value
-    one = isinstance(value, Mapping) and "tasks" not in value
-    if isinstance(value, list):
-        value = {"tasks": value}
-    model: type[Section] = TaskSpec if one else TasksFile
-    if isinstance(value, Mapping) and not one:
-        value = {"tasks": value["tasks"]}  # a whole job file gives its tasks
-    found: Any = model.read(replace(document, value=value), path.absolute().parent)
-    return (found,) if one else tuple(found.tasks)
+    if isinstance(value, Mapping):
+        if "tasks" not in value:
+            return (TaskSpec.read(document, folder),)
+        value = value["tasks"]  # a whole job file gives its tasks
+    return TasksFile.read(replace(document, value={"tasks": value}), folder).tasks
 
 
 def refreshed(
-    spec: JobSpec, name: str, *, expert: str | None, pool: str | None, folder: Path
+    spec: JobSpec, name: str, merge: str, *, expert: str | None, pool: str | None, folder: Path
 ) -> Change:
     """A task anew: with another expert or another pool, or with what lies there by now.
 
     Parameters
     ----------
+    merge
+        What messages call the merge.
     expert, pool
         Locations; relative paths start from ``folder``. Left out, they stay where they are.
 
@@ -142,14 +128,7 @@ def refreshed(
     NotFoundError
         If the merge has no such task.
     """
-    for task in spec.tasks:
-        if task.name == name:
-            break
-    else:
-        names = [task.name for task in spec.tasks]
-        raise NotFoundError(
-            f"the merge has no task '{name}'{nearest(name, names)}; it has {', '.join(names)}"
-        )
+    task = _task(spec, name, merge)
     record: dict[str, Any] = task.model_dump(mode="json")
     changed: dict[str, Any] = {}
     if expert is not None:
@@ -158,8 +137,8 @@ def refreshed(
         changed["pool"] = {**record["pool"], "path": pool}
     located = TaskSpec.read(Document(f"task '{name}'", record | changed), folder)
     # What was not given keeps the location that it was resolved to.
-    kept = {field: getattr(located, field) for field in changed}
-    return Change("refresh", (name,), (task.changed(**kept),))
+    anew = task.changed(**{field: getattr(located, field) for field in changed})
+    return Change("refresh", (name,), (anew,))
 
 
 def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:

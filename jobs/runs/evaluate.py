@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import cache
 from typing import Any
 
@@ -105,14 +106,12 @@ def evaluate(merge: Merge, store_url: str, on_event: OnEvent) -> EvalTable:
     spec = JobSpec.from_record(merge.manifest.job.to_json())
     cluster = spec.on_own_cluster().cluster
     threads = cluster.threads_per_worker
-    backend = open_backend(
+    opened = open_backend(
         address=cluster.address, workers=cluster.workers, threads=threads, plan=256 * 2**20
     )
     on_event(PhaseStarted("evaluating", f"{len(merge.tasks)} tasks on the data of the job"))
-    try:
+    with closing(opened) as backend:
         scores = measure(backend, merge, store_url, threads, on_event)
-    finally:
-        backend.close()
     return evaluation(merge.manifest, scores)
 
 

@@ -24,8 +24,8 @@ def coordinator_for(job: PreparedJob) -> tuple[Coefficients, Coordinator]:
     start = start_coefficients(spec, job.base.partition.layout, job.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
     correction = fit.rate(fit.correction_lr, fit.rounds) if fit.correction_lr else None
-    known = (spec, job.base, job.backend, job.workers, coefficients, fit.rounds, correction)
-    return coefficients, make_coordinator(*known)
+    members = (job.base, job.backend, job.workers, coefficients)
+    return coefficients, make_coordinator(spec, *members, fit.rounds, correction)
 
 
 def make_coordinator(

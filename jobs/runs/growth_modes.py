@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,37 +33,20 @@ from tintray.vectors.coefficients import Coefficients
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(Verdict):
     """What a way of growing came to, not yet published."""
 
-    verdict: Verdict
-    result: Result
+    result: Result = field(kw_only=True)
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Growth:
-    """A change of a merge, once the tasks that are worked on are prepared.
+class Child:
+    """A merge that is to grow out of another; ``spec`` is its job."""
 
-    Attributes
-    ----------
-    spec
-        The child's job.
-    workers
-        Those of the new or refreshed tasks, or of the old ones that a removal may harm.
-    base_blob
-        The base's backbone tensors, as an artifact.
-    prepared
-        What each new or refreshed task was prepared with.
-    """
-
-    context: Context
     lineage: Lineage
     spec: JobSpec
     base: SplitModel
-    workers: TintWorkerPool
-    base_blob: BlobRef
-    prepared: Mapping[str, Prepared]
 
     @property
     def parent(self) -> Parent:
@@ -80,25 +63,20 @@ class Growth:
         """The tasks that stay as they were asked for."""
         return tuple(task.name for task in self.spec.tasks if task.name not in self.new)
 
-    def losses(self, after: Sequence[TaskScore]) -> tuple[Loss, ...]:
-        """Which of them lose more than the tolerance."""
-        return losses(references(self.parent, self.old), after, self.spec.growth.tolerance)
+    def old_workers(self, context: Context, names: Sequence[str]) -> TintWorkerPool:
+        """Workers of tasks of the parent, taken up without their experts."""
+        published = self.parent.published_tasks(names)
+        return TintWorkerPool(context.backend, part_of(self.spec, names), self.base, published)
 
-    def parent_backbone(self) -> Tensor:
-        """θ [P] of the parent."""
-        return self.base.partition.layout.flatten(self.parent.merge.backbone)
+    def losses(self, names: Sequence[str], after: Sequence[TaskScore]) -> tuple[Loss, ...]:
+        """Which of these tasks lose more than the tolerance."""
+        return losses(references(self.parent, names), after, self.spec.growth.tolerance)
 
     def start(self) -> Tensor:
         """Λ [K, L] of the child's tasks as the parent has it; zeros for those that it has not."""
-        return rows_of(self.parent.merge.tasks, self.parent.coefficients, self.spec)
-
-    def fit_rounds(self, workers: TintWorkerPool, coefficients: Coefficients) -> Coordinator:
-        """Move the coefficients of these workers' tasks, and their tints."""
-        rounds = self.spec.growth.coefficient_rounds
-        backend = self.context.backend
-        found = make_coordinator(self.spec, self.base, backend, workers, coefficients, rounds)
-        run_all_rounds(self.context.run, found, rounds)
-        return found
+        rows = self.parent.coefficients
+        known = dict(zip(self.parent.merge.tasks, rows, strict=True))
+        return torch.stack([known.get(t.name, torch.zeros_like(rows[0])) for t in self.spec.tasks])
 
     def result(
         self,
@@ -109,37 +87,51 @@ class Growth:
         selected_fraction: Mapping[str, float],
         peak_memory: int,
     ) -> Result:
-        """What the child is published from."""
-        initial = begun(self.lineage, self.spec, coefficients)
+        """What the child is published from; its new tasks' rows of Λ [K, L] began at zero."""
+        parent = self.parent.merge
+        before = dict(zip(parent.tasks, parent.tensors(COEFFICIENTS)["initial"], strict=True))
+        initial = coefficients * 0
+        for row, task in enumerate(self.spec.tasks):
+            if task.name in before and task.name not in self.new:
+                initial[row] = before[task.name]
         measured = {score.task: score for score in scores}
         figures = (measured, selected_fraction, peak_memory)
         return Result(theta, coefficients, initial, tints, *figures)
 
-    def use_artifacts(self, prepared: Prepared) -> None:
-        """Need what a task has, so that nothing of it lies in the store unowned."""
-        use_artifacts(self.context.run, prepared)
+    def measure(self, context: Context, fitted: Result) -> Result:
+        """What was measured to choose a way, and what the guard goes by, is what is published."""
+        for score in fitted.scores.values():
+            context.run.measured(score)
+        return fitted
+
+
+@dataclass(frozen=True)
+class Growth(Child):
+    """A child, once the tasks that are worked on are prepared.
+
+    ``workers`` are those of the new or refreshed tasks, or of the old ones that a removal may harm;
+    ``base_blob`` are the base's backbone tensors, as an artifact.
+    """
+
+    context: Context
+    workers: TintWorkerPool
+    base_blob: BlobRef
+
+    def fit_rounds(self, workers: TintWorkerPool, coefficients: Coefficients) -> Coordinator:
+        """Move the coefficients of these workers' tasks, and their tints."""
+        rounds, backend = self.spec.growth.coefficient_rounds, self.context.backend
+        members = (self.spec, self.base, backend, workers, coefficients)
+        coordinator = make_coordinator(*members, rounds)
+        run_all_rounds(self.context.run, coordinator, rounds)
+        return coordinator
+
+    def label(self, workers: TintWorkerPool) -> dict[str, Prepared]:
+        """Have self-labels of tasks, without telling; none of them lies in the store unowned."""
+        return workers.label(lambda done: use_artifacts(self.context.run, done))
 
     def notify(self, text: str) -> None:
         """Say something that the user should know."""
         self.context.run.on_event(Notice(text))
-
-
-def rows_of(tasks: Sequence[str], rows: Tensor, spec: JobSpec) -> Tensor:
-    """Rows [K, L] of ``tasks``, in the order of a job; zeros for tasks that are not among them."""
-    known = dict(zip(tasks, rows, strict=True))
-    zeros = torch.zeros_like(rows[0])
-    return torch.stack([known.get(task.name, zeros) for task in spec.tasks])
-
-
-def begun(lineage: Lineage, spec: JobSpec, coefficients: Tensor) -> Tensor:
-    """Where the rows of a child's Λ [K, L] began: those of its new tasks at zero."""
-    parent = lineage.parent.merge
-    before = dict(zip(parent.tasks, parent.tensors(COEFFICIENTS)["initial"], strict=True))
-    initial = coefficients * 0
-    for row, task in enumerate(spec.tasks):
-        if task.name in before and task.name not in lineage.change.names:
-            initial[row] = before[task.name]
-    return initial
 
 
 def tint_config(spec: JobSpec, base: SplitModel, rounds: int, *, new: bool) -> TintConfig:
@@ -153,12 +145,12 @@ def attempt(growth: Growth, mode: Mode, before: Sequence[Attempt]) -> Attempt:
     """Grow in this way, going on from what the cheaper ways before it came to."""
     started = time.perf_counter()
     if mode == "tint":
-        found = _tint(growth)
+        made = _tint(growth)
     elif mode == "coefficients":
-        found = _coefficients(growth, before)
+        made = _coefficients(growth, before)
     else:
-        found = _joint(growth, before)
-    return replace(found, seconds=time.perf_counter() - started)
+        made = _joint(growth, before)
+    return replace(made, seconds=time.perf_counter() - started)
 
 
 def _tint(growth: Growth) -> Attempt:
@@ -167,22 +159,15 @@ def _tint(growth: Growth) -> Attempt:
     Nothing of an old task is loaded: the cost does not depend on how many there are.
     """
     workers = growth.workers
-    array: Floats = growth.parent_backbone().numpy()
+    theta = growth.base.partition.layout.flatten(growth.parent.merge.backbone).numpy()
     config = tint_config(growth.spec, growth.base, growth.spec.growth.rounds, new=True)
-    tinted = workers.fit_tints(growth.new, config, array)
+    tinted = workers.fit_tints(growth.new, config, theta)
     _notify_of_prefixes(growth, tinted)
-    scores = workers.evaluate(growth.new, array)
-    return Attempt(
-        Verdict("tint", {found.task: found.agreement or 0.0 for found in tinted}, ()),
-        growth.result(
-            None,
-            growth.start(),
-            workers.tints(),
-            scores,
-            {found.task: found.kept for found in tinted},
-            workers.peak_memory(),
-        ),
-    )
+    scores = workers.evaluate(growth.new, theta)
+    selected = {of_task.task: of_task.kept for of_task in tinted}
+    made = (workers.tints(), scores, selected, workers.peak_memory())
+    agreement = {of_task.task: of_task.agreement or 0.0 for of_task in tinted}
+    return Attempt("tint", agreement, (), result=growth.result(None, growth.start(), *made))
 
 
 def _notify_of_prefixes(growth: Growth, tinted: Sequence[Tinted]) -> None:
@@ -190,18 +175,18 @@ def _notify_of_prefixes(growth: Growth, tinted: Sequence[Tinted]) -> None:
 
     They are a cache for the next attempt, and large: no job owns them.
     """
-    whole = [found.task for found in tinted if not found.prefixed]
+    whole = [of_task.task for of_task in tinted if not of_task.prefixed]
     if whole:
         growth.notify(f"{', '.join(whole)}: no prefix to cache, every round runs the whole model")
-    reused = [found.task for found in tinted if found.reused]
+    reused = sum(of_task.reused for of_task in tinted)
     if reused:
         growth.notify(
-            f"prefix activations of {len(reused)} of {len(tinted)} tasks were reused from the store"
+            f"prefix activations of {reused} of {len(tinted)} tasks were reused from the store"
         )
     growth.context.run.catalog.artifacts.record(
-        KnownArtifact(found.activations, "prefix-activations", {"task": found.task})
-        for found in tinted
-        if found.activations is not None
+        KnownArtifact(of_task.activations, "prefix-activations", {"task": of_task.task})
+        for of_task in tinted
+        if of_task.activations is not None
     )
 
 
@@ -213,60 +198,40 @@ def _coefficients(growth: Growth, before: Sequence[Attempt]) -> Attempt:
     no old task vector is read. Under the new backbone, old tints go on from where they were.
     """
     names, workers = growth.new, growth.workers
-    workers.load(_foundation(growth), growth.prepared)
+    workers.load(_foundation(growth), growth.context.prepared)
     start = growth.start()
     order = [task.name for task in growth.spec.tasks]
     rows = [order.index(name) for name in names]
     learned = Coefficients(start[rows], growth.spec.merge.bounds)
     coordinator = growth.fit_rounds(workers, learned)
-    array = coordinator.backbone().copy()
+    theta = coordinator.backbone().copy()
     start[rows] = learned.values
-    verdict = Verdict("coefficients", workers.held_agreement(array), ())
-    tried = [attempt.verdict for attempt in before]
-    if hopeless([*tried, verdict], growth.spec.growth.target):
-        peak = _dismissed(workers)
-        nothing = growth.result(None, start, {}, (), {}, peak)
-        return Attempt(replace(verdict, abandoned=True), nothing)
-    scores, tints = workers.evaluate(names, array), workers.tints()
-    peak = _dismissed(workers)
+    agreement = workers.held_agreement(theta)
+    if hopeless([*before, Verdict("coefficients", agreement, ())], growth.spec.growth.target):
+        nothing = growth.result(None, start, {}, (), {}, _dismissed(workers))
+        return Attempt("coefficients", agreement, (), abandoned=True, result=nothing)
+    scores, tints, peak = workers.evaluate(names, theta), workers.tints(), _dismissed(workers)
+    lost: tuple[Loss, ...] = ()
     if growth.old:
-        after, again, lost, peak_again = _refit_old(growth, array)
-        verdict = replace(verdict, losses=lost)
+        after, again, lost, peak_again = _refit_old(growth, theta)
         scores, tints, peak = [*scores, *after], {**tints, **again}, max(peak, peak_again)
-    return Attempt(
-        verdict,
-        growth.result(
-            torch.from_numpy(array),
-            start,
-            tints,
-            scores,
-            coordinator.selected_fractions(names),
-            peak,
-        ),
-    )
+    made = (start, tints, scores, coordinator.selected_fractions(names), peak)
+    result = growth.result(torch.from_numpy(theta), *made)
+    return Attempt("coefficients", agreement, lost, result=result)
 
 
 def _refit_old(
-    growth: Growth, array: Floats
+    growth: Growth, theta: Floats
 ) -> tuple[list[TaskScore], dict[str, dict[str, Tensor]], tuple[Loss, ...], int]:
     """Learn the old tints again under θ [P], without experts: scores, tints, losses, bytes."""
     names, spec = growth.old, growth.spec
-    workers = old_workers(growth.context, growth.lineage, spec, growth.base, names)
+    workers = growth.old_workers(growth.context, names)
     workers.check()
-    workers.label(growth.use_artifacts)
-    workers.fit_tints(
-        names, tint_config(spec, growth.base, spec.growth.refit_rounds, new=False), array
-    )
-    after = workers.evaluate(names, array)
-    return after, workers.tints(), growth.losses(after), _dismissed(workers)
-
-
-def old_workers(
-    context: Context, lineage: Lineage, spec: JobSpec, base: SplitModel, names: Sequence[str]
-) -> TintWorkerPool:
-    """Workers of tasks of the parent, taken up without their experts."""
-    published = lineage.parent.published_tasks(names)
-    return TintWorkerPool(context.backend, part_of(spec, names), base, published)
+    growth.label(workers)
+    config = tint_config(spec, growth.base, spec.growth.refit_rounds, new=False)
+    workers.fit_tints(names, config, theta)
+    after = workers.evaluate(names, theta)
+    return after, workers.tints(), growth.losses(names, after), _dismissed(workers)
 
 
 def _dismissed(workers: TintWorkerPool) -> int:
@@ -284,13 +249,6 @@ def _foundation(growth: Growth) -> BlobRef:
     return _without(growth, before)
 
 
-def _joint_base(growth: Growth) -> BlobRef:
-    """What all task vectors are added to: the base, with what the parent learned to correct it."""
-    if not growth.parent.manifest.corrected:
-        return growth.base_blob
-    return _without(growth, growth.parent.merge.tasks)
-
-
 def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
     """The parent's backbone without some tasks, as an artifact that the job alone needs."""
     layout = growth.base.partition.layout
@@ -301,34 +259,33 @@ def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
 
 
 def _joint(growth: Growth, before: Sequence[Attempt]) -> Attempt:
-    """Learn all coefficients and all tints, each from where it is; old tasks without experts."""
-    spec = growth.spec
-    published = growth.parent.published_tasks(growth.old)
+    """Learn all coefficients and all tints, each from where it is; old tasks without experts.
+
+    All task vectors are added to the base, with what the parent learned to correct it.
+    """
+    spec, parent = growth.spec, growth.parent
+    published = parent.published_tasks(growth.old)
     peak = _dismissed(growth.workers)
     workers = TintWorkerPool(growth.context.backend, spec, growth.base, published)
     workers.check()
-    prepared = workers.label(growth.use_artifacts)
-    last = before[-1] if before else None
-    if last is not None:
-        workers.give_tints({name: last.result.tints[name] for name in growth.new})
-    workers.load(_joint_base(growth), prepared)
-    start = growth.start() if last is None else last.result.coefficients
+    prepared = growth.label(workers)
+    start = growth.start()
+    if before:
+        last = before[-1].result
+        start = last.coefficients
+        workers.give_tints({name: last.tints[name] for name in growth.new})
+    corrected = parent.manifest.corrected
+    base_blob = _without(growth, parent.merge.tasks) if corrected else growth.base_blob
+    workers.load(base_blob, prepared)
     coefficients = Coefficients(start, spec.merge.bounds)
     coordinator = growth.fit_rounds(workers, coefficients)
-    array = coordinator.backbone().copy()
+    theta = coordinator.backbone().copy()
     names = [task.name for task in spec.tasks]
-    agreement = workers.held_agreement(array)
-    scores = workers.evaluate(names, array)
-    lost = growth.losses(scores)
-    tints = workers.tints()
-    return Attempt(
-        Verdict("joint", {n: share for n, share in agreement.items() if n in growth.new}, lost),
-        growth.result(
-            torch.from_numpy(array),
-            coefficients.values.clone(),
-            tints,
-            scores,
-            coordinator.selected_fractions(names),
-            max(peak, _dismissed(workers)),
-        ),
-    )
+    agreement = workers.held_agreement(theta)
+    scores = workers.evaluate(names, theta)
+    lost, tints = growth.losses(growth.old, scores), workers.tints()
+    selected = coordinator.selected_fractions(names)
+    made = (tints, scores, selected, max(peak, _dismissed(workers)))
+    result = growth.result(torch.from_numpy(theta), coefficients.values.clone(), *made)
+    of_new = {name: share for name, share in agreement.items() if name in growth.new}
+    return Attempt("joint", of_new, lost, result=result)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
-from tintray.errors import GuardError
+from tintray.jobs.results import Record
 from tintray.jobs.runs.parent import Parent
 from tintray.published.manifest import FigureEntry
 from tintray.tasks.evaluation import TaskScore
@@ -26,7 +25,7 @@ tried: some experts cannot be matched by any way, and the most expensive one wou
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(Record):
     """An old task that would lose: its figure before and after, and where it had the former."""
 
     task: str
@@ -40,17 +39,12 @@ class Loss:
         """How much, in points of a share, else in percent of the figure before."""
         return find_metric(self.metric).loss(self.before, self.after)
 
-    def record(self) -> dict[str, Any]:
-        """The same as JSON types: a figure that is no number is null."""
-        finite = {k: math.isfinite(v) for k, v in asdict(self).items() if isinstance(v, float)}
-        return {k: v if finite.get(k, True) else None for k, v in asdict(self).items()}
-
     def __str__(self) -> str:
         metric = find_metric(self.metric)
+        since = f" since {self.since}" if self.since else ""
+        figures = f"{metric.figure(self.before)} to {metric.figure(self.after)}"
         return (
-            f"{self.task} loses {self.lost:.1f} {metric.lost_in}"
-            f"{f' since {self.since}' if self.since else ''} ({self.metric} "
-            f"{metric.figure(self.before)} to {metric.figure(self.after)})"
+            f"{self.task} loses {self.lost:.1f} {metric.lost_in}{since} ({self.metric} {figures})"
         )
 
 
@@ -94,6 +88,9 @@ class Verdict:
         return " and ".join(said)
 
 
+V = TypeVar("V", bound=Verdict)
+
+
 def losses(
     before: Mapping[str, Sequence[FigureEntry]], after: Sequence[TaskScore], tolerance: float
 ) -> tuple[Loss, ...]:
@@ -104,8 +101,8 @@ def losses(
     was lost before it is not held against it. All are measured on the same examples: by labels
     where there are any, else by agreement.
     """
-    found = (_loss(score, before[score.task], tolerance) for score in after if score.task in before)
-    return tuple(sorted((loss for loss in found if loss), key=lambda loss: -loss.lost))
+    lost = (_loss(score, before[score.task], tolerance) for score in after if score.task in before)
+    return tuple(sorted(filter(None, lost), key=lambda loss: -loss.lost))
 
 
 def _loss(score: TaskScore, before: Sequence[FigureEntry], tolerance: float) -> Loss | None:
@@ -139,16 +136,14 @@ def hopeless(done: Sequence[Verdict], target: float) -> bool:
     return last < target and last - before < WORTH * (target - before)
 
 
-def best(done: Sequence[Verdict], target: float) -> Verdict | None:
+def best(done: Sequence[V], target: float) -> V | None:
     """The attempt to publish: the first that is enough, else what helps most and harms nobody.
 
     None if every attempt harms an old task.
     """
     harmless = [verdict for verdict in done if not verdict.losses and not verdict.abandoned]
-    enough = [verdict for verdict in harmless if verdict.least >= target]
-    if enough:
-        return enough[0]
-    return max(harmless, key=lambda verdict: verdict.least) if harmless else None
+    enough = (verdict for verdict in harmless if verdict.least >= target)
+    return next(enough, None) or max(harmless, key=lambda verdict: verdict.least, default=None)
 
 
 def references(parent: Parent, tasks: Iterable[str]) -> dict[str, tuple[FigureEntry, ...]]:
@@ -163,18 +158,17 @@ def fitted(parent: Parent, task: str) -> FigureEntry:
     of tintray, which do not, it is looked for, as far back as parents are still there.
     """
     entry = parent.merge.task(task)
-    found = parent
+    oldest = parent
     for version in _line(parent):
         if task not in version.merge.tasks or not entry.same_source(version.merge.task(task)):
             break
-        found = version
-        known = version.merge.task(task).fitted
-        if known is not None:
+        oldest = version
+        if (known := version.merge.task(task).fitted) is not None:
             return known
         change = version.manifest.change
         if change is None or change.operation == "rollback" or task in change.tasks:
             break
-    return _figure(found, task)
+    return _figure(oldest, task)
 
 
 def _line(parent: Parent) -> Iterator[Parent]:
@@ -186,13 +180,3 @@ def _line(parent: Parent) -> Iterator[Parent]:
 def _figure(version: Parent, task: str) -> FigureEntry:
     score = version.merge.task(task).score
     return FigureEntry(version=str(version.ref), metric=score.metric, value=score.merged)
-
-
-def refusal(losses: Sequence[Loss], parent: str, tolerance: float, *, adding: bool) -> GuardError:
-    """Why a change of ``parent`` is not published: what would be lost, and what can be done."""
-    units = sorted({find_metric(loss.metric).lost_in for loss in losses})
-    hint = "; --mode tint leaves the backbone as it is" if adding else ""
-    return GuardError(
-        f"nothing was published by this change of {parent}: {'; '.join(map(str, losses))}; "
-        f"growth.tolerance is {tolerance:g} ({'; '.join(units)}){hint}"
-    )

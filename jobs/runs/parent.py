@@ -24,11 +24,11 @@ from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
 from tintray.published.files import BACKBONE, config_file, tint_file
-from tintray.published.manifest import FileEntry, Manifest, Unit
+from tintray.published.manifest import Manifest, Unit
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.publish import MergeRef, manifest_digest, parse_merge_url
+from tintray.storage.artifacts.publish import MergeRef, parse_merge_url
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.partition import partition
 
@@ -105,19 +105,16 @@ class Parent:
         ``leaving`` are the tasks whose own files it will not have.
         """
 
-        def gone(item: tuple[str, FileEntry]) -> bool:
-            return not self.store.exists(blob_key(item[1].sha256))
-
         without = {name for task in leaving for name in self.files(task)}
-        files = [(n, ref) for n, ref in self.manifest.files.items() if n not in without]
+        files = {n: ref.sha256 for n, ref in self.manifest.files.items() if n not in without}
         with as_input_error(), ThreadPoolExecutor(_THREADS) as pool:
-            missing = [
-                item for item, lost in zip(files, pool.map(gone, files), strict=True) if lost
-            ]
-        for name, ref in missing[:1]:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            there = pool.map(self.store.exists, map(blob_key, files.values()))
+            missing = [name for name, known in zip(files, there, strict=True) if not known]
+        if missing:
+            name, *others = missing
+            more = f" and {len(others)} more" if others else ""
             raise NotFoundError(
-                f"{name}{others} of {self.ref} (artifact {ref.sha256[:12]}…) is gone from "
+                f"{name}{more} of {self.ref} (artifact {files[name][:12]}…) is gone from "
                 f"{self.store.url}; expected what the merge was published with, copy it back"
             )
 
@@ -168,18 +165,12 @@ def make_known(parent: Parent, catalog: Catalog) -> None:
     try:
         catalog.merges.find(str(parent.ref))
     except NotFoundError:
-        enter(
-            catalog,
-            parent.manifest,
-            parent.merge.url,
-            manifest_sha256=manifest_digest(parent.store, parent.ref),
-            coefficients=parent.coefficients,
-        )
+        enter(catalog, parent.store, parent.manifest, parent.coefficients)
 
 
 def ancestors(parent: Parent) -> Iterator[Parent]:
     """The merge's parent, that one's, and so on; those that were removed are passed over."""
-    return (found for _, found in line(parent) if found is not None)
+    return (version for _, version in line(parent) if version is not None)
 
 
 def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
@@ -204,18 +195,15 @@ def line(parent: Parent) -> Iterator[tuple[str, Parent | None]]:
 def _remembered(parent: Parent, ref: str) -> str | None:
     url = str(parent.spec.catalog)
     with suppress(NotFoundError), as_input_error(), Catalog.open(url, create=False) as catalog:
-        found = catalog.merges.parent(ref)
-        return None if found is None else found.ref
+        before = catalog.merges.parent(ref)
+        return None if before is None else before.ref
     return None
 
 
 def unchanged_since(ancestor: Parent, parent: Parent) -> frozenset[str]:
     """The tasks that both have, with the same expert and the same pool."""
-    return frozenset(
-        name
-        for name in set(ancestor.merge.tasks) & set(parent.merge.tasks)
-        if ancestor.merge.task(name).same_source(parent.merge.task(name))
-    )
+    both = set(ancestor.merge.tasks) & set(parent.merge.tasks)
+    return frozenset(n for n in both if ancestor.merge.task(n).same_source(parent.merge.task(n)))
 
 
 SUMS = ("task_arithmetic", "average", "base")
@@ -250,15 +238,15 @@ def child_base(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
 
 
 def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
-    cache = cache_folder()
+    cache, site = cache_folder(), spec.tint.site
     folder = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
-    first = parent.merge.tasks[0]
-    like = parent.published_task(first).model_folder(cache)
-    module = load_base(folder, like=like)
-    site, granularity, rank = spec.tint.site, spec.merge.granularity, spec.tint.rank
-    nobody = ("", "")  # no expert is opened: a member takes its tasks' configurations
-    split = partition(module, site, granularity, rank, learned=spec.tint.learned)
-    return SplitModel(folder.digest(), split, site, nobody)
+    module = load_base(
+        folder, like=parent.published_task(parent.merge.tasks[0]).model_folder(cache)
+    )
+    how = (spec.merge.granularity, spec.tint.rank)
+    split = partition(module, site, *how, learned=spec.tint.learned)
+    # No expert is opened: a member takes its tasks' configurations.
+    return SplitModel(folder.digest(), split, site, ("", ""))
 
 
 def sums_task_vectors(spec: JobSpec) -> bool:

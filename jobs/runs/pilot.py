@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -95,12 +94,12 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
     """The job of a rehearsal, in this process, with store and catalog in ``folder``."""
     cut = []
     for task in tasks:
-        changed: dict[str, Any] = {}
-        for part in ("pool", "test"):
-            data = getattr(task, part)
-            if data is not None and "[" not in data.split:  # a slice is what its author wants
-                split = f"{data.split}[:{PILOT_EXAMPLES}]"
-                changed[part] = {"split": split}
+        data = {"pool": task.pool, "test": task.test}
+        changed = {
+            part: {"split": f"{of.split}[:{PILOT_EXAMPLES}]"}
+            for part, of in data.items()
+            if of is not None and "[" not in of.split  # a slice is what its author wants
+        }
         cut.append(task.changed(**changed))
     fit = {"rounds": rounds, "warmup": min(spec.fit.warmup, rounds - 1), "groups": None}
     return spec.here().changed(

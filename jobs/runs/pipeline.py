@@ -8,11 +8,12 @@ change of phase is a compare-and-set there with its reason, and whatever goes wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from tintray.errors import GuardError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend, open_backend
@@ -21,7 +22,6 @@ from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.fit_checkpoints import delete_blobs
 from tintray.jobs.engine.job_size import object_store_needed
 from tintray.jobs.events import Published
-from tintray.jobs.runs.guard import refusal
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
 from tintray.jobs.runs.publication import publish
@@ -32,6 +32,7 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 from tintray.tasks.evaluation import check_finite
+from tintray.tasks.metrics import find_metric
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,11 @@ class Context:
     run: JobRun
     backend: Backend
     store: ArtifactStore
-
-
-class PreparedTasks(Protocol):
-    """What ``Plan.prepare`` gives: at least what each new task was prepared with."""
-
-    @property
-    def prepared(self) -> Mapping[str, Prepared]:
-        """By task."""
+    prepared: dict[str, Prepared] = field(default_factory=dict)  # by new task, as they are done
 
 
 C = TypeVar("C", bound=Checked)
-P = TypeVar("P", bound=PreparedTasks)
+P = TypeVar("P")
 F = TypeVar("F")
 
 
@@ -97,12 +91,12 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
             record_checked(run, checked, plan.lineage)
         with run.phase(JobState.PREPARING, plan.reasons[JobState.PREPARING]):
             prepared = plan.prepare(context, checked)
-            record_prepared(run, store, checked.base, prepared.prepared)
+            record_prepared(run, store, checked.base, context.prepared)
         with run.phase(JobState.FITTING, plan.reasons[JobState.FITTING]):
             fitted = plan.fit(context, prepared)
         with run.phase(JobState.EVALUATING, "measuring the merge against its experts"):
             result = plan.measure(context, fitted)
-        outcome = Outcome(checked, prepared.prepared, result, plan.lineage)
+        outcome = Outcome(checked, context.prepared, result, plan.lineage)
         guard(outcome)
         remark_on_result(run, outcome)
         with run.phase(JobState.PUBLISHING, f"writing the merge to {store.url}"):
@@ -111,15 +105,6 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
             delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
     run.on_event(Published(f"{store.url}/merges/{manifest.ref}"))
     return manifest
-
-
-Execution = Callable[[JobRun, ArtifactStore], Manifest]
-"""A plan that only waits for its job."""
-
-
-def executing(plan: Plan[C, P, F]) -> Execution:
-    """A plan of whatever steps, ready to be executed."""
-    return lambda run, store: execute(plan, run, store)
 
 
 def guard(outcome: Outcome) -> None:
@@ -132,13 +117,15 @@ def guard(outcome: Outcome) -> None:
     FitError
         A figure is no number.
     """
-    if outcome.lineage is not None and outcome.result.losses:
-        change, parent = outcome.lineage.change, outcome.lineage.parent
-        raise refusal(
-            outcome.result.losses,
-            str(parent.ref),
-            outcome.checked.spec.growth.tolerance,
-            adding=change.operation != "remove",
+    lineage, losses = outcome.lineage, outcome.result.losses
+    if lineage is not None and losses:
+        units = sorted({find_metric(loss.metric).lost_in for loss in losses})
+        adding = lineage.change.operation != "remove"
+        raise GuardError(
+            f"nothing was published by this change of {lineage.parent.ref}: "
+            f"{'; '.join(map(str, losses))}; growth.tolerance is "
+            f"{outcome.checked.spec.growth.tolerance:g} ({'; '.join(units)})"
+            f"{'; --mode tint leaves the backbone as it is' if adding else ''}"
         )
     check_finite(outcome.result.scores.values())
 
@@ -163,17 +150,14 @@ def open_writable(spec: JobSpec) -> ArtifactStore:
         return store
 
 
-@contextmanager
-def backend_for(spec: JobSpec, base: SplitModel) -> Iterator[Backend]:
+def backend_for(spec: JobSpec, base: SplitModel) -> AbstractContextManager[Backend]:
     """Where the job's members run, closed at the end whatever happens."""
-    backend = open_backend(
-        address=spec.cluster.address,
-        workers=spec.cluster.workers,
-        threads=spec.cluster.threads_per_worker,
-        plan=object_store_needed(spec, base),
-        gpus=spec.cluster.gpus_per_worker,
+    return closing(
+        open_backend(
+            address=spec.cluster.address,
+            workers=spec.cluster.workers,
+            threads=spec.cluster.threads_per_worker,
+            plan=object_store_needed(spec, base),
+            gpus=spec.cluster.gpus_per_worker,
+        )
     )
-    try:
-        yield backend
-    finally:
-        backend.close()

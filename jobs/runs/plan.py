@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,16 +96,12 @@ def plan(
         problem = str(error)
         laid_out = make_plan(spec, base, _boundless(capacity))
     facts, speed = _looked_at(spec, base, seconds)
-    labels = [
-        fact
-        for fact in facts.values()
-        if lookup(store, "self-labels", labels_key(fact.expert_digest, fact.pool_digest)) is None
-    ]
-    vectors = [
-        fact
-        for fact in facts.values()
-        if lookup(store, "task-vectors", vector_key(base.digest, fact.expert_digest)) is None
-    ]
+    labels, vectors = [], []  # tasks for which they are not in the store
+    for fact in facts.values():
+        if lookup(store, "self-labels", labels_key(fact.expert_digest, fact.pool_digest)) is None:
+            labels.append(fact)
+        if lookup(store, "task-vectors", vector_key(base.digest, fact.expert_digest)) is None:
+            vectors.append(fact)
     budgets = limits()
     report = PlanReport(
         name=spec.name,
@@ -130,11 +127,10 @@ def plan(
         max_pool_bytes=budgets.max_pool_bytes,
         max_seconds=budgets.max_seconds,
     )
-    if pilot:
-        planned = sum(report.seconds.values())
-        found = rehearse(spec, planned, speed.step, on_event or ignore)
-        report = replace(report, pilot=found)
-    return report
+    if not pilot:
+        return report
+    planned = sum(report.seconds.values())
+    return replace(report, pilot=rehearse(spec, planned, speed.step, on_event or ignore))
 
 
 def _capacity(spec: JobSpec) -> ClusterSize:
@@ -142,11 +138,8 @@ def _capacity(spec: JobSpec) -> ClusterSize:
     address = spec.cluster.address
     if address is None or address.startswith("http"):
         return replace(InProcessBackend(1).capacity(), cpus=os.cpu_count() or 1)
-    backend = open_backend(address=address, workers="auto", threads=1, plan=0)
-    try:
+    with closing(open_backend(address=address, workers="auto", threads=1, plan=0)) as backend:
         return backend.capacity()
-    finally:
-        backend.close()
 
 
 def _boundless(cluster: ClusterSize) -> ClusterSize:
@@ -158,14 +151,10 @@ def _looked_at(
 ) -> tuple[dict[str, TaskFacts], Speed]:
     """Check every task in this process, and time the steps of the first."""
     # The job need not fit here: members that only look at it hold no task vector.
-    backend = InProcessBackend(
-        spec.cluster.threads_per_worker, capacity=_boundless(ClusterSize(cpus=1, memory=0))
-    )
-    try:
+    capacity = _boundless(ClusterSize(cpus=1, memory=0))
+    with closing(InProcessBackend(spec.cluster.threads_per_worker, capacity=capacity)) as backend:
         workers = WorkerPool(Worker, backend, spec.here(), base)
         return workers.check(), workers.benchmark(seconds)
-    finally:
-        backend.close()
 
 
 def _read_bytes(spec: JobSpec) -> int:

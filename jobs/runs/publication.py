@@ -43,12 +43,7 @@ from tintray.published.manifest import (
 )
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.publish import (
-    manifest_digest,
-    next_version,
-    parse_merge_url,
-    publish_merge,
-)
+from tintray.storage.artifacts.publish import MergeRef, next_version, publish_merge
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.partition import Partition
 
@@ -94,22 +89,14 @@ def write_merge(
 
     ``coefficients`` are Λ [K, L]; ``head`` is the newest version that a child may come after.
     """
-    number = catalog.merges.reserve(
-        name, None if run is None else run.job_id, at_least=next_version(store, name), head=head
-    )
-    confirm = None if run is None else run.lease.confirm
-    url = publish_merge(store, name, files, manifest.to_json(), version=number, confirm=confirm)
-    ref = parse_merge_url(url)[1]
-    published = manifest_of(store, ref)
-    enter(
-        catalog,
-        published,
-        url,
-        manifest_sha256=manifest_digest(store, ref),
-        coefficients=coefficients,
-        job_id=None if run is None else run.job_id,
-        token=None if run is None else run.lease.token,
-    )
+    job_id, token, confirm = None, None, None
+    if run is not None:
+        job_id, token, confirm = run.job_id, run.lease.token, run.lease.confirm
+    least = next_version(store, name)
+    number = catalog.merges.reserve(name, job_id, at_least=least, head=head)
+    publish_merge(store, name, files, manifest.to_json(), version=number, confirm=confirm)
+    published = manifest_of(store, MergeRef(name, number))
+    enter(catalog, store, published, coefficients, job_id=job_id, token=token)
     return published
 
 
@@ -121,11 +108,16 @@ def _files(outcome: Outcome) -> Files:
     files: dict[str, bytes | Path | BlobRef] = {}
     if result.theta is not None:
         split = checked.base.partition
-        backbone = split.layout.views(result.theta) | shared_buffers(split)
+        backbone = split.layout.views(result.theta) | _shared_buffers(split)
         files[BACKBONE] = tensors_as_bytes(backbone)
     elif lineage is not None:
         files[BACKBONE] = lineage.backbone_source.backbone
-    files[COEFFICIENTS] = _coefficients(outcome)
+    ancestor = None if lineage is None else lineage.ancestor
+    if ancestor is not None and ancestor.merge.tasks == tuple(t.name for t in checked.spec.tasks):
+        files[COEFFICIENTS] = blobs_of(ancestor.manifest)[COEFFICIENTS]  # that is all that is left
+    else:
+        matrices = {"coefficients": result.coefficients, "initial": result.initial}
+        files[COEFFICIENTS] = tensors_as_bytes(matrices)
     for task in checked.spec.tasks:
         name = task.name
         if name in checked.facts:
@@ -138,17 +130,7 @@ def _files(outcome: Outcome) -> Files:
     return files
 
 
-def _coefficients(outcome: Outcome) -> bytes | BlobRef:
-    """Λ and where it began; an ancestor's file where that is all that is left."""
-    ancestor = None if outcome.lineage is None else outcome.lineage.ancestor
-    names = tuple(task.name for task in outcome.checked.spec.tasks)
-    if ancestor is not None and ancestor.merge.tasks == names:
-        return blobs_of(ancestor.manifest)[COEFFICIENTS]
-    result = outcome.result
-    return tensors_as_bytes({"coefficients": result.coefficients, "initial": result.initial})
-
-
-def shared_buffers(partition: Partition) -> dict[str, Tensor]:
+def _shared_buffers(partition: Partition) -> dict[str, Tensor]:
     """Persistent buffers outside the private modules: the base's, which no coefficient touches."""
     module = partition.module
     parameters = dict(module.named_parameters(remove_duplicate=False))  # tied ones by both names
@@ -166,10 +148,7 @@ def shared_buffers(partition: Partition) -> dict[str, Tensor]:
 def _manifest(outcome: Outcome, run: JobRun) -> UnpublishedManifest:
     """What the merge is and where it comes from; all that a job may need later is named in it."""
     lineage = outcome.lineage
-    known = {task.name: _new_entry(outcome, task) for task in _new_tasks(outcome)}
-    if lineage is not None:
-        known = _old_entries(outcome, lineage) | known
-    entries = [known[task.name] for task in outcome.checked.spec.tasks]
+    entries = [_entry(outcome, task) for task in outcome.checked.spec.tasks]
     common: dict[str, Any] = {
         "tintray": version("tintray"),
         "created": publication_time(),
@@ -241,25 +220,17 @@ def _of_growth(outcome: Outcome, lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def _new_tasks(outcome: Outcome) -> list[TaskSpec]:
-    facts = outcome.checked.facts
-    return [task for task in outcome.checked.spec.tasks if task.name in facts]
-
-
-def _old_entries(outcome: Outcome, lineage: Lineage) -> dict[str, TaskEntry]:
-    """What was said of the tasks that stay as they were, with what was measured of them now."""
-    result, entries = outcome.result, {}
-    for task in outcome.checked.spec.tasks:
-        name = task.name
-        if name in outcome.checked.facts:
-            continue
-        changed: dict[str, Any] = {"fitted": fitted(lineage.parent, name)}
-        if name in result.scores:
-            changed["score"] = ScoreEntry.of(result.scores[name])
-        if name in result.selected_fraction:
-            changed["kept"] = result.selected_fraction[name]
-        entries[name] = lineage.source(name).merge.task(name).changed(**changed)
-    return entries
+def _entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
+    """What is said of a task: what was said, with what was measured now, where it has stayed."""
+    lineage, result, name = outcome.lineage, outcome.result, task.name
+    if lineage is None or name in outcome.checked.facts:
+        return _new_entry(outcome, task)
+    changed: dict[str, Any] = {"fitted": fitted(lineage.parent, name)}
+    if name in result.scores:
+        changed["score"] = ScoreEntry.of(result.scores[name])
+    if name in result.selected_fraction:
+        changed["kept"] = result.selected_fraction[name]
+    return lineage.source(name).merge.task(name).changed(**changed)
 
 
 def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:

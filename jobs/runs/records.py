@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.base_model import SplitModel
-from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.statistics import Refs
 from tintray.jobs.events import Notice, TaskPrepared
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome
 from tintray.jobs.runs.recomposition import correction_from
-from tintray.published.manifest import TaskEntry
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -30,25 +28,25 @@ INHERITED = "self-features"
 
 def record_checked(run: JobRun, checked: Checked, lineage: Lineage | None) -> None:
     """Tell what speaks against experts and data; enter base, experts, pools and tasks."""
-    for facts in checked.facts.values():
-        for text in facts.warnings():
+    for of_task in checked.facts.values():
+        for text in of_task.warnings():
             run.remark(text)
     base = checked.base
-    known = {
-        task.name: _of_facts(task, checked.facts[task.name], base)
-        for task in checked.spec.tasks
-        if task.name in checked.facts
-    }
-    if lineage is not None:
-        for name in _old(checked):
-            known[name] = _of_entry(lineage.source(name).merge.task(name), base)
     models = [KnownModel(base.digest, "base", str(checked.spec.base), base.parameters)]
-    models += [expert for expert, _ in known.values()]
-    pools = [pool for _, pool in known.values()]
-    tasks = [
-        KnownTask(task.name, task.kind, expert.sha256, pool.sha256)
-        for task, (expert, pool) in ((task, known[task.name]) for task in checked.spec.tasks)
-    ]
+    pools, tasks = [], []
+    for task in checked.spec.tasks:
+        if (facts := checked.facts.get(task.name)) is not None:
+            expert = (facts.expert_digest, str(task.expert), facts.head_parameters)
+            pool = (facts.pool_digest, str(task.pool.path), facts.pool_examples, task.pool.split)
+        elif lineage is not None:  # it stays as it was
+            entry = lineage.source(task.name).merge.task(task.name)
+            expert = (entry.expert.sha256, entry.expert.source, entry.head_parameters)
+            of_pool = entry.pool
+            pool = (of_pool.sha256, of_pool.path, of_pool.examples, of_pool.split)
+        sha256, source, head = expert
+        models.append(KnownModel(sha256, "expert", source, base.parameters + head, base.digest))
+        pools.append(KnownPool(*pool))
+        tasks.append(KnownTask(task.name, task.kind, sha256, pool[0]))
     run.catalog.inputs.record_models(models)
     run.catalog.inputs.record_pools(pools)
     run.catalog.inputs.record_tasks(run.job_id, tasks)
@@ -56,36 +54,13 @@ def record_checked(run: JobRun, checked: Checked, lineage: Lineage | None) -> No
         _inherit(run, checked, lineage)
 
 
-def _of_facts(task: TaskSpec, facts: TaskFacts, base: SplitModel) -> tuple[KnownModel, KnownPool]:
-    parameters = base.parameters + facts.head_parameters
-    pool = task.pool
-    return (
-        KnownModel(facts.expert_digest, "expert", str(task.expert), parameters, base.digest),
-        KnownPool(facts.pool_digest, str(pool.path), facts.pool_examples, pool.split),
-    )
-
-
-def _of_entry(entry: TaskEntry, base: SplitModel) -> tuple[KnownModel, KnownPool]:
-    expert, pool = entry.expert, entry.pool
-    parameters = base.parameters + entry.head_parameters
-    return (
-        KnownModel(expert.sha256, "expert", expert.source, parameters, base.digest),
-        KnownPool(pool.sha256, pool.path, pool.examples, pool.split),
-    )
-
-
-def _old(checked: Checked) -> list[str]:
-    """The tasks that stay as they were."""
-    return [task.name for task in checked.spec.tasks if task.name not in checked.facts]
-
-
 def _inherit(run: JobRun, checked: Checked, lineage: Lineage) -> None:
     """Need what the parent's job has of the old tasks: the parent may be deleted one day."""
-    old = _old(checked)
+    old = {task.name for task in checked.spec.tasks} - checked.facts.keys()
     job_id = lineage.parent.manifest.job_id
-    for found in run.catalog.artifacts.all(INHERITED, job_id=job_id):
-        if found.meta.get("task") in old:
-            run.used(KnownArtifact(BlobRef(found.sha256, found.size), INHERITED, found.meta))
+    for known in run.catalog.artifacts.all(INHERITED, job_id=job_id):
+        if known.meta.get("task") in old:
+            run.used(KnownArtifact(BlobRef(known.sha256, known.size), INHERITED, known.meta))
 
 
 # Once everything is prepared
@@ -95,17 +70,9 @@ def record_prepared(
     run: JobRun, store: ArtifactStore, base: SplitModel, prepared: Mapping[str, Prepared]
 ) -> None:
     """Need the base, say what was there already, and which experts seem to guess."""
-    found = lookup(store, "bases", base.digest)
-    if found is not None:
-        run.used(KnownArtifact(found.ref, "base", {"model": base.digest}))
-    _tell_reuse(run, prepared)
-    for name, of_task in prepared.items():
-        if of_task.doubt is not None:
-            left = "; it is left out of the normalised accuracy" if of_task.doubt.at_chance else ""
-            run.remark(f"task '{name}': its expert {of_task.doubt.said}{left}")
-
-
-def _tell_reuse(run: JobRun, prepared: Mapping[str, Prepared]) -> None:
+    known = lookup(store, "bases", base.digest)
+    if known is not None:
+        run.used(KnownArtifact(known.ref, "base", {"model": base.digest}))
     tasks = len(prepared)
     labels = sum(of_task.cached for of_task in prepared.values())
     vectors = sum(of_task.vector_cached for of_task in prepared.values())
@@ -113,24 +80,20 @@ def _tell_reuse(run: JobRun, prepared: Mapping[str, Prepared]) -> None:
     reused += [f"task vectors of {vectors} of {tasks} tasks"] if vectors else []
     if reused:
         run.on_event(Notice(f"{' and '.join(reused)} were reused from the store"))
+    for name, of_task in prepared.items():
+        if of_task.doubt is not None:
+            left = "; it is left out of the normalised accuracy" if of_task.doubt.at_chance else ""
+            run.remark(f"task '{name}': its expert {of_task.doubt.said}{left}")
 
 
-def on_prepared(run: JobRun, total: int) -> Callable[[Prepared], None]:
-    """A callback for each task that is prepared: tell of it, and need what it has."""
-    done: list[str] = []
+def on_prepared(run: JobRun, total: int, done: dict[str, Prepared]) -> Callable[[Prepared], None]:
+    """A callback for each task that is prepared: keep it, tell of it, and need what it has."""
 
     def callback(prepared: Prepared) -> None:
-        done.append(prepared.task)
+        done[prepared.task] = prepared
         use_artifacts(run, prepared)
-        run.on_event(
-            TaskPrepared(
-                task=prepared.task,
-                done=len(done),
-                total=total,
-                seconds=prepared.seconds,
-                cached=prepared.cached,
-            )
-        )
+        known = (prepared.seconds, prepared.cached)
+        run.on_event(TaskPrepared(prepared.task, len(done), total, *known))
 
     return callback
 
@@ -162,12 +125,11 @@ def use_statistics(run: JobRun) -> Callable[[Refs], None]:
 def remark_on_result(run: JobRun, outcome: Outcome) -> None:
     """Say of which tasks the merge seems to have learned nothing, and what stays of those gone."""
     facts, result = outcome.checked.facts, outcome.result
-    kinds = {task.name: task.kind for task in outcome.checked.spec.tasks}
+    kinds = {task.name: find_kind(task.kind) for task in outcome.checked.spec.tasks}
     for name, score in result.scores.items():
         if name in facts:
-            kind, share = find_kind(kinds[name]), result.selected_fraction[name]
-            said = shortfall(kind, facts[name].classes, score, share)
-            if said is not None:
+            share = result.selected_fraction[name]
+            if said := shortfall(kinds[name], facts[name].classes, score, share):
                 run.remark(f"task '{name}': {said}")
     if outcome.lineage is not None and (gone := _gone_from_correction(outcome, outcome.lineage)):
         run.remark(

@@ -91,21 +91,16 @@ class JobPlan:
 
     spec: JobSpec
     base: SplitModel
-
-    @property
-    def lineage(self) -> None:
-        """None: it grows from no other merge."""
+    lineage: None = None  # it grows from no other merge
 
     @property
     def reasons(self) -> Mapping[JobState, str]:
         """What is said of each phase as it begins."""
-        spec = self.spec
+        merge, rounds = self.spec.merge, self.spec.fit.rounds
         return {
-            JobState.PLANNING: f"checking {len(spec.tasks)} experts against the base",
+            JobState.PLANNING: f"checking {len(self.spec.tasks)} experts against the base",
             JobState.PREPARING: "self-labels: each expert predicts its pool once",
-            JobState.FITTING: f"{spec.fit.rounds} rounds"
-            if spec.merge.learned
-            else f"merging by {spec.merge.method}",
+            JobState.FITTING: f"{rounds} rounds" if merge.learned else f"merging by {merge.method}",
         }
 
     def check(self, context: Context) -> Hosted[WorkerPool[Worker]]:
@@ -128,15 +123,11 @@ class JobPlan:
 
     def prepare(self, context: Context, checked: Hosted[WorkerPool[Worker]]) -> PreparedJob:
         """Have self-labels and task vectors of every task, and load shards and groups."""
-        run, spec = context.run, checked.spec
+        run, spec, workers = context.run, checked.spec, checked.workers
+        on_done = on_prepared(run, len(spec.tasks), context.prepared)
+        prepared = workers.prepare(context.store, on_done)
         return PreparedJob(
-            spec,
-            checked.base,
-            context.backend,
-            checked.workers,
-            context.store,
-            checked.facts,
-            checked.workers.prepare(context.store, on_prepared(run, len(spec.tasks))),
+            *(spec, checked.base, context.backend, workers, context.store, checked.facts, prepared),
             on_statistics=use_statistics(run),
             on_event=run.on_event,
         )
@@ -208,9 +199,8 @@ class MethodPlan(JobPlan):
 
     def fit(self, context: Context, prepared: PreparedJob) -> MergedJob:
         """Run the method over all tensors."""
-        spec, on_event = prepared.spec, context.run.on_event
-        recipe, scale = job_recipe(spec), start_scale(spec)
-        return MergedJob(prepared, prepared.merged(recipe, scale, on_event))
+        recipe, scale = job_recipe(prepared.spec), start_scale(prepared.spec)
+        return MergedJob(prepared, prepared.merged(recipe, scale, context.run.on_event))
 
     def measure(self, context: Context, fitted: MergedJob) -> Result:
         """Measure every task on its backbone; after surgery, where that is the method."""
@@ -228,8 +218,8 @@ class MethodPlan(JobPlan):
         shared = backbones.get("")
         if shared is None:  # every task has a backbone of its own; the base is what they share
             for name, theta in backbones.items():
-                own = layout.views(torch.from_numpy(theta))
-                added[name] = {**added.get(name, {}), **own}
+                tensors = layout.views(torch.from_numpy(theta))
+                added[name] = {**added.get(name, {}), **tensors}
             shared = job.workers.merge(0 * coefficients.numpy())
         return Result(
             theta=torch.from_numpy(shared.copy()),

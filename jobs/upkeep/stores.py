@@ -27,7 +27,6 @@ from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
     MergeRef,
     list_merges,
-    manifest_digest,
     parse_merge_url,
     publish_merge,
     read_manifest,
@@ -296,13 +295,7 @@ def copy_merge(
     )
     if known is not None:
         with known:
-            enter(
-                known,
-                manifest,
-                copied,
-                manifest_sha256=manifest_digest(target, ref),
-                coefficients=opened_merge.coefficients,
-            )
+            enter(known, target, manifest, opened_merge.coefficients)
     size = sum(file.size for file in manifest.files.values())
     where = None if known is None else known.url
     return Copied(str(ref), url, copied, len(files), size, where)

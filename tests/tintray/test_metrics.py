@@ -112,4 +112,4 @@ def test_figures_that_are_no_numbers_are_not_published(value: float) -> None:
     ):
         check_finite([fine, TaskScore("b", "mae", value, 0.4, 1, 9)])
     lost = losses({"b": (of("mae", 0.5),)}, [TaskScore("b", "mae", value, 1, 1, 9)], 1)
-    assert lost[0].record()["after"] is None and lost[0].record()["before"] == 0.5
+    assert lost[0].to_json()["after"] is None and lost[0].to_json()["before"] == 0.5

@@ -224,9 +224,9 @@ def _overridden(bench: Bench) -> None:
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.runs.change import addition, read_tasks
+    from tintray.jobs.runs.change import read_tasks
 
-    addition(read_tasks(bench.folder / _JOB))
+    read_tasks(bench.folder / _JOB)
 
 
 def _validated(bench: Bench) -> None:
