@@ -66,10 +66,8 @@ class ImageFolder(Table):
 def encoded(value: Any, source: DataSource) -> bytes:
     """The bytes of an image file: as a table holds them, or those of the file that it names.
 
-    Raises
-    ------
-    OSError, ValueError, TypeError
-        If there are none, or more than the budget; or the name leads out of the data's folders.
+    Raises OSError, ValueError, TypeError if there are none, or more than the budget; or the name
+    leads out of the data's folders.
     """
     if isinstance(value, Mapping):  # as ``datasets`` keeps images
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -138,10 +136,7 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[Any]:
 
     Numbers have to be those of 8 bits: 0 to 255, or 0 to 1 in steps of 1/255.
 
-    Raises
-    ------
-    DataError
-        If the layout or the range of the numbers is not certain.
+    Raises DataError if the layout or the range of the numbers is not certain.
     """
     found = f"{where} is {array.dtype} {list(array.shape)}"
     array = _channels_last(array, found)

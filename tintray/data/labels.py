@@ -51,10 +51,7 @@ def open_labels(
 ) -> LabelColumn:
     """The column of labels of a split, at ``rows``.
 
-    Raises
-    ------
-    DataError
-        If there is none, or it has fewer rows, or cannot be read.
+    Raises DataError if there is none, or it has fewer rows, or cannot be read.
     """
     table = open_table(source, role)
     column = source.column(LABEL, table.columns, role)
@@ -76,22 +73,13 @@ def open_labels(
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of N examples as a file holds them; DataError is raised for what does not fit.
+    """The labels of N examples as a file holds them; DataError is raised for what does not fit."""
 
-    Attributes
-    ----------
-    values
-        An array, or a list of numbers, names, lists or images.
-    where
-        How messages call the column.
-    class_names
-        Of the data set, in the order of their numbers; None where it does not say.
-    """
-
-    values: Any
+    values: Any  # an array, or a list of numbers, names, lists or images
     answers: Answers
     source: DataSource
-    where: str
+    where: str  # how messages call the column
+    # of the data set, in the order of their numbers; None where it does not say
     class_names: list[str] | None
 
     def classes(self) -> Tensor:

@@ -26,23 +26,15 @@ from tintray.files import foreign
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of N examples, by what they are: ``image``, ``text``, ``tokens``, ``messages``, ….
+    """Inputs of N examples, by what they are: ``image``, ``text``, ``tokens``, ``messages``, …."""
 
-    Attributes
-    ----------
-    columns
-        Each of N values. Images are one uint8 array [N, H, W] or [N, H, W, 3], or a list of
-        arrays of different sizes.
-    rows
-        Which rows of the split they are, int64 [N]: a slice, without the unreadable ones.
-    unreadable
-        What was left out and why, a sentence each.
-    """
-
+    # Each of N values. Images are one uint8 array [N, H, W] or [N, H, W, 3], or a list of arrays of
+    # different sizes.
     columns: Mapping[str, Any]
     source: str
+    # which rows of the split they are, int64 [N]: a slice, without the unreadable ones
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()  # what was left out and why, a sentence each
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -75,11 +67,8 @@ def _feed(total: Any, array: NDArray[Any]) -> None:
 def read_examples(source: DataSource, role: str) -> Examples:
     """Read the inputs of a split; labels in it are not touched.
 
-    Raises
-    ------
-    DataError
-        If the file, the split, a column or any example is missing, or more examples than
-        ``max_bad`` cannot be read.
+    Raises DataError if the file, the split, a column or any example is missing, or more examples
+    than ``max_bad`` cannot be read.
     """
     table = open_table(source, role)
     if table.rows == 0:

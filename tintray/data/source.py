@@ -35,43 +35,23 @@ _SLICE = re.compile(
 
 @dataclass(frozen=True)
 class DataSource:
-    """One set of examples to read.
+    """One set of examples to read."""
 
-    Attributes
-    ----------
-    path
-        A file or folder on this machine, or ``hf://org/name`` of a data set on the hub.
-    split
-        A split, or a slice of it as ``datasets`` writes it: ``train``, ``train[:500]``,
-        ``test[50%:]``. A file that holds one table has one split, ``train``.
-    columns
-        Which column is what, where its name does not tell: ``{"text": "review"}``.
-    max_length
-        Tokens that a text is cut to; None is what the model takes.
-    max_bad
-        How many examples may be unreadable; they are left out.
-    ignore
-        A label that counts as none (the void class of a segmentation).
-    sample
-        As many examples, spread evenly over the split or slice; None is all of them.
-    prefix
-        Put before each text, such as ``"summarize: "``.
-    max_target_length
-        Tokens that an answer of a sequence-to-sequence model is cut to; None is 64.
-    limits
-        What reading may take; no part of what the examples are.
-    """
-
-    path: str
+    path: str  # a file or folder on this machine, or ``hf://org/name`` of a data set on the hub
+    # A split, or a slice of it as ``datasets`` writes it: ``train``, ``train[:500]``,
+    # ``test[50%:]``. A file that holds one table has one split, ``train``.
     split: str = "train"
+    # which column is what, where its name does not tell: ``{"text": "review"}``
     columns: Mapping[str, str] = field(default_factory=dict)
-    max_length: int | None = None
-    max_bad: int = 0
-    ignore: int | None = None
+    max_length: int | None = None  # tokens that a text is cut to; None is what the model takes
+    max_bad: int = 0  # how many examples may be unreadable; they are left out
+    ignore: int | None = None  # a label that counts as none (the void class of a segmentation)
+    # as many examples, spread evenly over the split or slice; None is all of them
     sample: int | None = None
-    prefix: str = ""
+    prefix: str = ""  # put before each text, such as ``"summarize: "``
+    # tokens that an answer of a sequence-to-sequence model is cut to; None is 64
     max_target_length: int | None = None
-    limits: Limits = DEFAULTS
+    limits: Limits = DEFAULTS  # what reading may take; no part of what the examples are
 
     def to_json(self) -> dict[str, Any]:
         """What the examples are, as plain data; the arguments of an equal one, but limits."""
@@ -114,10 +94,8 @@ class DataSource:
     def rows(self, total: int, role: str) -> Sequence[int]:
         """Which of a split's ``total`` examples are meant, in order.
 
-        Raises
-        ------
-        DataError
-            If the slice cannot be read, is empty, or has more examples than the budget.
+        Raises DataError if the slice cannot be read, is empty, or has more examples than the
+        budget.
         """
         found = _SLICE.fullmatch(self.split)
         if found is None:
@@ -158,10 +136,7 @@ class DataSource:
     def column(self, kind: str, present: list[str], role: str) -> str | None:
         """The column that holds ``kind``: as the job says, or the first known name; None if none.
 
-        Raises
-        ------
-        DataError
-            If the job names a column that is not there.
+        Raises DataError if the job names a column that is not there.
         """
         named = self.columns.get(kind)
         if named is not None:

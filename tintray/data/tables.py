@@ -27,10 +27,7 @@ _TEXTS = (".csv", ".tsv", ".json", ".jsonl")
 def open_table(source: DataSource, role: str) -> Table:
     """Open a split, whatever form it has; no example is read.
 
-    Raises
-    ------
-    DataError
-        If the place, the split or the form cannot be read.
+    Raises DataError if the place, the split or the form cannot be read.
     """
     if source.path.startswith(HUB):
         return hub_table(source, role)

@@ -22,35 +22,21 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Pool:
-    """Preprocessed examples of one task, in memory.
+    """Preprocessed examples of one task, in memory."""
 
-    Attributes
-    ----------
-    inputs
-        Model inputs by name, each [N, …]; ``pixel_values`` may be uint8.
-    scale, shift
-        Per-channel factors [C, 1, 1] that turn uint8 pixels into the processor's floats; ``None``
-        where inputs are final.
-    digest
-        sha256 of the raw examples and of how they were prepared.
-    mask
-        bool [N, S] where each of an example's S tokens has an answer: which of them count.
-    rows
-        Which rows of the split the examples are.
-    targets
-        The right token of each position, int64 [N, S], where the text itself is the label (the next
-        token); -100 where there is none.
-    answer_length
-        Tokens that an answer of a sequence-to-sequence model has at most; see ``sequences``.
-    """
-
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor]  # model inputs by name, each [N, …]; ``pixel_values`` may be uint8
+    # per-channel factors [C, 1, 1] that turn uint8 pixels into the processor's floats; ``None``
+    # where inputs are final
     scale: Tensor | None
     shift: Tensor | None
-    digest: str
+    digest: str  # sha256 of the raw examples and of how they were prepared
+    # bool [N, S] where each of an example's S tokens has an answer: which of them count
     mask: Tensor | None = None
-    rows: Any = ()
+    rows: Any = ()  # which rows of the split the examples are
+    # the right token of each position, int64 [N, S], where the text itself is the label (the next
+    # token); -100 where there is none
     targets: Tensor | None = None
+    # tokens that an answer of a sequence-to-sequence model has at most; see ``sequences``
     answer_length: int | None = None
 
     def __len__(self) -> int:

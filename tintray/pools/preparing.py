@@ -34,17 +34,15 @@ def open_pool(
 ) -> Pool:
     """Read examples and prepare them for the expert in ``folder``.
 
+    Raises DataError, CheckpointError if they cannot be read, or the expert's folder has no
+    processor for them.
+
     Parameters
     ----------
     role, data
         What messages call the expert and the examples.
     cache
         Prepared images are kept below it, by content.
-
-    Raises
-    ------
-    DataError, CheckpointError
-        If they cannot be read, or the expert's folder has no processor for them.
     """
 
     def processor(text: bool) -> Any:
@@ -63,10 +61,7 @@ def prepared_pool(
 ) -> Pool:
     """The same, with what ``processor`` gives for texts (True) or images, which may be None.
 
-    Raises
-    ------
-    DataError
-        If the examples cannot be read or prepared.
+    Raises DataError if the examples cannot be read or prepared.
     """
     encoded = encoded_digest(source, role) if cache else None
     known = None if encoded is None else processor(False)
@@ -90,11 +85,8 @@ def build_pool(
 
     Without one, as a module from a factory may be, images are scaled to [0, 1], nothing more.
 
-    Raises
-    ------
-    DataError
-        If texts cannot be turned into tokens as the kind of task asks, images cannot be prepared,
-        or what comes of them takes more memory than the source's limits allow.
+    Raises DataError if texts cannot be turned into tokens as the kind of task asks, images cannot
+    be prepared, or what comes of them takes more memory than the source's limits allow.
     """
     source = source or DataSource(examples.source)
     if not examples.is_text:
@@ -110,10 +102,7 @@ def build_pool(
 def labels_of(source: DataSource, kind: Kind, pool: Pool, answers: Answers, role: str) -> Any:
     """The labels of a pool's examples; those of a model that writes are the tokens themselves.
 
-    Raises
-    ------
-    DataError
-        If they are missing or do not fit what the expert answers.
+    Raises DataError if they are missing or do not fit what the expert answers.
     """
     if pool.targets is not None:
         return pool.targets

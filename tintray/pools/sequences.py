@@ -75,10 +75,7 @@ def with_right_answers(
 ) -> Pool:
     """A test set whose decoder reads the labels of its file.
 
-    Raises
-    ------
-    DataError
-        If there is no text for each example.
+    Raises DataError if there is no text for each example.
     """
     texts = Seq2Seq().read_labels(source, pool.rows, Answers(0), role)
     return answered(pool, encode(texts, tokenizer, pool.answer_length or 1), config)

@@ -48,11 +48,8 @@ def text_pool(
 ) -> Pool:
     """A pool of texts as tokens, as the kind of task asks.
 
-    Raises
-    ------
-    DataError
-        If the tokenizer cannot: words without a fast tokenizer, a conversation without a template;
-        or if the tokens take more memory than the source's limits allow.
+    Raises DataError if the tokenizer cannot: words without a fast tokenizer, a conversation without
+    a template; or if the tokens take more memory than the source's limits allow.
     """
     with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
         return _build(examples, tokenizer, kind, source, role)
@@ -76,10 +73,7 @@ def _build(examples: Examples, tokenizer: Any, kind: Kind, source: DataSource, r
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
     """Refuse tokens [N, S] beyond a model's embeddings.
 
-    Raises
-    ------
-    CheckpointError
-        Naming the largest number and how many embeddings there are.
+    Raises CheckpointError, naming the largest number and how many embeddings there are.
     """
     get = getattr(module, "get_input_embeddings", None)
     rows = getattr(get() if get else None, "num_embeddings", None)

@@ -15,18 +15,12 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """One model on one set of examples.
+    """One model on one set of examples."""
 
-    Attributes
-    ----------
-    histogram
-        Share of the examples by confidence, in ``BINS`` equal bins of [0, 1]; sums to 1.
-    ece, brier
-        ``None`` where there are no labels to tell.
-    """
-
+    # share of the examples by confidence, in ``BINS`` equal bins of [0, 1]; sums to 1
     histogram: list[float]
     mean_confidence: float
+    # ``None`` where there are no labels to tell
     ece: float | None = None
     brier: float | None = None
 

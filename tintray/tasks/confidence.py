@@ -23,27 +23,19 @@ _OF_A_BATCH = 64  # of them that one batch gives at most: the window spans eight
 
 @dataclass
 class ConfidenceFilter:
-    """A filter with what it knows of one task.
-
-    Attributes
-    ----------
-    threshold
-        The least confidence that ``threshold`` and ``top_p`` select. None for one that sets itself,
-        round by round, from the agreement of merge and expert on the last ``WINDOW`` examples.
-        Where expert and merge are right with p and q ≤ p and err apart from each other, they agree
-        with about p·q ≤ p² (chance agreements among C classes taken off). So √agreement is at most
-        p, and a self-label is selected where √agreement at its confidence reaches the target.
-    temperature
-        What the expert's logits are divided by before its confidence is read off them: 1, or what
-        a few true labels say (``calibration.fit_temperature``).
-    target_precision
-        How often a self-label must be right, at least, to be selected by a threshold that sets
-        itself.
-    """
+    """A filter with what it knows of one task."""
 
     filter: Filter = "agreement"
+    # The least confidence that ``threshold`` and ``top_p`` select. None for one that sets itself,
+    # round by round, from the agreement of merge and expert on the last ``WINDOW`` examples. Where
+    # expert and merge are right with p and q ≤ p and err apart from each other, they agree with
+    # about p·q ≤ p² (chance agreements among C classes taken off). So √agreement is at most p, and
+    # a self-label is selected where √agreement at its confidence reaches the target.
     threshold: float | None = 0.0
+    # what the expert's logits are divided by before its confidence is read off them: 1, or what a
+    # few true labels say (``calibration.fit_temperature``)
     temperature: float = 1.0
+    # how often a self-label must be right, at least, to be selected by a threshold that sets itself
     target_precision: float = 0.5
     _seen: Tensor = field(default_factory=lambda: torch.full((WINDOW, 2), torch.nan), repr=False)
 

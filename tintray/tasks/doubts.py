@@ -24,21 +24,11 @@ _DEVIATIONS = 1.645  # of a guesser's right answers: what luck reaches in one of
 
 @dataclass(frozen=True)
 class Doubt:
-    """What speaks against an expert.
+    """What speaks against an expert."""
 
-    Attributes
-    ----------
-    said
-        To be read after "the expert".
-    unsure
-        It is hardly surer than chance.
-    at_chance
-        No labels show that it is better than guessing all the same.
-    """
-
-    said: str
-    unsure: bool
-    at_chance: bool
+    said: str  # to be read after "the expert"
+    unsure: bool  # it is hardly surer than chance
+    at_chance: bool  # no labels show that it is better than guessing all the same
 
 
 def doubt(

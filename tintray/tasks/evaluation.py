@@ -19,30 +19,20 @@ from tintray.tasks.outputs import Mask, Outputs, cut_alike
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task, measured on one set of examples.
-
-    Attributes
-    ----------
-    metric
-        ``"accuracy"`` where there are labels; ``"agreement"`` with the expert where there are none.
-    merged, expert
-        The metric of merge and expert on the same examples; the expert's agreement is 1.
-    agreement
-        Share of answers on which both predict the same.
-    calibration
-        Of ``merged`` and ``expert``, as ``calibration.Calibration`` has it; None for kinds of task
-        without classes, and in merges of earlier versions.
-    details
-        Every metric of the kind of task, by name: that of the merge, that of the expert.
-    """
+    """One task, measured on one set of examples."""
 
     task: str
+    # ``"accuracy"`` where there are labels; ``"agreement"`` with the expert where there are none
     metric: str
+    # the metric of merge and expert on the same examples; the expert's agreement is 1
     merged: float
     expert: float
-    agreement: float
+    agreement: float  # share of answers on which both predict the same
     examples: int
+    # of ``merged`` and ``expert``, as ``calibration.Calibration`` has it; None for kinds of task
+    # without classes, and in merges of earlier versions
     calibration: Mapping[str, Mapping[str, Any]] | None = None
+    # every metric of the kind of task, by name: that of the merge, that of the expert
     details: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
@@ -96,21 +86,13 @@ def calibrated_score(
 
 @dataclass(frozen=True)
 class Overall:
-    """Means over the tasks of a merge: every task counts alike.
+    """Means over the tasks of a merge: every task counts alike."""
 
-    Attributes
-    ----------
-    metrics
-        The metrics' names, each once.
-    average, expert_average
-        None where the tasks' metrics cannot be averaged, see ``metrics.averaged``.
-    normalised_accuracy
-        Over tasks whose experts are better than chance; None if there is none.
-    """
-
-    metrics: Sequence[str]
+    metrics: Sequence[str]  # the metrics' names, each once
+    # None where the tasks' metrics cannot be averaged, see ``metrics.averaged``
     average: float | None
     expert_average: float | None
+    # over tasks whose experts are better than chance; None if there is none
     normalised_accuracy: float | None
     agreement: float
 
@@ -118,10 +100,7 @@ class Overall:
 def check_finite(scores: Iterable[TaskScore]) -> None:
     """Refuse figures that are no numbers: the answers that they come of are not finite.
 
-    Raises
-    ------
-    FitError
-        Naming the task and the metric.
+    Raises FitError, naming the task and the metric.
     """
     for score in scores:
         for side, figure in (("merge", score.merged), ("expert", score.expert)):

@@ -46,30 +46,18 @@ class Comparison:
 
 
 class Kind(ABC):
-    """What a task predicts.
+    """What a task predicts."""
 
-    Attributes
-    ----------
-    name
-        As job files and manifests have it.
-    dims, axis
-        How many dimensions answers may have, and which of them holds classes or values.
-    per_pixel
-        Answers are maps.
-    takes_labels
-        Few true labels of a pool can be used beside the expert's answers.
-    has_class_names
-        The names of classes in a data set are those of the expert's head.
-    writes
-        The model turns a text into a text: its decoder is given what was written so far.
-    """
-
-    name: ClassVar[KindName]
+    name: ClassVar[KindName]  # as job files and manifests have it
+    # how many dimensions answers may have, and which of them holds classes or values
     dims: ClassVar[tuple[int, ...]] = (2,)
     axis: ClassVar[int] = -1
-    per_pixel: ClassVar[bool] = False
+    per_pixel: ClassVar[bool] = False  # answers are maps
+    # few true labels of a pool can be used beside the expert's answers
     takes_labels: ClassVar[bool] = True
+    # the names of classes in a data set are those of the expert's head
     has_class_names: ClassVar[bool] = False
+    # the model turns a text into a text: its decoder is given what was written so far
     writes: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -100,10 +88,7 @@ class Kind(ABC):
     def check_outputs(self, outputs: Outputs, width: int, role: str) -> None:
         """Refuse answers whose shape is not that of the kind.
 
-        Raises
-        ------
-        DataError
-            Naming the shape found and the kind.
+        Raises DataError, naming the shape found and the kind.
         """
         if isinstance(outputs, Tensor) and not self.fits(outputs.shape, width):
             raise DataError(
@@ -139,10 +124,8 @@ class Kind(ABC):
     ) -> Any:
         """The labels of the examples at ``rows``, as ``measure`` takes them.
 
-        Raises
-        ------
-        DataError
-            If labels are missing, unreadable, or outside of what the expert's head answers.
+        Raises DataError if labels are missing, unreadable, or outside of what the expert's head
+        answers.
         """
         column = open_labels(source, rows, answers, role)
         with foreign(f"{column.where} holds labels that cannot be read", DataError):

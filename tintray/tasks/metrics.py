@@ -21,17 +21,11 @@ _ROUNDING = 1e-9  # of points or percent: no loss
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as it is declared.
-
-    Attributes
-    ----------
-    lower
-        Less is better, down to 0; otherwise more is.
-    """
+    """A metric as it is declared."""
 
     name: str
     unit: Unit = "share"
-    lower: bool = False
+    lower: bool = False  # less is better, down to 0; otherwise more is
 
     @property
     def lost_in(self) -> str:
@@ -96,10 +90,8 @@ METRICS = {
 def find_metric(name: str) -> Metric:
     """The metric of this name.
 
-    Raises
-    ------
-    InputError
-        There is none: the figure came from another version, and it is not known what is better.
+    Raises InputError if there is none: the figure came from another version, and it is not known
+    what is better.
     """
     if name not in METRICS:
         raise InputError(

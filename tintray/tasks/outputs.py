@@ -19,17 +19,10 @@ _STRETCH = 64  # examples: maps of a whole pool are large
 
 @dataclass(frozen=True)
 class TopTokens:
-    """Distributions over a vocabulary, each cut to its k likeliest tokens.
+    """Distributions over a vocabulary, each cut to its k likeliest tokens."""
 
-    Attributes
-    ----------
-    indices
-        The tokens, int64 [N, S, k].
-    logs
-        Their log-probabilities, [N, S, k]; what they lack of 1 belongs to all others together.
-    """
-
-    indices: Tensor
+    indices: Tensor  # the tokens, int64 [N, S, k]
+    # their log-probabilities, [N, S, k]; what they lack of 1 belongs to all others together
     logs: Tensor
 
     def __len__(self) -> int:

@@ -11,13 +11,7 @@ __all__ = ["KINDS", "classes", "dense", "find_kind", "texts", "values"]
 
 
 def find_kind(name: KindName) -> Kind:
-    """The kind of this name.
-
-    Raises
-    ------
-    InputError
-        There is none: it came from another version.
-    """
+    """The kind of this name; InputError if there is none: it came from another version."""
     if name not in KINDS:
         raise InputError(
             f"there is no kind of task {name!r}; expected one of {', '.join(KINDS)}, is the merge "

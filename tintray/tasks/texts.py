@@ -27,25 +27,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TextKind(Kind):
-    """A kind whose answers are distributions over a vocabulary, one for each token.
-
-    Attributes
-    ----------
-    model
-        What messages call a model that can do such a task.
-    """
+    """A kind whose answers are distributions over a vocabulary, one for each token."""
 
     dims = (3,)
     takes_labels = False
-    model: ClassVar[str]
+    model: ClassVar[str]  # what messages call a model that can do such a task
 
     def check_model(self, expert: nn.Module, role: str) -> None:
         """Refuse an encoder–decoder that should go on with a text, or another that should answer.
 
-        Raises
-        ------
-        CheckpointError
-            Naming what was expected.
+        Raises CheckpointError, naming what was expected.
         """
         config: Any = getattr(expert, "config", None)
         pair = bool(getattr(config, "is_encoder_decoder", False))
