@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, load_processor
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
-from tintray.data.labels import check_class_names
+from tintray.data.labels import check_class_names, class_names
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
@@ -136,8 +136,8 @@ class Experts:
         self._check_tokens(task, pool, folder)
         self._try_out(task, expert, pool, width, "pool")
         if task.kind.has_class_names:
-            source = local_data(task.pool, self.cache)
-            check_class_names(source, width, f"tasks.{task.name}.pool")
+            source, role = local_data(task.pool, self.cache), f"tasks.{task.name}.pool"
+            check_class_names(class_names(source, role), width, f"{role}: {source.path}")
         test, test_labels = files.test(expert), None
         if test is not None:
             self._try_out(task, expert, test, width, "test")

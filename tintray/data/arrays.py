@@ -26,7 +26,7 @@ from tintray.data.table import Table
 from tintray.errors import DataError, nearest
 from tintray.files import foreign, open_regular
 
-_MAX_HEADER = 10_000  # bytes, as numpy has it
+_MAX_HEADER = 10_000  # bytes, as numpy has it, with those that say how long it is
 _MAX_RATIO = 1100  # what deflate can make of one byte is 1032
 _KINDS = "biufSU"  # plain values: no objects, no records
 _MAX_NAMES = 100_000  # of classes
@@ -80,10 +80,11 @@ class ArrayTable(Table):
             return None
         with _archive(self.path, self.role) as archive:
             header, file = _opened(archive, "class_names")
-            if len(header.shape) != 1 or header.shape[0] > _MAX_NAMES:
+            count = header.shape[0]
+            if len(header.shape) != 1 or count > _MAX_NAMES:
                 raise ValueError(f"class_names has the shape {list(header.shape)}")
-            self._check_size("class_names", header, header.shape[0])
-            return [str(name) for name in _rows(file, header, range(header.shape[0]))]
+            self._check_size("class_names", header, count)
+            return [str(name) for name in _rows(file, header, range(count))]
 
     def header(self, column: str) -> Header:
         """What the array of a column is; DataError is raised if it is no plain one with rows."""
@@ -101,10 +102,10 @@ class ArrayTable(Table):
                     f"expected one for each of the {self.rows:,} examples"
                 )
             self._check_size(name, header, header.shape[0] if header.fortran else len(rows))
-            wanted, places = np.unique(np.asarray(rows, np.int64), return_inverse=True)
-            found = _rows(file, header, wanted.tolist())
-            found = found if np.array_equal(wanted, rows) else found[places]
-            return found.tolist() if found.dtype.kind in "US" else found
+            ascending, places = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+            values = _rows(file, header, ascending.tolist())
+            values = values if np.array_equal(ascending, rows) else values[places]
+            return values.tolist() if values.dtype.kind in "US" else values
 
     def _check_size(self, name: str, header: Header, rows: int) -> None:
         self.check_bytes(rows * header.row_bytes, f"'{name}' {list(header.shape)}")
@@ -119,13 +120,15 @@ def _archive(path: Path, role: str) -> Iterator[ZipFile]:
 
 def _opened(archive: ZipFile, name: str) -> tuple[Header, BinaryIO]:
     """An array's header, and the file of its values from there on; checked against the archive."""
-    found = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
-    if len(found) != 1:
-        raise ValueError(f"it has {len(found)} arrays called '{name}'")
-    member = found[0]
+    members = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
+    if len(members) != 1:
+        raise ValueError(f"it has {len(members)} arrays called '{name}'")
+    member = members[0]
     _check_member(archive, member)
+    with archive.open(member) as start:
+        header = _header(start.read(_MAX_HEADER), name)
     file: Any = archive.open(member)
-    header = _header(file, name)
+    file.read(header.start)
     if header.shape[0] and not header.row_bytes:
         raise ValueError(f"'{name}' {list(header.shape)} is empty")
     promised = header.start + math.prod(header.shape) * header.dtype.itemsize
@@ -138,8 +141,6 @@ def _opened(archive: ZipFile, name: str) -> tuple[Header, BinaryIO]:
 
 
 def _check_member(archive: ZipFile, member: ZipInfo) -> None:
-    if member.flag_bits & 1:
-        raise ValueError(f"'{member.filename}' is encrypted")
     if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         raise ValueError(
             f"'{member.filename}' is compressed by method {member.compress_type}; numpy writes "
@@ -154,24 +155,18 @@ def _check_member(archive: ZipFile, member: ZipInfo) -> None:
         )
 
 
-def _header(file: BinaryIO, name: str) -> Header:
-    start = file.read(8)
-    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in (b"\1\0", b"\2\0"):
-        raise ValueError(f"'{name}' does not begin as an array does")
-    width = 2 if start[6] == 1 else 4
-    size = file.read(width)
-    length = int.from_bytes(size, "little")
-    if length > _MAX_HEADER:
-        raise ValueError(f"the header of '{name}' has {length:,} bytes")
-    text = io.BytesIO(size + file.read(length))
-    numpys: Any = np.lib.format
-    read = numpys.read_array_header_1_0 if width == 2 else numpys.read_array_header_2_0
-    shape, fortran, dtype = read(text)
+def _header(start: bytes, name: str) -> Header:
+    file, numpys = io.BytesIO(start), np.lib.format
+    version = numpys.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"'{name}' is of version {version}; expected an array of plain values")
+    read = numpys.read_array_header_1_0 if version == (1, 0) else numpys.read_array_header_2_0
+    shape, fortran, dtype = read(file)
     if dtype.kind not in _KINDS or dtype.names is not None or dtype.subdtype is not None:
         raise ValueError(f"'{name}' is of {dtype}; expected plain numbers or texts")
     if not shape or not all(type(size) is int and 0 <= size < 2**62 for size in shape):
         raise ValueError(f"'{name}' has the shape {list(shape)}; expected one row per example")
-    return Header(shape, dtype, bool(fortran), 8 + width + length)
+    return Header(shape, dtype, bool(fortran), file.tell())
 
 
 def _rows(file: BinaryIO, header: Header, rows: Sequence[int]) -> NDArray[Any]:
@@ -182,18 +177,18 @@ def _rows(file: BinaryIO, header: Header, rows: Sequence[int]) -> NDArray[Any]:
         _fill(file, values)
         _check_end(file)
         return np.ascontiguousarray(values.reshape(header.shape[::-1]).T[np.asarray(rows)])
-    found = np.empty((len(rows), *header.shape[1:]), header.dtype)
-    at = place = 0  # the row that the file stands at, and the first one of ``found`` without values
+    chosen = np.empty((len(rows), *header.shape[1:]), header.dtype)
+    at = place = 0  # the row that the file stands at, and the first of ``chosen`` without values
     while place < len(rows):
         first, end = rows[place], place + 1
         while end < len(rows) and rows[end] == rows[end - 1] + 1:
             end += 1
         deque(_pieces(file, (first - at) * header.row_bytes), maxlen=0)  # passed over
-        _fill(file, found[place:end])
+        _fill(file, chosen[place:end])
         at, place = first + end - place, end
     if at == total:
         _check_end(file)  # which also compares the checksum
-    return found
+    return chosen
 
 
 def _fill(file: BinaryIO, values: NDArray[Any]) -> None:

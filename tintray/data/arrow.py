@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class ArrowTable(Table):
         """The values of a column, as Python has them; no batch after the last is read."""
         wanted = np.asarray(rows, np.int64)
         chosen = np.unique(wanted)
-        found: dict[int, Any] = {}
+        by_row: dict[int, Any] = {}
         taken = 0
         with foreign(f"{self.role}: {self.source.path} cannot be read", DataError):
             for first, batch in self._batches(column, int(chosen[0])):
@@ -55,26 +56,23 @@ class ArrowTable(Table):
                 what = f"'{column}', up to row {first + len(batch):,},"
                 self.check_bytes(taken + _expanded(part), what)
                 values = part.to_pylist()
-                found |= zip(here.tolist(), values, strict=True)
+                by_row |= zip(here.tolist(), values, strict=True)
                 taken += memory_of(values)
                 self.check_bytes(taken, what)
                 if first + len(batch) > chosen[-1]:
                     break
-            if len(found) != len(chosen):
+            if len(by_row) != len(chosen):
                 raise ValueError(f"it promises {self.rows:,} rows and has fewer")
-        return [found[row] for row in wanted.tolist()]
+        return [by_row[row] for row in wanted.tolist()]
 
 
 def parquet_table(source: DataSource, role: str) -> ArrowTable:
     """The one table of a parquet file; DataError is raised if it or pyarrow cannot be used."""
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise _not_installed(source, role, "pyarrow") from error
-    path = source.path
+    read: Any = _imported("pyarrow.parquet", source, role).ParquetFile
+    path = Path(source.path)
     with foreign(f"{role}: {path} cannot be read as parquet", DataError):
-        with open_regular(Path(path)) as file, ParquetFile(file) as found:
-            rows, schema = found.metadata.num_rows, found.schema_arrow
+        with open_regular(path) as file, read(file) as table:
+            rows, schema = table.metadata.num_rows, table.schema_arrow
         known = _features(schema)
         names = {name: _class_names(known.get(name)) for name in schema.names}
         if rows < 0 or len(names) < len(schema.names):
@@ -82,16 +80,16 @@ def parquet_table(source: DataSource, role: str) -> ArrowTable:
 
     def batches(column: str, first: int) -> Batches:
         # texts that repeat stay references to one another until it is known what they take
-        kept = [column] if str(schema.field(column).type) == "string" else None
-        options: dict[str, Any] = {"pre_buffer": False, "read_dictionary": kept}
-        with open_regular(Path(path)) as file, ParquetFile(file, **options) as found:
-            groups = [found.metadata.row_group(n) for n in range(found.num_row_groups)]
+        repeated = [column] if str(schema.field(column).type) == "string" else None
+        options: dict[str, Any] = {"pre_buffer": False, "read_dictionary": repeated}
+        with open_regular(path) as file, read(file, **options) as table:
+            groups = [table.metadata.row_group(n) for n in range(table.num_row_groups)]
             start = skipped = 0
             while skipped < len(groups) and start + groups[skipped].num_rows <= first:
                 start, skipped = start + groups[skipped].num_rows, skipped + 1
+            size = _batch_rows(groups[skipped:], repeated is not None)
             left = list(range(skipped, len(groups)))
-            size = _batch_rows([groups[number] for number in left], kept is not None)
-            for batch in found.iter_batches(size, left, [column], use_threads=False):
+            for batch in table.iter_batches(size, left, [column], use_threads=False):
                 yield start, batch.column(0)
                 start += batch.num_rows
 
@@ -99,30 +97,23 @@ def parquet_table(source: DataSource, role: str) -> ArrowTable:
 
 
 def hub_table(source: DataSource, role: str) -> ArrowTable:
-    """A split of a data set on the hub, ``hf://org/name:configuration``.
-
-    DataError is raised if it cannot be read, or ``datasets`` is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise _not_installed(source, role, "datasets") from error
-
+    """A split of a data set on the hub, ``hf://org/name:configuration``; DataError as above."""
+    datasets: Any = _imported("datasets", source, role)
     datasets.disable_progress_bars()
     place, _, configuration = source.path.removeprefix(HUB).partition(":")
     with foreign(f"{role}: split '{source.split_name}' of {source.path} cannot be read", DataError):
-        found = datasets.load_dataset(place, configuration or None, split=source.split_name)
+        split = datasets.load_dataset(place, configuration or None, split=source.split_name)
         names = {
             name: list(getattr(getattr(feature, "feature", feature), "names", None) or []) or None
-            for name, feature in found.features.items()
+            for name, feature in split.features.items()
         }
 
     def batches(column: str, first: int) -> Batches:
-        values = found.select_columns([column]).with_format("arrow")
-        for start in range(first, len(found), _HUB_ROWS):
+        values = split.select_columns([column]).with_format("arrow")
+        for start in range(first, len(split), _HUB_ROWS):
             yield start, values[start : start + _HUB_ROWS][column].combine_chunks()
 
-    return ArrowTable(source, role, len(found), names, batches)
+    return ArrowTable(source, role, len(split), names, batches)
 
 
 def _batch_rows(groups: list[Any], by_reference: bool) -> int:
@@ -167,8 +158,11 @@ def _class_names(feature: Any) -> list[str] | None:
     return names or None
 
 
-def _not_installed(source: DataSource, role: str, library: str) -> DataError:
-    return DataError(
-        f"{role}: {source.path} is read by the library '{library}', which is not installed; "
-        "install it with: pip install 'tintray[data]'"
-    )
+def _imported(module: str, source: DataSource, role: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{role}: {source.path} is read by the library '{module.partition('.')[0]}', which is "
+            "not installed; install it with: pip install 'tintray[data]'"
+        ) from error

@@ -37,19 +37,15 @@ class ImageFolder(Table):
                 f"{role}: the folder {folder} has no split '{split}'; it has "
                 f"{', '.join(splits) or 'no folders'}{nearest(split, splits)}"
             )
-        self._files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-        )
+        named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self._files = sorted(path for path in named if not path.is_dir())
         if not self._files:
             raise DataError(
                 f"{role}: the folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
         parents = [file.relative_to(folder).parts[:-1] for file in self._files]
         self._classes = [parts[0] if parts else "" for parts in parents]
-        labelled = all(parents)
-        self.columns = ["image", "label"] if labelled else ["image"]
+        self.columns = ["image", "label"] if all(parents) else ["image"]
         self.rows = len(self._files)
         self.class_names = sorted(set(self._classes) - {""}) or None
 
@@ -72,15 +68,14 @@ def encoded(value: Any, source: DataSource) -> bytes:
     if isinstance(value, Mapping):  # as ``datasets`` keeps images
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     most = source.limits.max_image_bytes
-    if not isinstance(value, bytes):
-        if not isinstance(value, str | Path):
-            raise TypeError(f"it holds {value!r:.40}, neither an image nor the name of a file")
+    if isinstance(value, str | Path):
         with open_regular(_inside(value, source)) as file:
             value = file.read(most + 1)
-    content: bytes = value
-    if len(content) > most:
+    if not isinstance(value, bytes):
+        raise TypeError(f"it holds {value!r:.40}, neither an image nor the name of a file")
+    if len(value) > most:
         raise ValueError(f"it has more bytes than max_image_bytes, {size_text(most)}")
-    return content
+    return value
 
 
 def _inside(name: str | Path, source: DataSource) -> Path:
@@ -100,33 +95,25 @@ def decode(value: Any, source: DataSource) -> NDArray[Any]:
 
     An animation is its first frame. An orientation in the file's EXIF data is not applied.
 
-    Raises
-    ------
-    Exception
-        Whatever Pillow raises over a damaged file; ValueError if the image has more pixels than the
-        budget or a mode without an obvious meaning.
+    Raises whatever Pillow does over a damaged file, and ValueError if the image has more pixels
+    than the budget or a mode without an obvious meaning.
     """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(value, np.ndarray):
         return value
     Image.init()  # it knows no format by name before
-    content = encoded(value, source)
     try:
-        opened = Image.open(io.BytesIO(content), formats=_FORMATS)
+        opened = Image.open(io.BytesIO(encoded(value, source)), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        known = ", ".join(_FORMATS)
-        raise ValueError(f"it is no whole image of a known form ({known})") from error
+        raise ValueError(f"it is no whole image of a known form ({', '.join(_FORMATS)})") from error
     with opened as image:
         pixels, most = image.width * image.height, source.limits.max_image_pixels
         if pixels > most:
             raise ValueError(f"it has {pixels:,} pixels, and max_image_pixels allows {most:,}")
         if image.mode not in _MODES:
-            raise ValueError(
-                f"mode {image.mode} (more than 8 bits per pixel); convert it to RGB"
-                if image.mode.startswith(("I", "F"))
-                else f"mode {image.mode}; convert it to RGB"
-            )
+            deep = " (more than 8 bits per pixel)" if image.mode.startswith(("I", "F")) else ""
+            raise ValueError(f"mode {image.mode}{deep}; convert it to RGB")
         image.load()  # all of it: a truncated file shows here
         return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
 
@@ -168,15 +155,14 @@ def _channels_last(array: NDArray[Any], found: str) -> NDArray[Any]:
     """[N, H, W] or [N, H, W, 3], from whatever layout only one reading fits."""
     if array.ndim == 3:
         return array
-    if array.ndim == 4:
-        first, last = array.shape[1], array.shape[3]
-        if last in (1, 3) and first not in (1, 3):
-            return array if last == 3 else array[..., 0]
-        if first in (1, 3) and last not in (1, 3):
-            return np.ascontiguousarray(np.moveaxis(array, 1, 3)) if first == 3 else array[:, 0]
-        if first in (1, 3) and last in (1, 3):
-            raise DataError(
-                f"{found}, of which either the second or the last number may be the channels; "
-                "expected images of more than 3 pixels in height and width"
-            )
+    first, last = (array.shape[1], array.shape[3]) if array.ndim == 4 else (0, 0)
+    if first in (1, 3) and last in (1, 3):
+        raise DataError(
+            f"{found}, of which either the second or the last number may be the channels; "
+            "expected images of more than 3 pixels in height and width"
+        )
+    if last in (1, 3):
+        return array if last == 3 else array[..., 0]
+    if first in (1, 3):
+        return np.ascontiguousarray(np.moveaxis(array, 1, 3)) if first == 3 else array[:, 0]
     raise DataError(f"{found}; expected uint8 images {_LAYOUTS}")

@@ -36,13 +36,12 @@ def class_names(source: DataSource, role: str) -> list[str] | None:
     return open_table(source, role).class_names
 
 
-def check_class_names(source: DataSource, width: int, role: str) -> None:
+def check_class_names(names: Sequence[str] | None, width: int, where: str) -> None:
     """Raise DataError for data that name another number of classes than the head answers."""
-    names = class_names(source, role)
-    if names is not None and len(names) != width:
+    if names and len(names) != width:
         raise DataError(
-            f"{role}: {source.path} names {len(names)} classes, and the expert's head has {width}; "
-            "expected as many, is this the data of another task?"
+            f"{where} names {len(names)} classes, and the expert's head has {width}; expected as "
+            "many, is this the data of another task?"
         )
 
 
@@ -85,12 +84,7 @@ class LabelColumn:
     def classes(self) -> Tensor:
         """One class for each example, int64 [N]."""
         if isinstance(self.values, np.ndarray):
-            array = self.values
-            if array.ndim != 1 or array.dtype.kind not in "iuU":
-                raise DataError(
-                    f"{self.where} is {array.dtype} {list(array.shape)}; expected one integer "
-                    "label for each example"
-                )
+            self._check_array(self.values, "one integer label for each example", "iuU", (1,))
         values = self._by_name(self.values)
         return torch.tensor([self.index(value) for value in values], dtype=torch.int64)
 
@@ -105,21 +99,20 @@ class LabelColumn:
 
     def index(self, value: Any) -> int:
         """A class, given by number or by name."""
-        if isinstance(value, str) and self.answers.names:
-            found = self.answers.names.get(value)
-            if found is None and not _NUMBER.fullmatch(value):
-                raise DataError(
-                    f"{self.where} holds {value!r}, which is no class of the expert's head"
-                    f"{nearest(value, self.answers.names)}; it has "
-                    f"{', '.join(list(self.answers.names)[:8])}"
-                )
-            value = int(value) if found is None else found
-        if isinstance(value, str) and _NUMBER.fullmatch(value):
+        names = self.answers.names
+        if isinstance(value, str) and value in names:
+            value = names[value]
+        elif isinstance(value, str) and _NUMBER.fullmatch(value):
             value = int(value)
+        elif isinstance(value, str) and names:
+            raise DataError(
+                f"{self.where} holds {value!r}, which is no class of the expert's head"
+                f"{nearest(value, names)}; it has {', '.join(list(names)[:8])}"
+            )
         if isinstance(value, bool | float | str) or not isinstance(value, int | np.integer):
             raise DataError(
                 f"{self.where} holds {value!r:.40}; expected an integer label or a class name for "
-                f"each example"
+                "each example"
             )
         number = int(value)
         if self.source.ignore is not None and number == self.source.ignore:
@@ -136,19 +129,26 @@ class LabelColumn:
     ) -> NDArray[Any]:
         """The values as one array; ``shape`` is how messages call what is expected."""
         values = self.values if values is None else values
+        of_images = (bytes, Mapping)  # a mask, a depth map
         try:
-            found = np.stack([np.asarray(self._pixels(value)) for value in values])
+            array = np.stack(
+                [
+                    decode(v, self.source) if isinstance(v, of_images) else np.asarray(v)
+                    for v in values
+                ]
+            )
         except ValueError as error:
             raise DataError(
                 f"{self.where} has labels of different shapes; expected {shape}"
             ) from error
-        if found.dtype.kind not in kinds or found.ndim not in ndim:
-            raise DataError(f"{self.where} is {found.dtype} {list(found.shape)}; expected {shape}")
-        return found
+        self._check_array(array, shape, kinds, ndim)
+        return array
 
-    def _pixels(self, value: Any) -> Any:
-        """A label that is an image (a mask, a depth map) as an array."""
-        return decode(value, self.source) if isinstance(value, bytes | Mapping) else value
+    def _check_array(
+        self, array: NDArray[Any], shape: str, kinds: str, ndim: Sequence[int]
+    ) -> None:
+        if array.dtype.kind not in kinds or array.ndim not in ndim:
+            raise DataError(f"{self.where} is {array.dtype} {list(array.shape)}; expected {shape}")
 
     def _by_name(self, values: Any) -> Any:
         """Numbers that index the data's own class names as those names, where the head has them."""
@@ -158,11 +158,7 @@ class LabelColumn:
         if not known:  # the head has no names: classes are numbered as the data have them
             numbers = {name: index for index, name in enumerate(names)}
             return [numbers.get(v, v) if isinstance(v, str) else v for v in values]
-        if len(names) != self.answers.width:
-            raise DataError(
-                f"{self.where} has {len(names)} classes, and the expert's head has "
-                f"{self.answers.width}; expected as many, is this the data of another task?"
-            )
+        check_class_names(names, self.answers.width, self.where)
         if set(names) != set(known) or all(known[name] == i for i, name in enumerate(names)):
             return values
         return [

@@ -44,11 +44,10 @@ class Examples:
         total = hashlib.sha256()
         for name in sorted(self.columns):
             values = self.columns[name]
-            if isinstance(values, np.ndarray):
-                _feed(total, values)
-            elif name == "image":
-                for image in values:
-                    _feed(total, np.asarray(image))
+            if name == "image" or isinstance(values, np.ndarray):
+                for array in [values] if isinstance(values, np.ndarray) else values:
+                    total.update(f"{array.shape}{array.dtype}".encode())
+                    total.update(np.ascontiguousarray(array).data)
             else:
                 total.update(f"{name}{json.dumps(plain(values), ensure_ascii=False)}".encode())
         return total.hexdigest()
@@ -59,11 +58,6 @@ class Examples:
         return "image" not in self.columns
 
 
-def _feed(total: Any, array: NDArray[Any]) -> None:
-    total.update(f"{array.shape}{array.dtype}".encode())
-    total.update(np.ascontiguousarray(array).data)
-
-
 def read_examples(source: DataSource, role: str) -> Examples:
     """Read the inputs of a split; labels in it are not touched.
 
@@ -72,15 +66,10 @@ def read_examples(source: DataSource, role: str) -> Examples:
     """
     table = open_table(source, role)
     if table.rows == 0:
-        raise DataError(
-            f"{role}: {table.name('image')!r} in {source.path} is empty; expected at least one "
-            "example"
-            if table.shown
-            else f"{role}: {source.path} is empty; expected at least one example"
-        )
+        where = f"{table.name('image')!r} in {source.path}" if table.shown else source.path
+        raise DataError(f"{role}: {where} is empty; expected at least one example")
     rows = np.asarray(source.rows(table.rows, role), np.int64)
-    found = {kind: source.column(kind, table.columns, role) for kind in INPUTS}
-    columns = {kind: column for kind, column in found.items() if column is not None}
+    columns = {k: c for k in INPUTS if (c := source.column(k, table.columns, role)) is not None}
     if not columns:
         known = ", ".join(name for names in INPUTS.values() for name in names)
         raise DataError(
@@ -90,10 +79,8 @@ def read_examples(source: DataSource, role: str) -> Examples:
     kind = next(iter(columns))  # images before conversations, those before words and texts
     if kind == "image":
         return _images(table, columns["image"], rows)
-    chosen = {kind: columns[kind]}
-    if kind == "text" and "text_pair" in columns:
-        chosen["text_pair"] = columns["text_pair"]
-    return _texts(table, chosen, rows)
+    wanted = ("text", "text_pair") if kind == "text" else (kind,)
+    return _texts(table, {k: c for k, c in columns.items() if k in wanted}, rows)
 
 
 def _texts(table: Table, columns: Mapping[str, str], rows: Any) -> Examples:
@@ -105,7 +92,7 @@ def _texts(table: Table, columns: Mapping[str, str], rows: Any) -> Examples:
             if problem:
                 bad.setdefault(row, f"example {row + 1} has {value!r:.40} in '{column}', {problem}")
     good = _without(table, rows, bad)
-    chosen = {kind: [found[number] for number in good] for kind, found in values.items()}
+    chosen = {kind: [column[number] for number in good] for kind, column in values.items()}
     if table.source.prefix and "text" in chosen:
         chosen["text"] = [table.source.prefix + text for text in chosen["text"]]
     return Examples(chosen, table.source.named, rows[good], tuple(bad.values()))
@@ -116,11 +103,10 @@ def _problem(value: Any, kind: str) -> str | None:
     expected = {"tokens": "a list of words", "messages": "a list of messages"}.get(kind, "a text")
     parts = value if isinstance(value, list) and kind in ("tokens", "messages") else [value]
     if kind == "messages":
-        parts = [
-            m if isinstance(m, Mapping) and {"role", "content"} <= {*m} else None for m in parts
-        ]
-    type_ = Mapping if kind == "messages" else str
-    if not parts or not value or not all(isinstance(part, type_) for part in parts):
+        fits = all(isinstance(m, Mapping) and {"role", "content"} <= {*m} for m in parts)
+    else:
+        fits = all(isinstance(part, str) for part in parts)
+    if not value or not fits:
         return f"not {expected}"
     try:
         json.dumps(plain(value), ensure_ascii=False).encode()
@@ -149,16 +135,15 @@ def _images(table: Table, column: str, rows: Any) -> Examples:
             return str(error)
         with lock:
             taken += image.nbytes
-            total = taken
-        table.check_bytes(total, "what was decoded of the images")
+            table.check_bytes(taken, "what was decoded of the images")
         return image
 
     workers = min(8, len(os.sched_getaffinity(0)) + 1)
     with ThreadPoolExecutor(workers) as threads:  # decoding releases the interpreter's lock
-        found = list(threads.map(decoded, values, rows.tolist()))
-    bad = {int(row): one for row, one in zip(rows, found, strict=True) if isinstance(one, str)}
+        results = list(threads.map(decoded, values, rows.tolist()))
+    bad = {int(row): one for row, one in zip(rows, results, strict=True) if isinstance(one, str)}
     good = _without(table, rows, bad)
-    images = [one for one in found if not isinstance(one, str)]
+    images = [one for one in results if not isinstance(one, str)]
     alike = len({image.shape for image in images}) == 1
     columns = {"image": np.stack(images) if alike else images}
     return Examples(columns, table.source.named, rows[good], tuple(bad.values()))
@@ -166,15 +151,15 @@ def _images(table: Table, column: str, rows: Any) -> Examples:
 
 def _without(table: Table, rows: NDArray[np.int64], bad: Mapping[int, str]) -> list[int]:
     """Which of ``rows`` can be read; DataError is raised if too many cannot."""
-    role, source = table.role, table.source
-    if len(bad) > source.max_bad:
+    path, most = table.source.path, table.source.max_bad
+    if len(bad) > most:
         raise DataError(
-            f"{role}: {len(bad):,} of {len(rows):,} examples of {source.path} cannot be read, "
-            f"max_bad allows {source.max_bad:,}; the first is {bad[min(bad)]}"
+            f"{table.role}: {len(bad):,} of {len(rows):,} examples of {path} cannot be read, "
+            f"max_bad allows {most:,}; the first is {bad[min(bad)]}"
         )
     if len(bad) == len(rows):
         raise DataError(
-            f"{role}: no example of {source.path} can be read; the first: {bad[min(bad)]}"
+            f"{table.role}: no example of {path} can be read; the first: {bad[min(bad)]}"
         )
     return [number for number, row in enumerate(rows.tolist()) if row not in bad]
 

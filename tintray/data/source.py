@@ -65,13 +65,14 @@ class DataSource:
             from datasets.config import HF_DATASETS_CACHE
             from huggingface_hub.constants import HF_HUB_CACHE
 
-            own = [Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+            roots = [HF_DATASETS_CACHE, HF_HUB_CACHE]
         else:
             place = Path(self.path)
-            own = [place if place.is_dir() else place.parent]
-            if own[0].parent.name == "snapshots":  # of the hub's cache, whose files are links
-                own.append(own[0].parent.parent / "blobs")
-        return tuple(Path(str(root)).resolve() for root in [*own, *self.limits.data_roots])
+            folder = place if place.is_dir() else place.parent
+            roots = [folder]
+            if folder.parent.name == "snapshots":  # of the hub's cache, whose files are links
+                roots.append(folder.parent.parent / "blobs")
+        return tuple(Path(str(root)).resolve() for root in [*roots, *self.limits.data_roots])
 
     @property
     def named(self) -> str:
@@ -81,15 +82,15 @@ class DataSource:
     @property
     def enough(self) -> int | None:
         """How many rows at the beginning of the split hold all that is meant; None if all may."""
-        found = _SLICE.fullmatch(self.split)
-        edges = (found["start"] or "0", found["stop"] or "") if found else ("", "")
+        slice_ = _SLICE.fullmatch(self.split)
+        edges = (slice_["start"] or "0", slice_["stop"] or "") if slice_ else ("", "")
         return int(edges[1]) if all(edge.isdecimal() for edge in edges) else None
 
     @property
     def split_name(self) -> str:
         """The split without the slice."""
-        found = _SLICE.fullmatch(self.split)
-        return found["name"] if found else self.split
+        slice_ = _SLICE.fullmatch(self.split)
+        return slice_["name"] if slice_ else self.split
 
     def rows(self, total: int, role: str) -> Sequence[int]:
         """Which of a split's ``total`` examples are meant, in order.
@@ -97,13 +98,13 @@ class DataSource:
         Raises DataError if the slice cannot be read, is empty, or has more examples than the
         budget.
         """
-        found = _SLICE.fullmatch(self.split)
-        if found is None:
+        slice_ = _SLICE.fullmatch(self.split)
+        if slice_ is None:
             raise DataError(
                 f"{role}: split {self.split!r} cannot be read; expected a name, or a slice such as "
                 "'train[:500]' or 'train[50%:]'"
             )
-        rows = range(total)[_edge(found["start"], total) : _edge(found["stop"], total)]
+        rows = range(total)[_edge(slice_["start"], total) : _edge(slice_["stop"], total)]
         if not rows:
             raise DataError(
                 f"{role}: split {self.split!r} of {self.path} is empty (the split has {total:,} "
@@ -139,15 +140,15 @@ class DataSource:
         Raises DataError if the job names a column that is not there.
         """
         named = self.columns.get(kind)
-        if named is not None:
-            if named not in present:
-                raise DataError(
-                    f"{role}: {self.path} has no column '{named}', named by columns.{kind}; it has "
-                    f"{', '.join(present)}{nearest(named, present)}"
-                )
-            return named
-        known = LABELS if kind == LABEL else INPUTS[kind]
-        return next((name for name in known if name in present), None)
+        if named is None:
+            known = LABELS if kind == LABEL else INPUTS[kind]
+            return next((name for name in known if name in present), None)
+        if named not in present:
+            raise DataError(
+                f"{role}: {self.path} has no column '{named}', named by columns.{kind}; it has "
+                f"{', '.join(present)}{nearest(named, present)}"
+            )
+        return named
 
 
 def _edge(text: str | None, total: int) -> int | None:

@@ -15,17 +15,11 @@ from tintray.data.source import DataSource
 
 
 class Table(ABC):
-    """A split of a data set on this machine.
-
-    Attributes
-    ----------
-    shown
-        How messages call a column, where not by its name.
-    """
+    """A split of a data set on this machine."""
 
     def __init__(self, source: DataSource, role: str) -> None:
         self.source, self.role, self.path = source, role, Path(source.path)
-        self.shown: Mapping[str, str] = {}
+        self.shown: Mapping[str, str] = {}  # how messages call a column, where not by its name
 
     @cached_property
     def columns(self) -> list[str]:

@@ -35,7 +35,6 @@ class TextTable(Table):
     def __init__(self, source: DataSource, role: str, suffix: str) -> None:
         super().__init__(source, role)
         self._suffix = suffix
-        self._unreadable = f"{role}: {self.path} cannot be read as {suffix[1:]}"
 
     @cached_property
     def columns(self) -> list[str]:
@@ -49,39 +48,39 @@ class TextTable(Table):
 
     def take(self, column: str, rows: Sequence[int] | NDArray[Any]) -> list[Any]:
         """The values of a column."""
-        found = self._read[1]
+        table = self._read[1]
         for number in rows:
-            if column not in found[number]:
+            if column not in table[number]:
                 raise DataError(
                     f"{self.role}: example {number + 1} of {self.path} has no '{column}'"
                 )
-        return [found[number][column] for number in rows]
+        return [table[number][column] for number in rows]
 
     @cached_property
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
         """The columns, and what is kept of each row: no column that no source asks for."""
         csv.field_size_limit(max(csv.field_size_limit(), self.source.limits.max_line_bytes))
-        with foreign(self._unreadable, DataError), open_regular(self.path) as raw:
+        unreadable = f"{self.role}: {self.path} cannot be read as {self._suffix[1:]}"
+        with foreign(unreadable, DataError), open_regular(self.path) as raw:
             packed = self.path.suffix.lower() == ".gz"
             text = _Text(gzip.GzipFile(fileobj=raw) if packed else raw, self.source)
             read = _csv_rows if self._suffix in (".csv", ".tsv") else _json_rows
-            return self._kept(read(text, "\t" if self._suffix == ".tsv" else ","))
+            return self._table(read(text, "\t" if self._suffix == ".tsv" else ","))
 
-    def _kept(self, rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    def _table(self, rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
         columns = list(next(rows, {}))
-        kinds = (*INPUTS, LABEL)
-        wanted = {self.source.column(kind, columns, self.role) for kind in kinds}
-        found: list[dict[str, Any]] = []
+        wanted = {self.source.column(kind, columns, self.role) for kind in (*INPUTS, LABEL)}
+        table: list[dict[str, Any]] = []
         taken = 0
         for row in rows:
-            self.source.check_examples(len(found) + 1, self.role)
-            found.append({name: row[name] for name in wanted if name in row})
-            taken += memory_of(found[-1])
+            self.source.check_examples(len(table) + 1, self.role)
+            table.append({name: row[name] for name in wanted if name in row})
+            taken += memory_of(table[-1])
             if taken > self.source.limits.max_pool_bytes:
-                self.check_bytes(taken, f"what the first {len(found):,} examples hold")
-            if len(found) == self.source.enough:
+                self.check_bytes(taken, f"what the first {len(table):,} examples hold")
+            if len(table) == self.source.enough:
                 break
-        return columns, found
+        return columns, table
 
 
 class _Text:
@@ -92,8 +91,7 @@ class _Text:
         if buffered.peek(2)[:2] in _WIDE:
             raise ValueError("it is written in UTF-16; expected UTF-8, save it as that")
         self._file: TextIO = io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="")
-        self._left = source.limits.max_text_bytes
-        self._order = source
+        self._limits, self._left = source.limits, source.limits.max_text_bytes
         self.most = source.limits.max_line_bytes
         self.row = 0  # characters since the last whole row
 
@@ -115,16 +113,15 @@ class _Text:
 
     def check_rows(self, number: int) -> None:
         """Refuse more rows, blank ones counted, than the budget."""
-        if number >= self._order.limits.max_examples:
+        if number >= self._limits.max_examples:
             raise ValueError(f"it has more rows than max_examples, {number:,}")
 
     def _counted(self, text: str) -> str:
         self._left -= len(text)
         if self._left < 0:
             raise ValueError(
-                "it holds more text than max_text_bytes, "
-                f"{size_text(self._order.limits.max_text_bytes)}; read a slice such as "
-                "'train[:500]', or raise it"
+                f"it holds more text than max_text_bytes, {size_text(self._limits.max_text_bytes)};"
+                " read a slice such as 'train[:500]', or raise it"
             )
         return text
 
@@ -217,5 +214,4 @@ def _items(text: _Text, rest: str) -> Iterator[Any]:
 
 def _blank(text: str, at: int) -> int:
     """Where the white space that begins at ``at`` ends."""
-    found = json.decoder.WHITESPACE.match(text, at)  # type: ignore[attr-defined]
-    return int(found.end())
+    return int(json.decoder.WHITESPACE.match(text, at).end())  # type: ignore[attr-defined]
