@@ -68,7 +68,7 @@ def test_entropy_asks_no_expert() -> None:
         lambda merged, expert: class_loss(merged, expert, "soft", 3.0),
         lambda merged, expert: value_loss(merged, expert, "l2"),
         lambda merged, expert: token_loss(merged[:, None], top_tokens(expert[:, None], 3)),
-        feature_loss,
+        lambda merged, expert: feature_loss(merged, expert, feature_variance(expert)),
         lambda merged, expert: direction_loss(merged[:, :3, None, None], expert[:, :3, None, None]),
     ],
 )
@@ -117,17 +117,15 @@ def test_all_tokens_give_the_divergence_and_fewer_never_more() -> None:
 
 
 def test_a_constant_answer_costs_one_in_features_of_any_scale() -> None:
-    expert = 7 + 30 * _random(64, 6)
-    mean = expert.mean(0, keepdim=True).expand_as(expert)
-    assert feature_loss(mean, expert).mean().item() == pytest.approx(1.0, rel=1e-4)
-    assert torch.equal(feature_loss(torch.ones(2, 3), torch.zeros(2, 3)), torch.full((2,), 3.0))
-
-
-def test_features_that_are_all_alike_are_measured_by_the_pools_variance() -> None:
+    """Features that are all alike are measured by the pool's variance, or by their square."""
     pool, merged = 7 + 30 * _random(64, 6), _random(64, 6, seed=1)
-    usual = feature_variance(pool)
+    usual, mean = feature_variance(pool), pool.mean(0, keepdim=True).expand_as(pool)
+    assert feature_loss(mean, pool, usual).mean().item() == pytest.approx(1.0, rel=1e-4)
     for rows in ([5], [5, 5, 5]):
         expected = (merged[rows] - pool[rows]).square().sum(-1) / usual
-        assert torch.allclose(feature_loss(merged[rows], pool[rows], usual=usual), expected)
-    few = feature_loss(merged[:2], pool[:2])
-    assert torch.equal(feature_loss(merged[:2], pool[:2], usual=usual), few)
+        assert torch.allclose(feature_loss(merged[rows], pool[rows], usual), expected)
+    few = feature_loss(merged[:2], pool[:2], feature_variance(pool[:2]))
+    assert torch.equal(feature_loss(merged[:2], pool[:2], usual), few)
+    none = torch.zeros(2, 3)
+    found = feature_loss(torch.ones(2, 3), none, feature_variance(none))
+    assert torch.equal(found, torch.full((2,), 3.0))

@@ -21,6 +21,9 @@ class Calibration:
     histogram: list[float]
     mean_confidence: float
     # ``None`` where there are no labels to tell
+    # mean |accuracy − confidence| of the bins, weighted by their examples (Guo et al., arXiv
+    # 1706.04599, eq. 3); mean squared distance of the probabilities to the true class, in [0, 2]
+    # (Brier, 1950)
     ece: float | None = None
     brier: float | None = None
 
@@ -28,33 +31,16 @@ class Calibration:
 def calibration(logits: Tensor, labels: Tensor | None) -> Calibration:
     """How sure a model is, and whether rightly: from logits [N, C], labels [N] or none."""
     sure = confidence(logits).double()
-    counts = torch.bincount(_bins(sure), minlength=BINS).double()
-    histogram = (counts / len(sure)).tolist()
+    # (0, 1/B], (1/B, 2/B], …; as published, closed on the right
+    bins = (sure * BINS).ceil().long().clamp(1, BINS) - 1
+    histogram = (torch.bincount(bins, minlength=BINS).double() / len(sure)).tolist()
     if labels is None:
         return Calibration(histogram, sure.mean().item())
-    return Calibration(
-        histogram,
-        sure.mean().item(),
-        expected_calibration_error(logits, labels),
-        brier_score(logits, labels),
-    )
-
-
-def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
-    """ECE: mean |accuracy − confidence| of the bins, weighted by their examples.
-
-    Guo et al., arXiv 1706.04599, eq. 3, with 15 bins of equal width; logits [N, C], labels [N].
-    """
-    sure = confidence(logits).double()
     right = (logits.argmax(-1) == labels).double()
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, _bins(sure), right - sure)
-    return (gaps.abs().sum() / len(sure)).item()
-
-
-def brier_score(logits: Tensor, labels: Tensor) -> float:
-    """Mean squared distance of the probabilities to the true class, in [0, 2] (Brier, 1950)."""
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, right - sure)
     truth = functional.one_hot(labels, logits.shape[-1]).to(logits)
-    return (logits.softmax(-1) - truth).square().sum(-1).mean().item()
+    brier = (logits.softmax(-1) - truth).square().sum(-1).mean().item()
+    return Calibration(histogram, sure.mean().item(), (gaps.abs().sum() / len(sure)).item(), brier)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -73,8 +59,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         left, right = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, right) if cost(left) <= cost(right) else (left, high)
     return float(10 ** ((low + high) / 2))
-
-
-def _bins(sure: Tensor) -> Tensor:
-    """Bin of each confidence: (0, 1/B], (1/B, 2/B], …; as published, closed on the right."""
-    return (sure * BINS).ceil().long().clamp(1, BINS) - 1

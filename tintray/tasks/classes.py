@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,7 @@ class ClassKind(Kind):
     def unsure(self, outputs: Tensor, mask: Mask) -> str | None:
         """Whether the largest probability is hardly above chance on average."""
         total, count, classes = 0.0, 0, 2
-        for part in stretches(len(outputs)):
-            rows = self.rows(outputs[part], None, None if mask is None else mask[part])[0]
+        for rows, _ in self._row_parts(outputs, None, mask):
             total += float(rows.softmax(-1).amax(-1).double().sum())
             count, classes = count + len(rows), rows.shape[-1]
         chance = 1 / classes
@@ -85,11 +85,10 @@ class ClassKind(Kind):
         if outputs.shape[self.axis] < 2:
             return False
         predicted = set[int]()
-        for part in stretches(len(outputs)):
-            rows = self.rows(outputs[part], None, None if mask is None else mask[part])[0]
+        for rows, _ in self._row_parts(outputs, None, mask):
             if len(rows):
-                found = rows.argmax(-1)
-                predicted |= {int(found.min()), int(found.max())}
+                classes = rows.argmax(-1)
+                predicted |= {int(classes.min()), int(classes.max())}
         return len(predicted) == 1
 
     def chance(self, classes: int) -> float:
@@ -99,15 +98,20 @@ class ClassKind(Kind):
     def predictions(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor, int]:
         """Predicted and true class of all that counts, and how many classes there are."""
         predicted, true, classes = [], [], 2
-        for part in stretches(len(outputs)):
-            rows, known = self.rows(
-                outputs[part], labels[part], None if mask is None else mask[part]
-            )
+        for rows, known in self._row_parts(outputs, labels, mask):
             assert known is not None, "there are labels"
             predicted.append(rows.argmax(-1)[known != IGNORED])
             true.append(known[known != IGNORED].long())
             classes = rows.shape[-1]
         return torch.cat(predicted), torch.cat(true), classes
+
+    def _row_parts(
+        self, outputs: Tensor, labels: Any, mask: Mask
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """``rows`` of a few examples at a time."""
+        for part in stretches(len(outputs)):
+            known, counted = (None if of is None else of[part] for of in (labels, mask))
+            yield self.rows(outputs[part], known, counted)
 
 
 class Classification(ClassKind):
@@ -141,12 +145,10 @@ class TokenClassification(ClassKind):
 
     def measure(self, outputs: Tensor, labels: list[Tensor], mask: Mask) -> dict[str, float]:
         """The share of words whose class is right."""
-        assert mask is not None, "pools of token classification say which tokens count"
         return {"accuracy": accuracy(outputs.argmax(-1), by_token(labels, mask))}
 
     def with_labels(self, expert: Tensor, labels: Any, mask: Mask) -> Tensor:
         """Logits that are sure of each labelled word; later tokens of a word stay the expert's."""
-        assert mask is not None, "pools of token classification say which tokens count"
         tokens = by_token(labels, mask)[:, : expert.shape[1]]
         return _certain(expert[:, : tokens.shape[1]], tokens)
 
@@ -208,20 +210,19 @@ class MultiLabel(ClassKind):
     def parse_labels(self, column: LabelColumn) -> Tensor:
         """Lists of classes, or one 0 or 1 for each class, as float [N, C]."""
         width = column.answers.width
-        found = torch.zeros(len(column.values), width)
+        answers = torch.zeros(len(column.values), width)
         for row, value in enumerate(column.values):
-            given = list(value) if isinstance(value, list | tuple | np.ndarray) else None
-            if given is None:
+            if not isinstance(value, list | tuple | np.ndarray):
                 raise DataError(
                     f"{column.where} holds {value!r:.40}; expected a list of classes, or {width} "
                     "zeros and ones"
                 )
-            if len(given) == width and all(not isinstance(v, str) and v in (0, 1) for v in given):
-                found[row] = torch.tensor([float(v) for v in given])
+            if len(value) == width and all(not isinstance(v, str) and v in (0, 1) for v in value):
+                answers[row] = torch.tensor([float(v) for v in value])
             else:
-                for one in given:
-                    found[row, column.index(one)] = 1
-        return found
+                for one in value:
+                    answers[row, column.index(one)] = 1
+        return answers
 
     def constant(self, outputs: Tensor, mask: Mask) -> bool:
         """Whether each class is answered alike for every example."""
@@ -235,21 +236,20 @@ class MultiLabel(ClassKind):
 CLASSIFICATION = KINDS[Classification.name]
 
 
-def by_token(words: list[Tensor], mask: Tensor) -> Tensor:
+def by_token(words: list[Tensor], mask: Mask) -> Tensor:
     """Labels of words as labels of tokens, int64 [N, S]: at the first of each word, else -100."""
-    found = torch.full(mask.shape, IGNORED, dtype=torch.int64)
+    assert mask is not None, "pools of token classification say which tokens count"
+    tokens = torch.full(mask.shape, IGNORED, dtype=torch.int64)
     for row, labels in enumerate(words):
         places = mask[row].nonzero().flatten()
         count = min(len(places), len(labels))  # a text that was cut has fewer words
-        found[row, places[:count]] = labels[:count]
-    return found
+        tokens[row, places[:count]] = labels[:count]
+    return tokens
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """The share of what counts that is right; both [N] or [N, S], cut to the shorter S."""
-    if predicted.ndim > 1:
-        length = min(predicted.shape[1], labels.shape[1])
-        predicted, labels = predicted[:, :length], labels[:, :length]
+    predicted, labels = cut_alike(predicted, labels)
     counted = labels != IGNORED
     return (predicted == labels)[counted].float().mean().item()
 

@@ -52,7 +52,9 @@ class ConfidenceFilter:
             case "none":
                 return torch.ones(len(merged), device=merged.device)
             case "agreement":
-                return agreeing_or_surer(merged, expert / self.temperature).float()
+                sure, class_ = merged.detach().softmax(-1).max(-1)
+                expert_sure, expert_class = (expert / self.temperature).softmax(-1).max(-1)
+                return ((class_ == expert_class) | (expert_sure >= sure)).float()
             case "threshold" | "top_p":
                 return (confidence(expert, self.temperature) >= self.current_threshold).float()
             case "weight":
@@ -78,8 +80,10 @@ class ConfidenceFilter:
         if self.threshold is None and self.filter == "threshold":
             every = slice(None, None, max(1, -(-len(merged) // _OF_A_BATCH)))
             merged, expert = merged[every], expert[every]
-            sure = confidence(expert, self.temperature)
-            new = torch.stack([sure, _agreed(merged.detach(), expert)], 1).cpu().float()
+            same = (merged.argmax(-1) == expert.argmax(-1)).float()
+            # where they differ, minus what chance adds on average
+            agreed = same - (1 - same) / max(1, expert.shape[-1] - 1)
+            new = torch.stack([confidence(expert, self.temperature), agreed], 1).cpu().float()
             self._seen = torch.cat([self._seen, new])[-WINDOW:]
 
     def state(self) -> Tensor:
@@ -92,24 +96,16 @@ class ConfidenceFilter:
 
 
 def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The largest probability of each example [N], from logits [N, …, C], mean over answers."""
-    largest = (logits / temperature).softmax(-1).amax(-1)
-    return largest.flatten(1).mean(1) if largest.ndim > 1 else largest
-
-
-def agreeing_or_surer(merged: Tensor, expert: Tensor) -> Tensor:
-    """Where both agree, or the expert is at least as confident: bool [N], from logits [N, C]."""
-    merged_confidence, merged_class = merged.detach().softmax(-1).max(-1)
-    expert_confidence, expert_class = expert.softmax(-1).max(-1)
-    return (merged_class == expert_class) | (expert_confidence >= merged_confidence)
+    """The largest probability of each row: [N], from logits [N, C]."""
+    return (logits / temperature).softmax(-1).amax(-1)
 
 
 def top_p_threshold(expert: Tensor, share: float, temperature: float = 1.0) -> float:
     """The confidence that the surest ``share`` of a pool has at least, from logits [N, C]."""
     if not 0 < share <= 1:
         raise ValueError(f"expected a share in (0, 1], found {share}")
-    sorted_ = confidence(expert, temperature).sort(descending=True).values
-    return sorted_[max(1, round(share * len(sorted_))) - 1].item()
+    surest = confidence(expert, temperature).sort(descending=True).values
+    return surest[max(1, round(share * len(surest))) - 1].item()
 
 
 def labelled_threshold(
@@ -123,13 +119,6 @@ def labelled_threshold(
     """
     right = (expert.argmax(-1) == labels).double()
     return _threshold(confidence(expert, temperature).double(), right, target)
-
-
-def _agreed(merged: Tensor, expert: Tensor) -> Tensor:
-    """1 where both predict the same; where they differ, minus what chance adds on average."""
-    same = (merged.argmax(-1) == expert.argmax(-1)).float()
-    same = same.flatten(1).mean(1) if same.ndim > 1 else same
-    return same - (1 - same) / max(1, expert.shape[-1] - 1)
 
 
 def _threshold(sure: Tensor, quality: Tensor, target: float) -> float:
@@ -154,6 +143,5 @@ def isotonic(values: Tensor) -> Tensor:
             total = counts[-2] + counts[-1]
             merged = (means[-2] * counts[-2] + means[-1] * counts[-1]) / total
             means[-2:], counts[-2:] = [merged], [total]
-    return torch.repeat_interleave(
-        torch.tensor(means, dtype=torch.float64), torch.tensor(counts, dtype=torch.int64)
-    )
+    repeats = torch.tensor(counts, dtype=torch.int64)
+    return torch.tensor(means, dtype=torch.float64).repeat_interleave(repeats)

@@ -5,6 +5,7 @@ Metrics are taken at the size of the labels, to which answers are enlarged.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ class Segmentation(ClassKind):
 
     def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
         """Logits that are sure of each labelled pixel; ignored ones stay the expert's."""
-        labels = _nearest(labels[:, None].float(), expert)[:, 0].long()
-        return super().with_labels(self.logits_last(expert), labels, mask).movedim(-1, 1)
+        size = expert.shape[-2:]
+        labels = functional.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0]
+        return super().with_labels(self.logits_last(expert), labels.long(), mask).movedim(-1, 1)
 
     def parse_labels(self, column: LabelColumn) -> Tensor:
         """Maps of class numbers."""
@@ -73,13 +75,36 @@ class Segmentation(ClassKind):
         return classes.masked_fill(void, IGNORED)
 
 
-class Depth(ValueKind):
+class MapKind(ValueKind):
+    """Values for each pixel, [N, C, H, W], of which some labels may not be known."""
+
+    axis = 1
+    per_pixel = True
+
+    @abstractmethod
+    def known(self, labels: Tensor) -> Tensor:
+        """Where labels [N, C, H, W] are known, bool [N, 1, H, W]."""
+
+    def any_counts(self, labels: Tensor) -> bool:
+        """Whether anything is known."""
+        return bool(self.known(_maps(labels)).any())
+
+    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
+        """The values that are known."""
+        size = expert.shape[-2:]
+        labels = functional.interpolate(_maps(labels), size=size, mode="nearest")
+        return torch.where(self.known(labels), labels, _maps(expert)).view(expert.shape)
+
+
+class Depth(MapKind):
     """A depth for each pixel: [N, H, W] or [N, 1, H, W], labels [N, H, W], positive where known."""
 
     name = "depth"
     dims = (3, 4)
-    axis = 1
-    per_pixel = True
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Positive depths."""
+        return labels > 0
 
     def fits(self, shape: Any, width: int) -> bool:
         """Whatever the model's configuration says of its width."""
@@ -91,25 +116,15 @@ class Depth(ValueKind):
         ratio = torch.where(low > 0, high / low.clamp_min(1e-8), torch.inf)
         return ratio < _NEAR_RATIO
 
-    def any_counts(self, labels: Tensor) -> bool:
-        """Whether a depth is known."""
-        return bool((labels > 0).any())
-
     def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """Mean relative and mean absolute error, where a depth is known."""
-        maps = outputs.unsqueeze(1) if outputs.ndim == 3 else outputs
-        predicted = _enlarged(maps, labels.shape[-2:])[:, 0]
+        predicted = _enlarged(_maps(outputs), labels.shape[-2:])[:, 0]
         known = labels > 0
         error = (predicted - labels).abs()[known]
         return {
             "relative_error": float((error / labels[known]).mean()),
             "absolute_error": float(error.mean()),
         }
-
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
-        """The depths that are known."""
-        labels = _nearest(labels[:, None], expert).view(expert.shape)
-        return torch.where(labels > 0, labels, expert)
 
     def best_constant(self, labels: Tensor) -> Tensor:
         """The median of what is known."""
@@ -118,17 +133,19 @@ class Depth(ValueKind):
 
     def parse_labels(self, column: LabelColumn) -> Tensor:
         """Maps of depths, float32."""
-        found = column.array("one depth for each pixel, [N, height, width]", ndim=(3,))
-        return torch.from_numpy(found.astype(np.float32))
+        depths = column.array("one depth for each pixel, [N, height, width]", ndim=(3,))
+        return torch.from_numpy(depths.astype(np.float32))
 
 
-class Normals(ValueKind):
+class Normals(MapKind):
     """The direction of the surface at each pixel: [N, 3, H, W]; a label of 0 is not known."""
 
     name = "normals"
     dims = (4,)
-    axis = 1
-    per_pixel = True
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Directions other than 0."""
+        return labels.square().sum(1, keepdim=True) > 0
 
     def loss(self, merged: Tensor, expert: Tensor, distance: Distance) -> Tensor:
         """1 − cosine of the angle."""
@@ -138,21 +155,11 @@ class Normals(ValueKind):
         """Within 11.25 degrees."""
         return degrees(merged, expert) < _NEAR_DEGREES
 
-    def any_counts(self, labels: Tensor) -> bool:
-        """Whether a direction is known."""
-        return bool((labels != 0).any())
-
     def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The mean angle, and the share of pixels within 11.25 degrees, where labels are known."""
-        enlarged = _enlarged(outputs, labels.shape[-2:])
-        angles = degrees(enlarged, labels)[labels.square().sum(1) > 0]
+        angles = degrees(_enlarged(outputs, labels.shape[-2:]), labels)[self.known(labels)[:, 0]]
         near = (angles < _NEAR_DEGREES).float().mean()
         return {"degrees": float(angles.mean()), "within_11_degrees": float(near)}
-
-    def with_labels(self, expert: Tensor, labels: Tensor, mask: Mask) -> Tensor:
-        """The directions that are known."""
-        labels = _nearest(labels, expert)
-        return torch.where(labels.square().sum(1, keepdim=True) > 0, labels, expert)
 
     def best_constant(self, labels: Tensor) -> Tensor:
         """The mean direction."""
@@ -160,14 +167,12 @@ class Normals(ValueKind):
 
     def parse_labels(self, column: LabelColumn) -> Tensor:
         """Maps of directions, float32 [N, 3, H, W]; in the file, the 3 may come last."""
-        found = column.array("a direction for each pixel, [N, height, width, 3]", ndim=(4,))
-        if found.shape[-1] == 3:
-            found = np.moveaxis(found, -1, 1)
-        if found.shape[1] != 3:
-            raise DataError(
-                f"{column.where} is {list(found.shape)}; expected [N, height, width, 3]"
-            )
-        return torch.from_numpy(np.ascontiguousarray(found.astype(np.float32)))
+        maps = column.array("a direction for each pixel, [N, height, width, 3]", ndim=(4,))
+        if maps.shape[-1] == 3:
+            maps = np.moveaxis(maps, -1, 1)
+        if maps.shape[1] != 3:
+            raise DataError(f"{column.where} is {list(maps.shape)}; expected [N, height, width, 3]")
+        return torch.from_numpy(np.ascontiguousarray(maps.astype(np.float32)))
 
 
 def degrees(one: Tensor, other: Tensor) -> Tensor:
@@ -182,6 +187,6 @@ def _enlarged(maps: Tensor, size: Any) -> Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _nearest(maps: Tensor, like: Tensor) -> Tensor:
-    """Labels [N, C, H, W] at the size of the answers, each pixel from its nearest."""
-    return functional.interpolate(maps, size=like.shape[-2:], mode="nearest")
+def _maps(values: Tensor) -> Tensor:
+    """[N, C, H, W], also from [N, H, W]."""
+    return values if values.ndim == 4 else values[:, None]

@@ -48,15 +48,11 @@ def doubt(
         return Doubt(said, True, known is not True)
     if known is False and test is not None:
         name, value = next(iter(kind.measure(test, labels, test_mask).items()))
-        figure = find_metric(name).figure(value)
-        said = (
-            f"cannot be told from one that guesses by its {len(test):,} test examples ({name} "
-            f"{figure})"
-        )
-        return Doubt(said, False, True)
-    examples = len(pool)
-    if examples >= _ALIKE and kind.constant(pool, mask):
-        said = f"answers the same for each of the {examples:,} examples of its pool"
+        figure = f"{name} {find_metric(name).figure(value)}"
+        guesses = f"cannot be told from one that guesses by its {len(test):,} test examples"
+        return Doubt(f"{guesses} ({figure})", False, True)
+    if len(pool) >= _ALIKE and kind.constant(pool, mask):
+        said = f"answers the same for each of the {len(pool):,} examples of its pool"
         return Doubt(said, False, known is not True)
     return None
 
@@ -83,12 +79,12 @@ def better_than_chance(kind: Kind, outputs: Outputs, labels: Any, mask: Mask) ->
     examples = len(outputs)
     if examples < _ENOUGH:
         return None
-    found = kind.predictions(outputs, labels, mask)
-    if found is None:
+    predictions = kind.predictions(outputs, labels, mask)
+    if predictions is None:
         name, figure = next(iter(kind.measure(outputs, labels, mask).items()))
         constant = kind.measure(kind.best_constant(labels), labels, mask)[name]
         return figure < constant if constant > 0 else None
-    predicted, true, classes = found
+    predicted, true, classes = predictions
     if not len(true):
         return None
     size = int(max(predicted.max(), true.max())) + 1

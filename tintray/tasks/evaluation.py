@@ -58,12 +58,10 @@ def score(
     agreed = kind.mean_agreement(merged, expert, mask)
     if labels is None:
         return TaskScore(task, "agreement", agreed, 1.0, agreed, len(merged))
-    found, reference = (kind.measure(outputs, labels, mask) for outputs in (merged, expert))
-    name = next(iter(found))
-    details = {key: (found[key], reference[key]) for key in found}
-    return TaskScore(
-        *(task, name, found[name], reference[name], agreed, len(merged)), details=details
-    )
+    ours, theirs = (kind.measure(outputs, labels, mask) for outputs in (merged, expert))
+    details = {name: (ours[name], theirs[name]) for name in ours}
+    name = next(iter(ours))
+    return TaskScore(task, name, *details[name], agreed, len(merged), details=details)
 
 
 def calibrated_score(
@@ -75,13 +73,13 @@ def calibrated_score(
     mask: Mask = None,
 ) -> TaskScore:
     """The same, with how sure both are of their classes; rightly or not, where there are labels."""
-    found = score(task, kind, merged, expert, labels, mask)
+    plain = score(task, kind, merged, expert, labels, mask)
     if not isinstance(kind, ClassKind):
-        return found
+        return plain
     assert isinstance(merged, Tensor) and isinstance(expert, Tensor), "of classifiers"
     sides = zip(("merged", "expert"), cut_alike(merged, expert), strict=True)
     sure = {side: asdict(calibration(*kind.rows(of, labels, mask))) for side, of in sides}
-    return replace(found, calibration=sure)
+    return replace(plain, calibration=sure)
 
 
 @dataclass(frozen=True)

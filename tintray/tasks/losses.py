@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tintray.tasks.kinds import Distance, Labels
-from tintray.tasks.outputs import TopTokens
+from tintray.tasks.outputs import TopTokens, mean_of
 
 _LEAST_VARIANCE = 1e-9  # of the usual one: below is what rounding leaves of none
 
@@ -34,12 +34,13 @@ def class_loss(
     """
     if labels == "entropy":
         logs = merged.log_softmax(-1)
-        return _mean(-(logs.exp() * logs).sum(-1), mask)
+        return mean_of(-(logs.exp() * logs).sum(-1), mask)
     if labels == "hard":
-        return _mean(-_picked(merged.log_softmax(-1), expert.argmax(-1)), mask)
+        picked = merged.log_softmax(-1).gather(-1, expert.argmax(-1, keepdim=True)).squeeze(-1)
+        return mean_of(-picked, mask)
     target = (expert / temperature).softmax(-1)
     each = -(target * (merged / temperature).log_softmax(-1)).sum(-1)
-    return _mean(each * temperature**2, mask)
+    return mean_of(each * temperature**2, mask)
 
 
 def multi_label_loss(
@@ -52,20 +53,18 @@ def multi_label_loss(
     given = merged if labels == "entropy" else expert
     target = (given > 0).to(merged) if labels == "hard" else given.sigmoid()
     each = functional.binary_cross_entropy_with_logits(merged, target, reduction="none")
-    return _mean(each, mask)
+    return mean_of(each, mask)
 
 
-def value_loss(
-    merged: Tensor, expert: Tensor, distance: Distance = "l1", mask: Tensor | None = None
-) -> Tensor:
+def value_loss(merged: Tensor, expert: Tensor, distance: Distance = "l1") -> Tensor:
     """Regression and depth, [N, …]: mean |difference| (L1) or mean squared difference (L2)."""
     difference = merged - expert
-    return _mean(difference.abs() if distance == "l1" else difference.square(), mask)
+    return mean_of(difference.abs() if distance == "l1" else difference.square())
 
 
-def direction_loss(merged: Tensor, expert: Tensor, mask: Tensor | None = None) -> Tensor:
+def direction_loss(merged: Tensor, expert: Tensor) -> Tensor:
     """Surface normals, [N, 3, H, W]: 1 − cosine of the angle between the two, mean over pixels."""
-    return _mean(1 - functional.cosine_similarity(merged, expert, dim=1), mask)
+    return mean_of(1 - functional.cosine_similarity(merged, expert, dim=1))
 
 
 def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) -> Tensor:
@@ -81,12 +80,10 @@ def token_loss(merged: Tensor, expert: TopTokens, mask: Tensor | None = None) ->
     if expert.indices.shape[-1] < merged.shape[-1]:
         rest, merged_rest = _remainder(expert.logs), _remainder(picked)
         divergence = divergence + rest * (rest.log() - merged_rest.log())
-    return _mean(divergence, mask)
+    return mean_of(divergence, mask)
 
 
-def feature_loss(
-    merged: Tensor, expert: Tensor, mask: Tensor | None = None, usual: Tensor | None = None
-) -> Tensor:
+def feature_loss(merged: Tensor, expert: Tensor, usual: Tensor) -> Tensor:
     """Features at a depth of the model, [N, …, d]: squared distance over the expert's variance.
 
     The variance is that of the batch, per feature vector, so that 1 is what a merge pays that
@@ -95,9 +92,8 @@ def feature_loss(
     """
     spread = expert - expert.mean(tuple(range(expert.ndim - 1)), keepdim=True)
     variance = spread.square().sum(-1).mean()
-    usual = feature_variance(expert) if usual is None else usual
     variance = torch.where(variance > _LEAST_VARIANCE * usual, variance, usual)
-    return _mean((merged - expert).square().sum(-1) / variance, mask)
+    return mean_of((merged - expert).square().sum(-1) / variance)
 
 
 def feature_variance(features: Tensor) -> Tensor:
@@ -111,19 +107,6 @@ def feature_variance(features: Tensor) -> Tensor:
     return torch.where(found > 0, found, torch.ones_like(found))
 
 
-def _picked(logs: Tensor, classes: Tensor) -> Tensor:
-    return logs.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
-
-
 def _remainder(logs: Tensor) -> Tensor:
     """The probability of all other outcomes, kept off zero so that its logarithm is finite."""
     return (1 - logs.exp().sum(-1)).clamp_min(1e-8)
-
-
-def _mean(each: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[N] from [N, …]: the mean over an example's answers; 0 where none of them counts."""
-    flat = each.flatten(1) if each.ndim > 1 else each.unsqueeze(1)
-    if mask is None:
-        return flat.mean(1)
-    weights = mask.to(flat).flatten(1) if mask.ndim > 1 else mask.to(flat).unsqueeze(1)
-    return (flat * weights).sum(1) / weights.sum(1).clamp_min(1)

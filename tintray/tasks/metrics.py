@@ -69,8 +69,8 @@ class Metric:
 
 
 METRICS = {
-    found.name: found
-    for found in (
+    metric.name: metric
+    for metric in (
         Metric("accuracy"),
         Metric("agreement"),
         Metric("micro_f1"),

@@ -99,9 +99,15 @@ def stretches(total: int) -> Iterator[slice]:
 
 
 def share(same: Tensor, mask: Mask = None) -> Tensor:
-    """[N] from [N, …]: the mean over an example's answers, of those that ``mask`` counts."""
-    flat = same.float().flatten(1) if same.ndim > 1 else same.float().unsqueeze(1)
-    if mask is None or same.ndim == 1:
-        return flat.mean(1)
-    weights = mask.float().flatten(1)
-    return (flat * weights).sum(1) / weights.sum(1).clamp_min(1)
+    """[N] from [N, …]: the share of an example's answers, of those that ``mask`` counts."""
+    return mean_of(same.float(), mask)
+
+
+def mean_of(each: Tensor, mask: Mask = None) -> Tensor:
+    """[N] from [N, …]: the mean over an example's answers that count; 0 where none of them does."""
+    if each.ndim == 1:
+        return each
+    if mask is None:
+        return each.flatten(1).mean(1)
+    weights = mask.to(each).flatten(1)
+    return (each.flatten(1) * weights).sum(1) / weights.sum(1).clamp_min(1)

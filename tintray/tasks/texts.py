@@ -18,7 +18,7 @@ from tintray.tasks.classes import accuracy
 from tintray.tasks.confidence import ConfidenceFilter
 from tintray.tasks.kind import Comparison, Kind, LossConfig
 from tintray.tasks.losses import token_loss
-from tintray.tasks.outputs import Mask, Outputs, TopTokens, share, top_tokens
+from tintray.tasks.outputs import Mask, Outputs, TopTokens, cut_alike, share, top_tokens
 
 TOP_TOKENS = 64
 """How many tokens of a language model's distribution are kept."""
@@ -82,8 +82,8 @@ class TextKind(Kind):
 
     def mean_agreement(self, merged: TopTokens, expert: TopTokens, mask: Mask) -> float:
         """The share of all tokens that count, whichever text they are of."""
-        length = min(merged.likeliest.shape[1], expert.likeliest.shape[1])  # the rest is padding
-        hits = (merged.likeliest[:, :length] == expert.likeliest[:, :length]).float()
+        ours, theirs = cut_alike(merged.likeliest, expert.likeliest)  # the rest is padding
+        hits = (ours == theirs).float()
         weights = hits.new_ones(hits.shape) if mask is None else mask[:, : hits.shape[1]].float()
         return float((hits * weights).sum() / weights.sum().clamp_min(1))
 
@@ -117,8 +117,7 @@ class TextKind(Kind):
         self, outputs: TopTokens, labels: Tensor, mask: Mask
     ) -> tuple[Tensor, Tensor, int]:
         """Predicted and true tokens, and how many there are at least."""
-        length = min(outputs.indices.shape[1], labels.shape[1])
-        tokens, true = outputs.indices[:, :length, 0].long(), labels[:, :length].long()
+        tokens, true = (cut.long() for cut in cut_alike(outputs.likeliest, labels))
         return tokens[true != IGNORED], true[true != IGNORED], int(tokens.max()) + 2
 
 
@@ -154,8 +153,6 @@ class Seq2Seq(TextKind):
 
     def measure(self, outputs: TopTokens, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The share of answers that are right at every position, and that of right tokens."""
-        predicted = outputs.likeliest
-        length = min(predicted.shape[1], labels.shape[1])
-        right = (predicted[:, :length] == labels[:, :length]) | (labels[:, :length] == IGNORED)
-        exact = right.all(1).float().mean().item()
+        predicted, true = cut_alike(outputs.likeliest, labels)
+        exact = ((predicted == true) | (true == IGNORED)).all(1).float().mean().item()
         return {"exact_match": exact, **super().measure(outputs, labels, mask)}

@@ -46,10 +46,9 @@ class ValueKind(Kind):
 
     def constant(self, outputs: Tensor, mask: Mask) -> bool:
         """Whether the values of all examples are the same but for rounding."""
-        spread = max(
-            float((outputs[part] - outputs[:1]).abs().max()) for part in stretches(len(outputs))
-        )
-        return spread <= 1e-6 * float(outputs[:1].abs().max())
+        first = outputs[:1]
+        spreads = (float((outputs[s] - first).abs().max()) for s in stretches(len(outputs)))
+        return max(spreads) <= 1e-6 * float(first.abs().max())
 
 
 class Regression(ValueKind):
@@ -83,13 +82,13 @@ class Regression(ValueKind):
                 values = [float(v) if isinstance(v, str) else v for v in values]
             except ValueError as error:
                 raise DataError(f"{column.where} is not made of numbers ({error})") from error
-        found = column.array(f"one number for each example, or {width}", values, ndim=(1, 2))
+        numbers = column.array(f"one number for each example, or {width}", values, ndim=(1, 2))
         with np.errstate(over="ignore"):
-            found = found.astype(np.float32)
-        if not np.isfinite(found).all():
+            rows = numbers.astype(np.float32).reshape(len(numbers), -1)
+        if not np.isfinite(rows).all():
             raise DataError(f"{column.where} holds NaN or infinite numbers; expected finite ones")
-        if found.reshape(len(found), -1).shape[1] != width:
+        if rows.shape[1] != width:
             raise DataError(
-                f"{column.where} is {list(found.shape)}; the expert answers with {width} numbers"
+                f"{column.where} is {list(numbers.shape)}; the expert answers with {width} numbers"
             )
-        return torch.from_numpy(found.reshape(len(found), width))
+        return torch.from_numpy(rows)
