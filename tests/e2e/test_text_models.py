@@ -223,7 +223,7 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
             {"role": "assistant", "content": "w9"},
         ],
     ]
-    examples = Examples({"messages": talks}, "here")
+    examples = Examples({"messages": talks})
     pool = build_pool(examples, made, kind=find_kind("language_modelling"))
     assert pool.mask is not None and pool.targets is not None
     plain = [made.apply_chat_template(talk, tokenize=True)["input_ids"] for talk in talks]

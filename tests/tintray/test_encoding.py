@@ -54,7 +54,7 @@ def split(expression: str) -> dict[str, Any]:
 
 
 def chat(template: str) -> tuple[Any, Examples]:
-    return tiny.tokenizer(chat_template=template), Examples({"messages": [TALK]}, "x")
+    return tiny.tokenizer(chat_template=template), Examples({"messages": [TALK]})
 
 
 def test_a_process_of_its_own_makes_what_transformers_makes(
@@ -76,7 +76,7 @@ def test_a_process_of_its_own_makes_what_transformers_makes(
         ({"text": rows}, made(normalizer=replace({"String": "w1"}, "w2"))),
     ):
         expected = encode(columns, tokenizer, options)
-        found = text._encoded(Examples(columns, "x"), tokenizer, options, DataSource("x"), "data")
+        found = text._encoded(Examples(columns), tokenizer, options, DataSource("x"), "data")
         assert found == expected
         apart.append(found)
     assert apart[0]["rows"]["input_ids"] == whole["input_ids"]
@@ -122,7 +122,7 @@ def test_what_would_compute_for_ever_is_ended(template: str) -> None:
 def test_expressions_of_a_tokenizer_are_ended() -> None:
     """Each search has a bound of the library's, a text has as many as it has letters."""
     tokenizer = made(pre_tokenizer=split("a*a*a*a*bd"))
-    examples = Examples({"text": ["a" * 60 + "b bd"] * 20_000}, "x")
+    examples = Examples({"text": ["a" * 60 + "b bd"] * 20_000})
     with pytest.raises(DataError, match="the tokenizer of the expert took more than the 1 s"):
         build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SECOND)
 
@@ -134,7 +134,7 @@ def test_what_would_take_all_memory_is_ended(what: str) -> None:
     else:
         more = [replace({"String": "w"}, "w" * 1000)] * 4
         tokenizer = made(normalizer={"type": "Sequence", "normalizers": more})
-        examples = Examples({"text": ["w1"]}, "x")
+        examples = Examples({"text": ["w1"]})
     with pytest.raises(DataError, match="of the expert took more memory than max_pool_bytes"):
         build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SMALL)
 

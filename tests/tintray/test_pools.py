@@ -39,7 +39,7 @@ UNUSUAL = [
 
 
 def raw(images: Any) -> Examples:
-    return Examples({"image": images}, "here", np.arange(len(images)))
+    return Examples({"image": images}, np.arange(len(images)))
 
 
 def images(*shape: int) -> Any:
@@ -86,7 +86,7 @@ def test_digest_is_of_pixels_and_preprocessing() -> None:
     processors = [ViTImageProcessor(size=SIZE), ViTImageProcessor(size=SIZE, image_mean=[0.4] * 3)]
     digests = [build_pool(raw(d), p).digest for d in (data, changed) for p in processors]
     assert len(set(digests)) == 4
-    elsewhere = Examples({"image": data.copy()}, "elsewhere", np.arange(4))
+    elsewhere = Examples({"image": data.copy()}, np.arange(4))
     assert build_pool(elsewhere, processors[0]).digest == digests[0]
 
 
@@ -136,7 +136,7 @@ def square(side: int) -> dict[str, int]:
 
 def pool_of(values: Any, processor: Any, **options: Any) -> Pool:
     kind = "text" if isinstance(values[0], str) else "image"
-    return build_pool(Examples({kind: values}, "d"), processor, role="tasks.x.pool", **options)
+    return build_pool(Examples({kind: values}), processor, role="tasks.x.pool", **options)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,8 @@ class Examples:
     # Each of N values. Images are one uint8 array [N, H, W] or [N, H, W, 3], or a list of arrays of
     # different sizes.
     columns: Mapping[str, Any]
-    source: str
     # which rows of the split they are, int64 [N]: a slice, without the unreadable ones
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    unreadable: tuple[str, ...] = ()  # what was left out and why, a sentence each
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -95,7 +93,7 @@ def _texts(table: Table, columns: Mapping[str, str], rows: Any) -> Examples:
     chosen = {kind: [column[number] for number in good] for kind, column in values.items()}
     if table.source.prefix and "text" in chosen:
         chosen["text"] = [table.source.prefix + text for text in chosen["text"]]
-    return Examples(chosen, table.source.named, rows[good], tuple(bad.values()))
+    return Examples(chosen, rows[good])
 
 
 def _problem(value: Any, kind: str) -> str | None:
@@ -121,7 +119,7 @@ def _images(table: Table, column: str, rows: Any) -> Examples:
         where = f"{table.role}: '{table.name(column)}' in {table.source.path}"
         if values.size == 0:
             raise DataError(f"{where} is empty; expected at least one example")
-        return Examples({"image": as_images(values, where)}, table.source.named, rows)
+        return Examples({"image": as_images(values, where)}, rows)
     taken, lock = 0, Lock()
 
     def decoded(value: Any, row: int) -> NDArray[Any] | str:
@@ -145,8 +143,7 @@ def _images(table: Table, column: str, rows: Any) -> Examples:
     good = _without(table, rows, bad)
     images = [one for one in results if not isinstance(one, str)]
     alike = len({image.shape for image in images}) == 1
-    columns = {"image": np.stack(images) if alike else images}
-    return Examples(columns, table.source.named, rows[good], tuple(bad.values()))
+    return Examples({"image": np.stack(images) if alike else images}, rows[good])
 
 
 def _without(table: Table, rows: NDArray[np.int64], bad: Mapping[int, str]) -> list[int]:

@@ -75,11 +75,6 @@ class DataSource:
         return tuple(Path(str(root)).resolve() for root in [*roots, *self.limits.data_roots])
 
     @property
-    def named(self) -> str:
-        """Place and split, as messages have them."""
-        return f"{self.path}:{self.split}"
-
-    @property
     def enough(self) -> int | None:
         """How many rows at the beginning of the split hold all that is meant; None if all may."""
         slice_ = _SLICE.fullmatch(self.split)

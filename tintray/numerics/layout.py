@@ -8,6 +8,7 @@ one array to send.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,9 +71,8 @@ class Layout:
             while slot.stop > origin + len(pieces[number]):
                 origin += len(pieces[number])
                 number += 1
-            views[slot.name] = pieces[number][slot.start - origin : slot.stop - origin].view(
-                slot.shape
-            )
+            whole = pieces[number][slot.start - origin : slot.stop - origin]
+            views[slot.name] = whole.view(slot.shape)
         return views
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
@@ -156,10 +156,9 @@ def build_layout(
     position = 0
     for names in keys.values():
         for name in names:
-            shape = tuple(shapes[name])
-            size = torch.Size(shape).numel()
-            slots.append(Slot(name, shape, position, position + size))
-            position += size
+            shape, start = tuple(shapes[name]), position
+            position += math.prod(shape)
+            slots.append(Slot(name, shape, start, position))
     units: list[LayerUnit] = []
     for key, group in groupby(slots, key=lambda slot: _unit_of(slot.name, granularity)):
         members = list(group)

@@ -21,15 +21,11 @@ def sample(seed: int, task: str, round_: int, examples: int, batch_size: int) ->
     often; the shuffle depends on seed, task name and epoch alone.
     """
     positions = torch.arange(round_ * batch_size, (round_ + 1) * batch_size)
-    epochs = positions // examples
-    return torch.cat(
-        [
-            torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))[
-                positions[epochs == epoch] % examples
-            ]
-            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
-        ]
-    )
+    epochs, parts = positions // examples, []
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        order = torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))
+        parts.append(order[positions[epochs == epoch] % examples])
+    return torch.cat(parts)
 
 
 def sample_tasks(seed: int, round_: int, tasks: int, count: int) -> list[int]:

@@ -34,12 +34,12 @@ def cached_pool(folder: Path, key: str, prepare: Callable[[], Pool]) -> Pool:
     """
     name = hashlib.sha256(f"pool 1 {key}".encode()).hexdigest()
     path = folder / "pools" / f"{name}.safetensors"
-    found = _read(path)
-    if found is None:
-        found = prepare()
-        _write(path, found)
+    pool = _read(path)
+    if pool is None:
+        pool = prepare()
+        _write(path, pool)
         _forget(path.parent)
-    return found
+    return pool
 
 
 def _read(path: Path) -> Pool | None:
@@ -57,13 +57,11 @@ def _read(path: Path) -> Pool | None:
 
 def _write(path: Path, pool: Pool) -> None:
     """Keep a pool; where there is no room for it, or no right to, there is none to keep."""
-    tensors = {f"{_INPUT}{name}": tensor.contiguous() for name, tensor in pool.inputs.items()}
+    tensors = {f"{_INPUT}{name}": tensor for name, tensor in pool.inputs.items()}
     tensors["rows"] = torch.from_numpy(np.asarray(pool.rows, np.int64))
-    tensors |= {
-        name: tensor.contiguous()
-        for name, tensor in (("scale", pool.scale), ("shift", pool.shift))
-        if tensor is not None
-    }
+    if pool.scale is not None and pool.shift is not None:
+        tensors |= {"scale": pool.scale, "shift": pool.shift}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +75,8 @@ def _write(path: Path, pool: Pool) -> None:
 def _forget(folder: Path) -> None:
     """Remove the pools that were not used for longest, until the others fit."""
     with suppress(OSError):  # another process may remove the same
-        kept = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
         total = 0
-        for path in kept:
+        for path in sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime):
             total += path.stat().st_size
             if total > MOST_BYTES:
                 path.unlink(missing_ok=True)

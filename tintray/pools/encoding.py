@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-_OWN = 2**30  # bytes that Python, the libraries and a vocabulary may take in such a process
+_OVERHEAD = 2**30  # bytes that Python, the libraries and a vocabulary may take in such a process
 _LONGEST = 10**9  # seconds that a timer takes on every system
 
 
@@ -33,22 +33,17 @@ def encode(
     if "messages" in columns:
         template = tokenizer.get_chat_template()
         marks = "{% generation" in template or "{%- generation" in template
-        found = tokenizer.apply_chat_template(
-            columns["messages"],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=marks,
-            **options,
-        )
-        assistant = found.pop("assistant_masks") if marks else None
+        settings = {"return_dict": True, "return_assistant_tokens_mask": marks, **options}
+        made = tokenizer.apply_chat_template(columns["messages"], tokenize=True, **settings)
+        assistant = made.pop("assistant_masks") if marks else None
     elif "tokens" in columns:
         if isinstance(getattr(tokenizer, "add_prefix_space", None), bool):
             tokenizer.add_prefix_space = True  # byte-level tokenizers refuse words otherwise
-        found = tokenizer(columns["tokens"], is_split_into_words=True, **options)
-        words = [found.word_ids(row) for row in range(len(columns["tokens"]))]
+        made = tokenizer(columns["tokens"], is_split_into_words=True, **options)
+        words = [made.word_ids(row) for row in range(len(columns["tokens"]))]
     else:
-        found = tokenizer(columns["text"], columns.get("text_pair"), **options)
-    rows = {name: [list(row) for row in found[name]] for name in found}
+        made = tokenizer(columns["text"], columns.get("text_pair"), **options)
+    rows = {name: [list(row) for row in made[name]] for name in made}
     return {"rows": rows, "words": words, "assistant": assistant}
 
 
@@ -58,7 +53,7 @@ def _main() -> None:
     with suppress(ImportError, ValueError, OSError):  # no such bound on this system
         import resource
 
-        most = int(sys.argv[2]) + _OWN
+        most = int(sys.argv[2]) + _OVERHEAD
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     order = pickle.load(sys.stdin.buffer)
     # The system ends the process, whatever it does then, and though nobody waits for it any more.

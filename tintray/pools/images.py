@@ -58,8 +58,9 @@ def _check_resized(examples: Examples, processor: Any, source: DataSource, role:
     Where the shorter edge is given, the longer one follows from the image: a line of pixels may
     become one of millions.
     """
-    found = examples.columns["image"]
-    shapes = {found.shape[1:3]} if isinstance(found, np.ndarray) else {i.shape[:2] for i in found}
+    images = examples.columns["image"]
+    of_one_size = isinstance(images, np.ndarray)
+    shapes = {images.shape[1:3]} if of_one_size else {image.shape[:2] for image in images}
     longest = max(max(shape) / max(min(shape), 1) for shape in shapes)
     for name in ("size", "crop_size", "pad_size"):
         size: Any = getattr(processor, name, None)

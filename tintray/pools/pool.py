@@ -106,8 +106,8 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         total = attention.shape[1]
         length = max(1, int(attention.any(0).nonzero().max()) + 1) if attention.any() else 1
         for name, tensor in batch.items():
-            own = name.startswith("decoder_") == bool(prefix)
-            if own and tensor.ndim == 2 and tensor.shape[1] == total:
+            same_side = name.startswith("decoder_") == bool(prefix)
+            if same_side and tensor.ndim == 2 and tensor.shape[1] == total:
                 batch[name] = tensor[:, :length]
     return batch
 

@@ -23,6 +23,8 @@ from tintray.tasks.kind import Kind
 ANSWER_LENGTH = 64
 """Tokens that an answer of a sequence-to-sequence model has at most, if the job does not say."""
 
+_ANYWHERE = DataSource("")
+
 
 def open_pool(
     source: DataSource,
@@ -34,15 +36,9 @@ def open_pool(
 ) -> Pool:
     """Read examples and prepare them for the expert in ``folder``.
 
-    Raises DataError, CheckpointError if they cannot be read, or the expert's folder has no
-    processor for them.
-
-    Parameters
-    ----------
-    role, data
-        What messages call the expert and the examples.
-    cache
-        Prepared images are kept below it, by content.
+    ``role`` and ``data`` are what messages call the expert and the examples; prepared images are
+    kept below ``cache``, by content. Raises DataError, CheckpointError if the examples cannot be
+    read, or the expert's folder has no processor for them.
     """
 
     def processor(text: bool) -> Any:
@@ -59,10 +55,7 @@ def prepared_pool(
     role: str,
     cache: Path | None,
 ) -> Pool:
-    """The same, with what ``processor`` gives for texts (True) or images, which may be None.
-
-    Raises DataError if the examples cannot be read or prepared.
-    """
+    """The same, with what ``processor`` gives for texts (True) or images, which may be None."""
     encoded = encoded_digest(source, role) if cache else None
     known = None if encoded is None else processor(False)
     if cache is not None and known is not None:
@@ -78,7 +71,7 @@ def build_pool(
     examples: Examples,
     processor: Any,
     kind: Kind = CLASSIFICATION,
-    source: DataSource | None = None,
+    source: DataSource = _ANYWHERE,
     role: str = "data",
 ) -> Pool:
     """Prepare examples exactly as the expert's processor does.
@@ -88,7 +81,6 @@ def build_pool(
     Raises DataError if texts cannot be turned into tokens as the kind of task asks, images cannot
     be prepared, or what comes of them takes more memory than the source's limits allow.
     """
-    source = source or DataSource(examples.source)
     if not examples.is_text:
         return image_pool(examples, processor, source, role)
     pool = text_pool(examples, processor, kind, source, role)

@@ -52,22 +52,18 @@ def text_pool(
     a template; or if the tokens take more memory than the source's limits allow.
     """
     with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
-        return _build(examples, tokenizer, kind, source, role)
-
-
-def _build(examples: Examples, tokenizer: Any, kind: Kind, source: DataSource, role: str) -> Pool:
-    limit = _limit(tokenizer, source.max_length)
-    digest = _digest(examples, tokenizer, kind, limit)
-    options = {"truncation": True, "max_length": limit}
-    found = _encoded(examples, tokenizer, options, source, role)
-    encoded = found["rows"]
-    _check_content(encoded, tokenizer, role)
-    longest = max(len(row) for row in encoded["input_ids"])
-    taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
-    source.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
-    inputs = _padded(tokenizer, encoded)
-    mask, targets = kind.token_targets(inputs, found["words"], found["assistant"], role)
-    return Pool(inputs, None, None, digest, mask, examples.rows, targets)
+        limit = _limit(tokenizer, source.max_length)
+        digest = _digest(examples, tokenizer, kind, limit)
+        options = {"truncation": True, "max_length": limit}
+        made = _encoded(examples, tokenizer, options, source, role)
+        encoded = made["rows"]
+        _check_content(encoded["input_ids"], tokenizer, role)
+        longest = max(len(row) for row in encoded["input_ids"])
+        taken = len(examples) * longest * _INT64 * (len(encoded) + 2)  # and a mask and next tokens
+        source.check_bytes(taken, f"{role}: {len(examples):,} texts of up to {longest:,} tokens")
+        inputs = _padded(tokenizer, encoded, longest)
+        mask, targets = kind.token_targets(inputs, made["words"], made["assistant"], role)
+        return Pool(inputs, None, None, digest, mask, examples.rows, targets)
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
@@ -84,23 +80,23 @@ def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
         )
 
 
-def _check_content(encoded: Any, tokenizer: Any, role: str) -> None:
+def _check_content(rows: list[list[int]], tokenizer: Any, role: str) -> None:
     """Refuse texts that most of which the tokenizer knows nothing of: it is another model's."""
     nothing = {*tokenizer.all_special_ids}
-    empty = sum(nothing.issuperset(row) for row in encoded["input_ids"])
-    if empty > len(encoded["input_ids"]) / 2:
+    empty = sum(nothing.issuperset(row) for row in rows)
+    if empty > len(rows) / 2:
         raise DataError(
             f"{role}: the tokenizer of the expert ({type(tokenizer).__name__}) finds no known "
-            f"token in {empty:,} of {len(encoded['input_ids']):,} texts; expected the tokenizer "
-            "that the expert was trained with"
+            f"token in {empty:,} of {len(rows):,} texts; expected the tokenizer that the expert "
+            "was trained with"
         )
 
 
 def _limit(tokenizer: Any, max_length: int | None) -> int:
-    known = int(min(tokenizer.model_max_length, _UNLIMITED))
+    most = int(min(tokenizer.model_max_length, _UNLIMITED))
     if max_length is not None:
-        return min(max_length, known)
-    return known if known < _UNLIMITED else _DEFAULT_LENGTH
+        return min(max_length, most)
+    return most if most < _UNLIMITED else _DEFAULT_LENGTH
 
 
 def _digest(examples: Examples, tokenizer: Any, kind: Kind, limit: int) -> str:
@@ -115,11 +111,7 @@ def _digest(examples: Examples, tokenizer: Any, kind: Kind, limit: int) -> str:
 
 
 def _encoded(
-    examples: Examples,
-    tokenizer: Any,
-    options: dict[str, Any],
-    source: DataSource,
-    role: str,
+    examples: Examples, tokenizer: Any, options: dict[str, Any], source: DataSource, role: str
 ) -> dict[str, Any]:
     """``encode``, here if the tokenizer's size bounds what it does, else in a bounded process."""
     columns = examples.columns
@@ -150,23 +142,19 @@ def _encoded(
             f"{size_text(limits.max_pool_bytes)}, or ended its process (exit code {code}{said}); "
             "take fewer examples, mend the expert's tokenizer files or raise it"
         )
-    found: dict[str, Any] = json.loads(answer)
-    if "error" in found:
-        raise DataError(f"{role}: the {who} of the expert cannot read the texts ({found['error']})")
-    return found
+    made: dict[str, Any] = json.loads(answer)
+    if "error" in made:
+        raise DataError(f"{role}: the {who} of the expert cannot read the texts ({made['error']})")
+    return made
 
 
 def _apart(order: bytes, limits: Limits) -> tuple[int, bytes, str]:
     """The exit code of a process that encodes, its answer, and its last words behind a colon."""
     bounds = [str(limits.max_seconds), str(limits.max_pool_bytes)]
-    found = subprocess.run(
-        [sys.executable, "-P", encoding.__file__, *bounds, *filter(None, sys.path)],
-        input=order,
-        capture_output=True,
-        check=False,
-    )
-    said = found.stderr[-500:].decode("utf-8", "replace").strip().splitlines()
-    return found.returncode, found.stdout, f": {said[-1].strip()}" if said else ""
+    command = [sys.executable, "-P", encoding.__file__, *bounds, *filter(None, sys.path)]
+    done = subprocess.run(command, input=order, capture_output=True, check=False)
+    said = done.stderr[-500:].decode("utf-8", "replace").strip().splitlines()
+    return done.returncode, done.stdout, f": {said[-1].strip()}" if said else ""
 
 
 def _is_bounded(tokenizer: Any) -> bool:
@@ -193,20 +181,16 @@ def _kinds(part: Any) -> Iterator[str]:
         yield from _kinds(inner)
     if isinstance(part, dict):
         lists = [value for value in part.values() if isinstance(value, list)]
-        if lists:
-            yield from _kinds(lists)
-        else:
-            yield str(part.get("type"))
+        yield from _kinds(lists) if lists else [str(part.get("type"))]
 
 
-def _padded(tokenizer: Any, encoded: Any) -> dict[str, Tensor]:
-    """[N, S] per input, on the right, S the longest of all."""
-    length = max(len(row) for row in encoded["input_ids"])
+def _padded(tokenizer: Any, encoded: Any, length: int) -> dict[str, Tensor]:
+    """[N, S] per input, on the right."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    fills = {"input_ids": pad or 0, "attention_mask": 0}
-    found = {}
+    inputs = {}
     for name in tokenizer.model_input_names:
         if name in encoded:
-            rows = [list(row) + [fills.get(name, 0)] * (length - len(row)) for row in encoded[name]]
-            found[name] = torch.tensor(rows, dtype=torch.int64)
-    return found
+            fill = [pad or 0] if name == "input_ids" else [0]
+            rows = [row + fill * (length - len(row)) for row in encoded[name]]
+            inputs[name] = torch.tensor(rows, dtype=torch.int64)
+    return inputs

@@ -185,13 +185,13 @@ def _prepared(bench: Bench) -> None:
     processor = processor_in(bench.folder, "expert", text=text)
     if not text:
         images = np.zeros((2, 16, 16, 3), np.uint8)
-        build_pool(Examples({"image": images}, "x"), processor, role="data")
+        build_pool(Examples({"image": images}), processor, role="data")
         return
     talk = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     columns: dict[str, Any] = {"text": ["w1 w2", "w3 w4 w5"]}
     if b"chat_template" in bench.content("tokenizer_config.json"):
         columns = {"messages": [talk]}
-    build_pool(Examples(columns, "x"), processor, kind=find_kind("language_modelling"), role="data")
+    build_pool(Examples(columns), processor, kind=find_kind("language_modelling"), role="data")
 
 
 def _words(bench: Bench) -> None:
@@ -204,7 +204,7 @@ def _words(bench: Bench) -> None:
     text = _is_text(bench)
     processor = processor_in(bench.folder, "expert", text=text)
     if text:
-        rows = Examples({"tokens": [["w1", "w2"], ["w3"]]}, "x")
+        rows = Examples({"tokens": [["w1", "w2"], ["w3"]]})
         build_pool(rows, processor, kind=find_kind("token_classification"), role="data")
 
 
