@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus, urlsplit
@@ -58,13 +58,7 @@ _learnt: set[str] = set()  # every secret that this process has used
 
 
 def parse_catalog(url: str) -> sa.URL:
-    """A catalog's URL in its parts.
-
-    Raises
-    ------
-    ValueError
-        It cannot be parsed, or it is unclear where its password ends. It is not repeated.
-    """
+    """A catalog's URL in its parts; ``ValueError`` if it is unclear where its password ends."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -73,14 +67,11 @@ def parse_catalog(url: str) -> sa.URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise ValueError("a URL that cannot be read") from None
+    named = _NAME.fullmatch(parsed.database or "") and _HOST.fullmatch(parsed.host or "")
     if parsed.drivername.startswith("sqlite"):
         if parsed.host or parsed.username or parsed.password:
             raise ValueError("a SQLite URL with a host or a user in it")
-    elif (
-        url.count("@") > 1
-        or not _NAME.fullmatch(parsed.database or "")
-        or not _HOST.fullmatch(parsed.host or "")
-    ):
+    elif url.count("@") > 1 or not named:
         raise ValueError(
             "a URL of which it is unclear where the password ends; write '@', '/', ':' and '?' in "
             "it as %40, %2F, %3A and %3F"
@@ -116,10 +107,7 @@ def shown_catalog(parsed: sa.URL) -> str:
 
 
 def shown_url(text: str) -> str:
-    """A value that is, or was meant to be, one URL, without what may be a secret in it.
-
-    A text without ``://`` is given back as it is.
-    """
+    """What is, or was meant to be, one URL, without what may be a secret in it; else the text."""
     text = str(text)  # a location is one too, and is not to be given back as one
     scheme = _SCHEME.match(text)
     if scheme is None:
@@ -171,7 +159,7 @@ def learn_url(url: str, parsed: sa.URL) -> None:
 
 def learn(secret: str) -> None:
     """Let :func:`redact` hide a secret from now on."""
-    _learnt.update(form for form in _spellings(secret) if len(form) >= _SHORTEST)
+    _learnt.update(_spellings(secret))
 
 
 def _without_fields(text: str) -> str:
@@ -203,16 +191,11 @@ def _without_catalogs(line: str) -> str:
 
 
 def _known() -> set[str]:
-    given = {name: os.environ.get(name, "") for name in (*ENVIRONMENT, "TINTRAY_CATALOG")}
-    url = given.pop("TINTRAY_CATALOG")
-    if url and not _plain_file(url):
+    url = os.environ.get("TINTRAY_CATALOG", "")
+    if url and not (url.startswith("sqlite:") and "?" not in url):
         _look_into(url)
-    values = {form for value in given.values() for form in _spellings(value)}
-    return {value for value in _learnt | values if len(value) >= _SHORTEST}
-
-
-def _plain_file(url: str) -> bool:
-    return url.startswith("sqlite:") and "?" not in url
+    values = {form for name in ENVIRONMENT for form in _spellings(os.environ.get(name, ""))}
+    return _learnt | values
 
 
 @lru_cache(maxsize=8)
@@ -225,28 +208,23 @@ def _look_into(url: str) -> None:
 
 def _forms(url: str, parsed: sa.URL) -> Iterator[str]:
     """How the secrets of a URL may be written, but for those that its open parts have too."""
-    raw, secrets = _raw_secrets(url), [str(parsed.password or "")]
+    secrets = [str(parsed.password or "")]
     for key, value in parsed.query.items():
         if not _open(key, value):
             secrets += [value] if isinstance(value, str) else value
+    # As they are written in the URL, where a part may be percent-encoded and not all.
+    userinfo, _, place = url.partition("://")[2].rpartition("@")
+    fields = [pair.partition("=") for pair in place.partition("?")[2].split("&")]
+    secrets += [value for key, _, value in fields if key.lower() not in _OPEN]
+    secrets.append(userinfo.partition(":")[2])
     # A password that is the user's name cannot be told from it in a text.
     beside = f"{parsed.drivername} {parsed.username} {parsed.host} {parsed.database} tintray"
-    for secret in {*raw, *secrets}:
-        if len(secret) >= _SHORTEST and secret not in beside and secret != HIDDEN:
-            yield from (form for form in _spellings(secret) if len(form) >= _SHORTEST)
-
-
-def _raw_secrets(url: str) -> Iterable[str]:
-    """The same as they are written in the URL, where a part may be percent-encoded and not all."""
-    _, _, rest = url.partition("://")
-    userinfo, _, place = rest.rpartition("@")
-    fields = [pair.partition("=") for pair in place.partition("?")[2].split("&")]
-    hidden = [value for key, _, value in fields if key.lower() not in _OPEN]
-    return [userinfo.partition(":")[2], *hidden]
+    for secret in set(secrets) - {HIDDEN}:
+        if len(secret) >= _SHORTEST and secret not in beside:
+            yield from _spellings(secret)
 
 
 def _spellings(secret: str) -> set[str]:
-    if not secret:
-        return set()
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret), shlex.quote(secret)}
-    return {secret, *quoted, repr(secret)[1:-1], json.dumps(secret)[1:-1]}
+    forms = {secret, *quoted, repr(secret)[1:-1], json.dumps(secret)[1:-1]}
+    return {form for form in forms if len(form) >= _SHORTEST} if secret else set()

@@ -29,7 +29,7 @@ from tintray.jobs.engine.worker import MARK, Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import CheckpointSaved, RoundDone
 from tintray.seals import unseal
-from tintray.storage.artifacts.blobs import BlobRef, delete_blob, fetch_blob, get_blob, put_blob
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import seal
 from tintray.storage.catalog.catalog import Catalog
@@ -231,7 +231,7 @@ def delete_blobs(store: ArtifactStore, hashes: set[str]) -> None:
     """Delete the blobs of checkpoints that were dropped; gc takes those that resist."""
     for sha256 in sorted(hashes):
         try:
-            delete_blob(store, sha256)
+            store.delete(blob_key(sha256))
         except StorageError as error:
             _log.warning("blob %s of a checkpoint that was dropped is left: %s", sha256, error)
             return

@@ -82,21 +82,16 @@ def is_sound(store: ArtifactStore, ref: BlobRef, found: Entry) -> bool:
     They are read and hashed. A large one in a bucket is not where this store object has done so, or
     has written it, and the server's mark of its content is still the same.
     """
-    if found.size != ref.size:
-        return False
-    if found.mark and store.proved.get(ref.sha256) == found.mark:
-        return True
-    if hash_stored(store, found.key) != ref:
-        return False
-    if found.mark:
+    proved = bool(found.mark) and store.proved.get(ref.sha256) == found.mark
+    sound = found.size == ref.size and (proved or hash_stored(store, found.key) == ref)
+    if sound and found.mark:
         store.proved[ref.sha256] = found.mark
-    return True
+    return sound
 
 
 def hash_stored(store: ArtifactStore, key: str) -> BlobRef:
     """The reference that the bytes of an artifact in a store would have; bounded memory."""
-    own = store.local_path(key)
-    if own is not None:
+    if (own := store.local_path(key)) is not None:
         return hash_file(own)
     digest, size = hashlib.sha256(), 0
     while chunk := store.get(key, size, size + _CHUNK):
@@ -114,17 +109,8 @@ def freshen(store: ArtifactStore, found: Entry) -> bool:
     return time.time() - found.modified < FRESH or store.touch(found.key)
 
 
-def delete_blob(store: ArtifactStore, sha256: str) -> None:
-    """Delete a blob that nobody needs."""
-    store.delete(blob_key(sha256))
-
-
 def get_blob(store: ArtifactStore, ref: BlobRef | str) -> bytes:
-    """The bytes of a blob, checked against its hash.
-
-    Raises ``NotFoundError`` if it is not there and ``IntegrityError``,
-    which names the artifact, if its bytes are not those that its name promises.
-    """
+    """The bytes of a blob; ``IntegrityError`` if they are not those that its name promises."""
     sha256 = _sha256(ref)
     data = store.get(blob_key(sha256))
     _check(sha256, hash_bytes(data), store.url)
@@ -138,26 +124,21 @@ def fetch_blob(store: ArtifactStore, ref: BlobRef | str, cache_dir: Path) -> Pat
     """
     sha256 = _sha256(ref)
     key = blob_key(sha256)
-    own = store.local_path(key)
-    if own is not None:
+    if (own := store.local_path(key)) is not None:
         _check(sha256, hash_file(own), store.url)
         return own
     target = cache_dir / key
     if target.is_file() and hash_file(target).sha256 == sha256:
         return target
-    found = _download(store, key, target)
-    if found.sha256 != sha256:  # altered on the way or in the store? a second one can tell
-        found = _download(store, key, target)
-    if found.sha256 != sha256:
-        target.unlink(missing_ok=True)
+    for _ in range(2):  # altered on the way or in the store? a second download can tell
+        digest = hashlib.sha256()
+        store.fetch(key, target, observe=digest.update)
+        found = BlobRef(digest.hexdigest(), target.stat().st_size)
+        if found.sha256 == sha256:
+            return target
+    target.unlink(missing_ok=True)
     _check(sha256, found, store.url)
     return target
-
-
-def _download(store: ArtifactStore, key: str, target: Path) -> BlobRef:
-    digest = hashlib.sha256()
-    store.fetch(key, target, observe=digest.update)
-    return BlobRef(digest.hexdigest(), target.stat().st_size)
 
 
 def _sha256(ref: BlobRef | str) -> str:

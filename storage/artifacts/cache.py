@@ -31,18 +31,16 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     ``key`` is a hash of everything that the result depends on. A record that was altered, or whose
     blob is gone or cut short, counts as none: computing again repairs it.
     """
-    name = _record_key(kind, key)
+    name = check_key(f"cache/{kind}/{key}.json")
     try:
         record = fetch_record(store, name)
         ref = BlobRef(check_sha256(record.get("sha256")), int(record["size"]))
         entry = CacheEntry(ref, dict(record["meta"]))
     except NotFoundError:
         return None
-    except IntegrityError as error:
-        _log.warning("cache record %s; the result is computed again", error)
-        return None
-    except (InputError, LookupError, TypeError, ValueError):  # sealed, and yet none of ours
-        _log.warning("cache record %s is none; the result is computed again", name)
+    except (IntegrityError, InputError, LookupError, TypeError, ValueError) as error:
+        what = error if isinstance(error, IntegrityError) else f"{name} is none"  # though sealed
+        _log.warning("cache record %s; the result is computed again", what)
         return None
     found = store.stat(blob_key(ref.sha256))
     if found is None or found.size != ref.size:
@@ -57,10 +55,6 @@ def remember(
     """Keep a result computed from content ``key``: its blob first, then the record of it."""
     ref = put_blob(store, source)
     record = {"sha256": ref.sha256, "size": ref.size, "meta": dict(meta)}
-    name = _record_key(kind, key)
+    name = check_key(f"cache/{kind}/{key}.json")
     store.put(name, seal(record, name), overwrite=True)
     return CacheEntry(ref, dict(meta))
-
-
-def _record_key(kind: str, key: str) -> str:
-    return check_key(f"cache/{kind}/{key}.json")

@@ -1,8 +1,8 @@
 """An end to every operation on a server, however slowly its bytes come.
 
-The timeouts of a client begin anew with every byte that arrives, so a server that trickles could
-hold it for ever. Here the work is done in a thread of its own, and whoever asked for it waits until
-its time is over and no longer. The thread ends with the piece of content that it waits for.
+The timeouts of a client begin anew with every byte, so a server that trickles could hold it for
+ever. Here the work is done in a thread of its own, and whoever asked for it waits until its time is
+over and no longer. The thread ends with the piece of content that it waits for.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def finish(work: Callable[[Deadline], Result], deadline: Deadline) -> Result:
 
     Work that itself calls this shares the time of the outer one.
     """
-    outer = _deadline.get()
-    if outer is not None:
+    if (outer := _deadline.get()) is not None:
         return work(outer)
     future: Future[Result] = Future()
 
@@ -82,8 +81,7 @@ def finish(work: Callable[[Deadline], Result], deadline: Deadline) -> Result:
 
 def refuse_overdue(**_: object) -> None:
     """Let no request of work begin whose time is over, be it the retry of one that failed."""
-    deadline = _deadline.get()
-    if deadline is not None:
+    if (deadline := _deadline.get()) is not None:
         deadline.check()
 
 

@@ -40,10 +40,10 @@ class FolderStore(ArtifactStore):
                 return False
             with self._scratch() as scratch:
                 _write(scratch, source)
-                if not _place_below(scratch, path, overwrite):
-                    return False
-            _sync(path.parent)
-        return True
+                placed = _place(scratch, path, overwrite)
+            if placed:
+                _sync(path.parent)
+        return placed
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See ``ArtifactStore.get``."""
@@ -74,9 +74,9 @@ class FolderStore(ArtifactStore):
         path = self._path(key)
         with self._failures(f"deleting {key}"), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
-            for folder in path.parents:  # those that are empty now
-                if folder == self.root or not _remove_empty(folder):
-                    break
+            with suppress(OSError):  # the first folder that is not empty ends it
+                for folder in path.parents[: -len(self.root.parts)]:
+                    folder.rmdir()
 
     def stat(self, key: str) -> Entry | None:
         """See ``ArtifactStore.stat``."""
@@ -91,9 +91,9 @@ class FolderStore(ArtifactStore):
     def local_path(self, key: str) -> Path:
         """The artifact's own file; raises ``NotFoundError`` if there is none."""
         path = self._path(key)
-        with self._failures(f"reading {key}"):
+        with self._reading(key):
             if not path.is_file():
-                raise NotFoundError(f"artifact {key} is not in the store {self.root}")
+                raise FileNotFoundError
         return path
 
     def touch(self, key: str) -> bool:
@@ -117,12 +117,8 @@ class FolderStore(ArtifactStore):
 
     def discard(self, leftover: str) -> None:
         """See ``ArtifactStore.discard``."""
-        path = self.root / RESERVED / Path(leftover).name
         with self._failures(f"deleting {leftover}"), suppress(FileNotFoundError):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(self.root / RESERVED / Path(leftover).name)
 
     def check_writable(self) -> None:
         """See ``ArtifactStore.check_writable``."""
@@ -142,8 +138,8 @@ class FolderStore(ArtifactStore):
                 scratch.mkdir()
                 for name, source in files.items():
                     self._link_or_write(source, scratch / check_key(name))
-                for folder in sorted(_folders(scratch), reverse=True):
-                    _sync(folder)
+                for folder, _, _ in os.walk(scratch, topdown=False):
+                    _sync(Path(folder))
                 _make_folder(path.parent)
                 try:
                     scratch.rename(path)  # refused by the system when path is a filled folder
@@ -183,10 +179,8 @@ class FolderStore(ArtifactStore):
         try:
             yield path
         finally:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):  # gone, or a leftover by now
+                _remove(path)
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -220,52 +214,37 @@ def _write(path: Path, source: Source) -> None:
 
 def _place(scratch: Path, path: Path, overwrite: bool) -> bool:
     """Give a finished file its name; False if the name was taken and may not be replaced."""
-    if overwrite:
-        scratch.replace(path)
-        return True
-    try:
-        os.link(scratch, path)  # unlike rename, never replaces what another writer has put there
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # A file system without hard links: racing writers of a blob write the same bytes.
-        scratch.replace(path)
-    return True
-
-
-def _place_below(scratch: Path, path: Path, overwrite: bool) -> bool:
-    """The same, in a folder that is made, and made again if it was empty and is being removed."""
     while True:
         _make_folder(path.parent)
         try:
-            return _place(scratch, path, overwrite)
-        except FileNotFoundError:
+            if overwrite:
+                scratch.replace(path)
+            else:
+                os.link(scratch, path)  # never replaces what another writer has put there
+            return True
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder was empty, and has just been removed
             if not scratch.exists():
                 raise
+        except OSError as error:
+            if overwrite or error.errno not in _NO_LINKS:
+                raise
+            overwrite = True  # no hard links here: racing writers of a blob write the same bytes
 
 
-def _remove_empty(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except OSError:  # not empty, most likely
-        return False
-    return True
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _make_folder(path: Path) -> None:
-    if path.is_dir():
-        return
-    if path.parent != path:
+    if not path.is_dir():
         _make_folder(path.parent)
-    try:
-        path.mkdir()
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-        return
-    _sync(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
@@ -274,10 +253,6 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _folders(top: Path) -> list[Path]:
-    return [Path(folder) for folder, _, _ in os.walk(top)]
 
 
 def _walk(folder: Path, base: str, prefix: str) -> Iterator[Entry]:

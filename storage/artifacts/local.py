@@ -13,17 +13,12 @@ from typing import BinaryIO
 
 from tintray.errors import StorageError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path``, at once, when the block ends well.
 
-    It is not flushed to the disk: this is for copies that can be made again. Raises
-    ``StorageError`` naming ``path`` if it cannot be written.
+    It is not flushed to the disk: this is for copies that can be made again.
     """
     partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -40,8 +35,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def sentence(what: str, folder: Path, action: str, error: OSError) -> str:
     """What went wrong with ``folder`` (shown as ``what``) and what to do, in one sentence."""
     where = f"{what} {folder}"
-    if error.errno in _FULL:
-        free = shutil.disk_usage(_existing(folder)).free
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(there).free
         return (
             f"{where} is full: {action} needs more than the {free:,} bytes left on its disk; "
             "free some space or name another place"
@@ -51,16 +47,12 @@ def sentence(what: str, folder: Path, action: str, error: OSError) -> str:
             f"{where} takes no file that large: {action} passed the size limit of its file system "
             "or of this process (ulimit -f); raise it or name another place"
         )
-    if error.errno in _REFUSED:
-        reason = os.strerror(error.errno or 0).lower()
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = os.strerror(error.errno).lower()
         return (
             f"{where} cannot be used: {action} was refused ({reason}); give this user the right "
             "to read and write there, or name another place"
         )
-    if error.errno in _NOT_A_FOLDER:
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"{where} cannot be used: {action} needs a folder where there is a file"
     return f"{where} failed: {action}: {error}"
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())

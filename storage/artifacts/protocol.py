@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 Source = bytes | memoryview | Path
-"""What can be put: bytes in memory, or a file."""
-
-
 Observer = Callable[[bytes], object]
 """What looks at bytes as they pass, such as the ``update`` of a hash."""
 
@@ -31,14 +28,12 @@ class Entry:
 class ArtifactStore(Protocol):
     """Named byte strings that become visible whole or not at all.
 
-    Keys are relative POSIX paths (``check_key``). Every method raises
-    ``StorageError`` when the store itself fails, and
-    ``InputError`` for a key that would leave it.
+    Keys are relative POSIX paths (``check_key``). Every method raises ``StorageError`` when the
+    store itself fails, and ``InputError`` for a key that would leave it.
     """
 
     url: str
     """The canonical URL of the store, never with credentials."""
-
     proved: dict[str, str]
     """Blobs whose bytes this object has hashed whole: their sha256, and the mark they had then."""
 

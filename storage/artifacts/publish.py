@@ -67,22 +67,23 @@ def publish_merge(
     """Publish files and a manifest as the immutable merge ``name``; returns its URL.
 
     Every file becomes a blob, or is one that the store has already and that is hashed there again:
-    what a manifest names can be read. The manifest, to which
-    ``name``, ``version`` and ``files: {relative name: {sha256, size}}`` are added, is written last.
-    In a folder store the merge is moreover an ordinary folder with all its files.
+    what a manifest names can be read. The manifest, to which ``name``, ``version`` and ``files:
+    {relative name: {sha256, size}}`` are added, is written last. In a folder store the merge is
+    moreover an ordinary folder with all its files.
 
     Without ``version`` the next free one is taken. Where several publishers share a bucket, take
-    it from ``catalog.merges.reserve``: not every S3 server keeps its promise
-    of a conditional put. ``confirm`` is called when only the manifest is missing: what it raises
-    keeps the merge from being published. Publishing the same files again under the same version
-    changes nothing but what has been damaged since; other files under it raise
-    ``StorageError``.
+    it from ``catalog.merges.reserve``: not every S3 server keeps its promise of a conditional put.
+    ``confirm`` is called when only the manifest is missing: what it raises keeps the merge from
+    being published. Publishing the same files again under the same version changes nothing but
+    what has been damaged since; other files under it raise ``StorageError``.
     """
     check_name(name, "merge name")
     for relative in files:
         if check_key(relative) == MANIFEST:
             raise InputError(f"merge {name}: {MANIFEST} is written by publishing, not given to it")
-    blobs = _put_all(store, files)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        refs = pool.map(lambda item: _put(store, *item), files.items())
+        blobs = dict(zip(files, refs, strict=True))
     listed = {key: {"sha256": ref.sha256, "size": ref.size} for key, ref in sorted(blobs.items())}
     if confirm is not None:
         confirm()
@@ -100,14 +101,6 @@ def publish_merge(
         f"merge {name}/v{first} is already published in {store.url} with other files: a published "
         "merge never changes; publish under another version or name"
     )
-
-
-def _put_all(
-    store: ArtifactStore, files: Mapping[str, bytes | Path | BlobRef]
-) -> dict[str, BlobRef]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        refs = pool.map(lambda item: _put(store, *item), files.items())
-        return dict(zip(files, refs, strict=True))
 
 
 def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
@@ -171,9 +164,8 @@ def _claim_and_put(store: ArtifactStore, ref: MergeRef, text: bytes) -> bool:
 
 def next_version(store: ArtifactStore, name: str) -> int:
     """The lowest version above all that exist or are being published under ``name``."""
-    prefix = f"merges/{check_name(name, 'merge name')}/"
-    taken = [_version(entry.key[len(prefix) :].partition("/")[0]) for entry in store.list(prefix)]
-    return max(taken, default=0) + 1
+    found = store.list(f"merges/{check_name(name, 'merge name')}/")
+    return 1 + max((_version(entry.key.split("/")[2]) for entry in found), default=0)
 
 
 def _version(text: str) -> int:
@@ -183,19 +175,13 @@ def _version(text: str) -> int:
 
 def list_merges(store: ArtifactStore) -> list[MergeRef]:
     """All published merges of a store, by name and version; half-written ones are none."""
-    found = []
-    for entry in store.list("merges/"):
-        parts = entry.key.split("/")
-        if len(parts) == 4 and parts[3] == MANIFEST and _version(parts[2]):
-            found.append(MergeRef(parts[1], _version(parts[2])))
-    return sorted(found)
+    keys = [entry.key.split("/") for entry in store.list("merges/")]
+    found = [(key[1], _version(key[2])) for key in keys if key[3:] == [MANIFEST]]
+    return sorted(MergeRef(name, version) for name, version in found if version)
 
 
 def read_manifest(store: ArtifactStore, ref: MergeRef) -> dict[str, Any]:
-    """The manifest of a merge, checked against its seal.
-
-    Raises ``NotFoundError`` for a merge that is not published, with the nearest that is.
-    """
+    """The manifest of a merge, checked against its seal; ``NotFoundError`` names the nearest."""
     try:
         document = fetch_record(store, ref.manifest_key)
     except NotFoundError:
@@ -206,10 +192,7 @@ def read_manifest(store: ArtifactStore, ref: MergeRef) -> dict[str, Any]:
 
 
 def listed_files(document: Mapping[str, Any], name: str) -> dict[str, BlobRef]:
-    """The files that a manifest lists, by their names in the merge.
-
-    Raises ``IntegrityError`` if what is there is no list of files with their hashes.
-    """
+    """The files that a manifest lists, by their names; ``IntegrityError`` if it lists none."""
     try:
         return {
             check_key(key): BlobRef(check_sha256(ref["sha256"]), _size(ref["size"]))

@@ -15,18 +15,12 @@ MAX_RECORD = 256 * 2**20
 
 
 def seal(document: Mapping[str, Any], name: str) -> bytes:
-    """A document's sealed JSON text (see :mod:`tintray.seals`), passwords in URLs removed.
-
-    Raises ``StorageError`` naming ``name`` if the document cannot be written as JSON.
-    """
+    """A document's sealed JSON text (see :mod:`tintray.seals`), passwords in URLs removed."""
     return seals.seal(document, name, scrub)
 
 
 def fetch_record(store: ArtifactStore, key: str) -> dict[str, Any]:
-    """A sealed document of a store, if it has at most :data:`MAX_RECORD` bytes.
-
-    Raises ``IntegrityError`` if it has more, or if a byte of it was changed.
-    """
+    """A sealed document of a store; ``IntegrityError`` if it was changed, or is too large."""
     name = f"{key} in {store.url}"
     data = store.get(key, 0, MAX_RECORD + 1)
     if len(data) > MAX_RECORD:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
@@ -23,7 +22,7 @@ from s3transfer.subscribers import BaseSubscriber
 from urllib3.exceptions import HTTPError
 
 from tintray.errors import NotFoundError
-from tintray.storage.artifacts.deadlines import Deadline, OverdueError, Threads, finish
+from tintray.storage.artifacts.deadlines import Deadline, Threads, finish
 from tintray.storage.artifacts.local import replacing
 from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Source
 from tintray.storage.artifacts.s3_client import (
@@ -32,13 +31,13 @@ from tintray.storage.artifacts.s3_client import (
     error_code,
     failures,
     make_client,
-    overdue,
 )
 from tintray.storage.artifacts.urls import RESERVED, S3Url, check_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
+        CopySourceTypeDef,
         GetObjectRequestTypeDef,
         HeadObjectOutputTypeDef,
         ListMultipartUploadsOutputTypeDef,
@@ -54,7 +53,10 @@ _BUSY = {"ConditionalRequestConflict", "409"}
 _NO_COPY = {"InvalidRequest", "EntityTooLarge", "NotImplemented", "501", "InvalidArgument"}
 _UNCONDITIONAL = {"NotImplemented", "501"}
 _BEHIND_THE_END = {"InvalidRange", "416"}
-_BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, OSError)
+_BROKEN = (
+    *(FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError),
+    *(HTTPError, OSError),
+)
 
 
 class S3Store(ArtifactStore):
@@ -97,14 +99,13 @@ class S3Store(ArtifactStore):
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See ``ArtifactStore.get``."""
-        if stop is not None and stop <= start:
-            if self.exists(key):
-                return b""
-            raise self._missing(key)
         name = self._name(key)
 
         def read(deadline: Deadline) -> bytes:
             with self._present(key):
+                if stop is not None and stop <= start:
+                    self._client.head_object(Bucket=self._place.bucket, Key=name)
+                    return b""
                 try:
                     return self._read(name, start, stop, deadline)
                 except ClientError as error:
@@ -125,9 +126,8 @@ class S3Store(ArtifactStore):
                     deadline.extend(head["ContentLength"] / self._options.slowest)
                     sink = cast("IO[bytes]", _Sink(file, observe))  # all that it calls is write()
                     known = [_Known(head)]
-                    _complete(
-                        self._transfers.download(bucket, name, sink, subscribers=known), deadline
-                    )
+                    copied = self._transfers.download(bucket, name, sink, subscribers=known)
+                    _complete(copied, deadline)
 
             self._do(f"reading {key}", copy)
         return destination
@@ -163,8 +163,8 @@ class S3Store(ArtifactStore):
         def ask(_: Deadline) -> Entry:
             with self._present(key):
                 answer = self._client.head_object(Bucket=bucket, Key=name)
-            modified = answer["LastModified"].timestamp()
-            return Entry(key, answer["ContentLength"], modified, answer.get("ETag", ""))
+            size, modified = answer["ContentLength"], answer["LastModified"].timestamp()
+            return Entry(key, size, modified, answer.get("ETag", ""))
 
         try:
             return self._do(f"reading {key}", ask)
@@ -180,18 +180,13 @@ class S3Store(ArtifactStore):
         bucket, name = self._place.bucket, self._name(key)
 
         def copy(_: Deadline) -> bool:
-            try:
-                self._client.copy_object(
-                    Bucket=bucket,
-                    Key=name,
-                    CopySource={"Bucket": bucket, "Key": name},
-                    MetadataDirective="REPLACE",
+            source: CopySourceTypeDef = {"Bucket": bucket, "Key": name}
+            done: object = None
+            with self._unless(MISSING | _NO_COPY):  # gone, or too large for one copy
+                done = self._client.copy_object(
+                    Bucket=bucket, Key=name, CopySource=source, MetadataDirective="REPLACE"
                 )
-            except ClientError as error:  # too large for one copy, gone, or not known here
-                if error_code(error) in MISSING | _NO_COPY:
-                    return False
-                raise
-            return True
+            return done is not None
 
         return self._do(f"touching {key}", copy)
 
@@ -206,12 +201,10 @@ class S3Store(ArtifactStore):
 
     def _uploads(self, _: Deadline) -> Sequence[ListMultipartUploadsOutputTypeDef]:
         paginator = self._client.get_paginator("list_multipart_uploads")
-        try:
-            return [*paginator.paginate(Bucket=self._place.bucket, Prefix=self._base)]
-        except ClientError as error:
-            if error_code(error) in _UNCONDITIONAL:  # a server without such a listing
-                return []
-            raise
+        pages: list[ListMultipartUploadsOutputTypeDef] = []
+        with self._unless(_UNCONDITIONAL):  # a server without such a listing
+            pages += paginator.paginate(Bucket=self._place.bucket, Prefix=self._base)
+        return pages
 
     def discard(self, leftover: str) -> None:
         """See ``ArtifactStore.discard``."""
@@ -222,13 +215,9 @@ class S3Store(ArtifactStore):
             return
 
         def abort(_: Deadline) -> None:
-            try:
-                self._client.abort_multipart_upload(
-                    Bucket=bucket, Key=self._base + key, UploadId=upload
-                )
-            except ClientError as error:
-                if error_code(error) not in MISSING | {"NoSuchUpload"}:
-                    raise
+            name = self._base + key
+            with self._unless(MISSING | {"NoSuchUpload"}):
+                self._client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=upload)
 
         self._do(action, abort)
 
@@ -274,20 +263,23 @@ class S3Store(ArtifactStore):
                         data += chunk
                         deadline.check()
                 break
-            except FlexibleChecksumError:  # altered on the way: nothing of it can be used
-                data.clear()
+            except _BROKEN as error:
                 if attempt + 1 == self._options.attempts:
                     raise
-            except _BROKEN:
-                if attempt + 1 == self._options.attempts:
-                    raise
+                if isinstance(error, FlexibleChecksumError):  # altered on the way: none is of use
+                    data.clear()
         return bytes(data)
 
     def _name(self, key: str) -> str:
         return self._base + check_key(key)
 
-    def _missing(self, key: str) -> NotFoundError:
-        return NotFoundError(f"artifact {key} is not in the store {self.url}")
+    @contextmanager
+    def _unless(self, codes: Collection[str]) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if error_code(error) not in codes:
+                raise
 
     @contextmanager
     def _present(self, key: str) -> Iterator[None]:
@@ -295,7 +287,7 @@ class S3Store(ArtifactStore):
             yield
         except ClientError as error:
             if error_code(error) in MISSING:
-                raise self._missing(key) from None
+                raise NotFoundError(f"artifact {key} is not in the store {self.url}") from None
             raise
 
     @property
@@ -315,16 +307,10 @@ class S3Store(ArtifactStore):
 
     def _do(self, action: str, work: Callable[[Deadline], Result], size: int = 0) -> Result:
         """Work that moves ``size`` bytes: it ends in time, and fails in one sentence."""
-        endpoint = self._client.meta.endpoint_url
-        options = self._options
+        endpoint, options = self._client.meta.endpoint_url, self._options
         deadline = Deadline(options.deadline + size / options.slowest, options.clock)
-        began = time.monotonic()
         with failures(self._place, endpoint, action):
-            try:
-                return finish(work, deadline)
-            except OverdueError as error:
-                took = time.monotonic() - began
-                raise overdue(self._place, endpoint, action, took) from error
+            return finish(work, deadline)
 
 
 class _Sink:

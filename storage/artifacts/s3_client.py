@@ -26,7 +26,7 @@ from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S
 from urllib3.exceptions import HTTPError
 
 from tintray.errors import StorageError
-from tintray.storage.artifacts.deadlines import refuse_overdue
+from tintray.storage.artifacts.deadlines import OverdueError, refuse_overdue
 from tintray.storage.artifacts.urls import S3Url
 from tintray.storage.secrets import redact, shown_url
 
@@ -34,38 +34,49 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MISSING = {"NoSuchKey", "404", "NotFound"}
-_REFUSALS: tuple[tuple[set[str], str], ...] = (
+_SILENT = (
+    *(BotoCoreError, Boto3Error, RetriesExceededError, S3DownloadFailedError, S3ValidationError),
+    *(HTTPError, OverdueError),  # HTTPError: a body that breaks off while it is read
+)
+_REFUSALS = {
+    "NoSuchBucket": "cannot be used: there is no bucket '{bucket}'; create it, or correct the "
+    "store's URL or AWS_ENDPOINT_URL",
+    "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken InvalidSecurity "
+    "AuthorizationQueryParametersError": "refused the credentials ({code}); check "
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE",
+    "AccessDenied 403 Forbidden AllAccessDisabled AccountProblem": "refused {action} ({code}); "
+    "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their "
+    "rights on bucket '{bucket}'",
+    "QuotaExceeded InsufficientStorage 507 XMinioStorageFull EntityTooLarge": "is full: {action} "
+    "was refused ({code}); free some space or name another",
+    "PermanentRedirect AuthorizationHeaderMalformed 301 IllegalLocationConstraintException": "is "
+    "in another region ({code}); correct AWS_REGION",
+}
+"""What a server's refusals mean and what to do, by their codes."""
+
+_BREAKDOWNS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
-        {"NoSuchBucket"},
-        "cannot be used: there is no bucket '{bucket}'; create it, or correct the store's URL or "
-        "AWS_ENDPOINT_URL",
-    ),
-    (
-        {
-            *("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
-            *("InvalidSecurity", "AuthorizationQueryParametersError"),
-        },
-        "refused the credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+        (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError),
+        "needs credentials and found none; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "AWS_PROFILE",
     ),
+    ((SSLError,), "has no certificate that can be verified; set AWS_CA_BUNDLE"),
     (
-        {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"},
-        "refused {action} ({code}); check the credentials (AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their rights on bucket '{bucket}'",
+        (EndpointConnectionError,),
+        "cannot be reached; check AWS_ENDPOINT_URL and that the server runs",
     ),
     (
-        {"QuotaExceeded", "InsufficientStorage", "507", "XMinioStorageFull", "EntityTooLarge"},
-        "is full: {action} was refused ({code}); free some space or name another",
+        (OverdueError,),
+        "is too slow: {action} was given up after {took:.0f} s; check the network and the server's "
+        "load",
     ),
     (
-        {
-            *("PermanentRedirect", "AuthorizationHeaderMalformed", "301"),
-            "IllegalLocationConstraintException",
-        },
-        "is in another region ({code}); correct AWS_REGION",
+        (Exception,),
+        "did not answer in time: {action} was tried several times ({error}); check the network and "
+        "the server's load",
     ),
 )
-"""What a server's refusals mean and what to do, by their codes."""
+"""What it means that no answer came, or none that could be read; the first that holds."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +84,9 @@ class S3Options:
     """How to speak to the server. Times in seconds, sizes in bytes.
 
     A request that stays silent is given up after ``read_timeout`` and tried again, ``attempts``
-    times in all with growing pauses: a server that answers nothing at all fails
-    within ``attempts * (connect_timeout + read_timeout)`` plus some 15 s of pauses. One that
-    answers byte by byte is given up after ``deadline`` plus the time of the content.
+    times in all with growing pauses: a server that answers nothing fails within ``attempts *
+    (connect_timeout + read_timeout)`` plus some 15 s of pauses. One that answers byte by byte is
+    given up after ``deadline`` plus the time of the content.
     """
 
     connect_timeout: float = 5.0
@@ -101,17 +112,12 @@ def make_client(place: S3Url, options: S3Options) -> S3Client:
     )
     try:
         client = boto3.session.Session().client("s3", config=config)
-    except ProfileNotFound as error:
-        profile = os.environ.get("AWS_PROFILE", "")
-        raise StorageError(
-            f"the artifact store {place} cannot be used: the AWS profile '{profile}' does not "
-            "exist; correct AWS_PROFILE"
-        ) from error
     except (BotoCoreError, ValueError) as error:
-        raise StorageError(
-            f"the artifact store {place} cannot be used: {redact(str(error))}; correct "
-            "AWS_ENDPOINT_URL or the AWS profile"
-        ) from error
+        said = f"{redact(str(error))}; correct AWS_ENDPOINT_URL or the AWS profile"
+        if isinstance(error, ProfileNotFound):
+            profile = os.environ.get("AWS_PROFILE", "")
+            said = f"the AWS profile '{profile}' does not exist; correct AWS_PROFILE"
+        raise StorageError(f"the artifact store {place} cannot be used: {said}") from error
     client.meta.events.register("before-send.s3", refuse_overdue)
     client.meta.events.register("before-parse.s3", _refuse_broken)
     return client
@@ -125,8 +131,7 @@ def _refuse_broken(response_dict: dict[str, Any], operation_model: Any, **_: obj
     if response_dict["status_code"] not in (200, 206):
         return
     headers, body = response_dict["headers"], response_dict["body"]
-    length = headers.get("content-length")
-    if length is None:
+    if (length := headers.get("content-length")) is None:
         closes = "close" in headers.get("connection", "").lower()
         whole = closes or "transfer-encoding" in headers
     else:
@@ -139,27 +144,19 @@ def _refuse_broken(response_dict: dict[str, Any], operation_model: Any, **_: obj
 @contextmanager
 def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
     """Turn what boto3 raises while ``action`` into one sentence naming the store."""
+    began = time.monotonic()
     try:
         yield
-    except ClientError as error:
-        raise StorageError(_refusal(place, endpoint, action, error)) from error
-    except (
-        BotoCoreError,
-        Boto3Error,
-        RetriesExceededError,
-        S3DownloadFailedError,
-        S3ValidationError,
-        HTTPError,  # a body that breaks off while it is read
-    ) as error:
-        raise StorageError(_breakdown(place, endpoint, action, error)) from error
-
-
-def overdue(place: S3Url, endpoint: str, action: str, seconds: float) -> StorageError:
-    """What to raise for an operation that was cut off after ``seconds``."""
-    return StorageError(
-        f"{_where(place, endpoint)} is too slow: {action} was given up after {seconds:.0f} s; "
-        "check the network and the server's load"
-    )
+    except (ClientError, *_SILENT) as error:
+        if isinstance(error, ClientError):
+            said = _refusal(action, place.bucket, error)
+        else:
+            meaning = next(text for kinds, text in _BREAKDOWNS if isinstance(error, kinds))
+            reason = f"{type(error).__name__}: {redact(str(error))}"
+            took = time.monotonic() - began
+            said = meaning.format(action=action, error=reason, took=took)
+        where = f"the artifact store {place} at {shown_url(endpoint)}"
+        raise StorageError(f"{where} {said}") from error
 
 
 def error_code(error: ClientError) -> str:
@@ -168,33 +165,11 @@ def error_code(error: ClientError) -> str:
     return str(code or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
 
 
-def _refusal(place: S3Url, endpoint: str, action: str, error: ClientError) -> str:
+def _refusal(action: str, bucket: str, error: ClientError) -> str:
     """The server answered, and the answer was no."""
-    code, where = error_code(error), _where(place, endpoint)
-    for codes, meaning in _REFUSALS:
-        if code in codes:
-            return f"{where} {meaning.format(action=action, code=code, bucket=place.bucket)}"
+    code = error_code(error)
+    for codes, meaning in _REFUSALS.items():
+        if code in codes.split():
+            return meaning.format(action=action, code=code, bucket=bucket)
     message = redact(str(error.response.get("Error", {}).get("Message", ""))).rstrip(". ")
-    return f"{where} failed: {action}: {code} {message}".rstrip() + "; see the server's log"
-
-
-def _breakdown(place: S3Url, endpoint: str, action: str, error: Exception) -> str:
-    """No answer came, or none that could be read."""
-    where = _where(place, endpoint)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
-        return (
-            f"{where} needs credentials and found none; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    if isinstance(error, SSLError):
-        return f"{where} has no certificate that can be verified; set AWS_CA_BUNDLE"
-    if isinstance(error, EndpointConnectionError):
-        return f"{where} cannot be reached; check AWS_ENDPOINT_URL and that the server runs"
-    return (
-        f"{where} did not answer in time: {action} was tried several times "
-        f"({type(error).__name__}: {redact(str(error))}); check the network and the server's load"
-    )
-
-
-def _where(place: S3Url, endpoint: str) -> str:
-    return f"the artifact store {place} at {shown_url(endpoint)}"
+    return f"failed: {action}: {code} {message}".rstrip() + "; see the server's log"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from tintray.storage.artifacts.blobs import is_blob
@@ -27,10 +26,8 @@ class Inventory:
 
     entries: tuple[Entry, ...]
     leftovers: tuple[Entry, ...]
-    manifests: Mapping[str, str]  # key -> text, sound or not
-    records: Mapping[
-        str, str | None
-    ]  # key of a cache record -> the blob it names, if it can be read
+    manifests: Mapping[str, str]  # by key: the text, sound or not
+    records: Mapping[str, str | None]  # by key: the blob that it names, if it can be read
 
 
 @dataclass(frozen=True)
@@ -65,39 +62,25 @@ def is_ours(key: str) -> bool:
     return key.startswith(("blobs/", "cache/", "merges/"))
 
 
-def named_hashes(text: str) -> set[str]:
-    """Every sha256 in a manifest: its files, and what it was computed from."""
-    return set(_HASH.findall(text))
-
-
-def plan_sweep(inventory: Inventory, needed: AbstractSet[str], before: float) -> Sweep:
+def plan_sweep(inventory: Inventory, needed: set[str], before: float) -> Sweep:
     """Divide a store into what is needed, what is too young to tell, and what can go.
 
-    Parameters
-    ----------
-    inventory
-        What lies in the store, listed before ``needed`` was asked for.
-    needed
-        Hashes of the blobs that the catalog needs.
-    before
-        Seconds since 1970: only what was written or used before may go.
+    ``needed`` are hashes of the blobs that the catalog needs, asked for after the store was listed.
+    Only what was written or used ``before``, in seconds since 1970, may go.
     """
-    marked = set(needed)
-    for text in inventory.manifests.values():
-        marked |= named_hashes(text)
+    # Every hash in a manifest counts: of its files, and of what it was computed from.
+    marked = needed.union(*map(_HASH.findall, inventory.manifests.values()))
     unneeded = list(_loose(inventory))
     for sha256, entries in _by_blob(inventory).items():
         if sha256 not in marked:
             unneeded += _of_blob(entries)
     garbage = tuple(item for item in unneeded if item.modified < before)
     young = [item for item in unneeded if item.modified >= before]
-    total = sum(entry.size for entry in inventory.entries)
-    total += sum(found.size for found in inventory.leftovers)
-    count = len(inventory.entries) + len(inventory.leftovers)
+    there = (*inventory.entries, *inventory.leftovers)
     return Sweep(
         garbage=garbage,
-        kept=count - len(garbage),
-        kept_bytes=total - sum(item.size for item in garbage),
+        kept=len(there) - len(garbage),
+        kept_bytes=sum(found.size for found in there) - sum(item.size for item in garbage),
         young=len(young),
         young_bytes=sum(item.size for item in young),
     )
@@ -130,18 +113,13 @@ def _loose(inventory: Inventory) -> Iterable[Garbage]:
         reason = "a write that was broken off"
         yield Garbage(left.key, left.size, left.modified, reason, leftover=True)
     for entry in inventory.entries:
-        if (why := _loose_reason(entry.key, inventory)) is not None:
-            yield Garbage(entry.key, entry.size, entry.modified, why)
-
-
-def _loose_reason(key: str, inventory: Inventory) -> str | None:
-    if key in inventory.records and inventory.records[key] is None:
-        return "a cached result whose record is damaged"
-    found = _MERGE.fullmatch(key)
-    if found is None:
-        return None
-    if found[2].startswith("claims/"):
-        return "the claim of a publisher that was broken off"
-    if f"{found[1]}/{MANIFEST}" not in inventory.manifests:
-        return "part of no published merge"
-    return None
+        merge = _MERGE.fullmatch(entry.key)
+        if inventory.records.get(entry.key, "") is None:
+            reason = "a cached result whose record is damaged"
+        elif merge is not None and merge[2].startswith("claims/"):
+            reason = "the claim of a publisher that was broken off"
+        elif merge is not None and f"{merge[1]}/{MANIFEST}" not in inventory.manifests:
+            reason = "part of no published merge"
+        else:
+            continue
+        yield Garbage(entry.key, entry.size, entry.modified, reason)

@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 from tintray.errors import InputError, SpecError, nearest
 
-SCHEMES = ("file", "s3")
 RESERVED = ".tmp"  # the first segment under which a folder store writes what is not yet visible
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -45,31 +44,27 @@ class S3Url:
 def parse_store_url(url: str | Path) -> FolderUrl | S3Url:
     """Read where a store is: ``./dir``, ``/abs``, ``file:///abs`` or ``s3://bucket/prefix``.
 
-    A relative folder is taken from the working directory. Raises ``SpecError`` for another
-    scheme, a missing bucket, or credentials inside the URL (which are not repeated).
+    A relative folder is taken from the working directory. Credentials inside the URL are refused
+    and not repeated.
     """
     text = str(url)
     scheme = _SCHEME.match(text)
     if not text.strip() or "\0" in text:
         raise SpecError("store: expected a folder or s3://bucket/prefix, found an empty name")
     if scheme is None:
-        return FolderUrl(_folder_path(text))
+        try:
+            return FolderUrl(Path(text).expanduser().absolute())
+        except RuntimeError as error:  # a home folder of nobody
+            raise SpecError(f"store: expected a folder, found '{text}' ({error})") from error
     name = scheme.group(1).lower()
     if name == "file":
         return FolderUrl(_file_path(text))
     if name == "s3":
         return _s3_url(text)
-    hint = nearest(name, SCHEMES)
+    hint = nearest(name, ("file", "s3"))
     raise SpecError(
         f"store: expected a folder, file:// or s3://, found the scheme '{name}://'{hint}"
     )
-
-
-def _folder_path(text: str) -> Path:
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError as error:  # a home folder of nobody
-        raise SpecError(f"store: expected a folder, found '{text}' ({error})") from error
 
 
 def _file_path(text: str) -> Path:
@@ -95,13 +90,10 @@ def _s3_url(text: str) -> S3Url:
             "in the AWS environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         )
     if not _BUCKET.fullmatch(bucket):
-        raise SpecError(
-            f"store: expected s3://bucket/prefix, found {_named('bucket name', bucket)}"
-        )
+        found = _named("bucket name", bucket)
+        raise SpecError(f"store: expected s3://bucket/prefix, found {found}")
     prefix = prefix.strip("/")
-    if prefix:
-        check_key(prefix)
-    return S3Url(bucket, prefix)
+    return S3Url(bucket, prefix and check_key(prefix))
 
 
 def _named(what: str, text: str) -> str:
@@ -121,14 +113,8 @@ def join(url: str, key: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """Return ``key`` if it is a relative path that stays inside a store; else ``InputError``.
-
-    Refused: empty or absolute keys, ``.`` and ``..`` segments, empty segments, backslashes,
-    control characters, more than 1024 bytes (the limit of S3), segments above 255 bytes (that of
-    file systems), and the folder that a store keeps for unfinished writes.
-    """
-    problem = _key_problem(key)
-    if problem:
+    """Return ``key`` if it is a relative path that stays inside a store; else ``InputError``."""
+    if problem := _key_problem(key):
         raise InputError(
             f"artifact key {_shown(key)}: expected a relative path inside the store, such as "
             f"'merges/name/v1/manifest.json'; found {problem}"
@@ -137,32 +123,22 @@ def check_key(key: str) -> str:
 
 
 def _key_problem(key: str) -> str | None:
-    if not key:
-        return "nothing"
-    if key.startswith("/"):
-        return "an absolute path"
-    if "\\" in key:
-        return "a backslash"
-    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in key):
-        return "a control character"
+    """Why a key is none, by the limits of S3 (1024 bytes) and of file systems (255 a segment)."""
     segments = key.split("/")
-    if ".." in segments:
-        return "'..', which would leave the store"
-    if "" in segments or "." in segments:
-        return "an empty segment or '.'"
-    if segments[0] == RESERVED:
-        return f"'{RESERVED}', which is kept for unfinished writes"
-    return _length_problem(segments)
-
-
-def _length_problem(segments: list[str]) -> str | None:
-    try:
-        sizes = [len(segment.encode()) for segment in segments]
-    except UnicodeEncodeError:
-        return "text that UTF-8 cannot encode"
-    if max(sizes) > 255 or sum(sizes) + len(sizes) - 1 > 1024:
-        return "a name longer than 255 bytes or a path longer than 1024"
-    return None
+    sizes = [len(segment.encode(errors="replace")) for segment in segments]
+    problems = {
+        "nothing": not key,
+        "an absolute path": key.startswith("/"),
+        "a backslash": "\\" in key,
+        "a control character": re.search(r"[\0-\x1f\x7f-\x9f]", key),
+        "'..', which would leave the store": ".." in segments,
+        "an empty segment or '.'": "" in segments or "." in segments,
+        f"'{RESERVED}', which is kept for unfinished writes": segments[0] == RESERVED,
+        "text that UTF-8 cannot encode": re.search(r"[\ud800-\udfff]", key),
+        "a name longer than 255 bytes or a path longer than 1024": max(sizes) > 255
+        or sum(sizes) + len(sizes) - 1 > 1024,
+    }
+    return next((problem for problem, holds in problems.items() if holds), None)
 
 
 def _shown(key: str) -> str:

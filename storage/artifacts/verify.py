@@ -5,13 +5,11 @@ Each is read whole. What is found is named, with what it means; nothing is chang
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from tintray.errors import IntegrityError, NotFoundError
-from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_file, hash_stored
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_stored
 from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 from tintray.storage.artifacts.publish import MANIFEST, MergeRef, listed_files
 from tintray.storage.artifacts.records import fetch_record
@@ -43,99 +41,88 @@ def verify_store(
     ``expected`` are hashes of blobs that must be there; ``manifests`` maps the keys of manifests to
     the sha256 that the catalog has of them.
     """
-    entries = {entry.key: entry for entry in store.list() if is_ours(entry.key)}
-    checks = _Checks(store, entries, manifests or {})
-    damaged = [damage for key in entries for damage in checks.one(key)]
-    missing = {blob_key(sha256) for sha256 in expected} | (manifests or {}).keys()
-    damaged += [_gone(key) for key in sorted(missing - entries.keys())]
-    size = sum(entry.size for entry in entries.values())
-    return Verified(len(entries), size, tuple(dict.fromkeys(damaged)))
+    known, entries = manifests or {}, [entry for entry in store.list() if is_ours(entry.key)]
+    return _verify(store, entries, known, {blob_key(sha256) for sha256 in expected} | known.keys())
 
 
 def verify_merge(store: ArtifactStore, ref: MergeRef, manifest_sha256: str | None) -> Verified:
     """The same of one merge: its manifest, its files and their blobs."""
-    manifest = {ref.manifest_key: manifest_sha256} if manifest_sha256 else {}
-    listed = {entry.key: entry for entry in store.list(f"{ref.key}/")}
-    if ref.manifest_key not in listed:
+    listed = list(store.list(f"{ref.key}/"))
+    if ref.manifest_key not in {entry.key for entry in listed}:
         return Verified(0, 0, (_gone(ref.manifest_key),))
     files = _files(store, ref.manifest_key) or {}
-    for sha256 in {file.sha256 for file in files.values()}:
-        if (found := store.stat(blob_key(sha256))) is not None:
-            listed[found.key] = found
-    checks = _Checks(store, listed, manifest)
-    damaged = [damage for key in listed for damage in checks.one(key)]
-    size = sum(entry.size for entry in listed.values())
-    return Verified(len(listed), size, tuple(dict.fromkeys(damaged)))
+    blobs = {store.stat(blob_key(sha256)) for sha256 in {file.sha256 for file in files.values()}}
+    listed += [found for found in blobs if found is not None]
+    return _verify(store, listed, {ref.manifest_key: manifest_sha256} if manifest_sha256 else {})
 
 
+def _verify(
+    store: ArtifactStore,
+    entries: Iterable[Entry],
+    manifests: Mapping[str, str],
+    expected: Iterable[str] = (),
+) -> Verified:
+    sizes = {entry.key: entry.size for entry in entries}
+    checks = _Checks(store, sizes, manifests)
+    damaged = [damage for key in sizes for damage in checks.one(key)]
+    damaged += [_gone(key) for key in sorted(expected) if key not in sizes]
+    return Verified(len(sizes), sum(sizes.values()), tuple(dict.fromkeys(damaged)))
+
+
+@dataclass(frozen=True)
 class _Checks:
     """One check for each kind of artifact."""
 
-    def __init__(
-        self, store: ArtifactStore, entries: Mapping[str, Entry], manifests: Mapping[str, str]
-    ) -> None:
-        self._store = store
-        self._entries = entries
-        self._manifests = manifests
+    store: ArtifactStore
+    there: Mapping[str, int]
+    manifests: Mapping[str, str]
 
     def one(self, key: str) -> Iterator[Damage]:
         """What is wrong with the artifact ``key``."""
-        parts = key.split("/")
+        sort, *parts = key.split("/")
+        blob = sort == "blobs" and len(parts) == 2
         try:
-            if parts[0] == "blobs" and len(parts) == 3 and not key.endswith(".blocks"):
-                yield from self._blob(key, parts[2])
-            elif parts[0] == "blobs" and len(parts) == 3:  # of a store that 0.1.0 has written
-                fetch_record(self._store, key)
-            elif parts[0] == "cache" and key.endswith(".json"):
-                fetch_record(self._store, key)  # one whose blob is gone counts as none
-            elif parts[0] == "merges" and len(parts) >= 4:
-                yield from self._of_merge(key, "/".join(parts[:3]), "/".join(parts[3:]))
+            if blob and not key.endswith(".blocks"):
+                yield from self._bytes(key, parts[1])
+            elif blob or (sort == "cache" and key.endswith(".json")):
+                # Block hashes of 0.1.0, or a cache record: one whose blob is gone counts as none.
+                fetch_record(self.store, key)
+            elif sort == "merges" and len(parts) >= 3:
+                yield from self._of_merge(key, "/".join((sort, *parts[:2])), "/".join(parts[2:]))
         except IntegrityError as error:
             yield Damage(key, str(error))
         except NotFoundError:  # deleted since it was listed
             return
 
-    def _blob(self, key: str, sha256: str) -> Iterator[Damage]:
-        with tempfile.TemporaryDirectory(prefix="tintray-") as folder:
-            path = self._store.local_path(key)
-            if path is None:
-                path = self._store.fetch(key, Path(folder) / "blob")
-            ref = hash_file(path)
-        if ref.sha256 != sha256:
-            yield Damage(key, f"its {ref.size:,} bytes have the sha256 {ref.sha256}")
+    def _bytes(self, key: str, sha256: str) -> Iterator[Damage]:
+        found = hash_stored(self.store, key)
+        if found.sha256 != sha256:
+            yield Damage(key, f"its {found.size:,} bytes have the sha256 {found.sha256}")
 
     def _of_merge(self, key: str, folder: str, name: str) -> Iterator[Damage]:
-        if name.startswith("claims/"):
-            return
         if name == MANIFEST:
             yield from self._manifest(key)
             return
-        files = _files(self._store, f"{folder}/{MANIFEST}")
-        if files is None:
+        files = _files(self.store, f"{folder}/{MANIFEST}")
+        if files is None or name.startswith("claims/"):
             return
-        file = files.get(name)
-        if file is None:
+        if name not in files:
             yield Damage(key, "the manifest of its merge does not list it")
-        elif not self._is_the_blob(key, file.sha256):
-            found = hash_stored(self._store, key)
-            if found.sha256 != file.sha256:
-                yield Damage(key, f"its {found.size:,} bytes have the sha256 {found.sha256}")
+        elif not self._is_the_blob(key, blob_key(files[name].sha256)):
+            yield from self._bytes(key, files[name].sha256)
 
     def _manifest(self, key: str) -> Iterator[Damage]:
-        document = fetch_record(self._store, key)
-        known = self._manifests.get(key)
-        if known is not None and hash_stored(self._store, key).sha256 != known:
+        document = fetch_record(self.store, key)
+        known = self.manifests.get(key)
+        if known is not None and hash_stored(self.store, key).sha256 != known:
             yield Damage(key, f"the catalog knows it with the sha256 {known}: it was replaced")
-        for file in listed_files(document, key).values():
-            if blob_key(file.sha256) not in self._entries:
-                yield _gone(blob_key(file.sha256))
+        blobs = [blob_key(file.sha256) for file in listed_files(document, key).values()]
+        yield from (_gone(blob) for blob in blobs if blob not in self.there)
 
-    def _is_the_blob(self, key: str, sha256: str) -> bool:
+    def _is_the_blob(self, key: str, blob: str) -> bool:
         """Whether a file of a merge's folder is a link to its blob, which is checked anyway."""
-        blob = blob_key(sha256)
-        path, own = self._store.local_path(key), None
-        if blob in self._entries:
-            own = self._store.local_path(blob)
+        path = self.store.local_path(key)
+        own = self.store.local_path(blob) if blob in self.there else None
         return path is not None and own is not None and path.samefile(own)
 
 
