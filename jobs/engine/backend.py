@@ -1,10 +1,9 @@
 """Where a job's members run: backends that host them, and typed handles to call them by.
 
 A *member* is a plain Python object: a worker, a shard, an evaluator. A backend hosts it, in an
-actor of its own (``RayBackend``) or in this process (``InProcessBackend``, for debugging and for
-jobs that are smaller than Ray's start), and gives a handle. A call names the member's method and
-gives a future at once; an error is raised where the answer is asked for. What a job computes is the
-same on both backends, to the last bit: who hosts a member never enters a result.
+actor of its own (``RayBackend``) or in this process (``InProcessBackend``), and gives a handle. A
+call names the member's method and gives a future at once; an error is raised where the answer is
+asked for. Who hosts a member never enters a result, to the last bit.
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ class ActorHandle(ABC, Generic[A_co]):
     ) -> Future[T]:
         """As ``call``; the answer is a tensor that only other members use.
 
-        It goes to them by the backend's tensor transport, if there is one, on whatever device it
-        is, and not through the object store; see ``Backend.connect``.
+        It goes to them by the backend's tensor transport, if there is one; see ``Backend.connect``.
         """
         return self._start(method.__name__, args, options, direct=True)
 
@@ -92,25 +90,13 @@ class ActorHandle(ABC, Generic[A_co]):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a member runs.
-
-    Attributes
-    ----------
-    name
-        For errors and logs.
-    threads, gpus
-        What it computes with, and has to itself.
-    colocate_with
-        The member on whose CPUs and GPUs it lives instead, in turn.
-    in_process
-        Keep it in the process of the backend itself.
-    """
+    """Where a member runs; ``name`` is for errors and logs."""
 
     name: str
-    threads: float = 0
+    threads: float = 0  # what it computes with, and has to itself
     gpus: int = 0
-    colocate_with: ActorHandle[object] | None = None
-    in_process: bool = False
+    colocate_with: ActorHandle[object] | None = None  # on whose CPUs and GPUs it lives instead
+    in_process: bool = False  # in the process of the backend itself
 
 
 class Backend(ABC):
@@ -119,9 +105,9 @@ class Backend(ABC):
     tensor_transport = False
     """Whether members can exchange tensors directly, once they are connected."""
 
-    @abstractmethod
     def size(self) -> int:
         """How many single-threaded workers it can run at once."""
+        return self.capacity().cpus
 
     @abstractmethod
     def capacity(self) -> ClusterSize:
@@ -134,14 +120,9 @@ class Backend(ABC):
         """Host ``cls(*args, **options)``; the constructor is not waited for, see ``ready``."""
 
     def ready(self, members: Sequence[ActorHandle[object]]) -> None:
-        """Wait until members have been constructed; among several nodes, a failure names its own.
+        """Wait until members have been constructed, or raise as ``construction_error`` says.
 
-        Raises
-        ------
-        TintrayError
-            As a constructor raised it.
-        FitError
-            If a constructor raised anything else.
+        Among several nodes, a failure names its own.
         """
         several = self.capacity().nodes > 1
         self.get([member.ready(several) for member in members])
@@ -156,10 +137,7 @@ class Backend(ABC):
         *args: P.args,
         **options: P.kwargs,
     ) -> Iterator[list[ActorHandle[A]]]:
-        """A member for each of so many pieces of work, in turn; all are dismissed at the end.
-
-        There are no more of them than CPUs, or than the work is for.
-        """
+        """A member, of at most as many as CPUs, for each piece of work; dismissed at the end."""
         most = max(1, int(self.size() / max(1, placement.threads)))
         members = [
             self.spawn(replace(placement, name=f"{placement.name} {n + 1}"), cls, *args, **options)
@@ -208,8 +186,7 @@ def open_backend(
 ) -> Backend:
     """The backend that a job file's ``cluster`` asks for; ``workers: 0`` is this process.
 
-    ``plan`` is the object store that a local cluster needs, in bytes; ``gpus`` are those of each
-    worker.
+    ``plan`` is the object store that a local cluster needs, in bytes; ``gpus`` are of each worker.
     """
     if workers == 0:
         from tintray.jobs.engine.in_process import InProcessBackend

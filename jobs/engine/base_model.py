@@ -42,19 +42,12 @@ class SplitModel:
 
 
 def load_base_model(spec: JobSpec) -> SplitModel:
-    """Open the base and resolve the tint site; reads one model, computes nothing.
-
-    Raises
-    ------
-    CheckpointError, SpecError
-        If the base cannot be loaded, the site names no module of it, or none fits the budget.
-    """
+    """Open the base and resolve the tint site; reads one model, computes nothing."""
     share_factories()
     cache = cache_folder()
     base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     like, expert = _first_expert(spec, base, cache)
-    role = like[1]
-    check_same_computation(base, expert, "the base", role)
+    check_same_computation(base, expert, "the base", like[1])
     module = load_base(base, like=expert)
     site = spec.tint.site
     if site == AUTO:  # still to be found: all but the head is laid out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from tintray.jobs.config.input_errors import as_input_error
@@ -18,45 +19,25 @@ from tintray.storage.catalog.catalog import Catalog
 
 
 def locate(merge: str, catalog_url: str) -> str:
-    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog.
-
-    Raises
-    ------
-    NotFoundError
-        With the nearest name, if the catalog has no such merge.
-    """
+    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog."""
     if "://" in merge or merge.startswith((".", "/", "~")):
         return merge
-    if _holds_merge(Path(merge)):
-        return merge
+    with suppress(OSError):  # too long for a path: a name
+        if (Path(merge) / MANIFEST).is_file():
+            return merge
     with as_input_error(), Catalog.open(catalog_url, create=False) as catalog:
         found = catalog.merges.find(merge)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
 
 
-def _holds_merge(folder: Path) -> bool:
-    try:
-        return (folder / MANIFEST).is_file()
-    except OSError:  # too long for a path: a name
-        return False
-
-
 def load_merge(url: str, factory: str | None = None) -> Merge:
     """Open a merge at a folder or a URL; files are read, and verified, as they are needed.
 
     ``factory`` is one that the caller lets run, beside those that the configuration allows.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no published merge.
-    IntegrityError
-        If its manifest is not as it was published.
     """
     share_factories()
-    folder = local_folder(url)
-    if folder is not None:
+    if (folder := local_folder(url)) is not None:
         return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
     store, ref = parse_merge_url(url)
     with as_input_error():
@@ -66,13 +47,7 @@ def load_merge(url: str, factory: str | None = None) -> Merge:
 
 
 def manifest_of(store: ArtifactStore, ref: MergeRef) -> Manifest:
-    """The manifest of a published merge.
-
-    Raises
-    ------
-    NotFoundError
-        If it is not published; with the nearest that is.
-    """
+    """The manifest of a published merge; ``NotFoundError`` names the nearest."""
     return Manifest.read(read_manifest(store, ref), f"{store.url}/{ref.key}")
 
 

@@ -1,12 +1,10 @@
 """Checkpoints of a fit, as artifacts: with one, a job goes on as if nothing had happened.
 
 A checkpoint is the state at the end of a round: Λ with its optimiser, by the coordinator, and each
-task group's tint layers with theirs, written by the worker that hosts it. Random streams derive
-from (seed, task, round), so that nothing else is needed; and groups are fixed by the job, so that
-it may go on with another number of workers, on another cluster.
-
-The blobs are safetensors; a sealed manifest names them and what the fit stands on. A checkpoint
-exists when the catalog knows it: blobs first, then the manifest, then the row.
+task group's tint layers with theirs, by the worker that hosts it. Random streams derive from (seed,
+task, round) and groups are fixed by the job, so nothing else is needed. The blobs are safetensors;
+a sealed manifest names them and what the fit stands on. A checkpoint exists when the catalog knows
+it: blobs first, then the manifest, then the row.
 """
 
 from __future__ import annotations
@@ -74,15 +72,8 @@ class Ownership:
 class Checkpoints:
     """Writes the checkpoints of one fit when they are due, and goes back to the last one.
 
-    Parameters
-    ----------
-    coordinator, workers
-        Who has the state.
-    every
-        Rounds between checkpoints; None goes by time.
-    basis
-        What the fit stands on: hashes of its base, experts and pools, and of the job's settings.
-        A checkpoint of a fit that stood on something else is refused.
+    ``every`` so many rounds; None goes by time. ``basis`` is what the fit stands on, as hashes: a
+    checkpoint of a fit that stood on something else is refused.
     """
 
     def __init__(
@@ -96,16 +87,10 @@ class Checkpoints:
         every: int | None,
         basis: Mapping[str, str],
     ) -> None:
-        self._store = store
-        self._catalog = catalog
-        self._owner = owner
-        self._coordinator = coordinator
-        self._workers = workers
-        self._every = every
-        self._basis = dict(basis)
-        self._last_round = 0
-        self._last_time = time.monotonic()
-        self._cost = 0.0
+        self._store, self._catalog, self._owner = store, catalog, owner
+        self._coordinator, self._workers = coordinator, workers
+        self._every, self._basis = every, dict(basis)
+        self._last_round, self._last_time, self._cost = 0, time.monotonic(), 0.0
 
     def due(self, round_: int) -> bool:
         """Whether a checkpoint is to be written after this round."""
@@ -114,12 +99,9 @@ class Checkpoints:
         return time.monotonic() - self._last_time >= max(INTERVAL, self._cost / MOST)
 
     def save(self, done: RoundDone) -> CheckpointSaved:
-        """Write the state at the end of this round, and drop the checkpoints before the last two.
+        """Write the state at the end of this round; then drop the checkpoints before the last two.
 
-        Raises
-        ------
-        StorageError
-            If the store or the catalog fails; the checkpoints before are then still there.
+        Where the store or the catalog fails, those before are still there.
         """
         began = time.monotonic()
         groups = self._workers.save_groups(self._owner.mark())
@@ -149,26 +131,17 @@ class Checkpoints:
         return CheckpointSaved(done.round, sum(part.size for part in (ref, *parts)), self._cost)
 
     def resume(self) -> Progress:
-        """Go back to the newest checkpoint that is whole; round 0 if there is none.
-
-        Raises
-        ------
-        InputError
-            If the job stands on something else than it did: an expert or a pool was changed.
-        StorageError
-            If there are checkpoints, but none that can be read.
-        """
+        """Go back to the newest checkpoint that is whole; round 0 if there is none."""
         found = self._catalog.checkpoints.of(self._owner.job_id)
         problem: StorageError | NotFoundError | None = None
         for checkpoint in found:
             try:
                 progress = self._go_back(checkpoint)
+                self._last_round = progress.rounds
+                return progress
             except (IntegrityError, NotFoundError) as error:  # damaged: the one before may do
                 _log.warning("the checkpoint of round %s is of no use: %s", checkpoint.round, error)
                 problem = error
-                continue
-            self._last_round = progress.rounds
-            return progress
         if problem is not None:
             raise StorageError(
                 f"job {self._owner.job_id} has {len(found)} checkpoints and none can be used: "
@@ -181,10 +154,8 @@ class Checkpoints:
         self._drop(keep=0)
 
     def _drop(self, keep: int) -> None:
-        gone = self._catalog.checkpoints.drop(
-            self._owner.job_id, keep=keep, token=self._owner.token
-        )
-        delete_blobs(self._store, gone)
+        job, token = self._owner.job_id, self._owner.token
+        delete_blobs(self._store, self._catalog.checkpoints.drop(job, keep=keep, token=token))
 
     def _go_back(self, checkpoint: CheckpointRow) -> Progress:
         manifest = read_manifest(self._store, checkpoint.sha256)
@@ -200,24 +171,16 @@ class Checkpoints:
         names = sorted(found.keys() | self._basis.keys())
         changed = [name for name in names if found.get(name) != self._basis.get(name)]
         if changed:
+            job, first = self._owner.job_id, changed[0]
+            was, now = (str(basis.get(first))[:12] for basis in (found, self._basis))
             raise InputError(
-                f"{changed[0]} is not what it was when job {self._owner.job_id} was stopped "
-                f"(sha256 {str(found.get(changed[0]))[:12]}, now "
-                f"{str(self._basis.get(changed[0]))[:12]}); put it back, or start over with "
-                f"`tintray retry {self._owner.job_id}`"
+                f"{first} is not what it was when job {job} was stopped (sha256 {was}, now {now}); "
+                f"put it back, or start over with `tintray retry {job}`"
             )
 
 
 def read_manifest(store: ArtifactStore, sha256: str) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises
-    ------
-    NotFoundError, IntegrityError
-        If it is gone or damaged.
-    StorageError
-        If a newer version of tintray has written it.
-    """
+    """The manifest of a checkpoint; ``StorageError`` if a newer tintray has written it."""
     manifest = unseal(get_blob(store, sha256), f"checkpoint {sha256}")
     if manifest["format_version"] > FORMAT_VERSION:
         raise StorageError(

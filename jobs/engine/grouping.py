@@ -12,8 +12,7 @@ from itertools import pairwise
 from tintray.jobs.config.job_file import JobSpec
 
 MOST_GROUPS = 8
-"""Groups of a job that names none, at most: enough for eight cores, few enough that their gradients
-(one backbone each) stay small beside T."""
+"""Of a job that names none: their gradients, a backbone each, stay small beside T."""
 
 DEFAULT_MICRO_BATCH = 64
 """Examples per forward pass. Measured on a ViT of 1.2 M parameters in bfloat16: 7 % faster than 32

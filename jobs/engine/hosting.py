@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -43,6 +43,8 @@ from tintray.tinting.pseudo_labels import TrueLabels
 from tintray.tinting.tint_layers import TintLayer, low_rank_factors
 from tintray.vectors.task_vectors import pack, vector_key
 
+_NAMES = {"zero-shot-heads": "head", "self-features": "features"}  # of the tensor that is kept
+
 
 @dataclass(frozen=True)
 class CheckedTask:
@@ -69,19 +71,8 @@ class HostedTask(CheckedTask):
 class Experts:
     """Opens the experts of a job's tasks on this machine, and has done with each as soon as it can.
 
-    Parameters
-    ----------
-    config
-        The job.
-    first
-        Any of its tasks; a published one tells of itself, where experts may be gone.
-
-    Attributes
-    ----------
-    store, cache
-        Where artifacts are, and copies of what came from elsewhere.
-    partition
-        The base, split for the tint site.
+    ``first`` is any of its tasks; a published one tells of itself, where experts may be gone.
+    ``cache`` is where copies are of what came from elsewhere, ``partition`` the base, split.
     """
 
     def __init__(self, config: FitConfig, first: TaskConfig) -> None:
@@ -92,7 +83,12 @@ class Experts:
         folder, built = local_folder(config.base, self.cache), config.factory
         self._base = open_model_folder(folder, role="base", factory=built)
         self._opened: dict[tuple[str, str], ModelFolder] = {}
-        self._like = self._known(first)
+        if first.published is not None:
+            self._like = self.folder(first)
+        else:
+            location, role = config.like
+            folder = local_folder(location, self.cache)
+            self._like = open_model_folder(folder, role=role, base=self._base, factory=built)
         base = load_base(self._base, like=self._like)
         self.partition = partition(
             *(base, config.site, config.granularity, config.rank), learned=config.learned
@@ -102,36 +98,25 @@ class Experts:
         """Check a task's expert and data: what the task owns, and the expert.
 
         The expert is run on one example of each, and nothing is written.
-
-        Raises
-        ------
-        CheckpointError, DataError
-            Naming the field, the tensor or the file.
         """
         folder = self.folder(task)
         notices: list[str] = []
         if task.published is None:
             notices = check_same_computation(self._base, folder, "the base", task.role)
             if task.factory is None:  # of a factory's module, heads are in the configuration too
-                like = self._config.like[1]
-                check_same_computation(self._like, folder, like, task.role)
+                check_same_computation(self._like, folder, self._config.like[1], task.role)
             expert = load_expert(folder.without_texts(), task.role)
         else:
             expert = task.published.module()
         check_same_backbone(self.partition.module, expert, "the base", task.role)
         task.kind.check_model(expert, task.role)
-        if task.published is None:
-            private = private_state(expert, self.partition.private)
-            private |= self._low_rank_start(expert) | norm_buffers(expert)
-        else:
-            private = task.published.tint()
+        private = self._private(expert) if task.published is None else task.published.tint()
         layer = TintLayer.of_expert(
             *(task.name, private, self.partition.site),
             learn=self._config.learned,
             device=self._config.device,
         )
-        width = task.kind.answer_width(expert)
-        files = TaskFiles(task, folder)
+        width, files = task.kind.answer_width(expert), TaskFiles(task, folder)
         pool = files.pool()
         self._check_tokens(task, pool, folder)
         self._try_out(task, expert, pool, width, "pool")
@@ -142,8 +127,7 @@ class Experts:
         if test is not None:
             self._try_out(task, expert, test, width, "test")
             test_labels = files.labels("test", test, expert)
-            common = overlap.shared(pool, test)
-            if common:
+            if common := overlap.shared(pool, test):
                 notices.append(overlap.warning(task.name, common, len(test)))
             if task.test is not None and not task.kind.any_counts(test_labels):
                 raise DataError(
@@ -196,27 +180,15 @@ class Experts:
             *(task, checked.facts, checked.layer, pool, test, checked.test_labels),
             *(checked.true_labels, labels, expert_test, features),
         )
-        prepared = Prepared(
-            task=task.name,
-            seconds=seconds,
-            cached=cached,
-            vector_cached=vector_cached,
-            labels=labels_blob,
-            test_outputs=test_blob,
-            vector=vector,
-            features=features_blob,
-            doubt=suspicion,
-        )
-        return hosted, prepared
+        blobs = {"labels": labels_blob, "test_outputs": test_blob, "vector": vector}
+        told: dict[str, Any] = {**blobs, "features": features_blob, "doubt": suspicion}
+        return hosted, Prepared(task.name, seconds, cached, vector_cached, **told)
 
     def _check_published(self, task: TaskConfig, pool: Pool, test: Pool | None) -> None:
         """Refuse other examples than those that a published task was fitted or measured on."""
-        if task.published is None:
+        if (known := task.published) is None:
             return
-        parts = [
-            ("pool", task.pool, pool, task.published.pool),
-            ("test", task.test, test, task.published.test),
-        ]
+        parts = [("pool", task.pool, pool, known.pool), ("test", task.test, test, known.test)]
         for part, source, found, published in parts:
             if source is not None and found is not None and found.digest != published:
                 raise DataError(
@@ -289,17 +261,23 @@ class Experts:
 
     def _text_head(self, folder: ModelFolder, role: str) -> Tensor | None:
         """The head that a CLIP tower's names of classes make, computed once or from the store."""
-        if folder.zero_shot is None or folder.base is None:
+        base, texts = folder.base, folder.zero_shot
+        if base is None or texts is None:
             return None
         from tintray.models.clip import head_key, text_head
 
         key = head_key(folder, self._config.base_digest)
-        found = lookup(self.store, "zero-shot-heads", key)
-        if found is not None:
-            return read_tensors(fetch_blob(self.store, found.ref, self.cache))["head"]
-        head = text_head(folder.base, folder.zero_shot, role).clone()
-        self.remember("zero-shot-heads", key, {"head": head})
-        return head
+        return self._once("zero-shot-heads", key, lambda: text_head(base, texts, role))[0]
+
+    def _once(self, kind: str, key: str, compute: Callable[[], Tensor]) -> tuple[Tensor, BlobRef]:
+        """A tensor from the store, or computed and kept there."""
+        if (found := lookup(self.store, kind, key)) is not None:
+            return next(iter(self._read(found.ref).values())), found.ref
+        tensor = compute().clone()
+        return tensor, self.remember(kind, key, {_NAMES[kind]: tensor})
+
+    def _read(self, ref: BlobRef) -> dict[str, Tensor]:
+        return read_tensors(fetch_blob(self.store, ref, self.cache))
 
     def _expert_folder(self, task: TaskConfig) -> ModelFolder:
         """Looked at once, so that what is computed later comes from the files that were checked."""
@@ -308,35 +286,37 @@ class Experts:
             self._opened[key] = open_expert(task, self.cache, self._base)
         return self._opened[key]
 
-    def _low_rank_start(self, expert: nn.Module) -> dict[str, Tensor]:
-        """The factors that a low-rank tint starts from; none where a task has a full copy."""
-        if self._config.rank is None:
-            return {}
+    def _private(self, expert: nn.Module) -> dict[str, Tensor]:
+        """What a task starts from, of its expert; the site as factors where the tint has a rank."""
+        private = private_state(expert, self.partition.private)
+        if self._config.rank is not None:
+            vectors = self._difference(expert, self.partition.low_rank)
+            private |= low_rank_factors(vectors, self._config.rank)
+        return private | norm_buffers(expert)
+
+    def _difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         base = self.partition.module
-        vectors = {
+        return {
             name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
-            for name in self.partition.low_rank
+            for name in names
         }
-        return low_rank_factors(vectors, self._config.rank)
 
     def feature_path(self) -> str:
         """Where features are read, as the module spells it; one module, not a pattern."""
-        found = resolve_site(
-            self.partition.module, self._config.feature_site, field="objective.feature_site"
-        )
-        return HEAD if self._config.feature_site == HEAD else found[0]
+        site, field = self._config.feature_site, "objective.feature_site"
+        found = resolve_site(self.partition.module, site, field=field)
+        return HEAD if site == HEAD else found[0]
 
     def _features(self, hosted: CheckedTask, pool: Pool) -> tuple[Tensor, BlobRef]:
         """The expert's features over the pool at the job's depth, computed or from the store."""
         path = self.feature_path()
         key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path)
-        found = lookup(self.store, "self-features", key)
-        if found is not None:
-            file = fetch_blob(self.store, found.ref, self.cache)
-            return read_tensors(file)["features"], found.ref
-        expert = self.loaded(self.folder(hosted.task), hosted.task.role)
-        features = self_labels.predict_features(expert, pool, path).clone()
-        return features, self.remember("self-features", key, {"features": features})
+
+        def compute() -> Tensor:
+            expert = self.loaded(self.folder(hosted.task), hosted.task.role)
+            return self_labels.predict_features(expert, pool, path)
+
+        return self._once("self-features", key, compute)
 
     def _true_labels(self, files: TaskFiles, pool: Pool, expert: nn.Module) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""
@@ -354,10 +334,8 @@ class Experts:
                 f"pool, found {task.labelled:,}"
             )
         labels = files.labels("pool", pool, expert)
-        order = torch.randperm(
-            examples, generator=stream(self._config.settings.seed, task.name, "labelled")
-        )
-        rows = order[: task.labelled]
+        generator = stream(self._config.settings.seed, task.name, "labelled")
+        rows = torch.randperm(examples, generator=generator)[: task.labelled]
         few = labels[rows] if isinstance(labels, Tensor) else [labels[row] for row in rows.tolist()]
         return TrueLabels(rows, few)
 
@@ -366,32 +344,24 @@ class Experts:
     ) -> tuple[BlobRef, bool]:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
         key = vector_key(self._config.base_digest, hosted.facts.expert_digest)
-        found = lookup(self.store, "task-vectors", key)
-        if found is not None:
+        if (found := lookup(self.store, "task-vectors", key)) is not None:
             return found.ref, True
-        base, role = self.partition.module, hosted.task.role
+        base, folder = self.partition.module, self.folder(hosted.task)
         names = backbone_names(base)
-        folder = self.folder(hosted.task)
         if hosted.task.published is None and folder.adapter is not None:
-            adapter = read_adapter(folder, base, role, with_head=False)
+            adapter = read_adapter(folder, base, hosted.task.role, with_head=False)
             vector = pack(task_vector(adapter, base, names))
-            return self.remember("task-vectors", key, vector), False
-        expert = read()
-        difference = {
-            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
-            for name in names
-        }
-        return self.remember("task-vectors", key, difference), False
+        else:
+            vector = self._difference(read(), names)
+        return self.remember("task-vectors", key, vector), False
 
     def _predictions(
         self, hosted: CheckedTask, pool: Pool, read: Callable[[], nn.Module]
     ) -> tuple[Pool, Outputs, BlobRef, bool]:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
         key = self_labels.labels_key(hosted.facts.expert_digest, pool.digest)
-        found = lookup(self.store, "self-labels", key)
-        config = getattr(self.partition.module, "config", None)
-        if found is not None:
-            kept = read_tensors(fetch_blob(self.store, found.ref, self.cache))
+        if (found := lookup(self.store, "self-labels", key)) is not None:
+            kept, config = self._read(found.ref), getattr(self.partition.module, "config", None)
             return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
         task, expert = hosted.task, read()
         whole = sequences.completed(expert, pool)
@@ -403,11 +373,3 @@ class Experts:
     def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         """Keep tensors as an artifact of this kind, under the hash of what they come from."""
         return remember(self.store, kind, key, tensors_as_bytes(tensors), {}).ref
-
-    def _known(self, first: TaskConfig) -> ModelFolder:
-        """An expert of the job, for its configuration; of a published task, from its merge."""
-        if first.published is not None:
-            return self.folder(first)
-        location, role = self._config.like
-        folder, built = local_folder(location, self.cache), self._config.factory
-        return open_model_folder(folder, role=role, base=self._base, factory=built)

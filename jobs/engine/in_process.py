@@ -67,16 +67,9 @@ class LocalFuture(Future[T]):
 
 
 class LocalHandle(ActorHandle[A]):
-    """A member in this process.
+    """A member in this process, for a backend that gets the arguments that are futures.
 
-    Parameters
-    ----------
-    backend
-        Who gets the arguments that are futures.
-    keep
-        Makes an answer outlive the member's next call.
-    threads
-        What the member computes with; None leaves that as it is.
+    ``keep`` makes an answer outlive the member's next call; ``threads`` is what it computes with.
     """
 
     def __init__(
@@ -155,30 +148,10 @@ def _computing_with(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Value(Future[T]):
-    """A value that is there."""
-
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def result(self) -> T:
-        return self._value
-
-
 class InProcessBackend(Backend):
-    """Everything in this process, one call after another.
+    """Everything in this process, one call after another, with so many threads of torch.
 
-    Parameters
-    ----------
-    threads
-        What torch computes with until the backend is closed.
-    capacity
-        What plans may count on; without it one worker, and the memory that is free.
-
-    Raises
-    ------
-    SpecError
-        If a GPU is asked for and torch finds none.
+    ``capacity`` is what plans may count on; without it one worker, and the memory that is free.
     """
 
     def __init__(self, threads: int, *, gpus: int = 0, capacity: ClusterSize | None = None) -> None:
@@ -189,10 +162,6 @@ class InProcessBackend(Backend):
         self._members: list[LocalHandle[Any]] = []
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
-
-    def size(self) -> int:
-        """One, if nothing else was said: calls do not overlap."""
-        return self._capacity.cpus
 
     def capacity(self) -> ClusterSize:
         """What was said, or this process."""
@@ -211,13 +180,12 @@ class InProcessBackend(Backend):
 
     def put(self, value: T) -> Future[T]:
         """The value itself."""
-        return _Value(value)
+        return LocalFuture(deque(), lambda: value)
 
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
         """Drop the members and the calls that wait for them."""
-        ended = [member for member in self._members if member in members]
-        self._members = [member for member in self._members if member not in members]
-        for member in ended:
+        for member in [member for member in self._members if member in members]:
+            self._members.remove(member)
             member.dismiss()
 
     def close(self) -> None:

@@ -17,15 +17,8 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, group_count
-from tintray.jobs.engine.plan import (
-    FLOAT,
-    Choice,
-    ClusterSize,
-    JobSize,
-    Plan,
-    check_plan,
-    object_store_bytes,
-)
+from tintray.jobs.engine.plan import FLOAT, Choice, ClusterSize, JobSize, Plan, check_plan
+from tintray.jobs.engine.plan import object_store_bytes as store_bytes
 from tintray.jobs.engine.resources import free_disk
 from tintray.numerics.precision import resolve
 from tintray.tasks.kind import Kind
@@ -39,13 +32,7 @@ _SIDE = 224  # of images, where no configuration tells
 
 
 def make_plan(spec: JobSpec, base: SplitModel, cluster: ClusterSize) -> Plan:
-    """How the job is laid out over a cluster, and the memory that it takes there.
-
-    Raises
-    ------
-    SpecError
-        If it does not fit; see ``plan.check_plan``.
-    """
+    """How the job is laid out over a cluster, and the memory that it takes there, if it fits."""
     store = Path(spec.store.path) if spec.store.path else None
     place = replace(cluster, disk=None if store is None else free_disk(store))
     wanted = spec.cluster
@@ -61,7 +48,7 @@ def make_plan(spec: JobSpec, base: SplitModel, cluster: ClusterSize) -> Plan:
 
 def object_store_needed(spec: JobSpec, base: SplitModel) -> int:
     """Bytes of shared memory for a cluster that is started for the job."""
-    return object_store_bytes(base.partition.layout.numel, group_count(spec))
+    return store_bytes(base.partition.layout.numel, group_count(spec))
 
 
 def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
@@ -108,8 +95,8 @@ def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) 
 def pool_bytes(spec: JobSpec, config: Mapping[str, Any]) -> int:
     """Bytes of all tasks' pools and test sets, and of what the experts answer on them.
 
-    From above, but not far, for models whose ``config`` tells the size of images and the number of
-    answers; 0 for data that is not on this machine yet.
+    From above, but not far, where ``config`` tells the size of images and the number of answers; 0
+    for data that is not on this machine yet.
     """
     return sum(
         _bytes_of(data.source(), find_kind(task.kind), config)
@@ -125,29 +112,20 @@ def _bytes_of(source: DataSource, kind: Kind, config: Mapping[str, Any]) -> int:
         packed = _COMPRESSED if source.path.endswith((".gz", ".parquet")) else 1
         tokens = found.file_bytes * packed * _TOKENS_PER_BYTE
         return int(tokens * _BYTES_PER_TOKEN * _PADDING)
-    side = _image_side(config)
-    if side:
-        pixels = side * side
-    elif found.shape:
-        pixels = math.prod(found.shape[:2])
-    else:
-        pixels = _SIDE * _SIDE
+    size = config.get("image_size")
+    side = max(size) if isinstance(size, list | tuple) and size else int(size or 0)
+    pixels = side**2 or (math.prod(found.shape[:2]) if found.shape else _SIDE**2)
     channels = int(config.get("num_channels") or 3)
     answers = kind.answers_per_example(int(config.get("num_labels") or 1), pixels)
     return found.examples * (channels * pixels + FLOAT * answers)
 
 
-def _image_side(config: Mapping[str, Any]) -> int:
-    size = config.get("image_size")
-    return max(size) if isinstance(size, list | tuple) and size else int(size or 0)
-
-
 def adapter_bytes(spec: JobSpec) -> Mapping[str, int]:
     """Bytes in float32 of what each adapter changes, by task; without tasks of whole models.
 
-    Only headers are read, of the folders on this machine. Beside adapters that are here, experts in
-    a bucket or on the hub are taken for adapters of the size of the largest; else they count as
-    whole models, as does what cannot be read.
+    Only headers are read. Beside adapters that are here, experts in a bucket or on the hub are
+    taken for adapters of the largest's size; else they count as whole models, as does what cannot
+    be read.
     """
     places = {task.name: Location(task.expert).path for task in spec.tasks}
     sizes = {name: None if path is None else _adapter(path) for name, path in places.items()}

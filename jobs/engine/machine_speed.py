@@ -18,22 +18,12 @@ _VECTORS = 4  # task vectors in the product that is timed
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds on one worker, and operations.
+    """Seconds on one worker, and operations."""
 
-    Attributes
-    ----------
-    forward, step
-        Seconds of one example forward, and forward and backward.
-    flops
-        Floating-point operations of the latter, as torch counts them.
-    vector
-        Seconds to go through one task vector: to merge it, or to project a gradient onto it.
-    """
-
-    forward: float
-    step: float
-    flops: float
-    vector: float
+    forward: float  # of one example
+    step: float  # of one example, forward and backward
+    flops: float  # floating-point operations of such a step, as torch counts them
+    vector: float  # to go through one task vector: to merge it, or to project a gradient onto it
 
 
 def benchmark_machine(

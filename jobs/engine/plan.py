@@ -1,7 +1,7 @@
 """What a job needs before it starts: bytes of memory by member, of object store and of disk.
 
-Pure functions over plain sizes, so that a job that cannot fit is refused with numbers, and with
-what would make it fit. Estimates are from above, but not far: see ``docs/cluster.md``.
+Pure functions over plain sizes: a job that cannot fit is refused with numbers, and with what would
+make it fit. Estimates are from above, but not far: see ``docs/cluster.md``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ SHARD_BYTES = 512 * MIB
 """Task vectors that one shard has at least, where the job file does not say how many there are."""
 
 IN_PROCESS_BYTES = 128 * MIB
-"""Up to so much, all task vectors are held by the coordinator's process, where the job file does
-not say how many shards there are: a round then waits for half as many calls, and nobody pays for a
-process more."""
+"""Up to so much, the coordinator's process holds all task vectors, where the job file names no
+shards: a round then waits for half as many calls, and nobody pays for a process more."""
 
 LARGE_GRADIENT = 4 * MIB
 """From this size on, a gradient is summed and let go as soon as it is there."""
@@ -40,34 +39,16 @@ _TRAINED = 4  # copies of what is trained: itself, its gradient and Adam's two m
 
 @dataclass(frozen=True)
 class JobSize:
-    """How large a job is, in the numbers that its memory depends on.
+    """How large a job is, in the numbers that its memory depends on."""
 
-    Attributes
-    ----------
-    layout
-        Of the shared backbone.
-    private
-        Numbers in what each task owns (tint layer and head).
-    groups
-        Task groups.
-    activation_bytes
-        What a forward pass of one micro-batch keeps for the backward pass.
-    pool_bytes
-        Pools and test sets of all tasks in memory.
-    corrected
-        Whether a shared correction is learned.
-    adapters
-        Bytes of each task vector that is a product, of an adapter: it stays in memory as it is.
-    """
-
-    layout: Layout
+    layout: Layout  # of the shared backbone
     tasks: int
-    private: int
+    private: int  # numbers in what each task owns: tint layer and head
     groups: int
-    activation_bytes: int = 0
-    pool_bytes: int = 0
-    corrected: bool = False
-    adapters: Sequence[int] = ()
+    activation_bytes: int = 0  # what a forward pass of one micro-batch keeps for the backward pass
+    pool_bytes: int = 0  # pools and test sets of all tasks in memory
+    corrected: bool = False  # whether a shared correction is learned
+    adapters: Sequence[int] = ()  # bytes of each task vector that is a product: it stays in memory
 
     def vector_bytes(self, format: Format) -> int:
         """All task vectors in memory."""
@@ -84,26 +65,14 @@ class JobSize:
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """What a job runs on.
-
-    Attributes
-    ----------
-    cpus, gpus, nodes
-        Of the whole cluster.
-    memory
-        Bytes that are free for members and the object store, on all nodes together.
-    object_store
-        Bytes of the object store on the smallest node; None where it is made to measure.
-    disk
-        Bytes that are free where the artifacts go; None where that is not known.
-    """
+    """What a job runs on: the whole cluster, and bytes that are free."""
 
     cpus: int
-    memory: int
+    memory: int  # for members and the object store, on all nodes together
     nodes: int = 1
     gpus: int = 0
-    object_store: int | None = None
-    disk: int | None = None
+    object_store: int | None = None  # of the smallest node; None where it is made to measure
+    disk: int | None = None  # where the artifacts go; None where that is not known
 
 
 @dataclass(frozen=True)
@@ -119,44 +88,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a job is laid out, and what each part of it takes at most, in bytes.
-
-    Attributes
-    ----------
-    mapped
-        Whether task vectors stay in their files, since they would not fit in memory.
-    worker, shard
-        Memory of the largest of each.
-    object_store
-        What is alive in shared memory at most, on each node.
-    disk
-        What the artifacts take.
-    pools
-        What of a worker's memory is pools.
-    in_process
-        Whether the one shard is in the coordinator's process.
-    """
+    """How a job is laid out, and what each part of it takes at most, in bytes."""
 
     workers: int
     shards: int
-    mapped: bool
+    mapped: bool  # whether task vectors stay in their files, since they would not fit in memory
     format: Format
-    worker: int
+    worker: int  # memory of the largest of each
     shard: int
-    object_store: int
-    disk: int
+    object_store: int  # what is alive in shared memory at most, on each node
+    disk: int  # what the artifacts take
     nodes: int = 1
-    pools: int = 0
-    in_process: bool = False
+    pools: int = 0  # what of a worker's memory is pools
+    in_process: bool = False  # whether the one shard is in the coordinator's process
 
     @property
     def memory(self) -> int:
         """Bytes of all members and of every node's object store."""
-        return self.workers * self.worker + self.shards * self.shard + self._shared
-
-    @property
-    def _shared(self) -> int:
-        return self.nodes * self.object_store
+        members = self.workers * self.worker + self.shards * self.shard
+        return members + self.nodes * self.object_store
 
 
 def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
@@ -197,10 +147,9 @@ def worker_bytes(job: JobSize, workers: int) -> int:
     Four backbones are held: two models (the base, and the one that steps), an expert while it is
     checked, and the gradient.
     """
-    hosted = -(-job.tasks // workers)
-    backbones = 4 * FLOAT * job.layout.numel
-    trained = _TRAINED * FLOAT * job.private * hosted
-    return PROCESS_BYTES + backbones + trained + job.activation_bytes + job.pool_bytes // workers
+    trained = _TRAINED * job.private * -(-job.tasks // workers)
+    held = FLOAT * (4 * job.layout.numel + trained) + job.activation_bytes
+    return PROCESS_BYTES + held + job.pool_bytes // workers
 
 
 def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
@@ -226,16 +175,9 @@ def object_store_bytes(parameters: int, groups: int) -> int:
 
 
 def check_plan(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
-    """The plan of a job that fits.
-
-    Raises
-    ------
-    SpecError
-        With the bytes that are needed and those that there are, and what would make the job fit.
-    """
+    """The plan of a job that fits; else ``SpecError`` with bytes, and with what would make it."""
     plan = lay_out(job, cluster, choice)
-    problem = _problem(plan, cluster)
-    if problem is not None:
+    if problem := _problem(plan, cluster):
         raise SpecError(f"the job does not fit: {problem}; {_advice(job, cluster, choice, plan)}")
     return plan
 
@@ -271,13 +213,9 @@ def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
 
 
 def _fits(other: tuple[JobSize, Choice, int], cluster: ClusterSize) -> bool:
-    job, choice, nodes = other
-    more = replace(
-        cluster,
-        nodes=cluster.nodes * nodes,
-        cpus=cluster.cpus * nodes,
-        memory=cluster.memory * nodes,
-    )
+    job, choice, n = other
+    cpus, memory = cluster.cpus * n, cluster.memory * n
+    more = replace(cluster, nodes=cluster.nodes * n, cpus=cpus, memory=memory)
     return _problem(lay_out(job, more, choice), more) is None
 
 

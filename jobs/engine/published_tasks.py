@@ -25,21 +25,12 @@ from tintray.published.merge import Merge
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """A task of a published merge, as plain data.
+    """A task of a published merge, as plain data; sha256 of what it was published with."""
 
-    Attributes
-    ----------
-    url
-        The merge.
-    expert, pool, test
-        sha256 of the expert, and of the prepared pool and test set (if any), that it was published
-        with.
-    """
-
-    url: str
+    url: str  # of the merge
     name: str
     expert: str
-    pool: str
+    pool: str  # prepared, as the test set is
     test: str | None = None
 
     @property

@@ -86,22 +86,18 @@ class _Host:
         return part
 
     def ready(self, number: int, name_node: bool) -> None:
-        if number not in self._refusals:
-            return
-        where = ""
-        if name_node:
-            import ray
+        import ray
 
-            where = f" (on the node {ray.util.get_node_ip_address()})"
-        raise construction_error(self._refusals[number], where) from self._refusals[number]
+        if (error := self._refusals.get(number)) is not None:
+            where = f" (on the node {ray.util.get_node_ip_address()})" if name_node else ""
+            raise construction_error(error, where) from error
 
 
 class _RayFuture(Future[T]):
     """An answer that Ray has, or waits for."""
 
     def __init__(self, backend: RayBackend, ref: Any) -> None:
-        self.ref = ref
-        self._backend = backend
+        self.ref, self._backend = ref, backend
 
     def result(self) -> T:
         return self._backend.get([self])[0]
@@ -122,9 +118,7 @@ class _RayHandle(ActorHandle[A]):
     ) -> None:
         self.actor = actor
         self.hosts = number + 1  # members of the actor by now, if this is the first of them
-        self._backend = backend
-        self._number = number
-        self._name = name
+        self._backend, self._number, self._name = backend, number, name
         self._direct = {} if transport is None else {"tensor_transport": transport}
 
     def ready(self, name_node: bool) -> Future[None]:
@@ -179,27 +173,12 @@ def _signals_kept(undo: Callable[[], object]) -> Iterator[None]:
 
 
 class RayBackend(Backend):
-    """Members as Ray actors, on a cluster that exists or on one started here for the job.
+    """Members as Ray actors, on the cluster at ``address`` or on one started here for the job.
 
-    Parameters
-    ----------
-    address
-        A running cluster's address, or ``None`` to start one on this machine.
-    cpus
-        How many CPUs the members will ask for at once; 0 where they go by the cluster.
-    object_store_bytes
-        How much shared memory a cluster started here sets aside; the job's plan knows.
-    gpus
-        How many GPUs the members will ask for at once.
-    transport
-        What of Ray's direct transports members exchange tensors by: ``nccl`` between GPUs,
-        ``gloo`` in memory; None sends all through the object store.
-
-    Raises
-    ------
-    SpecError
-        If no cluster answers at the address, or it has fewer CPUs or GPUs than are asked for: its
-        members would wait for ever.
+    ``cpus`` (0 where they go by the cluster) and ``gpus`` are what members will ask for at once: of
+    a cluster that has fewer they would wait for ever, so it is refused. A cluster started here sets
+    aside ``object_store_bytes`` of shared memory. ``transport`` is the one of Ray's by which
+    members exchange tensors directly: ``nccl`` between GPUs, ``gloo`` in memory.
     """
 
     def __init__(
@@ -231,20 +210,18 @@ class RayBackend(Backend):
         self._made_to_measure = self._owns_cluster and address is None
         if self._owns_cluster:
             self._start(address, cpus, object_store_bytes)
-        if cpus > self.size():
-            found = self.size()
-            self.close()
-            raise SpecError(
+        found, there, short = self.size(), self._gpus(), ""
+        if cpus > found:
+            short = (
                 f"cluster.workers: the workers need {cpus} CPUs and the cluster has {found}; ask "
                 "for fewer workers or threads, or write workers: auto"
             )
-        there = self._gpus()
-        if gpus > there:
+        elif gpus > there:
+            needed = f"{gpus} GPU{'' if gpus == 1 else 's'}"
+            short = f"{GPUS}: the workers need {needed} and the cluster has {there}; {NO_GPUS}"
+        if short:
             self.close()
-            raise SpecError(
-                f"{GPUS}: the workers need {gpus} GPU{'' if gpus == 1 else 's'} and the cluster "
-                f"has {there}; {NO_GPUS}"
-            )
+            raise SpecError(short)
 
     def _start(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
         local: dict[str, Any] = {
@@ -271,20 +248,16 @@ class RayBackend(Backend):
                     f"process's versions: {' '.join(str(error).split())}; install the same on both"
                 ) from error
             raise SpecError(
-                f"cluster.address: no Ray cluster answers at '{address}' ({_first_line(error)}); "
+                f"cluster.address: no Ray cluster answers at '{address}' ({_line(error, 0)}); "
                 "check it, or leave it out to start one on this machine"
             ) from error
-
-    def size(self) -> int:
-        """The cluster's CPUs."""
-        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def capacity(self) -> ClusterSize:
         """The cluster's, as its nodes told when they joined."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         stores = [int(node.get("object_store_memory", 0)) for node in nodes]
         return ClusterSize(
-            cpus=self.size(),
+            cpus=max(1, int(self._ray.cluster_resources().get("CPU", 1))),
             memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
             nodes=max(1, len(nodes)),
             gpus=self._gpus(),
@@ -379,9 +352,9 @@ class RayBackend(Backend):
         waiting = list(index)
         while waiting:
             with self._translated():
-                done, waiting = self._ray.wait(waiting, num_returns=1)
-                value = self._ray.get(done[0])
-            yield index[done[0]], value
+                (done,), waiting = self._ray.wait(waiting, num_returns=1)
+                value = self._ray.get(done)
+            yield index[done], value
 
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
         """Kill their actors; Ray gives their CPUs to the next ones spawned."""
@@ -410,9 +383,8 @@ class RayBackend(Backend):
         try:
             yield
         except exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, TintrayError):
-                raise cause from None
+            if isinstance(error.cause, TintrayError):
+                raise error.cause from None
             raise
         except exceptions.OutOfMemoryError as error:
             raise FitError(
@@ -422,23 +394,15 @@ class RayBackend(Backend):
         except exceptions.RayActorError as error:
             if error.actor_init_failed:
                 raise FitError(
-                    f"a worker could not be started ({_last_line(error)}); every node needs the "
+                    f"a worker could not be started ({_line(error, -1)}); every node needs the "
                     "same Python packages, tintray among them"
                 ) from error
             raise FitError(
-                f"a worker process died while computing ({_first_line(error)}); "
+                f"a worker process died while computing ({_line(error, 0)}); "
                 "run the job again, what was cached is kept"
             ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(_lines(error)), type(error).__name__)
-
-
-def _last_line(error: BaseException) -> str:
-    """Of a traceback: the exception."""
-    return _lines(error)[-1].strip() if _lines(error) else type(error).__name__
-
-
-def _lines(error: BaseException) -> list[str]:
-    return str(error).strip().splitlines()
+def _line(error: BaseException, number: int) -> str:
+    """One line of an error; the last of a traceback is the exception."""
+    return (str(error).strip() or type(error).__name__).splitlines()[number].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -11,45 +12,26 @@ _UNKNOWN = 2**63  # bytes; where nothing tells, nothing is refused
 
 def available_memory() -> int:
     """Bytes of memory that a new process could use."""
-    free = _meminfo("MemAvailable")
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        cached = _cgroup_cache()
-        return min(free, max(0, limit - used + cached))
-    return free
+    known = _field(Path("/proc/meminfo"), "MemAvailable:")
+    free = _UNKNOWN if known is None else known * 1024
+    limit, used = (_field(_CGROUP / f"memory.{name}") for name in ("max", "current"))
+    if limit is None or used is None:
+        return free
+    # What the container's limit counts, and the system gives back when asked.
+    cached = _field(_CGROUP / "memory.stat", "inactive_file ") or 0
+    return min(free, max(0, limit - used + cached))
 
 
 def free_disk(folder: Path) -> int | None:
     """Bytes that are free where ``folder`` is, or will be made; None where that is not known."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            return shutil.disk_usage(place).free
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    return None if there is None else shutil.disk_usage(there).free
+
+
+def _field(path: Path, name: str = "") -> int | None:
+    """The number behind a name in a file of the system, or the only one that is there."""
+    with suppress(OSError, ValueError):  # not Linux; or no such limit, which reads "max"
+        for line in path.read_text(encoding="ascii").splitlines():
+            if line.startswith(name):
+                return int(line.removeprefix(name).split()[0])
     return None
-
-
-def _meminfo(field: str) -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):  # not Linux
-        pass
-    return _UNKNOWN
-
-
-def _cgroup_cache() -> int:
-    """Bytes that the container's limit counts and that the system gives back when asked."""
-    try:
-        for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines():
-            if line.startswith("inactive_file "):
-                return int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None

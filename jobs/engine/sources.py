@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from tintray.data.source import DataSource
 from tintray.errors import NotFoundError
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 from tintray.storage.artifacts.store import open_store
 
 
 def local_folder(location: str, cache: Path) -> str:
     """A model's folder on this machine, or the location itself where it is a path or hub id.
 
-    A folder in a bucket is copied once below ``cache``; files that are there with the right size
-    are not fetched again.
+    A folder in a bucket is copied once below ``cache``, as is a file.
     """
     if not location.startswith("s3://"):
         return location
-    store = open_store(location)
-    target = cache / location.removeprefix("s3://")
-    found = False
-    for entry in store.list():
-        if "/" in entry.key:
-            continue
-        found = True
-        path = target / entry.key
-        if not path.is_file() or path.stat().st_size != entry.size:
-            store.fetch(entry.key, path)
-    if not found:
+    store, target = open_store(location), cache / location.removeprefix("s3://")
+    entries = [entry for entry in store.list() if "/" not in entry.key]
+    for entry in entries:
+        _copy(store, entry.key, entry, target / entry.key)
+    if not entries:
         raise NotFoundError(f"{location} holds no files; expected a model folder")
     return str(target)
 
@@ -39,10 +34,13 @@ def local_file(location: str, cache: Path) -> Path:
         return Path(location.removeprefix("file://"))
     parent, _, name = location.rpartition("/")
     store = open_store(parent)
-    path = cache / location.removeprefix("s3://")
-    found = store.stat(name)
+    return _copy(store, name, store.stat(name), cache / location.removeprefix("s3://"))
+
+
+def _copy(store: ArtifactStore, key: str, found: Entry | None, path: Path) -> Path:
+    """Fetch a file, unless one of its size is there."""
     if found is None or not path.is_file() or path.stat().st_size != found.size:
-        store.fetch(name, path)
+        store.fetch(key, path)
     return path
 
 
@@ -55,7 +53,5 @@ def local_data(source: DataSource, cache: Path) -> DataSource:
 
 def cache_folder() -> Path:
     """Where copies of remote artifacts are kept on this machine: ``~/.cache/tintray``."""
-    import os
-
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "tintray"

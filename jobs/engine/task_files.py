@@ -55,25 +55,17 @@ class TaskFiles:
         task, source = self.task, self.task.pool if part == "pool" else self.task.test
         assert source is not None, "only what was opened has labels"
         answers = answer_space(expert, task.kind.answer_width(expert), task.role)
-        where = f"tasks.{task.name}.{part}"
         local = local_data(source, cache_folder())
-        return labels_of(local, task.kind, pool, answers, where)
+        return labels_of(local, task.kind, pool, answers, f"tasks.{task.name}.{part}")
 
     def _open(self, part: str, source: DataSource) -> Pool:
         task, cache = self.task, cache_folder()
-        where = f"tasks.{task.name}.{part}"
-        local = local_data(source, cache)
+        local, where = local_data(source, cache), f"tasks.{task.name}.{part}"
         return open_pool(local, self.folder, task.kind, task.role, where, cache)
 
 
 def open_expert(task: TaskConfig, cache: Path, base: ModelFolder | None = None) -> ModelFolder:
-    """A task's expert, on this machine; ``base`` saves opening that too.
-
-    Raises
-    ------
-    CheckpointError
-        If either cannot be opened.
-    """
+    """A task's expert, on this machine; ``base`` saves opening that too."""
     if base is None:
         base = open_model_folder(local_folder(task.base, cache), role="base", factory=task.factory)
     folder = local_folder(task.expert, cache)

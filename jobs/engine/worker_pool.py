@@ -42,25 +42,9 @@ W_co = TypeVar("W_co", bound=Worker, covariant=True)
 
 
 class WorkerPool(Generic[W_co]):
-    """Workers and shards of one job, on a backend.
+    """Workers (of the class that hosts task groups) and shards of one job, on a backend.
 
-    Parameters
-    ----------
-    worker
-        What hosts the task groups.
-    backend
-        Where they run.
-    spec, base
-        The job, and its base as ``load_base_model`` gives it.
-    published
-        Tasks of a published merge, which are taken up without their experts.
-
-    Attributes
-    ----------
-    tasks
-        The job's, in order, as workers know them.
-    plan
-        How they are laid out.
+    Tasks of a ``published`` merge are taken up without their experts.
     """
 
     def __init__(
@@ -91,9 +75,7 @@ class WorkerPool(Generic[W_co]):
             self._workers.append(backend.spawn(placement, worker, config, hosted))
             self._groups |= dict.fromkeys(numbers, self._workers[-1])
         self._groups = dict(sorted(self._groups.items()))
-        self._hosts = {
-            name: self._groups[number] for number, names in self._names.items() for name in names
-        }
+        self._hosts = {name: self._groups[n] for n, names in self._names.items() for name in names}
 
     def each(
         self,
@@ -112,21 +94,14 @@ class WorkerPool(Generic[W_co]):
     def check(self) -> dict[str, TaskFacts]:
         """Check every expert and every data set by one example of each; nothing is written.
 
-        Raises
-        ------
-        InputError
-            For a worker that cannot build the models at all; else for the first task, in the job's
-            order, that cannot be used.
+        Raises for a worker that cannot build the models, else for the first task that is of no use.
         """
         return {name: facts.result() for name, facts in self._checks().items()}
 
     def failures(self) -> dict[str, InputError]:
         """Check every task, and give what is wrong with each that cannot be used.
 
-        Raises
-        ------
-        InputError
-            For a worker that cannot build the models: that is no task's fault.
+        Raises for a worker that cannot build the models: that is no task's fault.
         """
         found: dict[str, InputError] = {}
         for name, facts in self._checks().items():
@@ -176,10 +151,9 @@ class WorkerPool(Generic[W_co]):
             *(self._backend, config, self.plan.shards, self._workers if direct else ()),
             in_process=self.plan.in_process,
         )
-        names = [task.name for task in self.tasks]
-        vectors = [prepared[name].vector for name in names]
+        vectors = {task.name: prepared[task.name].vector for task in self.tasks}
         begun = [worker.call(Worker.begin, shards.bounds) for worker in self._workers]
-        self._backend.get([*shards.load(names, vectors), *begun])
+        self._backend.get([*shards.load(list(vectors), list(vectors.values())), *begun])
         if direct:
             self._backend.connect(self._workers)
 
@@ -196,9 +170,8 @@ class WorkerPool(Generic[W_co]):
 
     def load_groups(self, blobs: Mapping[int, BlobRef]) -> None:
         """Have every task group go back to what was written."""
-        self._backend.get(
-            [host.call(Worker.load_group, n, blobs[n]) for n, host in self._groups.items()]
-        )
+        loaded = [host.call(Worker.load_group, n, blobs[n]) for n, host in self._groups.items()]
+        self._backend.get(loaded)
 
     @property
     def sampler(self) -> Callable[[int], frozenset[str]] | None:
@@ -207,11 +180,7 @@ class WorkerPool(Generic[W_co]):
         if count is None or count >= len(self.tasks):
             return None
         seed, names = self._spec.fit.seed, [task.name for task in self.tasks]
-
-        def sampled(round_: int) -> frozenset[str]:
-            return frozenset(names[k] for k in sample_tasks(seed, round_, len(names), count))
-
-        return sampled
+        return lambda n: frozenset(names[k] for k in sample_tasks(seed, n, len(names), count))
 
     def tints(self) -> dict[str, dict[str, torch.Tensor]]:
         """Every task's private tensors, as they are now."""
@@ -241,13 +210,10 @@ class WorkerPool(Generic[W_co]):
 
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""
-        found = lookup(store, "bases", self._base.digest)
-        if found is not None:
+        if (found := lookup(store, "bases", self._base.digest)) is not None:
             return found.ref
         module = self._base.partition.module
-        tensors: Mapping[str, torch.Tensor] = {
-            name: module.get_parameter(name).detach() for name in backbone_names(module)
-        }
+        tensors = {name: module.get_parameter(name).detach() for name in backbone_names(module)}
         return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors), {}).ref
 
 
@@ -270,16 +236,17 @@ def _task_config(
 
 
 def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
+    fit, objective = spec.fit, spec.objective
     settings = StepSettings(
-        seed=spec.fit.seed,
-        batch_size=spec.fit.batch_size,
-        micro_batch=spec.fit.micro_batch or DEFAULT_MICRO_BATCH,
-        labels=spec.objective.labels,
-        filter=spec.objective.filter,
-        temperature=spec.objective.temperature,
-        precision=resolve(spec.fit.precision, spec.cluster.device),
-        features=spec.objective.feature_weight,
-        distance=spec.objective.distance,
+        seed=fit.seed,
+        batch_size=fit.batch_size,
+        micro_batch=fit.micro_batch or DEFAULT_MICRO_BATCH,
+        labels=objective.labels,
+        filter=objective.filter,
+        temperature=objective.temperature,
+        precision=resolve(fit.precision, spec.cluster.device),
+        features=objective.feature_weight,
+        distance=objective.distance,
     )
     return FitConfig(
         store_url=str(spec.store),
@@ -289,15 +256,15 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
         factory=spec.factory,
         site=base.site,
         rank=spec.tint.rank,
-        feature_site=spec.objective.feature_site,
+        feature_site=objective.feature_site,
         learned=spec.tint.learned,
         device=spec.cluster.device,
         granularity=spec.merge.granularity,
         settings=settings,
         pseudo_labels=PseudoLabelConfig(
-            selected_fraction=spec.objective.top_p,
-            threshold=None if spec.objective.threshold == "auto" else spec.objective.threshold,
-            target_precision=spec.objective.target_precision,
-            true_labels=spec.objective.true_labels,
+            selected_fraction=objective.top_p,
+            threshold=None if objective.threshold == "auto" else objective.threshold,
+            target_precision=objective.target_precision,
+            true_labels=objective.true_labels,
         ),
     )
