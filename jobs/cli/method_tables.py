@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.text import Text
 
-from tintray.jobs.cli.tables import open_table, print_facts
+from tintray.jobs.cli.tables import print_facts, table_of, title
 from tintray.jobs.runs.method_list import LEARNED, MethodLine
 from tintray.vectors.task_count_scale import FEW
 
@@ -17,16 +16,16 @@ def print_methods(lines: Sequence[MethodLine], console: Console) -> None:
     if len(lines) == 1:
         _print_one(lines[0], console)
         return
-    table = open_table("method", "data", "parameters", "what it does")
+    rows = []
     for line in lines:
         tuned = ", ".join(f"{p.name}={p.default:g}" for p in line.parameters)
         data = "-" if line.data == "none" else line.data
-        table.add_row(line.name, data, tuned or "-", line.summary)
-    console.print(table)
+        rows.append([line.name, data, tuned or "-", line.summary])
+    console.print(table_of(("method", "data", "parameters", "what it does"), rows))
 
 
 def _print_one(line: MethodLine, console: Console) -> None:
-    console.print(Text.assemble((line.name, "bold"), f"   {line.summary}"))
+    console.print(title(line.name, line.summary))
     scale = "1/K" if line.scale is None else f"{line.scale:g}"
     if line.scale is not None and line.adds_up:
         scale += f", beyond {FEW} experts {line.scale * FEW:g}/K"

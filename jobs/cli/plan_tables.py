@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
-from tintray.jobs.cli.tables import count, pools_line, print_facts, tokenizers_line
+from tintray.jobs.cli.tables import budget_facts, count, durations, print_facts, title
 from tintray.jobs.display.progress import duration
 from tintray.jobs.runs.pilot import PilotReport
 from tintray.jobs.runs.plan import PlanReport
@@ -14,12 +13,8 @@ from tintray.limits import size_text
 
 def print_plan(report: PlanReport, console: Console) -> None:
     """What a job takes, and whether it fits."""
-    console.print(
-        Text.assemble(
-            (report.name, "bold"), "   ", "it fits" if report.fits else ("it does not fit", "red")
-        )
-    )
-    took = ", ".join(f"{stage} {duration(took)}" for stage, took in report.seconds.items())
+    fits = ("it fits", "") if report.fits else ("it does not fit", "red")
+    console.print(title(report.name, fits[0], fits[1]))
     facts = {
         "problem": report.problem or "",
         "tasks": f"{report.tasks}, {report.rounds} rounds",
@@ -28,15 +23,14 @@ def print_plan(report: PlanReport, console: Console) -> None:
         "cached": f"self-labels of {report.cached_labels} and task vectors of "
         f"{report.cached_vectors} of {report.tasks} tasks",
         "writes": f"{size_text(report.write_bytes)} at most",
-        "pools": pools_line(report.pools, report.max_pool_bytes),
-        "tokenizers": tokenizers_line(report.max_seconds),
+        **budget_facts(report.pools, report.max_pool_bytes, report.max_seconds),
         "workers": f"{report.workers}, {size_text(report.worker_bytes)} each at most",
         "shards": f"{report.shards}, {size_text(report.shard_bytes)} each",
         "object store": size_text(report.object_store_bytes),
         "memory": f"{size_text(report.memory_bytes)} in all; "
         f"{size_text(report.available_bytes)} are free",
         "compute": f"{report.flops:.2g} floating-point operations in the rounds",
-        "time": f"{duration(sum(report.seconds.values()))} ({took})",
+        "time": durations(report.seconds),
     }
     print_facts(facts, console)
     if report.pilot is not None:

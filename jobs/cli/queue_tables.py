@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from tintray.jobs.cli.tables import open_table, print_facts, print_next
+from tintray.jobs.cli.tables import moment, print_facts, print_next, table_of, title
 from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 
 if TYPE_CHECKING:
@@ -22,26 +22,24 @@ _REASON = 60  # characters of a reason in a list
 
 def print_jobs(jobs: Sequence[JobLine], console: Console) -> None:
     """Jobs, one a line, the newest first."""
-    table = open_table("job", "state", "round", ">priority", ">age", "reason")
     now = datetime.now(UTC)
-    for job in jobs:
-        short = job.reason if len(job.reason) <= _REASON else job.reason[: _REASON - 1] + "…"
-        table.add_row(
+    rows = (
+        (
             job.id,
             Text(job.state, style=_STYLES.get(job.state, "")),
             _rounds(job),
             str(job.priority),
             _age(job.created, now),
-            short,
+            job.reason if len(job.reason) <= _REASON else job.reason[: _REASON - 1] + "…",
         )
-    console.print(table)
+        for job in jobs
+    )
+    console.print(table_of(("job", "state", "round", ">priority", ">age", "reason"), rows))
 
 
 def print_status(job: JobStatus, console: Console) -> None:
     """One job in full."""
-    console.print(
-        Text.assemble((job.id, "bold"), "   ", (job.state, _STYLES.get(job.state, "bold")))
-    )
+    console.print(title(job.id, job.state, _STYLES.get(job.state, "bold")))
     facts = {
         "reason": job.reason,
         "waits": job.waits or "",
@@ -59,10 +57,8 @@ def print_status(job: JobStatus, console: Console) -> None:
     print_facts(facts, console)
     _print_tasks(job, console)
     console.print()
-    table = open_table("at", "state", "~reason")
-    for event in job.events:
-        table.add_row(event.at[:19].replace("T", " "), event.after, event.reason)
-    console.print(table)
+    events = ([moment(event.at), event.after, event.reason] for event in job.events)
+    console.print(table_of(("at", "state", "~reason"), events))
     print_next(job.next, console)
 
 
@@ -70,22 +66,22 @@ def _print_tasks(job: JobStatus, console: Console) -> None:
     known = [task for task in job.tasks if task.agreement is not None]
     if not known:
         return
-    worst = sorted(known, key=lambda task: task.agreement or 0.0)[:_SHOWN_TASKS]
-    few = len(known) <= _SHOWN_TASKS
-    table = open_table("task" if few else f"worst of {len(known)} tasks", ">agreement", ">kept")
-    for task in known if few else worst:
+    heading = "task"
+    if len(known) > _SHOWN_TASKS:
+        heading = f"worst of {len(known)} tasks"
+        known = sorted(known, key=lambda task: task.agreement or 0.0)[:_SHOWN_TASKS]
+    rows = []
+    for task in known:
         kept = "-" if task.selected_fraction is None else f"{task.selected_fraction:.0%}"
-        table.add_row(task.name, f"{task.agreement:.3f}", kept)
+        rows.append([task.name, f"{task.agreement:.3f}", kept])
     console.print()
-    console.print(table)
+    console.print(table_of((heading, ">agreement", ">kept"), rows))
 
 
 def print_clusters(clusters: Sequence[ClusterLine], console: Console) -> None:
     """The queues, one cluster a line."""
-    table = open_table("cluster", ">running", ">at once", ">waiting")
-    for line in clusters:
-        table.add_row(line.address, str(line.running), str(line.max_jobs), str(line.waiting))
-    console.print(table)
+    rows = ([c.address, str(c.running), str(c.max_jobs), str(c.waiting)] for c in clusters)
+    console.print(table_of(("cluster", ">running", ">at once", ">waiting"), rows))
 
 
 def print_difference(found: JobDifference, console: Console) -> None:
@@ -93,13 +89,13 @@ def print_difference(found: JobDifference, console: Console) -> None:
     if not found.fields and not found.results:
         console.print(f"{found.one} and {found.other} are the same")
         return
-    table = open_table("", f"~{found.one}", f"~{found.other}")
-    for differences in (found.fields, found.results):
-        if differences is found.results and found.fields and found.results:
-            table.add_row()
-        for line in differences:
-            table.add_row(line.field, line.one, line.other)
-    console.print(table)
+    fields, results = (
+        [[line.field, line.one, line.other] for line in lines]
+        for lines in (found.fields, found.results)
+    )
+    between: list[list[str]] = [[]] if fields and results else []
+    rows = [*fields, *between, *results]
+    console.print(table_of(("", f"~{found.one}", f"~{found.other}"), rows))
 
 
 def _rounds(job: JobLine) -> str:
@@ -116,6 +112,6 @@ def _age(created: str, now: datetime) -> str:
 
 def print_told(job: JobStatus, console: Console) -> None:
     """A job that was just changed: its id, how it stands, what to do next."""
-    console.print(Text.assemble((job.id, "bold"), "   ", (job.state, _STYLES.get(job.state, ""))))
+    console.print(title(job.id, job.state, _STYLES.get(job.state, "")))
     print_facts({"reason": job.waits or job.reason}, console)
     print_next(job.next, console)

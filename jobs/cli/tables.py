@@ -43,101 +43,68 @@ def write_json(result: Any, stream: TextIO) -> None:
 
 def print_summary(summary: MergeSummary, console: Console) -> None:
     """A merge: a line for each task, then what it kept, its size, its time and its place."""
-    grown = f", grown from {summary.parent}" if summary.parent else ""
-    console.print(
-        Text.assemble(
-            (f"{summary.name}/{summary.version}", "bold"),
-            f"   {len(summary.tasks)} tasks, {_how(summary)}{grown}",
-        )
-    )
-    console.print(_task_table(summary.tasks))
-    console.print(Text(_LEGEND, style="dim"))
-    print_facts(_summary_facts(summary), console)
-    _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
-
-
-def _how(summary: MergeSummary) -> str:
     from tintray.jobs.config.sections import TINT
 
+    how = (
+        f"tint layer at {summary.site}" if summary.method == TINT else f"merged by {summary.method}"
+    )
     fit = f"{summary.rounds} rounds" if summary.rounds else "nothing learned"
-    if summary.method == TINT:
-        return f"tint layer at {summary.site}, {fit}"
-    return f"merged by {summary.method}, {fit}"
-
-
-def _summary_facts(summary: MergeSummary) -> dict[str, str]:
-    tasks, merged = len(summary.tasks), summary.merged_parameters
-    separate = summary.separate_parameters
+    grown = f", grown from {summary.parent}" if summary.parent else ""
+    about = f"{len(summary.tasks)} tasks, {how}, {fit}{grown}"
+    console.print(title(f"{summary.name}/{summary.version}", about))
+    console.print(_task_table(summary.tasks))
+    console.print(Text(_LEGEND, style="dim"))
+    backbone, merged = summary.backbone_parameters, summary.merged_parameters
+    separate, memory = summary.separate_parameters, summary.peak_memory_mib
     times = f" ({separate / merged:.1f} times as many)" if merged else ""
-    stages = ", ".join(f"{stage} {duration(took)}" for stage, took in summary.seconds.items())
-    memory = summary.peak_memory_mib
-    return {
-        **_average_facts(
-            summary.tasks, summary.average, summary.expert_average, summary.normalised_accuracy
-        ),
-        "size": f"{count(merged)} parameters; {tasks} separate models hold "
+    facts = {
+        "size": f"{count(merged)} parameters; {len(summary.tasks)} separate models hold "
         f"{count(separate)}{times}",
-        "per task": f"{_percent(summary.tint_share, 2)} of the backbone's "
-        f"{count(summary.backbone_parameters)} parameters more",
-        "time": f"{duration(sum(summary.seconds.values()))} ({stages})" if stages else "",
+        "per task": f"{_percent(summary.tint_share, 2)} of the backbone's {count(backbone)} "
+        "parameters more",
+        "time": durations(summary.seconds) if summary.seconds else "",
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
         "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),
         "created": summary.created,
         "merge": summary.url,
     }
+    print_facts(_average_facts(summary) | facts, console)
+    _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
 
 
-def _average_facts(
-    tasks: Sequence[TaskResult],
-    average: float | None,
-    experts: float | None,
-    normalised: float | None,
-) -> dict[str, str]:
-    metrics = [task.metric for task in tasks]
+def _average_facts(table: MergeSummary | EvalTable) -> dict[str, str]:
+    metrics = [task.metric for task in table.tasks]
+    average, experts, kept = table.average, table.expert_average, table.normalised_accuracy
     beside = "" if experts is None else f"; the separate experts' {shown(metrics, experts)}"
-    kept = "" if normalised is None else f"{_percent(normalised)} of the experts' accuracy"
-    return {
-        "average": ""
-        if average is None
-        else f"{_joined(metrics)} {shown(metrics, average)}{beside}",
-        "kept": kept and f"{kept} (normalised accuracy)",
-    }
+    mean = "" if average is None else f"{_joined(metrics)} {shown(metrics, average)}{beside}"
+    share = f"{_percent(kept)} of the experts' accuracy (normalised accuracy)"
+    return {"average": mean, "kept": "" if kept is None else share}
 
 
 def print_evaluation(table: EvalTable, console: Console) -> None:
     """A merge measured again."""
-    console.print(Text(table.merge, style="bold"))
+    console.print(title(table.merge))
     console.print(_task_table(table.tasks))
-    facts = _average_facts(
-        table.tasks, table.average, table.expert_average, table.normalised_accuracy
-    )
-    print_facts(facts, console)
+    print_facts(_average_facts(table), console)
     _print_notices(_bracketed(table.tasks), console)
 
 
 def _task_table(tasks: Sequence[TaskResult]) -> Table:
-    one_metric = len({task.metric for task in tasks}) <= 1
-    metric = [] if one_metric else ["~metric"]
+    many = len({task.metric for task in tasks}) > 1
     figures = (">expert", ">merged", ">of expert", ">agreement", ">pool kept", ">tint params")
-    table = open_table("task", *metric, *figures)
-    for task in tasks:
-        cells = [] if one_metric else [task.metric]
-        cells += [
+    rows = (
+        [
+            *([task.name, task.metric] if many else [task.name]),
             shown([task.metric], task.expert),
             shown([task.metric], task.merged),
-            _kept_share(task),
+            f"({_percent(task.normalised)})" if task.at_chance else _percent(task.normalised),
             _percent(task.agreement),
             _percent(task.selected_fraction),
             f"{task.tint_parameters:,}",
         ]
-        table.add_row(task.name, *cells)
-    return table
-
-
-def _kept_share(task: TaskResult) -> str:
-    if task.normalised is None:
-        return "-"
-    return f"({_percent(task.normalised)})" if task.at_chance else _percent(task.normalised)
+        for task in tasks
+    )
+    return table_of(["task", "~metric", *figures] if many else ["task", *figures], rows)
 
 
 def _bracketed(tasks: Sequence[TaskResult]) -> list[str]:
@@ -148,30 +115,25 @@ def print_comparison(comparison: CompareTable, console: Console) -> None:
     """A merge beside its rivals: a column for each, or a row where there are many."""
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
     metrics = [row.metric for row in comparison.rows]
-    console.print(Text.assemble((comparison.merge, "bold"), f"   {_joined(metrics)}"))
-    if len(methods) <= _MANY_METHODS:
-        console.print(_methods_beside(comparison, methods, metrics))
-        if comparison.best_scale is not None:
-            text = f"task arithmetic at its best: {comparison.best_scale:g}"
-            print_facts({"scale": text}, console)
-    else:
+    console.print(title(comparison.merge, _joined(metrics)))
+    if len(methods) > _MANY_METHODS:
         console.print(_methods_below(comparison, methods, metrics))
+        return
+    console.print(_methods_beside(comparison, methods, metrics))
+    if comparison.best_scale is not None:
+        text = f"task arithmetic at its best: {comparison.best_scale:g}"
+        print_facts({"scale": text}, console)
 
 
 def _methods_beside(
     comparison: CompareTable, methods: Sequence[str], metrics: Sequence[str]
 ) -> Table:
-    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     cells = {(row.task, row.method): shown([row.metric], row.value) for row in comparison.rows}
-    table = open_table("task", *(f">{method}" for method in methods))
-    for task in tasks:
-        table.add_row(task, *(cells.get((task, method), "-") for method in methods))
-    table.add_row()
-    averages = comparison.averages
-    table.add_row("average", *(shown(metrics, averages.get(m)) for m in methods))
-    kept = comparison.normalised
-    table.add_row("of experts", *(_percent(kept[m]) if m in kept else "-" for m in methods))
-    return table
+    tasks = list(dict.fromkeys(row.task for row in comparison.rows))
+    rows = [[task, *(cells.get((task, method), "-") for method in methods)] for task in tasks]
+    means = ["average", *(shown(metrics, comparison.averages.get(m)) for m in methods)]
+    kept = ["of experts", *(_percent(comparison.normalised.get(m)) for m in methods)]
+    return table_of(["task", *(f">{method}" for method in methods)], [*rows, [], means, kept])
 
 
 def _methods_below(
@@ -179,80 +141,71 @@ def _methods_below(
 ) -> Table:
     """The best method first; with the task on which each keeps least of the expert."""
     experts = {row.task: row.value for row in comparison.rows if row.method == "experts"}
-    table = open_table("method", ">average", ">of experts", ">scale", ">worst task")
-    kept = comparison.normalised
+    rows, kept = [], comparison.normalised
     for method in sorted(methods, key=lambda name: -kept.get(name, 0.0)):
         shares = [
             (share, row.task)
             for row in comparison.rows
-            if row.method == method and row.task in experts
+            if row.method == method != "experts" and row.task in experts
             if (share := find_metric(row.metric).normalised(row.value, experts[row.task]))
             is not None
         ]
-        worst = min(shares) if shares else None
+        worst, task = min(shares, default=(None, ""))
         scale = comparison.scales.get(method)
-        table.add_row(
-            method,
-            shown(metrics, comparison.averages.get(method)),
-            _percent(kept[method]) if method in kept else "-",
-            "-" if scale is None else f"{scale:g}",
-            "-" if worst is None or method == "experts" else f"{_percent(worst[0])} {worst[1]}",
-        )
-    return table
+        average = shown(metrics, comparison.averages.get(method))
+        tuned = "-" if scale is None else f"{scale:g}"
+        least = f"{_percent(worst)} {task}".strip()
+        rows.append([method, average, _percent(kept.get(method)), tuned, least])
+    return table_of(["method", ">average", ">of experts", ">scale", ">worst task"], rows)
 
 
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
     """The merges of a catalog, one a line."""
-    table = open_table(
-        *("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
-    )
-    for merge in merges:
-        table.add_row(
+    columns = ("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
+    rows = (
+        [
             f"{merge.name}/{merge.version}",
-            merge.created[:19].replace("T", " "),
+            moment(merge.created),
             merge.method or "-",
             merge.site or "-",
             "-" if merge.tasks is None else str(merge.tasks),
             shown(merge.metrics, merge.average),
-            "-" if merge.normalised_accuracy is None else _percent(merge.normalised_accuracy),
+            _percent(merge.normalised_accuracy),
             merge.parent or "-",
-        )
-    console.print(table)
+        ]
+        for merge in merges
+    )
+    console.print(table_of(columns, rows))
 
 
 def print_validation(report: ValidationReport, console: Console) -> None:
     """A job file that holds, and what a job of it would have."""
-    table = open_table("task", ">tint parameters", ">of backbone")
-    for task in report.tasks:
-        own = report.tint_parameters.get(task, 0)
-        share = own / report.backbone_parameters if report.backbone_parameters else 0.0
-        table.add_row(task, f"{own:,}", _percent(share, 2))
-    console.print(Text.assemble((report.name, "bold"), "   everything it refers to holds"))
-    console.print(table)
+    own, backbone = report.tint_parameters, report.backbone_parameters
+    rows = (
+        [task, f"{own.get(task, 0):,}", _percent(own.get(task, 0) / backbone if backbone else 0, 2)]
+        for task in report.tasks
+    )
+    console.print(title(report.name, "everything it refers to holds"))
+    console.print(table_of(["task", ">tint parameters", ">of backbone"], rows))
     facts = {
-        "backbone": f"{count(report.backbone_parameters)} parameters in {report.units} layer units",
+        "backbone": f"{count(backbone)} parameters in {report.units} layer units",
         "tint site": report.site,
-        "pools": pools_line(report.pools, report.max_pool_bytes),
-        "tokenizers": tokenizers_line(report.max_seconds),
+        **budget_facts(report.pools, report.max_pool_bytes, report.max_seconds),
     }
     print_facts(facts, console)
     _print_notices(report.notices, console)
 
 
-def pools_line(pools: Mapping[str, int], most: int) -> str:
-    """What pools and test sets take in memory, beside what each of them may take."""
+def budget_facts(pools: Mapping[str, int], most: int, seconds: int) -> dict[str, str]:
+    """What pools take in memory and tokenizers of others in time, beside what they may take."""
+    facts = {"tokenizers": f"{seconds:,} s for each pool or test set is what max_seconds allows"}
     if not pools:
-        return ""
+        return facts
     largest = max(pools, key=lambda name: pools[name])
-    return (
-        f"{size_text(sum(pools.values()))} of memory; {largest} takes the most, "
+    return {
+        "pools": f"{size_text(sum(pools.values()))} of memory; {largest} takes the most, "
         f"{size_text(pools[largest])} of the {size_text(most)} that max_pool_bytes allows"
-    )
-
-
-def tokenizers_line(most: int) -> str:
-    """How long the tokenizer of somebody else may take."""
-    return f"{most:,} s for each pool or test set is what max_seconds allows"
+    } | facts
 
 
 def _print_notices(notices: Sequence[str], console: Console) -> None:
@@ -268,6 +221,11 @@ def print_next(commands: Mapping[str, str], console: Console) -> None:
         console.print(Text.assemble(f"  {command:<{width}}", (f"   {purpose}", "dim")))
 
 
+def title(name: str, about: str = "", style: str = "") -> Text:
+    """The first line of an answer: what it is about, and what there is to say of it."""
+    return Text.assemble((name, "bold"), (f"   {about}" if about else "", style))
+
+
 def count(parameters: int) -> str:
     """A number of parameters in three or four digits: ``1.24 M``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -276,16 +234,28 @@ def count(parameters: int) -> str:
     return str(parameters)
 
 
-def open_table(*columns: str) -> Table:
-    """An empty table, as all of them look: ``>name`` aligns to the right, ``~name`` may wrap."""
+def durations(seconds: Mapping[str, float]) -> str:
+    """How long all phases took, and each: ``1 min 05 s (fitting 1 min 00 s, publishing 5 s)``."""
+    each = ", ".join(f"{phase} {duration(took)}" for phase, took in seconds.items())
+    return f"{duration(sum(seconds.values()))} ({each})"
+
+
+def moment(written: str) -> str:
+    """A date and a time of ISO 8601 as people write it."""
+    return written[:19].replace("T", " ")
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table, as all of them look: a column ``>name`` aligns to the right, ``~name`` may wrap."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        right = column.startswith(">")
         table.add_column(
             column.lstrip(">~"),
-            justify="right" if right else "left",
+            justify="right" if column.startswith(">") else "left",
             no_wrap=not column.startswith("~"),
         )
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -302,5 +272,5 @@ def _joined(metrics: Iterable[str]) -> str:
     return " and ".join(sorted(set(metrics)))
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"

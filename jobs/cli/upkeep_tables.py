@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from tintray.jobs.cli.tables import open_table, print_facts
+from tintray.jobs.cli.tables import moment, print_facts, table_of
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
@@ -24,22 +24,24 @@ from tintray.limits import size_text
 
 def print_artifacts(lines: Sequence[ArtifactLine], console: Console) -> None:
     """The artifacts of a store, one a line."""
-    table = open_table("artifact", "kind", "created", ">size", "~needed by")
-    for line in lines:
-        users = ", ".join(line.needed_by) or "-"
-        table.add_row(
+    rows = (
+        [
             line.sha256[:16],
             line.kind,
-            "-" if line.created is None else line.created[:19].replace("T", " "),
+            "-" if line.created is None else moment(line.created),
             size_text(line.size),
-            users if line.in_store else f"{users} (not in the store)",
-        )
-    console.print(table)
+            (", ".join(line.needed_by) or "-") + ("" if line.in_store else " (not in the store)"),
+        ]
+        for line in lines
+    )
+    console.print(table_of(("artifact", "kind", "created", ">size", "~needed by"), rows))
     free = [line for line in lines if not line.needed_by]
-    facts = {"artifacts": f"{len(lines)}, {size_text(sum(line.size for line in lines))}"}
-    if free:
-        facts["unneeded"] = f"{len(free)}, {size_text(sum(line.size for line in free))}"
+    facts = {"artifacts": _sizes(lines), "unneeded": _sizes(free) if free else ""}
     print_facts(facts, console)
+
+
+def _sizes(lines: Sequence[ArtifactLine]) -> str:
+    return f"{len(lines)}, {size_text(sum(line.size for line in lines))}"
 
 
 def print_verification(report: VerifyReport, console: Console) -> None:
@@ -92,35 +94,26 @@ def print_removed(removed: Removed, console: Console) -> None:
 
 def print_copied(copied: Copied, console: Console) -> None:
     """A merge that is in another store too."""
-    facts = {
-        "merge": copied.merge,
-        "from": copied.source,
-        "to": copied.url,
-        "files": f"{copied.files}, {size_text(copied.bytes)}, each read back and compared",
-        "catalog": copied.catalog or "",
-    }
-    print_facts(facts, console)
+    files = f"{copied.files}, {size_text(copied.bytes)}, each read back and compared"
+    facts = {"merge": copied.merge, "from": copied.source, "to": copied.url, "files": files}
+    print_facts(facts | {"catalog": copied.catalog or ""}, console)
 
 
 def print_schema(change: SchemaChange, console: Console) -> None:
     """From which version of the tables to which."""
+    said = f"upgraded from schema version {change.before} to {change.after}"
     if change.before is None:
-        console.print(f"{change.catalog}: created with schema version {change.after}")
+        said = f"created with schema version {change.after}"
     elif change.before == change.after:
-        console.print(f"{change.catalog}: has schema version {change.after} already")
-    else:
-        console.print(
-            f"{change.catalog}: upgraded from schema version {change.before} to {change.after}"
-        )
+        said = f"has schema version {change.after} already"
+    console.print(f"{change.catalog}: {said}")
 
 
 def print_database(report: DatabaseReport, console: Console) -> None:
     """The rows of a catalog, and what is wrong with it."""
-    table = open_table("table", ">rows")
-    for name, rows in sorted(report.rows.items()):
-        table.add_row(name, f"{rows:,}")
     if report.rows:
-        console.print(table)
+        rows = ([name, f"{rows:,}"] for name, rows in sorted(report.rows.items()))
+        console.print(table_of(("table", ">rows"), rows))
     for problem in report.problems:
         console.print(Text.assemble(("problem", "bold"), f": {problem}"))
     for job in report.idle_jobs:
@@ -131,12 +124,12 @@ def print_database(report: DatabaseReport, console: Console) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """Everything that was looked at, and how to mend what is wrong."""
-    table = open_table("", "check", "~found")
+    rows = []
     for check in diagnosis.checks:
-        table.add_row("ok" if check.ok else "WRONG", check.name, check.found)
+        rows.append(["ok" if check.ok else "WRONG", check.name, check.found])
         if check.fix is not None:
-            table.add_row("", "", f"fix: {check.fix}")
-    console.print(table)
+            rows.append(["", "", f"fix: {check.fix}"])
+    console.print(table_of(("", "check", "~found"), rows))
     wrong = sum(not check.ok for check in diagnosis.checks)
     console.print(f"\n{wrong} of {len(diagnosis.checks)} checks failed" if wrong else "\nall well")
 
