@@ -1,4 +1,7 @@
-"""YAML documents that remember their lines, and the ``key.path=value`` overrides laid over them."""
+"""YAML documents that remember their lines, and the ``key.path=value`` overrides laid over them.
+
+What cannot be used is a ``SpecError`` with its line and column, or the override that it is of.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import yaml
 from tintray.errors import SpecError, nearest
 from tintray.files import open_regular
 from tintray.jobs.config import settings
+from tintray.jobs.config.locations import names_in
 from tintray.jobs.config.yaml_text import parse_yaml
 from tintray.limits import Limits
 from tintray.storage.secrets import redact
@@ -43,11 +47,6 @@ class Document:
         """This document with the field that ``text`` names (``key.path=value``) set.
 
         A task is named by its name or its index. Sections on the way that are not there are made.
-
-        Raises
-        ------
-        SpecError
-            ``text`` is not ``key.path=value``, or the path leads nowhere.
         """
         path, equals, written = text.partition("=")
         text = redact(text)  # from here on it is only shown
@@ -76,23 +75,15 @@ def read_document(path: Path, what: str = "a job file", limits: Limits | None = 
 
     It holds plain values only, and no more of them than ``limits`` allow (left out, those of the
     configuration).
-
-    Raises
-    ------
-    SpecError
-        The file is missing, unreadable, too large, empty, not UTF-8 or not YAML; with line and
-        column.
     """
     limits = settings.limits() if limits is None else limits
     text = _read_text(path, what, limits)
     try:
         root, value = parse_yaml(text, limits)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SpecError(f"{path}{where}: not valid YAML: {_problem(error)}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {_problem(error)}") from error
     if root is None:
         raise SpecError(f"{path}: expected {what}, found an empty file")
     return Document(str(path), value, root)
@@ -103,7 +94,8 @@ def _read_text(path: Path, what: str, limits: Limits) -> str:
         with open_regular(path) as file:
             data = file.read(limits.max_yaml_bytes + 1)
     except FileNotFoundError as error:
-        raise SpecError(f"{path}: expected {what}, found none{_similar(path)}") from error
+        hint = nearest(path.name, names_in(path.parent))
+        raise SpecError(f"{path}: expected {what}, found none{hint}") from error
     except IsADirectoryError as error:
         raise SpecError(f"{path}: expected {what}, found a folder") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -118,25 +110,16 @@ def _read_text(path: Path, what: str, limits: Limits) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(
-            f"{path}: expected text in UTF-8, found byte 0x{data[error.start]:02x} at"
-            f" position {error.start}"
+            f"{path}: expected text in UTF-8, found byte 0x{data[error.start]:02x} at position "
+            f"{error.start}"
         ) from error
-
-
-def _similar(path: Path) -> str:
-    try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
-    except OSError:
-        return ""
-    return nearest(path.name, names)
 
 
 def _problem(error: Exception) -> str:
     """What PyYAML says, in one line."""
+    said = str(error).partition("\n")[0]
     if isinstance(error, yaml.MarkedYAMLError):
         said = " ".join(filter(None, (error.context, error.problem)))
-    else:
-        said = str(error).partition("\n")[0]
     return " ".join(said.split()) or "it cannot be parsed"
 
 
@@ -144,15 +127,14 @@ def _line(node: yaml.Node | None, loc: Loc) -> int | None:
     """The line on which the deepest part of ``loc`` that the document has begins."""
     line = None
     for step in loc:
-        found = None
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == str(step)]
-            found = pairs[0] if pairs else None
-        elif isinstance(node, yaml.SequenceNode) and step in range(len(node.value)):
-            found = (node.value[int(step)], node.value[int(step)])
-        if found is None:
+        elif isinstance(node, yaml.SequenceNode):
+            pairs = [(item, item) for index, item in enumerate(node.value) if index == step]
+        if not pairs:
             break
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
     return line
 
 

@@ -15,15 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tintray.errors import nearest
 from tintray.jobs.config.documents import Document, Loc
 from tintray.jobs.config.renamed import RENAMED
 from tintray.storage.secrets import redact
-
-# Errors that only follow from another one, which is reported itself.
-_ECHOES = ("default_factory_not_called",)
 
 _WORD = re.compile(r"\w[\w.-]*")  # what a task's name may look like inside a path
 
@@ -51,8 +49,8 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     problems = _without_echoes(error.errors(include_url=False), model)
     problems.sort(key=lambda problem: problem["type"] not in ("extra_forbidden", "invalid_key"))
     first, *others = problems
-    sentence = f"{document.origin(first['loc'])}: {_sentence(first, model, document.value)}"
-    sentence = redact(sentence)
+    said = f"{document.origin(first['loc'])}: {_sentence(first, model, document.value)}"
+    sentence = redact(said)
     if not others:
         return sentence
     named = list(dict.fromkeys(_dotted(other["loc"], document.value) for other in others))
@@ -63,18 +61,16 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
 def _without_echoes(problems: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorDetails]:
     """``problems`` less those that vanish when another one of them is mended."""
     misspelt = {
-        (problem["loc"][:-1], _nearest_name(str(problem["loc"][-1]), problem["loc"], model))
+        (*problem["loc"][:-1], _nearest_name(problem["loc"], model))
         for problem in problems
         if problem["type"] == "extra_forbidden"
     }
     return [
         problem
         for problem in problems
-        if problem["type"] not in _ECHOES
+        if problem["type"] != "default_factory_not_called"  # which follows from another one
         and not (problem["type"] == "too_short" and problem["input"])  # its entries are at fault
-        and not (
-            problem["type"] == "missing" and (problem["loc"][:-1], problem["loc"][-1]) in misspelt
-        )
+        and not (problem["type"] == "missing" and problem["loc"] in misspelt)
     ]
 
 
@@ -83,21 +79,23 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel], document: Any) -> s
     if not loc:
         return f"expected a job file of 'key: value' lines, found {_found(problem['input'])}"
     name = _dotted(loc, document)
+    fields = _fields(loc, model)
     if kind in ("extra_forbidden", "invalid_key"):
-        if (new := RENAMED.get(str(loc[-1]))) in _fields(loc, model):
+        if (new := RENAMED.get(str(loc[-1]))) in fields:
             return f"{name}: renamed, write `{new}`"
         section = _dotted(loc[:-1], document) or "the job file"
-        return f"'{name}' is not a field of {section}{_field_hint(loc, model)}"
+        hint = nearest(str(loc[-1]), fields) or f"; its fields are {', '.join(fields)}"
+        return f"'{name}' is not a field of {section}{hint}"
     if kind == "missing":
-        return f"{name} is missing: expected {_description(loc, model)}"
+        about = fields[str(loc[-1])].description or "a value"
+        return f"{name} is missing: expected {about[0].lower()}{about[1:].removesuffix('.')}"
     context = problem.get("ctx", {})
     if kind == "value_error":
         return f"{name}: {context['error']}"
     if kind == "literal_error":
         choices = str(context["expected"])
-        hint = nearest(
-            str(problem["input"]), choices.replace("'", "").replace(" or ", ", ").split(", ")
-        )
+        known = choices.replace("'", "").replace(" or ", ", ").split(", ")
+        hint = nearest(str(problem["input"]), known)
         return f"{name}: expected {choices}, found {_found(problem['input'])}{hint}"
     expected = _EXPECTED.get(kind) or _BOUNDS.get(kind, "").format_map(context)
     found = _found(problem["input"])
@@ -116,10 +114,9 @@ def _dotted(loc: Loc, document: Any) -> str:
         elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
             inner = value[step]
         name = inner.get("name") if isinstance(step, int) and isinstance(inner, Mapping) else None
-        if isinstance(name, str) and _WORD.fullmatch(name):
-            steps.append(name)
-        else:
-            steps.append(str(step) if str(step).isprintable() else ascii(step))
+        called = isinstance(name, str) and _WORD.fullmatch(name)
+        shown = str(step) if str(step).isprintable() else ascii(step)
+        steps.append(str(name) if called else shown)
         value = inner
     return ".".join(steps)
 
@@ -139,49 +136,24 @@ def _found(value: Any) -> str:
     return shortened.repr(value)
 
 
-def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel] | None:
-    """The class of the section at ``loc``, None where there is none."""
-    current: type[BaseModel] | None = model
-    for step in loc:
-        if isinstance(step, int):
-            continue  # a list's entries are of the class that the list's field names
-        info = current.model_fields.get(step) if current else None
-        current = _section_class(info.annotation) if info else None
-    return current
+def _fields(loc: Loc, model: type[BaseModel]) -> Mapping[str, FieldInfo]:
+    """The fields of the section that the last step of ``loc`` is in; none where there is none."""
+    fields = _fields_of(model)
+    for step in loc[:-1]:
+        if isinstance(step, str):  # a list's entries are of the class that the list's field names
+            fields = _fields_of(fields[step].annotation) if step in fields else {}
+    return fields
 
 
-def _section_class(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation such as ``DataSpec | None`` or ``tuple[TaskSpec, ...]``."""
+def _fields_of(annotation: Any) -> Mapping[str, FieldInfo]:
+    """Those of the model in an annotation such as ``DataSpec | None``, ``tuple[TaskSpec, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _section_class(argument)
-        if found is not None:
-            return found
-    return None
+        return annotation.model_fields
+    inside = map(_fields_of, typing.get_args(annotation))
+    return next(filter(None, inside), {})
 
 
-def _nearest_name(name: str, loc: Loc, model: type[BaseModel]) -> str | None:
-    if name in RENAMED:
-        return RENAMED[name]
+def _nearest_name(loc: Loc, model: type[BaseModel]) -> str | None:
+    name = str(loc[-1])
     near = difflib.get_close_matches(name, _fields(loc, model), n=1, cutoff=0.5)
-    return near[0] if near else None
-
-
-def _fields(loc: Loc, model: type[BaseModel]) -> list[str]:
-    section = _model_at(loc[:-1], model)
-    return list(section.model_fields) if section else []
-
-
-def _field_hint(loc: Loc, model: type[BaseModel]) -> str:
-    """The nearest field, or all of them where none is near."""
-    fields = _fields(loc, model)
-    return nearest(str(loc[-1]), fields) or f"; its fields are {', '.join(fields)}"
-
-
-def _description(loc: Loc, model: type[BaseModel]) -> str:
-    """What the missing field at ``loc`` is for, from its docstring."""
-    section = _model_at(loc[:-1], model)
-    info = section.model_fields.get(str(loc[-1])) if section else None
-    text = (info.description if info else None) or "a value"
-    return text[0].lower() + text[1:].removesuffix(".")
+    return RENAMED.get(name) or (near[0] if near else None)

@@ -5,50 +5,32 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    PlainValidator,
-    StringConstraints,
-    ValidationInfo,
-)
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from tintray.jobs.config.locations import (
-    Location,
-    catalog_location,
-    data_location,
-    model_location,
-    store_location,
-)
+from tintray.jobs.config import locations
+from tintray.jobs.config.locations import Location
 from tintray.limits import memory_bytes
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
 _FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
-@dataclass(frozen=True)
-class Folder:
-    """The validation context that resolves locations: where relative paths start from."""
-
-    path: Path
-
-
 def _located(resolve: Callable[[str, Path], Location]) -> PlainValidator:
-    """Text to ``Location``. Without a ``Folder`` in the context the text is taken as resolved."""
+    """Text to ``Location``; relative paths start from the folder that is the context of validation.
+
+    Without one the text is taken as resolved.
+    """
 
     def validate(value: object, info: ValidationInfo) -> Location:
         if not isinstance(value, str):
             raise PydanticCustomError("string_type", "expected text")
         if isinstance(value, Location):
             return value
-        if isinstance(info.context, Folder):
-            return resolve(value, info.context.path)
-        return Location(value)
+        return resolve(value, info.context) if info.context else Location(value)
 
     return PlainValidator(validate, json_schema_input_type=str)
 
@@ -71,8 +53,9 @@ def _pair(value: object) -> object:
         low, high = value
         if all(type(x) in (int, float) for x in value) and low < high:
             return (float(low), float(high))
-    expected = "two numbers [low, high] with low below high"
-    raise ValueError(f"expected {expected}, found {reprlib.repr(value)}")
+    raise ValueError(
+        f"expected two numbers [low, high] with low below high, found {reprlib.repr(value)}"
+    )
 
 
 def _auto_or(expected: str, fits: Callable[[Any], bool]) -> BeforeValidator:
@@ -91,11 +74,11 @@ def _count(least: int) -> BeforeValidator:
     return _auto_or(expected, lambda value: type(value) is int and value >= least)
 
 
-Name = Annotated[str, StringConstraints(min_length=1), AfterValidator(_file_name)]
-ModelLocation = Annotated[Location, _located(model_location)]
-DataLocation = Annotated[Location, _located(data_location)]
-StoreLocation = Annotated[Location, _located(store_location)]
-CatalogLocation = Annotated[Location, _located(catalog_location)]
+Name = Annotated[str, AfterValidator(_file_name)]
+ModelLocation = Annotated[Location, _located(locations.model_location)]
+DataLocation = Annotated[Location, _located(locations.data_location)]
+StoreLocation = Annotated[Location, _located(locations.store_location)]
+CatalogLocation = Annotated[Location, _located(locations.catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
 Memory = Annotated[int, BeforeValidator(memory_bytes)]
 Threshold = Annotated[

@@ -14,19 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
 from tintray.jobs.config.documents import Document, read_document
-from tintray.jobs.config.fields import (
-    CatalogLocation,
-    ModelLocation,
-    Name,
-    StoreLocation,
-)
+from tintray.jobs.config.fields import CatalogLocation, ModelLocation, Name, StoreLocation
 from tintray.jobs.config.renamed import as_hashed, upgraded
 from tintray.jobs.config.sections import (
     ClusterSpec,
@@ -149,8 +140,7 @@ class JobSpec(Section):
 
     def submission_hash(self) -> str:
         """SHA-256 of the whole job, where it runs and goes included, but for the catalog."""
-        record = {name: value for name, value in self.record().items() if name != "catalog"}
-        return _hash(record)
+        return _hash({name: value for name, value in self.record().items() if name != "catalog"})
 
     def record(self) -> dict[str, Any]:
         """The job as JSON types, locations resolved and without a password, to keep and to show."""
@@ -160,13 +150,7 @@ class JobSpec(Section):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The job that ``record()`` described; its locations are taken as they are.
-
-        Raises
-        ------
-        SpecError
-            The record is of a job that this version does not know.
-        """
+        """The job that ``record()`` described; its locations are taken as they are."""
         return cls.read(Document("the recorded job", upgraded(record)))
 
 
@@ -179,11 +163,6 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The job in the file ``path``, with ``key.path=value`` overrides laid over it.
 
     Relative paths, in the file and in overrides, start from the file's folder.
-
-    Raises
-    ------
-    SpecError
-        The file cannot be read, or a field is missing, misspelt or out of range.
     """
     document = read_document(Path(path))
     for text in overrides:
@@ -192,13 +171,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def parse_spec(value: Mapping[str, Any], *, folder: Path | None = None) -> JobSpec:
-    """The job that a mapping describes; relative paths start from ``folder`` (the current one).
-
-    Raises
-    ------
-    SpecError
-        A field is missing, misspelt or out of range.
-    """
+    """The job that a mapping describes; relative paths start from ``folder`` (the current one)."""
     return _validated(Document("the job", value), Path.cwd() if folder is None else folder)
 
 

@@ -56,8 +56,8 @@ def model_location(written: str, folder: Path) -> Location:
         if not _HUB_ID.fullmatch(hub_id):
             raise _refusal("hf://org/name", written)
         return Location(hub_id, written)
-    path = _absolute(written, folder, expected)
-    if _exists(path, written, expected):
+    path, exists = _path(written, folder, expected)
+    if exists:
         return Location(str(path), written)
     if _HUB_ID.fullmatch(written) and not _looks_local(written, folder):
         return Location(written)
@@ -72,8 +72,8 @@ def data_location(written: str, folder: Path) -> Location:
         raise _refusal("hf://org/name or hf://org/name:configuration", written)
     if scheme in ("s3", "hf"):
         return Location(written)
-    path = _absolute(written, folder, expected)
-    if not _exists(path, written, expected):
+    path, exists = _path(written, folder, expected)
+    if not exists:
         raise _missing(path, written, expected)
     return Location(str(path), written)
 
@@ -83,8 +83,8 @@ def store_location(written: str, folder: Path) -> Location:
     expected = "a folder, or a file:// or s3:// URL"
     if _scheme(written, ("file", "s3"), expected) == "s3":
         return Location(written)
-    path = _absolute(written, folder, expected)
-    if _exists(path, written, expected) and not path.is_dir():
+    path, exists = _path(written, folder, expected)
+    if exists and not path.is_dir():
         raise _refusal(expected, written, ", which is a file")
     return Location(str(path), written)
 
@@ -104,8 +104,8 @@ def catalog_location(written: str, folder: Path) -> Location:
     file, mark, query = written.removeprefix("sqlite://").partition("?")
     if not file.startswith("/") or file in ("/", "/:memory:"):
         raise _refusal(f"{expected} (a file, with three slashes)", written)
-    path = _absolute(file[1:], folder, expected)
-    if _exists(path, written, expected) and path.is_dir():
+    path, exists = _path(file[1:], folder, expected)
+    if exists and path.is_dir():
         raise _refusal(expected, written, ", which is a folder")
     return Location(f"sqlite:///{path}{mark}{query}", shown)
 
@@ -137,7 +137,8 @@ def _scheme(written: str, accepted: Collection[str], expected: str) -> str | Non
     return match[1]
 
 
-def _absolute(written: str, folder: Path, expected: str) -> Path:
+def _path(written: str, folder: Path, expected: str) -> tuple[Path, bool]:
+    """The absolute path that a text or a file:// URL means, and whether something is there."""
     text = written
     if written.startswith("file://"):
         try:
@@ -148,16 +149,11 @@ def _absolute(written: str, folder: Path, expected: str) -> Path:
             raise _refusal("a file:// URL of an absolute path", written)
         text = unquote(parts.path)
     try:
-        return (folder / Path(text).expanduser()).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, or a home folder of nobody
-        raise _refusal(expected, written, f" ({error})") from error
-
-
-def _exists(path: Path, written: str, expected: str) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise _refusal(expected, written, f" ({error.strerror})") from error
+        path = (folder / Path(text).expanduser()).resolve()
+        return path, path.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, nobody's home, too long a name
+        reason = getattr(error, "strerror", None) or error
+        raise _refusal(expected, written, f" ({reason})") from error
 
 
 def _looks_local(written: str, folder: Path) -> bool:
@@ -165,7 +161,7 @@ def _looks_local(written: str, folder: Path) -> bool:
     first, _, rest = written.partition("/")
     if (folder / first).is_dir():
         return True
-    near = difflib.get_close_matches(first, _siblings(folder / first), n=1)
+    near = difflib.get_close_matches(first, names_in(folder), n=1)
     return bool(near) and (folder / near[0] / rest).exists()
 
 
@@ -175,12 +171,13 @@ def _missing(path: Path, written: str, expected: str) -> ValueError:
     while not missing.parent.exists():
         missing = missing.parent
     what = "does not exist" if missing == path else f"does not exist ({missing} is missing)"
-    hint = nearest(missing.name, _siblings(missing))
+    hint = nearest(missing.name, names_in(missing.parent))
     return _refusal(expected, written, f", which {what}{hint}")
 
 
-def _siblings(missing: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, to suggest: nothing where it is no folder, or not ours to list."""
     try:
-        return [entry.name for entry in missing.parent.iterdir()]
-    except OSError:  # not a folder, or not ours to list: then there is nothing to suggest
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
         return []

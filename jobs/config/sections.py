@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tintray.checkpoints.model_folder import TEMPLATES
 from tintray.data.source import DataSource
@@ -24,7 +17,6 @@ from tintray.jobs.config.errors import explain
 from tintray.jobs.config.fields import (
     Bounds,
     DataLocation,
-    Folder,
     Memory,
     ModelLocation,
     Name,
@@ -48,15 +40,11 @@ _FROM_INIT = (TINT, *ADAMERGING, SURGERY)
 
 MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
 MOST = {
-    "seed": 2**63,
-    "memory": 2**63,
-    "max_parameters": 2**63,
+    **dict.fromkeys(("seed", "memory", "max_parameters"), 2**63),
+    **dict.fromkeys(("batch_size", "micro_batch"), 10**6),
+    **dict.fromkeys(("workers", "shards"), 10**5),
     "scale": MOST_SCALE,
-    "batch_size": 10**6,
-    "micro_batch": 10**6,
     "threads_per_worker": 10**4,
-    "workers": 10**5,
-    "shards": 10**5,
 }
 """The largest number that a field of any section may have, by its name."""
 
@@ -84,28 +72,19 @@ class Section(BaseModel):
     def changed(self, **changes: Any) -> Self:
         """The same with other values: ``spec.changed(tint={"learned": False}, tasks=...)``.
 
-        A mapping changes fields of a section; anything else takes the place of the field.
-
-        Raises
-        ------
-        SpecError
-            The result is no valid section.
+        A mapping changes fields of a section; anything else takes the place of the field. What is
+        then no valid section is a ``SpecError``.
         """
         return self.read(Document("the job", _laid_over(self, changes)))
 
     @classmethod
     def read(cls, document: Document, folder: Path | None = None) -> Self:
-        """The section that a document holds.
+        """The section that a document holds; ``SpecError`` if a field of it cannot be used.
 
         Relative paths start from ``folder``; without one, locations are taken as they are.
-
-        Raises
-        ------
-        SpecError
-            A field is missing, misspelt or out of range.
         """
         try:
-            return cls.model_validate(document.value, context=folder and Folder(folder))
+            return cls.model_validate(document.value, context=folder)
         except ValidationError as error:
             raise SpecError(explain(error, cls, document)) from error
 
@@ -261,10 +240,8 @@ class MergeSpec(Section):
 
         known = (*extra, *methods())
         if name not in known:
-            raise ValueError(
-                f"expected a merging method, found {name!r}{nearest(name, known)}; there are "
-                f"{', '.join(known)}"
-            )
+            hint = f"{nearest(name, known)}; there are {', '.join(known)}"
+            raise ValueError(f"expected a merging method, found {name!r}{hint}")
         return name
 
     @field_validator("parameters")

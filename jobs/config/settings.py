@@ -5,6 +5,8 @@ moves it, ``TINTRAY_CONFIG`` names another file), then the built-in defaults. Bu
 variables start from the folder that the user stands in, unlike a job file's relative paths, which
 start from the job file: so ``tintray run examples/digits.yaml`` and a plain ``tintray list`` look
 at the same store. Relative paths in the configuration file start from its own folder.
+
+Whatever here cannot be what it is to be is a ``SpecError`` that names where it was written.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tintray.errors import SpecError, nearest
@@ -24,7 +26,8 @@ from tintray.files import foreign, read_bytes
 from tintray.jobs.config.locations import Location, catalog_location, store_location
 from tintray.limits import Limits, memory_bytes
 
-CONFIG_VARIABLE = "TINTRAY_CONFIG"
+Value = TypeVar("Value")
+
 STORE = "./tintray-data"
 LEASE_SECONDS = 60.0
 _MAX_BYTES = 1 << 20  # a configuration file has a dozen lines
@@ -48,9 +51,8 @@ def variable(name: str) -> str:
     return f"TINTRAY_{name.upper()}"
 
 
-STORE_VARIABLE, CATALOG_VARIABLE = variable("store"), variable("catalog")
-ADDRESS_VARIABLE, LEASE_VARIABLE = variable("address"), variable("lease_seconds")
-FACTORIES_VARIABLE = variable("allow_factories")
+CATALOG_VARIABLE, ADDRESS_VARIABLE = variable("catalog"), variable("address")
+LEASE_VARIABLE, FACTORIES_VARIABLE = variable("lease_seconds"), variable("allow_factories")
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,28 @@ class Setting:
     origin: str
     folder: Path
 
+    def read(self, as_value: Callable[[str, Path], Value]) -> Value:
+        """What it means; an error names where it was written."""
+        try:
+            return as_value(self.value, self.folder)
+        except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
+            raise SpecError(f"{self.origin}: {error}") from error
+
+
+def _here(value: str, origin: str) -> Setting:
+    return Setting(value, origin, Path.cwd())
+
 
 def config_file() -> Path:
     """Where the configuration file is, or would be."""
-    named = os.environ.get(CONFIG_VARIABLE)
-    if named:
+    if named := os.environ.get("TINTRAY_CONFIG"):
         return Path(named)
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(home).expanduser() / "tintray" / "config.toml"
 
 
-def read_config(path: Path) -> dict[str, str]:
-    """The settings in a configuration file; none if it is not there.
-
-    Raises
-    ------
-    SpecError
-        It cannot be read, is not TOML, or has a setting that there is not.
-    """
+def _read_config(path: Path) -> dict[str, str]:
+    """The settings in a configuration file; none if it is not there."""
     if str(path) == os.devnull:  # as people say that there is none
         return {}
     try:
@@ -90,48 +96,32 @@ def read_config(path: Path) -> dict[str, str]:
         texts = {name: str(value) for name, value in found.items()}  # of a number, if not too long
     for name, value in found.items():
         if name not in SETTINGS:
-            raise SpecError(
-                f"{path}: expected one of {', '.join(SETTINGS)}, found '{name}'"
-                f"{nearest(name, SETTINGS)}"
-            )
+            known, hint = ", ".join(SETTINGS), nearest(name, SETTINGS)
+            raise SpecError(f"{path}: expected one of {known}, found '{name}'{hint}")
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise SpecError(f"{path}: {name}: expected text or a number, found {value!r}")
     return texts
 
 
 def setting(name: str) -> Setting | None:
-    """A setting from its variable, else from the configuration file; None if it is in neither.
-
-    Raises
-    ------
-    SpecError
-        The configuration file cannot be used.
-    """
+    """A setting from its variable, else from the configuration file; None if it is in neither."""
     return _chosen([name]).get(name)
 
 
 def _chosen(names: Sequence[str]) -> dict[str, Setting]:
     """Those of the settings that somebody has written; the file is read once, if it is needed."""
-    found = {}
-    for name in names:
-        if written := os.environ.get(variable(name)):
-            found[name] = Setting(written, variable(name), Path.cwd())
+    written = {name: os.environ.get(variable(name)) for name in names}
+    found = {name: _here(value, variable(name)) for name, value in written.items() if value}
     if len(found) < len(names):
         path = config_file()
-        for name, written in read_config(path).items():
+        for name, value in _read_config(path).items():
             if name in names and name not in found:
-                found[name] = Setting(written, f"{path}: {name}", path.absolute().parent)
+                found[name] = Setting(value, f"{path}: {name}", path.absolute().parent)
     return found
 
 
 def lease_seconds() -> float:
-    """How long the lease of a job outlives the last sign of life of the process that runs it.
-
-    Raises
-    ------
-    SpecError
-        ``TINTRAY_LEASE_SECONDS`` is not a positive number.
-    """
+    """How long the lease of a job outlives the last sign of life of the process that runs it."""
     found = setting("lease_seconds")
     if found is None:
         return LEASE_SECONDS
@@ -145,15 +135,9 @@ def lease_seconds() -> float:
 
 
 def share_factories() -> str:
-    """Let this process and those that it starts know which factories may run; their names.
-
-    Raises
-    ------
-    SpecError
-        The configuration file cannot be used.
-    """
+    """Let this process and those that it starts know which factories may run; their names."""
     name = FACTORIES_VARIABLE
-    listed = (os.environ.get(name, ""), read_config(config_file()).get("allow_factories", ""))
+    listed = (os.environ.get(name, ""), _read_config(config_file()).get("allow_factories", ""))
     words = " ".join(dict.fromkeys(" ".join(listed).replace(",", " ").split()))
     if words:
         os.environ[name] = words
@@ -161,67 +145,51 @@ def share_factories() -> str:
 
 
 def limits() -> Limits:
-    """The budgets of what is read, as the settings have them; each is at least 1.
-
-    Raises
-    ------
-    SpecError
-        A budget is no size (``512MiB``, ``8GiB``) or no number.
-    """
-    chosen: dict[str, Any] = {}
-    for name, found in _chosen(LIMITS).items():
-        with _told_of(found.origin):
-            chosen[name] = _limit(name, found)
+    """The budgets of what is read, as the settings have them; each is at least 1."""
+    chosen: dict[str, Any] = {
+        name: found.read(partial(_limit, name)) for name, found in _chosen(LIMITS).items()
+    }
     return Limits(**chosen)
 
 
-@contextmanager
-def _told_of(origin: str) -> Iterator[None]:
-    """A value that cannot be what it is to be is bad input, and comes from ``origin``."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:  # a loop of links, nobody's home
-        raise SpecError(f"{origin}: {error}") from error
-
-
-def _limit(name: str, found: Setting) -> int | tuple[str, ...]:
+def _limit(name: str, value: str, folder: Path) -> int | tuple[str, ...]:
     if name == "data_roots":
-        parts = [part for part in found.value.split(os.pathsep) if part]
-        return tuple(str((found.folder / Path(part).expanduser()).resolve()) for part in parts)
-    written = found.value.strip()
+        parts = [part for part in value.split(os.pathsep) if part]
+        return tuple(str((folder / Path(part).expanduser()).resolve()) for part in parts)
+    written = value.strip()
     if written.isdecimal() and len(written) < 20:  # bytes, pixels, nodes or seconds
         return memory_bytes(int(written))
     if name.endswith("_bytes"):
         return memory_bytes(written)
-    raise ValueError(f"expected a whole number, 1 or more, found {found.value!r}")
+    raise ValueError(f"expected a whole number, 1 or more, found {value!r}")
 
 
 def default_store() -> Location:
-    """The artifact store of a job that names none.
-
-    Raises
-    ------
-    SpecError
-        ``TINTRAY_STORE`` is neither a folder nor a URL that a store can have.
-    """
-    found = setting("store") or Setting(STORE, "store", Path.cwd())
-    with _told_of(found.origin):
-        return store_location(found.value, found.folder)
+    """The artifact store of a job that names none."""
+    return (setting("store") or _here(STORE, "store")).read(store_location)
 
 
 def default_catalog(store: Location) -> Location:
-    """The catalog of a job that names none: ``catalog.db`` in its store, if that is a folder.
-
-    Raises
-    ------
-    SpecError
-        ``TINTRAY_CATALOG`` is not the URL of a database.
-    """
+    """The catalog of a job that names none: ``catalog.db`` in its store, if that is a folder."""
     beside = store if store.path else Location(str(Path(STORE).resolve()))
-    built_in = Setting(f"sqlite:///{beside}/catalog.db", "catalog", Path.cwd())
-    found = setting("catalog") or built_in
-    with _told_of(found.origin):
-        return catalog_location(found.value, found.folder)
+    built_in = _here(f"sqlite:///{beside}/catalog.db", "catalog")
+    return (setting("catalog") or built_in).read(catalog_location)
+
+
+def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
+    """The store and catalog of a command, from its options ``--store`` and ``--catalog``."""
+    where = default_store() if store is None else _here(store, "--store").read(store_location)
+    if catalog is None:
+        return where, default_catalog(where)
+    return where, _here(catalog, "--catalog").read(catalog_location)
+
+
+def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
+    """The store that something is copied to, and its catalog: ``catalog.db`` in it, if a folder."""
+    where = _here(store, "DEST").read(store_location)
+    if catalog is not None:
+        return where, _here(catalog, "--dest-catalog").read(catalog_location)
+    return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
 
 
 def chosen_address(option: str | None, in_job_file: str | None) -> str | None:
@@ -230,8 +198,7 @@ def chosen_address(option: str | None, in_job_file: str | None) -> str | None:
         return option
     if in_job_file is not None and (in_job_file == "auto" or in_job_file.startswith("http")):
         return in_job_file
-    found = setting("address")
-    if found is not None:
+    if found := setting("address"):
         return found.value
     return os.environ.get("RAY_API_SERVER_ADDRESS") or None
 
@@ -259,59 +226,23 @@ def _host(address: str) -> str:
 def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
     """Write the configuration file; only its owner may read it, for a URL may have a password.
 
-    Raises
-    ------
-    SpecError
-        A value cannot be what it is to be, there is a file already, or it cannot be written.
+    A file that is there already is refused, unless it is to be replaced.
     """
-    path, here = config_file(), Path.cwd()
-    written = dict(values)
+    path, written = config_file(), dict(values)
     for name, locate in (("store", store_location), ("catalog", catalog_location)):
-        if name in values:
-            with _told_of(name):  # resolved: the file's folder is not where the user stands
-                written[name] = str(locate(values[name], here))
+        if name in values:  # resolved: the file's folder is not where the user stands
+            written[name] = str(_here(values[name], name).read(locate))
     if path.exists() and not replace:
         raise SpecError(f"{path} is there already; give --force to write it anew")
     # A JSON text is a TOML one too.
     lines = [f"# {SETTINGS[name]}\n{name} = {json.dumps(text)}\n" for name, text in written.items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.part")
-        partial.touch(mode=0o600)
-        partial.chmod(0o600)
-        partial.write_text("\n".join(lines), encoding="utf-8")
-        partial.replace(path)
+        unfinished = path.with_name(f".{path.name}.part")
+        unfinished.touch(mode=0o600)
+        unfinished.chmod(0o600)
+        unfinished.write_text("\n".join(lines), encoding="utf-8")
+        unfinished.replace(path)
     except OSError as error:
         raise SpecError(f"{path}: it cannot be written ({error.strerror})") from error
     return path
-
-
-def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
-    """The store that something is copied to, and its catalog: ``catalog.db`` in it, if a folder.
-
-    Raises
-    ------
-    SpecError
-        One of them is none.
-    """
-    with _told_of("DEST"):
-        where = store_location(store, Path.cwd())
-    if catalog is None:
-        return where, Location(f"sqlite:///{where}/catalog.db") if where.path else None
-    with _told_of("--dest-catalog"):
-        return where, catalog_location(catalog, Path.cwd())
-
-
-def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
-    """The store and catalog of a command, from its options ``--store`` and ``--catalog``.
-
-    Raises
-    ------
-    SpecError
-        An option, or the environment variable behind it, cannot be one.
-    """
-    with _told_of("--store"):
-        where = default_store() if store is None else store_location(store, Path.cwd())
-    with _told_of("--catalog"):
-        known = None if catalog is None else catalog_location(catalog, Path.cwd())
-        return where, known or default_catalog(where)

@@ -34,11 +34,8 @@ _RESOLVED = {
 def parse_yaml(text: str, limits: Limits = DEFAULTS) -> tuple[yaml.Node | None, Any]:
     """The one document in ``text``: its nodes, which know their lines, and its value.
 
-    Raises
-    ------
-    yaml.YAMLError
-        It is not YAML, has more than one document, has two equal keys in one mapping, contains
-        itself, has control characters, or asks for more than ``limits`` allow.
+    A ``yaml.YAMLError`` if it is not YAML, has more than one document, has two equal keys in one
+    mapping, contains itself, has control characters, or asks for more than ``limits`` allow.
     """
     if len(text) > limits.max_yaml_bytes:
         raise yaml.YAMLError(f"it has more than {limits.max_yaml_bytes:,} characters")
