@@ -16,7 +16,7 @@ from tintray.jobs.runs.parent import Parent, line, make_known, open_parent
 from tintray.jobs.runs.publication import publication_time, write_merge
 from tintray.jobs.runs.summaries import summary
 from tintray.published.files import BACKBONE, tint_file
-from tintray.published.manifest import Change, FileEntry
+from tintray.published.manifest import Change
 from tintray.published.merge import Merge
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Merge as Row
@@ -127,47 +127,30 @@ def diff_merges(before: str, after: str, *, catalog: str | None = None) -> Merge
             f"{len(other.manifest.units)} units); expected merges of one base, at one tint site"
         )
     names = list(dict.fromkeys([*one.tasks, *other.tasks]))
-    same = _file(one, BACKBONE) == _file(other, BACKBONE)
-    return MergeDifference(
-        one.manifest.ref,
-        other.manifest.ref,
-        same,
-        [_task(one, other, name) for name in names],
-        _layers(one, other, names, same),
-    )
-
-
-def _file(merge: Merge, name: str) -> FileEntry | None:
-    return merge.manifest.files.get(name)
+    same = one.manifest.files.get(BACKBONE) == other.manifest.files.get(BACKBONE)
+    tasks, layers = [_task(one, other, n) for n in names], _layers(one, other, names, same)
+    return MergeDifference(one.manifest.ref, other.manifest.ref, same, tasks, layers)
 
 
 def _task(one: Merge, other: Merge, name: str) -> TaskDifference:
-    before = one.task(name) if name in one.tasks else None
-    after = other.task(name) if name in other.tasks else None
+    before, after = (merge.task(name) if name in merge.tasks else None for merge in (one, other))
     metric = (after or one.task(name)).score.metric
     figures = [
-        of.score.merged if of is not None and of.score.metric == metric else None
-        for of in (before, after)
+        entry.score.merged if entry is not None and entry.score.metric == metric else None
+        for entry in (before, after)
     ]
-    parts = []
+    change, parts = "added" if before is None else "removed", []
     if before is not None and after is not None:
-        hashes = {
-            "expert": (before.expert.sha256, after.expert.sha256),
-            "pool": (before.pool.sha256, after.pool.sha256),
+        tints = [merge.manifest.files.get(tint_file(name)) for merge in (one, other)]
+        differs = {
+            "expert": before.expert.sha256 != after.expert.sha256,
+            "pool": before.pool.sha256 != after.pool.sha256,
+            "tint": tints[0] != tints[1],
+            "coefficients": not torch.equal(_row(one, name), _row(other, name)),
         }
-        parts = [part for part, (was, now) in hashes.items() if was != now]
-        if _file(one, tint_file(name)) != _file(other, tint_file(name)):
-            parts.append("tint")
-        if not torch.equal(_row(one, name), _row(other, name)):
-            parts.append("coefficients")
-    change = "added" if before is None else "removed" if after is None else "changed"
-    return TaskDifference(
-        name,
-        "same" if before and after and not parts else change,
-        parts,
-        metric,
-        *figures,
-    )
+        parts = [part for part, is_other in differs.items() if is_other]
+        change = "changed" if parts else "same"
+    return TaskDifference(name, change, parts, metric, *figures)
 
 
 def _row(merge: Merge, name: str) -> torch.Tensor:
@@ -187,9 +170,8 @@ def _layers(one: Merge, other: Merge, names: Sequence[str], same: bool) -> list[
 def _moved_shares(one: Merge, other: Merge, units: Sequence[str]) -> dict[str, float]:
     """‖θ_after − θ_before‖ / ‖θ_before‖ of every unit: a tensor, a block, or the whole backbone."""
     squares = {unit: [0.0, 0.0] for unit in units}
-    ordered = sorted(units, key=len, reverse=True)
+    ordered, whole = sorted(units, key=len, reverse=True), units[0] if len(units) == 1 else None
     for name, tensor in one.backbone.items():
-        whole = units[0] if len(units) == 1 else None
         unit = next((u for u in ordered if name == u or name.startswith(f"{u}.")), whole)
         if unit is None or name not in other.backbone:
             continue
@@ -217,42 +199,32 @@ def rollback(
     """
     store, catalog = chosen(store, catalog)
     now = open_parent(merge, store=store, catalog=catalog)
-    found = _ancestor(now, to)
+    before = _ancestor(now, to)
     with as_input_error(), Catalog.open(catalog) as opened:
         make_known(now, opened)
         head = max(opened.merges.find(now.ref.name).version, now.ref.version)
-        published = write_merge(
-            now.store,
-            opened,
-            now.ref.name,
-            blobs_of(found.manifest),
-            found.manifest.unpublished(
-                created=publication_time(),
-                parent=str(now.ref),
-                change=Change(operation="rollback", tasks=[], to=str(found.ref)),
-            ),
-            found.coefficients,
-            head=head,
+        change = Change(operation="rollback", tasks=[], to=str(before.ref))
+        manifest = before.manifest.unpublished(
+            created=publication_time(), parent=str(now.ref), change=change
         )
+        content = (blobs_of(before.manifest), manifest, before.coefficients)
+        published = write_merge(now.store, opened, now.ref.name, *content, head=head)
     return summary(published, f"{now.store.url}/merges/{published.ref}")
 
 
 def _ancestor(now: Parent, to: str | None) -> Parent:
-    found = dict(line(now))
-    if not found:
+    ancestors = dict(line(now))
+    if not ancestors:
         raise InputError(f"{now.ref} grew from no merge; there is nothing to roll back to")
-    there = [ref for ref, ancestor in found.items() if ancestor is not None]
-    wanted = next(iter(found)) if to is None else to if "/" in to else f"{now.ref.name}/{to}"
-    if wanted not in found:
-        raise NotFoundError(f"{now.ref} did not grow from {wanted}; it grew from {_said(found)}")
-    ancestor = found[wanted]
+    there = [ref for ref, ancestor in ancestors.items() if ancestor is not None]
+    said = ", ".join(ref if ref in there else f"{ref} (removed)" for ref in ancestors)
+    wanted = next(iter(ancestors)) if to is None else to if "/" in to else f"{now.ref.name}/{to}"
+    if wanted not in ancestors:
+        raise NotFoundError(f"{now.ref} did not grow from {wanted}; it grew from {said}")
+    ancestor = ancestors[wanted]
     if ancestor is None:
         ways = f"--to {there[0]} goes back to what is left" if there else "none of them is left"
         raise NotFoundError(
-            f"{wanted}, which {now.ref} grew from, was removed; it grew from {_said(found)}; {ways}"
+            f"{wanted}, which {now.ref} grew from, was removed; it grew from {said}; {ways}"
         )
     return ancestor
-
-
-def _said(line: Mapping[str, Parent | None]) -> str:
-    return ", ".join(ref if there else f"{ref} (removed)" for ref, there in line.items())

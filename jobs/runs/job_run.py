@@ -19,7 +19,7 @@ from tintray.errors import (
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.events import Evaluated, Notice, OnEvent, PhaseStarted, RoundDone
 from tintray.jobs.runs.heartbeat import Heartbeat
-from tintray.jobs.runs.stopping import Moment, Stopper
+from tintray.jobs.runs.stopping import KEYBOARD, Moment, Stopper
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
@@ -133,34 +133,23 @@ class JobRun:
         self._flushed = time.monotonic()
 
     @contextmanager
-    def _unmasked(self) -> Iterator[None]:
-        """A stop that a library took for a failure of its own, and told as one, is a stop."""
-        try:
-            yield
-        except (LeaseLostError, CancelledError):
-            raise
-        except (Exception, SystemExit):
-            self.stopper.check()
-            raise
-
-    @contextmanager
     def _ending(self) -> Iterator[None]:
         try:
-            with self._unmasked():
+            try:
                 yield
+            except (LeaseLostError, CancelledError):
+                raise
+            except (Exception, SystemExit):
+                self.stopper.check()  # a stop that a library took for a failure of its own
+                raise
         except LeaseLostError:  # the job is another owner's, who says how it ends
             raise
-        except CancelledError as error:
-            self._end(JobState.CANCELLED, str(error))
-            raise
-        except TintrayError as error:
-            self._end(JobState.FAILED, str(error))
-            raise
-        except KeyboardInterrupt:
-            self._end(JobState.CANCELLED, "interrupted from the keyboard")
+        except (CancelledError, KeyboardInterrupt) as error:
+            self._end(JobState.CANCELLED, str(error) or KEYBOARD)
             raise
         except BaseException as error:
-            self._end(JobState.FAILED, f"internal error: {type(error).__name__}: {error}")
+            internal = f"internal error: {type(error).__name__}: {error}"
+            self._end(JobState.FAILED, str(error) if isinstance(error, TintrayError) else internal)
             raise
 
     def _end(self, state: JobState, reason: str) -> None:

@@ -57,7 +57,8 @@ def write_job(
         check_name(name)
         own = processor.get(name) if isinstance(processor, Mapping) else processor
         _save(folder / "experts" / name, expert, {"task": name}, own)
-        given = data[name] if _is_section(data[name]) else {"pool": data[name]}
+        is_section = isinstance(data[name], Mapping) and "pool" in data[name]
+        given = data[name] if is_section else {"pool": data[name]}
         task = {"name": name, "expert": str(folder / "experts" / name), **given}
         for part in ("pool", "test"):
             if part in given:
@@ -66,10 +67,6 @@ def write_job(
                 task[part] = {"path": str(_write(folder / "data" / f"{name}-{part}", pair, where))}
         job["tasks"].append(task)
     return job
-
-
-def _is_section(given: Any) -> bool:
-    return isinstance(given, Mapping) and "pool" in given
 
 
 def _save(folder: Path, module: Any, config: Mapping[str, Any], processor: Any) -> None:
@@ -95,9 +92,8 @@ def _write(path: Path, given: Any, where: str) -> Path:
     columns = _columns(inputs, where)
     count = len(next(iter(columns.values())))
     if labels is not None and len(labels) != count:
-        raise InputError(
-            f"{where}: expected a label for each of {count} examples, found {len(labels)}"
-        )
+        expected = f"expected a label for each of {count} examples"
+        raise InputError(f"{where}: {expected}, found {len(labels)}")
     images = columns.get("image")
     if isinstance(images, np.ndarray):
         answers = {} if labels is None else {"y_train": np.asarray(labels)}

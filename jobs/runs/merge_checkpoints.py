@@ -59,7 +59,7 @@ def merge_checkpoints(
             f"--method: '{method}' learns on the tasks' unlabelled pools; run it as a job with "
             f"merge.method: {method}, or choose a method that needs no data"
         )
-    found = recipe(method, _parameters(parameters), seed=seed)
+    how = recipe(method, _parameters(parameters), seed=seed)
     if scale is not None and not 0 < scale <= MOST_SCALE:
         raise SpecError(f"--scale: expected a number from 0 to {MOST_SCALE:g}, found {scale:g}")
     bound, largest = _bytes("--memory", memory), _bytes("--shard", shard)
@@ -73,7 +73,7 @@ def merge_checkpoints(
         first,
         {name: opened[expert] for name, expert in zip(names, experts, strict=True)},
         Path(output),
-        found,
+        how,
         scale=scale,
         memory=bound,
         shard_bytes=largest,
@@ -105,15 +105,15 @@ def compose(
     method = composition.blend.name
     leading, *others = composition.models
     locations = {model: model for model in others}
-    found = _open_alike(locations, leading, ignore, role=leading, any_layers=True)
-    opened = dict(zip(composition.models, found, strict=True))
+    folders = _open_alike(locations, leading, ignore, role=leading, any_layers=True)
+    opened = dict(zip(composition.models, folders, strict=True))
     on_event(PhaseStarted("merging", f"{len(opened)} models by {method}"))
     with ExitStack() as stack:
         files = {
             model: stack.enter_context(TensorFiles.of(folder, model))
             for model, folder in opened.items()
         }
-        planned = plan(composition, {model: found.tensors for model, found in files.items()})
+        planned = plan(composition, {model: of.tensors for model, of in files.items()})
         counts = layer_counts({tensor.info.name: tensor.info for tensor in planned})
         configs = {model: folder.config for model, folder in opened.items()}
         config = composed_config(composition, configs, counts)
@@ -176,31 +176,25 @@ def _of_as_many_layers(model: ModelFolder, like: ModelFolder) -> ModelFolder:
 def _names(experts: Sequence[str]) -> list[str]:
     """What messages and folders call each expert: the last part of its location."""
     names = [expert.rstrip("/").rpartition("/")[2] for expert in experts]
-    return (
-        names
-        if len(set(names)) == len(names)
-        else [f"{n + 1}-{name}" for n, name in enumerate(names)]
-    )
+    if len(set(names)) == len(names):
+        return names
+    return [f"{n}-{name}" for n, name in enumerate(names, start=1)]
 
 
 def _parameters(texts: Sequence[str]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for name, value in map(_parameter, texts):
-        if name in found:
-            raise SpecError(f"--parameter: '{name}' is given twice, expected one value for it")
-        found[name] = value
-    return found
-
-
-def _parameter(text: str) -> tuple[str, Value]:
-    name, mark, written = text.partition("=")
-    try:
-        value = float(written)
-    except ValueError:
-        mark = ""
-    if not mark:
-        raise SpecError(f"--parameter: expected NAME=NUMBER such as density=0.2, found {text!r}")
-    return name.strip(), int(value) if value.is_integer() else value
+    values: dict[str, Value] = {}
+    for text in texts:
+        name, _, written = text.partition("=")
+        try:
+            value = float(written)
+        except ValueError as error:
+            expected = "expected NAME=NUMBER such as density=0.2"
+            raise SpecError(f"--parameter: {expected}, found {text!r}") from error
+        if name.strip() in values:
+            said = f"'{name.strip()}' is given twice, expected one value for it"
+            raise SpecError(f"--parameter: {said}")
+        values[name.strip()] = int(value) if value.is_integer() else value
+    return values
 
 
 def _bytes(option: str, text: str) -> int:
