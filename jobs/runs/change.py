@@ -26,31 +26,18 @@ class TasksFile(Section):
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a merge's tasks.
-
-    Attributes
-    ----------
-    tasks
-        The tasks to add, or the refreshed ones as they shall be.
-    names
-        The tasks that the change is about.
-    """
+    """What becomes of a merge's tasks."""
 
     operation: Operation
-    names: tuple[str, ...]
-    tasks: tuple[TaskSpec, ...] = ()
+    names: tuple[str, ...]  # of the tasks that the change is about
+    tasks: tuple[TaskSpec, ...] = ()  # to add, or the refreshed ones as they shall be
 
     def applied(self, spec: JobSpec, merge: str) -> JobSpec:
         """The job with the change made; ``merge`` is what messages call the parent.
 
-        Raises
-        ------
-        SpecError
-            If a task to add is there already, or twice.
-        NotFoundError
-            If a task to refresh or to remove is not there, with the nearest name.
-        InputError
-            If no task would be left.
+        Raises SpecError if a task to add is there already, or twice; NotFoundError if a task to
+        refresh or to remove is not there, with the nearest name; InputError if no task would be
+        left.
         """
         if self.operation == "add":
             present = {task.name.lower(): task.name for task in spec.tasks}
@@ -95,10 +82,7 @@ def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
 
     Relative paths start from the file's folder.
 
-    Raises
-    ------
-    SpecError
-        The file cannot be read, or a field is missing, misspelt or out of range.
+    Raises SpecError if the file cannot be read, or a field is missing, misspelt or out of range.
     """
     document, folder = read_document(path), path.absolute().parent
     value = document.value
@@ -114,19 +98,10 @@ def refreshed(
 ) -> Change:
     """A task anew: with another expert or another pool, or with what lies there by now.
 
-    Parameters
-    ----------
-    merge
-        What messages call the merge.
-    expert, pool
-        Locations; relative paths start from ``folder``. Left out, they stay where they are.
+    ``merge`` is what messages call it. ``expert`` and ``pool`` are locations, relative paths start
+    from ``folder``; left out, they stay where they are.
 
-    Raises
-    ------
-    SpecError
-        If a location leads nowhere.
-    NotFoundError
-        If the merge has no such task.
+    Raises SpecError if a location leads nowhere; NotFoundError if the merge has no such task.
     """
     task = _task(spec, name, merge)
     record: dict[str, Any] = task.model_dump(mode="json")
@@ -144,10 +119,7 @@ def refreshed(
 def overridden(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
     """The job with ``--set`` overrides of its section ``growth`` laid over it.
 
-    Raises
-    ------
-    SpecError
-        If an override names another section, or its value is out of range.
+    Raises SpecError if an override names another section, or its value is out of range.
     """
     document = Document("the merge's job", spec.model_dump(mode="json"))
     for text in overrides:

@@ -48,15 +48,10 @@ def compare(
 ) -> CompareTable:
     """Measure a merge, its experts and other merges of their task vectors.
 
-    Parameters
-    ----------
-    names
-        Merging methods, or ``("all",)`` for every one that can merge so many tasks.
+    ``names`` are merging methods, or ``("all",)`` for every one that can merge so many tasks.
 
-    Raises
-    ------
-    InputError
-        If there is no such method, or an expert or a data file of the merge's job is gone.
+    Raises InputError if there is no such method, or an expert or a data file of the merge's job is
+    gone.
     """
     _ = merge.factory  # a merge of one that may not run is not compared
     spec = _whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
@@ -89,10 +84,8 @@ def compare(
 def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
     """The methods that are meant; with ``all``, those that can merge so many tasks.
 
-    Raises
-    ------
-    SpecError
-        For a name that is none (with the nearest), or a method that cannot merge so many tasks.
+    Raises SpecError for a name that is none (with the nearest), or a method that cannot merge so
+    many tasks.
     """
     known = [*methods(), *_LEARNED]
     for name in names:

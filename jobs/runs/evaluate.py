@@ -45,10 +45,8 @@ class Evaluator:
     def evaluate(self, name: str) -> TaskScore:
         """Measure one task: on its labelled test set, else by agreement on its pool.
 
-        Raises
-        ------
-        DataError
-            If the data file is gone, or holds other examples than when the merge was published.
+        Raises DataError if the data file is gone, or holds other examples than when the merge was
+        published.
         """
         task, kind = self._merge.task(name), find_kind(self._merge.task(name).kind)
         module = self._merge.for_task(name)

@@ -86,14 +86,9 @@ def _grow(
 ) -> MergeSummary:
     """Publish a child of a merge: of its newest version, or of that which is named.
 
-    Raises
-    ------
-    InputError
-        Before compute is spent, if the change cannot be made.
-    GuardError
-        If an old task would lose more than the tolerance.
-    ParentChangedError
-        If a newer version came meanwhile, without ``rebase``; with it, it is done again from there.
+    Raises InputError before compute is spent, if the change cannot be made; GuardError if an old
+    task would lose more than the tolerance; ParentChangedError if a newer version came meanwhile,
+    without ``rebase``; with it, it is done again from there.
     """
     store, catalog = chosen(store, catalog)
     on_event = on_event or ignore

@@ -50,22 +50,13 @@ class Loss(Record):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an attempt at growing came to.
-
-    Attributes
-    ----------
-    agreement
-        Of every new task with its expert, on pool examples that were held back; empty if none.
-    losses
-        Old tasks that lose more than the tolerance.
-    abandoned
-        It gained so little for the new tasks that nothing was done for the old ones.
-    """
+    """What an attempt at growing came to."""
 
     mode: Mode
+    # of every new task with its expert, on pool examples that were held back; empty if none
     agreement: Mapping[str, float]
-    losses: tuple[Loss, ...]
-    abandoned: bool = False
+    losses: tuple[Loss, ...]  # old tasks that lose more than the tolerance
+    abandoned: bool = False  # it gained so little for new tasks that nothing was done for old ones
 
     @property
     def least(self) -> float:

@@ -33,10 +33,7 @@ class Heartbeat:
     ``ttl`` are the seconds that it outlives its last renewal; left out, those of the settings.
     ``on_stop`` is called with the reason, from another thread, when the job is asked to stop.
 
-    Raises
-    ------
-    LeaseHeldError
-        Another owner works on the job.
+    Raises LeaseHeldError if another owner works on the job.
     """
 
     def __init__(

@@ -73,10 +73,7 @@ class MergeDifference(Record):
 def history(merge: str, *, catalog: str | None = None) -> list[Version]:
     """Every version in the tree that a merge is in, oldest first.
 
-    Raises
-    ------
-    NotFoundError
-        With the nearest name, if the catalog has no such merge.
+    Raises NotFoundError with the nearest name, if the catalog has no such merge.
     """
     _, catalog = chosen(None, catalog)
     with as_input_error(), Catalog.open(catalog, create=False) as opened:
@@ -114,10 +111,7 @@ def _version(row: Row, rows: Mapping[int, Row]) -> Version:
 def diff_merges(before: str, after: str, *, catalog: str | None = None) -> MergeDifference:
     """What changed from one merge to another: per task, and per layer.
 
-    Raises
-    ------
-    InputError
-        If their layers are not the same, so that nothing can be compared.
+    Raises InputError if their layers are not the same, so that nothing can be compared.
     """
     _, catalog = chosen(None, catalog)
     one, other = (load_merge(locate(name, catalog)) for name in (before, after))
@@ -187,15 +181,9 @@ def rollback(
 
     Nothing is undone: the versions in between stay, and the new one has the last as its parent.
 
-    Parameters
-    ----------
-    to
-        The version to go back to, ``name/v1`` or ``v1``; left out, the parent of the newest.
+    ``to`` is the version to go back to, ``name/v1`` or ``v1``; left out, the parent of the newest.
 
-    Raises
-    ------
-    InputError
-        If the merge has no parent, or ``to`` is not one of its ancestors.
+    Raises InputError if the merge has no parent, or ``to`` is not one of its ancestors.
     """
     store, catalog = chosen(store, catalog)
     now = open_parent(merge, store=store, catalog=catalog)

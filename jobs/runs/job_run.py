@@ -46,10 +46,7 @@ def evaluated(score: TaskScore) -> Evaluated:
 class JobRun:
     """One job while it runs; ``with run:`` holds its lease and stops it on request.
 
-    Raises
-    ------
-    LeaseHeldError
-        Another process works on the job.
+    Raises LeaseHeldError if another process works on the job.
     """
 
     def __init__(self, job_id: str, catalog: Catalog, on_event: OnEvent) -> None:

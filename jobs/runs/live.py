@@ -31,10 +31,7 @@ def write_job(
     See ``tintray.merge``. It runs in this process, in a store in ``folder``, if ``settings`` do not
     say otherwise.
 
-    Raises
-    ------
-    InputError
-        If modules or data are missing, or are none that can be saved.
+    Raises InputError if modules or data are missing, or are none that can be saved.
     """
     for name in experts.keys() ^ data.keys():
         lacks = "data" if name in experts else "expert"

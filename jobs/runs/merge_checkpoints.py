@@ -38,20 +38,11 @@ def merge_checkpoints(
 ) -> Path:
     """Merge checkpoints of one shape, heads included, out of core, into the folder ``output``.
 
-    Parameters
-    ----------
-    base, experts
-        Folders, or ``hf://`` names.
-    method, parameters, scale
-        How: a method that needs no data, such as ``ties``; ``NAME=NUMBER`` each; its own scale
-        where left out.
-    memory, shard
-        The most that it may hold, and the size of an output file at most, such as ``2GiB``.
+    ``base`` and ``experts`` are folders, or ``hf://`` names. ``method`` needs no data, such as
+    ``ties``; ``parameters`` are ``NAME=NUMBER`` each; left out, ``scale`` is the method's own.
+    ``memory`` is the most that it may hold, ``shard`` the size of an output file at most.
 
-    Raises
-    ------
-    InputError
-        If anything that was given cannot be used; nothing is written then.
+    Raises InputError if anything that was given cannot be used; nothing is written then.
     """
     on_event = on_event or ignore
     if method in (*ADAMERGING, SURGERY):
@@ -92,10 +83,7 @@ def compose(
 ) -> Path:
     """Merge whole models as the mergekit file ``file`` says, out of core, into ``output``.
 
-    Raises
-    ------
-    InputError
-        If anything that was given cannot be used; nothing is written then.
+    Raises InputError if anything that was given cannot be used; nothing is written then.
     """
     on_event = on_event or ignore
     composition = read_mergekit(Path(file))
@@ -145,10 +133,8 @@ def _open_alike(
 
     With ``any_layers`` they may have different numbers of layers.
 
-    Raises
-    ------
-    CheckpointError
-        If one cannot be opened, or its tensors mean something else; see ``check_same_model``.
+    Raises CheckpointError if one cannot be opened, or its tensors mean something else; see
+    ``check_same_model``.
     """
     from tintray.models.comparing import check_same_classes, check_same_model
 

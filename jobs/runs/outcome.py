@@ -20,20 +20,12 @@ from tintray.tasks.evaluation import TaskScore
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a merge comes from that grew out of another.
-
-    Attributes
-    ----------
-    head
-        The newest version when the change began: one that comes later is a conflict.
-    ancestor
-        The merge further back whose backbone and tints are what is left.
-    """
+    """Where a merge comes from that grew out of another."""
 
     parent: Parent
     change: Change
-    head: int
-    ancestor: Parent | None = None
+    head: int  # the newest version when the change began: one that comes later is a conflict
+    ancestor: Parent | None = None  # further back: its backbone and tints are what is left
 
     @property
     def backbone_source(self) -> Parent:

@@ -84,10 +84,8 @@ class Parent:
     def published_tasks(self, tasks: Sequence[str]) -> dict[str, PublishedTask]:
         """How tasks are taken up again without their experts.
 
-        Raises
-        ------
-        NotFoundError
-            If an artifact that this needs is gone from the store; with its kind and what to do.
+        Raises NotFoundError if an artifact that this needs is gone from the store; with its kind
+        and what to do.
         """
         for name in tasks:
             self.check_artifact(name, "self-labels", self.merge.task(name).pool.labels)
@@ -133,12 +131,8 @@ class Parent:
 def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     """The merge that ``merge`` means.
 
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    InputError
-        If it is a folder that was copied out of its store: a child has no place to go then.
+    Raises NotFoundError if there is none; InputError if it is a folder that was copied out of its
+    store: a child has no place to go then.
     """
     url = locate(merge, catalog)
     if "/merges/" not in url:
@@ -213,12 +207,8 @@ SUMS = ("task_arithmetic", "average", "base")
 def child_base(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
     """Open the base and lay out what is shared; no old expert is read.
 
-    Raises
-    ------
-    CheckpointError
-        If the base is not the one that the merge was made from.
-    InputError
-        If a merge of another method would have to be taken apart.
+    Raises CheckpointError if the base is not the one that the merge was made from; InputError if a
+    merge of another method would have to be taken apart.
     """
     if change.operation == "remove":
         base = _without_experts(parent, spec)

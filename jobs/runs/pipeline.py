@@ -110,12 +110,8 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
 def guard(outcome: Outcome) -> None:
     """Refuse what must not be published.
 
-    Raises
-    ------
-    GuardError
-        An old task would lose more than the tolerance.
-    FitError
-        A figure is no number.
+    Raises GuardError if an old task would lose more than the tolerance; FitError if a figure is no
+    number.
     """
     lineage, losses = outcome.lineage, outcome.result.losses
     if lineage is not None and losses:
@@ -133,10 +129,8 @@ def guard(outcome: Outcome) -> None:
 def open_store_and_catalog(spec: JobSpec) -> tuple[ArtifactStore, Catalog]:
     """The job's store, proved to be writable, and its catalog.
 
-    Raises
-    ------
-    InputError
-        If one of them cannot be used: nothing has been computed, and the user can mend it.
+    Raises InputError if one of them cannot be used: nothing has been computed, and the user can
+    mend it.
     """
     with as_input_error():
         return open_writable(spec), Catalog.open(spec.catalog)

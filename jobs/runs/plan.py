@@ -78,11 +78,8 @@ def plan(
 
     With ``pilot`` a small part of it is run in this process, in a store of its own that is deleted.
 
-    Raises
-    ------
-    InputError
-        For the first thing that would make the job fail, but for a lack of memory or disk: that is
-        in the report.
+    Raises InputError for the first thing that would make the job fail, but for a lack of memory or
+    disk: that is in the report.
     """
     spec, base = resolve_job(spec)
     with as_input_error():

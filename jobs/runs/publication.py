@@ -55,12 +55,8 @@ def publish(outcome: Outcome, run: JobRun, store: ArtifactStore) -> Manifest:
 
     Only who holds the job's lease may: it is asked for again right before the manifest.
 
-    Raises
-    ------
-    ParentChangedError
-        If a newer version has come since the change of a merge began.
-    StorageError
-        If the store or the catalog fails; nothing of the merge is visible then.
+    Raises ParentChangedError if a newer version has come since the change of a merge began;
+    StorageError if the store or the catalog fails; nothing of the merge is visible then.
     """
     return write_merge(
         store,

@@ -106,10 +106,7 @@ def plan_removal(lineage: Lineage, spec: JobSpec, base: SplitModel) -> RemovalPl
     is left, it is that one, and its tints, to the last bit. Otherwise the backbone is put together
     from base and task vectors without them, and tints that lose by it are learned again.
 
-    Raises
-    ------
-    InputError
-        If they were merged in a way that depends on all tasks.
+    Raises InputError if they were merged in a way that depends on all tasks.
     """
     parent, names = lineage.parent, lineage.change.names
     merged = [name for name in names if parent.row(name).any()]

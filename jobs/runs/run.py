@@ -40,13 +40,9 @@ from tintray.vectors.coefficients import Coefficients
 def run_job(spec: JobSpec, on_event: OnEvent) -> Manifest:
     """Run a new job; returns the manifest of the merge that it published.
 
-    Raises
-    ------
-    InputError
-        Before any compute is spent, if the job file, an expert, data, store or catalog cannot be
-        used.
-    TintrayError
-        If something fails while running; nothing is published then.
+    Raises InputError before any compute is spent, if the job file, an expert, data, store or
+    catalog cannot be used; TintrayError if something fails while running; nothing is published
+    then.
     """
     spec, base = resolve_job(spec)
     store, opened = open_store_and_catalog(spec)
@@ -61,12 +57,7 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
 
     Returns the manifest of the merge that it published. Whatever goes wrong is how the job ends.
 
-    Raises
-    ------
-    LeaseHeldError
-        Another process works on it.
-    TintrayError
-        As ``run_job``.
+    Raises LeaseHeldError if another process works on it; TintrayError as ``run_job``.
     """
     run = JobRun(job_id, catalog, on_event)
     with run.running():
@@ -136,10 +127,7 @@ class JobPlan:
 def _failed(workers: WorkerPool[Worker], on_event: OnEvent) -> dict[str, str]:
     """The tasks to leave out, each with its reason; told at once.
 
-    Raises
-    ------
-    InputError
-        If no task is left.
+    Raises InputError if no task is left.
     """
     failures = workers.failures()
     if len(failures) == len(workers.tasks):

@@ -49,10 +49,7 @@ def find_site(
 ) -> tuple[JobSpec, dict[str, Any]]:
     """The job of ``tint.site: auto`` with its site found, and the report; see the module.
 
-    Raises
-    ------
-    SpecError
-        If no site fits the job's budget of parameters.
+    Raises SpecError if no site fits the job's budget of parameters.
     """
     job = _prepared(at(spec, HEAD), backend, store)
     sites = candidates(job.base.partition.module, spec.tint.max_parameters)

@@ -78,10 +78,8 @@ class Stopper:
     def check(self) -> None:
         """Stop here if the job is to stop.
 
-        Raises
-        ------
-        CancelledError, KeyboardInterrupt
-            As the job was asked to stop; never while it is being published.
+        Raises CancelledError, KeyboardInterrupt as the job was asked to stop; never while it is
+        being published.
         """
         if not self.asked:
             return
