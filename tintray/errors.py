@@ -1,24 +1,4 @@
-"""Every error that tintray raises on purpose, as one tree.
-
-::
-
-    TintrayError                 exit code 1: something failed while running
-    ├── InputError               exit code 2: the caller can mend it; found before compute is spent
-    │   ├── SpecError            a field of the job file, or an option of a command
-    │   ├── CheckpointError      a base, an expert or one of its tensors
-    │   ├── DataError            a data file, a split, a label
-    │   └── NotFoundError        a merge, a task, an artifact or a job that does not exist
-    ├── StorageError             the artifact store or the catalog failed, is full or unreachable
-    │   ├── IntegrityError       an artifact is not what its hash says
-    │   ├── StateConflictError   the job is in another state than the change starts from
-    │   ├── LeaseHeldError       another process works on the job
-    │   ├── LeaseLostError       the job has gone to another process
-    │   └── ParentChangedError   a newer version of a merge came while a change of it was made
-    ├── FitError                 the fit itself went wrong (a loss not finite, a dead worker)
-    │   └── GuardError           an old task would have lost more than the tolerance
-    ├── ClusterError             a Ray cluster does not answer, or does not do what it was asked
-    ├── CancelledError           exit code 3: the job was stopped on request
-    └── TimedOutError            exit code 5: what was waited for did not happen in time
+"""Every error that tintray raises on purpose, as one tree; each has the exit code of its base.
 
 The message is the product: one sentence that names the field, file or tensor, what was expected,
 what was found, and what to do.
@@ -94,7 +74,7 @@ class ParentChangedError(StorageError):
 
 
 class FitError(TintrayError):
-    """The fit went wrong while running."""
+    """The fit went wrong while running: a loss that is not finite, a worker that died."""
 
 
 class GuardError(FitError):

@@ -143,8 +143,3 @@ def stamp(file: int | Path) -> Stamp:
     """The stamp of a path or of an open file."""
     told = file.stat() if isinstance(file, Path) else os.fstat(file)
     return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
-
-
-def is_old_buffer(name: str) -> bool:
-    """Whether it is what versions of transformers stored that compute it today, as positions."""
-    return name.rpartition(".")[2] in ("position_ids", "inv_freq", "masked_bias")

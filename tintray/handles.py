@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tintray.errors import CancelledError, TintrayError
 from tintray.published.manifest import MANIFEST, Manifest
@@ -50,10 +50,8 @@ class Merge(PublishedMerge):
         super().__init__(manifest, fetch, url, factory)
         root, mark, _ = url.rpartition("/merges/")
         self.held: object = None  # what has to live as long as it does
-        self._places: dict[str, Any] = {
-            "store": store or (root if mark else None),
-            "catalog": catalog,
-        }
+        store = store or (root if mark else None)
+        self._places: dict[str, Any] = {"store": store, "catalog": catalog}
 
     @property
     def ref(self) -> str:
@@ -142,8 +140,7 @@ class Merge(PublishedMerge):
     def _catalog(self) -> str:
         from tintray.jobs.config.settings import chosen
 
-        catalog: str = chosen(**self._places)[1]
-        return catalog
+        return cast(str, chosen(**self._places)[1])
 
     def _child(self, made: MergeSummary) -> Merge:
         return load(made.url, factory=self._trusted, **self._places)
@@ -313,30 +310,25 @@ def merge(
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Merge:
-    """Merge modules that live in this process, without a job file.
-
-    ::
+    """Merge modules that live in this process, without a job file::
 
         merge = tintray.merge(base, {"mnist": vit_a, "eurosat": vit_b},
                               {"mnist": images, "eurosat": {"pool": more, "test": (some, labels)}},
                               processor=processor, fit={"rounds": 200})
 
-    Parameters
-    ----------
-    base, experts
-        Models of transformers, or any modules of one architecture, their last child the head.
-    data
-        Of each task its pool: images (an array or a tensor of 8-bit values [N, height, width, 3] or
-        channels first, or a list) or a list of texts. Or a mapping with ``pool``, perhaps ``test``
-        (a pair of inputs and labels), ``kind``, and other fields of a task of a job file.
-    processor
-        The image processor or tokenizer, or one for each task by its name. Modules that are none of
-        transformers' need none: they get images in [0, 1].
-    folder
-        Where modules, data and merge are saved; left out, a temporary one, which goes when the
-        merge that is returned does.
-    settings
-        Sections of the job file, such as ``fit`` or ``merge``; also ``name`` and ``store``.
+    ``base`` and ``experts`` are models of transformers, or any modules of one architecture, their
+    last child the head.
+
+    ``data`` has of each task its pool: images (an array or a tensor of 8-bit values [N, height,
+    width, 3] or channels first, or a list) or a list of texts. Or a mapping with ``pool``, perhaps
+    ``test`` (a pair of inputs and labels), ``kind``, and other fields of a task of a job file.
+
+    ``processor`` is the image processor or tokenizer, or one for each task by its name. Modules
+    that are none of transformers' need none: they get images in [0, 1].
+
+    Modules, data and merge are saved in ``folder``; left out, in a temporary one, which goes when
+    the merge that is returned does. ``settings`` are sections of the job file, such as ``fit`` or
+    ``merge``; also ``name`` and ``store``.
 
     Raises InputError before any compute is spent, if something cannot be merged.
     """

@@ -17,46 +17,19 @@ _MIB, _GIB = 2**20, 2**30
 
 @dataclass(frozen=True)
 class Limits:
-    """Budgets of what is read; each is told with its field's name where it is exceeded.
+    """Budgets of what is read; each is told with its field's name where it is exceeded."""
 
-    Attributes
-    ----------
-    max_pool_bytes
-        Memory that one pool or test set may take, as read and as prepared.
-    max_examples
-        Examples of one pool or test set, and rows that are read of a table of text to find them.
-    max_text_bytes
-        Text of a csv, tsv, json or jsonl table that may be read, counted once decompressed.
-    max_line_bytes
-        One example of such a table.
-    max_image_bytes
-        One image file, as it is stored.
-    max_image_pixels
-        Pixels of one image, before it is resized.
-    max_yaml_bytes
-        A job file, or a mergekit file.
-    max_yaml_nodes
-        Values and keys of such a file, each alias counted as all that it stands for.
-    max_yaml_depth
-        Sections and lists of such a file that lie within one another.
-    max_seconds
-        Seconds that the tokenizer of somebody else, with its chat template, may compute over one
-        pool or test set.
-    data_roots
-        Folders besides the data's own that a table of examples may name image files in.
-    """
-
-    max_pool_bytes: int = 4 * _GIB
-    max_examples: int = 2_000_000
-    max_text_bytes: int = 2 * _GIB
-    max_line_bytes: int = 8 * _MIB
-    max_image_bytes: int = 64 * _MIB
-    max_image_pixels: int = 64 * _MIB
-    max_yaml_bytes: int = 2 * _MIB
-    max_yaml_nodes: int = 100_000
-    max_yaml_depth: int = 64
-    max_seconds: int = 60
-    data_roots: tuple[str, ...] = ()
+    max_pool_bytes: int = 4 * _GIB  # of memory for a pool or test set, as read and as prepared
+    max_examples: int = 2_000_000  # of one of these, and rows of a table that are read for them
+    max_text_bytes: int = 2 * _GIB  # of a csv, tsv, json or jsonl table, once decompressed
+    max_line_bytes: int = 8 * _MIB  # of one example of such a table
+    max_image_bytes: int = 64 * _MIB  # of one image file, as it is stored
+    max_image_pixels: int = 64 * _MIB  # of one image, before it is resized
+    max_yaml_bytes: int = 2 * _MIB  # of a job file, or a mergekit file
+    max_yaml_nodes: int = 100_000  # values and keys of one; an alias counts as what it stands for
+    max_yaml_depth: int = 64  # of its sections and lists within one another
+    max_seconds: int = 60  # that somebody else's tokenizer may compute over one pool or test set
+    data_roots: tuple[str, ...] = ()  # more folders that a table may name image files in
 
 
 DEFAULTS = Limits()
@@ -72,8 +45,6 @@ def size_text(count: float) -> str:
 
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|b)", re.IGNORECASE)
-
-
 _UNITS = {"b": 1} | {
     f"{letter}{suffix}": base ** (power + 1)
     for power, letter in enumerate("kmgt")

@@ -6,7 +6,6 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
-from tintray.models.adapter_options import DEFAULTS, UNDERSTOOD, by_pattern, is_plain
+from tintray.models.adapter_options import UNDERSTOOD, by_pattern, is_plain
 from tintray.models.adapters import apply, read_adapter, task_vector
 from tintray.models.loading import load_base, load_expert
 from tintray.numerics.low_rank import LowRank
@@ -68,35 +68,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def saved(model: Any, folder: Path, **config: Any) -> ModelFolder:
-    """A PEFT model with random factors, in a folder, as we look at it."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+def saved(base: nn.Module, folder: Path, **config: Any) -> Any:
+    """A PEFT model of a copy of ``base``, with random factors, and its folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        model: Any = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**config))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
         model.save_pretrained(folder)
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return looked_at(folder)
+    return model.eval()
 
 
-def looked_at(folder: Path) -> ModelFolder:
-    adapter = json.loads((folder / "adapter_config.json").read_text())
+def looked_at(folder: Path, **changes: Any) -> ModelFolder:
+    adapter = json.loads((folder / "adapter_config.json").read_text()) | changes
     weights = (folder / "adapter_model.safetensors",)
     return ModelFolder(folder, {}, weights, adapter=adapter, base=ModelFolder(folder, {}))
 
 
-def adapted(part: nn.Module, settings: dict[str, Any], folder: Path) -> tuple[Any, nn.Module, Any]:
+def adapted(part: nn.Module, folder: Path, **settings: Any) -> tuple[Any, nn.Module]:
     torch.manual_seed(0)
     base = Whole(part)
     known = {"r": 2, "lora_alpha": 5, "target_modules": ["part"], "init_lora_weights": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = peft.LoraConfig(**{**known, **settings})
-        model = peft.get_peft_model(copy.deepcopy(base), config)
-    return model, base, saved(model, folder)
+    return saved(base, folder, **{**known, **settings}), base
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
@@ -107,12 +102,12 @@ def test_each_kind_of_module_computes_as_with_peft(
     tmp_path: Path,
 ) -> None:
     make, shape = kind
-    model, base, checkpoint = adapted(make(), settings, tmp_path)
+    model, base = adapted(make(), tmp_path, **settings)
     before = copy.deepcopy(base)
-    apply(read_adapter(checkpoint, base, "x"), base)
+    apply(read_adapter(looked_at(tmp_path), base, "x"), base)
     inputs = torch.arange(9)[None] if shape is None else torch.randn(shape)
     with torch.no_grad():
-        expected, found = model.eval()(inputs), base.eval()(inputs)
+        expected, found = model(inputs), base.eval()(inputs)
         assert torch.allclose(found, expected, atol=1e-5)
         assert not torch.allclose(before.eval()(inputs), expected, atol=1e-2)
 
@@ -127,24 +122,9 @@ def test_each_kind_of_module_computes_as_with_peft(
 def test_what_peft_does_not_merge_is_refused_by_name(
     part: nn.Module, target: str, words: str, tmp_path: Path
 ) -> None:
-    base = Whole(part)
-    config = peft.LoraConfig(r=2, target_modules=[target])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint = saved(peft.get_peft_model(copy.deepcopy(base), config), tmp_path)
+    _, base = adapted(part, tmp_path, target_modules=[target], init_lora_weights=True)
     with pytest.raises(CheckpointError, match=rf"^x: .*factors of 'part.*, {words}"):
-        read_adapter(checkpoint, base, "x")
-
-
-def test_the_lists_hold_every_option_of_peft_with_its_default() -> None:
-    known = {
-        field.name: field.default if field.default is not MISSING else field.default_factory()
-        for field in fields(peft.LoraConfig)
-        if field.default is not MISSING or field.default_factory is not MISSING
-    }
-    assert not UNDERSTOOD.keys() & DEFAULTS.keys()
-    assert known.keys() <= UNDERSTOOD.keys() | DEFAULTS.keys()
-    assert {name: known[name] for name in DEFAULTS if name in known} == DEFAULTS
+        read_adapter(looked_at(tmp_path), base, "x")
 
 
 OTHER = {
@@ -167,72 +147,47 @@ OTHER = {
 
 
 def test_every_other_option_is_refused_by_name(tmp_path: Path) -> None:
-    _, base, checkpoint = adapted(nn.Linear(6, 4), {}, tmp_path)
-    assert OTHER.keys() > DEFAULTS.keys()
-    own = checkpoint.adapter or {}
+    """Every option of PEFT is understood, or off by itself and refused where it is on."""
+    known = peft.LoraConfig().to_dict()
+    assert known.keys() - UNDERSTOOD <= OTHER.keys()
+    assert {known[name] for name in known.keys() - UNDERSTOOD} <= {None, False}
+    _, base = adapted(nn.Linear(6, 4), tmp_path)
     for name, value in OTHER.items():
-        other = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, name: value})
         with pytest.raises(CheckpointError, match=rf"^x: .*_config\.json has {name}=.*merge"):
-            read_adapter(other, base, "x")
-        off = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, name: None})
-        assert read_adapter(off, base, "x").rank == 2
+            read_adapter(looked_at(tmp_path, **{name: value}), base, "x")
+        assert read_adapter(looked_at(tmp_path, **{name: None}), base, "x").rank == 2
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("peft_type", 1),
-        ("peft_type", "IA3"),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "pissa_niter_4"),
-        ("init_lora_weights", "mica"),
-        ("init_lora_weights", "lora_ga"),
-        ("init_lora_weights", 3),
-        ("r", {"a": 1}),
-        ("r", 3),
-        ("lora_alpha", "SEQ_CLS"),
-        ("lora_alpha", 10**400),
-        ("lora_alpha", float("nan")),
-        ("rank_pattern", 1.5),
-        ("alpha_pattern", 2**63 - 1),
-        ("alpha_pattern", {"part": "x"}),
-        ("alpha_pattern", {r"([a-z0-9]+\.?)+!": 4}),
-        ("alpha_pattern", {"(a|a)*b": 4}),
-        ("alpha_pattern", {"[": 4}),
-        ("use_rslora", "yes"),
-        ("fan_in_fan_out", {"a": None}),
-        ("target_modules", 5),
-        ("target_modules", ["other"]),
-        ("modules_to_save", 0),
-        ("modules_to_save", ["last"]),
-        ("bias", [1]),
-    ],
-)
-def test_an_option_of_the_wrong_sort_is_refused_by_name(
-    tmp_path: Path, field: str, value: Any
-) -> None:
-    _, base, checkpoint = adapted(nn.Linear(6, 4), {}, tmp_path)
-    own = checkpoint.adapter or {}
-    other = ModelFolder(tmp_path, {}, checkpoint.weights, adapter={**own, field: value})
-    with pytest.raises(CheckpointError, match=r"^x: "):
-        read_adapter(other, base, "x")
+WRONG: dict[str, list[Any]] = {
+    "peft_type": [1, "IA3"],
+    "init_lora_weights": ["pissa", "pissa_niter_4", "mica", "lora_ga", 3],
+    "r": [{"a": 1}, 3],
+    "lora_alpha": ["SEQ_CLS", 10**400, float("nan"), float("inf"), None],
+    "rank_pattern": [1.5],
+    "alpha_pattern": [2**63 - 1, {"part": "x"}, {r"([a-z0-9]+\.?)+!": 4}, {"(a|a)*b": 4}, {"[": 4}],
+    "use_rslora": ["yes"],
+    "fan_in_fan_out": [{"a": None}],
+    "target_modules": [5, ["other"]],
+    "modules_to_save": [0, ["last"]],
+    "bias": [[1]],
+}
+
+
+def test_an_option_of_the_wrong_sort_is_refused_by_name(tmp_path: Path) -> None:
+    _, base = adapted(nn.Linear(6, 4), tmp_path)
+    for field, values in WRONG.items():
+        for value in values:
+            with pytest.raises(CheckpointError, match=r"^x: "):
+                read_adapter(looked_at(tmp_path, **{field: value}), base, "x")
 
 
 def test_patterns_are_matched_as_peft_does_unless_they_could_take_for_ever() -> None:
     from peft.utils.other import get_pattern_key
 
-    for pattern in ("q_proj", "layer.1.*query", r"model\.\d+\.(q|v)_proj", "^a.b$", "[0-3].q"):
-        assert is_plain(pattern)
-    for pattern in (
-        "(a+)+$",
-        r"([a-z.0-9]+)+!",
-        "(.*)*x",
-        ".*.*.*x",
-        "(?=a)b",
-        r"(a)\1",
-        "a" * 501,
-    ):
-        assert not is_plain(pattern)
+    plain = ("q_proj", "layer.1.*query", r"model\.\d+\.(q|v)_proj", "^a.b$", "[0-3].q")
+    assert all(map(is_plain, plain))
+    loops = ("(a+)+$", r"([a-z.0-9]+)+!", "(.*)*x", ".*.*.*x", "(?=a)b", r"(a)\1", "a" * 501)
+    assert not any(map(is_plain, loops))
     paths = ("a.layer.1.self.query", "layer.12.query", "layer.1.key", "x.y.q_proj", "q_proj.z")
     for pattern in ("layer.1.*query", "q_proj", "query|key", "1.query"):
         for path in paths:
@@ -259,8 +214,8 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def test_damaged_adapters_are_refused(
     tmp_path: Path, damage: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    _, base, checkpoint = adapted(nn.Linear(6, 4), {}, tmp_path)
-    path = checkpoint.weights[0]
+    _, base = adapted(nn.Linear(6, 4), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
     changed = damage(load_file(path))
     save_file({name: tensor.contiguous() for name, tensor in changed.items()}, path)
     with pytest.raises(CheckpointError, match=r"^x: "):
@@ -270,36 +225,20 @@ def test_damaged_adapters_are_refused(
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """A small Llama whose head is its own, and one whose head is tied."""
-    import transformers
-
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 32, "vocab_size": 30}
     folder = tmp_path_factory.mktemp("bases")
     for tied in (False, True):
         torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=30,
-            hidden_size=16,
-            intermediate_size=24,
-            head_dim=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.2,
-            tie_word_embeddings=tied,
-            max_position_embeddings=32,
-        )
-        transformers.LlamaForCausalLM(config).save_pretrained(folder / str(tied))
+        config = LlamaConfig(initializer_range=0.2, tie_word_embeddings=tied, **sizes)
+        LlamaForCausalLM(config).save_pretrained(folder / str(tied))
     return {tied: folder / str(tied) for tied in (False, True)}
 
 
 def of_llama(base: Path, folder: Path, **settings: Any) -> tuple[Any, ModelFolder]:
-    import transformers
-
-    module = transformers.LlamaForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(r=2, lora_alpha=8, task_type="CAUSAL_LM", **settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(module, config)
-        saved(model, folder)
-    return model.eval(), open_model_folder(folder, base=open_model_folder(base))
+    module = LlamaForCausalLM.from_pretrained(base)
+    model = saved(module, folder, r=2, lora_alpha=8, task_type="CAUSAL_LM", **settings)
+    return model, open_model_folder(folder, base=open_model_folder(base), role="x")
 
 
 READ = {
@@ -344,13 +283,11 @@ def test_one_end_of_tied_weights_is_refused_by_name(
 def test_an_adapter_with_more_tokens_than_its_base_is_refused(
     bases: dict[bool, Path], tmp_path: Path
 ) -> None:
-    of_llama(bases[False], tmp_path, target_modules=["embed_tokens"])
+    _, checkpoint = of_llama(bases[False], tmp_path, target_modules=["embed_tokens"])
     path = tmp_path / "adapter_model.safetensors"
-    grown = {
-        name: torch.cat([t, t[:2]]) if "base_layer" in name else t
-        for name, t in load_file(path).items()
-    }
-    save_file(grown, path)
-    checkpoint = open_model_folder(tmp_path, base=open_model_folder(bases[False]), role="x")
+    stored = load_file(path)
+    (layer,) = (name for name in stored if "base_layer" in name)
+    save_file(stored | {layer: torch.cat([stored[layer], stored[layer][:2]])}, path)
+    checkpoint = open_model_folder(tmp_path, base=checkpoint.base, role="x")
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight' with shape \[32, 16\]"):
         load_expert(checkpoint, "x")

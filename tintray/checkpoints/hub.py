@@ -37,26 +37,20 @@ def download(hub_id: str, role: str) -> Path:
 
 
 def _snapshot(hub_id: str, role: str, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{role}: {hub_id!r} is neither a folder nor a model that the hub lets you read; "
             "check the spelling, or log in if it is private"
         ) from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise CheckpointError(
             f"{role}: {hub_id!r} is neither a folder nor a name of the hub such as org/model"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{role}: {hub_id!r} is not a folder here and the hub could not be reached; "
             "download it first and give its folder"

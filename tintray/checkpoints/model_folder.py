@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +26,18 @@ from tintray.checkpoints.weight_files import (
     weight_files,
 )
 from tintray.errors import CheckpointError, nearest
-from tintray.files import Stamp, file_in, foreign, read_bytes, stamp
+from tintray.files import Stamp, file_in, foreign, open_regular, read_bytes, stamp
 
 GENERATION = "generation_config.json"
 HEAD_FILE = "zero_shot_head.safetensors"
 _TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 PREPROCESSORS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
+    *("preprocessor_config.json", "processor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "tokenizer.model", "spiece.model", "chat_template.jinja"),
 )
 """The files that say how examples are prepared; whatever else lies beside a model is not used."""
-
 
 _QUANTISED = "quantization_config"
 _LARGEST = 128 * 2**20  # bytes of a file beside the weights: a tokenizer's may have 40 MB
@@ -105,21 +95,18 @@ class ModelFolder:
 
     @property
     def preprocessor_files(self) -> tuple[Path, ...]:
-        """The files that say how inputs are prepared, as far as the folder has them.
-
-        An adapter's, or a CLIP tower's, are its base's where it has none of its own.
-        """
-        paths = (self.folder / name for name in PREPROCESSORS)
-        own = tuple(path for path in paths if path.is_file())
-        return own or (() if self.base is None else self.base.preprocessor_files)
+        """The files that say how inputs are prepared, as far as the folder has them."""
+        return self._own_or_bases(PREPROCESSORS)
 
     @property
     def generation_files(self) -> tuple[Path, ...]:
-        """The file that says how a model writes, if there is one; an adapter's, or its base's."""
-        own = self.folder / GENERATION
-        if own.is_file():
-            return (own,)
-        return () if self.base is None else self.base.generation_files
+        """The file that says how a model writes, if there is one."""
+        return self._own_or_bases((GENERATION,))
+
+    def _own_or_bases(self, names: Sequence[str]) -> tuple[Path, ...]:
+        """Files of these names; an adapter's, or a CLIP tower's, are its base's if it has none."""
+        own = tuple(path for name in names if (path := self.folder / name).is_file())
+        return own or (() if self.base is None else self.base._own_or_bases(names))
 
     @property
     def preparing_folder(self) -> Path:
@@ -139,52 +126,41 @@ class ModelFolder:
         return {"config.json": config, **{path.name: _content(path) for path in files}}
 
     @contextmanager
-    def opened(self) -> Iterator[list[int]]:
-        """The files of the weights, open, as they were when the checkpoint was looked at.
+    def opened(self) -> Iterator[list[BufferedReader]]:
+        """The files of the weights, as they were when the checkpoint was looked at.
 
         Raises CheckpointError if one of them is gone, or another by now.
         """
-        descriptors: list[int] = []
-        try:
+        with ExitStack() as stack:
+            files = []
             for number, path in enumerate(self.weights):
-                try:
-                    descriptors.append(os.open(path, os.O_RDONLY))
-                except OSError as error:
-                    raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-                if self.stamps and stamp(descriptors[-1]) != self.stamps[number]:
+                with foreign(f"{path} cannot be read"):
+                    files.append(stack.enter_context(open_regular(path)))
+                if self.stamps and stamp(files[-1].fileno()) != self.stamps[number]:
                     raise CheckpointError(
                         f"{path} has changed since it was looked at; expected files that stay as "
                         "they are while they are used"
                     )
-            yield descriptors
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            yield files
 
     def notices(self, role: str) -> list[str]:
         """What is worth telling of it though it is right."""
         how = (self.config.get(_QUANTISED) or {}).get("quant_method")
-        if how is None:
-            return []
-        return [
-            f"{role}: config.json speaks of a quantisation ({how}), and the weights are plain; it "
-            "is left out"
-        ]
+        said = f"{role}: config.json speaks of a quantisation ({how}), and the weights are plain"
+        return [] if how is None else [f"{said}; it is left out"]
 
     def digest(self) -> str:
         """sha256 over configuration, preprocessing and weights: what every output depends on."""
-        total = hashlib.sha256()
-        total.update((self.factory or "").encode())
+        total = hashlib.sha256((self.factory or "").encode())
         configuration = self.folder / ("config.json" if self.adapter is None else ADAPTER_CONFIG)
         known = (configuration,) if configuration.is_file() else ()
         for path in (*known, *self.preprocessor_files, *self.generation_files):
             total.update(path.name.encode())
             total.update(file_sha256(path).encode())
         with self.opened() as files:
-            for path, descriptor in zip(self.weights, files, strict=True):
+            for path, file in zip(self.weights, files, strict=True):
                 total.update(path.name.encode())
-                with os.fdopen(os.dup(descriptor), "rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").hexdigest().encode())
+                total.update(hashlib.file_digest(file, "sha256").hexdigest().encode())
         if self.is_tower and self.has_head:
             total.update(file_sha256(self.folder / HEAD_FILE).encode())
         if self.zero_shot is not None:
@@ -210,17 +186,9 @@ def open_model_folder(
 ) -> ModelFolder:
     """Look at a model folder, a ``file://`` URL or a hub id, and refuse what could not be loaded.
 
-    Parameters
-    ----------
-    location
-        A folder, ``file://…``, or a hub id such as ``google/vit-base-patch16-224``.
-    role
-        How messages call it: ``"base"`` or ``"expert 'mnist'"``.
-    base
-        What it was fine-tuned from; an adapter cannot be opened without.
-    factory
-        The function that builds the module, where it is none of transformers'; the folder then
-        needs no ``config.json``.
+    ``role`` is how messages call it, such as ``"expert 'mnist'"``. An adapter cannot be opened
+    without the ``base`` that it was fine-tuned from. Where ``factory`` names the function that
+    builds the module, the folder needs no ``config.json``.
 
     Raises CheckpointError if the folder, its ``config.json`` or its safetensors are missing or
     damaged.
@@ -236,14 +204,10 @@ def open_model_folder(
     if config.get(_QUANTISED):
         check_not_packed(config, tensors, f"{role}: {folder}")
     tower = base is not None and (config.get("architectures") or [""])[0] in _TOWERS
-    model = ModelFolder(folder, config, weights, tensors, stamps=_stamps(weights))
+    model = ModelFolder(folder, config, weights, tensors, stamps=tuple(map(stamp, weights)))
     if tower and factory is None:
         return replace(model, config=tower_config(config), base=base)
     return replace(model, factory=factory)
-
-
-def _stamps(files: Sequence[Path]) -> tuple[Stamp, ...]:
-    return tuple(stamp(path) for path in files)
 
 
 def _content(path: Path) -> bytes:
@@ -286,8 +250,7 @@ def _open_adapter(folder: Path, role: str, base: ModelFolder | None) -> ModelFol
     _check_named_base(adapter, base, role, folder)
     own = read_config(folder, role) if (folder / "config.json").exists() else {}
     config = {**base.config, **own, **_of_task(adapter, base, own, tensors)}
-    stamps = _stamps((weights,))
-    return ModelFolder(folder, config, (weights,), tensors, adapter, base, stamps=stamps)
+    return ModelFolder(folder, config, (weights,), tensors, adapter, base, stamps=(stamp(weights),))
 
 
 _TASKS = {

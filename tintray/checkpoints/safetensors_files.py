@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +16,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tintray.errors import CheckpointError
+from tintray.files import open_regular
 
 ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
-    "C64": 8,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "F8_E4M3FNUZ": 1,
-    "F8_E5M2FNUZ": 1,
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
 }
 """Bytes of one number, by the name that safetensors gives its type."""
 
@@ -80,35 +66,29 @@ def tensors_in(path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:
     size of its own.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        file = open_regular(path)
     except OSError as error:
         raise _unreadable(path, role, error) from error
-    try:
-        return tensors_in_open(descriptor, path, role, number=number)
-    finally:
-        os.close(descriptor)
+    with file:
+        return tensors_in_open(file.fileno(), path, role, number=number)
 
 
 def tensors_in_open(descriptor: int, path: Path, role: str, *, number: int = 0) -> list[TensorInfo]:
     """The same of an open file, whatever lies at ``path`` by now; errors name ``path``."""
     infos = []
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(None, "it is not a regular file")
         offset = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
         with safe_open(f"/dev/fd/{descriptor}", framework="np") as file:
             for name in file.offset_keys():
                 entry = file.get_slice(name)
-                info = TensorInfo(
-                    name, str(entry.get_dtype()), tuple(entry.get_shape()), number, offset
-                )
-                if info.dtype not in ITEM_BYTES:
+                dtype, shape = str(entry.get_dtype()), tuple(entry.get_shape())
+                if dtype not in ITEM_BYTES:
                     raise CheckpointError(
-                        f"{role}: tensor '{name}' in {path} is stored as {info.dtype}; expected "
+                        f"{role}: tensor '{name}' in {path} is stored as {dtype}; expected "
                         f"one of {', '.join(ITEM_BYTES)}, convert the checkpoint first"
                     )
-                offset += info.numel * info.itemsize
-                infos.append(info)
+                infos.append(TensorInfo(name, dtype, shape, number, offset))
+                offset += infos[-1].numel * infos[-1].itemsize
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, role, error) from error
     return infos
@@ -142,4 +122,4 @@ def merged_tables(files: Sequence[list[TensorInfo]], role: str) -> dict[str, Ten
 
 def is_rebuilt(name: str) -> bool:
     """Whether a model computes a tensor itself, which only old files still hold."""
-    return name.rpartition(".")[2] in ("position_ids", "inv_freq")
+    return name.rpartition(".")[2] in ("position_ids", "inv_freq", "masked_bias")

@@ -8,13 +8,19 @@ hub that have no other form are read for their weights alone (``hub``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tintray.checkpoints.safetensors_files import TensorInfo, merged_tables, tensors_in
+from tintray.checkpoints.safetensors_files import (
+    TensorInfo,
+    is_rebuilt,
+    merged_tables,
+    tensors_in,
+)
 from tintray.errors import CheckpointError
-from tintray.files import file_in, is_old_buffer, read_json
+from tintray.files import file_in, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -26,7 +32,8 @@ def holds_adapter(folder: Path, role: str) -> bool:
 
     Raises CheckpointError if it holds two models, both named.
     """
-    names = [n for n in (WEIGHTS, INDEX, ADAPTER_CONFIG, ADAPTER_WEIGHTS) if _is_there(folder, n)]
+    known = (WEIGHTS, INDEX, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    names = [name for name in known if os.path.lexists(folder / name)]
     adapter = [name for name in names if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     found = [name for name in names if name not in adapter] + adapter[:1]
     if len(found) > 1:
@@ -35,10 +42,6 @@ def holds_adapter(folder: Path, role: str) -> bool:
             "move the files of the other away"
         )
     return bool(adapter)
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return (folder / name).is_symlink() or (folder / name).exists()
 
 
 def weight_files(folder: Path, role: str) -> tuple[tuple[Path, ...], dict[str, TensorInfo]]:
@@ -120,21 +123,15 @@ def read_config(folder: Path, role: str, name: str = "config.json") -> dict[str,
 
 
 def _check_fields(config: Mapping[str, Any], where: str) -> None:
-    texts = config.get("architectures") or []
-    right = {
-        "architectures": isinstance(texts, list) and all(isinstance(n, str) for n in texts),
-        "model_type": isinstance(config.get("model_type") or "", str),
-        "id2label": isinstance(config.get("id2label") or {}, dict),
-        "label2id": isinstance(config.get("label2id") or {}, dict),
-        "quantization_config": isinstance(config.get("quantization_config") or {}, dict),
-        "vision_config": isinstance(config.get("vision_config") or {}, dict),
-        "_name_or_path": isinstance(config.get("_name_or_path") or "", str),
-    }
-    wrong = next((name for name, is_right in right.items() if not is_right), None)
-    if wrong is not None:
-        raise CheckpointError(
-            f"{where} has {wrong}={config[wrong]!r}; expected it as save_pretrained writes it"
-        )
+    kinds: dict[str, type] = {"architectures": list, "model_type": str, "_name_or_path": str}
+    kinds |= dict.fromkeys(("id2label", "label2id", "quantization_config", "vision_config"), dict)
+    for name, kind in kinds.items():
+        value = config.get(name) or kind()
+        texts = value if kind is list and isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise CheckpointError(
+                f"{where} has {name}={value!r}; expected it as save_pretrained writes it"
+            )
     for name in ("id2label", "label2id"):
         numbers = config.get(name) or {}
         for number in numbers if name == "id2label" else numbers.values():
@@ -152,7 +149,7 @@ def check_not_packed(
     Raises CheckpointError, naming the method and a tensor.
     """
     for name, info in sorted(tensors.items()):
-        if not (info.floating or is_old_buffer(name) or name.endswith("num_batches_tracked")):
+        if not (info.floating or is_rebuilt(name) or name.endswith("num_batches_tracked")):
             how = (config.get("quantization_config") or {}).get("quant_method")
             raise CheckpointError(
                 f"{where} is quantised ({how}): tensor '{name}' is stored as {info.dtype}; "

@@ -1,73 +1,40 @@
 """The options of PEFT's ``LoraConfig`` that are understood, and what each of them does.
 
-An adapter's file holds factors; its configuration says what they mean. Every option is on one of
-the two lists below. One that is understood may have any value of its type; any other, an option of
-a newer PEFT included, has to have the value that PEFT gives it by itself.
+An adapter's file holds factors; its configuration says what they mean. An option that is understood
+may have any value of its type; any other, an option of a newer PEFT included, has to be off.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tintray.errors import CheckpointError
+from tintray.files import foreign
 
-UNDERSTOOD = {
-    # what it is, and where it comes from
-    "peft_type": "LORA, no other",
-    "task_type": "the class of the model, of a base that is saved without a head",
-    "auto_mapping": "the same, for PEFT's own loading",
-    "peft_version": "who wrote it",
-    "base_model_name_or_path": "which base it belongs to, where both are named by the hub",
-    "revision": "of that base on the hub",
-    "inference_mode": "whether PEFT would train it",
-    "runtime_config": "how PEFT would run it",
-    # which modules have factors: the file says so itself, and has to agree
-    "target_modules": "the modules with factors",
-    "exclude_modules": "modules that have none",
-    "layers_to_transform": "the layers whose modules have factors",
-    "layers_pattern": "what these layers are called",
-    "modules_to_save": "modules that were trained whole, such as the head",
-    "bias": "which biases were trained, whole",
-    # what the factors are multiplied with
-    "r": "the rank",
-    "lora_alpha": "the scale, divided by the rank",
-    "rank_pattern": "ranks of some modules",
-    "alpha_pattern": "scales of some modules",
-    "use_rslora": "the scale is divided by the square root of the rank",
-    "fan_in_fan_out": "for layers that keep their weight as [in, out]; their class tells it",
-    # what mattered in training, or before it, and changes nothing of the factors that were stored
-    "lora_dropout": "in training",
-    "init_lora_weights": "how the factors began; see _STARTS",
-    "loftq_config": "of a beginning that is refused where it was used",
-    "eva_config": "of the beginning 'eva', which chose ranks and factors",
-    "corda_config": "of a beginning that is refused where it was used",
-    "lora_ga_config": "of a beginning that is refused where it was used",
-    "qalora_group_size": "of use_qalora, which has to be off",
-    "megatron_core": "of megatron_config, which has to be off",
+_REASONS = {
+    "what it is, where it comes from, how PEFT would load, train or run it": """
+        peft_type task_type auto_mapping peft_version base_model_name_or_path revision
+        inference_mode runtime_config
+    """,
+    "which modules have factors or are stored whole: the file says so too, and has to agree": """
+        target_modules exclude_modules layers_to_transform layers_pattern modules_to_save bias
+    """,
+    "what the factors are multiplied with, and which way round a layer keeps its weight": """
+        r lora_alpha rank_pattern alpha_pattern use_rslora fan_in_fan_out
+    """,
+    "training, and how the factors began (see _STARTS)": """
+        lora_dropout init_lora_weights loftq_config eva_config corda_config lora_ga_config
+    """,
+    "parts of use_qalora and megatron_config, which have to be off": """
+        qalora_group_size megatron_core
+    """,
 }
-"""Options that may have any value, and what they say."""
+UNDERSTOOD = frozenset(" ".join(_REASONS.values()).split())
+"""Options that may have any value of their type; any other may change what is computed."""
 
-DEFAULTS: dict[str, Any] = {
-    "megatron_config": None,
-    "trainable_token_indices": None,
-    "use_dora": False,
-    "velora_config": None,
-    "alora_invocation_tokens": None,
-    "use_qalora": False,
-    "monteclora_config": None,
-    "layer_replication": None,
-    "lora_bias": False,
-    "target_parameters": None,
-    "use_bdlora": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "ensure_weight_tying": False,
-}
-"""Options that change what is computed, or may: only PEFT's default is taken."""
-
+_OFF: tuple[Any, ...] = ([], {}, "")
 _STARTS = (None, "", "gaussian", "eva", "orthogonal")  # or a switch; the base stays as it is
 
 
@@ -94,17 +61,11 @@ def check_options(config: Mapping[str, Any], where: str) -> None:
             "too; save it as a plain adapter (PEFT's path_initial_model_for_weight_conversion)"
         )
     for name, value in config.items():
-        if name not in UNDERSTOOD and not _is_default(name, value):
+        if name not in UNDERSTOOD and not (value is None or value is False or value in _OFF):
             raise CheckpointError(
                 f"{where} has {name}={value!r}, which changes what PEFT computes in a way that is "
                 "not read here; merge it into its base first (PEFT's merge_and_unload)"
             )
-
-
-def _is_default(name: str, value: Any) -> bool:
-    if name in DEFAULTS:
-        return value is DEFAULTS[name] or value is None or value == [] or value == {}
-    return value is None or value is False or value in ([], {}, "")
 
 
 def _is_text(value: Any) -> bool:
@@ -112,9 +73,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e30 and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _is_rank(value: Any) -> bool:
@@ -169,16 +128,11 @@ def by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any, wher
     Raises CheckpointError if a pattern is no regular expression, or one that could take for ever.
     """
     for pattern, value in (patterns or {}).items():
+        said = f"{where} has the pattern {pattern!r}; expected names of modules, or a regular "
+        said += "expression with at most two loops, none of them within another"
         if not is_plain(pattern):
-            raise CheckpointError(
-                f"{where} has the pattern {pattern!r}; expected names of modules, or a regular "
-                "expression with at most two loops, none of them within another"
-            )
-        try:
+            raise CheckpointError(said)
+        with foreign(said):
             if re.match(rf"(.*\.)?({pattern})$", path):
                 return value
-        except re.error as error:
-            raise CheckpointError(
-                f"{where} has the pattern {pattern!r}, which is no regular expression ({error})"
-            ) from error
     return default

@@ -9,7 +9,6 @@ of that name first. What the options of its configuration may be: see ``adapter_
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -73,10 +72,7 @@ def read_adapter(
         raise CheckpointError(
             f"{where} holds no factors (lora_A, lora_B); expected an adapter that was trained"
         )
-    products = {}
-    for (path, embedding), pair in pairs.items():
-        name, product = _product(module, path, embedding, pair, config, where)
-        products[name] = product
+    products = dict(_product(module, *key, pair, config, where) for key, pair in pairs.items())
     _check_named(module, config, [path for path, _ in pairs], [*whole], where)
     tensors = _whole_tensors(module, whole, _saved(config), where)
     if not with_head:
@@ -84,7 +80,7 @@ def read_adapter(
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
         products = {name: pair for name, pair in products.items() if not name.startswith(heads)}
     for name, tensor in tensors.items():
-        expected = _tensor(module, name).shape
+        expected = module.state_dict()[name].shape
         if expected != tensor.shape:
             raise CheckpointError(
                 f"{where} has '{name}' with shape {list(tensor.shape)}; the base has "
@@ -97,8 +93,8 @@ def _stored(model: ModelFolder, where: str) -> Iterator[tuple[str, Tensor]]:
     """What the file holds, without the copies that PEFT keeps of modules trained whole."""
     with ExitStack() as stack:
         stack.enter_context(foreign(f"{where}: its tensors cannot be read"))
-        (descriptor,) = stack.enter_context(model.opened())
-        file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
+        (opened,) = stack.enter_context(model.opened())
+        file = stack.enter_context(safe_open(f"/dev/fd/{opened.fileno()}", framework="pt"))
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
@@ -174,7 +170,7 @@ def apply(adapter: Adapter, module: nn.Module) -> None:
     """Merge an adapter into a module that holds the base's tensors."""
     with torch.no_grad():
         for name, tensor in adapter.tensors.items():
-            _tensor(module, name).copy_(tensor)
+            module.state_dict()[name].copy_(tensor)
         for name, product in adapter.products.items():
             weight = module.get_parameter(name)
             weight.add_(product.dense().view(weight.shape))
@@ -261,14 +257,12 @@ def _target(module: nn.Module, path: str, embedding: bool, where: str) -> str:
     )
 
 
-def _scaling(path: str, rank: int, config: Mapping[str, Any], where: str = ADAPTER_CONFIG) -> float:
+def _scaling(path: str, rank: int, config: Mapping[str, Any], where: str) -> float:
     default = config.get("lora_alpha", rank)
     alpha = by_pattern(config.get("alpha_pattern"), path, default, where)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CheckpointError(
-            f"{where} has lora_alpha {alpha!r:.60} for '{path}'; expected a finite number"
-        )
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    if alpha is None:  # any other that is no number has been refused with its option
+        raise CheckpointError(f"{where} has lora_alpha=None for '{path}'; expected a number")
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
 def _module_name(module: nn.Module, path: str, where: str) -> str:
@@ -296,8 +290,3 @@ def _tensor_name(module: nn.Module, name: str, where: str) -> str:
             "expected an adapter for this base"
         )
     return found
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    tensor: Tensor = module.state_dict(keep_vars=True)[name]
-    return tensor

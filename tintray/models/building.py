@@ -79,8 +79,8 @@ def load_weights(
         stack.enter_context(foreign(f"{where} cannot be loaded as {cls.__name__}"))
         stack.enter_context(bounded(sum(info.numel for info in stored), where))
         state: dict[str, Any] = {}
-        for descriptor in stack.enter_context(model.opened()):
-            file = stack.enter_context(safe_open(f"/dev/fd/{descriptor}", framework="pt"))
+        for opened in stack.enter_context(model.opened()):
+            file = stack.enter_context(safe_open(f"/dev/fd/{opened.fileno()}", framework="pt"))
             state |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         module, info = cls.from_pretrained(
             None,

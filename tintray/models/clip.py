@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,18 +89,14 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
         tower = CLIPVisionModelWithProjection.from_pretrained(folder, trust_remote_code=False)
         module.load_state_dict(tower.state_dict(), strict=False)
         _set_head(module, _head_in(Path(folder), module))
-        opened: CLIPZeroShotClassifier = module.eval()
-        return opened
+        return cast(CLIPZeroShotClassifier, module.eval())
 
 
 def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None) -> None:
     """Give a tower what its own file need not have: projection and scale, and its head.
 
-    Parameters
-    ----------
-    head
-        Unit rows [C, d], as ``text_head`` makes them. Without one it is read from the folder, or
-        made here; of a checkpoint without names of classes it stays as it is.
+    ``head`` are unit rows [C, d], as ``text_head`` makes them. Without one it is read from the
+    folder, or made here; of a checkpoint without names of classes it stays as it is.
     """
     assert isinstance(module, CLIPZeroShotClassifier)  # the caller asked for this class
     for name in _SHARED:
@@ -143,9 +139,8 @@ def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
     texts = [template.replace("{}", name) for name in names for template in zero_shot.templates]
     parts = []
     for start in range(0, len(texts), _BATCH):
-        batch = tokenizer(
-            texts[start : start + _BATCH], padding=True, truncation=True, return_tensors="pt"
-        )
+        some = texts[start : start + _BATCH]
+        batch = tokenizer(some, padding=True, truncation=True, return_tensors="pt")
         known = {name: batch[name] for name in ("input_ids", "attention_mask")}
         parts.append(normalize(tower(**known).text_embeds, dim=-1))
     each = torch.cat(parts).view(len(zero_shot.classes), len(zero_shot.templates), -1)

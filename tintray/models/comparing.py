@@ -17,8 +17,7 @@ from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, loa
 from tintray.errors import CheckpointError
 from tintray.models.config_usage import computes_with, knows
 from tintray.models.configs import configuration, named_class, own_part
-from tintray.models.loading import and_more
-from tintray.models.structure import backbone_names, head_modules
+from tintray.models.structure import backbone_names, check_tensors, head_modules
 
 _REASONS = {
     "where it comes from, how it was written": """
@@ -71,12 +70,7 @@ def check_same_computation(
     All tasks pass the same shared layers, so these must mean the same in every expert: a number of
     attention heads or an activation changes what tensors of equal shape compute. Configurations are
     compared after transformers has read both. What concerns only training, labels or loading may
-    differ.
-
-    Returns
-    -------
-    list of str
-        What is worth telling though it is right: another type of numbers, for instance.
+    differ. Gives what is worth telling though it is right, such as another type of numbers.
 
     Raises CheckpointError, naming the field and both values.
     """
@@ -120,12 +114,7 @@ def check_same_model(
 
     Their configurations, the numbers of their tokens and of their classes, and which of their
     tensors are whole numbers. A model without a tokenizer, or without names for its classes, has
-    none that could differ.
-
-    Returns
-    -------
-    list of str
-        What is worth telling though it is right; see ``check_same_computation``.
+    none that could differ. Gives what ``check_same_computation`` does.
 
     Raises CheckpointError, naming the field, the token, the class or the tensor, and both values.
     """
@@ -146,18 +135,12 @@ def check_same_model(
 def check_same_tokenizer(
     one: ModelFolder, other: ModelFolder, one_role: str, other_role: str
 ) -> None:
-    """Refuse tokenizers that number tokens differently, where both models have one.
-
-    Raises CheckpointError, naming a token and both its numbers; or if a tokenizer cannot be read.
-    """
+    """Refuse tokenizers that number tokens differently, where both models have one."""
     folders = [model.preparing_folder for model in (one, other)]
-    if folders[0] == folders[1] or not all(has_tokenizer(folder) for folder in folders):
-        return
-    first, second = (
-        load_processor(model, role, text=True)
-        for model, role in ((one, one_role), (other, other_role))
-    )
-    check_same_tokens(first, second, one_role, other_role)
+    if folders[0] != folders[1] and all(map(has_tokenizer, folders)):
+        first = load_processor(one, one_role, text=True)
+        second = load_processor(other, other_role, text=True)
+        check_same_tokens(first, second, one_role, other_role)
 
 
 def check_same_classes(
@@ -167,13 +150,12 @@ def check_same_classes(
 
     Raises CheckpointError, naming a class and both its names.
     """
-    names = [_classes(model.config) for model in (one, other)]
-    if names[0] and names[1] and names[0] != names[1]:
-        number = next(n for n in sorted({*names[0], *names[1]})
-                      if names[0].get(n) != names[1].get(n))  # fmt: skip
+    first, second = _classes(one.config), _classes(other.config)
+    if first and second and first != second:
+        number = min(n for n in first | second if first.get(n) != second.get(n))
         raise CheckpointError(
-            f"{_file(other, other_role)} calls class {number} {names[1].get(number)!r}, {one_role} "
-            f"calls it {names[0].get(number)!r}; expected the same classes in the same order, "
+            f"{_file(other, other_role)} calls class {number} {second.get(number)!r}, {one_role} "
+            f"calls it {first.get(number)!r}; expected the same classes in the same order, "
             "experts of different classes are merged by a job"
         )
 
@@ -250,29 +232,16 @@ def check_same_backbone(
             f"{expert_role} is a {type(expert).__name__}; the other experts and {base_role} are "
             f"{type(base).__name__}, and only models of one architecture can be merged"
         )
-    one, other = head_modules(base), head_modules(expert)
-    if bool(one) != bool(other):
-        tied, free = (base_role, expert_role) if other else (expert_role, base_role)
+    one, two = head_modules(base), head_modules(expert)
+    if bool(one) != bool(two):
+        tied, free = (base_role, expert_role) if two else (expert_role, base_role)
         raise CheckpointError(
-            f"{expert_role}: {free} has a head of its own ({', '.join(one or other)}), {tied} has "
+            f"{expert_role}: {free} has a head of its own ({', '.join(one or two)}), {tied} has "
             f"it tied to its embeddings; expected {_EXPECTED['tie_word_embeddings']}"
         )
-    expected = {name: tuple(base.get_parameter(name).shape) for name in backbone_names(base)}
-    found = {name: tuple(expert.get_parameter(name).shape) for name in backbone_names(expert)}
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(
-                f"{expert_role} lacks tensor '{name}', which {base_role} has with shape "
-                f"{list(shape)}; expected an expert fine-tuned from this base"
-            )
-        if found[name] != shape:
-            raise CheckpointError(
-                f"{expert_role}: tensor '{name}' has shape {list(found[name])}; {base_role} has "
-                f"{list(shape)}; expected an expert fine-tuned from this base"
-            )
-    extra = sorted(found.keys() - expected.keys())
-    if extra:
-        raise CheckpointError(
-            f"{expert_role} has tensor '{extra[0]}'{and_more(extra)}, which {base_role} lacks; "
-            "expected an expert fine-tuned from this base"
-        )
+    wanted = {name: base.get_parameter(name).shape for name in backbone_names(base)}
+    found = {name: expert.get_parameter(name).shape for name in backbone_names(expert)}
+    missing = [name for name in wanted if name not in found]
+    other = [(n, found[n], shape) for n, shape in wanted.items() if found.get(n, shape) != shape]
+    extra = sorted(found.keys() - wanted.keys())
+    check_tensors(expert_role, base_role, missing, other, extra, _FROM_BASE)

@@ -23,7 +23,7 @@ def computes_with(cls: Any, token: str) -> bool:
     """
     names = {token, "padding_idx"} if token == "pad_token_id" else {token}
     return any(
-        not names.isdisjoint(_attributes_in(code))
+        not names.isdisjoint(_names_in(code, texts=False))
         for name, code in _functions(cls)
         if name not in ("__init__", "_init_weights", "prepare_inputs_for_generation")
     )
@@ -44,7 +44,7 @@ def _read_by(cls: Any) -> frozenset[str]:
     shared = (import_module(f"transformers.{name}") for name in _SHARED_CODE)
     of_all = (code for module in shared for _, code in _codes(vars(module)))
     own = (code for _, code in _functions(cls))
-    return frozenset(name for code in (*own, *of_all) for name in _names_in(code))
+    return frozenset(name for code in (*own, *of_all) for name in _names_in(code, texts=True))
 
 
 def _functions(cls: Any) -> Iterator[tuple[str, CodeType]]:
@@ -68,18 +68,11 @@ def _codes(namespace: Mapping[str, object]) -> Iterator[tuple[str, CodeType]]:
             yield name, function.__code__
 
 
-def _attributes_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _attributes_in(inner)
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    """What a function asks for by name, as an attribute or by a text."""
+def _names_in(code: CodeType, *, texts: bool) -> Iterator[str]:
+    """What a function asks for by name: as an attribute and, with ``texts``, by a text."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-        elif isinstance(constant, str):
+            yield from _names_in(constant, texts=texts)
+        elif texts and isinstance(constant, str):
             yield constant

@@ -14,19 +14,10 @@ from typing import Any
 from tintray.errors import CheckpointError
 from tintray.files import foreign
 
-_OF_LOADING = frozenset(
-    {
-        "_attn_implementation",
-        "_experts_implementation",
-        "attn_implementation",
-        "auto_map",
-        "configuration_files",
-        "custom_pipelines",
-        "experts_implementation",
-        "fusion_config",
-        "quantization_config",
-        "transformers_weights",
-    }
+_OF_LOADING = (
+    *("_attn_implementation", "_experts_implementation", "attn_implementation", "auto_map"),
+    *("configuration_files", "custom_pipelines", "experts_implementation", "fusion_config"),
+    *("quantization_config", "transformers_weights"),
 )
 _COUNTS = re.compile(
     r"(num|n|max)_?(\w+_)?(layers?|blocks?|stages?|groups?|experts?|heads?|labels)(_\w+)?"
@@ -73,7 +64,12 @@ def configuration(config: Mapping[str, Any], cls: Any, where: str) -> Any:
     Raises CheckpointError if it refuses a field, or a field promises more layers or labels than any
     model has.
     """
-    _check_counts(config, where)
+    for name, value in _numbers(config):  # that would fill the memory before a tensor is read
+        most = _MOST_LABELS if name.endswith("labels") else _MOST
+        if _COUNTS.fullmatch(name) and not value <= most:
+            raise CheckpointError(
+                f"{where} has {name}={value!r}; expected at most {most:,}, is it a damaged file?"
+            )
     config_class = cls.config_class
     with foreign(f"{where} cannot be read as a {config_class.__name__}"):
         own = own_part(_without_loading(config), config_class)
@@ -98,16 +94,6 @@ def own_part(config: dict[str, Any], config_class: Any) -> dict[str, Any]:
             if isinstance(value, dict) and value.get("model_type") == config_class.model_type:
                 return value
     return config
-
-
-def _check_counts(config: Mapping[str, Any], where: str) -> None:
-    """Refuse numbers of layers or labels that would fill the memory before a tensor is read."""
-    for name, value in _numbers(config):
-        most = _MOST_LABELS if name.endswith("labels") else _MOST
-        if _COUNTS.fullmatch(name) and not value <= most:
-            raise CheckpointError(
-                f"{where} has {name}={value!r}; expected at most {most:,}, is it a damaged file?"
-            )
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -21,15 +21,16 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from tintray.checkpoints.tensors import read_tensors
-from tintray.errors import CheckpointError, SpecError, nearest
+from tintray.errors import SpecError, nearest
 from tintray.files import foreign
-from tintray.models.structure import head_modules, tied_names
+from tintray.models.structure import check_tensors, head_modules, tied_names
 
 ALLOWED_VARIABLE = "TINTRAY_ALLOW_FACTORIES"
 _OFFERED: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {}
@@ -46,9 +47,7 @@ def is_allowed(factory: str) -> bool:
     """Whether a factory is allowed by name: itself, its module, or a package above that."""
     if factory in _OFFERED:
         return True
-    module, _, _ = factory.partition(":")
-    parts = module.split(".")
-    above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    above = accumulate(factory.partition(":")[0].split("."), "{}.{}".format)
     listed = os.environ.get(ALLOWED_VARIABLE, "").replace(",", " ").split()
     return not {factory, *above}.isdisjoint(listed)
 
@@ -87,9 +86,7 @@ def find(factory: str) -> Callable[[Mapping[str, Any]], nn.Module]:
             f"factory: '{name}' of '{module_name}' is defined in '{target.__module__}'; expected a "
             "function or class that the module defines itself"
         )
-    function: Any = target
-    built: Callable[[Mapping[str, Any]], nn.Module] = function
-    return built
+    return cast(Callable[[Mapping[str, Any]], nn.Module], target)
 
 
 def _check_own(factory: str, module_name: str) -> None:
@@ -114,9 +111,8 @@ def _places(package: str) -> list[str]:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return []
-    if spec is None:
-        return []
-    return [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
+    found = (*(spec.submodule_search_locations or ()), spec.origin) if spec else ()
+    return [place for place in found if place]
 
 
 def _is_installed(place: str) -> bool:
@@ -162,22 +158,18 @@ def load(
     """
     module = build(factory, config)
     heads = tuple(f"{path}." for path in head_modules(module)) if any_head else ()
-    tied, own = tied_names(module), module.state_dict()
+    tied = tied_names(module)
+    own = {name: t.shape for name, t in module.state_dict().items() if not name.startswith(heads)}
     stored: dict[str, Tensor] = {}
     for path in weights:
         with foreign(f"{where}: {path} cannot be read"):
-            stored |= read_tensors(path)
-    stored = {name: t for name, t in stored.items() if not (heads and name.startswith(heads))}
-    wanted = {name for name in own if name not in tied and not (heads and name.startswith(heads))}
-    for name in sorted(wanted - stored.keys()):
-        raise CheckpointError(f"{where} lacks tensor '{name}', which the factory's module needs")
-    for name in sorted(stored.keys() - own.keys()):
-        raise CheckpointError(f"{where} has tensor '{name}', unknown to the factory's module")
-    for name, tensor in stored.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{where}: tensor '{name}' has shape {list(tensor.shape)}; the factory's module "
-                f"has {list(own[name].shape)}"
-            )
+            stored |= {n: t for n, t in read_tensors(path).items() if not n.startswith(heads)}
+    check_tensors(
+        where,
+        "the factory's module",
+        sorted(own.keys() - tied.keys() - stored.keys()),
+        [(n, t.shape, own[n]) for n, t in stored.items() if own.get(n, t.shape) != t.shape],
+        sorted(stored.keys() - own.keys()),
+    )
     module.load_state_dict(stored, strict=False)
     return module

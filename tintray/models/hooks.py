@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,15 +42,10 @@ class EnoughError(Exception):
 class Watch:
     """Sees what modules give and what a site's modules get during one forward pass.
 
-    Attributes
-    ----------
-    outputs
-        Every output of a watched module that ended before the site began; a module that is called
-        again later is not among them.
-    inputs
-        What each call of a module of the site got: arguments and keywords.
-
-    With ``until``, the pass is broken off (``EnoughError``) when these calls have been seen.
+    ``outputs`` has every output of a watched module that ended before the site began; a module
+    that is called again later is not among them. ``inputs`` has what each call of a module of the
+    site got: arguments and keywords. With ``until``, the pass is broken off (``EnoughError``) when
+    these calls have been seen.
     """
 
     def __init__(
@@ -60,30 +57,26 @@ class Watch:
     ) -> None:
         self.outputs: dict[str, list[Call]] = {}
         self.inputs: dict[Where, Call] = {}
-        self._until = until
-        self._module, self._watched, self._site = module, list(watched), site
+        self._module, self._watched, self._site, self._until = module, list(watched), site, until
         self._stack = ExitStack()
 
     def __enter__(self) -> None:
         for path in self._watched:
-            hook = self._module.get_submodule(path).register_forward_hook(self._on_output(path))
-            self._stack.callback(hook.remove)
+            hook = partial(self._on_output, path)
+            handle = self._module.get_submodule(path).register_forward_hook(hook)
+            self._stack.callback(handle.remove)
         for path in self._site:
-            self._stack.enter_context(
-                hooked(self._module.get_submodule(path), path, self._on_input)
-            )
+            module = self._module.get_submodule(path)
+            self._stack.enter_context(hooked(module, path, self._on_input))
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _on_output(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if not self.inputs:
-                self.outputs.setdefault(path, []).append(Call.of(output))
-            else:
-                self.outputs.pop(path, None)
-
-        return hook
+    def _on_output(self, path: str, _: nn.Module, __: Any, output: Any) -> None:
+        if self.inputs:
+            self.outputs.pop(path, None)
+        else:
+            self.outputs.setdefault(path, []).append(Call.of(output))
 
     def _on_input(self, where: Where, call: Call) -> dict[int, Tensor]:
         self.inputs[where] = call
@@ -107,13 +100,11 @@ def hooked(
     module: nn.Module, path: str, begin: Callable[[Where, Call], Mapping[int, Tensor]]
 ) -> Iterator[None]:
     """Show every call's arguments to ``begin`` before it runs; it says which leaves to replace."""
-    calls = 0
+    calls = count()
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        nonlocal calls
         call = Call.of((args, kwargs))
-        replaced = begin((path, calls), call)
-        calls += 1
+        replaced = begin((path, next(calls)), call)
         return call.value([replaced.get(n, leaf) for n, leaf in enumerate(call.leaves)])
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -137,11 +128,8 @@ def seeing_inputs(
 
 def beside(module: nn.Module, site: Sequence[str]) -> list[str]:
     """The largest modules that do not hold the site: what might run before it as a whole."""
-    above = {path.rpartition(".")[0] for path in site}
-    for path in list(above):
-        while path:
-            path = path.rpartition(".")[0]
-            above.add(path)
+    parts = [path.split(".") for path in site]
+    above = {".".join(steps[:end]) for steps in parts for end in range(len(steps))}
     paths: list[str] = []
     waiting = sorted(above)
     while waiting:

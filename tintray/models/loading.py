@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import GENERATION, ModelFolder
+from tintray.checkpoints.safetensors_files import is_rebuilt
 from tintray.errors import CheckpointError
-from tintray.files import foreign, is_old_buffer, read_json
+from tintray.files import foreign, read_json
 from tintray.models import configs
 from tintray.models import factories as factory
 from tintray.models.adapters import apply, read_adapter
 from tintray.models.building import bounded, load_weights
-from tintray.models.structure import head_modules
+from tintray.models.structure import check_tensors, head_modules
 
 
 def _config_file(model: ModelFolder, role: str) -> str:
@@ -108,8 +109,7 @@ def empty_module(
                 cls(read)
         module: Any = cls(read)
         module.tie_weights()
-    built: nn.Module = module.eval()
-    return built
+    return cast(nn.Module, module.eval())
 
 
 def _from_pretrained(
@@ -126,37 +126,19 @@ def _from_pretrained(
     where = f"{role}: {model.folder}"
     module, info = load_weights(cls, model, config, where, room=room)
     _set_generation(module, model, role)
-    heads = tuple(f"{path}." for path in head_modules(module))
+    left = tuple(f"{path}." for path in head_modules(module)) if any_head else ()
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
-
-    def counts(name: str) -> bool:
-        return not any_head or not name.startswith(heads)
-
-    missing = sorted(name for name in info["missing_keys"] if counts(name))
-    mismatched = sorted(item for item in info["mismatched_keys"] if counts(item[0]))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(left))
+    mismatched = sorted(item for item in info["mismatched_keys"] if not item[0].startswith(left))
     # A base may hold what no expert uses: another head, a pooler, a text tower beside the images'.
     extra = sorted(
         name
         for name in info["unexpected_keys"]
-        if not is_old_buffer(name)
+        if not is_rebuilt(name)
         and (not any_head or (name.startswith(prefix) and ".pooler." not in f".{name}"))
     )
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks tensor '{missing[0]}'{and_more(missing)}, which a {cls.__name__} needs"
-        )
-    if mismatched:
-        name, found, expected = mismatched[0]
-        raise CheckpointError(
-            f"{where}: tensor '{name}' has shape {list(found)}; the model configuration expects "
-            f"{list(expected)}{and_more(mismatched)}"
-        )
-    if extra:
-        raise CheckpointError(
-            f"{where} has tensor '{extra[0]}'{and_more(extra)}, unknown to a {cls.__name__}"
-        )
-    result: nn.Module = module.eval()
-    return result
+    check_tensors(where, f"a {cls.__name__}", missing, mismatched, extra)
+    return cast(nn.Module, module.eval())
 
 
 def _set_generation(module: Any, model: ModelFolder, role: str) -> None:
@@ -183,11 +165,6 @@ def generation_config(path: Path, role: str) -> Any:
     fields = read_json(path, role)
     with foreign(f"{role}: {path} cannot be read as a GenerationConfig"):
         return GenerationConfig.from_dict(fields)
-
-
-def and_more(several: list[Any]) -> str:
-    """``" (and 3 more)"`` after the first of several."""
-    return f" (and {len(several) - 1} more)" if len(several) > 1 else ""
 
 
 def quiet_transformers() -> None:

@@ -33,28 +33,22 @@ def head_modules(module: nn.Module) -> tuple[str, ...]:
     if named is not None:
         return tuple(named)
     prefix = getattr(own, "base_model_prefix", "")
-    children = [name for name, child in module.named_children() if _owns(child)]
+    children = {name: child for name, child in module.named_children() if _owns(child)}
     if prefix in children:
-        return tuple(name for name in children if name != prefix and not _is_tied(module, name))
-    if hasattr(own, "get_output_embeddings"):
+        del children[prefix]
+    elif hasattr(own, "get_output_embeddings"):
         output = own.get_output_embeddings()
-        return tuple(
-            name
-            for name in children
-            if module.get_submodule(name) is output and not _is_tied(module, name)
-        )
-    return tuple(children[-1:])
+        children = {name: child for name, child in children.items() if child is output}
+    else:
+        return tuple(children)[-1:]
+    return tuple(name for name in children if not _is_tied(module, name))
 
 
 def _is_tied(module: nn.Module, path: str) -> bool:
     """Whether all parameters below ``path`` are also parameters of something else."""
-    own = {id(parameter) for parameter in module.get_submodule(path).parameters()}
-    others = {
-        id(parameter)
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-        if not name.startswith(f"{path}.")
-    }
-    return own <= others
+    named = module.named_parameters(remove_duplicate=False)
+    others = {id(parameter) for name, parameter in named if not name.startswith(f"{path}.")}
+    return all(id(parameter) in others for parameter in module.get_submodule(path).parameters())
 
 
 def backbone_names(module: nn.Module) -> list[str]:
@@ -82,6 +76,32 @@ def tied_names(module: nn.Module) -> dict[str, str]:
         for name, parameter in module.named_parameters(remove_duplicate=False)
         if first[id(parameter)] != name
     }
+
+
+def check_tensors(
+    where: str,
+    owner: str,
+    missing: Sequence[str],
+    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    extra: Sequence[str],
+    expected: str = "the weights of one model",
+) -> None:
+    """Refuse weights that lack a tensor of ``owner``, have one more, or one of another shape.
+
+    ``mismatched`` are names with the shapes found and expected. Raises CheckpointError.
+    """
+    if missing:
+        said = f" lacks tensor '{missing[0]}', which {owner} has"
+    elif mismatched:
+        name, found, wanted = mismatched[0]
+        said = f": tensor '{name}' has shape {list(found)}; {owner} has {list(wanted)}"
+    elif extra:
+        said = f" has tensor '{extra[0]}', unknown to {owner}"
+    else:
+        return
+    others = len(missing or mismatched or extra) - 1
+    more = f" (and {others} more like it)" if others else ""
+    raise CheckpointError(f"{where}{said}{more}; expected {expected}")
 
 
 def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -112,39 +132,40 @@ def resolve_site(module: nn.Module, site: str, *, field: str = "tint.site") -> t
         return _heads(module, field)
     if site == NORMS or "*" in site:
         paths = _several(module, site, field)
-        _check_shares(module, site, paths, field)
-        return paths
+    else:
+        paths = (_one(module, site, field),)
+    _check_shares(module, site, paths, field)
+    return paths
+
+
+def _one(module: nn.Module, site: str, field: str) -> str:
     owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
     path = site if site in owners else module_path_of(module, site)
-    callable_ = _callable(module)
     if path is None or path not in owners:
         raise SpecError(
             f"{field}: {type(module).__name__} has no module '{site}' that owns parameters; "
-            f"expected 'head' or a module path such as '{_an_example(callable_)}'"
-            f"{nearest(site, [*callable_, HEAD])}"
+            f"expected 'head' or a module path such as '{_an_example(module)}'"
+            f"{nearest(site, [*_callable(module), HEAD])}"
         )
     if not _is_called(owners[path]):
         raise SpecError(
             f"{field}: '{site}' is a list of modules, not one that can be tinted; expected one "
-            f"of them, such as '{_an_example([n for n in callable_ if n.startswith(path + '.')])}'"
+            f"of them, such as '{_an_example(module, f'{path}.')}'"
         )
-    _check_shares(module, site, (path,), field)
-    return (path,)
+    return path
 
 
 def _several(module: nn.Module, site: str, field: str) -> tuple[str, ...]:
     """The outermost modules that a pattern fits, or all normalisation layers of the backbone."""
     heads = tuple(f"{path}." for path in head_modules(module))
-
-    def fits(path: str, child: nn.Module) -> bool:
-        if site == NORMS:
-            return not f"{path}.".startswith(heads) and _is_norm(child)
-        return fnmatchcase(path, site)
-
     paths: list[str] = []
     for path, child in module.named_modules():  # parents come before their children
+        if site == NORMS:
+            fits = not f"{path}.".startswith(heads) and _is_norm(child)
+        else:
+            fits = fnmatchcase(path, site)
         below = any(path.startswith(f"{outer}.") for outer in paths)
-        if path and not below and _owns(child) and _is_called(child) and fits(path, child):
+        if path and fits and not below and _owns(child) and _is_called(child):
             paths.append(path)
     if not paths:
         what = "no normalisation layer" if site == NORMS else f"no module that fits '{site}'"
@@ -160,14 +181,14 @@ def _heads(module: nn.Module, field: str) -> tuple[str, ...]:
     if not heads:
         raise SpecError(
             f"{field}: the head of {type(module).__name__} is tied to its embeddings, which all "
-            f"tasks share; expected a block, such as '{_an_example(_callable(module))}'"
+            f"tasks share; expected a block, such as '{_an_example(module)}'"
         )
     return heads
 
 
 def _callable(module: nn.Module) -> list[str]:
-    owners = {name: child for name, child in module.named_modules() if name and _owns(child)}
-    return sorted(name for name, child in owners.items() if _is_called(child))
+    named = module.named_modules()
+    return sorted(n for n, child in named if n and _owns(child) and _is_called(child))
 
 
 def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...], field: str) -> None:
@@ -182,7 +203,7 @@ def _check_shares(module: nn.Module, site: str, paths: tuple[str, ...], field: s
     if all(name.startswith(below) for name in backbone_names(module)):
         raise SpecError(
             f"{field}: '{site}' is the whole backbone, so that nothing would be shared; expected "
-            f"a part of it, such as '{_an_example(_callable(module))}'"
+            f"a part of it, such as '{_an_example(module)}'"
         )
 
 
@@ -193,7 +214,7 @@ def _untied(module: nn.Module, paths: Sequence[str], tied: Sequence[str]) -> str
             blocks = f"{path}.{name}."
             if isinstance(child, nn.ModuleList) and not any(n.startswith(blocks) for n in tied):
                 return f"{blocks}*"
-    return _an_example(_callable(module))
+    return _an_example(module)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -210,7 +231,8 @@ def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _an_example(paths: list[str]) -> str:
+def _an_example(module: nn.Module, below: str = "") -> str:
+    paths = [path for path in _callable(module) if path.startswith(below)]
     blocks = [path for path in paths if path.rsplit(".", 1)[-1].isdigit()]
     return max(blocks or paths, key=lambda path: (-path.count("."), len(path), path))
 

@@ -26,12 +26,10 @@ def model_card(manifest: Manifest, task: str | None = None, *, form: Form = "mod
     Every figure is taken from the merge's manifest; nothing is computed.
     """
     tasks = [entry for entry in manifest.tasks if task in (None, entry.name)]
-    merge = manifest.ref
-    title = merge if task is None else f"{merge}: {task}"
     parts = [
         _front(manifest, tasks),
-        f"# {title}",
-        _what(manifest, merge, task),
+        f"# {manifest.ref}" if task is None else f"# {manifest.ref}: {task}",
+        _what(manifest, task),
         "## How to load it",
         _usage(task, tasks, manifest, form),
         "## Metrics",
@@ -63,18 +61,14 @@ def _front(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _what(manifest: Manifest, merge: str, task: str | None) -> str:
-    count = len(manifest.tasks)
-    method = manifest.job.merge.method
-    shared = f"{manifest.backbone_parameters:,} parameters"
-    whole = (
-        f"A merge of {count} fine-tuned models (method {_code(method)}, tint site "
-        f"{_code(manifest.site)}), made by tintray {_plain(manifest.tintray)}: one backbone "
-        f"of {shared} that all tasks share, and one small layer and a head per task."
+def _what(manifest: Manifest, task: str | None) -> str:
+    alone = f"The model of task `{task}` of the merge {manifest.ref}, by itself. " if task else ""
+    return (
+        f"{alone}A merge of {len(manifest.tasks)} fine-tuned models (method "
+        f"{_code(manifest.job.merge.method)}, tint site {_code(manifest.site)}), made by tintray "
+        f"{_plain(manifest.tintray)}: one backbone of {manifest.backbone_parameters:,} parameters "
+        "that all tasks share, and one small layer and a head per task."
     )
-    if task is None:
-        return whole
-    return f"The model of task `{task}` of the merge {merge}, by itself. {whole}"
 
 
 def _usage(task: str | None, tasks: Sequence[TaskEntry], manifest: Manifest, form: Form) -> str:
@@ -123,7 +117,7 @@ def _metrics(tasks: Sequence[TaskEntry]) -> str:
     ]
     for task in tasks:
         score = task.score
-        named = score.details or {score.metric: [score.merged, score.expert]}
+        named = score.details
         if score.metric not in named:
             named = {score.metric: [score.merged, score.expert], **named}
         for metric, (merged, expert) in named.items():
@@ -155,7 +149,7 @@ def _lineage(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
 
 
 def _limits(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
-    unlabelled = [task.name for task in tasks if task.score.metric == "agreement"]
+    unlabelled = ", ".join(task.name for task in tasks if task.score.metric == "agreement")
     lines = [
         "- It learned from its experts' predictions on unlabelled pools: what they get wrong, it "
         "was taught.",
@@ -165,8 +159,7 @@ def _limits(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
     if unlabelled:
         lines.append(
             "- Without a labelled test set, and so judged by agreement with the expert alone: "
-            + ", ".join(unlabelled)
-            + "."
+            f"{unlabelled}."
         )
     lines += [f"- {notice[:1].upper()}{notice[1:]}." for notice in manifest.notices]
     if len(manifest.tasks) > 1:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.safetensors_files import merged_tables, tensors_in_open
 from tintray.errors import CheckpointError
+from tintray.files import open_regular
 from tintray.vectors.task_vectors import DOWN, UP
 
 DTYPES = {
@@ -51,9 +52,10 @@ class TensorFiles:
         self._files = list(opened)
         try:
             for path in files[len(opened) :]:
-                self._files.append(os.open(path, os.O_RDONLY))
+                with open_regular(path) as file:
+                    self._files.append(os.dup(file.fileno()))
             each = enumerate(zip(self._files, files, strict=True))
-            tables = [tensors_in_open(file, path, role, number=n) for n, (file, path) in each]
+            tables = [tensors_in_open(fd, path, role, number=n) for n, (fd, path) in each]
             self.tensors = merged_tables(tables, role)
             for info in self.tensors.values():
                 if info.dtype not in DTYPES:
@@ -72,8 +74,8 @@ class TensorFiles:
     @classmethod
     def of(cls, model: ModelFolder, role: str) -> Self:
         """The weights of a checkpoint, as they were when it was looked at."""
-        with model.opened() as descriptors:
-            return cls(model.weights, role, [os.dup(number) for number in descriptors])
+        with model.opened() as files:
+            return cls(model.weights, role, [os.dup(file.fileno()) for file in files])
 
     def read(self, name: str, out: Tensor, start: int = 0) -> Tensor:
         """Numbers ``start … start + len(out)`` of a tensor into ``out`` [n], converted if need be.

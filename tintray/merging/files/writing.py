@@ -102,9 +102,7 @@ def write_folder(
 
 def beside_weights(base: ModelFolder) -> list[Path]:
     """The files that the result takes over from the base."""
-    generation = base.folder / "generation_config.json"
-    config = [base.folder / "config.json", *base.preprocessor_files]
-    return [*config, generation] if generation.is_file() else config
+    return [base.folder / "config.json", *base.preprocessor_files, *base.generation_files]
 
 
 def _check_room(size: int, output: Path) -> None:
