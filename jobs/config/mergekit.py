@@ -43,7 +43,6 @@ _NOT_DONE = {
 }
 _TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-_MODEL = "the path of a model, or a hub id"
 
 
 def read_mergekit(path: Path) -> Composition:
@@ -54,109 +53,88 @@ def read_mergekit(path: Path) -> Composition:
     SpecError
         If the file cannot be read, or asks for something that is not done here.
     """
-    document = read_document(path)
-    if not isinstance(document.value, Mapping):
-        raise SpecError(f"{path} must hold a mapping, as mergekit's configuration does")
-    return _Reader(path, document.value).composition()
+    return _Reader(path).composition(read_document(path).value)
 
 
 @dataclass
 class _Reader:
     path: Path
-    document: Mapping[str, Any]
     notices: list[str] = field(default_factory=list)
 
     def refuse(self, where: str, what: str) -> SpecError:
-        return SpecError(f"{self.path}: {where}: {what}")
+        return SpecError(": ".join(filter(None, (str(self.path), where, what))))
 
-    def composition(self) -> Composition:
-        top = self.mapping(self.document, "", _TOP)
-        blend = self.blend(top.get("merge_method"))
+    def expect(self, holds: bool, where: str, expected: str, found: Any, hint: str = "") -> None:
+        if not holds:
+            raise self.refuse(where, f"expected {expected}, found {found!r:.60}{hint}")
+
+    def composition(self, document: Any) -> Composition:
+        top = self.mapping(document, "", _TOP)
+        name = top.get("merge_method")
+        known, hint = isinstance(name, str) and name in BLENDS, nearest(str(name), BLENDS)
+        self.expect(known, "merge_method", f"one of {', '.join(BLENDS)}", name, hint)
+        blend = BLENDS[str(name)]
         base = self.model(top["base_model"], "base_model") if "base_model" in top else None
         if ("models" in top) == ("slices" in top):
             raise self.refuse("models", "expected either models or slices, and not both")
         if "models" in top:
-            slices: tuple[Slice, ...] = (self.models(top["models"], blend, base),)
+            slices = [self.models(top["models"], blend, base)]
         else:
-            listed = self.listed(top["slices"], "slices")
-            slices = tuple(
-                self.slice(entry, f"slices.{number}", blend, base)
-                for number, entry in enumerate(listed)
-            )
-        return Composition(
-            blend,
-            slices,
-            base,
-            self.settings(top.get("parameters"), "parameters", blend),
-            self.dtype(top, "dtype"),
-            self.dtype(top, "out_dtype"),
-            tuple(self.notices),
-        )
+            listed = enumerate(self.listed(top["slices"], "slices"))
+            slices = [self.slice(entry, f"slices.{n}", blend, base) for n, entry in listed]
+        settings = self.settings(top.get("parameters"), "parameters", blend)
+        types = self.dtype(top, "dtype"), self.dtype(top, "out_dtype")
+        return Composition(blend, tuple(slices), base, settings, *types, tuple(self.notices))
 
     # -- parts -------------------------------------------------------------------------------
 
-    def blend(self, written: Any) -> Blend:
-        if not isinstance(written, str) or written not in BLENDS:
-            raise self.refuse(
-                "merge_method",
-                f"expected one of {', '.join(BLENDS)}, found {written!r:.60}"
-                f"{nearest(str(written), BLENDS)}",
-            )
-        return BLENDS[written]
-
     def models(self, written: Any, blend: Blend, base: str | None) -> Slice:
         """All layers of all models as one slice; the base is an input, listed or not."""
-        sources = [
-            self.source(entry, f"models.{number}", blend, base, ("model", "parameters"))
-            for number, entry in enumerate(self.listed(written, "models"))
-        ]
+        sources = self.sources(written, "models", blend, base, ("model", "parameters"))
         if base is not None and base not in [source.model for source in sources]:
             sources.append(Source(base))
         return self.checked(Slice(tuple(sources), base), "models", blend)
 
     def slice(self, written: Any, where: str, blend: Blend, base: str | None) -> Slice:
-        keys = ("sources", "base_model", "parameters")
-        entry = self.mapping(written, where, keys)
+        entry = self.mapping(written, where, ("sources", "base_model", "parameters"))
         if "base_model" in entry:
             base = self.model(entry["base_model"], f"{where}.base_model")
-        known = ("model", "layer_range", "parameters")
-        sources = []
-        for number, source in enumerate(self.listed(entry.get("sources"), f"{where}.sources")):
-            here = f"{where}.sources.{number}"
-            sources.append(self.source(source, here, blend, base, known))
-            if sources[-1].layers is None:
-                raise self.refuse(f"{here}.layer_range", "expected [FIRST, LAST], found none")
+        known, inside = ("model", "layer_range", "parameters"), f"{where}.sources"
+        sources = self.sources(entry.get("sources"), inside, blend, base, known)
         counts = {last - first for s in sources if s.layers for first, last in (s.layers,)}
         if len(counts) > 1:
-            raise self.refuse(
-                f"{where}.sources", f"expected as many layers of each, found {sorted(counts)}"
-            )
+            raise self.refuse(inside, f"expected as many layers of each, found {sorted(counts)}")
         settings = self.settings(entry.get("parameters"), f"{where}.parameters", blend)
         return self.checked(Slice(tuple(sources), base, settings), where, blend)
+
+    def sources(
+        self, written: Any, where: str, blend: Blend, base: str | None, keys: tuple[str, ...]
+    ) -> list[Source]:
+        listed = enumerate(self.listed(written, where))
+        return [self.source(entry, f"{where}.{n}", blend, base, keys) for n, entry in listed]
 
     def source(
         self, written: Any, where: str, blend: Blend, base: str | None, keys: tuple[str, ...]
     ) -> Source:
         entry = self.mapping(written, where, keys)
-        if "model" not in entry:
-            raise self.refuse(f"{where}.model", f"expected {_MODEL}, found none")
-        model = self.model(entry["model"], f"{where}.model")
+        model = self.model(entry.get("model"), f"{where}.model")
         here = f"{where}.parameters"
         settings = self.settings(entry.get("parameters"), here, blend)
+        scopes = {known.name: known.scope for known in blend.settings}
         for name in settings:
-            scope = next(known.scope for known in blend.settings if known.name == name)
-            if scope == "all":
+            if scopes[name] == "all":
                 raise self.refuse(
                     f"{here}.{name}",
                     f"{blend.name} has one value of it for all models; write it under the "
                     "parameters of the whole, or of a slice",
                 )
-            if scope == "expert" and model == base:
+            if scopes[name] == "expert" and model == base:
                 self.notices.append(
                     f"{self.path}: {here}.{name} has no effect, as in mergekit: {blend.name} "
                     "takes it of the models that differ from the base"
                 )
-        return Source(model, self.layers(entry, where), settings)
+        layers = self.layers(entry, where) if "layer_range" in keys else None
+        return Source(model, layers, settings)
 
     def checked(self, part: Slice, where: str, blend: Blend) -> Slice:
         """The slice, if the method can merge so many inputs, with or without a base."""
@@ -167,46 +145,40 @@ class _Reader:
         if blend.base == "needed" and part.base is None:
             raise self.refuse("base_model", f"{blend.name} needs one, found none")
         if blend.base != "input" and part.base is not None and part.base not in names:
-            raise self.refuse(
-                f"{where}.sources", f"expected the base '{part.base}' among them for {blend.name}"
-            )
-        low = blend.least + (blend.base == "optional" and part.base is not None)
-        high = blend.most
-        if high is not None and blend.base == "optional" and part.base is None:
-            high -= 1
-        if len(names) < low or (high is not None and len(names) > high):
-            wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{high}"
-            raise self.refuse(
-                where, f"{blend.name} merges {wanted} models, the base included, found {len(names)}"
-            )
+            missing = f"expected the base '{part.base}' among them for {blend.name}"
+            raise self.refuse(f"{where}.sources", missing)
+        optional = blend.base == "optional"
+        low = blend.least + (optional and part.base is not None)
+        high = math.inf if blend.most is None else blend.most - (optional and part.base is None)
+        if not low <= len(names) <= high:
+            wanted = f"{low}" if low == high else f"at least {low}" if high == math.inf else high
+            merges = f"{blend.name} merges {wanted} models, the base included, found {len(names)}"
+            raise self.refuse(where, merges)
         return part
 
     # -- values ------------------------------------------------------------------------------
 
     def mapping(self, written: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
         """A mapping with no other keys than these; what is null counts as left out."""
-        if not isinstance(written, Mapping):
-            raise self.refuse(where, f"expected {', '.join(keys)}, found {written!r:.60}")
+        self.expect(isinstance(written, Mapping), where, ", ".join(keys), written)
         for key in written:
             inside = f"{where}.{key}" if where else f"{key}"
-            if key in _NOT_DONE and key not in keys:
-                if written[key] is not None:
-                    raise self.refuse(inside, f"is not read here: {_NOT_DONE[key]}")
-            elif key not in keys:
-                raise self.refuse(
-                    inside,
-                    f"is not read here{nearest(str(key), keys)}; expected only {', '.join(keys)}",
-                )
+            if key in keys or (key in _NOT_DONE and written[key] is None):
+                continue
+            if key in _NOT_DONE:
+                raise self.refuse(inside, f"is not read here: {_NOT_DONE[key]}")
+            hint = nearest(str(key), keys)
+            raise self.refuse(inside, f"is not read here{hint}; expected only {', '.join(keys)}")
         return {key: value for key, value in written.items() if value is not None}
 
     def listed(self, written: Any, where: str) -> list[Any]:
-        if not isinstance(written, list) or not written:
-            raise self.refuse(where, f"expected a list, found {written!r:.60}")
-        return written
+        self.expect(isinstance(written, list) and bool(written), where, "a list", written)
+        found: list[Any] = written
+        return found
 
     def model(self, written: Any, where: str) -> str:
-        if not isinstance(written, str):
-            raise self.refuse(where, f"expected {_MODEL}, found {written!r:.60}")
+        known = isinstance(written, str)
+        self.expect(known, where, "the path of a model, or a hub id", written)
         if "+" in written:
             raise self.refuse(
                 where,
@@ -218,20 +190,12 @@ class _Reader:
         except ValueError as error:
             raise self.refuse(where, str(error)) from error
 
-    def layers(self, entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-        if "layer_range" not in entry:
-            return None
-        found = entry["layer_range"]
-        if not (
-            isinstance(found, list)
-            and len(found) == 2
-            and all(isinstance(end, int) and not isinstance(end, bool) for end in found)
-            and 0 <= found[0] < found[1]
-        ):
-            raise self.refuse(
-                f"{where}.layer_range",
-                f"expected [FIRST, LAST] with 0 <= FIRST < LAST, found {found!r:.60}",
-            )
+    def layers(self, entry: Mapping[str, Any], where: str) -> tuple[int, int]:
+        found: Any = entry.get("layer_range")
+        whole = isinstance(found, list) and [type(end) for end in found] == [int, int]
+        fits = whole and 0 <= found[0] < found[1]
+        expected = "[FIRST, LAST] with 0 <= FIRST < LAST"
+        self.expect(fits, f"{where}.layer_range", expected, found)
         return found[0], found[1]
 
     def dtype(self, top: Mapping[str, Any], key: str) -> str | None:
@@ -239,16 +203,13 @@ class _Reader:
         if written is None:
             return None
         name = written.removeprefix("torch.") if isinstance(written, str) else ""
-        if name not in _DTYPES:
-            raise self.refuse(key, f"expected one of {', '.join(_DTYPES)}, found {written!r:.60}")
+        self.expect(name in _DTYPES, key, f"one of {', '.join(_DTYPES)}", written)
         return _DTYPES[name]
 
     def settings(self, written: Any, where: str, blend: Blend) -> Settings:
-        if written is None:
-            return {}
+        written = {} if written is None else written
+        self.expect(isinstance(written, Mapping), where, "a mapping of parameters", written)
         known = {setting.name: setting for setting in blend.settings}
-        if not isinstance(written, Mapping):
-            raise self.refuse(where, f"expected a mapping of parameters, found {written!r:.60}")
         for name in written:
             if name not in known:
                 raise self.refuse(
@@ -256,46 +217,47 @@ class _Reader:
                     f"{blend.name} has no such parameter{nearest(str(name), known)}; it has "
                     f"{', '.join(known) or 'none'}",
                 )
-        return {
-            name: self.rules(value, f"{where}.{name}", known[name])
-            for name, value in written.items()
-        }
+        return {n: self.rules(value, f"{where}.{n}", known[n]) for n, value in written.items()}
 
     def rules(self, written: Any, where: str, setting: Setting) -> Rules:
         """Values, or values for the tensors that filters name, of which the first holds."""
         entries = written if isinstance(written, list) and written else [written]
         if not all(isinstance(entry, Mapping) for entry in entries):
-            return (Rule(self.values(written, where, setting)),)
+            return (Rule(self.values(entries, where, setting)),)
         found = []
         for entry in entries:
             checked = self.mapping(entry, where, ("value", "filter"))
-            named = checked.get("filter")
-            if "value" not in checked or not isinstance(named, str | None):
-                raise self.refuse(
-                    where, f"expected 'value', and a text as 'filter', found {entry!r:.60}"
-                )
-            found.append(Rule(self.values(checked["value"], where, setting), named))
+            value, named = checked.get("value"), checked.get("filter")
+            fits = value is not None and isinstance(named, str | None)
+            self.expect(fits, where, "'value', and a text as 'filter'", entry)
+            values = value if isinstance(value, list) and value else [value]
+            found.append(Rule(self.values(values, where, setting), named))
         return tuple(found)
 
-    def values(self, written: Any, where: str, setting: Setting) -> tuple[Scalar, ...]:
-        several = written if isinstance(written, list) and written else [written]
-        return tuple(self.scalar(value, where, setting) for value in several)
-
-    def scalar(self, written: Any, where: str, setting: Setting) -> Scalar:
-        """A number or flag, written as such or as a text, as mergekit's own reader takes it."""
+    def values(self, written: list[Any], where: str, setting: Setting) -> tuple[Scalar, ...]:
+        """Numbers or flags, written as such or as texts, as mergekit's own reader takes them."""
         expected = {float: "a number", int: "a whole number", bool: "true or false"}[setting.kind]
         if setting.high < math.inf:
             expected += f" from {setting.low:g} to {setting.high:g}"
         elif setting.low > -math.inf:
             expected += f" of {setting.low:g} or more"
-        try:
-            if not isinstance(written, bool | int | float | str):
-                raise ValueError(written)
-            found: Scalar = TypeAdapter(setting.kind).validate_python(written)
-            if not (math.isfinite(found) and setting.low <= found <= setting.high):
-                raise ValueError(written)
-        except (ValidationError, ValueError, OverflowError) as error:
-            raise self.refuse(
-                where, f"expected {expected}, or a list of them, found {written!r:.60}"
-            ) from error
-        return found
+        found: list[Scalar] = []
+        for value in written:
+            read = _read(value, setting)
+            if read is None:
+                said = f"expected {expected}, or a list of them, found {value!r:.60}"
+                raise self.refuse(where, said)
+            found.append(read)
+        return tuple(found)
+
+
+def _read(written: Any, setting: Setting) -> Scalar | None:
+    """A number or a flag within the setting's bounds, or None."""
+    if not isinstance(written, bool | int | float | str):
+        return None
+    try:
+        found: Scalar = TypeAdapter(setting.kind).validate_python(written)
+        fits = math.isfinite(found) and setting.low <= found <= setting.high
+    except (ValidationError, OverflowError):
+        return None
+    return found if fits else None

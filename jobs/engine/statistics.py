@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -27,12 +26,15 @@ Refs = Mapping[str, tuple[BlobRef, ...]]
 """Kind to artifacts: one per task in order, or one for all of them (``svd_sum``)."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One statistic: its artifact, and whether the store had it already."""
+_CALLED = {
+    "fisher": "Fisher diagonals",
+    "gram": "Gram matrices",
+    "svd": "decompositions of task vectors",
+    "svd_sum": "the decomposition of the task vectors' sum",
+}
 
-    ref: BlobRef
-    cached: bool
+Measured = tuple[BlobRef, bool]
+"""One statistic: its artifact, and whether the store had it already."""
 
 
 class Measurer:
@@ -43,32 +45,33 @@ class Measurer:
 
     def of_expert(self, kind: str, task: TaskConfig, facts: TaskFacts) -> Measured:
         """``fisher`` or ``gram`` of an expert on its pool."""
-        key = _key(kind, facts.expert_digest, facts.pool_digest)
-        found = lookup(self._store, kind, key)
-        if found is not None:
-            return Measured(found.ref, True)
-        files = TaskFiles.open(task)
-        expert = load_expert(files.folder, task.role)
-        pool = sequences.completed(expert, files.pool())
-        rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
-        return self._remember(kind, key, rule(expert, pool, backbone_names(expert)))
+
+        def measure() -> Mapping[str, Tensor]:
+            files = TaskFiles.open(task)
+            expert = load_expert(files.folder, task.role)
+            pool = sequences.completed(expert, files.pool())
+            rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
+            return rule(expert, pool, backbone_names(expert))
+
+        return self._known(kind, [facts.expert_digest, facts.pool_digest], measure)
 
     def of_vectors(self, kind: str, vectors: Sequence[BlobRef]) -> Measured:
         """Decompositions of a task vector, or of the sum of several."""
-        key = _key(kind, *sorted(ref.sha256 for ref in vectors))
+
+        def measure() -> Mapping[str, Tensor]:
+            read = [read_tensors(fetch_blob(self._store, ref, cache_folder())) for ref in vectors]
+            return statistics.decompositions(read)
+
+        return self._known(kind, sorted(ref.sha256 for ref in vectors), measure)
+
+    def _known(
+        self, kind: str, digests: Sequence[str], measure: Callable[[], Mapping[str, Tensor]]
+    ) -> Measured:
+        key = hashlib.sha256(" ".join((kind, str(_VERSION), *digests)).encode()).hexdigest()
         found = lookup(self._store, kind, key)
         if found is not None:
-            return Measured(found.ref, True)
-        read = [read_tensors(fetch_blob(self._store, ref, cache_folder())) for ref in vectors]
-        return self._remember(kind, key, statistics.decompositions(read))
-
-    def _remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> Measured:
-        entry = remember(self._store, kind, key, tensors_as_bytes(tensors), {})
-        return Measured(entry.ref, False)
-
-
-def _key(kind: str, *digests: str) -> str:
-    return hashlib.sha256(" ".join((kind, str(_VERSION), *digests)).encode()).hexdigest()
+            return found.ref, True
+        return remember(self._store, kind, key, tensors_as_bytes(measure()), {}).ref, False
 
 
 def measure_statistics(
@@ -102,20 +105,9 @@ def measure_statistics(
             ]
         found = {kind: backend.get(each) for kind, each in calls.items()}
     for kind, measured in found.items():
-        notify(_told(kind, measured))
-    return {kind: tuple(one.ref for one in measured) for kind, measured in found.items()}
-
-
-_CALLED = {
-    "fisher": "Fisher diagonals",
-    "gram": "Gram matrices",
-    "svd": "decompositions of task vectors",
-    "svd_sum": "the decomposition of the task vectors' sum",
-}
-
-
-def _told(kind: str, measured: Sequence[Measured]) -> str:
-    called, cached, tasks = _CALLED.get(kind, kind), sum(o.cached for o in measured), len(measured)
-    of = "" if tasks == 1 else f" of {cached or tasks} of {tasks} tasks"
-    verb = "was" if kind == "svd_sum" else "were"
-    return f"{called}{of} {verb} {'reused from the store' if cached else 'measured'}"
+        cached, count = sum(had for _, had in measured), len(measured)
+        of = "" if count == 1 else f" of {cached or count} of {count} tasks"
+        verb = "was" if kind == "svd_sum" else "were"
+        done = "reused from the store" if cached else "measured"
+        notify(f"{_CALLED.get(kind, kind)}{of} {verb} {done}")
+    return {kind: tuple(ref for ref, _ in measured) for kind, measured in found.items()}

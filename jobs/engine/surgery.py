@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +21,8 @@ from tintray.pools import sequences
 from tintray.tasks.evaluation import TaskScore, calibrated_score
 from tintray.tinting.self_labels import predict
 
-
-@dataclass(frozen=True)
-class Operated:
-    """A task after surgery: its module, and how the merge does on the task with it."""
-
-    tensors: dict[str, NDArray[Any]]
-    score: TaskScore
+Operated = tuple[dict[str, NDArray[Any]], TaskScore]
+"""A task after surgery: its module's tensors, and how the merge does on the task with it."""
 
 
 class Surgeon:
@@ -47,17 +41,15 @@ class Surgeon:
         measured = pool if test is None else test
         wanted = surgery.features(module, pool)
         expert = predict(module, measured, task.kind)
-        merged = self._layout.views(torch.from_numpy(theta.copy()))
-        for name, tensor in merged.items():
+        for name, tensor in self._layout.views(torch.from_numpy(theta.copy())).items():
             module.get_parameter(name).copy_(tensor)
-        found = surgery.learn(
-            surgery.features(module, pool), wanted, stream(self._seed, task.name, "surgery")
-        )
+        generator = stream(self._seed, task.name, "surgery")
+        found = surgery.learn(surgery.features(module, pool), wanted, generator)
         surgery.attach(module, found)
         answers = predict(module, measured, task.kind)
         labels = None if test is None else files.labels("test", test, module)
-        measure = calibrated_score(task.name, task.kind, answers, expert, labels, measured.mask)
-        return Operated({name: tensor.numpy() for name, tensor in found.items()}, measure)
+        score = calibrated_score(task.name, task.kind, answers, expert, labels, measured.mask)
+        return {name: tensor.numpy() for name, tensor in found.items()}, score
 
 
 def operate_on_all(
@@ -77,7 +69,7 @@ def operate_on_all(
         each = zip(surgeons, tasks, thetas, strict=True)
         found = backend.get([one.call(Surgeon.operate, task, theta) for one, task, theta in each])
     tensors = {
-        task.name: {name: torch.from_numpy(array.copy()) for name, array in of.tensors.items()}
-        for task, of in zip(tasks, found, strict=True)
+        task.name: {name: torch.from_numpy(array.copy()) for name, array in of.items()}
+        for task, (of, _) in zip(tasks, found, strict=True)
     }
-    return tensors, [of.score for of in found]
+    return tensors, [score for _, score in found]

@@ -62,10 +62,7 @@ def list_methods(names: Sequence[str] = ()) -> list[MethodLine]:
     """
     assert LEARNED.keys() == {*ADAMERGING, SURGERY}
     known = {name: _line(method) for name, method in methods().items()}
-    known |= {
-        name: MethodLine(name, summary, source, "pool", None)
-        for name, (summary, source) in LEARNED.items()
-    }
+    known |= {name: MethodLine(name, *about, "pool", None) for name, about in LEARNED.items()}
     for name in names:
         if name not in known:
             raise SpecError(

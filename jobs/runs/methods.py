@@ -22,7 +22,7 @@ from tintray.jobs.engine.surgery import operate_on_all
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
-from tintray.merging import Recipe, find_method, recipe
+from tintray.merging import Recipe, recipe
 from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
 from tintray.models.structure import HEAD
@@ -57,28 +57,16 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
     Raises
     ------
     CheckpointError, SpecError
-        As ``load_base_model`` and ``check_method`` do.
+        As ``load_base_model`` does, and for a method that cannot merge so many tasks, or tensors of
+        this size within its memory.
     """
     spec = with_method_defaults(spec)
-    base = load_base_model(spec)
-    check_method(spec, base.partition.layout)
-    return spec, base
-
-
-def check_method(spec: JobSpec, layout: Layout) -> None:
-    """Refuse a method that cannot merge these tasks, or tensors of this size within its memory.
-
-    Raises
-    ------
-    SpecError
-        Naming the method or the tensor, what it needs and what it has.
-    """
-    tasks = len(spec.tasks)
-    found = job_recipe(spec)
+    base, found, tasks = load_base_model(spec), job_recipe(spec), len(spec.tasks)
     found.method.check_tasks(tasks)
     if not spec.merge.learned:
-        shapes = {slot.name: slot.shape for slot in layout.slots}
+        shapes = {slot.name: slot.shape for slot in base.partition.layout.slots}
         check_memory(found, shapes, tasks, spec.merge.memory)
+    return spec, base
 
 
 def job_recipe(spec: JobSpec) -> Recipe:
@@ -93,7 +81,7 @@ def start_scale(spec: JobSpec) -> float:
     if spec.merge.scale is not None:
         return spec.merge.scale
     low, high = spec.merge.bounds or (-math.inf, math.inf)
-    return min(max(find_method(spec.merge.directions).start(len(spec.tasks)), low), high)
+    return min(max(job_recipe(spec).method.start(len(spec.tasks)), low), high)
 
 
 def start_coefficients(
@@ -113,15 +101,7 @@ def start_coefficients(
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A job whose workers have everything that a fit or a merging method takes.
-
-    Attributes
-    ----------
-    on_statistics
-        Is called with what a method has measured.
-    on_event
-        Is told what of it was reused.
-    """
+    """A job whose workers have everything that a fit or a merging method takes."""
 
     spec: JobSpec
     base: SplitModel
@@ -130,8 +110,8 @@ class PreparedJob:
     store: ArtifactStore
     facts: Mapping[str, TaskFacts]
     prepared: Mapping[str, Prepared]
-    on_statistics: Callable[[Refs], None] = lambda _: None
-    on_event: OnEvent = ignore
+    on_statistics: Callable[[Refs], None] = lambda _: None  # called with what a method measured
+    on_event: OnEvent = ignore  # told what of it was reused
 
     @classmethod
     def of(

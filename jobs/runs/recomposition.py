@@ -28,12 +28,11 @@ def recomposed(
     theta = layout.flatten(base).double()
     for coefficients, vector in rows:
         spread = layout.spread(coefficients[None].double())[0]
-        for column, slot in enumerate(layout.slots):
+        for share, slot in zip(spread, layout.slots, strict=True):
             row = vector.get(slot.name)
-            if row is None:
-                continue
-            dense = row.dense() if isinstance(row, LowRank) else row
-            theta[slot.start : slot.stop] += spread[column] * dense.reshape(-1).double()
+            if row is not None:
+                dense = row.dense() if isinstance(row, LowRank) else row
+                theta[slot.start : slot.stop] += share * dense.reshape(-1).double()
     return theta.float()
 
 
@@ -53,11 +52,11 @@ def without(parent: Parent, layout: Layout, base: BlobRef, names: Iterable[str])
     tasks = [task for task in contributors(parent) if (task in gone) == corrected]
     for task in tasks:
         parent.check_artifact(task, "task vector", parent.merge.task(task).task_vector)
-    if corrected:
-        rows = ((-parent.row(task), _vector(parent, layout, task)) for task in tasks)
-        return recomposed(layout, parent.merge.backbone, rows)
-    rows = ((parent.row(task), _vector(parent, layout, task)) for task in tasks)
-    start = read_tensors(fetch_blob(parent.store, base, cache_folder()))
+    start = parent.merge.backbone
+    if not corrected:
+        start = read_tensors(fetch_blob(parent.store, base, cache_folder()))
+    sign = -1 if corrected else 1
+    rows = ((sign * parent.row(task), _vector(parent, layout, task)) for task in tasks)
     return recomposed(layout, start, rows)
 
 
@@ -91,20 +90,14 @@ def same_backbone(parent: Parent, names: Iterable[str]) -> Parent | None:
     A backbone is a function of base, task vectors and Λ: where all of these are the same, the
     ancestor's is the one that is wanted, to the last bit.
     """
-    gone = set(names)
-    wanted = {
-        task: (parent.merge.task(task).task_vector, parent.row(task))
-        for task in contributors(parent)
-        if task not in gone
-    }
+    wanted = set(contributors(parent)) - set(names)
     for found in ancestors(parent):
         if found.manifest.base.sha256 != parent.manifest.base.sha256:
             return None
-        theirs = contributors(found)
-        if set(theirs) == wanted.keys() and all(
-            found.merge.task(task).task_vector == wanted[task][0]
-            and torch.equal(found.row(task), wanted[task][1])
-            for task in theirs
+        if set(contributors(found)) == wanted and all(
+            found.merge.task(task).task_vector == parent.merge.task(task).task_vector
+            and torch.equal(found.row(task), parent.row(task))
+            for task in wanted
         ):
             return found
     return None

@@ -6,9 +6,10 @@ with sources, and settings that depend on the tensor's name (filters) and the de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tintray.errors import SpecError
 from tintray.merging.mergekit.blend import REQUIRED, Blend, Setting
 
 Scalar = float | int | bool
@@ -31,14 +32,10 @@ class Rule:
     def at(self, depth: float) -> Scalar:
         """The value at a depth from 0 to 1; of flags the one before it, of numbers between two."""
         place = depth * (len(self.values) - 1)
-        first = int(place)
-        if isinstance(self.values[first], bool):
+        first, share = int(place), place % 1
+        if share == 0 or isinstance(self.values[first], bool):
             return self.values[first]
-        second = min(first + 1, len(self.values) - 1)
-        share = place - first
-        if share == 0:
-            return self.values[first]
-        return (1 - share) * self.values[first] + share * self.values[second]
+        return (1 - share) * self.values[first] + share * self.values[first + 1]
 
 
 Rules = tuple[Rule, ...]
@@ -106,20 +103,18 @@ class Composition:
 
         Raises
         ------
-        LookupError
+        SpecError
             If it has none and needs one.
         """
-        for settings in self._levels(part, source):
+        for settings in (source.settings if source else {}, part.settings, self.settings):
             for rule in settings.get(setting.name, ()):
                 if rule.holds(name):
                     return rule.at(depth)
         if setting.default is REQUIRED:
-            raise LookupError(setting.name)
+            whose = "" if source is None else f" of '{source.model}'"
+            raise SpecError(
+                f"parameters.{setting.name}: {self.blend.name} needs a value{whose} for tensor "
+                f"'{name}', found none; give one there, or one for all under parameters"
+            )
         default: Scalar | None = setting.default
         return default
-
-    def _levels(self, part: Slice, source: Source | None) -> Iterator[Settings]:
-        if source is not None:
-            yield source.settings
-        yield part.settings
-        yield self.settings

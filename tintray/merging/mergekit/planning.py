@@ -8,12 +8,13 @@ the values that gradients have at their beginning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tintray.checkpoints.safetensors_files import TensorInfo, is_rebuilt
 from tintray.errors import CheckpointError, SpecError
+from tintray.merging.files.pieces import check_no_other
 from tintray.merging.mergekit.composition import Composition, Scalar, Slice, Source
 
 Table = Mapping[str, TensorInfo]
@@ -109,7 +110,7 @@ class _Planner:
         for part in slices:
             for source in part.sources:
                 own = (name for name in self.tables[source.model] if _LAYER.search(name) is None)
-                _check_known(own, loose, source.model, slices[0].sources[0].model)
+                check_no_other(own, loose, source.model, f"'{slices[0].sources[0].model}'")
         after = [name for name in loose if self._is_after(name)]
         for name in loose:
             if name not in after:
@@ -155,13 +156,14 @@ class _Planner:
             counts = [layer_counts(self.tables[source.model]) for source in part.sources]
             for source, own in zip(part.sources, counts, strict=True):
                 self._check_range(number, source, own)
-            prefixes = counts[0]
-            for prefix, count in prefixes.items():
+            steps = [0]
+            for prefix, count in counts[0].items():
                 first, last = part.sources[0].layers or (0, count)
+                steps.append(last - first)
                 for step in range(last - first):
                     depth = step / (last - first - 1) if last - first > 1 else 1.0
                     yield from self._layer(part, prefix, step, done + step, depth)
-            done += max((last - first for first, last in _spans(part, prefixes)), default=0)
+            done += max(steps)
 
     def _check_range(self, number: int, source: Source, counts: Mapping[str, int]) -> None:
         if source.layers is None:
@@ -186,7 +188,7 @@ class _Planner:
         rests = self._rests(part.sources[0].model, f"{prefix}.{firsts[0] + step}.")
         for source, first in zip(part.sources, firsts, strict=True):
             own = self._rests(source.model, f"{prefix}.{first + step}.")
-            _check_known(own, rests, source.model, part.sources[0].model)
+            check_no_other(own, rests, source.model, f"'{part.sources[0].model}'")
         for rest in rests:
             inputs = [f"{prefix}.{first + step}.{rest}" for first in firsts]
             yield from self._tensor(part, inputs, f"{prefix}.{number}.{rest}", depth)
@@ -209,25 +211,21 @@ class _Planner:
                     f"{model}: tensor '{info.name}' has shape {list(info.shape)}; '{models[0]}' "
                     f"has {list(infos[0].shape)}; expected models of one shape"
                 )
-        floating = all(info.floating for info in infos) and not is_rebuilt(name)
         named = tuple(zip(models, inputs, strict=True))
-        if not floating:
+        if is_rebuilt(name) or not all(info.floating for info in infos):
             if any(info.dtype != infos[0].dtype for info in infos):
                 raise CheckpointError(
                     f"tensor '{name}' is stored as {', '.join(sorted({i.dtype for i in infos}))}; "
                     "expected floating point numbers, or one type of whole numbers in all models"
                 )
-            info = TensorInfo(name, infos[0].dtype, infos[0].shape, 0, 0)
-            yield Planned(info, named, None, None, {}, ())
+            yield Planned(replace(infos[0], name=name), named, None, None, {}, ())
             return
-        work = self.composition.dtype or _widest([info.dtype for info in infos])
-        stored = self.composition.out_dtype or work
-        shared, each = self._values(part, inputs, name, depth)
-        base = models.index(part.base) if part.base in models else None
-        if self.composition.blend.base == "input":
-            base = None
-        info = TensorInfo(name, stored, infos[0].shape, 0, 0)
-        yield Planned(info, named, base, work, shared, each)
+        composition = self.composition
+        work = composition.dtype or _widest([info.dtype for info in infos])
+        info = replace(infos[0], name=name, dtype=composition.out_dtype or work)
+        known = part.base in models and composition.blend.base != "input"
+        base = models.index(part.base) if known and part.base else None
+        yield Planned(info, named, base, work, *self._values(part, inputs, name, depth))
 
     def _info(self, model: str, name: str) -> TensorInfo:
         info = self.tables[model].get(name)
@@ -241,53 +239,29 @@ class _Planner:
     def _values(
         self, part: Slice, inputs: list[str], name: str, depth: float
     ) -> tuple[dict[str, Scalar | None], tuple[dict[str, Scalar | None], ...]]:
-        settings, composition = self.composition.blend.settings, self.composition
-        shared: dict[str, Scalar | None] = {}
-        each: list[dict[str, Scalar | None]] = [{} for _ in inputs]
-        for setting in settings:
-            if setting.scope == "all":
-                try:
-                    shared[setting.name] = composition.value(setting, part, None, name, depth)
-                except LookupError as error:
-                    raise self._missing(setting.name, name, None) from error
-                continue
-            pairs = zip(part.sources, inputs, each, strict=True)
-            for source, tensor, own in pairs:
-                if setting.scope == "expert" and source.model == part.base:
-                    continue
-                try:
-                    own[setting.name] = composition.value(setting, part, source, tensor, depth)
-                except LookupError as error:
-                    raise self._missing(setting.name, name, source) from error
+        value, blend = self.composition.value, self.composition.blend
+        shared = {
+            setting.name: value(setting, part, None, name, depth)
+            for setting in blend.settings
+            if setting.scope == "all"
+        }
+        each = tuple(
+            {
+                setting.name: value(setting, part, source, tensor, depth)
+                for setting in blend.settings
+                if setting.scope == "input"
+                or (setting.scope == "expert" and source.model != part.base)
+            }
+            for source, tensor in zip(part.sources, inputs, strict=True)
+        )
         for source, own in zip(part.sources, each, strict=True):
-            wrong = composition.blend.check and own and composition.blend.check(own)
+            wrong = blend.check and own and blend.check(own)
             if wrong:
                 raise SpecError(
-                    f"parameters: {composition.blend.name} expects {wrong} of '{source.model}' "
+                    f"parameters: {blend.name} expects {wrong} of '{source.model}' "
                     f"for tensor '{name}'"
                 )
-        return shared, tuple(each)
-
-    def _missing(self, setting: str, name: str, source: Source | None) -> SpecError:
-        whose = "" if source is None else f" of '{source.model}'"
-        return SpecError(
-            f"parameters.{setting}: {self.composition.blend.name} needs a value{whose} for tensor "
-            f"'{name}', found none; give one there, or one for all under parameters"
-        )
-
-
-def _check_known(own: Iterable[str], known: Iterable[str], model: str, leading: str) -> None:
-    """Refuse a tensor that the leading model lacks: nothing of a model is left out unsaid."""
-    extra = sorted(name for name in set(own).difference(known) if not is_rebuilt(name))
-    if extra:
-        raise CheckpointError(
-            f"{model} has tensor '{extra[0]}', which '{leading}' lacks; expected models of one "
-            "architecture"
-        )
-
-
-def _spans(part: Slice, prefixes: Mapping[str, int]) -> list[tuple[int, int]]:
-    return [part.sources[0].layers or (0, count) for count in prefixes.values()]
+        return shared, each
 
 
 def _widest(dtypes: list[str]) -> str:
