@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from tintray.errors import printable
 from tintray.jobs.events import (
@@ -30,13 +30,8 @@ from tintray.jobs.events import (
 )
 from tintray.limits import size_text
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
 MAX_TASKS = 12  # beyond this many, a display shows the worst tasks instead of each
-WORST = 3
 _SMOOTHING = 0.1  # a batch is small, so that a single round's agreement is mostly noise
-_FRAMES_PER_SECOND = 4
 _WINDOW = 50  # rounds over which the pace is measured
 _MAX_SILENCE = 60.0  # seconds that a log may stand still
 
@@ -71,20 +66,17 @@ class Tracker:
                 self.detail = f"{event.method}, {event.done / event.total:.0%} of the backbone"
             case Evaluated():
                 self.evaluated += 1
-            case CheckpointSaved() | Published() | Notice():
-                pass
 
     def _take_round(self, event: RoundDone) -> None:
-        first = self.round is None
         kept = _mean(event.selected_fraction.values())
-        self.loss = event.loss if first else _blend(self.loss, event.loss)
-        self.selected_fraction = kept if first else _blend(self.selected_fraction, kept)
-        seen = self.agreement
+        seen = self.round is not None
+        self.loss = _blend(self.loss if seen else event.loss, event.loss)
+        self.selected_fraction = _blend(self.selected_fraction if seen else kept, kept)
         # A new mapping each time: the thread that draws may be reading the one before.
         self.agreement = {
-            **seen,
+            **self.agreement,
             **{
-                task: _blend(seen[task], share) if task in seen else share
+                task: _blend(self.agreement.get(task, share), share)
                 for task, share in event.agreement.items()
             },
         }
@@ -111,6 +103,15 @@ class Tracker:
         # One round seen: its time since the fit began, unless earlier rounds were another run's
         return left * now if last == 1 else None
 
+    def time_left(self, before: str) -> str:
+        """The same for people, after ``before``; nothing where it is unknown or none."""
+        left = self.seconds_left()
+        return f"{before}{duration(left)} left" if left and left >= 1 else ""
+
+    def phase_line(self) -> str:
+        """How long the phase took."""
+        return f"{self.phase} took {duration(self.clock() - self.phase_began)}"
+
 
 @contextmanager
 def watch(stream: TextIO | None = None) -> Iterator[OnEvent]:
@@ -119,6 +120,7 @@ def watch(stream: TextIO | None = None) -> Iterator[OnEvent]:
     On a terminal the display is live, and goes away when the block ends well. ``NO_COLOR`` and
     ``TERM=dumb`` are respected.
     """
+    from tintray.jobs.display.live import live
     from tintray.jobs.display.terminal import SafeConsole
 
     target = sys.stderr if stream is None else stream
@@ -128,89 +130,6 @@ def watch(stream: TextIO | None = None) -> Iterator[OnEvent]:
             yield on_event
     else:
         yield PlainProgress(target)
-
-
-@contextmanager
-def live(console: Console) -> Iterator[OnEvent]:
-    """A live display on ``console``; it stays on the screen only when the block raises."""
-    from rich.live import Live
-
-    tracker = Tracker()
-    display = Live(
-        get_renderable=lambda: frame(tracker),
-        console=console,
-        refresh_per_second=_FRAMES_PER_SECOND,
-        transient=True,
-    )
-
-    def on_event(event: Event) -> None:
-        if isinstance(event, PhaseStarted) and tracker.phase:
-            console.print(_phase_line(tracker), highlight=False, markup=False)
-        if isinstance(event, Notice):
-            console.print(f"note: {printable(event.text)}", highlight=False, markup=False)
-        tracker.take(event)
-
-    with display:
-        try:
-            yield on_event
-        except BaseException:
-            display.transient = False
-            raise
-
-
-def frame(tracker: Tracker) -> RenderableType:
-    """What the live display shows now."""
-    from rich.console import Group
-    from rich.text import Text
-
-    head = Text.assemble((tracker.phase or "starting", "bold"), "  ", tracker.detail)
-    parts: list[RenderableType] = [head]
-    if tracker.phase == "preparing" and tracker.prepared:
-        done = tracker.prepared
-        cached = ", from the store" if done.cached else ""
-        parts.append(_bar(done.done, done.total, f"tasks   {done.task}{cached}"))
-    if tracker.round:
-        parts.append(_bar(tracker.round.round, tracker.round.rounds, _round_words(tracker)))
-        parts.append(_agreement(tracker))
-    if tracker.phase == "evaluating" and tracker.evaluated:
-        parts.append(Text(f"{tracker.evaluated} of {len(tracker.agreement) or '?'} tasks measured"))
-    return Group(*parts)
-
-
-def _bar(done: int, total: int, words: str) -> RenderableType:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(total, 1), completed=done, width=24)
-    grid.add_row(bar, Text(f"{done}/{total}"), Text(words))
-    return grid
-
-
-def _round_words(tracker: Tracker) -> str:
-    left = tracker.seconds_left()
-    end = f"   {duration(left)} left" if left and left >= 1 else ""
-    return f"rounds   loss {tracker.loss:.3f}   kept {tracker.selected_fraction:.0%}{end}"
-
-
-def _agreement(tracker: Tracker) -> RenderableType:
-    """Agreement with the expert: a bar for each task, or the worst ones of many."""
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1))
-    few = len(tracker.agreement) <= MAX_TASKS
-    rows = list(tracker.agreement.items()) if few else tracker.worst(WORST)
-    title = "agreement" if few else f"agreement, worst {len(rows)} of {len(tracker.agreement)}"
-    grid.add_row(
-        Text(title, style="dim"), Text(f"{tracker.mean_agreement:.3f}"), Text("mean", style="dim")
-    )
-    for task, share in rows:
-        bar = ProgressBar(total=1.0, completed=share, width=24)
-        grid.add_row(Text(task, no_wrap=True, overflow="ellipsis"), Text(f"{share:.3f}"), bar)
-    return grid
 
 
 class PlainProgress:
@@ -227,67 +146,53 @@ class PlainProgress:
 
     def __call__(self, event: Event) -> None:
         """Take the event in, and write a line if it is due."""
-        tracker = self._tracker
-        if isinstance(event, PhaseStarted) and tracker.phase:
-            self._write(f"  {_phase_line(tracker)}")
-        tracker.take(event)
-        line = self._line(event)
-        if line:
+        if isinstance(event, PhaseStarted) and self._tracker.phase:
+            self._write(f"  {self._tracker.phase_line()}")
+        self._tracker.take(event)
+        if line := self._line(event):
             self._write(line)
 
     def _line(self, event: Event) -> str | None:
         match event:
             case PhaseStarted():
                 return event.phase + (f": {event.detail}" if event.detail else "")
-            case TaskPrepared():
-                if not self._due("tasks", event.done, event.total):
-                    return None
+            case TaskPrepared() if self._due("tasks", event.done, event.total):
                 how = "found in the store" if event.cached else f"in {duration(event.seconds)}"
                 return f"  {event.done}/{event.total} tasks: {event.task} {how}"
-            case RoundDone():
-                if not self._due("rounds", event.round, event.rounds):
-                    return None
+            case RoundDone() if self._due("rounds", event.round, event.rounds):
                 return self._round_line(event)
-            case TensorsMerged():
-                if self._tracker.clock() - self._told < _MAX_SILENCE:  # most merges take less
-                    return None
+            case TensorsMerged() if self._silent():  # most merges take less
                 return f"  {self._tracker.detail}"
             case CheckpointSaved():
                 return f"  checkpoint after round {event.round} ({size_text(event.bytes)})"
             case Evaluated():
-                return (
-                    f"  {event.task}: {event.metric} {event.value:.3f} (expert {event.expert:.3f})"
-                )
+                figures = f"{event.value:.3f} (expert {event.expert:.3f})"
+                return f"  {event.task}: {event.metric} {figures}"
             case Published():
                 return f"published at {event.url}"
             case Notice():
                 return f"note: {event.text}"
+        return None
 
     def _round_line(self, event: RoundDone) -> str:
         tracker = self._tracker
         worst = "".join(f", worst {task} {share:.3f}" for task, share in tracker.worst(1))
-        left = tracker.seconds_left()
-        end = f", {duration(left)} left" if left and left >= 1 else ""
         return (
             f"  round {event.round}/{event.rounds}: loss {tracker.loss:.3f}, "
             f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.selected_fraction:.0%}, "
-            f"{duration(event.seconds)}{end}"
+            f"{duration(event.seconds)}{tracker.time_left(', ')}"
         )
+
+    def _silent(self) -> bool:
+        return self._tracker.clock() - self._told >= _MAX_SILENCE
 
     def _due(self, what: str, done: int, total: int) -> bool:
         """Whether a line is due: for the first, each tenth and the last; each of a few tasks."""
         if what == "tasks" and total <= MAX_TASKS:
             return True
-        tenth = 10 * done // max(total, 1)
-        quiet = self._tracker.clock() - self._told
-        due = (
-            what not in self._tenths
-            or tenth > self._tenths[what]
-            or done == total
-            or quiet >= _MAX_SILENCE
-        )
-        self._tenths[what] = max(tenth, self._tenths.get(what, 0))
-        return due
+        tenth, told = 10 * done // max(total, 1), self._tenths.get(what, -1)
+        self._tenths[what] = max(tenth, told)
+        return tenth > told or done == total or self._silent()
 
     def _write(self, line: str) -> None:
         print(printable(line), file=self._stream, flush=True)
@@ -305,10 +210,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _phase_line(tracker: Tracker) -> str:
-    return f"{tracker.phase} took {duration(tracker.clock() - tracker.phase_began)}"
 
 
 def _blend(before: float, now: float) -> float:

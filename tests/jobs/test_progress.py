@@ -8,20 +8,13 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from rich.console import Console
 
-from tintray.jobs.display.progress import (
-    MAX_TASKS,
-    PlainProgress,
-    Tracker,
-    duration,
-    frame,
-    live,
-    watch,
-)
+from tintray.jobs.display.live import frame, live
+from tintray.jobs.display.progress import MAX_TASKS, PlainProgress, Tracker, duration, watch
 from tintray.jobs.events import (
     Evaluated,
     Event,
@@ -37,11 +30,12 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7]|38;[0-9;]+)m")
 
 
-def round_done(number: int, rounds: int = 100, tasks: int = 2, **changes: float) -> RoundDone:
+def round_done(
+    number: int, rounds: int = 100, tasks: int = 2, seconds: float | None = None
+) -> RoundDone:
     names = [f"task{index}" for index in range(tasks)]
-    seconds = changes.get("seconds", number * 0.5)
-    agreement = {name: changes.get("agreement", 0.5) for name in names}
-    return RoundDone(number, rounds, 1 / number, agreement, dict.fromkeys(names, 0.75), seconds)
+    shares = dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.75)
+    return RoundDone(number, rounds, 1 / number, *shares, seconds or number * 0.5)
 
 
 def job(rounds: int = 100, tasks: int = 2) -> Iterator[Event]:
@@ -59,7 +53,7 @@ def job(rounds: int = 100, tasks: int = 2) -> Iterator[Event]:
     yield Published("/store/merges/x/v1")
 
 
-def plain(events: Iterator[Event]) -> list[str]:
+def plain(events: Iterable[Event]) -> list[str]:
     stream = io.StringIO()
     on_event = PlainProgress(stream)
     for event in events:
@@ -67,13 +61,17 @@ def plain(events: Iterator[Event]) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def drawn(events: list[Event], width: int = 100) -> str:
+def tracked(*events: Event) -> Tracker:
     tracker = Tracker()
     for event in events:
         tracker.take(event)
+    return tracker
+
+
+def drawn(*events: Event, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True)
     with console.capture() as capture:
-        console.print(frame(tracker))
+        console.print(frame(tracked(*events)))
     return capture.get()
 
 
@@ -93,10 +91,8 @@ def test_plain_lines_tell_the_whole_job() -> None:
 @pytest.mark.parametrize("rounds", [1, 2, 7, 100, 1234])
 def test_rounds_are_told_first_last_and_every_tenth(rounds: int) -> None:
     told = [line.split(":")[0] for line in plain(job(rounds)) if line.startswith("  round")]
-    assert told[0] == f"  round 1/{rounds}"
-    assert told[-1] == f"  round {rounds}/{rounds}"
-    assert len(told) == len(set(told))
-    assert min(rounds, 10) <= len(told) <= 11
+    assert (told[0], told[-1]) == (f"  round 1/{rounds}", f"  round {rounds}/{rounds}")
+    assert min(rounds, 10) <= len(set(told)) == len(told) <= 11
 
 
 def test_slow_rounds_are_told_once_a_minute() -> None:
@@ -111,72 +107,49 @@ def test_slow_rounds_are_told_once_a_minute() -> None:
 
 
 def test_many_tasks_do_not_flood_a_log() -> None:
-    few, many = (
-        [line for line in plain(job(tasks=tasks)) if " tasks: " in line]
-        for tasks in (MAX_TASKS, 200)
-    )
-    assert len(few) == MAX_TASKS
-    assert len(many) == 11
-    assert many[-1].startswith("  200/200")
+    for tasks, lines in ((MAX_TASKS, MAX_TASKS), (200, 11)):
+        told = [line for line in plain(job(tasks=tasks)) if " tasks: " in line]
+        assert len(told) == lines
+        assert told[-1].startswith(f"  {tasks}/{tasks}")
 
 
-def test_plain_rounds_name_the_worst_task_and_the_time_left() -> None:
+def test_plain_rounds_name_the_worst_task() -> None:
     event = RoundDone(50, 100, 0.25, {"a": 0.9, "b": 0.5}, {"a": 1.0, "b": 0.5}, 25.0)
-    events: list[Event] = [PhaseStarted("fitting"), round_done(1, seconds=0.5), event]
-    tracker = Tracker()
-    for each in events:
-        tracker.take(each)
-    assert plain(iter([PhaseStarted("fitting"), event])) == [
+    assert plain([PhaseStarted("fitting"), event]) == [
         "fitting",
         "  round 50/100: loss 0.250, agreement 0.700, worst b 0.500, kept 75%, 25 s",
     ]
-    assert tracker.seconds_left() == pytest.approx(25.0)
 
 
 # The tracker
 
 
-def test_time_left_goes_by_the_recent_pace() -> None:
-    tracker = Tracker()
-    for number in range(1, 101):  # a slow start: 10 s a round, then 1 s
-        seconds = 10.0 * min(number, 20) + max(0, number - 20)
-        tracker.take(round_done(number, 200, seconds=seconds))
-    assert tracker.seconds_left() == pytest.approx(100.0)
-
-
-def test_a_resumed_fit_counts_its_own_rounds_only() -> None:
-    tracker = Tracker()
-    tracker.take(round_done(501, 600, seconds=1.0))
-    assert tracker.seconds_left() is None
-    tracker.take(round_done(502, 600, seconds=2.0))
-    assert tracker.seconds_left() == pytest.approx(98.0)
+def test_time_left_goes_by_the_recent_pace_and_by_rounds_of_this_run() -> None:
+    slow_start = (10.0 * min(number, 20) + max(0, number - 20) for number in range(1, 101))
+    rounds = [round_done(n, 200, seconds=at) for n, at in enumerate(slow_start, 1)]
+    assert tracked(*rounds).seconds_left() == pytest.approx(100.0)
+    resumed = round_done(501, 600, seconds=1.0), round_done(502, 600, seconds=2.0)
+    assert tracked(resumed[0]).seconds_left() is None
+    assert tracked(*resumed).seconds_left() == pytest.approx(98.0)
 
 
 def test_agreement_is_smoothed_and_remembers_tasks_of_other_rounds() -> None:
-    tracker = Tracker()
-    tracker.take(RoundDone(1, 9, 1.0, {"a": 1.0}, {"a": 1.0}, 1.0))
-    tracker.take(RoundDone(2, 9, 1.0, {"b": 0.5}, {"b": 0.5}, 2.0))
-    tracker.take(RoundDone(3, 9, 1.0, {"a": 0.0}, {"a": 0.0}, 3.0))
+    seen = ({"a": 1.0}, {"b": 0.5}, {"a": 0.0})
+    tracker = tracked(*(RoundDone(n, 9, 1.0, s, s, float(n)) for n, s in enumerate(seen, 1)))
     assert tracker.agreement == pytest.approx({"a": 0.9, "b": 0.5})
     assert tracker.worst(1) == [("b", 0.5)]
-
-
-def test_a_round_without_tasks_is_harmless() -> None:
-    assert "0.000" in drawn([PhaseStarted("fitting"), RoundDone(1, 2, 0.0, {}, {}, 0.0)])
+    assert "0.000" in drawn(PhaseStarted("fitting"), RoundDone(1, 2, 0.0, {}, {}, 0.0))
 
 
 # The live display
 
 
-def test_live_shows_stage_rounds_loss_and_each_task() -> None:
-    text = drawn([PhaseStarted("fitting", "2 tasks"), round_done(10), round_done(20)])
+def test_live_shows_stage_rounds_loss_and_each_task_or_the_worst_of_many() -> None:
+    text = drawn(PhaseStarted("fitting", "2 tasks"), round_done(10), round_done(20))
     for word in ("fitting", "2 tasks", "20/100", "loss", "kept 75%", "40 s left", "task0", "task1"):
         assert word in text
-
-
-def test_live_shows_the_worst_of_many_tasks() -> None:
     agreement = {f"task{index}": index / 50 for index in range(50)}
-    text = drawn([PhaseStarted("fitting"), RoundDone(1, 2, 1.0, agreement, agreement, 1.0)])
+    text = drawn(PhaseStarted("fitting"), RoundDone(1, 2, 1.0, agreement, agreement, 1.0))
     assert "worst 3 of 50" in text
     assert "task0" in text
     assert "task49" not in text
@@ -184,26 +157,21 @@ def test_live_shows_the_worst_of_many_tasks() -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
-def test_live_fits_narrow_terminals(width: int) -> None:
-    lines = ESCAPE.sub("", drawn([*job(10, 3)], width)).splitlines()
-    assert max(len(line) for line in lines) <= width
-    assert any(line.startswith("task2") for line in lines)
-
-
-def test_live_draws_every_stage_of_a_job() -> None:
+def test_live_draws_every_stage_of_a_job_in_narrow_terminals(width: int) -> None:
     events = list(job(5, 3))
     for count in range(len(events) + 1):
-        assert drawn(events[:count]).strip()
+        lines = ESCAPE.sub("", drawn(*events[:count], width=width)).splitlines()
+        assert lines and max(map(len, lines)) <= width
+    assert any(line.startswith("task2") for line in lines)
 
 
 def test_an_event_costs_a_few_calls_however_long_the_fit_is() -> None:
     """It is noted; what is drawn is drawn now and then, by a thread of its own."""
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     with live(console) as on_event:
-        short, long = calls_per_event(on_event, 50), calls_per_event(on_event, 500)
-    assert long < min(1.5 * short, 4 * 300)
-    plain = PlainProgress(io.StringIO())
-    assert calls_per_event(plain, 500) < min(1.5 * calls_per_event(plain, 50), 4 * 300)
+        for each in (on_event, PlainProgress(io.StringIO())):
+            short, long = calls_per_event(each, 50), calls_per_event(each, 500)
+            assert long < min(1.5 * short, 4 * 300)
 
 
 def calls_per_event(on_event: OnEvent, rounds: int) -> float:
@@ -254,7 +222,6 @@ def test_no_terminal_gets_plain_lines() -> None:
 
 
 SCRIPT = """
-import sys
 from tintray.jobs.events import *
 from tintray.jobs.display.progress import watch
 with watch() as on_event:
@@ -287,9 +254,7 @@ def on_a_terminal(environment: dict[str, str]) -> str:
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
         env={**inherited, **environment},
     )
     os.close(slave)
@@ -307,15 +272,8 @@ def on_a_terminal(environment: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.6, "1 min 00 s"),
-        (185, "3 min 05 s"),
-        (3599.7, "1 h 00 min"),
-        (7800, "2 h 10 min"),
-    ],
-)
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"),
+     (3599.7, "1 h 00 min"), (7800, "2 h 10 min")],
+)  # fmt: skip
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
