@@ -8,50 +8,49 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.runner import listing, replay, run
-from tests.fuzz.surfaces import SURFACES
-
-KEPT = Path("build/fuzz")
+os.environ |= {  # before a library is imported that asks for them
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE"), "1"),
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TERM": "dumb",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "COLUMNS": "200",
+    "TINTRAY_CONFIG": os.devnull,
+}
 
 
 def main() -> int:
     """Run what the command line asks for; its exit code."""
+    from tests.fuzz.runner import replay, run
+    from tests.fuzz.surfaces import SURFACES
+
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     names = [surface.name for surface in SURFACES]
     parser.add_argument("--surface", action="append", choices=names, help="only these")
     parser.add_argument("--inputs", type=int, default=100_000, help="how many, of all surfaces")
-    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kept", type=Path, default=KEPT, help="where findings are kept")
+    parser.add_argument("--kept", type=Path, default="build/fuzz", help="where findings are kept")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="try a kept input again")
-    asked = parser.parse_args()
-    if asked.replay is not None:
-        found = replay(SURFACES, asked.replay)
-        print("answered well" if found is None else f"{found.kind}\n{found.text}")
-        return int(found is not None)
-    chosen = [s for s in SURFACES if asked.surface is None or s.name in asked.surface]
-    result = run(
-        chosen,
-        inputs=asked.inputs,
-        seconds=asked.seconds,
-        seed=asked.seed,
-        kept=asked.kept,
-        workers=asked.workers,
-        tell=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    for line in listing(result.findings):
-        print(line)
-    summary = {
-        "inputs": result.surfaces.total(),
-        "findings": len({(found.surface, found.kind) for found in result.findings}),
-        "surfaces": dict(sorted(result.surfaces.items())),
-    }
-    print(json.dumps(summary))
-    return int(bool(result.findings))
+    options = vars(parser.parse_args())
+    chosen, folder = options.pop("surface") or names, options.pop("replay")
+    if folder is not None:
+        again = replay(SURFACES, folder)
+        print(f"{again.kind}\n{again.text}" if again else "answered well")
+        return int(again is not None)
+    counts, found = run([s for s in SURFACES if s.name in chosen], **options)
+    kinds = Counter((finding.surface, finding.kind) for finding in found)
+    for (surface, kind), count in kinds.most_common():
+        print(f"{surface}: {kind} ({count} kept)")
+    summary = {"inputs": counts.total(), "findings": len(kinds), "surfaces": dict(counts)}
+    print(json.dumps(summary, sort_keys=True))
+    return int(bool(found))
 
 
 if __name__ == "__main__":

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.tiny_models import tokenizer
+from tests.tiny_zoo import make_zoo
+from tintray.jobs import api
+
+_LLAMA = {"vocab_size": 44, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+_LLAMA |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
 
 
 def make(folder: Path) -> None:
     """Write them below ``folder``: ``zoo``, ``store``, ``text``."""
-    import torch
-
-    from tests.tiny_models import tokenizer
-    from tests.tiny_zoo import make_zoo
-    from tintray.jobs import api
-
     torch.set_num_threads(1)
     folder.mkdir()
     zoo = make_zoo(folder / "zoo")
     chosen = zoo.spec(folder / "store", ("two", "three"), fit={"rounds": 1})
     api.run(chosen)
     api.run(chosen)  # a second version, that was grown from nothing too
-    (folder / "text").mkdir()
     for name, seed in (("base", 1), ("expert", 2), ("other", 3)):
         torch.manual_seed(seed)
-        model = llama()
-        model.save_pretrained(folder / "text" / name)
+        LlamaForCausalLM(LlamaConfig(**_LLAMA)).save_pretrained(folder / "text" / name)
         tokenizer().save_pretrained(folder / "text" / name)
-
-
-def llama() -> Any:
-    """A causal language model of a few thousand numbers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=44,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=32,
-        )
-    )
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """The files in a folder, by their names below it."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -25,19 +25,17 @@ _WRITES = {  # event -> which of its arguments are paths, and which is a folder'
     "os.utime": ((0,), 3),
     "shutil.rmtree": ((0,), None),
 }
-_PROCESSES = {
-    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"),
-    "os.spawn",
-}
-_NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
-_OTHER = {
+_REFUSED = {
+    **dict.fromkeys(["subprocess.Popen", "os.system", "os.exec", "os.spawn"], "starts a process"),
+    **dict.fromkeys(["os.posix_spawn", "os.fork", "os.forkpty"], "starts a process"),
+    **dict.fromkeys(["socket.connect", "socket.sendto", "socket.getaddrinfo"], "connects"),
+    "socket.gethostbyname": "connects",
     "builtins.input": "asks a question on the terminal",
     "pickle.find_class": "reads a pickle",
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LARGEST_ANSWER = 64 << 10
-
 
 _own_processes: list[bool] = []
 
@@ -58,24 +56,22 @@ class Guard:
     Parameters
     ----------
     own
-        The folders in which files may be written.
-    kept
+        The folder in which files may be written.
+    outside
         A folder whose content may neither be changed nor, by confined surfaces, be read.
     said
         A file that standard output and error of this process go to from now on.
     """
 
-    def __init__(self, own: tuple[Path, ...], kept: Path, said: Path) -> None:
-        self._own = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in own)
-        self._kept = str(kept)
-        self._elsewhere = ("/dev/zero", "/dev/stdin", "/proc/self/mem", "/etc/passwd", self._kept)
+    def __init__(self, own: Path, outside: Path, said: Path) -> None:
+        self._own = f"{os.path.realpath(own)}{os.sep}"
+        self._outside = str(outside)
         self._active = self._confined = False
         self.noticed: list[str] = []
-        self._state = _state_of(kept)
+        self._state = self._state_outside()
         self._said = os.open(said, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        os.dup2(self._said, 1)
-        os.dup2(self._said, 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for stream, target in enumerate((os.open(os.devnull, os.O_RDONLY), self._said, self._said)):
+            os.dup2(target, stream)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(  # noqa: SIM115
@@ -88,7 +84,8 @@ class Guard:
         """Note what is done in the block, and what was said and taken once it is over."""
         self.noticed = []
         os.ftruncate(self._said, 0)
-        before = _reset_peak()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the memory begins anew
+        before = memory("VmRSS")
         self._confined, self._active = confined, True
         try:
             yield
@@ -103,19 +100,21 @@ class Guard:
     def _look_back(self, before: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        size = os.fstat(self._said).st_size
+        size, taken = os.fstat(self._said).st_size, memory("VmHWM") - before
         if size > _LARGEST_ANSWER:
             self.noticed.append(f"says {size:,} bytes")
-        if size:
-            found = control_character(self.said())
-            if found is not None:
-                self.noticed.append(f"prints {found}")
-        taken = _memory()[1] - before
+        found = control_character(self.said())
+        if found is not None:
+            self.noticed.append(f"prints {found}")
         if taken > MEMORY:
             self.noticed.append(f"takes {taken >> 20:,} MiB")
-        if _state_of(Path(self._kept)) != self._state:
+        before_state, self._state = self._state, self._state_outside()
+        if before_state != self._state:
             self.noticed.append("changes files outside its folder")
-            self._state = _state_of(Path(self._kept))
+
+    def _state_outside(self) -> list[tuple[str, int, int]]:
+        stats = [(path.name, path.stat()) for path in sorted(Path(self._outside).iterdir())]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._active:
@@ -127,12 +126,9 @@ class Guard:
             if descriptor is None or arguments[descriptor] == -1:
                 for index in paths:
                     self._written(arguments[index], event)
-        elif event in _PROCESSES and not _own_processes:
-            self._notice(f"starts a process ({event} {str(arguments)[:200]})")
-        elif event in _NETWORK:
-            self._notice(f"connects ({event} {str(arguments[-1])[:200]})")
-        elif event in _OTHER:
-            self._notice(f"{_OTHER[event]} ({str(arguments)[:200]})")
+        elif event in _REFUSED:
+            if not (_own_processes and _REFUSED[event] == "starts a process"):
+                self._notice(f"{_REFUSED[event]} ({event} {str(arguments)[:200]})")
         elif event == "exec":
             source = str(getattr(arguments[0], "co_filename", ""))
             if source.startswith(self._own):
@@ -143,9 +139,12 @@ class Guard:
             return
         if flags & _WRITING:
             self._written(path, "open")
-        elif self._confined and os.fsdecode(path).startswith(("/dev", "/proc", "/etc", self._kept)):
+        elif self._confined and os.fsdecode(path).startswith(
+            ("/dev", "/proc", "/etc", self._outside)
+        ):
             where = os.path.realpath(os.fsdecode(path))
-            if where.startswith(self._elsewhere):
+            elsewhere = ("/dev/zero", "/dev/stdin", "/proc/self/mem", "/etc/passwd", self._outside)
+            if where.startswith(elsewhere):
                 self._notice(f"reads {where}")
 
     def _written(self, path: Any, event: str) -> None:
@@ -165,28 +164,12 @@ def control_character(text: str) -> str | None:
     for at, letter in enumerate(text):
         if letter in "\n\t" or letter.isalnum():
             continue
-        kind = unicodedata.category(letter)
-        if kind in ("Cc", "Zl", "Zp", "Cs") or letter in _MARKS:
+        if unicodedata.category(letter) in ("Cc", "Zl", "Zp", "Cs") or letter in _MARKS:
             return f"{letter!a} after {text[max(0, at - 60) : at]!a}"
     return None
 
 
-def _state_of(folder: Path) -> list[tuple[str, int, int]]:
-    with os.scandir(folder) as entries:
-        stats = [(entry.name, entry.stat()) for entry in entries]
-    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
-def _reset_peak() -> int:
-    """Let the peak of this process's memory begin anew; its memory now, in bytes."""
-    with open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
-        file.write("5")
-    return _memory()[0]
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes that this process has in memory: now, and at the peak."""
-    with open("/proc/self/status") as file:  # noqa: PTH123
-        lines = file.read().splitlines()
-    found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    return int(found["VmRSS"]) << 10, int(found["VmHWM"]) << 10
+def memory(field: str) -> int:
+    """Bytes of this process's memory: ``VmRSS`` now, ``VmHWM`` at the peak, ``VmData`` its own."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))

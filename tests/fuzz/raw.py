@@ -27,11 +27,9 @@ def _once(rng: Random, data: bytes, others: Sequence[bytes]) -> bytes:
     size = len(data)
     at = rng.randint(0, size)
     if rng.random() < 0.3:  # where headers and trailers are
-        at = (
-            min(size, rng.randint(0, 64))
-            if rng.random() < 0.6
-            else max(0, size - rng.randint(0, 64))
-        )
+        first = rng.random() < 0.6
+        near = rng.randint(0, 64)
+        at = min(size, near) if first else max(0, size - near)
     action = rng.randrange(11)
     if action < 3 and size:
         at = min(at, size - 1)
@@ -57,43 +55,10 @@ def _once(rng: Random, data: bytes, others: Sequence[bytes]) -> bytes:
 
 
 _SNIPPETS = (
-    *UGLY,
-    *(
-        "\t",
-        "\r\n",
-        "\n\n",
-        "\x85",
-        "\u2029",
-        "'",
-        '"',
-        '""',
-        "\\",
-        "\\u0000",
-        ",",
-        ",,",
-        ":",
-        ": ",
-    ),
-    *(
-        "#",
-        "- ",
-        "&a ",
-        "*a",
-        "!!",
-        "|",
-        ">",
-        "{",
-        "}",
-        "[",
-        "]",
-        "%",
-        "@",
-        "`",
-        "~",
-        "null",
-        "NaN",
-    ),
-    *("-Infinity", "1e999", "0x1F", "1_000", "9" * 400, "9" * 5000, "=", "\ufeff", "�", "א", "🙂"),
+    *(*UGLY, "\t", "\r\n", "\n\n", "\x85", "\u2029", "'", '"', '""', "\\", "\\u0000", ",", ",,"),
+    *(":", ": ", "#", "- ", "&a ", "*a", "!!", "|", ">", "{", "}", "[", "]", "%", "@", "`", "~"),
+    *("null", "NaN", "-Infinity", "1e999", "0x1F", "1_000", "9" * 400, "9" * 5000, "=", "\ufeff"),
+    *("�", "א", "🙂"),
 )
 
 
@@ -117,10 +82,8 @@ def _text_once(rng: Random, text: str, snippets: Sequence[str]) -> str:
         return text[:at] + rng.choice(known) + text[at:]
     if action == 4:
         return text[:at] + text[at + rng.choice((1, 2, 5, 30)) :]
-    if action == 5:
-        return "\n".join([*lines[:number], *lines[number + 1 :]])
-    if action == 6:
-        return "\n".join([*lines[: number + 1], *lines[number:]])
+    if action in (5, 6):  # one less, or one twice
+        return "\n".join([*lines[: number + action - 5], *lines[number + 6 - action :]])
     if action == 7:
         other = rng.randrange(len(lines))
         lines[number], lines[other] = lines[other], lines[number]
@@ -128,16 +91,9 @@ def _text_once(rng: Random, text: str, snippets: Sequence[str]) -> str:
     if action == 8:
         lines[number] = rng.choice((" ", "   ", "\t", "- ")) + lines[number]
         return "\n".join(lines)
-    return rng.choice(
-        (
-            text[:at],
-            text.replace("\n", "\r\n"),
-            text.replace("\n", "\r"),
-            text.replace(" ", "\u00a0", 3),
-            text + text,
-            text.replace(":", ": &a", 1).replace(", ", ": *a, ", 1),
-        )
-    )
+    aliased = text.replace(":", ": &a", 1).replace(", ", ": *a, ", 1)
+    ends = [text.replace("\n", end) for end in ("\r\n", "\r")]
+    return rng.choice((text[:at], *ends, text.replace(" ", "\u00a0", 3), text + text, aliased))
 
 
 def zeros_deflated(mebibytes: int) -> bytes:
@@ -152,22 +108,14 @@ def zeros_deflated(mebibytes: int) -> bytes:
 def gzip_bomb(mebibytes: int, start: bytes = b"") -> bytes:
     """A gzip file of ``start`` and so many MiB of zeros; it says nothing of its size."""
     first = gzip.compress(start, 9) if start else b""
-    return (
-        first + b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + zeros_deflated(mebibytes) + b"\0" * 8
-    )
+    head = b"\x1f\x8b\x08" + b"\0" * 6 + b"\x03"
+    return first + head + zeros_deflated(mebibytes) + b"\0" * 8
 
 
 def packed(rng: Random, data: bytes) -> bytes:
     """``data`` as a gzip file, mostly a sound one."""
-    level = rng.choice((0, 1, 9))
-    found = gzip.compress(data, level)
+    found = gzip.compress(data, rng.choice((0, 1, 9)))
     action = rng.randrange(8)
-    if action == 0:
-        return gzip.compress(found)
-    if action == 1:
-        return found + found
     if action == 2:
         return damaged(rng, found)
-    if action == 3:
-        return data
-    return found
+    return {0: gzip.compress(found), 1: found + found, 3: data}.get(action, found)

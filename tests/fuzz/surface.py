@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from unittest import mock
+
+from tintray.errors import TintrayError
+from tintray.jobs import cli
 
 Files = dict[str, bytes]
 """One input: the files that it consists of, by their names below the folder it is put in."""
@@ -35,17 +39,12 @@ class Bench:
         return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
     def each(self, *calls: Callable[[], object]) -> None:
-        """Make every call, whatever the others raise; then raise the last TintrayError."""
-        from tintray.errors import TintrayError
-
-        before = len(self.refusals)
+        """Make every call, whatever the others refuse; the refusals are looked at afterwards."""
         for call in calls:
             try:
                 call()
             except TintrayError as error:
                 self.refusals.append(error)
-        if self.refusals[before:]:
-            raise self.refusals[-1]
 
     def command(self, *words: object) -> int:
         """Run a whole command in this process; its exit code.
@@ -55,24 +54,10 @@ class Bench:
         UnansweredError
             It ended with an internal error, or with a code that stands for nothing.
         """
-        from tintray.jobs import cli
-
-        seen: list[BaseException] = []
-        explain = cli._explain
-
-        def noted(error: BaseException) -> tuple[int, str]:
-            seen.append(error)
-            return explain(error)
-
-        cli._explain = noted
-        try:
+        with mock.patch.object(cli, "_explain", wraps=cli._explain) as explain:
             code = cli.main([str(word) for word in words])
-        finally:
-            cli._explain = explain
-        from tintray.errors import TintrayError
-
-        if seen and not isinstance(seen[-1], TintrayError):
-            raise UnansweredError(f"tintray {words[0]}") from seen[-1]
+        if explain.called and not isinstance(error := explain.call_args.args[0], TintrayError):
+            raise UnansweredError(f"tintray {words[0]}") from error
         if code not in range(6):
             raise UnansweredError(f"tintray {words[0]} ended with {code}")
         return code
@@ -80,6 +65,16 @@ class Bench:
 
 Drive = Callable[[Bench], object]
 """Does with an input what commands do; raises a TintrayError for what is wrong with it."""
+
+Drives = dict[str, tuple[float, Drive]]
+"""Who reads an input, by name, each with its share of the inputs."""
+
+
+def command(words: str) -> Drive:
+    """Runs a command whose ``words`` may name ``{folder}`` and ``{fixtures}``."""
+    return lambda bench: bench.command(
+        *words.format(folder=bench.folder, fixtures=bench.fixtures).split()
+    )
 
 
 @dataclass(frozen=True)
@@ -91,11 +86,11 @@ class Surface:
     weight
         How many inputs it gets, beside the other surfaces.
     seeds
-        Valid inputs, given the fixtures; every drive takes each of them.
+        Valid inputs, given the fixtures; the first drive takes each of them.
     mutate
         A damaged copy of a seed, given all seeds.
     drives
-        Who reads it, each with its share of the inputs.
+        Who reads it.
     confined
         Whether it may not even name a file elsewhere that is then read.
     folder
@@ -106,7 +101,7 @@ class Surface:
     weight: float
     seeds: Callable[[Path], Sequence[Files]]
     mutate: Callable[[Random, Files, Sequence[Files]], Files]
-    drives: Mapping[str, tuple[float, Drive]]
+    drives: Drives
     confined: bool = True
     folder: bool = False
 
@@ -115,13 +110,10 @@ class Surface:
         rng = Random(f"{seed} {self.name} {number}")
         files = self.mutate(rng, dict(rng.choice(seeds)), seeds)
         if self.folder and rng.random() < 0.04:
-            target = rng.choice(_TARGETS).encode()
-            files[rng.choice(list(files))] = rng.choice(
-                (LINK + target, LINK + target, PIPE, FOLDER)
-            )
+            link = LINK + rng.choice(_TARGETS).encode()
+            files[rng.choice(list(files))] = rng.choice((link, link, PIPE, FOLDER))
         names = list(self.drives)
-        how = rng.choices(names, [self.drives[name][0] for name in names])[0]
-        return files, how
+        return files, rng.choices(names, [self.drives[name][0] for name in names])[0]
 
 
 def lay(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -137,19 +129,3 @@ def lay(folder: Path, files: Mapping[str, bytes]) -> None:
             path.mkdir()
         else:
             path.write_bytes(content)
-
-
-def laid(folder: Path) -> Files:
-    """The input that was written into a folder."""
-    found: Files = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = LINK + str(path.readlink()).encode()
-        elif path.is_fifo():
-            found[name] = PIPE
-        elif path.is_file():
-            found[name] = path.read_bytes()
-        elif not any(path.iterdir()):
-            found[name] = FOLDER
-    return found

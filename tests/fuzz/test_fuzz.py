@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,77 +49,36 @@ def test_every_surface_answers_damaged_inputs(tmp_path: Path) -> None:
     assert summary["surfaces"].keys() == {surface.name for surface in SURFACES}
 
 
-def _escape() -> None:
-    raise KeyError("x")
-
-
-def _compute() -> None:
-    while True:
-        pass
-
-
-def _print() -> None:
-    print("\x1b[31mred")
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _take() -> None:
-    bytearray(b"x") * (100 << 20)
-
-
-def _write() -> None:
-    Path("../../../../../../outside.txt").write_text("x")
-
-
 def _change() -> None:
     """As a library in C does, of which no audit hook hears."""
     ctypes.CDLL(None).truncate(b"../../../../../outside/secret", 3)
 
 
-def _start() -> None:
-    subprocess.run(["true"], check=True)
-
-
-def _connect() -> None:
-    with socket.socket() as connection:
-        connection.settimeout(0.1)
-        connection.connect_ex(("127.0.0.1", 9))
-
-
-def _read_elsewhere() -> None:
-    Path("/dev/zero").open("rb").close()
-
-
 def _ask() -> None:
-    try:
+    with suppress(EOFError):
         input("y/n?")
-    except EOFError:
-        return
 
 
-def _refuse_at_length() -> None:
+def _refuse_without_a_sentence() -> None:
     error = InputError("x")
     error.args = ("no\x9b sentence",)
     raise error
 
 
 _FAULTS: dict[str, tuple[Callable[[], object], str]] = {
-    "escapes": (_escape, "KeyError at"),
-    "computes": (_compute, "hangs: it computes"),
+    "escapes": (lambda: {}["x"], "KeyError at"),
+    "computes": (lambda: sum(iter(int, 1)), "hangs: it computes"),
     "waits": (lambda: time.sleep(60), "hangs: it waits"),
-    "prints": (_print, "prints '\\x1b'"),
-    "dies": (_die, "the process died (SIGKILL)"),
-    "takes": (_take, "takes "),
-    "writes": (_write, "writes "),
+    "prints": (lambda: print("\x1b[31mred"), "prints '\\x1b'"),
+    "dies": (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process died (SIGKILL)"),
+    "takes": (lambda: bytearray(b"x") * (100 << 20), "takes "),
+    "writes": (lambda: Path("../../../../../../outside.txt").write_text("x"), "writes "),
     "changes": (_change, "changes files"),
-    "starts": (_start, "starts a"),
-    "connects": (_connect, "connects"),
-    "reads": (_read_elsewhere, "reads /dev/zero"),
+    "starts": (lambda: subprocess.run(["true"], check=True), "starts a"),
+    "connects": (lambda: socket.socket().connect_ex(("127.0.0.1", 9)), "connects"),
+    "reads": (lambda: Path("/dev/zero").open("rb").close(), "reads /dev/zero"),
     "asks": (_ask, "asks a"),
-    "refuses": (_refuse_at_length, "no sentence"),
+    "refuses": (_refuse_without_a_sentence, "no sentence"),
 }
 _NAMES = ("nothing", *_FAULTS)
 
@@ -135,31 +95,23 @@ class _EachFault(Surface):
 
 
 def test_the_suite_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "SECONDS", 0.5)
+    monkeypatch.setattr(runner, "COMPUTES", 0.3)
+    monkeypatch.setattr(runner, "WAITS", 4.0)
     monkeypatch.setattr(guard, "MEMORY", 50 << 20)
     surface = _EachFault(
-        "faulty",
-        1,
-        lambda _: [{"name": b"nothing"}],
-        lambda rng, files, seeds: files,
-        {"read": (1, _drive)},
+        "faulty", 1, lambda _: [{"name": b"nothing"}], lambda *_: {}, {"read": (1, _drive)}
     )
-    found = runner.run(
-        [surface],
-        inputs=len(_NAMES),
-        seconds=None,
-        seed=0,
-        kept=tmp_path / "kept",
-        workers=1,
-        prepare=lambda folder: folder.mkdir(),
+    kept = tmp_path / "kept"
+    counts, found = runner.run(
+        [surface], inputs=len(_NAMES), kept=kept, prepare=lambda folder: folder.mkdir()
     )
-    assert found.surfaces == {"faulty": len(_NAMES)}
-    kinds = {_NAMES[finding.number]: finding.kind for finding in found.findings}
+    assert counts == {"faulty": len(_NAMES)}
+    kinds = {_NAMES[finding.number]: finding.kind for finding in found}
     assert kinds.keys() == _FAULTS.keys()
     for name, (_, expected) in _FAULTS.items():
         assert expected in kinds[name]
-    kept = next((tmp_path / "kept").rglob("input/name"))
-    assert kept.read_text() == _NAMES[int(kept.parents[1].name)]
+    place = next(kept.rglob("input/name"))
+    assert place.read_text() == _NAMES[int(place.parents[1].name)]
 
 
 def test_inputs_follow_from_the_seed() -> None:

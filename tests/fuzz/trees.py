@@ -12,43 +12,15 @@ _DEEP = "@deep{}@"  # becomes so many brackets in the text: no writer of JSON go
 _DEEP_MARKS = {_DEEP.format(depth): depth for depth in (60, 500, 3000, 100_000)}
 
 UGLY = (
-    "\x1b[31mred\x1b[0m",
-    "a\nb",
-    "\r",
-    "\x00",
-    "\x07\x9b1m",
-    "\u202egnp.exe",
-    "\u2028",
-    "\ud800",
-    "\ufeff",
-    "é" * 200,
-    "x" * 20_000,
-    "{0.__class__}",
-    "%s%n",
-    "[bold]x[/bold] [/]",
+    *("\x1b[31mred\x1b[0m", "a\nb", "\r", "\x00", "\x07\x9b1m", "\u202egnp.exe", "\u2028"),
+    *("\ud800", "\ufeff", "é" * 200, "x" * 20_000, "{0.__class__}", "%s%n", "[bold]x[/bold] [/]"),
 )
 """Texts that must not reach a terminal as they are, or that no encoding takes."""
 
 PLACES = (
-    "../../secret",
-    "..",
-    ".",
-    "/",
-    "a/../../b",
-    "/dev/zero",
-    "/dev/stdin",
-    "/proc/self/mem",
-    "/proc/none/x",
-    "file:///dev/zero",
-    "~root",
-    "~nobody-at-all/x",
-    "C:\\x",
-    "a\\..\\b",
-    "con/" * 300,
-    "n" * 300,
-    "hf://org/name",
-    "org/name",
-    "ftp://host/x",
+    *("../../secret", "..", ".", "/", "a/../../b", "/dev/zero", "/dev/stdin", "/proc/self/mem"),
+    *("/proc/none/x", "file:///dev/zero", "~root", "~nobody-at-all/x", "C:\\x", "a\\..\\b"),
+    *("con/" * 300, "n" * 300, "hf://org/name", "org/name", "ftp://host/x"),
 )
 """Paths that lie elsewhere, or nowhere; none that could be written to by mistake."""
 
@@ -59,12 +31,8 @@ NUMBERS = (
 )
 
 ODD: tuple[Any, ...] = (
-    *(None, True, False, "", " ", "0", "1e5", "nan", "null", "auto", "none"),
-    *([], {}, [[]], [None], {"": None}, [1, "a", None], {"a": {"b": []}}),
-    *NUMBERS,
-    *UGLY,
-    *PLACES,
-    *_DEEP_MARKS,
+    *(None, True, False, "", " ", "0", "1e5", "nan", "null", "auto", "none", [], {}, [[]], [None]),
+    *({"": None}, [1, "a", None], {"a": {"b": []}}, *NUMBERS, *UGLY, *PLACES, *_DEEP_MARKS),
 )
 
 
@@ -128,13 +96,9 @@ def _other(rng: Random, value: Any) -> Any:
         return (value + 1, value - 1, -value, value * 1000, value * 0.5, value + 0.5)[chosen]
     if isinstance(value, str):
         cut = rng.randint(0, len(value))
-        return rng.choice(
-            (
-                *(value + rng.choice(UGLY), value[:cut], value[:cut] + rng.choice("?*[]{}%/.:\\ "))
-                * 2,
-                *(value.upper(), value * 50, [value], value.encode("utf-8", "replace").hex()),
-            )
-        )
+        ugly, marked = value + rng.choice(UGLY), value[:cut] + rng.choice("?*[]{}%/.:\\ ")
+        others = (value.upper(), value * 50, [value], value.encode("utf-8", "replace").hex())
+        return rng.choice((ugly, value[:cut], marked, ugly, value[:cut], marked, *others))
     if isinstance(value, list):
         return rng.choice((value[:1], value[::-1], value * 3, value[1:], dict(enumerate(value))))
     if isinstance(value, dict):
@@ -151,10 +115,9 @@ def _name(rng: Random, key: Any) -> Any:
 
 def as_json(rng: Random, tree: Any) -> bytes:
     """A damaged tree as JSON, which may repeat a key, or hold what JSON has no word for."""
+    form: dict[str, Any] = {"ensure_ascii": rng.random() < 0.7, "indent": rng.choice((None, 2))}
     try:
-        text = json.dumps(
-            _plain(tree), ensure_ascii=rng.random() < 0.7, indent=rng.choice((None, 2))
-        )
+        text = json.dumps(_plain(tree), **form)
     except ValueError:  # a number of more digits than Python writes
         text = "[1e5]"
     for mark, depth in _DEEP_MARKS.items():

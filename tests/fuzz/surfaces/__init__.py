@@ -23,21 +23,8 @@ from tests.fuzz.surfaces import (
 )
 
 SURFACES: tuple[Surface, ...] = (
-    job_files.SURFACE,
-    yaml_text.SURFACE,
-    mergekit.SURFACE,
-    configuration.SURFACE,
-    manifests.SURFACE,
-    records.SURFACE,
-    urls.SURFACE,
-    catalog_rows.SURFACE,
-    safetensors.SURFACE,
-    model_configs.SURFACE,
-    adapters.SURFACE,
-    tokenizers.SURFACE,
-    npz.SURFACE,
-    tables.CSV,
-    tables.JSON,
-    parquet.SURFACE,
-    images.SURFACE,
+    *(job_files.SURFACE, yaml_text.SURFACE, mergekit.SURFACE, configuration.SURFACE),
+    *(manifests.SURFACE, records.SURFACE, urls.SURFACE, catalog_rows.SURFACE, safetensors.SURFACE),
+    *(model_configs.SURFACE, adapters.SURFACE, tokenizers.SURFACE, npz.SURFACE, tables.CSV),
+    *(tables.JSON, parquet.SURFACE, images.SURFACE),
 )

@@ -4,64 +4,35 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests.fuzz import raw, trees
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Files, Surface, command
 
 _FILE = "catalog.db"
 _ODD = (
-    *(
-        "queued",
-        "fitting",
-        "succeeded",
-        "failed",
-        "cancelled",
-        "lost",
-        "x",
-        "tiny",
-        "tiny/v1",
-        "two",
-    ),
-    *(
-        "2020-01-01 00:00:00.000000",
-        "2020-01-01",
-        "9999-12-31 23:59:59.999999",
-        "yesterday",
-        "[]",
-        "{}",
-    ),
-    *(
-        "file:///dev/zero",
-        "s3",
-        "sqlite:///x",
-        "http://head:8265",
-        "null",
-        '{"tasks": "x"}',
-        "0" * 64,
-    ),
-    *(b"\xff\xfe", b"", 2**62, -5, 1.5, None),
+    *("queued", "fitting", "succeeded", "failed", "cancelled", "lost", "x", "tiny", "tiny/v1"),
+    *("two", "2020-01-01 00:00:00.000000", "2020-01-01", "9999-12-31 23:59:59.999999", "yesterday"),
+    *("[]", "{}", "file:///dev/zero", "s3", "sqlite:///x", "http://head:8265", "null"),
+    *('{"tasks": "x"}', "0" * 64, b"\xff\xfe", b"", 2**62, -5, 1.5, None),
 )
 
 
 def _seeds(fixtures: Path) -> list[Files]:
-    found = []
+    held = sqlite3.connect(":memory:")
     with sqlite3.connect(fixtures / "store" / _FILE) as known:
-        held = sqlite3.connect(":memory:")
         known.backup(held)
-    found.append({_FILE: _plain(held.serialize())})
-    job = held.execute("SELECT id FROM jobs LIMIT 1").fetchone()[0]
+    found: list[Files] = [{_FILE: _plain(held.serialize())}]
     held.execute(
-        "UPDATE jobs SET state = 'queued', cluster = 'http://head:8265' WHERE id = ?", (job,)
+        "UPDATE jobs SET state = 'queued', cluster = 'http://head:8265' "
+        "WHERE id = (SELECT id FROM jobs LIMIT 1)"
     )
     held.execute("INSERT INTO clusters VALUES ('http://head:8265', 2)")
     held.commit()
-    found.append({_FILE: _plain(held.serialize())})
-    held.close()
-    return found
+    return [*found, {_FILE: _plain(held.serialize())}]
 
 
 def _plain(data: bytes) -> bytes:
@@ -115,31 +86,27 @@ def _value(rng: Random, before: Any) -> Any:
     return value
 
 
-def _command(*words: str) -> Callable[[Bench], object]:
-    def drive(bench: Bench) -> None:
-        place = f"sqlite:///{bench.folder / _FILE}"
-        bench.command(*words, "--catalog", place)
-
-    return drive
-
-
+_COMMANDS = {
+    "ps": 22,
+    "ps --json": 8,
+    "status latest": 14,
+    "list": 14,
+    "list --json": 4,
+    "gc": 3,
+    "show tiny": 10,
+    "history tiny": 10,
+    "queue": 6,
+    "artifacts ls": 6,
+    "diff-merges tiny/v1 tiny/v2": 3,
+}
 SURFACE = Surface(
     "catalog-rows",
     6,
     _seeds,
     _mutate,
     {
-        "ps": (22, _command("ps")),
-        "ps as JSON": (8, _command("ps", "--json")),
-        "status": (14, _command("status", "latest")),
-        "list": (14, _command("list")),
-        "list as JSON": (4, _command("list", "--json")),
-        "show": (10, _command("show", "tiny")),
-        "history": (10, _command("history", "tiny")),
-        "queue": (6, _command("queue")),
-        "artifacts": (6, _command("artifacts", "ls")),
-        "gc": (3, _command("gc")),
-        "diff": (3, _command("diff-merges", "tiny/v1", "tiny/v2")),
+        words: (share, command(f"{words} --catalog sqlite:///{{folder}}/{_FILE}"))
+        for words, share in _COMMANDS.items()
     },
     confined=False,
 )

@@ -4,63 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from unittest import mock
 
 from tests.fuzz import raw, trees
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Drive, Drives, Files, Surface
+from tintray.jobs.config import settings
 
 _FILE, _VARIABLES = "config.toml", "environment.json"
 _NAMES = ("store", "catalog", "address", "python", "lease_seconds", "x", "Store", "allowed_modules")
 _TEXTS = (
-    *(
-        "./data",
-        "sqlite:///c.db",
-        "sqlite://",
-        "sqlite:///",
-        "sqlite:////",
-        "sqlite:///:memory:",
-        "s3://b",
-    ),
-    *(
-        "s3://bucket/prefix",
-        "s3://user:pass@bucket/x",
-        "file:///",
-        "file://host/x",
-        "file://",
-        "mysql://x",
-    ),
-    *(
-        "sqlite:///a?b=c",
-        "sqlite:///a%00b",
-        "http://h:8265",
-        "http://[::1",
-        "h:8265",
-        "ray://h",
-        "auto",
-    ),
-    *("60", "0", "-1", "nan", "inf", "1e999", "6_0", "sixty", "0x10", *trees.PLACES, *trees.UGLY),
+    *("./data", "sqlite:///c.db", "sqlite://", "sqlite:///", "sqlite:////", "sqlite:///:memory:"),
+    *("s3://b", "s3://bucket/prefix", "s3://user:pass@bucket/x", "file:///", "file://host/x"),
+    *("file://", "mysql://x", "sqlite:///a?b=c", "sqlite:///a%00b", "http://h:8265", "http://[::1"),
+    *("h:8265", "ray://h", "auto", "60", "0", "-1", "nan", "inf", "1e999", "6_0", "sixty", "0x10"),
+    *(*trees.PLACES, *trees.UGLY),
 )
 _TOML = (
     *('store = "a"', "store = 1", "store = []", "[store]", "[[store]]", "store.a = 1", 'a."b" = 1'),
-    *(
-        "lease_seconds = 1e400",
-        "lease_seconds = nan",
-        "lease_seconds = true",
-        "x = 1979-05-27",
-        "= 1",
-    ),
-    *(
-        'store = """',
-        "a = " + "[" * 1000,
-        "a." * 2000 + "b = 1",
-        "lease_seconds = " + "9" * 5000,
-        "\x00",
-    ),
-    *('store = "\\u0000"', 'store = "\\ud800"', "store = 'a'\nstore = 'b'", "lease_seconds = 0x_1"),
+    *("lease_seconds = 1e400", "lease_seconds = nan", "lease_seconds = true", "x = 1979-05-27"),
+    *("= 1", 'store = """', "a = " + "[" * 1000, "a." * 2000 + "b = 1"),
+    *("lease_seconds = " + "9" * 5000, "\x00", 'store = "\\u0000"', 'store = "\\ud800"'),
+    *("store = 'a'\nstore = 'b'", "lease_seconds = 0x_1"),
 )
 
 
@@ -92,28 +60,17 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 @contextmanager
 def _configured(bench: Bench) -> Iterator[None]:
-    known: dict[str, Any] = json.loads((bench.folder / _VARIABLES).read_text())
+    known: dict[str, str] = json.loads((bench.folder / _VARIABLES).read_text())
     # What the system itself refuses, or hands over otherwise, is nobody's setting.
     usable = {
         name: text for name, text in known.items() if "\0" not in text and "\ud800" not in text
     }
-    usable["TINTRAY_CONFIG"] = str(bench.folder / _FILE)
-    before = {name: os.environ.get(name) for name in usable}
-    os.environ.update(usable)
-    try:
+    with mock.patch.dict(os.environ, {**usable, "TINTRAY_CONFIG": str(bench.folder / _FILE)}):
         yield
-    finally:
-        for name, text in before.items():
-            if text is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = text
 
 
 def _settings(bench: Bench) -> None:
     """Everything that is asked of them."""
-    from tintray.jobs.config import settings
-
     with _configured(bench):
         bench.each(
             settings.lease_seconds,
@@ -123,24 +80,15 @@ def _settings(bench: Bench) -> None:
         )
 
 
-def _command(*words: str) -> Callable[[Bench], object]:
+def _command(words: str) -> Drive:
     def drive(bench: Bench) -> None:
         with _configured(bench):
-            bench.command(*words)
+            bench.command(*words.split())
 
     return drive
 
 
-SURFACE = Surface(
-    "configuration",
-    6,
-    _seeds,
-    _mutate,
-    {
-        "settings": (88, _settings),
-        "list": (5, _command("list")),
-        "ps": (4, _command("ps", "--json")),
-        "init": (3, _command("init", "--store", "x", "--force")),
-    },
-    confined=False,
-)
+_DRIVES: Drives = {"settings": (88, _settings)}
+_DRIVES |= {"list": (5, _command("list")), "ps": (4, _command("ps --json"))}
+_DRIVES |= {"init": (3, _command("init --store x --force"))}
+SURFACE = Surface("configuration", 6, _seeds, _mutate, _DRIVES, confined=False)

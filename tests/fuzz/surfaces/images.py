@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
+from PIL import Image
+
 from tests.fuzz import raw
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.surfaces.reading import examples, pool, validated
 
-_FORMS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 _SUFFIX = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif"}
 _EDGES = (0, 1, 15, 16, 4000, 12_000, 30_000, 65_535, 2**31 - 1, 2**32 - 1)
 
@@ -40,8 +41,6 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 @cache
 def _sound(form: str, mode: str = "RGB") -> bytes:
-    from PIL import Image
-
     image = Image.linear_gradient("L").resize((16, 16)).convert(mode)
     held = io.BytesIO()
     image.save(held, form)
@@ -49,11 +48,10 @@ def _sound(form: str, mode: str = "RGB") -> bytes:
 
 
 def _seeds(_: Path) -> list[Files]:
-    found = []
-    for form in _FORMS:
-        name = f"x.{_SUFFIX[form]}"
-        found.append({f"data/{label}/{name}": _sound(form) for label in ("zero", "one", "two")})
-    return found
+    return [
+        {f"data/{label}/x.{suffix}": _sound(form) for label in ("zero", "one", "two")}
+        for form, suffix in _SUFFIX.items()
+    ]
 
 
 def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
@@ -108,16 +106,6 @@ def _in_rows(bench: Bench) -> None:
     examples("t.json", max_bad=1)(bench)
 
 
-SURFACE = Surface(
-    "images",
-    9,
-    _seeds,
-    _mutate,
-    {
-        "examples": (75, examples("data")),
-        "some bad": (10, examples("data", max_bad=1)),
-        "pool": (8, pool("data")),
-        "rows": (5, _in_rows),
-        "validate": (2, validated("data")),
-    },
-)
+_DRIVES = {"examples": (75, examples("data")), "some bad": (10, examples("data", max_bad=1))}
+_DRIVES |= {"pool": (8, pool("data")), "rows": (5, _in_rows), "validate": (2, validated("data"))}
+SURFACE = Surface("images", 9, _seeds, _mutate, _DRIVES)

@@ -12,130 +12,61 @@ from typing import Any
 import yaml
 
 from tests.fuzz import trees
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Drives, Files, Surface, command
+from tintray.jobs.config.job_file import JobSpec, load_spec
+from tintray.jobs.config.quick_checks import check_files
+from tintray.jobs.runs.change import read_tasks
 
 _JOB, _SET = "job.yaml", "set.json"
 _ODD: tuple[Any, ...] = (
-    *(
-        "tint",
-        "surgery",
-        "adamerging",
-        "ties",
-        "dare",
-        "slerp",
-        "none",
-        "auto",
-        "norms",
-        "head",
-        "*.mlp",
-    ),
-    *("vit.layers.1", "vit.encoder.layer.0", "*", "[", "**", "classifier", "int4", "bf16", "task"),
-    *("entropy", "top_p", "weight", "in_turn", "bfloat16", "regression", "segmentation", "seq2seq"),
-    *(
-        "token_classification",
-        "language_modelling",
-        "train[:3]",
-        "train[90%:]",
-        "test[",
-        "train[5:2]",
-    ),
-    *(
-        "train[:99999999999999999999]",
-        "1TiB",
-        "0B",
-        "2GiB",
-        "1e9GiB",
-        "9" * 400 + "GiB",
-        [0, 1],
-        [1, 0],
-    ),
-    *(
-        "subprocess:call",
-        "os:system",
-        "builtins:exec",
-        "tests.fuzz:x",
-        "a.b:c",
-        "json:loads",
-        "torch:tensor",
-    ),
-    *(
-        {"density": 0.5},
-        {"density": -1},
-        {"x": 1},
-        {"image": "label"},
-        {"text": "text"},
-        {"a": "b"},
-    ),
+    *("tint", "surgery", "adamerging", "ties", "dare", "slerp", "none", "auto", "norms", "head"),
+    *("*.mlp", "vit.layers.1", "vit.encoder.layer.0", "*", "[", "**", "classifier", "int4", "bf16"),
+    *("task", "entropy", "top_p", "weight", "in_turn", "bfloat16", "regression", "segmentation"),
+    *("seq2seq", "token_classification", "language_modelling", "train[:3]", "train[90%:]", "test["),
+    *("train[5:2]", "train[:99999999999999999999]", "1TiB", "0B", "2GiB", "1e9GiB"),
+    *("9" * 400 + "GiB", [0, 1], [1, 0], "subprocess:call", "os:system", "builtins:exec"),
+    *("tests.fuzz:x", "a.b:c", "json:loads", "torch:tensor", {"density": 0.5}, {"density": -1}),
+    *({"x": 1}, {"image": "label"}, {"text": "text"}, {"a": "b"}),
 )
 _KEYS = {
     "merge": (
-        "method",
-        "init",
-        "parameters",
-        "scale",
-        "task_vectors",
-        "memory",
-        "granularity",
+        *("method", "init", "parameters", "scale", "task_vectors", "memory", "granularity"),
         "bounds",
     ),
     "tint": ("site", "max_parameters", "rank", "learned"),
     "objective": (
-        *(
-            "labels",
-            "filter",
-            "top_p",
-            "threshold",
-            "target_precision",
-            "true_labels",
-            "feature_weight",
-            "feature_site",
-        ),
-        *("temperature", "distance"),
+        *("labels", "filter", "top_p", "threshold", "target_precision", "true_labels"),
+        *("feature_weight", "feature_site", "temperature", "distance"),
     ),
     "fit": (
         *("rounds", "batch_size", "seed", "coefficient_lr", "tint_lr", "correction_lr", "schedule"),
-        *(
-            "warmup",
-            "tasks_per_round",
-            "patience",
-            "min_delta",
-            "updates",
-            "micro_batch",
-            "groups",
-        ),
+        *("warmup", "tasks_per_round", "patience", "min_delta", "updates", "micro_batch", "groups"),
     ),
     "growth": ("target", "tolerance", "rounds", "batch_size", "refit_rounds"),
     "cluster": ("workers", "threads_per_worker", "shards"),
 }
+_PARTS = {"pool": "train", "test": "test"}
 _TASK = ("kind", "labelled", "zero_shot", "pool", "test", "expert", "name")
 _DATA = (
-    "split",
-    "columns",
-    "max_length",
-    "max_bad",
-    "ignore",
-    "sample",
-    "prefix",
+    *("split", "columns", "max_length", "max_bad", "ignore", "sample", "prefix"),
     "max_target_length",
 )
 
 
-def document(fixtures: Path, names: Sequence[str] = ("two", "three")) -> dict[str, Any]:
+def document(fixtures: Path) -> dict[str, Any]:
     """A job over the tiny zoo."""
     zoo = fixtures / "zoo"
+
+    def task(name: str) -> dict[str, Any]:
+        own = {"name": name, "kind": "classification", "expert": str(zoo / name)}
+        path = str(zoo / f"{name}.npz")
+        data = {part: {"path": path, "split": f"{split}[:8]"} for part, split in _PARTS.items()}
+        return {**own, **data}
+
     return {
         "name": "fuzz",
         "base": str(zoo / "base"),
-        "tasks": [
-            {
-                "name": name,
-                "kind": "classification",
-                "expert": str(zoo / name),
-                "pool": {"path": str(zoo / f"{name}.npz"), "split": "train[:8]"},
-                "test": {"path": str(zoo / f"{name}.npz"), "split": "test[:8]"},
-            }
-            for name in names
-        ],
+        "tasks": [task("two"), task("three")],
         "merge": {"method": "tint", "granularity": "tensor"},
         "tint": {"site": "head"},
         "fit": {"rounds": 2, "batch_size": 4, "precision": "float32"},
@@ -200,10 +131,7 @@ def _override(rng: Random) -> str:
     return f"{path}={text[:3000]}"
 
 
-def _loaded(bench: Bench) -> Any:
-    from tintray.jobs.config.job_file import load_spec
-    from tintray.jobs.config.quick_checks import check_files
-
+def _loaded(bench: Bench) -> JobSpec:
     spec = load_spec(bench.folder / _JOB, ())
     check_files(spec)
     return spec
@@ -211,44 +139,22 @@ def _loaded(bench: Bench) -> Any:
 
 def _recorded(bench: Bench) -> None:
     """As submitting does: written down, and read again on the cluster."""
-    from tintray.jobs.config.job_file import JobSpec
-
-    spec = _loaded(bench)
-    JobSpec.from_record(json.loads(json.dumps(spec.record())))
+    JobSpec.from_record(json.loads(json.dumps(_loaded(bench).record())))
 
 
 def _overridden(bench: Bench) -> None:
-    from tintray.jobs.config.job_file import load_spec
-
     load_spec(bench.folder / _JOB, json.loads((bench.folder / _SET).read_text()))
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.runs.change import read_tasks
-
     read_tasks(bench.folder / _JOB)
 
 
-def _validated(bench: Bench) -> None:
-    bench.command("validate", _JOB)
-
-
-def _planned(bench: Bench) -> None:
-    bench.command("plan", _JOB, "--calibrate", "0.1")
-
-
-SURFACE = Surface(
-    "job-files",
-    9,
-    _seeds,
-    _mutate,
-    {
-        "loaded": (48, _loaded),
-        "recorded": (15, _recorded),
-        "overridden": (15, _overridden),
-        "tasks": (15, _tasks),
-        "validate": (6, _validated),
-        "plan": (1, _planned),
-    },
-    confined=False,
-)
+_DRIVES: Drives = {
+    "loaded": (48, _loaded),
+    "recorded": (15, _recorded),
+    "overridden": (15, _overridden),
+}
+_DRIVES |= {"tasks": (15, _tasks), "validate": (6, command(f"validate {_JOB}"))}
+_DRIVES |= {"plan": (1, command(f"plan {_JOB} --calibrate 0.1"))}
+SURFACE = Surface("job-files", 9, _seeds, _mutate, _DRIVES, confined=False)

@@ -12,57 +12,21 @@ from typing import Any
 
 from tests.fuzz import raw, trees
 from tests.fuzz.fixtures import files_below
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Drives, Files, Surface, command
 from tests.fuzz.surfaces import safetensors
 from tests.fuzz.surfaces.records import sealed
+from tintray.jobs.engine.finding import load_merge
 
 _MANIFEST = "manifest.json"
 _ODD: tuple[Any, ...] = (
-    *(
-        "classification",
-        "regression",
-        "tint",
-        "ties",
-        "tintray-merge",
-        "two",
-        "three",
-        "latest",
-        "v1",
-    ),
-    *(
-        "subprocess:call",
-        "os:system",
-        "builtins:eval",
-        "torch.hub:load",
-        "manifest.json",
-        "backbone",
-    ),
-    *(
-        "configs/two/config.json",
-        "tints/two.safetensors",
-        "../../../outside/secret",
-        "0" * 64,
-        "head",
-    ),
-    *(
-        "backbone.safetensors",
-        "coefficients.safetensors",
-        "vit.layers.0",
-        "accuracy",
-        "100 %",
-        "f32",
-    ),
+    *("classification", "regression", "tint", "ties", "tintray-merge", "two", "three", "latest"),
+    *("v1", "subprocess:call", "os:system", "builtins:eval", "torch.hub:load", "manifest.json"),
+    *("backbone", "configs/two/config.json", "tints/two.safetensors", "../../../outside/secret"),
+    *("0" * 64, "head", "backbone.safetensors", "coefficients.safetensors", "vit.layers.0"),
+    *("accuracy", "100 %", "f32"),
 )
 _KEYS = (
-    "job",
-    "tasks",
-    "files",
-    "units",
-    "base",
-    "score",
-    "name",
-    "version",
-    "format",
+    *("job", "tasks", "files", "units", "base", "score", "name", "version", "format"),
     "format_version",
 )
 
@@ -123,8 +87,6 @@ def _set_field(rng: Random, manifest: dict[str, Any]) -> None:
 
 def _opened(bench: Bench) -> None:
     """Opened, and everything asked of it."""
-    from tintray.jobs.engine.finding import load_merge
-
     merge = load_merge(str(bench.folder))
     asked: list[Callable[[], object]] = [lambda: merge.backbone, lambda: merge.coefficients]
     for task in merge.tasks[:2]:
@@ -132,31 +94,16 @@ def _opened(bench: Bench) -> None:
     bench.each(*asked)
 
 
-def _command(*words: str) -> Callable[[Bench], object]:
-    def drive(bench: Bench) -> None:
-        filled = [
-            word.replace("MERGE", ".").replace("FIXTURES", str(bench.fixtures)) for word in words
-        ]
-        bench.command(*filled)
-
-    return drive
-
-
-SURFACE = Surface(
-    "manifests",
-    9,
-    _seeds,
-    _mutate,
-    {
-        "opened": (55, _opened),
-        "show": (14, _command("show", "MERGE")),
-        "show as JSON": (5, _command("show", "MERGE", "--json")),
-        "export": (7, _command("export", "MERGE", "out", "--task", "two")),
-        "export all": (6, _command("export", "MERGE", "out")),
-        "export adapter": (2, _command("export", "MERGE", "out", "--adapter")),
-        "diff": (6, _command("diff-merges", "./MERGE", "FIXTURES/store/merges/tiny/v1")),
-        "eval": (1, _command("eval", "MERGE")),
-        "copy": (4, _command("copy", "MERGE", "elsewhere")),
-    },
-    folder=True,
-)
+_COMMANDS = {
+    "show .": 14,
+    "show . --json": 5,
+    "export . out --task two": 7,
+    "export . out": 6,
+    "export . out --adapter": 2,
+    "eval .": 1,
+    "copy . elsewhere": 4,
+    "diff-merges ./. {fixtures}/store/merges/tiny/v1": 6,
+}
+_DRIVES: Drives = {"opened": (55, _opened)}
+_DRIVES |= {words: (share, command(words)) for words, share in _COMMANDS.items()}
+SURFACE = Surface("manifests", 9, _seeds, _mutate, _DRIVES, folder=True)

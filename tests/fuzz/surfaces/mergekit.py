@@ -11,112 +11,48 @@ from typing import Any
 import yaml
 
 from tests.fuzz import raw, trees
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Files, Surface, command
+from tintray.jobs.config.mergekit import read_mergekit
 
 _FILE = "merge.yaml"
 _ODD: tuple[Any, ...] = (
-    *(
-        "linear",
-        "ties",
-        "dare_ties",
-        "dare_linear",
-        "slerp",
-        "passthrough",
-        "model_stock",
-        "karcher",
-    ),
-    *(
-        "task_arithmetic",
-        "breadcrumbs",
-        "della",
-        "nearswap",
-        "arcee_fusion",
-        "sce",
-        "float16",
-        "float32",
-    ),
-    *(
-        "bfloat16",
-        "auto",
-        "union",
-        "base",
-        "float64",
-        [0, 0.5, 1],
-        [[0]],
-        [0.5, "x"],
-        [0, 99],
-        [0],
-        [2, 1],
-    ),
-    *(
-        [{"filter": "mlp", "value": 0.5}, {"value": 1}],
-        [{"filter": 3, "value": []}],
-        [{"value": None}],
-    ),
-    *(
-        [{"filter": "(a+)+$", "value": 1}],
-        {"filter": "mlp"},
-        {"value": 1},
-        [-1, 2],
-        [0, 10**9],
-        0.0,
-        -0.5,
-    ),
+    *("linear", "ties", "dare_ties", "dare_linear", "slerp", "passthrough", "model_stock"),
+    *("karcher", "task_arithmetic", "breadcrumbs", "della", "nearswap", "arcee_fusion", "sce"),
+    *("float16", "float32", "bfloat16", "auto", "union", "base", "float64", [0, 0.5, 1], [[0]]),
+    *([0.5, "x"], [0, 99], [0], [2, 1], [{"filter": "mlp", "value": 0.5}, {"value": 1}]),
+    *([{"filter": 3, "value": []}], [{"value": None}], [{"filter": "(a+)+$", "value": 1}]),
+    *({"filter": "mlp"}, {"value": 1}, [-1, 2], [0, 10**9], 0.0, -0.5),
 )
 _KEYS = (
     *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "x"),
     *("tokenizer_source", "tokenizer", "chat_template", "name", "modules", "_name"),
 )
 _OWN = (
-    *(
-        "weight",
-        "density",
-        "t",
-        "normalize",
-        "lambda",
-        "gamma",
-        "epsilon",
-        "rescale",
-        "max_iter",
-        "tol",
-    ),
-    *("int8_mask", "filter_wise", "select_topk", "scale", "eta", "tukey_fence"),
+    *("weight", "density", "t", "normalize", "lambda", "gamma", "epsilon", "rescale", "max_iter"),
+    *("tol", "int8_mask", "filter_wise", "select_topk", "scale", "eta", "tukey_fence"),
 )
 
 
 def _documents(fixtures: Path) -> list[dict[str, Any]]:
     base, expert, other = (str(fixtures / "text" / name) for name in ("base", "expert", "other"))
+    weighted = [_model(base, weight=0.3), _model(expert, weight=0.7)]
+    sparse = [_model(expert, weight=1.0, density=0.5), _model(other, weight=[0, 1], density=0.5)]
+    added = [_model(expert, weight=0.5)]
+    both = [{"sources": [_layers(base, 0, 2), _layers(expert, 0, 2)]}]
+    stacked = [{"sources": [_layers(base, 0, 1)]}, {"sources": [_layers(other, 0, 2)]}]
+    curve = {"t": [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]}
+    norm = {"normalize": True}
     return [
-        {
-            "merge_method": "linear",
-            "models": [_model(base, weight=0.3), _model(expert, weight=0.7)],
-        },
-        {
-            "merge_method": "ties",
-            "base_model": base,
-            "models": [
-                _model(expert, weight=1.0, density=0.5),
-                _model(other, weight=[0, 1], density=0.5),
-            ],
-            "parameters": {"normalize": True},
-        },
+        {"merge_method": "linear", "models": weighted},
+        {"merge_method": "ties", "base_model": base, "models": sparse, "parameters": norm},
         {
             "merge_method": "task_arithmetic",
             "base_model": base,
-            "models": [_model(expert, weight=0.5)],
+            "models": added,
             "dtype": "float32",
         },
-        {
-            "merge_method": "slerp",
-            "base_model": base,
-            "slices": [{"sources": [_layers(base, 0, 2), _layers(expert, 0, 2)]}],
-            "parameters": {"t": [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]},
-        },
-        {
-            "merge_method": "passthrough",
-            "slices": [{"sources": [_layers(base, 0, 1)]}, {"sources": [_layers(other, 0, 2)]}],
-            "dtype": "bfloat16",
-        },
+        {"merge_method": "slerp", "base_model": base, "slices": both, "parameters": curve},
+        {"merge_method": "passthrough", "slices": stacked, "dtype": "bfloat16"},
     ]
 
 
@@ -163,20 +99,8 @@ def _set_field(rng: Random, tree: dict[str, Any]) -> None:
 
 
 def _read(bench: Bench) -> None:
-    from tintray.jobs.config.mergekit import read_mergekit
-
     read_mergekit(bench.folder / _FILE)
 
 
-def _merged(bench: Bench) -> None:
-    bench.command("run", "--from-mergekit", _FILE, "--output", "merged")
-
-
-SURFACE = Surface(
-    "mergekit",
-    7,
-    _seeds,
-    _mutate,
-    {"read": (88, _read), "merge": (12, _merged)},
-    confined=False,
-)
+_DRIVES = {"read": (88, _read), "merge": (12, command(f"run --from-mergekit {_FILE} --output m"))}
+SURFACE = Surface("mergekit", 7, _seeds, _mutate, _DRIVES, confined=False)

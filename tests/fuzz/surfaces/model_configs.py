@@ -11,85 +11,45 @@ from typing import Any
 from tests.fuzz import raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surfaces.reading import base_of, checked, loaded, merged
+from tests.fuzz.surfaces.safetensors import parts
+from tintray.checkpoints.model_folder import open_model_folder
+from tintray.models.comparing import check_same_computation
+from tintray.models.loading import load_base
 
 _CONFIG, _INDEX, _WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _SHARD = "model-00001-of-00001.safetensors"
 _ODD: tuple[Any, ...] = (
     *("ViTForImageClassification", "LlamaForCausalLM", "BertModel", "AutoModel", "PreTrainedModel"),
-    *(
-        ["AutoModel"],
-        ["os"],
-        ["Pipeline"],
-        ["ViTModel", "x"],
-        [""],
-        ["logging"],
-        "vit",
-        "bert",
-        "clip",
-    ),
-    *({"0": "a"}, {"a": 0}, {"LABEL_0": 0}, {"-1": "x"}, {"AutoConfig": "custom.Config"}),
-    *(
-        "gelu",
-        "none",
-        "torch.nn.Linear",
-        "float16",
-        "float8",
-        "bfloat16",
-        "eager",
-        "flash_attention_2",
-    ),
-    *({"rope_type": "yarn", "factor": 0}, {"rope_type": "x"}, {"type": "linear", "factor": -1}),
-    *(
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "bitsandbytes"},
-        {"load_in_8bit": True},
-    ),
-    *(_WEIGHTS, _SHARD, "../" * 9 + "etc/passwd", "/etc/passwd", "input", "sub/model.safetensors"),
-    *(44, 45, 8, 16, 3, 100_000, 10**9),
+    *(["AutoModel"], ["os"], ["Pipeline"], ["ViTModel", "x"], [""], ["logging"], "vit", "bert"),
+    *("clip", {"0": "a"}, {"a": 0}, {"LABEL_0": 0}, {"-1": "x"}, {"AutoConfig": "custom.Config"}),
+    *("gelu", "none", "torch.nn.Linear", "float16", "float8", "bfloat16", "eager"),
+    *("flash_attention_2", {"rope_type": "yarn", "factor": 0}, {"rope_type": "x"}),
+    *({"type": "linear", "factor": -1}, {"quant_method": "gptq", "bits": 4}),
+    *({"quant_method": "bitsandbytes"}, {"load_in_8bit": True}, _WEIGHTS, _SHARD),
+    *("../" * 9 + "etc/passwd", "/etc/passwd", "input", "sub/model.safetensors", 44, 45, 8, 16, 3),
+    *(100_000, 10**9),
 )
 _KEYS = (
     *("architectures", "num_hidden_layers", "vocab_size", "hidden_size", "num_labels", "auto_map"),
-    *(
-        "rope_parameters",
-        "rope_scaling",
-        "quantization_config",
-        "torch_dtype",
-        "dtype",
-        "model_type",
-    ),
-    *("hidden_act", "id2label", "attn_implementation", "pruned_heads", "tie_word_embeddings"),
-    *(
-        "num_attention_heads",
-        "patch_size",
-        "image_size",
-        "problem_type",
-        "pad_token_id",
-        "use_cache",
-    ),
-    *("transformers_version", "_name_or_path", "num_channels", "vision_config", "text_config"),
+    *("rope_parameters", "rope_scaling", "quantization_config", "torch_dtype", "dtype"),
+    *("model_type", "hidden_act", "id2label", "attn_implementation", "pruned_heads"),
+    *("tie_word_embeddings", "num_attention_heads", "patch_size", "image_size", "problem_type"),
+    *("pad_token_id", "use_cache", "transformers_version", "_name_or_path", "num_channels"),
+    *("vision_config", "text_config"),
 )
 
 
 def _seeds(fixtures: Path) -> list[Files]:
-    found = []
+    found: list[Files] = []
     for folder in ("zoo/three", "text/expert"):
         files = files_below(fixtures / folder)
-        chosen = {name: files[name] for name in (_CONFIG, _WEIGHTS)}
-        weights = chosen[_WEIGHTS]
-        length = int.from_bytes(weights[:8], "little")
-        names = [name for name in json.loads(weights[8 : 8 + length]) if name != "__metadata__"]
-        index = {
-            "metadata": {"total_size": len(weights)},
-            "weight_map": dict.fromkeys(names, _SHARD),
-        }
-        found.append(chosen)
-        found.append(
-            {
-                _CONFIG: chosen[_CONFIG],
-                _INDEX: json.dumps(index).encode(),
-                _SHARD: weights,
-            }
-        )
+        config, weights = files[_CONFIG], files[_WEIGHTS]
+        names = [name for name in parts(weights)[0] if name != "__metadata__"]
+        map_of_weights = dict.fromkeys(names, _SHARD)
+        index = {"metadata": {"total_size": len(weights)}, "weight_map": map_of_weights}
+        found.append({_CONFIG: config, _WEIGHTS: weights})
+        found.append({_CONFIG: config, _INDEX: json.dumps(index).encode(), _SHARD: weights})
     return found
 
 
@@ -113,64 +73,18 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _opened(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_model_folder
-
     found = open_model_folder(bench.folder, role="expert")
     found.digest()
     found.configs()
 
 
-def _base_of(bench: Bench) -> Path:
-    return bench.fixtures / ("text/base" if b"lama" in bench.content(_CONFIG) else "zoo/base")
-
-
-def _checked(bench: Bench) -> None:
-    """As a job looks at its base and an expert."""
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.models.comparing import check_same_computation
-    from tintray.models.loading import load_base, load_expert
-
-    base = open_model_folder(_base_of(bench), role="base")
-    expert = open_model_folder(bench.folder, role="expert", base=base)
-    check_same_computation(base, expert, "the base", "expert")
-    load_base(base, like=expert)
-    load_expert(expert, "expert")
-
-
 def _as_base(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.models.comparing import check_same_computation
-    from tintray.models.loading import load_base
-
     base = open_model_folder(bench.folder, role="base")
-    expert = open_model_folder(_base_of(bench), role="expert", base=base)
+    expert = open_model_folder(base_of(bench), role="expert", base=base)
     check_same_computation(base, expert, "the base", "expert")
     load_base(base, like=expert)
 
 
-def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.models.loading import load_expert
-
-    load_expert(open_model_folder(bench.folder, role="expert"), "expert")
-
-
-def _merged(bench: Bench) -> None:
-    words = ("--base", _base_of(bench), "--method", "average", "--output", "merged")
-    bench.command("merge", bench.folder, bench.folder, *words)
-
-
-SURFACE = Surface(
-    "model-configs",
-    9,
-    _seeds,
-    _mutate,
-    {
-        "opened": (40, _opened),
-        "checked": (20, _checked),
-        "loaded": (20, _loaded),
-        "as base": (15, _as_base),
-        "merge": (5, _merged),
-    },
-    folder=True,
-)
+_DRIVES = {"opened": (40, _opened), "checked": (20, checked), "loaded": (20, loaded)}
+_DRIVES |= {"as base": (15, _as_base), "merge": (5, merged)}
+SURFACE = Surface("model-configs", 9, _seeds, _mutate, _DRIVES, folder=True)

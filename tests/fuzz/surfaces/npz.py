@@ -25,16 +25,8 @@ _TYPES = (
 _SHAPES = (
     *("()", "(0,)", "(1,)", "(4,)", "(-1,)", "(4, 16, 16, 3)", "(4, 0, 16)", "(4, 16, 16)"),
     *("(99999999999,)", "(9223372036854775807, 2)", "(1000000, 1000000)", "(4.5,)", "('a',)"),
-    *(
-        "(4, 3, 16, 16)",
-        "(2147483648,)",
-        "4",
-        "(" * 400,
-        "(True,)",
-        "(1,) * 10**9",
-        "(700_000_000,)",
-    ),
-    "(10**9, 10**9)",
+    *("(4, 3, 16, 16)", "(2147483648,)", "4", "(" * 400, "(True,)", "(1,) * 10**9"),
+    *("(700_000_000,)", "(10**9, 10**9)"),
 )
 _NAMES = (
     *("x_train.npy", "x_train", "y_train.npy", "x_test.npy", "class_names.npy", "../x_train.npy"),
@@ -118,12 +110,7 @@ def header(kind: str, shape: str, rng: Random) -> bytes:
     order = rng.choice(("False", "False", "True", "None", "1"))
     text = f"{{'descr': {quoted}, 'fortran_order': {order}, 'shape': {shape}, }}"
     odd = (
-        text + "\x00",
-        "{" * 300,
-        "[" * 20_000,
-        text[:-9],
-        "a" * 70_000,
-        "",
+        *(text + "\x00", "{" * 300, "[" * 20_000, text[:-9], "a" * 70_000, ""),
         text + "  # \x1b[31m",
     )
     encoded = (rng.choice(odd) if rng.random() < 0.1 else text).encode("latin1", "replace")
@@ -155,17 +142,11 @@ def _bomb(rng: Random) -> bytes:
     return local + packed + central + end
 
 
-SURFACE = Surface(
-    "npz",
-    10,
-    _seeds,
-    _mutate,
-    {
-        "examples": (70, examples(_DATA)),
-        "slice": (10, examples(_DATA, split="train[1:3]")),
-        "multi-label": (5, examples(_DATA, "multi_label")),
-        "depth": (5, examples(_DATA, "depth")),
-        "pool": (8, pool(_DATA)),
-        "validate": (2, validated(_DATA)),
-    },
-)
+_DRIVES = {
+    "examples": (70, examples(_DATA)),
+    "slice": (10, examples(_DATA, split="train[1:3]")),
+    **{kind: (5, examples(_DATA, kind)) for kind in ("multi_label", "depth")},
+    "pool": (8, pool(_DATA)),
+    "validate": (2, validated(_DATA)),
+}
+SURFACE = Surface("npz", 10, _seeds, _mutate, _DRIVES)

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Files, Surface
@@ -18,6 +20,7 @@ from tests.fuzz.surfaces.images import png
 from tests.fuzz.surfaces.reading import examples
 
 _DATA = "t.parquet"
+_IMAGE = png(16, 16)
 _NAMES = (
     *("text", "label", "image", "tokens", "messages", "text_pair", "score", "mask", "tags", ""),
     *trees.UGLY[:7],
@@ -27,8 +30,6 @@ _NAMES = (
 def _table(
     columns: dict[str, Any], metadata: dict[str, str] | None = None, **options: Any
 ) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
 
     table = pyarrow.table(columns)
     if metadata is not None:
@@ -38,25 +39,13 @@ def _table(
     return held.getvalue()
 
 
-@cache
-def _image() -> bytes:
-    return png(16, 16)
-
-
 def _seeds(_: Path) -> list[Files]:
-    image = {"bytes": _image(), "path": "a.png"}
-    known = {
-        "info": {
-            "features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
-        }
-    }
+    image = {"bytes": _IMAGE, "path": "a.png"}
+    kinds = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    noted = {"huggingface": json.dumps({"info": {"features": kinds}})}
     return [
         {_DATA: _table({"text": ["w1 w2", "w3"], "label": [0, 1]})},
-        {
-            _DATA: _table(
-                {"image": [image] * 3, "label": [0, 1, 2]}, {"huggingface": json.dumps(known)}
-            )
-        },
+        {_DATA: _table({"image": [image] * 3, "label": [0, 1, 2]}, noted)},
         {_DATA: _table({"tokens": [["w1", "w2"], ["w3"]], "label": [1, 2]}, compression="gzip")},
     ]
 
@@ -82,22 +71,14 @@ def _encodable(name: str) -> str:
 
 
 def _column(rng: Random, name: str, length: int) -> Any:
-    import pyarrow
-
-    image = rng.choice(({"bytes": _image(), "path": None}, {"bytes": None, "path": "/dev/zero"}))
+    image = rng.choice(({"bytes": _IMAGE, "path": None}, {"bytes": None, "path": "/dev/zero"}))
     kinds: tuple[Any, ...] = (
-        *(["w1 w2"], [0], [2], [1.5], [float("nan")], [True], [None], [b"\xff\x00"], [_image()]),
+        *(["w1 w2"], [0], [2], [1.5], [float("nan")], [True], [None], [b"\xff\x00"], [_IMAGE]),
         *([["w1"]], [[0, 1]], [[[1.0, 2.0]]], [{"a": 1}], [image], [{"bytes": b"x", "path": "x"}]),
-        *(
-            [date(2020, 1, 1)],
-            [datetime(2020, 1, 1)],
-            [Decimal("1.5")],
-            [2**63 - 1],
-            [[]],
-            [[None]],
-        ),
-        *([[{"role": "user", "content": "w1"}]], [["\x1b[31m"]], ["\x1b[31m"], ["\u202e"], [""]),
-        *([{"bytes": None, "path": None}], [{"path": "../../../outside/secret"}], ["x" * 100_000]),
+        *([date(2020, 1, 1)], [datetime(2020, 1, 1)], [Decimal("1.5")], [2**63 - 1], [[]]),
+        *([[None]], [[{"role": "user", "content": "w1"}]], [["\x1b[31m"]], ["\x1b[31m"]),
+        *(["\u202e"], [""], [{"bytes": None, "path": None}], [{"path": "../../../outside/secret"}]),
+        ["x" * 100_000],
     )
     if name in ("text", "label", "image") and rng.random() < 0.4:
         kinds = {"text": (["w1"],), "label": ([1], ["two"]), "image": ([image],)}[name]
@@ -132,15 +113,10 @@ def _features(rng: Random, names: Sequence[str]) -> str:
     return trees.as_json(rng, tree).decode("utf-8", "replace")
 
 
-SURFACE = Surface(
-    "parquet",
-    6,
-    _seeds,
-    _mutate,
-    {
-        "examples": (80, examples(_DATA)),
-        "some bad": (10, examples(_DATA, split="train[:2]", max_bad=2)),
-        "words": (5, examples(_DATA, "token_classification")),
-        "segments": (3, examples(_DATA, "segmentation")),
-    },
-)
+_DRIVES = {
+    "examples": (80, examples(_DATA)),
+    "some bad": (10, examples(_DATA, split="train[:2]", max_bad=2)),
+    "words": (5, examples(_DATA, "token_classification")),
+    "segments": (3, examples(_DATA, "segmentation")),
+}
+SURFACE = Surface("parquet", 6, _seeds, _mutate, _DRIVES)

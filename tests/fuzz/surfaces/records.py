@@ -12,6 +12,11 @@ from typing import Any
 
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Bench, Files, Surface
+from tintray.seals import unseal
+from tintray.storage.artifacts.cache import lookup
+from tintray.storage.artifacts.records import seal
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.verify import verify_store
 
 _CACHE = "store/cache/labels/key.json"
 _SIZE = (1 << 20) + 5000
@@ -36,16 +41,10 @@ def sealed(tree: Any, rng: Random) -> bytes:
 
 
 def _seeds(_: Path) -> list[Files]:
-    from tintray.storage.artifacts.records import seal
-
     blocks = [hashlib.sha256(_BIG[at : at + (1 << 20)]).hexdigest() for at in (0, 1 << 20)]
-    return [
-        {
-            _CACHE: seal({"sha256": _SMALL_SHA, "size": len(_SMALL), "meta": {"a": 1}}, "record"),
-            _BLOCKS: seal({"block_bytes": 1 << 20, "size": _SIZE, "blocks": blocks}, "record"),
-            _SMALL_BLOB: _SMALL,
-        }
-    ]
+    record = {"sha256": _SMALL_SHA, "size": len(_SMALL), "meta": {"a": 1}}
+    held = {"block_bytes": 1 << 20, "size": _SIZE, "blocks": blocks}
+    return [{_CACHE: seal(record, "record"), _BLOCKS: seal(held, "record"), _SMALL_BLOB: _SMALL}]
 
 
 def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
@@ -59,44 +58,23 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _looked_up(bench: Bench) -> None:
-    from tintray.storage.artifacts.cache import lookup
-    from tintray.storage.artifacts.store import open_store
-
     found = lookup(open_store(bench.folder / "store"), "labels", "key")
     if found is not None:
         dict(found.meta)
 
 
 def _unsealed(bench: Bench) -> None:
-    from tintray.seals import unseal
-
     for name in (_CACHE, _BLOCKS):
         unseal((bench.folder / name).read_bytes(), name)
 
 
 def _verified(bench: Bench) -> None:
-    from tintray.storage.artifacts.store import open_store
-    from tintray.storage.artifacts.verify import verify_store
-
-    _place_blob(bench)
-    verify_store(open_store(bench.folder / "store"))
-
-
-def _place_blob(bench: Bench) -> None:
     kept = bench.folder.parent / "blob"
     if not kept.is_file():
         kept.write_bytes(_BIG)
     os.link(kept, bench.folder / _BLOB)
+    verify_store(open_store(bench.folder / "store"))
 
 
-SURFACE = Surface(
-    "sealed-records",
-    8,
-    _seeds,
-    _mutate,
-    {
-        "unsealed": (40, _unsealed),
-        "looked up": (40, _looked_up),
-        "verified": (10, _verified),
-    },
-)
+_DRIVES = {"unsealed": (40, _unsealed), "looked up": (40, _looked_up), "verified": (10, _verified)}
+SURFACE = Surface("sealed-records", 8, _seeds, _mutate, _DRIVES)

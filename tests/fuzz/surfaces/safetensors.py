@@ -12,11 +12,14 @@ from typing import Any
 from tests.fuzz import raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surfaces.reading import loaded, merged
+from tintray.checkpoints.model_folder import open_model_folder
+from tintray.merging.files.tensor_files import TensorFiles
 
 _FILE = "model.safetensors"
 _ODD = (
-    *("F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "f32", "X"),
-    *([0, 4], [4, 0], [0, 2**63], [-4, 0], [0, 2**40], [0], [0, 0], [1.0, 4.0], ["0", "4"]),
+    *("F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "f32", "X", [0, 4]),
+    *([4, 0], [0, 2**63], [-4, 0], [0, 2**40], [0], [0, 0], [1.0, 4.0], ["0", "4"]),
     *([2**31, 2**31, 2], [-1], [0], [2**63], [1] * 200, [2.0], [True], "pt", {"format": "pt"}),
 )
 
@@ -27,8 +30,7 @@ def parts(data: bytes) -> tuple[Any, bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def whole(header: bytes, body: bytes) -> bytes:
-    """A file of this header and body."""
+def _whole(header: bytes, body: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
@@ -50,27 +52,22 @@ def damaged(rng: Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
         for _ in range(rng.choice((1, 20))):
             at = rng.randrange(max(1, len(body) - 4)) // 4 * 4
             body[at : at + 4] = struct.pack("<f", rng.choice((float("nan"), float("inf"), 1e38)))
-        return whole(json.dumps(header).encode(), bytes(body))
+        return _whole(json.dumps(header).encode(), bytes(body))
     if action == 5:
         names = [name for name in header if name != "__metadata__"]
-        one, other = rng.choice(names), rng.choice(names)
-        header[one]["data_offsets"], header[other]["data_offsets"] = (
-            header[other]["data_offsets"],
-            header[one]["data_offsets"],
-        )
-        return whole(json.dumps(header).encode(), body)
+        one, other = header[rng.choice(names)], header[rng.choice(names)]
+        offsets = one["data_offsets"], other["data_offsets"]
+        other["data_offsets"], one["data_offsets"] = offsets
+        return _whole(json.dumps(header).encode(), body)
     text = trees.as_json(rng, trees.damaged(rng, header, _ODD))
     if action == 6:
         text += b" " * rng.choice((1, 8, 5000)) + rng.choice((b"", b"\0", b"x"))
-    return whole(text, body)
+    return _whole(text, body)
 
 
 def _seeds(fixtures: Path) -> list[Files]:
-    found = []
-    for folder in ("zoo/three", "text/expert"):
-        files = files_below(fixtures / folder)
-        found.append({name: files[name] for name in ("config.json", _FILE)})
-    return found
+    known = [files_below(fixtures / folder) for folder in ("zoo/three", "text/expert")]
+    return [{name: files[name] for name in ("config.json", _FILE)} for files in known]
 
 
 def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
@@ -78,47 +75,19 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
     return {**files, _FILE: damaged(rng, files[_FILE], others)}
 
 
-def _opened(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_model_folder
-
-    open_model_folder(bench.folder, role="expert")
-
-
-def _loaded(bench: Bench) -> None:
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.models.loading import load_expert
-
-    load_expert(open_model_folder(bench.folder, role="expert"), "expert")
-
-
 def _streamed(bench: Bench) -> None:
     """Every tensor, as merging reads them."""
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.merging.files.tensor_files import TensorFiles
-
     weights = open_model_folder(bench.folder, role="expert").weights
     with TensorFiles(weights, "expert") as files:
         for name in files.tensors:
             files.whole(name)
 
 
-def _merged(bench: Bench) -> None:
-    like = "zoo/base" if b"ViT" in bench.content("config.json") else "text/base"
-    base = bench.fixtures / like
-    words = ("--base", base, "--method", "average", "--output", "merged")
-    bench.command("merge", bench.folder, bench.folder, *words)
+def _opened(bench: Bench) -> None:
+    open_model_folder(bench.folder, role="expert")
 
 
+_DRIVES = {"opened": (35, _opened), "streamed": (45, _streamed), "loaded": (15, loaded)}
 SURFACE = Surface(
-    "safetensors",
-    10,
-    _seeds,
-    _mutate,
-    {
-        "opened": (35, _opened),
-        "streamed": (45, _streamed),
-        "loaded": (15, _loaded),
-        "merge": (5, _merged),
-    },
-    folder=True,
+    "safetensors", 10, _seeds, _mutate, {**_DRIVES, "merge": (5, merged)}, folder=True
 )

@@ -10,8 +10,8 @@ from random import Random
 from typing import Any
 
 from tests.fuzz import raw, trees
-from tests.fuzz.surface import Bench, Files, Surface
-from tests.fuzz.surfaces.reading import examples, fit_job
+from tests.fuzz.surface import Bench, Drive, Drives, Files, Surface
+from tests.fuzz.surfaces.reading import examples, fit_job, pool
 
 _CSV = 'text,label\nw1 w2 w3,0\n"w4, w5",1\nw6 w7,2\nw8 w9 w1,one\n'
 _ROWS: list[dict[str, Any]] = [
@@ -33,31 +33,21 @@ _VALUES: list[dict[str, Any]] = [
 _TEXTS = tuple(text for text in trees.ODD if isinstance(text, str))
 
 
-def _first(bench: Bench) -> Path:
-    return next(path for path in sorted(bench.folder.iterdir()) if path.name.startswith("t."))
+def _first(bench: Bench) -> str:
+    return next(path.name for path in sorted(bench.folder.iterdir()) if path.name.startswith("t."))
 
 
-def _read(kind: str, **order: Any) -> Any:
-    def drive(bench: Bench) -> None:
-        examples(_first(bench).name, kind, **order)(bench)
-
-    return drive
+def _read(kind: str = "classification", **fields: Any) -> Drive:
+    return lambda bench: examples(_first(bench), kind, **fields)(bench)
 
 
 def _prepared(bench: Bench) -> None:
     """The texts as tokens, as a job prepares them."""
-    from tintray.checkpoints.model_folder import open_model_folder
-    from tintray.data.source import DataSource
-    from tintray.pools.preparing import open_pool
-    from tintray.tasks.registry import find_kind
-
-    expert = open_model_folder(bench.fixtures / "text" / "expert")
-    order = DataSource(str(_first(bench)))
-    open_pool(order, expert, find_kind("language_modelling"), "expert", "data")
+    pool(_first(bench), "text/expert", "language_modelling")(bench)
 
 
 def _validated(bench: Bench) -> None:
-    fit_job(bench, bench.fixtures / "text/expert", _first(bench).name, text=True)
+    fit_job(bench, bench.fixtures / "text/expert", _first(bench), text=True)
 
 
 # -- csv -------------------------------------------------------------------------------------------
@@ -92,18 +82,9 @@ def _csv(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     return {name: raw.packed(rng, data) if name.endswith(".gz") else data}
 
 
-CSV = Surface(
-    "csv",
-    8,
-    _csv_seeds,
-    _csv,
-    {
-        "examples": (60, _read("classification")),
-        "slice": (15, _read("classification", split="train[1:]", max_bad=3)),
-        "tokens": (22, _prepared),
-        "validate": (3, _validated),
-    },
-)
+_ROWS_AS_TEXT: Drives = {"examples": (60, _read())}
+_ROWS_AS_TEXT |= {"slice": (15, _read(split="train[1:]", max_bad=3)), "tokens": (22, _prepared)}
+CSV = Surface("csv", 8, _csv_seeds, _csv, {**_ROWS_AS_TEXT, "validate": (3, _validated)})
 
 # -- json ------------------------------------------------------------------------------------------
 
@@ -146,23 +127,11 @@ def _json(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 def _own_kind(bench: Bench) -> None:
     """Read as the kind of task that its columns are for."""
-    text = _first(bench).read_bytes()
+    text = (bench.folder / _first(bench)).read_bytes()
     named = {b"tokens": "token_classification", b"score": "regression", b"answer": "seq2seq"}
-    kind = next((kind for mark, kind in named.items() if mark in text), "multi_label")
-    found = _read(kind) if kind != "multi_label" else _read("classification")
-    found(bench)
+    _read(next((kind for mark, kind in named.items() if mark in text), "classification"))(bench)
 
 
-JSON = Surface(
-    "json",
-    8,
-    _json_seeds,
-    _json,
-    {
-        "examples": (40, _read("classification")),
-        "own kind": (20, _own_kind),
-        "some bad": (15, _read("classification", split="train[:2]", max_bad=2)),
-        "tokens": (22, _prepared),
-        "validate": (3, _validated),
-    },
-)
+_DRIVES: Drives = {"examples": (40, _read()), "own kind": (20, _own_kind)}
+_DRIVES |= {"some bad": (15, _read(split="train[:2]", max_bad=2)), "tokens": (22, _prepared)}
+JSON = Surface("json", 8, _json_seeds, _json, {**_DRIVES, "validate": (3, _validated)})

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,69 +20,29 @@ import numpy as np
 from tests.fuzz import guard, raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
-from tests.fuzz.surfaces.reading import fit_job
+from tests.fuzz.surfaces.reading import fitted, is_text
+from tintray.checkpoints.processors import processor_in
+from tintray.data.reading import Examples
+from tintray.pools import encoding, tokens
+from tintray.pools.preparing import build_pool
+from tintray.tasks.registry import find_kind
 
 _ODD: tuple[Any, ...] = (
-    *(
-        "AutoTokenizer",
-        "BertTokenizer",
-        "LlamaTokenizer",
-        "ViTImageProcessor",
-        "CLIPImageProcessor",
-    ),
-    *(
-        "PreTrainedTokenizerFast",
-        "TokenizersBackend",
-        "BPE",
-        "WordLevel",
-        "Unigram",
-        "WordPiece",
-        "x",
-    ),
-    *(
-        {"height": 16, "width": 16},
-        {"height": 0, "width": 5},
-        {"height": 100_000, "width": 100_000},
-    ),
-    *(
-        {"shortest_edge": 8},
-        {"longest_edge": -1},
-        [0.5],
-        [0.0, 0.0, 0.0],
-        [1, 2, 3, 4],
-        1,
-        2,
-        3,
-        44,
-        99,
-    ),
-    *(
-        {"AutoTokenizer": ["custom.Tok", None]},
-        {"AutoImageProcessor": "custom.Proc"},
-        "[PAD]",
-        "w1",
-    ),
-    *("{{ raise }}", "{% for x in range(10**9) %}{% endfor %}", "{{ ''.__class__.__mro__ }}"),
+    *("AutoTokenizer", "BertTokenizer", "LlamaTokenizer", "ViTImageProcessor"),
+    *("CLIPImageProcessor", "PreTrainedTokenizerFast", "TokenizersBackend", "BPE", "WordLevel"),
+    *("Unigram", "WordPiece", "x", {"height": 16, "width": 16}, {"height": 0, "width": 5}),
+    *({"height": 100_000, "width": 100_000}, {"shortest_edge": 8}, {"longest_edge": -1}, [0.5]),
+    *([0.0, 0.0, 0.0], [1, 2, 3, 4], 1, 2, 3, 44, 99, {"AutoTokenizer": ["custom.Tok", None]}),
+    *({"AutoImageProcessor": "custom.Proc"}, "[PAD]", "w1", "{{ raise }}"),
+    *("{% for x in range(10**9) %}{% endfor %}", "{{ ''.__class__.__mro__ }}"),
     *("{% include '/etc/passwd' %}", "{{ messages[0]['content'] }}", "{{ 'x' * 10**10 }}", "{% if"),
 )
 _KEYS = {
     "tokenizer_config.json": (
-        *(
-            "tokenizer_class",
-            "auto_map",
-            "model_max_length",
-            "pad_token",
-            "chat_template",
-            "unk_token",
-        ),
-        *(
-            "padding_side",
-            "truncation_side",
-            "added_tokens_decoder",
-            "add_prefix_space",
-            "eos_token",
-        ),
-        *("model_input_names", "clean_up_tokenization_spaces", "extra_special_tokens", "backend"),
+        *("tokenizer_class", "auto_map", "model_max_length", "pad_token", "chat_template"),
+        *("unk_token", "padding_side", "truncation_side", "added_tokens_decoder"),
+        *("add_prefix_space", "eos_token", "model_input_names", "clean_up_tokenization_spaces"),
+        *("extra_special_tokens", "backend"),
     ),
     "preprocessor_config.json": (
         *("image_processor_type", "size", "crop_size", "do_resize", "do_rescale", "rescale_factor"),
@@ -89,16 +50,8 @@ _KEYS = {
         *("do_normalize", "data_format", "device", "return_tensors", "processor_class", "do_pad"),
     ),
     "tokenizer.json": (
-        *(
-            "version",
-            "truncation",
-            "padding",
-            "added_tokens",
-            "normalizer",
-            "pre_tokenizer",
-            "model",
-        ),
-        *("post_processor", "decoder"),
+        *("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"),
+        *("model", "post_processor", "decoder"),
     ),
 }
 _CUSTOM = b"import os\nos.system('true')\nclass Tok: pass\nclass Proc: pass\n"
@@ -135,13 +88,8 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     return changed
 
 
-_SECONDS = 2
-
-
 def _copied(order: bytes, limits: Any) -> tuple[int, bytes, str]:
     """As ``tokens._apart``: exit code, answer and last words of a process that encodes."""
-    from tintray.pools import encoding
-
     places = [Path(name) for name in ("order", "answer", "said")]
     places[0].write_bytes(order)
     with guard.own_process():
@@ -152,7 +100,7 @@ def _copied(order: bytes, limits: Any) -> tuple[int, bytes, str]:
                     mode = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
                     os.dup2(os.open(place, mode), descriptor)
                 sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
-                sys.argv[1:] = [str(_SECONDS), str(limits.max_pool_bytes)]
+                sys.argv[1:] = ["2", str(limits.max_pool_bytes)]
                 encoding._main()
                 sys.stdout.flush()
                 os._exit(0)
@@ -163,68 +111,37 @@ def _copied(order: bytes, limits: Any) -> tuple[int, bytes, str]:
     return code, places[1].read_bytes(), f": {said[-1].strip()}" if said else ""
 
 
-def _use_copies() -> None:
-    from tintray.pools import tokens
+def _rows(bench: Bench, words: bool) -> tuple[dict[str, Any], str] | None:
+    """A few examples for the input, and the kind of task that they are for."""
+    if not is_text(bench):
+        return None if words else ({"image": np.zeros((2, 16, 16, 3), np.uint8)}, "classification")
+    if words:
+        return {"tokens": [["w1", "w2"], ["w3"]]}, "token_classification"
+    if b"chat_template" not in bench.content("tokenizer_config.json"):
+        return {"text": ["w1 w2", "w3 w4 w5"]}, "language_modelling"
+    roles = {"user": "w1", "assistant": "w2"}
+    talk = [{"role": role, "content": text} for role, text in roles.items()]
+    return {"messages": [talk]}, "language_modelling"
 
-    tokens._apart = _copied
 
-
-def _is_text(bench: Bench) -> bool:
-    return (bench.folder / "tokenizer.json").exists()
-
-
-def _prepared(bench: Bench) -> None:
+def _used(bench: Bench, words: bool = False) -> None:
     """Opened, and used on a few examples."""
-    _use_copies()
-    from tintray.checkpoints.processors import processor_in
-    from tintray.data.reading import Examples
-    from tintray.pools.preparing import build_pool
-    from tintray.tasks.registry import find_kind
-
-    text = _is_text(bench)
-    processor = processor_in(bench.folder, "expert", text=text)
-    if not text:
-        images = np.zeros((2, 16, 16, 3), np.uint8)
-        build_pool(Examples({"image": images}), processor, role="data")
-        return
-    talk = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
-    columns: dict[str, Any] = {"text": ["w1 w2", "w3 w4 w5"]}
-    if b"chat_template" in bench.content("tokenizer_config.json"):
-        columns = {"messages": [talk]}
-    build_pool(Examples(columns), processor, kind=find_kind("language_modelling"), role="data")
-
-
-def _words(bench: Bench) -> None:
-    _use_copies()
-    from tintray.checkpoints.processors import processor_in
-    from tintray.data.reading import Examples
-    from tintray.pools.preparing import build_pool
-    from tintray.tasks.registry import find_kind
-
-    text = _is_text(bench)
-    processor = processor_in(bench.folder, "expert", text=text)
-    if text:
-        rows = Examples({"tokens": [["w1", "w2"], ["w3"]]})
-        build_pool(rows, processor, kind=find_kind("token_classification"), role="data")
+    tokens._apart = _copied
+    processor = processor_in(bench.folder, "expert", text=is_text(bench))
+    rows = _rows(bench, words)
+    if rows is not None:
+        build_pool(Examples(rows[0]), processor, kind=find_kind(rows[1]), role="data")
 
 
 def _validated(bench: Bench) -> None:
-    _use_copies()
-    text = _is_text(bench)
-    zoo = bench.fixtures / ("text" if text else "zoo")
-    expert = zoo / ("expert" if text else "three")
+    tokens._apart = _copied
+    expert = bench.fixtures / ("text/expert" if is_text(bench) else "zoo/three")
     for name in ("config.json", "model.safetensors"):
         (bench.folder / name).write_bytes((expert / name).read_bytes())
-    (bench.folder / "pool.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
-    pool = "pool.jsonl" if text else bench.fixtures / "zoo/three.npz"
-    fit_job(bench, bench.folder, pool, text=text)
+    fitted(bench)
 
 
+_DRIVES = {"prepared": (75, _used), "words": (20, partial(_used, words=True))}
 SURFACE = Surface(
-    "tokenizers",
-    7,
-    _seeds,
-    _mutate,
-    {"prepared": (75, _prepared), "words": (20, _words), "validate": (5, _validated)},
-    folder=True,
+    "tokenizers", 7, _seeds, _mutate, {**_DRIVES, "validate": (5, _validated)}, folder=True
 )

@@ -4,79 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests.fuzz import raw, trees
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Drive, Drives, Files, Surface
+from tintray.data.source import DataSource
+from tintray.errors import SpecError
+from tintray.jobs.config import locations, settings
+from tintray.jobs.config.documents import Document
+from tintray.limits import memory_bytes
+from tintray.storage import secrets
+from tintray.storage.artifacts import urls
+from tintray.storage.artifacts.publish import parse_merge_url
+from tintray.storage.catalog.engine import parse_catalog_url
 
 _FILE = "text.json"
 _SOUND = (
-    *(
-        "tintray-data",
-        "/data/store",
-        "file:///data/store",
-        "s3://bucket/prefix",
-        "sqlite:///catalog.db",
-    ),
-    *(
-        "postgresql+psycopg://user:secret@host:5432/name?sslmode=require",
-        "merges/a/v1/manifest.json",
-    ),
-    *(
-        "s3://bucket/prefix/merges/a/v1",
-        "ten-scripts/v2",
-        "latest",
-        "train[:500]",
-        "test[50%:]",
-        "2GiB",
-    ),
-    *(
-        "google/vit-base-patch16-224",
-        "hf://org/name:config",
-        "postgresql://u@h/d",
-        "7d",
-        "density=0.2",
-    ),
-    *("http://head:8265", "https://user:pass@head/x?token=abc", "[::1]:8265", "name-1.2_x"),
+    *("tintray-data", "/data/store", "file:///data/store", "s3://bucket/prefix"),
+    *("sqlite:///catalog.db", "postgresql+psycopg://user:secret@host:5432/name?sslmode=require"),
+    *("merges/a/v1/manifest.json", "s3://bucket/prefix/merges/a/v1", "ten-scripts/v2", "latest"),
+    *("train[:500]", "test[50%:]", "2GiB", "google/vit-base-patch16-224", "hf://org/name:config"),
+    *("postgresql://u@h/d", "7d", "density=0.2", "http://head:8265"),
+    *("https://user:pass@head/x?token=abc", "[::1]:8265", "name-1.2_x"),
 )
 _SNIPPETS = (
-    *(
-        "://",
-        ":",
-        "/",
-        "//",
-        "@",
-        "?",
-        "#",
-        "%",
-        "%00",
-        "%2e%2e",
-        "..",
-        "../",
-        "[",
-        "]",
-        "\\",
-        "=",
-        "&",
-    ),
-    *(
-        "a" * 300,
-        "password=x",
-        " ",
-        "\n",
-        "é",
-        "１",
-        "٣",
-        "-",
-        "v",
-        "v0",
-        "99999999999999999999",
-        "%zz",
-    ),
+    *("://", ":", "/", "//", "@", "?", "#", "%", "%00", "%2e%2e", "..", "../", "[", "]", "\\", "="),
+    "&",
+    *("a" * 300, "password=x", " ", "\n", "é", "１", "٣", "-", "v", "v0", "99999999999999999999"),
+    "%zz",
     *trees.UGLY[:9],
 )
 
@@ -100,15 +58,6 @@ def _text(bench: Bench) -> str:
 
 
 def _readers(folder: Path) -> tuple[Callable[[str], Any], ...]:
-    from tintray.data.source import DataSource
-    from tintray.jobs.config import locations, settings
-    from tintray.jobs.config.documents import Document
-    from tintray.limits import memory_bytes
-    from tintray.storage import secrets
-    from tintray.storage.artifacts import urls
-    from tintray.storage.artifacts.publish import parse_merge_url
-    from tintray.storage.catalog.engine import parse_catalog_url
-
     sections = {"fit": {"rounds": 1}, "tasks": [{"name": "a"}]}
     return (
         urls.parse_store_url,
@@ -135,8 +84,6 @@ def _in_a_sentence(read: Callable[[str], object]) -> Callable[[str], object]:
     """A reader whose callers make a sentence of a ValueError, as it says."""
 
     def reader(text: str) -> None:
-        from tintray.errors import SpecError
-
         try:
             read(text)
         except ValueError as error:
@@ -147,54 +94,28 @@ def _in_a_sentence(read: Callable[[str], object]) -> Callable[[str], object]:
 
 def _read(bench: Bench) -> None:
     """Each reader of names by itself; which of them accept a text is not asked here."""
-    from tintray.errors import TintrayError
-
-    text = _text(bench)
-    readers = _readers(bench.folder)
-    with suppress(TintrayError):
-        bench.each(*[partial(reader, text) for reader in readers])
+    bench.each(*[partial(reader, _text(bench)) for reader in _readers(bench.folder)])
 
 
-def _option(*words: str) -> Callable[[Bench], object]:
+def _option(words: str) -> Drive:
     """The text as an option, or an argument, of a command."""
 
     def drive(bench: Bench) -> None:
         text = _text(bench).replace("\0", "")
-        if "postgres" in text or text.startswith("s3:"):
-            return  # these are looked up where they are
-        bench.command(*[text if word == "TEXT" else word for word in words])
+        if "postgres" not in text and not text.startswith("s3:"):  # these are looked up there
+            bench.command(*[text if word == "TEXT" else word for word in words.split()])
 
     return drive
 
 
-SURFACE = Surface(
-    "urls-and-names",
-    8,
-    _seeds,
-    _mutate,
-    {
-        "read": (88, _read),
-        "store": (3, _option("list", "--store", "TEXT")),
-        "catalog": (3, _option("ps", "--catalog", "TEXT")),
-        "merge": (3, _option("show", "TEXT")),
-        "job": (1, _option("status", "TEXT")),
-        "size": (
-            1,
-            _option(
-                "merge",
-                "a",
-                "b",
-                "--base",
-                "c",
-                "--method",
-                "ties",
-                "--output",
-                "o",
-                "--memory",
-                "TEXT",
-            ),
-        ),
-        "age": (1, _option("gc", "--older-than", "TEXT")),
-    },
-    confined=False,
-)
+_OPTIONS = {
+    "list --store TEXT": 3,
+    "ps --catalog TEXT": 3,
+    "show TEXT": 3,
+    "status TEXT": 1,
+    "merge a b --base c --method ties --output o --memory TEXT": 1,
+    "gc --older-than TEXT": 1,
+}
+_DRIVES: Drives = {"read": (88, _read)}
+_DRIVES |= {words: (share, _option(words)) for words, share in _OPTIONS.items()}
+SURFACE = Surface("urls-and-names", 8, _seeds, _mutate, _DRIVES, confined=False)

@@ -3,86 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import yaml
 
 from tests.fuzz import raw
-from tests.fuzz.surface import Bench, Files, Surface
+from tests.fuzz.surface import Bench, Drives, Files, Surface, command
 from tests.fuzz.surfaces import job_files
+from tintray.jobs.config.job_file import load_spec
+from tintray.jobs.runs.change import read_tasks
 
 _JOB = "job.yaml"
 _SCALARS = (
-    *(
-        "1",
-        "0o7",
-        "0x1f",
-        "1_000",
-        "1:30:00",
-        "1e3",
-        ".inf",
-        "-.inf",
-        ".nan",
-        "~",
-        "null",
-        "yes",
-        "no",
-    ),
-    *("on", "2020-01-01", "2020-01-01T00:00:00Z", "2020-13-45", "0b2", "+1", "1e99999", "9" * 5000),
-    *(
-        "1:" * 3000 + "1",
-        "'a'",
-        '"\\x1b[31m"',
-        '"\\ud800"',
-        '"\\0"',
-        "|\n    text\n",
-        ">-\n    a\n",
-        "''",
-    ),
-    *(
-        "!!python/object/apply:os.system ['true']",
-        "!!binary aGk=",
-        "!!binary '%%'",
-        "!!int x",
-        "!!null x",
-    ),
-    *(
-        "!!float [1]",
-        "!!set {a, b}",
-        "!!omap [a: 1]",
-        "!!pairs [a: 1]",
-        "!!timestamp x",
-        "!<tag:x> a",
-    ),
-    *(
-        "!!map []",
-        "!!seq {}",
-        "!!str {a: 1}",
-        "!!bool maybe",
-        "!x",
-        "*nobody",
-        "&a",
-        "=",
-        "<<",
-        "? a",
-        "%a",
-    ),
-    *(
-        "@a",
-        "`a",
-        "- - - a",
-        "[a, b",
-        "{a: b",
-        "]",
-        "}",
-        "a: b: c",
-        "\t",
-        "#",
-        "...",
-        "---",
-        "!!value =",
-    ),
+    *("1", "0o7", "0x1f", "1_000", "1:30:00", "1e3", ".inf", "-.inf", ".nan", "~", "null", "yes"),
+    *("no", "on", "2020-01-01", "2020-01-01T00:00:00Z", "2020-13-45", "0b2", "+1", "1e99999"),
+    *("9" * 5000, "1:" * 3000 + "1", "'a'", '"\\x1b[31m"', '"\\ud800"', '"\\0"', "|\n    text\n"),
+    *(">-\n    a\n", "''", "!!python/object/apply:os.system ['true']", "!!binary aGk="),
+    *("!!binary '%%'", "!!int x", "!!null x", "!!float [1]", "!!set {a, b}", "!!omap [a: 1]"),
+    *("!!pairs [a: 1]", "!!timestamp x", "!<tag:x> a", "!!map []", "!!seq {}", "!!str {a: 1}"),
+    *("!!bool maybe", "!x", "*nobody", "&a", "=", "<<", "? a", "%a", "@a", "`a", "- - - a"),
+    *("[a, b", "{a: b", "]", "}", "a: b: c", "\t", "#", "...", "---", "!!value ="),
 )
 
 
@@ -172,38 +114,18 @@ def _bomb(rng: Random) -> str:
     return "---\n" * rng.choice((2, 5000)) + "name: a\n"
 
 
-def _loaded(bench: Bench) -> None:
-    from tintray.jobs.config.job_file import load_spec
-
-    load_spec(bench.folder / _JOB, ())
+def _loaded(bench: Bench, overrides: Sequence[str] = ()) -> None:
+    load_spec(bench.folder / _JOB, overrides)
 
 
 def _tasks(bench: Bench) -> None:
-    from tintray.jobs.runs.change import read_tasks
-
     read_tasks(bench.folder / _JOB)
 
 
-def _overridden(bench: Bench) -> None:
-    from tintray.jobs.config.job_file import load_spec
-
-    load_spec(bench.folder / _JOB, ("fit.rounds=3", "tasks.two.name=other"))
-
-
-def _validated(bench: Bench) -> None:
-    bench.command("validate", _JOB)
-
-
-SURFACE = Surface(
-    "yaml-text",
-    8,
-    _seeds,
-    _mutate,
-    {
-        "loaded": (55, _loaded),
-        "tasks": (30, _tasks),
-        "overridden": (14, _overridden),
-        "validate": (1, _validated),
-    },
-    confined=False,
-)
+_SET = ("fit.rounds=3", "tasks.two.name=other")
+_DRIVES: Drives = {
+    "loaded": (55, _loaded),
+    "overridden": (14, partial(_loaded, overrides=_SET)),
+}
+_DRIVES |= {"tasks": (30, _tasks), "validate": (1, command(f"validate {_JOB}"))}
+SURFACE = Surface("yaml-text", 8, _seeds, _mutate, _DRIVES, confined=False)
