@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,9 +22,7 @@ import numpy as np
 import tintray
 from benchmarks.kept import Kept
 from benchmarks.zoos.building import job_file
-from benchmarks.zoos.digits import build
-from benchmarks.zoos.experts import train_expert
-from benchmarks.zoos.recipe import DIGITS
+from examples import digits
 from tintray.models.loading import quiet_transformers
 
 BAD = "turned"
@@ -43,7 +40,7 @@ def corrupt(zoo: Path, share: float) -> float:
     right = data["y_train"].copy()
     data["y_train"][rows] = (right[rows] + random.integers(1, classes, len(rows))) % classes
     np.savez(path, **data)
-    found = train_expert(zoo, BAD, DIGITS)["accuracy"]
+    found = digits.train_expert(zoo, BAD)
     np.savez(path, **data | {"y_train": right})
     return found
 
@@ -69,22 +66,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.3)
-    parser.add_argument("--tasks", nargs="*", default=DIGITS.tasks, choices=DIGITS.tasks)
+    parser.add_argument("--tasks", nargs="*", default=digits.TASKS, choices=digits.TASKS)
     parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")
     arguments = parser.parse_args()
     quiet_transformers()
     with TemporaryDirectory(prefix="tintray-bad-expert-") as scratch:
         folder = (arguments.store or Path(scratch)).resolve()
         kept = Kept(folder)
-        recipe = replace(DIGITS, tasks=tuple(dict.fromkeys((BAD, *arguments.tasks))))
-        zoo = folder / f"zoo-{len(recipe.tasks)}-{arguments.share:g}"
-        note = f"a share of {arguments.share:g} corrupted, {', '.join(recipe.tasks)}"
-        expert = kept.once(
-            note, note, lambda: corrupt(build(zoo, recipe=recipe, workers=1), arguments.share)
-        )
+        tasks = tuple(dict.fromkeys((BAD, *arguments.tasks)))
+        zoo = folder / f"zoo-{len(tasks)}-{arguments.share:g}"
+        note = f"a share of {arguments.share:g} corrupted, {', '.join(tasks)}"
+        digits.main(zoo, tasks)
+        expert: float = kept.once(note, note, lambda: corrupt(zoo, arguments.share))
         print(f"the bad expert: {expert:.1%} on its test set", flush=True)
         job = zoo / "job.yaml"
-        job.write_text(job_file("digits", recipe.tasks))
+        job.write_text(job_file("digits", tasks))
         result: dict[str, dict[str, float]] = {}
         for name in FILTERS:
             runs = [

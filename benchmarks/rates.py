@@ -29,7 +29,7 @@ from torch.nn import functional
 
 import tintray
 from benchmarks.kept import Kept
-from benchmarks.zoos.digit_tasks import TASKS, load, pretraining_digits, split
+from examples.digits import TASKS, load, split
 from tintray.tasks.evaluation import mean
 
 SHOWN = ("turned", "mirrored", "inverted", "scrambled")
@@ -164,26 +164,25 @@ def build(zoo: Path, kind: str) -> None:
     """The base, and the kind's four experts with their pools."""
     width, pixels, ask, loss = KINDS[kind]
     torch.manual_seed(0)
+    images, digits = load()
+    upright, pool, test = split(digits)
     if not (zoo / "pretrained").exists():
-        images, digits = pretraining_digits()
-        pretrained = Net(10, False)
-        train(pretrained, images, torch.from_numpy(digits), functional.cross_entropy, 20, 2e-3)
+        pretrained, truth = Net(10, False), torch.from_numpy(digits[upright])
+        train(pretrained, images[upright], truth, functional.cross_entropy, 20, 2e-3)
         _save(pretrained, zoo / "pretrained")
     backbone = {n: t for n, t in _read(zoo / "pretrained").items() if not n.startswith("head")}
     base = Net(width, pixels)  # the same backbone in the experts' configuration
     base.load_state_dict(backbone, strict=False)
     _save(base, zoo / f"{kind}.base")
-    images, digits = load()
-    parts = split()
     truth = ask(images, digits)
     labels = (truth.movedim(1, -1) if kind == "normals" else truth).numpy()
     for name in SHOWN:
-        shown = np.ascontiguousarray(TASKS[name].show(images))
+        shown = np.ascontiguousarray(TASKS[name](images))
         net = Net(width, pixels)
         net.load_state_dict(backbone, strict=False)
-        train(net, shown[parts.pool], truth[parts.pool], loss, 12, 3e-3)
+        train(net, shown[pool], truth[pool], loss, 12, 3e-3)
         _save(net, zoo / f"{kind}.{name}")
-        data = {"train": parts.pool, "test": parts.test[:500]}
+        data = {"train": pool, "test": test[:500]}
         arrays = {f"x_{part}": shown[rows] for part, rows in data.items()}
         arrays |= {f"y_{part}": labels[rows] for part, rows in data.items()}
         np.savez(zoo / f"{kind}.{name}.npz", **arrays)

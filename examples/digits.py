@@ -15,7 +15,9 @@ import os
 import shutil
 import sys
 import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +51,34 @@ TASKS: dict[str, Any] = {
 }
 
 
-def write_data(folder: Path) -> None:
-    """``base.npz``, and of each task a file with a pool and a test set, in ``folder``."""
-    images, digits = load_digits().images, load_digits().target.astype(np.int64)
-    images = np.round(images * (255 / 16)).astype(np.uint8)  # its grays go from 0 to 16
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits: images uint8 [N, 8, 8] and which digit each one shows, int64 [N]."""
+    held = load_digits()
+    images = np.round(held.images * (255 / 16)).astype(np.uint8)  # its grays go from 0 to 16
+    return images, held.target.astype(np.int64)
+
+
+def split(digits: np.ndarray) -> list[np.ndarray]:
+    """Indices of the base's, the experts' and the tests' part, the same share of each digit."""
     random = np.random.default_rng(0)
-    parts: tuple[list[Any], ...] = ([], [], [])  # the base's, the experts', for tests
+    parts: tuple[list[Any], ...] = ([], [], [])
     for digit in range(10):
         members = random.permutation(np.flatnonzero(digits == digit))
         cuts = np.cumsum([round(0.28 * len(members)), round(0.5 * len(members))])
         for part, chosen in zip(parts, np.split(members, cuts), strict=True):
             part.append(chosen)
-    base, pool, test = (random.permutation(np.concatenate(part)) for part in parts)
+    return [random.permutation(np.concatenate(part)) for part in parts]
+
+
+def write_data(folder: Path, tasks: Iterable[str]) -> None:
+    """``base.npz``, and of each task a file with a pool and a test set, in ``folder``."""
+    images, digits = load()
+    base, pool, test = split(digits)
     names = np.array(DIGITS)
     save(folder / "base.npz", x_train=images[base], y_train=digits[base], class_names=names)
-    for task, show in TASKS.items():
+    for task in tasks:
         parity = task == "parity"
-        shown, asked = np.ascontiguousarray(show(images)), digits % 2 if parity else digits
+        shown, asked = np.ascontiguousarray(TASKS[task](images)), digits % 2 if parity else digits
         save(
             folder / f"{task}.npz",
             x_train=shown[pool],
@@ -114,8 +127,8 @@ def train_base(zoo: Path) -> None:
     processor.save_pretrained(zoo / "base")
 
 
-def train_expert(zoo: Path, task: str) -> str:
-    """Fine-tune the base on a task: a new head on frozen features first, then everything."""
+def train_expert(zoo: Path, task: str) -> float:
+    """Fine-tune the base on a task, head first, then everything; the accuracy on its test set."""
     data = np.load(zoo / f"data/{task}.npz")
     processor = ViTImageProcessorPil.from_pretrained(zoo / "base")
     model = ViTForImageClassification.from_pretrained(zoo / "base")
@@ -132,8 +145,7 @@ def train_expert(zoo: Path, task: str) -> str:
     processor.save_pretrained(zoo / task)
     with torch.inference_mode():
         found = model(pixel_values=pixels_of(processor, data["x_test"])).logits.argmax(-1)
-    right = found == torch.from_numpy(data["y_test"])
-    return f"{task}: accuracy {right.float().mean():.3f}"
+    return float((found == torch.from_numpy(data["y_test"])).float().mean())
 
 
 def pixels_of(processor: Any, images: Any) -> torch.Tensor:
@@ -180,23 +192,23 @@ def begin() -> None:
     logging.disable_progress_bar()
 
 
-def main(out: Path) -> None:
+def main(out: Path, tasks: Sequence[str] = tuple(TASKS)) -> None:
     """Make all in a folder beside ``out``, which gets that name when it is whole."""
-    if (out / "occluded/model.safetensors").is_file():
-        sys.exit(0)
+    if all((out / task / "model.safetensors").is_file() for task in tasks):
+        return
     if out.exists() and any(out.iterdir()):
         sys.exit(f"{out} is not empty and holds no digits; name another folder")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "data").mkdir(parents=True)
-    write_data(partial / "data")
+    write_data(partial / "data", tasks)
     cores = min(4, len(os.sched_getaffinity(0)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, spawn, begin) as pool:
         print("pretraining the base", flush=True)
         pool.submit(train_base, partial).result()
-        for said in pool.map(train_expert, [partial] * len(TASKS), TASKS):
-            print(said, flush=True)
+        for task, found in zip(tasks, pool.map(train_expert, repeat(partial), tasks), strict=True):
+            print(f"{task}: accuracy {found:.3f}", flush=True)
     if out.exists():
         out.rmdir()
     partial.rename(out)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from examples.digits import TASKS, load, split, write_data
 from tintray.jobs.config.job_file import JobSpec, load_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -53,19 +56,22 @@ def test_each_setting_holds_the_smaller_one() -> None:
     }
 
 
-def test_the_digits_of_the_demo_are_those_of_the_zoo(tmp_path: Path) -> None:
-    """And so, by the same recipe, are the models that learn from them."""
-    from runpy import run_path
-
-    import numpy as np
-
-    from benchmarks.zoos.digit_tasks import TASKS, base_arrays, task_arrays
-
-    made = run_path(str(Path(__file__).parents[2] / "examples" / "digits.py"))
-    made["write_data"](tmp_path)
-    wanted = {"base": base_arrays()} | {name: task_arrays(name) for name in TASKS}
-    assert {path.stem for path in tmp_path.iterdir()} == wanted.keys()
-    for name, arrays in wanted.items():
-        with np.load(tmp_path / f"{name}.npz") as found:
-            assert found.files == list(arrays)
-            assert all(np.array_equal(found[key], array) for key, array in arrays.items())
+def test_the_demo_trains_its_experts_on_parts_that_share_no_image(tmp_path: Path) -> None:
+    """And its job file finds what they are, and their data."""
+    images, digits = load()
+    parts = split(digits)
+    assert sorted(np.concatenate(parts)) == list(range(len(images)))
+    for part in parts:
+        assert np.ptp(np.bincount(digits[part])) <= 0.1 * len(part) / 10 + 2
+    zoo = tmp_path / "zoo/digits"
+    for folder in ("base", "data", *TASKS):
+        (zoo / folder).mkdir(parents=True)
+    write_data(zoo / "data", TASKS)
+    for name, show in TASKS.items():
+        with np.load(zoo / "data" / f"{name}.npz") as shown:
+            assert np.array_equal(shown["x_test"], show(images)[parts[2]])
+            assert set(shown["y_train"]) == set(range(len(shown["class_names"])))
+    (tmp_path / "examples").mkdir()
+    shutil.copy(EXAMPLES / "digits.yaml", tmp_path / "examples")
+    spec = load_spec(tmp_path / "examples/digits.yaml")  # refuses a path that leads nowhere
+    assert [Path(task.expert).name for task in spec.tasks] == list(TASKS)
