@@ -74,21 +74,17 @@ class Workbench:
     def layers(self, device: str = "cpu") -> list[TintLayer]:
         """A fresh tint layer per task."""
         return [
-            TintLayer.of_expert(
-                name,
-                private_state(expert, self.private) | norm_buffers(expert) | self._factors(expert),
-                self.paths,
-                device=device,
-            )
+            TintLayer.of_expert(name, self._state(expert), self.paths, device=device)
             for name, expert in self.experts.items()
         ]
 
-    def _factors(self, expert: nn.Module) -> dict[str, Tensor]:
-        vectors = {
-            name: (expert.get_parameter(name) - self.base.get_parameter(name)).detach()
-            for name in self.low_rank
-        }
-        return {} if self.rank is None else low_rank_factors(vectors, self.rank)
+    def _state(self, expert: nn.Module) -> dict[str, Tensor]:
+        state = private_state(expert, self.private) | norm_buffers(expert)
+        if self.rank is None:
+            return state
+        pairs = {n: (expert.get_parameter(n), self.base.get_parameter(n)) for n in self.low_rank}
+        vectors = {name: (one - base).detach() for name, (one, base) in pairs.items()}
+        return state | low_rank_factors(vectors, self.rank)
 
     def group(
         self, settings: StepSettings = SETTINGS, only: str | None = None, device: str = "cpu"
@@ -119,12 +115,11 @@ def workbench(
     folder: Path, data: Mapping[str, Path], examples: int | None = None, **options: Any
 ) -> Workbench:
     """A workbench over the experts in ``folder``, each with (the start of) its data file."""
-    checkpoints = {name: open_model_folder(folder / name) for name in data}
-    first = next(iter(checkpoints.values()))
-    base = load_base(open_model_folder(folder / "base"), like=first)
-    experts = {name: load_expert(found) for name, found in checkpoints.items()}
-    loaded = {}
-    for name, found in checkpoints.items():
-        pool = open_pool(DataSource(str(data[name])), found, CLASSIFICATION, name, name)
-        loaded[name] = pool if examples is None else pool[:examples]
-    return Workbench(base, experts, loaded, **options)
+    folders = {name: open_model_folder(folder / name) for name in data}
+    base = load_base(open_model_folder(folder / "base"), like=next(iter(folders.values())))
+    experts = {name: load_expert(of) for name, of in folders.items()}
+    pools = {
+        name: open_pool(DataSource(str(data[name])), of, CLASSIFICATION, name, name)[:examples]
+        for name, of in folders.items()
+    }
+    return Workbench(base, experts, pools, **options)

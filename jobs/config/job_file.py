@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from tintray.errors import SpecError
 from tintray.jobs.config.documents import Document, read_document
 from tintray.jobs.config.fields import CatalogLocation, ModelLocation, Name, StoreLocation
 from tintray.jobs.config.renamed import as_hashed, upgraded
@@ -31,6 +32,7 @@ from tintray.jobs.config.sections import (
 )
 from tintray.jobs.config.settings import default_catalog, default_store, is_own_cluster
 from tintray.storage.secrets import shown_url
+from tintray.tasks.kinds import BY_DISTANCE
 from tintray.vectors.task_count_scale import scale_for_task_count
 
 COEFFICIENT_LR = 2e-2
@@ -181,4 +183,11 @@ def _validated(document: Document, folder: Path) -> JobSpec:
         fields = JobSpec.model_fields
         given = {k: v for k, v in document.value.items() if v is not None or k not in fields}
         document = replace(document, value=given)
-    return JobSpec.read(document, folder)
+    spec = JobSpec.read(document, folder)
+    kinds = {task.kind for task in spec.tasks}
+    if spec.objective.distance != "l1" and kinds.isdisjoint(BY_DISTANCE):
+        raise SpecError(
+            f"{document.origin(('objective', 'distance'))}: objective.distance: expected a task of "
+            f"kind {' or '.join(BY_DISTANCE)}, which it compares, found {', '.join(sorted(kinds))}"
+        )
+    return spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,27 @@ from tintray.jobs.events import Notice, PhaseStarted
 from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
-def spoil(zoo: TinyZoo, task: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-    path = zoo.folder / task / "model.safetensors"
-    tensors = {name: change(name, tensor) for name, tensor in load_file(path).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 def test_an_expert_that_always_answers_the_same_is_told_and_left_out(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
     zoo, events = tiny.copy(tmp_path / "zoo"), list[Any]()
     first = torch.tensor([100.0, 0, 0, 0, 0])
     for task in ("five", "four"):  # with a test set, and without
-        spoil(zoo, task, lambda name, t: t + first[: len(t)] if name == "classifier.bias" else t)
-    tasks = ("five", "four", "three")
-    spec = zoo.spec(tmp_path / "store", tasks)
+        path = zoo.folder / task / "model.safetensors"
+        tensors = load_file(path)
+        tensors["classifier.bias"] += first[: len(tensors["classifier.bias"])]
+        save_file(tensors, path, metadata={"format": "pt"})
+    spec = zoo.spec(tmp_path / "store", ("five", "four", "three"))
     summary = api.run(spec, on_event=events.append)
-    fitting = next(
-        index
-        for index, event in enumerate(events)
-        if isinstance(event, PhaseStarted) and event.phase == "fitting"
-    )
-    told = [str(event) for event in events[:fitting] if isinstance(event, Notice)]
+    phases = [event.phase if isinstance(event, PhaseStarted) else None for event in events]
+    before = events[: phases.index("fitting")]
+    told = [str(event) for event in before if isinstance(event, Notice)]
     assert any("task 'five': its expert cannot be told from one" in text for text in told)
     assert any("task 'four': its expert answers the same" in text for text in told)
     assert [task.at_chance for task in summary.tasks] == [True, True, False]
     assert summary.normalised_accuracy == summary.tasks[2].normalised
     assert [notice.split(":")[0] for notice in summary.notices] == ["task 'five'", "task 'four'"]
-    place = {"store": str(spec.store), "catalog": str(spec.catalog)}
-    table = api.evaluate("tiny", **place)
+    table = api.evaluate("tiny", store=str(spec.store), catalog=str(spec.catalog))
     assert table.normalised_accuracy == summary.normalised_accuracy
     manifest = read_manifest(*parse_merge_url(summary.url))
     assert manifest["metrics"]["normalised_accuracy"] == summary.normalised_accuracy

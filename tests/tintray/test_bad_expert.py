@@ -36,18 +36,18 @@ def agreement_with_clean_experts(tiny: TinyZoo, filter_: Filter) -> float:
         gradient = group.step(vectors.merge(coefficients.values), round_, 1e-2).gradient
         coefficients.update(vectors.project(gradient), 1e-2)
     group._fused.bind(vectors.merge(coefficients.values), None)
-    with torch.inference_mode():
-        shares = []
-        for task in (task for task in group.tasks if task.name in BAD):
+    shares = []
+    for task in (task for task in group.tasks if task.name in BAD):
+        with torch.inference_mode():
             answers = group._fused.forward([task.pool.batch(slice(None))], [task.layer])[0]
-            expert = clean[task.name]
-            same = answers[:, : expert.shape[-1]].argmax(-1) == expert.argmax(-1)
-            shares.append(same.float().mean().item())
+        expert = clean[task.name]
+        same = answers[:, : expert.shape[-1]].argmax(-1) == expert.argmax(-1)
+        shares.append(same.float().mean().item())
     return sum(shares) / len(shares)
 
 
 def test_a_bad_expert_harms_less_with_a_filter_than_without(tiny: TinyZoo) -> None:
     filters: tuple[Filter, ...] = ("none", "agreement", "threshold")
-    kept = {filter_: agreement_with_clean_experts(tiny, filter_) for filter_ in filters}
-    assert kept["none"] < kept["agreement"] < kept["threshold"], kept
-    assert kept["threshold"] > kept["none"] + 0.03, kept
+    shares = {filter_: agreement_with_clean_experts(tiny, filter_) for filter_ in filters}
+    assert shares["none"] < shares["agreement"] < shares["threshold"], shares
+    assert shares["threshold"] > shares["none"] + 0.03, shares

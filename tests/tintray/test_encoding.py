@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests import tiny_models as tiny
 from tintray.data.reading import Examples
@@ -26,47 +29,42 @@ SMALL = DataSource("x", limits=Limits(max_pool_bytes=2**20))
 
 def made(**options: Any) -> Any:
     """A tokenizer whose file has ``options`` in place of its own parts."""
-    import json
-
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    known = json.loads(tiny.tokenizer().backend_tokenizer.to_str()) | options
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(known)),
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        model_max_length=32,
-    )
+    parts = json.loads(tiny.tokenizer().backend_tokenizer.to_str()) | options
+    backend, special = Tokenizer.from_str(json.dumps(parts)), {"pad": "[PAD]", "unk": "[UNK]"}
+    names = {f"{name}_token": token for name, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
 
 
 def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
+def sequence(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", name: list(parts)}
+
+
 def split(expression: str) -> dict[str, Any]:
-    return {
-        "type": "Split",
-        "pattern": {"Regex": expression},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated",
+            "invert": False}  # fmt: skip
 
 
-def chat(template: str) -> tuple[Any, Examples]:
-    return tiny.tokenizer(chat_template=template), Examples({"messages": [TALK]})
+def chat(template: str) -> tuple[Examples, Any]:
+    return Examples({"messages": [TALK]}), tiny.tokenizer(chat_template=template)
 
 
-def test_a_process_of_its_own_makes_what_transformers_makes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def refused(examples: Examples, tokenizer: Any, source: DataSource, words: str) -> None:
+    kind = find_kind("language_modelling")
+    with pytest.raises(DataError, match=words):
+        build_pool(examples, tokenizer, kind=kind, source=source, role="tasks.two.pool")
+
+
+def test_a_process_of_its_own_makes_what_transformers_makes(monkeypatch: Any) -> None:
     """Numbers, answers and words, whether the tokenizer is run here or apart."""
     rows = [" ".join(row) for row in tiny.sentences(5, 3)]
     options = {"truncation": True, "max_length": 7}
     talk = tiny.tokenizer(chat_template=MARKED)
-    whole = talk.apply_chat_template(
-        [TALK], return_dict=True, return_assistant_tokens_mask=True, **options
-    )
+    marked = {"return_dict": True, "return_assistant_tokens_mask": True}
+    whole = talk.apply_chat_template([TALK], **marked, **options)
     apart = []
     monkeypatch.setattr(text, "_is_bounded", lambda tokenizer: False)
     for columns, tokenizer in (
@@ -76,9 +74,8 @@ def test_a_process_of_its_own_makes_what_transformers_makes(
         ({"text": rows}, made(normalizer=replace({"String": "w1"}, "w2"))),
     ):
         expected = encode(columns, tokenizer, options)
-        found = text._encoded(Examples(columns), tokenizer, options, DataSource("x"), "data")
-        assert found == expected
-        apart.append(found)
+        apart.append(text._encoded(Examples(columns), tokenizer, options, DataSource("x"), "data"))
+        assert apart[-1] == expected
     assert apart[0]["rows"]["input_ids"] == whole["input_ids"]
     assert apart[0]["assistant"] == whole["assistant_masks"]
 
@@ -90,14 +87,9 @@ def test_only_what_has_rules_of_its_own_is_run_apart() -> None:
         assert text._is_bounded(made(**part))
     for part in (
         {"normalizer": replace({"String": "a"}, "aa")},
-        {
-            "normalizer": {
-                "type": "Sequence",
-                "normalizers": [lower, prepend],
-            }
-        },
-        {"normalizer": {"type": "Sequence", "normalizers": [lower, lower]}},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [level, level]}},
+        {"normalizer": sequence("normalizers", lower, prepend)},
+        {"normalizer": sequence("normalizers", lower, lower)},
+        {"pre_tokenizer": sequence("pretokenizers", level, level)},
         {"pre_tokenizer": split("a+")},
     ):
         assert not text._is_bounded(made(**part))
@@ -105,44 +97,27 @@ def test_only_what_has_rules_of_its_own_is_run_apart() -> None:
 
 @pytest.mark.parametrize("template", [CENTURIES, TWICE, MARKED + CENTURIES])
 def test_what_would_compute_for_ever_is_ended(template: str) -> None:
-    tokenizer, examples = chat(template)
-    with pytest.raises(
-        DataError,
-        match=r"two\.pool: the chat template of the expert took more than the 1 s that max_sec",
-    ):
-        build_pool(
-            examples,
-            tokenizer,
-            kind=find_kind("language_modelling"),
-            source=SECOND,
-            role="tasks.two.pool",
-        )
+    words = r"two\.pool: the chat template of the expert took more than the 1 s that max_seconds"
+    refused(*chat(template), SECOND, words)
 
 
 def test_expressions_of_a_tokenizer_are_ended() -> None:
     """Each search has a bound of the library's, a text has as many as it has letters."""
     tokenizer = made(pre_tokenizer=split("a*a*a*a*bd"))
     examples = Examples({"text": ["a" * 60 + "b bd"] * 20_000})
-    with pytest.raises(DataError, match="the tokenizer of the expert took more than the 1 s"):
-        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SECOND)
+    refused(examples, tokenizer, SECOND, "the tokenizer of the expert took more than the 1 s")
 
 
-@pytest.mark.parametrize("what", ["template", "tokenizer"])
-def test_what_would_take_all_memory_is_ended(what: str) -> None:
-    if what == "template":
-        tokenizer, examples = chat("{{ 'x' * 10**10 }}")
-    else:
-        more = [replace({"String": "w"}, "w" * 1000)] * 4
-        tokenizer = made(normalizer={"type": "Sequence", "normalizers": more})
-        examples = Examples({"text": ["w1"]})
-    with pytest.raises(DataError, match="of the expert took more memory than max_pool_bytes"):
-        build_pool(examples, tokenizer, kind=find_kind("language_modelling"), source=SMALL)
+def test_what_would_take_all_memory_is_ended() -> None:
+    words = "of the expert took more memory than max_pool_bytes"
+    refused(*chat("{{ 'x' * 10**10 }}"), SMALL, words)
+    more = sequence("normalizers", *[replace({"String": "w"}, "w" * 1000)] * 4)
+    refused(Examples({"text": ["w1"]}), made(normalizer=more), SMALL, words)
 
 
 @pytest.mark.parametrize(
     "template", ["{{ ", "{{ raise_exception('no system role') }}", "{{ x.y.z }}"]
 )
 def test_a_template_that_fails_says_why(template: str) -> None:
-    tokenizer, examples = chat(template)
-    with pytest.raises(DataError, match=r"chat template of the expert cannot read the texts \(\w+"):
-        build_pool(examples, tokenizer, kind=find_kind("language_modelling"))
+    words = r"chat template of the expert cannot read the texts \(\w+"
+    refused(*chat(template), DataSource("x"), words)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from tintray.tinting.step import StepSettings
 
 Gradients = tuple[Tensor, dict[str, Tensor]]
 SITES = ("head", "vit.layers.2", "vit.layers.0")
-OBJECTIVES = tuple(product(("soft", "hard"), ("none", "agreement")))
 
 
 def naive_gradients(bench: Workbench, coefficients: Tensor, settings: StepSettings) -> Gradients:
@@ -33,33 +33,31 @@ def naive_gradients(bench: Workbench, coefficients: Tensor, settings: StepSettin
     tints = {}
     for layer in bench.layers():
         name, expert = layer.task, bench.experts[layer.task]
-        own = {key: layer.tensors[key].detach().clone().requires_grad_() for key in layer.trained}
+        tint = {key: layer.tensors[key].detach().clone().requires_grad_() for key in layer.trained}
         merged = dict(base)
         for slot in bench.layout.slots:
-            column = next(
-                n for n, u in enumerate(bench.layout.units) if u.start <= slot.start < u.stop
-            )
+            units = enumerate(bench.layout.units)
+            column = next(n for n, u in units if u.start <= slot.start < u.stop)
             for row, other in enumerate(bench.experts.values()):
                 vector = other.get_parameter(slot.name).detach() - base[slot.name]
                 merged[slot.name] = merged[slot.name] + lambdas[row, column] * vector
         index = sample(settings.seed, name, 0, len(bench.pools[name]), settings.batch_size)
         batch = bench.pools[name].batch(index)
-        logits = torch.func.functional_call(expert, merged | own, (), batch).logits
+        logits = torch.func.functional_call(expert, merged | tint, (), batch).logits
         naive_loss(logits, bench.labels[name][index], settings).backward()
-        tints[name] = torch.cat([own[key].grad.flatten() for key in layer.trained])
+        tints[name] = torch.cat([tint[key].grad.flatten() for key in layer.trained])
     assert lambdas.grad is not None
     return lambdas.grad, tints
 
 
 def naive_loss(merged: Tensor, expert: Tensor, settings: StepSettings) -> Tensor:
     """Mean over the batch of the loss to the expert's prediction, dropped examples as zeros."""
-    log_probabilities = merged.log_softmax(-1)
     if settings.labels == "soft":
         heat = settings.temperature
         target = (expert / heat).softmax(-1)
         loss = -(target * (merged / heat).log_softmax(-1)).sum(-1) * heat**2
     else:
-        loss = -log_probabilities[torch.arange(len(merged)), expert.argmax(-1)]
+        loss = -merged.log_softmax(-1)[torch.arange(len(merged)), expert.argmax(-1)]
     if settings.filter == "agreement":
         ours, theirs = merged.detach().softmax(-1), expert.softmax(-1)
         contradicts = ours.argmax(-1) != theirs.argmax(-1)
@@ -70,66 +68,53 @@ def naive_loss(merged: Tensor, expert: Tensor, settings: StepSettings) -> Tensor
 def fused_gradients(
     bench: Workbench, coefficients: Tensor, settings: StepSettings
 ) -> tuple[Gradients, list[float]]:
-    """The same of one fused step, and the share of examples that each task kept."""
+    """The same of one fused step, and the share of each task's examples that is selected."""
     vectors, group = bench.vectors, bench.group(settings)
     for task in group.tasks:
         task.optimiser = None  # nobody consumes the gradients: they stay in the tint layers
     result = group.step(vectors.merge(coefficients), 0, tint_lr=0.0)
-    tints = {
-        task.name: torch.cat([p.grad.flatten() for p in task.layer.parameters])
-        for task in group.tasks
-    }
-    kept = [metrics.selected_fraction for metrics in result.metrics.values()]
-    return (vectors.project(result.gradient), tints), kept
+    gradients = {t.name: [p.grad.flatten() for p in t.layer.parameters] for t in group.tasks}
+    tints = {name: torch.cat(parts) for name, parts in gradients.items()}
+    selected = [metrics.selected_fraction for metrics in result.metrics.values()]
+    return (vectors.project(result.gradient), tints), selected
 
 
-def assert_equal(found: Gradients, expected: Gradients, relative: float) -> None:
+def assert_equal(fused: Gradients, naive: Gradients, relative: float) -> None:
     """Equal up to ``relative``, of Λ as a whole and of each task's tint layer as a whole."""
-    pairs = [("Λ", found[0], expected[0])]
-    pairs += [(task, found[1][task], tint) for task, tint in expected[1].items()]
+    pairs = [("Λ", fused[0], naive[0]), *((t, fused[1][t], tint) for t, tint in naive[1].items())]
     for name, ours, theirs in pairs:
         size = theirs.norm()
         assert size > 1e-3, f"{name}: a gradient that vanishes proves nothing"
         assert (ours - theirs).norm() <= relative * size, name
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize(("labels", "filter_"), OBJECTIVES)
+CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    *(
+        ({"site": site}, {"batch_size": 12, "labels": labels, "filter": chosen, "temperature": 1.5})
+        for site, labels, chosen in product(SITES, ("soft", "hard"), ("none", "agreement"))
+    ),
+    *(({"granularity": granularity}, {}) for granularity in ("block", "task")),
+    # batches of 6: micro-batches of 4 and 9 end in the middle of one, and span two tasks
+    *(
+        ({"site": site}, {"filter": "agreement", "micro_batch": size})
+        for site, size in product(SITES[:2], (1, 4, 9, 11))
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "changes"), CASES)
 def test_fused_gradients_are_the_naive_ones(
-    tiny: TinyZoo, site: str, labels: str, filter_: str
+    tiny: TinyZoo, options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    bench = tiny_workbench(tiny, site=site)
-    settings = replace(SETTINGS, batch_size=12, labels=labels, filter=filter_, temperature=1.5)
-    coefficients = bench.uniform(0.8) + 0.1 * torch.randn(
-        bench.uniform(0).shape, generator=torch.Generator().manual_seed(1)
-    )
+    bench, settings = tiny_workbench(tiny, **options), replace(SETTINGS, **changes)
+    noise = torch.randn(bench.uniform(0).shape, generator=torch.Generator().manual_seed(1))
+    coefficients = bench.uniform(0.8) + 0.1 * noise
     # Experts are sure of their own pools; less sure ones give the filter something to drop.
     bench.labels = {name: 0.2 * expert for name, expert in bench.labels.items()}
-    found, kept = fused_gradients(bench, coefficients, settings)
-    assert (min(kept) < 1) == (filter_ == "agreement")
-    assert max(kept) > 0
-    assert_equal(found, naive_gradients(bench, coefficients, settings), 1e-4)
-
-
-@pytest.mark.parametrize("granularity", ["tensor", "block", "task"])
-def test_gradients_are_the_naive_ones_whatever_a_coefficient_multiplies(
-    tiny: TinyZoo, granularity: str
-) -> None:
-    bench = tiny_workbench(tiny, granularity=granularity)
-    found, _ = fused_gradients(bench, bench.uniform(0.3), SETTINGS)
-    assert_equal(found, naive_gradients(bench, bench.uniform(0.3), SETTINGS), 1e-4)
-
-
-@pytest.mark.parametrize("site", SITES[:2])
-@pytest.mark.parametrize("micro_batch", [1, 4, 9, 11])
-def test_micro_batches_that_cut_a_batch_change_nothing(
-    tiny: TinyZoo, site: str, micro_batch: int
-) -> None:
-    """Batches of 6: micro-batches of 4 and 9 end in the middle of one, and span two tasks."""
-    bench = tiny_workbench(tiny, site=site)
-    settings = replace(SETTINGS, filter="agreement", micro_batch=micro_batch)
-    found, _ = fused_gradients(bench, bench.uniform(0.5), settings)
-    assert_equal(found, naive_gradients(bench, bench.uniform(0.5), settings), 1e-4)
+    fused, selected = fused_gradients(bench, coefficients, settings)
+    assert (min(selected) < 1) == (settings.filter == "agreement")
+    assert max(selected) > 0
+    assert_equal(fused, naive_gradients(bench, coefficients, settings), 1e-4)
 
 
 @pytest.fixture
@@ -145,12 +130,8 @@ def double() -> Iterator[None]:
 def test_gradients_are_the_naive_ones_to_the_precision_of_float64(tiny: TinyZoo, site: str) -> None:
     """What differs in float32 is rounding, not the formula."""
     single = tiny_workbench(tiny, ("two", "three", "five"), site=site)
-    pools = {
-        name: Pool(
-            {"pixel_values": pool.batch(slice(None))["pixel_values"].double()}, None, None, ""
-        )
-        for name, pool in single.pools.items()
-    }
+    pixels = {n: pool.batch(slice(None))["pixel_values"] for n, pool in single.pools.items()}
+    pools = {n: Pool({"pixel_values": of.double()}, None, None, "") for n, of in pixels.items()}
     experts = {name: expert.double() for name, expert in single.experts.items()}
     bench = Workbench(single.base.double(), experts, pools, site)
     bench.labels = {name: labels.double() for name, labels in bench.labels.items()}

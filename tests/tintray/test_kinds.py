@@ -16,7 +16,7 @@ from tintray.tasks.confidence import ConfidenceFilter
 from tintray.tasks.doubts import better_than_chance, doubt, shortfall
 from tintray.tasks.evaluation import TaskScore, score
 from tintray.tasks.kind import LossConfig
-from tintray.tasks.kinds import KindName
+from tintray.tasks.kinds import Distance, Filter, KindName
 from tintray.tasks.losses import multi_label_loss, value_loss
 from tintray.tasks.metrics import METRICS
 from tintray.tasks.outputs import top_tokens
@@ -75,23 +75,18 @@ def test_the_job_file_knows_each_kind_and_nothing_else_names_one() -> None:
 
 
 @every_kind
-def test_what_a_kind_is_measured_by_is_declared(name: KindName) -> None:
-    outputs, mask, labels = answers(name, "knows")
-    assert find_kind(name).measure(outputs, labels, mask).keys() <= METRICS.keys()
+def test_what_a_kind_is_measured_by_is_declared_and_labels_may_count_for_none(
+    name: KindName,
+) -> None:
+    kind, (outputs, mask, labels) = find_kind(name), answers(name, "knows")
+    assert kind.measure(outputs, labels, mask).keys() <= METRICS.keys()
     for known in (labels, None):
-        found = score("t", find_kind(name), outputs, outputs, known, mask)
+        found = score("t", kind, outputs, outputs, known, mask)
         assert found.metric in METRICS and found.agreement == pytest.approx(1)
-
-
-@every_kind
-def test_labels_of_which_none_counts_give_no_figure(name: KindName) -> None:
-    labels = answers(name, "knows")[2]
-    assert find_kind(name).any_counts(labels)
+    assert kind.any_counts(labels)
     if name not in ("classification", "multi_label", "regression"):  # there, each example has one
         none = [torch.full_like(of, 0 if name in ("depth", "normals") else -100) for of in labels]
-        assert not find_kind(name).any_counts(
-            none if isinstance(labels, list) else torch.stack(none)
-        )
+        assert not kind.any_counts(none if isinstance(labels, list) else torch.stack(none))
 
 
 def test_score_with_and_without_labels() -> None:
@@ -104,18 +99,19 @@ def test_score_with_and_without_labels() -> None:
     assert found == TaskScore("t", "agreement", 0.75, 1.0, 0.75, 4)
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_values_are_compared_as_the_job_says(distance: Any) -> None:
-    merged, expert = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
-    settings = (ConfidenceFilter("none"), LossConfig(distance=distance))
-    found = find_kind("regression").compare(merged, expert, None, *settings)
-    assert torch.equal(found.losses, value_loss(merged, expert, distance))
+def compared(name: KindName, filter_: Filter, merged: Any, expert: Any, *loss: Any) -> Any:
+    chosen, config = ConfidenceFilter(filter_), LossConfig(*loss)
+    return find_kind(name).compare(merged, expert, None, chosen, config)
 
 
-def test_pixels_are_classes_in_the_second_dimension() -> None:
-    merged, expert = torch.randn(2, 2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-    settings = (ConfidenceFilter("none"), LossConfig("hard"))
-    found = find_kind("segmentation").compare(merged, expert, None, *settings)
+def test_answers_are_compared_as_the_job_says() -> None:
+    random = torch.Generator().manual_seed(0)
+    merged, expert = torch.randn(2, 8, 5, generator=random)
+    for distance in get_args(Distance):
+        found = compared("regression", "none", merged, expert, "soft", 1.0, distance)
+        assert torch.equal(found.losses, value_loss(merged, expert, distance))
+    merged, expert = torch.randn(2, 2, 5, 3, 4, generator=random)  # classes are in the second place
+    found = compared("segmentation", "none", merged, expert, "hard")
     expected = torch.nn.functional.cross_entropy(merged, expert.argmax(1), reduction="none")
     assert torch.allclose(found.losses, expected.mean((1, 2)))
 
@@ -123,8 +119,7 @@ def test_pixels_are_classes_in_the_second_dimension() -> None:
 def test_the_answers_to_each_of_many_questions_are_filtered_apart() -> None:
     """The merge contradicts its expert on the first, more surely; on the second, less surely."""
     merged, expert = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[-1.0, -4.0, 2.0]])
-    settings = (ConfidenceFilter("agreement"), LossConfig())
-    found = find_kind("multi_label").compare(merged, expert, None, *settings)
+    found = compared("multi_label", "agreement", merged, expert)
     assert found.selected.tolist() == found.weights.tolist() == pytest.approx([2 / 3])
     assert torch.allclose(found.losses, multi_label_loss(merged[:, 1:], expert[:, 1:]))
 
@@ -143,13 +138,10 @@ def test_experts_that_guess_are_told_from_those_that_know(name: KindName) -> Non
     found = doubted(name, "constant", labelled=False)
     assert found.said == "answers the same for each of the 60 examples of its pool"
     assert found.at_chance and doubted(name, "constant", labelled=True).at_chance
-
-
-@pytest.mark.parametrize("name", [n for n, k in KINDS.items() if not isinstance(k, ValueKind)])
-def test_unsure_of_everything_is_told_without_labels(name: KindName) -> None:
-    found = doubted(name, "unsure", labelled=False)
-    assert found.unsure and found.at_chance
-    assert not doubted(name, "unsure", labelled=True).at_chance  # right, and labels show it
+    if not isinstance(find_kind(name), ValueKind):
+        found = doubted(name, "unsure", labelled=False)
+        assert found.unsure and found.at_chance
+        assert not doubted(name, "unsure", labelled=True).at_chance  # right, and labels show it
 
 
 def test_a_pool_of_one_class_is_no_bad_expert_where_labels_show_it() -> None:

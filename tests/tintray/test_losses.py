@@ -26,7 +26,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 MERGED, EXPERT = _random(8, 5), _random(8, 5, seed=1)
-MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
+MAPS, EXPERT_MAPS = _random(4, 3, 2, 2), _random(4, 3, 2, 2, seed=1)
 
 
 def _gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -48,16 +48,26 @@ def test_soft_labels_have_the_gradient_of_the_divergence(temperature: float) -> 
     assert torch.allclose(found, _gradient(divergence, MERGED), atol=1e-6)
 
 
-def test_hard_labels_are_the_class_that_the_expert_predicts() -> None:
-    expected = functional.cross_entropy(MERGED, EXPERT.argmax(-1), reduction="none")
-    assert torch.allclose(class_loss(MERGED, EXPERT, "hard"), expected)
-
-
-def test_entropy_asks_no_expert() -> None:
-    expected = torch.distributions.Categorical(logits=MERGED).entropy()
-    assert torch.allclose(class_loss(MERGED, EXPERT, "entropy"), expected)
-    yes = torch.distributions.Bernoulli(logits=MERGED).entropy().mean(-1)
-    assert torch.allclose(multi_label_loss(MERGED, EXPERT, "entropy"), yes)
+def test_each_loss_is_what_its_definition_gives() -> None:
+    hard = functional.cross_entropy(MERGED, EXPERT.argmax(-1), reduction="none")
+    entropy = torch.distributions.Categorical(logits=MERGED).entropy()
+    yes_entropy = torch.distributions.Bernoulli(logits=MERGED).entropy().mean(-1)
+    binary, target = functional.binary_cross_entropy_with_logits, (EXPERT > 0).float()
+    difference = MAPS - EXPERT_MAPS
+    for found, expected in (
+        (class_loss(MERGED, EXPERT, "hard"), hard),
+        (class_loss(MERGED, EXPERT, "entropy"), entropy),
+        (multi_label_loss(MERGED, EXPERT, "entropy"), yes_entropy),
+        (
+            multi_label_loss(MERGED, EXPERT, "hard"),
+            binary(MERGED, target, reduction="none").mean(-1),
+        ),
+        (value_loss(MAPS, EXPERT_MAPS), difference.abs().mean((1, 2, 3))),
+        (value_loss(MAPS, EXPERT_MAPS, "l2"), difference.square().mean((1, 2, 3))),
+        (direction_loss(2 * EXPERT_MAPS, EXPERT_MAPS), torch.zeros(4)),
+        (direction_loss(-EXPERT_MAPS, EXPERT_MAPS), torch.full((4,), 2.0)),
+    ):
+        assert torch.allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,39 +91,21 @@ def test_a_merge_that_answers_as_its_expert_has_nothing_to_learn(
 
 def test_answers_of_one_example_are_averaged_where_the_mask_counts_them() -> None:
     merged, expert = _random(4, 3, 5), _random(4, 3, 5, seed=1)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
     tokens = torch.stack([class_loss(merged[:, i], expert[:, i]) for i in range(3)], 1)
-    found = class_loss(merged, expert, mask=MASK)
     expected = [tokens[0, :2].mean(), tokens[1, 0], torch.tensor(0.0), tokens[3].mean()]
-    assert torch.allclose(found, torch.stack(expected))
+    assert torch.allclose(class_loss(merged, expert, mask=mask), torch.stack(expected))
     assert torch.allclose(class_loss(merged, expert), tokens.mean(1))
-
-
-def test_values_and_directions() -> None:
-    merged, expert = _random(4, 3, 2, 2), _random(4, 3, 2, 2, seed=1)
-    assert torch.allclose(value_loss(merged, expert), (merged - expert).abs().mean((1, 2, 3)))
-    squares = (merged - expert).square().mean((1, 2, 3))
-    assert torch.allclose(value_loss(merged, expert, "l2"), squares)
-    assert torch.allclose(direction_loss(2 * expert, expert), torch.zeros(4), atol=1e-6)
-    assert torch.allclose(direction_loss(-expert, expert), torch.full((4,), 2.0))
-
-
-def test_hard_answers_to_many_questions_are_yes_or_no() -> None:
-    target = (EXPERT > 0).float()
-    expected = functional.binary_cross_entropy_with_logits(MERGED, target, reduction="none")
-    assert torch.allclose(multi_label_loss(MERGED, EXPERT, "hard"), expected.mean(-1))
 
 
 def test_all_tokens_give_the_divergence_and_fewer_never_more() -> None:
     merged, expert = _random(4, 3, 20), _random(4, 3, 20, seed=1)
-    full = functional.kl_div(
-        merged.log_softmax(-1), expert.log_softmax(-1), log_target=True, reduction="none"
-    )
-    expected = full.sum(-1).mean(-1)
+    logs, target = merged.log_softmax(-1), expert.log_softmax(-1)
+    full = functional.kl_div(logs, target, log_target=True, reduction="none").sum(-1).mean(-1)
     losses = [token_loss(merged, top_tokens(expert, k)) for k in (20, 8, 2)]
-    assert torch.allclose(losses[0], expected, atol=1e-5)
+    assert torch.allclose(losses[0], full, atol=1e-5)
     assert (losses[1] <= losses[0] + 1e-5).all()
-    assert (losses[2] <= losses[1] + 1e-5).all()
-    assert (losses[2] > 0).all()
+    assert (losses[2] <= losses[1] + 1e-5).all() and (losses[2] > 0).all()
 
 
 def test_a_constant_answer_costs_one_in_features_of_any_scale() -> None:

@@ -18,6 +18,7 @@ from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.data import reading
 from tintray.data.source import DataSource
 from tintray.errors import DataError
+from tintray.jobs import api
 from tintray.pools import cache as pool_cache
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import open_pool
@@ -41,15 +42,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was decoded."""
-    found: list[Any] = []
-    decode = reading.decode
+    values, decode = list[Any](), reading.decode
 
-    def counted(value: Any, order: Any) -> Any:
-        found.append(value)
-        return decode(value, order)
+    def counted(value: Any, source: Any) -> Any:
+        values.append(value)
+        return decode(value, source)
 
     monkeypatch.setattr(reading, "decode", counted)
-    return found
+    return values
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def expert(tiny: TinyZoo, tmp_path: Path) -> ModelFolder:
 
 
 def opened(folder: Path, expert: ModelFolder, cache: Path, max_bad: int = 1) -> Pool:
-    order = DataSource(str(folder), max_bad=max_bad)
-    return open_pool(order, expert, CLASSIFICATION, "x", "tasks.x.pool", cache)
+    source = DataSource(str(folder), max_bad=max_bad)
+    return open_pool(source, expert, CLASSIFICATION, "x", "tasks.x.pool", cache)
 
 
 def test_what_was_decoded_once_is_not_again(
@@ -73,8 +73,7 @@ def test_what_was_decoded_once_is_not_again(
     assert again.digest == first.digest
     assert list(again.rows) == [0, 1, 2, 4, 5] == list(first.rows)
     assert again.inputs["pixel_values"].dtype == torch.uint8
-    batches = (pool.batch(slice(None))["pixel_values"] for pool in (first, again))
-    assert torch.equal(*batches)
+    assert torch.equal(*(pool.batch(slice(None))["pixel_values"] for pool in (first, again)))
     with pytest.raises(DataError, match=r"1 of 6 examples .* max_bad allows 0"):
         opened(copied, expert, tmp_path / "cache", max_bad=0)
 
@@ -93,11 +92,7 @@ def test_other_pixels_and_other_preparation_are_decoded(
 
 
 def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
-    folder: Path,
-    expert: ModelFolder,
-    decoded: list[Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, expert: ModelFolder, decoded: list[Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
     cache = tmp_path / "cache"
     opened(folder, expert, cache)
@@ -109,13 +104,13 @@ def test_a_damaged_entry_is_made_again_and_old_ones_are_forgotten(
     monkeypatch.setattr(pool_cache, "MOST_BYTES", int(1.5 * entry.stat().st_size))
     opened(folder, expert, cache, max_bad=2)
     assert [path == entry for path in (cache / "pools").iterdir()] == [False]
+    (tmp_path / "none").write_text("a file, where the cache cannot be written")
+    assert len(opened(folder, expert, tmp_path / "none")) == 5
 
 
 def test_a_job_and_its_evaluation_decode_each_image_once(
     tiny: TinyZoo, decoded: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tintray.jobs import api
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     zoo = tiny.copy(tmp_path / "zoo")
     arrays = zoo.arrays("five")
@@ -125,19 +120,10 @@ def test_a_job_and_its_evaluation_decode_each_image_once(
             below.mkdir(parents=True, exist_ok=True)
             Image.fromarray(arrays[f"x_{split}"][number]).save(below / f"{number}.png")
     job = zoo.job(tmp_path / "store", tasks=("five",))
-    job["tasks"][0] |= {
-        "pool": {"path": "pictures"},
-        "test": {"path": "pictures", "split": "test"},
-    }
+    tests = {"path": "pictures", "split": "test"}
+    job["tasks"][0] |= {"pool": {"path": "pictures"}, "test": tests}
     spec = tintray.parse_spec(job, folder=zoo.folder)
     summary = api.run(spec)
     again = api.evaluate(summary.url, store=str(spec.store), catalog=str(spec.catalog))
     assert [task.merged for task in again.tasks] == [task.merged for task in summary.tasks]
     assert len(decoded) == 60
-
-
-def test_a_cache_that_cannot_be_written_is_none(
-    folder: Path, expert: ModelFolder, tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("a file")
-    assert len(opened(folder, expert, tmp_path / "cache")) == 5

@@ -60,23 +60,21 @@ def test_batches_are_what_the_processor_gives(options: dict[str, Any]) -> None:
     pool = build_pool(raw(data), processor)
     expected = processor([Image.fromarray(image) for image in data], return_tensors="pt")
     index = torch.tensor([10, 0, 3])
-    found = pool.batch(index)
-    assert found.keys() == {"pixel_values"}
-    assert torch.allclose(found["pixel_values"], expected["pixel_values"][index].float(), atol=1e-6)
+    batch = pool.batch(index)
+    assert batch.keys() == {"pixel_values"}
+    assert torch.allclose(batch["pixel_values"], expected["pixel_values"][index].float(), atol=1e-6)
     assert len(pool) == 11
+    assert options or pool.inputs["pixel_values"].dtype == torch.uint8  # as ordinary ones are
 
 
-def test_ordinary_pools_are_kept_as_bytes(tiny: TinyZoo) -> None:
-    processor = ViTImageProcessor(size=SIZE)
-    pool = build_pool(raw(images(5, 12, 20, 3)), processor)
-    assert pool.inputs["pixel_values"].dtype == torch.uint8
-
-
-def test_gray_images_have_three_equal_channels() -> None:
-    pool = build_pool(raw(images(3, 12, 12)), ViTImageProcessor(size=SIZE))
+def test_gray_images_have_three_equal_channels_or_the_one_of_the_model() -> None:
+    data = images(4, 16, 16)
+    pool = build_pool(raw(data), ViTImageProcessor(size=SIZE))
     red, green, blue = pool.batch(slice(None))["pixel_values"].unbind(1)
-    assert torch.equal(red, green)
-    assert torch.equal(red, blue)
+    assert torch.equal(red, green) and torch.equal(red, blue)
+    pool = build_pool(raw(data), ViTImageProcessor(size=SIZE, image_mean=[0.3], image_std=[0.2]))
+    expected = (torch.from_numpy(data).float() / 255 - 0.3) / 0.2
+    assert torch.allclose(pool.batch(slice(0, 4))["pixel_values"][:, 0], expected, atol=1e-5)
 
 
 def test_digest_is_of_pixels_and_preprocessing() -> None:
@@ -86,8 +84,7 @@ def test_digest_is_of_pixels_and_preprocessing() -> None:
     processors = [ViTImageProcessor(size=SIZE), ViTImageProcessor(size=SIZE, image_mean=[0.4] * 3)]
     digests = [build_pool(raw(d), p).digest for d in (data, changed) for p in processors]
     assert len(set(digests)) == 4
-    elsewhere = Examples({"image": data.copy()}, np.arange(4))
-    assert build_pool(elsewhere, processors[0]).digest == digests[0]
+    assert build_pool(raw(data.copy()), processors[0]).digest == digests[0]
 
 
 def test_an_expert_without_a_processor_is_refused(tiny: TinyZoo, tmp_path: Path) -> None:
@@ -117,14 +114,6 @@ def test_an_expert_that_answers_nonsense_is_refused(tiny: TinyZoo) -> None:
         self_labels(expert, pool, "tasks.x.expert")
 
 
-def test_a_model_of_one_channel_gets_gray_images() -> None:
-    processor = ViTImageProcessor(size=SIZE, image_mean=[0.3], image_std=[0.2])
-    data = images(4, 16, 16)
-    pool = build_pool(raw(data), processor)
-    expected = (torch.from_numpy(data).float() / 255 - 0.3) / 0.2
-    assert torch.allclose(pool.batch(slice(0, 4))["pixel_values"][:, 0], expected, atol=1e-5)
-
-
 # -- budgets, and what a test set shares with a pool -----------------------------------------------
 
 SOURCE = DataSource("d.npz", limits=Limits(max_pool_bytes=100_000, max_image_pixels=50_000))
@@ -148,7 +137,7 @@ def pool_of(values: Any, processor: Any, **options: Any) -> Pool:
         (images(1, 4, 4, 3), CLIPImageProcessor(size=square(9), crop_size=square(999)), "crop_"),
         ([images(4, 4, 3), images(1, 900, 3)], CLIPImageProcessor(), "900.0 times"),
     ],
-)  # fmt: skip
+)
 def test_images_that_grow_beyond_the_budget_are_refused_before_they_do(
     values: Any, processor: Any, words: str
 ) -> None:

@@ -26,5 +26,8 @@ Labels = Literal["soft", "hard", "entropy"]
 Distance = Literal["l1", "l2"]
 """Between two values: their difference's size, or its square."""
 
+BY_DISTANCE: tuple[KindName, ...] = ("regression", "depth")
+"""Kinds that are compared by a ``Distance``."""
+
 Filter = Literal["none", "agreement", "top_p", "threshold", "weight"]
 """Which self-labels count: all; where both agree or the expert is surer; the surest; by weight."""
