@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import socket
 import struct
 import tempfile
@@ -79,9 +80,8 @@ def mutated(draw: Any, whole: bytes) -> bytes:
         size = draw(st.integers(0, 8) | st.integers(0, len(whole)))
         kind = draw(st.sampled_from(["cut", "end", "flip", "repeat", "piece"]))
         if kind == "flip" and at < len(whole):
-            whole = (
-                whole[:at] + bytes([whole[at] ^ (1 << draw(st.integers(0, 7)))]) + whole[at + 1 :]
-            )
+            flipped = bytes([whole[at] ^ (1 << draw(st.integers(0, 7)))])
+            whole = whole[:at] + flipped + whole[at + 1 :]
         elif kind == "piece":
             whole = whole[:at] + draw(st.sampled_from(PIECES)) + whole[at + min(size, 8) :]
         elif kind == "repeat":
@@ -91,21 +91,16 @@ def mutated(draw: Any, whole: bytes) -> bytes:
     return whole
 
 
-def _digest(order: DataSource) -> str:
-    return read_examples(order, "tasks.x.pool").digest()
-
-
 def answers_to(path: Path, limits: Limits = SMALL) -> Iterator[str]:
     """What reading a file in every way gives: a sentence, or nothing where it is read."""
     for split in ("train", "train[:3]", "train[50%:]"):
-        order = DataSource(str(path), split, limits=limits)
-        known = Answers(3, {"a": 0})
+        source, answers = DataSource(str(path), split, limits=limits), Answers(3, {"a": 0})
         calls: list[Callable[[], Any]] = [
-            partial(_digest, order),
-            partial(class_names, order, "tasks.x.pool"),
-            partial(extent, order),
+            lambda s=source: read_examples(s, "tasks.x.pool").digest(),
+            lambda s=source: class_names(s, "tasks.x.pool"),
+            lambda s=source: extent(s),
             *(
-                partial(kind.read_labels, order, [0, 1], known, "tasks.x.test")
+                partial(kind.read_labels, source, [0, 1], answers, "tasks.x.test")
                 for kind in KINDS.values()
             ),
         ]
@@ -232,31 +227,15 @@ TABLES: list[tuple[str, bytes, str]] = [
 @pytest.mark.parametrize(("name", "content", "words"), TABLES)
 def test_what_is_no_data_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"^tasks\.x\.pool: ") as caught:
+    with pytest.raises(DataError, match=rf"^tasks\.x\.pool: .*{tmp_path / name}") as caught:
         read_examples(DataSource(str(tmp_path / name)), "tasks.x.pool")
-    assert str(tmp_path / name) in str(caught.value) and words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("split", "words"), [("test", "holds one table, .* found split 'test'"),
-                         ("train[20:]", r"'train\[20:\]' of .* is empty")],
-)  # fmt: skip
-def test_splits_that_are_none_are_refused(tmp_path: Path, split: str, words: str) -> None:
-    (tmp_path / "d.jsonl").write_bytes(LINES)
-    with pytest.raises(DataError, match=words):
-        read_examples(DataSource(str(tmp_path / "d.jsonl"), split), "x")
-
-
-@pytest.mark.parametrize(("text", "words"), HEADERS)
-def test_what_an_array_promises_is_checked_before_it_is_read(
-    tmp_path: Path, text: bytes, words: str
-) -> None:
-    with pytest.raises(DataError) as caught:
-        read_examples(DataSource(archive(tmp_path / "d.npz", text)), "x")
     assert words in str(caught.value)
 
 
-def test_arrays_that_numpy_does_not_write_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_numpy_does_not_write_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    for text, words in HEADERS:
+        with pytest.raises(DataError, match=re.escape(words)):
+            read_examples(DataSource(archive(tmp_path / "d.npz", text)), "x")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path = archive(tmp_path / "d.npz", header("(2, 4, 4)"), bytes(32), method)
         with pytest.raises(DataError, match=r"'x_train\.npy' is compressed by method"):
@@ -273,11 +252,8 @@ BOMB = 8 * MIB
 
 def bombs(folder: Path) -> Iterator[Path]:
     """Files of some kilobytes that unpack to 8 MiB."""
-    yield Path(
-        archive(
-            folder / "d.npz", header(f"({BOMB // 64}, 8, 8)"), bytes(BOMB), zipfile.ZIP_DEFLATED
-        )
-    )
+    whole = header(f"({BOMB // 64}, 8, 8)"), bytes(BOMB), zipfile.ZIP_DEFLATED
+    yield Path(archive(folder / "d.npz", *whole))
     packed = {
         "line.csv.gz": b"text\n" + b"a" * BOMB,
         "quoted.csv.gz": b'text\n"' + b"a\n" * (BOMB // 2),
@@ -294,30 +270,24 @@ def bombs(folder: Path) -> Iterator[Path]:
     for name, content in packed.items():
         (folder / name).write_bytes(gzip.compress(content, 1))
         yield folder / name
-    (folder / "d.parquet").write_bytes(parquet_bytes({"text": ["a" * 20] * (BOMB // 20)}))
-    yield folder / "d.parquet"
     pyarrow = pytest.importorskip("pyarrow")
     repeated = pyarrow.DictionaryArray.from_arrays([0] * 2000, ["a" * 40_000])
-    (folder / "d.repeated.parquet").write_bytes(parquet_bytes({"text": repeated}))
-    yield folder / "d.repeated.parquet"
-    (folder / "images").mkdir()
-    for number in range(12):
-        (folder / "images" / f"{number}.png").write_bytes(image_bytes("PNG", size=(199, 200)))
-    yield folder / "images"
-    (folder / "pixels").mkdir()
-    (folder / "pixels" / "0.png").write_bytes(image_bytes("PNG", size=(2000, 2000)))
-    yield folder / "pixels"
+    for name, texts in (("d", ["a" * 20] * (BOMB // 20)), ("d.repeated", repeated)):
+        (folder / f"{name}.parquet").write_bytes(parquet_bytes({"text": texts}))
+        yield folder / f"{name}.parquet"
+    for name, count, size in (("images", 12, (199, 200)), ("pixels", 1, (2000, 2000))):
+        (folder / name).mkdir()
+        for number in range(count):
+            (folder / name / f"{number}.png").write_bytes(image_bytes("PNG", size=size))
+        yield folder / name
 
 
 def test_what_unpacks_beyond_a_budget_is_refused_and_the_budget_named(tmp_path: Path) -> None:
-    paths = list(bombs(tmp_path))
-    for path in paths:
+    for path in bombs(tmp_path):
         assert path.is_dir() or path.stat().st_size < MIB, path
-        with pytest.raises(
-            DataError, match=r"max_((pool|text|line|image)_(bytes|pixels)|examples)"
-        ) as caught:
+        words = rf"{path}.*max_((pool|text|line|image)_(bytes|pixels)|examples)"
+        with pytest.raises(DataError, match=words):
             read_examples(DataSource(str(path), limits=SMALL), "tasks.x.pool")
-        assert str(path) in str(caught.value)
 
 
 def test_a_slice_takes_what_it_reads_not_what_the_file_holds(tmp_path: Path) -> None:
@@ -326,8 +296,13 @@ def test_a_slice_takes_what_it_reads_not_what_the_file_holds(tmp_path: Path) -> 
             for split in ("train[:5]", "train[2:5]"):
                 order = DataSource(str(path), split, limits=SMALL)
                 assert len(read_examples(order, "x")) == (5 if split == "train[:5]" else 3)
-    (tmp_path / "d.jsonl").write_bytes(LINES + b"\nthis is no JSON")
-    assert len(read_examples(DataSource(str(tmp_path / "d.jsonl"), "train[:6]"), "x")) == 6
+    table = tmp_path / "d.jsonl"
+    table.write_bytes(LINES + b"\nthis is no JSON")
+    assert len(read_examples(DataSource(str(table), "train[:6]"), "x")) == 6
+    table.write_bytes(LINES)
+    for split, words in (("test", "one table, .* found split 'test'"), ("train[20:]", "is empty")):
+        with pytest.raises(DataError, match=words):
+            read_examples(DataSource(str(table), split), "x")
 
 
 # -- which files -----------------------------------------------------------------------------------
@@ -335,15 +310,14 @@ def test_a_slice_takes_what_it_reads_not_what_the_file_holds(tmp_path: Path) -> 
 
 def test_image_files_are_regular_and_lie_below_the_data(tmp_path: Path) -> None:
     inside, outside = tmp_path / "data", tmp_path / "other"
-    inside.mkdir()
-    outside.mkdir()
     for folder in (inside, outside):
+        folder.mkdir()
         (folder / "a.png").write_bytes(image_bytes("PNG"))
     os.mkfifo(inside / "pipe.png")
     (inside / "link.png").symlink_to(outside / "a.png")
     (inside / "good.png").symlink_to("a.png")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(inside / "socket.png"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(inside / "socket.png"))
     table = inside / "d.jsonl"
 
     def read(name: str, limits: Limits = SMALL) -> Any:
@@ -365,19 +339,15 @@ def test_image_files_are_regular_and_lie_below_the_data(tmp_path: Path) -> None:
         (inside / name).rename(folder / name)
         with pytest.raises(DataError, match=rf"1 of 1 examples of .*{name}"):
             read_examples(DataSource(str(folder)), "x")
-    listener.close()
 
 
-@pytest.mark.parametrize("make", ["pipe", "socket", "device"])
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".json.gz", ".parquet"])
-def test_data_is_a_regular_file_or_a_folder(tmp_path: Path, make: str, suffix: str) -> None:
-    path = tmp_path / f"d{suffix}"
-    if make == "pipe":
-        os.mkfifo(path)
-    elif make == "socket":
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-    else:
-        path.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match="no regular file"):
-        read_examples(DataSource(str(path)), "x")
+def test_data_is_a_regular_file_or_a_folder(tmp_path: Path, suffix: str) -> None:
+    pipe, bound, device = (tmp_path / f"{name}{suffix}" for name in ("pipe", "socket", "device"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(bound))
+    for path in (pipe, bound, device):
+        with pytest.raises(DataError, match="no regular file"):
+            read_examples(DataSource(str(path)), "x")

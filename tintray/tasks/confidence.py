@@ -102,8 +102,6 @@ def confidence(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def top_p_threshold(expert: Tensor, share: float, temperature: float = 1.0) -> float:
     """The confidence that the surest ``share`` of a pool has at least, from logits [N, C]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"expected a share in (0, 1], found {share}")
     surest = confidence(expert, temperature).sort(descending=True).values
     return surest[max(1, round(share * len(surest))) - 1].item()
 
