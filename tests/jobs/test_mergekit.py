@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests import peers
@@ -24,6 +24,7 @@ from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.cli import main
 from tintray.jobs.config.mergekit import read_mergekit
+from tintray.merging.mergekit import composing
 from tintray.merging.mergekit.blends import BLENDS
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -121,8 +122,7 @@ def test_random_methods_keep_a_share_and_the_size(folder: Path, method: str) -> 
 def test_the_result_is_a_model_of_as_many_layers(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    recipe = peers.RECIPES["ex_passthrough"]
-    merge(folder, recipe, "loaded")
+    merge(folder, peers.RECIPES["ex_passthrough"], "loaded")
     model, told = AutoModelForCausalLM.from_pretrained(
         folder / "ours-loaded", output_loading_info=True
     )
@@ -138,10 +138,9 @@ GOOD: dict[str, Any] = {
     "models": [{"model": "m/base"}, {"model": "m/a"}, {"model": "m/b"}],
     "parameters": {"weight": 0.5},
 }
-LAYERS = {"layer_range": [0, 4]}
 
 
-def of(*models: dict[str, Any]) -> dict[str, Any]:
+def of(*models: Any) -> dict[str, Any]:
     return {"models": list(models)}
 
 
@@ -149,113 +148,114 @@ def sliced(*sources: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"models": None, "slices": [{"sources": list(sources), **fields}]}
 
 
-A, B = {"model": "m/a"}, {"model": "m/b"}
+def layers(model: dict[str, Any], first: int = 0, last: int = 4) -> dict[str, Any]:
+    return model | {"layer_range": [first, last]}
+
+
+def weight(value: Any) -> dict[str, Any]:
+    return {"parameters": {"weight": value}}
+
+
+BASE, A, B = {"model": "m/base"}, {"model": "m/a"}, {"model": "m/b"}
 SLERP: dict[str, Any] = {"merge_method": "slerp", "base_model": "m/a", "parameters": {"t": 0.5}}
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a method": ({"merge_method": "ti"}, "merge_method: .*did you mean 'ties'"),
-    "no method": ({"merge_method": None}, "merge_method: expected one of"),
-    "a method that is not done": ({"merge_method": "ram"}, "merge_method: expected one of linear"),
-    "a method that is a list": ({"merge_method": ["ties"]}, "merge_method: expected one of"),
-    "a key": ({"merge_methd": 1}, "merge_methd: is not read here; did you mean 'merge_method'"),
-    "modules": ({"modules": {}}, "modules: is not read here"),
-    "tokenizer_source": ({"tokenizer_source": "union"}, "tokenizer_source: is not read here: emb"),
-    "tokenizer": ({"tokenizer": {"source": "base"}}, "tokenizer: is not read here: emb"),
-    "chat_template": ({"chat_template": "auto"}, "chat_template: is not read here: the base's"),
-    "a parameter": ({"parameters": {"wieght": 1}}, r"parameters.wieght: ties .*mean 'weight'"),
-    "a model's parameter": (
-        of({**A, "parameters": {"wieght": 1}}),
-        r"models\.0\.parameters\.wieght: ties has no such parameter; did you mean 'weight'",
+DELLA = {"weight": 1, "density": 0.9, "epsilon": 0.2}
+NO_BASE = {"parameters": None, "base_model": None}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"merge_method": "ti"}, "merge_method: expected one of linear, .*did you mean 'ties'"),
+    ({"merge_method": None}, "merge_method: expected one of"),
+    ({"merge_method": ["ties"]}, "merge_method: expected one of"),
+    ({"merge_methd": 1}, "merge_methd: is not read here; did you mean 'merge_method'"),
+    ({"modules": {}}, "modules: is not read here"),
+    ({"tokenizer_source": "union"}, "tokenizer_source: is not read here: emb"),
+    ({"tokenizer": {"source": "base"}}, "tokenizer: is not read here: emb"),
+    ({"chat_template": "auto"}, "chat_template: is not read here: the base's"),
+    (sliced(layers(A), residual_weight=0.5), "residual_weight: is not read here"),
+    (of(layers(A)), r"models\.0\.layer_range: is not read"),
+    # parameters
+    ({"parameters": {"wieght": 1}}, r"parameters.wieght: ties .*mean 'weight'"),
+    (of({**A, "parameters": {"wieght": 1}}), r"models\.0\.parameters\.wieght: .*mean 'weight'"),
+    (
+        sliced(layers(A), layers(BASE), parameters={"wieght": 1}),
+        r"slices\.0\.parameters\.wieght: ties has no such parameter",
     ),
-    "a slice's parameter": (
-        sliced(A | LAYERS, {"model": "m/base"} | LAYERS, parameters={"wieght": 1}),
-        r"slices\.0\.parameters\.wieght",
-    ),
-    "a slice's key": (sliced(A | LAYERS, residual_weight=0.5), "residual_weight: is not read here"),
-    "a model's key": (of({**A, "layer_range": [0, 4]}), r"models\.0\.layer_range: is not read"),
-    "t under a model": (
+    (
         SLERP | of(A, {**B, "parameters": {"t": 0.3}}),
         r"models\.1\.parameters\.t: slerp has one value of it for all models",
     ),
-    "lambda under a model": (
+    (
         of({**A, "parameters": {"lambda": 2}}),
         r"models\.0\.parameters\.lambda: ties has one value of it for all models",
     ),
-    "another method's parameter": ({"parameters": {"t": 0.5}}, "parameters.t: ties has no such"),
-    "a density that is not used": (
+    ({"parameters": {"t": 0.5}}, "parameters.t: ties has no such"),
+    (
         {"merge_method": "task_arithmetic", "parameters": {"density": 0.5}},
         r"parameters\.density: task_arithmetic has no such parameter",
     ),
-    "a density above 1": (
-        {"parameters": {"density": 1.5}},
-        r"density: expected a number from 0 to 1, .*found 1\.5",
-    ),
-    "a range that leaves 0 to 1": (
-        {"merge_method": "della", "parameters": {"weight": 1, "density": 0.9, "epsilon": 0.2}},
+    ({"parameters": {"density": 1.5}}, r"density: expected a number from 0 to 1, .*found 1\.5"),
+    (
+        {"merge_method": "della", "parameters": DELLA},
         "della expects density ± epsilon between 0 and 1, found 0.9 ± 0.2",
     ),
-    "no weight": ({"parameters": None}, r"parameters\.weight: ties needs a value of '.*/a'"),
-    "no weight where no filter holds": (
-        {"parameters": {"weight": [{"filter": "mlp", "value": 1}]}},
+    ({"parameters": None}, r"parameters\.weight: ties needs a value of '.*/a'"),
+    (
+        weight([{"filter": "mlp", "value": 1}]),
         r"parameters\.weight: ties needs a value of '.*/a' for tensor 'lm_head.weight'",
     ),
-    "an unknown key of a filter": (
-        {"parameters": {"weight": [{"filte": "mlp", "value": 1}]}},
+    (
+        weight([{"filte": "mlp", "value": 1}]),
         r"parameters\.weight\.filte: is not read here; did you mean 'filter'",
     ),
-    "a text for a number": ({"parameters": {"weight": "much"}}, "weight: expected a number"),
-    "a date for a number": ({"parameters": {"weight": "2020-99-99"}}, "weight: expected a number"),
-    "an infinite number": ({"parameters": {"weight": float("inf")}}, "weight: expected a number"),
-    "an empty list": ({"parameters": {"weight": []}}, "weight: expected a number"),
-    "a number for a flag": ({"parameters": {"normalize": 3}}, "normalize: expected true or false"),
-    "no parameters": ({"parameters": "postgresql://h"}, "parameters: expected a mapping"),
-    "no base": ({"base_model": None}, "base_model: ties needs one"),
-    "the base as a list": ({"base_model": ["m/base"]}, "base_model: expected the path of a model"),
-    "another type": ({"dtype": "float8"}, "dtype: expected one of float32"),
-    "a type that is a list": ({"out_dtype": [1]}, "out_dtype: expected one of float32"),
-    "no such model": (of({"model": "c/d/e"}), "'c/d/e', which does not exist"),
-    "an adapter": (of({"model": "m/a+lora"}), "an adapter after '\\+' is not read here"),
-    "a model in parts": (of({"model": {"path": "m/a"}}), "model: expected the path of a model"),
-    "a model twice": (of(A, A), "'.*/a' is listed twice"),
-    "a model under two names": (of(A, {"model": "m/../m/a"}), "'.*/a' is listed twice"),
-    "models and slices": ({"slices": [{"sources": [A | LAYERS]}]}, "either models or slices"),
-    "neither": ({"models": None}, "either models or slices"),
-    "no models": ({"models": []}, "models: expected a list"),
-    "a model that is a list": (of([1]), r"models\.0: expected model, parameters"),  # type: ignore[arg-type]
-    "three for slerp": (SLERP | of(A, B, {"model": "m/c"}), "slerp merges 2 models.* found 3"),
-    "one for slerp": (SLERP | of(A), "slerp merges 2 models.* found 1"),
-    "two for model_stock": (
+    (weight([{"filter": "mlp"}]), "expected 'value', and a text as 'filter'"),
+    (weight("much"), "weight: expected a number"),
+    (weight("2020-99-99"), "weight: expected a number"),
+    (weight(float("inf")), "weight: expected a number"),
+    (weight([]), "weight: expected a number"),
+    ({"parameters": {"normalize": 3}}, "normalize: expected true or false"),
+    ({"parameters": "postgresql://h"}, "parameters: expected a mapping"),
+    ({"base_model": None}, "base_model: ties needs one"),
+    ({"base_model": ["m/base"]}, "base_model: expected the path of a model"),
+    ({"dtype": "float8"}, "dtype: expected one of float32"),
+    ({"out_dtype": [1]}, "out_dtype: expected one of float32"),
+    # models
+    (of({"model": "c/d/e"}), "'c/d/e', which does not exist"),
+    (of({"model": "m/a+lora"}), "an adapter after '\\+' is not read here"),
+    (of({"model": {"path": "m/a"}}), "model: expected the path of a model"),
+    (of({}), r"models\.0\.model: expected the path of a model"),
+    (of(A, A), "'.*/a' is listed twice"),
+    (of(A, {"model": "m/../m/a"}), "'.*/a' is listed twice"),
+    ({"slices": [{"sources": [layers(A)]}]}, "either models or slices"),
+    ({"models": None}, "either models or slices"),
+    ({"models": []}, "models: expected a list"),
+    (of(1), r"models\.0: expected model, parameters"),
+    (SLERP | of(A, B, {"model": "m/c"}), "slerp merges 2 models.* found 3"),
+    (SLERP | of(A), "slerp merges 2 models.* found 1"),
+    (
         {"merge_method": "model_stock", "parameters": None} | of(A),
         "model_stock merges at least 3 models",
     ),
-    "two for passthrough": (
-        {"merge_method": "passthrough", "parameters": None, "base_model": None} | of(A, B),
-        "passthrough merges 1 models",
-    ),
-    "a slice without its base": (sliced(A | LAYERS), "expected the base '.*/base' among them"),
-    "a slice without layers": (SLERP | sliced(A, B), r"layer_range: expected \[FIRST, LAST\]"),
-    "layers backwards": (
-        SLERP | sliced({**A, "layer_range": [3, 1]}, B | LAYERS),
-        "layer_range: .*0 <= FIRST < LAST",
-    ),
-    "more layers than there are": (
-        SLERP | sliced({**A, "layer_range": [1, 5]}, {**B, "layer_range": [0, 4]}),
-        r"layer_range \[1, 5\] of '.*/a' goes beyond its 4 layers",
-    ),
-    "other numbers of layers": (
-        SLERP | sliced({**A, "layer_range": [0, 3]}, B | LAYERS),
-        r"expected as many layers of each, found \[3, 4\]",
-    ),
-    "models of other depths": (of(A, {"model": "m/short"}), r"lacks tensor '.*layers\.2"),
-    "tied and untied models": (of(A, {"model": "m/b-tied"}), "tie_word_embeddings=True"),
-    "weights that cancel": (
-        {"merge_method": "linear", "base_model": None, "parameters": None}
-        | of({**A, "parameters": {"weight": 1}}, {**B, "parameters": {"weight": -1}}),
+    (NO_BASE | {"merge_method": "passthrough"} | of(A, B), "passthrough merges 1 models"),
+    (of(A, {"model": "m/short"}), r"lacks tensor '.*layers\.2"),
+    (of(A, {"model": "m/b-tied"}), "tie_word_embeddings=True"),
+    (
+        NO_BASE | {"merge_method": "linear"} | of(A | weight(1), B | weight(-1)),
         "linear gives values for tensor .* that are not finite .*add up to 0",
     ),
-}
+    # slices
+    (sliced(layers(A)), "expected the base '.*/base' among them"),
+    (SLERP | sliced(A, B), r"layer_range: expected \[FIRST, LAST\]"),
+    (SLERP | sliced(layers(A, 3, 1), layers(B)), "layer_range: .*0 <= FIRST < LAST"),
+    (
+        SLERP | sliced(layers(A, 1, 5), layers(B)),
+        r"layer_range \[1, 5\] of '.*/a' goes beyond its 4 layers",
+    ),
+    (
+        SLERP | sliced(layers(A, 0, 3), layers(B)),
+        r"expected as many layers of each, found \[3, 4\]",
+    ),
+]
 
 
-@pytest.mark.parametrize(("fields", "words"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("fields", "words"), REFUSED, ids=[words for _, words in REFUSED])
 def test_what_is_refused(folder: Path, fields: dict[str, Any], words: str) -> None:
     written = {key: value for key, value in (GOOD | fields).items() if value is not None}
     before = sorted(path.name for path in folder.iterdir() if path.suffix != ".yml")
@@ -273,9 +273,7 @@ def test_what_is_refused(folder: Path, fields: dict[str, Any], words: str) -> No
         "models: [{model: m/a, parameters: {density: 2020-99-99, weight: 1}}]\n"
         "merge_method: ties\nbase_model: m/base",
         "parameters: {normalize: !!timestamp x}\nmerge_method: ties",
-        "- 1",
-        "",
-        "\x00",
+        *("- 1", "", "\x00"),
     ],
 )
 def test_a_damaged_file_ends_in_one_sentence(folder: Path, text: str) -> None:
@@ -286,53 +284,15 @@ def test_a_damaged_file_ends_in_one_sentence(folder: Path, text: str) -> None:
 
 
 def test_what_mergekit_passes_over_is_told(folder: Path) -> None:
-    written = GOOD | of({"model": "m/base", "parameters": {"weight": 0.3}}, A)
-    (folder / "told.yml").write_text(yaml.safe_dump(written))
+    (folder / "told.yml").write_text(yaml.safe_dump(GOOD | of(BASE | weight(0.3), A)))
     (notice,) = read_mergekit(folder / "told.yml").notices
     assert "models.0.parameters.weight has no effect, as in mergekit" in notice
-
-
-# -- tensors that are not weights ----------------------------------------------------------------
-
-
-def with_extra(folder: Path, name: str, extra: dict[str, Tensor]) -> None:
-    source = folder / "m" / name[0]
-    (folder / name).mkdir(exist_ok=True)
-    (folder / name / "config.json").write_text((source / "config.json").read_text())
-    save_file(load_file(source / "model.safetensors") | extra, folder / name / "model.safetensors")
-
-
-def test_buffers_of_old_models_are_no_hindrance(folder: Path) -> None:
-    with_extra(folder, "a-old", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
-    for models, kept in (("a-old", "b"), True), (("b", "a-old"), False):
-        listed = ", ".join(f"{{model: {n if n == 'a-old' else 'm/' + n}}}" for n in models)
-        recipe = f"models: [{listed}]\nmerge_method: linear\nparameters: {{weight: 1}}"
-        merged = merge(folder, recipe, f"buffers-{kept}")
-        assert ("model.layers.0.self_attn.rotary_emb.inv_freq" in merged) == kept
-
-
-def test_whole_numbers_are_taken_over_where_all_models_agree(folder: Path) -> None:
-    with_extra(folder, "a-count", {"model.count": torch.arange(3), "model.none": torch.empty(0, 2)})
-    with_extra(folder, "b-count", {"model.count": torch.arange(3), "model.none": torch.empty(0, 2)})
-    with_extra(folder, "b-other", {"model.count": torch.ones(3, dtype=torch.int64),
-                                   "model.none": torch.empty(0, 2)})  # fmt: skip
-    recipe = (
-        "models: [{model: a-count}, {model: b-count}]\nmerge_method: linear\n"
-        "parameters: {weight: 1}\ndtype: float16"
-    )
-    merged = merge(folder, recipe, "counts")
-    assert torch.equal(merged["model.count"], torch.arange(3))
-    assert merged["model.none"].shape == (0, 2)
-    with pytest.raises(InputError, match=r"'model\.count' holds whole numbers, and others than"):
-        merge(folder, recipe.replace("b-count", "b-other"), "counts-other")
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "slerp", "linear_layers"])
 def test_pieces_and_memory_change_nothing(
     folder: Path, ours: dict[str, dict[str, Tensor]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tintray.merging.mergekit import composing
-
     monkeypatch.setattr(composing, "PIECES", (100, 7))
     again = merge(folder, peers.RECIPES[name], f"pieces-{name}", memory="64KiB")
     assert all(torch.equal(tensor, ours[name][n]) for n, tensor in again.items())
