@@ -8,7 +8,15 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from tintray.jobs.cli import main
+import click
+
+from tintray.jobs.cli import cli, main
+
+COMMANDS: dict[str, click.Command] = dict(cli.commands)
+"""Every command by its words, those of groups too."""
+for _name, _command in cli.commands.items():
+    if isinstance(_command, click.Group):
+        COMMANDS |= {f"{_name} {inner}": found for inner, found in _command.commands.items()}
 
 
 @dataclass(frozen=True)

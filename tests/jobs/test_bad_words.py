@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -24,42 +23,32 @@ LONG = "a" * 5000
 HUGE = "9" * 400
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder with a published merge, its job, and things that are no merges and no jobs."""
-
-    folder: Path
-    job: Path
-    third: Path
-
-    @property
-    def left(self) -> set[Path]:
-        """All files that are there, but for what reading leaves behind a database."""
-        return {path for path in self.folder.rglob("*") if not path.name.startswith("catalog.db-")}
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder: a published merge, its job, and things that are no merges and no jobs."""
     folder = tmp_path_factory.mktemp("place")
-    zoo = make_zoo("pictures", folder / "zoo")
-    sort = SORTS["block"]
-    made = Place(
-        folder,
-        write_yaml(folder / "job.yaml", sort.job(zoo, folder / "store")),
-        write_yaml(folder / "three.yaml", sort.task(zoo, "three")),
-    )
-    assert call("run", made.job).code == 0
-    (folder / "file").write_text("hello")
+    zoo, sort = make_zoo("pictures", folder / "zoo"), SORTS["block"]
+    write_yaml(folder / "three.yaml", sort.task(zoo, "three"))
+    assert call("run", write_yaml(folder / "job.yaml", sort.job(zoo, folder / "store"))).code == 0
     (folder / "full").mkdir()
-    (folder / "full" / "file").write_text("hello")
     (folder / "folder.yaml").mkdir()
+    for name in ("file", "full/file"):
+        (folder / name).write_text("hello")
     (folder / "binary.yaml").write_bytes(bytes(range(256)))
     for name in ("pipe", "pipe.yaml", "pipe.npz"):
         os.mkfifo(folder / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TINTRAY_STORE", str(folder / "store"))
-        yield made
+        yield folder
+
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def left() -> set[Path]:
+    """All files that are there, but for what reading leaves behind a database."""
+    return {path for path in Path.cwd().rglob("*") if not path.name.startswith("catalog.db-")}
 
 
 @contextmanager
@@ -78,130 +67,129 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def refused(place: Place, *words: object) -> str:
-    """The sentence with which a command is refused; it has written nothing."""
-    before = place.left
+def refused(*words: object) -> None:
+    """A command is refused in one sentence; it has written nothing."""
+    before = left()
     with patience():
         found = call(*words)
-    assert found.code == 2, (words, found)
-    assert found.out == ""
+    assert (found.code, found.out) == (2, ""), (words, found)
     assert "internal error" not in found.err
     assert "Traceback" not in found.err
-    assert place.left == before
+    assert left() == before
     (sentence,) = (line for line in found.err.splitlines() if line.startswith("error: "))
     assert len(sentence) <= 520
-    return sentence
 
 
 MERGES = [
-    *("", "nope", "tiny/v99", f"tiny/v{HUGE}", "tiny/v-1", "tiny/vx", "tiny/v１", "tiny/v1/extra"),
-    *(
+    *("", f"tiny/v{HUGE}", "'; --", LONG),
+    *[
+        "nope",
+        "tiny/v99",
+        "tiny/v-1",
+        "tiny/vx",
+        "tiny/v１",
+        "tiny/v1/extra",
         "/",
         "../tiny",
         "./nope",
         "./file",
         "./full",
+    ],
+    *[
         "./pipe",
         "/dev/zero",
         "/dev/null",
         "~nobody/x",
-    ),
-    *("file:///nope", "file://", "file://host/x", "s3://", "http://x", LONG, "é", "%", "'; --"),
-    *("./store", "store/merges/tiny", "store/merges/tiny/v1/manifest.json"),
+        "file:///nope",
+        "file://",
+        "file://host/x",
+        "s3://",
+        "http://x",
+    ],
+    *["é", "%", "./store", "store/merges/tiny", "store/merges/tiny/v1/manifest.json"],
 ]
 
 
 @pytest.mark.parametrize("merge", MERGES, ids=lambda merge: repr(merge)[:30])
-def test_what_is_no_merge(place: Place, merge: str) -> None:
-    task = ("two",)
-    for words in (
-        *(("show", merge), ("eval", merge), ("compare", merge), ("history", merge)),
-        ("delete", merge),
-        *(("export", merge, "out"), ("copy", merge, "out"), ("artifacts", "verify", merge)),
-        *(("refresh-task", merge, *task), ("remove-task", merge, *task), ("rollback", merge)),
-        *(("add-task", merge, place.third), ("diff-merges", merge, "tiny/v1")),
-    ):
-        refused(place, *words)
+def test_what_is_no_merge(merge: str) -> None:
+    for command in ("show", "eval", "compare", "history", "delete", "rollback", "artifacts verify"):
+        refused(*command.split(), merge)
+    for command in ("export", "copy"):
+        refused(command, merge, "out")
+    for command in ("refresh-task", "remove-task"):
+        refused(command, merge, "two")
+    refused("add-task", merge, "three.yaml")
+    refused("diff-merges", merge, "tiny/v1")
+
+
+MERGE = ("merge", "--base", "zoo/base", "zoo/one", "zoo/one", "--method")
 
 
 @pytest.mark.parametrize("folder", ["", "file", "full", "file/x", "pipe", "/dev/null", LONG])
-def test_what_is_no_new_folder(place: Place, folder: str) -> None:
-    zoo = place.folder / "zoo"
-    experts = ("--base", zoo / "base", "--method", "average", zoo / "one", zoo / "one")
-    for words in (
-        *(("export", "tiny/v1", folder), ("export", "tiny/v1", folder, "--task", "two")),
-        ("merge", *experts, "--output", folder),
-    ):
-        refused(place, *words)
+def test_what_is_no_new_folder(folder: str) -> None:
+    refused("export", "tiny/v1", folder)
+    refused("export", "tiny/v1", folder, "--task", "two")
+    refused(*MERGE, "average", "--output", folder)
 
 
 @pytest.mark.parametrize(
     "file", ["nope.yaml", "full", "pipe.yaml", "folder.yaml", "binary.yaml", "/dev/zero", "", LONG]
 )
-def test_what_is_no_job_file(place: Place, file: str) -> None:
-    for words in (
-        *(("run", file), ("validate", file), ("plan", file), ("submit", file)),
-        *(("add-task", "tiny/v1", file), ("run", "--from-mergekit", file, "--output", "out")),
-    ):
-        refused(place, *words)
+def test_what_is_no_job_file(file: str) -> None:
+    for command in ("run", "validate", "plan", "submit", "add-task tiny/v1"):
+        refused(*command.split(), file)
+    refused("run", "--from-mergekit", file, "--output", "out")
 
 
 @pytest.mark.parametrize("job", ["", "nope", "%", "_", "latest/x", LONG, "é", HUGE])
-def test_what_is_no_job(place: Place, job: str) -> None:
+def test_what_is_no_job(job: str) -> None:
     for command in ("status", "watch", "logs", "wait", "cancel", "resume", "retry"):
-        refused(place, command, job)
-    refused(place, "diff", job, "x")
+        refused(command, job)
+    refused("diff", job, "x")
 
 
 @pytest.mark.parametrize(
     "catalog", ["nope", "mysql://x", "sqlite://", "sqlite:///file", "sqlite:///full", f"x{LONG}",
                 f"sqlite:///{LONG}", "sqlite:////dev/null", "postgresql+psycopg://h:99999/x"]
 )  # fmt: skip
-def test_what_is_no_catalog(place: Place, catalog: str) -> None:
+def test_what_is_no_catalog(catalog: str) -> None:
     for words in (
-        *(("list",), ("show", "tiny"), ("ps",), ("status", "x"), ("queue",), ("cancel", "x")),
-        *(("gc",), ("artifacts", "ls"), ("db", "check"), ("rollback", "tiny"), ("delete", "tiny")),
+        *("list", "show tiny", "ps", "status x", "queue", "cancel x", "gc", "artifacts ls"),
+        *("db check", "rollback tiny", "delete tiny"),
     ):
-        refused(place, *words, "--catalog", catalog)
+        refused(*words.split(), "--catalog", catalog)
 
 
-OPTIONS = {
-    "wait": ("wait", "nope", "--timeout"),
-    "age": ("gc", "--older-than"),
-    "jobs": ("queue", "--address", "http://127.0.0.1:1", "--max-jobs"),
-    "priority": ("submit", "job.yaml", "--address", "http://127.0.0.1:1", "--priority"),
-    "seconds": ("plan", "job.yaml", "--calibrate"),
-}
+OPTIONS = (
+    *("wait nope --timeout", "gc --older-than", "plan job.yaml --calibrate"),
+    *(
+        "queue --address http://127.0.0.1:1 --max-jobs",
+        f"{' '.join(MERGE)} ties --output out --scale",
+    ),
+    *(f"{' '.join(MERGE)} ties --output out {option}" for option in ("--memory", "--shard")),
+)
 FIELDS = (
     *("fit.rounds", "fit.batch_size", "fit.seed", "fit.tint_lr", "fit.correction_lr", "tint.rank"),
-    *(
-        "fit.patience",
-        "merge.scale",
-        "objective.temperature",
-        "objective.feature_weight",
-        "tint.max_parameters",
-    ),
-    *("cluster.workers", "cluster.threads_per_worker", "growth.tolerance", "growth.target"),
+    *("fit.patience", "merge.scale", "objective.temperature", "objective.feature_weight"),
+    *("tint.max_parameters", "cluster.workers", "cluster.threads_per_worker", "growth.tolerance"),
+    "growth.target",
 )
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1", HUGE, "x"])
-def test_what_is_no_number(place: Place, number: str) -> None:
-    for name, words in OPTIONS.items():
-        if (name, number) != ("priority", "-1"):
-            refused(place, *words, number)
-    zoo = place.folder / "zoo"
-    experts = ("--base", zoo / "base", "--method", "ties", zoo / "one", zoo / "one")
-    for option in ("--scale", "--memory", "--shard"):
-        refused(place, "merge", *experts, "--output", "out", f"{option}={number}")
-    refused(place, "merge", *experts, "--output", "out", "--parameter", f"density={number}")
+def test_what_is_no_number(number: str) -> None:
+    for words in OPTIONS:
+        *before, option = words.split()
+        refused(*before, f"{option}={number}")
+    if number != "-1":
+        refused("submit", "job.yaml", "--address", "http://127.0.0.1:1", "--priority", number)
+    refused(*MERGE, "ties", "--output", "out", "--parameter", f"density={number}")
     for field in FIELDS:
-        refused(place, "validate", place.job, "--set", f"{field}={number}")
-    change = ("add-task", "tiny/v1", place.third)
-    refused(place, *change, "--set", f"growth.rounds={number}")
+        refused("validate", "job.yaml", "--set", f"{field}={number}")
+    refused("add-task", "tiny/v1", "three.yaml", "--set", f"growth.rounds={number}")
 
 
-def test_a_huge_limit_is_all_jobs(place: Place) -> None:
+def test_a_huge_limit_is_all_jobs() -> None:
     assert len(call("ps", "--limit", HUGE, "--json").document) == 1
 
 
@@ -217,12 +205,12 @@ def test_a_huge_limit_is_all_jobs(place: Place) -> None:
     ],
     ids=lambda setting: setting[:40],
 )
-def test_what_is_no_setting(place: Place, setting: str) -> None:
-    refused(place, "validate", place.job, "--set", setting)
-    refused(place, "add-task", "tiny/v1", place.third, "--set", setting)
+def test_what_is_no_setting(setting: str) -> None:
+    refused("validate", "job.yaml", "--set", setting)
+    refused("add-task", "tiny/v1", "three.yaml", "--set", setting)
 
 
-def test_what_else_is_nothing(place: Place) -> None:
+def test_what_else_is_nothing() -> None:
     two = ("refresh-task", "tiny/v1", "two")
     for words in (
         *(("compare", "tiny/v1", "--methods", name) for name in ("", ",", "nope", "all,nope")),
@@ -234,9 +222,9 @@ def test_what_else_is_nothing(place: Place) -> None:
         *(("rollback", "tiny/v1", "--to", name) for name in ("", "v9", f"v{HUGE}", LONG)),
         *(("export", "tiny/v1", "out", "--task", name) for name in ("", "nope", "../x", LONG)),
         *(("nope",), ("show",), ("completion", "nope"), ("run", "--from-mergekit", "x")),
-        ("submit", place.job, "--address", "nope://x"),
+        ("submit", "job.yaml", "--address", "nope://x"),
     ):
-        refused(place, *words)
+        refused(*words)
 
 
 @contextmanager
@@ -251,30 +239,21 @@ def full_disk(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [0, 600, 3000])
-def test_a_full_disk_leaves_nothing_half_written(place: Place, limit: int) -> None:
-    zoo, merge = place.folder / "zoo", "store/merges/tiny/v1"
-    experts = ("--base", zoo / "base", "--method", "average", zoo / "one", zoo / "one")
-    before = place.left
-    for words in (
-        *(("export", merge, "out"), ("export", merge, "out", "--task", "two")),
-        ("merge", *experts, "--output", "out"),
-    ):
+def test_a_full_disk_leaves_nothing_half_written(limit: int) -> None:
+    export, before = ("export", "store/merges/tiny/v1", "out"), left()
+    for words in (export, (*export, "--task", "two"), (*MERGE, "average", "--output", "out")):
         with full_disk(limit):
             found = call(*words)
         assert (found.code, found.out) == (1, ""), found
         assert "error: " in found.err
         assert "internal error" not in found.err
-        assert place.left == before
+        assert left() == before
 
 
 def test_a_result_that_cannot_be_written_is_told() -> None:
     command = "from tintray.jobs.cli import main; raise SystemExit(main())"
     with Path("/dev/full").open("w") as full:
-        found = subprocess.run(
-            [sys.executable, "-c", command, "version", "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = [sys.executable, "-c", command, "version", "--json"]
+        found = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
     said = "error: standard output cannot be written: No space left on device\n"
     assert (found.returncode, found.stderr) == (1, said)

@@ -12,16 +12,11 @@ from typing import get_args
 import click
 import pytest
 
-from tests.answers import call
+from tests.answers import COMMANDS, call
 from tintray.errors import FitError
 from tintray.jobs.cli import RENAMED, SECTIONS, cli, tasks
 from tintray.jobs.cli.options import Duration, quiet_stdout
 from tintray.jobs.runs.guard import Asked
-
-COMMANDS: dict[str, click.Command] = dict(cli.commands)
-for _name, _command in cli.commands.items():
-    if isinstance(_command, click.Group):
-        COMMANDS |= {f"{_name} {inner}": found for inner, found in _command.commands.items()}
 
 
 @pytest.fixture(autouse=True)
