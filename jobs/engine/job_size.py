@@ -116,7 +116,7 @@ def _bytes_of(source: DataSource, kind: Kind, config: Mapping[str, Any]) -> int:
     side = max(size) if isinstance(size, list | tuple) and size else int(size or 0)
     pixels = side**2 or (math.prod(found.shape[:2]) if found.shape else _SIDE**2)
     channels = int(config.get("num_channels") or 3)
-    answers = kind.answers_per_example(int(config.get("num_labels") or 1), pixels)
+    answers = int(config.get("num_labels") or 1) * (pixels if kind.per_pixel else 1)
     return found.examples * (channels * pixels + FLOAT * answers)
 
 

@@ -62,8 +62,7 @@ class ImageFolder(Table):
 def encoded(value: Any, source: DataSource) -> bytes:
     """The bytes of an image file: as a table holds them, or those of the file that it names.
 
-    Raises OSError, ValueError, TypeError if there are none, or more than the budget; or the name
-    leads out of the data's folders.
+    Raises OSError, ValueError or TypeError: none, too many, or a name out of the data's folders.
     """
     if isinstance(value, Mapping):  # as ``datasets`` keeps images
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -81,13 +80,13 @@ def encoded(value: Any, source: DataSource) -> bytes:
 def _inside(name: str | Path, source: DataSource) -> Path:
     """A file that the data name; relative names start from the data's own folder."""
     roots = source.roots
-    found = (roots[0] / name).resolve()
-    if not any(found.is_relative_to(root) for root in roots):
+    target = (roots[0] / name).resolve()
+    if not any(target.is_relative_to(root) for root in roots):
         raise ValueError(
-            f"{name} leads to {found}, out of {roots[0]}; expected a file below it, or its folder "
+            f"{name} leads to {target}, out of {roots[0]}; expected a file below it, or its folder "
             "in the setting data_roots"
         )
-    return found
+    return target
 
 
 def decode(value: Any, source: DataSource) -> NDArray[Any]:
@@ -125,12 +124,12 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[Any]:
 
     Raises DataError if the layout or the range of the numbers is not certain.
     """
-    found = f"{where} is {array.dtype} {list(array.shape)}"
-    array = _channels_last(array, found)
+    said = f"{where} is {array.dtype} {list(array.shape)}"
+    array = _channels_last(array, said)
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":
-        raise DataError(f"{found}; expected uint8 images {_LAYOUTS}")
+        raise DataError(f"{said}; expected uint8 images {_LAYOUTS}")
     bytes_ = np.empty(array.shape, np.uint8)
     largest = float(array.max())
     scale = 255 if array.dtype.kind == "f" and largest <= 1 else 1
@@ -146,23 +145,23 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[Any]:
         if largest > 1 or (scale == 255 and ((bytes_ > 0) & (bytes_ < 255)).any()):
             return bytes_
     raise DataError(
-        f"{found}; expected uint8 images, or numbers that are the same (0 to 255, or 0 to 1 in "
+        f"{said}; expected uint8 images, or numbers that are the same (0 to 255, or 0 to 1 in "
         "steps of 1/255): convert them to uint8"
     )
 
 
-def _channels_last(array: NDArray[Any], found: str) -> NDArray[Any]:
+def _channels_last(array: NDArray[Any], said: str) -> NDArray[Any]:
     """[N, H, W] or [N, H, W, 3], from whatever layout only one reading fits."""
     if array.ndim == 3:
         return array
     first, last = (array.shape[1], array.shape[3]) if array.ndim == 4 else (0, 0)
     if first in (1, 3) and last in (1, 3):
         raise DataError(
-            f"{found}, of which either the second or the last number may be the channels; "
+            f"{said}, of which either the second or the last number may be the channels; "
             "expected images of more than 3 pixels in height and width"
         )
     if last in (1, 3):
         return array if last == 3 else array[..., 0]
     if first in (1, 3):
         return np.ascontiguousarray(np.moveaxis(array, 1, 3)) if first == 3 else array[:, 0]
-    raise DataError(f"{found}; expected uint8 images {_LAYOUTS}")
+    raise DataError(f"{said}; expected uint8 images {_LAYOUTS}")

@@ -57,11 +57,7 @@ class Examples:
 
 
 def read_examples(source: DataSource, role: str) -> Examples:
-    """Read the inputs of a split; labels in it are not touched.
-
-    Raises DataError if the file, the split, a column or any example is missing, or more examples
-    than ``max_bad`` cannot be read.
-    """
+    """Read the inputs of a split, no label; DataError if any is missing, or too many are bad."""
     table = open_table(source, role)
     if table.rows == 0:
         where = f"{table.name('image')!r} in {source.path}" if table.shown else source.path

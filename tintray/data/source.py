@@ -88,11 +88,7 @@ class DataSource:
         return slice_["name"] if slice_ else self.split
 
     def rows(self, total: int, role: str) -> Sequence[int]:
-        """Which of a split's ``total`` examples are meant, in order.
-
-        Raises DataError if the slice cannot be read, is empty, or has more examples than the
-        budget.
-        """
+        """Which of a split's ``total`` examples are meant; DataError if none, or too many."""
         slice_ = _SLICE.fullmatch(self.split)
         if slice_ is None:
             raise DataError(

@@ -68,7 +68,7 @@ class TextTable(Table):
             return self._table(read(text, "\t" if self._suffix == ".tsv" else ","))
 
     def _table(self, rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-        columns = list(next(rows, {}))
+        columns, enough = list(next(rows, {})), self.source.enough
         wanted = {self.source.column(kind, columns, self.role) for kind in (*INPUTS, LABEL)}
         table: list[dict[str, Any]] = []
         taken = 0
@@ -78,7 +78,7 @@ class TextTable(Table):
             taken += memory_of(table[-1])
             if taken > self.source.limits.max_pool_bytes:
                 self.check_bytes(taken, f"what the first {len(table):,} examples hold")
-            if len(table) == self.source.enough:
+            if len(table) == enough:
                 break
         return columns, table
 

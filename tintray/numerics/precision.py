@@ -8,7 +8,7 @@ Evaluation is always in float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,15 @@ def resolve(choice: Choice, device: str = "cpu") -> Precision:
     """
     if choice != "auto":
         return choice
-    return "bfloat16" if _has_bfloat16(device) else "float32"
-
-
-def _has_bfloat16(device: str) -> bool:
     if device != "cpu":
         there = torch.cuda.is_available()
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False)) if there else True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:  # not Linux: then nothing tells, and float32 is right everywhere
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        native = not there or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = ""
+        with suppress(OSError):  # not Linux: then nothing tells, and float32 is right everywhere
+            flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bfloat16" if native else "float32"
 
 
 @contextmanager

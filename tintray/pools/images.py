@@ -26,10 +26,7 @@ _PROBE = 8  # examples on which the uint8 shortcut is checked against the proces
 
 
 def image_pool(examples: Examples, processor: Any, source: DataSource, role: str) -> Pool:
-    """A pool of images as ``processor`` prepares them; without one they are scaled to [0, 1].
-
-    Raises DataError if they cannot be prepared, or take more memory than the source's limits allow.
-    """
+    """A pool of images as ``processor`` prepares them; without one they are scaled to [0, 1]."""
     if processor is None:
         return _plain(examples, role)
     _check_resized(examples, processor, source, role)

@@ -49,11 +49,7 @@ def open_pool(
 
 
 def prepared_pool(
-    source: DataSource,
-    processor: Callable[[bool], Any],
-    kind: Kind,
-    role: str,
-    cache: Path | None,
+    source: DataSource, processor: Callable[[bool], Any], kind: Kind, role: str, cache: Path | None
 ) -> Pool:
     """The same, with what ``processor`` gives for texts (True) or images, which may be None."""
     encoded = encoded_digest(source, role) if cache else None
@@ -77,9 +73,7 @@ def build_pool(
     """Prepare examples exactly as the expert's processor does.
 
     Without one, as a module from a factory may be, images are scaled to [0, 1], nothing more.
-
-    Raises DataError if texts cannot be turned into tokens as the kind of task asks, images cannot
-    be prepared, or what comes of them takes more memory than the source's limits allow.
+    Raises DataError if they cannot be prepared, or take more memory than the source's limits allow.
     """
     if not examples.is_text:
         return image_pool(examples, processor, source, role)
@@ -92,10 +86,7 @@ def build_pool(
 
 
 def labels_of(source: DataSource, kind: Kind, pool: Pool, answers: Answers, role: str) -> Any:
-    """The labels of a pool's examples; those of a model that writes are the tokens themselves.
-
-    Raises DataError if they are missing or do not fit what the expert answers.
-    """
+    """The labels of a pool's examples; those of a model that writes are the tokens themselves."""
     if pool.targets is not None:
         return pool.targets
     return kind.read_labels(source, pool.rows, answers, role)

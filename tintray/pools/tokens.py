@@ -46,11 +46,7 @@ _BOUNDED = frozenset(
 def text_pool(
     examples: Examples, tokenizer: Any, kind: Kind, source: DataSource, role: str
 ) -> Pool:
-    """A pool of texts as tokens, as the kind of task asks.
-
-    Raises DataError if the tokenizer cannot: words without a fast tokenizer, a conversation without
-    a template; or if the tokens take more memory than the source's limits allow.
-    """
+    """A pool of texts as tokens, as the kind of task asks."""
     with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
         limit = _limit(tokenizer, source.max_length)
         digest = _digest(examples, tokenizer, kind, limit)
@@ -67,10 +63,7 @@ def text_pool(
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
-    """Refuse tokens [N, S] beyond a model's embeddings.
-
-    Raises CheckpointError, naming the largest number and how many embeddings there are.
-    """
+    """Raise CheckpointError for tokens [N, S] beyond a model's embeddings."""
     get = getattr(module, "get_input_embeddings", None)
     rows = getattr(get() if get else None, "num_embeddings", None)
     if rows is not None and int(ids.max()) >= rows:

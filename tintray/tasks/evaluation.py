@@ -42,12 +42,7 @@ class TaskScore:
 
 
 def score(
-    task: str,
-    kind: Kind,
-    merged: Outputs,
-    expert: Outputs,
-    labels: Any,
-    mask: Mask = None,
+    task: str, kind: Kind, merged: Outputs, expert: Outputs, labels: Any, mask: Mask = None
 ) -> TaskScore:
     """Compare outputs of merge and expert on N examples, with labels where there are any.
 
@@ -65,12 +60,7 @@ def score(
 
 
 def calibrated_score(
-    task: str,
-    kind: Kind,
-    merged: Outputs,
-    expert: Outputs,
-    labels: Any,
-    mask: Mask = None,
+    task: str, kind: Kind, merged: Outputs, expert: Outputs, labels: Any, mask: Mask = None
 ) -> TaskScore:
     """The same, with how sure both are of their classes; rightly or not, where there are labels."""
     plain = score(task, kind, merged, expert, labels, mask)
@@ -96,10 +86,7 @@ class Overall:
 
 
 def check_finite(scores: Iterable[TaskScore]) -> None:
-    """Refuse figures that are no numbers: the answers that they come of are not finite.
-
-    Raises FitError, naming the task and the metric.
-    """
+    """Raise FitError for figures that are no numbers: the answers they come of are not finite."""
     for score in scores:
         for side, figure in (("merge", score.merged), ("expert", score.expert)):
             if not math.isfinite(figure):

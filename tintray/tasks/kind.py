@@ -73,10 +73,6 @@ class Kind(ABC):
         """How many answers a model gives: classes, values, or tokens of its vocabulary."""
         return answer_width(module)
 
-    def answers_per_example(self, width: int, pixels: int) -> int:
-        """How many numbers a model of this width answers to an image of so many pixels."""
-        return width * (pixels if self.per_pixel else 1)
-
     def reduced(self, answers: Tensor) -> Outputs:
         """What is kept of a model's answers."""
         return answers
@@ -86,10 +82,7 @@ class Kind(ABC):
         return len(shape) in self.dims and shape[self.axis] == width
 
     def check_outputs(self, outputs: Outputs, width: int, role: str) -> None:
-        """Refuse answers whose shape is not that of the kind.
-
-        Raises DataError, naming the shape found and the kind.
-        """
+        """Raise DataError for answers whose shape is not that of the kind."""
         if isinstance(outputs, Tensor) and not self.fits(outputs.shape, width):
             raise DataError(
                 f"{role} gives outputs {list(outputs.shape)}; expected those of kind '{self.name}' "
@@ -122,11 +115,7 @@ class Kind(ABC):
     def read_labels(
         self, source: DataSource, rows: Sequence[int] | NDArray[Any], answers: Answers, role: str
     ) -> Any:
-        """The labels of the examples at ``rows``, as ``measure`` takes them.
-
-        Raises DataError if labels are missing, unreadable, or outside of what the expert's head
-        answers.
-        """
+        """The labels at ``rows``, as ``measure`` takes them; DataError if they do not fit."""
         column = open_labels(source, rows, answers, role)
         with foreign(f"{column.where} holds labels that cannot be read", DataError):
             return self.parse_labels(column)
@@ -161,20 +150,10 @@ class Kind(ABC):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Which tokens of a pool's texts have an answer that counts, and which token is right.
 
-        Parameters
-        ----------
-        inputs
-            Token numbers and attention masks, int64 [N, S].
-        words
-            Of the tokens, where the texts are lists of words.
-        assistant
-            1 at each token that an assistant wrote, where a chat template tells.
-
-        Returns
-        -------
-        tuple
-            bool [N, S], and int64 [N, S] with -100 where there is no right one; None for each that
-            the kind does not have. DataError is raised if the texts are not those of the kind.
+        From token numbers and attention masks, int64 [N, S], to bool [N, S] and int64 [N, S] with
+        -100 where there is no right one; None for each that the kind does not have. ``assistant``
+        has 1 at each token that an assistant wrote, where a chat template tells. Raises DataError
+        if the texts are not those of the kind.
         """
         return None, None
 

@@ -103,8 +103,8 @@ def feature_variance(features: Tensor) -> Tensor:
     """
     flat = features.flatten(0, -2)
     variance, square = flat.var(0, correction=0).sum(), flat.square().sum(-1).mean()
-    found = torch.where(variance > _LEAST_VARIANCE * square, variance, square)
-    return torch.where(found > 0, found, torch.ones_like(found))
+    usual = torch.where(variance > _LEAST_VARIANCE * square, variance, square)
+    return torch.where(usual > 0, usual, torch.ones_like(usual))
 
 
 def _remainder(logs: Tensor) -> Tensor:

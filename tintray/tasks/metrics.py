@@ -88,11 +88,7 @@ METRICS = {
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of this name.
-
-    Raises InputError if there is none: the figure came from another version, and it is not known
-    what is better.
-    """
+    """The metric of this name; InputError for one of another version: what is better?"""
     if name not in METRICS:
         raise InputError(
             f"there is no metric {name!r}; expected one of {', '.join(METRICS)}, is the merge of a "

@@ -34,10 +34,7 @@ class TextKind(Kind):
     model: ClassVar[str]  # what messages call a model that can do such a task
 
     def check_model(self, expert: nn.Module, role: str) -> None:
-        """Refuse an encoder–decoder that should go on with a text, or another that should answer.
-
-        Raises CheckpointError, naming what was expected.
-        """
+        """Raise CheckpointError for an encoder–decoder that is to go on, or another to answer."""
         config: Any = getattr(expert, "config", None)
         pair = bool(getattr(config, "is_encoder_decoder", False))
         if not callable(getattr(expert, "generate", None)) or pair != self.writes:
