@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class GrowingStore:
     @property
     def words(self) -> list[str]:
         """The same, as commands take them."""
-        return ["--store", self.place["store"], "--catalog", self.place["catalog"]]
+        return [word for name, url in self.place.items() for word in (f"--{name}", url)]
 
     def run(self, *tasks: str, **sections: Any) -> MergeSummary:
         """Merge some tasks from their experts."""
@@ -110,4 +110,8 @@ class GrowingStore:
                 change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
                 catalog.execute(change, (str(self.store), str(store)))
             catalog.commit()
-        return GrowingStore(self.zoo, store, self.overrides)
+        found = GrowingStore(self.zoo, store, self.overrides)
+        found.summary = replace(
+            self.summary, url=self.summary.url.replace(*map(str, (self.store, store)))
+        )
+        return found

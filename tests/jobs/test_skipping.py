@@ -7,55 +7,46 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_zoo import TinyZoo
+import tintray
+from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.errors import CheckpointError, DataError, InputError
-from tintray.jobs import api
 from tintray.jobs.events import Notice
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
-def damaged(tiny: TinyZoo, folder: Path) -> TinyZoo:
+@pytest.fixture(scope="module")
+def damaged(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> TinyZoo:
     """The first task's expert and the last one's pool cannot be used."""
-    zoo = tiny.copy(folder)
+    zoo = tiny.copy(tmp_path_factory.mktemp("damaged") / "zoo")
     (zoo.folder / "two" / "model.safetensors").write_bytes(b"not a model")
     zoo.replace_arrays("four", x_train=None)
     return zoo
 
 
-def test_tasks_that_fail_are_left_out_and_named(tiny: TinyZoo, tmp_path: Path) -> None:
+def test_tasks_that_fail_are_left_out_and_named(
+    tiny: TinyZoo, damaged: TinyZoo, tmp_path: Path
+) -> None:
     """And the merge is, to the last bit, the one of the other tasks alone."""
-    zoo = damaged(tiny, tmp_path / "zoo")
     told: list[Any] = []
-    summary = api.run(zoo.spec(tmp_path / "a", on_task_error="skip"), on_event=told.append)
-    assert [task.name for task in summary.tasks] == ["three", "five"]
-    assert set(summary.skipped) == {"two", "four"}
-    assert "tasks.four.pool" in summary.skipped["four"]
+    merge = tintray.run(damaged.spec(tmp_path / "a", on_task_error="skip"), on_event=told.append)
+    assert merge.tasks == ("three", "five")
+    assert set(merge.manifest.skipped) == {"two", "four"}
+    assert "tasks.four.pool" in merge.manifest.skipped["four"]
     texts = [event.text for event in told if isinstance(event, Notice)]
     assert sum("is left out" in text for text in texts) == 2
-    alone = api.run(tiny.spec(tmp_path / "b", tasks=("three", "five")))
-    files = [read_manifest(*parse_merge_url(url))["files"] for url in (summary.url, alone.url)]
-    assert {n: f["sha256"] for n, f in files[0].items()} == {
-        n: f["sha256"] for n, f in files[1].items()
-    }
+    alone = tintray.run(tiny.spec(tmp_path / "b", tasks=("three", "five")))
+    assert merge.manifest.files == alone.manifest.files
 
 
 @pytest.mark.parametrize(
     ("tasks", "on_task_error", "error", "said"),
     [
-        (("two", "three", "five", "four"), "fail", CheckpointError, r"tasks\.two\.expert"),
+        (TASKS, "fail", CheckpointError, r"tasks\.two\.expert"),  # the first in the job's order
         (("three", "four"), "fail", DataError, r"tasks\.four\.pool"),
         (("four",), "skip", InputError, r"tasks\.four\.pool"),  # none is left
     ],
 )
 def test_a_task_fails_its_job(
-    tiny: TinyZoo,
-    tmp_path: Path,
-    tasks: tuple[str, ...],
-    on_task_error: str,
-    error: type[Exception],
-    said: str,
+    damaged: TinyZoo, tmp_path: Path, tasks: Any, on_task_error: Any, error: Any, said: str
 ) -> None:
-    """By default the first in the job's order; and where it is the last."""
-    zoo = damaged(tiny, tmp_path / "zoo")
     with pytest.raises(error, match=said):
-        api.run(zoo.spec(tmp_path / "a", tasks=tasks, on_task_error=on_task_error))
+        tintray.run(damaged.spec(tmp_path, tasks=tasks, on_task_error=on_task_error))

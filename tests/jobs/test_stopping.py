@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,6 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import CancelledError
 from tintray.jobs.cli import main
 from tintray.jobs.events import PhaseStarted
-from tintray.jobs.queue.views import JobStatus
 from tintray.jobs.runs import stopping
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.stopping import Stopper
@@ -35,23 +35,29 @@ def test_a_stop_keeps_a_checkpoint(
     tiny: TinyZoo,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    how: object,
+    how: Any,
     code: int,
     reason: str,
 ) -> None:
     """A fit without end, in this process."""
-    zoo = tiny.copy(tmp_path / "zoo")
-    job = zoo.job_file(tmp_path / "store", fit={"rounds": 1_000_000})
+    job = tiny.copy(tmp_path / "zoo").job_file(tmp_path / "store", fit={"rounds": 1_000_000})
     catalog = f"sqlite:///{tmp_path}/store/catalog.db"
     ended = threading.Event()
     stopped: list[str] = []
 
     def stop() -> None:
-        found = once_it_fits(catalog, ended)
-        if found is not None and isinstance(how, signal.Signals):
-            os.kill(os.getpid(), how)
-        elif found is not None:
-            stopped.append(tintray.job(found.id, catalog=catalog).cancel().state)
+        """Stop the job as soon as it has done a round; or end with it."""
+        while not ended.wait(0.1):
+            try:
+                status = tintray.job(catalog=catalog).status()
+            except tintray.TintrayError:  # there is no catalog, or no job, yet
+                continue
+            if status.state == "fitting" and status.round:
+                if how == "request":
+                    stopped.append(tintray.job(status.id, catalog=catalog).cancel().state)
+                else:
+                    os.kill(os.getpid(), how)
+                return
 
     stopping_it = threading.Thread(target=stop)
     stopping_it.start()
@@ -67,24 +73,11 @@ def test_a_stop_keeps_a_checkpoint(
     assert not list((tmp_path / "store").glob("merges/**/*"))
     if how == signal.SIGINT:
         assert err.strip().splitlines()[-1] == "interrupted"
-    found = tintray.job(catalog=catalog).status()
-    assert (found.state, found.reason) == ("cancelled", reason)
-    assert found.checkpoint == found.round  # that of the round at which it stopped
-    assert found.owner is None
-    assert f"checkpoint after round {found.checkpoint}" in err
-    assert f"tintray resume {found.id}" in found.next
-
-
-def once_it_fits(catalog: str, ended: threading.Event) -> JobStatus | None:
-    """The job as soon as it has done a round; None if it ends before."""
-    while not ended.wait(0.1):
-        try:
-            found = tintray.job(catalog=catalog).status()
-        except tintray.TintrayError:  # there is no catalog, or no job, yet
-            continue
-        if found.state == "fitting" and found.round:
-            return found
-    return None
+    status = tintray.job(catalog=catalog).status()
+    assert (status.state, status.reason, status.owner) == ("cancelled", reason, None)
+    assert status.checkpoint == status.round  # that of the round at which it stopped
+    assert f"checkpoint after round {status.checkpoint}" in err
+    assert f"tintray resume {status.id}" in status.next
 
 
 def test_a_round_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,58 +144,36 @@ def test_a_stop_that_a_library_takes_for_its_own_failure_is_a_stop(tmp_path: Pat
             assert catalog.jobs.get(job_id).state is state
 
 
-def test_a_job_that_is_over_stays_as_it_is(tiny: TinyZoo, tmp_path: Path) -> None:
-    """A stop that comes while the merge is being published changes nothing of it."""
-    spec = tiny.spec(tmp_path, tasks=("two",))
-
-    def on_event(event: object) -> None:
-        if getattr(event, "stage", None) == "publishing":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    merge = tintray.run(spec, on_event=on_event)
-    assert merge.ref == "tiny/v1"
-    with Catalog.open(spec.catalog) as catalog:
-        assert catalog.jobs.get(merge.manifest.job_id).state is JobState.SUCCEEDED
+PHASES = ("planning", "preparing", "fitting", "evaluating", "publishing")
+# A request in the rounds of a fit is heard after them, if they are as few as here.
+STOPS = [(phase, how) for phase in PHASES for how in ("signal", "request")]
+STOPS.remove(("fitting", "request"))
 
 
-STAGES = ("planning", "preparing", "fitting", "evaluating", "publishing")
-
-
-@pytest.mark.parametrize(
-    ("stage", "how"),
-    # A request in the rounds of a fit is heard after them, if they are as few as here.
-    [
-        (s, how)
-        for s in STAGES
-        for how in ("signal", "request")
-        if (s, how) != ("fitting", "request")
-    ],
-)
-def test_a_stop_in_any_stage_is_a_cancelled_job(
-    tiny: TinyZoo, tmp_path: Path, stage: str, how: str
+@pytest.mark.parametrize(("phase", "how"), STOPS)
+def test_a_stop_in_any_phase_is_a_cancelled_job(
+    tiny: TinyZoo, tmp_path: Path, phase: str, how: str
 ) -> None:
     """While it is being published it is not stopped any more."""
     spec = tiny.spec(tmp_path / "store", tasks=("two", "three"), fit={"rounds": 2})
     stopped = "stopped by SIGTERM" if how == "signal" else "cancelled on request"
 
     def stop(event: object) -> None:
-        if not (isinstance(event, PhaseStarted) and event.phase == stage):
+        if not (isinstance(event, PhaseStarted) and event.phase == phase):
             return
         if how == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             tintray.job(catalog=spec.catalog).cancel(wait=False)
-            if stage != "publishing":
+            if phase != "publishing":
                 time.sleep(30)  # until the lease's next beat has heard of it
 
-    if stage == "publishing":
+    if phase == "publishing":
         assert tintray.run(spec, on_event=stop).ref == "tiny/v1"
+        expected = ("succeeded", "published as tiny/v1", None)
     else:
         with pytest.raises(CancelledError, match=stopped):
             tintray.run(spec, on_event=stop)
-    found = tintray.job(catalog=spec.catalog).status()
-    expected = ("succeeded", "published as tiny/v1")
-    assert (found.state, found.reason) == (
-        expected if stage == "publishing" else ("cancelled", stopped)
-    )
-    assert found.owner is None
+        expected = ("cancelled", stopped, None)
+    status = tintray.job(catalog=spec.catalog).status()
+    assert (status.state, status.reason, status.owner) == expected
