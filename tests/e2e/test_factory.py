@@ -17,7 +17,7 @@ import tintray
 from tests import tiny_models as tiny
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
-from tintray.models.factories import build, find
+from tintray.models.factories import build, find, load
 
 FACTORY = "tests.e2e.test_factory:make"
 
@@ -49,40 +49,35 @@ def nothing(config: Mapping[str, Any]) -> Any:
     return 3
 
 
-def make_plain_zoo(folder: Path) -> Path:
-    """A base and two experts that are plain modules, with their data, in ``folder``."""
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two experts that are plain modules, with their data."""
+    folder = tmp_path_factory.mktemp("factory")
     torch.manual_seed(0)
     base = Net(2)
-    (folder / "base").mkdir(parents=True)
+    (folder / "base").mkdir()
     save_file(base.state_dict(), folder / "base" / "model.safetensors")
+    body = {name: tensor for name, tensor in base.state_dict().items() if "fc" not in name}
     for seed, (name, classes) in enumerate({"reds": 2, "rgb": 3}.items()):
-        expert = Net(classes)
-        body = {n: t for n, t in base.state_dict().items() if not n.startswith("fc")}
+        expert, random = Net(classes), np.random.default_rng(seed)
         expert.load_state_dict(body, strict=False)
-        random = np.random.default_rng(seed)
-        for split in ("train", "test"):
+        for split in ("test", "train"):
             labels = random.integers(0, classes, 40)
             images = random.integers(0, 120, (40, 16, 16, 3)).astype(np.uint8)
             for image, label in zip(images, labels, strict=True):
                 image[..., label] += 100
             np.savez(folder / f"{name}_{split}.npz", x_train=images, y_train=labels)
-            if split == "train":
-                x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-                adam = torch.optim.Adam(expert.parameters(), lr=1e-2)
-                for _ in range(30):
-                    loss = nn.functional.cross_entropy(expert(x), torch.from_numpy(labels))
-                    adam.zero_grad()
-                    loss.backward()
-                    adam.step()
+        x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        adam = torch.optim.Adam(expert.parameters(), lr=1e-2)
+        for _ in range(30):
+            loss = nn.functional.cross_entropy(expert(x), torch.from_numpy(labels))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
         (folder / name).mkdir()
         save_file(expert.state_dict(), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps({"classes": classes}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_plain_zoo(tmp_path_factory.mktemp("factory"))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +96,6 @@ def test_modules_of_a_factory_are_merged(summary: Any, tmp_path: Path) -> None:
     assert isinstance(module, Net)
     assert module(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     folder = merge.export("rgb", tmp_path / "exported")
-    from tintray.models.factories import load
-
     again = load(FACTORY, {"classes": 3}, [folder / "model.safetensors"], "x")
     images = torch.rand(4, 3, 16, 16)
     assert torch.allclose(again(images), module(images), atol=1e-5)
@@ -203,8 +196,6 @@ def test_factories_that_are_none_are_refused(factory: str, words: str) -> None:
 
 
 def test_weights_that_are_not_the_modules_are_refused(zoo: Path) -> None:
-    from tintray.models.factories import load
-
     assert find("tests.e2e.test_factory:make") is make
     files = [zoo / "rgb" / "model.safetensors"]
     with pytest.raises(CheckpointError, match=r"'fc\.\w+' has shape \[3"):

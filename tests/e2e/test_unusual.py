@@ -16,13 +16,19 @@ import tintray
 from tests.tiny_zoo import TinyZoo, comparable
 from tintray.errors import CheckpointError, DataError
 from tintray.jobs import api
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
+from tintray.storage.artifacts.blobs import blob_key
 
 
 @pytest.fixture
 def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
     """A zoo of one's own, to be changed."""
     return tiny.copy(tmp_path / "zoo")
+
+
+def halve(folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    path = folder / "model.safetensors"
+    halves = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(halves, path, metadata={"format": "pt"})
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:
@@ -53,14 +59,10 @@ def test_tensors_of_one_shape_in_models_that_compute_otherwise_are_refused(
 def test_an_expert_in_half_precision_is_converted_and_told(
     zoo: TinyZoo, tmp_path: Path, halved: str
 ) -> None:
-    path = zoo.folder / halved / "model.safetensors"
-    tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    halve(zoo.folder / halved)
     report = api.validate(zoo.spec(tmp_path / "store", tasks=("two", "five")))
-    told = [notice for notice in report.notices if "float32" in notice]
-    assert [notice.split(" ")[0] for notice in told] == (
-        ["tasks.five.expert"] if halved == "five" else ["tasks.two.expert", "tasks.five.expert"]
-    )
+    told = [notice.split(" ")[0] for notice in report.notices if "float32" in notice]
+    assert told == ["tasks.two.expert", "tasks.five.expert"][halved == "five" :]
 
 
 @pytest.mark.parametrize("site", ["vit.embeddings", "vit.layers.0.mlp", "vit.layernorm"])
@@ -76,9 +78,7 @@ def test_experts_in_half_precision_are_merged_and_exported_in_single(
     zoo: TinyZoo, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     for task in ("base", "two", "five"):
-        path = zoo.folder / task / "model.safetensors"
-        halves = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-        save_file(halves, path, metadata={"format": "pt"})
+        halve(zoo.folder / task, dtype)
         reconfigure(zoo.folder / task, dtype=str(dtype).removeprefix("torch."))
     spec = zoo.spec(tmp_path / "store", tasks=("two", "five"))
     summary = api.run(spec)
@@ -101,20 +101,17 @@ def test_one_task_alone_is_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
 
 
 def test_a_pool_smaller_than_a_batch_is_walked_again(zoo: TinyZoo, tmp_path: Path) -> None:
-    zoo.replace_arrays("five", x_train=zoo.arrays("five")["x_train"][:1])
-    zoo.replace_arrays("two", x_train=zoo.arrays("two")["x_train"][:4])
-    summary = api.run(zoo.spec(tmp_path / "store", tasks=("two", "five")))
-    assert [task.name for task in summary.tasks] == ["two", "five"]
+    for task, examples in (("five", 1), ("two", 4)):
+        zoo.replace_arrays(task, x_train=zoo.arrays(task)["x_train"][:examples])
+    assert tintray.run(zoo.spec(tmp_path / "s", tasks=("two", "five"))).tasks == ("two", "five")
 
 
 def test_one_expert_may_serve_two_tasks(zoo: TinyZoo, tmp_path: Path) -> None:
     job = zoo.job(tmp_path / "store", tasks=("five", "two"))
-    twin = zoo.task("five") | {"name": "twin"}
-    job["tasks"].append(twin)
-    summary = api.run(tintray.parse_spec(job, folder=zoo.folder))
-    assert summary.tasks[0].expert == summary.tasks[2].expert
-    manifest = read_manifest(*parse_merge_url(summary.url))
-    assert manifest["tasks"][0]["task_vector"] == manifest["tasks"][2]["task_vector"]
+    job["tasks"].append(zoo.task("five") | {"name": "twin"})
+    one, _, twin = tintray.run(tintray.parse_spec(job, folder=zoo.folder)).manifest.tasks
+    assert one.score.expert == twin.score.expert
+    assert one.task_vector == twin.task_vector
 
 
 def test_the_base_may_be_its_own_expert(zoo: TinyZoo, tmp_path: Path) -> None:
@@ -122,9 +119,9 @@ def test_the_base_may_be_its_own_expert(zoo: TinyZoo, tmp_path: Path) -> None:
     zoo.replace_arrays("five", class_names=None)  # they are not those of the base's own head
     job = zoo.job(tmp_path / "store", tasks=("five",))
     job["tasks"].append(zoo.task("five") | {"name": "unchanged", "expert": "base", "test": None})
-    merge = tintray.load(api.run(tintray.parse_spec(job, folder=zoo.folder)).url)
-    assert torch.equal(merge.coefficients[1], torch.full_like(merge.coefficients[1], 0.3))
-    assert not torch.equal(merge.coefficients[0], torch.full_like(merge.coefficients[0], 0.3))
+    learned, unchanged = tintray.run(tintray.parse_spec(job, folder=zoo.folder)).coefficients
+    start = torch.full_like(learned, 0.3)
+    assert torch.equal(unchanged, start) and not torch.equal(learned, start)
 
 
 # A merge outlives what it was made from
@@ -134,10 +131,9 @@ def test_eval_needs_no_cache(zoo: TinyZoo, tmp_path: Path) -> None:
     """Self-labels may be gone: the expert answers again, to the same scores."""
     spec = zoo.spec(tmp_path / "store")
     summary = api.run(spec)
-    for task in read_manifest(*parse_merge_url(summary.url))["tasks"]:
-        used = [task["pool"]["labels"]] + ([task["test"]["outputs"]] if task["test"] else [])
-        for sha256 in used:
-            (tmp_path / "store/blobs" / sha256[:2] / sha256).unlink()
+    for task in tintray.load(summary.url).manifest.tasks:
+        for sha256 in (task.pool.labels, task.test and task.test.outputs):
+            (tmp_path / "store" / blob_key(sha256 or task.pool.labels)).unlink(missing_ok=True)
     again = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
     assert comparable(again.tasks) == comparable(summary.tasks)
 

@@ -47,9 +47,8 @@ def test_a_lease_outlives_its_ttl_while_the_heart_beats(catalog: Catalog, job: s
 def test_a_lease_that_was_taken_is_noticed(catalog: Catalog, job: str) -> None:
     with Heartbeat(catalog, job, ttl=0.2) as lease:
         _take(catalog, job, lease.token)
-        give_up = time.monotonic() + 60
         with pytest.raises(LeaseLostError, match="another process continues"):
-            while time.monotonic() < give_up:
+            for _ in range(3000):
                 lease.check()
                 time.sleep(0.02)
         with pytest.raises(LeaseLostError):
@@ -69,24 +68,21 @@ def test_who_lost_the_lease_can_never_publish(tiny: TinyZoo, tmp_path: Path, mom
     taken: list[str] = []
 
     def watch(event: object) -> None:
-        found = moment == "fitting" and isinstance(event, RoundDone)
-        found |= isinstance(event, PhaseStarted) and event.phase == moment == "publishing"
-        if found and not taken:
+        has_come = isinstance(event, RoundDone) and moment == "fitting"
+        has_come |= isinstance(event, PhaseStarted) and event.phase == moment == "publishing"
+        if has_come and not taken:
             with Catalog.open(spec.catalog) as catalog:
-                job = catalog.jobs.all()[0].id
-                _take(catalog, job, catalog.leases.current(job).token)
-                taken.append(job)
+                taken.append(catalog.jobs.all()[0].id)
+                _take(catalog, taken[0], catalog.leases.current(taken[0]).token)
 
     with pytest.raises(LeaseLostError, match="no longer ours"):
         api.run(spec, on_event=watch)
-    assert taken
     assert list_merges(open_store(spec.store)) == []
     with Catalog.open(spec.catalog) as catalog:
         assert catalog.merges.all() == []
-        job = catalog.jobs.all()[0]
         # Its state is the new owner's to change: the old one did not call it failed.
-        assert job.state == moment
-        assert catalog.leases.current(job.id).owner == "another"
+        assert catalog.jobs.get(taken[0]).state == moment
+        assert catalog.leases.current(taken[0]).owner == "another"
 
 
 @pytest.mark.parametrize(("method", "own"), [("tint", set()), ("fisher", {"fisher"})])

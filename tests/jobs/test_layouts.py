@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
+import tintray
+from tests.growing import GrowingStore
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.engine.backend import Args, Backend, Future, Placement
+from tintray.jobs.engine.backend import Args, Backend, Future, Placement, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend, LocalHandle
 from tintray.jobs.engine.plan import ClusterSize
-from tintray.jobs.runs import grow as growth
-from tintray.jobs.runs.guard import Asked
-from tintray.storage.artifacts.publish import parse_merge_url, read_manifest
 
 
 def sent(value: Any) -> Any:
@@ -63,15 +61,8 @@ class Cluster(InProcessBackend):
         super().dismiss(members)
 
 
-def hashes(url: str) -> dict[str, str]:
-    manifest = read_manifest(*parse_merge_url(url))
-    return {name: file["sha256"] for name, file in manifest["files"].items()}
-
-
 def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[Cluster]:
-    """Every fleet that is opened from now on, but those of jobs that ask for no worker."""
-    from tintray.jobs.engine.backend import open_backend
-
+    """Every backend that is opened from now on, but those of jobs that ask for no worker."""
     opened: list[Cluster] = []
 
     def several(**wanted: Any) -> Backend:
@@ -80,12 +71,8 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, cpus: int) -> list[Cluster]:
         opened.append(Cluster(cpus))
         return opened[-1]
 
-    for caller in (
-        "tintray.jobs.runs.evaluate",
-        "tintray.jobs.runs.pipeline",
-        "tintray.jobs.runs.plan",
-    ):
-        monkeypatch.setattr(f"{caller}.open_backend", several)
+    for caller in ("evaluate", "pipeline", "plan"):
+        monkeypatch.setattr(f"tintray.jobs.runs.{caller}.open_backend", several)
     return opened
 
 
@@ -103,9 +90,7 @@ def test_what_is_sent_is_a_copy_that_cannot_be_written_to() -> None:
 def test_workers_and_shards_never_change_the_result(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, on one worker, on two, on four; with one shard or more, or none away.
-
-    Each from an empty store.
+    """In this process, on one to four workers; with one shard or more. Each from an empty store.
 
     A tinted block, so that tints are more than heads; four groups, so that sums have an order; the
     precision that this machine computes in by default.
@@ -119,8 +104,8 @@ def test_workers_and_shards_never_change_the_result(
             fit={"rounds": 4, "groups": 4, "micro_batch": 8, "precision": "auto"},
             cluster={"workers": workers, "shards": shards},
         )
-        summary = api.run(spec)
-        found[workers, shards] = hashes(summary.url), [task.merged for task in summary.tasks]
+        manifest = tintray.run(spec).manifest
+        found[workers, shards] = manifest.files, [task.score.merged for task in manifest.tasks]
     for cluster, of_cluster in found.items():
         assert of_cluster == found[0, 1], cluster
     assert [backend.most for backend in opened] == [1 + 2, 2 + 1, 2 + 2, 3 + 5, 4 + 1]
@@ -131,12 +116,11 @@ def test_members_that_merge_tensors_change_nothing(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     on_a_cluster(monkeypatch, 3)
-    found = []
-    for workers in (0, 3):
-        cluster = {"workers": workers}
-        spec = tiny.spec(tmp_path / str(workers), merge={"method": method}, cluster=cluster)
-        found.append(hashes(api.run(spec).url))
-    assert found[0] == found[1]
+    one, other = (
+        tintray.run(tiny.spec(tmp_path / f"{n}", merge={"method": method}, cluster={"workers": n}))
+        for n in (0, 3)
+    )
+    assert one.manifest.files == other.manifest.files
 
 
 def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
@@ -151,32 +135,16 @@ def test_comparing_and_evaluating_find_cpus_where_workers_took_them_all(
     assert table.averages["merge"] == pytest.approx(summary.average)
 
 
-def grown(zoo: TinyZoo, store: Path, workers: int) -> list[dict[str, str]]:
-    """The hashes of two children, one grown from the other."""
-    spec = zoo.spec(store, ("two", "three"), cluster={"workers": workers}, fit={"rounds": 2})
-    api.run(spec)
-    quick = [f"growth.{field}=2" for field in ("rounds", "coefficient_rounds", "refit_rounds")]
-    made = []
-    modes: dict[str, Asked] = {"five": "coefficients", "four": "joint"}
-    for task, mode in modes.items():
-        path = zoo.folder / f"{task}-alone.yaml"
-        path.write_text(yaml.safe_dump(zoo.task(task)))
-        overrides = (*quick, "growth.tolerance=100")
-        child = growth.add(
-            "tiny",
-            [path],
-            mode=mode,
-            overrides=overrides,
-            store=str(spec.store),
-            catalog=str(spec.catalog),
-        )
-        made.append(hashes(child.url))
-    return made
-
-
 def test_a_merge_grows_to_the_same_bits_on_workers(
     tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two children, one grown from the other."""
     zoo = tiny.copy(tmp_path / "zoo")
     on_a_cluster(monkeypatch, 4)
-    assert grown(zoo, tmp_path / "workers", 2) == grown(zoo, tmp_path / "here", 0)
+    made = []
+    for workers in (2, 0):
+        store = GrowingStore(zoo, tmp_path / f"{workers}")
+        store.run("two", "three", cluster={"workers": workers}, fit={"rounds": 2})
+        children = (store.add("five", mode="coefficients"), store.add("four", mode="joint"))
+        made.append([store.hashes(child) for child in children])
+    assert made[0] == made[1]

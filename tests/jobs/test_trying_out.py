@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.answers import call
-from tests.sorts import SORTS, Sort, make_zoo, write_yaml
+from tests.sorts import SORTS, make_zoo, write_yaml
 from tests.tiny_models import save_rows
 
 Damage = Callable[[Path, dict[str, Any]], object]
@@ -55,29 +55,28 @@ def kind(name: str) -> Damage:
     return lambda _, job: job["tasks"][1].update(kind=name)
 
 
+def both(*damages: Damage) -> Damage:
+    """One after the other."""
+    return lambda zoo, job: [damage(zoo, job) for damage in damages]
+
+
 LONG = " ".join(f"w{n % 40}" for n in range(60))
+NOT_RESIZED = config("preprocessor_config.json", do_resize=False)
+NOT_CUT = config("tokenizer_config.json", model_max_length=128)
+POOL, TEST = (f"tasks.two.expert cannot be run on tasks.two.{data}" for data in ("pool", "test"))
 PICTURES: Mapping[str, tuple[Damage, str | None]] = {
     "a processor of another size": (
         config("preprocessor_config.json", size={"height": 20, "width": 20}),
-        "tasks.two.expert cannot be run on tasks.two.pool",
+        POOL,
     ),
-    "a processor that does not resize": (
-        config("preprocessor_config.json", do_resize=False),
-        None,
-    ),
+    "a processor that does not resize": (NOT_RESIZED, None),
     "images of another size, not resized": (
-        lambda zoo, job: (
-            config("preprocessor_config.json", do_resize=False)(zoo, job),
-            arrays("train", (6, 12, 12, 3))(zoo, job),
-        ),
-        "tasks.two.expert cannot be run on tasks.two.pool",
+        both(NOT_RESIZED, arrays("train", (6, 12, 12, 3))),
+        POOL,
     ),
     "test images of another size, not resized": (
-        lambda zoo, job: (
-            config("preprocessor_config.json", do_resize=False)(zoo, job),
-            arrays("test", (6, 12, 12, 3))(zoo, job),
-        ),
-        "tasks.two.expert cannot be run on tasks.two.test",
+        both(NOT_RESIZED, arrays("test", (6, 12, 12, 3))),
+        TEST,
     ),
     "gray images": (arrays("train", (6, 8, 8)), None),
     "images with transparency": (arrays("train", (6, 8, 8, 4)), "tasks.two.pool"),
@@ -99,63 +98,42 @@ PICTURES: Mapping[str, tuple[Damage, str | None]] = {
         None,
     ),
     "entropy of a regression": (
-        lambda zoo, job: (kind("regression")(zoo, job), section("objective", labels="entropy")),
+        both(kind("regression"), section("objective", labels="entropy")),
         "tasks.two",
     ),
 }
 TEXTS: Mapping[str, tuple[Damage, str | None]] = {
-    "texts longer than the positions": (
-        lambda zoo, job: (
-            config("tokenizer_config.json", model_max_length=128)(zoo, job),
-            rows("train", "w1", LONG, "w2")(zoo, job),
-        ),
-        "tasks.two.expert cannot be run on tasks.two.pool",
-    ),
-    "test texts longer than the positions": (
-        lambda zoo, job: (
-            config("tokenizer_config.json", model_max_length=128)(zoo, job),
-            rows("test", "w1", LONG)(zoo, job),
-        ),
-        "tasks.two.expert cannot be run on tasks.two.test",
-    ),
+    "texts longer than the positions": (both(NOT_CUT, rows("train", "w1", LONG, "w2")), POOL),
+    "test texts longer than the positions": (both(NOT_CUT, rows("test", "w1", LONG)), TEST),
     "long texts that are cut": (rows("train", "w1", LONG), None),
     "an empty text": (rows("train", "", "w1 w2", "w3"), "tasks.two.pool"),
     "nothing but empty texts": (rows("train", "", ""), "tasks.two.pool"),
     "one token": (rows("train", "w1"), None),
 }
-
-
-def damaged(sort: Sort, zoo: Path, folder: Path, damage: Damage) -> Path:
-    """A copy of a zoo with the damage, and its job."""
-    own = Path(shutil.copytree(zoo, folder / "zoo"))
-    job = sort.job(own, folder / "store")
-    damage(own, job)
-    return write_yaml(folder / "job.yaml", job)
+CASES = [
+    pytest.param(label, *case, id=name)
+    for label, cases in (("block", PICTURES), ("language", TEXTS))
+    for name, case in cases.items()
+]
 
 
 @pytest.fixture(scope="module")
 def zoos(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return {
-        name: make_zoo(name, tmp_path_factory.mktemp(name)) for name in ("pictures", "sentences")
-    }
+    """By the sort of merge that is made of it."""
+    names = {label: SORTS[label].zoo for label in ("block", "language")}
+    return {label: make_zoo(name, tmp_path_factory.mktemp(name)) for label, name in names.items()}
 
 
-def check(job: Path, words: str | None) -> None:
-    """``validate`` and ``run`` say the same of a job, and it is what was expected."""
+@pytest.mark.parametrize(("label", "damage", "words"), CASES)
+def test_validate_and_run_say_the_same_of_a_job(
+    zoos: Mapping[str, Path], tmp_path: Path, label: str, damage: Damage, words: str | None
+) -> None:
+    zoo = Path(shutil.copytree(zoos[label], tmp_path / "zoo"))
+    section = SORTS[label].job(zoo, tmp_path / "store")
+    damage(zoo, section)
+    job = write_yaml(tmp_path / "job.yaml", section)
     first, then = call("validate", job), call("run", job)
     assert first.code == then.code == (0 if words is None else 2), (first.err, then.err)
     if words is not None:
         assert first.sentence == then.sentence
         assert words in first.sentence
-
-
-@pytest.mark.parametrize(("damage", "words"), PICTURES.values(), ids=PICTURES.keys())
-def test_pictures(
-    zoos: Mapping[str, Path], tmp_path: Path, damage: Damage, words: str | None
-) -> None:
-    check(damaged(SORTS["block"], zoos["pictures"], tmp_path, damage), words)
-
-
-@pytest.mark.parametrize(("damage", "words"), TEXTS.values(), ids=TEXTS.keys())
-def test_texts(zoos: Mapping[str, Path], tmp_path: Path, damage: Damage, words: str | None) -> None:
-    check(damaged(SORTS["language"], zoos["sentences"], tmp_path, damage), words)
