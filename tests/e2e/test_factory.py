@@ -49,13 +49,11 @@ def nothing(config: Mapping[str, Any]) -> Any:
     return 3
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and two experts that are plain modules, with their data."""
-    folder = tmp_path_factory.mktemp("factory")
+def make_plain_zoo(folder: Path) -> Path:
+    """A base and two experts that are plain modules, with their data, in ``folder``."""
     torch.manual_seed(0)
     base = Net(2)
-    (folder / "base").mkdir()
+    (folder / "base").mkdir(parents=True)
     save_file(base.state_dict(), folder / "base" / "model.safetensors")
     body = {name: tensor for name, tensor in base.state_dict().items() if "fc" not in name}
     for seed, (name, classes) in enumerate({"reds": 2, "rgb": 3}.items()):
@@ -78,6 +76,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file(expert.state_dict(), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps({"classes": classes}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_plain_zoo(tmp_path_factory.mktemp("factory"))
 
 
 @pytest.fixture(scope="module")
