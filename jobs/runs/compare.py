@@ -57,28 +57,28 @@ def compare(
     spec = _whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
     spec, base = resolve_job(spec)
-    found: dict[str, Sequence[TaskScore]] = {}
+    measured: dict[str, Sequence[TaskScore]] = {}
     scales: dict[str, float] = {}
     with backend_for(spec, base) as backend:
         on_event(PhaseStarted("preparing", "experts and their task vectors"))
         job = PreparedJob.of(spec, base, backend, open_store(spec.store), on_event)
         for name in (name for name in chosen if name not in ADAMERGING):
             on_event(PhaseStarted("comparing", _label(name)))
-            found[_label(name)] = _rival(job, name, scales)
+            measured[_label(name)] = _rival(job, name, scales)
         learned = [name for name in chosen if name in ADAMERGING]
-        start = scales.get(_label("task_arithmetic"))
-        if learned and start is None:
+        start = scales.get(_label("task_arithmetic"), 0.0)
+        if learned and not start:
             of = recipe("task_arithmetic")
             start = _best_scale(job, of, *_start_and_direction(job, of))
         job.workers.dismiss()  # their CPUs are the next members' now
         for name in learned:
             on_event(PhaseStarted("comparing", _label(name)))
-            scales[_label(name)] = start or 0.0
-            found[_label(name)] = _learned_rival(job, name, start or 0.0)
+            scales[_label(name)] = start
+            measured[_label(name)] = _learned_rival(job, name, start)
         on_event(PhaseStarted("evaluating", "the merge itself"))
         threads = spec.cluster.threads_per_worker
-        found["merge"] = measure(backend, merge, store_url, threads, on_event)
-    return _table(merge.manifest, found, scales)
+        measured["merge"] = measure(backend, merge, store_url, threads, on_event)
+    return _table(merge.manifest, measured, scales)
 
 
 def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
@@ -94,18 +94,14 @@ def choose(names: Sequence[str], tasks: int, on_event: OnEvent) -> list[str]:
                 f"there is no merging method '{name}' to compare with{nearest(name, known)}; "
                 f"there are all, {', '.join(known)}"
             )
-    if "all" not in names:
-        for name in names:
-            if name not in _LEARNED:
-                find_method(name).check_tasks(tasks)
-        return list(dict.fromkeys(names))
-    chosen = []
-    for name in known:
-        most = None if name in _LEARNED else find_method(name).most
-        if most is not None and most < tasks:
-            on_event(Notice(f"'{name}' merges {most} experts, not {tasks}: left out"))
-        else:
-            chosen.append(name)
+    chosen = known if "all" in names else list(dict.fromkeys(names))
+    for name in [name for name in chosen if name not in _LEARNED]:
+        method = find_method(name)
+        if "all" not in names:
+            method.check_tasks(tasks)
+        elif method.most is not None and method.most < tasks:
+            on_event(Notice(f"'{name}' merges {method.most} experts, not {tasks}: left out"))
+            chosen.remove(name)
     return chosen
 
 
@@ -161,11 +157,8 @@ def _best_scale(job: PreparedJob, of: Recipe, base: Floats, direction: Floats) -
     for share in SCALES:
         scale = share * furthest
         theta = as_argument(job.backend.put(base + np.float32(scale) * direction))
-        refs = [
-            worker.call(Worker.agreement, name, _EXAMPLES, theta)
-            for name, worker in job.workers.assignment.hosts.items()
-        ]
-        agreement[scale] = mean(job.backend.get(refs))
+        asked = job.workers.each(None, Worker.agreement, _EXAMPLES, theta)
+        agreement[scale] = mean(job.backend.get(asked))
     return max(agreement, key=lambda scale: agreement[scale])
 
 
@@ -187,20 +180,19 @@ def _learned_rival(job: PreparedJob, name: str, start: float) -> list[TaskScore]
 
 def _table(
     manifest: Manifest,
-    found: Mapping[str, Sequence[TaskScore]],
+    measured: Mapping[str, Sequence[TaskScore]],
     scales: Mapping[str, float],
 ) -> CompareTable:
-    reference = found["merge"]
+    reference = measured["merge"]
     rows = [CompareRow("experts", s.task, s.metric, s.expert) for s in reference]
     averages = {"experts": means(manifest.tasks, reference).expert_average}
     normalised: dict[str, float | None] = {"experts": 1.0}
-    for method, scores in found.items():
+    for method, scores in measured.items():
         rows += [CompareRow(method, s.task, s.metric, s.merged) for s in scores]
         of = means(manifest.tasks, scores)
         averages[method], normalised[method] = of.average, of.normalised_accuracy
-    best = scales.get("task arithmetic")
-    return CompareTable(manifest.ref, rows, _known(averages), _known(normalised), best, scales)
-
-
-def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {method: figure for method, figure in figures.items() if figure is not None}
+    known, shares = (
+        {method: figure for method, figure in figures.items() if figure is not None}
+        for figures in (averages, normalised)
+    )
+    return CompareTable(manifest.ref, rows, known, shares, scales.get("task arithmetic"), scales)

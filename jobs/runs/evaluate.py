@@ -118,11 +118,11 @@ def measure(
 ) -> list[TaskScore]:
     """Measure every task of a merge, spread over the backend, in the order of its tasks."""
     placement = Placement("evaluator", threads)
-    found: dict[int, TaskScore] = {}
+    scores: dict[int, TaskScore] = {}
     with backend.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as members:
         named = zip(members, merge.tasks, strict=True)
-        scores = [member.call(Evaluator.evaluate, name) for member, name in named]
-        for index, score in backend.as_completed(scores):
+        asked = [member.call(Evaluator.evaluate, name) for member, name in named]
+        for index, score in backend.as_completed(asked):
             on_event(evaluated(score))
-            found[index] = score
-    return [found[index] for index in range(len(scores))]
+            scores[index] = score
+    return [scores[index] for index in range(len(scores))]

@@ -52,8 +52,8 @@ def write_job(
     job["tasks"] = []
     for name, expert in experts.items():
         check_name(name)
-        own = processor.get(name) if isinstance(processor, Mapping) else processor
-        _save(folder / "experts" / name, expert, {"task": name}, own)
+        of_task = processor.get(name) if isinstance(processor, Mapping) else processor
+        _save(folder / "experts" / name, expert, {"task": name}, of_task)
         is_section = isinstance(data[name], Mapping) and "pool" in data[name]
         given = data[name] if is_section else {"pool": data[name]}
         task = {"name": name, "expert": str(folder / "experts" / name), **given}

@@ -100,19 +100,12 @@ def _first_trials(job: PreparedJob, sites: Sequence[Site]) -> list[Trial]:
     spec, layout = job.spec, job.base.partition.layout
     pieces = job.workers.assignment.shards.merge(start_coefficients(spec, layout, job.facts))
     theta = list(map(as_argument, pieces))
-    tasks = job.workers.assignment.hosts
-    refs = [
-        worker.call(Worker.probe, name, site.name, first_steps(spec.fit.rounds), *theta)
-        for site in sites
-        for name, worker in tasks.items()
-    ]
-    found = job.backend.get(refs)
+    steps = first_steps(spec.fit.rounds)
+    asked = [job.workers.each(None, Worker.probe, site.name, steps, *theta) for site in sites]
     trials = []
-    for index, site in enumerate(sites):
-        of_site = found[index * len(tasks) : (index + 1) * len(tasks)]
-        each = tuple(agreement for agreement, _ in of_site)
-        passes = sum(passes for _, passes in of_site)
-        trials.append(Trial(site.name, site.parameters, 0, mean(each), each, passes))
+    for site, of_site in zip(sites, map(job.backend.get, asked), strict=True):
+        each, passes = zip(*of_site, strict=True)
+        trials.append(Trial(site.name, site.parameters, 0, mean(each), each, sum(passes)))
     return survivors(trials, len(trials))
 
 
@@ -125,8 +118,7 @@ def _short_fit(
     _, coordinator = coordinator_for(job)
     coordinator.fit(rounds, lambda event: None)
     theta = list(map(as_argument, coordinator.theta()))
-    workers = job.workers.assignment.hosts.items()
-    each = backend.get([w.call(Worker.agreement, name, _JUDGED, *theta) for name, w in workers])
+    each = backend.get(job.workers.each(None, Worker.agreement, _JUDGED, *theta))
     job.workers.dismiss()
     passes = float(rounds * spec.fit.batch_size * len(spec.tasks))
     return Trial(trial.site, trial.parameters, rung, mean(each), tuple(each), passes)

@@ -13,8 +13,8 @@ from tintray.tasks.metrics import find_metric
 def means(tasks: Sequence[TaskEntry], scores: Sequence[TaskScore] | None = None) -> Overall:
     """Means over tasks as a manifest has them: of their own scores, or of these."""
     guessing = [task.name for task in tasks if task.expert.at_chance]
-    own = [task.task_score for task in tasks] if scores is None else scores
-    return overall(own, guessing)
+    measured = [task.task_score for task in tasks] if scores is None else scores
+    return overall(measured, guessing)
 
 
 def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
@@ -41,7 +41,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
     """What ``tintray show`` tells of a published merge."""
     tasks = manifest.tasks
     tint = {task.name: task.tint_parameters for task in tasks}
-    found = means(tasks)
+    of_all = means(tasks)
     return MergeSummary(
         name=manifest.name,
         version=f"v{manifest.version}",
@@ -50,9 +50,9 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         created=manifest.created,
         site=manifest.site,
         tasks=[task_result(task, task.task_score) for task in tasks],
-        average=found.average,
-        expert_average=found.expert_average,
-        normalised_accuracy=found.normalised_accuracy,
+        average=of_all.average,
+        expert_average=of_all.expert_average,
+        normalised_accuracy=of_all.normalised_accuracy,
         backbone_parameters=manifest.backbone_parameters,
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
@@ -68,11 +68,11 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
 
 def evaluation(manifest: Manifest, scores: Sequence[TaskScore]) -> EvalTable:
     """What ``tintray eval`` tells: a merge's tasks, measured again in their order."""
-    found = means(manifest.tasks, scores)
+    of_all = means(manifest.tasks, scores)
     return EvalTable(
         merge=manifest.ref,
         tasks=[task_result(*pair) for pair in zip(manifest.tasks, scores, strict=True)],
-        average=found.average,
-        expert_average=found.expert_average,
-        normalised_accuracy=found.normalised_accuracy,
+        average=of_all.average,
+        expert_average=of_all.expert_average,
+        normalised_accuracy=of_all.normalised_accuracy,
     )

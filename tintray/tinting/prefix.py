@@ -120,11 +120,9 @@ class PrefixModel(FusedModel):
         NoPrefixError
             If nothing lies before the site, or the rest of the model cannot do without it.
         """
-        if self._plan is None:
-            self._plan = self._found_plan(pool, layer, precision)
-        blank = self._plan.blank
-        cached_values = activations or self._activations(pool, layer, precision)
-        inputs = {name: value for name, value in pool.inputs.items() if name not in blank}
+        plan = self._plan = self._plan or self._found_plan(pool, layer, precision)
+        cached_values = activations or self._activations(plan, pool, layer, precision)
+        inputs = {name: value for name, value in pool.inputs.items() if name not in plan.blank}
         changed: dict[str, Any] = {"inputs": {**inputs, **cached_values}}
         if "pixel_values" not in inputs:
             changed |= {"scale": None, "shift": None}
@@ -147,10 +145,10 @@ class PrefixModel(FusedModel):
     # -- caching -------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _activations(self, pool: Pool, layer: TintLayer, precision: Precision) -> dict[str, Tensor]:
+    def _activations(
+        self, plan: _Plan, pool: Pool, layer: TintLayer, precision: Precision
+    ) -> dict[str, Tensor]:
         """``prefix.0``, …: each [N, …], from one pass of the prefix over the pool."""
-        plan = self._plan
-        assert plan is not None
         pieces: list[list[Tensor]] = [[] for _ in plan.sources]
         for start in range(0, len(pool), BATCH):
             batch = pool.untrimmed(slice(start, min(start + BATCH, len(pool))))
