@@ -14,12 +14,13 @@ import yaml
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
+from tintray.jobs.engine.finding import manifest_of
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow
 from tintray.jobs.upkeep.stores import remove_merge
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.blobs import is_blob
-from tintray.storage.artifacts.publish import list_merges, read_manifest
+from tintray.storage.artifacts.publish import list_merges
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.collect import collect
@@ -79,8 +80,7 @@ class GrowingStore:
     def manifests(self) -> dict[str, Manifest]:
         """Of every merge that is in the store."""
         store = open_store(str(self.store))
-        found = {str(ref): read_manifest(store, ref) for ref in list_merges(store)}
-        return {ref: Manifest.read(document, ref) for ref, document in found.items()}
+        return {str(ref): manifest_of(store, ref) for ref in list_merges(store)}
 
     def manifest(self, summary: MergeSummary) -> Manifest:
         """That of one merge."""
@@ -110,8 +110,7 @@ class GrowingStore:
                 change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
                 catalog.execute(change, (str(self.store), str(store)))
             catalog.commit()
-        found = GrowingStore(self.zoo, store, self.overrides)
-        found.summary = replace(
-            self.summary, url=self.summary.url.replace(*map(str, (self.store, store)))
-        )
-        return found
+        copied = GrowingStore(self.zoo, store, self.overrides)
+        url = self.summary.url.replace(str(self.store), str(store))
+        copied.summary = replace(self.summary, url=url)
+        return copied

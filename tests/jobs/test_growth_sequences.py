@@ -6,7 +6,6 @@ Fifteen random sequences, each in a copy of one store; each step is checked as i
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,39 +18,19 @@ from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs.history import history
 from tintray.published.manifest import Manifest
 
-QUICK = (
-    "growth.rounds=2",
-    "growth.coefficient_rounds=1",
-    "growth.refit_rounds=1",
-    "growth.tolerance=100",
-)
-
-changes = st.lists(
-    st.tuples(
-        st.sampled_from(["add", "remove", "refresh"]),
-        st.sampled_from(TASKS),
-        st.sampled_from(["tint", "tint", "coefficients", "joint"]),
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-def step(line: GrowingStore, operation: str, task: str, mode: Any) -> MergeSummary:
-    """Make a change of the newest version."""
-    if operation == "remove":
-        return line.remove(task)
-    return line.refresh(task, mode=mode) if operation == "refresh" else line.add(task, mode=mode)
+ROUNDS = ("growth.rounds=2", "growth.coefficient_rounds=1", "growth.refit_rounds=1")
+QUICK = (*ROUNDS, "growth.tolerance=100")
+OPERATIONS, MODES = ("add", "remove", "refresh"), ("tint", "tint", "coefficients", "joint")
+changes = st.tuples(*map(st.sampled_from, (OPERATIONS, TASKS, MODES)))
 
 
 def of_tasks(manifest: Manifest) -> set[str | None]:
     """What a merge needs of each of its tasks, now and to grow: hashes."""
-    own: set[str | None] = {
-        file.sha256 for name, file in manifest.files.items() if name.startswith("tints/")
-    }
+    tints = (file.sha256 for name, file in manifest.files.items() if name.startswith("tints/"))
+    needed: set[str | None] = set(tints)
     for task in manifest.tasks:
-        own |= {task.task_vector, task.pool.labels, *([task.test.outputs] if task.test else [])}
-    return own
+        needed |= {task.task_vector, task.pool.labels, *([task.test.outputs] if task.test else [])}
+    return needed
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +48,7 @@ def beginning(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Growin
     phases=[Phase.generate],  # a shorter sequence is soon found by hand
     suppress_health_check=list(HealthCheck),
 )
-@given(changes)
+@given(st.lists(changes, min_size=1, max_size=3))
 def test_every_sequence_is_sound(
     beginning: GrowingStore, steps: list[tuple[str, str, str]]
 ) -> None:
@@ -79,11 +58,11 @@ def test_every_sequence_is_sound(
     for operation, task, mode in steps:
         if (operation == "add") == (task in tasks) or (operation == "remove" and len(tasks) == 1):
             continue
-        made.append(step(line, operation, task, mode))
+        options = {} if operation == "remove" else {"mode": mode}
+        made.append(getattr(line, operation)(task, **options))  # of the newest version
         tasks = tasks ^ {task} if operation != "refresh" else tasks
         merge = tintray.load(made[-1].url)
-        assert set(merge.tasks) == tasks
-        assert merge.coefficients.shape[0] == len(tasks)
+        assert set(merge.tasks) == tasks and len(merge.coefficients) == len(tasks)
         for name in merge.manifest.files:
             merge.file(name)  # verifies its hash
         merge.for_task(task if task in tasks else merge.tasks[0])

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
 from tintray.jobs.cli.growth_tables import print_history, print_merge_difference
-from tintray.jobs.runs.history import (
-    LayerDifference,
-    MergeDifference,
-    TaskDifference,
-    Version,
-)
-
-FIRST = Version("m/v1", None, "2026-01-02T03:04:05", "merged", [], None, 2, 0.8, 0.9)
+from tintray.jobs.runs.history import LayerDifference, MergeDifference, TaskDifference, Version
 
 
-def shown(write: object, found: object) -> list[str]:
+def shown(write: Any, found: object) -> list[str]:
     text = io.StringIO()
-    write(found, Console(file=text, width=100))  # type: ignore[operator]
+    write(found, Console(file=text, width=100))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def test_each_version_stands_below_the_one_it_grew_from() -> None:
-    many = [f"t{n}" for n in range(20)]
-    second = replace(
-        FIRST, ref="m/v2", parent="m/v1", operation="add", changed=many, mode="tint", tasks=22
-    )
-    branch = replace(FIRST, ref="m/v3", parent="m/v1", operation="remove", changed=["a"], tasks=1)
-    gone = replace(FIRST, ref="m/v4", parent="m/v3", operation="rollback", removed=True)
-    lines = shown(print_history, [FIRST, second, branch, gone])
-    assert lines == [
+    first = Version("m/v1", None, "2026-01-02T03:04:05", "merged", [], None, 2, 0.8, 0.9)
+    child = replace(first, ref="m/v2", parent="m/v1", operation="add", mode="tint", tasks=22)
+    second = replace(child, changed=[f"t{n}" for n in range(20)])
+    branch = replace(first, ref="m/v3", parent="m/v1", operation="remove", changed=["a"], tasks=1)
+    gone = replace(first, ref="m/v4", parent="m/v3", operation="rollback", removed=True)
+    assert shown(print_history, [first, second, branch, gone]) == [
         "m/v1  merged  2 tasks, 90.0 % of the experts, 2026-01-02 03:04",
         "├── m/v2  add t0, t1, t2, t3 and 16 more (tint)  22 tasks, 90.0 % of the experts, "
         "2026-01-02 03:04",
@@ -42,8 +34,9 @@ def test_each_version_stands_below_the_one_it_grew_from() -> None:
 
 
 def test_a_difference_shows_what_changed_and_counts_the_rest() -> None:
+    same = TaskDifference("old", "same", [], "accuracy", 0.8, 0.8)
     tasks = [
-        TaskDifference("old", "same", [], "accuracy", 0.8, 0.8),
+        same,
         TaskDifference("kin", "same", [], "accuracy", 0.8, 0.79),
         TaskDifference("warm", "changed", ["tint", "coefficients"], "accuracy", 0.7, 0.712),
         TaskDifference("far", "changed", ["tint"], "degrees", 10.0, 12.5),
@@ -52,8 +45,7 @@ def test_a_difference_shows_what_changed_and_counts_the_rest() -> None:
     ]
     layers = [LayerDifference("first", 0.01, 0.0), LayerDifference("last", 0.02, 0.125)]
     lines = shown(print_merge_difference, MergeDifference("m/v1", "m/v2", False, tasks, layers))
-    told = [" ".join(line.split()) for line in lines]
-    assert told == [
+    assert [" ".join(line.split()) for line in lines] == [
         "m/v1 → m/v2",
         "task what changed metric before after change",
         "kin the backbone alone accuracy 80.0 79.0 -1.0",
@@ -66,13 +58,5 @@ def test_a_difference_shows_what_changed_and_counts_the_rest() -> None:
         f"last 2.00 % {'━' * 24} 0.1250",
         f"first 1.00 % {'━' * 12} 0.0000",
     ]
-
-
-def test_a_backbone_that_stays_is_said_to_be_the_same() -> None:
-    same = TaskDifference("old", "same", [], "accuracy", 0.8, 0.8)
     lines = shown(print_merge_difference, MergeDifference("m/v1", "m/v2", True, [same, same]))
-    assert lines == [
-        "m/v1 → m/v2",
-        "2 tasks as before, bit for bit",
-        "the backbone is the same, bit for bit",
-    ]
+    assert lines[1:] == ["2 tasks as before, bit for bit", "the backbone is the same, bit for bit"]
