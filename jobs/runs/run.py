@@ -137,62 +137,52 @@ def _failed(workers: WorkerPool[Worker], on_event: OnEvent) -> dict[str, str]:
     return {name: str(error) for name, error in failures.items()}
 
 
-@dataclass(frozen=True)
-class FittedJob:
-    """The rounds are over."""
-
-    job: PreparedJob
-    coordinator: Coordinator
-    coefficients: Coefficients
-    initial: Tensor
+Fitted = tuple[PreparedJob, Coordinator, Coefficients, Tensor]
+"""The rounds are over: who moved Λ, Λ itself, and where it began."""
 
 
 class FitPlan(JobPlan):
     """Learn the coefficients, and the tint layers where they are learned."""
 
-    def fit(self, context: Context, prepared: PreparedJob) -> FittedJob:
+    def fit(self, context: Context, prepared: PreparedJob) -> Fitted:
         """Run the rounds that are left."""
         prepared.load_directions()
         coefficients, coordinator = coordinator_for(prepared)
         initial = coefficients.values.clone()
         run_rounds_left(context.run, prepared, coordinator)
-        return FittedJob(prepared, coordinator, coefficients, initial)
+        return prepared, coordinator, coefficients, initial
 
-    def measure(self, context: Context, fitted: FittedJob) -> Result:
+    def measure(self, context: Context, fitted: Fitted) -> Result:
         """Measure every task under the Λ that was learned."""
-        coordinator, workers = fitted.coordinator, fitted.job.workers
+        job, coordinator, coefficients, initial = fitted
         scores = coordinator.scores(context.run.measured)
         return Result(
             theta=torch.from_numpy(coordinator.backbone().copy()),
-            coefficients=fitted.coefficients.values,
-            initial=fitted.initial,
-            tints=workers.tints(),
+            coefficients=coefficients.values,
+            initial=initial,
+            tints=job.workers.tints(),
             scores={score.task: score for score in scores},
-            selected_fraction=coordinator.selected_fractions(fitted.job.facts),
-            peak_memory=workers.peak_memory(),
+            selected_fraction=coordinator.selected_fractions(job.facts),
+            peak_memory=job.workers.peak_memory(),
             rounds=coordinator.rounds,
         )
 
 
-@dataclass(frozen=True)
-class MergedJob:
-    """A method has merged: θ [P] by task, or under ``""`` for all."""
-
-    job: PreparedJob
-    backbones: Mapping[str, Floats]
+Merged = tuple[PreparedJob, Mapping[str, Floats]]
+"""A method has merged: θ [P] by task, or under ``""`` for all."""
 
 
 class MethodPlan(JobPlan):
     """Merge by a rule; no coefficient is learned."""
 
-    def fit(self, context: Context, prepared: PreparedJob) -> MergedJob:
+    def fit(self, context: Context, prepared: PreparedJob) -> Merged:
         """Run the method over all tensors."""
         recipe, scale = job_recipe(prepared.spec), start_scale(prepared.spec)
-        return MergedJob(prepared, prepared.merged(recipe, scale, context.run.on_event))
+        return prepared, prepared.merged(recipe, scale, context.run.on_event)
 
-    def measure(self, context: Context, fitted: MergedJob) -> Result:
+    def measure(self, context: Context, fitted: Merged) -> Result:
         """Measure every task on its backbone; after surgery, where that is the method."""
-        job, backbones = fitted.job, fitted.backbones
+        job, backbones = fitted
         added: dict[str, dict[str, Tensor]] = {}
         if job.spec.merge.method == SURGERY:
             added, scores = job.operate(backbones)

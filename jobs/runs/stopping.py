@@ -32,7 +32,6 @@ class Stopper:
     def __init__(self) -> None:
         self._reason: str | None = None
         self._moment: Moment = "now"
-        self._listening = False
         self._settled = False
         self._grace: threading.Timer | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -42,16 +41,13 @@ class Stopper:
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) != signal.SIG_IGN:  # as a shell does in the background
                     self._before[number] = signal.signal(number, self._on_signal)
-            self._listening = True
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._grace is not None:
             self._grace.cancel()
-        if self._listening:
-            self._listening = False
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     @property
     def asked(self) -> bool:
@@ -70,7 +66,7 @@ class Stopper:
 
     def _ask(self, reason: str) -> None:
         self._reason = reason
-        if self._listening:
+        if self._before:
             self._grace = threading.Timer(GRACE, self._lose_patience)
             self._grace.daemon = True
             self._grace.start()
@@ -109,7 +105,7 @@ class Stopper:
     def _wake(self) -> None:
         """Interrupt what the main thread waits for: its handler is then run there."""
         main = threading.main_thread().ident
-        if self._listening and signal.SIGTERM in self._before and main is not None:
+        if signal.SIGTERM in self._before and main is not None:
             signal.pthread_kill(main, signal.SIGTERM)
 
     def _lose_patience(self) -> None:
