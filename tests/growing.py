@@ -14,7 +14,7 @@ import yaml
 
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs import api
-from tintray.jobs.engine.finding import manifest_of
+from tintray.jobs.engine.finding import load_merge, manifest_of
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow
 from tintray.jobs.upkeep.stores import remove_merge
@@ -27,6 +27,11 @@ from tintray.storage.catalog.collect import collect
 
 QUICK = ("growth.rounds=6", "growth.coefficient_rounds=3", "growth.refit_rounds=3")
 EASY = (*QUICK, "growth.target=0.01", "growth.tolerance=100")
+
+
+def hashes(url: str) -> dict[str, str]:
+    """sha256 by name of all files of a merge."""
+    return {name: file.sha256 for name, file in load_merge(url).manifest.files.items()}
 
 
 @dataclass
@@ -88,7 +93,7 @@ class GrowingStore:
 
     def hashes(self, summary: MergeSummary) -> dict[str, str]:
         """sha256 by name of all files of a merge."""
-        return {name: file.sha256 for name, file in self.manifest(summary).files.items()}
+        return hashes(summary.url)
 
     def blobs(self) -> set[str]:
         """Hashes of all blobs that are in the store."""

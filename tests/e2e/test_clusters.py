@@ -14,7 +14,7 @@ import yaml
 
 from tests import tiny_models
 from tests.e2e.test_factory import make_plain_zoo
-from tests.jobs.test_layouts import hashes
+from tests.growing import hashes
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import SpecError
 from tintray.jobs import api

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.jobs.test_layouts import hashes
+from tests.growing import hashes
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.jobs import api

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tintray
 from tests import conftest
+from tests.growing import hashes
 from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray.data.reading import read_examples
 from tintray.jobs import api
@@ -25,13 +26,8 @@ from tintray.storage.catalog.catalog import Catalog
 STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 
 
-def hashes(url: str) -> dict[str, str]:
-    """sha256 by name of all files of a merge."""
-    return {name: file.sha256 for name, file in tintray.load(url).manifest.files.items()}
-
-
 def learned(url: str) -> dict[str, str]:
-    """The same of what the fit decides."""
+    """sha256 by name of what the fit decides."""
     return {name: sha for name, sha in hashes(url).items() if name.endswith(".safetensors")}
 
 
