@@ -9,6 +9,7 @@ import click
 from tintray.jobs.cli.options import (
     Answer,
     Duration,
+    Later,
     address_option,
     catalog_option,
     command,
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tintray.jobs.config.job_file import JobSpec
+    from tintray.jobs.queue import differences, following, ray_jobs, submission, views
     from tintray.jobs.queue.views import JobStatus
     from tintray.jobs.results import Record
+else:
+    differences, following = Later("queue.differences"), Later("queue.following")
+    ray_jobs, submission, views = map(Later, ("queue.ray_jobs", "queue.submission", "queue.views"))
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": 4}
 """What `wait`, `watch` and `--watch` answer with, by the state that the job is in by then."""
@@ -49,7 +54,6 @@ def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
     if job.over:
         return _ended(job, _TOLD)
     from tintray.jobs.display.progress import watch as display
-    from tintray.jobs.queue import following
 
     with display() as on_event:
         return _ended(following.watch(job.id, catalog=catalog, on_event=on_event))
@@ -71,11 +75,8 @@ def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
 
     It answers at once with the job's id. The same job with the same --key is entered once.
     """
-    from tintray.jobs.queue import submission
-    from tintray.jobs.queue.ray_jobs import is_reached_by_all
-
     entered = submission.submit(job, **options)
-    if entered.cluster is not None and is_reached_by_all(entered.cluster):
+    if entered.cluster is not None and ray_jobs.is_reached_by_all(entered.cluster):
         say(
             f"note: the cluster at {entered.cluster} takes jobs without a token, and runs the "
             "code of whoever reaches it; start it with RAY_AUTH_MODE=token (docs/jobs.md)",
@@ -111,8 +112,6 @@ def ps(
     everything: bool, limit: int, states: tuple[str, ...], name: str | None, catalog: str | None
 ) -> Sequence[Record]:
     """List the jobs, the newest first."""
-    from tintray.jobs.queue import views
-
     most = None if everything or states or name else limit
     return views.list_jobs(catalog=catalog, limit=most, states=states or None, name=name)
 
@@ -123,8 +122,6 @@ def status(job: str, catalog: str | None) -> Record:
 
     It comes from the catalog, so that the cluster may be gone.
     """
-    from tintray.jobs.queue import views
-
     return views.status(job, catalog=catalog)
 
 
@@ -135,8 +132,6 @@ def watch(job: str, **options: Any) -> Answer:
     Leaving with Ctrl-C does not stop the job. The exit code tells how it ended: 0 succeeded,
     1 failed, 3 cancelled, 4 lost.
     """
-    from tintray.jobs.queue import following
-
     return _ended(following.watch(job, **options))
 
 
@@ -154,8 +149,6 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
     import json
 
     with quiet_stdout():
-        from tintray.jobs.queue import following
-
         pieces = following.logs(job, catalog=catalog, follow=follow)
     with until_closed():
         for piece in pieces:
@@ -174,8 +167,6 @@ def wait(job: str, **options: Any) -> Answer:
 
     The exit code tells how it ended: 0 succeeded, 1 failed, 3 cancelled, 4 lost, 5 not in time.
     """
-    from tintray.jobs.queue import following
-
     return _ended(following.watch(job, **options), _TOLD)
 
 
@@ -192,8 +183,6 @@ def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool) -> Recor
 
     It stops at the end of its round.
     """
-    from tintray.jobs.queue import submission
-
     return submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
 
 
@@ -207,8 +196,6 @@ def resume(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer
     For a job that failed, was cancelled or was lost. It waits for its cluster, or the one at
     --address; a job that was run without a cluster goes on here.
     """
-    from tintray.jobs.queue import submission
-
     return _changed(submission.resume(job, catalog=catalog, **options), catalog, watch)
 
 
@@ -218,8 +205,6 @@ def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
 
     For a job that failed, was cancelled or was lost; its checkpoints are deleted.
     """
-    from tintray.jobs.queue import submission
-
     return _changed(submission.retry(job, catalog=catalog, **options), catalog, watch)
 
 
@@ -238,8 +223,6 @@ def diff(job: str, other: str, catalog: str | None) -> Record:
     for text in (job, other):
         if "/" in text and not text.endswith((".yaml", ".yml")):
             raise click.UsageError(f"'{text}' is no job; `tintray diff-merges` compares two merges")
-    from tintray.jobs.queue import differences
-
     return differences.diff(job, other, catalog=catalog)
 
 
@@ -256,8 +239,6 @@ def queue(max_jobs: int | None, address: str | None, catalog: str | None) -> Seq
 
     With --max-jobs, let one run another number of them at once.
     """
-    from tintray.jobs.queue import submission, views
-
     if max_jobs is not None:
         submission.set_limit(max_jobs, address=address, catalog=catalog)
     return views.list_clusters(catalog=catalog)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tintray.jobs.cli.options import (
+    Later,
     catalog_option,
     command,
     factory_option,
@@ -25,7 +26,14 @@ from tintray.jobs.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tintray.jobs import api
+    from tintray.jobs.config import settings
     from tintray.jobs.results import Record
+    from tintray.jobs.runs import history as versions
+    from tintray.jobs.upkeep import stores
+else:
+    api, settings = Later("api"), Later("config.settings")
+    versions, stores = Later("runs.history"), Later("upkeep.stores")
 
 _of_merge = (merge_argument, place_options)
 
@@ -39,16 +47,12 @@ _of_merge = (merge_argument, place_options)
 )
 def listing(**places: Any) -> Sequence[Record]:
     """List the merges in the catalog, the newest first."""
-    from tintray.jobs import api
-
     return api.list_merges(**places)
 
 
 @command("tables.print_summary", *_of_merge, example="show ten-scripts/v2")
 def show(merge: str, **places: Any) -> Record:
     """Show what the merge MERGE kept, its size and its cost."""
-    from tintray.jobs import api
-
     return api.show(merge, **places)
 
 
@@ -61,8 +65,6 @@ def show(merge: str, **places: Any) -> Record:
 )
 def evaluate(merge: str, **options: Any) -> Record:
     """Measure the merge MERGE again, on the data of its job."""
-    from tintray.jobs import api
-
     return api.evaluate(merge, **options)
 
 
@@ -92,8 +94,6 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if plot is not None:
         check_plot(plot)
-    from tintray.jobs import api
-
     table = api.compare(merge, methods=names, **options)
     if plot is not None:
         plot_comparison(table, plot)
@@ -123,8 +123,6 @@ def export(merge: str, task: str | None, directory: Path, **options: Any) -> Pat
     tintray.load opens it. With --adapter a merge of LoRA experts stays an adapter: one for PEFT
     with --task, else one for all tasks plus their tint layers. A model card is in each.
     """
-    from tintray.jobs import api
-
     return api.export(merge, task, directory, **options)
 
 
@@ -145,19 +143,14 @@ def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, *
 
     DEST is a folder or an s3:// URL. The copy has the same name and version.
     """
-    from tintray.jobs.config.settings import chosen_destination
-    from tintray.jobs.upkeep import stores
-
-    target, known = chosen_destination(destination, dest_catalog)
+    target, known = settings.chosen_destination(destination, dest_catalog)
     return stores.copy_merge(merge, target, catalog=catalog, destination_catalog=known)
 
 
 @command("growth_tables.print_history", *_of_merge, example="history ten-scripts")
 def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
     """Draw which version of MERGE grew from which, and how."""
-    from tintray.jobs.runs.history import history as versions
-
-    return versions(merge, catalog=catalog)
+    return versions.history(merge, catalog=catalog)
 
 
 @command(
@@ -169,10 +162,7 @@ def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
 )
 def diff_merges(merge: str, other: str, catalog: str | None) -> Record:
     """Show what changed from MERGE to OTHER, by task and layer."""
-    from tintray.jobs.config.settings import chosen
-    from tintray.jobs.runs.history import diff_merges as differences
-
-    return differences(merge, other, catalog=chosen(None, catalog)[1])
+    return versions.diff_merges(merge, other, catalog=settings.chosen(None, catalog)[1])
 
 
 @command(
@@ -187,9 +177,7 @@ def rollback(merge: str, to: str | None, **places: Any) -> Record:
 
     Nothing is undone: versions never change, and the new one says where it came from.
     """
-    from tintray.jobs.runs.history import rollback as publish_again
-
-    return publish_again(merge, to, **places)
+    return versions.rollback(merge, to, **places)
 
 
 @command("upkeep_tables.print_removed", *_of_merge, example="delete ten-scripts/v2")
@@ -198,6 +186,4 @@ def delete(merge: str, catalog: str, **_: Any) -> Record:
 
     A folder has to lie in a store. Its version is never given again.
     """
-    from tintray.jobs.upkeep import stores
-
     return stores.remove_merge(merge, catalog=catalog)

@@ -33,6 +33,19 @@ DEBUG = "tintray.debug"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+class Later:
+    """A module below ``tintray.jobs`` that is imported when something of it is asked for.
+
+    The help needs none of them. A type checker sees the module itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(f"tintray.jobs.{self._name}"), name)
+
+
 class Duration(click.ParamType[float]):
     """A length of time such as ``90m``, ``24h`` or ``7d``, in seconds, its unit where none is."""
 

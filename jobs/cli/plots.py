@@ -13,13 +13,7 @@ _INK, _MERGE, _RIVAL, _TASK = "#333333", "#1b7f5c", "#9db4c8", "#5b6b7a"
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a plot that could not be drawn, before anything is computed.
-
-    Raises
-    ------
-    InputError
-        If matplotlib is not installed, or the file's ending is none that it draws.
-    """
+    """Refuse a plot that could not be drawn, before anything is computed."""
     if path.suffix.lower() not in _KINDS:
         raise InputError(f"--plot: expected a file ending in {', '.join(_KINDS)}, found '{path}'")
     if not path.absolute().parent.is_dir():
@@ -31,13 +25,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_comparison(table: CompareTable, path: Path) -> None:
-    """Draw what each method keeps of the experts: a bar for all tasks, a dot for each one.
-
-    Raises
-    ------
-    StorageError
-        If the file cannot be written.
-    """
+    """Draw what each method keeps of the experts: a bar for all tasks, a dot for each one."""
     from matplotlib.figure import Figure
 
     experts = {row.task: row.value for row in table.rows if row.method == "experts"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tintray.jobs.cli.options import (
+    Later,
     command,
     factory_option,
     flag,
@@ -19,6 +20,9 @@ from tintray.jobs.cli.options import (
 
 if TYPE_CHECKING:
     from tintray.jobs.results import Record
+    from tintray.jobs.runs import grow
+else:
+    grow = Later("runs.grow")
 
 MODES = ("auto", "tint", "coefficients", "joint")
 
@@ -56,9 +60,7 @@ def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
     if an old task would lose more than growth.tolerance; the exit code is 1 then. A new task below
     growth.target is published, and the result says so. The experts of the old tasks are not needed.
     """
-    from tintray.jobs.runs.grow import add
-
-    return add(merge, files, **options)
+    return grow.add(merge, files, **options)
 
 
 @_change(
@@ -72,9 +74,7 @@ def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
     Its part of the backbone is taken out exactly; tints that lose by it are learned again. What
     all tasks learned together to correct the backbone stays, and the result says so.
     """
-    from tintray.jobs.runs.grow import remove
-
-    return remove(merge, tasks, **options)
+    return grow.remove(merge, tasks, **options)
 
 
 @_change(
@@ -89,6 +89,4 @@ def refresh_task(merge: str, task: str, **options: Any) -> Record:
 
     With another expert or another pool, or with what lies at the same place by now.
     """
-    from tintray.jobs.runs.grow import refresh
-
-    return refresh(merge, task, **options)
+    return grow.refresh(merge, task, **options)

@@ -9,6 +9,7 @@ import click
 from tintray.jobs.cli.options import (
     Answer,
     Duration,
+    Later,
     address_option,
     command,
     debug_option,
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tintray.jobs.results import Record
+    from tintray.jobs.upkeep import stores
+else:
+    stores = Later("upkeep.stores")
 
 _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
@@ -40,8 +44,6 @@ def _group(name: str, about: str, example: str, *commands: click.Command) -> cli
 )
 def ls(**options: Any) -> Sequence[Record]:
     """List the artifacts of a store, and who needs each."""
-    from tintray.jobs.upkeep import stores
-
     return stores.list_artifacts(**options)
 
 
@@ -56,8 +58,6 @@ def verify(**options: Any) -> Answer:
 
     The exit code is 1 if one is damaged or missing.
     """
-    from tintray.jobs.upkeep import stores
-
     report = stores.verify(**options)
     return Answer(report, code=1 if report.damaged else 0)
 
@@ -74,8 +74,6 @@ def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
 
     SHA256 may be cut short, as long as one artifact alone begins so.
     """
-    from tintray.jobs.upkeep import stores
-
     return stores.pin(sha256, catalog=catalog, pinned=not remove)
 
 
@@ -101,8 +99,6 @@ artifacts = _group(
 )
 def gc(**options: Any) -> Record:
     """List, or delete, what no merge, job or pin needs."""
-    from tintray.jobs.upkeep import stores
-
     return stores.collect_garbage(**options)
 
 
@@ -118,8 +114,6 @@ def upgrade(catalog: str, **_: Any) -> Record:
 
     It happens wholly or not at all; a database that is newer is refused.
     """
-    from tintray.jobs.upkeep import stores
-
     return stores.upgrade_catalog(catalog)
 
 
@@ -129,8 +123,6 @@ def check(catalog: str, **_: Any) -> Answer:
 
     The exit code is 1 if it is not.
     """
-    from tintray.jobs.upkeep import stores
-
     report = stores.check_catalog(catalog)
     return Answer(report, code=1 if report.problems else 0)
 

@@ -18,10 +18,7 @@ _ADAPTER = "adapter_config.json"
 def check_files(spec: JobSpec) -> None:
     """Open every model folder of a job that is on this machine; tensors are not read.
 
-    Raises
-    ------
-    CheckpointError
-        One of them is no model, cannot be read, or is of another type than the base.
+    One that is no model, cannot be read, or is of another type than the base is refused.
     """
     base = _opened(spec.base, "base", spec.factory)
     for task in spec.tasks:

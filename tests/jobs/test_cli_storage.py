@@ -209,12 +209,6 @@ def test_gc_spares_what_a_job_has_used_until_it_is_over(
     assert ask("artifacts", "verify")["damaged"] == []
 
 
-def test_gc_refuses_the_catalog_of_another_store(place: Path, tmp_path: Path) -> None:
-    put_blob(open_store(tmp_path / "foreign"), b"precious")
-    places = ("--store", tmp_path / "foreign", "--catalog", f"sqlite:///{place}/catalog.db")
-    assert "knows no job and no merge of the store" in refused("gc", *places)
-
-
 # Merges
 
 
