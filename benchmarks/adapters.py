@@ -20,14 +20,7 @@ from tintray.errors import SpecError
 from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.job_size import adapter_bytes
-from tintray.jobs.engine.plan import (
-    FLOAT,
-    Choice,
-    ClusterSize,
-    JobSize,
-    check_plan,
-    lay_out,
-)
+from tintray.jobs.engine.plan import FLOAT, Choice, ClusterSize, JobSize, check_plan, lay_out
 from tintray.limits import size_text
 from tintray.models.structure import backbone_names
 from tintray.numerics.layout import Layout, build_layout

@@ -78,13 +78,7 @@ FAMILIES = {
         "segmentation.yaml",
         _rows(stage=FIRST_STAGE),
     ),
-    "lora": Family(
-        f"{ADAPTERS} LoRA adapters",
-        "lora",
-        "job.yaml",
-        _rows(),
-        tasks=ADAPTERS,
-    ),
+    "lora": Family(f"{ADAPTERS} LoRA adapters", "lora", "job.yaml", _rows(), tasks=ADAPTERS),
 }
 CHOSEN = {"scenes": "stage", "segmentation": "stage", "lora": "head"}
 """The row that stands for a family: the one with the highest agreement on held-back pools."""

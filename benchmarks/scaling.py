@@ -77,10 +77,7 @@ def base_model(shape: dict[str, int]) -> ViTForImageClassification:
     """A model of that shape; weights do not matter to the time it takes."""
     torch.manual_seed(0)
     config = ViTConfig(
-        **shape,
-        num_labels=CLASSES,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        **shape, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     return ViTForImageClassification(config).eval()
 

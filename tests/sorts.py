@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from transformers import BertForSequenceClassification, SegformerImageProcessor, ViTImageProcessor
 
 from tests import tiny_models as tiny
 
@@ -25,9 +26,7 @@ SIDE = 8
 
 def pictures(folder: Path, make: Callable[[int], Any]) -> None:
     """Experts on images; each task has as many classes as its name says."""
-    import transformers
-
-    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE})
     _save_experts(folder, make, processor)
     for seed, (name, classes) in enumerate(CLASSES.items()):
         random = np.random.default_rng(seed)
@@ -37,30 +36,14 @@ def pictures(folder: Path, make: Callable[[int], Any]) -> None:
 
 def scenes(folder: Path) -> None:
     """Experts on every pixel."""
-    import transformers
-
-    config = {
-        "num_encoder_blocks": 2,
-        "depths": [1, 1],
-        "sr_ratios": [1, 1],
-        "hidden_sizes": [8, 16],
-        "patch_sizes": [3, 3],
-        "strides": [2, 2],
-        "num_attention_heads": [1, 2],
-        "mlp_ratios": [2, 2],
-        "decoder_hidden_size": 16,
-        "initializer_range": 0.5,
-    }
 
     def make(width: int) -> Any:
         labels = {3: 2, 2: 1}.get(width, 3)  # segments, depth, and segments again
-        named = transformers.SegformerConfig(**config, num_labels=labels)
-        return transformers.SegformerForSemanticSegmentation(named)
+        config = tiny.SEGFORMER | {"initializer_range": 0.5, "num_labels": labels}
+        return tiny.model("SegformerForSemanticSegmentation", config)
 
-    processor = transformers.SegformerImageProcessor(
-        size={"height": SIDE, "width": SIDE}, do_reduce_labels=False
-    )
-    _save_experts(folder, make, processor)
+    size = {"height": SIDE, "width": SIDE}
+    _save_experts(folder, make, SegformerImageProcessor(size=size, do_reduce_labels=False))
     for seed, name in enumerate(CLASSES):
         random = np.random.default_rng(seed)
         shape = (EXAMPLES, SIDE, SIDE)
@@ -70,40 +53,37 @@ def scenes(folder: Path) -> None:
         _save_images(folder, name, random, (target, target))
 
 
-def texts(folder: Path, make: Callable[[int], Any], label: bool) -> None:
-    """Experts on texts, with a label or without."""
+def texts(folder: Path, make: Callable[[int], Any], answer: str | None = None) -> None:
+    """Experts on texts, with a ``label`` or a ``target`` or nothing beside them."""
     names = ["input_ids", "attention_mask"]
     _save_experts(folder, make, tiny.tokenizer(model_input_names=names, eos_token="[SEP]"))
-    _save_texts(folder, label)
+    _save_texts(folder, answer)
 
 
 def adapters(folder: Path) -> None:
     """LoRA adapters of ranks 2, 3 and 4, with heads of their own."""
     import peft
-    import transformers
 
-    base = transformers.BertModel(transformers.BertConfig(**BERT))
-    tiny._save(base, tiny.tokenizer(), folder / "base")
+    tiny._save(tiny.model("BertModel", BERT), tiny.tokenizer(), folder / "base")
     for rank, (name, classes) in enumerate(CLASSES.items(), start=2):
-        module = transformers.BertForSequenceClassification.from_pretrained(
-            folder / "base", num_labels=classes
-        )
+        module = BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
         settings = peft.LoraConfig(task_type="SEQ_CLS", r=rank, target_modules=["query", "dense"])
         adapted = peft.get_peft_model(module, settings)
         for name_, parameter in adapted.named_parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=4.0 if "classifier" in name_ else 0.1)
         adapted.save_pretrained(folder / name)
-    _save_texts(folder, label=True)
+    _save_texts(folder, "label")
 
 
-def _save_texts(folder: Path, label: bool) -> None:
+def _save_texts(folder: Path, answer: str | None) -> None:
     for seed, (name, classes) in enumerate(CLASSES.items()):
         for split in ("train", "test"):
-            rows = [
-                {"text": " ".join(row)} | ({"label": n % classes} if label else {})
-                for n, row in enumerate(tiny.sentences(EXAMPLES, seed + len(split)))
-            ]
+            rows: list[dict[str, Any]] = []
+            for n, row in enumerate(tiny.sentences(EXAMPLES, seed + len(split))):
+                answers = {"label": n % classes, "target": " ".join(row[:2])}
+                own = {answer: answers[answer]} if answer else {}
+                rows.append({"text": " ".join(row), **own})
             tiny.save_rows(folder / f"{name}_{split}.jsonl", rows)
 
 
@@ -132,56 +112,25 @@ def _save_experts(folder: Path, make: Callable[[int], Any], processor: Any) -> N
         tiny._save(expert, processor, folder / name)
 
 
-BERT = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 32,
-}
+BERT = tiny.BERT | {"hidden_size": 8, "intermediate_size": 16}
+_VIT = BERT | {"image_size": SIDE, "patch_size": 4, "initializer_range": 0.3}
+_GPT2 = tiny.GPT2 | {"n_embd": 8, "initializer_range": 0.7}
 
 
 def _vit(labels: int) -> Any:
-    import transformers
-
-    config = transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=SIDE,
-        patch_size=4,
-        num_labels=labels,
-        initializer_range=0.3,
-    )
-    return transformers.ViTForImageClassification(config)
+    return tiny.model("ViTForImageClassification", _VIT, num_labels=labels)
 
 
 def _resnet(labels: int) -> Any:
-    import transformers
-
-    config = transformers.ResNetConfig(
-        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], num_labels=labels
-    )
-    return transformers.ResNetForImageClassification(config)
-
-
-def _gpt2(_: int) -> Any:
-    import transformers
-
-    config = transformers.GPT2Config(
-        vocab_size=tiny.VOCABULARY, n_positions=32, n_embd=8, n_layer=2, n_head=2, bos_token_id=2,
-        eos_token_id=3, pad_token_id=0, initializer_range=0.7,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
+    config = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    return tiny.model("ResNetForImageClassification", config, num_labels=labels)
 
 
 ZOOS: dict[str, Callable[[Path], None]] = {
     "pictures": partial(pictures, make=_vit),
     "convolutions": partial(pictures, make=_resnet),
     "scenes": scenes,
-    "sentences": partial(texts, make=_gpt2, label=False),
+    "sentences": partial(texts, make=lambda _: tiny.model("GPT2LMHeadModel", _GPT2)),
     "adapters": adapters,
 }
 
@@ -199,31 +148,21 @@ class Sort:
     def task(self, folder: Path, name: str) -> dict[str, Any]:
         """A task's section of a job file, with absolute paths."""
         suffix = "jsonl" if self.zoo in ("sentences", "adapters") else "npz"
-        return {
-            "name": name,
-            "kind": self.kinds[name],
-            "expert": str(folder / name),
-            "pool": {"path": str(folder / f"{name}_train.{suffix}")},
-            "test": {"path": str(folder / f"{name}_test.{suffix}")},
-        }
+        pool, test = (str(folder / f"{name}_{split}.{suffix}") for split in ("train", "test"))
+        found = {"name": name, "kind": self.kinds[name], "expert": str(folder / name)}
+        return {**found, "pool": {"path": pool}, "test": {"path": test}}
 
     def job(self, folder: Path, store: Path) -> dict[str, Any]:
         """The job of the first two tasks, in this process."""
         fit = {"rounds": 2, "batch_size": 3, "precision": "float32", **self.sections.get("fit", {})}
-        growth = {
-            "rounds": 2,
-            "coefficient_rounds": 2,
-            "refit_rounds": 2,
-            "target": 0.01,
-            "tolerance": 100,
-        }
+        growth = dict.fromkeys(("rounds", "coefficient_rounds", "refit_rounds"), 2)
         return {
             "name": "tiny",
             "base": str(folder / "base"),
+            "store": str(store),
             "tasks": [self.task(folder, name) for name in ("one", "two")],
             "cluster": {"workers": 0},
-            "store": str(store),
-            "growth": growth,
+            "growth": growth | {"target": 0.01, "tolerance": 100},
             **self.sections,
             "fit": fit,
         }
@@ -246,8 +185,7 @@ SORTS = {
     "lora": Sort("adapters"),
     "dense": Sort("scenes", kinds={"one": "segmentation", "two": "depth", "three": "segmentation"}),
     "language": Sort(
-        "sentences",
-        {"tint": {"site": "transformer.h.1"}},
+        *("sentences", {"tint": {"site": "transformer.h.1"}}),
         dict.fromkeys(CLASSES, "language_modelling"),
     ),
     "batch norm": Sort("convolutions"),

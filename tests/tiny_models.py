@@ -18,6 +18,27 @@ from tests.tiny_zoo import GPUS
 
 WORDS = [f"w{n}" for n in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+VOCABULARY = len(SPECIAL) + len(WORDS)
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 32}
+BERT = SIZES | {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "pad_token_id": 0}
+LLAMA = BERT | {"num_key_value_heads": 1}
+GPT2 = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+GPT2 |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+STAGES: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+RESNET = STAGES | {"embedding_size": 8, "layer_type": "basic"}
+SEGFORMER = STAGES | {"num_encoder_blocks": 2, "sr_ratios": [1, 1], "patch_sizes": [3, 3]}
+SEGFORMER |= {"strides": [2, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+SEGFORMER |= {"decoder_hidden_size": 16}
+
+
+def model(name: str, config: Mapping[str, Any], **more: Any) -> Any:
+    """A model of one of transformers' classes, untrained."""
+    import transformers
+
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**{**config, **more}))
 
 
 def tokenizer(**options: Any) -> Any:
@@ -48,16 +69,11 @@ def byte_level() -> Any:
     from transformers import Qwen2Tokenizer
 
     trained = ByteLevelBPETokenizer()
-    texts = [" ".join(row) for row in sentences(200, 1)]
-    trained.train_from_iterator(
-        texts, vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
-    )
+    texts, special = [" ".join(row) for row in sentences(200, 1)], ["<|endoftext|>"]
+    trained.train_from_iterator(texts, vocab_size=400, special_tokens=special, show_progress=False)
     state = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
     return Qwen2Tokenizer(vocab=state["vocab"], merges=merges, model_max_length=32)
-
-
-VOCABULARY = len(SPECIAL) + len(WORDS)
 
 
 def sentences(count: int, seed: int, longest: int = 9) -> list[list[str]]:
@@ -153,12 +169,8 @@ def experts(
         for number, (name, (labels, batch)) in enumerate(tasks.items()):
             torch.manual_seed(1 + number)
             expert = make(labels)
-            own = expert.state_dict()
-            shared = {
-                key: tensor
-                for key, tensor in state.items()
-                if key in own and own[key].shape == tensor.shape and keep(key)
-            }
+            own = {key: t.shape for key, t in expert.state_dict().items() if keep(key)}
+            shared = {key: t for key, t in state.items() if own.get(key) == t.shape}
             expert.load_state_dict(shared, strict=False)
             train(expert, lambda _step, batch=batch: batch, steps, lr)
             _save(expert, processor, folder / name)
@@ -168,6 +180,11 @@ def experts(
 def _save(model: Any, processor: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def is_shared(name: str) -> bool:
+    """Whether a tensor of a classifier is none of its head."""
+    return not name.startswith("classifier")
 
 
 def check_growth(spec: Any, folder: Path) -> Any:
@@ -197,27 +214,16 @@ def job(folder: Path, kinds: Mapping[str, str], **sections: Any) -> Any:
 
     suffix = sections.pop("suffix", ".jsonl")
     data = sections.pop("data", {})
+    parts = {"pool": "train", "test": "test"}
     tasks = [
-        {
-            "name": name,
-            "kind": kind,
-            "expert": name,
-            "pool": {"path": f"{name}_train{suffix}", **data},
-            "test": {"path": f"{name}_test{suffix}", **data},
-        }
+        {"name": name, "kind": kind, "expert": name}
+        | {part: {"path": f"{name}_{split}{suffix}", **data} for part, split in parts.items()}
         for name, kind in kinds.items()
     ]
     fit = {"rounds": 30, "batch_size": 8, "precision": "float32", **sections.pop("fit", {})}
-    document = {
-        "name": "tiny",
-        "base": "base",
-        "tasks": tasks,
-        "fit": fit,
-        "cluster": {"workers": 0, "gpus_per_worker": GPUS},
-        "store": str(folder / "store"),
-        **sections,
-    }
-    return parse_spec(document, folder=folder)
+    document = {"name": "tiny", "base": "base", "tasks": tasks, "store": str(folder / "store")}
+    document |= {"fit": fit, "cluster": {"workers": 0, "gpus_per_worker": GPUS}}
+    return parse_spec(document | sections, folder=folder)
 
 
 def check_export(merge: Any, task: str, folder: Path, inputs: Mapping[str, Any]) -> None:

@@ -63,15 +63,9 @@ class TinyZoo:
         """A job over the zoo, in this process, over in a second; ``sections`` are laid over it."""
         fit = {"rounds": 4, "batch_size": 6, "precision": "float32", **sections.pop("fit", {})}
         cluster = {"workers": 0, "gpus_per_worker": GPUS, **sections.pop("cluster", {})}
-        return {
-            "name": "tiny",
-            "base": "base",
-            "tasks": [self.task(name) for name in tasks],
-            "fit": fit,
-            "cluster": cluster,
-            "store": str(store),
-            **sections,
-        }
+        known = [self.task(name) for name in tasks]
+        document = {"name": "tiny", "base": "base", "tasks": known, "fit": fit, "cluster": cluster}
+        return {**document, "store": str(store), **sections}
 
     def spec(
         self, store: Path, tasks: Sequence[str] = TASKS, **sections: Mapping[str, Any]
@@ -127,16 +121,9 @@ def make_zoo(folder: Path) -> TinyZoo:
 def _config(classes: int) -> Any:
     from transformers import ViTConfig
 
-    return ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=4,
-        num_labels=classes,
-        initializer_range=0.2,
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "image_size": 16, "patch_size": 4, "num_labels": classes}
+    return ViTConfig(**sizes, initializer_range=0.2)
 
 
 def _arrays(task: str) -> dict[str, Any]:

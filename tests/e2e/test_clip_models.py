@@ -54,19 +54,10 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     folder = tmp_path_factory.mktemp("clip")
-    text = {
-        "vocab_size": tiny.VOCABULARY,
-        "num_hidden_layers": 1,
-        "max_position_embeddings": 16,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "pad_token_id": 0,
-    }
-    vision = {"num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-    configs = {"text_config": text | sizes, "vision_config": vision | sizes}
-    for part in configs.values():
-        part["projection_dim"] = 8
+    text = {"num_hidden_layers": 1, "max_position_embeddings": 16, "projection_dim": 8}
+    text |= {"bos_token_id": 2, "eos_token_id": 3}
+    vision = tiny.SIZES | {"image_size": 16, "patch_size": 8, "projection_dim": 8}
+    configs = {"text_config": tiny.BERT | text, "vision_config": vision}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(**configs, projection_dim=8, logit_scale_init_value=2.0))
     model.train()
@@ -112,26 +103,15 @@ def job(folder: Path, store: Path, rounds: int = 2, **shades: Any) -> Any:
     """The data of one task name its classes; those of the other one are named by the job."""
     from tintray.jobs.config.job_file import parse_spec
 
-    named = {"colours": {}, "shades": {"classes": list(SHADES)}}
-    tasks = [
-        {
-            "name": name,
-            "expert": name,
-            "pool": {"path": f"{name}.npz"},
-            "test": {"path": f"{name}.npz", "split": "test"},
-            "zero_shot": {**own, "templates": TEMPLATES},
-        }
-        for name, own in named.items()
+    tasks: list[dict[str, Any]] = [
+        {"name": name, "expert": name, "pool": {"path": f"{name}.npz"}}
+        | {"test": {"path": f"{name}.npz", "split": "test"}}
+        | {"zero_shot": {**own, "templates": TEMPLATES}}
+        for name, own in {"colours": {}, "shades": {"classes": list(SHADES)}}.items()
     ]
-    tasks[1] |= shades
-    document = {
-        "name": "clip",
-        "base": "base",
-        "tasks": tasks,
-        "fit": {"rounds": rounds, "batch_size": 8, "precision": "float32"},
-        "cluster": {"workers": 0},
-        "store": str(store),
-    }
+    fit = {"rounds": rounds, "batch_size": 8, "precision": "float32"}
+    document = {"name": "clip", "base": "base", "tasks": [tasks[0], tasks[1] | shades], "fit": fit}
+    document |= {"cluster": {"workers": 0}, "store": str(store)}
     return parse_spec(document, folder=folder)
 
 

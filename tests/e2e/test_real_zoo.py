@@ -36,23 +36,15 @@ def real(real_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 
 def job(real_zoo: Path, folder: Path, tint: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": "real",
-        "base": str(real_zoo / "zoo/base"),
-        "tasks": [
-            {
-                "name": task,
-                "expert": str(real_zoo / "zoo" / task),
-                "pool": {"path": str(folder / f"{task}.npz")},
-                "test": {"path": str(folder / f"{task}.npz"), "split": "test"},
-            }
-            for task in EXPERTS
-        ],
-        "tint": tint,
-        "fit": {"rounds": 24},
-        "cluster": {"workers": 0},
-        "store": str(folder / "store"),
-    }
+    tasks = [
+        {"name": task, "expert": str(real_zoo / "zoo" / task)}
+        | {"pool": {"path": str(folder / f"{task}.npz")}}
+        | {"test": {"path": str(folder / f"{task}.npz"), "split": "test"}}
+        for task in EXPERTS
+    ]
+    document = {"name": "real", "base": str(real_zoo / "zoo/base"), "tasks": tasks, "tint": tint}
+    fit = {"fit": {"rounds": 24}, "cluster": {"workers": 0}}
+    return document | fit | {"store": str(folder / "store")}
 
 
 def test_experts_are_as_good_as_who_made_them_says(real: Published) -> None:
@@ -92,11 +84,6 @@ def test_the_merge_is_smaller_than_its_experts(real: Published) -> None:
     assert summary.merged_parameters < summary.separate_parameters
     stored = sum(path.stat().st_size for path in (real.folder / "tints").iterdir())
     stored += (real.folder / "backbone.safetensors").stat().st_size
-    private = sum(block + 129 * len(merge_classes(real, task)) for task in EXPERTS)
+    merge = tintray.load(summary.url)
+    private = sum(block + 129 * len(merge.config(task)["id2label"]) for task in EXPERTS)
     assert stored == pytest.approx(4 * (summary.backbone_parameters - block + private), rel=0.01)
-
-
-def merge_classes(real: Published, task: str) -> dict[str, str]:
-    config = tintray.load(real.summary.url).config(task)
-    found: dict[str, str] = config["id2label"]
-    return found

@@ -28,25 +28,11 @@ KINDS = dict.fromkeys(STEPS, "seq2seq")
 
 
 def t5(tied: bool) -> Any:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    module = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=tiny.VOCABULARY,
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_decoder_layers=2,
-            num_heads=2,
-            relative_attention_num_buckets=8,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-            eos_token_id=3,
-            tie_word_embeddings=tied,
-        )
-    )
+    config = {"vocab_size": tiny.VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 64}
+    config |= {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    config |= {"relative_attention_num_buckets": 8, "decoder_start_token_id": 0}
+    config |= {"pad_token_id": 0, "eos_token_id": 3, "tie_word_embeddings": tied}
+    module = tiny.model("T5ForConditionalGeneration", config)
     if not tied:  # transformers ties what it makes; a file of T5 1.1 or Flan-T5 has both tensors
         module.lm_head.weight = torch.nn.Parameter(torch.randn_like(module.shared.weight) * 0.05)
     return module
@@ -72,18 +58,14 @@ def make_zoo(folder: Path, tied: bool, steps: int = 50) -> Path:
             random = torch.Generator().manual_seed(seed + 2 * len(split))
             numbers = torch.randint(WORDS, (count,), generator=random).tolist()
             times = torch.randint(1, 4 + seed, (count,), generator=random).tolist()
-            rows = [
-                {
-                    "text": " ".join([f"w{n}"] * k),
-                    "target": f"w{(n + step) % WORDS} w{(n + 2 * step) % WORDS}",
-                }
-                for n, k in zip(numbers, times, strict=True)
-            ]
+            texts = [" ".join([f"w{n}"] * k) for n, k in zip(numbers, times, strict=True)]
+            targets = [f"w{(n + step) % WORDS} w{(n + 2 * step) % WORDS}" for n in numbers]
+            rows = [{"text": t, "target": a} for t, a in zip(texts, targets, strict=True)]
             tiny.save_rows(folder / f"{name}_{split}.jsonl", rows)
             if split == "train":
                 made = tokenizer()
-                batch = dict(made([row["text"] for row in rows], padding=True, return_tensors="pt"))
-                answers = sequences.encode([row["target"] for row in rows], made, 8)
+                batch = dict(made(texts, padding=True, return_tensors="pt"))
+                answers = sequences.encode(targets, made, 8)
                 tasks[name] = (0, batch | {"labels": answers})
     tiny.experts(folder, lambda _: t5(tied), tasks, tokenizer(), steps=steps, lr=1e-2)
     path = folder / "down" / "generation_config.json"
@@ -114,9 +96,8 @@ def test_tied_embeddings_stay_tied_under_a_tinted_decoder_block(
     merge = tintray.load(summary.url)
     module: Any = merge.for_task("down")
     embeddings = module.get_input_embeddings().weight
-    assert module.get_output_embeddings().weight is embeddings
-    assert module.encoder.embed_tokens.weight is embeddings
-    assert module.decoder.embed_tokens.weight is embeddings
+    others = (module.lm_head, module.encoder.embed_tokens, module.decoder.embed_tokens)
+    assert all(other.weight is embeddings for other in others)
     made = tokenizer()
     batch = dict(made(["w3 w5 w1", "w1 w2"], padding=True, return_tensors="pt"))
     decoder = {"decoder_input_ids": torch.tensor([[0, 9], [0, 6]])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,46 +15,29 @@ import tintray
 from tests import tiny_models as tiny
 from tintray.jobs import api
 
-BERT = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-}
+CLASSES = {"thirds": "classification", "halves": "classification"}
+
+
+def bert(task: str) -> Callable[[int], Any]:
+    return lambda labels: tiny.model(f"BertFor{task}Classification", tiny.BERT, num_labels=labels)
 
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks about the same words: the first one's remainder by three, and its half."""
-    from transformers import BertConfig, BertForSequenceClassification
-
     folder = tmp_path_factory.mktemp("bert")
     rules: Any = {
         "thirds": (3, lambda row: tiny.number(row) % 3),
         "halves": (2, lambda row: int(tiny.number(row) >= 20)),
     }
     tasks = tiny.labelled_texts(folder, rules, longest=lambda task: 6 + 6 * task)
-    tiny.experts(
-        folder,
-        lambda labels: BertForSequenceClassification(BertConfig(**BERT, num_labels=labels)),
-        tasks,
-        tiny.tokenizer(),
-        keep=lambda name: not name.startswith("classifier"),
-    )
-    return folder
+    return tiny.experts(folder, bert("Sequence"), tasks, tiny.tokenizer(), keep=tiny.is_shared)
 
 
 @pytest.mark.parametrize("site", ["head", "bert.encoder.layer.1", "auto"])
 def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -> None:
-    spec = tiny.job(
-        classifiers,
-        {"thirds": "classification", "halves": "classification"},
-        tint={"site": site},
-        store=str(tmp_path / "store"),
-    )
+    store = str(tmp_path / "store")
+    spec = tiny.job(classifiers, CLASSES, tint={"site": site}, store=store)
     summary = api.run(spec)
     assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6
     assert [task.metric for task in summary.tasks] == ["accuracy", "accuracy"]
@@ -87,16 +71,12 @@ def test_labels_of_a_pool_are_never_read(classifiers: Path, tmp_path: Path) -> N
                 rows = [json.loads(line) | {"label": label} for line in lines]
                 (folder / f"{name}_train.jsonl").unlink()
                 tiny.save_rows(folder / f"{name}_train.jsonl", rows)
-        kinds = {"thirds": "classification", "halves": "classification"}
-        spec = tiny.job(folder, kinds, fit={"rounds": 3})
-        manifest = tintray.load(api.run(spec).url).manifest
+        manifest = tintray.load(api.run(tiny.job(folder, CLASSES, fit={"rounds": 3})).url).manifest
         digests.append({name: ref.sha256 for name, ref in manifest.files.items()})
     assert digests[0] == digests[1] == digests[2]
 
 
 def test_token_classification(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForTokenClassification
-
     rules = {"thirds": lambda n: n % 3, "halves": lambda n: int(n >= 20)}
     tasks: dict[str, Any] = {}
     for seed, (name, rule) in enumerate(rules.items()):
@@ -111,23 +91,15 @@ def test_token_classification(tmp_path: Path) -> None:
                 for row, tags in enumerate(labels):
                     target[row, 1 : 1 + len(tags)] = torch.tensor(tags)
                 tasks[name] = (3 - seed, batch | {"labels": target})
-    tiny.experts(
-        tmp_path,
-        lambda labels: BertForTokenClassification(BertConfig(**BERT, num_labels=labels)),
-        tasks,
-        tiny.tokenizer(),
-        keep=lambda name: not name.startswith("classifier"),
-    )
+    tiny.experts(tmp_path, bert("Token"), tasks, tiny.tokenizer(), keep=tiny.is_shared)
     kinds = dict.fromkeys(rules, "token_classification")
-    spec = tiny.job(tmp_path, kinds, tint={"site": "auto"})
-    summary = api.run(spec)
+    summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "auto"}))
     assert summary.site in ("head", "bert.encoder.layer.0", "bert.encoder.layer.1")
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
     assert all((task.calibration or {})["merged"]["ece"] < 0.5 for task in summary.tasks)
-    tiny.check_export(
-        tintray.load(summary.url), "halves", tmp_path, tiny.encoded(tiny.sentences(4, 7))
-    )
+    batch = tiny.encoded(tiny.sentences(4, 7))
+    tiny.check_export(tintray.load(summary.url), "halves", tmp_path, batch)
 
 
 def byte_level_bert() -> Any:
@@ -140,45 +112,28 @@ def byte_level_bert() -> Any:
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trained.train_from_iterator(texts, vocab_size=400, special_tokens=special, show_progress=False)
     state = json.loads(trained.to_str())["model"]
-    return RobertaTokenizer(
-        vocab=state["vocab"],
-        merges=[tuple(pair) for pair in state["merges"]],
-        add_prefix_space=True,
-        model_max_length=30,
-    )
+    options: Any = {"add_prefix_space": True, "model_max_length": 30}
+    merges = [tuple(pair) for pair in state["merges"]]
+    return RobertaTokenizer(vocab=state["vocab"], merges=merges, **options)
 
 
 def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> None:
     """Its positions begin behind the number of padding, which a fused batch has to use."""
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
     rules: Any = {
         "thirds": (3, lambda row: tiny.number(row) % 3),
         "parts": (2, lambda row: [float(tiny.number(row) >= 8), float(tiny.number(row) % 2)]),
         "size": (1, lambda row: tiny.number(row) / 4 - 2),
     }
     made = byte_level_bert()
-    tasks = tiny.labelled_texts(
-        tmp_path,
-        rules,
-        made,
-        longest=lambda task: 5 + 2 * task,
-        spelt=lambda word: f"w{tiny.number([word]) % 16}",
-    )
-    sizes = {
-        name: size for name, size in BERT.items() if name not in ("vocab_size", "pad_token_id")
-    }
-    config = sizes | {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    config |= {"hidden_dropout_prob": 0.0, "initializer_range": 0.1}
-    tiny.experts(
-        tmp_path,
-        lambda labels: RobertaForSequenceClassification(RobertaConfig(**config, num_labels=labels)),
-        tasks,
-        made,
-        steps=60,
-        lr=1e-2,
-        keep=lambda name: not name.startswith("classifier"),
-    )
+    lengths, spelt = (lambda task: 5 + 2 * task), (lambda word: f"w{tiny.number([word]) % 16}")
+    tasks = tiny.labelled_texts(tmp_path, rules, made, longest=lengths, spelt=spelt)
+    config = tiny.BERT | {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0}
+    config |= {"eos_token_id": 2, "hidden_dropout_prob": 0.0, "initializer_range": 0.1}
+
+    def make(labels: int) -> Any:
+        return tiny.model("RobertaForSequenceClassification", config, num_labels=labels)
+
+    tiny.experts(tmp_path, make, tasks, made, steps=60, lr=1e-2, keep=tiny.is_shared)
     kinds = dict(zip(rules, ("classification", "multi_label", "regression"), strict=True))
     summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "roberta.encoder.layer.1"}))
     found = {task.name: task for task in summary.tasks}
@@ -195,6 +150,7 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
         tiny.check_export(merge, name, tmp_path, tiny.encoded(tiny.sentences(4, 7), made))
 
 
+NAMES = ["input_ids", "attention_mask"]
 CHAT = (
     "{% for message in messages %}{{ message['role'] }} "
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
@@ -208,20 +164,11 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
     from tintray.pools.preparing import build_pool
     from tintray.tasks.registry import find_kind
 
-    made = tiny.tokenizer(
-        chat_template=CHAT,
-        padding_side="left",
-        truncation_side="right",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    sides: Any = {"padding_side": "left", "truncation_side": "right"}
+    made = tiny.tokenizer(chat_template=CHAT, model_input_names=NAMES, **sides)
     talks = [
-        [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3 w4"}],
-        [
-            {"role": "user", "content": "w5"},
-            {"role": "assistant", "content": "w6"},
-            {"role": "user", "content": "w7 w8"},
-            {"role": "assistant", "content": "w9"},
-        ],
+        [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(talk)]
+        for talk in (("w1 w2", "w3 w4"), ("w5", "w6", "w7 w8", "w9"))
     ]
     examples = Examples({"messages": talks})
     pool = build_pool(examples, made, kind=find_kind("language_modelling"))
@@ -236,59 +183,30 @@ def test_a_conversation_is_what_the_template_makes_of_it(tmp_path: Path) -> None
         assert torch.equal(pool.targets[row][counted], pool.inputs["input_ids"][row][counted + 1])
     said = [made.decode(pool.targets[row][pool.mask[row]]).split() for row in range(2)]
     assert said == [["w3", "w4"], ["w6", "w9"]]
-    everything = tiny.tokenizer(
-        chat_template=CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    unmarked = CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    everything = tiny.tokenizer(chat_template=unmarked, model_input_names=NAMES)
     whole = build_pool(examples, everything, kind=find_kind("language_modelling"))
     assert whole.mask is not None
     assert whole.mask.sum(1).tolist() == [len(ids) - 1 for ids in plain]
 
 
 def causal(kind: str, tied: bool) -> Any:
-    import transformers
-
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=tiny.VOCABULARY,
-            n_positions=32,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            tie_word_embeddings=tied,
-            bos_token_id=2,
-            eos_token_id=3,
-            pad_token_id=0,
-        )
-        return transformers.GPT2LMHeadModel(config)
-    sizes = {
-        "vocab_size": tiny.VOCABULARY if kind == "llama" else 400,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 32,
-        "tie_word_embeddings": tied,
-        "pad_token_id": 0,
-    }
-    if kind == "llama":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
-    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
+    name, config = {
+        "gpt2": ("GPT2LMHeadModel", tiny.GPT2),
+        "llama": ("LlamaForCausalLM", tiny.LLAMA),
+        "qwen2": ("Qwen2ForCausalLM", tiny.LLAMA | {"vocab_size": 400}),
+    }[kind]
+    return tiny.model(name, config, tie_word_embeddings=tied)
 
 
-CAUSAL = [
-    ("gpt2", True, "transformer.h.1"),
-    ("llama", False, "head"),
-    ("qwen2", True, "model.layers.1"),
-]
+SITES = {"gpt2": "transformer.h.1", "llama": "head", "qwen2": "model.layers.1"}
 
 
-@pytest.mark.parametrize(("kind", "tied", "site"), CAUSAL, ids=[case[0] for case in CAUSAL])
-def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None:
+@pytest.mark.parametrize("kind", SITES)
+def test_causal_models(tmp_path: Path, kind: str) -> None:
     """Two rules of how words follow each other; what is tied stays tied."""
-    names = ["input_ids", "attention_mask"]
-    processor = tiny.byte_level() if kind == "qwen2" else tiny.tokenizer(model_input_names=names)
+    tied, site = kind != "llama", SITES[kind]
+    processor = tiny.byte_level() if kind == "qwen2" else tiny.tokenizer(model_input_names=NAMES)
     tasks: dict[str, Any] = {}
     for seed, (name, step) in enumerate({"up": 1, "down": -3}.items()):
         for split in ("train", "test"):
@@ -299,20 +217,15 @@ def test_causal_models(tmp_path: Path, kind: str, tied: bool, site: str) -> None
                 [f"w{(a + step * n) % 40}" for n in range(k)]
                 for a, k in zip(starts, lengths, strict=True)
             ]
-            tiny.save_rows(
-                tmp_path / f"{name}_{split}.jsonl", [{"text": " ".join(row)} for row in words]
-            )
+            rows = [{"text": " ".join(row)} for row in words]
+            tiny.save_rows(tmp_path / f"{name}_{split}.jsonl", rows)
             if split == "train":
                 batch = tiny.encoded(words, processor)
                 labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
                 tasks[name] = (0, batch | {"labels": labels})
     tiny.experts(tmp_path, lambda _: causal(kind, tied), tasks, processor, steps=100, lr=1e-2)
-    spec = tiny.job(
-        tmp_path,
-        dict.fromkeys(tasks, "language_modelling"),
-        tint={"site": site},
-        fit={"rounds": 40},
-    )
+    kinds = dict.fromkeys(tasks, "language_modelling")
+    spec = tiny.job(tmp_path, kinds, tint={"site": site}, fit={"rounds": 40})
     summary = api.run(spec)
     assert min(task.expert or 0 for task in summary.tasks) > 0.3
     assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6

@@ -43,10 +43,7 @@ def classification(folder: Path) -> dict[str, Any]:
                     image[4:12, 4:12, label] += 60
                 else:
                     image[: SIZE // 2] += 50 * (label * 2 - 1)
-            arrays |= {
-                f"x_{split}": np.clip(images, 0, 255).astype(np.uint8),
-                f"y_{split}": labels,
-            }
+            arrays |= {f"x_{split}": np.clip(images, 0, 255).astype(np.uint8), f"y_{split}": labels}
         np.savez(folder / f"{name}_train.npz", **arrays)
         np.savez(folder / f"{name}_test.npz", x_train=arrays["x_test"], y_train=arrays["y_test"])
         labels = torch.tensor(arrays["y_train"])
@@ -55,34 +52,14 @@ def classification(folder: Path) -> dict[str, Any]:
 
 
 def resnet(labels: int) -> Any:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 16],
-            depths=[1, 1],
-            layer_type="basic",
-            num_labels=labels,
-        )
-    )
+    return tiny.model("ResNetForImageClassification", tiny.RESNET, num_labels=labels)
 
 
 def test_convolutions(tmp_path: Path) -> None:
     tasks = classification(tmp_path)
-    tiny.experts(
-        tmp_path,
-        resnet,
-        tasks,
-        processor(),
-        steps=40,
-        lr=1e-2,
-        keep=lambda name: not name.startswith("classifier"),
-    )
-    spec = tiny.job(
-        tmp_path, dict.fromkeys(tasks, "classification"), suffix=".npz", fit={"rounds": 40}
-    )
-    summary = api.run(spec)
+    tiny.experts(tmp_path, resnet, tasks, processor(), lr=1e-2, keep=tiny.is_shared)
+    kinds = dict.fromkeys(tasks, "classification")
+    summary = api.run(tiny.job(tmp_path, kinds, suffix=".npz", fit={"rounds": 40}))
     assert min(task.expert or 0 for task in summary.tasks) > 0.9
     assert summary.normalised_accuracy > 0.85
     merge = tintray.load(summary.url)
@@ -144,23 +121,8 @@ def scenes(folder: Path) -> dict[str, tuple[int, Any]]:
 
 
 def segformer(labels: int) -> Any:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    return SegformerForSemanticSegmentation(
-        SegformerConfig(
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[1, 1],
-            hidden_sizes=[8, 16],
-            patch_sizes=[3, 3],
-            strides=[2, 2],
-            num_attention_heads=[1, 2],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=16,
-            num_labels=labels,
-            classifier_dropout_prob=0.0,
-        )
-    )
+    config = tiny.SEGFORMER | {"classifier_dropout_prob": 0.0}
+    return tiny.model("SegformerForSemanticSegmentation", config, num_labels=labels)
 
 
 def test_dense_prediction(tmp_path: Path) -> None:

@@ -24,19 +24,15 @@ def test_many_tasks_share_what_ten_have() -> None:
     assert find_method("average").start(200) == 1 / 200
 
 
-def test_first_update_moves_against_the_gradient_by_the_learning_rate() -> None:
+def test_updates_move_against_the_gradient_by_the_rate_and_stay_in_bounds() -> None:
     coefficients = Coefficients(torch.full((3, 5), 0.3))
     (gradient,) = gradients(1)
     coefficients.update(gradient, 0.01)
     assert torch.allclose(coefficients.values, 0.3 - 0.01 * gradient.sign(), atol=1e-6)
-
-
-def test_bounds_hold_after_every_update() -> None:
     coefficients = Coefficients(torch.full((3, 5), 0.5), bounds=(0.4, 0.6))
     for gradient in gradients(5):
         coefficients.update(gradient, 0.2)
-        assert coefficients.values.min() >= 0.4
-        assert coefficients.values.max() <= 0.6
+        assert coefficients.values.min() >= 0.4 and coefficients.values.max() <= 0.6
     assert coefficients.values.min() < 0.41  # they were reached
 
 

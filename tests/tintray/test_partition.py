@@ -6,22 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_models import BERT, model
 from tintray.numerics.schedules import BLOCK_LR, HEAD_LR
 from tintray.tinting.partition import default_tint_lr
 
 
 def bert(width: int) -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=32,
-            hidden_size=width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=4 * width,
-        )
-    )
+    return model("BertForSequenceClassification", BERT, hidden_size=width)
 
 
 @pytest.mark.parametrize(

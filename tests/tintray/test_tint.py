@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.tiny_models import SEGFORMER, model
 from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.models.norms import norm_buffers
@@ -117,22 +118,9 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
 @pytest.mark.parametrize("site", ["segformer.stages.0", "segformer.stages.1.blocks.0"])
 def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
     """transformers captures the stages' outputs by hooks on layers of their classes."""
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    config = SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[1, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[3, 3],
-        strides=[2, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        num_labels=3,
-    )
     torch.manual_seed(0)
-    experts = [SegformerForSemanticSegmentation(config).eval() for _ in range(2)]
+    name = "SegformerForSemanticSegmentation"
+    experts = [model(name, SEGFORMER, num_labels=3).eval() for _ in range(2)]
     split = partition(experts[0], site, "tensor")
     fused = FusedModel(experts[0], split.layout, split.private)
     theta = torch.cat([experts[0].get_parameter(s.name).flatten() for s in split.layout.slots])
@@ -140,9 +128,7 @@ def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
     fused.use_statistics("running")
     layers = [
         TintLayer.of_expert(
-            f"t{number}",
-            private_state(expert, split.private) | norm_buffers(expert),
-            split.site,
+            f"t{number}", private_state(expert, split.private) | norm_buffers(expert), split.site
         )
         for number, expert in enumerate(experts)
     ]

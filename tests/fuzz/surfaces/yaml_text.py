@@ -123,9 +123,6 @@ def _tasks(bench: Bench) -> None:
 
 
 _SET = ("fit.rounds=3", "tasks.two.name=other")
-_DRIVES: Drives = {
-    "loaded": (55, _loaded),
-    "overridden": (14, partial(_loaded, overrides=_SET)),
-}
+_DRIVES: Drives = {"loaded": (55, _loaded), "overridden": (14, partial(_loaded, overrides=_SET))}
 _DRIVES |= {"tasks": (30, _tasks), "validate": (1, command(f"validate {_JOB}"))}
 SURFACE = Surface("yaml-text", 8, _seeds, _mutate, _DRIVES, confined=False)
