@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
+
+import yaml
 
 _DEEP = "@deep{}@"  # becomes so many brackets in the text: no writer of JSON goes as deep
 _DEEP_MARKS = {_DEEP.format(depth): depth for depth in (60, 500, 3000, 100_000)}
@@ -131,6 +134,25 @@ def as_json(rng: Random, tree: Any) -> bytes:
         at = rng.choice(places or [0]) + 1
         text = f'{text[:at]}"{rng.choice(("a", "format", "dtype", "name"))}": [],{text[at:]}'
     return text.encode("utf-8", "surrogatepass")
+
+
+def as_json_or_yaml(rng: Random, tree: Any) -> bytes:
+    """A damaged tree in either, where YAML can write it."""
+    data = as_json(rng, tree)
+    if rng.random() < 0.4:
+        with suppress(yaml.YAMLError, ValueError):
+            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=rng.random() < 0.5)
+            return text.encode("utf-8", "surrogatepass")
+    return data
+
+
+def with_a_field(rng: Random, tree: Any, keys: Sequence[str], extra: Sequence[Any]) -> bytes:
+    """A mapping as JSON: mostly another value under one of ``keys``, else damaged anywhere."""
+    times = rng.choice((1, 1, 2))
+    if keys and rng.random() < 0.6:
+        tree[rng.choice(keys)] = odd(rng, extra)
+        times = rng.choice((0, 0, 1))
+    return as_json(rng, damaged(rng, tree, extra, times))
 
 
 def _plain(tree: Any) -> Any:

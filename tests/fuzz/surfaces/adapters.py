@@ -74,10 +74,7 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
     if rng.random() < 0.1:
         changed[_CONFIG] = raw.damaged_text(rng, files[_CONFIG].decode())
         return changed
-    tree = json.loads(files[_CONFIG])
-    for _ in range(rng.choice((1, 1, 2))):
-        tree[rng.choice(_KEYS)] = trees.odd(rng, _ODD)
-    changed[_CONFIG] = trees.as_json(rng, trees.damaged(rng, tree, _ODD, rng.choice((0, 0, 1))))
+    changed[_CONFIG] = trees.with_a_field(rng, json.loads(files[_CONFIG]), _KEYS, _ODD)
     if rng.random() < 0.1:
         own = {"id2label": {"0": "a"}, "architectures": ["ViTForImageClassification"]}
         changed["config.json"] = trees.as_json(rng, trees.damaged(rng, own, _ODD))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -92,13 +91,8 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
             _set_field(rng, tree)
         times = rng.choice((0, 0, 0, 1))
     tree = trees.damaged(rng, tree, _ODD, times)
-    data = trees.as_json(rng, tree)
-    if rng.random() < 0.4:
-        with suppress(yaml.YAMLError, ValueError):
-            data = yaml.safe_dump(tree, sort_keys=False, allow_unicode=rng.random() < 0.5).encode(
-                "utf-8", "surrogatepass"
-            )
-    return {_JOB: data, _SET: json.dumps([_override(rng) for _ in range(2)]).encode()}
+    overrides = json.dumps([_override(rng) for _ in range(2)]).encode()
+    return {_JOB: trees.as_json_or_yaml(rng, tree), _SET: overrides}
 
 
 def _set_field(rng: Random, tree: dict[str, Any]) -> None:

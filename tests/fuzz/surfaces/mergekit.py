@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -78,11 +77,7 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
         _set_field(rng, tree)
         times = rng.choice((0, 0, 1))
     tree = trees.damaged(rng, tree, _ODD, times)
-    data = trees.as_json(rng, tree)
-    if rng.random() < 0.4:
-        with suppress(yaml.YAMLError, ValueError):
-            data = yaml.safe_dump(tree, sort_keys=False).encode("utf-8", "surrogatepass")
-    return {_FILE: data}
+    return {_FILE: trees.as_json_or_yaml(rng, tree)}
 
 
 def _set_field(rng: Random, tree: dict[str, Any]) -> None:

@@ -57,14 +57,9 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     name = _INDEX if _INDEX in files and rng.random() < 0.6 else _CONFIG
     if rng.random() < 0.1:
         return {**files, name: raw.damaged_text(rng, files[name].decode())}
+    keys = _KEYS if name == _CONFIG else ()
     tree = json.loads(files[name])
-    if name == _CONFIG and rng.random() < 0.6:
-        tree[rng.choice(_KEYS)] = trees.odd(rng, _ODD)
-        times = rng.choice((0, 0, 1))
-    else:
-        times = rng.choice((1, 1, 2))
-    tree = trees.damaged(rng, tree, _ODD, times)
-    changed = {**files, name: trees.as_json(rng, tree)}
+    changed = {**files, name: trees.with_a_field(rng, tree, keys, _ODD)}
     if rng.random() < 0.03:
         changed["custom.py"] = b"import os\nos.system('true')\n"
     if rng.random() < 0.03:

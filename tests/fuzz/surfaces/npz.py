@@ -59,26 +59,19 @@ def _mutate(rng: Random, files: Files, seeds: Sequence[Files]) -> Files:
         return {_DATA: raw.damaged(rng, data, [seed[_DATA] for seed in seeds])}
     if action == 1:
         return {_DATA: _bomb(rng)}
-    members = _members(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
     for _ in range(rng.choice((1, 1, 2, 3))):
         at = rng.randrange(len(members))
         name, content = members[at]
-        members[at] = (name, _array(rng, content)) if rng.random() < 0.8 else (_name(rng), content)
+        other = rng.random() < 0.8
+        members[at] = (name, _array(rng, content)) if other else (rng.choice(_NAMES), content)
     if action == 2:
         members.append(rng.choice(members))
     if action == 3:
         del members[rng.randrange(len(members))]
     packed = _zipped(members, rng.choice(_METHODS))
     return {_DATA: raw.damaged(rng, packed) if action == 4 else packed}
-
-
-def _name(rng: Random) -> str:
-    return rng.choice(_NAMES)
-
-
-def _members(data: bytes) -> list[tuple[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return [(name, archive.read(name)) for name in archive.namelist()]
 
 
 def _zipped(members: Sequence[tuple[str, bytes]], method: int) -> bytes:

@@ -70,12 +70,8 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
     if rng.random() < 0.1:
         changed[name] = raw.damaged_text(rng, files[name].decode())
     else:
-        tree = json.loads(files[name])
-        times = rng.choice((1, 1, 2))
-        if name in _KEYS and rng.random() < 0.6:
-            tree[rng.choice(_KEYS[name])] = trees.odd(rng, _ODD)
-            times = rng.choice((0, 0, 1))
-        changed[name] = trees.as_json(rng, trees.damaged(rng, tree, _ODD, times))
+        keys = _KEYS.get(name, ())
+        changed[name] = trees.with_a_field(rng, json.loads(files[name]), keys, _ODD)
     if rng.random() < 0.05:
         changed["custom.py"] = _CUSTOM
     if rng.random() < 0.05:
