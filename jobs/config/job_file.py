@@ -121,10 +121,6 @@ class JobSpec(Section):
         own = is_own_cluster(self.cluster.address)
         return self if own else self.changed(cluster={"address": None})
 
-    def on_cpus(self) -> Self:
-        """The same job without GPUs."""
-        return self.changed(cluster={"gpus_per_worker": 0})
-
     def digest(self) -> str:
         """SHA-256 of all that can change the result: not names, places, nor how it may grow later.
 

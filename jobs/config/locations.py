@@ -11,10 +11,9 @@ import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from tintray.errors import InputError, nearest
-from tintray.storage.artifacts.urls import parse_store_url
+from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, shown_url
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -129,27 +128,23 @@ def _scheme(written: str, accepted: Collection[str], expected: str) -> str | Non
     if match[1] not in accepted:
         raise _refusal(expected, written)
     if match[1] == "s3":
-        try:
-            parse_store_url(written)  # one grammar of s3:// URLs, that of the stores
-        except InputError as error:
-            problem = str(error).removeprefix("store: ")
-            raise _refusal(expected, written, f": {problem}") from error
+        _local_folder(written, expected)
     return match[1]
+
+
+def _local_folder(url: str, expected: str) -> Path | None:
+    """What a file:// URL means, by the one grammar of URLs, that of the stores; None of s3://."""
+    try:
+        return local_folder(url)
+    except InputError as error:
+        raise _refusal(expected, url, f": {str(error).removeprefix('store: ')}") from error
 
 
 def _path(written: str, folder: Path, expected: str) -> tuple[Path, bool]:
     """The absolute path that a text or a file:// URL means, and whether something is there."""
-    text = written
-    if written.startswith("file://"):
-        try:
-            parts = urlsplit(written)
-        except ValueError:  # brackets that are no IPv6 address
-            raise _refusal(expected, written) from None
-        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise _refusal("a file:// URL of an absolute path", written)
-        text = unquote(parts.path)
+    of_url = _local_folder(written, expected) if written.startswith("file://") else None
     try:
-        path = (folder / Path(text).expanduser()).resolve()
+        path = (folder / (of_url or Path(written)).expanduser()).resolve()
         return path, path.exists()
     except (OSError, RuntimeError) as error:  # a loop of links, nobody's home, too long a name
         reason = getattr(error, "strerror", None) or error

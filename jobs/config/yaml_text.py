@@ -77,10 +77,8 @@ class _Loader(yaml.SafeLoader):
 
     def _check_depth(self, depth: int, node: yaml.Node | None = None) -> None:
         if depth > self._limits.max_yaml_depth:
-            raise yaml.composer.ComposerError(
-                *(None, None, f"it is nested too deeply, beyond {self._limits.max_yaml_depth}"),
-                node.start_mark if node else self.get_mark(),
-            )
+            problem = f"it is nested too deeply, beyond {self._limits.max_yaml_depth}"
+            raise _refusal(problem, node.start_mark if node else self.get_mark())
 
     # -- the composer: nodes are counted as they are made, and again wherever an alias stands ------
 
@@ -99,7 +97,7 @@ class _Loader(yaml.SafeLoader):
             self._sizes[node] = self._nodes - before
             self._heights[node] = _height(node, self._heights)
         elif node not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, "an alias stands within itself", mark)
+            raise _refusal("an alias stands within itself", mark)
         else:
             self._count(self._sizes[node], mark)
         self._check_depth(self._depth + self._heights[node], node)
@@ -109,7 +107,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes += more
         if self._nodes > self._limits.max_yaml_nodes:
             problem = f"it has more than {self._limits.max_yaml_nodes:,} values, aliases expanded"
-            raise yaml.composer.ComposerError(None, None, problem, mark)
+            raise _refusal(problem, mark)
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         """A text or a number."""
@@ -134,9 +132,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node."""
         if node.tag not in _CONSTRUCTED:
-            raise yaml.constructor.ConstructorError(
-                *(None, None, f"the tag '{node.tag}' is not read here"), node.start_mark
-            )
+            raise _refusal(f"the tag '{node.tag}' is not read here", node.start_mark)
         return super().construct_object(node, deep)
 
 
@@ -145,6 +141,10 @@ for _name, (_pattern, _first) in _RESOLVED.items():
     _first = _first or sorted({*"-+.0123456789"} if _name in ("int", "float") else {*"yYnNtTfFoO"})
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_int)
+
+
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, mark)
 
 
 def _height(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
@@ -169,7 +169,7 @@ def _check_scalar(node: yaml.ScalarNode, resolved: str) -> None:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r\x85":
             problem = f"the control character U+{ord(character):04X} in a text"
     if problem:
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        raise _refusal(problem, node.start_mark)
 
 
 def _refuse_duplicates(node: yaml.MappingNode) -> None:
@@ -177,8 +177,8 @@ def _refuse_duplicates(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             problem = "expected a name before ':', found a list or a section"
-            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            raise _refusal(problem, key.start_mark)
         if key.value in seen:
             problem = f"the key '{key.value}' is already on line {seen[key.value]}"
-            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            raise _refusal(problem, key.start_mark)
         seen[key.value] = key.start_mark.line + 1

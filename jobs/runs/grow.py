@@ -117,7 +117,8 @@ def _grow_once(
 
     A parent that was named by its version may be an older one: then the tree gets a branch.
     """
-    spec = spec.on_cpus()  # what is cached of a prefix lies in memory
+    # what is cached of a prefix lies in memory
+    spec = spec.changed(cluster={"gpus_per_worker": 0})
     parent.check_files(change.names)
     base = child_base(parent, change, spec)
     store, opened = open_store_and_catalog(spec)

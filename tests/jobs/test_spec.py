@@ -226,7 +226,7 @@ def test_bad_overrides(load: Load, override: str, words: list[str]) -> None:
             ("zoo/base", "s3://key:secret@b/x"),
             ["base", "AWS_SECRET_ACCESS_KEY", "'s3://key:***@b/x'"],
         ),
-        (("zoo/base", "file://host/x"), ["base", "file:// URL of an absolute path"]),
+        (("zoo/base", "file://host/x"), ["base", "file:///path", "the host 'host'"]),
         (("data/svhn.npz", "dta/svhn.npz"), ["dta is missing", "did you mean 'data'?"]),
         (("svhn.v2", "MNIST"), ["tasks", "a different name", "'mnist', 'MNIST'"]),
         (("svhn.v2", "a/b"), ["tasks.1.name", "becomes a file name", "found 'a/b'"]),
