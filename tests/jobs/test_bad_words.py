@@ -81,33 +81,11 @@ def refused(*words: object) -> None:
 
 
 MERGES = [
-    *("", f"tiny/v{HUGE}", "'; --", LONG),
-    *[
-        "nope",
-        "tiny/v99",
-        "tiny/v-1",
-        "tiny/vx",
-        "tiny/v１",
-        "tiny/v1/extra",
-        "/",
-        "../tiny",
-        "./nope",
-        "./file",
-        "./full",
-    ],
-    *[
-        "./pipe",
-        "/dev/zero",
-        "/dev/null",
-        "~nobody/x",
-        "file:///nope",
-        "file://",
-        "file://host/x",
-        "s3://",
-        "http://x",
-    ],
-    *["é", "%", "./store", "store/merges/tiny", "store/merges/tiny/v1/manifest.json"],
-]
+    "", "nope", "tiny/v99", f"tiny/v{HUGE}", "tiny/v-1", "tiny/vx", "tiny/v１", "tiny/v1/extra",
+    "/", "../tiny", "./nope", "./file", "./full", "./pipe", "/dev/zero", "/dev/null", "~nobody/x",
+    LONG, "file:///nope", "file://", "file://host/x", "s3://", "http://x", "é", "%", "'; --",
+    "./store", "store/merges/tiny", "store/merges/tiny/v1/manifest.json",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("merge", MERGES, ids=lambda merge: repr(merge)[:30])

@@ -91,7 +91,9 @@ def test_summary_tells_what_was_kept_and_what_it_cost() -> None:
         SUMMARY.url,
     ):
         assert words in table
-
+    alone = dataclasses.replace(SUMMARY, method="iso_c", rounds=0, parent=None)
+    said = "ten-scripts/v3   2 tasks, merged by iso_c, nothing learned\n"
+    assert said in text(print_summary, alone)
     assert max(len(line.rstrip()) for line in table.splitlines()[1:4]) <= 80  # a terminal
 
 
@@ -143,12 +145,6 @@ def test_listing_has_a_line_for_each_merge() -> None:
     assert " ".join(row(table, "new/v1")) == "new/v1 2026-01-02 03:04:05 ties - 8 50.0 % - -"
 
 
-def test_a_merge_that_learned_nothing_names_its_method() -> None:
-    alone = dataclasses.replace(SUMMARY, method="iso_c", rounds=0, parent=None)
-    said = "ten-scripts/v3   2 tasks, merged by iso_c, nothing learned"
-    assert said in text(print_summary, alone)
-
-
 def test_validation_tells_sizes_and_notices() -> None:
     report = ValidationReport("x", ["a"], 1000, 7, "head", {"a": 5}, notices=["mind [this]"])
     report = dataclasses.replace(report, max_seconds=90)
@@ -161,10 +157,7 @@ def test_validation_tells_sizes_and_notices() -> None:
 
 def test_next_commands_are_lines_to_copy() -> None:
     table = text(print_next, {"tintray show 'a [b]'": "again", "tintray list": "all"})
-    assert table.split("\n")[2:4] == [
-        "  tintray show 'a [b]'   again",
-        "  tintray list           all",
-    ]
+    assert "  tintray show 'a [b]'   again\n  tintray list           all\n" in table
 
 
 def test_json_has_every_field_and_no_number_that_json_lacks() -> None:

@@ -208,13 +208,10 @@ def test_bad_overrides(load: Load, override: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (("split: train}", "splt: train}"), ["line 7", "'tasks.mnist.pool.splt' is", "'split'?"]),
         (
-            ("split: train}", "splt: train}"),
-            ["line 7", "'tasks.mnist.pool.splt' is not a field", "did you mean 'split'?"],
-        ),
-        (
-            ("    expert: zoo/mnist", "    experts: zoo/mnist"),
-            ["line 6", "'tasks.mnist.experts' is not a field of tasks.mnist", "'expert'?"],
+            ("expert: zoo/mnist", "experts: zoo/mnist"),
+            ["line 6", "field of tasks.mnist", "'expert'?"],
         ),
         (("zoo/mnist", "zoo/mnits"), ["line 6", "tasks.mnist.expert", "'zoo/mnits'", "'mnist'?"]),
         (("zoo/base", "zo/base"), ["line 2", "base", "'zo/base'", "did you mean 'zoo'?"]),
@@ -222,10 +219,7 @@ def test_bad_overrides(load: Load, override: str, words: list[str]) -> None:
         (("zoo/base", "''"), ["base", "found an empty text"]),
         (("zoo/base", "http://h/x"), ["base", "s3:// URL", "'http://h/x'"]),
         (("zoo/base", "s3:///x"), ["base", "the bucket name ''"]),
-        (
-            ("zoo/base", "s3://key:secret@b/x"),
-            ["base", "AWS_SECRET_ACCESS_KEY", "'s3://key:***@b/x'"],
-        ),
+        (("zoo/base", "s3://key:secret@b/x"), ["AWS_SECRET_ACCESS_KEY", "'s3://key:***@b/x'"]),
         (("zoo/base", "file://host/x"), ["base", "file:///path", "the host 'host'"]),
         (("data/svhn.npz", "dta/svhn.npz"), ["dta is missing", "did you mean 'data'?"]),
         (("svhn.v2", "MNIST"), ["tasks", "a different name", "'mnist', 'MNIST'"]),
