@@ -44,8 +44,6 @@ class Source:
         What the base is pretrained on.
     task
         One task's data, by name.
-    size
-        Bytes that the finished zoo takes at most.
     libraries
         Packages, besides those that all zoos use, whose versions matter to the content.
     trainer
@@ -55,7 +53,6 @@ class Source:
 
     base: Callable[[], Arrays]
     task: Callable[[str], Arrays]
-    size: int
     libraries: tuple[str, ...] = ()
     trainer: str = "benchmarks.zoos.experts"
 
@@ -106,7 +103,7 @@ def build(
     if is_current(directory, made_from):
         report(f"{directory} is up to date")
         return directory
-    with replacing(directory, made_from, size=source.size) as building:
+    with replacing(directory, made_from) as building:
         (building / "data").mkdir()
         _write(building / "data" / "base.npz", source.base())
         for name in recipe.tasks:

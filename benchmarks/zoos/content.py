@@ -8,15 +8,12 @@ one. After a power failure a torn file is found by its hash, which is why nothin
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tintray.errors import InputError
@@ -33,7 +30,7 @@ def is_current(directory: Path, made_from: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def replacing(directory: Path, made_from: Mapping[str, Any], *, size: int) -> Iterator[Path]:
+def replacing(directory: Path, made_from: Mapping[str, Any]) -> Iterator[Path]:
     """Yield an empty folder to build in; when the block ends well, it becomes ``directory``.
 
     Parameters
@@ -42,9 +39,6 @@ def replacing(directory: Path, made_from: Mapping[str, Any], *, size: int) -> It
         Must be absent, empty, or an earlier build without any file added to it.
     made_from
         What the content depends on, as JSON values; the next build compares it.
-    size
-        Bytes that the build needs at most; reserved for a moment at the start, so that a full
-        disk is found before any compute is spent.
 
     Raises
     ------
@@ -55,17 +49,20 @@ def replacing(directory: Path, made_from: Mapping[str, Any], *, size: int) -> It
         directory = directory.resolve()
         _refuse_foreign(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        with _workplace(directory) as building:
-            _reserve(building, size)
+        with TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+            building = Path(scratch) / "new"
+            building.mkdir()
             yield building
             _write_stamp(building, made_from)
             if not is_current(directory, made_from):  # else another process was faster
-                _swap(building, directory)
+                _refuse_foreign(directory)  # again: a file may have been put there since the start
+                if directory.exists():
+                    directory.rename(Path(scratch) / "old")
+                building.rename(directory)
     except OSError as error:
         raise InputError(
             f"cannot build the zoo in '{directory}': {error.strerror or error}; "
-            f"name a folder on a writable disk with {size / 2**20:.0f} MiB free"
+            "name a folder on a writable disk"
         ) from error
 
 
@@ -87,49 +84,6 @@ def _refuse_foreign(directory: Path) -> None:
             f"the zoo in '{directory}' has to be rebuilt, but the folder also holds "
             f"'{foreign[0]}', which is not part of it; move that file away"
         )
-
-
-@contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """A new hidden folder beside ``directory``, locked while in use; gone afterwards."""
-    building = directory.parent / f".{directory.name}.building-{uuid.uuid4().hex[:8]}"
-    building.mkdir()
-    lock = os.open(building, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: the leftovers there stay
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield building
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Clear away what interrupted builds left: their lock went when their process did."""
-    for kind in ("building", "retired"):
-        for folder in directory.parent.glob(f".{directory.name}.{kind}-*"):
-            lock = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # in use by another build
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-
-
-def _reserve(folder: Path, size: int) -> None:
-    probe = folder / ".space"
-    with probe.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    probe.unlink()
-
-
-def _swap(building: Path, directory: Path) -> None:
-    """Rename ``building`` to ``directory``; an earlier build steps aside first."""
-    _refuse_foreign(directory)  # again: somebody may have put a file there since the start
-    retired = building.with_name(building.name.replace(".building-", ".retired-"))
-    if directory.exists():
-        directory.rename(retired)
-    building.rename(directory)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _write_stamp(folder: Path, made_from: Mapping[str, Any]) -> None:

@@ -33,7 +33,6 @@ merge: {init: average}
 objective: {temperature: 4}
 fit: {rounds: 60, tint_lr: 1.0e-3}
 """  # adapters stay near their base: heads that learn fast would lose more than they gain
-_MIB_PER_TASK = 5  # an expert of 1.9 MiB, its data, and as much again
 
 
 class Omniglot:
@@ -128,10 +127,7 @@ def build(
     chosen = omniglot(names, lora) if recipe is None else replace(recipe, tasks=names, lora=lora)
     settings = _SETTINGS if lora is None else _LORA_SETTINGS
     source = building.Source(
-        drawings.base,
-        drawings.task,
-        size=(16 + _MIB_PER_TASK * count) * 2**20,
-        libraries=() if lora is None else ("peft",),
+        drawings.base, drawings.task, libraries=() if lora is None else ("peft",)
     )
     return building.build(
         directory,

@@ -31,7 +31,6 @@ fit: {rounds: 300, batch_size: 16, correction_lr: 1.0e-3, warmup: 10}
 """
 """Of the jobs: chosen by agreement on held-back images (docs/benchmarks.md)."""
 _VOID_CLASS = "unlabelled(void)"
-_MIB_PER_TASK = 160  # training and test images with what they are asked about, in float32 at most
 
 
 def build(
@@ -78,12 +77,7 @@ def build(
     return building.build(
         directory,
         chosen,
-        building.Source(
-            base,
-            task,
-            size=_MIB_PER_TASK * 2**20 * (1 + len(chosen.tasks)),
-            trainer="benchmarks.zoos.dense_experts",
-        ),
+        building.Source(base, task, trainer="benchmarks.zoos.dense_experts"),
         on_progress=on_progress,
         workers=workers,
         extra=jobs,

@@ -22,7 +22,6 @@ from benchmarks.zoos.recipe import SCRIPTS, Recipe
 
 UNSEEN = ("cmater_bangla_numerals", "quickdraw5")
 SIDE = 32  # pixels; smaller images are enlarged for the base, which sees all of them together
-_SIZE = 600 * 2**20
 
 
 class Scripts:
@@ -98,7 +97,7 @@ def build(
     return building.build(
         directory,
         recipe,
-        building.Source(sets.base, sets.task, size=_SIZE),
+        building.Source(sets.base, sets.task),
         on_progress=on_progress,
         workers=workers,
         extra={"job.yaml": building.job_file("scripts", recipe.tasks)},

@@ -71,8 +71,7 @@ def build(
     if is_current(directory, made_from):
         report(f"{directory} is up to date")
         return directory
-    size = 2 * (len(recipe.tasks) + 1) * _bytes_below(source)
-    with replacing(directory, made_from, size=size) as building:
+    with replacing(directory, made_from) as building:
         (building / "data").mkdir()
         for name in recipe.tasks:
             for file in data_files(data, name):
@@ -135,10 +134,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # What runs in a worker. The import waits until there: the parent of the pool never needs torch.

@@ -17,11 +17,10 @@ from benchmarks.zoos.training import accuracy, fine_tune
 from tintray.errors import InputError
 
 MADE_FROM = {"recipe": ("a", 1)}
-KIB = 2**10
 
 
 def put_together(directory: Path, made_from: Mapping[str, object] = MADE_FROM) -> None:
-    with replacing(directory, made_from, size=KIB) as building:
+    with replacing(directory, made_from) as building:
         (building / "part").mkdir()
         (building / "part" / "one").write_text("one")
 
@@ -29,7 +28,7 @@ def put_together(directory: Path, made_from: Mapping[str, object] = MADE_FROM) -
 def test_a_folder_is_current_until_its_origin_or_a_file_changes(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
     zoo.mkdir()  # an empty one may be built in
-    with replacing(zoo, {"recipe": "old"}, size=KIB) as building:
+    with replacing(zoo, {"recipe": "old"}) as building:
         (building / "old").touch()
     put_together(zoo)
     assert is_current(zoo, MADE_FROM) and not is_current(zoo, {"recipe": ("a", 2)})
@@ -40,10 +39,10 @@ def test_a_folder_is_current_until_its_origin_or_a_file_changes(tmp_path: Path) 
 
 def test_a_build_that_fails_or_comes_second_leaves_the_earlier_one(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
-    with replacing(zoo, MADE_FROM, size=KIB) as slow:
+    with replacing(zoo, MADE_FROM) as slow:
         put_together(zoo)
         (slow / "late").touch()
-    with pytest.raises(ZeroDivisionError), replacing(zoo, {"recipe": "new"}, size=KIB):
+    with pytest.raises(ZeroDivisionError), replacing(zoo, {"recipe": "new"}):
         raise ZeroDivisionError
     assert is_current(zoo, MADE_FROM) and not (zoo / "late").exists()
     assert list(tmp_path.iterdir()) == [zoo]
