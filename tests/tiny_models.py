@@ -182,6 +182,15 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def linked(folder: Path, target: Path) -> Path:
+    """A new folder of links to what is in ``folder``, to write other files over some."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.name != "store":
+            (target / path.name).symlink_to(path)
+    return target
+
+
 def is_shared(name: str) -> bool:
     """Whether a tensor of a classifier is none of its head."""
     return not name.startswith("classifier")

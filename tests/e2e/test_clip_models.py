@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 
 import tintray
 from tests import tiny_models as tiny
-from tintray.checkpoints.model_folder import ModelFolder, ZeroShot, open_model_folder
+from tintray.checkpoints.model_folder import ZeroShot, open_model_folder
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
 from tintray.models import clip
@@ -178,17 +179,12 @@ def test_a_head_of_texts_is_what_clip_answers(zoo: Path) -> None:
 def test_the_text_tower_runs_once_for_a_head(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[ZeroShot] = []
-    text_head = clip.text_head
-
-    def counted(base: ModelFolder, zero_shot: ZeroShot, role: str) -> torch.Tensor:
-        asked.append(zero_shot)
-        return text_head(base, zero_shot, role)
-
-    monkeypatch.setattr(clip, "text_head", counted)
+    asked = Mock(wraps=clip.text_head)
+    monkeypatch.setattr(clip, "text_head", asked)
     for _ in range(2):
         api.run(job(zoo, tmp_path / "store"))
-    assert [found.classes for found in asked] == [tuple(COLOURS), tuple(SHADES)]
+    found = [call.args[1].classes for call in asked.call_args_list]
+    assert found == [tuple(COLOURS), tuple(SHADES)]
 
 
 def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_path: Path) -> None:

@@ -159,10 +159,7 @@ def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:
     """What the decoder reads on a pool is the expert's own writing."""
     urls = []
     for number, nonsense in enumerate((False, True)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for path in tied.iterdir():
-            (folder / path.name).symlink_to(path)
+        folder = tiny.linked(tied, tmp_path / str(number))
         for name in KINDS:
             lines = (tied / f"{name}_train.jsonl").read_text()
             (folder / f"{name}_train.jsonl").unlink()

@@ -60,11 +60,7 @@ def test_labels_of_a_pool_are_never_read(classifiers: Path, tmp_path: Path) -> N
     """Scrambled, removed or nonsense labels in the pool give the same merge."""
     digests = []
     for number, label in enumerate((None, "nonsense", -7)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for path in classifiers.iterdir():
-            if path.name != "store":
-                (folder / path.name).symlink_to(path)
+        folder = tiny.linked(classifiers, tmp_path / str(number))
         for name in ("thirds", "halves"):
             if label is not None:
                 lines = (classifiers / f"{name}_train.jsonl").read_text().splitlines()

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,25 +24,12 @@ from tintray.errors import InputError
 _ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """A run sets variables for its workers, which are no others' business."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 def test_every_surface_answers_damaged_inputs(tmp_path: Path) -> None:
     """As ``make fuzz``, with few inputs."""
     words = ("--inputs", "400", "--workers", "1", "--kept", str(tmp_path / "kept"))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", *words],
-        cwd=_ROOT,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.fuzz", *words]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["inputs"] == 400 and summary["findings"] == 0
