@@ -41,32 +41,22 @@ disable_fallocate = true
 log_level = WARNING
 log_address = {folder}/no-syslog
 """
+FILTERS = "catch_errors gatekeeper healthcheck listing_formats s3api tempauth copy slo"
+OPTIONS = {
+    "s3api": "location = us-east-1",
+    "tempauth": f"user_{ACCOUNT}_{USER} = {SECRET} .admin",
+}
 PROXY = f"""\
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats s3api tempauth copy slo proxy-server
+pipeline = {FILTERS} proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
 allow_account_management = true
-[filter:catch_errors]
-use = egg:swift#catch_errors
-[filter:gatekeeper]
-use = egg:swift#gatekeeper
-[filter:healthcheck]
-use = egg:swift#healthcheck
-[filter:listing_formats]
-use = egg:swift#listing_formats
-[filter:s3api]
-use = egg:swift#s3api
-location = us-east-1
-[filter:tempauth]
-use = egg:swift#tempauth
-user_{ACCOUNT}_{USER} = {SECRET} .admin
-[filter:copy]
-use = egg:swift#copy
-[filter:slo]
-use = egg:swift#slo
-"""
+""" + "".join(
+    f"[filter:{name}]\nuse = egg:swift#{name}\n{OPTIONS.get(name, '')}\n"
+    for name in FILTERS.split()
+)
 BACKEND = """\
 [pipeline:main]
 pipeline = {kind}-server
@@ -77,10 +67,8 @@ BACKENDS = ("account", "container", "object")
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def write_ring(folder: Path, kind: str, port: int) -> None:
@@ -110,13 +98,9 @@ def configure(folder: Path) -> dict[str, int]:
 
 def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
     program = Path(sys.executable).with_name(f"swift-{kind}-server")
+    command = [sys.executable, str(program), str(folder / f"{kind}.conf")]
     with (folder / f"{kind}.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, str(program), str(folder / f"{kind}.conf")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def answers(kind: str, port: int) -> bool:
@@ -146,12 +130,8 @@ def main() -> None:
     servers = [start(folder, kind) for kind in ports]
     try:
         wait_until_ready(ports, servers)
-        ready = {
-            "endpoint": f"http://127.0.0.1:{ports['proxy']}",
-            "key": f"{ACCOUNT}:{USER}",
-            "secret": SECRET,
-        }
-        print(json.dumps(ready), flush=True)
+        ready = {"endpoint": f"http://127.0.0.1:{ports['proxy']}", "key": f"{ACCOUNT}:{USER}"}
+        print(json.dumps(ready | {"secret": SECRET}), flush=True)
         sys.stdin.read()
     finally:
         for server in servers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import shlex
 import shutil
@@ -37,7 +38,9 @@ def zoo(tiny: TinyZoo, tmp_path: Path) -> TinyZoo:
 
 
 def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else ""
+    """What the user reads last: a sentence, and no traceback before it."""
+    assert "Traceback" not in text
+    return text.strip().splitlines()[-1]
 
 
 def damage(path: Path, bits: int = 1) -> None:
@@ -73,10 +76,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(
     out, err = capfd.readouterr()
     said = last_line(err)
     assert out == ""
-    assert "Traceback" not in err
-    assert said.startswith("error: task '")
-    assert "is not finite" in said
-    assert "fit.tint_lr" in said
+    assert re.match(r"error: task '.*is not finite.*fit\.tint_lr", said)
     assert nothing_published(tmp_path / "store")
     state, reason = ending(f"sqlite:///{tmp_path}/store/catalog.db")
     assert (state, reason) == ("failed", said.removeprefix("error: "))
@@ -93,11 +93,8 @@ def test_a_store_below_a_file_is_refused(
 ) -> None:
     (tmp_path / "file").write_text("")
     path = zoo.job_file(tmp_path / "file" / "store")
-    code = main([command, str(path)])
-    err = capfd.readouterr().err
-    assert code == 2
-    assert "Traceback" not in err
-    assert str(tmp_path / "file") in last_line(err)
+    assert main([command, str(path)]) == 2
+    assert str(tmp_path / "file") in last_line(capfd.readouterr().err)
 
 
 def without_override() -> None:
@@ -120,9 +117,7 @@ def test_a_read_only_store_is_refused(zoo: TinyZoo, tmp_path: Path) -> None:
     )
     said = last_line(done.stderr)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert "Traceback" not in done.stderr
-    assert said.startswith("error: the artifact store")
-    assert str(store) in said
+    assert said.startswith(f"error: the artifact store {store}")
     assert "denied" in said.lower() or "read-only" in said.lower()
     assert list(store.iterdir()) == []
 
@@ -148,11 +143,8 @@ def test_a_store_that_fills_up_with_its_catalog_is_still_what_is_named(
             if isinstance(event, PhaseStarted) and event.phase == "preparing":
                 fill_up()
 
-        with pytest.raises(StorageError, match="the artifact store") as raised:
+        with pytest.raises(StorageError, match=rf"^the artifact store {tmp_path}/store[^\n]*$"):
             api.run(spec, on_event=on_event)
-    said = str(raised.value)
-    assert str(tmp_path / "store") in said
-    assert "\n" not in said
     assert nothing_published(tmp_path / "store")
 
 
@@ -239,31 +231,26 @@ def test_a_damaged_merge_is_named_and_not_used(
         code = main(args)
         out, err = capfd.readouterr()
         assert (code, out) == (1, ""), err
-        assert "Traceback" not in err
-        assert name in last_line(err)
-        assert "damaged" in last_line(err)
+        assert name in last_line(err) and "damaged" in last_line(err)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_cache_never_reaches_a_merge(tiny: TinyZoo, tmp_path: Path) -> None:
     """Self-labels whose blob was altered: the job says so, or computes them again."""
     spec = tiny.spec(tmp_path)
-    prepared: list[TaskPrepared] = []
+    told: list[object] = []
     first = api.run(spec)
     with Catalog.open(spec.catalog, create=False) as catalog:
         labels = [found.sha256 for found in catalog.artifacts.all("self-labels")]
     for sha256 in labels:
         damage(tmp_path / "blobs" / sha256[:2] / sha256, 0x40)
 
-    def on_event(event: object) -> None:
-        prepared.extend([event] if isinstance(event, TaskPrepared) else [])
-
     try:
-        second = api.run(spec, on_event=on_event)
+        second = api.run(spec, on_event=told.append)
     except StorageError as error:
         assert any(sha256 in str(error) for sha256 in labels), error
         return
-    assert not any(event.cached for event in prepared)
+    assert not any(event.cached for event in told if isinstance(event, TaskPrepared))
     assert [task.merged for task in second.tasks] == [task.merged for task in first.tasks]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -118,15 +119,11 @@ def test_the_merge_is_listed_shown_and_measured_alike(team: Team, ask: Ask) -> N
 def test_it_loads_and_answers_as_the_same_job_in_a_folder(team: Team, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/catalog.db"
     local = api.run(team.zoo.spec(tmp_path / "store", catalog=database))
-    here = tintray.load(local.url)
-    there = tintray.load(team.summary["url"])
-    images = torch.zeros(2, 3, 16, 16)
-    for task in TASKS:
-        assert torch.equal(
-            there.for_task(task)(pixel_values=images).logits,
-            here.for_task(task)(pixel_values=images).logits,
-        )
+    here, there = (tintray.load(url) for url in (local.url, team.summary["url"]))
     assert there.manifest.files == here.manifest.files
+    for task in TASKS:
+        answers = [m.for_task(task)(pixel_values=torch.zeros(2, 3, 16, 16)) for m in (here, there)]
+        assert torch.equal(*[answer.logits for answer in answers])
 
 
 def test_a_copy_in_a_folder_has_the_same_files(team: Team, ask: Ask, tmp_path: Path) -> None:
@@ -184,12 +181,9 @@ def test_what_cannot_be_used_is_one_sentence_before_any_compute(
     for name in ("run", "validate"):
         code, out, err = call(name, "zoo/job.yaml", *overrides, **wrong)
         assert (code, out) == (2, ""), err
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, err
-        assert [word for word in words if word not in errors[0]] == []
-        assert "planning" not in err
-        assert "Traceback" not in err
-        assert "hunter2" not in err
+        (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert [word for word in words if word not in error] == []
+        assert not re.search("planning|Traceback|hunter2", err)
 
 
 def test_a_wrong_password_of_the_database_is_one_sentence(team: Team, call: Call) -> None:

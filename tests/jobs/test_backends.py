@@ -62,25 +62,16 @@ KINDS = ["in process", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ray"
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def backend(kind: str, request: pytest.FixtureRequest) -> Iterator[Backend]:
-    if kind == "in process":
-        backend: Backend = InProcessBackend(1)
-    else:
-        request.getfixturevalue("ray_cluster")
-        backend = RayBackend(None, 0, 0)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    on_ray = request.param != "in process" and request.getfixturevalue("ray_cluster")
+    backend: Backend = RayBackend(None, 0, 0) if on_ray else InProcessBackend(1)
     yield backend
     backend.close()
 
 
 @pytest.fixture
-def placement(kind: str) -> Placement:
-    return Placement("counter", in_process=kind == "ray, here")
+def placement(backend: Backend, request: pytest.FixtureRequest) -> Placement:
+    return Placement("counter", in_process=request.node.callspec.params["backend"] == "ray, here")
 
 
 def test_calls_run_in_order_and_an_answer_outlives_the_next(
@@ -94,7 +85,7 @@ def test_calls_run_in_order_and_an_answer_outlives_the_next(
     assert {number: array[0] for number, array in seen.items()} == {0: 2.0, 1: 3.0, 2: 4.0}
 
 
-def test_futures_are_arguments(backend: Backend, placement: Placement) -> None:
+def test_futures_and_parts_are_arguments(backend: Backend, placement: Placement) -> None:
     one, other = (backend.spawn(placement, Counter, start) for start in (1.0, 10.0))
     shared = as_argument(backend.put(np.ones(3, dtype=np.float32)))
     first = one.call(Counter.add, shared)
@@ -102,9 +93,6 @@ def test_futures_are_arguments(backend: Backend, placement: Placement) -> None:
     assert one.call(Counter.add, as_argument(first)).result().tolist() == [4.0] * 3
     large = as_argument(backend.spawn(placement, Counter).call_direct(Counter.add, 2.0))
     assert other.call(Counter.add, large).result().tolist() == [14.0] * 3
-
-
-def test_several_parts_are_futures_of_their_own(backend: Backend, placement: Placement) -> None:
     member = backend.spawn(placement, Counter, 1.0)
     parts, threads = member.call_direct_parts(Counter.halves, 2)
     member.call(Counter.add, 1.0)
@@ -147,33 +135,29 @@ def test_a_member_that_cannot_be_constructed_says_why(
     backend.ready([backend.spawn(placement, Counter)])
 
 
-def test_members_live_together_or_apart(backend: Backend, kind: str, placement: Placement) -> None:
+def test_members_live_together_or_apart(backend: Backend, placement: Placement) -> None:
     host = backend.spawn(placement, Counter)
     guest = backend.spawn(Placement("guest", colocate_with=host), Counter, 5.0)
     other = backend.spawn(placement, Counter)
     here, beside, apart = backend.get([m.call(Counter.process) for m in (host, guest, other)])
     assert guest.call(Counter.add, 1.0).result()[0] == 6.0
-    assert (here == beside) == (kind != "ray, here")  # where only the host is in this process
-    assert (here == apart) == (kind != "ray")
+    assert (here == beside) != placement.in_process  # where only the host is in this process
+    assert (here == apart) == (placement.in_process or isinstance(backend, InProcessBackend))
 
 
-@pytest.mark.parametrize("way", ["dismiss", "close"])
-def test_who_was_dismissed_answers_no_more(
-    backend: Backend, placement: Placement, way: str
-) -> None:
+def test_who_was_dismissed_answers_no_more(backend: Backend, placement: Placement) -> None:
     ended, other = (backend.spawn(placement, Counter) for _ in range(2))
     backend.ready([ended, other])
-    waiting = ended.call(Counter.add, as_argument(ended.call(Counter.add, 1.0)))
-    if way == "dismiss":
-        backend.dismiss([ended])
-        assert other.call(Counter.add, 1.0).result()[0] == 1.0
-    else:
-        backend.close()
-    with pytest.raises(FitError):
-        [ended.call(Counter.add, 1.0).result() for _ in range(2)]
-    if not isinstance(backend, RayBackend):  # whose members compute before one asks
-        with pytest.raises(FitError, match="dismissed"):
-            waiting.result()
+    for member, end in ((ended, lambda: backend.dismiss([ended])), (other, backend.close)):
+        waiting = member.call(Counter.add, as_argument(member.call(Counter.add, 1.0)))
+        end()
+        if member is ended:
+            assert other.call(Counter.add, 1.0).result()[0] == 1.0
+        with pytest.raises(FitError):
+            [member.call(Counter.add, 1.0).result() for _ in range(2)]
+        if not isinstance(backend, RayBackend):  # whose members compute before one asks
+            with pytest.raises(FitError, match="dismissed"):
+                waiting.result()
 
 
 @pytest.mark.slow

@@ -53,10 +53,8 @@ class Worker:
         whole = torch.from_numpy(np.concatenate(theta))
         tasks = [task for task in self.groups[group] if only is None or task in only]
         gradient = torch.stack([whole - WANTED[task] for task in tasks]).sum(0)
-        metrics = {
-            task: TaskMetrics(float((whole - WANTED[task]).square().sum()) / 2, 0.5, 0.25)
-            for task in tasks
-        }
+        losses = {task: float((whole - WANTED[task]).square().sum()) / 2 for task in tasks}
+        metrics = {task: TaskMetrics(loss, 0.5, 0.25) for task, loss in losses.items()}
         return [gradient[bounds].numpy() for bounds in self.bounds], metrics
 
     def evaluate(self, name: str, *theta: Any) -> TaskScore:
@@ -75,24 +73,20 @@ class Fit:
 
     def __post_init__(self) -> None:
         store, backend = open_store(str(self.store)), InProcessBackend(1)
-        base, *blobs = (
-            put_blob(store, tensors_as_bytes(LAYOUT.views(row))) for row in (BASE, *VECTORS)
-        )
+        files = (tensors_as_bytes(LAYOUT.views(row)) for row in (BASE, *VECTORS))
+        base, *blobs = (put_blob(store, file) for file in files)
         shards = Shards(backend, ShardConfig(str(self.store), base, LAYOUT), self.shards)
-        groups = {
-            number: [TASKS[task] for task in stretch]
-            for number, stretch in enumerate(form_groups(len(TASKS), self.groups))
-        }
+        stretches = form_groups(len(TASKS), self.groups)
+        groups = {n: TASKS[found.start : found.stop] for n, found in enumerate(stretches)}
         self.worker = Worker(groups)
         member = backend.spawn(Placement("worker"), lambda: self.worker)
         backend.get([*shards.load(TASKS, blobs), member.call(Worker.begin, shards.bounds)])
         self.coefficients = Coefficients(torch.full((len(TASKS), 2), 0.3))
-        assignment = Assignment(
-            shards, dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
-        )
+        hosts = dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
         rates = {"coefficient_lr": lambda n: 0.01 / (n + 1), "tint_lr": lambda n: 0.1 * n}
+        options = rates | self.options
         self.coordinator = Coordinator(
-            backend, assignment, self.coefficients, **rates | self.options
+            backend, Assignment(shards, *hosts), self.coefficients, **options
         )
 
     def run(self, rounds: int, first: int = 0) -> Fit:
@@ -141,9 +135,8 @@ def test_rounds_are_those_of_plain_arithmetic(
     # Where it stopped it goes on, to the last bit.
     again = Fit(tmp_path, groups, shards, options)
     again.coordinator.restore(*fit.coordinator.state())
-    assert torch.equal(
-        again.run(5, first=3).coefficients.values, fit.run(5, first=3).coefficients.values
-    )
+    one, other = (resumed.run(5, first=3).coefficients.values for resumed in (again, fit))
+    assert torch.equal(one, other)
 
 
 def test_rounds_are_told_one_by_one(tmp_path: Path) -> None:

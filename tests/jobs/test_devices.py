@@ -53,8 +53,11 @@ def test_a_step_never_mixes_devices(bench: Workbench, monkeypatch: pytest.Monkey
     with FakeTensorMode(allow_non_fake_inputs=True):
         states = [
             TaskState(
-                *(layer.task, layer, bench.pools[layer.task], bench.labels[layer.task]),
-                features=torch.zeros(len(bench.pools[layer.task]), 32),
+                task := layer.task,
+                layer,
+                bench.pools[task],
+                bench.labels[task],
+                features=torch.zeros(len(bench.pools[task]), 32),
             )
             for layer in bench.layers(ELSEWHERE)
         ]
@@ -116,7 +119,7 @@ def test_without_a_gpu_a_job_that_asks_for_one_is_refused() -> None:
         open_backend(address=None, workers=0, threads=1, plan=0, gpus=1)
 
 
-def test_moveds_a_worker_has_one_and_a_shard_beside_it() -> None:
+def test_a_worker_has_a_gpu_and_a_shard_beside_it() -> None:
     job = JobSize(build_layout({"w": (4096, 4096)}), tasks=40, private=10, groups=8)
     machine = ClusterSize(cpus=16, memory=2**40, gpus=2)
     plan = lay_out(job, machine, Choice(gpus=1))

@@ -72,23 +72,19 @@ def test_a_job_gives_the_merge_that_it_gives_in_memory(
     """In this process, and on a Ray worker with a shard beside it."""
     cluster = {"workers": workers, "gpus_per_worker": 1}
     summary = api.run(tiny.spec(tmp_path, cluster=cluster, **WHOLE))
-    assert same_answers(tiny, summary, in_memory)
+    assert same_answers(summary, in_memory)
     for here, there in zip(in_memory.tasks, summary.tasks, strict=True):
         assert there.agreement == pytest.approx(here.agreement, abs=0.03)  # an image of 40
 
 
-def same_answers(tiny: TinyZoo, one: MergeSummary, other: MergeSummary) -> bool:
-    first, second = tintray.load(one.url), tintray.load(other.url)
+def same_answers(one: MergeSummary, other: MergeSummary) -> bool:
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return all(
-            torch.allclose(
-                first.for_task(task)(pixel_values=images).logits,
-                second.for_task(task)(pixel_values=images).logits,
-                atol=1e-2,
-            )
-            for task in TASKS
+        first, second = (
+            [tintray.load(merge.url).for_task(task)(pixel_values=images).logits for task in TASKS]
+            for merge in (one, other)
         )
+    return all(torch.allclose(*pair, atol=1e-2) for pair in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
@@ -96,33 +92,22 @@ def test_task_vectors_in_other_formats_lie_on_the_gpu(
     tiny: TinyZoo, tmp_path: Path, format: str
 ) -> None:
     """The same job with the same format in memory."""
+    parts: dict[str, Any] = {"fit": {"rounds": 3}, "merge": {"task_vectors": format}}
     there, here = (
-        api.run(
-            tiny.spec(
-                tmp_path / str(gpus),
-                fit={"rounds": 3},
-                merge={"task_vectors": format},
-                cluster={"gpus_per_worker": gpus},
-            )
-        )
+        api.run(tiny.spec(tmp_path / str(gpus), cluster={"gpus_per_worker": gpus}, **parts))
         for gpus in (1, 0)
     )
-    assert same_answers(tiny, there, here)
+    assert same_answers(there, here)
 
 
 def test_passes_compute_in_bfloat16_where_the_job_does_not_say(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
     assert resolve("auto", "cuda") == "bfloat16"
+    cluster = {"gpus_per_worker": 1}
     rough, precise = (
-        api.run(
-            tiny.spec(
-                tmp_path / precision,
-                fit={"rounds": 6, "precision": precision},
-                cluster={"gpus_per_worker": 1},
-            )
-        )
-        for precision in ("auto", "float32")
+        api.run(tiny.spec(tmp_path / name, fit={"rounds": 6, "precision": name}, cluster=cluster))
+        for name in ("auto", "float32")
     )
     for one, other in zip(rough.tasks, precise.tasks, strict=True):
         assert one.agreement == pytest.approx(other.agreement, abs=0.06)  # two images of 40

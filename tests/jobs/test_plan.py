@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,24 +38,19 @@ JOB = JobSize(LAYOUT, tasks=20, private=5_000, groups=8)
 MACHINE = ClusterSize(cpus=4, memory=64 * GIB, disk=100 * GIB)
 
 
-def test_a_job_that_fits_is_laid_out_by_the_cluster() -> None:
+def test_a_job_that_fits_is_laid_out_by_the_cluster_and_a_small_one_has_one_shard() -> None:
     plan = check_plan(JOB, MACHINE, Choice())
     assert (plan.workers, plan.shards, plan.mapped) == (4, 4, False)
     assert plan.memory <= MACHINE.memory
     assert plan.disk == 20 * 4 * LAYOUT.numel
     assert check_plan(JOB, MACHINE, Choice(workers=2, shards=3)).workers == 2
-
-
-def test_small_jobs_have_one_shard() -> None:
     small = JobSize(build_layout({"w": (100, 100)}), tasks=8, private=10, groups=8)
     plan = check_plan(small, MACHINE, Choice())
     assert (plan.shards, plan.in_process) == (1, True)  # and no process for it
     assert plan.shard < 2**20
     assert not check_plan(small, MACHINE, Choice(shards=1)).in_process
     assert not check_plan(JOB, MACHINE, Choice()).in_process
-
-
-def test_a_shared_correction_is_planned_for_with_its_optimiser() -> None:
+    # A shared correction is planned for with its optimiser.
     corrected = lay_out(replace(JOB, corrected=True), MACHINE, Choice(shards=1))
     plain = lay_out(JOB, MACHINE, Choice(shards=1))
     assert corrected.memory - plain.memory == 4 * 4 * LAYOUT.numel
@@ -94,12 +90,25 @@ def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
     assert check_plan(JOB, replace(MACHINE, memory=12 * GIB), one).memory <= 12 * GIB
 
 
-def test_pools_count_and_a_smaller_part_of_them_is_among_the_ways() -> None:
-    with pytest.raises(SpecError) as refused:
-        check_plan(replace(JOB, pool_bytes=40 * GIB), replace(MACHINE, memory=48 * GIB), Choice())
-    message = str(refused.value)
-    assert re.search(r"4 workers of [\d.]+ GiB \(10 GiB of it pools\)", message)
-    assert "half of each pool (pool.split: train[:50%])" in message
+@pytest.mark.parametrize(
+    ("pools", "machine", "choice", "said"),
+    [
+        (40 * GIB, {"memory": 48 * GIB}, {}, r"4 workers of [\d.]+ GiB \(10 GiB of it pools\)"),
+        (40 * GIB, {"memory": 48 * GIB}, {}, r"half of each pool \(pool\.split: train\[:50%\]\)"),
+        (
+            *(0, {"memory": 6 * GIB}, {"format": "int4", "workers": 1}),
+            r"what would fit: .*2 such nodes \(cluster\.address\)",
+        ),
+        (0, {"disk": GIB}, {}, r"take 7\.5 GiB on the disk.*1 GiB are free"),
+        (0, {"object_store": GIB}, {}, r"in the object store, and each node has 1 GiB"),
+        (0, {"memory": GIB // 8}, {}, "use a larger machine"),
+    ],
+)
+def test_what_is_too_small_is_named_with_what_would_fit(
+    pools: int, machine: dict[str, int], choice: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        check_plan(replace(JOB, pool_bytes=pools), replace(MACHINE, **machine), Choice(**choice))
 
 
 def test_twenty_vision_transformers_of_86_million_are_planned_within_16_gib() -> None:
@@ -112,38 +121,13 @@ def test_twenty_vision_transformers_of_86_million_are_planned_within_16_gib() ->
     assert layout.numel == pytest.approx(87.4e6, rel=0.01)
     config = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     activations = activation_bytes(config | {"image_size": 224, "patch_size": 32}, 64, 4)
-    pools = 20 * 64 * 3 * 224 * 224
-    sizes = {"groups": 5, "activation_bytes": activations, "pool_bytes": pools}
-    job = JobSize(layout, tasks=20, private=7_690, **sizes)
+    job = JobSize(layout, 20, 7_690, 5, activations, pool_bytes=20 * 64 * 3 * 224 * 224)
     machine = ClusterSize(cpus=2, memory=16 * GIB)
     assert check_plan(job, machine, Choice(format="bf16")).memory <= 16 * GIB
     assert check_plan(job, machine, Choice()).mapped
 
 
-def test_a_larger_cluster_is_among_the_ways() -> None:
-    with pytest.raises(SpecError, match=r"what would fit: .*2 such nodes \(cluster\.address\)"):
-        check_plan(JOB, replace(MACHINE, memory=6 * GIB), Choice(format="int4", workers=1))
-
-
-def test_the_disk_and_a_foreign_object_store_count_too() -> None:
-    with pytest.raises(SpecError, match=r"take 7\.5 GiB on the disk.*1 GiB are free"):
-        check_plan(JOB, replace(MACHINE, disk=GIB), Choice())
-    with pytest.raises(SpecError, match=r"in the object store, and each node has 1 GiB"):
-        check_plan(JOB, replace(MACHINE, object_store=GIB), Choice())
-
-
-def test_what_nothing_would_fit_needs_a_larger_machine() -> None:
-    with pytest.raises(SpecError, match="use a larger machine"):
-        check_plan(JOB, replace(MACHINE, memory=GIB // 8), Choice())
-
-
-@given(
-    st.integers(1, 512),
-    st.integers(1, 10**8),
-    st.integers(1, 64),
-    st.integers(1, 64),
-    st.integers(0, 10**11),
-)
+@given(*(st.integers(1, n) for n in (512, 10**8, 64, 64)), st.integers(0, 10**11))
 def test_whatever_is_planned_adds_up(
     tasks: int, parameters: int, groups: int, cpus: int, memory: int
 ) -> None:
@@ -158,20 +142,13 @@ def test_whatever_is_planned_adds_up(
     assert worker_bytes(twice, plan.workers) - worker_bytes(job, plan.workers) == own
 
 
-def test_the_object_store_holds_what_is_alive() -> None:
+def test_the_object_store_holds_what_is_alive_and_activations_grow_with_the_model() -> None:
     small, large = 10_000, 100_000_000
     assert object_store_bytes(small, 8) > 10 * 4 * small
     assert 1.25 * 10 * 4 * large < object_store_bytes(large, 8) < 2 * 10 * 4 * large
 
-
-def test_activations_grow_with_the_model() -> None:
-    config = {
-        "hidden_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 4,
-    }
+    config = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config |= {"image_size": 32, "patch_size": 4}
     one = activation_bytes(config, 1, 2)
     assert one == 6 * 65 * (34 * 128 + 5 * 4 * 65)
     assert activation_bytes(config, 64, 4) == 128 * one

@@ -87,16 +87,16 @@ def no_labels(zoo: TinyZoo) -> None:
     zoo.replace_arrays("five", y_train=None)
 
 
-@pytest.mark.parametrize("change", [one_pixel, preprocessing, expert, no_labels])
-def test_other_content_is_computed_anew(tiny: TinyZoo, tmp_path: Path, change: Any) -> None:
+def test_other_content_is_computed_anew(tiny: TinyZoo, tmp_path: Path) -> None:
     """The labels of a pool are no content."""
     first = prepare(tiny, tmp_path / "store")
-    zoo = tiny.copy(tmp_path / "zoo")
-    change(zoo)
-    again = prepare(zoo, tmp_path / "store")
-    assert again["five"].cached == (change is no_labels)
-    assert (again["five"].labels == first["five"].labels) == (change is no_labels)
-    assert again["four"].cached
+    for change in (one_pixel, preprocessing, expert, no_labels):
+        zoo = tiny.copy(tmp_path / change.__name__)
+        change(zoo)
+        again = prepare(zoo, tmp_path / "store")
+        assert again["five"].cached == (change is no_labels)
+        assert (again["five"].labels == first["five"].labels) == (change is no_labels)
+        assert again["four"].cached
 
 
 def test_features_are_cached_by_expert_pool_and_depth(tiny: TinyZoo, tmp_path: Path) -> None:

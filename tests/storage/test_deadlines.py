@@ -9,12 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.servers import S3Server
 from tintray.errors import StorageError
 from tintray.storage.artifacts.s3 import S3Store
 from tintray.storage.artifacts.s3_client import S3Options
@@ -42,14 +43,14 @@ class Trickle:
     def __init__(self, begin: bytes, trickles: bool) -> None:
         self._begin, self._trickles = begin, trickles
         self.sent = self.open = self.late = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = self.listener.accept()
                 self.open += 1
                 threading.Thread(target=self._answer, args=(client,), daemon=True).start()
 
@@ -74,9 +75,6 @@ class Trickle:
         while self.open:
             time.sleep(0.01)
 
-    def close(self) -> None:
-        self._listener.close()
-
 
 Serve = Callable[[bytes, bool], Trickle]
 
@@ -87,11 +85,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     with ExitStack() as servers:
 
         def start(begin: bytes, trickles: bool) -> Trickle:
-            server = servers.enter_context(closing(Trickle(begin, trickles)))
-            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-            monkeypatch.setenv("AWS_REGION", "us-east-1")
+            server = Trickle(begin, trickles)
+            servers.callback(server.listener.close)
+            for name, value in S3Server(server.url, "key", "secret").environment().items():
+                monkeypatch.setenv(name, value)
             return server
 
         yield start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import re
 import threading
@@ -104,9 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def proxy(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    import os
-
+def proxy(s3_url: str) -> Iterator[FaultyProxy]:
     with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

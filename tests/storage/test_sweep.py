@@ -42,14 +42,10 @@ def test_what_nobody_needs_goes_and_what_somebody_needs_stays() -> None:
     assert keys(plan_sweep(named, set(), LIMIT)) == [blob_key(C)]
 
 
-def test_what_is_young_makes_what_belongs_to_it_young() -> None:
+def test_what_belongs_to_a_blob_goes_before_it_and_with_it_and_is_as_young() -> None:
     for entries in ((blob(A), blocks_of(A, NEW)), (blob(A), record(modified=NEW))):
-        found = Inventory(entries, (), {}, {record().key: A})
-        sweep = plan_sweep(found, set(), LIMIT)
+        sweep = plan_sweep(Inventory(entries, (), {}, {record().key: A}), set(), LIMIT)
         assert (keys(sweep), sweep.young, sweep.kept) == ([], 2, 2)
-
-
-def test_what_belongs_to_a_blob_goes_before_it_and_with_it() -> None:
     found = Inventory((blocks_of(A), blob(A), record()), (), {}, {record().key: A})
     assert keys(plan_sweep(found, set(), LIMIT)) == [blocks_of(A).key, record().key, blob_key(A)]
     gone = Inventory((record(), blocks_of(B)), (), {}, {record().key: A})
@@ -81,16 +77,13 @@ def test_what_tintray_did_not_make_is_never_garbage() -> None:
     assert [key for key in foreign if is_ours(key)] == [foreign[1], foreign[2], foreign[4]]
 
 
-hashes = st.sampled_from(HASHES)
-ages = st.sampled_from([OLD, NEW])
+hashes, ages = st.sampled_from(HASHES), st.sampled_from([OLD, NEW])
 
 
 @given(
-    blobs=st.dictionaries(hashes, ages),
-    blocks=st.dictionaries(hashes, ages),
-    records=st.dictionaries(st.sampled_from("klmn"), st.tuples(hashes, ages)),
-    needed=st.sets(hashes),
-    named=st.sets(hashes),
+    *(st.dictionaries(hashes, ages), st.dictionaries(hashes, ages)),
+    st.dictionaries(st.sampled_from("klmn"), st.tuples(hashes, ages)),
+    *(st.sets(hashes), st.sets(hashes)),
 )
 def test_nothing_needed_or_young_ever_goes_and_one_sweep_is_enough(
     blobs: dict[str, float],

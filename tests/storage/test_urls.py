@@ -18,7 +18,7 @@ from tintray.storage.artifacts.urls import (
 )
 
 
-def test_folders_are_named_by_path_or_file_url(
+def test_folders_are_named_by_path_or_file_url_and_buckets_by_s3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -30,8 +30,6 @@ def test_folders_are_named_by_path_or_file_url(
     assert local_folder(str(place)) == tmp_path / "my data"
     assert open_store("my data").url == str(place) == f"file://{tmp_path}/my%20data"
 
-
-def test_buckets_are_named_by_s3_urls() -> None:
     assert parse_store_url("s3://bucket") == parse_store_url("s3://bucket/") == S3Url("bucket", "")
     assert parse_store_url("s3://bucket/a/b/") == S3Url("bucket", "a/b")
     assert str(S3Url("bucket", "")) == "s3://bucket"
