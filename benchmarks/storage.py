@@ -155,7 +155,7 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
 
     from tintray.checkpoints.tensors import read_tensors
     from tintray.published.files import BACKBONE, tint_file
-    from tintray.storage.artifacts.publish import file_ref, read_manifest
+    from tintray.storage.artifacts.publish import listed_files, read_manifest
 
     tint = {"classifier.weight": np.random.default_rng(0).standard_normal(size // 800, np.float32)}
     tasks = [f"task{number}" for number in range(TINTS)]
@@ -163,14 +163,14 @@ def one_tint(server: S3Server, size: int, folder: Path) -> float:
     for number, task in enumerate(tasks):
         files[tint_file(task)] = save({name: array + number for name, array in tint.items()})
     store = open_store(f"s3://{BUCKET}/tints")
-    url = publish_merge(store, "ten", files, {})
+    url = publish_merge(store, "ten", files, {}, version=1)
     total = sum(entry.size for entry in store.list())
     relay = CountingRelay(server.endpoint)
     with environment({"AWS_ENDPOINT_URL": relay.endpoint, "XDG_CACHE_HOME": str(folder / "own")}):
         away, ref = parse_merge_url(url)
         manifest = read_manifest(away, ref)
         loaded = read_tensors(
-            fetch_blob(away, file_ref(manifest, tint_file("task3")), folder / "own")
+            fetch_blob(away, listed_files(manifest, url)[tint_file("task3")], folder / "own")
         )
     assert np.allclose(loaded["classifier.weight"].numpy(), tint["classifier.weight"] + 3)
     relay.close()

@@ -272,7 +272,7 @@ class Experts:
     def _once(self, kind: str, key: str, compute: Callable[[], Tensor]) -> tuple[Tensor, BlobRef]:
         """A tensor from the store, or computed and kept there."""
         if (found := lookup(self.store, kind, key)) is not None:
-            return next(iter(self._read(found.ref).values())), found.ref
+            return next(iter(self._read(found).values())), found
         tensor = compute().clone()
         return tensor, self.remember(kind, key, {_NAMES[kind]: tensor})
 
@@ -345,7 +345,7 @@ class Experts:
         """θₖ − θ₀ over the whole backbone, whatever the site, so that every job can reuse it."""
         key = vector_key(self._config.base_digest, hosted.facts.expert_digest)
         if (found := lookup(self.store, "task-vectors", key)) is not None:
-            return found.ref, True
+            return found, True
         base, folder = self.partition.module, self.folder(hosted.task)
         names = backbone_names(base)
         if hosted.task.published is None and folder.adapter is not None:
@@ -361,8 +361,8 @@ class Experts:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
         key = self_labels.labels_key(hosted.facts.expert_digest, pool.digest)
         if (found := lookup(self.store, "self-labels", key)) is not None:
-            kept, config = self._read(found.ref), getattr(self.partition.module, "config", None)
-            return sequences.recalled(pool, kept, config), from_tensors(kept), found.ref, True
+            kept, config = self._read(found), getattr(self.partition.module, "config", None)
+            return sequences.recalled(pool, kept, config), from_tensors(kept), found, True
         task, expert = hosted.task, read()
         whole = sequences.completed(expert, pool)
         outputs = self_labels.self_labels(expert, whole, task.role, task.kind)
@@ -372,4 +372,4 @@ class Experts:
 
     def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         """Keep tensors as an artifact of this kind, under the hash of what they come from."""
-        return remember(self.store, kind, key, tensors_as_bytes(tensors), {}).ref
+        return remember(self.store, kind, key, tensors_as_bytes(tensors))

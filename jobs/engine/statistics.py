@@ -70,8 +70,8 @@ class Measurer:
         key = hashlib.sha256(" ".join((kind, str(_VERSION), *digests)).encode()).hexdigest()
         found = lookup(self._store, kind, key)
         if found is not None:
-            return found.ref, True
-        return remember(self._store, kind, key, tensors_as_bytes(measure()), {}).ref, False
+            return found, True
+        return remember(self._store, kind, key, tensors_as_bytes(measure())), False
 
 
 def measure_statistics(

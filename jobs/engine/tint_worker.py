@@ -236,8 +236,8 @@ class TintWorker(Worker):
         key = prefix_key(digest.hexdigest(), hosted.pool.digest, rows, model.site, precision)
         found = lookup(self._store, KIND, key)
         if found is not None:
-            kept = read_tensors(fetch_blob(self._store, found.ref, self._cache))
-            return model.cached(pool, hosted.layer, precision, kept), found.ref, True
+            kept = read_tensors(fetch_blob(self._store, found, self._cache))
+            return model.cached(pool, hosted.layer, precision, kept), found, True
         cached = model.cached(pool, hosted.layer, precision)
         ref = None
         if sum(tensor.nbytes for tensor in cached.activations.values()) <= MOST_BYTES:

@@ -211,10 +211,10 @@ class WorkerPool(Generic[W_co]):
     def base_blob(self, store: ArtifactStore) -> BlobRef:
         """The base's backbone tensors, as an artifact."""
         if (found := lookup(store, "bases", self._base.digest)) is not None:
-            return found.ref
+            return found
         module = self._base.partition.module
         tensors = {name: module.get_parameter(name).detach() for name in backbone_names(module)}
-        return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors), {}).ref
+        return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors))
 
 
 def _task_config(

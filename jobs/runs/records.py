@@ -72,7 +72,7 @@ def record_prepared(
     """Need the base, say what was there already, and which experts seem to guess."""
     known = lookup(store, "bases", base.digest)
     if known is not None:
-        run.used(KnownArtifact(known.ref, "base", {"model": base.digest}))
+        run.used(KnownArtifact(known, "base", {"model": base.digest}))
     tasks = len(prepared)
     labels = sum(of_task.cached for of_task in prepared.values())
     vectors = sum(of_task.vector_cached for of_task in prepared.values())

@@ -56,12 +56,12 @@ def find_site(
     key = _key(spec, job)
     known = lookup(store, "placements", key)
     if known is not None:
-        report: dict[str, Any] = json.loads(get_blob(store, known.ref.sha256))
+        report: dict[str, Any] = json.loads(get_blob(store, known.sha256))
         job.workers.dismiss()
         on_event(Notice(f"tint.site: {report['site']}, as an earlier search has found"))
         return at(spec, report["site"]), report
     report = _search(spec, job, sites, on_event)
-    remember(store, "placements", key, json.dumps(report, sort_keys=True).encode(), {})
+    remember(store, "placements", key, json.dumps(report, sort_keys=True).encode())
     on_event(Notice(_told(report)))
     return at(spec, report["site"]), report
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
@@ -17,16 +13,8 @@ from tintray.storage.artifacts.urls import check_key
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """A remembered result: the blob that holds it, and what its maker noted about it."""
-
-    ref: BlobRef
-    meta: Mapping[str, Any]
-
-
-def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
-    """The result of ``kind`` computed from content ``key``, or None if there is none to use.
+def lookup(store: ArtifactStore, kind: str, key: str) -> BlobRef | None:
+    """The blob of ``kind`` computed from content ``key``, or None if there is none to use.
 
     ``key`` is a hash of everything that the result depends on. A record that was altered, or whose
     blob is gone or cut short, counts as none: computing again repairs it.
@@ -35,7 +23,6 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     try:
         record = fetch_record(store, name)
         ref = BlobRef(check_sha256(record.get("sha256")), int(record["size"]))
-        entry = CacheEntry(ref, dict(record["meta"]))
     except NotFoundError:
         return None
     except (IntegrityError, InputError, LookupError, TypeError, ValueError) as error:
@@ -46,15 +33,13 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> CacheEntry | None:
     if found is None or found.size != ref.size:
         return None
     freshen(store, found)
-    return entry
+    return ref
 
 
-def remember(
-    store: ArtifactStore, kind: str, key: str, source: bytes | Path, meta: Mapping[str, Any]
-) -> CacheEntry:
+def remember(store: ArtifactStore, kind: str, key: str, data: bytes) -> BlobRef:
     """Keep a result computed from content ``key``: its blob first, then the record of it."""
-    ref = put_blob(store, source)
-    record = {"sha256": ref.sha256, "size": ref.size, "meta": dict(meta)}
+    ref = put_blob(store, data)
+    record = {"sha256": ref.sha256, "size": ref.size, "meta": {}}  # a field that 0.1.0 reads
     name = check_key(f"cache/{kind}/{key}.json")
     store.put(name, seal(record, name), overwrite=True)
-    return CacheEntry(ref, dict(meta))
+    return ref

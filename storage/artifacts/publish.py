@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import check_key, check_name, join
 
 MANIFEST = "manifest.json"
-_TRIES = 100
 _THREADS = 4
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
@@ -61,7 +58,7 @@ def publish_merge(
     files: Mapping[str, bytes | Path | BlobRef],
     manifest: Mapping[str, Any],
     *,
-    version: int | None = None,
+    version: int,
     confirm: Callable[[], object] | None = None,
 ) -> str:
     """Publish files and a manifest as the immutable merge ``name``; returns its URL.
@@ -71,11 +68,11 @@ def publish_merge(
     {relative name: {sha256, size}}`` are added, is written last. In a folder store the merge is
     moreover an ordinary folder with all its files.
 
-    Without ``version`` the next free one is taken. Where several publishers share a bucket, take
-    it from ``catalog.merges.reserve``: not every S3 server keeps its promise of a conditional put.
-    ``confirm`` is called when only the manifest is missing: what it raises keeps the merge from
-    being published. Publishing the same files again under the same version changes nothing but
-    what has been damaged since; other files under it raise ``StorageError``.
+    ``version`` is one that ``catalog.merges.reserve`` has given: not every S3 server keeps its
+    promise of a conditional put. ``confirm`` is called when only the manifest is missing: what it
+    raises keeps the merge from being published. Publishing the same files again under the same
+    version changes nothing but what has been damaged since; other files under it raise
+    ``StorageError``.
     """
     check_name(name, "merge name")
     for relative in files:
@@ -87,20 +84,17 @@ def publish_merge(
     listed = {key: {"sha256": ref.sha256, "size": ref.size} for key, ref in sorted(blobs.items())}
     if confirm is not None:
         confirm()
-    first = version or next_version(store, name)
-    for number in range(first, first + (1 if version else _TRIES)):
-        ref = MergeRef(name, number)
-        document = {**manifest, "name": name, "version": number, "files": listed}
-        if _show(store, ref, seal(document, f"the manifest of {ref}"), blobs, bool(version)):
-            return join(store.url, ref.key)
-        if version and read_manifest(store, ref)["files"] == listed:
-            if isinstance(store, FolderStore):
-                _mend(store, ref, blobs)
-            return join(store.url, ref.key)
-    raise StorageError(
-        f"merge {name}/v{first} is already published in {store.url} with other files: a published "
-        "merge never changes; publish under another version or name"
-    )
+    ref = MergeRef(name, version)
+    document = {**manifest, "name": name, "version": version, "files": listed}
+    if not _show(store, ref, seal(document, f"the manifest of {ref}"), blobs):
+        if read_manifest(store, ref)["files"] != listed:
+            raise StorageError(
+                f"merge {ref} is already published in {store.url} with other files: a published "
+                "merge never changes; publish under another version or name"
+            )
+        if isinstance(store, FolderStore):
+            _mend(store, ref, blobs)
+    return join(store.url, ref.key)
 
 
 def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
@@ -122,17 +116,13 @@ def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> Blo
     return source
 
 
-def _show(
-    store: ArtifactStore, ref: MergeRef, text: bytes, blobs: Mapping[str, BlobRef], reserved: bool
-) -> bool:
+def _show(store: ArtifactStore, ref: MergeRef, text: bytes, blobs: Mapping[str, BlobRef]) -> bool:
     """Make the merge visible; False if its version is taken."""
     if isinstance(store, FolderStore):
         # The folder is renamed into place whole: the name itself is the lock.
         linked = {key: store.local_path(blob_key(blob.sha256)) for key, blob in blobs.items()}
         return store.add_folder(ref.key, {**linked, MANIFEST: text})
-    if reserved:
-        return store.put(ref.manifest_key, text)
-    return _claim_and_put(store, ref, text)
+    return store.put(ref.manifest_key, text)
 
 
 def _mend(store: FolderStore, ref: MergeRef, blobs: Mapping[str, BlobRef]) -> None:
@@ -144,26 +134,8 @@ def _mend(store: FolderStore, ref: MergeRef, blobs: Mapping[str, BlobRef]) -> No
             store.put(key, source, overwrite=True)
 
 
-def _claim_and_put(store: ArtifactStore, ref: MergeRef, text: bytes) -> bool:
-    """Put a manifest only if nobody else writes that version, without trusting conditional puts.
-
-    Each publisher first leaves a claim of its own and then looks: of two who overlap, whoever
-    looks last sees the other and withdraws. At worst both do, and a version number stays unused.
-    """
-    claim = f"{ref.key}/claims/{uuid.uuid4().hex}"
-    store.put(claim, b"")
-    try:
-        if any(entry.key != claim for entry in store.list(f"{ref.key}/")):
-            return False
-        # A PUT whose answer was lost is sent again and then finds its own work: that is success.
-        return store.put(ref.manifest_key, text) or store.get(ref.manifest_key) == text
-    finally:
-        with suppress(StorageError):  # a claim that stays behind costs a version number at most
-            store.delete(claim)
-
-
 def next_version(store: ArtifactStore, name: str) -> int:
-    """The lowest version above all that exist or are being published under ``name``."""
+    """The lowest version above all that exist under ``name``."""
     found = store.list(f"merges/{check_name(name, 'merge name')}/")
     return 1 + max((_version(entry.key.split("/")[2]) for entry in found), default=0)
 
@@ -214,15 +186,6 @@ def _size(found: object) -> int:
 def manifest_digest(store: ArtifactStore, ref: MergeRef) -> str:
     """The sha256 of the manifest's file as it lies in the store."""
     return hash_bytes(store.get(ref.manifest_key)).sha256
-
-
-def file_ref(manifest: Mapping[str, Any], relname: str) -> BlobRef:
-    """The blob behind one file of a merge; ``NotFoundError`` with the nearest name if none."""
-    files = manifest["files"]
-    if relname not in files:
-        merge = f"{manifest.get('name')}/v{manifest.get('version')}"
-        raise NotFoundError(f"merge {merge} has no file '{relname}'{nearest(relname, files)}")
-    return BlobRef(files[relname]["sha256"], files[relname]["size"])
 
 
 def parse_merge_url(url: str | Path) -> tuple[ArtifactStore, MergeRef]:

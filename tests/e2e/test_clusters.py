@@ -96,21 +96,18 @@ def test_workers_that_cannot_import_the_factory_say_so_once(
         "    return tests.e2e.test_factory.make(config)\n"
     )
     monkeypatch.syspath_prepend(code)
+    sections = {"cluster": {"workers": 2}, "on_task_error": on_task_error}
     job = tiny_models.job(
-        folder,
-        dict.fromkeys(("reds", "rgb"), "classification"),
+        *(folder, dict.fromkeys(("reds", "rgb"), "classification")),
         store=str(tmp_path / "store"),
         suffix=".npz",
         factory="only_here:make",
-        cluster={"workers": 2},
-        on_task_error=on_task_error,
+        **sections,
     )
     events: list[object] = []
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError, match="install it where the workers run") as refused:
         api.run(job, on_event=events.append)
-    message = str(refused.value)
-    assert message.count("factory: the module 'only_here' cannot be imported") == 1
-    assert "install it where the workers run" in message
+    assert str(refused.value).count("factory: the module 'only_here' cannot be imported") == 1
     assert not [event for event in events if isinstance(event, Notice)]
 
 

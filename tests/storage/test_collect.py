@@ -14,7 +14,12 @@ from tintray.storage.artifacts.blobs import blob_key, fetch_blob, get_blob, put_
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.storage.artifacts.publish import file_ref, list_merges, publish_merge, read_manifest
+from tintray.storage.artifacts.publish import (
+    list_merges,
+    listed_files,
+    publish_merge,
+    read_manifest,
+)
 from tintray.storage.artifacts.sweep import Garbage
 from tintray.storage.catalog import collect
 from tintray.storage.catalog.artifacts import KnownArtifact
@@ -46,8 +51,9 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
     store: FolderStore, known: Catalog, tmp_path: Path
 ) -> None:
     files: dict[str, bytes | Path] = {"backbone": b"backbone", "tint": b"tint"}
-    url = publish_merge(store, "ten", files, {"labels": put_blob(store, b"named").sha256})
-    entry = remember(store, "labels", "k", b"not needed", {})
+    named = {"labels": put_blob(store, b"named").sha256}
+    url = publish_merge(store, "ten", files, named, version=1)
+    ref = remember(store, "labels", "k", b"not needed")
     big = put_blob(store, b"large")
     store.put(f"{blob_key(big.sha256)}.blocks", b"as 0.1.0 wrote them")
     before = keys(store)
@@ -57,14 +63,14 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_what_it_listed(
     done = collect.collect(store, known, SOON, seen.append)
     assert done.garbage == planned.garbage == tuple(seen)
     gone = {
-        "cache/labels/k.json", blob_key(entry.ref.sha256),
+        "cache/labels/k.json", blob_key(ref.sha256),
         blob_key(big.sha256), f"{blob_key(big.sha256)}.blocks",
     }  # fmt: skip
     assert before - keys(store) == gone == {item.key for item in done.garbage}
     assert url
     manifest = read_manifest(store, list_merges(store)[0])
     for name, content in files.items():
-        found = fetch_blob(store, file_ref(manifest, name), tmp_path / "cache")
+        found = fetch_blob(store, listed_files(manifest, "it")[name], tmp_path / "cache")
         assert found.read_bytes() == content
     assert collect.collect(store, known, SOON).garbage == ()
 
@@ -89,7 +95,7 @@ def test_what_the_job_of_a_merge_was_computed_from_stays_until_the_merge_goes(
     job = known.jobs.all()[0].id
     vector = put_blob(store, b"vector")
     known.artifacts.record([KnownArtifact(vector, "task-vector")], job_id=job)
-    url = publish_merge(store, "ten", {"tint": b"tint"}, {})
+    url = publish_merge(store, "ten", {"tint": b"tint"}, {}, version=1)
     files = {"tint": put_blob(store, b"tint")}
     known.merges.record("ten", 1, url, job, files=files)
     known.jobs.transition(job, JobState.QUEUED, JobState.SUCCEEDED, "published")
@@ -106,21 +112,21 @@ def test_what_the_job_of_a_merge_was_computed_from_stays_until_the_merge_goes(
 def test_what_is_young_or_was_just_found_stays(
     store: FolderStore, known: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = remember(store, "labels", "k", b"labels", {})
+    ref = remember(store, "labels", "k", b"labels")
     assert collect.collect(store, known, 3600).garbage == ()
     monkeypatch.setattr("tintray.storage.artifacts.blobs.FRESH", 0.0)
     pause, age = 0.2, 0.1
     time.sleep(pause)
     assert {item.sha256 for item in collect.plan(store, known, age).garbage} == {
         None,
-        entry.ref.sha256,
+        ref.sha256,
     }
     assert lookup(store, "labels", "k") is not None
     assert collect.collect(store, known, age).garbage == ()
     time.sleep(pause)
     put_blob(store, b"labels")
     assert collect.collect(store, known, age).garbage == ()
-    assert get_blob(store, entry.ref.sha256) == b"labels"
+    assert get_blob(store, ref.sha256) == b"labels"
 
 
 def test_what_is_used_between_listing_and_deleting_is_spared(

@@ -17,7 +17,12 @@ import pytest
 
 from tintray.errors import StorageError
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
-from tintray.storage.artifacts.publish import file_ref, list_merges, publish_merge, read_manifest
+from tintray.storage.artifacts.publish import (
+    list_merges,
+    listed_files,
+    publish_merge,
+    read_manifest,
+)
 from tintray.storage.artifacts.s3 import S3Store
 from tintray.storage.artifacts.s3_client import S3Options
 from tintray.storage.artifacts.store import open_store
@@ -134,7 +139,7 @@ def test_every_operation_succeeds_or_fails_cleanly(
         content = f"tint {number}".encode()
         try:
             files: dict[str, bytes | Path] = {"tint": content, "backbone": large}
-            publish_merge(store, "faulty", files, {"number": number})
+            publish_merge(store, "faulty", files, {"number": number}, version=number + 1)
             ref = put_blob(store, content)
             assert get_blob(store, ref) == content
             cache = tmp_path / str(number)
@@ -151,6 +156,7 @@ def test_every_operation_succeeds_or_fails_cleanly(
     published = [read_manifest(sound, ref) for ref in list_merges(sound)]
     assert len({manifest["number"] for manifest in published}) == len(published) >= done
     for manifest in published:
-        tint = fetch_blob(sound, file_ref(manifest, "tint"), tmp_path / "check").read_bytes()
+        found = listed_files(manifest, "it")
+        tint = fetch_blob(sound, found["tint"], tmp_path / "check").read_bytes()
         assert tint == f"tint {manifest['number']}".encode()
-        fetch_blob(sound, file_ref(manifest, "backbone"), tmp_path / "check")
+        fetch_blob(sound, found["backbone"], tmp_path / "check")

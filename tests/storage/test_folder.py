@@ -58,7 +58,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_and_a_read_only_one_are_one_sentence_and_no_merge(small_disk: Path) -> None:
     folder = FolderStore(small_disk / "store")
     with pytest.raises(StorageError, match=r"store is full: writing blobs/.*; free some space"):
-        publish_merge(folder, "big", {"small": b"x", "weights": bytes(2_000_000)}, {})
+        publish_merge(folder, "big", {"small": b"x", "weights": bytes(2_000_000)}, {}, version=1)
     assert list_merges(folder) == []
     folder.check_writable()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

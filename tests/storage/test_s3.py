@@ -152,9 +152,8 @@ def test_credentials_reach_neither_logs_nor_artifacts(
 ) -> None:
     with caplog.at_level(logging.INFO):
         store = open_store(s3_url)
-        publish_merge(
-            store, "ten", {"a": b"x"}, {"store": s3_url, "endpoint": "http://u:testing@h"}
-        )
+        manifest = {"store": s3_url, "endpoint": "http://u:testing@h"}
+        publish_merge(store, "ten", {"a": b"x"}, manifest, version=1)
         with pytest.raises(NotFoundError) as raised:
             store.get("nothing")
     written = b"".join(store.get(entry.key) for entry in store.list())

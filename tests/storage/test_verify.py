@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tintray.storage.artifacts.blobs import blob_key, hash_bytes
@@ -22,10 +24,11 @@ REF = MergeRef("ten", 1)
 
 def filled(store: ArtifactStore) -> ArtifactStore:
     """A store with at least one artifact of every sort."""
-    publish_merge(store, REF.name, {"backbone": b"backbone", "tints/a": b"tint"}, {"tasks": ["a"]})
+    files: dict[str, Any] = {"backbone": b"backbone", "tints/a": b"tint"}
+    publish_merge(store, REF.name, files, {"tasks": ["a"]}, version=1)
     of_blocks = f"{blob_key(hash_bytes(b'backbone').sha256)}.blocks"  # as 0.1.0 wrote them
     store.put(of_blocks, seal({"blocks": ["0" * 64]}, of_blocks))
-    remember(store, "labels", "k", b"labels", {})
+    remember(store, "labels", "k", b"labels")
     return store
 
 
@@ -72,7 +75,7 @@ def test_what_is_missing_or_replaced_by_something_sound_is_named(full: ArtifactS
     expected = [blob_key(sha256), blob_key("f" * 64)]
     assert damaged(verify_store(full, [sha256, "f" * 64])) == expected
     assert damaged(verify_merge(full, REF, None)) == expected[:1]
-    publish_merge(full, "other", {"tints/a": b"other"}, {})
+    publish_merge(full, "other", {"tints/a": b"other"}, {}, version=1)
     full.put(REF.manifest_key, full.get("merges/other/v1/manifest.json"), overwrite=True)
     problems = [damage.problem for damage in verify_merge(full, REF, digest).damaged]
     assert len([problem for problem in problems if "it was replaced" in problem]) == 1

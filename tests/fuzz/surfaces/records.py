@@ -58,9 +58,7 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 
 def _looked_up(bench: Bench) -> None:
-    found = lookup(open_store(bench.folder / "store"), "labels", "key")
-    if found is not None:
-        dict(found.meta)
+    lookup(open_store(bench.folder / "store"), "labels", "key")
 
 
 def _unsealed(bench: Bench) -> None:
