@@ -14,10 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-
-
-Sent = Floats | torch.Tensor
-"""What a member sends to another: an array, or directly a tensor."""
+Sent = Floats | torch.Tensor  # to another member: an array, or directly a tensor
 
 
 def readable(array: Sent, device: str = "cpu") -> torch.Tensor:

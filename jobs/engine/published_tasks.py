@@ -1,7 +1,7 @@
 """A task of a published merge, taken up again without its expert.
 
-All that a fit needs of an expert after its self-labels are made is in the merge: the tint layer and
-head, the configuration, the preprocessing. The task's model as the merge serves it stands in.
+The merge has all that a fit needs of an expert after its self-labels are made: tint layer and head,
+configuration, preprocessing. The task's model as the merge serves it stands in.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ class PublishedTask:
     def model_folder(self, cache: Path) -> ModelFolder:
         """The expert's configuration and preprocessing, as a folder without weights."""
         merge, prefix = self.merge, config_file(self.name, "")
-        folder = _gathered(merge, merge.config_files(self.name), prefix, cache / "configs")
+        names = merge.config_files(self.name)
+        listed = {name.removeprefix(prefix): merge.manifest.files[name].sha256 for name in names}
+        content = json.dumps(listed, sort_keys=True).encode()
+        folder = cache / "configs" / hashlib.sha256(content).hexdigest()
+        if not folder.is_dir():
+            _gather(merge, names, prefix, folder)
         return ModelFolder(folder, merge.config(self.name), (), factory=merge.factory)
 
 
@@ -58,18 +63,13 @@ def _opened(url: str) -> Merge:
     return load_merge(url)
 
 
-def _gathered(merge: Merge, names: Sequence[str], prefix: str, cache: Path) -> Path:
-    """Some files of a merge, and no others, by their own names in a folder named by content."""
-    listed = {name.removeprefix(prefix): merge.manifest.files[name].sha256 for name in names}
-    content = json.dumps(listed, sort_keys=True).encode()
-    folder = cache / hashlib.sha256(content).hexdigest()
-    if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-        partial.mkdir(parents=True)
-        for name in names:
-            merge.copy(name, partial / name.removeprefix(prefix))
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was first, with the same files
-            shutil.rmtree(partial)
-    return folder
+def _gather(merge: Merge, names: Sequence[str], prefix: str, folder: Path) -> None:
+    """Copy some files of a merge, and no others, into a folder of its content's name, at once."""
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    for name in names:
+        merge.copy(name, partial / name.removeprefix(prefix))
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was first, with the same files
+        shutil.rmtree(partial)

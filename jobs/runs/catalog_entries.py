@@ -13,7 +13,6 @@ from tintray.published.files import BACKBONE, COEFFICIENTS
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, manifest_digest
-from tintray.storage.artifacts.urls import join
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.merges import LayerSummary
@@ -47,7 +46,7 @@ def enter(
         job_id=job_id,
     )
     catalog.merges.record(
-        *(ref.name, ref.version, join(store.url, ref.key), job_id, parent),
+        *(ref.name, ref.version, f"{store.url}/{ref.key}", job_id, parent),
         manifest_sha256=manifest_digest(store, ref),
         metrics={
             **manifest.metrics.to_json(),

@@ -61,10 +61,7 @@ def hash_bytes(data: bytes | memoryview) -> BlobRef:
 
 
 def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
-    """Store bytes or a file under their hash, unless the store has them already.
-
-    What the store has is read and hashed: a blob whose bytes have changed is written again.
-    """
+    """Store bytes or a file under their hash, unless the store has them already, and sound."""
     ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
     key = blob_key(ref.sha256)
     found = store.stat(key)
@@ -103,8 +100,7 @@ def hash_stored(store: ArtifactStore, key: str) -> BlobRef:
 def freshen(store: ArtifactStore, found: Entry) -> bool:
     """Let the age of an artifact that is used again begin anew; False if it keeps its age.
 
-    Garbage collection spares what is young: a blob that a job has just found in the store must be,
-    even if nobody needed it for a year. One that was written within :data:`FRESH` is left alone.
+    Garbage collection spares what is young, as a blob that a job has just found must be.
     """
     return time.time() - found.modified < FRESH or store.touch(found.key)
 

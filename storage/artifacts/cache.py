@@ -14,10 +14,10 @@ _log = logging.getLogger(__name__)
 
 
 def lookup(store: ArtifactStore, kind: str, key: str) -> BlobRef | None:
-    """The blob of ``kind`` computed from content ``key``, or None if there is none to use.
+    """The blob of ``kind`` computed from what has the hash ``key``, or None.
 
-    ``key`` is a hash of everything that the result depends on. A record that was altered, or whose
-    blob is gone or cut short, counts as none: computing again repairs it.
+    A record that was altered, or whose blob is gone or cut short, counts as none: computing again
+    repairs it.
     """
     name = check_key(f"cache/{kind}/{key}.json")
     try:

@@ -24,7 +24,7 @@ from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.records import fetch_record, seal
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.artifacts.urls import check_key, check_name, join
+from tintray.storage.artifacts.urls import check_key, check_name
 
 MANIFEST = "manifest.json"
 _THREADS = 4
@@ -44,7 +44,7 @@ class MergeRef:
     @property
     def key(self) -> str:
         """The merge's folder in its store."""
-        return f"merges/{self.name}/v{self.version}"
+        return f"merges/{self}"
 
     @property
     def manifest_key(self) -> str:
@@ -75,9 +75,8 @@ def publish_merge(
     ``StorageError``.
     """
     check_name(name, "merge name")
-    for relative in files:
-        if check_key(relative) == MANIFEST:
-            raise InputError(f"merge {name}: {MANIFEST} is written by publishing, not given to it")
+    if MANIFEST in {check_key(relative) for relative in files}:
+        raise InputError(f"merge {name}: {MANIFEST} is written by publishing, not given to it")
     with ThreadPoolExecutor(_THREADS) as pool:
         refs = pool.map(lambda item: _put(store, *item), files.items())
         blobs = dict(zip(files, refs, strict=True))
@@ -94,7 +93,7 @@ def publish_merge(
             )
         if isinstance(store, FolderStore):
             _mend(store, ref, blobs)
-    return join(store.url, ref.key)
+    return f"{store.url}/{ref.key}"
 
 
 def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
@@ -193,8 +192,6 @@ def parse_merge_url(url: str | Path) -> tuple[ArtifactStore, MergeRef]:
     base, _, tail = str(url).rstrip("/").rpartition("/merges/")
     name, _, version = tail.partition("/")
     if not base or not name or not _version(version):
-        raise InputError(
-            f"merge {str(url)!r}: expected the URL of a published merge, "
-            "<store>/merges/<name>/v<number>"
-        )
+        expected = "the URL of a published merge, <store>/merges/<name>/v<number>"
+        raise InputError(f"merge {str(url)!r}: expected {expected}")
     return open_store(base), MergeRef(name, _version(version))

@@ -62,8 +62,7 @@ _BROKEN = (
 class S3Store(ArtifactStore):
     """Artifacts as objects below a prefix of one bucket.
 
-    A PUT is atomic in S3; an upload in parts becomes visible when it is completed. Threads may
-    share a store; a copy sent to another process opens its own connections there.
+    Threads may share a store; a copy sent to another process opens its own connections there.
     """
 
     def __init__(self, place: S3Url, options: S3Options | None = None):
@@ -333,7 +332,7 @@ class _Known(BaseSubscriber):
         self._head = head
 
     def on_queued(self, future: TransferFuture, **_: object) -> None:
-        """Called by the transfer before it begins."""
+        """Tell the transfer, before it begins."""
         future.meta.provide_transfer_size(self._head["ContentLength"])
         future.meta.provide_object_etag(self._head["ETag"])
 

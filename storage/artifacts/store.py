@@ -9,10 +9,7 @@ from tintray.storage.artifacts.urls import FolderUrl, parse_store_url
 
 
 def open_store(url: str | Path) -> ArtifactStore:
-    """The store at ``url``: ``./dir``, ``/abs``, ``file:///abs`` or ``s3://bucket/prefix``.
-
-    Nothing is contacted or created yet; see ``ArtifactStore.check_writable``.
-    """
+    """The store at ``url``, see ``parse_store_url``; nothing is contacted or created yet."""
     place = parse_store_url(url)
     if isinstance(place, FolderUrl):
         from tintray.storage.artifacts.folder import FolderStore

@@ -1,7 +1,4 @@
-"""Names of places: store URLs, and keys inside a store.
-
-Standard library only, so that a command can check a URL without loading a client for it.
-"""
+"""Names of places: store URLs, and keys inside a store; checked without loading a client."""
 
 from __future__ import annotations
 
@@ -25,9 +22,6 @@ class FolderUrl:
     """A store in a folder of this machine (or of a file system it mounts)."""
 
     root: Path
-
-    def __str__(self) -> str:
-        return self.root.as_uri()
 
 
 @dataclass(frozen=True)
@@ -105,11 +99,6 @@ def local_folder(url: str | Path) -> Path | None:
     """The folder that a store or merge URL names, or None when it is not on this machine."""
     place = parse_store_url(url)
     return place.root if isinstance(place, FolderUrl) else None
-
-
-def join(url: str, key: str) -> str:
-    """The URL of ``key`` inside the store at ``url``."""
-    return f"{url}/{check_key(key)}"
 
 
 def check_key(key: str) -> str:
