@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
+import tintray
 from tests import tiny_models as tiny
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError, InputError, IntegrityError
+from tintray.jobs import api
+from tintray.jobs.cli import main
 from tintray.models.adapters import read_adapter, task_vector
 from tintray.models.calling import answer
 from tintray.models.loading import load_base, load_expert
@@ -21,14 +31,8 @@ from tintray.numerics.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
 
-BERT = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-}
+BERT = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}
+BERT |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32}
 PLAIN = {"r": 3, "lora_alpha": 5, "target_modules": ["query", "value"]}
 SETTINGS = {
     "plain": PLAIN,
@@ -44,39 +48,29 @@ SETTINGS = {
 }
 
 
-def make_base(folder: Path, kind: str = "bert") -> Any:
-    import transformers
-
+def make_base(folder: Path) -> None:
     torch.manual_seed(0)
-    if kind == "bert":
-        module: Any = transformers.BertModel(transformers.BertConfig(**BERT))
-    else:
-        config = transformers.GPT2Config(
-            vocab_size=tiny.VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2
-        )
-        module = transformers.GPT2LMHeadModel(config)
-    module.save_pretrained(folder)
+    BertModel(BertConfig(**BERT)).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
-    return module
 
 
-def randomise(module: torch.nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if "lora_" in name or parameter.requires_grad:
+def saved(module: Any, folder: Path, **settings: Any) -> Any:
+    """A PEFT model with random factors and head, saved."""
+    model: Any = peft.get_peft_model(module, peft.LoraConfig(**settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return model.eval()
 
 
 def adapted(tmp_path: Path, **settings: Any) -> tuple[Any, ModelFolder]:
-    """A PEFT model with random factors and head, and its folder as we open it."""
-    from transformers import BertForSequenceClassification
-
+    """Such a model of a small BERT, and its folder as we open it."""
     make_base(tmp_path / "base")
     module = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    model = peft.get_peft_model(module, peft.LoraConfig(task_type="SEQ_CLS", **settings))
-    randomise(model)
-    model.save_pretrained(tmp_path / "adapter")
+    model = saved(module, tmp_path / "adapter", task_type="SEQ_CLS", **settings)
     base = open_model_folder(tmp_path / "base", role="base")
-    return model.eval(), open_model_folder(tmp_path / "adapter", role="tasks.x.expert", base=base)
+    return model, open_model_folder(tmp_path / "adapter", role="tasks.x.expert", base=base)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -85,59 +79,49 @@ def inputs() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_an_adapter_is_what_peft_makes_of_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The expert answers alike, and its task vector stays a product."""
     model, checkpoint = adapted(tmp_path, **settings)
-    expert = load_expert(checkpoint)
-    assert expert.config.num_labels == 3  # type: ignore[union-attr]
+    expert: Any = load_expert(checkpoint)
+    assert expert.config.num_labels == 3
     with torch.inference_mode():
         expected = model(**inputs()).logits
         assert torch.allclose(answer(expert, inputs()), expected, atol=1e-5)
+    base = load_base(open_model_folder(tmp_path / "base"), like=checkpoint)
+    names = backbone_names(base)
+    vector = task_vector(read_adapter(checkpoint, base, "x", with_head=False), base, names)
+    products = {name: row for name, row in vector.items() if isinstance(row, LowRank)}
+    assert all(name.endswith("bias") for name in vector.keys() - products.keys())
+    ranks = {row.up.shape[1] for row in products.values()}
+    assert ranks == {settings["r"], *settings.get("rank_pattern", {}).values()}
+    for name in names:
+        difference = expert.get_parameter(name) - base.get_parameter(name)
+        row = vector.get(name, 0 * difference)
+        found = row.dense().view_as(difference) if isinstance(row, LowRank) else row
+        assert torch.allclose(found, difference, atol=1e-6)
 
 
 def test_a_transposed_layer_and_a_tied_head(tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", "gpt2")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": tiny.VOCABULARY, "n_positions": 16, "n_embd": 16}
+    base = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, **sizes))
+    base.save_pretrained(tmp_path / "base")
     settings = {"r": 2, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
-    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
-    randomise(model)
-    model.save_pretrained(tmp_path / "adapter")
+    model = saved(base, tmp_path / "adapter", task_type="CAUSAL_LM", **settings)
     opened = open_model_folder(tmp_path / "base")
     expert = load_expert(open_model_folder(tmp_path / "adapter", base=opened))
     ids = torch.randint(4, 40, (3, 7))
     with torch.inference_mode():
-        expected = model.eval()(input_ids=ids).logits
+        expected = model(input_ids=ids).logits
         assert torch.allclose(answer(expert, {"input_ids": ids}), expected, atol=1e-5)
 
 
-def test_the_task_vector_stays_a_product(tmp_path: Path) -> None:
-    _, checkpoint = adapted(tmp_path, **SETTINGS["patterns"])
-    base = load_base(open_model_folder(tmp_path / "base"), like=checkpoint)
-    names = backbone_names(base)
-    vector = task_vector(read_adapter(checkpoint, base, "x", with_head=False), base, names)
-    expert = load_expert(checkpoint)
-    assert all(isinstance(row, LowRank) for row in vector.values())
-    assert sorted({row.up.shape[1] for row in vector.values()}) == [2, 3, 4]  # type: ignore[union-attr]
-    for name in names:
-        difference = expert.get_parameter(name) - base.get_parameter(name)
-        row = vector.get(name)
-        found = row.dense().view_as(difference) if isinstance(row, LowRank) else 0 * difference
-        assert torch.allclose(found, difference, atol=1e-6)
-
-
-def change(folder: Path, file: str = "adapter_config.json", **fields: Any) -> None:
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def narrow(folder: Path) -> None:
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
+def narrow(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     name = next(n for n in tensors if n.endswith("query.lora_A.weight"))
-    save_file(tensors | {name: tensors[name][:, :8].contiguous()}, path)
+    return tensors | {name: tensors[name][:, :8].contiguous()}
 
 
-def rename(folder: Path) -> None:
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    save_file({n.replace(".query.", ".querry."): t for n, t in tensors.items()}, path)
+def rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace(".query.", ".querry."): tensor for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +133,8 @@ def rename(folder: Path) -> None:
 )
 def test_factors_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words: str) -> None:
     adapted(tmp_path, **PLAIN)
-    damage(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(damage(load_file(path)), path)
     base = open_model_folder(tmp_path / "base")
     with pytest.raises(CheckpointError, match=words):
         load_expert(open_model_folder(tmp_path / "adapter", base=base), "tasks.x.expert")
@@ -157,11 +142,6 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, words:
 
 def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
     """Two tasks, one base, ranks 2 and 5: the artifact in the store holds factors only."""
-    from transformers import BertForSequenceClassification
-
-    import tintray
-    from tintray.jobs import api
-
     make_base(tmp_path / "base")
     rules = {"thirds": (3, 2, lambda n: n % 3), "halves": (2, 5, lambda n: int(n >= 20))}
     for seed, (name, (classes, rank, rule)) in enumerate(rules.items()):
@@ -193,12 +173,6 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
 
 def _check_adapters(spec: Any, url: str, folder: Path) -> None:
     """The same merge as one adapter for PEFT, and as one for all tasks plus their tints."""
-    from transformers import BertForSequenceClassification
-
-    import tintray
-    from tintray.jobs import api
-    from tintray.jobs.cli import main
-
     merge = tintray.load(url)
     where = {"store": spec.store, "catalog": spec.catalog, "adapter": True}
     one = api.export(url, "thirds", folder / "one", **where)
@@ -220,13 +194,12 @@ def _check_adapters(spec: Any, url: str, folder: Path) -> None:
         for task in merge.tasks:
             expected = merge.for_task(task)(**inputs()).logits
             assert torch.allclose(again.for_task(task)(**inputs()).logits, expected, atol=1e-5)
-    change(folder / "base", file="config.json", layer_norm_eps=1e-3)
+    config = folder / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-3}))
     with pytest.raises(IntegrityError, match=r"base is not the base that .* belongs to"):
         tintray.load(str(everything)).for_task("thirds")
 
 
 def test_a_merge_of_whole_models_is_no_adapter(published: Any, tmp_path: Path) -> None:
-    from tintray.jobs import api
-
     with pytest.raises(InputError, match=r"expected a merge of LoRA adapters"):
         api.export(published.summary.url, None, tmp_path / "all", adapter=True)

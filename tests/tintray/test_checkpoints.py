@@ -24,22 +24,9 @@ def folder(tiny: TinyZoo, tmp_path: Path) -> Path:
     return tiny.copy(tmp_path / "zoo").folder / "five"
 
 
-def cut_short(folder: Path) -> None:
-    data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[:-100])
-
-
-def grown(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0")
-
-
 def pickled(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-
-
-def pickled_under_another_name(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(pickle.dumps({"classifier.weight": [1.0] * 400}))
 
 
 def part_missing(folder: Path) -> None:
@@ -48,18 +35,23 @@ def part_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def other(change: Callable[[bytes], bytes], name: str = WEIGHTS) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+PICKLE = pickle.dumps({"classifier.weight": [1.0] * 400})
 DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
-    (cut_short, [WEIGHTS, "cut short", "copy it again"]),
-    (grown, [WEIGHTS, "copy it again"]),
+    (other(lambda data: data[:-100]), [WEIGHTS, "cut short", "copy it again"]),
+    (other(lambda data: data + b"\0"), [WEIGHTS, "copy it again"]),
+    (other(lambda _: PICKLE), [WEIGHTS, "not a safetensors file"]),
+    (other(lambda _: b""), [WEIGHTS, "not a safetensors file"]),
+    (other(lambda _: b"\xff" * 64), ["not a safetensors file"]),
     (pickled, ["pytorch_model.bin", "pickle", "save_pretrained"]),
-    (pickled_under_another_name, [WEIGHTS, "not a safetensors file"]),
     (part_missing, ["model-2.safetensors"]),
-    (lambda folder: (folder / WEIGHTS).write_bytes(b""), [WEIGHTS, "not a safetensors file"]),
-    (lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 64), ["not a safetensors file"]),
     (lambda folder: (folder / WEIGHTS).unlink(), ["has no model.safetensors"]),
     (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
-    (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
-    (lambda folder: (folder / "config.json").write_text("[]"), ["config.json", "JSON object"]),
+    (other(lambda _: b"{", "config.json"), ["config.json", "not valid JSON"]),
+    (other(lambda _: b"[]", "config.json"), ["config.json", "JSON object"]),
 ]
 
 
@@ -112,25 +104,15 @@ def test_a_folder_may_be_a_url_and_in_parts(tiny: TinyZoo, folder: Path) -> None
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def test_digest_covers_all_that_an_output_depends_on(folder: Path) -> None:
-    def digest() -> str:
-        return open_model_folder(folder).digest()
-
-    first = digest()
+def test_digest_covers_all_that_an_output_depends_on(tiny: TinyZoo, folder: Path) -> None:
+    first = open_model_folder(folder).digest()
+    assert first == open_model_folder(tiny.folder / "five").digest()  # wherever it lies
     (folder / "README.md").write_text("a model card")
-    assert digest() == first
+    assert open_model_folder(folder).digest() == first
     seen = {first}
     for name in ("config.json", "preprocessor_config.json"):
-        path = folder / name
-        path.write_text(path.read_text() + "\n")
-        seen.add(digest())
-    data = bytearray((folder / WEIGHTS).read_bytes())
-    data[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(data)
-    seen.add(digest())
+        other(lambda data: data + b"\n", name)(folder)
+        seen.add(open_model_folder(folder).digest())
+    other(lambda data: data[:-1] + bytes([data[-1] ^ 1]))(folder)
+    seen.add(open_model_folder(folder).digest())
     assert len(seen) == 4
-
-
-def test_digest_does_not_depend_on_where_the_folder_lies(tiny: TinyZoo, folder: Path) -> None:
-    here, there = open_model_folder(folder), open_model_folder(tiny.folder / "five")
-    assert here.digest() == there.digest()

@@ -70,10 +70,9 @@ def changed(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict
     at: Any = found
     for step in path[:-1]:
         at = at[step]
+    at[path[-1]] = value
     if value is GONE:
         del at[path[-1]]
-    else:
-        at[path[-1]] = value
     return found
 
 
@@ -191,33 +190,35 @@ def test_a_record_that_is_none_ends_in_a_sentence(text: bytes) -> None:
 def _uses(folder: Path, name: str) -> list[Callable[[], object]]:
     merge = load_merge(str(folder))
     task = merge.tasks[0]
-    if name.startswith("configs"):
-        return [lambda: merge.for_task(task), lambda: merge.export(task, folder.parent / "out")]
     if name == "coefficients.safetensors":
         return [lambda: merge.coefficients]
-    return [lambda: merge.for_task(task)]
+    uses: list[Callable[[], object]] = [lambda: merge.for_task(task)]
+    if name.startswith("configs"):
+        uses.append(lambda: merge.export(task, folder.parent / "out"))
+    return uses
 
 
 NAMES = ["backbone.safetensors", "tints/{}.safetensors", "coefficients.safetensors"]
+MADE: dict[str, Callable[[Path], object]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link out": lambda path: path.symlink_to("/etc/passwd"),
+    "a dangling link": lambda path: path.symlink_to("nothing"),
+    "nothing": lambda path: None,
+    "a link to itself": lambda path: path.symlink_to(path),
+}
 
 
-@pytest.mark.parametrize("what", ["folder", "pipe", "link out", "dangling", "gone", "unreadable"])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
 @pytest.mark.parametrize("name", [*NAMES, "configs/{}/config.json"])
-def test_what_is_no_file_of_the_merge_is_named(folder: Path, name: str, what: str) -> None:
+def test_what_is_no_file_of_the_merge_is_named(
+    folder: Path, name: str, make: Callable[[Path], object]
+) -> None:
     name = name.format(load_merge(str(folder)).tasks[0])
     path, aside = folder / name, folder.parent / "aside"
     path.rename(aside)
     try:
-        if what == "folder":
-            path.mkdir()
-        elif what == "pipe":
-            os.mkfifo(path)
-        elif what == "link out":
-            path.symlink_to(aside)
-        elif what == "dangling":
-            path.symlink_to(folder / "nothing")
-        elif what == "unreadable":
-            path.symlink_to(path)
+        make(path)
         for use in _uses(folder, name):
             with pytest.raises(TintrayError, match=name.replace(".", r"\.")):
                 use()
@@ -228,17 +229,14 @@ def test_what_is_no_file_of_the_merge_is_named(folder: Path, name: str, what: st
         aside.rename(path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x00" * 9,
-        b"\xff" * 64,
-        save({"a": torch.zeros(2)}),
-        save({"coefficients": torch.zeros(1, 1)}),
-        save({"classifier.weight": torch.zeros(3, 3, dtype=torch.int64)}),
-    ],
-)
+CONTENTS = [b"", b"\x00" * 9, b"\xff" * 64, save({"a": torch.zeros(2)})]
+CONTENTS += [
+    save({"coefficients": torch.zeros(1, 1)}),
+    save({"classifier.weight": torch.zeros(3, 3, dtype=torch.int64)}),
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_that_do_not_fit_are_named(
     folder: Path, document: dict[str, Any], name: str, content: bytes
@@ -257,8 +255,7 @@ def test_tensors_that_do_not_fit_are_named(
 def replaced(folder: Path, document: dict[str, Any], contents: dict[str, bytes]) -> Iterator[None]:
     """Other contents of files, and a manifest that agrees with them."""
     refs = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-        for name, content in contents.items()
+        n: {"sha256": hashlib.sha256(c).hexdigest(), "size": len(c)} for n, c in contents.items()
     }
     listed = {**document, "files": {**document["files"], **refs}}
     texts = {**contents, "manifest.json": seal(listed, "manifest.json")}
@@ -303,7 +300,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_as_it_was_or_refused(
         path.write_bytes(good)
 
 
-def test_code_beside_a_configuration_is_never_copied(
+def test_processors_are_found_and_code_beside_them_is_never_copied(
     folder: Path, document: dict[str, Any], tmp_path: Path
 ) -> None:
     task = document["tasks"][0]["name"]
@@ -312,29 +309,17 @@ def test_code_beside_a_configuration_is_never_copied(
         merge.export(task, tmp_path / "out")
         assert merge.processor(task) is not None
     assert not list((tmp_path / "out").glob("*.py"))
-
-
-def test_a_processor_that_is_not_there_is_told_of_the_merge(folder: Path) -> None:
-    merge = load_merge(str(folder))
     with pytest.raises(TintrayError, match="has no usable tokenizer") as raised:
-        merge.processor(merge.tasks[0], text=True)
-    assert f"{folder}/configs/{merge.tasks[0]} has" in str(raised.value)
+        merge.processor(task, text=True)
+    assert f"{folder}/configs/{task} has" in str(raised.value)
     assert "tintray-" not in str(raised.value).replace(str(folder), "")
 
-
-def test_a_text_tasks_tokenizer_is_found_without_being_asked_for(
-    folder: Path, document: dict[str, Any], tmp_path: Path
-) -> None:
-    task = document["tasks"][0]["name"]
     tokenizer().save_pretrained(tmp_path)
-    own = {
-        f"configs/{task}/{name}": (tmp_path / name).read_bytes()
-        for name in ("tokenizer.json", "tokenizer_config.json")
-    }
-    images = f"configs/{task}/preprocessor_config.json"
-    listed = {name: ref for name, ref in document["files"].items() if name != images}
+    files = ("tokenizer.json", "tokenizer_config.json")
+    own = {f"configs/{task}/{name}": (tmp_path / name).read_bytes() for name in files}
+    listed = dict(document["files"])
+    del listed[f"configs/{task}/preprocessor_config.json"]
     with replaced(folder, {**document, "files": listed}, own):
-        merge = open_folder(folder)
-        found = merge.processor(task)
+        found = open_folder(folder).processor(task)  # a text task's, without being asked for
     assert found("w1")["input_ids"]
     assert found.name_or_path == f"{folder}/configs/{task}"

@@ -37,26 +37,19 @@ def test_an_expert_is_what_transformers_loads(tiny: TinyZoo, expert: torch.nn.Mo
     assert not expert.training
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_base_takes_the_class_of_the_experts(tiny: TinyZoo, task: str) -> None:
+def test_a_base_takes_the_class_of_the_experts_with_a_head_or_without(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
     """Its own head, of six classes, is left out; its backbone is bit for bit the file's."""
-    like = open_model_folder(tiny.folder / task)
-    base = load_base(open_model_folder(tiny.folder / "base"), like=like)
-    plain = ViTForImageClassification.from_pretrained(tiny.folder / "base").state_dict()
-    for name in backbone_names(base):
-        assert torch.equal(base.get_parameter(name), plain[name])
-    assert base.config.num_labels == CLASSES[task]
-
-
-def test_a_base_without_a_head_is_a_base_too(tiny: TinyZoo, tmp_path: Path) -> None:
     whole = ViTForImageClassification.from_pretrained(tiny.folder / "base")
     headless = ViTModel(whole.config, add_pooling_layer=False)
     headless.load_state_dict(whole.vit.state_dict())
     headless.save_pretrained(tmp_path)
-    like = open_model_folder(tiny.folder / "two")
-    base = load_base(open_model_folder(tmp_path), like=like)
-    for name in backbone_names(base):
-        assert torch.equal(base.get_parameter(name), whole.state_dict()[name])
+    for folder, task in ((tmp_path, "two"), *((tiny.folder / "base", task) for task in TASKS)):
+        base = load_base(open_model_folder(folder), like=open_model_folder(tiny.folder / task))
+        for name in backbone_names(base):
+            assert torch.equal(base.get_parameter(name), whole.state_dict()[name])
+        assert base.config.num_labels == CLASSES[task]
 
 
 def test_backbone_and_head_are_everything(expert: torch.nn.Module) -> None:
@@ -138,10 +131,9 @@ def test_a_pattern_is_all_that_it_fits_and_never_a_part_of_it_again(
 @pytest.mark.parametrize(
     ("site", "words"),
     [
-        *[(site, "nothing would be shared|list of modules") for site in ("vit", "vit.encoder")],
-        *[(site, "is a list of modules") for site in ("vit.layers", "vit.encoder.layer")],
-        ("*.atention", "fits"),
-        ("vit*", "nothing would be shared"),
+        *(("vit", "nothing would be shared"), ("vit.encoder", "nothing would be|list of modules")),
+        *(("vit.layers", "is a list of modules"), ("vit.encoder.layer", "is a list of modules")),
+        *(("*.atention", "fits"), ("vit*", "nothing would be shared")),
     ],
 )
 def test_a_site_that_leaves_nothing_to_share_or_runs_nothing_is_refused(
@@ -160,18 +152,6 @@ def test_a_site_without_a_low_rank_form_is_refused(
         partition(expert, site, rank=4)
 
 
-def config(**changes: int) -> ViTConfig:
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 16,
-        "patch_size": 4,
-    }
-    return ViTConfig(**(sizes | changes))
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -184,7 +164,9 @@ def config(**changes: int) -> ViTConfig:
 def test_an_expert_of_another_shape_is_refused_by_its_tensor(
     expert: torch.nn.Module, changes: dict[str, int], words: list[str]
 ) -> None:
-    other = ViTForImageClassification(config(**changes))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "image_size": 16, "patch_size": 4}
+    other = ViTForImageClassification(ViTConfig(**sizes | changes))
     with pytest.raises(CheckpointError, match=r"^tasks\.x\.expert") as raised:
         check_same_backbone(expert, other, "the base", "tasks.x.expert")
     assert [word for word in words if word not in str(raised.value)] == []

@@ -59,7 +59,6 @@ def test_a_header_that_lies_is_refused_by_every_way_in(tmp_path: Path, header: A
     path = write(tmp_path / "model.safetensors", header)
     (tmp_path / "config.json").write_text("{}")
     for opened in (
-        lambda: tensors_in(path, "expert 'a'"),
         lambda: TensorFiles([path], "expert 'a'"),
         lambda: open_model_folder(tmp_path, role="expert 'a'"),
     ):
@@ -68,10 +67,15 @@ def test_a_header_that_lies_is_refused_by_every_way_in(tmp_path: Path, header: A
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_and_a_tensor_in_two(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path("/dev/null")):
         with pytest.raises(CheckpointError, match="safetensors file"):
             tensors_in(path, "the base")
+    one, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for path in (one, other):
+        save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="'w' is in two files"):
+        TensorFiles([one, other], "the base")
 
 
 numbers = st.integers(-4, 40)
@@ -104,10 +108,3 @@ def test_what_is_accepted_is_what_the_library_reads(
             assert found.dtype == tensor.dtype
             assert found.shape == tensor.shape
             assert found.numpy().tobytes() == tensor.numpy().tobytes()
-
-
-def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
-    for name in "ab":
-        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(CheckpointError, match="'w' is in two files"):
-        TensorFiles([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], "the base")
