@@ -300,7 +300,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_as_it_was_or_refused(
         path.write_bytes(good)
 
 
-def test_processors_are_found_and_code_beside_them_is_never_copied(
+def test_code_beside_a_configuration_is_never_copied(
     folder: Path, document: dict[str, Any], tmp_path: Path
 ) -> None:
     task = document["tasks"][0]["name"]
