@@ -25,7 +25,7 @@ from tintray.jobs.engine.plan import FLOAT, LARGE_GRADIENT
 from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
-from tintray.merging.files.tensor_files import StackedTensors, TensorFiles
+from tintray.merging.files.tensor_files import TensorFiles, stacked
 from tintray.numerics.choices import Format
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
@@ -105,19 +105,17 @@ class Shard:
     ) -> None:
         """Put a merging method's directions in the place of the task vectors."""
         with ExitStack() as stack:
-            stacked = {
-                kind: StackedTensors(
-                    [
-                        stack.enter_context(TensorFiles([self._path(ref)], f"statistics '{kind}'"))
-                        for ref in refs
-                    ]
-                )
+            files = {
+                kind: [
+                    stack.enter_context(TensorFiles([self._path(ref)], f"statistics '{kind}'"))
+                    for ref in refs
+                ]
                 for kind, refs in statistics.items()
             }
             self._vectors = direct(
                 self._loaded,
                 recipe,
-                stacked,
+                lambda name: stacked(files, name),
                 where=self._depths(),
                 totals=None if totals is None else torch.from_numpy(totals.copy()),
                 format=self._config.format,

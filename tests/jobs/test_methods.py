@@ -124,34 +124,35 @@ def test_grams_are_of_the_inputs_of_linear_layers(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("name", ["ties", "iso_cts", "regmean", "emr"])
-def test_the_fit_starts_from_a_method(tiny: TinyZoo, store: Path, name: str) -> None:
+def test_the_fit_starts_from_a_method(
+    tiny: TinyZoo, store: Path, bench: Workbench, name: str
+) -> None:
     """With a learning rate of next to nothing, the fit ends where the method alone ends."""
     fit = {"rounds": 1, "batch_size": 4, "coefficient_lr": 1e-12, "tint_lr": 1e-12}
     started = tiny.job(store, merge={"init": name}, fit=fit)
-    summary = api.run(parse_spec(started, folder=tiny.folder))
-    bench = tiny_workbench(tiny)
+    merge = load(api.run(parse_spec(started, folder=tiny.folder)))
     vectors = bench.vectors
-    measured = None
+    grams: dict[str, torch.Tensor] = {}
     if name == "regmean":
         names = [slot.name for slot in vectors.layout.slots]
-        grams = [
-            statistics.input_grams(bench.experts[task], bench.pools[task], names) for task in TASKS
-        ]
-        measured = {"gram": {key: torch.stack([g[key] for g in grams]) for key in grams[0]}}
-    backbone = load(summary).backbone
-    for slot, layer in layers(vectors, recipe(name), measured):
+        each = [statistics.input_grams(bench.experts[t], bench.pools[t], names) for t in TASKS]
+        grams = {key: torch.stack([of[key] for of in each]) for key in each[0]}
+    for slot, layer in layers(
+        vectors, recipe(name), lambda key: {"gram": grams[key]} if key in grams else {}
+    ):
         expected = layer.base + directions(layer, recipe(name)).sum(0)
-        torch.testing.assert_close(backbone[slot.name], expected, atol=1e-4, rtol=1e-3)
-    assert torch.allclose(load(summary).coefficients, torch.tensor(1.0))
+        torch.testing.assert_close(merge.backbone[slot.name], expected, atol=1e-4, rtol=1e-3)
+    assert torch.allclose(merge.coefficients, torch.tensor(1.0))
 
 
-def test_coefficients_move_a_methods_directions(tiny: TinyZoo, store: Path) -> None:
+def test_coefficients_move_a_methods_directions(
+    tiny: TinyZoo, store: Path, bench: Workbench
+) -> None:
     fit = {"rounds": 6, "batch_size": 6, "coefficient_lr": 0.05}
     learned = tiny.job(store, merge={"init": "ties", "parameters": {"density": 0.5}}, fit=fit)
     merge = load(api.run(parse_spec(learned, folder=tiny.folder)))
-    vectors = tiny_workbench(tiny).vectors
-    moved = (merge.coefficients - 1).abs().amax()
-    assert moved > 0.01
+    vectors = bench.vectors
+    assert (merge.coefficients - 1).abs().amax() > 0.01
     columns = dict(zip([u.name for u in vectors.layout.units], merge.coefficients.T, strict=True))
     for slot, layer in layers(vectors, recipe("ties", {"density": 0.5})):
         each = directions(layer, recipe("ties", {"density": 0.5}))
@@ -236,11 +237,12 @@ def test_memory_is_written_as_people_write_it(tiny: TinyZoo, store: Path) -> Non
 # Surgery
 
 
-def test_surgery_brings_features_towards_the_experts(tiny: TinyZoo, store: Path) -> None:
+def test_surgery_brings_features_towards_the_experts(
+    tiny: TinyZoo, store: Path, bench: Workbench
+) -> None:
     merge = load(api.run(job(tiny, store, method="surgery")))
     plain = load(api.run(job(tiny, store, method="task_arithmetic")))
     assert all(torch.equal(t, plain.backbone[n]) for n, t in merge.backbone.items())
-    bench = tiny_workbench(tiny)
     for task in TASKS:
         pool = bench.pools[task]
         wanted = surgery.features(bench.experts[task], pool)

@@ -21,7 +21,6 @@ from tintray.merging.algorithms.masks import elected
 from tintray.merging.algorithms.spectral import decompose, pack
 from tintray.merging.apply import depths, direct, directions, layers
 from tintray.numerics.layout import build_layout
-from tintray.vectors.task_vectors import TaskVectors
 
 ALL = list(methods())
 SHAPES = {"matrix": (12, 8), "wide": (6, 20), "vector": (8,), "kernel": (4, 3, 2, 2)}
@@ -79,11 +78,9 @@ def test_one_task_at_scale_one_is_the_expert(name: str, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("name", [n for n in ALL if methods()[n].own is not None])
 def test_one_task_on_its_own_backbone_is_the_expert(name: str) -> None:
-    given = layer(tasks=1)
-    known = methods()[name]
+    given, known = layer(tasks=1), methods()[name]
     given = replace(given, totals=known.totals and known.totals(given))
-    own = known.own(given, **recipe(name).parameters)
-    torch.testing.assert_close(own, given.vectors)
+    torch.testing.assert_close(known.own(given, **recipe(name).parameters), given.vectors)
 
 
 @pytest.mark.parametrize("name", ["dare", "dare_ties"])
@@ -217,30 +214,18 @@ def test_depth_grows_from_embeddings_to_the_last_block() -> None:
 # A whole model in memory
 
 
-def task_vectors(tasks: int = 3) -> TaskVectors:
+@pytest.mark.parametrize("name", ["lines", "emr"])
+def test_directions_replace_task_vectors_tensor_by_tensor(name: str) -> None:
     layout = build_layout({"embed.w": (5, 4), "layers.0.w": (6, 4), "layers.1.b": (6,)})
     generator = torch.Generator().manual_seed(3)
-    base = torch.randn(layout.numel, generator=generator)
-    matrix = torch.randn(tasks, layout.numel, generator=generator)
-    return dense_task_vectors(layout, TASKS[:tasks], base, matrix)
-
-
-def test_directions_replace_task_vectors_tensor_by_tensor() -> None:
-    given = task_vectors()
-    expected = {
-        slot.name: directions(one, recipe("lines")) for slot, one in layers(given, recipe("lines"))
-    }
-    direct(given, recipe("lines"))
-    for slot in given.layout.slots:
-        found = given.matrix[:, slot.start : slot.stop].view(-1, *slot.shape)
-        assert torch.equal(found, expected[slot.name])
-
-
-def test_totals_are_of_the_whole_model() -> None:
-    given = task_vectors()
-    totals = {one.totals for _, one in layers(given, recipe("emr")) if one.totals is not None}
-    assert len({id(found) for found in totals}) == 1
-    torch.testing.assert_close(totals.pop()[:, 0].float(), given.matrix.abs().sum(1))
+    base, matrix = (torch.randn(*n, layout.numel, generator=generator) for n in ((), (3,)))
+    given = dense_task_vectors(layout, TASKS, base, matrix)
+    each = list(layers(given, recipe(name)))
+    expected = torch.cat([directions(one, recipe(name)).flatten(1) for _, one in each], dim=1)
+    assert torch.equal(direct(given, recipe(name)).matrix, expected)
+    if name == "emr":  # its totals are of the whole model
+        for _, one in each:
+            torch.testing.assert_close(one.totals[:, 0].float(), matrix.abs().sum(1))
 
 
 # The registry

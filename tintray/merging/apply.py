@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,8 +16,8 @@ from tintray.numerics.layout import Slot
 from tintray.vectors.stacks import make_stack
 from tintray.vectors.task_vectors import TaskVectors
 
-Statistics = Mapping[str, Mapping[str, Tensor]]
-"""What was measured: kind -> tensor name -> [K, …]; see ``Layer.statistics``."""
+Statistics = Callable[[str], Mapping[str, Tensor]]
+"""A tensor's name to what was measured of it, by kind; see ``Layer.statistics``."""
 
 _BLOCK = re.compile(r"\.(\d+)\.")
 _AFTER = re.compile(r"\b(final|post|pooler|norm|layernorm|ln_f|head|classifier|lm_head)\b")
@@ -60,7 +60,7 @@ def directions(layer: Layer, recipe: Recipe) -> Tensor:
 def layers(
     vectors: TaskVectors,
     recipe: Recipe,
-    statistics: Statistics | None = None,
+    statistics: Statistics = lambda _: {},
     *,
     where: Mapping[str, float] | None = None,
     totals: Tensor | None = None,
@@ -77,7 +77,7 @@ def layers(
     at = where or depths(slot.name for slot in vectors.layout.slots)
     if totals is None and recipe.method.totals is not None:
         totals = torch.stack(partial_totals(vectors, recipe, at)).sum(0)
-    for slot, layer in _layers(vectors, recipe, at, statistics or {}):
+    for slot, layer in _layers(vectors, recipe, at, statistics):
         yield slot, replace(layer, totals=totals)
 
 
@@ -85,34 +85,24 @@ def partial_totals(
     vectors: TaskVectors, recipe: Recipe, where: Mapping[str, float]
 ) -> list[Tensor]:
     """What a method sums over a model, of each tensor by itself; all of them make ``totals``."""
-    rule = recipe.method.totals
-    return [rule(layer) for _, layer in _layers(vectors, recipe, where, {})] if rule else []
+    rule, found = recipe.method.totals, _layers(vectors, recipe, where, lambda _: {})
+    return [rule(layer) for _, layer in found] if rule else []
 
 
 def _layers(
     vectors: TaskVectors, recipe: Recipe, where: Mapping[str, float], statistics: Statistics
 ) -> Iterator[tuple[Slot, Layer]]:
     for slot, stack in zip(vectors.layout.slots, vectors.stacks, strict=True):
-        yield (
-            slot,
-            Layer(
-                slot.name,
-                vectors.base[slot.start : slot.stop].view(slot.shape),
-                stack.dense().view(-1, *slot.shape),
-                vectors.tasks,
-                where[slot.name],
-                recipe.seed,
-                statistics={
-                    kind: of[slot.name] for kind, of in statistics.items() if slot.name in of
-                },
-            ),
-        )
+        base = vectors.base[slot.start : slot.stop].view(slot.shape)
+        dense = stack.dense().view(-1, *slot.shape)
+        known = (vectors.tasks, where[slot.name], recipe.seed)
+        yield slot, Layer(slot.name, base, dense, *known, statistics=statistics(slot.name))
 
 
 def direct(
     vectors: TaskVectors,
     recipe: Recipe,
-    statistics: Statistics | None = None,
+    statistics: Statistics = lambda _: {},
     *,
     where: Mapping[str, float] | None = None,
     totals: Tensor | None = None,

@@ -8,7 +8,7 @@ buffer, which mapping a file does not promise.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,23 +119,13 @@ def bytes_of(numbers: Tensor) -> memoryview:
     return memoryview(array)
 
 
-class StackedTensors(Mapping[str, Tensor]):
-    """The tensors of several checkpoints, [K, *shape] by name, read when they are asked for."""
-
-    def __init__(self, files: Sequence[TensorFiles]) -> None:
-        self._files = files
-
-    def __getitem__(self, name: str) -> Tensor:
-        return torch.stack([file.whole(name, torch.float32) for file in self._files])
-
-    def __contains__(self, name: object) -> bool:
-        return all(name in file.tensors for file in self._files)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files[0].tensors)
-
-    def __len__(self) -> int:
-        return len(self._files[0].tensors)
+def stacked(files: Mapping[str, Sequence[TensorFiles]], name: str) -> dict[str, Tensor]:
+    """A tensor of several checkpoints [K, *shape], of each kind of files that all have it."""
+    return {
+        kind: torch.stack([file.whole(name, torch.float32) for file in of])
+        for kind, of in files.items()
+        if all(name in file.tensors for file in of)
+    }
 
 
 class VectorFiles(TensorFiles):
