@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from tintray.errors import NotFoundError, StorageError
 from tintray.storage.catalog.engine import failures, writing
 from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.tables import Base
 from tintray.storage.secrets import shown_catalog
 
 if TYPE_CHECKING:
@@ -61,7 +62,13 @@ def upgrade_schema(engine: sa.Engine) -> tuple[str | None, str]:
         if found is not None and found not in REVISIONS:
             raise StorageError(f"the catalog {where} has {version_problem(found)}")
         if found != REVISIONS[-1]:
-            _migrate(connection)
+            from alembic import command
+
+            if found is None:
+                Base.metadata.create_all(connection)
+            (command.stamp if found is None else command.upgrade)(
+                alembic_config(connection), "head"
+            )
     return found, REVISIONS[-1]
 
 
@@ -78,18 +85,10 @@ def version_problem(found: str) -> str | None:
     )
 
 
-def _migrate(connection: sa.Connection) -> None:
-    from alembic import command
-
-    config = alembic_config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-
-
-def alembic_config() -> Config:
+def alembic_config(connection: sa.Connection | None = None) -> Config:
     """Alembic's configuration: the migrations that are packaged with the code."""
     from alembic.config import Config
 
-    config = Config()
+    config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "tintray.storage.catalog:migrations")
     return config

@@ -239,11 +239,11 @@ class Job(Base):
     store_url: Mapped[str] = mapped_column(Long())
     created_at: Mapped[datetime] = mapped_column(index=True)
     updated_at: Mapped[datetime]
-    priority: Mapped[int] = mapped_column(default=0)  # the highest goes first
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")  # the highest goes first
     key: Mapped[str | None] = mapped_column(Short(200))  # the submitter's own
     digest: Mapped[str | None] = mapped_column(Short(64))  # of the job file, with its places
     cluster: Mapped[str | None] = mapped_column(Short(500))  # None: run where it was started
-    attempt: Mapped[int] = mapped_column(default=0)  # how often it was handed over to the cluster
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")  # times handed over
     handed_at: Mapped[datetime | None]  # the last time; None while it waits
     stop_at: Mapped[datetime | None]  # when it was asked to stop
     stop_reason: Mapped[str | None] = mapped_column(Long())

@@ -1,20 +1,15 @@
 """A queue for each cluster, requests to stop a job, and checkpoints to resume it from."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 
-def _new() -> tuple[sa.Column[Any], ...]:
-    return (
+def upgrade() -> None:
+    """Add what the queue knows of a job, the clusters, and the checkpoints."""
+    for column in (
         sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("key", sa.String(length=200), nullable=True),
         sa.Column("digest", sa.String(length=64), nullable=True),
@@ -23,12 +18,7 @@ def _new() -> tuple[sa.Column[Any], ...]:
         sa.Column("handed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stop_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stop_reason", sa.Text(), nullable=True),
-    )
-
-
-def upgrade() -> None:
-    """Add what the queue knows of a job, the clusters, and the checkpoints."""
-    for column in _new():
+    ):
         op.add_column("jobs", column)
     op.create_index("ix_jobs_key", "jobs", ["key"], unique=True)
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
@@ -49,13 +39,3 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_checkpoints_job_id_jobs"),
         sa.PrimaryKeyConstraint("job_id", "round", name="pk_checkpoints"),
     )
-
-
-def downgrade() -> None:
-    """Drop them: jobs that wait are then handed over by nobody, and none can be resumed."""
-    op.drop_table("checkpoints")
-    op.drop_table("clusters")
-    op.drop_index("ix_jobs_created_at", "jobs")
-    op.drop_index("ix_jobs_key", "jobs")
-    for column in _new():
-        op.drop_column("jobs", column.name)
