@@ -13,7 +13,7 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.results import Record
 from tintray.storage.catalog.job_list import JobRow, read_jobs
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import OVER, JobState
 
 if TYPE_CHECKING:
     from tintray.storage.catalog.catalog import Catalog
@@ -91,7 +91,7 @@ class JobStatus(JobLine):
     @property
     def over(self) -> bool:
         """Whether nothing more happens to it by itself."""
-        return self.state in (LOST, *(state for state in JobState if state.terminal))
+        return self.state in (LOST, *OVER)
 
 
 @contextmanager

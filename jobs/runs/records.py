@@ -47,9 +47,7 @@ def record_checked(run: JobRun, checked: Checked, lineage: Lineage | None) -> No
         models.append(KnownModel(sha256, "expert", source, base.parameters + head, base.digest))
         pools.append(KnownPool(*pool))
         tasks.append(KnownTask(task.name, task.kind, sha256, pool[0]))
-    run.catalog.inputs.record_models(models)
-    run.catalog.inputs.record_pools(pools)
-    run.catalog.inputs.record_tasks(run.job_id, tasks)
+    run.catalog.inputs.record(run.job_id, models, pools, tasks)
     if lineage is not None:
         _inherit(run, checked, lineage)
 

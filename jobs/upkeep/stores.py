@@ -11,15 +11,15 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.runs.catalog_entries import enter
+from tintray.jobs.upkeep.databases import check_catalog as check_catalog
+from tintray.jobs.upkeep.databases import upgrade_catalog as upgrade_catalog
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,
     DamageLine,
-    DatabaseReport,
     GarbageLine,
     GarbageReport,
     Removed,
-    SchemaChange,
     VerifyReport,
 )
 from tintray.storage.artifacts.blobs import fetch_blob, is_blob
@@ -33,7 +33,7 @@ from tintray.storage.artifacts.publish import (
 )
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.verify import verify_merge, verify_store
-from tintray.storage.catalog import collect, database_check
+from tintray.storage.catalog import collect
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Artifact
 
@@ -314,36 +314,3 @@ def _read_back(store: ArtifactStore, hashes: list[str]) -> None:
     for sha256 in dict.fromkeys(hashes):
         with TemporaryDirectory(prefix="tintray-") as folder:
             fetch_blob(store, sha256, Path(folder))
-
-
-# The catalog's database
-
-
-def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
-    """Bring a catalog's tables to this version of tintray, or create them."""
-    _, catalog = chosen(None, catalog)
-    with as_input_error():
-        before, after = database_check.upgrade(catalog)
-    return SchemaChange(_shown(catalog), before, after)
-
-
-def check_catalog(catalog: str | None = None) -> DatabaseReport:
-    """Look whether a catalog's database is sound, and its tables those of this tintray."""
-    _, catalog = chosen(None, catalog)
-    with as_input_error():
-        state = database_check.check(catalog)
-    return DatabaseReport(
-        catalog=state.url,
-        schema=state.found,
-        needed=state.needed,
-        rows=state.rows,
-        problems=state.problems,
-        idle_jobs=state.idle,
-    )
-
-
-def _shown(catalog: str) -> str:
-    from tintray.storage.catalog.engine import parse_catalog_url
-    from tintray.storage.secrets import shown_catalog
-
-    return shown_catalog(parse_catalog_url(catalog))

@@ -13,11 +13,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.catalog.database import Repository, insert_missing
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import OVER
 from tintray.storage.catalog.tables import Artifact, ArtifactUse, Job, Merge, MergeFile
 from tintray.storage.secrets import scrub
 
-PIN = "pin"
 CHECKPOINT = "checkpoint"
 """The kind of the artifacts of a checkpoint, which are needed until it is dropped."""
 
@@ -53,8 +52,7 @@ class Artifacts(Repository):
         if job_id is not None:
             query = query.join(ArtifactUse, ArtifactUse.sha256 == Artifact.sha256)
             query = query.where(ArtifactUse.job_id == job_id)
-        with self._read() as session:
-            return list(session.scalars(query))
+        return self._list(query)
 
     def pin(self, sha256: str, pinned: bool = True) -> None:
         """Keep an artifact from being collected, or no longer."""
@@ -140,13 +138,15 @@ def _batches(hashes: set[str]) -> Iterator[list[str]]:
 
 def _users(session: Session, only: str | None = None) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for sha256, name, version in session.execute(_of_merges(only)):
-        found.setdefault(sha256, set()).add(f"merge {name}/v{version}")
-    for sha256, job_id in session.execute(_of_jobs(only)):
-        found.setdefault(sha256, set()).add(f"job {job_id}")
     pinned = sa.and_(Artifact.pinned_at.is_not(None), _is(Artifact.sha256, only))
-    for sha256 in session.scalars(sa.select(Artifact.sha256).where(pinned)):
-        found.setdefault(sha256, set()).add(PIN)
+    pins = session.scalars(sa.select(Artifact.sha256).where(pinned))
+    merges, jobs = session.execute(_of_merges(only)), session.execute(_of_jobs(only))
+    for sha256, user in (
+        *((sha256, f"merge {name}/v{version}") for sha256, name, version in merges),
+        *((sha256, f"job {job_id}") for sha256, job_id in jobs),
+        *((sha256, "pin") for sha256 in pins),
+    ):
+        found.setdefault(sha256, set()).add(user)
     return found
 
 
@@ -171,13 +171,12 @@ def _of_merges(only: str | None) -> sa.CompoundSelect[str, str, int]:
 
 def _of_jobs(only: str | None) -> sa.Select[str, str]:
     """What jobs that are not over have used, and the checkpoints that any job has."""
-    over = [state for state in JobState if state.terminal]
     return (
         sa.select(ArtifactUse.sha256, ArtifactUse.job_id)
         .join(Job, Job.id == ArtifactUse.job_id)
         .join(Artifact, Artifact.sha256 == ArtifactUse.sha256)
         .where(
-            sa.or_(Job.state.not_in(over), Artifact.kind == CHECKPOINT),
+            sa.or_(Job.state.not_in(OVER), Artifact.kind == CHECKPOINT),
             _is(ArtifactUse.sha256, only),
         )
     )

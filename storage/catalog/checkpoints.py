@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.catalog.artifacts import (
@@ -52,8 +51,7 @@ class Checkpoints(Repository):
 
     def of(self, job_id: str) -> list[CheckpointRow]:
         """The checkpoints of a job, the newest round first."""
-        with self._read() as session:
-            return _of(session, job_id)
+        return self._list(_of(job_id))
 
     def drop(self, job_id: str, *, keep: int = 0, token: int | None = None) -> set[str]:
         """Forget all but the ``keep`` newest; returns the blobs that nobody needs any more.
@@ -63,7 +61,7 @@ class Checkpoints(Repository):
         """
         with self._write() as session:
             fence(session, job_id, token)
-            found = _of(session, job_id)
+            found = list(session.scalars(_of(job_id)))
             kept = {sha256 for one in found[:keep] for sha256 in (one.sha256, *one.parts)}
             gone = {sha256 for one in found[keep:] for sha256 in (one.sha256, *one.parts)} - kept
             for one in found[keep:]:
@@ -71,6 +69,6 @@ class Checkpoints(Repository):
             return forget_uses(session, job_id, gone)
 
 
-def _of(session: Session, job_id: str) -> list[CheckpointRow]:
-    query = sa.select(CheckpointRow).where(CheckpointRow.job_id == job_id)
-    return list(session.scalars(query.order_by(CheckpointRow.round.desc())))
+def _of(job_id: str) -> sa.Select[CheckpointRow]:
+    mine = CheckpointRow.job_id == job_id
+    return sa.select(CheckpointRow).where(mine).order_by(CheckpointRow.round.desc())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from re import fullmatch
 
 from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -22,8 +23,8 @@ def take_inventory(store: ArtifactStore) -> Inventory:
     """List a store, and read its manifests and cache records."""
     leftovers = tuple(store.leftovers())
     entries = tuple(entry for entry in store.list() if is_ours(entry.key))
-    manifests = [entry.key for entry in entries if _is_manifest(entry.key)]
-    records = [entry.key for entry in entries if _is_record(entry.key)]
+    manifests = [e.key for e in entries if fullmatch(rf"merges/[^/]*/[^/]*/{MANIFEST}", e.key)]
+    records = [e.key for e in entries if fullmatch(r"cache/[^/]*/[^/]*\.json", e.key)]
     with ThreadPoolExecutor(_THREADS) as pool:
         texts = pool.map(lambda key: _text(store, key), manifests)
         named = pool.map(lambda key: _named(store, key), records)
@@ -33,16 +34,6 @@ def take_inventory(store: ArtifactStore) -> Inventory:
             {key: text for key, text in zip(manifests, texts, strict=True) if text is not None},
             dict(zip(records, named, strict=True)),
         )
-
-
-def _is_manifest(key: str) -> bool:
-    parts = key.split("/")
-    return len(parts) == 4 and parts[0] == "merges" and parts[3] == MANIFEST
-
-
-def _is_record(key: str) -> bool:
-    parts = key.split("/")
-    return len(parts) == 3 and parts[0] == "cache" and key.endswith(".json")
 
 
 def _text(store: ArtifactStore, key: str) -> str | None:

@@ -6,26 +6,23 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from tintray.errors import NotFoundError, StorageError
-from tintray.storage.catalog.engine import (
-    failures,
-    make_engine,
-    parse_catalog_url,
-    sqlite_file,
-    writing,
-)
+from tintray.storage.catalog.engine import failures, make_engine, parse_catalog_url, writing
 from tintray.storage.catalog.schema import ensure_schema
 from tintray.storage.catalog.tables import Base
 from tintray.storage.secrets import shown_catalog
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
+
+Found = TypeVar("Found")
 
 
 class Database:
@@ -56,17 +53,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the database and changes nothing."""
-        with failures(self.url), self._connect() as connection, _session(connection) as session:
+        with failures(self.url), self._connect() as conn, _session(conn) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that is committed when the block ends well."""
-        with (
-            failures(self.url),
-            self._connect() as connection,
-            _session(writing(connection)) as session,
-        ):
+        with failures(self.url), self._connect() as conn, _session(writing(conn)) as session:
             yield session
 
     def _connect(self) -> sa.Connection:
@@ -91,6 +84,10 @@ class Repository:
         self._read = database.read
         self._write = database.write
 
+    def _list(self, query: sa.Select[Found]) -> list[Found]:
+        with self._read() as session:
+            return list(session.scalars(query))
+
 
 def insert_missing(session: Session, table: type[Base], rows: list[dict[str, Any]]) -> None:
     """Insert rows, leaving those alone whose primary key is there already."""
@@ -102,11 +99,10 @@ def insert_or_replace(
     session: Session, table: type[Base], rows: list[dict[str, Any]], key: list[str]
 ) -> None:
     """Insert rows; a row whose ``key`` is there already takes the new values."""
-    if not rows:
-        return
-    statement = _insert(session, table)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+    if rows:
+        statement = _insert(session, table)
+        changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+        session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
 
 
 def _insert(session: Session, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
@@ -128,8 +124,8 @@ def _session(connection: sa.Connection) -> Iterator[Session]:
 
 def prepare_folder(catalog: sa.URL, create: bool) -> None:
     """Make the folder of a SQLite catalog whose file is not there yet, if it may be created."""
-    url, file = shown_catalog(catalog), sqlite_file(catalog)
-    if file is None or os.path.exists(file):  # noqa: PTH110 - it raises for no name
+    url, file = shown_catalog(catalog), Path(catalog.database or "")
+    if catalog.drivername != "sqlite" or os.path.exists(file):  # noqa: PTH110 - raises for no name
         return
     if not create:
         raise NotFoundError(f"there is no catalog {url} yet; run a job with it first")

@@ -8,8 +8,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,24 +42,17 @@ def parse_catalog_url(url: str) -> sa.URL:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in CATALOG_SCHEMES:
         hint = nearest(parsed.drivername, CATALOG_SCHEMES)
-        raise SpecError(
-            f"catalog: expected sqlite:// or postgresql+psycopg://, "
-            f"found '{parsed.drivername}://'{hint}"
-        )
+        found = f"found '{parsed.drivername}://'{hint}"
+        raise SpecError(f"catalog: expected sqlite:// or postgresql+psycopg://, {found}")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise SpecError("catalog: a SQLite catalog needs a file, as in sqlite:///folder/catalog.db")
     return parsed
 
 
-def sqlite_file(url: sa.URL) -> Path | None:
-    """The file of a SQLite catalog, or None for a server."""
-    return Path(url.database or "") if url.drivername == "sqlite" else None
-
-
 def make_engine(url: sa.URL) -> sa.Engine:
     """An engine for the catalog; connects nowhere yet."""
     options: dict[str, Any] = {"json_serializer": _json, "hide_parameters": True}
-    if sqlite_file(url) is not None:
+    if url.drivername == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -115,14 +107,11 @@ def _finite(value: object) -> object:
 def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
     # Python's sqlite3 would begin transactions on its own, too late for BEGIN IMMEDIATE.
     connection.isolation_level = None
-    cursor = connection.cursor()
-    try:
+    with closing(connection.cursor()) as cursor:
         cursor.execute("PRAGMA foreign_keys = ON")
         # A state that was reported must survive a power cut; NORMAL could lose the last ones.
         cursor.execute("PRAGMA synchronous = FULL")
         _turn_to_wal(cursor)
-    finally:
-        cursor.close()
 
 
 def _turn_to_wal(cursor: Any) -> None:
@@ -145,31 +134,26 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-_ADVICE = (
-    ("unable to open database file", "check that its folder exists and may be written"),
-    ("readonly database", "give this user the right to write the file and its folder"),
-    ("disk is full", "free some space on its disk"),
-    ("no space left", "free some space on its disk"),
-    ("disk i/o error", "check its disk, and that its file and folder are there and may be written"),
-    ("not a database", "name another file: this one is something else, or damaged"),
-    ("malformed", "restore it from a copy: the file is damaged"),
-    ("database is locked", f"another process held it for more than {BUSY_SECONDS:.0f} s; end that"),
-    ("password", "check the user and the password"),
-    ("authentication", "check the user and the password"),
-    ("role", "check the user"),
-    ("does not exist", "create the database, or correct its name"),
-    ("too many", "raise max_connections or run fewer clients"),
-    ("resolve", "check the host name"),
-    ("refused", "check host and port, and that the server runs"),
-    ("no such file", "check host and port, and that the server runs"),
-    ("timeout", "check host and port, and that the server runs"),
-)
+_ADVICE = {
+    "unable to open database file": "check that its folder exists and may be written",
+    "readonly database": "give this user the right to write the file and its folder",
+    "disk is full|no space left": "free some space on its disk",
+    "disk i/o error": "check its disk, and that its file and folder are there and may be written",
+    "not a database": "name another file: this one is something else, or damaged",
+    "malformed": "restore it from a copy: the file is damaged",
+    "database is locked": f"another process held it for more than {BUSY_SECONDS:.0f} s; end that",
+    "password|authentication": "check the user and the password",
+    "role": "check the user",
+    "does not exist": "create the database, or correct its name",
+    "too many": "raise max_connections or run fewer clients",
+    "resolve": "check the host name",
+    "refused|no such file|timeout": "check host and port, and that the server runs",
+}
 
 
 def _sentence(url: str, error: DBAPIError) -> str:
     lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
     detail = redact(re.sub(r"\s+", " ", lines[0] if lines else type(error.orig).__name__))
-    low = detail.lower()
     other = "check its file" if isinstance(error.orig, sqlite3.Error) else "see the server's log"
-    advice = next((advice for word, advice in _ADVICE if word in low), other)
-    return f"the catalog {url} cannot be used: {detail.rstrip('.')}; {advice}"
+    found = (advice for said, advice in _ADVICE.items() if re.search(said, detail.lower()))
+    return f"the catalog {url} cannot be used: {detail.rstrip('.')}; {next(found, other)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
 from tintray.storage.catalog.tables import Model, Pool, Task
-from tintray.storage.secrets import scrub, shown_url
+from tintray.storage.secrets import shown_url
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class KnownModel:
     kind: str
     source: str
     parameters: int
-    base: str | None = None  # of an expert: the hash of what it was fine-tuned from
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    base_sha256: str | None = None  # what an expert was fine-tuned from
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class KnownPool:
     source: str
     examples: int
     split: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,63 +41,35 @@ class KnownTask:
 
     name: str
     kind: str
-    expert: str | None = None
-    pool: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    expert_sha256: str | None = None
+    pool_sha256: str | None = None
 
 
 class Inputs(Repository):
     """The models, pools and tasks that a catalog knows."""
 
-    def record_models(self, models: Sequence[KnownModel]) -> None:
-        """Know some models; one that is known already stays as it is. A base comes first."""
-        rows = [
-            {
-                **_described(model),
-                "kind": model.kind,
-                "parameters": model.parameters,
-                "base_sha256": model.base,
-            }
-            for model in models
-        ]
-        with self._write() as session:
-            insert_missing(session, Model, rows)
+    def record(
+        self,
+        job_id: str,
+        models: Iterable[KnownModel],
+        pools: Iterable[KnownPool],
+        tasks: Sequence[KnownTask],
+    ) -> None:
+        """Know what a job was given, a base before its experts.
 
-    def record_pools(self, pools: Sequence[KnownPool]) -> None:
-        """Know some adaptation pools; one that is known already stays as it is."""
-        rows = [
-            {**_described(pool), "examples": pool.examples, "split": pool.split} for pool in pools
-        ]
+        A model or pool that is known stays as it is; a task of the job takes the new values.
+        """
+        rows = [{"job_id": job_id, **asdict(task), "meta": {}} for task in tasks]
         with self._write() as session:
-            insert_missing(session, Pool, rows)
-
-    def record_tasks(self, job_id: str, tasks: Sequence[KnownTask]) -> None:
-        """Know the tasks of a job; one that is known already takes the new values."""
-        rows = [
-            {
-                "job_id": job_id,
-                "name": task.name,
-                "kind": task.kind,
-                "expert_sha256": task.expert,
-                "pool_sha256": task.pool,
-                "meta": scrub(dict(task.meta)),
-            }
-            for task in tasks
-        ]
-        with self._write() as session:
+            insert_missing(session, Model, [_described(model) for model in models])
+            insert_missing(session, Pool, [_described(pool) for pool in pools])
             insert_or_replace(session, Task, rows, ["job_id", "name"])
 
     def tasks(self, job_id: str) -> list[Task]:
         """The tasks of a job, by name."""
-        query = sa.select(Task).where(Task.job_id == job_id).order_by(Task.name)
-        with self._read() as session:
-            return list(session.scalars(query))
+        return self._list(sa.select(Task).where(Task.job_id == job_id).order_by(Task.name))
 
 
 def _described(known: KnownModel | KnownPool) -> dict[str, Any]:
-    return {
-        "sha256": known.sha256,
-        "source": shown_url(known.source),
-        "meta": scrub(dict(known.meta)),
-        "created_at": datetime.now(UTC),
-    }
+    source, now = shown_url(known.source), datetime.now(UTC)
+    return {**asdict(known), "source": source, "meta": {}, "created_at": now}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tintray.storage.catalog.migrations import REVISIONS
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import ALIVE, JobState
 from tintray.storage.catalog.values import fits, no_value
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _COLUMNS = (
     *("cluster", "attempt", "handed_at", "stop_at", "stop_reason"),
 )
 _ROUNDS = "json_extract(j.spec, '$.fit.rounds')"
-_ALIVE = _listed(state for state in JobState if not state.terminal)
+_ALIVE = _listed(ALIVE)
 _RESUMABLE = _listed((JobState.FITTING, JobState.FAILED, JobState.CANCELLED))
 _SELECT = f"""
 SELECT {", ".join(f"j.{column}" for column in _COLUMNS)},

@@ -6,7 +6,7 @@ Every change of a job's state is a compare-and-set with its reason kept as an ev
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,29 +70,27 @@ class Jobs(Repository):
     def transition(
         self,
         job_id: str,
-        from_states: JobState | Iterable[JobState],
+        from_state: JobState,
         to: JobState,
         reason: str,
         *,
         token: int | None = None,
     ) -> None:
-        """Change a job's state if it is one of ``from_states``, with the reason as an event.
+        """Change a job's state if it is ``from_state``, with the reason as an event.
 
         ``token``, if given, must be that of the lease in force. Raises
         ``StateConflictError`` if the job is in another state by now, and
         ``LeaseLostError`` if another owner works on it.
         """
-        allowed = {from_states} if isinstance(from_states, JobState) else set(from_states)
         with self._write() as session:
             fence(session, job_id, token)
             # Locked, so that the state that the event names is the one that is replaced.
-            state = [load_only(Job.state)]
-            job = session.get(Job, job_id, options=state, with_for_update=True)
+            job = session.get(Job, job_id, options=[load_only(Job.state)], with_for_update=True)
             if job is None:
                 raise no_job(session, job_id)
-            if job.state not in allowed:
+            if job.state != from_state:
                 raise StateConflictError(
-                    f"job {job_id} is {job.state}, not {' or '.join(sorted(allowed))}: it cannot "
+                    f"job {job_id} is {job.state}, not {from_state}: it cannot "
                     f"become {to}; another process changed it first"
                 )
             change_state(session, job, to, reason, datetime.now(UTC))
@@ -107,14 +105,12 @@ class Jobs(Repository):
 
     def all(self) -> list[Job]:
         """All jobs, oldest first."""
-        with self._read() as session:
-            return list(session.scalars(sa.select(Job).order_by(Job.created_at, Job.id)))
+        return self._list(sa.select(Job).order_by(Job.created_at, Job.id))
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """The changes of a job's state, oldest first; those with an id above ``after``."""
         mine = sa.and_(Event.job_id == job_id, Event.id > after)
-        with self._read() as session:
-            return list(session.scalars(sa.select(Event).where(mine).order_by(Event.id)))
+        return self._list(sa.select(Event).where(mine).order_by(Event.id))
 
     def record_rounds(
         self, job_id: str, batch: Mapping[int, Mapping[str, Any]], *, token: int | None = None
@@ -132,14 +128,12 @@ class Jobs(Repository):
     def rounds(self, job_id: str, *, after: int = -1) -> list[Round]:
         """The recorded rounds of a job above ``after``, in order."""
         mine = sa.and_(Round.job_id == job_id, Round.round > after)
-        with self._read() as session:
-            return list(session.scalars(sa.select(Round).where(mine).order_by(Round.round)))
+        return self._list(sa.select(Round).where(mine).order_by(Round.round))
 
     def last_round(self, job_id: str) -> Round | None:
         """The last recorded round of a job, if there is one."""
         query = sa.select(Round).where(Round.job_id == job_id).order_by(Round.round.desc())
-        with self._read() as session:
-            return session.scalar(query.limit(1))
+        return next(iter(self._list(query.limit(1))), None)
 
 
 def change_state(session: Session, job: Job, to: JobState, reason: str, now: datetime) -> None:
@@ -149,16 +143,11 @@ def change_state(session: Session, job: Job, to: JobState, reason: str, now: dat
 
 
 def note_event(
-    session: Session,
-    job_id: str,
-    before: JobState | None,
-    after: JobState,
-    reason: str,
-    at: datetime,
+    session: Session, job_id: str, before: JobState | None, to: JobState, reason: str, at: datetime
 ) -> None:
     """Keep what happened to a job."""
     reason = redact(reason)
-    session.add(Event(job_id=job_id, at=at, from_state=before, to_state=after, reason=reason))
+    session.add(Event(job_id=job_id, at=at, from_state=before, to_state=to, reason=reason))
 
 
 def no_job(session: Session, job_id: str) -> NotFoundError:

@@ -37,8 +37,7 @@ class Leases(Repository):
             if taken is not None:
                 return taken
             lease = _current(session, job_id)
-        expires = lease.expires_at
-        until = f"{expires:%Y-%m-%d %H:%M:%S} UTC" if expires else "a moment ago"
+        until = f"{lease.expires_at:%Y-%m-%d %H:%M:%S} UTC" if lease.expires_at else "a moment ago"
         raise LeaseHeldError(
             f"job {job_id} is being worked on by {lease.owner}, whose lease runs until {until}; "
             "wait for it or stop that process"
@@ -73,20 +72,16 @@ def database_time(session: Session) -> datetime:
     """The clock that leases are judged by: the server's, since hosts disagree about the time."""
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    moment = session.scalar(sa.select(sa.func.clock_timestamp()))
-    assert isinstance(moment, datetime)
+    moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
     return moment.astimezone(UTC)
 
 
 def fence(session: Session, job_id: str, token: int | None) -> None:
     """Hold the lease row until this transaction ends, or refuse a token that is not current."""
-    if token is None:
-        return
-    row = session.execute(
-        sa.select(Lease.token, Lease.owner).where(Lease.job_id == job_id).with_for_update(read=True)
-    ).first()
-    if row is None or row.token != token or row.owner is None:
-        raise _lost(session, job_id, token)
+    if token is not None:
+        held = session.get(Lease, job_id, with_for_update={"read": True})
+        if held is None or held.token != token or held.owner is None:
+            raise _lost(session, job_id, token)
 
 
 def _current(session: Session, job_id: str) -> Lease:

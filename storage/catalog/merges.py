@@ -17,7 +17,7 @@ from tintray.storage.artifacts.urls import check_name
 from tintray.storage.catalog.artifacts import KnownArtifact, enter_artifacts
 from tintray.storage.catalog.database import Repository, insert_missing
 from tintray.storage.catalog.leases import fence
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import OVER
 from tintray.storage.catalog.tables import Artifact, Coefficient, Job, Merge, MergeFile
 from tintray.storage.secrets import scrub, shown_url
 
@@ -40,12 +40,7 @@ class Merges(Repository):
     """The merges that a catalog knows."""
 
     def reserve(
-        self,
-        name: str,
-        job_id: str | None = None,
-        *,
-        at_least: int = 1,
-        head: int | None = None,
+        self, name: str, job_id: str | None = None, *, at_least: int = 1, head: int | None = None
     ) -> int:
         """A version number for ``publish_merge`` that nobody else gets.
 
@@ -107,8 +102,7 @@ class Merges(Repository):
 
     def all(self) -> list[Merge]:
         """All published merges, oldest first."""
-        with self._read() as session:
-            return _all(session)
+        return self._list(_published().order_by(Merge.published_at, Merge.id))
 
     def find(self, reference: str) -> Merge:
         """The merge that ``name`` (its newest version), ``name/v2`` or ``latest`` means.
@@ -121,9 +115,7 @@ class Merges(Repository):
     def of_job(self, job_id: str) -> str | None:
         """The merge that a job has published, ``name/v1``; also if it was removed since."""
         published = sa.and_(Merge.job_id == job_id, Merge.published_at.is_not(None))
-        with self._read() as session:
-            merge = session.scalar(sa.select(Merge).where(published).limit(1))
-            return None if merge is None else merge.ref
+        return next((merge.ref for merge in self._list(sa.select(Merge).where(published))), None)
 
     def parent(self, reference: str) -> Merge | None:
         """What the merge ``name/v2`` grew from, as far as it is known; either may be removed."""
@@ -135,10 +127,8 @@ class Merges(Repository):
         """The merges that grew from ``name/v2`` and are there, oldest first."""
         with self._read() as session:
             merge = _row(session, reference)
-            if merge is None:
-                return []
-            query = _published().where(Merge.parent_id == merge.id).order_by(Merge.id)
-            return [child.ref for child in session.scalars(query)]
+            query = _published().where(Merge.parent_id == (merge.id if merge else 0))
+            return [child.ref for child in session.scalars(query.order_by(Merge.id))]
 
     def remove(self, name: str, version: int) -> None:
         """Note that a merge is gone from its store; its version is never given again.
@@ -146,7 +136,7 @@ class Merges(Repository):
         Its row stays for those that grew from it.
         """
         with self._write() as session:
-            merge = _version(session, name, version)
+            merge = _row(session, f"{name}/v{version}")
             if merge is not None and merge.removed_at is None:
                 merge.removed_at = datetime.now(UTC)
                 session.execute(sa.delete(MergeFile).where(MergeFile.merge_id == merge.id))
@@ -164,8 +154,7 @@ class Merges(Repository):
     def coefficients(self, merge: Merge) -> list[Coefficient]:
         """The summary of a merge's coefficients, by layer."""
         query = sa.select(Coefficient).where(Coefficient.merge_id == merge.id)
-        with self._read() as session:
-            return list(session.scalars(query.order_by(Coefficient.layer)))
+        return self._list(query.order_by(Coefficient.layer))
 
 
 def _reserve(
@@ -173,14 +162,11 @@ def _reserve(
 ) -> int:
     if head is not None:
         _check_head(session, name, job_id, head)
-    held = sa.select(Merge.version).where(
-        Merge.name == name, Merge.job_id == job_id, Merge.published_at.is_(None)
-    )
-    found = session.scalar(held) if job_id is not None else None
-    if found is not None:
+    of_name = sa.select(sa.func.max(Merge.version)).where(Merge.name == name)
+    held = of_name.where(Merge.job_id == job_id, Merge.published_at.is_(None))
+    if job_id is not None and (found := session.scalar(held)) is not None:
         return found
-    highest = session.scalar(sa.select(sa.func.max(Merge.version)).where(Merge.name == name)) or 0
-    version = max(highest + 1, at_least)
+    version = max((session.scalar(of_name) or 0) + 1, at_least)
     session.add(_blank(name, version, job_id))
     session.flush()
     return version
@@ -190,8 +176,7 @@ def _check_head(session: Session, name: str, job_id: str | None, head: int) -> N
     """Refuse if any other change of the merge was first; changes wait for each other here."""
     at_head = sa.select(Merge.id).where(Merge.name == name, Merge.version == head)
     session.execute(at_head.with_for_update())
-    over = [state for state in JobState if state.terminal]
-    coming = sa.and_(Merge.published_at.is_(None), Job.state.not_in(over))
+    coming = sa.and_(Merge.published_at.is_(None), Job.state.not_in(OVER))
     newer = (
         sa.select(Merge.version, Merge.job_id, Merge.published_at)
         .outerjoin(Job, Job.id == Merge.job_id)
@@ -219,7 +204,7 @@ def _blank(name: str, version: int, job_id: str | None) -> Merge:
 def _publish(
     session: Session, name: str, version: int, values: dict[str, Any], parent: str | None
 ) -> Merge:
-    merge = _version(session, name, version)
+    merge = _row(session, f"{name}/v{version}")
     if merge is None:
         merge = _blank(name, version, values["job_id"])
         session.add(merge)
@@ -248,25 +233,19 @@ def _published() -> sa.Select[Merge]:
     return sa.select(Merge).where(Merge.published_at.is_not(None), Merge.removed_at.is_(None))
 
 
-def _all(session: Session) -> list[Merge]:
-    return list(session.scalars(_published().order_by(Merge.published_at, Merge.id)))
-
-
 def _find(session: Session, reference: str) -> Merge:
     name, _, version = reference.partition("/")
-    query = _published().order_by(Merge.version.desc()).limit(1)
+    order: sa.UnaryExpression[Any] = Merge.version.desc()
+    query = _published().where(Merge.name == name)
     if reference == "latest":
-        query = _published().order_by(Merge.published_at.desc(), Merge.id.desc()).limit(1)
-    elif version in ("", "latest"):
-        query = query.where(Merge.name == name)
-    elif _VERSION.fullmatch(version):
-        query = query.where(Merge.name == name, Merge.version == int(version[1:]))
-    else:
-        query = query.where(sa.false())
-    merge = session.scalar(query)
-    if merge is not None:
+        query, order = _published(), Merge.published_at.desc()
+    elif version not in ("", "latest"):
+        number = int(version[1:]) if _VERSION.fullmatch(version) else None
+        query = query.where(Merge.version == number)
+    query = query.order_by(order, Merge.id.desc()).limit(1)
+    if (merge := session.scalar(query)) is not None:
         return merge
-    known = _all(session)
+    known = list(session.scalars(_published().order_by(Merge.published_at, Merge.id)))
     gone = _row(session, reference)
     if gone is not None and gone.removed_at is not None:
         others = ", ".join(other.ref for other in known if other.name == name) or "none"
@@ -279,8 +258,7 @@ def _find(session: Session, reference: str) -> Merge:
 def _row(session: Session, reference: str) -> Merge | None:
     """The row of ``name/v2``, whatever became of it."""
     name, _, version = reference.partition("/")
-    return _version(session, name, int(version[1:])) if _VERSION.fullmatch(version) else None
-
-
-def _version(session: Session, name: str, version: int) -> Merge | None:
-    return session.scalar(sa.select(Merge).where(Merge.name == name, Merge.version == version))
+    if not _VERSION.fullmatch(version):
+        return None
+    at = sa.and_(Merge.name == name, Merge.version == int(version[1:]))
+    return session.scalar(sa.select(Merge).where(at))

@@ -19,20 +19,13 @@ from tintray.storage.catalog.database import Repository, insert_missing, insert_
 from tintray.storage.catalog.job_list import JobRow, jobs_of
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import database_time
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import OVER, JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
 from tintray.storage.secrets import redact
 
-HANDOVER = 120.0
-"""Seconds within which a job that was handed over must show a sign of life."""
-
-ATTEMPTS = 3
-"""How often a job that shows none is handed over before it counts as failed."""
-
-MAX_JOBS = 1
-"""Jobs that a cluster runs at once where nobody has said otherwise."""
-
-_OVER = tuple(state for state in JobState if state.terminal)
+HANDOVER = 120.0  # seconds within which a job that was handed over must show a sign of life
+ATTEMPTS = 3  # how often a job that shows none is handed over before it counts as failed
+MAX_JOBS = 1  # jobs that a cluster runs at once where nobody has said otherwise
 
 
 @dataclass(frozen=True)
@@ -67,14 +60,9 @@ class Queue(Repository):
 
     def by_prefix(self, text: str) -> list[str]:
         """Ids of the jobs that begin with ``text``, or whose name it is; newest first."""
-        query = (
-            sa.select(Job.id)
-            .where(sa.or_(Job.id.startswith(text, autoescape=True), Job.name == text))
-            .order_by(Job.created_at.desc())
-            .limit(10)
-        )
-        with self._read() as session:
-            return list(session.scalars(query))
+        named = sa.or_(Job.id.startswith(text, autoescape=True), Job.name == text)
+        query = sa.select(Job.id).where(named).order_by(Job.created_at.desc()).limit(10)
+        return self._list(query)
 
     def listing(
         self, limit: int | None, states: Iterable[JobState] | None = None, name: str | None = None
@@ -87,10 +75,8 @@ class Queue(Repository):
         """Where a job stands that waits for its cluster; None if it does not wait."""
         if job.state is not JobState.QUEUED or job.cluster is None or job.owner is not None:
             return None
-        before = sa.or_(
-            Job.priority > job.priority,
-            sa.and_(Job.priority == job.priority, Job.created_at < job.created_at),
-        )
+        older = sa.and_(Job.priority == job.priority, Job.created_at < job.created_at)
+        before = sa.or_(Job.priority > job.priority, older)
         with self._read() as session:
             return _position(session, job.cluster, before)
 
@@ -104,8 +90,7 @@ class Queue(Repository):
 
     def by_key(self, key: str) -> Job | None:
         """The job that was submitted with this key."""
-        with self._read() as session:
-            return session.scalar(sa.select(Job).where(Job.key == key))
+        return next(iter(self._list(sa.select(Job).where(Job.key == key))), None)
 
     def set_limit(self, cluster: str, max_jobs: int | None) -> None:
         """Know a cluster; ``max_jobs`` jobs at once from now on, if it is given."""
@@ -149,8 +134,7 @@ class Queue(Repository):
         """The job that goes next to ``cluster``, if it may run one more; it is then ours."""
         while True:
             with self._write() as session:
-                held = sa.select(Cluster).where(Cluster.address == cluster).with_for_update()
-                place = session.scalar(held)
+                place = session.get(Cluster, cluster, with_for_update=True)
                 now = database_time(session)
                 if place is None or _running(session, cluster, now) >= place.max_jobs:
                     return None
@@ -161,7 +145,11 @@ class Queue(Repository):
                 if _handovers(session, job) < ATTEMPTS:
                     job.attempt, job.handed_at = job.attempt + 1, now
                     return Claim(job.id, job.attempt)
-                change_state(session, job, JobState.FAILED, _no_sign(job), now)
+                reason = (
+                    f"handed over to the cluster {ATTEMPTS} times without a sign of life; "
+                    f"`tintray logs {job.id}` may say why"
+                )
+                change_state(session, job, JobState.FAILED, reason, now)
 
     def mark_submitted(self, claim: Claim) -> None:
         """Note that a job was handed over: its cluster has taken it."""
@@ -218,11 +206,9 @@ class Queue(Repository):
 
     def stop_requested(self, job_id: str) -> str | None:
         """Why a job was asked to stop, if it was."""
-        with self._read() as session:
-            row = session.execute(
-                sa.select(Job.stop_at, Job.stop_reason).where(Job.id == job_id)
-            ).first()
-        return None if row is None or row.stop_at is None else row.stop_reason or "cancelled"
+        asked = sa.and_(Job.id == job_id, Job.stop_at.is_not(None))
+        reason = sa.func.coalesce(Job.stop_reason, "cancelled")
+        return next(iter(self._list(sa.select(reason).where(asked))), None)
 
 
 def _held(lease: Lease, now: datetime) -> bool:
@@ -235,8 +221,8 @@ def _revoke(lease: Lease) -> None:
 
 def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
     """A job and its lease, held until the transaction ends; the lease first, as everywhere."""
-    lease = session.scalar(sa.select(Lease).where(Lease.job_id == job_id).with_for_update())
-    job = session.scalar(sa.select(Job).where(Job.id == job_id).with_for_update())
+    lease = session.get(Lease, job_id, with_for_update=True)
+    job = session.get(Job, job_id, with_for_update=True)
     if lease is None or job is None:
         raise no_job(session, job_id)
     return lease, job, database_time(session)
@@ -245,34 +231,21 @@ def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
 def _active(cluster: str, now: datetime) -> sa.ColumnElement[bool]:
     """Jobs that a cluster is busy with: somebody works on them, or is about to."""
     held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > now)
-    handed = sa.and_(
-        Job.state == JobState.QUEUED, Job.handed_at > now - timedelta(seconds=HANDOVER)
-    )
-    mine = sa.and_(Job.cluster == cluster, Job.state.not_in(_OVER))
-    return sa.and_(mine, sa.or_(held, handed))
+    fresh = Job.handed_at > now - timedelta(seconds=HANDOVER)
+    busy = sa.or_(held, sa.and_(Job.state == JobState.QUEUED, fresh))
+    return sa.and_(Job.cluster == cluster, Job.state.not_in(OVER), busy)
 
 
 def _running(session: Session, cluster: str, now: datetime) -> int:
-    query = (
-        sa.select(sa.func.count())
-        .select_from(Job)
-        .outerjoin(Lease, Lease.job_id == Job.id)
-        .where(_active(cluster, now))
-    )
-    return session.scalar(query) or 0
+    query = sa.select(sa.func.count(Job.id)).outerjoin(Lease, Lease.job_id == Job.id)
+    return session.scalar(query.where(_active(cluster, now))) or 0
 
 
 def _waiting(cluster: str, now: datetime) -> sa.Select[Job]:
     """Jobs that wait for a cluster; also those that were handed over and never began."""
-    return (
-        sa.select(Job)
-        .outerjoin(Lease, Lease.job_id == Job.id)
-        .where(
-            Job.cluster == cluster,
-            Job.state == JobState.QUEUED,
-            sa.not_(sa.func.coalesce(_active(cluster, now), sa.false())),
-        )
-    )
+    idle = sa.not_(sa.func.coalesce(_active(cluster, now), sa.false()))
+    mine = sa.and_(Job.cluster == cluster, Job.state == JobState.QUEUED, idle)
+    return sa.select(Job).outerjoin(Lease, Lease.job_id == Job.id).where(mine)
 
 
 def _position(session: Session, cluster: str, ahead: sa.ColumnElement[bool]) -> QueuePosition:
@@ -294,10 +267,3 @@ def _handovers(session: Session, job: Job) -> int:
     )
     query = sa.select(sa.func.count()).where(changes, Event.id > since.scalar_subquery())
     return session.scalar(query) or 0
-
-
-def _no_sign(job: Job) -> str:
-    return (
-        f"handed over to the cluster {ATTEMPTS} times without a sign of life; "
-        f"`tintray logs {job.id}` may say why"
-    )

@@ -21,4 +21,8 @@ class JobState(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether a job in this state is over."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return self in OVER
+
+
+OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+ALIVE = tuple(state for state in JobState if state not in OVER)

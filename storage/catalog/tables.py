@@ -22,6 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.values import fits, no_value
@@ -29,17 +30,17 @@ from tintray.storage.catalog.values import fits, no_value
 Held = TypeVar("Held")
 
 
-class _Checked(TypeDecorator[Held]):
-    """A column whose values are looked at as they come.
+class Checked(TypeDecorator[Held]):
+    """A column whose values are looked at as they come: ``shape`` is what ``fits`` knows.
 
     SQLite keeps anything in any column, and whoever may write its file may have.
     """
 
-    held: tuple[type, ...] = ()  # what a value is, once it was read
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = TypeEngine
+    cache_ok = True
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.cache_ok = True  # which SQLAlchemy wants of each class itself
+    def __init__(self, impl: TypeEngine[Any], shape: Any) -> None:
+        self.impl, self._shape = impl, shape
 
     def result_processor(
         self, dialect: Dialect, coltype: object
@@ -54,91 +55,17 @@ class _Checked(TypeDecorator[Held]):
                 found: Held | None = value if read is None else read(value)
             except (ValueError, TypeError, RecursionError) as error:
                 raise no_value(value) from error
-            if found is None or not fits(found, self.held):
+            if found is None or not fits(found, self._shape):
                 raise no_value(value)
             return found
 
         return checked
 
 
-class Short(_Checked[str]):
-    """A text of bounded length."""
-
-    impl, held = String, (str,)
-
-
-class Long(_Checked[str]):
-    """A text of any length."""
-
-    impl, held = Text, (str,)
-
-
-class Whole(_Checked[int]):
-    """A whole number."""
-
-    impl, held = Integer, (int,)
-
-
-class Large(_Checked[int]):
-    """A whole number that may be beyond two thousand million."""
-
-    impl, held = BigInteger, (int,)
-
-
-class Real(_Checked[float]):
-    """A number."""
-
-    impl, held = Double, (int, float)
-
-
-class Texts(_Checked[list[str]]):
-    """A list of texts, as JSON."""
-
-    impl, held = JSON, (list,)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> list[str] | None:
-        """Give back the list."""
-        if not fits(value, [str]):
-            raise ValueError("no list of texts")
-        found: list[str] = value
-        return found
-
-
-class Document(_Checked[dict[str, Any]]):
-    """A mapping, as JSON."""
-
-    impl, held = JSON, (dict,)
-
-
-class Metrics(Document):
-    """What a merge or a round was measured to be; those fields that commands show are checked."""
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
-        """Give back the mapping."""
-        if not isinstance(value, dict) or not fits(value, _MEASURED):
-            raise ValueError("no metrics")
-        return value
-
-
-_NUMBER, _NUMBERS = (int, float), {None: (int, float)}
-_MEASURED: Any = {
-    "tasks": int,
-    "average": _NUMBER,
-    "normalised_accuracy": _NUMBER,
-    "method": str,
-    "site": str,
-    "metric": str,
-    "loss": _NUMBER,
-    "agreement": (*_NUMBER, _NUMBERS),
-    "kept": (*_NUMBER, _NUMBERS),
-    "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
-}
-
-
-class UtcTime(_Checked[datetime]):
+class UtcTime(Checked[datetime]):
     """A moment in UTC; SQLite, which knows no time zones, gets and gives it as naive UTC."""
 
-    impl, held = DateTime(timezone=True), (datetime,)
+    cache_ok = True  # which SQLAlchemy wants of each class itself
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Refuse naive times; strip the zone where the database cannot keep it."""
@@ -156,10 +83,10 @@ class UtcTime(_Checked[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class StateType(_Checked[JobState]):
+class StateType(Checked[JobState]):
     """A job state, stored as its text so that a new state needs no change of a database type."""
 
-    impl, held = String(16), (JobState,)
+    cache_ok = True
 
     def process_bind_param(self, value: JobState | None, dialect: Dialect) -> str | None:
         """Accept members, and texts that are one."""
@@ -168,6 +95,31 @@ class StateType(_Checked[JobState]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:
         """Give back the member."""
         return None if value is None else JobState(value)
+
+
+def short(length: int) -> Checked[str]:
+    """A text of bounded length."""
+    return Checked(String(length), str)
+
+
+_NUMBER = (int, float)
+_NUMBERS = (*_NUMBER, {None: _NUMBER})
+LARGE = Checked[int](BigInteger(), int)  # beyond two thousand million
+METRICS = Checked[dict[str, Any]](  # of a merge or a round: what commands show of them is checked
+    JSON(),
+    {
+        "tasks": int,
+        "average": _NUMBER,
+        "normalised_accuracy": _NUMBER,
+        "loss": _NUMBER,
+        "method": str,
+        "site": str,
+        "metric": str,
+        "agreement": _NUMBERS,
+        "kept": _NUMBERS,
+        "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
+    },
+)
 
 
 class Base(DeclarativeBase):
@@ -182,13 +134,13 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it once, from the class)
-        datetime: UtcTime(),
-        JobState: StateType(),
-        dict[str, Any]: Document(),
-        list[str]: Texts(),
-        str: Long(),
-        int: Whole(),
-        float: Real(),
+        datetime: UtcTime(DateTime(timezone=True), datetime),
+        JobState: StateType(String(16), JobState),
+        dict[str, Any]: Checked(JSON(), dict),
+        list[str]: Checked(JSON(), [str]),
+        str: Checked(Text(), str),
+        int: Checked(Integer(), int),
+        float: Checked(Double(), _NUMBER),
     }
 
 
@@ -197,11 +149,11 @@ class Model(Base):
 
     __tablename__ = "models"
 
-    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
-    kind: Mapped[str] = mapped_column(Short(16))  # "base" or "expert"
-    source: Mapped[str] = mapped_column(Long())
+    sha256: Mapped[str] = mapped_column(short(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(short(16))  # "base" or "expert"
+    source: Mapped[str]
     base_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
-    parameters: Mapped[int] = mapped_column(Large())
+    parameters: Mapped[int] = mapped_column(LARGE)
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -211,10 +163,10 @@ class Pool(Base):
 
     __tablename__ = "pools"
 
-    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
-    source: Mapped[str] = mapped_column(Long())
-    split: Mapped[str | None] = mapped_column(Short(200))
-    examples: Mapped[int] = mapped_column(Large())
+    sha256: Mapped[str] = mapped_column(short(64), primary_key=True)
+    source: Mapped[str]
+    split: Mapped[str | None] = mapped_column(short(200))
+    examples: Mapped[int] = mapped_column(LARGE)
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -231,22 +183,22 @@ class Job(Base):
         Index("ix_jobs_key", "key", unique=True),
     )
 
-    id: Mapped[str] = mapped_column(Short(120), primary_key=True)
-    name: Mapped[str] = mapped_column(Short(100))
+    id: Mapped[str] = mapped_column(short(120), primary_key=True)
+    name: Mapped[str] = mapped_column(short(100))
     state: Mapped[JobState]
-    reason: Mapped[str] = mapped_column(Long())
+    reason: Mapped[str]
     spec: Mapped[dict[str, Any]]
-    store_url: Mapped[str] = mapped_column(Long())
+    store_url: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(index=True)
     updated_at: Mapped[datetime]
     priority: Mapped[int] = mapped_column(default=0, server_default="0")  # the highest goes first
-    key: Mapped[str | None] = mapped_column(Short(200))  # the submitter's own
-    digest: Mapped[str | None] = mapped_column(Short(64))  # of the job file, with its places
-    cluster: Mapped[str | None] = mapped_column(Short(500))  # None: run where it was started
+    key: Mapped[str | None] = mapped_column(short(200))  # the submitter's own
+    digest: Mapped[str | None] = mapped_column(short(64))  # of the job file, with its places
+    cluster: Mapped[str | None] = mapped_column(short(500))  # None: run where it was started
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")  # times handed over
     handed_at: Mapped[datetime | None]  # the last time; None while it waits
     stop_at: Mapped[datetime | None]  # when it was asked to stop
-    stop_reason: Mapped[str | None] = mapped_column(Long())
+    stop_reason: Mapped[str | None]
 
 
 class Cluster(Base):
@@ -254,7 +206,7 @@ class Cluster(Base):
 
     __tablename__ = "clusters"
 
-    address: Mapped[str] = mapped_column(Short(500), primary_key=True)
+    address: Mapped[str] = mapped_column(short(500), primary_key=True)
     max_jobs: Mapped[int]
 
 
@@ -268,9 +220,9 @@ class CheckpointRow(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
-    sha256: Mapped[str] = mapped_column(Short(64))
+    sha256: Mapped[str] = mapped_column(short(64))
     parts: Mapped[list[str]]
-    size: Mapped[int] = mapped_column(Large())  # bytes, of all its blobs
+    size: Mapped[int] = mapped_column(LARGE)  # bytes, of all its blobs
     at: Mapped[datetime]
 
 
@@ -280,8 +232,8 @@ class Task(Base):
     __tablename__ = "tasks"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(Short(200), primary_key=True)
-    kind: Mapped[str] = mapped_column(Short(40))
+    name: Mapped[str] = mapped_column(short(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(short(40))
     expert_sha256: Mapped[str | None] = mapped_column(ForeignKey("models.sha256"))
     pool_sha256: Mapped[str | None] = mapped_column(ForeignKey("pools.sha256"))
     meta: Mapped[dict[str, Any]]
@@ -298,7 +250,7 @@ class Event(Base):
     at: Mapped[datetime]
     from_state: Mapped[JobState | None]
     to_state: Mapped[JobState]
-    reason: Mapped[str] = mapped_column(Long())
+    reason: Mapped[str]
 
 
 class Lease(Base):
@@ -307,7 +259,7 @@ class Lease(Base):
     __tablename__ = "leases"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    owner: Mapped[str | None] = mapped_column(Short(200))
+    owner: Mapped[str | None] = mapped_column(short(200))
     token: Mapped[int]
     expires_at: Mapped[datetime | None]
 
@@ -320,7 +272,7 @@ class Round(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
-    metrics: Mapped[dict[str, Any]] = mapped_column(Metrics())
+    metrics: Mapped[dict[str, Any]] = mapped_column(METRICS)
 
 
 class Merge(Base):
@@ -330,14 +282,14 @@ class Merge(Base):
     __table_args__ = (UniqueConstraint("name", "version"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    name: Mapped[str] = mapped_column(Short(100))
+    name: Mapped[str] = mapped_column(short(100))
     version: Mapped[int]
-    url: Mapped[str | None] = mapped_column(Long())
+    url: Mapped[str | None]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("merges.id"))
     added: Mapped[list[str]]  # the tasks that this merge has and its parent has not
-    manifest_sha256: Mapped[str | None] = mapped_column(Short(64))
-    metrics: Mapped[dict[str, Any]] = mapped_column(Metrics())
+    manifest_sha256: Mapped[str | None] = mapped_column(short(64))
+    metrics: Mapped[dict[str, Any]] = mapped_column(METRICS)
     created_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     removed_at: Mapped[datetime | None]
@@ -354,7 +306,7 @@ class MergeFile(Base):
     __tablename__ = "merge_files"
 
     merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(Short(500), primary_key=True)
+    name: Mapped[str] = mapped_column(short(500), primary_key=True)
     sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"), index=True)
 
 
@@ -364,7 +316,7 @@ class Coefficient(Base):
     __tablename__ = "coefficients"
 
     merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), primary_key=True)
-    layer: Mapped[str] = mapped_column(Short(500), primary_key=True)
+    layer: Mapped[str] = mapped_column(short(500), primary_key=True)
     mean: Mapped[float]
     spread: Mapped[float]  # standard deviation over the tasks
     minimum: Mapped[float]
@@ -376,9 +328,9 @@ class Artifact(Base):
 
     __tablename__ = "artifacts"
 
-    sha256: Mapped[str] = mapped_column(Short(64), primary_key=True)
-    size: Mapped[int] = mapped_column(Large())
-    kind: Mapped[str] = mapped_column(Short(40), index=True)
+    sha256: Mapped[str] = mapped_column(short(64), primary_key=True)
+    size: Mapped[int] = mapped_column(LARGE)
+    kind: Mapped[str] = mapped_column(short(40), index=True)
     meta: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
     pinned_at: Mapped[datetime | None]

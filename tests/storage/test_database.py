@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tintray.errors import NotFoundError, SpecError, StateConflictError, StorageError
+from tintray.errors import InputError, NotFoundError, SpecError, StateConflictError, StorageError
+from tintray.jobs.upkeep.databases import check_catalog, upgrade_catalog
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.database_check import check, upgrade
 from tintray.storage.catalog.engine import _sentence
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config
@@ -28,10 +28,11 @@ WAY = [
 
 
 def test_upgrading_makes_the_tables_of_the_models_once(catalog_url: str) -> None:
-    assert upgrade(catalog_url) == (None, REVISIONS[-1])
-    assert upgrade(catalog_url) == (REVISIONS[-1], REVISIONS[-1])
-    found = check(catalog_url)
-    assert (found.found, found.problems, found.idle) == (REVISIONS[-1], (), ())
+    changes = [upgrade_catalog(catalog_url), upgrade_catalog(catalog_url)]
+    last = REVISIONS[-1]
+    assert [(change.before, change.after) for change in changes] == [(None, last), (last, last)]
+    found = check_catalog(catalog_url)
+    assert (found.schema, found.problems, found.idle_jobs) == (last, [], [])
 
 
 def test_the_known_revisions_are_those_of_the_migrations() -> None:
@@ -44,8 +45,8 @@ def test_the_known_revisions_are_those_of_the_migrations() -> None:
 def test_a_newer_schema_is_refused(catalog_url: str) -> None:
     with Catalog.open(catalog_url) as catalog, catalog.database.write() as session:
         session.execute(sa.text("UPDATE tintray_schema SET version_num = '9999'"))
-    for use in (Catalog.open, upgrade):
-        with pytest.raises(StorageError, match=r"version 9999, which is newer .* upgrade tintray"):
+    for use, error in ((Catalog.open, StorageError), (upgrade_catalog, InputError)):
+        with pytest.raises(error, match=r"version 9999, which is newer .* upgrade tintray"):
             use(catalog_url)
 
 

@@ -21,6 +21,7 @@ VALUES: tuple[Any, ...] = (
     *("queued", "null", "[" * 9999, "2020-01-01 00:00:00.000000", b"\xff", 1, -1, 2**62, 1.5),
     float("inf"),
 )
+HELD = {float: (int, float), dict: (dict, list)}
 COLUMNS = [column for table in Base.metadata.sorted_tables for column in table.columns]
 
 
@@ -35,7 +36,9 @@ def test_a_column_gives_what_it_says_or_a_sentence(column: Any) -> None:
         except StorageError as error:
             assert "the catalog holds" in str(error) and str(error).isprintable()
         else:
-            assert isinstance(found, column.type.held)
+            assert isinstance(
+                found, HELD.get(column.type.impl.python_type, column.type.impl.python_type)
+            )
             good.append(found)
     assert 0 < len(good) < len(VALUES)
     assert read(None) is None

@@ -1,0 +1,95 @@
+"""Upgrade and check a catalog's database, from outside of ``Catalog``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from tintray.errors import NotFoundError, StorageError
+from tintray.jobs.config.input_errors import as_input_error
+from tintray.jobs.config.settings import chosen
+from tintray.jobs.upkeep.results import DatabaseReport, SchemaChange
+from tintray.storage.catalog.database import prepare_folder
+from tintray.storage.catalog.engine import failures, make_engine, parse_catalog_url
+from tintray.storage.catalog.job_list import jobs_of
+from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.schema import (
+    VERSION_TABLE,
+    found_revision,
+    upgrade_schema,
+    version_problem,
+)
+from tintray.storage.catalog.states import ALIVE
+from tintray.storage.catalog.tables import Base
+from tintray.storage.secrets import shown_catalog
+
+
+def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
+    """Bring a catalog's tables to this version of tintray, or create them.
+
+    Raises ``InputError`` if the database cannot be used or is newer.
+    """
+    with as_input_error(), _engine(catalog, create=True) as engine:
+        before, after = upgrade_schema(engine)
+        return SchemaChange(shown_catalog(engine.url), before, after)
+
+
+def check_catalog(catalog: str | None = None) -> DatabaseReport:
+    """Look whether a catalog's database is sound, and its tables those of this tintray.
+
+    Raises ``NotFoundError`` if there is no catalog there.
+    """
+    with as_input_error(), _engine(catalog, create=False) as engine:
+        where, needed = shown_catalog(engine.url), REVISIONS[-1]
+        with failures(where), engine.connect() as connection:
+            found = found_revision(connection)
+            if found is None:
+                raise NotFoundError(
+                    f"the database {where} holds no catalog yet; run `tintray db upgrade`"
+                )
+            if problem := version_problem(found):
+                return DatabaseReport(where, found, needed, {}, [f"it has {problem}"], [])
+            problems, lost = list(_damage(connection)), []
+            try:
+                lost = [job.id for job in jobs_of(connection, states=ALIVE) if job.lost][::-1]
+            except StorageError as error:  # a row that no job can be
+                problems.append(str(error))
+            return DatabaseReport(where, found, needed, _rows(connection), problems, lost)
+
+
+@contextmanager
+def _engine(catalog: str | None, create: bool) -> Iterator[sa.Engine]:
+    url = parse_catalog_url(chosen(None, catalog)[1])
+    prepare_folder(url, create)
+    engine = make_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _rows(connection: sa.Connection) -> dict[str, int]:
+    return {
+        table.name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+        for table in Base.metadata.sorted_tables
+    }
+
+
+def _damage(connection: sa.Connection) -> Iterator[str]:
+    """Tables that differ from the models, and for a SQLite file what its own checks find."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    options = {"version_table": VERSION_TABLE, "compare_type": True}
+    context = MigrationContext.configure(connection, opts=options)
+    if compare_metadata(context, Base.metadata):
+        yield "its tables are not those of its schema version; restore it from a copy"
+    if connection.dialect.name != "sqlite":
+        return
+    said = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+    if said != ["ok"]:
+        yield f"its file is damaged ({said[0]}); restore it from a copy"
+    if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        yield "rows in it refer to rows that are not there; restore it from a copy"
