@@ -43,10 +43,7 @@ def validate(spec: JobSpec) -> ValidationReport:
 
     One example of each task's data is run, by its expert and by the model that would be fitted.
 
-    Raises
-    ------
-    InputError
-        For the first thing that would make the job fail.
+    Raises ``InputError`` for the first thing that would make the job fail.
     """
     spec, ground = resolve_job(spec)
     open_store_and_catalog(spec)[1].close()
@@ -117,10 +114,7 @@ def evaluate(
 ) -> EvalTable:
     """Measure a published merge again, on the data of its job.
 
-    Raises
-    ------
-    DataError
-        If that data is gone, or is no longer the same.
+    Raises ``DataError`` if that data is gone, or is no longer the same.
     """
     from tintray.jobs.runs.evaluate import evaluate as measured
 

@@ -13,9 +13,6 @@ from tintray.jobs.queue.views import opened, resolve, status_of
 from tintray.jobs.results import Record
 from tintray.storage.catalog.catalog import Catalog
 
-_ABSENT = "-"
-_PLACES = ("catalog",)  # where a job was recorded is no part of it
-
 
 @dataclass(frozen=True)
 class Difference(Record):
@@ -39,10 +36,7 @@ class JobDifference(Record):
 def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
     """Compare two jobs, or a job with the job file at the path ``other``.
 
-    Raises
-    ------
-    InputError
-        One of them does not exist or cannot be read.
+    Raises ``InputError``: one of them does not exist or cannot be read.
     """
     with opened(catalog) as (known, _):
         first = resolve(known, one)
@@ -50,8 +44,8 @@ def diff(one: str, other: str, *, catalog: str | None = None) -> JobDifference:
         if Path(other).suffix in (".yaml", ".yml") or Path(other).is_file():
             from tintray.jobs.config.job_file import load_spec
 
-            fields = changed_fields(before, load_spec(Path(other)).record())
-            return JobDifference(first, other, fields, [])
+            after = load_spec(Path(other)).record()
+            return JobDifference(first, other, changed_fields(before, after), [])
         second = resolve(known, other)
         fields = changed_fields(before, known.jobs.get(second).spec)
         results = _compared(_results(known, first), _results(known, second))
@@ -64,18 +58,15 @@ def changed_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Dif
 
 
 def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    names = list(dict.fromkeys([*one, *other]))
-    return [
-        Difference(name, str(one.get(name, _ABSENT)), str(other.get(name, _ABSENT)))
-        for name in names
-        if one.get(name, _ABSENT) != other.get(name, _ABSENT)
-    ]
+    pairs = [(name, one.get(name, "-"), other.get(name, "-")) for name in {**one, **other}]
+    return [Difference(name, str(a), str(b)) for name, a, b in pairs if a != b]
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
-        items = {str(key): item for key, item in value.items() if path or key not in _PLACES}
-    elif _named(value):
+        # Where a job was recorded is no part of it.
+        items = {str(key): item for key, item in value.items() if path or key != "catalog"}
+    elif isinstance(value, list) and all(isinstance(v, Mapping) and "name" in v for v in value):
         items = {str(item["name"]): item for item in value}
     else:
         return {path: value}
@@ -85,22 +76,14 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, Mapping) and "name" in v for v in value)
-
-
 def _results(catalog: Catalog, job_id: str) -> dict[str, Any]:
     status = status_of(catalog, job_id)
-    found: dict[str, Any] = {"state": status.state, "round": status.round or _ABSENT}
+    found: dict[str, Any] = {"state": status.state, "round": status.round or "-"}
     if status.merge is not None:
         try:
             merge = catalog.merges.find(status.merge)
         except NotFoundError:  # it was removed
             return found
-        found |= {"merge": status.merge}
-        found |= {
-            name: f"{value:.4f}"
-            for name, value in merge.metrics.items()
-            if isinstance(value, float)
-        }
+        metrics = {n: f"{v:.4f}" for n, v in merge.metrics.items() if isinstance(v, float)}
+        found |= {"merge": status.merge, **metrics}
     return found

@@ -56,10 +56,7 @@ def recorded(catalog: Catalog, job_id: str, url: str) -> JobSpec:
 def open_catalog() -> tuple[Catalog, str]:
     """The catalog of this process's environment, and its URL.
 
-    Raises
-    ------
-    NotFoundError
-        There is none; a node of a cluster has to be told where it is.
+    Raises ``NotFoundError``: there is none; a node of a cluster has to be told where it is.
     """
     url = default_catalog(default_store())
     try:

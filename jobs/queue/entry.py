@@ -13,12 +13,8 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from tintray.storage.secrets import redact
-
-if TYPE_CHECKING:
-    from tintray.storage.catalog.catalog import Catalog
 
 _KEPT_LINES = 20_000
 
@@ -50,7 +46,10 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     """After the driver: keep its log, note its death, hand over the next job."""
     from tintray.errors import TintrayError
     from tintray.jobs.queue.driving import open_catalog
-    from tintray.jobs.queue.handover import dispatch
+    from tintray.jobs.queue.handover import LOG, dispatch
+    from tintray.storage.artifacts.blobs import put_blob
+    from tintray.storage.artifacts.store import open_store
+    from tintray.storage.catalog.artifacts import KnownArtifact
     from tintray.storage.catalog.queue import Claim
 
     try:
@@ -63,12 +62,15 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     with catalog:
         with _warned():
             if code < 0:
-                name = signal.Signals(-code).name
-                catalog.queue.mark_dead(claim, f"its driver was ended by {name} ({_advice(-code)})")
+                killed = -code == signal.SIGKILL
+                why = "out of memory, or by somebody" if killed else "see its log"
+                ended = f"its driver was ended by {signal.Signals(-code).name} ({why})"
+                catalog.queue.mark_dead(claim, ended)
             elif code > 0:
                 catalog.queue.fail_unstarted(claim, f"its driver ended before it began: {last}")
         with _warned():
-            _keep_log(catalog, job_id, log)
+            ref = put_blob(open_store(catalog.jobs.get(job_id).store_url), log.encode())
+            catalog.artifacts.record([KnownArtifact(ref, LOG, {"job": job_id})], job_id=job_id)
         with _warned():
             cluster = catalog.queue.find(job_id).cluster
             if cluster is not None:
@@ -84,23 +86,6 @@ def _warned() -> Iterator[None]:
         yield
     except TintrayError as error:
         print(f"warning: {error}", flush=True)
-
-
-def _advice(number: int) -> str:
-    if number == signal.SIGKILL:
-        return "out of memory, or by somebody"
-    return "see its log"
-
-
-def _keep_log(catalog: Catalog, job_id: str, log: str) -> None:
-    """Keep what the driver said where the cluster's end does not matter."""
-    from tintray.jobs.queue.handover import LOG
-    from tintray.storage.artifacts.blobs import put_blob
-    from tintray.storage.artifacts.store import open_store
-    from tintray.storage.catalog.artifacts import KnownArtifact
-
-    ref = put_blob(open_store(catalog.jobs.get(job_id).store_url), log.encode())
-    catalog.artifacts.record([KnownArtifact(ref, LOG, {"job": job_id})], job_id=job_id)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tintray.errors import ClusterError, TimedOutError, TintrayError
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, Published, RoundDone, ignore
@@ -21,9 +22,7 @@ from tintray.storage.catalog.job_list import JobRow
 from tintray.storage.catalog.states import JobState
 from tintray.storage.secrets import redact
 
-POLL = 0.5
-"""Seconds between two looks into the catalog."""
-
+POLL = 0.5  # seconds between two looks into the catalog
 _TEND_SECONDS = 2.0  # between two looks at the cluster of a job that waits
 
 
@@ -58,10 +57,7 @@ def watch(
 ) -> JobStatus:
     """Follow a job until it is over or lost, telling ``on_event`` what happens; its status then.
 
-    Raises
-    ------
-    TimedOutError
-        It is neither after ``timeout`` seconds.
+    Raises ``TimedOutError``: it is neither after ``timeout`` seconds.
     """
     with opened(catalog) as (known, url):
         job_id = resolve(known, job)
@@ -135,17 +131,10 @@ class _Teller:
                 return
             after = last.round - 1
         for row in self._catalog.jobs.rounds(self._job_id, after=after):
-            self._round = row.round
-            found = row.metrics
-            done = RoundDone(
-                round=row.round,
-                rounds=self._rounds,
-                loss=found["loss"] if found["loss"] is not None else float("nan"),
-                agreement=found["agreement"],
-                selected_fraction=found["kept"],
-                seconds=found["seconds"],
-            )
-            self._on_event(done)
+            self._round, found = row.round, row.metrics
+            loss = found["loss"] if found["loss"] is not None else float("nan")
+            shares = found["agreement"], found["kept"]
+            self._on_event(RoundDone(row.round, self._rounds, loss, *shares, found["seconds"]))
 
 
 def _tend(catalog: Catalog, url: str, row: JobRow) -> None:
@@ -153,40 +142,22 @@ def _tend(catalog: Catalog, url: str, row: JobRow) -> None:
     if row.cluster is None or row.state is not JobState.QUEUED or row.owner is not None:
         return
     mark_exited(catalog, row)
-    try:
+    with suppress(ClusterError):
         dispatch(catalog, url, row.cluster)
-    except ClusterError:
-        return
 
 
 def _log(catalog: Catalog, row: JobRow) -> str:
-    """The log of a job, from where it can be had."""
-    for read in (_cluster_log, _kept_log):
-        text = read(catalog, row)
-        if text is not None:
-            return text
+    """The log of a job, from where it can be had: its cluster, its store, the catalog."""
+    if row.cluster is not None and row.attempt:
+        with suppress(ClusterError):
+            text = RayJobs(row.cluster).logs(submission_id(row.id, row.attempt))
+            if text is not None:
+                return redact(text)
+    for kept in catalog.artifacts.all(LOG, job_id=row.id)[-1:]:
+        store = open_store(catalog.jobs.get(row.id).store_url)
+        with suppress(TintrayError):
+            return get_blob(store, kept.sha256).decode(errors="replace")
     return "".join(
         f"{event.at:%Y-%m-%d %H:%M:%S} {event.to_state}: {event.reason}\n"
         for event in catalog.jobs.events(row.id)
     )
-
-
-def _cluster_log(_: Catalog, row: JobRow) -> str | None:
-    if row.cluster is None or row.attempt == 0:
-        return None
-    try:
-        text = RayJobs(row.cluster).logs(submission_id(row.id, row.attempt))
-    except ClusterError:
-        return None
-    return None if text is None else redact(text)
-
-
-def _kept_log(catalog: Catalog, row: JobRow) -> str | None:
-    kept = catalog.artifacts.all(LOG, job_id=row.id)
-    if not kept:
-        return None
-    store = open_store(catalog.jobs.get(row.id).store_url)
-    try:
-        return get_blob(store, kept[-1].sha256).decode(errors="replace")
-    except TintrayError:
-        return None

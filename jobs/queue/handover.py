@@ -41,10 +41,7 @@ def dispatch(
 
     With ``confirmed`` the user has just given the cluster's address: a token may go there.
 
-    Raises
-    ------
-    ClusterError
-        The cluster does not take a job; it waits again.
+    Raises ``ClusterError``: the cluster does not take a job; it waits again.
     """
     handed = []
     while (claim := catalog.queue.claim(cluster)) is not None:
@@ -98,8 +95,7 @@ def _arrived(jobs: RayJobs, name: str) -> bool:
 def _entrypoint(claim: Claim) -> str:
     chosen = setting("python")
     python = sys.executable if chosen is None else chosen.value
-    words = [python, "-m", "tintray.jobs.queue.entry", claim.job_id, str(claim.attempt)]
-    return shlex.join(words)
+    return shlex.join([python, "-m", "tintray.jobs.queue.entry", claim.job_id, str(claim.attempt)])
 
 
 def _environment(catalog_url: str) -> Mapping[str, str]:
@@ -107,12 +103,10 @@ def _environment(catalog_url: str) -> Mapping[str, str]:
 
     With one in the catalog's URL the nodes need TINTRAY_CATALOG, or PGPASSWORD, of their own.
     """
-    environment = {}
-    if not has_secret(catalog_url):
-        environment[CATALOG_VARIABLE] = catalog_url
-    lease, factories = setting("lease_seconds"), share_factories()
-    if lease is not None:
-        environment[LEASE_VARIABLE] = lease.value
-    if factories:
-        environment[FACTORIES_VARIABLE] = factories
-    return environment
+    lease = setting("lease_seconds")
+    told = {
+        CATALOG_VARIABLE: "" if has_secret(catalog_url) else catalog_url,
+        LEASE_VARIABLE: lease.value if lease else "",
+        FACTORIES_VARIABLE: share_factories(),
+    }
+    return {name: value for name, value in told.items() if value}

@@ -25,19 +25,12 @@ from tintray.jobs.config.settings import ADDRESS_VARIABLE, setting
 from tintray.storage.secrets import learn, redact, shown_url
 
 DEFAULT_PORT = 8265
-TIMEOUT = 20.0
-"""Seconds that a cluster may take to answer."""
-
-SUBMIT_TIMEOUT = 45.0
-"""Seconds that it may take to accept a driver: a head that has just started takes its time."""
-
-STOP_SECONDS = 30
-"""Seconds between SIGTERM and SIGKILL for a driver that is stopped: it writes a checkpoint."""
-
+TIMEOUT = 20.0  # seconds that a cluster may take to answer
+SUBMIT_TIMEOUT = 45.0  # and to accept a driver: a head that has just started takes its time
+STOP_SECONDS = 30  # between SIGTERM and SIGKILL for a driver: it writes a checkpoint
 _LOCAL = ("auto", "local")
 _ANSWER_BYTES = 256 << 20  # of a driver's whole log, the longest answer that there is
 _TOKEN = re.compile(r"[!-~]{1,4096}")
-_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -50,16 +43,13 @@ class RayJob:
     @property
     def over(self) -> bool:
         """Whether it has ended."""
-        return self.status in _OVER
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def jobs_address(written: str) -> str:
     """The URL of a cluster's Jobs API, ``http://host:8265``, from what a user wrote.
 
-    Raises
-    ------
-    SpecError
-        It is the address of something else.
+    Raises ``SpecError``: it is the address of something else.
     """
     text = written.strip()
     if text in _LOCAL:
@@ -94,39 +84,33 @@ class RayJobs:
     Every method raises :class:`ClusterError` if the cluster does not answer.
     """
 
-    def __init__(self, address: str, timeout: float = TIMEOUT, *, confirmed: bool = False) -> None:
+    def __init__(self, address: str, *, confirmed: bool = False) -> None:
         self.address = jobs_address(address)
         self.confirmed = confirmed or self.address in _configured()
-        self._timeout = timeout
         # A proxy of the environment is for the web; clusters are near. Ray's client does the same.
         self._opener = build_opener(ProxyHandler({}), _NoRedirect)
 
     def check_versions(self) -> None:
         """Refuse a cluster on which a driver of this Ray and Python could not work.
 
-        Raises
-        ------
-        InputError
-            It does not answer, or has another version of Ray or Python.
+        Raises ``InputError``: it does not answer, or has another version of Ray or Python.
         """
         try:
             metadata = self._ask("GET", "/api/v0/cluster_metadata").get("data")
         except ClusterError as error:
             raise InputError(str(error)) from error
         metadata = metadata if isinstance(metadata, dict) else {}
-        found = str(metadata.get("rayVersion") or metadata.get("ray_version") or "")
-        python = str(metadata.get("pythonVersion") or metadata.get("python_version") or "")
-        mine = version("ray")
-        if found and found != mine:
-            raise InputError(
-                f"the cluster at {self.address} runs Ray {found}, and this is Ray {mine}; install "
-                "the same version on both"
-            )
-        if python and python.split(".")[:2] != platform.python_version().split(".")[:2]:
-            raise InputError(
-                f"the cluster at {self.address} runs Python {python}, and this is Python "
-                f"{platform.python_version()}; use the same minor version on both"
-            )
+        for name, mine, parts, advice in (
+            ("Ray", version("ray"), None, "install the same version on both"),
+            ("Python", platform.python_version(), 2, "use the same minor version on both"),
+        ):
+            key = name.lower()
+            found = str(metadata.get(f"{key}Version") or metadata.get(f"{key}_version") or mine)
+            if found.split(".")[:parts] != mine.split(".")[:parts]:
+                raise InputError(
+                    f"the cluster at {self.address} runs {name} {found}, and this is {name} "
+                    f"{mine}; {advice}"
+                )
 
     def is_open(self) -> bool:
         """Whether it takes jobs from whoever reaches it: it answers without a token."""
@@ -138,12 +122,9 @@ class RayJobs:
 
     def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str]) -> None:
         """Start a driver; returns as soon as the cluster has accepted it."""
-        wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        body = {
-            "entrypoint": entrypoint,
-            "submission_id": submission_id,
-            "runtime_env": {"env_vars": {**wait, **environment}},
-        }
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **environment}
+        driver = {"entrypoint": entrypoint, "submission_id": submission_id}
+        body = {**driver, "runtime_env": {"env_vars": variables}}
         self._ask("POST", "/api/jobs/", body, timeout=SUBMIT_TIMEOUT)
 
     def find(self, submission_id: str) -> RayJob | None:
@@ -169,7 +150,7 @@ class RayJobs:
         body: Mapping[str, Any] | None = None,
         *,
         missing: bool = False,
-        timeout: float | None = None,
+        timeout: float = TIMEOUT,
         token: bool = True,
     ) -> Any:
         """The JSON object that a cluster answers; with ``missing``, None for what it lacks."""
@@ -179,7 +160,7 @@ class RayJobs:
             headers |= _authorisation()
         request = Request(f"{self.address}{path}", data, headers, method=method)
         try:
-            with self._opener.open(request, timeout=timeout or self._timeout) as answer:
+            with self._opener.open(request, timeout=timeout) as answer:
                 return _object(answer.read(_ANSWER_BYTES + 1))
         except HTTPError as error:
             if missing and error.code == 404:

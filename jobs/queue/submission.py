@@ -27,8 +27,7 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 
 PRIORITIES = range(-1000, 1001)
-MOST_JOBS = 10_000
-"""At once, on one cluster."""
+MOST_JOBS = 10_000  # at once, on one cluster
 _KEY_BYTES = 200
 _STOP_SECONDS = 15.0  # in which a driver that hears the catalog has stopped
 _POLL = 0.2
@@ -55,14 +54,15 @@ def submit(
         The cluster's dashboard, such as ``http://head:8265``; left out, that of the job file, else
         of ``TINTRAY_ADDRESS`` or the configuration file.
 
-    Raises
-    ------
-    InputError
-        The job file, what it refers to, the store, the catalog or the cluster cannot be used, or
-        the key is that of another job. Nothing has been entered then.
+    Raises ``InputError``: the job file, what it refers to, the store, the catalog or the cluster
+    cannot be used, or the key is that of another job. Nothing has been entered then.
     """
     spec = load_spec(Path(job)) if isinstance(job, str | Path) else job
-    _check_options(key, priority)
+    if key is not None and not (key.isprintable() and 0 < len(key.encode()) <= _KEY_BYTES):
+        raise SpecError(f"--key: expected printable text of at most {_KEY_BYTES} bytes")
+    if priority not in PRIORITIES:
+        least, most = PRIORITIES[0], PRIORITIES[-1]
+        raise SpecError(f"--priority: expected a number from {least} to {most}, found {priority}")
     cluster = _cluster(chosen_address(address, spec.cluster.address))
     check_files(spec)
     with as_input_error():
@@ -88,10 +88,8 @@ def resume(
     It waits for its cluster, or the one at ``address``; a job that was run without one goes on in
     this process, and the call returns when it is over.
 
-    Raises
-    ------
-    InputError
-        The job waits or runs already, or has succeeded; or the cluster does not answer.
+    Raises ``InputError``: the job waits or runs already, or has succeeded; or the cluster does not
+    answer.
     """
     return _again(job, catalog, address, "resumed", fresh=False, on_event=on_event)
 
@@ -118,10 +116,7 @@ def cancel(
     Its last checkpoint is kept, so that it can be resumed, unless it is to be ``discard``-ed. With
     ``wait`` the call returns when the job has stopped.
 
-    Raises
-    ------
-    InputError
-        The job is over already (and has no checkpoint to discard).
+    Raises ``InputError``: the job is over already (and has no checkpoint to discard).
     """
     with opened(catalog) as (known, _):
         job_id = resolve(known, job)
@@ -154,16 +149,6 @@ def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None 
 # Entering
 
 
-def _check_options(key: str | None, priority: int) -> None:
-    if key is not None and not (key.isprintable() and 0 < len(key.encode()) <= _KEY_BYTES):
-        raise SpecError(f"--key: expected printable text of at most {_KEY_BYTES} bytes")
-    if priority not in PRIORITIES:
-        raise SpecError(
-            f"--priority: expected a number from {PRIORITIES[0]} to {PRIORITIES[-1]}, found "
-            f"{priority}"
-        )
-
-
 def _cluster(address: str | None) -> str:
     if address is None:
         raise SpecError(
@@ -176,15 +161,10 @@ def _cluster(address: str | None) -> str:
 def _enter(catalog: Catalog, spec: JobSpec, cluster: str, key: str | None, priority: int) -> str:
     with as_input_error():
         open_store(spec.store).check_writable()
+    queued = {"cluster": cluster, "key": key, "digest": spec.submission_hash()}
     try:
         return catalog.jobs.create(
-            spec.name,
-            spec.record(),
-            str(spec.store),
-            cluster=cluster,
-            priority=priority,
-            key=key,
-            digest=spec.submission_hash(),
+            spec.name, spec.record(), str(spec.store), priority=priority, **queued
         )
     except StorageError:
         # Another submission with the same key was first: then it is that job.
@@ -236,7 +216,12 @@ def _again(
 ) -> JobStatus:
     with opened(catalog) as (known, url):
         job_id = resolve(known, job)
-        _refuse_change(known, job_id)
+        change = known.jobs.get(job_id).spec.get("change")
+        if change is not None:  # it is made again, from the version that is the newest then
+            raise InputError(
+                f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
+                "checkpoint to go on from; run the command that it came from again"
+            )
         before = known.queue.find(job_id)
         cluster = before.cluster if address is None else address
         if cluster is not None:
@@ -244,39 +229,21 @@ def _again(
             RayJobs(cluster, confirmed=address is not None).check_versions()
         try:
             known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
-        except (StateConflictError, LeaseHeldError) as error:
-            raise InputError(_cannot(error, job_id)) from error
+        except LeaseHeldError as error:
+            raise InputError(str(error)) from error
+        except StateConflictError as error:
+            only = "only a job that failed, was cancelled or was lost can go on"
+            raise InputError(f"{error}; {only}") from error
         if fresh:
             _discard(known, job_id)
-        if cluster is None:
-            _run_here(known, job_id, url, on_event or ignore)
-        else:
+        if cluster is not None:
             known.queue.set_limit(cluster, None)
             return _dispatched(known, url, cluster, job_id, address is not None)
+        from tintray.jobs.queue.driving import recorded
+        from tintray.jobs.runs.run import continue_job
+
+        continue_job(job_id, known, recorded(known, job_id, url), on_event or ignore)
         return status_of(known, job_id)
-
-
-def _refuse_change(catalog: Catalog, job_id: str) -> None:
-    """A change of a merge is made again, from the version that is the newest then."""
-    change = catalog.jobs.get(job_id).spec.get("change")
-    if change is not None:
-        raise InputError(
-            f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
-            "checkpoint to go on from; run the command that it came from again"
-        )
-
-
-def _cannot(error: StorageError, job_id: str) -> str:
-    if isinstance(error, LeaseHeldError):
-        return str(error)
-    return f"{error}; only a job that failed, was cancelled or was lost can go on"
-
-
-def _run_here(catalog: Catalog, job_id: str, url: str, on_event: OnEvent) -> None:
-    from tintray.jobs.queue.driving import recorded
-    from tintray.jobs.runs.run import continue_job
-
-    continue_job(job_id, catalog, recorded(catalog, job_id, url), on_event)
 
 
 # Stopping

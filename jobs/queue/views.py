@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.input_errors import as_input_error
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from tintray.storage.catalog.catalog import Catalog
     from tintray.storage.catalog.queue import QueuePosition
 
-LOST = "lost"
-"""The state in which a job is shown that nobody works on although it is not over."""
-
+LOST = "lost"  # how a job is shown that nobody works on although it is not over
 STATES = (*(str(state) for state in JobState), LOST)
 
 
@@ -98,10 +96,7 @@ class JobStatus(JobLine):
 def opened(catalog: str | None) -> Iterator[tuple[Catalog, str]]:
     """A catalog, by default that of the settings, and its URL.
 
-    Raises
-    ------
-    InputError
-        It cannot be used, or there is none.
+    Raises ``InputError``: it cannot be used, or there is none.
     """
     # Imported where it is needed: with SQLAlchemy it takes longer than what is asked of it.
     from tintray.storage.catalog.catalog import Catalog
@@ -120,10 +115,8 @@ def _url(catalog: str | None) -> str:
 def resolve(catalog: Catalog, text: str) -> str:
     """The id of the job that ``text`` means: an id, how one begins, a name, or ``latest``.
 
-    Raises
-    ------
-    NotFoundError, InputError
-        There is none (with the nearest), or there are several.
+    Raises ``NotFoundError``, ``InputError``: there is none (with the nearest), or there are
+    several.
     """
     if text == "latest":
         newest = catalog.queue.listing(1)
@@ -169,11 +162,8 @@ def status(job: str, *, catalog: str | None = None) -> JobStatus:
 def list_clusters(*, catalog: str | None = None) -> list[ClusterLine]:
     """The clusters that jobs were submitted to, and how their queues stand."""
     with opened(catalog) as (known, _):
-        found = known.queue.clusters()
-    return [
-        ClusterLine(address, queue.running, queue.max_jobs, queue.ahead)
-        for address, queue in found.items()
-    ]
+        found = known.queue.clusters().items()
+    return [ClusterLine(a, queue.running, queue.max_jobs, queue.ahead) for a, queue in found]
 
 
 def status_of(catalog: Catalog, job_id: str) -> JobStatus:
@@ -182,7 +172,7 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     checkpoints = catalog.checkpoints.of(job_id)
     last = catalog.jobs.last_round(job_id)
     metrics = {} if last is None else last.metrics
-    merge = catalog.merges.of_job(job_id)
+    agreement, kept = metrics.get("agreement", {}), metrics.get("kept", {})
     found = JobStatus(
         **vars(_line(row)),
         key=row.key,
@@ -192,15 +182,18 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
         stopping=row.stop_reason if row.stop_at and not row.state.terminal else None,
         loss=metrics.get("loss"),
         checkpoint=checkpoints[0].round if checkpoints else None,
-        merge=merge,
+        merge=catalog.merges.of_job(job_id),
         store=catalog.jobs.get(job_id).store_url,
-        tasks=_tasks(catalog, job_id, metrics),
+        tasks=[
+            TaskLine(task.name, task.kind, agreement.get(task.name), kept.get(task.name))
+            for task in catalog.inputs.tasks(job_id)
+        ],
         events=[
             EventLine(_text(event.at), event.from_state, event.to_state, event.reason)
             for event in catalog.jobs.events(job_id)
         ],
     )
-    return JobStatus(**{**vars(found), "next": next_commands(found)})
+    return replace(found, next=next_commands(found))
 
 
 def next_commands(job: JobStatus) -> dict[str, str]:
@@ -259,14 +252,6 @@ def _waits(row: JobRow, position: QueuePosition | None) -> str | None:
     if position.running < position.max_jobs and not position.ahead:
         return f"{full}; it has not been handed over yet: `tintray watch {row.id}` does"
     return f"{full}; {ahead}"
-
-
-def _tasks(catalog: Catalog, job_id: str, metrics: Mapping[str, Any]) -> list[TaskLine]:
-    agreement, kept = metrics.get("agreement", {}), metrics.get("kept", {})
-    return [
-        TaskLine(task.name, task.kind, agreement.get(task.name), kept.get(task.name))
-        for task in catalog.inputs.tasks(job_id)
-    ]
 
 
 def _text(moment: datetime) -> str:

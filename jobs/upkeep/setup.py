@@ -22,10 +22,8 @@ class Configured(Record):
 def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured:
     """Write the configuration file of this user; see :func:`jobs.config.settings.write_config`.
 
-    Raises
-    ------
-    SpecError
-        A value cannot be what it is to be, or there is a file already that is not to be replaced.
+    Raises ``SpecError``: a value cannot be what it is to be, or there is a file already that is not
+    to be replaced.
     """
     given = dict(values)
     if "address" in given:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tintray.errors import InputError, NotFoundError, StorageError, nearest
 from tintray.jobs.config.input_errors import as_input_error
@@ -35,7 +36,7 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.verify import verify_merge, verify_store
 from tintray.storage.catalog import collect
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.tables import Artifact
+from tintray.storage.catalog.tables import Artifact, Merge
 
 DAY = 86400.0
 
@@ -44,10 +45,7 @@ DAY = 86400.0
 def opened(store: str, catalog: str) -> Iterator[tuple[ArtifactStore, Catalog]]:
     """A store and its catalog, for the length of a block.
 
-    Raises
-    ------
-    InputError
-        If one of them cannot be used as it was named.
+    Raises ``InputError`` if one of them cannot be used as it was named.
     """
     with as_input_error():
         found, known = open_store(store), Catalog.open(catalog, create=False)
@@ -69,17 +67,10 @@ def list_artifacts(
         there = {name: entry for entry in place.list("blobs/") if (name := is_blob(entry.key))}
         users = known.artifacts.users()
         found = known.artifacts.all()
-    lines = [
-        _line(item, users.get(item.sha256, set()), item.sha256 in there)
-        for item in found
-        if kind in (None, item.kind)
-    ]
+    lines = [_line(item, users.get(item.sha256, set()), item.sha256 in there) for item in found]
     unknown = sorted(there.keys() - {item.sha256 for item in found})
-    if kind in (None, "unknown"):
-        lines += [
-            ArtifactLine(sha256, "unknown", there[sha256].size, None, [], True)
-            for sha256 in unknown
-        ]
+    lines += [ArtifactLine(name, "unknown", there[name].size, None, [], True) for name in unknown]
+    lines = [line for line in lines if kind in (None, line.kind)]
     if kind is not None and not lines:
         kinds = sorted({item.kind for item in found})
         raise NotFoundError(
@@ -103,7 +94,8 @@ def verify(
         return _verify_merge(merge, catalog)
     with opened(store, catalog) as (place, known):
         users = known.artifacts.users()
-        mine = [item for item in known.merges.all() if _is_in(item.url, place)]
+        here = f"{place.url}/merges/"
+        mine = [item for item in known.merges.all() if (item.url or "").startswith(here)]
         manifests = {
             MergeRef(item.name, item.version).manifest_key: item.manifest_sha256 or ""
             for item in mine
@@ -118,23 +110,11 @@ def _verify_merge(merge: str, catalog: str) -> VerifyReport:
     with as_input_error():
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
-        result = verify_merge(place, ref, _known_manifest(ref, url, catalog))
+        with _if_there(catalog) as known:
+            entry = _entry(known, ref, url)
+        result = verify_merge(place, ref, None if entry is None else entry.manifest_sha256)
     lines = [DamageLine(d.key, d.problem, [f"merge {ref}"]) for d in result.damaged]
     return VerifyReport(place.url, result.artifacts, result.size, lines)
-
-
-def _known_manifest(ref: MergeRef, url: str, catalog: str) -> str | None:
-    """What the catalog has as the manifest's sha256, where it knows this very merge."""
-    try:
-        with Catalog.open(catalog, create=False) as known:
-            found = known.merges.find(str(ref))
-    except NotFoundError:
-        return None
-    return found.manifest_sha256 if found.url == url else None
-
-
-def _is_in(url: str | None, store: ArtifactStore) -> bool:
-    return url is not None and url.startswith(f"{store.url}/merges/")
 
 
 def _users_of(key: str, users: dict[str, set[str]]) -> list[str]:
@@ -148,10 +128,7 @@ def _users_of(key: str, users: dict[str, set[str]]) -> list[str]:
 def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> ArtifactLine:
     """Keep an artifact, named by the first digits of its hash, from gc; or no longer.
 
-    Raises
-    ------
-    NotFoundError, InputError
-        If no artifact, or more than one, begins so.
+    Raises ``NotFoundError``, ``InputError`` if no artifact, or more than one, begins so.
     """
     _, catalog = chosen(None, catalog)
     with as_input_error():
@@ -209,26 +186,24 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
         keys = [entry.key for entry in place.list(f"{ref.key}/")]
-    hashes = _hashes(place, ref)
-    known = _open_if_there(catalog)
-    if not keys and (known is None or not _knows(known, ref, url)):
-        hint = nearest(str(ref), map(str, list_merges(place)))
-        raise NotFoundError(f"merge {ref} is not published in {place.url}{hint}")
-    for key in sorted(keys, key=lambda key: key != ref.manifest_key):
-        place.delete(key)
-    unneeded = hashes
-    children: list[str] = []
-    if known is not None:
-        with known:
-            children = known.merges.children(str(ref))
-            if _knows(known, ref, url):
-                known.merges.remove(ref.name, ref.version)
-            needed = known.artifacts.needed()
-        unneeded = {sha256: size for sha256, size in hashes.items() if sha256 not in needed}
-    return Removed(str(ref), url, sum(unneeded.values()), children)
+    sizes = _sizes(place, ref)
+    with _if_there(catalog) as known:
+        entry = _entry(known, ref, url)
+        if not keys and entry is None:
+            hint = nearest(str(ref), map(str, list_merges(place)))
+            raise NotFoundError(f"merge {ref} is not published in {place.url}{hint}")
+        for key in sorted(keys, key=lambda key: key != ref.manifest_key):
+            place.delete(key)
+        if known is None:
+            return Removed(str(ref), url, sum(sizes.values()))
+        children = known.merges.children(str(ref))
+        if entry is not None:
+            known.merges.remove(ref.name, ref.version)
+        unneeded = sizes.keys() - known.artifacts.needed()
+    return Removed(str(ref), url, sum(sizes[sha256] for sha256 in unneeded), children)
 
 
-def _hashes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:
+def _sizes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:
     """Sizes of the blobs of a merge; none if its manifest is gone or damaged."""
     try:
         files = read_manifest(store, ref)["files"]
@@ -237,26 +212,25 @@ def _hashes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:
     return {file["sha256"]: file["size"] for file in files.values()}
 
 
-def _open_if_there(catalog: str) -> Catalog | None:
-    try:
-        with as_input_error():
-            return Catalog.open(catalog, create=False)
-    except NotFoundError:
+@contextmanager
+def _if_there(catalog: str) -> Iterator[Catalog | None]:
+    known = None
+    with suppress(NotFoundError), as_input_error():
+        known = Catalog.open(catalog, create=False)
+    with known or nullcontext():
+        yield known
+
+
+def _entry(catalog: Catalog | None, ref: MergeRef, url: str) -> Merge | None:
+    """What a catalog has of this very merge; its folder may be written as a path or as a URL."""
+    if catalog is None:
         return None
-
-
-def _knows(catalog: Catalog, ref: MergeRef, url: str) -> bool:
-    try:
-        found = catalog.merges.find(str(ref)).url
-    except NotFoundError:
-        return False
-    return found is not None and _same_place(found, url)
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Whether two URLs name the same merge: a folder may be written as a path or as a URL."""
-    (a, first), (b, second) = parse_merge_url(one), parse_merge_url(other)
-    return (a.url, first) == (b.url, second)
+    with suppress(NotFoundError):
+        found = catalog.merges.find(str(ref))
+        if found.url is not None:
+            (one, first), (other, second) = parse_merge_url(found.url), parse_merge_url(url)
+            return found if (one.url, first) == (other.url, second) else None
+    return None
 
 
 def copy_merge(
@@ -278,17 +252,18 @@ def copy_merge(
         manifest = opened_merge.manifest
         ref = MergeRef(manifest.name, manifest.version)
         target = open_store(destination)
-        if _store_url(url) == target.url:
+        root = store_of(url, "")  # none of a folder that was copied out of a store
+        if root and open_store(root).url == target.url:
             raise InputError(f"merge {ref} is in {target.url} already; name another store")
         target.check_writable()
-    known = None
-    if destination_catalog is not None:
-        with as_input_error():
-            known = Catalog.open(destination_catalog)
+        known = None if destination_catalog is None else Catalog.open(destination_catalog)
     files = {name: opened_merge.file(name) for name in manifest.files}
 
     def read_back() -> None:
-        _read_back(target, [file.sha256 for file in manifest.files.values()])
+        """Compare the hash of what was written before a manifest says that it is there."""
+        for sha256 in {file.sha256 for file in manifest.files.values()}:
+            with TemporaryDirectory(prefix="tintray-") as folder:
+                fetch_blob(target, sha256, Path(folder))
 
     copied = publish_merge(
         target, ref.name, files, manifest.to_json(), version=ref.version, confirm=read_back
@@ -297,20 +272,4 @@ def copy_merge(
         with known:
             enter(known, target, manifest, opened_merge.coefficients)
     size = sum(file.size for file in manifest.files.values())
-    where = None if known is None else known.url
-    return Copied(str(ref), url, copied, len(files), size, where)
-
-
-def _store_url(merge_url: str) -> str | None:
-    """The store that a merge lies in; None for a folder that was copied out of one."""
-    root = store_of(merge_url, "")
-    return open_store(root).url if root else None
-
-
-def _read_back(store: ArtifactStore, hashes: list[str]) -> None:
-    """Read what was just written, and compare its hash, before a manifest says that it is there."""
-    from tempfile import TemporaryDirectory
-
-    for sha256 in dict.fromkeys(hashes):
-        with TemporaryDirectory(prefix="tintray-") as folder:
-            fetch_blob(store, sha256, Path(folder))
+    return Copied(str(ref), url, copied, len(files), size, None if known is None else known.url)
