@@ -59,20 +59,9 @@ def test_the_list_of_jobs_refuses_such_rows(tmp_path: Path, column: str, value: 
         read_jobs(f"sqlite:///{file}")
 
 
-@pytest.mark.parametrize(
-    ("value", "shape", "expected"),
-    [
-        (None, int, True),
-        (1, (int, float), True),
-        ("a", (int, float), False),
-        (["a"], [str], True),
-        (["a", 1], [str], False),
-        ({"a": 1, "b": "x"}, {"a": int}, True),
-        ({"a": "x"}, {"a": int}, False),
-        ({"a": 1.5, "b": 2}, {None: (int, float)}, True),
-        ({"a": {"b": 1}}, {"a": {"b": str}}, False),
-        ([], {"a": int}, False),
-    ],
-)
-def test_shapes(value: Any, shape: Any, expected: bool) -> None:
-    assert fits(value, shape) == expected
+def test_shapes() -> None:
+    number = (int, float)
+    right = [(None, int), (1, number), (["a"], [str]), ({"a": 1, "b": "x"}, {"a": int})]
+    wrong = [("a", number), (["a", 1], [str]), ({"a": "x"}, {"a": int}), ([], {"a": int})]
+    assert all(fits(*one) for one in [*right, ({"a": 1.5, "b": 2}, {None: number})])
+    assert not any(fits(*one) for one in [*wrong, ({"a": {"b": 1}}, {"a": {"b": str}})])
