@@ -219,9 +219,10 @@ class Job:
 
     def retry(self, *, address: str | None = None, on_event: OnEvent | None = None) -> JobStatus:
         """Start it over, from its first round."""
-        from tintray.jobs.queue.submission import retry
+        from tintray.jobs.queue.submission import resume
 
-        return retry(self.id, catalog=self._catalog, address=address, on_event=on_event)
+        given = {"catalog": self._catalog, "address": address}
+        return resume(self.id, **given, on_event=on_event, fresh=True)
 
     def diff(self, other: Job | str) -> JobDifference:
         """What differs between it and another job, or the job file at a path."""

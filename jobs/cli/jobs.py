@@ -205,7 +205,8 @@ def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
 
     For a job that failed, was cancelled or was lost; its checkpoints are deleted.
     """
-    return _changed(submission.retry(job, catalog=catalog, **options), catalog, watch)
+    again = submission.resume(job, catalog=catalog, fresh=True, **options)
+    return _changed(again, catalog, watch)
 
 
 @command(

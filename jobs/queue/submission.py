@@ -40,19 +40,12 @@ def submit(
     priority: int = 0,
     address: str | None = None,
 ) -> JobStatus:
-    """Enter a job in the queue of a Ray cluster, and hand it over if its turn has come.
+    """Enter a job, or that of a file, in the queue of a Ray cluster; hand it over if it is next.
 
-    Parameters
-    ----------
-    job
-        A job, or the path of its file.
-    key
-        A name of your own for this submission: the same job with the same key is entered once.
-    priority
-        The highest goes first; among equals the oldest.
-    address
-        The cluster's dashboard, such as ``http://head:8265``; left out, that of the job file, else
-        of ``TINTRAY_ADDRESS`` or the configuration file.
+    ``key`` is a name of your own for this submission: the same job with the same key is entered
+    once. The highest ``priority`` goes first; among equals the oldest. ``address`` is that of the
+    cluster's dashboard, such as ``http://head:8265``; left out, that of the job file, else of
+    ``TINTRAY_ADDRESS`` or the configuration file.
 
     Raises ``InputError``: the job file, what it refers to, the store, the catalog or the cluster
     cannot be used, or the key is that of another job. Nothing has been entered then.
@@ -82,30 +75,48 @@ def resume(
     catalog: str | None = None,
     address: str | None = None,
     on_event: OnEvent | None = None,
+    fresh: bool = False,
 ) -> JobStatus:
     """Let a job that failed, was cancelled or was lost go on from its last checkpoint.
 
-    It waits for its cluster, or the one at ``address``; a job that was run without one goes on in
-    this process, and the call returns when it is over.
+    If ``fresh`` it starts over from its first round, and its checkpoints are dropped. It waits for
+    its cluster, or the one at ``address``; a job that was run without one goes on in this process,
+    and the call returns when it is over.
 
     Raises ``InputError``: the job waits or runs already, or has succeeded; or the cluster does not
     answer.
     """
-    return _again(job, catalog, address, "resumed", fresh=False, on_event=on_event)
+    with opened(catalog) as (known, url):
+        job_id = resolve(known, job)
+        change = known.jobs.get(job_id).spec.get("change")
+        if change is not None:  # it is made again, from the version that is the newest then
+            raise InputError(
+                f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
+                "checkpoint to go on from; run the command that it came from again"
+            )
+        before = known.queue.find(job_id)
+        cluster = before.cluster if address is None else address
+        if cluster is not None:
+            cluster = jobs_address(cluster)
+            RayJobs(cluster, confirmed=address is not None).check_versions()
+        reason = "started over" if fresh else "resumed"
+        try:
+            known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
+        except LeaseHeldError as error:
+            raise InputError(str(error)) from error
+        except StateConflictError as error:
+            only = "only a job that failed, was cancelled or was lost can go on"
+            raise InputError(f"{error}; {only}") from error
+        if fresh:
+            _discard(known, job_id)
+        if cluster is not None:
+            known.queue.set_limit(cluster, None)
+            return _dispatched(known, url, cluster, job_id, address is not None)
+        from tintray.jobs.queue.driving import recorded
+        from tintray.jobs.runs.run import continue_job
 
-
-def retry(
-    job: str,
-    *,
-    catalog: str | None = None,
-    address: str | None = None,
-    on_event: OnEvent | None = None,
-) -> JobStatus:
-    """Start a job that failed, was cancelled or was lost over, from its first round.
-
-    Otherwise as :func:`resume`; its checkpoints are dropped.
-    """
-    return _again(job, catalog, address, "started over", fresh=True, on_event=on_event)
+        continue_job(job_id, known, recorded(known, job_id, url), on_event or ignore)
+        return status_of(known, job_id)
 
 
 def cancel(
@@ -200,50 +211,6 @@ def _dispatched(
         waits = f"{error}; `tintray watch {job_id}` hands it over when it can be"
         return replace(status_of(catalog, job_id), waits=waits)
     return status_of(catalog, job_id)
-
-
-# Again
-
-
-def _again(
-    job: str,
-    catalog: str | None,
-    address: str | None,
-    reason: str,
-    *,
-    fresh: bool,
-    on_event: OnEvent | None,
-) -> JobStatus:
-    with opened(catalog) as (known, url):
-        job_id = resolve(known, job)
-        change = known.jobs.get(job_id).spec.get("change")
-        if change is not None:  # it is made again, from the version that is the newest then
-            raise InputError(
-                f"job {job_id} was to change {change['of']} ({change['operation']}) and has no "
-                "checkpoint to go on from; run the command that it came from again"
-            )
-        before = known.queue.find(job_id)
-        cluster = before.cluster if address is None else address
-        if cluster is not None:
-            cluster = jobs_address(cluster)
-            RayJobs(cluster, confirmed=address is not None).check_versions()
-        try:
-            known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
-        except LeaseHeldError as error:
-            raise InputError(str(error)) from error
-        except StateConflictError as error:
-            only = "only a job that failed, was cancelled or was lost can go on"
-            raise InputError(f"{error}; {only}") from error
-        if fresh:
-            _discard(known, job_id)
-        if cluster is not None:
-            known.queue.set_limit(cluster, None)
-            return _dispatched(known, url, cluster, job_id, address is not None)
-        from tintray.jobs.queue.driving import recorded
-        from tintray.jobs.runs.run import continue_job
-
-        continue_job(job_id, known, recorded(known, job_id, url), on_event or ignore)
-        return status_of(known, job_id)
 
 
 # Stopping

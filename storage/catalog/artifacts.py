@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef
@@ -137,46 +137,21 @@ def _batches(hashes: set[str]) -> Iterator[list[str]]:
 
 
 def _users(session: Session, only: str | None = None) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    pinned = sa.and_(Artifact.pinned_at.is_not(None), _is(Artifact.sha256, only))
-    pins = session.scalars(sa.select(Artifact.sha256).where(pinned))
-    merges, jobs = session.execute(_of_merges(only)), session.execute(_of_jobs(only))
-    for sha256, user in (
-        *((sha256, f"merge {name}/v{version}") for sha256, name, version in merges),
-        *((sha256, f"job {job_id}") for sha256, job_id in jobs),
-        *((sha256, "pin") for sha256 in pins),
-    ):
-        found.setdefault(sha256, set()).add(user)
-    return found
+    def of(column: Any, user: Any) -> sa.Select[str, str]:
+        return sa.select(column, user).where(sa.true() if only is None else column == only)
 
-
-def _is(column: InstrumentedAttribute[str], only: str | None) -> sa.ColumnElement[bool]:
-    return sa.true() if only is None else column == only
-
-
-def _of_merges(only: str | None) -> sa.CompoundSelect[str, str, int]:
-    there = sa.and_(Merge.published_at.is_not(None), Merge.removed_at.is_(None))
-    files = (
-        sa.select(MergeFile.sha256, Merge.name, Merge.version)
-        .join(Merge, Merge.id == MergeFile.merge_id)
-        .where(there, _is(MergeFile.sha256, only))
+    merge = sa.literal("merge ") + Merge.name + "/v" + sa.cast(Merge.version, sa.String)
+    there = (Merge.published_at.is_not(None), Merge.removed_at.is_(None))
+    inputs = of(ArtifactUse.sha256, merge).join(Merge, Merge.job_id == ArtifactUse.job_id)
+    used = of(ArtifactUse.sha256, sa.literal("job ") + Job.id).join(Job)
+    needed = sa.or_(Job.state.not_in(OVER), Artifact.kind == CHECKPOINT)
+    query = sa.union(
+        of(MergeFile.sha256, merge).join(Merge).where(*there),
+        inputs.where(*there),
+        used.join(Artifact, Artifact.sha256 == ArtifactUse.sha256).where(needed),
+        of(Artifact.sha256, sa.literal("pin")).where(Artifact.pinned_at.is_not(None)),
     )
-    inputs = (
-        sa.select(ArtifactUse.sha256, Merge.name, Merge.version)
-        .join(Merge, Merge.job_id == ArtifactUse.job_id)
-        .where(there, _is(ArtifactUse.sha256, only))
-    )
-    return sa.union(files, inputs)
-
-
-def _of_jobs(only: str | None) -> sa.Select[str, str]:
-    """What jobs that are not over have used, and the checkpoints that any job has."""
-    return (
-        sa.select(ArtifactUse.sha256, ArtifactUse.job_id)
-        .join(Job, Job.id == ArtifactUse.job_id)
-        .join(Artifact, Artifact.sha256 == ArtifactUse.sha256)
-        .where(
-            sa.or_(Job.state.not_in(OVER), Artifact.kind == CHECKPOINT),
-            _is(ArtifactUse.sha256, only),
-        )
-    )
+    users: dict[str, set[str]] = {}
+    for sha256, user in session.execute(query):
+        users.setdefault(sha256, set()).add(user)
+    return users

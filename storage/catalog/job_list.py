@@ -126,61 +126,37 @@ def jobs_of(connection: sa.Connection, **query: Any) -> list[JobRow]:
     return select_jobs(execute, **query)
 
 
-def read_jobs(
-    url: str,
-    *,
-    limit: int | None = None,
-    states: Iterable[JobState] | None = None,
-    name: str | None = None,
-) -> list[JobRow] | None:
+def read_jobs(url: str, **query: Any) -> list[JobRow] | None:
     """As :func:`select_jobs`, from the catalog at ``url``.
 
     None where there is none of this code's version, or it does not answer: opening it with
     ``Catalog`` waits, or says what is wrong.
     """
     scheme, _, rest = url.partition("://")
+    connect: Callable[[], Any]
+    failure: type[Exception]
     if "?" in url:
         return None
     if scheme == "sqlite" and rest.startswith("/"):
         file = f"file:{quote(str(Path(rest[1:])))}?mode=rw"
-        connect = partial(sqlite3.connect, file, uri=True, timeout=30)
-        return _look(connect, sqlite3.Error, str, limit, states, name)
-    if scheme in ("postgresql", "postgresql+psycopg"):
+        connect, failure = partial(sqlite3.connect, file, uri=True, timeout=30), sqlite3.Error
+    elif scheme in ("postgresql", "postgresql+psycopg"):
         try:
             import psycopg
         except ModuleNotFoundError:
             return None
-        return _look(
-            lambda: psycopg.connect(
-                f"postgresql://{rest}",
-                connect_timeout=_CONNECT_SECONDS,
-                application_name="tintray",
-            ),
-            psycopg.Error,
-            in_postgresql,
-            *(limit, states, name),
-        )
-    return None
-
-
-def _look(
-    connect: Callable[[], Any],
-    failure: type[Exception],
-    worded: Callable[[str], str],
-    limit: int | None,
-    states: Iterable[JobState] | None,
-    name: str | None,
-) -> list[JobRow] | None:
-    """The list, if the tables are those of this code."""
+        options: Any = {"connect_timeout": _CONNECT_SECONDS, "application_name": "tintray"}
+        connect = partial(psycopg.connect, f"postgresql://{rest}", **options)
+        failure = psycopg.Error
+    else:
+        return None
+    worded = str if scheme == "sqlite" else in_postgresql
     try:
         with closing(connect()) as connection:
             if [row[0] for row in connection.execute(_VERSION)] != [REVISIONS[-1]]:
                 return None
             return select_jobs(
-                lambda statement, values: connection.execute(worded(statement), values),
-                limit=limit,
-                states=states,
-                name=name,
+                lambda words, values: connection.execute(worded(words), values), **query
             )
     except failure:
         return None
