@@ -153,6 +153,7 @@ class JobRun:
         if self.state.terminal:  # what failed after it was published changes nothing of that
             _log.warning("job %s has %s; then: %s", self.job_id, self.state, reason)
             return
+        self.stopper.settle()  # the signal that belongs to a stop may come later than the stop
         try:
             self.flush()
             self.move(state, reason)
