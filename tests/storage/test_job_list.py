@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -58,3 +60,11 @@ def test_what_it_cannot_read_is_left_to_the_catalog(tmp_path: Path) -> None:
         with closing(sqlite3.connect(tmp_path / "catalog.db")) as connection, connection:
             connection.execute("UPDATE tintray_schema SET version_num = ?", (version,))
         assert read_jobs(url) is None
+
+
+def test_it_does_not_import_sqlalchemy() -> None:
+    code = (
+        "import sys, tintray.jobs.queue.views, tintray.jobs.cli.queue_tables;"
+        "print('sqlalchemy' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
