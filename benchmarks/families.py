@@ -36,8 +36,8 @@ RANK = 4
 ADAPTERS = 100
 _TRAIN = re.compile(r"(?P<name>\w+)(\[:(?P<stop>\d+)\])?")
 
-HEAD = ("tint.site=head",)
-FIRST_STAGE = ("tint.site=segformer.stages.0",)
+HEAD = ("tint.sites=head",)
+FIRST_STAGE = ("tint.sites=segformer.stages.0",)
 AVERAGE = ("merge.method=average", *HEAD)
 ARITHMETIC = ("merge.method=task_arithmetic", *HEAD)
 
@@ -64,7 +64,7 @@ FAMILIES = {
         "Eight texts on MiniLM",
         "text",
         "job.yaml",
-        _rows(block=("tint.site=bert.encoder.layer.5", "fit.correction_lr=0.00003")),
+        _rows(block=("tint.sites=bert.encoder.layer.5", "fit.correction_lr=0.00003")),
     ),
     "scenes": Family(
         "Segmentation, depth and normals of rendered rooms",

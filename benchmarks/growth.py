@@ -150,7 +150,7 @@ def quality(
     store: Path, rounds: int, site: str, settings: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Grow a merge from six tasks to ten, and merge ten at once, in one store."""
-    common = (f"fit.rounds={rounds}", f"tint.site={site}", *settings)
+    common = (f"fit.rounds={rounds}", f"tint.sites={site}", *settings)
     whole = job(store, slice(None), "name=at-once", *common)
     where = place(store)
     store.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,9 @@ def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
     from tintray.jobs.engine.tint_worker import TintWorkerPool
     from tintray.jobs.runs.growth_modes import tint_config
 
-    spec = job(scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.site={site}", *overrides)
+    spec = job(
+        scratch / f"prefix-{site}", slice(-1, None), *EXACT, f"tint.sites={site}", *overrides
+    )
     backend = InProcessBackend(1)
     base = load_base_model(spec)
     config = tint_config(spec, base, spec.growth.rounds, new=True)

@@ -37,7 +37,7 @@ from tintray.tinting.site_search import candidates
 JOB = Path(__file__).parent.parent / "examples" / "ten-scripts.yaml"
 
 PUBLISHED = (
-    "tint.site=head",
+    "tint.sites=head",
     "objective.labels=hard",
     "objective.temperature=1",
     "fit.updates=in_turn",
@@ -51,7 +51,7 @@ PUBLISHED = (
 """The released loop: head, hard labels, agreement filter, each task in turn, Adam 1e-2, Λ in
 [0, 1]."""
 
-FIRST, LAST = "tint.site=FIRST", "tint.site=LAST"
+FIRST, LAST = "tint.sites=FIRST", "tint.sites=LAST"
 """The first and the last block of whichever model the zoo has."""
 
 OURS = (
@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "head": (
         "tintray, head",
         (
-            *("tint.site=head", START, "fit.tint_lr=0.01"),
+            *("tint.sites=head", START, "fit.tint_lr=0.01"),
             *("fit.correction_lr=0.001", "objective.temperature=1"),
         ),
     ),
@@ -80,7 +80,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coefficients": (
         "coefficients alone",
         (
-            "tint.site=head",
+            "tint.sites=head",
             "tint.learned=false",
             START,
             "fit.correction_lr=0",
@@ -131,7 +131,7 @@ class Zoo:
     def run(self, overrides: Sequence[str], rounds: int, seed: int) -> Run:
         """One job, or what a call before this one kept of it."""
         blocks = {FIRST: self.sites[1], LAST: self.sites[-1]}
-        overrides = [f"tint.site={blocks[o]}" if o in blocks else o for o in overrides]
+        overrides = [f"tint.sites={blocks[o]}" if o in blocks else o for o in overrides]
         spec = self.spec((*overrides, f"fit.rounds={rounds}", f"fit.seed={seed}"))
         note = f"{self.job.parent.name}/{self.job.name} {' '.join(overrides)} {rounds} {seed}"
         return Run(**Kept(self.store).once(spec.digest(), note, lambda: asdict(job(spec))))
@@ -235,12 +235,12 @@ def placement(zoo: Zoo, rounds: int) -> tuple[float, float]:
     The best site is that of fits at every candidate, by accuracy on the same test sets.
     """
     settings = (*OURS, "fit.tint_lr=null")  # the default of each site
-    report = zoo.run(("tint.site=auto", *settings), rounds, 0).placement
+    report = zoo.run(("tint.sites=auto", *settings), rounds, 0).placement
     assert report is not None
     print("| site | accuracy |\n|---|---|")
     accuracy = {}
     for site in zoo.sites:
-        accuracy[site] = zoo.run((f"tint.site={site}", *settings), rounds, 0).accuracy
+        accuracy[site] = zoo.run((f"tint.sites={site}", *settings), rounds, 0).accuracy
         chosen = ", found by `auto`" if site == report["site"] else ""
         print(f"| {site}{chosen} | {100 * accuracy[site]:.1f} |", flush=True)
     gap = 100 * (max(accuracy.values()) - accuracy[report["site"]])

@@ -43,9 +43,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "head, coefficients / 4": ("fit.coefficient_lr=0.005",),
     "head, coefficients * 4": ("fit.coefficient_lr=0.08",),
     "head, constant": ("fit.schedule=constant",),
-    "block": (f"tint.site={BLOCK}",),
-    "block, tint / 4": (f"tint.site={BLOCK}", "fit.tint_lr=0.0005"),
-    "block, tint * 4": (f"tint.site={BLOCK}", "fit.tint_lr=0.008"),
+    "block": (f"tint.sites={BLOCK}",),
+    "block, tint / 4": (f"tint.sites={BLOCK}", "fit.tint_lr=0.0005"),
+    "block, tint * 4": (f"tint.sites={BLOCK}", "fit.tint_lr=0.008"),
 }
 """Around the defaults: 1e-2 for a head, 2e-3 for a block, 2e-2 for coefficients, cosine."""
 

@@ -40,6 +40,7 @@ from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, default_groups, fo
 from tintray.models.structure import private_state
 from tintray.numerics.choices import Precision
 from tintray.numerics.precision import computing, resolve
+from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
@@ -84,7 +85,7 @@ class Contest:
         self.tasks = tasks
         self.device = device
         self.module = base_model(shape)
-        self.parts: Partition = partition(self.module, "head", "tensor")
+        self.parts: Partition = partition(self.module, [TintSite("head")])
         layout = self.parts.layout
         generator = torch.Generator().manual_seed(1)
         size = SHAPES[shape]["image_size"]
@@ -118,7 +119,7 @@ class Contest:
             theta = self.vectors.merge(self.coefficients.values)
             total.zero_()
             for group in groups:
-                total.add_(group.step(theta, round_, 1e-3).gradient)
+                total.add_(group.step(theta, round_, 0.1).gradient)
             self.coefficients.update(self.vectors.project(total).cpu(), 1e-3)
 
         return one
@@ -127,7 +128,7 @@ class Contest:
         layer = TintLayer.of_expert(
             f"task{k}",
             private_state(self.module, self.parts.private),
-            self.parts.site,
+            self.parts.rate,
             device=self.device,
         )
         pool = Pool({"pixel_values": self.images[k]}, None, None, "")

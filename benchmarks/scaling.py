@@ -55,6 +55,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import private_state
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.randomness import sample
+from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool, joined
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.tinting.partition import Partition, partition
@@ -83,7 +84,7 @@ def base_model(shape: dict[str, int]) -> ViTForImageClassification:
 
 
 def split(shape: dict[str, int]) -> Partition:
-    return partition(base_model(shape), "head", "tensor")
+    return partition(base_model(shape), [TintSite("head")])
 
 
 def settings() -> StepSettings:
@@ -93,7 +94,7 @@ def settings() -> StepSettings:
 
 
 _NOTHING = FitConfig(
-    *("", "", "", ("", ""), "head", None, "head", True, "tensor"),
+    *("", "", "", ("", ""), (TintSite("head"),), None, "head", True, "tensor"),
     settings=StepSettings(0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement"),
     pseudo_labels=PseudoLabelConfig(1.0, threshold=None, target_precision=0.5, true_labels=False),
 )
@@ -142,7 +143,7 @@ class MadeWorker(Worker):
     def _task(self, name: str) -> TaskState:
         """Its own pool in memory, as every task of a job has."""
         private = private_state(self._model, self._parts.private)
-        layer = TintLayer.of_expert(name, private, self._parts.site)
+        layer = TintLayer.of_expert(name, private, self._parts.rate)
         half = torch.full((3, 1, 1), 1 / 127.5), torch.full((3, 1, 1), -1.0)
         pool = Pool({"pixel_values": self._images.clone()}, *half, "")
         return TaskState(name, layer, pool, torch.randn(POOL, CLASSES))
@@ -260,7 +261,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             Assignment(shards, hosts, members, {}),
             coefficients,
             coefficient_lr=lambda _: 1e-3,
-            tint_lr=lambda _: 1e-3,
+            pace=lambda _: 1.0,
         )
         rounds, bare = [], []
         for repeat in range(repeats + 1):

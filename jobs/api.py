@@ -28,7 +28,6 @@ from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
-from tintray.tinting.site_search import AUTO
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
@@ -53,8 +52,8 @@ def validate(spec: JobSpec) -> ValidationReport:
     finally:
         fleet.close()
     notices = []
-    if spec.tint.site == AUTO:
-        notices.append("tint.site is found by the run; what is shown of tints is for the head")
+    if spec.tint.auto:
+        notices.append("tint.sites is found by the run; what is shown of tints is for the head")
     unlabelled = [task.name for task in spec.tasks if task.test is None]
     if unlabelled:
         notices.append(
@@ -66,7 +65,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         tasks=[task.name for task in spec.tasks],
         backbone_parameters=ground.parameters,
         units=len(ground.partition.layout.units),
-        site=spec.tint.site,
+        site=spec.tint.told,
         tint_parameters={name: found.tint_parameters for name, found in facts.items()},
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
         max_pool_bytes=limits().max_pool_bytes,

@@ -47,7 +47,7 @@ class TaskResult(Record):
     expert: float | None  # the expert's metric on the same data; None where there are no labels
     agreement: float  # share of the examples on which the merge predicts what the expert predicts
     normalised: float | None  # merged / expert, or the inverse where less is better
-    tint_parameters: int  # parameters that only this task has
+    tint_parameters: int  # numbers that only this task has, its head included
     test_examples: int  # how many examples the metric was measured on
     selected_fraction: float  # share of the pool that was not filtered out when the fit ended
     # of "merged" and "expert": histogram of confidences, their mean, ece, brier; None if unknown
@@ -83,7 +83,8 @@ class MergeSummary(Record):
     normalised_accuracy: float | None  # mean over tasks of merged / expert
     backbone_parameters: int
     tint_parameters_per_task: Mapping[str, int]
-    tint_share: float  # mean tint parameters of a task / backbone parameters
+    tint_share: float  # mean of what a task owns, head included / backbone parameters
+    tint_bytes: int  # mean size of the file that holds it
     rounds: int
     seconds: Mapping[str, float] = field(default_factory=dict)  # phase -> wall time
     peak_memory_mib: float | None = None

@@ -171,11 +171,11 @@ class Sort:
 BLOCK = "vit.layers.1"
 SORTS = {
     "head": Sort(),
-    "block": Sort(sections={"tint": {"site": BLOCK}}),
-    "low rank": Sort(sections={"tint": {"site": BLOCK, "rank": 2}}),
-    "norms": Sort(sections={"tint": {"site": "norms"}}),
-    "pattern": Sort(sections={"tint": {"site": "*.mlp"}}),
-    "auto": Sort(sections={"tint": {"site": "auto"}}),
+    "block": Sort(sections={"tint": {"sites": BLOCK}}),
+    "low rank": Sort(sections={"tint": {"sites": [{"site": BLOCK, "rank": 2}]}}),
+    "norms": Sort(sections={"tint": {"sites": "norms"}}),
+    "pattern": Sort(sections={"tint": {"sites": "*.mlp"}}),
+    "auto": Sort(sections={"tint": {"sites": "auto"}}),
     "coefficients alone": Sort(sections={"tint": {"learned": False}}),
     "adamerging": Sort(sections={"merge": {"method": "adamerging"}}),
     "corrected": Sort(sections={"fit": {"correction_lr": 0.01}, "merge": {"granularity": "block"}}),
@@ -185,7 +185,7 @@ SORTS = {
     "lora": Sort("adapters"),
     "dense": Sort("scenes", kinds={"one": "segmentation", "two": "depth", "three": "segmentation"}),
     "language": Sort(
-        *("sentences", {"tint": {"site": "transformer.h.1"}}),
+        *("sentences", {"tint": {"sites": "transformer.h.1"}}),
         dict.fromkeys(CLASSES, "language_modelling"),
     ),
     "batch norm": Sort("convolutions"),

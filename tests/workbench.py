@@ -18,6 +18,7 @@ from tintray.models.norms import norm_buffers
 from tintray.models.structure import private_state
 from tintray.numerics.choices import Granularity
 from tintray.numerics.layout import Layout
+from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import open_pool
 from tintray.tasks.classes import CLASSIFICATION
@@ -41,19 +42,22 @@ def dense_task_vectors(
 
 @dataclass
 class Workbench:
-    """Base, experts and pools of some tasks, split for one tint site."""
+    """Base, experts and pools of some tasks, split for tint sites."""
 
     base: nn.Module
     experts: dict[str, nn.Module]
     pools: dict[str, Pool]
     site: str = "head"
     rank: int | None = None
+    sites: tuple[TintSite, ...] = ()  # in the place of site and rank
     granularity: Granularity = "tensor"
     labels: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labels = {n: predict(e, self.pools[n]).clone() for n, e in self.experts.items()}
-        split = partition(self.base, self.site, self.granularity, self.rank)
+        sites = self.sites or (TintSite(self.site, self.rank),)
+        split = partition(self.base, sites, self.granularity)
+        self.rate = split.rate
         self.paths, self.private, self.layout = split.site, split.private, split.layout
         self.low_rank = split.low_rank
 
@@ -74,17 +78,15 @@ class Workbench:
     def layers(self, device: str = "cpu") -> list[TintLayer]:
         """A fresh tint layer per task."""
         return [
-            TintLayer.of_expert(name, self._state(expert), self.paths, device=device)
+            TintLayer.of_expert(name, self._state(expert), self.rate, device)
             for name, expert in self.experts.items()
         ]
 
     def _state(self, expert: nn.Module) -> dict[str, Tensor]:
         state = private_state(expert, self.private) | norm_buffers(expert)
-        if self.rank is None:
-            return state
         pairs = {n: (expert.get_parameter(n), self.base.get_parameter(n)) for n in self.low_rank}
         vectors = {name: (one - base).detach() for name, (one, base) in pairs.items()}
-        return state | low_rank_factors(vectors, self.rank)
+        return state | low_rank_factors(vectors, self.low_rank)
 
     def group(
         self, settings: StepSettings = SETTINGS, only: str | None = None, device: str = "cpu"

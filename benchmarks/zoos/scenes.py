@@ -26,7 +26,7 @@ VOID = 255
 """The label of pixels that count as none."""
 
 _SETTINGS = """\
-tint: {site: segformer.stages.0}
+tint: {sites: segformer.stages.0}
 fit: {rounds: 300, batch_size: 16, correction_lr: 1.0e-3, warmup: 10}
 """
 """Of the jobs: chosen by agreement on held-back images (docs/benchmarks.md)."""

@@ -61,7 +61,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "size": f"{count(merged)} parameters; {len(summary.tasks)} separate models hold "
         f"{count(separate)}{times}",
         "per task": f"{_percent(summary.tint_share, 2)} of the backbone's {count(backbone)} "
-        "parameters more",
+        f"parameters more, in {size_text(summary.tint_bytes)}",
         "time": durations(summary.seconds) if summary.seconds else "",
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
         "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),

@@ -17,6 +17,7 @@ RENAMED = {
     "features": "feature_weight",
     "least_gain": "min_delta",
     "budget": "max_parameters",
+    "site": "sites",
 }
 """Old name -> new name, of fields in the sections of a job and of its tasks."""
 
@@ -25,11 +26,27 @@ _OLD = {new: old for old, new in RENAMED.items()}
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as they are called now."""
-    return {name: _with_names(section, RENAMED) for name, section in record.items()}
+    record = {name: _with_names(section, RENAMED) for name, section in record.items()}
+    if isinstance(fit := record.get("fit"), Mapping):
+        record["fit"] = {"correction_optimiser": "adam", **fit}
+    if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
+        others = {name: value for name, value in tint.items() if name != "rank"}
+        record["tint"] = {
+            **others,
+            "sites": [{"site": tint["sites"], "rank": tint["rank"], "lr": None}],
+        }
+    return record
 
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded job with its fields as 0.1.0 called them."""
+    """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
+    fit = record["fit"]
+    if fit["correction_optimiser"] == "adam":
+        record = {**record, "fit": {n: v for n, v in fit.items() if n != "correction_optimiser"}}
+    tint = record.get("tint")
+    if isinstance(tint, Mapping) and len(tint["sites"]) == 1 and not tint["sites"][0]["lr"]:
+        site = {name: tint["sites"][0][name] for name in ("site", "rank")}
+        record = {**record, "tint": {**tint, "sites": site["site"], "rank": site["rank"]}}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
 
 

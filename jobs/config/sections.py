@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from tintray.checkpoints.model_folder import TEMPLATES
 from tintray.data.source import DataSource
@@ -25,8 +33,9 @@ from tintray.jobs.config.fields import (
     WorkerCount,
 )
 from tintray.jobs.config.settings import limits
-from tintray.numerics.choices import Choice, Format, Granularity
+from tintray.numerics.choices import Choice, Format, Granularity, Optimiser
 from tintray.numerics.schedules import Schedule, Shape, schedule
+from tintray.numerics.sites import AUTO, HEAD, TintSite
 from tintray.tasks.kinds import Distance, Filter, KindName, Labels
 
 TINT = "tint"
@@ -272,24 +281,72 @@ class MergeSpec(Section):
         return bounds
 
 
+class SiteSpec(Section):
+    """One place where every task keeps numbers of its own."""
+
+    site: str = Field(min_length=1)
+    """`head`, `prompt`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`)."""
+    rank: int | None = Field(default=None, ge=1)
+    """A low-rank product added to each linear weight there, instead of a copy; of a prompt, 8."""
+    lr: float | None = Field(default=None, gt=0)
+    """Its highest learning rate; left out, `fit.tint_lr`, or by the kind of place."""
+
+    @property
+    def told(self) -> str:
+        """The place, and its rank if it has one."""
+        return self.site if self.rank is None else f"{self.site} (rank {self.rank})"
+
+
+def _site_entries(value: Any) -> Any:
+    """`head` and `[prompt, head]` as entries with a site alone."""
+    listed = [value] if isinstance(value, str | Mapping) else value
+    if not isinstance(listed, list | tuple):
+        return listed
+    return tuple({"site": entry} if isinstance(entry, str) else entry for entry in listed)
+
+
+Sites = Annotated[
+    tuple[SiteSpec, ...], Field(min_length=1, strict=False), BeforeValidator(_site_entries)
+]
+
+
 class TintSpec(Section):
     """The layer that every task keeps for itself."""
 
-    site: str = Field(default="head", min_length=1)
-    """Where: `head`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`), `auto`."""
+    sites: Sites = (SiteSpec(site="head"),)
+    """Where: one or more of `head`, `prompt`, a module's path, `norms`, a pattern; or `auto`."""
     max_parameters: int | None = Field(default=None, ge=1)
     """The most parameters per task that `auto` may choose a site with; left out, any."""
-    rank: int | None = Field(default=None, ge=1)
-    """A low-rank product added to each linear weight there, instead of a copy of the module."""
     learned: bool = True
     """Whether the tint layers learn; otherwise each stays as its expert has it."""
 
-    @field_validator("rank")
+    @property
+    def auto(self) -> bool:
+        """Whether the site is to be found by trials."""
+        return any(entry.site == AUTO for entry in self.sites)
+
+    @property
+    def places(self) -> tuple[TintSite, ...]:
+        """The sites as the fit takes them; the head, where they are still to be found."""
+        if self.auto:
+            return (TintSite(HEAD),)
+        return tuple(TintSite(entry.site, entry.rank, entry.lr) for entry in self.sites)
+
+    @property
+    def told(self) -> str:
+        """The sites in a few words."""
+        return ", ".join(entry.told for entry in self.sites)
+
+    @field_validator("sites")
     @classmethod
-    def _rank_has_a_site(cls, rank: int | None, info: ValidationInfo) -> int | None:
-        if rank is not None and info.data.get("site") == "auto":
-            raise ValueError("expected no rank where the site is 'auto', which tries full copies")
-        return rank
+    def _sites_fit_together(cls, sites: tuple[SiteSpec, ...]) -> tuple[SiteSpec, ...]:
+        names = [entry.site for entry in sites]
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"expected a different place for each site, found {name!r} twice")
+        if AUTO in names and (len(names) > 1 or sites[0].rank is not None):
+            raise ValueError("expected 'auto' alone and without a rank: it tries full copies")
+        return sites
 
 
 class ObjectiveSpec(Section):
@@ -332,6 +389,8 @@ class FitSpec(Section):
     """Learning rate of the tint layers; left out, it goes by their site and its width."""
     correction_lr: float = Field(default=0.0, ge=0)
     """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing."""
+    correction_optimiser: Optimiser = "muon"
+    """What moves it: `muon` makes the steps of matrices orthogonal; `adam` is elementwise."""
     schedule: Shape = "cosine"
     """How the learning rates go from their first value to the last round."""
     warmup: int = Field(default=0, ge=0)

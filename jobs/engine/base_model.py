@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import InputError
 from tintray.jobs.config.job_file import JobSpec
@@ -12,21 +14,20 @@ from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.models.comparing import check_same_computation
 from tintray.models.loading import load_base
-from tintray.models.structure import HEAD, backbone_names
-from tintray.tinting.partition import Partition, default_tint_lr, partition
-from tintray.tinting.site_search import AUTO, candidates
+from tintray.models.structure import backbone_names
+from tintray.tinting.partition import Partition, partition
+from tintray.tinting.site_search import candidates
 
 
 @dataclass(frozen=True)
 class SplitModel:
-    """What a job stands on: its base, checked, and how it splits for the tint site.
+    """What a job stands on: its base, checked, and how it splits for the tint sites.
 
-    ``site`` is the one that it is laid out for: the head, where the job's own is still to be found.
+    It is split for the head, where the job's own sites are still to be found.
     """
 
     digest: str
     partition: Partition
-    site: str
     like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
 
     @property
@@ -34,11 +35,6 @@ class SplitModel:
         """Parameters of the backbone, the tint site included."""
         module = self.partition.module
         return sum(module.get_parameter(n).numel() for n in backbone_names(module))
-
-    def tint_lr(self, spec: JobSpec) -> float:
-        """The highest learning rate of tint layers: the job's own, or the default of its site."""
-        module = self.partition.module
-        return spec.fit.tint_lr or default_tint_lr(module, self.site, spec.tint.rank)
 
 
 def load_base_model(spec: JobSpec) -> SplitModel:
@@ -49,12 +45,20 @@ def load_base_model(spec: JobSpec) -> SplitModel:
     like, expert = _first_expert(spec, base, cache)
     check_same_computation(base, expert, "the base", like[1])
     module = load_base(base, like=expert)
-    site = spec.tint.site
-    if site == AUTO:  # still to be found: all but the head is laid out
+    if spec.tint.auto:  # still to be found: all but the head is laid out
         candidates(module, spec.tint.max_parameters)
-        site = HEAD
-    choice = (module, site, spec.merge.granularity, spec.tint.rank)
-    return SplitModel(base.digest(), partition(*choice, learned=spec.tint.learned), site, like)
+    return SplitModel(base.digest(), split_for(module, spec), like)
+
+
+def split_for(module: nn.Module, spec: JobSpec) -> Partition:
+    """How a base splits for a job's tint sites, with the rates of its fit."""
+    return partition(
+        module,
+        spec.tint.places,
+        spec.merge.granularity,
+        learned=spec.tint.learned,
+        tint_lr=spec.fit.tint_lr,
+    )
 
 
 def _first_expert(

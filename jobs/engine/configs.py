@@ -10,6 +10,7 @@ from tintray.data.source import DataSource
 from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.models import base_similarity as base_similarity
 from tintray.numerics.choices import Granularity
+from tintray.numerics.sites import TintSite
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.tasks.doubts import Doubt
 from tintray.tasks.kind import Kind
@@ -47,8 +48,8 @@ class FitConfig:
     base: str
     base_digest: str
     like: tuple[str, str]  # an expert, for the class of all of them, and how messages call it
-    site: str
-    rank: int | None
+    sites: tuple[TintSite, ...]
+    tint_lr: float | None
     feature_site: str  # whose features the fit compares, where it does
     learned: bool
     granularity: Granularity

@@ -49,8 +49,10 @@ class Coordinator:
         Where the members run, and who they are.
     coefficients
         Λ and its optimiser; moved here and nowhere else.
-    coefficient_lr, tint_lr
-        Learning rates as functions of the round.
+    coefficient_lr
+        Learning rate as a function of the round.
+    pace
+        The share of their highest rates at which tint layers learn, likewise.
     correction_lr
         That of what all tasks add to the merged backbone; None learns no such correction.
     in_turn
@@ -69,7 +71,7 @@ class Coordinator:
         coefficients: Coefficients,
         *,
         coefficient_lr: Schedule,
-        tint_lr: Schedule,
+        pace: Schedule,
         correction_lr: Schedule | None = None,
         in_turn: bool = False,
         plateau: Plateau | None = None,
@@ -79,7 +81,7 @@ class Coordinator:
         self._assignment = assignment
         self._coefficients = coefficients
         self._coefficient_lr = coefficient_lr
-        self._tint_lr = tint_lr
+        self._pace = pace
         self._correction_lr = correction_lr
         groups = sorted(assignment.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
@@ -159,11 +161,11 @@ class Coordinator:
         if not only:
             return {}
         theta = self._assignment.shards.merge(self._coefficients.values, for_a_round=True)
-        tint_lr = self._tint_lr(round_)
+        pace = self._pace(round_)
         pieces = [as_argument(piece) for piece in theta]
         answers = [
             self._assignment.groups[group].call_direct_parts(
-                Worker.step, len(pieces), group, round_, tint_lr, names, *pieces
+                Worker.step, len(pieces), group, round_, pace, names, *pieces
             )
             for group, names in only.items()
         ]

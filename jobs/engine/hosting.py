@@ -26,8 +26,9 @@ from tintray.models.calling import answer
 from tintray.models.comparing import check_same_backbone, check_same_computation
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
-from tintray.models.structure import HEAD, backbone_names, head_modules, private_state, resolve_site
+from tintray.models.structure import backbone_names, head_modules, private_state, resolve_site
 from tintray.numerics.randomness import stream
+from tintray.numerics.sites import HEAD
 from tintray.pools import overlap, sequences
 from tintray.pools.pool import Pool
 from tintray.pools.tokens import check_known
@@ -91,7 +92,9 @@ class Experts:
             self._like = open_model_folder(folder, role=role, base=self._base, factory=built)
         base = load_base(self._base, like=self._like)
         self.partition = partition(
-            *(base, config.site, config.granularity, config.rank), learned=config.learned
+            *(base, config.sites, config.granularity),
+            learned=config.learned,
+            tint_lr=config.tint_lr,
         )
 
     def check(self, task: TaskConfig) -> tuple[CheckedTask, nn.Module]:
@@ -112,9 +115,7 @@ class Experts:
         task.kind.check_model(expert, task.role)
         private = self._private(expert) if task.published is None else task.published.tint()
         layer = TintLayer.of_expert(
-            *(task.name, private, self.partition.site),
-            learn=self._config.learned,
-            device=self._config.device,
+            *(task.name, private, self.partition.rate), device=self._config.device
         )
         width, files = task.kind.answer_width(expert), TaskFiles(task, folder)
         pool = files.pool()
@@ -139,7 +140,7 @@ class Experts:
         facts = TaskFacts(
             name=task.name,
             classes=width,
-            tint_parameters=layer.count(self.partition.site),
+            tint_parameters=layer.count(),
             head_parameters=layer.count(head_modules(expert)),
             expert_digest=digest,
             pool_digest=pool.digest,
@@ -287,11 +288,10 @@ class Experts:
         return self._opened[key]
 
     def _private(self, expert: nn.Module) -> dict[str, Tensor]:
-        """What a task starts from, of its expert; the site as factors where the tint has a rank."""
+        """What a task starts from, of its expert; factors where its tint is a product."""
         private = private_state(expert, self.partition.private)
-        if self._config.rank is not None:
-            vectors = self._difference(expert, self.partition.low_rank)
-            private |= low_rank_factors(vectors, self._config.rank)
+        products = self._difference(expert, self.partition.low_rank)
+        private |= low_rank_factors(products, self.partition.low_rank)
         return private | norm_buffers(expert)
 
     def _difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
 from tintray.merging.files.tensor_files import TensorFiles, stacked
-from tintray.numerics.choices import Format
+from tintray.numerics.choices import Format, Optimiser
 from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
@@ -52,6 +52,8 @@ class ShardConfig:
         Where they lie, merge and project.
     direct
         Whether workers send and are sent tensors, instead of arrays in the object store.
+    optimiser
+        What moves the shared correction, where one is learned.
     """
 
     store_url: str
@@ -61,6 +63,7 @@ class ShardConfig:
     mapped: bool = False
     device: str = "cpu"
     direct: bool = False
+    optimiser: Optimiser = "adam"
 
 
 class Shard:
@@ -169,7 +172,7 @@ class Shard:
         return peak_memory()
 
     def _no_correction(self) -> Correction:
-        return Correction(self._layout.numel, self._config.device)
+        return Correction(self._layout, self._config.optimiser, self._config.device)
 
     @property
     def _loaded(self) -> TaskVectors:

@@ -65,7 +65,6 @@ class TintConfig:
 
     rounds: int
     batch_size: int
-    learning_rate: float
     shape: Shape
     new: bool
     warmup: int = 0
@@ -168,8 +167,8 @@ class TintWorker(Worker):
             labels=state.labels[rows],
             features=None,
         )
-        rate = schedule(config.learning_rate, config.shape, config.rounds, config.warmup)
-        metrics = fit_tints([task], model, backbone, settings, rate, config.rounds)
+        pace = schedule(1.0, config.shape, config.rounds, config.warmup)
+        metrics = fit_tints([task], model, backbone, settings, pace, config.rounds)
         seconds = time.perf_counter() - started
         prefixed = isinstance(pool, CachedPool)
         agreement = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tintray.models.structure import private_state
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.schedules import schedule
+from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool
 from tintray.tasks.evaluation import score
 from tintray.tasks.kind import Kind
@@ -50,12 +51,12 @@ class Candidate:
 
 
 def probe(
-    candidate: Candidate, base: nn.Module, settings: StepSettings, steps: int, rate: float
+    candidate: Candidate, base: nn.Module, settings: StepSettings, steps: int
 ) -> tuple[float, float]:
     """Learn a tint layer for ``steps``: agreement on other examples, and image passes spent."""
     task, site = candidate.task, candidate.site
-    split = partition(base, site)
-    layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.site)
+    split = partition(base, [TintSite(site)])
+    layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.rate)
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
     pool, labels = candidate.pool[:total], candidate.labels[:total]
@@ -69,7 +70,7 @@ def probe(
         kind=candidate.kind,
     )
     options = replace(settings, precision="float32", features=0.0)
-    fit_tints([learner], model, theta, options, schedule(rate, "cosine", steps), steps)
+    fit_tints([learner], model, theta, options, schedule(1.0, "cosine", steps), steps)
     others = slice(count, total)
     judged = pool[others]
     with torch.inference_mode():

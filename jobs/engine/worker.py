@@ -26,7 +26,6 @@ from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
-from tintray.tinting.partition import default_tint_lr
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
@@ -135,13 +134,13 @@ class Worker:
     # -- rounds --------------------------------------------------------------------------------
 
     def step(
-        self, group: int, round_: int, tint_lr: float, only: Collection[str] | None, *theta: Sent
+        self, group: int, round_: int, pace: float, only: Collection[str] | None, *theta: Sent
     ) -> tuple[list[Sent], dict[str, TaskMetrics]]:
         """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
 
         Answers Σ ∂L/∂θ over its tasks, in as many pieces, and the metrics per task.
         """
-        result = self._groups[group].step(self._backbone(theta), round_, tint_lr, only=only)
+        result = self._groups[group].step(self._backbone(theta), round_, pace, only=only)
         pieces = [result.gradient[stretch] for stretch in self._bounds]
         return [sent(piece, self._config.direct) for piece in pieces], result.metrics
 
@@ -180,8 +179,7 @@ class Worker:
             theta=[readable(piece) for piece in theta],
             layout=self._partition.layout,
         )
-        rate = default_tint_lr(self._partition.module, site)
-        return probe(candidate, self._partition.module, self._config.settings, steps, rate)
+        return probe(candidate, self._partition.module, self._config.settings, steps)
 
     # -- after the fit -------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ class WorkerPool(Generic[W_co]):
             mapped=self.plan.mapped,
             device=self._spec.cluster.device,
             direct=direct,
+            optimiser=self._spec.fit.correction_optimiser,
         )
         shards = self._shards = Shards(
             *(self._backend, config, self.plan.shards, self._workers if direct else ()),
@@ -254,8 +255,8 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
         base_digest=base.digest,
         like=base.like,
         factory=spec.factory,
-        site=base.site,
-        rank=spec.tint.rank,
+        sites=spec.tint.places,
+        tint_lr=spec.fit.tint_lr,
         feature_site=objective.feature_site,
         learned=spec.tint.learned,
         device=spec.cluster.device,

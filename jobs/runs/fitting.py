@@ -44,7 +44,7 @@ def make_coordinator(
         workers.assignment,
         coefficients,
         coefficient_lr=fit.rate(spec.coefficient_lr(len(workers.tasks)), rounds),
-        tint_lr=fit.rate(base.tint_lr(spec), rounds),
+        pace=fit.rate(1.0, rounds),
         correction_lr=correction_lr,
         in_turn=fit.updates == "in_turn",
         plateau=Plateau(fit.patience, fit.min_delta) if fit.patience else None,

@@ -138,7 +138,7 @@ def tint_config(spec: JobSpec, base: SplitModel, rounds: int, *, new: bool) -> T
     """How tint layers are learned under a backbone that stays: new ones, or old ones again."""
     batch_size = spec.growth.batch_size if new else spec.fit.batch_size
     warmup = round(spec.fit.warmup * rounds / spec.fit.rounds)
-    return TintConfig(rounds, batch_size, base.tint_lr(spec), spec.fit.schedule, new, warmup)
+    return TintConfig(rounds, batch_size, spec.fit.schedule, new, warmup)
 
 
 def attempt(growth: Growth, mode: Mode, before: Sequence[Attempt]) -> Attempt:

@@ -25,11 +25,10 @@ from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.merging import Recipe, recipe
 from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
-from tintray.models.structure import HEAD
 from tintray.numerics.layout import Layout
+from tintray.numerics.sites import HEAD
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.evaluation import TaskScore
-from tintray.tinting.site_search import AUTO
 
 
 def with_method_defaults(spec: JobSpec) -> JobSpec:
@@ -46,8 +45,7 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
         changed["fit"] = {"correction_lr": 0.0}
     if method in ADAMERGING or not spec.merge.learned:
         # Where nothing is learned at a site, there is none to be found.
-        site = HEAD if spec.tint.site == AUTO else spec.tint.site
-        changed["tint"] = {"learned": False, "site": site}
+        changed["tint"] = {"learned": False} | ({"sites": HEAD} if spec.tint.auto else {})
     return spec.changed(**changed)
 
 

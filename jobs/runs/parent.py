@@ -16,7 +16,7 @@ from tintray.errors import CheckpointError, InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import catalog_location, store_location
-from tintray.jobs.engine.base_model import SplitModel, load_base_model
+from tintray.jobs.engine.base_model import SplitModel, load_base_model, split_for
 from tintray.jobs.engine.finding import blobs_of, load_merge, locate
 from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.sources import cache_folder, local_folder
@@ -30,7 +30,6 @@ from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url
 from tintray.storage.catalog.catalog import Catalog
-from tintray.tinting.partition import partition
 
 _THREADS = 4  # a store over a network mostly waits
 
@@ -146,7 +145,7 @@ def open_parent(merge: str, *, store: str, catalog: str) -> Parent:
     _ = opened.factory  # a merge of one that may not run does not grow
     spec = JobSpec.from_record(opened.manifest.job.to_json()).on_own_cluster()
     spec = spec.changed(
-        tint={"site": opened.manifest.site},
+        tint={"sites": opened.manifest.site} if spec.tint.auto else {},
         store=store_location(place.url, here),
         catalog=catalog_location(catalog, here),
         name=ref.name,
@@ -228,15 +227,13 @@ def child_base(parent: Parent, change: Change, spec: JobSpec) -> SplitModel:
 
 
 def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
-    cache, site = cache_folder(), spec.tint.site
+    cache = cache_folder()
     folder = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     module = load_base(
         folder, like=parent.published_task(parent.merge.tasks[0]).model_folder(cache)
     )
-    how = (spec.merge.granularity, spec.tint.rank)
-    split = partition(module, site, *how, learned=spec.tint.learned)
     # No expert is opened: a member takes its tasks' configurations.
-    return SplitModel(folder.digest(), split, site, ("", ""))
+    return SplitModel(folder.digest(), split_for(module, spec), ("", ""))
 
 
 def sums_task_vectors(spec: JobSpec) -> bool:

@@ -178,7 +178,7 @@ def _write_bytes(
     products = adapter_bytes(spec)
     written = sum(products.get(fact.name, FLOAT * base.parameters) for fact in vectors)
     outputs = sum((fact.pool_examples + fact.test_examples) * fact.classes for fact in labels)
-    private = sum(fact.tint_parameters + fact.head_parameters for fact in facts.values())
+    private = sum(fact.tint_parameters for fact in facts.values())
     return written + FLOAT * (outputs + base.parameters + private)
 
 

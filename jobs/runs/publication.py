@@ -177,7 +177,7 @@ def _of_experts(outcome: Outcome) -> dict[str, Any]:
         "parent": None,
         "base": ModelEntry(source=str(spec.base), sha256=base.digest),
         "backbone_parameters": base.parameters,
-        "site": spec.tint.site,
+        "site": spec.tint.told,
         "placement": checked.site_search,
         "skipped": dict(checked.skipped),
         "private_modules": list(base.partition.private),

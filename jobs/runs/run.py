@@ -33,7 +33,6 @@ from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
-from tintray.tinting.site_search import AUTO
 from tintray.vectors.coefficients import Coefficients
 
 
@@ -98,7 +97,7 @@ class JobPlan:
         """Find the site where it is to be found, leave tasks out that may be, check the others."""
         spec, base, backend = self.spec, self.base, context.backend
         report = None
-        if spec.tint.site == AUTO:
+        if spec.tint.auto:
             spec, report = find_site(spec, backend, context.store, context.run.on_event)
             base = load_base_model(spec)
         workers = WorkerPool(Worker, backend, spec, base)

@@ -1,4 +1,4 @@
-"""``tint.site: auto``: find the module to tint, by trials on the job's own workers.
+"""``tint.sites: auto``: find the module to tint, by trials on the job's own workers.
 
 The result is an artifact under the hash of the job and of all that it stands on: a job that is
 resumed, or run again, finds it and tries nothing.
@@ -20,7 +20,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.runs.fitting import coordinator_for
 from tintray.jobs.runs.methods import PreparedJob, start_coefficients
-from tintray.models.structure import HEAD
+from tintray.numerics.sites import HEAD
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -41,13 +41,13 @@ _JUDGED = 256  # pool examples per task by which a short fit is judged
 
 def at(spec: JobSpec, site: str) -> JobSpec:
     """The same job, tinted there."""
-    return spec.changed(tint={"site": site})
+    return spec.changed(tint={"sites": site})
 
 
 def find_site(
     spec: JobSpec, backend: Backend, store: ArtifactStore, on_event: OnEvent
 ) -> tuple[JobSpec, dict[str, Any]]:
-    """The job of ``tint.site: auto`` with its site found, and the report; see the module.
+    """The job of ``tint.sites: auto`` with its site found, and the report; see the module.
 
     Raises SpecError if no site fits the job's budget of parameters.
     """
@@ -58,7 +58,7 @@ def find_site(
     if known is not None:
         report: dict[str, Any] = json.loads(get_blob(store, known.sha256))
         job.workers.dismiss()
-        on_event(Notice(f"tint.site: {report['site']}, as an earlier search has found"))
+        on_event(Notice(f"tint.sites: {report['site']}, as an earlier search has found"))
         return at(spec, report["site"]), report
     report = _search(spec, job, sites, on_event)
     remember(store, "placements", key, json.dumps(report, sort_keys=True).encode())
@@ -76,7 +76,7 @@ def _search(
     standing = list(trials)
     for number, rung in enumerate(rungs(len(sites), spec.fit.rounds), start=1):
         names = ", ".join(trial.site for trial in standing[: rung.survivors])
-        on_event(Notice(f"tint.site: probing {names} for {rung.rounds} rounds"))
+        on_event(Notice(f"tint.sites: probing {names} for {rung.rounds} rounds"))
         standing = [
             _short_fit(spec, trial, number, rung.rounds, job.backend, job.store)
             for trial in survivors(standing, rung.survivors)
@@ -141,7 +141,7 @@ def _told(report: Mapping[str, Any]) -> str:
     best, *others = (Trial(**trial) for trial in report["ranking"])
     rest = ", ".join(f"{trial.site} {trial.agreement:.1%}" for trial in others[:3])
     return (
-        f"tint.site: {report['site']} ({best.agreement:.1%} agreement after "
+        f"tint.sites: {report['site']} ({best.agreement:.1%} agreement after "
         f"{'a short fit' if best.rung else 'a first probe'}{f'; then {rest}' if rest else ''}), "
         f"found at {report['cost_share']:.0%} of the cost of fitting every site"
     )

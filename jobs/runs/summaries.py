@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tintray.jobs.results import EvalTable, MergeSummary, TaskResult
+from tintray.published.files import tint_file
 from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.evaluation import Overall, TaskScore, mean, overall
 from tintray.tasks.metrics import find_metric
@@ -39,7 +40,7 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
 
 def summary(manifest: Manifest, url: str) -> MergeSummary:
     """What ``tintray show`` tells of a published merge."""
-    tasks = manifest.tasks
+    tasks, files = manifest.tasks, manifest.files
     tint = {task.name: task.tint_parameters for task in tasks}
     of_all = means(tasks)
     return MergeSummary(
@@ -56,6 +57,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         backbone_parameters=manifest.backbone_parameters,
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
+        tint_bytes=round(mean([files[tint_file(task.name)].size for task in tasks])),
         rounds=manifest.rounds,
         seconds=manifest.seconds,
         peak_memory_mib=manifest.peak_memory_mib,

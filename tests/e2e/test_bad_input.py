@@ -110,10 +110,10 @@ QUERY = "vit.encoder.layer.1.attention.attention.query.weight"
 # What is wrong -> how, and the words that must say so. What is wrong with fields of the job file
 # alone is in tests/jobs/test_spec.py.
 CASES: dict[str, tuple[Damage, tuple[str, ...]]] = {
-    "a site that does not exist": (at("tint", value={"site": "vit.layer.1"}),
-        ("tint.site", "'vit.layer.1'", "did you mean 'vit.layers.1'")),
-    "a site on disk that does not exist": (at("tint", value={"site": "vit.encoder.layer.7"}),
-        ("tint.site", "'vit.encoder.layer.7'", "did you mean")),
+    "a site that does not exist": (at("tint", value={"sites": "vit.layer.1"}),
+        ("tint.sites", "'vit.layer.1'", "did you mean 'vit.layers.1'")),
+    "a site on disk that does not exist": (at("tint", value={"sites": "vit.encoder.layer.7"}),
+        ("tint.sites", "'vit.encoder.layer.7'", "did you mean")),
     # files
     "an expert that is a file": (at("tasks", 2, "expert", value="five.npz"),
         ("tasks.five.expert", "five.npz", "folder")),

@@ -185,7 +185,7 @@ def test_a_head_that_is_tied_in_one_model_only_is_refused(tmp_path: Path, tied: 
         tiny.save_rows(tmp_path / f"{name}_train.jsonl", rows)
         tiny.save_rows(tmp_path / f"{name}_test.jsonl", rows)
     kinds = dict.fromkeys(TASKS, "language_modelling")
-    spec = tiny.job(tmp_path, kinds, tint={"site": "transformer.h.1"})
+    spec = tiny.job(tmp_path, kinds, tint={"sites": "transformer.h.1"})
     words = r"head of its own \(lm_head\), .* tied to its embeddings; expected the head tied in all"
     with pytest.raises(InputError, match=rf"^tasks\.second\.expert: .*{words}"):
         api.run(spec)

@@ -152,7 +152,7 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
 
 def test_a_merge_takes_in_another_tower(zoo: Path, tmp_path: Path) -> None:
     spec = job(zoo, tmp_path / "store", rounds=10)
-    block = spec.changed(tint={"site": "vision_model.encoder.layers.0"})
+    block = spec.changed(tint={"sites": "vision_model.encoder.layers.0"})
     summary = tiny.check_growth(block, tmp_path)
     again = tintray.load(summary.url, catalog=spec.catalog).evaluate()
     assert again.tasks[-1].merged == summary.tasks[-1].merged > 0.5

@@ -39,7 +39,7 @@ def grown(zoo: TinyZoo, store: Path, **cluster: Any) -> list[Any]:
     spec = zoo.spec(
         store,
         ("two", "three"),
-        tint={"site": "vit.layers.2"},
+        tint={"sites": "vit.layers.2"},
         fit={"rounds": 3, "groups": 2, "micro_batch": 8, "precision": "auto"},
         cluster=cluster,
     )

@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(
     zoo: TinyZoo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = zoo.job_file(
-        tmp_path / "store", tint={"site": "vit.layers.0"}, fit={"tint_lr": 1e9, "rounds": 50}
+        tmp_path / "store", tint={"sites": "vit.layers.0"}, fit={"tint_lr": 1e9, "rounds": 50}
     )
     assert main(["run", str(path)]) == 1
     out, err = capfd.readouterr()

@@ -99,8 +99,11 @@ def inputs(family: Family) -> dict[str, torch.Tensor]:
     return batch
 
 
+@pytest.mark.parametrize("prompted", [False, True], ids=["", "prompt"])
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
-def test_a_merge_answers_as_its_exported_folder(family: Family, tmp_path: Path) -> None:
+def test_a_merge_answers_as_its_exported_folder(
+    family: Family, prompted: bool, tmp_path: Path
+) -> None:
     if family.texts:
         sorts.texts(tmp_path, family.make, "target" if family.kind == "seq2seq" else "label")
     else:
@@ -110,8 +113,10 @@ def test_a_merge_answers_as_its_exported_folder(family: Family, tmp_path: Path) 
         tmp_path,
         dict.fromkeys(("one", "two"), family.kind),
         suffix=".jsonl" if family.texts else ".npz",
-        tint={"site": family.site, "rank": family.rank},
-        fit={"rounds": 2, "batch_size": 4},
+        tint={
+            "sites": ["prompt"] if prompted else [{"site": family.site, "rank": family.rank}],
+        },
+        fit={"rounds": 2, "batch_size": 4, "correction_lr": 0.001},
         **options,
     )
     summary = api.run(spec)

@@ -82,7 +82,7 @@ def spilled() -> int:
 
 def test_two_nodes_give_the_bits_of_one_process(nodes: str, tiny: TinyZoo, tmp_path: Path) -> None:
     job: dict[str, Any] = {
-        "tint": {"site": "vit.layers.2"},
+        "tint": {"sites": "vit.layers.2"},
         "fit": {"rounds": 5, "groups": 4, "precision": "auto", "tasks_per_round": 3},
         "merge": {"task_vectors": "int8"},
     }
@@ -116,7 +116,7 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     start = Coefficients(torch.full((2, len(layout.units)), 0.3))
     before = spilled()
     told: list[Any] = []
-    Coordinator(fleet, cast, start, coefficient_lr=lambda _: 1e-3, tint_lr=lambda _: 0.0).fit(
+    Coordinator(fleet, cast, start, coefficient_lr=lambda _: 1e-3, pace=lambda _: 0.0).fit(
         10, told.append
     )
     assert len(told) == 10

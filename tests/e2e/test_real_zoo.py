@@ -30,7 +30,7 @@ def real(real_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
     for task in EXPERTS:
         with np.load(real_zoo / "data/vision" / f"{task}.npz") as arrays:
             np.savez(folder / f"{task}.npz", **{k: arrays[k][:EXAMPLES] for k in arrays.files})
-    spec = tintray.parse_spec(job(real_zoo, folder, {"site": "vit.encoder.layer.5"}))
+    spec = tintray.parse_spec(job(real_zoo, folder, {"sites": "vit.encoder.layer.5"}))
     events: list[Any] = []
     return Published(spec, api.run(spec, on_event=events.append), events)
 

@@ -88,7 +88,7 @@ def job(folder: Path, store: Path, **sections: Any) -> Any:
 def test_tied_embeddings_stay_tied_under_a_tinted_decoder_block(
     tied: Path, tmp_path: Path, site: str
 ) -> None:
-    spec = job(tied, tmp_path, tint={"site": site})
+    spec = job(tied, tmp_path, tint={"sites": site})
     summary = api.run(spec)
     assert [task.metric for task in summary.tasks] == ["exact_match"] * 2
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
@@ -114,7 +114,7 @@ def test_a_site_that_holds_tied_embeddings_is_refused_for_its_blocks() -> None:
 
 
 def test_a_merge_takes_in_another_writer(tied: Path, tmp_path: Path) -> None:
-    spec = job(tied, tmp_path / "store", tint={"site": "decoder.block.1"})
+    spec = job(tied, tmp_path / "store", tint={"sites": "decoder.block.1"})
     summary = tiny.check_growth(spec, tmp_path)
     assert summary.tasks[-1].metric == "exact_match"
     assert summary.tasks[-1].agreement > 0.3
@@ -122,7 +122,7 @@ def test_a_merge_takes_in_another_writer(tied: Path, tmp_path: Path) -> None:
 
 def test_an_untied_language_head_is_a_tint_site(tmp_path: Path) -> None:
     zoo = make_zoo(tmp_path, tied=False, steps=10)
-    summary = api.run(job(zoo, tmp_path / "store", tint={"site": "head"}, fit={"rounds": 5}))
+    summary = api.run(job(zoo, tmp_path / "store", tint={"sites": "head"}, fit={"rounds": 5}))
     merge = tintray.load(summary.url)
     assert list(merge.tint("up")) == ["lm_head.weight"]
     batch = dict(tokenizer()(["w3 w3"], return_tensors="pt"))
@@ -136,7 +136,7 @@ def test_an_untied_language_head_is_a_tint_site(tmp_path: Path) -> None:
 
 def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path) -> None:
     """Asked for every token after the right ones before it: as good as writing, and one pass."""
-    summary = api.run(job(tied, tmp_path, tint={"site": "decoder.block.1"}, fit={"rounds": 2}))
+    summary = api.run(job(tied, tmp_path, tint={"sites": "decoder.block.1"}, fit={"rounds": 2}))
     merge = tintray.load(summary.url)
     module: Any = merge.for_task("down")
     order = DataSource(str(tied / "down_test.jsonl"), max_target_length=6)
@@ -165,7 +165,7 @@ def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:
             (folder / f"{name}_train.jsonl").unlink()
             text = lines.replace('"target": "', '"target": "w39 ') if nonsense else lines
             (folder / f"{name}_train.jsonl").write_text(text)
-        sections: Any = {"tint": {"site": "decoder.block.1"}, "fit": {"rounds": 2}}
+        sections: Any = {"tint": {"sites": "decoder.block.1"}, "fit": {"rounds": 2}}
         urls.append(api.run(job(folder, folder / "store", **sections)).url)
     first, second = (
         {name: ref.sha256 for name, ref in tintray.load(url).manifest.files.items()} for url in urls

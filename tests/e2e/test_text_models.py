@@ -37,7 +37,7 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("site", ["head", "bert.encoder.layer.1", "auto"])
 def test_sequence_classification(classifiers: Path, tmp_path: Path, site: str) -> None:
     store = str(tmp_path / "store")
-    spec = tiny.job(classifiers, CLASSES, tint={"site": site}, store=store)
+    spec = tiny.job(classifiers, CLASSES, tint={"sites": site}, store=store)
     summary = api.run(spec)
     assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6
     assert [task.metric for task in summary.tasks] == ["accuracy", "accuracy"]
@@ -89,7 +89,7 @@ def test_token_classification(tmp_path: Path) -> None:
                 tasks[name] = (3 - seed, batch | {"labels": target})
     tiny.experts(tmp_path, bert("Token"), tasks, tiny.tokenizer(), keep=tiny.is_shared)
     kinds = dict.fromkeys(rules, "token_classification")
-    summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "auto"}))
+    summary = api.run(tiny.job(tmp_path, kinds, tint={"sites": "auto"}))
     assert summary.site in ("head", "bert.encoder.layer.0", "bert.encoder.layer.1")
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
@@ -131,7 +131,7 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
 
     tiny.experts(tmp_path, make, tasks, made, steps=60, lr=1e-2, keep=tiny.is_shared)
     kinds = dict(zip(rules, ("classification", "multi_label", "regression"), strict=True))
-    summary = api.run(tiny.job(tmp_path, kinds, tint={"site": "roberta.encoder.layer.1"}))
+    summary = api.run(tiny.job(tmp_path, kinds, tint={"sites": "roberta.encoder.layer.1"}))
     found = {task.name: task for task in summary.tasks}
     assert {name: task.metric for name, task in found.items()} == {
         "thirds": "accuracy",
@@ -221,7 +221,7 @@ def test_causal_models(tmp_path: Path, kind: str) -> None:
                 tasks[name] = (0, batch | {"labels": labels})
     tiny.experts(tmp_path, lambda _: causal(kind, tied), tasks, processor, steps=100, lr=1e-2)
     kinds = dict.fromkeys(tasks, "language_modelling")
-    spec = tiny.job(tmp_path, kinds, tint={"site": site}, fit={"rounds": 40})
+    spec = tiny.job(tmp_path, kinds, tint={"sites": site}, fit={"rounds": 40})
     summary = api.run(spec)
     assert min(task.expert or 0 for task in summary.tasks) > 0.3
     assert mean([task.normalised or 0 for task in summary.tasks]) > 0.6

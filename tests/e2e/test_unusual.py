@@ -67,7 +67,7 @@ def test_an_expert_in_half_precision_is_converted_and_told(
 
 @pytest.mark.parametrize("site", ["vit.embeddings", "vit.layers.0.mlp", "vit.layernorm"])
 def test_any_module_may_be_tinted(tiny: TinyZoo, tmp_path: Path, site: str) -> None:
-    spec = tiny.spec(tmp_path, tasks=("two", "five"), tint={"site": site})
+    spec = tiny.spec(tmp_path, tasks=("two", "five"), tint={"sites": site})
     summary = api.run(spec)
     table = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
     assert comparable(table.tasks) == comparable(summary.tasks)

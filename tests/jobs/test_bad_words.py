@@ -176,7 +176,12 @@ def test_a_huge_limit_is_all_jobs() -> None:
     [
         *("", "x", "=", "a=b", "tasks=1", "tasks.nope.expert=x", "fit.rounds", "fit.rounds=[1"),
         *("name=../x", f"name={LONG}", "base=file", "base=/dev/zero", "tasks.one.expert=pipe"),
-        *("tint.site=nope", "tint.site=[!", f"tint.site={'*a' * 30}*b", f"tint.site={'*a' * 2000}"),
+        *(
+            "tint.sites=nope",
+            "tint.sites=[!",
+            f"tint.sites={'*a' * 30}*b",
+            f"tint.sites={'*a' * 2000}",
+        ),
         *("objective.feature_site=*", "merge.method=nope", "cluster.address=nope://x"),
         *("tasks.one.pool.path=pipe.npz", "tasks.one.pool.path=/dev/zero"),
         *("tasks.one.pool.split=train[", f"tasks.one.pool.split=train[:{HUGE}%]"),

@@ -24,7 +24,7 @@ from tintray.storage.catalog.states import JobState
 
 ROUNDS = 9
 FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
-SECTIONS: dict[str, Any] = {"tint": {"site": "vit.layers.2"}, "fit": FIT}
+SECTIONS: dict[str, Any] = {"tint": {"sites": "vit.layers.2"}, "fit": FIT}
 
 
 class PowerCutError(Exception):

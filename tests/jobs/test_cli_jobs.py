@@ -95,7 +95,7 @@ def test_run_ends_with_a_table_and_commands_that_work(tmp_path: Path) -> None:
         ("show tiny/v9", ["v9"]),
         ("show ./nowhere", ["nowhere"]),
         ("export tiny --task fvie x", ["'fvie'", "did you mean 'five'?"]),
-        ("run job.yaml --set tint.site=vit.layer.1", ["tint.site", "vit.layers.1"]),
+        ("run job.yaml --set tint.sites=vit.layer.1", ["tint.sites", "vit.layers.1"]),
         ("validate job.yaml --set tasks.two.expert=two.npz", ["two.npz"]),
     ],
 )

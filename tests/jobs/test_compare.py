@@ -121,7 +121,7 @@ def test_rivals_depend_neither_on_the_merges_site_nor_on_test_labels(
     tiny: TinyZoo, table: CompareTable, tmp_path: Path
 ) -> None:
     zoo = tiny.copy(tmp_path / "zoo")
-    tint, objective = {"site": "vit.layers.2", "rank": 2}, {"feature_weight": 1.0}
+    tint, objective = {"sites": [{"site": "vit.layers.2", "rank": 2}]}, {"feature_weight": 1.0}
     spec = zoo.spec(tmp_path / "store", tint=tint, objective=objective, fit={"rounds": 1})
     api.run(spec)
     other = api.compare("tiny", store=spec.store, catalog=spec.catalog)

@@ -83,7 +83,7 @@ class Fit:
         backend.get([*shards.load(TASKS, blobs), member.call(Worker.begin, shards.bounds)])
         self.coefficients = Coefficients(torch.full((len(TASKS), 2), 0.3))
         hosts = dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
-        rates = {"coefficient_lr": lambda n: 0.01 / (n + 1), "tint_lr": lambda n: 0.1 * n}
+        rates = {"coefficient_lr": lambda n: 0.01 / (n + 1), "pace": lambda n: 0.1 * n}
         options = rates | self.options
         self.coordinator = Coordinator(
             backend, Assignment(shards, *hosts), self.coefficients, **options
@@ -97,7 +97,7 @@ class Fit:
 def plain(rounds: int, turns: list[list[str]], correction_lr: float = 0.0) -> tuple[Tensor, Tensor]:
     """Λ and θ after so many rounds, without groups, shards or members."""
     coefficients, vectors = Coefficients(torch.full((len(TASKS), 2), 0.3)), torch.stack(VECTORS)
-    correction, of_tensors = Correction(LAYOUT.numel), [slice(0, 6), slice(6, 10)]
+    correction, of_tensors = Correction(LAYOUT), [slice(0, 6), slice(6, 10)]
 
     def theta() -> Tensor:
         values = coefficients.values

@@ -44,7 +44,7 @@ def test_a_job_that_ends_early_says_why(
 
 def test_a_site_is_refused_before_there_is_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"tint\.site"):
-        api.run(tiny.spec(tmp_path, tint={"site": "nowhere"}))
+        api.run(tiny.spec(tmp_path, tint={"sites": "nowhere"}))
     assert list(tmp_path.iterdir()) == []
 
 

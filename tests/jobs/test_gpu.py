@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch fin
 
 ROUNDS = 3
 WHOLE: dict[str, Any] = {
-    "tint": {"site": "vit.layers.2"},
+    "tint": {"sites": "vit.layers.2"},
     "fit": {"rounds": 6, "groups": 2, "correction_lr": 1e-4},
 }
 

@@ -52,7 +52,7 @@ def test_every_group_has_one_host_and_no_host_is_idle_or_overloaded(
 
 def test_a_base_has_its_whole_backbone_whatever_the_site(tiny: TinyZoo, tmp_path: Path) -> None:
     head = load_base_model(tiny.spec(tmp_path))
-    block = load_base_model(tiny.spec(tmp_path, tint={"site": "vit.layers.2"}))
+    block = load_base_model(tiny.spec(tmp_path, tint={"sites": "vit.layers.2"}))
     assert head.parameters == block.parameters == head.partition.layout.numel
     assert block.partition.layout.numel < head.parameters
     assert head.digest == block.digest

@@ -40,7 +40,7 @@ def test_its_coefficients_start_at_zero_and_the_others_do_not(
     def listen(event: Event) -> None:
         told.extend([event.text] if isinstance(event, Notice) else [])
 
-    spec = zoo.spec(tmp_path / "store", tint={"site": "vit.layers.1"})
+    spec = zoo.spec(tmp_path / "store", tint={"sites": "vit.layers.1"})
     assert any("tasks.five.expert" in notice for notice in tintray.validate(spec).notices)
     merge = tintray.run(spec, on_event=listen)
     assert sum("tasks.five.expert does not look fine-tuned" in text for text in told) == 1

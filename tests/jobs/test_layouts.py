@@ -100,7 +100,7 @@ def test_workers_and_shards_never_change_the_result(
     for workers, shards in ((0, 1), (1, 2), (2, "auto"), (2, 2), (3, 5), (4, 1)):
         spec = tiny.spec(
             tmp_path / f"{workers}-{shards}",
-            tint={"site": "vit.layers.2"},
+            tint={"sites": "vit.layers.2"},
             fit={"rounds": 4, "groups": 4, "micro_batch": 8, "precision": "auto"},
             cluster={"workers": workers, "shards": shards},
         )

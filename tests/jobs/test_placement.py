@@ -1,4 +1,4 @@
-"""``tint.site: auto``: what is tried, what it costs, and that the search is not done twice."""
+"""``tint.sites: auto``: what is tried, what it costs, and that the search is not done twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SITES = {"head", "vit.layers.0", "vit.layers.1", "vit.layers.2"}
 def run(zoo: TinyZoo, store: Path, **tint: Any) -> tuple[Manifest, list[str]]:
     """The manifest of a job that looks for its site, and what it told."""
     told: list[object] = []
-    job = zoo.job(store, tint={"site": "auto", **tint}, fit={"rounds": 60})
+    job = zoo.job(store, tint={"sites": "auto", **tint}, fit={"rounds": 60})
     merge = tintray.run(parse_spec(job, folder=zoo.folder), on_event=told.append)
     return merge.manifest, [event.text for event in told if isinstance(event, Notice)]
 

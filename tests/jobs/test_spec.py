@@ -256,7 +256,13 @@ def test_bad_fields(load: Load, change: tuple[str, str], words: list[str]) -> No
         ("merge: {bounds: [1]}", ["merge.bounds", "two numbers [low, high]", "[1]"]),
         ("merge: {bounds: [1, 0]}", ["merge.bounds", "low below high", "[1, 0]"]),
         ("merge: {scale: 0.3, bounds: [0.5, 1]}", ["merge.bounds", "(0.3)", "[0.5, 1]"]),
-        ("tint: {site: ''}", ["tint.site", "text that is not empty"]),
+        ("tint: {sites: ''}", ["tint.sites", "text that is not empty"]),
+        ("tint: {sites: []}", ["tint.sites", "at least one entry"]),
+        ("tint: {sites: [head, head]}", ["tint.sites", "a different place", "'head' twice"]),
+        ("tint: {sites: [auto, head]}", ["tint.sites", "'auto' alone"]),
+        ("tint: {sites: {site: auto, rank: 2}}", ["tint.sites", "'auto' alone"]),
+        ("tint: {sites: [{site: head, lr: 0}]}", ["tint.sites", "lr", "above 0", "found 0"]),
+        ("tint: {rank: 2}", ["'tint.rank' is not a field of tint"]),
         (
             "objective: {labels: sof}",
             ["objective.labels", "'soft', 'hard' or 'entropy'", "'soft'?"],
@@ -349,7 +355,7 @@ def test_digest_knows_what_changes_the_result(load: Load, folder: Path) -> None:
     same = ["name=other", "store=elsewhere", "catalog=sqlite:///x.db", "cluster.workers=3",
             "fit.rounds=300", f"base={folder}/zoo/base"]  # fmt: skip
     different = ["fit.seed=1", "fit.groups=2", "merge.scale=0.4", "tasks.mnist.expert=zoo/svhn",
-                 "tasks.mnist.pool.split=other", "tint.site=vit.layers.5",
+                 "tasks.mnist.pool.split=other", "tint.sites=vit.layers.5",
                  "cluster.threads_per_worker=2"]  # fmt: skip
     digest = load().digest()
     assert {load(JOB, override).digest() for override in same} == {digest}
@@ -393,7 +399,7 @@ def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_name_is_refused_with_the_new_one(load: Load, old: str) -> None:
-    sections = {"adapt": "tasks.mnist", "least_gain": "fit", "budget": "tint"}
+    sections = {"adapt": "tasks.mnist", "least_gain": "fit", "budget": "tint", "site": "tint"}
     path = f"{sections.get(old, 'objective')}.{old}"
     assert refusal(load, JOB, f"{path}=1").endswith(f"{path}: renamed, write `{RENAMED[old]}`")
     written = refusal(load, JOB.replace("pool: {path: data/mnist", "adapt: {path: data/mnist"))

@@ -38,7 +38,7 @@ def test_self_labels_and_task_vectors_are_those_of_the_experts(
     tiny: TinyZoo, tmp_path: Path, site: str
 ) -> None:
     """Vectors cover the whole backbone, whatever the site."""
-    found = prepare(tiny, tmp_path, tint={"site": site})
+    found = prepare(tiny, tmp_path, tint={"sites": site})
     store, bench = open_store(str(tmp_path)), tiny_workbench(tiny, ("five", "four"))
     for task, prepared in found.items():
         labels = read_tensors(fetch_blob(store, prepared.labels, tmp_path))["logits"]
@@ -58,7 +58,7 @@ def test_the_same_content_is_not_computed_twice(tiny: TinyZoo, tmp_path: Path) -
     """Wherever it lies, and whatever the job does with it."""
     first = prepare(tiny, tmp_path / "store")
     moved = tiny.copy(tmp_path / "zoo")
-    again = prepare(moved, tmp_path / "store", tint={"site": "vit.layers.1"}, fit={"seed": 9})
+    again = prepare(moved, tmp_path / "store", tint={"sites": "vit.layers.1"}, fit={"seed": 9})
     assert not any(prepared.cached for prepared in first.values())
     for task, prepared in again.items():
         assert prepared.cached

@@ -19,6 +19,7 @@ from torch import Tensor
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench, workbench
 from tintray.numerics.randomness import sample
+from tintray.numerics.schedules import BLOCK_LR
 from tintray.pools.pool import Pool
 from tintray.tinting.step import StepSettings
 
@@ -33,7 +34,7 @@ def naive_gradients(bench: Workbench, coefficients: Tensor, settings: StepSettin
     tints = {}
     for layer in bench.layers():
         name, expert = layer.task, bench.experts[layer.task]
-        tint = {key: layer.tensors[key].detach().clone().requires_grad_() for key in layer.trained}
+        tint = {key: layer.tensors[key].detach().clone().requires_grad_() for key in layer.rates}
         merged = dict(base)
         for slot in bench.layout.slots:
             units = enumerate(bench.layout.units)
@@ -45,7 +46,7 @@ def naive_gradients(bench: Workbench, coefficients: Tensor, settings: StepSettin
         batch = bench.pools[name].batch(index)
         logits = torch.func.functional_call(expert, merged | tint, (), batch).logits
         naive_loss(logits, bench.labels[name][index], settings).backward()
-        tints[name] = torch.cat([tint[key].grad.flatten() for key in layer.trained])
+        tints[name] = torch.cat([tint[key].grad.flatten() for key in layer.rates])
     assert lambdas.grad is not None
     return lambdas.grad, tints
 
@@ -72,7 +73,7 @@ def fused_gradients(
     vectors, group = bench.vectors, bench.group(settings)
     for task in group.tasks:
         task.optimiser = None  # nobody consumes the gradients: they stay in the tint layers
-    result = group.step(vectors.merge(coefficients), 0, tint_lr=0.0)
+    result = group.step(vectors.merge(coefficients), 0, pace=0.0)
     gradients = {t.name: [p.grad.flatten() for p in t.layer.parameters] for t in group.tasks}
     tints = {name: torch.cat(parts) for name, parts in gradients.items()}
     selected = [metrics.selected_fraction for metrics in result.metrics.values()]
@@ -159,20 +160,20 @@ def test_one_round_moves_a_tint_layer_by_adam_along_its_gradient(tiny: TinyZoo) 
     bench = tiny_workbench(tiny, site="vit.layers.2")
     _, tints = naive_gradients(bench, bench.uniform(0.3), SETTINGS)
     group = bench.group()
-    group.step(bench.vectors.merge(bench.uniform(0.3)), 0, tint_lr=1e-2)
+    group.step(bench.vectors.merge(bench.uniform(0.3)), 0, pace=1.0)
     for before, task in zip(bench.layers(), group.tasks, strict=True):
         flat = torch.cat([p.detach().flatten() for p in before.parameters])
         gradient = tints[task.name]
         expected = torch.nn.Parameter(flat.clone())
         expected.grad = gradient
-        torch.optim.Adam([expected], lr=1e-2).step()
+        torch.optim.Adam([expected], lr=BLOCK_LR).step()
         found = torch.cat([p.detach().flatten() for p in task.layer.parameters])
         # Adam divides by the gradient's size: where that is rounding noise, so is the direction.
         certain = gradient.abs() > 1e-4 * gradient.abs().max()
         assert torch.allclose(found[certain], expected.detach()[certain], atol=1e-4)
-        moved = [not torch.equal(task.layer.tensors[n], before.tensors[n]) for n in before.trained]
+        moved = [not torch.equal(task.layer.tensors[n], before.tensors[n]) for n in before.rates]
         assert all(moved)
-        frozen = before.tensors.keys() - set(before.trained)
+        frozen = before.tensors.keys() - set(before.rates)
         assert frozen == {"classifier.weight", "classifier.bias"}
         assert all(torch.equal(task.layer.tensors[n], before.tensors[n]) for n in frozen)
 
@@ -183,7 +184,7 @@ def test_every_task_contributes_to_every_coefficient(tiny: TinyZoo) -> None:
     (together, _), _ = fused_gradients(bench, bench.uniform(0.3), SETTINGS)
     theta, alone = bench.vectors.merge(bench.uniform(0.3)), []
     for name in bench.experts:
-        result = bench.group(only=name).step(theta, 0, tint_lr=0.0)
+        result = bench.group(only=name).step(theta, 0, pace=0.0)
         assert list(result.metrics) == [name]
         alone.append(bench.vectors.project(result.gradient.clone()))
     assert all(gradient.norm(dim=1).min() > 1e-3 for gradient in alone)

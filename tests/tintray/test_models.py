@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tintray.models.structure import (
     resolve_site,
     skeleton,
 )
+from tintray.numerics.sites import TintSite
 from tintray.tinting.partition import partition
 
 
@@ -92,7 +94,7 @@ def test_a_site_may_be_spelt_as_in_memory_or_as_on_disk(
 def test_a_site_that_is_none_is_answered_with_the_nearest(
     expert: torch.nn.Module, written: str, hint: str
 ) -> None:
-    with pytest.raises(SpecError, match=rf"^tint\.site: .*no module '{written}'") as raised:
+    with pytest.raises(SpecError, match=rf"^tint\.sites: .*no module '{written}'") as raised:
         resolve_site(expert, written)
     assert hint in str(raised.value)
 
@@ -140,16 +142,27 @@ def test_a_site_that_leaves_nothing_to_share_or_runs_nothing_is_refused(
     expert: torch.nn.Module, site: str, words: str
 ) -> None:
     """``vit.layers`` is a list of blocks that nothing ever calls; ``vit`` is the whole backbone."""
-    with pytest.raises(SpecError, match=rf"^tint\.site.*({words})"):
+    with pytest.raises(SpecError, match=rf"^tint\.sites.*({words})"):
         resolve_site(expert, site)
 
 
-@pytest.mark.parametrize(("site", "words"), [("head", "is the head"), ("norms", "no linear layer")])
+@pytest.mark.parametrize(
+    "sites",
+    [("vit.layers.1", "*.mlp"), ("prompt", "vit.embeddings"), ("norms", "vit.layers.2")],
+)
+def test_sites_that_overlap_are_refused(expert: torch.nn.Module, sites: tuple[str, ...]) -> None:
+    with pytest.raises(SpecError, match=rf"^tint\.sites: '{re.escape(sites[1])}' shares '"):
+        partition(expert, [TintSite(site) for site in sites])
+
+
+@pytest.mark.parametrize(
+    ("site", "words"), [("head", "no low-rank form"), ("norms", "no linear layer")]
+)
 def test_a_site_without_a_low_rank_form_is_refused(
     expert: torch.nn.Module, site: str, words: str
 ) -> None:
-    with pytest.raises(SpecError, match=rf"^tint\.rank.*{words}"):
-        partition(expert, site, rank=4)
+    with pytest.raises(SpecError, match=rf"^tint\.sites.*{words}"):
+        partition(expert, [TintSite(site, 4)])
 
 
 @pytest.mark.parametrize(

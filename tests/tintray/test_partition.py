@@ -8,6 +8,7 @@ import pytest
 
 from tests.tiny_models import BERT, model
 from tintray.numerics.schedules import BLOCK_LR, HEAD_LR
+from tintray.numerics.sites import TintSite
 from tintray.tinting.partition import default_tint_lr
 
 
@@ -29,4 +30,4 @@ def bert(width: int) -> Any:
 def test_wide_blocks_learn_more_slowly(
     width: int, site: str, rank: int | None, expected: float
 ) -> None:
-    assert default_tint_lr(bert(width), site, rank) == pytest.approx(expected)
+    assert default_tint_lr(bert(width), TintSite(site, rank)) == pytest.approx(expected)

@@ -40,7 +40,7 @@ def shortened(bench: Workbench, theta: Tensor) -> tuple[PrefixModel, dict[str, A
 
 def fitted(tasks: list[TaskState], model: FusedModel, theta: Tensor) -> dict[str, Tensor]:
     """The tints after a few rounds, and the last losses, by name."""
-    metrics = fit_tints(tasks, model, theta, SETTINGS, lambda _: 1e-2, ROUNDS)
+    metrics = fit_tints(tasks, model, theta, SETTINGS, lambda _: 1.0, ROUNDS)
     found = {f"{s.name}.{n}": t.detach() for s in tasks for n, t in s.layer.tensors.items()}
     return found | {f"{name}.loss": torch.tensor(m.loss) for name, m in metrics.items()}
 

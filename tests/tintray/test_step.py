@@ -33,17 +33,17 @@ def test_a_group_that_goes_back_goes_on_bit_for_bit(bench: Workbench) -> None:
     theta = bench.vectors.merge(bench.uniform(0.3))
     whole = bench.group()
     for round_ in range(4):
-        expected = whole.step(theta, round_, 1e-2).gradient.clone()
+        expected = whole.step(theta, round_, 1.0).gradient.clone()
     first = bench.group()
     for round_ in range(2):
-        first.step(theta, round_, 1e-2)
+        first.step(theta, round_, 1.0)
     states = [task.state_dict() for task in first.tasks]
-    first.step(theta, 2, 1e-2)  # the round that is lost
+    first.step(theta, 2, 1.0)  # the round that is lost
     resumed = bench.group()
     for task, state in zip(resumed.tasks, states, strict=True):
         task.load_state_dict(state)
     for round_ in (2, 3):
-        found = resumed.step(theta, round_, 1e-2).gradient
+        found = resumed.step(theta, round_, 1.0).gradient
     assert torch.equal(found, expected)
     assert same(tints(resumed), tints(whole))
 
@@ -55,13 +55,13 @@ def test_a_step_depends_on_theta_round_and_group_alone_and_only_reads_theta(
     before, group, other, alone = theta.clone(), bench.group(), bench.group(), bench.group()
     other._fused.bind(torch.zeros_like(theta), None)
     torch.manual_seed(99)
-    found, expected = group.step(theta, 5, 1e-2), other.step(theta.clone(), 5, 1e-2)
+    found, expected = group.step(theta, 5, 1.0), other.step(theta.clone(), 5, 1.0)
     assert torch.equal(theta, before)
     assert torch.equal(found.gradient, expected.gradient)
     assert found.metrics == expected.metrics
     assert same(tints(group), tints(other)) and not same(tints(group), tints(alone))
     alone._fused.bind(theta, None)  # without learning the backbone only tints move
-    assert alone.step(None, 5, 1e-2).gradient.count_nonzero() == 0
+    assert alone.step(None, 5, 1.0).gradient.count_nonzero() == 0
     assert same(tints(alone), tints(group))
 
 
@@ -69,7 +69,7 @@ def test_steps_lower_the_loss(bench: Workbench) -> None:
     theta = bench.vectors.merge(bench.uniform(0.3))
     group = bench.group(replace(SETTINGS, batch_size=40))
     losses = [
-        sum(metrics.loss for metrics in group.step(theta, n, 1e-3).metrics.values())
+        sum(metrics.loss for metrics in group.step(theta, n, 0.5).metrics.values())
         for n in range(8)
     ]
     assert losses[-1] < 0.8 * losses[0]
@@ -136,15 +136,15 @@ def test_layers_that_do_not_learn_stay_their_experts(tiny: TinyZoo) -> None:
     bench = tiny_workbench(tiny, ("three", "five"))
     group = bench.group()
     for task, layer in zip(group.tasks, bench.layers(), strict=True):
-        assert layer.trained == ("classifier.weight", "classifier.bias")
+        assert list(layer.rates) == ["classifier.weight", "classifier.bias"]
         own = bench.experts[task.name].state_dict()
         assert all(torch.equal(layer.tensors[name], own[name]) for name in layer.tensors)
     frozen = bench.group()
     for task in frozen.tasks:
-        task.layer.trained, task.optimiser = (), None
+        task.layer.rates, task.optimiser = {}, None
     theta = bench.vectors.merge(bench.uniform(0.3))
-    gradient = group.step(theta, 0, 1e-2).gradient
-    assert torch.allclose(frozen.step(theta, 0, 1e-2).gradient, gradient, atol=1e-6)
+    gradient = group.step(theta, 0, 1.0).gradient
+    assert torch.allclose(frozen.step(theta, 0, 1.0).gradient, gradient, atol=1e-6)
 
 
 def resnets() -> Workbench:
@@ -170,7 +170,7 @@ def test_every_batch_size_can_be_cut_and_stepped(bench: Workbench, features: boo
             group._fused.capture("head")
             for task in group.tasks:
                 task.features = captured[task.name]
-        found = group.step(theta, 0, 1e-3)
+        found = group.step(theta, 0, 0.1)
         assert found.gradient.isfinite().all()
         assert max(metrics.loss for metrics in found.metrics.values()) < 1e4, batch_size
 

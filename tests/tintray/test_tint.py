@@ -10,7 +10,9 @@ from tests.tiny_zoo import CLASSES, TinyZoo
 from tests.workbench import Workbench, tiny_workbench
 from tintray.models.norms import norm_buffers
 from tintray.models.structure import head_modules, private_state
-from tintray.tinting.partition import partition
+from tintray.numerics.layout import Layout
+from tintray.numerics.sites import TintSite
+from tintray.tinting.partition import Partition, partition
 from tintray.tinting.tint_layers import FusedModel, TintLayer, with_low_rank
 
 
@@ -28,19 +30,25 @@ SITES = ["head", "vit.layers.1", "vit.embeddings", "vit.layers.0.mlp.fc1", "norm
 
 
 @pytest.mark.parametrize(
-    ("site", "rank"), [*((site, None) for site in SITES), ("vit.layers.1", 3), ("*.mlp", 3)]
+    "sites",
+    [
+        *((TintSite(site),) for site in SITES),
+        *((TintSite(site, 3),) for site in ("vit.layers.1", "*.mlp", "prompt")),
+        (TintSite("prompt"), TintSite("head"), TintSite("vit.layers.1", 2), TintSite("*.0.mlp")),
+    ],
+    ids=lambda sites: ", ".join(map(str, sites)),
 )
 def test_each_task_is_answered_as_by_a_model_of_its_own(
-    tiny: TinyZoo, site: str, rank: int | None
+    tiny: TinyZoo, sites: tuple[TintSite, ...]
 ) -> None:
     """Batches of different sizes, heads of different widths, tints at several depths."""
-    bench = tiny_workbench(tiny, site=site, rank=rank)
+    bench = tiny_workbench(tiny, sites=sites)
     sizes = [5, 1, 7, 3]
     found = outputs(bench, sizes, 0.4)
     theta = bench.layout.views(bench.vectors.merge(bench.uniform(0.4)))
     for layer, logits, size in zip(bench.layers(), found, sizes, strict=True):
         batch = bench.pools[layer.task].batch(slice(0, size))
-        own = with_low_rank(theta, layer.tensors) if rank else theta
+        own = with_low_rank(theta, layer.tensors)
         with torch.inference_mode():
             expected = torch.func.functional_call(bench.experts[layer.task], own, (), batch).logits
         classes = CLASSES[layer.task]
@@ -71,8 +79,9 @@ def test_private_tensors_are_counted_at_the_site(tiny: TinyZoo) -> None:
 def test_a_site_whose_name_begins_another_one_is_not_it(tiny: TinyZoo) -> None:
     """``vit.layers.1`` is not ``vit.layers.10``."""
     tensors = {"vit.layers.1.w": torch.ones(2), "vit.layers.10.w": torch.ones(3)}
-    layer = TintLayer.of_expert("t", tensors, ("vit.layers.1",))
-    assert layer.trained == ("vit.layers.1.w",)
+    rates = Partition(torch.nn.Module(), (), (), Layout((), ()), rates={"vit.layers.1.": 0.5})
+    layer = TintLayer.of_expert("t", tensors, rates.rate)
+    assert layer.rates == {"vit.layers.1.w": 0.5}
     assert layer.count(("vit.layers.1",)) == 2
 
 
@@ -105,10 +114,10 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
         for _ in range(2)
     ]
     segments = BatchSegments(
-        [1, 3], [TintLayer(str(n), tensors, ()) for n, tensors in enumerate(own)]
+        [1, 3], [TintLayer(str(n), tensors, {}) for n, tensors in enumerate(own)]
     )
     given = torch.randn(4, 6, 3)
-    found = PerTaskLowRankLinear("c", shared, segments)(given)
+    found = PerTaskLowRankLinear("c.weight", shared, segments)(given)
     for tensors, rows in zip(own, (slice(0, 1), slice(1, 4)), strict=True):
         weight = with_low_rank({"c.weight": shared.weight}, tensors)["c.weight"]
         expected = given[rows] @ weight + shared.bias
@@ -121,14 +130,14 @@ def test_a_decoder_is_given_the_features_of_tinted_stages(site: str) -> None:
     torch.manual_seed(0)
     name = "SegformerForSemanticSegmentation"
     experts = [model(name, SEGFORMER, num_labels=3).eval() for _ in range(2)]
-    split = partition(experts[0], site, "tensor")
+    split = partition(experts[0], [TintSite(site)])
     fused = FusedModel(experts[0], split.layout, split.private)
     theta = torch.cat([experts[0].get_parameter(s.name).flatten() for s in split.layout.slots])
     fused.bind(theta.detach().clone(), None)
     fused.use_statistics("running")
     layers = [
         TintLayer.of_expert(
-            f"t{number}", private_state(expert, split.private) | norm_buffers(expert), split.site
+            f"t{number}", private_state(expert, split.private) | norm_buffers(expert), split.rate
         )
         for number, expert in enumerate(experts)
     ]

@@ -17,9 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, SpecError, nearest
-
-HEAD = "head"
-NORMS = "norms"
+from tintray.numerics.sites import HEAD, NORMS
 
 
 def head_modules(module: nn.Module) -> tuple[str, ...]:
@@ -118,7 +116,7 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             setattr(module.get_submodule(parent), attribute, module.get_parameter(name))
 
 
-def resolve_site(module: nn.Module, site: str, *, field: str = "tint.site") -> tuple[str, ...]:
+def resolve_site(module: nn.Module, site: str, *, field: str = "tint.sites") -> tuple[str, ...]:
     """Module paths of a tint site.
 
     ``head``; a module's path, spelt as in memory or as on disk; ``norms``, all normalisation
@@ -161,7 +159,7 @@ def _several(module: nn.Module, site: str, field: str) -> tuple[str, ...]:
     paths: list[str] = []
     for path, child in module.named_modules():  # parents come before their children
         if site == NORMS:
-            fits = not f"{path}.".startswith(heads) and _is_norm(child)
+            fits = not f"{path}.".startswith(heads) and is_norm(child)
         else:
             fits = fnmatchcase(path, site)
         below = any(path.startswith(f"{outer}.") for outer in paths)
@@ -217,7 +215,7 @@ def _untied(module: nn.Module, paths: Sequence[str], tied: Sequence[str]) -> str
     return _an_example(module)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises, as its class is called: LayerNorm, BatchNorm2d, T5LayerNorm."""
     return "Norm" in type(module).__name__ and not any(True for _ in module.children())
 

@@ -10,6 +10,9 @@ Granularity = Literal["tensor", "block", "task"]
 Format = Literal["f32", "bf16", "int8", "int4"]
 """How the numbers of a task vector are kept in memory."""
 
+Optimiser = Literal["muon", "adam"]
+"""What moves the shared correction."""
+
 Precision = Literal["float32", "bfloat16"]
 Choice = Literal["auto", "float32", "bfloat16"]
 """What the passes of a fit compute in; ``auto`` is the first that the processor has."""

@@ -9,10 +9,13 @@ from typing import Literal
 Schedule = Callable[[int], float]
 """A learning rate for each round, counted from 0."""
 
-Shape = Literal["constant", "cosine"]
+Shape = Literal["constant", "cosine", "linear"]
 
 HEAD_LR = 1e-2
 """Learning rate of a tinted head, where a job names none; measured."""
+
+PROMPT_LR = 1e-2
+"""That of a prompt."""
 
 BLOCK_LR = 2e-3
 """The highest of any other tint layer; see :func:`tintray.tinting.partition.default_tint_lr`."""
@@ -22,7 +25,7 @@ BLOCK_LR_OF_WIDTH = 0.1
 
 
 def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedule:
-    """Rise linearly over ``warmup`` rounds to ``peak``; then stay, or fall as a half cosine."""
+    """Rise linearly over ``warmup`` rounds to ``peak``; then stay, or fall to zero."""
 
     def rate(round_: int) -> float:
         if round_ < warmup:
@@ -30,6 +33,8 @@ def schedule(peak: float, shape: Shape, rounds: int, warmup: int = 0) -> Schedul
         if shape == "constant":
             return peak
         progress = (round_ - warmup) / max(1, rounds - warmup)
+        if shape == "linear":
+            return peak * (1 - progress)
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
     return rate

@@ -14,7 +14,7 @@ what the whole model gives is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
@@ -97,7 +97,7 @@ class PrefixModel(FusedModel):
         layout: Layout,
         private: Sequence[str],
         site: Sequence[str],
-        low_rank: Sequence[str] = (),
+        low_rank: Iterable[str] = (),
     ) -> None:
         super().__init__(module, layout, private, low_rank)
         self.site = tuple(site)
@@ -362,7 +362,7 @@ def fit_tints(
     model: FusedModel,
     theta: Theta,
     settings: StepSettings,
-    rate: Schedule,
+    pace: Schedule,
     rounds: int,
 ) -> dict[str, TaskMetrics]:
     """Learn the tint layers of some tasks under a backbone that stays; metrics of the last round.
@@ -374,6 +374,8 @@ def fit_tints(
         result, at the cost of the whole model in every round.
     theta
         The backbone, flat [P], or its pieces.
+    pace
+        The share of their highest rates at which tint layers learn, for each round.
 
     Raises
     ------
@@ -384,5 +386,5 @@ def fit_tints(
     model.bind(theta, None)
     metrics: dict[str, TaskMetrics] = {}
     for round_ in range(rounds):
-        metrics = group.step(None, round_, rate(round_)).metrics
+        metrics = group.step(None, round_, pace(round_)).metrics
     return metrics

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from tintray.errors import SpecError
-from tintray.models.structure import HEAD, backbone_names, head_modules
-
-AUTO = "auto"
+from tintray.models.structure import backbone_names, head_modules
+from tintray.numerics.sites import HEAD
 
 _FIRST_STEPS = 40
 

@@ -67,8 +67,11 @@ class TaskState:
     optimiser: torch.optim.Optimizer | None = field(init=False)
 
     def __post_init__(self) -> None:
-        parameters = self.layer.parameters
-        self.optimiser = torch.optim.Adam(parameters, fused=True) if parameters else None
+        by_rate: dict[float, list[Tensor]] = {}
+        for name, rate in self.layer.rates.items():
+            by_rate.setdefault(rate, []).append(self.layer.tensors[name])
+        groups = [{"params": tensors, "peak": rate} for rate, tensors in by_rate.items()]
+        self.optimiser = torch.optim.Adam(groups, fused=True) if groups else None
 
     @cached_property
     def feature_variance(self) -> Tensor:
@@ -76,18 +79,19 @@ class TaskState:
         assert self.features is not None, "the fit compares no features"
         return feature_variance(self.features)
 
-    def update(self, learning_rate: float) -> None:
-        """Move the tint layer along the gradients that the step has left in it."""
+    def update(self, pace: float) -> None:
+        """Move the tint layer along its gradients, at this share of its highest rates."""
         if self.optimiser is None:
             return
-        self.optimiser.param_groups[0]["lr"] = learning_rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * pace
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed job needs of this task; pool and labels are cached elsewhere."""
         own = self.layer.tensors
-        tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.trained}
+        tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.rates}
         seen = self.confidence_filter
         judge = {} if seen is None else {"judge": seen.state()}
         return tint | judge | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
@@ -95,7 +99,7 @@ class TaskState:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
         with torch.no_grad():
-            for name in self.layer.trained:
+            for name in self.layer.rates:
                 self.layer.tensors[name].copy_(state[f"tint.{name}"])
         if self.optimiser is not None:
             restore_optimiser(self.optimiser, state)
@@ -155,7 +159,7 @@ class TaskGroup:
         self,
         theta: Theta | None,
         round_: int,
-        tint_lr: float,
+        pace: float,
         *,
         only: Collection[str] | None = None,
     ) -> GroupResult:
@@ -168,6 +172,8 @@ class TaskGroup:
             is bound to, as it is bound to it.
         round_
             0-based; decides the batches together with seed and task names.
+        pace
+            The share of their highest rates at which tint layers learn.
         only
             The tasks that take part, if not all do; the others stay as they are.
 
@@ -190,7 +196,7 @@ class TaskGroup:
         totals = totals.cpu()  # where passes run elsewhere, this waits for them: once per step
         _check(tasks, totals, round_)
         for task in tasks:
-            task.update(tint_lr)
+            task.update(pace)
         metrics = {
             task.name: TaskMetrics(*row) for task, row in zip(tasks, totals.tolist(), strict=True)
         }

@@ -9,21 +9,28 @@ Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, linear, pad
 from torch.utils._pytree import tree_map
 
 from tintray.models.calling import answer
-from tintray.models.norms import BatchSegments, Statistics, replace_norms, store_collected
-from tintray.models.structure import HEAD, head_modules, is_linear, is_transposed, skeleton
+from tintray.models.norms import (
+    BatchSegments,
+    OwnsTensors,
+    Statistics,
+    replace_norms,
+    store_collected,
+)
+from tintray.models.structure import head_modules, is_linear, is_transposed, skeleton
 from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import computing
+from tintray.numerics.sites import HEAD
 from tintray.pools.pool import Pool, joined
 from tintray.vectors.task_vectors import DOWN, UP
 
@@ -36,64 +43,61 @@ class TintLayer:
     ----------
     tensors
         Every private tensor by its full name in the model.
-    trained
-        The names among them that the fit moves; a head behind a tinted block stays its expert's.
+    rates
+        The highest learning rate of those among them that the fit moves; a head that is no tint
+        site stays its expert's.
     """
 
     task: str
     tensors: dict[str, Tensor]
-    trained: tuple[str, ...]
+    rates: dict[str, float]
 
     @classmethod
     def of_expert(
         cls,
         task: str,
         tensors: Mapping[str, Tensor],
-        site: Sequence[str],
-        learn: bool = True,
+        rate: Callable[[str], float | None],
         device: str = "cpu",
     ) -> TintLayer:
-        """Private copies, on ``device``, of an expert's tensors; those below ``site`` learn."""
-        below = tuple(f"{path}." for path in site)
-        trained = tuple(
-            name
-            for name, tensor in tensors.items()
-            if learn and tensor.is_floating_point() and name.startswith(below)
-        )
+        """Private copies, on ``device``, of an expert's tensors; those with a ``rate`` learn."""
+        floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        rates = {name: found for name in floats if (found := rate(name)) is not None}
         own = {
             name: nn.Parameter(tensor.to(device, copy=True), requires_grad=True)
-            if name in trained
+            if name in rates
             else tensor.to(device, copy=True)
             for name, tensor in tensors.items()
         }
-        return cls(task, own, trained)
+        return cls(task, own, rates)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trained tensors, in order."""
         return [
-            tensor
-            for name in self.trained
-            if isinstance(tensor := self.tensors[name], nn.Parameter)
+            tensor for name in self.rates if isinstance(tensor := self.tensors[name], nn.Parameter)
         ]
 
-    def count(self, site: Sequence[str]) -> int:
-        """How many numbers below ``site`` the task owns."""
-        below = tuple(f"{path}." for path in site)
+    def count(self, site: Sequence[str] | None = None) -> int:
+        """How many numbers the task owns, all or those below ``site``."""
+        below = "" if site is None else tuple(f"{path}." for path in site)
         return sum(t.numel() for name, t in self.tensors.items() if name.startswith(below))
 
 
-def low_rank_factors(task_vectors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A low-rank tint's start: the best product of ``rank`` for each weight's task vector.
+def low_rank_factors(
+    task_vectors: Mapping[str, Tensor], ranks: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """A low-rank tint's start: the best product of its rank for each weight's task vector.
 
-    From τ [m, n] by weight name: ``<name>.low_rank.up`` [m, r] and ``<name>.low_rank.down``
-    [r, n], whose product is τ's truncated singular value decomposition; the singular values are
-    shared out evenly, so that both factors learn alike.
+    From τ [m, n], or a table [1, m, n], by name: ``<name>.low_rank.up`` [m, r] and
+    ``<name>.low_rank.down`` [r, n], whose product is τ's truncated singular value decomposition;
+    the singular values are shared out evenly, so that both factors learn alike.
     """
     factors: dict[str, Tensor] = {}
     for name, vector in task_vectors.items():
-        left, values, right = torch.linalg.svd(vector.float(), full_matrices=False)
-        r = min(rank, len(values))
+        matrix = vector.float().flatten(0, -2)
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        r = min(ranks[name], len(values))
         half = values[:r].sqrt()
         factors[name + UP] = (left[:, :r] * half).contiguous()
         factors[name + DOWN] = (half[:, None] * right[:r]).contiguous()
@@ -106,7 +110,8 @@ def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> di
     for name in own:
         if name.endswith(UP):
             weight = name.removesuffix(UP)
-            tensors[weight] = shared[weight] + own[name] @ own[weight + DOWN]
+            product = own[name] @ own[weight + DOWN]
+            tensors[weight] = shared[weight] + product.view_as(shared[weight])
     return tensors
 
 
@@ -145,18 +150,64 @@ class PerTaskModule(nn.Module):
             def cut(value: Any, start: int = start, size: int = size) -> Any:
                 return value[start : start + size] if _is_batch(value, total) else value
 
-            below = len(self._path) + 1
-            own = {
-                name[below:]: tensor
-                for name, tensor in layer.tensors.items()
-                if name.startswith(self._path + ".")
-            }
             answer = torch.func.functional_call(
-                self._template[0], own, tree_map(cut, args), tree_map(cut, kwargs)
+                self._template[0], self._own(layer), tree_map(cut, args), tree_map(cut, kwargs)
             )
             outputs.append(_whole(answer, size, total))
             start += size
         return _join(outputs)
+
+    def _own(self, layer: OwnsTensors) -> dict[str, Tensor]:
+        """A task's tensors of this module, by their names in it."""
+        below = len(self._path) + 1
+        return {
+            name[below:]: tensor
+            for name, tensor in layer.tensors.items()
+            if name.startswith(self._path + ".")
+        }
+
+
+class PerTaskProducts(PerTaskModule):
+    """A module that runs each task's stretch with some shared tensors plus that task's products."""
+
+    def __init__(
+        self, path: str, template: nn.Module, segments: BatchSegments, names: Mapping[str, str]
+    ) -> None:
+        """``names``: the tensors' names in the module, with those that the layout knows."""
+        super().__init__(path, template, segments)
+        # The same tensors under the same names: what is below is replaced in both.
+        self._parameters, self._buffers = template._parameters, template._buffers
+        self._modules = template._modules
+        self._names = names
+
+    def _own(self, layer: OwnsTensors) -> dict[str, Tensor]:
+        own = {}
+        for name, full in self._names.items():
+            shared: Any = self._parameters[name]
+            product = layer.tensors[full + UP] @ layer.tensors[full + DOWN]
+            own[name] = shared + product.view_as(shared)
+        return own
+
+
+class PerTaskLowRankEmbedding(nn.Module):
+    """A table that all tasks look up, to whose rows each task adds a product of its own."""
+
+    def __init__(self, name: str, shared: nn.Embedding, segments: BatchSegments) -> None:
+        super().__init__()
+        self.weight, self._padding = shared.weight, shared.padding_idx
+        self._up, self._down = name + UP, name + DOWN
+        self._segments = segments
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[Σ sizes, S] to [Σ sizes, S, d]; one row [1, S] of positions serves all examples."""
+        sizes = self._segments.sizes
+        if len(rows) != sum(sizes):
+            rows = rows.expand(sum(sizes), *rows.shape[1:])
+        own = [
+            layer.tensors[self._up][part] @ layer.tensors[self._down]
+            for part, layer in zip(torch.split(rows, sizes), self._segments.layers, strict=True)
+        ]
+        return embedding(rows, self.weight, self._padding) + torch.cat(own)
 
 
 class PerTaskLowRankLinear(nn.Module):
@@ -165,11 +216,11 @@ class PerTaskLowRankLinear(nn.Module):
     The shared part runs on the whole batch at once; only the products part by task.
     """
 
-    def __init__(self, path: str, shared: nn.Module, segments: BatchSegments) -> None:
+    def __init__(self, name: str, shared: nn.Module, segments: BatchSegments) -> None:
         super().__init__()
         self.weight, self.bias = shared.weight, shared.bias  # under the names that they had
         self._transposed = is_transposed(shared)
-        self._up, self._down = f"{path}.weight{UP}", f"{path}.weight{DOWN}"
+        self._up, self._down = name + UP, name + DOWN
         self._segments = segments
 
     def forward(self, given: Tensor) -> Tensor:
@@ -275,7 +326,7 @@ class FusedModel:
     private
         Paths of the modules that every task owns: the tint site and the head.
     low_rank
-        Names of linear weights that every task adds a low-rank product to.
+        Names of shared tensors that every task adds a low-rank product to.
     device
         Where it computes. θ, the gradient and the tint layers that it is given lie there; batches
         are moved there, and answers stay.
@@ -286,7 +337,7 @@ class FusedModel:
         module: nn.Module,
         layout: Layout,
         private: Sequence[str],
-        low_rank: Sequence[str] = (),
+        low_rank: Iterable[str] = (),
         device: str = "cpu",
     ) -> None:
         self._device = torch.device(device)
@@ -302,10 +353,7 @@ class FusedModel:
             self._replace(
                 path, PerTaskModule(path, self._module.get_submodule(path), self._segments)
             )
-        for path in (weight.removesuffix(".weight") for weight in low_rank):
-            shared = self._module.get_submodule(path)
-            assert is_linear(shared)  # a partition names no others
-            self._replace(path, PerTaskLowRankLinear(path, shared, self._segments))
+        self._add_products(frozenset(low_rank))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
 
     def use_statistics(self, statistics: Statistics) -> None:
@@ -342,8 +390,35 @@ class FusedModel:
         return list(parts)
 
     def _replace(self, path: str, new: nn.Module) -> None:
+        if not path:
+            self._module = new
+            return
         parent, _, name = path.rpartition(".")
         setattr(self._module.get_submodule(parent), name, new)
+
+    def _add_products(self, low_rank: Collection[str]) -> None:
+        """Part every module that holds one of these tensors, under whatever name: tied ones too."""
+        known = {id(self._module.get_parameter(name)): name for name in low_rank}
+        parted: dict[int, nn.Module] = {}  # T5 has one table at three paths
+        for path, owner in list(self._module.named_modules(remove_duplicate=False)):
+            names = {
+                name: known[id(tensor)]
+                for name, tensor in owner._parameters.items()
+                if id(tensor) in known
+            }
+            if not names:
+                continue
+            if id(owner) not in parted:
+                parted[id(owner)] = self._parted(path, owner, names)
+            self._replace(path, parted[id(owner)])
+
+    def _parted(self, path: str, owner: nn.Module, names: Mapping[str, str]) -> nn.Module:
+        first = next(iter(names.values()))
+        if is_linear(owner):
+            return PerTaskLowRankLinear(first, owner, self._segments)
+        if type(owner).forward is nn.Embedding.forward:
+            return PerTaskLowRankEmbedding(first, cast(nn.Embedding, owner), self._segments)
+        return PerTaskProducts(path, owner, self._segments, names)
 
     def bind(self, theta: Theta, gradient: Tensor | None) -> None:
         """Use θ as the shared tensors, and add ∂L/∂θ into ``gradient`` [P]; nothing is copied.

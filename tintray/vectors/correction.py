@@ -2,31 +2,58 @@
 
 θ = θ₀ + Σₖ λₖ τₖ + δ. Coefficients can only scale what the experts know; where their task vectors
 conflict, no Λ serves all of them. δ [P] is free: it moves along Σₜ ∂Lₜ/∂θ, which every round has
-anyway, so that it costs no pass through the model, only its Adam state. The merge stays one
-backbone of the same size. Fits of few rounds leave it small; it starts at zero.
+anyway, so that it costs no pass through the model, only its optimiser. The merge stays one backbone
+of the same size. Fits of few rounds leave it small; it starts at zero.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tintray.numerics.choices import Optimiser
+from tintray.numerics.layout import Layout, Slot
 
 BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
+_BESIDE_MUON = 0.25
 _NAMES = ("values", "first", "second")
+_TABLES = re.compile(r"embed|position|token|wte|wpe", re.IGNORECASE)
 
 
 class Correction:
-    """δ [P], or a stretch of it, with Adam's two moments; all start at zero.
+    """δ over a layout [P], with its optimiser; all starts at zero.
 
-    Every operation is elementwise, so that stretches move as the whole would.
+    ``adam`` (Kingma and Ba, arXiv 1412.6980) is elementwise. ``muon`` (Jordan et al. 2024, as torch
+    has it) moves every matrix by its momentum made orthogonal; vectors and embeddings still move by
+    Adam, at a quarter of the rate, since Adam's first steps are as large as its rate and Muon's a
+    fifth of it. No tensor's step depends on another's, so that shards that hold some of the tensors
+    move them as one that holds all would.
+
+    Parameters
+    ----------
+    layout
+        The tensors that δ is made of.
     """
 
-    def __init__(self, numel: int, device: str = "cpu") -> None:
-        self._tensors = {name: torch.zeros(numel, device=device) for name in _NAMES}
-        self._steps = 0
+    def __init__(self, layout: Layout, optimiser: Optimiser = "adam", device: str = "cpu") -> None:
+        self._tensors = {name: torch.zeros(layout.numel, device=device) for name in _NAMES}
+        self._steps, self._share = 0, _BESIDE_MUON if optimiser == "muon" else 1.0
+        matrices = [s for s in layout.slots if optimiser == "muon" and _is_matrix(s)]
+        self._elementwise = _between(matrices, layout.numel)
+        self._matrices = {s.start: self._parameter(s) for s in matrices}
+        self._muon: torch.optim.Optimizer | None = None
+        if matrices:
+            parameters = list(self._matrices.values())
+            self._muon = torch.optim.Muon(
+                parameters, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            )
+            for slot, parameter in zip(matrices, parameters, strict=True):
+                momentum = _as_matrix(self._tensors["first"], slot)
+                self._muon.state[parameter] = {"momentum_buffer": momentum}
 
     @property
     def values(self) -> Tensor:
@@ -34,14 +61,17 @@ class Correction:
         return self._tensors["values"]
 
     def update(self, gradient: Tensor, learning_rate: float) -> None:
-        """Take one Adam step (Kingma and Ba, arXiv 1412.6980) along ∂L/∂θ."""
-        values, first, second = (self._tensors[name] for name in _NAMES)
+        """Take one step along ∂L/∂θ [P]."""
         self._steps += 1
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        bias_first, bias_second = (1 - beta**self._steps for beta in BETAS)
-        size = (second / bias_second).sqrt_().add_(_EPSILON)
-        values.addcdiv_(first, size, value=-learning_rate / bias_first)
+        for stretch in self._elementwise:
+            self._adam(stretch, gradient[stretch], self._share * learning_rate)
+        if self._muon is not None:
+            for start, parameter in self._matrices.items():
+                stretch = slice(start, start + parameter.numel())
+                parameter.grad = gradient[stretch].view_as(parameter)
+            self._muon.param_groups[0]["lr"] = learning_rate
+            self._muon.step()
+            self._muon.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed job needs; ``steps`` is one number, the others are [P]."""
@@ -54,3 +84,30 @@ class Correction:
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
         self._steps = int(state["steps"].item())
+
+    def _adam(self, stretch: slice, gradient: Tensor, learning_rate: float) -> None:
+        values, first, second = (self._tensors[name][stretch] for name in _NAMES)
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        bias_first, bias_second = (1 - beta**self._steps for beta in BETAS)
+        size = (second / bias_second).sqrt_().add_(_EPSILON)
+        values.addcdiv_(first, size, value=-learning_rate / bias_first)
+
+    def _parameter(self, slot: Slot) -> nn.Parameter:
+        return nn.Parameter(_as_matrix(self.values, slot), requires_grad=False)
+
+
+def _is_matrix(slot: Slot) -> bool:
+    """Whether a tensor multiplies what it is given; embeddings are looked up or added."""
+    return len(slot.shape) > 1 and not _TABLES.search(slot.name)
+
+
+def _as_matrix(flat: Tensor, slot: Slot) -> Tensor:
+    return flat[slot.start : slot.stop].view(slot.shape[0], -1)
+
+
+def _between(slots: list[Slot], numel: int) -> list[slice]:
+    """What is left of [0, numel) beside some tensors, in order."""
+    edges = [0, *(edge for slot in slots for edge in (slot.start, slot.stop)), numel]
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [slice(start, stop) for start, stop in pairs if stop > start]

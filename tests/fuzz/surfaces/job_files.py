@@ -32,7 +32,7 @@ _KEYS = {
         *("method", "init", "parameters", "scale", "task_vectors", "memory", "granularity"),
         "bounds",
     ),
-    "tint": ("site", "max_parameters", "rank", "learned"),
+    "tint": ("sites", "max_parameters", "learned"),
     "objective": (
         *("labels", "filter", "top_p", "threshold", "target_precision", "true_labels"),
         *("feature_weight", "feature_site", "temperature", "distance"),
@@ -67,7 +67,7 @@ def document(fixtures: Path) -> dict[str, Any]:
         "base": str(zoo / "base"),
         "tasks": [task("two"), task("three")],
         "merge": {"method": "tint", "granularity": "tensor"},
-        "tint": {"site": "head"},
+        "tint": {"sites": "head"},
         "fit": {"rounds": 2, "batch_size": 4, "precision": "float32"},
         "cluster": {"workers": 0},
         "store": "store",

@@ -108,7 +108,7 @@ def fit_job(bench: Bench, expert: Path, pool: str | Path, *, text: bool = False)
     task = {"name": "t", "kind": kind, "expert": str(expert), "pool": {"path": str(pool)}}
     fit = {"rounds": 1, "batch_size": 4, "precision": "float32"}
     job = {"name": "fuzz", "base": str(bench.fixtures / base), "tasks": [task], "fit": fit}
-    job |= {"tint": {"site": site}, "cluster": {"workers": 0}, "store": "store"}
+    job |= {"tint": {"sites": site}, "cluster": {"workers": 0}, "store": "store"}
     (bench.folder / "job.yaml").write_text(json.dumps(job))
     if bench.command("validate", "job.yaml") == 0 and bench.command("run", "job.yaml") != 0:
         raise UnansweredError("tintray run fails where tintray validate does not")
