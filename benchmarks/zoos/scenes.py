@@ -27,7 +27,7 @@ VOID = 255
 
 _SETTINGS = """\
 tint: {sites: segformer.stages.0}
-fit: {rounds: 300, batch_size: 16, correction_lr: 1.0e-3, warmup: 10}
+fit: {rounds: 300, batch_size: 16, correction_lr: 1.0e-3, correction_optimiser: adam, warmup: 10}
 """
 """Of the jobs: chosen by agreement on held-back images (docs/benchmarks.md)."""
 _VOID_CLASS = "unlabelled(void)"

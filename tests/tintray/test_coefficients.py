@@ -61,3 +61,5 @@ def test_schedule_rises_and_falls() -> None:
     assert rates[5] == pytest.approx(1.0)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > 0
+    linear = schedule(2.0, "linear", 12, warmup=2)
+    assert [linear(n) for n in (0, 1, 2, 7, 11)] == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.2])
