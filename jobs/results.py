@@ -85,6 +85,7 @@ class MergeSummary(Record):
     tint_parameters_per_task: Mapping[str, int]
     tint_share: float  # mean of what a task owns, head included / backbone parameters
     tint_bytes: int  # mean size of the file that holds it
+    head_parameters: int  # of all heads together
     rounds: int
     seconds: Mapping[str, float] = field(default_factory=dict)  # phase -> wall time
     peak_memory_mib: float | None = None
@@ -95,12 +96,12 @@ class MergeSummary(Record):
 
     @property
     def separate_parameters(self) -> int:
-        """Parameters of the experts kept as models of their own, their heads not counted."""
-        return self.backbone_parameters * len(self.tasks)
+        """Parameters of the experts kept as models of their own."""
+        return self.backbone_parameters * len(self.tasks) + self.head_parameters
 
     @property
     def merged_parameters(self) -> int:
-        """Parameters of the merge: one backbone and every task's tint layer."""
+        """Parameters of the merge: one backbone, and what every task owns."""
         return self.backbone_parameters + sum(self.tint_parameters_per_task.values())
 
 

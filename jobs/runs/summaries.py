@@ -58,6 +58,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
         tint_bytes=round(mean([files[tint_file(task.name)].size for task in tasks])),
+        head_parameters=sum(task.head_parameters for task in tasks),
         rounds=manifest.rounds,
         seconds=manifest.seconds,
         peak_memory_mib=manifest.peak_memory_mib,

@@ -58,6 +58,7 @@ SUMMARY = MergeSummary(
     tint_parameters_per_task={"mnist": 1930, "svhn": 1930},
     tint_share=1930 / 1_200_000,
     tint_bytes=8000,
+    head_parameters=3860,
     rounds=300,
     seconds={"preparing": 12.0, "fitting": 170.0},
     peak_memory_mib=812.4,
