@@ -97,7 +97,7 @@ def test_experts_in_half_precision_are_merged_and_exported_in_single(
 def test_one_task_alone_is_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
     summary = api.run(tiny.spec(tmp_path, tasks=("five",), merge={"scale": 1.0}))
     assert summary.tasks[0].agreement > 0.9
-    assert summary.separate_parameters < summary.merged_parameters
+    assert summary.separate_parameters == summary.merged_parameters  # one model, one head
 
 
 def test_a_pool_smaller_than_a_batch_is_walked_again(zoo: TinyZoo, tmp_path: Path) -> None:
