@@ -43,10 +43,9 @@ def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     fit = record["fit"]
     if fit["correction_optimiser"] == "adam":
         record = {**record, "fit": {n: v for n, v in fit.items() if n != "correction_optimiser"}}
-    tint = record.get("tint")
-    if isinstance(tint, Mapping) and len(tint["sites"]) == 1 and not tint["sites"][0]["lr"]:
-        site = {name: tint["sites"][0][name] for name in ("site", "rank")}
-        record = {**record, "tint": {**tint, "sites": site["site"], "rank": site["rank"]}}
+    tint, (first, *others) = record["tint"], record["tint"]["sites"]
+    if not others and first["lr"] is None:
+        record = {**record, "tint": {**tint, "sites": first["site"], "rank": first["rank"]}}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
 
 

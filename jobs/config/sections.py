@@ -292,9 +292,9 @@ class SiteSpec(Section):
     """Its highest learning rate; left out, `fit.tint_lr`, or by the kind of place."""
 
     @property
-    def told(self) -> str:
-        """The place, and its rank if it has one."""
-        return self.site if self.rank is None else f"{self.site} (rank {self.rank})"
+    def place(self) -> TintSite:
+        """The same as the fit takes it."""
+        return TintSite(self.site, self.rank, self.lr)
 
 
 def _site_entries(value: Any) -> Any:
@@ -330,12 +330,12 @@ class TintSpec(Section):
         """The sites as the fit takes them; the head, where they are still to be found."""
         if self.auto:
             return (TintSite(HEAD),)
-        return tuple(TintSite(entry.site, entry.rank, entry.lr) for entry in self.sites)
+        return tuple(entry.place for entry in self.sites)
 
     @property
     def told(self) -> str:
         """The sites in a few words."""
-        return ", ".join(entry.told for entry in self.sites)
+        return ", ".join(str(entry.place) for entry in self.sites)
 
     @field_validator("sites")
     @classmethod

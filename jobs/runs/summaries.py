@@ -41,6 +41,7 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
 def summary(manifest: Manifest, url: str) -> MergeSummary:
     """What ``tintray show`` tells of a published merge."""
     tasks, files = manifest.tasks, manifest.files
+    own = [tint_file(task.name) for task in tasks]  # a stranger's manifest may lack one
     tint = {task.name: task.tint_parameters for task in tasks}
     of_all = means(tasks)
     return MergeSummary(
@@ -57,7 +58,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         backbone_parameters=manifest.backbone_parameters,
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
-        tint_bytes=round(mean([files[tint_file(task.name)].size for task in tasks])),
+        tint_bytes=round(mean([files[name].size if name in files else 0 for name in own])),
         head_parameters=sum(task.head_parameters for task in tasks),
         rounds=manifest.rounds,
         seconds=manifest.seconds,
