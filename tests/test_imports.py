@@ -30,6 +30,7 @@ LAYERS = [
     "tintray/merging",
     "tintray/tinting",
     "tintray/published",
+    "tintray/serving",
     "storage",
     "storage/artifacts",
     "storage/catalog",

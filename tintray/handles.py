@@ -7,9 +7,9 @@ when it is called.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from tintray.errors import CancelledError, TintrayError
 from tintray.published.manifest import MANIFEST, Manifest
@@ -19,7 +19,7 @@ from tintray.seals import unseal
 from tintray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from tintray.jobs.config.job_file import JobSpec
     from tintray.jobs.events import OnEvent
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
     from tintray.jobs.runs.history import MergeDifference, Version
     from tintray.jobs.upkeep.results import Removed
+    from tintray.serving.answers import Answer
+    from tintray.serving.engine import Engine
 
 
 class Merge(PublishedMerge):
@@ -52,6 +54,7 @@ class Merge(PublishedMerge):
         self.held: object = None  # what has to live as long as it does
         store = store or (root if mark else None)
         self._places: dict[str, Any] = {"store": store, "catalog": catalog}
+        self._engine: Engine | None = None
 
     @property
     def ref(self) -> str:
@@ -63,6 +66,42 @@ class Merge(PublishedMerge):
         from tintray.jobs.runs.summaries import summary
 
         return summary(self.manifest, self.url)
+
+    @overload
+    def predict(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor: ...
+
+    @overload
+    def predict(self, task: str, inputs: Iterable[Any]) -> list[Answer]: ...
+
+    def predict(self, task: str, inputs: Any) -> Any:
+        """Answers to a list or an array of examples of one task; see :meth:`predict_mixed`.
+
+        Of a mapping of tensors, a batch that is prepared already, it is what the task's model
+        gives, such as logits [N, classes].
+        """
+        if isinstance(inputs, Mapping):
+            return super().predict(task, inputs)
+        return self.predict_mixed([(task, one) for one in inputs])
+
+    def predict_mixed(self, examples: Iterable[tuple[str, Any]]) -> list[Answer]:
+        """Answers to examples of any tasks, each a task and an input, in one pass where it can be.
+
+        An input is an image (an array, the bytes of a file, or one of Pillow's), a text or a pair
+        of texts, or a list of words, as the task's expert was trained on. Answers have a label, its
+        confidence, the task, the version and the values behind them.
+
+        Raises InputError naming the first example that cannot be used.
+        """
+        if self._engine is None:
+            from tintray.serving.engine import Engine
+
+            self._engine = Engine(self)
+        given = list(examples)
+        answers = self._engine.answer(given)
+        for number, (answer, (task, _)) in enumerate(zip(answers, given, strict=True)):
+            if isinstance(answer, TintrayError):
+                raise type(answer)(f"example {number} (task '{task}'): {answer}")
+        return cast("list[Answer]", answers)
 
     def evaluate(self, *, on_event: OnEvent | None = None) -> EvalTable:
         """Measure it again, on the data of its job."""

@@ -153,6 +153,10 @@ def test_exact_match_is_that_of_what_the_model_writes(tied: Path, tmp_path: Path
     down = next(task for task in summary.tasks if task.name == "down")
     assert down.merged == pytest.approx(exact)
     assert 0 < exact < 1
+    rows = (tied / "down_test.jsonl").read_text().splitlines()[:6]
+    said = merge.predict_mixed([("down", json.loads(row)["text"]) for row in rows])
+    texts = tokenizer().batch_decode(sequences.write(module, pool[:6]).clamp_min(0), True)
+    assert [one.label for one in said] == texts
 
 
 def test_answers_of_a_pool_are_never_read(tied: Path, tmp_path: Path) -> None:

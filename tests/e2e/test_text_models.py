@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,8 +95,13 @@ def test_token_classification(tmp_path: Path) -> None:
     assert min(task.expert or 0 for task in summary.tasks) > 0.8
     assert summary.normalised_accuracy > 0.85
     assert all((task.calibration or {})["merged"]["ece"] < 0.5 for task in summary.tasks)
-    batch = tiny.encoded(tiny.sentences(4, 7))
-    tiny.check_export(tintray.load(summary.url), "halves", tmp_path, batch)
+    words = tiny.sentences(4, 7)
+    merge, batch = tintray.load(summary.url), tiny.encoded(words)
+    tiny.check_export(merge, "halves", tmp_path, batch)
+    classes = merge.predict("halves", batch).argmax(-1)
+    for row, said in enumerate(merge.predict("halves", words)):
+        assert said.label == classes[row, 1 : 1 + len(words[row])].tolist()
+        assert len(said.confidence) == len(words[row])
 
 
 def byte_level_bert() -> Any:
@@ -144,6 +150,13 @@ def test_classes_sets_of_classes_and_values_on_one_roberta(tmp_path: Path) -> No
     merge = tintray.load(summary.url)
     for name in rules:
         tiny.check_export(merge, name, tmp_path, tiny.encoded(tiny.sentences(4, 7), made))
+    texts = [" ".join(row) for row in tiny.sentences(4, 7)]
+    said = merge.predict_mixed([(name, text) for text in texts for name in rules])
+    for one, text in zip(said, [text for text in texts for _ in rules], strict=True):
+        alone = merge.predict(one.task, dict(made([text], return_tensors="pt")))[0]
+        assert one.values == pytest.approx(alone.numpy(), abs=1e-5)
+    assert [one.label for one in said[2::3]] == [None] * 4
+    assert all(one.label == np.flatnonzero(one.values > 0).tolist() for one in said[1::3])
 
 
 NAMES = ["input_ids", "attention_mask"]

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -154,6 +155,26 @@ def test_export_of_all_opens_and_answers_alike(made: Made, tmp_path: Path) -> No
     whole, merge = tintray.load(folder), made.load(made.first)
     assert whole.tasks == merge.tasks == ("one", "two")
     made.answer_alike(whole, merge)
+
+
+def test_a_mixed_batch_answers_as_each_task_alone(made: Made) -> None:
+    merge = made.load(made.first)
+    given: list[Any] = ["w1 w2 w3", "w4 w5"]
+    if made.sort.zoo not in ("sentences", "adapters"):
+        random = np.random.default_rng(0)
+        given = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
+    found = merge.predict_mixed([(task, one) for one in given for task in merge.tasks])
+    assert {one.version for one in found} == {"tiny/v1"}
+    for number, one in enumerate(found):
+        value, task = given[number // 2], merge.tasks[number % 2]
+        assert one.task == task
+        batch = merge.processor(task)([value], return_tensors="pt")
+        alone = merge.predict(task, dict(batch))[0].numpy()
+        expected = alone[-1] if one.kind == "language_modelling" else alone
+        assert one.values is not None and one.values.shape == expected.shape
+        assert np.allclose(one.values, expected, rtol=1e-5, atol=1e-4)
+        if one.kind == "classification":
+            assert one.label == int(expected.argmax()) and 0 <= one.confidence <= 1
 
 
 def test_export_as_an_adapter(made: Made, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tintray.data.reading import Examples
@@ -29,7 +30,7 @@ def image_pool(examples: Examples, processor: Any, source: DataSource, role: str
     """A pool of images as ``processor`` prepares them; without one they are scaled to [0, 1]."""
     if processor is None:
         return _plain(examples, role)
-    _check_resized(examples, processor, source, role)
+    check_resized(examples.columns["image"], processor, source, role)
     with foreign(f"{role}: the expert's image processor cannot prepare the images", DataError):
         return _prepared(examples, processor, source, role)
 
@@ -41,21 +42,37 @@ def _plain(examples: Examples, role: str) -> Pool:
             f"{role}: the images are of different sizes and the expert has no image processor; "
             "expected images of one size, or a preprocessor_config.json beside the expert"
         )
-    pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
-    pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    pixels = _channels_first(images)
     scale = torch.full((pixels.shape[1], 1, 1), 1 / 255)
     digest = hashlib.sha256(f"{examples.digest()} plain".encode()).hexdigest()
     inputs = {"pixel_values": pixels}
     return Pool(inputs, scale, torch.zeros_like(scale), digest, rows=examples.rows)
 
 
-def _check_resized(examples: Examples, processor: Any, source: DataSource, role: str) -> None:
-    """Refuse to resize an image to more pixels than one may have.
+def _channels_first(images: NDArray[Any]) -> Tensor:
+    pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def processed(images: Sequence[NDArray[Any]], processor: Any) -> dict[str, Tensor]:
+    """Model inputs of a few images, uint8 [H, W] or [H, W, 3], as floats: what a pool's batch has.
+
+    Raises whatever the processor does over images that it cannot bring to one size.
+    """
+    if processor is None:
+        return {"pixel_values": _channels_first(np.stack(images)).float() * (1 / 255)}
+    made = processor(_as_pil(images, processor), return_tensors="pt")
+    return {name: torch.as_tensor(value) for name, value in made.items()}
+
+
+def check_resized(images: Any, processor: Any, source: DataSource, role: str) -> None:
+    """Refuse to resize an image, of an array [N, H, W, …] or a list, to too many pixels.
 
     Where the shorter edge is given, the longer one follows from the image: a line of pixels may
     become one of millions.
+
+    Raises DataError.
     """
-    images = examples.columns["image"]
     of_one_size = isinstance(images, np.ndarray)
     shapes = {images.shape[1:3]} if of_one_size else {image.shape[:2] for image in images}
     longest = max(max(shape) / max(min(shape), 1) for shape in shapes)

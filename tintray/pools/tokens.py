@@ -12,7 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,9 +48,8 @@ def text_pool(
 ) -> Pool:
     """A pool of texts as tokens, as the kind of task asks."""
     with foreign(f"{role}: the expert's tokenizer cannot read the texts", DataError):
-        limit = _limit(tokenizer, source.max_length)
-        digest = _digest(examples, tokenizer, kind, limit)
-        options = {"truncation": True, "max_length": limit}
+        options = _options(tokenizer, source.max_length)
+        digest = _digest(examples, tokenizer, kind, options["max_length"])
         made = _encoded(examples, tokenizer, options, source, role)
         encoded = made["rows"]
         _check_content(encoded["input_ids"], tokenizer, role)
@@ -60,6 +59,20 @@ def text_pool(
         inputs = _padded(tokenizer, encoded, longest)
         mask, targets = kind.token_targets(inputs, made["words"], made["assistant"], role)
         return Pool(inputs, None, None, digest, mask, examples.rows, targets)
+
+
+def tokenized(
+    columns: Mapping[str, Any], tokenizer: Any, kind: Kind, max_length: int | None = None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Model inputs [N, S] of a few texts, as a pool's batch has them, and which tokens count.
+
+    Raises whatever the tokenizer does over them. It runs here, and is bounded by nothing but what
+    it is given.
+    """
+    made = encode(columns, tokenizer, _options(tokenizer, max_length))
+    longest = max(len(row) for row in made["rows"]["input_ids"])
+    inputs = _padded(tokenizer, made["rows"], longest)
+    return inputs, kind.token_targets(inputs, made["words"], None, "the text")[0]
 
 
 def check_known(ids: Tensor, module: nn.Module, role: str) -> None:
@@ -83,6 +96,10 @@ def _check_content(rows: list[list[int]], tokenizer: Any, role: str) -> None:
             f"token in {empty:,} of {len(rows):,} texts; expected the tokenizer that the expert "
             "was trained with"
         )
+
+
+def _options(tokenizer: Any, max_length: int | None) -> dict[str, Any]:
+    return {"truncation": True, "max_length": _limit(tokenizer, max_length)}
 
 
 def _limit(tokenizer: Any, max_length: int | None) -> int:

@@ -37,6 +37,11 @@ class ClassKind(Kind):
         counted = labels != IGNORED
         return outputs[counted], labels[counted]
 
+    def read(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest class, and its probability."""
+        confidence, classes = self.logits_last(outputs).softmax(-1).max(-1)
+        return classes, confidence
+
     def compare(
         self, merged: Tensor, expert: Tensor, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig
     ) -> Comparison:
@@ -179,6 +184,11 @@ class MultiLabel(ClassKind):
     def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """One row, no and yes, for each example and class."""
         return _no_and_yes(outputs), None if labels is None else labels.reshape(-1).long()
+
+    def read(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """1 for each yes and 0 for each no, [N, C], and the probability of what is said."""
+        yes = outputs.sigmoid()
+        return (outputs > 0).long(), yes.maximum(1 - yes)
 
     def compare(
         self, merged: Tensor, expert: Tensor, mask: Mask, chosen: ConfidenceFilter, loss: LossConfig

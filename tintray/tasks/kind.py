@@ -89,6 +89,14 @@ class Kind(ABC):
                 f"with {width} answers, is it the right kind of task for this model?"
             )
 
+    def read(self, outputs: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """What answers [N, …] say, and how surely: numbers of classes or tokens, and 0 to 1.
+
+        Both have a value for each example, or for each of its tokens or pixels. None of values,
+        which are what they are.
+        """
+        return None, None
+
     # -- merge and expert ----------------------------------------------------------------------
 
     @abstractmethod

@@ -57,6 +57,11 @@ class TextKind(Kind):
         """The likeliest tokens of [N, S, V]."""
         return top_tokens(answers, TOP_TOKENS)
 
+    def read(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token of each position, and its probability."""
+        confidence, tokens = outputs.softmax(-1).max(-1)
+        return tokens, confidence
+
     def compare(
         self,
         merged: Tensor,
