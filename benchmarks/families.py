@@ -26,7 +26,7 @@ from typing import Any
 
 import tintray
 from benchmarks.adapters import memory_table
-from benchmarks.quality import PUBLISHED
+from benchmarks.quality.rows import PUBLISHED
 from benchmarks.zoos import omniglot, scenes, text
 from benchmarks.zoos.dense_recipe import SMALL, DenseRecipe
 from benchmarks.zoos.text_recipe import TEXT

@@ -26,6 +26,7 @@ from tintray.jobs.runs.fitting import coordinator_for
 from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
 from tintray.jobs.runs.pipeline import backend_for
+from tintray.jobs.runs.scales import best_scale
 from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
 from tintray.published.manifest import Manifest
@@ -35,11 +36,8 @@ from tintray.tasks.evaluation import TaskScore, mean
 
 RIVALS = ("average", "task_arithmetic")
 """What a merge is compared with where nobody says otherwise."""
-SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-"""The scales that are tried, as multiples of the largest that a method may need."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
 _ADAMERGING_LR = 1e-3  # what the method of arXiv 2310.02575 is run with
-_FURTHEST = 3.0  # times its own scale; task arithmetic's sums need 1 at most, means need more
 _LEARNED = (*ADAMERGING, SURGERY)
 
 
@@ -54,7 +52,7 @@ def compare(
     gone.
     """
     _ = merge.factory  # a merge of one that may not run is not compared
-    spec = _whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
+    spec = whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
     chosen = choose(names, len(spec.tasks), on_event)
     spec, base = resolve_job(spec)
     measured: dict[str, Sequence[TaskScore]] = {}
@@ -64,7 +62,7 @@ def compare(
         job = PreparedJob.of(spec, base, backend, open_store(spec.store), on_event)
         for name in (name for name in chosen if name not in ADAMERGING):
             on_event(PhaseStarted("comparing", _label(name)))
-            measured[_label(name)] = _rival(job, name, scales)
+            measured[_label(name)] = rival(job, name, scales)
         learned = [name for name in chosen if name in ADAMERGING]
         start = scales.get(_label("task_arithmetic"), 0.0)
         if learned and not start:
@@ -109,7 +107,7 @@ def _label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
+def whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     """The same job with nothing tinted but the head, and its artifacts in this store.
 
     No rival learns from features.
@@ -123,7 +121,7 @@ def _whole_backbone(spec: JobSpec, store_url: str) -> JobSpec:
     )
 
 
-def _rival(job: PreparedJob, name: str, scales: dict[str, float]) -> list[TaskScore]:
+def rival(job: PreparedJob, name: str, scales: dict[str, float]) -> list[TaskScore]:
     """Measure a method, at its best scale where it has one to be tuned.
 
     Surgery operates on task arithmetic.
@@ -151,15 +149,17 @@ def _start_and_direction(job: PreparedJob, of: Recipe) -> tuple[Floats, Floats]:
 
 
 def _best_scale(job: PreparedJob, of: Recipe, base: Floats, direction: Floats) -> float:
-    """The scale at which the merge agrees best with the experts on the start of their pools."""
-    furthest = 1.0 if of.method.start(2) < 1 else _FURTHEST
-    agreement = {}
-    for share in SCALES:
-        scale = share * furthest
+    """The scale at which the merge agrees best with the experts on the start of their pools.
+
+    The search begins at 1/K, where a sum of task vectors is their mean.
+    """
+    tasks, method = len(job.spec.tasks), of.method
+
+    def agreement(scale: float) -> float:
         theta = as_argument(job.backend.put(base + np.float32(scale) * direction))
-        asked = job.workers.each(None, Worker.agreement, _EXAMPLES, theta)
-        agreement[scale] = mean(job.backend.get(asked))
-    return max(agreement, key=lambda scale: agreement[scale])
+        return mean(job.backend.get(job.workers.each(None, Worker.agreement, _EXAMPLES, theta)))
+
+    return best_scale(agreement, 1 / tasks if method.adds_up else method.start(tasks))
 
 
 def _learned_rival(job: PreparedJob, name: str, start: float) -> list[TaskScore]:

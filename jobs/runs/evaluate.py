@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
@@ -30,9 +30,19 @@ from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore, calibrated_score
 from tintray.tasks.kind import Kind
-from tintray.tasks.outputs import Outputs, from_tensors
+from tintray.tasks.outputs import Mask, Outputs, from_tensors
 from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict
+
+
+class TaskAnswers(NamedTuple):
+    """One task on the examples it is measured on: of merge and expert, and what is right."""
+
+    kind: Kind
+    merged: Outputs
+    expert: Outputs
+    labels: Any
+    mask: Mask
 
 
 class Evaluator:
@@ -48,16 +58,20 @@ class Evaluator:
         Raises DataError if the data file is gone, or holds other examples than when the merge was
         published.
         """
+        kind, *answers = self.answers(name)
+        return calibrated_score(name, kind, *answers)
+
+    def answers(self, name: str) -> TaskAnswers:
+        """What merge and expert answer where ``evaluate`` compares them; raises as it does."""
         task, kind = self._merge.task(name), find_kind(self._merge.task(name).kind)
         module = self._merge.for_task(name)
         source, pool = self._pool(task, kind, module)
         pool, expert = self._expert_outputs(task, kind, pool, getattr(module, "config", None))
         labels = None
         if task.test is not None:
-            answers = answer_space(module, task.classes)
-            labels = labels_of(source, kind, pool, answers, f"task '{name}'")
-        merged = predict(module, pool, kind)
-        return calibrated_score(name, kind, merged, expert, labels, pool.mask)
+            space = answer_space(module, task.classes)
+            labels = labels_of(source, kind, pool, space, f"task '{name}'")
+        return TaskAnswers(kind, predict(module, pool, kind), expert, labels, pool.mask)
 
     def _pool(self, task: TaskEntry, kind: Kind, module: Any) -> tuple[DataSource, Pool]:
         """The examples, and where they were read; ``module`` tells how right answers are read."""

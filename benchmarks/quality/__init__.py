@@ -1,0 +1,1 @@
+"""How much of its experts a merge keeps, beside rivals that had the same chances."""
