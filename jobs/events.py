@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class RoundDone:
     agreement: Mapping[str, float]  # task -> share of its batch on which merge and expert agree
     selected_fraction: Mapping[str, float]  # task -> share of its batch that was not filtered out
     seconds: float  # wall time since the fit began
+    # task -> the same on examples that it holds back; empty after rounds that are not watched
+    held_back: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

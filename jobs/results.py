@@ -54,6 +54,7 @@ class TaskResult(Record):
     calibration: Mapping[str, Any] | None = None
     lower_is_better: bool = False  # of "merged" and "expert"
     at_chance: bool = False  # the expert seems to guess: not in normalised_accuracy
+    held_back: float | None = None  # agreement on pool examples that the fit did not learn from
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ LOOP = (
     "fit.correction_lr=0",
     "merge.bounds=[0, 1]",
     "objective.filter=agreement",
+    "fit.held_back=0",
 )
-"""The released loop, whatever its rates: hard labels, agreement filter, each task in turn."""
+"""The released loop, whatever its rates: hard labels, agreement filter, each task in turn, whole
+pools, and the state of the last round."""
 
 AS_RELEASED = (
     "fit.schedule=constant",

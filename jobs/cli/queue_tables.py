@@ -73,9 +73,10 @@ def _print_tasks(job: JobStatus, console: Console) -> None:
     rows = []
     for task in known:
         kept = "-" if task.selected_fraction is None else f"{task.selected_fraction:.0%}"
-        rows.append([task.name, f"{task.agreement:.3f}", kept])
+        held = "-" if task.held_back is None else f"{task.held_back:.3f}"
+        rows.append([task.name, f"{task.agreement:.3f}", kept, held])
     console.print()
-    console.print(table_of((heading, ">agreement", ">kept"), rows))
+    console.print(table_of((heading, ">agreement", ">kept", ">held back"), rows))
 
 
 def print_clusters(clusters: Sequence[ClusterLine], console: Console) -> None:

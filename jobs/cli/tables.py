@@ -68,7 +68,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "created": summary.created,
         "merge": summary.url,
     }
-    print_facts(_average_facts(summary) | facts, console)
+    print_facts(_average_facts(summary) | _held_back_fact(summary) | facts, console)
     _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
 
 
@@ -79,6 +79,14 @@ def _average_facts(table: MergeSummary | EvalTable) -> dict[str, str]:
     mean = "" if average is None else f"{_joined(metrics)} {shown(metrics, average)}{beside}"
     share = f"{_percent(kept)} of the experts' accuracy (normalised accuracy)"
     return {"average": mean, "kept": "" if kept is None else share}
+
+
+def _held_back_fact(summary: MergeSummary) -> dict[str, str]:
+    known = [task.held_back for task in summary.tasks if task.held_back is not None]
+    if not known:
+        return {}
+    mean = _percent(sum(known) / len(known))
+    return {"held back": f"{mean} agreement with the experts on examples not learned from"}
 
 
 def print_evaluation(table: EvalTable, console: Console) -> None:

@@ -28,7 +28,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as they are called now."""
     record = {name: _with_names(section, RENAMED) for name, section in record.items()}
     if isinstance(fit := record.get("fit"), Mapping):
-        record["fit"] = {"correction_optimiser": "adam", **fit}
+        record["fit"] = {"correction_optimiser": "adam", "held_back": 0, **fit}
     if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
         others = {name: value for name, value in tint.items() if name != "rank"}
         record["tint"] = {
@@ -40,9 +40,9 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
-    fit = record["fit"]
-    if fit["correction_optimiser"] == "adam":
-        record = {**record, "fit": {n: v for n, v in fit.items() if n != "correction_optimiser"}}
+    known = {"correction_optimiser": "adam", "held_back": 0}
+    fit = {n: v for n, v in record["fit"].items() if n not in known or v != known[n]}
+    record = {**record, "fit": fit}
     tint, (first, *others) = record["tint"], record["tint"]["sites"]
     if not others and first["lr"] is None:
         record = {**record, "tint": {**tint, "sites": first["site"], "rank": first["rank"]}}

@@ -397,6 +397,8 @@ class FitSpec(Section):
     """Rounds over which the learning rates rise from zero."""
     tasks_per_round: int | None = Field(default=None, ge=1)
     """How many tasks take part in a round, drawn anew for each; left out, all do."""
+    held_back: int | None = Field(default=None, ge=0)
+    """Examples of each pool to judge the fit by; left out, a tenth, 256 at most; 0 judges none."""
     patience: int | None = Field(default=None, ge=1)
     """End early once agreement over so many rounds is no higher than over as many before them."""
     min_delta: float = Field(default=0.0, ge=0)

@@ -54,7 +54,7 @@ def frame(tracker: Tracker) -> RenderableType:
         parts.append(_bar(done.done, done.total, f"tasks   {done.task}{cached}"))
     if tracker.round:
         kept = f"{tracker.selected_fraction:.0%}{tracker.time_left('   ')}"
-        words = f"rounds   loss {tracker.loss:.3f}   kept {kept}"
+        words = f"rounds   loss {tracker.loss:.3f}   {tracker.on_held_back('   ')}kept {kept}"
         parts += [_bar(tracker.round.round, tracker.round.rounds, words), _agreement(tracker)]
     if tracker.phase == "evaluating" and tracker.evaluated:
         parts.append(Text(f"{tracker.evaluated} of {len(tracker.agreement) or '?'} tasks measured"))

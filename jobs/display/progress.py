@@ -50,6 +50,7 @@ class Tracker:
     loss: float = 0.0
     agreement: Mapping[str, float] = field(default_factory=dict)  # task -> smoothed share
     selected_fraction: float = 0.0  # mean over tasks, smoothed
+    held_back: Mapping[str, float] = field(default_factory=dict)  # task -> agreement there
     _pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def take(self, event: Event) -> None:
@@ -80,6 +81,7 @@ class Tracker:
                 for task, share in event.agreement.items()
             },
         }
+        self.held_back = event.held_back or self.held_back
         self._pace.append((event.round, event.seconds))
         self.round = event
 
@@ -87,6 +89,10 @@ class Tracker:
     def mean_agreement(self) -> float:
         """Mean over tasks of the smoothed agreement."""
         return _mean(self.agreement.values())
+
+    def on_held_back(self, after: str) -> str:
+        """Mean agreement on what is held back, when measured last; nothing where it never was."""
+        return f"held back {_mean(self.held_back.values()):.3f}{after}" if self.held_back else ""
 
     def worst(self, count: int) -> list[tuple[str, float]]:
         """The ``count`` tasks that agree least with their expert, worst first."""
@@ -159,7 +165,7 @@ class PlainProgress:
             case TaskPrepared() if self._due("tasks", event.done, event.total):
                 how = "found in the store" if event.cached else f"in {duration(event.seconds)}"
                 return f"  {event.done}/{event.total} tasks: {event.task} {how}"
-            case RoundDone() if self._due("rounds", event.round, event.rounds):
+            case RoundDone() if self._due("rounds", event.round, event.rounds) or event.held_back:
                 return self._round_line(event)
             case TensorsMerged() if self._silent():  # most merges take less
                 return f"  {self._tracker.detail}"
@@ -180,6 +186,7 @@ class PlainProgress:
         return (
             f"  round {event.round}/{event.rounds}: loss {tracker.loss:.3f}, "
             f"agreement {tracker.mean_agreement:.3f}{worst}, kept {tracker.selected_fraction:.0%}, "
+            f"{tracker.on_held_back(', ') if event.held_back else ''}"
             f"{duration(event.seconds)}{tracker.time_left(', ')}"
         )
 

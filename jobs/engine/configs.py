@@ -57,6 +57,7 @@ class FitConfig:
     pseudo_labels: PseudoLabelConfig
     factory: str | None = None  # what builds the modules, if not transformers
     device: str = "cpu"  # where rounds and evaluations compute
+    held_back: int | None = 0  # of each pool, examples that the fit does not learn from
     direct: bool = False  # whether gradients are answered as tensors, not as arrays
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tintray.jobs.engine.arrays import Floats, Sent
 from tintray.jobs.engine.backend import ActorHandle, Backend, Future, as_argument
+from tintray.jobs.engine.best_state import BestState
 from tintray.jobs.engine.shards import Shards
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import RoundDone
@@ -24,6 +25,7 @@ from tintray.numerics.schedules import Schedule
 from tintray.tasks.evaluation import TaskScore, mean
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.step import TaskMetrics
+from tintray.tinting.watching import Watch
 from tintray.vectors.coefficients import Coefficients
 
 _CORRECTION = "correction."  # before the names of its tensors in a checkpoint
@@ -62,6 +64,9 @@ class Coordinator:
         Ends the fit early, where agreement has stopped growing.
     sampled
         Which tasks take part in a round; all of them without it.
+    watch
+        When the state is measured on examples that tasks hold back; the best one is that in which
+        the fit ends. Without it, the last.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Coordinator:
         in_turn: bool = False,
         plateau: Plateau | None = None,
         sampled: Callable[[int], Collection[str]] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._backend = backend
         self._assignment = assignment
@@ -88,8 +94,13 @@ class Coordinator:
         self._plateau = plateau
         self._sampled = sampled
         self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
+        self.best: BestState | None = None
+        """The best state so far, where the fit is watched."""
+        if watch is not None:
+            self.best = BestState(backend, assignment, coefficients, watch)
         self.rounds = 0
         """Rounds that the fit has run."""
+        self._last: int | None = None  # the round with which the fit ends, where that is before all
         self._selected: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
 
     def fit(
@@ -104,7 +115,8 @@ class Coordinator:
 
         On a plateau it ends before; the last event then says so many ``rounds`` as there were.
         ``seconds`` are those that the rounds before ``first`` took. When ``on_round`` is called
-        nothing moves: what it finds is the state at the end of that round.
+        nothing moves: what it finds is the state at the end of that round. When the fit is over,
+        the state is the best that was watched.
 
         Raises
         ------
@@ -113,33 +125,40 @@ class Coordinator:
         """
         started = time.perf_counter() - seconds
         self.rounds = first
-        if self._on_plateau():  # a checkpoint of the last round
-            return
-        for round_ in range(first, rounds):
-            metrics = self._round(round_)
+        self._look_for_plateau()  # a checkpoint of the last round
+        while self.rounds < (last := self._last or rounds):
+            metrics = self._round(self.rounds)
             for name, of_task in metrics.items():
                 self._selected[name].append(of_task.selected_fraction)
             self._agreement.append(mean([m.agreement for m in metrics.values()]))
-            self.rounds = round_ + 1
-            last = self._on_plateau()
+            self.rounds += 1
+            watched: Mapping[str, float] = {}
+            if self.best is not None and self.best.watch.due(self.rounds, last):
+                watched = self.best.look(self.rounds, last)
+            self._look_for_plateau()
             on_round(
                 RoundDone(
                     round=self.rounds,
-                    rounds=self.rounds if last else rounds,
+                    rounds=self._last or rounds,
                     loss=mean([m.loss for m in metrics.values()]),
                     agreement={name: m.agreement for name, m in metrics.items()},
                     selected_fraction={name: m.selected_fraction for name, m in metrics.items()},
                     seconds=time.perf_counter() - started,
+                    held_back=watched,
                 )
             )
-            if last:
-                return
+        if self.best is not None:
+            self.best.settle(self.rounds)
 
-    def _on_plateau(self) -> bool:
+    def _look_for_plateau(self) -> None:
+        """End the fit here, if agreement has stopped growing: on what is held back, if it is."""
         if self._plateau is None:
-            return False
+            return
         self._agreement = self._agreement[-self._plateau.window :]
-        return self._plateau.reached(self._agreement)
+        first = self.rounds - len(self._agreement) + 1
+        curve = list(enumerate(self._agreement, first)) if self.best is None else self.best.curve
+        if self._plateau.reached(curve):
+            self._last = self.rounds
 
     def _round(self, round_: int) -> dict[str, TaskMetrics]:
         found: dict[str, TaskMetrics] = {}
@@ -187,7 +206,8 @@ class Coordinator:
         if self._correction_lr is not None:
             found = self._assignment.shards.correction()
             tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
-        return tensors, {"kept": kept, "agreement": self._agreement}
+        notes = {"kept": kept, "agreement": self._agreement, "last": self._last}
+        return tensors, notes if self.best is None else {**notes, "best": self.best.state()}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go back to what ``state`` returned."""
@@ -199,7 +219,9 @@ class Coordinator:
         }
         if correction:
             self._assignment.shards.correct(correction)
-        self._agreement = list(notes["agreement"])
+        self._agreement, self._last = list(notes["agreement"]), notes.get("last")
+        if self.best is not None:
+            self.best.restore(notes["best"])
         self._selected.clear()
         for task, shares in notes["kept"].items():
             self._selected[task].extend(shares)

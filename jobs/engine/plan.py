@@ -35,6 +35,7 @@ _HEADROOM = 1.5  # of an object store over what is alive in it: Ray spills from 
 _LEAST_STORE = 256 * MIB
 _MOST_WAYS = 4
 _TRAINED = 4  # copies of what is trained: itself, its gradient and Adam's two moments
+_KEPT = 2  # copies of the best state and of an average, where a fit is watched
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def worker_bytes(job: JobSize, workers: int) -> int:
     Four backbones are held: two models (the base, and the one that steps), an expert while it is
     checked, and the gradient.
     """
-    trained = _TRAINED * job.private * -(-job.tasks // workers)
+    trained = (_TRAINED + _KEPT) * job.private * -(-job.tasks // workers)
     held = FLOAT * (4 * job.layout.numel + trained) + job.activation_bytes
     return PROCESS_BYTES + held + job.pool_bytes // workers
 
@@ -157,7 +158,7 @@ def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
 
     Where a shared correction is learned, also that and what its steps take.
     """
-    backbones = 3 + (_TRAINED if job.corrected else 0)
+    backbones = 3 + (_TRAINED + _KEPT if job.corrected else 0)
     return PROCESS_BYTES + (vectors + backbones * FLOAT * job.layout.numel) // shards
 
 

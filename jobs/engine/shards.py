@@ -167,6 +167,16 @@ class Shard:
         self._correction = self._no_correction()
         self._correction.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in state.items()})
 
+    def keep(self, name: str, share: float) -> None:
+        """Keep this stretch of the correction under ``name``; see ``Snapshots.keep``."""
+        if self._correction is not None:
+            self._correction.snapshots.keep(name, share)
+
+    def recall(self, name: str) -> None:
+        """Go back to the correction that was kept under ``name``."""
+        if self._correction is not None:
+            self._correction.snapshots.recall(name)
+
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
         return peak_memory()

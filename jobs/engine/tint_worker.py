@@ -22,9 +22,9 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats, readable
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel
-from tintray.jobs.engine.hosting import HostedTask
+from tintray.jobs.engine.hosting import CheckedTask, HostedTask
 from tintray.jobs.engine.published_tasks import PublishedTask
-from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker import Worker, part
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.norms import norm_buffers
 from tintray.numerics.randomness import stream
@@ -101,24 +101,12 @@ class Tinted:
 class TintWorker(Worker):
     """Hosts new tasks with their experts, and old ones without; see the module."""
 
-    def begin(self, bounds: Sequence[slice]) -> None:
-        """As ``Worker.begin``; new tasks without what they hold back."""
-        super().begin(bounds)
-        for group in self._groups.values():
-            for task in group.tasks:
-                rows = self._rows(self._hosted[task.name])[0]
-                task.pool, task.labels = part(task.pool, rows), task.labels[rows]
-                task.features = None if task.features is None else task.features[rows]
-
-    def _rows(self, hosted: HostedTask) -> tuple[Tensor, Tensor]:
-        """Which examples of the pool are learned from, and which are held back."""
-        total = len(hosted.pool)
-        if hosted.task.published is not None or total < 2:
-            return torch.arange(total), torch.arange(0)
-        name, seed = hosted.task.name, self._config.settings.seed
-        order = torch.randperm(total, generator=stream(seed, name, "held back"))
-        held = min(max(1, int(total * HELD_BACK)), MOST_HELD)
-        return order[held:].sort().values, order[:held].sort().values
+    def _held_back(self, checked: CheckedTask) -> int:
+        """Of a new task more than a fit holds back: the way of growing depends on it alone."""
+        total = len(checked.pool)
+        if checked.task.published is not None or total < 2:
+            return 0
+        return min(max(1, int(total * HELD_BACK)), MOST_HELD)
 
     # -- tint layers ---------------------------------------------------------------------------
 
@@ -132,7 +120,7 @@ class TintWorker(Worker):
         rows, held = self._rows(hosted)
         rows = self._visited(hosted, rows, config)
         held = held if config.new else held[:0]
-        state = self._state(hosted)
+        state = self._state(hosted, rows)
         # Features may lie before the site, where nothing runs any more.
         settings = replace(
             self._config.settings,
@@ -161,12 +149,7 @@ class TintWorker(Worker):
         except NoPrefixError:  # the same result, at the cost of the whole model in every round
             model, pool = self._fused, part(hosted.pool, torch.cat([rows, held]))
         inside = torch.arange(len(pool))
-        task = replace(
-            state,
-            pool=part(pool, inside[: len(rows)]),
-            labels=state.labels[rows],
-            features=None,
-        )
+        task = replace(state, pool=part(pool, inside[: len(rows)]), features=None)
         pace = schedule(1.0, config.shape, config.rounds, config.warmup)
         metrics = fit_tints([task], model, backbone, settings, pace, config.rounds)
         seconds = time.perf_counter() - started
@@ -194,10 +177,7 @@ class TintWorker(Worker):
         hosted = self._hosted[name]
         held = self._rows(hosted)[1]
         rows = held if len(held) else torch.arange(len(hosted.pool))
-        pool = part(hosted.pool, rows)
-        self._estimate(hosted, theta)
-        merged, expert = self._predict(hosted, pool, theta), hosted.labels[rows]
-        return score(name, hosted.task.kind, merged, expert, None, pool.mask).agreement
+        return self._agreement_at(hosted, rows, theta)
 
     def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Let a task's tint layer go on from these tensors."""
@@ -252,11 +232,6 @@ class TintWorker(Worker):
             lambda batch: model.forward([batch], [hosted.layer], precision)[0], pool, kind
         )
         return score(hosted.task.name, kind, merged, expert, None, pool.mask).agreement
-
-
-def part(pool: Pool, rows: Tensor) -> Pool:
-    """The examples of a pool at ``rows``, as a pool of the same class."""
-    return pool if len(rows) == len(pool) else pool[rows]
 
 
 class TintWorkerPool(WorkerPool[TintWorker]):

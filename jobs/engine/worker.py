@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
+from tintray.errors import DataError
 from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
+from tintray.numerics.choices import Precision
 from tintray.pools import sequences
+from tintray.pools.held_back import MOST, held_back_count, split_pool
 from tintray.pools.pool import Pool
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
@@ -64,6 +67,7 @@ class Worker:
         """
         checked, expert = self._experts.check(task)
         self._checked[task.name] = checked
+        self._held_back(checked)
         if self._model is None:
             split = self._partition
             self._model = FusedModel(
@@ -111,25 +115,57 @@ class Worker:
         return prepared
 
     def begin(self, bounds: Sequence[slice]) -> None:
-        """Form the task groups; gradients will be returned in pieces, cut at ``bounds``."""
+        """Form the task groups; gradients will be returned in pieces, cut at ``bounds``.
+
+        Tasks learn from what they do not hold back of their pools.
+        """
         self._bounds = list(bounds)
         # One group steps at a time.
         gradient = torch.zeros(self._partition.layout.numel, device=self._config.device)
         for number, tasks in self._tasks.items():
-            states = [self._state(self._hosted[task.name]) for task in tasks]
+            hosted = [self._hosted[task.name] for task in tasks]
+            states = [self._state(task, self._rows(task)[0]) for task in hosted]
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._config.settings)
 
-    def _state(self, hosted: HostedTask) -> TaskState:
-        """A task at the beginning of its fit."""
+    def _state(self, hosted: HostedTask, rows: Tensor) -> TaskState:
+        """A task at the beginning of its fit, which learns from these examples of its pool."""
         targets, confidence_filter = prepare_targets(
             *(hosted.task.kind, hosted.labels, hosted.true_labels),
             *(self._config.pseudo_labels, self._config.settings.filter, hosted.pool.mask),
         )
+        features = hosted.features
         return TaskState(
-            *(hosted.task.name, hosted.layer, hosted.pool, targets, confidence_filter),
-            features=hosted.features,
+            *(hosted.task.name, hosted.layer, part(hosted.pool, rows), targets[rows]),
+            confidence_filter=confidence_filter,
+            features=None if features is None else features[rows],
             kind=hosted.task.kind,
         )
+
+    def _rows(self, hosted: HostedTask, watched: int | None = None) -> tuple[Tensor, Tensor]:
+        """Which examples of the pool are learned from, and which are held back.
+
+        With ``watched``, so many of the latter; of the pool itself where none is held back.
+        """
+        total, count = len(hosted.pool), self._held_back(hosted)
+        spared = None
+        if hosted.true_labels is not None and self._config.pseudo_labels.true_labels:
+            spared = hosted.true_labels.rows
+        if watched is not None:
+            spared = spared if count else None
+            count = min(watched, count or min(total, MOST))
+        seed = self._config.settings.seed
+        return split_pool(total, count, seed, hosted.task.name, spared)
+
+    def _held_back(self, checked: CheckedTask) -> int:
+        """How many examples of a task's pool are held back."""
+        total, name = len(checked.pool), checked.task.name
+        count = held_back_count(total, self._config.held_back)
+        if count >= total:
+            raise DataError(
+                f"tasks.{name}.pool: expected more examples than the {count:,} that fit.held_back "
+                f"keeps back, found {total:,}"
+            )
+        return count
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -143,6 +179,25 @@ class Worker:
         result = self._groups[group].step(self._backbone(theta), round_, pace, only=only)
         pieces = [result.gradient[stretch] for stretch in self._bounds]
         return [sent(piece, self._config.direct) for piece in pieces], result.metrics
+
+    def watch(self, name: str, examples: int, *theta: Sent) -> float:
+        """Agreement with the expert under θ, on so many examples that were held back at most.
+
+        It computes in the precision of the rounds.
+        """
+        hosted = self._hosted[name]
+        rows = self._rows(hosted, examples)[1]
+        return self._agreement_at(hosted, rows, theta, self._config.settings.precision)
+
+    def keep_group(self, group: int, name: str, share: float) -> None:
+        """Keep the present tint layers of a group's tasks; see ``Snapshots.keep``."""
+        for task in self._groups[group].tasks:
+            task.snapshots.keep(name, share)
+
+    def recall_group(self, group: int, name: str) -> None:
+        """Let a group's tasks go back to the tint layers that were kept under ``name``."""
+        for task in self._groups[group].tasks:
+            task.snapshots.recall(name)
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""
@@ -197,11 +252,8 @@ class Worker:
     def agreement(self, name: str, examples: int, *theta: Sent) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
         hosted = self._hosted[name]
-        pool = hosted.pool[:examples]
-        self._estimate(hosted, theta)
-        merged = self._predict(hosted, pool, theta)
-        expert = hosted.labels[: len(pool)]
-        return score(name, hosted.task.kind, merged, expert, None, pool.mask).agreement
+        rows = torch.arange(min(examples, len(hosted.pool)))
+        return self._agreement_at(hosted, rows, theta)
 
     def tint(self, name: str) -> dict[str, NDArray[Any]]:
         """The private tensors of a task, as arrays."""
@@ -222,19 +274,43 @@ class Worker:
         self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
 
-    def _predict(self, hosted: HostedTask, pool: Pool, theta: Sequence[Sent]) -> Outputs:
-        with self._bound(hosted.layer, theta) as run:
+    def _agreement_at(
+        self,
+        hosted: HostedTask,
+        rows: Tensor,
+        theta: Sequence[Sent],
+        precision: Precision = "float32",
+    ) -> float:
+        """Agreement with the expert on these examples of a task's pool; no label is read."""
+        pool, kind = part(hosted.pool, rows), hosted.task.kind
+        self._estimate(hosted, theta)
+        merged = self._predict(hosted, pool, theta, precision)
+        return score(hosted.task.name, kind, merged, hosted.labels[rows], None, pool.mask).agreement
+
+    def _predict(
+        self,
+        hosted: HostedTask,
+        pool: Pool,
+        theta: Sequence[Sent],
+        precision: Precision = "float32",
+    ) -> Outputs:
+        with self._bound(hosted.layer, theta, precision) as run:
             return labels.ask(run, pool, hosted.task.kind)
 
     @contextmanager
     def _bound(
-        self, layer: TintLayer, theta: Sequence[Sent]
+        self, layer: TintLayer, theta: Sequence[Sent], precision: Precision = "float32"
     ) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
         """The merged model with a tint layer under θ in pieces, in this block."""
         fused = self._fused
         fused.bind(self._backbone(theta), None)
         fused.use_statistics("running")
         try:
-            yield lambda batch: fused.forward([batch], [layer])[0]
+            yield lambda batch: fused.forward([batch], [layer], precision)[0]
         finally:
             fused.use_statistics("batch")
+
+
+def part(pool: Pool, rows: Tensor) -> Pool:
+    """The examples of a pool at ``rows``, as a pool of the same class; all of them are in order."""
+    return pool if len(rows) == len(pool) else pool[rows]

@@ -261,6 +261,7 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
         learned=spec.tint.learned,
         device=spec.cluster.device,
         granularity=spec.merge.granularity,
+        held_back=spec.fit.held_back,
         settings=settings,
         pseudo_labels=PseudoLabelConfig(
             selected_fraction=objective.top_p,

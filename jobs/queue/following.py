@@ -7,7 +7,7 @@ somebody cares about it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from tintray.errors import ClusterError, TimedOutError, TintrayError
@@ -91,6 +91,7 @@ class _Teller:
         self._round: int | None = None
         self._waits: str | None = None
         self._rounds = 0
+        self._held_back: Mapping[str, float] = {}
 
     def tell(self, row: JobRow) -> None:
         if row.state is JobState.QUEUED:
@@ -134,7 +135,10 @@ class _Teller:
             self._round, found = row.round, row.metrics
             loss = found["loss"] if found["loss"] is not None else float("nan")
             shares = found["agreement"], found["kept"]
-            self._on_event(RoundDone(row.round, self._rounds, loss, *shares, found["seconds"]))
+            before, self._held_back = self._held_back, found.get("held_back", {})
+            watched = {} if self._held_back == before else self._held_back
+            rest = found["seconds"], watched
+            self._on_event(RoundDone(row.round, self._rounds, loss, *shares, *rest))
 
 
 def _tend(catalog: Catalog, url: str, row: JobRow) -> None:

@@ -57,6 +57,7 @@ class TaskLine(Record):
     kind: str
     agreement: float | None = None  # with its expert, on the batch of that round
     selected_fraction: float | None = None  # share of that batch that was not filtered out
+    held_back: float | None = None  # agreement on examples held back, when measured last
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     checkpoints = catalog.checkpoints.of(job_id)
     last = catalog.jobs.last_round(job_id)
     metrics = {} if last is None else last.metrics
-    agreement, kept = metrics.get("agreement", {}), metrics.get("kept", {})
+    shares = [metrics.get(name, {}) for name in ("agreement", "kept", "held_back")]
     found = JobStatus(
         **vars(_line(row)),
         key=row.key,
@@ -185,7 +186,7 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
         merge=catalog.merges.of_job(job_id),
         store=catalog.jobs.get(job_id).store_url,
         tasks=[
-            TaskLine(task.name, task.kind, agreement.get(task.name), kept.get(task.name))
+            TaskLine(task.name, task.kind, *(of.get(task.name) for of in shares))
             for task in catalog.inputs.tasks(job_id)
         ],
         events=[

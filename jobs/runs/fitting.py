@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.base_model import SplitModel
@@ -13,19 +15,36 @@ from tintray.jobs.events import Notice, RoundDone
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.methods import PreparedJob, start_coefficients
 from tintray.numerics.schedules import Schedule
+from tintray.pools.held_back import MOST, held_back_count
 from tintray.storage.catalog.states import JobState
 from tintray.tinting.plateau import Plateau
+from tintray.tinting.watching import Watch, plan_watch
 from tintray.vectors.coefficients import Coefficients
 
 
-def coordinator_for(job: PreparedJob) -> tuple[Coefficients, Coordinator]:
-    """The coefficients of a job at their start, and who moves them."""
+def coordinator_for(job: PreparedJob, *, watched: bool = False) -> tuple[Coefficients, Coordinator]:
+    """The coefficients of a job at their start, and who moves them.
+
+    ``watched``, the fit looks at held-back agreement and ends in its best state.
+    """
     spec, fit = job.spec, job.spec.fit
     start = start_coefficients(spec, job.base.partition.layout, job.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
     correction = fit.rate(fit.correction_lr, fit.rounds) if fit.correction_lr else None
     members = (job.base, job.backend, job.workers, coefficients)
-    return coefficients, make_coordinator(spec, *members, fit.rounds, correction)
+    watch = watch_of(job) if watched else None
+    return coefficients, make_coordinator(spec, *members, fit.rounds, correction, watch)
+
+
+def watch_of(job: PreparedJob) -> Watch | None:
+    """When and on what a job's fit is watched; None where nothing may be held back."""
+    fit = job.spec.fit
+    if fit.held_back == 0:
+        return None
+    totals = [facts.pool_examples for facts in job.facts.values()]
+    held = [held_back_count(total, fit.held_back) or min(total, MOST) for total in totals]
+    per_round = fit.batch_size * min(fit.tasks_per_round or len(held), len(held))
+    return plan_watch(fit.rounds, per_round, held, fit.patience)
 
 
 def make_coordinator(
@@ -36,6 +55,7 @@ def make_coordinator(
     coefficients: Coefficients,
     rounds: int,
     correction_lr: Schedule | None = None,
+    watch: Watch | None = None,
 ) -> Coordinator:
     """Who moves the coefficients of some tasks over so many rounds, as the job's fit says."""
     fit = spec.fit
@@ -49,6 +69,7 @@ def make_coordinator(
         in_turn=fit.updates == "in_turn",
         plateau=Plateau(fit.patience, fit.min_delta) if fit.patience else None,
         sampled=workers.sampler,
+        watch=watch,
     )
 
 
@@ -82,7 +103,7 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
 
     def on_round(event: RoundDone) -> None:
         run.round_done(event)
-        last = event.round == fit.rounds
+        last = event.round == event.rounds
         if run.stopper.asked or (checkpoints.due(event.round) and not last):
             run.flush()
             run.on_event(checkpoints.save(event))
@@ -90,6 +111,16 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
 
     coordinator.fit(fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
     _tell_early_end(run, coordinator, fit.rounds)
+    best = coordinator.best
+    if best is not None and best.rounds != [coordinator.rounds]:
+        run.on_event(Notice(f"{told_state(best.rounds)} agrees most with the experts: it is kept"))
+
+
+def told_state(rounds: Sequence[int]) -> str:
+    """A state of a fit in a few words: that after a round, or the average of several."""
+    if len(rounds) == 1:
+        return f"the state after round {rounds[0]}"
+    return f"the average of the states after rounds {', '.join(map(str, rounds))}"
 
 
 def _tell_early_end(run: JobRun, coordinator: Coordinator, rounds: int) -> None:

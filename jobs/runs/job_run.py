@@ -60,6 +60,7 @@ class JobRun:
         self.remarks: list[str] = []
         """What whoever uses the result should know of it; part of what is published."""
         self._rounds: dict[int, dict[str, Any]] = {}
+        self._held_back: dict[str, float] = {}  # agreement there, when it was measured last
         self._artifacts: list[KnownArtifact] = []
         self._flushed = time.monotonic()
 
@@ -104,11 +105,13 @@ class JobRun:
         """Tell of a round, and keep its metrics for the catalog."""
         self.lease.check()
         self.on_event(event)
+        self._held_back = dict(event.held_back) or self._held_back
         self._rounds[event.round] = {
             "loss": event.loss,
             "agreement": dict(event.agreement),
             "kept": dict(event.selected_fraction),
             "seconds": event.seconds,
+            "held_back": self._held_back,
         }
         self._flush_if_due()
 

@@ -25,6 +25,7 @@ from tintray.jobs.runs.outcome import Lineage, Outcome
 from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
+from tintray.pools.held_back import held_back_count
 from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, tint_file
 from tintray.published.manifest import (
     FORMAT,
@@ -224,6 +225,8 @@ def _entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
     changed: dict[str, Any] = {"fitted": fitted(lineage.parent, name)}
     if name in result.scores:
         changed["score"] = ScoreEntry.of(result.scores[name])
+        if result.theta is not None:  # what was measured was another merge
+            changed["held_back"] = None
     if name in result.selected_fraction:
         changed["kept"] = result.selected_fraction[name]
     return lineage.source(name).merge.task(name).changed(**changed)
@@ -233,6 +236,7 @@ def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
     """What is said of a task that is new, or refreshed."""
     result = outcome.result
     facts, prepared = outcome.checked.facts[task.name], outcome.prepared[task.name]
+    held = held_back_count(facts.pool_examples, outcome.checked.spec.fit.held_back)
     test = None
     if task.test is not None:
         test = TestEntry(
@@ -264,6 +268,8 @@ def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
         head_parameters=facts.head_parameters,
         kept=result.selected_fraction[task.name],
         score=ScoreEntry.of(result.scores[task.name]),
+        # Of a small pool nothing is held back: it was watched as a whole.
+        held_back=result.held_back.get(task.name) if held else None,
     )
 
 

@@ -146,7 +146,7 @@ class FitPlan(JobPlan):
     def fit(self, context: Context, prepared: PreparedJob) -> Fitted:
         """Run the rounds that are left."""
         prepared.load_directions()
-        coefficients, coordinator = coordinator_for(prepared)
+        coefficients, coordinator = coordinator_for(prepared, watched=True)
         initial = coefficients.values.clone()
         run_rounds_left(context.run, prepared, coordinator)
         return prepared, coordinator, coefficients, initial
@@ -164,6 +164,7 @@ class FitPlan(JobPlan):
             selected_fraction=coordinator.selected_fractions(job.facts),
             peak_memory=job.workers.peak_memory(),
             rounds=coordinator.rounds,
+            held_back={} if coordinator.best is None else coordinator.best.agreement,
         )
 
 

@@ -35,6 +35,7 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
         calibration=score.calibration,
         lower_is_better=find_metric(score.metric).lower,
         at_chance=task.expert.at_chance,
+        held_back=task.held_back,
     )
 
 

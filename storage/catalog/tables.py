@@ -117,6 +117,7 @@ METRICS = Checked[dict[str, Any]](  # of a merge or a round: what commands show 
         "metric": str,
         "agreement": _NUMBERS,
         "kept": _NUMBERS,
+        "held_back": _NUMBERS,
         "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
     },
 )

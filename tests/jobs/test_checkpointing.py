@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.collect import plan
 from tintray.storage.catalog.states import JobState
+from tintray.tinting import watching
 
 ROUNDS = 9
-FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
+FIT = {"rounds": ROUNDS, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3, "held_back": 8}
 SECTIONS: dict[str, Any] = {"tint": {"sites": "vit.layers.2"}, "fit": FIT}
 
 
@@ -53,8 +55,16 @@ def resume(spec: JobSpec, job_id: str, events: list[Any] | None = None) -> Manif
 
 def published(manifest: Manifest) -> tuple[Any, ...]:
     """All of a merge that must not depend on how its job went."""
-    tasks = [(task.name, task.selected_fraction, task.score) for task in manifest.tasks]
+    tasks = [(t.name, t.selected_fraction, t.score, t.held_back) for t in manifest.tasks]
     return manifest.files, tasks, manifest.metrics
+
+
+@pytest.fixture(autouse=True, scope="module")
+def watched_often() -> Iterator[None]:
+    """A fit of nine rounds looks at what is held back after its last four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watching, "SHARE", 1.0)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.step import TaskMetrics
+from tintray.tinting.watching import Watch
 from tintray.vectors.coefficients import Coefficients
 from tintray.vectors.correction import Correction
 
@@ -42,6 +43,9 @@ class Worker:
         self.groups = groups
         self.bounds: list[slice] = []
         self.rates: list[float] = []
+        self.script: list[float] = []  # agreement of the states that are watched
+        self.said: list[float] = []
+        self.watched: list[Any] = []  # their θ
 
     def begin(self, bounds: list[slice]) -> None:
         self.bounds = bounds
@@ -56,6 +60,19 @@ class Worker:
         losses = {task: float((whole - WANTED[task]).square().sum()) / 2 for task in tasks}
         metrics = {task: TaskMetrics(loss, 0.5, 0.25) for task, loss in losses.items()}
         return [gradient[bounds].numpy() for bounds in self.bounds], metrics
+
+    def watch(self, name: str, examples: int, *theta: Any) -> float:
+        """What the test says of each state in turn."""
+        if name == TASKS[0]:
+            self.watched.append(np.concatenate(theta))
+            self.said.append(self.script.pop(0))
+        return self.said[-1]
+
+    def keep_group(self, group: int, name: str, share: float) -> None:
+        pass
+
+    def recall_group(self, group: int, name: str) -> None:
+        pass
 
     def evaluate(self, name: str, *theta: Any) -> TaskScore:
         return TaskScore(name, "agreement", float(np.concatenate(theta)[0]), 1.0, 0.5, 1)
@@ -92,6 +109,16 @@ class Fit:
     def run(self, rounds: int, first: int = 0) -> Fit:
         self.coordinator.fit(rounds, self.rounds.append, first=first)
         return self
+
+    def run_until(self, round_: int) -> None:
+        """Break off after a round of eight."""
+
+        def on_round(event: RoundDone) -> None:
+            if event.round == round_:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.coordinator.fit(8, on_round)
 
 
 def plain(rounds: int, turns: list[list[str]], correction_lr: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -156,6 +183,42 @@ def test_tasks_that_sit_a_round_out_are_not_asked(tmp_path: Path, in_turn: bool)
     fit = Fit(tmp_path, options=options).run(4)
     assert [list(event.agreement) for event in fit.rounds] == [[task] for task in TASKS]
     assert len(fit.worker.rates) == 4
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+@pytest.mark.parametrize(
+    ("watched", "said", "best"),
+    [
+        ({2, 4, 6}, [0.5, 0.9, 0.6, 0.7], [4]),
+        ({2, 4, 6}, [0.5, 0.6, 0.6, 0.7], [8]),  # no other state is worth going back to
+        ({5, 7}, [0.1, 0.5, 0.6, 0.9], [7, 8]),  # the fourth is the average of the last two
+        ({5, 7}, [0.1, 0.9, 0.6, 0.7], [7]),
+        ({5, 7}, [0.1, 0.5, 0.9, 0.6], [8]),
+    ],
+)
+def test_a_fit_ends_in_the_state_that_agreed_most(
+    tmp_path: Path, watched: set[int], said: list[float], best: list[int], broken_off: bool
+) -> None:
+    options = {"watch": Watch(frozenset(watched), 4), "correction_lr": lambda round_: 1e-2}
+    fit, seen = Fit(tmp_path, options=options), []
+    fit.worker.script = list(said)
+    rounds = [*sorted(watched), 8]
+    if broken_off:  # it goes on elsewhere, from its checkpoint
+        stopped, fit = fit, Fit(tmp_path, options=options)
+        stopped.run_until(5)
+        fit.coordinator.restore(*stopped.coordinator.state())
+        fit.worker.script, seen = stopped.worker.script, stopped.worker.watched
+        fit.run(8, first=5)
+    else:
+        fit.run(8)
+        held = {event.round: event.held_back for event in fit.rounds if event.held_back}
+        assert held == {n: dict.fromkeys(TASKS, of) for n, of in zip(rounds, said, strict=False)}
+    thetas = dict(zip(rounds, [*seen, *fit.worker.watched], strict=False))
+    wanted = np.mean([thetas[round_] for round_ in best], axis=0)
+    assert np.allclose(fit.coordinator.backbone(), wanted, atol=1e-6)
+    assert fit.coordinator.best is not None
+    assert fit.coordinator.best.rounds == best
+    assert fit.coordinator.best.agreement == dict.fromkeys(TASKS, max(said))
 
 
 def test_a_fit_ends_where_agreement_stops_growing(tmp_path: Path) -> None:

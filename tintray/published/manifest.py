@@ -208,6 +208,7 @@ class TaskEntry(Part):
     head_parameters: Count = 0
     selected_fraction: Number = Field(alias="kept")  # of the pool, when the fit ended
     score: ScoreEntry
+    held_back: Number | None = None  # agreement on pool examples that the fit did not learn from
     fitted: FigureEntry | None = None  # in the version in which it was merged or refreshed last
 
     @property

@@ -30,9 +30,12 @@ class Plateau:
         """How many rounds it looks back."""
         return 2 * self.patience
 
-    def reached(self, agreement: Sequence[float]) -> bool:
-        """Whether the fit should stop after rounds with these mean agreements."""
-        if len(agreement) < self.window:
+    def reached(self, curve: Sequence[tuple[int, float]]) -> bool:
+        """Whether the fit should stop, by the mean agreements after some rounds, in order."""
+        last = curve[-1][0] if curve else 0
+        middle, first = last - self.patience, last - self.window
+        later = [agreement for round_, agreement in curve if round_ > middle]
+        earlier = [agreement for round_, agreement in curve if first < round_ <= middle]
+        if first < 0 or not earlier:
             return False
-        earlier = agreement[-self.window : -self.patience]
-        return mean(list(agreement[-self.patience :])) - mean(list(earlier)) <= self.min_delta
+        return mean(later) - mean(earlier) <= self.min_delta

@@ -19,6 +19,7 @@ from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Theta
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.numerics.randomness import sample
+from tintray.numerics.snapshots import Snapshots
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.confidence import ConfidenceFilter
@@ -65,8 +66,10 @@ class TaskState:
     features: Tensor | None = None  # the expert's features over the pool, [N, d]
     kind: Kind = CLASSIFICATION
     optimiser: torch.optim.Optimizer | None = field(init=False)
+    snapshots: Snapshots = field(init=False)  # of the tint layer
 
     def __post_init__(self) -> None:
+        self.snapshots = Snapshots({name: self.layer.tensors[name] for name in self.layer.rates})
         by_rate: dict[float, list[Tensor]] = {}
         for name, rate in self.layer.rates.items():
             by_rate.setdefault(rate, []).append(self.layer.tensors[name])
@@ -94,7 +97,8 @@ class TaskState:
         tint = {f"tint.{name}": own[name].detach().clone() for name in self.layer.rates}
         seen = self.confidence_filter
         judge = {} if seen is None else {"judge": seen.state()}
-        return tint | judge | ({} if self.optimiser is None else optimiser_tensors(self.optimiser))
+        moments = {} if self.optimiser is None else optimiser_tensors(self.optimiser)
+        return tint | judge | moments | self.snapshots.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
@@ -105,6 +109,7 @@ class TaskState:
             restore_optimiser(self.optimiser, state)
         if self.confidence_filter is not None:
             self.confidence_filter.restore(state["judge"])
+        self.snapshots.load_state_dict(state)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
+from tintray.numerics.snapshots import Snapshots
 
 
 class Coefficients:
@@ -26,6 +27,7 @@ class Coefficients:
         self._parameter = nn.Parameter(initial.clone())
         self._optimiser = torch.optim.Adam([self._parameter], betas=(0.9, 0.999))
         self._bounds = bounds
+        self.snapshots = Snapshots({"values": self._parameter})
 
     @property
     def values(self) -> Tensor:
@@ -43,10 +45,12 @@ class Coefficients:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed job needs to go on as if nothing had happened."""
-        return {"values": self.values.clone()} | optimiser_tensors(self._optimiser)
+        moments = optimiser_tensors(self._optimiser)
+        return {"values": self.values.clone()} | moments | self.snapshots.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
         with torch.no_grad():
             self._parameter.copy_(state["values"])
         restore_optimiser(self._optimiser, state)
+        self.snapshots.load_state_dict(state)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tintray.numerics.choices import Optimiser
 from tintray.numerics.layout import Layout, Slot
+from tintray.numerics.snapshots import Snapshots
 
 BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -41,6 +42,7 @@ class Correction:
 
     def __init__(self, layout: Layout, optimiser: Optimiser = "adam", device: str = "cpu") -> None:
         self._tensors = {name: torch.zeros(layout.numel, device=device) for name in _NAMES}
+        self.snapshots = Snapshots({"values": self.values})
         self._steps, self._share = 0, _BESIDE_MUON if optimiser == "muon" else 1.0
         matrices = [s for s in layout.slots if optimiser == "muon" and _is_matrix(s)]
         self._elementwise = _between(matrices, layout.numel)
@@ -75,15 +77,16 @@ class Correction:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed job needs; ``steps`` is one number, the others are [P]."""
-        return {n: t.clone() for n, t in self._tensors.items()} | {
-            "steps": torch.tensor([float(self._steps)])
-        }
+        own = {name: tensor.clone() for name, tensor in self._tensors.items()}
+        steps = {"steps": torch.tensor([float(self._steps)])}
+        return own | steps | self.snapshots.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what ``state_dict`` returned."""
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
         self._steps = int(state["steps"].item())
+        self.snapshots.load_state_dict(state)
 
     def _adam(self, stretch: slice, gradient: Tensor, learning_rate: float) -> None:
         values, first, second = (self._tensors[name][stretch] for name in _NAMES)
