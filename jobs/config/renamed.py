@@ -21,6 +21,9 @@ RENAMED = {
 }
 """Old name -> new name, of fields in the sections of a job and of its tasks."""
 
+_FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False}
+"""What fields of the section ``fit`` mean where a record of 0.1.0 has none."""
+
 _OLD = {new: old for old, new in RENAMED.items()}
 
 
@@ -28,7 +31,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as they are called now."""
     record = {name: _with_names(section, RENAMED) for name, section in record.items()}
     if isinstance(fit := record.get("fit"), Mapping):
-        record["fit"] = {"correction_optimiser": "adam", "held_back": 0, **fit}
+        record["fit"] = _FIT_BEFORE | dict(fit)
     if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
         others = {name: value for name, value in tint.items() if name != "rank"}
         record["tint"] = {
@@ -40,8 +43,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
-    known = {"correction_optimiser": "adam", "held_back": 0}
-    fit = {n: v for n, v in record["fit"].items() if n not in known or v != known[n]}
+    before = _FIT_BEFORE.items()
+    fit = {name: value for name, value in record["fit"].items() if (name, value) not in before}
     record = {**record, "fit": fit}
     tint, (first, *others) = record["tint"], record["tint"]["sites"]
     if not others and first["lr"] is None:

@@ -399,6 +399,8 @@ class FitSpec(Section):
     """How many tasks take part in a round, drawn anew for each; left out, all do."""
     held_back: int | None = Field(default=None, ge=0)
     """Examples of each pool to judge the fit by; left out, a tenth, 256 at most; 0 judges none."""
+    floor: bool = True
+    """Publish the best merge that needs no learning, where the fit agrees less with the experts."""
     patience: int | None = Field(default=None, ge=1)
     """End early once agreement over so many rounds is no higher than over as many before them."""
     min_delta: float = Field(default=0.0, ge=0)
@@ -413,6 +415,11 @@ class FitSpec(Section):
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the fit is compared with merges that need no learning: it takes judging."""
+        return self.floor and self.held_back != 0
 
     def rate(self, peak: float, rounds: int) -> Schedule:
         """A learning rate over so many rounds, with as large a part of them to warm up in."""

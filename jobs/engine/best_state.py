@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tintray.jobs.engine.arrays import Floats, Sent
 from tintray.jobs.engine.backend import Backend, Future, as_argument
 from tintray.jobs.engine.shards import Shard
 from tintray.jobs.engine.worker import Worker
@@ -85,9 +86,26 @@ class BestState:
         known = list(self.agreement.values())
         return not known or mean(list(found.values())) >= mean(known)
 
+    def forget_learned(self) -> None:
+        """Let tints be as they are without learning, when the fit has settled."""
+        self._keep(BEST)
+        groups = self._assignment.groups.items()
+        self._backend.get([host.call(Worker.start_group, n) for n, host in groups])
+
+    def remember_learned(self) -> None:
+        """Undo ``forget_learned``."""
+        self._recall(BEST)
+
+    def agreement_under(self, theta: Floats, examples: int) -> dict[str, float]:
+        """Of each task under θ [P] with its tints as they are, on so many examples at most."""
+        return self._ask([as_argument(self._backend.put(theta))], examples)
+
     def _measure(self) -> dict[str, float]:
-        theta = list(map(as_argument, self._assignment.shards.merge(self._coefficients.values)))
-        hosts, examples = self._assignment.hosts, self.watch.examples
+        theta = self._assignment.shards.merge(self._coefficients.values)
+        return self._ask(list(map(as_argument, theta)), self.watch.examples)
+
+    def _ask(self, theta: Sequence[Sent], examples: int) -> dict[str, float]:
+        hosts = self._assignment.hosts
         asked = [host.call(Worker.watch, name, examples, *theta) for name, host in hosts.items()]
         return dict(zip(hosts, self._backend.get(asked), strict=True))
 

@@ -58,6 +58,7 @@ class FitConfig:
     factory: str | None = None  # what builds the modules, if not transformers
     device: str = "cpu"  # where rounds and evaluations compute
     held_back: int | None = 0  # of each pool, examples that the fit does not learn from
+    floor: bool = False  # whether a task must be able to go back to what it is without learning
     direct: bool = False  # whether gradients are answered as tensors, not as arrays
 
 
@@ -79,6 +80,7 @@ class TaskFacts:
     notices: tuple[str, ...] = ()  # what is worth telling of its files, a sentence each
     pool_bytes: int = 0  # memory of the pool
     test_bytes: int = 0
+    operations: int = 0  # of an example's pass one way, as far as they are known
 
     def warnings(self) -> list[str]:
         """What is worth telling of the task's files, expert and data, a sentence each."""

@@ -36,6 +36,7 @@ _LEAST_STORE = 256 * MIB
 _MOST_WAYS = 4
 _TRAINED = 4  # copies of what is trained: itself, its gradient and Adam's two moments
 _KEPT = 2  # copies of the best state and of an average, where a fit is watched
+_START = 1  # a copy of what a tint layer was before it learned
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def worker_bytes(job: JobSize, workers: int) -> int:
     Four backbones are held: two models (the base, and the one that steps), an expert while it is
     checked, and the gradient.
     """
-    trained = (_TRAINED + _KEPT) * job.private * -(-job.tasks // workers)
+    trained = (_TRAINED + _KEPT + _START) * job.private * -(-job.tasks // workers)
     held = FLOAT * (4 * job.layout.numel + trained) + job.activation_bytes
     return PROCESS_BYTES + held + job.pool_bytes // workers
 

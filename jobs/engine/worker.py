@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import DataError
@@ -31,7 +33,7 @@ from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
-from tintray.tinting.tint_layers import FusedModel, TintLayer
+from tintray.tinting.tint_layers import FusedModel, TintLayer, without_learning
 
 MARK = "checkpoint"
 """Name of the tensor that makes the blobs of a checkpoint its own: no other job shares them."""
@@ -49,6 +51,7 @@ class Worker:
         self._checked: dict[str, CheckedTask] = {}
         self._hosted: dict[str, HostedTask] = {}
         self._groups: dict[int, TaskGroup] = {}
+        self._starts: dict[str, dict[str, Tensor]] = {}  # of each task, where there is a floor
         self._model: FusedModel | None = None
         self._bounds: list[slice] = []
 
@@ -77,12 +80,15 @@ class Worker:
                 self._model.capture(self._experts.feature_path())
         # The model that is fitted, on an example or two of the task, all at its start.
         one = self._placeholder(checked.pool.extremes())
-        with self._bound(checked.layer, (self._base_theta().numpy(),)) as run:
+        with (
+            self._bound(checked.layer, (self._base_theta().numpy(),)) as run,
+            FlopCounterMode(display=False) as counter,
+        ):
             labels.try_out(
                 *(run, one, task.kind, checked.facts.classes),
                 *(f"the model tinted as {task.name}", f"tasks.{task.name}.pool"),
             )
-        return checked.facts
+        return replace(checked.facts, operations=counter.get_total_flops() // len(one))
 
     def _placeholder(self, pool: Pool) -> Pool:
         return sequences.placeholder(pool, getattr(self._partition.module, "config", None))
@@ -125,6 +131,8 @@ class Worker:
         for number, tasks in self._tasks.items():
             hosted = [self._hosted[task.name] for task in tasks]
             states = [self._state(task, self._rows(task)[0]) for task in hosted]
+            if self._config.floor:
+                self._starts |= {task.name: without_learning(task.layer) for task in states}
             self._groups[number] = TaskGroup(states, self._fused, gradient, self._config.settings)
 
     def _state(self, hosted: HostedTask, rows: Tensor) -> TaskState:
@@ -198,6 +206,13 @@ class Worker:
         """Let a group's tasks go back to the tint layers that were kept under ``name``."""
         for task in self._groups[group].tasks:
             task.snapshots.recall(name)
+
+    def start_group(self, group: int) -> None:
+        """Let a group's tasks have what they own without learning; see ``without_learning``."""
+        for task in self._groups[group].tasks:
+            with torch.no_grad():
+                for name, tensor in self._starts[task.name].items():
+                    task.layer.tensors[name].copy_(tensor)
 
     def save_group(self, group: int, mark: Tensor) -> BlobRef:
         """Write the state of a group's tasks to the store; ``mark`` makes the blob its own."""

@@ -262,6 +262,7 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
         device=spec.cluster.device,
         granularity=spec.merge.granularity,
         held_back=spec.fit.held_back,
+        floor=spec.fit.has_floor,
         settings=settings,
         pseudo_labels=PseudoLabelConfig(
             selected_fraction=objective.top_p,

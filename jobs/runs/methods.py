@@ -42,7 +42,7 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
     if method in ADAMERGING:
         changed["merge"] = {"granularity": ADAMERGING[method]}
         changed["objective"] = {"labels": "entropy", "filter": "none"}
-        changed["fit"] = {"correction_lr": 0.0}
+        changed["fit"] = {"correction_lr": 0.0, "held_back": 0}
     if method in ADAMERGING or not spec.merge.learned:
         # Where nothing is learned at a site, there is none to be found.
         changed["tint"] = {"learned": False} | ({"sites": HEAD} if spec.tint.auto else {})

@@ -73,6 +73,9 @@ class Result:
     peak_memory: int  # bytes, of all workers and shards together
     rounds: int = 0
     held_back: Mapping[str, float] = field(default_factory=dict)  # agreement there, if watched
+    floor: Mapping[str, Any] | None = (
+        None  # the best merge without learning beside what was learned
+    )
     extra_parameters: Mapping[str, int] = field(default_factory=dict)  # beside the tint layer
     losses: tuple[Loss, ...] = ()  # old tasks that lose too much: then nothing is published
     report: Mapping[str, Any] = field(default_factory=dict)  # how a change came about

@@ -101,7 +101,12 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
             if of is not None and "[" not in of.split  # a slice is what its author wants
         }
         cut.append(task.changed(**changed))
-    fit = {"rounds": rounds, "warmup": min(spec.fit.warmup, rounds - 1), "groups": None}
+    fit = {
+        "rounds": rounds,
+        "warmup": min(spec.fit.warmup, rounds - 1),
+        "groups": None,
+        "floor": False,
+    }
     return spec.here().changed(
         tasks=cut,
         fit=fit,

@@ -170,7 +170,9 @@ def publication_time() -> str:
 def _of_experts(outcome: Outcome) -> dict[str, Any]:
     """What a manifest says of a merge that comes from experts alone."""
     checked, base, spec = outcome.checked, outcome.checked.base, outcome.checked.spec
-    corrected = bool(spec.merge.learned and spec.fit.correction_lr)
+    corrected, floor = bool(spec.merge.learned and spec.fit.correction_lr), outcome.result.floor
+    if floor is not None and floor["taken"]:  # by other methods it is more than Λ says of it
+        corrected = floor["method"] != "task_arithmetic"
     experts = {name: facts.expert_digest for name, facts in checked.facts.items()}
     return {
         "format": FORMAT,
@@ -187,6 +189,7 @@ def _of_experts(outcome: Outcome) -> dict[str, Any]:
         # Whom the shared correction was learned from: tasks may be removed or refreshed later.
         "correction_from": experts if corrected else {},
         "rounds": outcome.result.rounds,
+        "floor": floor,
         "precision": resolve(spec.fit.precision, spec.cluster.device),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.runs.fitting import coordinator_for, run_rounds_left
+from tintray.jobs.runs.floor import Start, compare_with_start
 from tintray.jobs.runs.job_run import JobRun, enter_job
 from tintray.jobs.runs.methods import (
     PreparedJob,
@@ -136,8 +137,16 @@ def _failed(workers: WorkerPool[Worker], on_event: OnEvent) -> dict[str, str]:
     return {name: str(error) for name, error in failures.items()}
 
 
-Fitted = tuple[PreparedJob, Coordinator, Coefficients, Tensor]
-"""The rounds are over: who moved Λ, Λ itself, and where it began."""
+@dataclass(frozen=True)
+class Fitted:
+    """The rounds are over."""
+
+    job: PreparedJob
+    coordinator: Coordinator
+    coefficients: Coefficients
+    initial: Tensor  # where Λ began
+    start: Start | None = None  # the best merge that needs no learning, where it was looked for
+    taken: bool = False  # whether it takes the place of what was learned
 
 
 class FitPlan(JobPlan):
@@ -149,22 +158,35 @@ class FitPlan(JobPlan):
         coefficients, coordinator = coordinator_for(prepared, watched=True)
         initial = coefficients.values.clone()
         run_rounds_left(context.run, prepared, coordinator)
-        return prepared, coordinator, coefficients, initial
+        fitted = Fitted(prepared, coordinator, coefficients, initial)
+        if coordinator.best is None or not self.spec.fit.floor:
+            return fitted
+        start, taken = compare_with_start(prepared, coordinator.best, context.run)
+        return replace(fitted, start=start, taken=taken)
 
     def measure(self, context: Context, fitted: Fitted) -> Result:
-        """Measure every task under the Λ that was learned."""
-        job, coordinator, coefficients, initial = fitted
-        scores = coordinator.scores(context.run.measured)
+        """Measure every task under the Λ that was learned, or under the start that is better."""
+        job, coordinator, start = fitted.job, fitted.coordinator, fitted.start
+        best, values = coordinator.best, fitted.coefficients.values
+        held_back: Mapping[str, float] = {} if best is None else best.agreement
+        if start is not None and fitted.taken:
+            scores, theta = job.scores({"": start.theta}), start.theta
+            held_back, values = start.agreement, torch.full_like(values, start.scale)
+            for score in scores:
+                context.run.measured(score)
+        else:
+            scores, theta = coordinator.scores(context.run.measured), coordinator.backbone()
         return Result(
-            theta=torch.from_numpy(coordinator.backbone().copy()),
-            coefficients=coefficients.values,
-            initial=initial,
+            theta=torch.from_numpy(theta.copy()),
+            coefficients=values,
+            initial=fitted.initial,
             tints=job.workers.tints(),
             scores={score.task: score for score in scores},
             selected_fraction=coordinator.selected_fractions(job.facts),
             peak_memory=job.workers.peak_memory(),
             rounds=coordinator.rounds,
-            held_back={} if coordinator.best is None else coordinator.best.agreement,
+            held_back=held_back,
+            floor=None if start is None else start.record(best, taken=fitted.taken),
         )
 
 

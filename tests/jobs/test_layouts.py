@@ -17,6 +17,7 @@ from tintray.jobs import api
 from tintray.jobs.engine.backend import Args, Backend, Future, Placement, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend, LocalHandle
 from tintray.jobs.engine.plan import ClusterSize
+from tintray.tinting import watching
 
 
 def sent(value: Any) -> Any:
@@ -93,22 +94,34 @@ def test_workers_and_shards_never_change_the_result(
     """In this process, on one to four workers; with one shard or more. Each from an empty store.
 
     A tinted block, so that tints are more than heads; four groups, so that sums have an order; the
-    precision that this machine computes in by default.
+    precision that this machine computes in by default; watched after each of the last two rounds.
     """
     opened = on_a_cluster(monkeypatch, 4)
+    monkeypatch.setattr(watching, "SHARE", 1.0)
     found = {}
     for workers, shards in ((0, 1), (1, 2), (2, "auto"), (2, 2), (3, 5), (4, 1)):
         spec = tiny.spec(
             tmp_path / f"{workers}-{shards}",
             tint={"sites": "vit.layers.2"},
-            fit={"rounds": 4, "groups": 4, "micro_batch": 8, "precision": "auto"},
+            fit={
+                "rounds": 4,
+                "groups": 4,
+                "micro_batch": 8,
+                "precision": "auto",
+                "held_back": 8,
+                "floor": True,
+                "correction_lr": 1e-2,
+            },
             cluster={"workers": workers, "shards": shards},
         )
         manifest = tintray.run(spec).manifest
-        found[workers, shards] = manifest.files, [task.score.merged for task in manifest.tasks]
+        tasks = [(task.score.merged, task.held_back) for task in manifest.tasks]
+        found[workers, shards] = manifest.files, tasks, manifest.floor
     for cluster, of_cluster in found.items():
         assert of_cluster == found[0, 1], cluster
-    assert [backend.most for backend in opened] == [1 + 2, 2 + 1, 2 + 2, 3 + 5, 4 + 1]
+    merging = 4  # members, one on each CPU, that look for the floor
+    members = [1 + 2, 2 + 1, 2 + 2, 3 + 5, 4 + 1]
+    assert [backend.most - merging for backend in opened] == members
 
 
 @pytest.mark.parametrize("method", ["ties", "fisher", "tall_masks"])

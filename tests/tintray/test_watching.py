@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from tintray.merging.scale_search import FACTOR, climb
 from tintray.numerics.snapshots import Snapshots
 from tintray.pools.held_back import held_back_count, split_pool
 from tintray.tinting.plateau import Plateau
@@ -80,3 +83,20 @@ def test_a_mean_of_states_is_kept_step_by_step_and_survives_a_checkpoint() -> No
     resumed.load_state_dict({"values": torch.ones(1), **snapshots.state_dict()})
     resumed.recall("mean")
     assert torch.allclose(other["a.b"], torch.full((2,), 14 / 3))
+
+
+@pytest.mark.parametrize(
+    ("figure", "best", "count"),
+    [
+        (lambda scale: -abs(scale - 0.5), 0.5, 3),
+        (lambda scale: scale, 0.5 * FACTOR**5, 6),  # until so many were tried
+        (lambda scale: -scale, 0.5 * FACTOR**-4, 6),
+        (lambda scale: -abs(scale - 0.5 * FACTOR**2), 0.5 * FACTOR**2, 4),
+    ],
+)
+def test_a_scale_is_looked_for_beyond_where_the_grid_ends(
+    figure: Callable[[float], float], best: float, count: int
+) -> None:
+    found = climb(figure, 0.5, most=6)
+    assert max(found, key=lambda scale: found[scale]) == pytest.approx(best)
+    assert len(found) <= count

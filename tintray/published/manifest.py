@@ -280,6 +280,7 @@ class UnpublishedManifest(Part):
     backbone_parameters: Annotated[int, Field(ge=1, lt=2**62)]
     site: Text
     placement: Any = None  # how the site was found, where it was searched for
+    floor: Any = None  # the best merge without learning, beside what was learned
     skipped: dict[str, LongText] = {}  # task that was left out -> why
     private_modules: list[Text]
     units: list[Unit]

@@ -28,6 +28,7 @@ from tintray.tasks.kinds import Distance, Filter, Labels
 from tintray.tasks.losses import feature_loss, feature_variance
 from tintray.tasks.outputs import Outputs
 from tintray.tinting.tint_layers import FusedModel, TintLayer
+from tintray.vectors.task_vectors import UP
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class TaskState:
     snapshots: Snapshots = field(init=False)  # of the tint layer
 
     def __post_init__(self) -> None:
-        self.snapshots = Snapshots({name: self.layer.tensors[name] for name in self.layer.rates})
+        own = self.layer.tensors.items()
+        kept = {name: t for name, t in own if name in self.layer.rates or name.endswith(UP)}
+        self.snapshots = Snapshots(kept)
         by_rate: dict[float, list[Tensor]] = {}
         for name, rate in self.layer.rates.items():
             by_rate.setdefault(rate, []).append(self.layer.tensors[name])

@@ -104,6 +104,16 @@ def low_rank_factors(
     return factors
 
 
+def without_learning(layer: TintLayer) -> dict[str, Tensor]:
+    """What a task owns of a merge that needs no learning, as far as a fit would change it.
+
+    Tensors of its own are its expert's, as they are in the layer by now; products add nothing.
+    """
+    start = {name: layer.tensors[name].detach().clone() for name in layer.rates}
+    ups = (name for name in layer.tensors if name.endswith(UP))
+    return start | {name: torch.zeros_like(layer.tensors[name]) for name in ups}
+
+
 def with_low_rank(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A task's tensors under their models' names: low-rank products added to what is shared."""
     tensors = {name: t for name, t in {**shared, **own}.items() if not name.endswith((UP, DOWN))}
