@@ -55,6 +55,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import private_state
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.randomness import sample
+from tintray.numerics.schedules import Rates
 from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool, joined
 from tintray.storage.artifacts.blobs import BlobRef
@@ -260,8 +261,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             fleet,
             Assignment(shards, hosts, members, {}),
             coefficients,
-            coefficient_lr=lambda _: 1e-3,
-            pace=lambda _: 1.0,
+            rates=lambda _: Rates(lambda _: 1e-3, lambda _: 1.0),
         )
         rounds, bare = [], []
         for repeat in range(repeats + 1):

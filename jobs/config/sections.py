@@ -392,7 +392,7 @@ class FitSpec(Section):
     correction_optimiser: Optimiser = "muon"
     """What moves it: `muon` makes the steps of matrices orthogonal; `adam` is elementwise."""
     schedule: Shape = "cosine"
-    """How the learning rates go from their first value to the last round."""
+    """How the learning rates go to the last round; `until_flat` falls once agreement is flat."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""
     tasks_per_round: int | None = Field(default=None, ge=1)
@@ -402,7 +402,7 @@ class FitSpec(Section):
     floor: bool = True
     """Publish the best merge that needs no learning, where the fit agrees less with the experts."""
     patience: int | None = Field(default=None, ge=1)
-    """End early once agreement over so many rounds is no higher than over as many before them."""
+    """End, or with `until_flat` slow down, once so many rounds agree no more than those before."""
     min_delta: float = Field(default=0.0, ge=0)
     """By how much agreement must have grown for the fit to go on; for `patience`."""
     updates: Literal["together", "in_turn"] = "together"
@@ -415,6 +415,13 @@ class FitSpec(Section):
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
+
+    @property
+    def window(self) -> int | None:
+        """Rounds over which agreement has to grow; None where it need not."""
+        if self.patience is None and self.schedule == "until_flat":
+            return max(1, self.rounds // 10)
+        return self.patience
 
     @property
     def has_floor(self) -> bool:

@@ -21,7 +21,7 @@ from tintray.jobs.engine.best_state import BestState
 from tintray.jobs.engine.shards import Shards
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import RoundDone
-from tintray.numerics.schedules import Schedule
+from tintray.numerics.schedules import Rates, cooled_down
 from tintray.tasks.evaluation import TaskScore, mean
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.step import TaskMetrics
@@ -51,17 +51,15 @@ class Coordinator:
         Where the members run, and who they are.
     coefficients
         Λ and its optimiser; moved here and nowhere else.
-    coefficient_lr
-        Learning rate as a function of the round.
-    pace
-        The share of their highest rates at which tint layers learn, likewise.
-    correction_lr
-        That of what all tasks add to the merged backbone; None learns no such correction.
+    rates
+        Learning rates, given how many rounds the fit has.
     in_turn
         Let every group move Λ by itself, one after another (the published loop, with one task per
         group), instead of all groups together.
     plateau
         Ends the fit early, where agreement has stopped growing.
+    cool_down
+        Instead of ending at once, let the fit have some more rounds in which the rates fall.
     sampled
         Which tasks take part in a round; all of them without it.
     watch
@@ -75,23 +73,21 @@ class Coordinator:
         assignment: Assignment,
         coefficients: Coefficients,
         *,
-        coefficient_lr: Schedule,
-        pace: Schedule,
-        correction_lr: Schedule | None = None,
+        rates: Callable[[int], Rates],
         in_turn: bool = False,
         plateau: Plateau | None = None,
+        cool_down: bool = False,
         sampled: Callable[[int], Collection[str]] | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._backend = backend
         self._assignment = assignment
         self._coefficients = coefficients
-        self._coefficient_lr = coefficient_lr
-        self._pace = pace
-        self._correction_lr = correction_lr
+        self._rates = rates
+        self._corrected = rates(1).correction is not None
         groups = sorted(assignment.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
-        self._plateau = plateau
+        self._plateau, self._cool_down = plateau, cool_down
         self._sampled = sampled
         self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
         self.best: BestState | None = None
@@ -125,9 +121,9 @@ class Coordinator:
         """
         started = time.perf_counter() - seconds
         self.rounds = first
-        self._look_for_plateau()  # a checkpoint of the last round
+        self._look_for_plateau(rounds)  # a checkpoint of the last round
         while self.rounds < (last := self._last or rounds):
-            metrics = self._round(self.rounds)
+            metrics = self._round(self.rounds, self._rates(last))
             for name, of_task in metrics.items():
                 self._selected[name].append(of_task.selected_fraction)
             self._agreement.append(mean([m.agreement for m in metrics.values()]))
@@ -135,7 +131,7 @@ class Coordinator:
             watched: Mapping[str, float] = {}
             if self.best is not None and self.best.watch.due(self.rounds, last):
                 watched = self.best.look(self.rounds, last)
-            self._look_for_plateau()
+            self._look_for_plateau(rounds)
             on_round(
                 RoundDone(
                     round=self.rounds,
@@ -150,25 +146,29 @@ class Coordinator:
         if self.best is not None:
             self.best.settle(self.rounds)
 
-    def _look_for_plateau(self) -> None:
-        """End the fit here, if agreement has stopped growing: on what is held back, if it is."""
-        if self._plateau is None:
+    def _look_for_plateau(self, rounds: int) -> None:
+        """End the fit here, or soon, if agreement has stopped growing: on what is held back.
+
+        Where nothing is held back it goes by the batches of the rounds.
+        """
+        if self._plateau is None or (self._cool_down and self._last is not None):
             return
         self._agreement = self._agreement[-self._plateau.window :]
         first = self.rounds - len(self._agreement) + 1
         curve = list(enumerate(self._agreement, first)) if self.best is None else self.best.curve
         if self._plateau.reached(curve):
-            self._last = self.rounds
+            last = cooled_down(self.rounds) if self._cool_down else self.rounds
+            self._last = last if last < rounds else self._last
 
-    def _round(self, round_: int) -> dict[str, TaskMetrics]:
+    def _round(self, round_: int, rates: Rates) -> dict[str, TaskMetrics]:
         found: dict[str, TaskMetrics] = {}
         chosen = None if self._sampled is None else self._sampled(round_)
         for groups in self._turns:
-            found |= self._turn(round_, groups, chosen)
+            found |= self._turn(round_, rates, groups, chosen)
         return found
 
     def _turn(
-        self, round_: int, groups: Sequence[int], chosen: Collection[str] | None
+        self, round_: int, rates: Rates, groups: Sequence[int], chosen: Collection[str] | None
     ) -> dict[str, TaskMetrics]:
         """One update of Λ from the gradients of these groups, or of the tasks chosen of them."""
         only: dict[int, list[str] | None] = dict.fromkeys(groups)
@@ -180,7 +180,7 @@ class Coordinator:
         if not only:
             return {}
         theta = self._assignment.shards.merge(self._coefficients.values, for_a_round=True)
-        pace = self._pace(round_)
+        pace = rates.pace(round_)
         pieces = [as_argument(piece) for piece in theta]
         answers = [
             self._assignment.groups[group].call_direct_parts(
@@ -188,11 +188,11 @@ class Coordinator:
             )
             for group, names in only.items()
         ]
-        correction_lr = 0.0 if self._correction_lr is None else self._correction_lr(round_)
+        correction_lr = 0.0 if rates.correction is None else rates.correction(round_)
         projected = self._assignment.shards.project([parts for parts, _ in answers], correction_lr)
         metrics = self._backend.get([metrics for _, metrics in answers])
         gradient = self._assignment.shards.fold(self._backend.get(projected))
-        self._coefficients.update(gradient, self._coefficient_lr(round_))
+        self._coefficients.update(gradient, rates.coefficients(round_))
         return {name: of for group in metrics for name, of in group.items()}
 
     def theta(self) -> list[Future[Sent]]:
@@ -203,7 +203,7 @@ class Coordinator:
         """What a resumed fit needs of this: Λ and δ with optimisers, and notes as JSON types."""
         kept = {task: list(shares) for task, shares in self._selected.items()}
         tensors = self._coefficients.state_dict()
-        if self._correction_lr is not None:
+        if self._corrected:
             found = self._assignment.shards.correction()
             tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
         notes = {"kept": kept, "agreement": self._agreement, "last": self._last}

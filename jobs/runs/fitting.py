@@ -14,7 +14,7 @@ from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, RoundDone
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.methods import PreparedJob, start_coefficients
-from tintray.numerics.schedules import Schedule
+from tintray.numerics.schedules import Rates
 from tintray.pools.held_back import MOST, held_back_count
 from tintray.storage.catalog.states import JobState
 from tintray.tinting.plateau import Plateau
@@ -30,10 +30,11 @@ def coordinator_for(job: PreparedJob, *, watched: bool = False) -> tuple[Coeffic
     spec, fit = job.spec, job.spec.fit
     start = start_coefficients(spec, job.base.partition.layout, job.facts)
     coefficients = Coefficients(start, spec.merge.bounds)
-    correction = fit.rate(fit.correction_lr, fit.rounds) if fit.correction_lr else None
     members = (job.base, job.backend, job.workers, coefficients)
     watch = watch_of(job) if watched else None
-    return coefficients, make_coordinator(spec, *members, fit.rounds, correction, watch)
+    return coefficients, make_coordinator(
+        spec, *members, fit.rounds, corrected=bool(fit.correction_lr), watch=watch
+    )
 
 
 def watch_of(job: PreparedJob) -> Watch | None:
@@ -44,7 +45,7 @@ def watch_of(job: PreparedJob) -> Watch | None:
     totals = [facts.pool_examples for facts in job.facts.values()]
     held = [held_back_count(total, fit.held_back) or min(total, MOST) for total in totals]
     per_round = fit.batch_size * min(fit.tasks_per_round or len(held), len(held))
-    return plan_watch(fit.rounds, per_round, held, fit.patience)
+    return plan_watch(fit.rounds, per_round, held, fit.window)
 
 
 def make_coordinator(
@@ -54,20 +55,28 @@ def make_coordinator(
     workers: WorkerPool[Worker],
     coefficients: Coefficients,
     rounds: int,
-    correction_lr: Schedule | None = None,
+    *,
+    corrected: bool = False,
     watch: Watch | None = None,
 ) -> Coordinator:
     """Who moves the coefficients of some tasks over so many rounds, as the job's fit says."""
     fit = spec.fit
+
+    def rates(rounds: int) -> Rates:
+        return Rates(
+            fit.rate(spec.coefficient_lr(len(workers.tasks)), rounds),
+            fit.rate(1.0, rounds),
+            fit.rate(fit.correction_lr, rounds) if corrected else None,
+        )
+
     return Coordinator(
         backend,
         workers.assignment,
         coefficients,
-        coefficient_lr=fit.rate(spec.coefficient_lr(len(workers.tasks)), rounds),
-        pace=fit.rate(1.0, rounds),
-        correction_lr=correction_lr,
+        rates=rates,
         in_turn=fit.updates == "in_turn",
-        plateau=Plateau(fit.patience, fit.min_delta) if fit.patience else None,
+        plateau=Plateau(fit.window, fit.min_delta) if fit.window else None,
+        cool_down=fit.schedule == "until_flat",
         sampled=workers.sampler,
         watch=watch,
     )

@@ -19,6 +19,7 @@ from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.numerics.layout import build_layout
+from tintray.numerics.schedules import Rates
 from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tinting.step import TaskMetrics
@@ -116,9 +117,8 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     start = Coefficients(torch.full((2, len(layout.units)), 0.3))
     before = spilled()
     told: list[Any] = []
-    Coordinator(fleet, cast, start, coefficient_lr=lambda _: 1e-3, pace=lambda _: 0.0).fit(
-        10, told.append
-    )
+    rates = Rates(lambda _: 1e-3, lambda _: 0.0)
+    Coordinator(fleet, cast, start, rates=lambda _: rates).fit(10, told.append)
     assert len(told) == 10
     assert spilled() == before
     theta = shards.gather(shards.merge(start.values))

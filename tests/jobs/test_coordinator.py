@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.shards import ShardConfig, Shards
 from tintray.jobs.events import RoundDone
 from tintray.numerics.layout import build_layout
+from tintray.numerics.schedules import Rates, schedule
 from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
@@ -86,6 +87,7 @@ class Fit:
     groups: int = 2
     shards: int = 2
     options: dict[str, Any] = field(default_factory=dict)
+    correction: Callable[[int], float] | None = None
     rounds: list[RoundDone] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,8 +102,8 @@ class Fit:
         backend.get([*shards.load(TASKS, blobs), member.call(Worker.begin, shards.bounds)])
         self.coefficients = Coefficients(torch.full((len(TASKS), 2), 0.3))
         hosts = dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
-        rates = {"coefficient_lr": lambda n: 0.01 / (n + 1), "pace": lambda n: 0.1 * n}
-        options = rates | self.options
+        rates = Rates(lambda n: 0.01 / (n + 1), lambda n: 0.1 * n, self.correction)
+        options = {"rates": lambda rounds: rates, **self.options}
         self.coordinator = Coordinator(
             backend, Assignment(shards, *hosts), self.coefficients, **options
         )
@@ -110,15 +112,15 @@ class Fit:
         self.coordinator.fit(rounds, self.rounds.append, first=first)
         return self
 
-    def run_until(self, round_: int) -> None:
-        """Break off after a round of eight."""
+    def run_until(self, round_: int, of: int = 8) -> None:
+        """Break off after a round."""
 
         def on_round(event: RoundDone) -> None:
             if event.round == round_:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            self.coordinator.fit(8, on_round)
+            self.coordinator.fit(of, on_round)
 
 
 def plain(rounds: int, turns: list[list[str]], correction_lr: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -147,10 +149,9 @@ def plain(rounds: int, turns: list[list[str]], correction_lr: float = 0.0) -> tu
 def test_rounds_are_those_of_plain_arithmetic(
     tmp_path: Path, groups: int, in_turn: bool, shards: int, correction_lr: float
 ) -> None:
-    options: dict[str, Any] = {"in_turn": in_turn}
-    if correction_lr:
-        options["correction_lr"] = lambda round_: correction_lr
-    fit = Fit(tmp_path, groups, shards, options).run(3)
+    correction = (lambda round_: correction_lr) if correction_lr else None
+    members = groups, shards, {"in_turn": in_turn}, correction
+    fit = Fit(tmp_path, *members).run(3)
     turns = [[task] for task in TASKS] if in_turn else [TASKS]
     values, theta = plain(3, turns, correction_lr)
     assert torch.allclose(fit.coefficients.values, values, atol=1e-6)
@@ -160,7 +161,7 @@ def test_rounds_are_those_of_plain_arithmetic(
     assert [score.task for score in scores] == TASKS
     assert told == scores
     # Where it stopped it goes on, to the last bit.
-    again = Fit(tmp_path, groups, shards, options)
+    again = Fit(tmp_path, *members)
     again.coordinator.restore(*fit.coordinator.state())
     one, other = (resumed.run(5, first=3).coefficients.values for resumed in (again, fit))
     assert torch.equal(one, other)
@@ -199,12 +200,13 @@ def test_tasks_that_sit_a_round_out_are_not_asked(tmp_path: Path, in_turn: bool)
 def test_a_fit_ends_in_the_state_that_agreed_most(
     tmp_path: Path, watched: set[int], said: list[float], best: list[int], broken_off: bool
 ) -> None:
-    options = {"watch": Watch(frozenset(watched), 4), "correction_lr": lambda round_: 1e-2}
-    fit, seen = Fit(tmp_path, options=options), []
+    parts: dict[str, Any] = {"options": {"watch": Watch(frozenset(watched), 4)}}
+    parts["correction"] = lambda round_: 1e-2
+    fit, seen = Fit(tmp_path, **parts), []
     fit.worker.script = list(said)
     rounds = [*sorted(watched), 8]
     if broken_off:  # it goes on elsewhere, from its checkpoint
-        stopped, fit = fit, Fit(tmp_path, options=options)
+        stopped, fit = fit, Fit(tmp_path, **parts)
         stopped.run_until(5)
         fit.coordinator.restore(*stopped.coordinator.state())
         fit.worker.script, seen = stopped.worker.script, stopped.worker.watched
@@ -230,3 +232,34 @@ def test_a_fit_ends_where_agreement_stops_growing(tmp_path: Path) -> None:
     again = Fit(tmp_path, options={"plateau": Plateau(2, 1.0)})
     again.coordinator.restore(*fit.coordinator.state())
     assert again.run(10, first=4).rounds == []
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_a_fit_that_is_flat_slows_down_before_it_ends(tmp_path: Path, broken_off: bool) -> None:
+    """Agreement grows until round 12 and is seen to be flat after round 16: four rounds more."""
+    options = {
+        "rates": lambda rounds: Rates(lambda n: 1e-3, schedule(1.0, "until_flat", rounds)),
+        "plateau": Plateau(4),
+        "cool_down": True,
+        "watch": Watch(frozenset(range(4, 41, 4)), 4),
+    }
+    fit = Fit(tmp_path, groups=1, options=options)
+    fit.worker.script, paces = [0.1, 0.2, 0.3, 0.3, 0.4, 0.35], []
+    if broken_off:
+        stopped, fit = fit, Fit(tmp_path, groups=1, options=options)
+        stopped.run_until(18, of=40)
+        fit.coordinator.restore(*stopped.coordinator.state())
+        fit.worker.script, paces = stopped.worker.script, stopped.worker.rates
+    fit.run(40, first=18 if broken_off else 0)
+    assert [*paces, *fit.worker.rates] == [1.0] * 17 + [0.75, 0.5, 0.25]
+    assert fit.rounds[-1].rounds == fit.rounds[-1].round == 20
+
+
+def test_a_fit_that_is_never_flat_slows_down_in_its_last_fifth(tmp_path: Path) -> None:
+    options = {
+        "rates": lambda rounds: Rates(lambda n: 1e-3, schedule(1.0, "until_flat", rounds)),
+        "plateau": Plateau(2, -1.0),
+        "cool_down": True,
+    }
+    fit = Fit(tmp_path, groups=1, options=options).run(10)
+    assert fit.worker.rates == [1.0] * 9 + [0.5]
