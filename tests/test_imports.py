@@ -41,6 +41,7 @@ LAYERS = [
     "jobs/display",
     "jobs/queue",
     "jobs/upkeep",
+    "jobs/serving",
     "jobs/api",
     "jobs/cli",
     "tintray/handles",
@@ -144,10 +145,13 @@ def test_stores_know_only_errors_and_seals_of_the_method() -> None:
         assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
 
 
-def test_only_one_backend_imports_ray() -> None:
+def test_ray_is_imported_where_members_and_replicas_run_alone() -> None:
     everything = [path for package in PACKAGES for path in modules(package)]
     users = [path for path in everything if any(n.split(".")[0] == "ray" for n in imports(path))]
-    assert [path.relative_to(ROOT).as_posix() for path in users] == ["jobs/engine/ray_backend.py"]
+    assert [path.relative_to(ROOT).as_posix() for path in users] == [
+        "jobs/engine/ray_backend.py",
+        "jobs/serving/replicas.py",
+    ]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -192,7 +196,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from tintray.jobs.cli import main\n"
         "assert main(['--help']) == 0\n"
-        "heavy = {'torch', 'transformers', 'ray', 'sqlalchemy', 'boto3', 'numpy'}\n"
+        "heavy = {'torch', 'transformers', 'ray', 'sqlalchemy', 'boto3', 'numpy', 'fastapi'}\n"
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)\n"
     )
     done = subprocess.run(

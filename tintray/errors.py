@@ -85,6 +85,10 @@ class ClusterError(TintrayError):
     """A cluster does not answer, or does not do what it was asked."""
 
 
+class BusyError(TintrayError):
+    """As much waits already as may: ask again a little later."""
+
+
 class CancelledError(TintrayError):
     """The job was stopped on request; what it had reached is kept."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tintray.errors import TintrayError, printable, shortened
-from tintray.jobs.cli import jobs, merges, models, tasks, upkeep
+from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep
 from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
 from tintray.storage.secrets import redact
 
@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
         *(merges.copy, merges.history, merges.diff_merges, merges.rollback, merges.delete),
+        serving.serve,
     ),
     "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),
     "Jobs on a cluster": (

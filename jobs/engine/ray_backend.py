@@ -1,4 +1,4 @@
-"""Members as Ray actors: the only module that imports Ray.
+"""Members as Ray actors; beside this module, only `jobs/serving/replicas.py` imports Ray.
 
 An actor hosts a member, or several where one lives beside another. Values go through Ray's object
 store, which members on a node read without a copy; tensors may go from actor to actor by one of its
@@ -172,6 +172,57 @@ def _signals_kept(undo: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _import_ray(address: str | None) -> Any:
+    # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        # Ray runs workers at niceness 15, for the sake of its own processes on a shared
+        # cluster; on a busy machine that would starve a fit that has the cluster to itself.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    return ray
+
+
+def join_ray(
+    address: str | None, cpus: int, object_store_bytes: int, where: str = "cluster.address"
+) -> None:
+    """Join the cluster at ``address``, or start one on this machine that goes with this process.
+
+    Raises SpecError naming ``where``: no cluster answers there, or one of other versions; FitError:
+    none could be started here.
+    """
+    ray = _import_ray(address)
+    local: dict[str, Any] = {
+        # More workers than cores are slower but not wrong; Ray would let them wait for ever.
+        "num_cpus": max(cpus, os.cpu_count() or 1) if cpus else None,
+        "object_store_memory": object_store_bytes,
+        "include_dashboard": False,
+    }
+    try:
+        with _signals_kept(ray.shutdown):
+            ray.init(
+                # Said outright: else Ray would join whatever cluster it finds on this machine.
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if address else local),
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if address is None:
+            raise FitError(f"Ray could not be started on this machine: {error}") from error
+        if "Version mismatch" in str(error):
+            raise SpecError(
+                f"{where}: expected Ray and Python at '{address}' to be of this "
+                f"process's versions: {' '.join(str(error).split())}; install the same on both"
+            ) from error
+        raise SpecError(
+            f"{where}: no Ray cluster answers at '{address}' ({_line(error, 0)}); "
+            "check it, or leave it out to start one on this machine"
+        ) from error
+
+
 class RayBackend(Backend):
     """Members as Ray actors, on the cluster at ``address`` or on one started here for the job.
 
@@ -190,16 +241,7 @@ class RayBackend(Backend):
         gpus: int = 0,
         transport: str | None = None,
     ) -> None:
-        # Set before Ray is imported: it reads them then. Nothing of a job leaves the machine.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if address is None:
-            # Ray runs workers at niceness 15, for the sake of its own processes on a shared
-            # cluster; on a busy machine that would starve a fit that has the cluster to itself.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-        import ray
-
-        self._ray = ray
+        self._ray = ray = _import_ray(address)
         self._transport = transport
         self.tensor_transport = transport is not None
         self._group: Any = None
@@ -209,7 +251,7 @@ class RayBackend(Backend):
         self._owns_cluster = not ray.is_initialized()
         self._made_to_measure = self._owns_cluster and address is None
         if self._owns_cluster:
-            self._start(address, cpus, object_store_bytes)
+            join_ray(address, cpus, object_store_bytes)
         found, there, short = self.size(), self._gpus(), ""
         if cpus > found:
             short = (
@@ -222,35 +264,6 @@ class RayBackend(Backend):
         if short:
             self.close()
             raise SpecError(short)
-
-    def _start(self, address: str | None, cpus: int, object_store_bytes: int) -> None:
-        local: dict[str, Any] = {
-            # More workers than cores are slower but not wrong; Ray would let them wait for ever.
-            "num_cpus": max(cpus, os.cpu_count() or 1) if cpus else None,
-            "object_store_memory": object_store_bytes,
-            "include_dashboard": False,
-        }
-        try:
-            with _signals_kept(self._ray.shutdown):
-                self._ray.init(
-                    # Said outright: else Ray would join whatever cluster it finds on this machine.
-                    address=address or "local",
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    **({} if address else local),
-                )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            if address is None:
-                raise FitError(f"Ray could not be started on this machine: {error}") from error
-            if "Version mismatch" in str(error):
-                raise SpecError(
-                    f"cluster.address: expected Ray and Python at '{address}' to be of this "
-                    f"process's versions: {' '.join(str(error).split())}; install the same on both"
-                ) from error
-            raise SpecError(
-                f"cluster.address: no Ray cluster answers at '{address}' ({_line(error, 0)}); "
-                "check it, or leave it out to start one on this machine"
-            ) from error
 
     def capacity(self) -> ClusterSize:
         """The cluster's, as its nodes told when they joined."""

@@ -144,9 +144,10 @@ def _version(text: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def list_merges(store: ArtifactStore) -> list[MergeRef]:
-    """All published merges of a store, by name and version; half-written ones are none."""
-    keys = [entry.key.split("/") for entry in store.list("merges/")]
+def list_merges(store: ArtifactStore, name: str | None = None) -> list[MergeRef]:
+    """All published merges of a store, or of a name, by version; half-written ones are none."""
+    below = "merges/" if name is None else f"merges/{check_name(name, 'merge name')}/"
+    keys = [entry.key.split("/") for entry in store.list(below)]
     found = [(key[1], _version(key[2])) for key in keys if key[3:] == [MANIFEST]]
     return sorted(MergeRef(name, version) for name, version in found if version)
 
