@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tintray.errors import CheckpointError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import ADAMERGING
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.configs import Prepared, TaskFacts
+from tintray.jobs.engine.featcal import KIND as FEATCAL
+from tintray.jobs.engine.featcal import fitted_layers
 from tintray.jobs.engine.merger import MergerConfig, merged_backbones
 from tintray.jobs.engine.statistics import Refs, measure_statistics
 from tintray.jobs.engine.surgery import operate_on_all
@@ -128,25 +132,46 @@ class PreparedJob:
 
     def statistics(self, recipe: Recipe) -> Refs:
         """All statistics that a method needs or uses, measured or found in the store."""
-        kinds = (*recipe.method.needs, *recipe.method.uses)
-        found = measure_statistics(
-            self.backend,
-            self.spec.store,
-            kinds,
-            self.workers.tasks,
-            self.facts,
-            self.prepared,
-            lambda text: self.on_event(Notice(text)),
-        )
+        kinds = [*recipe.method.needs, *recipe.method.uses]
+        tasks, facts = self.workers.tasks, self.facts
+
+        def notify(text: str) -> None:
+            self.on_event(Notice(text))
+
+        if kinds == [FEATCAL]:  # of all tasks together, one layer after the other
+            of_tasks = (self.backend, self.store, self.base.partition.layout, tasks, facts)
+            fitted = fitted_layers(*of_tasks, recipe, self._summed, notify)
+            found: Refs = {FEATCAL: (fitted,)}
+        else:
+            of_each = (self.backend, self.spec.store, kinds, tasks, facts, self.prepared)
+            found = measure_statistics(*of_each, notify)
         self.on_statistics(found)
         return found
+
+    def _summed(self, scale: float) -> Floats:
+        """θ₀ + scale · Σ τ [P], while the shards hold the task vectors themselves."""
+        units = len(self.base.partition.layout.units)
+        return self.workers.merge(np.full((len(self.spec.tasks), units), scale, dtype=np.float32))
 
     def load_directions(self) -> None:
         """Let the shards hold the directions that the job's coefficients multiply."""
         found = job_recipe(self.spec)
+        if FEATCAL in found.method.needs:
+            self._check_related()
         if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
             statistics = self.statistics(found)
             self.workers.assignment.shards.load_directions(found, statistics)
+
+    def _check_related(self) -> None:
+        """Refuse experts of another base: their coefficients start at 0, which undoes a fit."""
+        for task in self.workers.tasks:
+            similarity = self.facts[task.name].base_similarity
+            if is_unrelated(similarity):
+                raise CheckpointError(
+                    f"{task.role} was not fine-tuned from this base (the cosine between their "
+                    f"weights is {similarity:.2f}), and merge.init 'featcal' fits all layers to "
+                    "all experts; leave the task out, or start from 'task_arithmetic'"
+                )
 
     def merged(
         self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None

@@ -15,7 +15,10 @@ from tests.workbench import Workbench, tiny_workbench
 from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec, parse_spec
+from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.plan import ClusterSize
 from tintray.jobs.events import Event, Notice, TensorsMerged
+from tintray.jobs.runs.methods import PreparedJob, job_recipe, resolve_job
 from tintray.merging import methods, recipe, statistics, surgery
 from tintray.merging.apply import directions, layers
 from tintray.models.structure import backbone_names
@@ -121,6 +124,28 @@ def test_grams_are_of_the_inputs_of_linear_layers(bench: Workbench) -> None:
     rows = torch.cat(seen)
     torch.testing.assert_close(found[name], rows.T @ rows / len(rows), atol=1e-4, rtol=1e-4)
     assert "vit.layernorm.weight" not in found
+
+
+def test_featcal_is_fitted_once_alone_and_as_a_start(tiny: TinyZoo, tmp_path: Path) -> None:
+    """On one member or on several, alone or as where a fit starts: the same bits."""
+    merge = {"parameters": {"examples": 12, "start": 0.2}}
+    alone = load(api.run(job(tiny, tmp_path / "store", method="featcal", **merge)))
+    fit = {"rounds": 1, "batch_size": 4, "coefficient_lr": 1e-12, "tint_lr": 1e-12}
+    started = tiny.job(tmp_path / "store", merge={"init": "featcal", **merge}, fit=fit)
+    told: list[Event] = []
+    begun = load(api.run(parse_spec(started, folder=tiny.folder), on_event=told.append))
+    texts = [event.text for event in told if isinstance(event, Notice)]
+    assert "the layers fitted by FeatCal were reused from the store" in texts
+    spec, base = resolve_job(job(tiny, tmp_path / "other", method="featcal", **merge))
+    several = InProcessBackend(1, capacity=ClusterSize(3, 2**30))
+    prepared = PreparedJob.of(spec, base, several, open_store(str(spec.store)))
+    flat = prepared.merged(job_recipe(spec), None, lambda _: None)[""]
+    several.close()
+    of_base = dict(base.partition.module.named_parameters())
+    for name, tensor in base.partition.layout.views(torch.from_numpy(flat)).items():
+        assert torch.equal(tensor, alone.backbone[name])
+        torch.testing.assert_close(begun.backbone[name], tensor, atol=1e-5, rtol=1e-4)
+        assert not torch.equal(tensor, of_base[name]), name
 
 
 @pytest.mark.parametrize("name", ["ties", "iso_cts", "regmean", "emr"])

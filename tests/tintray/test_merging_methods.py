@@ -33,6 +33,7 @@ def layer(shape: tuple[int, ...] = (12, 8), tasks: int = 3, **known: object) -> 
     vectors = 0.1 * torch.randn(tasks, *shape, generator=generator)
     made = Layer("model.layers.1.weight", base, vectors, TASKS[:tasks], depth=0.5)
     statistics = {"fisher": torch.rand(tasks, *shape, generator=generator)}
+    statistics["featcal"] = 0.2 * torch.randn(1, *shape, generator=generator)
     if len(shape) == 2:
         inputs = torch.randn(tasks, 30, shape[1], generator=generator)
         statistics["gram"] = inputs.mT @ inputs / 30
@@ -57,7 +58,7 @@ def test_directions_are_finite_repeatable_and_of_the_order_of_tasks(
     assert torch.isfinite(found).all()
     assert torch.equal(found, directions(given, recipe(name)))
     order = [2, 0, 1] if few(name) == 3 else [1, 0]
-    statistics = {kind: of[order] for kind, of in given.statistics.items()}
+    statistics = {k: of[order] if len(of) > 1 else of for k, of in given.statistics.items()}
     tasks = tuple(TASKS[k] for k in order)
     moved = replace(given, vectors=given.vectors[order], tasks=tasks, statistics=statistics)
     turned = directions(moved, recipe(name))
@@ -101,7 +102,7 @@ def test_elementwise_methods_can_be_cut_into_pieces(name: str) -> None:
             whole,
             base=whole.base[cut],
             vectors=whole.vectors[:, cut],
-            statistics={"fisher": whole.statistics["fisher"][:, cut]},
+            statistics={kind: of[:, cut] for kind, of in whole.statistics.items()},
             thresholds=thresholds,
         )
         for cut in (slice(0, 13), slice(13, 40))
@@ -175,6 +176,29 @@ def test_regmean_solves_the_normal_equations() -> None:
     merged = directions(given, recipe("regmean", {"off_diagonal": 1})).sum(0)
     expected = torch.linalg.solve(grams.sum(0), (given.vectors @ grams).sum(0).T).T
     torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_esm_is_the_orthogonal_product_of_what_moves_answers_most() -> None:
+    """As its source computes it: from the answers themselves, and factor by factor."""
+    given, random = layer(), torch.Generator().manual_seed(3)
+    inputs = torch.randn(3, 50, 8, generator=random)
+    sizes = [float(vector.norm()) for vector in given.vectors]
+    left, right = [], []
+    for vector, rows, size in zip(given.vectors, inputs, sizes, strict=True):
+        _, values, directions_ = torch.linalg.svd(rows @ vector.T)
+        basis, flat = directions_[:4].T, (values[:4] ** 2 / (values[:4] ** 2).mean()) ** 0.15
+        flat = flat / flat.mean()
+        left.append(basis * flat)
+        right.append(flat[:, None] * (basis.T @ vector) * size**2)
+    stacked = torch.cat(right) / (sum(sizes) / 3) ** 2
+    columns = stacked.norm(dim=0)
+    parts = []
+    for stack in (torch.cat(left, 1), stacked * (columns / columns.mean()) ** 2):
+        u, s, v = torch.linalg.svd(stack, full_matrices=False)
+        parts.append(s.mean() * u @ v)
+    given = replace(given, statistics={"gram": inputs.mT @ inputs / 50})
+    merged = directions(given, recipe("esm")).sum(0)
+    torch.testing.assert_close(merged, 2 * parts[0] @ parts[1], atol=1e-5, rtol=1e-3)
 
 
 def test_wudi_lessens_the_interference() -> None:

@@ -17,6 +17,7 @@ from types import MappingProxyType, ModuleType
 
 from tintray.errors import SpecError, nearest
 from tintray.merging.algorithms import (
+    essential,
     linear,
     masks,
     pcb,
@@ -29,7 +30,7 @@ from tintray.merging.algorithms import (
 from tintray.merging.declaration import Method, Value
 
 GROUP = "tintray.methods"
-_BUILT_IN = (linear, sparse, masks, pcb, spherical, statistical, spectral, wudi)
+_BUILT_IN = (linear, sparse, masks, pcb, spherical, statistical, essential, spectral, wudi)
 
 
 @dataclass(frozen=True)

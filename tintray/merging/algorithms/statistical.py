@@ -1,4 +1,4 @@
-"""Methods on measurements of each expert over its pool: Fisher merging and RegMean."""
+"""Methods on measurements of the experts over their pools: Fisher merging, RegMean, FeatCal."""
 
 from __future__ import annotations
 
@@ -53,3 +53,31 @@ def regmean(layer: Layer, off_diagonal: float) -> Tensor:
     weighted = layer.vectors.double() @ scaled
     solved = [torch.cholesky_solve(product.T, factor).T for product in weighted]
     return torch.stack(solved).float()
+
+
+@method(
+    "featcal",
+    summary="Layer by layer, the fit to the experts' outputs on the merge's own inputs.",
+    source="FeatCal, github.com/egangu/featcal at 18c68b6",
+    parameters=[
+        Parameter("examples", 256, 1, 100_000, "examples of each pool", whole=True),
+        Parameter("start", 0.3, 0, 10, "scale of the task vectors' sum before layers are fitted"),
+        Parameter("ridge", 0.05, 0, 10, "how strongly a layer is drawn to its anchor",
+                  open_low=True),
+        Parameter("anchor", 2.2, 0, 10, "where the anchor is: 0 the base, 1 the start"),
+        Parameter("mix", 0.25, 0, 1, "share of the expert's own inputs in what is fitted"),
+    ],
+    tuned=False,
+    needs=("featcal",),
+    elementwise=True,
+    expert_at=None,
+)  # fmt: skip
+def featcal(
+    layer: Layer, examples: int, start: float, ridge: float, anchor: float, mix: float
+) -> Tensor:
+    """Σ D is what the fit has moved; each task has its own vector, and the rest is shared equally.
+
+    The fit itself needs the whole model, layer after layer: ``tintray.merging.featcal``.
+    """
+    moved = layer.statistics["featcal"][0] - layer.vectors.sum(0)
+    return layer.vectors + moved / len(layer.vectors)
