@@ -58,7 +58,9 @@ def published(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Publis
     """The tiny job, run once in this process; only to be read."""
     from tintray.jobs import api
 
-    spec = tiny.spec(tmp_path_factory.mktemp("store"))
+    spec = tiny.spec(
+        tmp_path_factory.mktemp("store"), fit={"correction_lr": 0}, tint={"sites": "head"}
+    )
     events: list[Any] = []
     return Published(spec, api.run(spec, on_event=events.append), events)
 

@@ -182,7 +182,7 @@ SORTS = {
     "surgery": Sort(sections={"merge": {"method": "surgery"}}),
     "ties": Sort(sections={"merge": {"method": "ties"}}),
     "own backbones": Sort(sections={"merge": {"method": "emr"}}),
-    "lora": Sort("adapters"),
+    "lora": Sort("adapters", {"fit": {"correction_lr": 0}}),
     "dense": Sort("scenes", kinds={"one": "segmentation", "two": "depth", "three": "segmentation"}),
     "language": Sort(
         *("sentences", {"tint": {"sites": "transformer.h.1"}}),

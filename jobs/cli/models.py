@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tintray.jobs.cli.options import (
+    RECIPE,
     Answer,
     Duration,
     command,
@@ -64,9 +65,10 @@ def run(
     from tintray.jobs import api
 
     if from_mergekit is not None or output is not None or memory is not None:
-        if from_mergekit is None or output is None or job is not None or overrides:
+        of_job = job is not None or overrides or RECIPE in click.get_current_context().meta
+        if from_mergekit is None or output is None or of_job:
             raise click.UsageError(
-                "--from-mergekit FILE goes with --output DIR, without JOB.yaml and --set"
+                "--from-mergekit FILE goes with --output DIR, without JOB.yaml, --set and --recipe"
             )
         return api.compose(from_mergekit, output, memory=memory or "4GiB", **options)
     if job is None:

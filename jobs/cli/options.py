@@ -30,6 +30,8 @@ SomeRecord = TypeVar("SomeRecord", bound="Record | Sequence[Record]")
 
 DEBUG = "tintray.debug"
 """Whether tracebacks are shown: in the ``meta`` of a call's contexts."""
+RECIPE = "tintray.recipe"
+"""The recipe that was asked for, there too."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -90,6 +92,11 @@ def _allow_factory(_context: click.Context, _: click.Parameter, value: str | Non
         os.environ[FACTORIES_VARIABLE] = f"{before} {value}".strip()
 
 
+def _set_recipe(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value:
+        context.meta[RECIPE] = value
+
+
 debug_option = _heard(
     "--debug", is_flag=True, is_eager=True, callback=_set_debug, help="Show an error's traceback."
 )
@@ -102,13 +109,26 @@ factory_option = _heard(
 json_option = flag(
     *("--json", "as_json"), help="Write one JSON document to standard output, and nothing else."
 )
-set_option = click.option(
+_override_option = click.option(
     *("--set", "overrides"),
     metavar="KEY.PATH=VALUE",
     multiple=True,
     help="Override a field of the job file, such as fit.rounds=50 or tasks.mnist.expert=PATH; "
     "relative paths start from the job file. May be repeated.",
 )
+_recipe_option = _heard(
+    "--recipe",
+    type=click.Choice(("fast", "default", "best")),
+    callback=_set_recipe,
+    help="How long to learn, where the job file does not say [default: the job file's].",
+)
+
+
+def set_option(function: Command) -> Command:
+    """What is laid over a job file."""
+    return _override_option(_recipe_option(function))
+
+
 address_option = click.option(
     "--address",
     metavar="URL",
@@ -229,7 +249,9 @@ def _resolved(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("job"), Path):
         from tintray.jobs.config.job_file import load_spec
 
-        given["job"] = load_spec(given["job"], given.pop("overrides"))
+        recipe = click.get_current_context().meta.get(RECIPE)
+        overrides = (*given.pop("overrides"), *([f"recipe={recipe}"] if recipe else []))
+        given["job"] = load_spec(given["job"], overrides)
     return given
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,15 +59,24 @@ def _pair(value: object) -> object:
     )
 
 
-def _auto_or(expected: str, fits: Callable[[Any], bool]) -> BeforeValidator:
-    """A number or ``auto``, with one sentence for both where pydantic would give one for each."""
+def _or(
+    word: str, expected: str, fits: Callable[[Any], bool], *, none: bool = False
+) -> BeforeValidator:
+    """A number or a word, with one sentence for both where pydantic would give one for each."""
 
     def validate(value: object) -> object:
-        if value == "auto" or (type(value) in (int, float) and fits(value)):
+        if (
+            value == word
+            or (none and value is None)
+            or (type(value) in (int, float) and fits(value))
+        ):
             return value
-        raise ValueError(f"expected {expected}, or 'auto', found {reprlib.repr(value)}")
+        raise ValueError(f"expected {expected}, or '{word}', found {reprlib.repr(value)}")
 
     return BeforeValidator(validate)
+
+
+_auto_or = partial(_or, "auto")
 
 
 def _count(least: int) -> BeforeValidator:
@@ -84,5 +94,10 @@ Memory = Annotated[int, BeforeValidator(memory_bytes)]
 Threshold = Annotated[
     float | Literal["auto"], _auto_or("a number from 0 to 1", lambda value: 0 <= value <= 1)
 ]
+Scale = Annotated[
+    float | Literal["own"] | None,
+    _or("own", "a number above 0", lambda value: value > 0, none=True),
+]
+Rate = Annotated[float | Literal["auto"], _auto_or("a number, 0 or more", lambda value: value >= 0)]
 ShardCount = Annotated[int | Literal["auto"], _count(1)]
 WorkerCount = Annotated[int | Literal["auto"], _count(0)]

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from tintray.errors import SpecError
 from tintray.jobs.config.documents import Document, read_document
 from tintray.jobs.config.fields import CatalogLocation, ModelLocation, Name, StoreLocation
+from tintray.jobs.config.recipes import RecipeName, completed
 from tintray.jobs.config.renamed import as_hashed, upgraded
 from tintray.jobs.config.sections import (
     ClusterSpec,
@@ -50,6 +51,8 @@ class JobSpec(Section):
     """The tasks, each with its expert."""
     factory: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     """The function that builds base and experts, where they are none of transformers' models."""
+    recipe: RecipeName = "default"
+    """What fields mean that are left out: `fast`, `default`, or `best`, which takes longest."""
     merge: MergeSpec = MergeSpec()
     """How the task vectors are merged."""
     tint: TintSpec = TintSpec()
@@ -127,7 +130,7 @@ class JobSpec(Section):
         Threads and GPUs do count: they change the order of floating-point sums. Models and data
         count by their resolved location, not by their content.
         """
-        elsewhere = {"name", "store", "catalog", "cluster", "growth"}
+        elsewhere = {"name", "recipe", "store", "catalog", "cluster", "growth"}
         result = self.model_dump(mode="json", exclude=elsewhere)
         result["merge"].pop("memory")
         result["fit"].pop("checkpoint_every")
@@ -178,7 +181,7 @@ def _validated(document: Document, folder: Path) -> JobSpec:
         # `fit:` with every field below it commented out is nothing in YAML: the defaults are meant
         fields = JobSpec.model_fields
         given = {k: v for k, v in document.value.items() if v is not None or k not in fields}
-        document = replace(document, value=given)
+        document = replace(document, value=completed(given))
     spec = JobSpec.read(document, folder)
     kinds = {task.kind for task in spec.tasks}
     if spec.objective.distance != "l1" and kinds.isdisjoint(BY_DISTANCE):

@@ -30,6 +30,9 @@ _OLD = {new: old for old, new in RENAMED.items()}
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as they are called now."""
     record = {name: _with_names(section, RENAMED) for name, section in record.items()}
+    if "recipe" not in record and isinstance(merge := record.get("merge"), Mapping):
+        scale = merge.get("scale")  # left out, it was the merging method's own
+        record |= {"recipe": "default", "merge": {**merge, "scale": scale or "own"}}
     if isinstance(fit := record.get("fit"), Mapping):
         record["fit"] = _FIT_BEFORE | dict(fit)
     if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
@@ -43,11 +46,14 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
-    before = _FIT_BEFORE.items()
+    record = {name: value for name, value in record.items() if name != "recipe"}
+    before, merge = _FIT_BEFORE.items(), record["merge"]
     fit = {name: value for name, value in record["fit"].items() if (name, value) not in before}
-    record = {**record, "fit": fit}
-    tint, (first, *others) = record["tint"], record["tint"]["sites"]
-    if not others and first["lr"] is None:
+    scale = {"own": None, None: "1/K"}.get(merge["scale"], merge["scale"])
+    record = {**record, "fit": fit, "merge": {**merge, "scale": scale}}
+    tint = record["tint"]
+    first, *others = tint["sites"] or [None]
+    if first and not others and first["lr"] is None:
         record = {**record, "tint": {**tint, "sites": first["site"], "rank": first["rank"]}}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
 

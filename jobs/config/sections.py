@@ -28,6 +28,8 @@ from tintray.jobs.config.fields import (
     Memory,
     ModelLocation,
     Name,
+    Rate,
+    Scale,
     ShardCount,
     Threshold,
     WorkerCount,
@@ -216,8 +218,10 @@ class MergeSpec(Section):
     """The merging method whose directions the coefficients multiply; `base` starts them at zero."""
     parameters: dict[str, int | float] = Field(default_factory=dict)
     """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
-    scale: float | None = Field(default=None, gt=0)
-    """The coefficient that all start with; left out, the merging method's own for so many tasks."""
+    scale: Scale = None
+    """The coefficient that all start with, or `own`: the merging method's own for so many tasks.
+
+    Left out, 1/K where coefficients are learned and the method's own where it runs alone."""
     task_vectors: Format = "f32"
     """How task vectors are kept during the fit: `f32`, or `bf16`, `int8`, `int4` to save memory."""
     memory: Memory = 2 * 2**30
@@ -273,7 +277,7 @@ class MergeSpec(Section):
     def _start_within_bounds(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
         # A method's own scale gives way to bounds; what the job asks for does not.
         start = 0.0 if info.data.get("init") == "base" else info.data.get("scale")
-        if bounds is not None and start is not None and not bounds[0] <= start <= bounds[1]:
+        if bounds and isinstance(start, int | float) and not bounds[0] <= start <= bounds[1]:
             raise ValueError(
                 f"expected bounds around the start of the coefficients ({start:g}), found "
                 f"[{bounds[0]:g}, {bounds[1]:g}]"
@@ -313,8 +317,10 @@ Sites = Annotated[
 class TintSpec(Section):
     """The layer that every task keeps for itself."""
 
-    sites: Sites = (SiteSpec(site="head"),)
-    """Where: one or more of `head`, `prompt`, a module's path, `norms`, a pattern; or `auto`."""
+    sites: Sites | None = None
+    """Where: one or more of `head`, `prompt`, a module's path, `norms`, a pattern; or `auto`.
+
+    Left out, a prompt and the head where coefficients are learned, else the head."""
     max_parameters: int | None = Field(default=None, ge=1)
     """The most parameters per task that `auto` may choose a site with; left out, any."""
     learned: bool = True
@@ -323,23 +329,25 @@ class TintSpec(Section):
     @property
     def auto(self) -> bool:
         """Whether the site is to be found by trials."""
-        return any(entry.site == AUTO for entry in self.sites)
+        return any(entry.site == AUTO for entry in self.sites or ())
 
     @property
     def places(self) -> tuple[TintSite, ...]:
-        """The sites as the fit takes them; the head, where they are still to be found."""
-        if self.auto:
+        """The sites as the fit takes them; the head, where they are still to be decided."""
+        if self.sites is None or self.auto:
             return (TintSite(HEAD),)
         return tuple(entry.place for entry in self.sites)
 
     @property
     def told(self) -> str:
         """The sites in a few words."""
-        return ", ".join(str(entry.place) for entry in self.sites)
+        return ", ".join(map(str, self.places))
 
     @field_validator("sites")
     @classmethod
-    def _sites_fit_together(cls, sites: tuple[SiteSpec, ...]) -> tuple[SiteSpec, ...]:
+    def _sites_fit_together(cls, sites: tuple[SiteSpec, ...] | None) -> Any:
+        if sites is None:
+            return None
         names = [entry.site for entry in sites]
         name, count = Counter(names).most_common(1)[0]
         if count > 1:
@@ -354,7 +362,7 @@ class ObjectiveSpec(Section):
 
     labels: Labels = "soft"
     """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
-    filter: Filter = "agreement"
+    filter: Filter = "none"
     """Which examples count: all; where both agree or the expert is surer; the surest; by weight."""
     top_p: float = Field(default=0.8, gt=0, le=1)
     """The share of a pool, the surest, that `top_p` keeps."""
@@ -368,7 +376,7 @@ class ObjectiveSpec(Section):
     """Weight of the distance to the expert's features, besides its predictions; 0 asks for none."""
     feature_site: str = Field(default="head", min_length=1)
     """Whose features: what the head is given (`head`), or the output of the module of this path."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0)
     """What the logits of expert and merge are divided by where classes are soft labels."""
     distance: Distance = "l1"
     """How regression and depth are compared: by the size of the difference, or its square."""
@@ -387,11 +395,13 @@ class FitSpec(Section):
     """Learning rate of the merging coefficients; left out, 0.02 and, beyond ten tasks, 0.2/K."""
     tint_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the tint layers; left out, it goes by their site and its width."""
-    correction_lr: float = Field(default=0.0, ge=0)
-    """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing."""
+    correction_lr: Rate = "auto"
+    """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing.
+
+    `auto` goes by how far fine-tuning moved the experts' weights."""
     correction_optimiser: Optimiser = "muon"
     """What moves it: `muon` makes the steps of matrices orthogonal; `adam` is elementwise."""
-    schedule: Shape = "cosine"
+    schedule: Shape = "linear"
     """How the learning rates go to the last round; `until_flat` falls once agreement is flat."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""

@@ -31,9 +31,14 @@ class SplitModel:
     like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
 
     @property
+    def module(self) -> nn.Module:
+        """The base itself."""
+        return self.partition.module
+
+    @property
     def parameters(self) -> int:
         """Parameters of the backbone, the tint site included."""
-        module = self.partition.module
+        module = self.module
         return sum(module.get_parameter(n).numel() for n in backbone_names(module))
 
 

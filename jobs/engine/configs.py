@@ -77,6 +77,7 @@ class TaskFacts:
     test_examples: int
     configs: Mapping[str, bytes]  # file name -> content
     base_similarity: float = 1.0  # cosine between the base's weights and the expert's
+    change: float = 0.0  # how far fine-tuning went: root mean square over the weights
     notices: tuple[str, ...] = ()  # what is worth telling of its files, a sentence each
     pool_bytes: int = 0  # memory of the pool
     test_bytes: int = 0

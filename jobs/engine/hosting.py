@@ -21,7 +21,7 @@ from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFac
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.jobs.engine.task_files import TaskFiles, open_expert
 from tintray.models.adapters import read_adapter, task_vector
-from tintray.models.base_similarity import base_similarity
+from tintray.models.base_similarity import change
 from tintray.models.calling import answer
 from tintray.models.comparing import check_same_backbone, check_same_computation
 from tintray.models.loading import load_base, load_expert
@@ -137,6 +137,7 @@ class Experts:
                 )
         self._check_published(task, pool, test)
         digest = folder.digest() if task.published is None else task.published.expert
+        moved = change(self.partition.module, expert)
         facts = TaskFacts(
             name=task.name,
             classes=width,
@@ -148,7 +149,8 @@ class Experts:
             test_digest=None if test is None else test.digest,
             test_examples=0 if test is None else len(test),
             configs=folder.configs(),
-            base_similarity=base_similarity(self.partition.module, expert),
+            base_similarity=moved.similarity,
+            change=moved.size,
             notices=tuple(notices),
             pool_bytes=pool.memory,
             test_bytes=0 if test is None else test.memory,

@@ -13,7 +13,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, RoundDone
 from tintray.jobs.runs.job_run import JobRun
-from tintray.jobs.runs.methods import PreparedJob, start_coefficients
+from tintray.jobs.runs.methods import PreparedJob, correction_rate, start_coefficients
 from tintray.numerics.schedules import Rates
 from tintray.pools.held_back import MOST, held_back_count
 from tintray.storage.catalog.states import JobState
@@ -32,8 +32,9 @@ def coordinator_for(job: PreparedJob, *, watched: bool = False) -> tuple[Coeffic
     coefficients = Coefficients(start, spec.merge.bounds)
     members = (job.base, job.backend, job.workers, coefficients)
     watch = watch_of(job) if watched else None
+    rate = correction_rate(spec, job.facts)
     return coefficients, make_coordinator(
-        spec, *members, fit.rounds, corrected=bool(fit.correction_lr), watch=watch
+        spec, *members, fit.rounds, correction_lr=rate, watch=watch
     )
 
 
@@ -56,7 +57,7 @@ def make_coordinator(
     coefficients: Coefficients,
     rounds: int,
     *,
-    corrected: bool = False,
+    correction_lr: float = 0.0,
     watch: Watch | None = None,
 ) -> Coordinator:
     """Who moves the coefficients of some tasks over so many rounds, as the job's fit says."""
@@ -66,7 +67,7 @@ def make_coordinator(
         return Rates(
             fit.rate(spec.coefficient_lr(len(workers.tasks)), rounds),
             fit.rate(1.0, rounds),
-            fit.rate(fit.correction_lr, rounds) if corrected else None,
+            fit.rate(correction_lr, rounds) if correction_lr else None,
         )
 
     return Coordinator(

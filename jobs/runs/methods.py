@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import ADAMERGING
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
-from tintray.jobs.engine.base_model import SplitModel, load_base_model
+from tintray.jobs.engine.base_model import SplitModel, load_base_model, split_for
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.featcal import fitted_layers
@@ -32,7 +32,8 @@ from tintray.models.base_similarity import is_unrelated
 from tintray.numerics.layout import Layout
 from tintray.numerics.sites import HEAD
 from tintray.storage.artifacts.protocol import ArtifactStore
-from tintray.tasks.evaluation import TaskScore
+from tintray.tasks.evaluation import TaskScore, mean
+from tintray.tinting.partition import default_sites
 
 
 def with_method_defaults(spec: JobSpec) -> JobSpec:
@@ -43,13 +44,17 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
     """
     method = spec.merge.method
     changed: dict[str, Any] = {}
+    scale = "own" if spec.merge.scale is None else spec.merge.scale
     if method in ADAMERGING:
-        changed["merge"] = {"granularity": ADAMERGING[method]}
+        changed["merge"] = {"granularity": ADAMERGING[method], "scale": scale}
         changed["objective"] = {"labels": "entropy", "filter": "none"}
         changed["fit"] = {"correction_lr": 0.0, "held_back": 0}
+    if not spec.merge.learned:
+        changed["merge"] = {"scale": scale}
     if method in ADAMERGING or not spec.merge.learned:
         # Where nothing is learned at a site, there is none to be found.
-        changed["tint"] = {"learned": False} | ({"sites": HEAD} if spec.tint.auto else {})
+        found = spec.tint.sites is not None and not spec.tint.auto
+        changed["tint"] = {"learned": False} | ({} if found else {"sites": HEAD})
     return spec.changed(**changed)
 
 
@@ -64,6 +69,10 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
     """
     spec = with_method_defaults(spec)
     base, found, tasks = load_base_model(spec), job_recipe(spec), len(spec.tasks)
+    if spec.tint.sites is None:
+        sites = [{"site": s.at, "rank": s.rank} for s in default_sites(base.module)]
+        spec = spec.changed(tint={"sites": sites})
+        base = replace(base, partition=split_for(base.module, spec))
     found.method.check_tasks(tasks)
     if not spec.merge.learned:
         shapes = {slot.name: slot.shape for slot in base.partition.layout.slots}
@@ -80,10 +89,27 @@ def start_scale(spec: JobSpec) -> float:
     """The coefficient that every task and unit starts with, within the bounds."""
     if spec.merge.init == "base" and spec.merge.directions != spec.merge.method:
         return 0.0
-    if spec.merge.scale is not None:
-        return spec.merge.scale
+    scale, tasks = spec.merge.scale, len(spec.tasks)
+    if isinstance(scale, int | float):
+        return scale
     low, high = spec.merge.bounds or (-math.inf, math.inf)
-    return min(max(job_recipe(spec).method.start(len(spec.tasks)), low), high)
+    average = scale is None and spec.merge.directions == "task_arithmetic"
+    return min(max(1 / tasks if average else job_recipe(spec).method.start(tasks), low), high)
+
+
+CORRECTION_OF_CHANGE = 0.42
+"""The correction's rate over the root mean square of task vectors, where a job names none.
+
+At this rate a matrix moves by a twelfth of what fine-tuning moved it, in each of the first rounds.
+"""
+
+
+def correction_rate(spec: JobSpec, facts: Mapping[str, TaskFacts]) -> float:
+    """The highest learning rate of the correction: the job's, or by the experts' distance."""
+    if spec.fit.correction_lr != "auto":
+        return spec.fit.correction_lr
+    related = [f.change for f in facts.values() if not is_unrelated(f.base_similarity)]
+    return float(f"{CORRECTION_OF_CHANGE * mean(related):.2g}") if related else 0.0
 
 
 def start_coefficients(

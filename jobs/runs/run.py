@@ -21,6 +21,7 @@ from tintray.jobs.runs.floor import Start, compare_with_start
 from tintray.jobs.runs.job_run import JobRun, enter_job
 from tintray.jobs.runs.methods import (
     PreparedJob,
+    correction_rate,
     job_recipe,
     resolve_job,
     start_coefficients,
@@ -110,7 +111,10 @@ class JobPlan:
             spec = spec.without(skipped)
             base = load_base_model(spec)
             workers = WorkerPool(Worker, backend, spec, base)
-        return Hosted(spec, base, workers.check(), skipped, report, workers=workers)
+        facts = workers.check()
+        if spec.merge.learned:
+            spec = spec.changed(fit={"correction_lr": correction_rate(spec, facts)})
+        return Hosted(spec, base, facts, skipped, report, workers=workers)
 
     def prepare(self, context: Context, checked: Hosted[WorkerPool[Worker]]) -> PreparedJob:
         """Have self-labels and task vectors of every task, and load shards and groups."""

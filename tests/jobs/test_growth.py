@@ -56,7 +56,7 @@ def begun(tiny: TinyZoo, folder: Path, *more: str, **sections: Any) -> GrowingSt
 
 @pytest.fixture(scope="module")
 def first(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> GrowingStore:
-    return begun(tiny, tmp_path_factory.mktemp("growth"))
+    return begun(tiny, tmp_path_factory.mktemp("growth"), fit={"correction_lr": 0})
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_growing_goes_by_the_fit_of_the_merges_job(
     grown.add("five", mode="joint", overrides=(*EASY, "growth.coefficient_rounds=8"))
     (options,) = made
     assert options["in_turn"] and len(options["sampled"](0)) == 2
-    rates = [options["coefficient_lr"](round_) for round_ in range(8)]
+    rates = [options["rates"](8).coefficients(round_) for round_ in range(8)]
     assert max(rates) == rates[3] > rates[0]  # warms up for as large a part of its rounds
     assert any("ended after round 2" in str(event) for event in grown.events)
 

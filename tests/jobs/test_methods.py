@@ -153,7 +153,8 @@ def test_the_fit_starts_from_a_method(
     tiny: TinyZoo, store: Path, bench: Workbench, name: str
 ) -> None:
     """With a learning rate of next to nothing, the fit ends where the method alone ends."""
-    fit = {"rounds": 1, "batch_size": 4, "coefficient_lr": 1e-12, "tint_lr": 1e-12}
+    rates = dict.fromkeys(("coefficient_lr", "tint_lr"), 1e-12)
+    fit = {"rounds": 1, "batch_size": 4, "correction_lr": 0, **rates}
     started = tiny.job(store, merge={"init": name}, fit=fit)
     merge = load(api.run(parse_spec(started, folder=tiny.folder)))
     vectors = bench.vectors
@@ -173,7 +174,7 @@ def test_the_fit_starts_from_a_method(
 def test_coefficients_move_a_methods_directions(
     tiny: TinyZoo, store: Path, bench: Workbench
 ) -> None:
-    fit = {"rounds": 6, "batch_size": 6, "coefficient_lr": 0.05}
+    fit = {"rounds": 6, "batch_size": 6, "coefficient_lr": 0.05, "correction_lr": 0}
     learned = tiny.job(store, merge={"init": "ties", "parameters": {"density": 0.5}}, fit=fit)
     merge = load(api.run(parse_spec(learned, folder=tiny.folder)))
     vectors = bench.vectors

@@ -138,7 +138,7 @@ def test_whatever_is_planned_adds_up(
     assert plan.mapped or plan.memory <= memory
     # More tasks on a worker cost what they own, and nothing else.
     twice = replace(job, tasks=2 * tasks)
-    own = 16 * job.private * (-(-2 * tasks // plan.workers) - -(-tasks // plan.workers))
+    own = 28 * job.private * (-(-2 * tasks // plan.workers) - -(-tasks // plan.workers))
     assert worker_bytes(twice, plan.workers) - worker_bytes(job, plan.workers) == own
 
 

@@ -159,7 +159,9 @@ def test_adapters_of_different_ranks_are_merged(tmp_path: Path) -> None:
                 batch = tiny.encoded(words) | {"labels": torch.tensor(labels)}
                 tiny.train(model, lambda _, batch=batch: batch, 60, 1e-2)
         model.save_pretrained(tmp_path / name)
-    spec = tiny.job(tmp_path, dict.fromkeys(rules, "classification"), fit={"rounds": 20})
+    spec = tiny.job(
+        tmp_path, dict.fromkeys(rules, "classification"), fit={"rounds": 60, "correction_lr": 0}
+    )
     summary = api.run(spec)
     assert summary.normalised_accuracy > 0.7
     merge = tintray.load(summary.url)

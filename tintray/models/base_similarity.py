@@ -1,4 +1,5 @@
-"""Whether an expert was fine-tuned from the base that a job names: told by the weights alone.
+"""What fine-tuning did to a model: whether it began at the base that a job names, and how far it
+went, told by the weights alone.
 
 Fine-tuning moves weights little, compared with their size, so the cosine between a base's weights
 and its expert's is near 1 (0.93 to 0.95 even after a thousand large steps on a small model), while
@@ -9,6 +10,7 @@ different orders, and the difference of their weights says nothing about a task.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -23,24 +25,43 @@ steps larger than their weights still have 0.3.
 """
 
 
-@torch.no_grad()
-def base_similarity(base: nn.Module, expert: nn.Module) -> float:
-    """Cosine between the backbones' weights, over all tensors of two and more dimensions.
+@dataclass(frozen=True)
+class Change:
+    """What fine-tuning did to a backbone's weights, over tensors of two and more dimensions.
 
     Norms and biases are left out: they are alike in any two models of one architecture.
+
+    Attributes
+    ----------
+    similarity
+        Cosine between the base's weights and the expert's.
+    size
+        Root mean square of the differences, in units of a weight.
     """
-    product = ours = theirs = 0.0
+
+    similarity: float
+    size: float
+
+
+@torch.no_grad()
+def change(base: nn.Module, expert: nn.Module) -> Change:
+    """How an expert's backbone differs from its base's."""
+    product = ours = theirs = moved = 0.0
+    count = 0
     for name in backbone_names(base):
         one, other = base.get_parameter(name), expert.get_parameter(name)
         if one.ndim > 1:
             product += (one * other).sum(dtype=torch.float64).item()
             ours += one.square().sum(dtype=torch.float64).item()
             theirs += other.square().sum(dtype=torch.float64).item()
-    return product / max(math.sqrt(ours * theirs), 1e-300)
+            moved += (other - one).square().sum(dtype=torch.float64).item()
+            count += one.numel()
+    cosine = product / max(math.sqrt(ours * theirs), 1e-300)
+    return Change(cosine, math.sqrt(moved / max(1, count)))
 
 
 def is_unrelated(similarity: float) -> bool:
-    """Whether a ``base_similarity`` is that of models from different starts."""
+    """Whether a similarity is that of models from different starts."""
     return similarity < UNRELATED
 
 
