@@ -29,6 +29,7 @@ LAYERS = [
     "tintray/vectors",
     "tintray/merging",
     "tintray/tinting",
+    "tintray/routing",
     "tintray/published",
     "tintray/serving",
     "storage",

@@ -65,6 +65,8 @@ class JobSpec(Section):
     """Where the job runs."""
     on_task_error: Literal["fail", "skip"] = "fail"
     """When a task's expert or data cannot be used: fail, or leave the task out and say so."""
+    route: bool = True
+    """Whether statistics of the pools are kept, to tell which task an example is of."""
     growth: GrowthSpec = GrowthSpec()
     """What holds when the published merge grows."""
     store: StoreLocation = Field(default_factory=default_store)
@@ -130,7 +132,7 @@ class JobSpec(Section):
         Threads and GPUs do count: they change the order of floating-point sums. Models and data
         count by their resolved location, not by their content.
         """
-        elsewhere = {"name", "recipe", "store", "catalog", "cluster", "growth"}
+        elsewhere = {"name", "recipe", "store", "catalog", "cluster", "growth", "route"}
         result = self.model_dump(mode="json", exclude=elsewhere)
         result["merge"].pop("memory")
         result["fit"].pop("checkpoint_every")

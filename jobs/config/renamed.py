@@ -33,6 +33,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" not in record and isinstance(merge := record.get("merge"), Mapping):
         scale = merge.get("scale")  # left out, it was the merging method's own
         record |= {"recipe": "default", "merge": {**merge, "scale": scale or "own"}}
+    record.setdefault("route", True)
     if isinstance(fit := record.get("fit"), Mapping):
         record["fit"] = _FIT_BEFORE | dict(fit)
     if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
@@ -46,7 +47,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
-    record = {name: value for name, value in record.items() if name != "recipe"}
+    named = ("recipe", "route") if record.get("route", True) else ("recipe",)
+    record = {name: value for name, value in record.items() if name not in named}
     before, merge = _FIT_BEFORE.items(), record["merge"]
     fit = {name: value for name, value in record["fit"].items() if (name, value) not in before}
     scale = {"own": None, None: "1/K"}.get(merge["scale"], merge["scale"])

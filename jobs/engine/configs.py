@@ -60,6 +60,7 @@ class FitConfig:
     held_back: int | None = 0  # of each pool, examples that the fit does not learn from
     floor: bool = False  # whether a task must be able to go back to what it is without learning
     direct: bool = False  # whether gradients are answered as tensors, not as arrays
+    route: bool = True  # whether the merge can tell which task an example is of
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,4 @@ class Prepared:
     vector: BlobRef
     features: BlobRef | None = None
     doubt: Doubt | None = None  # what speaks against the expert
+    routing: BlobRef | None = None  # what tells the task's examples from others

@@ -32,6 +32,7 @@ from tintray.numerics.sites import HEAD
 from tintray.pools import overlap, sequences
 from tintray.pools.pool import Pool
 from tintray.pools.tokens import check_known
+from tintray.routing.pools import routing_key, routing_of
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
@@ -174,6 +175,7 @@ class Experts:
         if self._config.settings.features:
             features, features_blob = self._features(checked, pool)
         vector, vector_cached = self._task_vector(checked, expert)
+        routing = self._routing(pool) if task.published is None and self._config.route else None
         seconds = time.perf_counter() - started
         suspicion = None  # of a published merge, the expert has been judged
         if task.published is None:
@@ -185,6 +187,7 @@ class Experts:
         )
         blobs = {"labels": labels_blob, "test_outputs": test_blob, "vector": vector}
         told: dict[str, Any] = {**blobs, "features": features_blob, "doubt": suspicion}
+        told["routing"] = routing
         return hosted, Prepared(task.name, seconds, cached, vector_cached, **told)
 
     def _check_published(self, task: TaskConfig, pool: Pool, test: Pool | None) -> None:
@@ -319,6 +322,14 @@ class Experts:
             return self_labels.predict_features(expert, pool, path)
 
         return self._once("self-features", key, compute)
+
+    def _routing(self, pool: Pool) -> BlobRef | None:
+        """What tells a pool's examples from others, computed or from the store; None if nothing."""
+        key = routing_key(pool)
+        if (found := lookup(self.store, "routing", key)) is not None:
+            return found
+        tensors = routing_of(pool)
+        return None if tensors is None else self.remember("routing", key, tensors)
 
     def _true_labels(self, files: TaskFiles, pool: Pool, expert: nn.Module) -> TrueLabels:
         """Which examples of the pool may be read with their label, by the seed, and the labels."""

@@ -264,6 +264,7 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
         held_back=spec.fit.held_back,
         floor=spec.fit.has_floor,
         settings=settings,
+        route=spec.route,
         pseudo_labels=PseudoLabelConfig(
             selected_fraction=objective.top_p,
             threshold=None if objective.threshold == "auto" else objective.threshold,

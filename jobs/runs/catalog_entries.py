@@ -75,4 +75,5 @@ def _kind(file: str) -> str:
     """What the catalog calls a file of a merge."""
     if file in (BACKBONE, COEFFICIENTS):
         return file.removesuffix(".safetensors")
-    return "tint" if file.startswith("tints/") else "config"
+    folder = file.partition("/")[0]
+    return {"tints": "tint", "routing": "routing"}.get(folder, "config")

@@ -23,7 +23,7 @@ from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
-from tintray.published.files import BACKBONE, config_file, tint_file
+from tintray.published.files import BACKBONE, config_file, routing_file, tint_file
 from tintray.published.manifest import Manifest, Unit
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
@@ -72,12 +72,12 @@ class Parent:
         return blobs_of(self.manifest)[BACKBONE]
 
     def files(self, task: str) -> dict[str, BlobRef]:
-        """A task's own files: its tint and its configuration."""
-        tint, prefix = tint_file(task), config_file(task, "")
+        """A task's own files: its tint, its configuration and what tells its examples."""
+        own, prefix = (tint_file(task), routing_file(task)), config_file(task, "")
         return {
             name: ref
             for name, ref in blobs_of(self.manifest).items()
-            if name == tint or name.startswith(prefix)
+            if name in own or name.startswith(prefix)
         }
 
     def published_tasks(self, tasks: Sequence[str]) -> dict[str, PublishedTask]:

@@ -26,7 +26,7 @@ from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
 from tintray.pools.held_back import held_back_count
-from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, tint_file
+from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, routing_file, tint_file
 from tintray.published.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -120,6 +120,8 @@ def _files(outcome: Outcome) -> Files:
         if name in checked.facts:
             configs = checked.facts[name].configs
             files |= {config_file(name, file): data for file, data in configs.items()}
+            if (routing := outcome.prepared[name].routing) is not None:
+                files[routing_file(name)] = routing
         elif lineage is not None:
             files |= lineage.source(name).files(name)
         if name in result.tints:

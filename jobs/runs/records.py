@@ -103,6 +103,7 @@ def use_artifacts(run: JobRun, prepared: Prepared) -> None:
         "task-vector": prepared.vector,
         "self-features": prepared.features,
         "expert-outputs": prepared.test_outputs,
+        "routing": prepared.routing,
     }
     meta = {"task": prepared.task}
     run.used(*(KnownArtifact(ref, kind, meta) for kind, ref in kinds.items() if ref is not None))

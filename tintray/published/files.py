@@ -26,6 +26,11 @@ def tint_file(task: str) -> str:
     return f"tints/{task}.safetensors"
 
 
+def routing_file(task: str) -> str:
+    """Name of the file with what tells a task's examples from others."""
+    return f"routing/{task}.safetensors"
+
+
 def config_file(task: str, name: str) -> str:
     """Name of one of a task's configuration files."""
     return f"configs/{task}/{name}"

@@ -7,6 +7,7 @@ On disk a merge is a set of named files under one manifest::
     coefficients.safetensors      Λ [K, L] and the initial Λ
     tints/<task>.safetensors      a task's private tensors: tint layer and head
     configs/<task>/…              the expert's config.json and preprocessor files
+    routing/<task>.safetensors    statistics of its pool, to tell its examples from others
 
 In memory it is one backbone, whose tensors every task's model shares.
 """
@@ -56,6 +57,9 @@ from tintray.published.files import (
     tint_file,
 )
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
+from tintray.published.routing import open_router
+from tintray.routing.features import features
+from tintray.routing.router import Route, Router
 from tintray.seals import seal
 from tintray.tinting.tint_layers import with_low_rank
 
@@ -199,6 +203,20 @@ class Merge(MergeFiles):
             self._models[task] = self.for_task(task)
         with torch.inference_mode():
             return answer(self._models[task], inputs)
+
+    @cached_property
+    def router(self) -> Router:
+        """Tells which task an example is of; see ``open_router`` for what it raises."""
+        return open_router(self)
+
+    def route(self, inputs: Mapping[str, Tensor], nearest: int = 3) -> list[Route]:
+        """Which task each of a batch's examples is of, by its inputs alone; ``nearest`` are named.
+
+        ``inputs`` are named as the :meth:`processor` of any of the tasks names them. The model is
+        not run. Raises NotFoundError, InputError as ``open_router`` and ``features`` do.
+        """
+        with torch.inference_mode():
+            return self.router.route(features(inputs), nearest)
 
     def processor(self, task: str, *, text: bool | None = None) -> Any:
         """The image processor, or the tokenizer, of the task's expert; None if it needs none.

@@ -1,0 +1,197 @@
+"""Which task an example is of, how sure that is, and whether it is of any.
+
+Each task has a Gaussian density over the features of its pool (quadratic discriminant analysis,
+with the covariance shrunk towards its diagonal as in regularised discriminant analysis, Friedman
+1989; the Mahalanobis distance to a task tells the foreign, Lee et al. 2018, arXiv 1807.03888).
+Nothing is trained: what is calibrated is calibrated on examples of the pools that no density was
+fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tintray.errors import InputError
+from tintray.routing.statistics import DIRECTIONS, TaskStatistics
+
+FALSE_REJECTION = 0.01
+"""The share of the tasks' own examples that is taken for foreign."""
+SHARED = 0.2
+"""Two tasks share their inputs if so large a share of either's examples goes to the other."""
+UNKNOWN = "unknown"
+
+_SHRINK, _FLOOR = 0.1, 1e-4  # chosen on examples held back from pools, docs/routing.md
+_CALIBRATING = 4096  # examples of all tasks together
+_SPREAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where an example belongs.
+
+    ``task`` is None if it is foreign to all tasks. ``confidence`` is the probability of the first
+    of ``nearest``, given that it is of one of the tasks. ``familiarity`` is the share of the tasks'
+    own examples that look less familiar than it does.
+    """
+
+    task: str | None
+    confidence: float
+    familiarity: float
+    nearest: tuple[tuple[str, float], ...]  # tasks with their probability, the likeliest first
+
+
+class _Density:
+    """log N(x; mean, covariance) with a covariance of a diagonal and a few directions."""
+
+    def __init__(self, known: TaskStatistics, shared: Tensor) -> None:
+        count = int(known.count)
+        shrink = _SHRINK + (1 - _SHRINK) * DIRECTIONS / (DIRECTIONS + count)
+        rest = (known.variance - known.directions.square().sum(1)).clamp_min(0)
+        diagonal = (1 - shrink) * rest + shrink * shared + _FLOOR
+        scaled = (1 - shrink) ** 0.5 * known.directions / diagonal.sqrt()[:, None]
+        left, strength, _ = torch.linalg.svd(scaled, full_matrices=False)
+        square = strength.square()
+        self._scale = diagonal.rsqrt()
+        # (I + U S² Uᵀ)⁻¹ = I − U S² / (1 + S²) Uᵀ, by Woodbury
+        self._left = left * (square / (1 + square)).sqrt()
+        self._mean = known.mean * self._scale
+        self._volume = diagonal.log().sum() + (1 + square).log().sum()
+
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared Mahalanobis distance [N] and log density [N], up to a constant."""
+        centred = features * self._scale - self._mean
+        distance = centred.square().sum(1) - (centred @ self._left).square().sum(1)
+        return distance, -0.5 * (distance + self._volume)
+
+
+class Router:
+    """Routes features to tasks.
+
+    Parameters
+    ----------
+    tasks
+        What is kept of each task, by name, in the order of the merge.
+    false_rejection
+        The share of the tasks' own examples that is taken for foreign.
+
+    Raises
+    ------
+    InputError
+        If tasks have features of different sizes, so that nothing can be compared.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, TaskStatistics], false_rejection: float = FALSE_REJECTION
+    ) -> None:
+        self.tasks = tuple(tasks)
+        known = list(tasks.values())
+        sizes = {len(of_task.mean) for of_task in known}
+        if len(sizes) != 1:
+            raise InputError(
+                "expected features of one size of all tasks, found "
+                f"{', '.join(map(str, sorted(sizes))) or 'no task'}; tasks whose inputs have "
+                "different forms cannot be told apart"
+            )
+        shared = torch.stack([of_task.variance for of_task in known]).mean(0)
+        self._densities = [_Density(of_task, shared) for of_task in known]
+        each = max(2, _CALIBRATING // len(known))
+        self._held = [of_task.examples[:each] for of_task in known]
+        self._calibrate(false_rejection)
+
+    @classmethod
+    def fit(cls, features: Mapping[str, Tensor], false_rejection: float = FALSE_REJECTION) -> Self:
+        """A router of pools' features [N, D] by task."""
+        return cls({n: TaskStatistics.of(x) for n, x in features.items()}, false_rejection)
+
+    def _calibrate(self, false_rejection: float) -> None:
+        found = [self._compare(held) for held in self._held]
+        truth = torch.arange(len(found)).repeat_interleave(torch.tensor([*map(len, self._held)]))
+        own = [distance[:, k].log() for k, (distance, _) in enumerate(found)]
+        self._typical = torch.stack([logs.median() for logs in own])
+        self._deviation = torch.stack([_deviation(logs) for logs in own])
+        densities = torch.cat([density for _, density in found])
+        best = densities.amax(1)
+        self._level, self._level_deviation = best.median(), _deviation(best)
+        self._temperature = _temperature(densities, truth)
+        distances = torch.cat([distance for distance, _ in found])
+        self._known = self._familiar(distances, densities).sort().values
+        self._threshold = self._known.quantile(false_rejection)
+        taken, count = densities.argmax(1), len(self.tasks)
+        self._confusion = torch.zeros(count, count).index_put_(
+            (truth, taken), torch.ones(len(truth)), accumulate=True
+        )
+
+    def _compare(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances and log densities [N, K]."""
+        found = [density(features) for density in self._densities]
+        return torch.stack([d for d, _ in found], 1), torch.stack([p for _, p in found], 1)
+
+    def _familiar(self, distances: Tensor, densities: Tensor) -> Tensor:
+        """How familiar examples look [N]: as near to their task as others, and in a dense place.
+
+        Distance alone would take anything for an example of a task whose images are manifold;
+        density alone would take plain images for one of a task whose images are plain.
+        """
+        best, task = densities.max(1)
+        own = distances.gather(1, task[:, None])[:, 0].log()
+        near = (self._typical[task] - own) / self._deviation[task]
+        return near + (best - self._level) / self._level_deviation
+
+    def familiarity(self, features: Tensor) -> Tensor:
+        """How familiar examples look [N], in standard deviations; comparable within a router."""
+        return self._familiar(*self._compare(features))
+
+    def route(self, features: Tensor, nearest: int = 3) -> list[Route]:
+        """Where each of N examples belongs, by its features [N, D].
+
+        Raises InputError if they are not of the size that the tasks' are.
+        """
+        width = self._held[0].shape[1]
+        if features.ndim != 2 or features.shape[1] != width:
+            raise InputError(
+                f"expected features [N, {width}], as those of the tasks, found "
+                f"{list(features.shape)}; are these inputs of the form that the tasks take?"
+            )
+        distances, densities = self._compare(features)
+        familiar = self._familiar(distances, densities)
+        below = torch.searchsorted(self._known, familiar) / len(self._known)
+        chances = (densities / self._temperature).softmax(1)
+        top = chances.topk(min(nearest, len(self.tasks)), dim=1)
+        known = (familiar >= self._threshold).tolist()
+        rows = zip(top.values.tolist(), top.indices.tolist(), below.tolist(), known, strict=True)
+        routes = []
+        for shares, places, share, of_one in rows:
+            named = tuple((self.tasks[k], p) for k, p in zip(places, shares, strict=True))
+            routes.append(Route(named[0][0] if of_one else None, named[0][1], share, named))
+        return routes
+
+    @cached_property
+    def shared(self) -> Sequence[tuple[str, str, float]]:
+        """Pairs of tasks that share their inputs, with the share of examples that change places."""
+        shares = self._confusion / self._confusion.sum(1, keepdim=True)
+        both = torch.maximum(shares, shares.T).tolist()
+        count = len(self.tasks)
+        return [
+            (self.tasks[i], self.tasks[j], both[i][j])
+            for i in range(count)
+            for j in range(i + 1, count)
+            if both[i][j] >= SHARED
+        ]
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """The standard deviation as the median deviation tells it, which no outlier moves."""
+    return (_SPREAD * (values - values.median()).abs().median()).clamp_min(1e-6)
+
+
+def _temperature(densities: Tensor, truth: Tensor) -> float:
+    """What log densities are divided by so that their softmax is as sure as it is right."""
+    grid: list[float] = torch.logspace(-1, 4, 101).tolist()
+    losses = [torch.nn.functional.cross_entropy(densities / t, truth).item() for t in grid]
+    return grid[min(range(len(grid)), key=losses.__getitem__)]
