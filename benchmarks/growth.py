@@ -295,7 +295,7 @@ def prefix_speedup(scratch: Path, site: str, overrides: Sequence[str]) -> float:
         found = workers.fit_tints([name], replace(config, prefix=prefix, rounds=rounds), theta)[0]
         took = time.process_time() - began
         assert found.prefixed == prefix
-        return took, workers.tints()[name]
+        return took, dict(workers.tints()[name].tensors)
 
     learned(False, rounds=2)  # what a process does once counts for neither
     (quick, one), (slow, other) = learned(True), learned(False)

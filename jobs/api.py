@@ -65,7 +65,7 @@ def validate(spec: JobSpec) -> ValidationReport:
         tasks=[task.name for task in spec.tasks],
         backbone_parameters=ground.parameters,
         units=len(ground.partition.layout.units),
-        site=spec.tint.told,
+        site=spec.tint.told + (f", in {bits} bits" if (bits := spec.tint.bits) else ""),
         tint_parameters={name: found.tint_parameters for name, found in facts.items()},
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
         max_pool_bytes=limits().max_pool_bytes,

@@ -48,6 +48,8 @@ class TaskResult(Record):
     agreement: float  # share of the examples on which the merge predicts what the expert predicts
     normalised: float | None  # merged / expert, or the inverse where less is better
     tint_parameters: int  # numbers that only this task has, its head included
+    tint_bytes: int  # of these, as they are stored
+    tint_bits: int  # of each of them that is part of a matrix
     test_examples: int  # how many examples the metric was measured on
     selected_fraction: float  # share of the pool that was not filtered out when the fit ended
     # of "merged" and "expert": histogram of confidences, their mean, ece, brier; None if unknown
@@ -86,6 +88,7 @@ class MergeSummary(Record):
     tint_parameters_per_task: Mapping[str, int]
     tint_share: float  # mean of what a task owns, head included / backbone parameters
     tint_bytes: int  # mean size of the file that holds it
+    tint_bytes_share: float  # mean of the bytes of what a task owns / the backbone's in float32
     head_parameters: int  # of all heads together
     rounds: int
     seconds: Mapping[str, float] = field(default_factory=dict)  # phase -> wall time

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import reprlib
 from dataclasses import dataclass
+from typing import Literal
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -63,3 +64,37 @@ def memory_bytes(value: object) -> int:
     raise ValueError(
         f"expected an amount of memory such as 512MiB or 2GiB, found {reprlib.repr(value)}"
     )
+
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+_COUNT = re.compile(r"(\d[\d_,]*) numbers?")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a task may own: so many bytes, a share of the backbone's, or numbers."""
+
+    amount: float
+    unit: Literal["share", "bytes", "numbers"]
+
+    def of(self, parameters: int) -> float:
+        """The same in bytes, or in numbers, beside a backbone of so many float32 parameters."""
+        return self.amount * 4 * parameters if self.unit == "share" else self.amount
+
+    def told(self, amount: float, parameters: int) -> str:
+        """So many bytes, or numbers, in the unit that the budget was written in."""
+        if self.unit == "numbers":
+            return f"{amount:,.0f} numbers"
+        if self.unit == "share":
+            return f"{100 * amount / 4 / parameters:.3g}% ({size_text(amount)})"
+        return size_text(amount)
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget from ``0.5%``, ``300KiB`` or ``2000 numbers``; ``ValueError`` if it is none."""
+    text = text.strip()
+    if (share := _SHARE.fullmatch(text)) and 0 < float(share[1]) <= 100:
+        return Budget(float(share[1]) / 100, "share")
+    if (count := _COUNT.fullmatch(text)) and (number := int(re.sub("[_,]", "", count[1]))) > 0:
+        return Budget(number, "numbers")
+    return Budget(memory_bytes(text), "bytes")

@@ -61,7 +61,8 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "size": f"{count(merged)} parameters; {len(summary.tasks)} separate models hold "
         f"{count(separate)}{times}",
         "per task": f"{_percent(summary.tint_share, 2)} of the backbone's {count(backbone)} "
-        f"parameters more, in {size_text(summary.tint_bytes)}",
+        f"parameters more, in {size_text(summary.tint_bytes)}{_most_of(summary)}",
+        "stored": _stored(summary),
         "time": durations(summary.seconds) if summary.seconds else "",
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
         "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),
@@ -70,6 +71,23 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     }
     print_facts(_average_facts(summary) | _held_back_fact(summary) | facts, console)
     _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
+
+
+def _most_of(summary: MergeSummary) -> str:
+    """Which task owns most, where they differ."""
+    own = summary.tint_parameters_per_task
+    largest = max(own, key=lambda name: own[name])
+    if own[largest] == min(own.values()) or not summary.backbone_parameters:
+        return ""
+    return f"; {largest} most, {_percent(own[largest] / summary.backbone_parameters, 2)}"
+
+
+def _stored(summary: MergeSummary) -> str:
+    """In how many bits tasks own their numbers, where it is not 32."""
+    bits = sorted({task.tint_bits for task in summary.tasks})
+    share = _percent(summary.tint_bytes_share, 2)
+    said = f"in {' or '.join(map(str, bits))} bits, {share} of the backbone's bytes per task"
+    return "" if bits == [32] else said
 
 
 def _average_facts(table: MergeSummary | EvalTable) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from tintray.jobs.config import locations
 from tintray.jobs.config.locations import Location
-from tintray.limits import memory_bytes
+from tintray.limits import memory_bytes, parse_budget
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
 _FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
@@ -84,6 +85,19 @@ def _count(least: int) -> BeforeValidator:
     return _auto_or(expected, lambda value: type(value) is int and value >= least)
 
 
+def _budget(value: object) -> str:
+    """A share, a size or a count, as it is written."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            parse_budget(value)
+            return value
+    raise ValueError(
+        "expected a share of the backbone's bytes (0.5%), a size (300KiB) or a count "
+        f"(2000 numbers), found {reprlib.repr(value)}"
+    )
+
+
+Budget = Annotated[str, BeforeValidator(_budget)]
 Name = Annotated[str, AfterValidator(_file_name)]
 ModelLocation = Annotated[Location, _located(locations.model_location)]
 DataLocation = Annotated[Location, _located(locations.data_location)]

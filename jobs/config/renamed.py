@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tintray.limits import parse_budget
+
 RENAMED = {
     "adapt": "pool",
     "keep": "top_p",
     "goal": "target_precision",
     "features": "feature_weight",
     "least_gain": "min_delta",
-    "budget": "max_parameters",
+    "max_parameters": "budget",
     "site": "sites",
 }
 """Old name -> new name, of fields in the sections of a job and of its tasks."""
@@ -24,7 +26,10 @@ RENAMED = {
 _FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False}
 """What fields of the section ``fit`` mean where a record of 0.1.0 has none."""
 
-_OLD = {new: old for old, new in RENAMED.items()}
+_TINT_BEFORE = {"bits": None}
+"""The same of the section ``tint``."""
+
+_OLD = {new: old for old, new in RENAMED.items() if old != "max_parameters"}  # 0.1.0: budget too
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,13 +41,17 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     record.setdefault("route", True)
     if isinstance(fit := record.get("fit"), Mapping):
         record["fit"] = _FIT_BEFORE | dict(fit)
-    if isinstance(tint := record.get("tint"), Mapping) and "rank" in tint:
-        others = {name: value for name, value in tint.items() if name != "rank"}
-        record["tint"] = {
-            **others,
-            "sites": [{"site": tint["sites"], "rank": tint["rank"], "lr": None}],
-        }
+    if isinstance(tint := record.get("tint"), Mapping):
+        record["tint"] = _upgraded_tint(_TINT_BEFORE | dict(tint))
     return record
+
+
+def _upgraded_tint(tint: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(tint.get("budget"), int):
+        tint["budget"] = f"{tint['budget']} numbers"
+    if "rank" in tint:
+        tint["sites"] = [{"site": tint["sites"], "rank": tint.pop("rank"), "lr": None}]
+    return tint
 
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,12 +61,20 @@ def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     before, merge = _FIT_BEFORE.items(), record["merge"]
     fit = {name: value for name, value in record["fit"].items() if (name, value) not in before}
     scale = {"own": None, None: "1/K"}.get(merge["scale"], merge["scale"])
-    record = {**record, "fit": fit, "merge": {**merge, "scale": scale}}
-    tint = record["tint"]
-    first, *others = tint["sites"] or [None]
-    if first and not others and first["lr"] is None:
-        record = {**record, "tint": {**tint, "sites": first["site"], "rank": first["rank"]}}
+    tint = _hashed_tint(dict(record["tint"]))
+    record = {**record, "fit": fit, "merge": {**merge, "scale": scale}, "tint": tint}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
+
+
+def _hashed_tint(tint: dict[str, Any]) -> dict[str, Any]:
+    match tint["sites"]:
+        case [{"site": site, "rank": rank, "lr": None}]:
+            tint |= {"sites": site, "rank": rank}
+    if tint["bits"] in (None, 32):
+        del tint["bits"]
+    if tint["budget"] is not None and (budget := parse_budget(tint["budget"])).unit == "numbers":
+        tint["budget"] = int(budget.amount)
+    return tint
 
 
 def _with_names(section: Any, names: Mapping[str, str]) -> Any:

@@ -24,6 +24,7 @@ from tintray.jobs.config.documents import Document
 from tintray.jobs.config.errors import explain
 from tintray.jobs.config.fields import (
     Bounds,
+    Budget,
     DataLocation,
     Memory,
     ModelLocation,
@@ -35,7 +36,8 @@ from tintray.jobs.config.fields import (
     WorkerCount,
 )
 from tintray.jobs.config.settings import limits
-from tintray.numerics.choices import Choice, Format, Granularity, Optimiser
+from tintray.limits import parse_budget
+from tintray.numerics.choices import Bits, Choice, Format, Granularity, Optimiser
 from tintray.numerics.schedules import Schedule, Shape, schedule
 from tintray.numerics.sites import AUTO, HEAD, TintSite
 from tintray.tasks.kinds import Distance, Filter, KindName, Labels
@@ -51,7 +53,7 @@ _FROM_INIT = (TINT, *ADAMERGING, SURGERY)
 
 MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
 MOST = {
-    **dict.fromkeys(("seed", "memory", "max_parameters"), 2**63),
+    **dict.fromkeys(("seed", "memory"), 2**63),
     **dict.fromkeys(("batch_size", "micro_batch"), 10**6),
     **dict.fromkeys(("workers", "shards"), 10**5),
     "scale": MOST_SCALE,
@@ -320,9 +322,12 @@ class TintSpec(Section):
     sites: Sites | None = None
     """Where: one or more of `head`, `prompt`, a module's path, `norms`, a pattern; or `auto`.
 
-    Left out, a prompt and the head where coefficients are learned, else the head."""
-    max_parameters: int | None = Field(default=None, ge=1)
-    """The most parameters per task that `auto` may choose a site with; left out, any."""
+    Left out, what the budget buys; without one, a prompt and the head where coefficients are
+    learned, else the head."""
+    budget: Budget | None = None
+    """The most that a task may own, its head included, in the mean: 0.5%, 300KiB, 2000 numbers."""
+    bits: Bits | None = None
+    """What a number that a task owns is stored in: 32, or rounded to 16, 8 or 4; left out, 32."""
     learned: bool = True
     """Whether the tint layers learn; otherwise each stays as its expert has it."""
 
@@ -338,10 +343,18 @@ class TintSpec(Section):
             return (TintSite(HEAD),)
         return tuple(entry.place for entry in self.sites)
 
+    def most_numbers(self, parameters: int) -> float | None:
+        """The budget in numbers, beside a backbone of so many parameters; None without one."""
+        if self.budget is None:
+            return None
+        budget = parse_budget(self.budget)
+        most = budget.of(parameters)
+        return most if budget.unit == "numbers" else most * 8 / (self.bits or 32)
+
     @property
     def told(self) -> str:
         """The sites in a few words."""
-        return ", ".join(map(str, self.places))
+        return AUTO if self.auto else ", ".join(map(str, self.places))
 
     @field_validator("sites")
     @classmethod

@@ -38,8 +38,11 @@ class SplitModel:
     @property
     def parameters(self) -> int:
         """Parameters of the backbone, the tint site included."""
-        module = self.module
-        return sum(module.get_parameter(n).numel() for n in backbone_names(module))
+        return _parameters(self.module)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(module.get_parameter(n).numel() for n in backbone_names(module))
 
 
 def load_base_model(spec: JobSpec) -> SplitModel:
@@ -51,7 +54,7 @@ def load_base_model(spec: JobSpec) -> SplitModel:
     check_same_computation(base, expert, "the base", like[1])
     module = load_base(base, like=expert)
     if spec.tint.auto:  # still to be found: all but the head is laid out
-        candidates(module, spec.tint.max_parameters)
+        candidates(module, spec.tint.most_numbers(_parameters(module)))
     return SplitModel(base.digest(), split_for(module, spec), like)
 
 

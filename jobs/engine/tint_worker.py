@@ -36,6 +36,7 @@ from tintray.tasks.evaluation import TaskScore, score
 from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.prefix import CachedPool, NoPrefixError, PrefixModel, fit_tints, prefix_key
+from tintray.tinting.stored_tints import decode
 from tintray.tinting.tint_layers import FusedModel
 
 HELD_BACK, MOST_HELD = 0.2, 1000
@@ -114,6 +115,7 @@ class TintWorker(Worker):
         """Learn a task's tint layer under θ, from where it is."""
         hosted = self._hosted[name]
         started = time.perf_counter()
+        self._rounding.pop(name, None)  # it goes on from what was stored, in full precision
         if not hosted.layer.parameters:  # the merge's tint layers do not learn
             return self._as_it_is(hosted, config, theta, started)
         backbone = [readable(piece) for piece in theta]
@@ -181,10 +183,8 @@ class TintWorker(Worker):
 
     def give_tint(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Let a task's tint layer go on from these tensors."""
-        layer = self._hosted[name].layer
-        with torch.no_grad():
-            for key, array in tensors.items():
-                layer.tensors[key].copy_(torch.from_numpy(array.copy()))
+        given = {key: torch.from_numpy(array.copy()) for key, array in tensors.items()}
+        self._hosted[name].layer.assign(given)
 
     def _visited(self, hosted: HostedTask, rows: Tensor, config: TintConfig) -> Tensor:
         """Which examples the rounds come back to; see ``EPOCHS``."""
@@ -258,8 +258,10 @@ class TintWorkerPool(WorkerPool[TintWorker]):
         return {task.name: agreement for task, agreement in zip(self.tasks, found, strict=True)}
 
     def evaluate(self, names: Iterable[str], theta: Floats) -> list[TaskScore]:
-        """Measure these tasks under θ [P]."""
-        shared = as_argument(self._backend.put(theta))
+        """Round these tasks' tints to what is stored, and measure them under θ [P]."""
+        put = self._backend.put(theta)
+        self.round_tints(names, put)
+        shared = as_argument(put)
         return self._backend.get(self.each(names, TintWorker.evaluate, shared))
 
     def give_tints(self, tints: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -267,7 +269,7 @@ class TintWorkerPool(WorkerPool[TintWorker]):
         self._backend.get(
             [
                 self._hosts[name].call(
-                    TintWorker.give_tint, name, {k: t.numpy() for k, t in own.items()}
+                    TintWorker.give_tint, name, {k: t.numpy() for k, t in decode(own).items()}
                 )
                 for name, own in tints.items()
             ]

@@ -23,7 +23,7 @@ from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFac
 from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
 from tintray.jobs.engine.trials import Candidate, probe
-from tintray.numerics.choices import Precision
+from tintray.numerics.choices import Bits, Precision
 from tintray.pools import sequences
 from tintray.pools.held_back import MOST, held_back_count, split_pool
 from tintray.pools.pool import Pool
@@ -33,7 +33,17 @@ from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
+from tintray.tinting.stored_tints import LADDER, decode, encode
 from tintray.tinting.tint_layers import FusedModel, TintLayer, without_learning
+
+MAY_LOSE = 0.002
+"""The share of agreement with its expert that rounding a task's tint may cost."""
+
+JUDGED = 2000
+"""Examples of a pool, at most, by which it is judged what rounding costs."""
+
+Tint = tuple[dict[str, NDArray[Any]], Bits, float]
+"""What a task owns, as it is stored, as arrays; in how many bits; and what rounding cost."""
 
 MARK = "checkpoint"
 """Name of the tensor that makes the blobs of a checkpoint its own: no other job shares them."""
@@ -50,6 +60,7 @@ class Worker:
         self._store, self._cache = self._experts.store, self._experts.cache
         self._checked: dict[str, CheckedTask] = {}
         self._hosted: dict[str, HostedTask] = {}
+        self._rounding: dict[str, tuple[Bits, float]] = {}  # task -> bits, and what they cost
         self._groups: dict[int, TaskGroup] = {}
         self._starts: dict[str, dict[str, Tensor]] = {}  # of each task, where there is a floor
         self._model: FusedModel | None = None
@@ -270,9 +281,30 @@ class Worker:
         rows = torch.arange(min(examples, len(hosted.pool)))
         return self._agreement_at(hosted, rows, theta)
 
-    def tint(self, name: str) -> dict[str, NDArray[Any]]:
-        """The private tensors of a task, as arrays."""
-        return {k: v.detach().cpu().numpy() for k, v in self._hosted[name].layer.tensors.items()}
+    def round_tint(self, name: str, bits: Bits, only: bool, *theta: Sent) -> None:
+        """Round a task's tint to what is stored, so that it is measured as it is published.
+
+        Where 8 or 4 bits cost more than ``MAY_LOSE`` of agreement on the pool under θ, it gets more
+        of them, unless ``only`` these will do.
+        """
+        layer = self._hosted[name].layer
+        exact = {key: tensor.detach().clone() for key, tensor in layer.tensors.items()}
+        before = self.agreement(name, JUDGED, *theta) if bits < 16 else 0.0
+        for rounded in LADDER[LADDER.index(bits) :]:
+            layer.assign(decode(encode(exact, rounded)))
+            self._rounding[name] = rounded, 0.0
+            if rounded >= 16:
+                return
+            lost = before - self.agreement(name, JUDGED, *theta)
+            self._rounding[name] = rounded, lost
+            if only or lost <= MAY_LOSE:
+                return
+
+    def tint(self, name: str) -> Tint:
+        """What a task owns, as it is stored."""
+        bits, lost = self._rounding.get(name, (32, 0.0))
+        stored = encode({k: v.cpu() for k, v in self._hosted[name].layer.tensors.items()}, bits)
+        return {k: v.detach().numpy() for k, v in stored.items()}, bits, lost
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
@@ -288,6 +320,9 @@ class Worker:
         """Let a task keep the statistics of batch normalisation that it has under θ."""
         self._fused.bind(self._backbone(theta), None)
         self._fused.estimate(hosted.layer, hosted.pool)
+        if hosted.task.name in self._rounding:
+            bits, _ = self._rounding[hosted.task.name]
+            hosted.layer.assign(decode(encode(hosted.layer.tensors, bits)))
 
     def _agreement_at(
         self,

@@ -13,7 +13,15 @@ from tintray.errors import InputError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import ActorHandle, Backend, Future, P, Placement, T
+from tintray.jobs.engine.backend import (
+    ActorHandle,
+    Backend,
+    Future,
+    P,
+    Placement,
+    T,
+    as_argument,
+)
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.coordinator import Assignment
@@ -29,6 +37,7 @@ from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
 from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import backbone_names
+from tintray.numerics.choices import Bits
 from tintray.numerics.precision import resolve
 from tintray.numerics.randomness import sample_tasks
 from tintray.storage.artifacts.blobs import BlobRef
@@ -37,6 +46,7 @@ from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.registry import find_kind
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.step import StepSettings
+from tintray.tinting.stored_tints import StoredTint
 
 W_co = TypeVar("W_co", bound=Worker, covariant=True)
 
@@ -59,7 +69,7 @@ class WorkerPool(Generic[W_co]):
         self._backend = backend
         self._spec = spec
         self._base = base
-        self.tasks = [_task_config(spec, task, published or {}) for task in spec.tasks]
+        self.tasks = [task_config(spec, task, published) for task in spec.tasks]
         self.plan = make_plan(spec, base, backend.capacity())
         self._shards: Shards | None = None
         config = replace(_fit_config(spec, base), direct=backend.tensor_transport)
@@ -183,12 +193,24 @@ class WorkerPool(Generic[W_co]):
         seed, names = self._spec.fit.seed, [task.name for task in self.tasks]
         return lambda n: frozenset(names[k] for k in sample_tasks(seed, n, len(names), count))
 
-    def tints(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Every task's private tensors, as they are now."""
+    @property
+    def bits(self) -> Bits:
+        """What a number that a task owns is stored in."""
+        return self._spec.tint.bits or 32
+
+    def round_tints(self, names: Iterable[str], theta: Future[Floats]) -> None:
+        """Round what tasks of these names own to what is stored, judged under θ [P]."""
+        if self.bits < 32:
+            only = self._spec.tint.budget is not None  # more bits would not fit it
+            shared = as_argument(theta)
+            self._backend.get(self.each(names, Worker.round_tint, self.bits, only, shared))
+
+    def tints(self) -> dict[str, StoredTint]:
+        """What every task owns, as it is stored."""
         tints = self._backend.get(self.each(None, Worker.tint))
         return {
-            name: {key: torch.from_numpy(array.copy()) for key, array in tensors.items()}
-            for name, tensors in zip(self._hosts, tints, strict=True)
+            name: StoredTint({k: torch.from_numpy(a.copy()) for k, a in arrays.items()}, bits, lost)
+            for name, (arrays, bits, lost) in zip(self._hosts, tints, strict=True)
         }
 
     def merge(self, coefficients: Floats) -> Floats:
@@ -218,9 +240,10 @@ class WorkerPool(Generic[W_co]):
         return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors))
 
 
-def _task_config(
-    spec: JobSpec, task: TaskSpec, published: Mapping[str, PublishedTask]
+def task_config(
+    spec: JobSpec, task: TaskSpec, published: Mapping[str, PublishedTask] | None = None
 ) -> TaskConfig:
+    """What a worker must know of a task, which may be ``published`` by then."""
     return TaskConfig(
         name=task.name,
         kind=find_kind(task.kind),
@@ -230,7 +253,7 @@ def _task_config(
         labelled=task.labelled,
         base=str(spec.base),
         factory=spec.factory,
-        published=published.get(task.name),
+        published=(published or {}).get(task.name),
         classes=task.zero_shot.classes,
         templates=task.zero_shot.templates,
     )

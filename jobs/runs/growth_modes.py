@@ -29,6 +29,7 @@ from tintray.published.files import COEFFICIENTS
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.tasks.evaluation import TaskScore
+from tintray.tinting.stored_tints import StoredTint
 from tintray.vectors.coefficients import Coefficients
 
 
@@ -82,7 +83,7 @@ class Child:
         self,
         theta: Tensor | None,
         coefficients: Tensor,
-        tints: Mapping[str, Mapping[str, Tensor]],
+        tints: Mapping[str, StoredTint],
         scores: Iterable[TaskScore],
         selected_fraction: Mapping[str, float],
         peak_memory: int,
@@ -222,7 +223,7 @@ def _coefficients(growth: Growth, before: Sequence[Attempt]) -> Attempt:
 
 def _refit_old(
     growth: Growth, theta: Floats
-) -> tuple[list[TaskScore], dict[str, dict[str, Tensor]], tuple[Loss, ...], int]:
+) -> tuple[list[TaskScore], dict[str, StoredTint], tuple[Loss, ...], int]:
     """Learn the old tints again under θ [P], without experts: scores, tints, losses, bytes."""
     names, spec = growth.old, growth.spec
     workers = growth.old_workers(growth.context, names)
@@ -273,7 +274,7 @@ def _joint(growth: Growth, before: Sequence[Attempt]) -> Attempt:
     if before:
         last = before[-1].result
         start = last.coefficients
-        workers.give_tints({name: last.tints[name] for name in growth.new})
+        workers.give_tints({name: last.tints[name].tensors for name in growth.new})
     corrected = parent.manifest.corrected
     base_blob = _without(growth, parent.merge.tasks) if corrected else growth.base_blob
     workers.load(base_blob, prepared)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tintray.errors import CheckpointError
+from tintray.errors import CheckpointError, SpecError
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import ADAMERGING
+from tintray.jobs.config.sections import ADAMERGING, SURGERY
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel, load_base_model, split_for
+from tintray.jobs.engine.budgets import within_budget
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.featcal import fitted_layers
@@ -68,11 +69,17 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
         this size within its memory.
     """
     spec = with_method_defaults(spec)
-    base, found, tasks = load_base_model(spec), job_recipe(spec), len(spec.tasks)
+    spec, base = within_budget(spec, load_base_model(spec))
+    if spec.merge.method == SURGERY and (spec.tint.bits or 32) < 32:
+        raise SpecError(
+            f"tint.bits: '{SURGERY}' measures every task with its head as it is; expected 32, "
+            f"found {spec.tint.bits}"
+        )
     if spec.tint.sites is None:
         sites = [{"site": s.at, "rank": s.rank} for s in default_sites(base.module)]
         spec = spec.changed(tint={"sites": sites})
         base = replace(base, partition=split_for(base.module, spec))
+    found, tasks = job_recipe(spec), len(spec.tasks)
     found.method.check_tasks(tasks)
     if not spec.merge.learned:
         shapes = {slot.name: slot.shape for slot in base.partition.layout.slots}
@@ -221,6 +228,14 @@ class PreparedJob:
             lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
             most=most,
         )
+
+    def round_tints(self, backbones: Mapping[str, Floats]) -> None:
+        """Round what every task owns to what is stored, judged on its backbone."""
+        if self.workers.bits == 32:
+            return
+        shared = {name: self.backend.put(theta) for name, theta in backbones.items()}
+        for name in self.workers.assignment.hosts:
+            self.workers.round_tints([name], shared[name if name in shared else ""])
 
     def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
         """Measure every task on its backbone, in the order of the job."""

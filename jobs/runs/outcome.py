@@ -16,6 +16,7 @@ from tintray.jobs.runs.change import Change
 from tintray.jobs.runs.guard import Loss
 from tintray.jobs.runs.parent import Parent, unchanged_since
 from tintray.tasks.evaluation import TaskScore
+from tintray.tinting.stored_tints import StoredTint
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Result:
     theta: Tensor | None  # the backbone [P]; None where it is the parent's, or the ancestor's
     coefficients: Tensor  # Λ [K, L] over all tasks of the merge
     initial: Tensor  # where Λ began
-    tints: Mapping[str, Mapping[str, Tensor]]  # the private tensors that are new or have changed
+    tints: Mapping[str, StoredTint]  # what tasks own, where it is new or has changed
     scores: Mapping[str, TaskScore]  # of the tasks that were measured; others answer as before
     selected_fraction: Mapping[str, float]  # of the last batches, by the confidence filter
     peak_memory: int  # bytes, of all workers and shards together

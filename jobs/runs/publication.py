@@ -21,7 +21,7 @@ from tintray.jobs.engine.finding import blobs_of, manifest_of
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.guard import fitted
 from tintray.jobs.runs.job_run import JobRun
-from tintray.jobs.runs.outcome import Lineage, Outcome
+from tintray.jobs.runs.outcome import Lineage, Outcome, Result
 from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
@@ -125,7 +125,7 @@ def _files(outcome: Outcome) -> Files:
         elif lineage is not None:
             files |= lineage.source(name).files(name)
         if name in result.tints:
-            files[tint_file(name)] = tensors_as_bytes(result.tints[name])
+            files[tint_file(name)] = tensors_as_bytes(result.tints[name].tensors)
     return files
 
 
@@ -148,7 +148,9 @@ def _manifest(outcome: Outcome, run: JobRun) -> UnpublishedManifest:
     """What the merge is and where it comes from; all that a job may need later is named in it."""
     lineage = outcome.lineage
     entries = [_entry(outcome, task) for task in outcome.checked.spec.tasks]
+    rounded = any(entry.tint_bits < 32 for entry in entries)
     common: dict[str, Any] = {
+        "format_version": FORMAT_VERSION if rounded else 1,
         "tintray": version("tintray"),
         "created": publication_time(),
         "job_id": run.job_id,
@@ -178,7 +180,6 @@ def _of_experts(outcome: Outcome) -> dict[str, Any]:
     experts = {name: facts.expert_digest for name, facts in checked.facts.items()}
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "parent": None,
         "base": ModelEntry(source=str(spec.base), sha256=base.digest),
         "backbone_parameters": base.parameters,
@@ -234,6 +235,8 @@ def _entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
             changed["held_back"] = None
     if name in result.selected_fraction:
         changed["kept"] = result.selected_fraction[name]
+    if name in result.tints:
+        changed |= _stored(result, name)
     return lineage.source(name).merge.task(name).changed(**changed)
 
 
@@ -271,11 +274,17 @@ def _new_entry(outcome: Outcome, task: TaskSpec) -> TaskEntry:
         test=test,
         tint_parameters=facts.tint_parameters + result.extra_parameters.get(task.name, 0),
         head_parameters=facts.head_parameters,
+        **_stored(result, task.name),
         kept=result.selected_fraction[task.name],
         score=ScoreEntry.of(result.scores[task.name]),
         # Of a small pool nothing is held back: it was watched as a whole.
         held_back=result.held_back.get(task.name) if held else None,
     )
+
+
+def _stored(result: Result, name: str) -> dict[str, Any]:
+    """In how many bits and bytes what a task owns is stored."""
+    return {"tint_bits": result.tints[name].bits, "tint_bytes": result.tints[name].nbytes}
 
 
 def _task_vector(outcome: Outcome, name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.statistics import Refs
+from tintray.jobs.engine.worker import MAY_LOSE
 from tintray.jobs.events import Notice, TaskPrepared
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome
@@ -130,11 +131,27 @@ def remark_on_result(run: JobRun, outcome: Outcome) -> None:
             share = result.selected_fraction[name]
             if said := shortfall(kinds[name], facts[name].classes, score, share):
                 run.remark(f"task '{name}': {said}")
+    for said in _bits(outcome):
+        run.remark(said)
     if outcome.lineage is not None and (gone := _gone_from_correction(outcome, outcome.lineage)):
         run.remark(
             f"the correction that tasks learned together stays in the backbone, and was learned "
             f"from {', '.join(gone)} too (fit.correction_lr); run the job anew to be rid of it"
         )
+
+
+def _bits(outcome: Outcome) -> list[str]:
+    """Of which tasks rounding takes too much, and what was done about it."""
+    tint, said = outcome.checked.spec.tint, []
+    for name, stored in outcome.result.tints.items():
+        if stored.bits > (tint.bits or 32):
+            said.append(f"task '{name}' is stored in {stored.bits} bits: {tint.bits} cost too much")
+        elif stored.lost > MAY_LOSE:
+            said.append(
+                f"task '{name}' loses {100 * stored.lost:.1f} points of agreement by being stored "
+                f"in {stored.bits} bits; more would not fit tint.budget ({tint.budget})"
+            )
+    return said
 
 
 def _gone_from_correction(outcome: Outcome, lineage: Lineage) -> list[str]:

@@ -174,12 +174,16 @@ class FitPlan(JobPlan):
         best, values = coordinator.best, fitted.coefficients.values
         held_back: Mapping[str, float] = {} if best is None else best.agreement
         if start is not None and fitted.taken:
-            scores, theta = job.scores({"": start.theta}), start.theta
+            theta = start.theta
+            job.round_tints({"": theta})
+            scores = job.scores({"": theta})
             held_back, values = start.agreement, torch.full_like(values, start.scale)
             for score in scores:
                 context.run.measured(score)
         else:
-            scores, theta = coordinator.scores(context.run.measured), coordinator.backbone()
+            theta = coordinator.backbone()
+            job.round_tints({"": theta})
+            scores = coordinator.scores(context.run.measured)
         return Result(
             theta=torch.from_numpy(theta.copy()),
             coefficients=values,
@@ -210,6 +214,7 @@ class MethodPlan(JobPlan):
         """Measure every task on its backbone; after surgery, where that is the method."""
         job, backbones = fitted
         added: dict[str, dict[str, Tensor]] = {}
+        job.round_tints(backbones)
         if job.spec.merge.method == SURGERY:
             added, scores = job.operate(backbones)
         else:
@@ -229,7 +234,10 @@ class MethodPlan(JobPlan):
             theta=torch.from_numpy(shared.copy()),
             coefficients=coefficients.clone(),
             initial=coefficients,
-            tints={name: {**tint, **added.get(name, {})} for name, tint in tints.items()},
+            tints={
+                name: replace(tint, tensors={**tint.tensors, **added.get(name, {})})
+                for name, tint in tints.items()
+            },
             scores={score.task: score for score in scores},
             selected_fraction=dict.fromkeys(job.facts, 1.0),
             peak_memory=job.workers.peak_memory(),

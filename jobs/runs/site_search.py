@@ -52,7 +52,7 @@ def find_site(
     Raises SpecError if no site fits the job's budget of parameters.
     """
     job = _prepared(at(spec, HEAD), backend, store)
-    sites = candidates(job.base.partition.module, spec.tint.max_parameters)
+    sites = candidates(job.base.partition.module, spec.tint.most_numbers(job.base.parameters))
     key = _key(spec, job)
     known = lookup(store, "placements", key)
     if known is not None:

@@ -30,6 +30,8 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
         agreement=score.agreement,
         normalised=score.normalised,
         tint_parameters=task.tint_parameters,
+        tint_bytes=_bytes(task),
+        tint_bits=task.tint_bits,
         test_examples=score.examples,
         selected_fraction=task.selected_fraction,
         calibration=score.calibration,
@@ -37,6 +39,11 @@ def task_result(task: TaskEntry, score: TaskScore) -> TaskResult:
         at_chance=task.expert.at_chance,
         held_back=task.held_back,
     )
+
+
+def _bytes(task: TaskEntry) -> int:
+    """Bytes of what a task owns; of merges that do not tell, in float32."""
+    return task.tint_bytes or 4 * task.tint_parameters
 
 
 def summary(manifest: Manifest, url: str) -> MergeSummary:
@@ -60,6 +67,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         tint_parameters_per_task=tint,
         tint_share=mean(list(tint.values())) / manifest.backbone_parameters,
         tint_bytes=round(mean([files[name].size if name in files else 0 for name in own])),
+        tint_bytes_share=mean([_bytes(task) for task in tasks]) / 4 / manifest.backbone_parameters,
         head_parameters=sum(task.head_parameters for task in tasks),
         rounds=manifest.rounds,
         seconds=manifest.seconds,

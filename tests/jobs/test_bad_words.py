@@ -149,7 +149,7 @@ OPTIONS = (
 FIELDS = (
     *("fit.rounds", "fit.batch_size", "fit.seed", "fit.tint_lr", "fit.correction_lr", "tint.rank"),
     *("fit.patience", "merge.scale", "objective.temperature", "objective.feature_weight"),
-    *("tint.max_parameters", "cluster.workers", "cluster.threads_per_worker", "growth.tolerance"),
+    *("cluster.workers", "cluster.threads_per_worker", "growth.tolerance"),
     "growth.target",
 )
 

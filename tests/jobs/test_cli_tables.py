@@ -40,6 +40,8 @@ TASK = TaskResult(
     agreement=0.77,
     normalised=0.8,
     tint_parameters=1930,
+    tint_bytes=7720,
+    tint_bits=32,
     test_examples=2000,
     selected_fraction=0.875,
 )
@@ -58,6 +60,7 @@ SUMMARY = MergeSummary(
     tint_parameters_per_task={"mnist": 1930, "svhn": 1930},
     tint_share=1930 / 1_200_000,
     tint_bytes=8000,
+    tint_bytes_share=1930 / 1_200_000,
     head_parameters=3860,
     rounds=300,
     seconds={"preparing": 12.0, "fitting": 170.0},

@@ -65,10 +65,10 @@ def test_a_second_job_finds_what_the_first_one_found(tiny: TinyZoo, placed: Any)
 
 
 def test_a_budget_leaves_out_what_is_larger(tiny: TinyZoo, tmp_path: Path) -> None:
-    manifest, _ = run(tiny, tmp_path, max_parameters=200)
+    manifest, _ = run(tiny, tmp_path, budget="200 numbers")
     assert manifest.site == "head"
-    with pytest.raises(SpecError, match=r"^tint\.max_parameters.*at least 34"):
-        run(tiny, tmp_path, max_parameters=5)
+    with pytest.raises(SpecError, match=r"^tint\.budget.*at least 34"):
+        run(tiny, tmp_path, budget="5 numbers")
 
 
 def test_candidates_are_the_head_and_every_block(tiny: TinyZoo) -> None:

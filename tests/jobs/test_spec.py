@@ -388,7 +388,7 @@ def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
     spec = JobSpec.from_record(known["record"])
     assert (spec.objective.top_p, spec.objective.target_precision) == (0.7, 0.6)
     assert (spec.objective.feature_weight, spec.fit.min_delta) == (0.5, 0.01)
-    assert (spec.tint.max_parameters, spec.tasks[0].pool.ignore) == (5000, 255)
+    assert (spec.tint.budget, spec.tasks[0].pool.ignore) == ("5000 numbers", 255)
     assert spec.digest() == known["digest"]
     assert spec.submission_hash() == known["submission_hash"]
     assert JobSpec.from_record(spec.record()) == spec
@@ -399,7 +399,12 @@ def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_name_is_refused_with_the_new_one(load: Load, old: str) -> None:
-    sections = {"adapt": "tasks.mnist", "least_gain": "fit", "budget": "tint", "site": "tint"}
+    sections = {
+        "adapt": "tasks.mnist",
+        "least_gain": "fit",
+        "max_parameters": "tint",
+        "site": "tint",
+    }
     path = f"{sections.get(old, 'objective')}.{old}"
     assert refusal(load, JOB, f"{path}=1").endswith(f"{path}: renamed, write `{RENAMED[old]}`")
     written = refusal(load, JOB.replace("pool: {path: data/mnist", "adapt: {path: data/mnist"))

@@ -13,6 +13,9 @@ Format = Literal["f32", "bf16", "int8", "int4"]
 Optimiser = Literal["muon", "adam"]
 """What moves the shared correction."""
 
+Bits = Literal[4, 8, 16, 32]
+"""What a number that a task owns is stored in."""
+
 Precision = Literal["float32", "bfloat16"]
 Choice = Literal["auto", "float32", "bfloat16"]
 """What the passes of a fit compute in; ``auto`` is the first that the processor has."""

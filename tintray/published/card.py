@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from tintray.errors import printable
+from tintray.limits import size_text
 from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.metrics import find_metric
 
@@ -67,8 +68,20 @@ def _what(manifest: Manifest, task: str | None) -> str:
         f"{alone}A merge of {len(manifest.tasks)} fine-tuned models (method "
         f"{_code(manifest.job.merge.method)}, tint site {_code(manifest.site)}), made by tintray "
         f"{_plain(manifest.tintray)}: one backbone of {manifest.backbone_parameters:,} parameters "
-        "that all tasks share, and one small layer and a head per task."
+        f"that all tasks share, and one small layer and a head per task{_owned(manifest.tasks)}."
     )
+
+
+def _owned(tasks: Sequence[TaskEntry]) -> str:
+    """How much the mean task owns, in numbers and, where manifests tell, in bytes."""
+    numbers, size = (
+        sum(getattr(task, name) for task in tasks) / len(tasks)
+        for name in ("tint_parameters", "tint_bytes")
+    )
+    bits = sorted({task.tint_bits for task in tasks})
+    stored = f", stored in {size_text(round(size))}" if size else ""
+    rounded = "" if bits == [32] else f" ({' or '.join(map(str, bits))} bits a number)"
+    return f" ({numbers:,.0f} parameters in the mean{stored}{rounded})"
 
 
 def _usage(task: str | None, tasks: Sequence[TaskEntry], manifest: Manifest, form: Form) -> str:

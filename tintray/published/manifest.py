@@ -30,12 +30,15 @@ from pydantic import (
 )
 
 from tintray.errors import InputError, NotFoundError
+from tintray.numerics.choices import Bits
 from tintray.numerics.layout import Layout
 from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.kinds import KindName
 
 FORMAT: Final = "tintray-merge"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format that is read; that of merges with rounded tints. All others are of format 1."""
+
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 64 * 2**20
 """Bytes of a manifest that are read; one of a thousand tasks has some 4 MB."""
@@ -206,6 +209,8 @@ class TaskEntry(Part):
     test: TestEntry | None
     tint_parameters: Count
     head_parameters: Count = 0
+    tint_bits: Bits = 32  # what a number of these is stored in
+    tint_bytes: Count = 0  # of all of them together; 0: before versions told it
     selected_fraction: Number = Field(alias="kept")  # of the pool, when the fit ended
     score: ScoreEntry
     held_back: Number | None = None  # agreement on pool examples that the fit did not learn from

@@ -61,6 +61,7 @@ from tintray.published.routing import open_router
 from tintray.routing.features import features
 from tintray.routing.router import Route, Router
 from tintray.seals import seal
+from tintray.tinting.stored_tints import decode
 from tintray.tinting.tint_layers import with_low_rank
 
 
@@ -159,9 +160,11 @@ class Merge(MergeFiles):
         return found
 
     def tint(self, task: str) -> dict[str, Tensor]:
-        """A task's private tensors by name: tint layer and head."""
+        """A task's private tensors by name, in the precision that models compute in."""
         self.task(task)
-        return self.tensors(tint_file(task))
+        stored = self.tensors(tint_file(task))
+        with foreign(f"{self.url}/{tint_file(task)} holds no tint", IntegrityError):
+            return decode(stored)
 
     def config(self, task: str) -> dict[str, Any]:
         """The ``config.json`` of a task's expert."""

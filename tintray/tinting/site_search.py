@@ -24,7 +24,7 @@ _FIRST_STEPS = 40
 
 @dataclass(frozen=True)
 class Site:
-    """A candidate: where, and how many parameters a task would own there."""
+    """A candidate: where, and how many parameters a task would own, its head included."""
 
     name: str
     parameters: int
@@ -50,7 +50,7 @@ class Rung:
     rounds: int
 
 
-def candidates(module: nn.Module, budget: int | None = None) -> list[Site]:
+def candidates(module: nn.Module, budget: float | None = None) -> list[Site]:
     """The head and every block of the backbone, within a budget of parameters per task.
 
     Blocks are the members of the backbone's longest lists of modules.
@@ -60,14 +60,14 @@ def candidates(module: nn.Module, budget: int | None = None) -> list[Site]:
     SpecError
         If nothing fits the budget.
     """
-    names = [HEAD, *_blocks(module)]
+    names = [HEAD, *blocks(module)]
     sites = [Site(name, _parameters(module, name)) for name in names]
     fitting = [site for site in sites if budget is None or site.parameters <= budget]
     if not fitting:
         least = min(sites, key=lambda site: site.parameters)
         raise SpecError(
-            f"tint.max_parameters: no site has at most {budget:,} parameters; expected at least "
-            f"{least.parameters:,}, those of '{least.name}'"
+            f"tint.budget: no site has at most {budget:,.0f} numbers with the head; expected at "
+            f"least {least.parameters:,}, those of '{least.name}'"
         )
     return fitting
 
@@ -117,7 +117,8 @@ def suffix_share(module: nn.Module, site: str) -> float:
     return sum(sizes[first:]) / sum(sizes)
 
 
-def _blocks(module: nn.Module) -> list[str]:
+def blocks(module: nn.Module) -> list[str]:
+    """Paths of the members of the backbone's longest lists of modules, in order."""
     lists = [
         (path, child)
         for path, child in module.named_modules()
@@ -132,5 +133,5 @@ def _blocks(module: nn.Module) -> list[str]:
 
 
 def _parameters(module: nn.Module, name: str) -> int:
-    paths = head_modules(module) if name == HEAD else (name,)
+    paths = (*head_modules(module), *(() if name == HEAD else (name,)))
     return sum(p.numel() for path in paths for p in module.get_submodule(path).parameters())

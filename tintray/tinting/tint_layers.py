@@ -78,6 +78,12 @@ class TintLayer:
             tensor for name in self.rates if isinstance(tensor := self.tensors[name], nn.Parameter)
         ]
 
+    @torch.no_grad()
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take these numbers over, by name."""
+        for name, tensor in tensors.items():
+            self.tensors[name].copy_(tensor)
+
     def count(self, site: Sequence[str] | None = None) -> int:
         """How many numbers the task owns, all or those below ``site``."""
         below = "" if site is None else tuple(f"{path}." for path in site)

@@ -30,7 +30,8 @@ BITS: dict[Format, float] = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 _BLOCK = 2**18  # numbers; 1 MiB of float32, which stays in a core's second-level cache
 _BLOCK_ELSEWHERE = 2**24  # on a GPU, where every block costs the starts of a few kernels
-_CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # shares of the largest value that int4 may clip to
+CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)
+"""Shares of the largest value that int4 may clip to."""
 
 
 Row = Tensor | LowRank | None
@@ -282,7 +283,7 @@ def _gathered(out: Tensor, rows: Sequence[Tensor | None], stretch: slice) -> Ten
 
 
 def _to_int8(block: Tensor, channel: int) -> _Coded:
-    values, scales = _quantised(block.view(len(block), -1, channel), 127, (1.0,))
+    values, scales = quantised(block.view(len(block), -1, channel), 127, (1.0,))
     return _Coded((values.view(block.shape), scales), _from_int8)
 
 
@@ -293,7 +294,7 @@ def _from_int8(out: Tensor, values: Tensor, scales: Tensor) -> Tensor:
 
 def _to_int4(block: Tensor, channel: int) -> _Coded:
     """Two numbers to a byte: the first half of the block's columns low, the second half high."""
-    values, scales = _quantised(block.view(len(block), -1, channel), 7, _CLIPS)
+    values, scales = quantised(block.view(len(block), -1, channel), 7, CLIPS)
     flat = values.view(block.shape)
     half = (flat.shape[1] + 1) // 2
     packed = torch.zeros(len(flat), half, dtype=torch.uint8)
@@ -310,10 +311,14 @@ def _from_int4(out: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
-def _quantised(channels: Tensor, most: int, clips: Sequence[float]) -> tuple[Tensor, Tensor]:
+def quantised(
+    channels: Tensor, most: int, clips: Sequence[float], *, stable: bool = False
+) -> tuple[Tensor, Tensor]:
     """Symmetric integers −most … most of [K, m, w], and their scales [K, m, 1].
 
-    Of several clips, each channel takes the one with the smallest squared error.
+    Of several clips, each channel takes the one with the smallest squared error. ``stable`` scales
+    have 16 significant bits: most times one is exact, so that what was rounded before is found
+    again, number by number and scale by scale.
     """
     largest = channels.abs().amax(-1, keepdim=True)
     best = torch.full_like(largest, torch.inf)
@@ -321,6 +326,9 @@ def _quantised(channels: Tensor, most: int, clips: Sequence[float]) -> tuple[Ten
     scales = torch.ones_like(largest)
     for clip in clips:
         scale = torch.where(largest > 0, largest * clip / most, 1.0)
+        if stable:
+            scale = (scale.view(torch.int32) & -256).view(torch.float32)
+            scale = torch.where(scale > 0, scale, 1.0)
         rounded = (channels / scale).round_().clamp_(-most, most)
         error = (rounded * scale - channels).square().sum(-1, keepdim=True)
         better = error < best

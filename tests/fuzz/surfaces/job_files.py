@@ -32,7 +32,7 @@ _KEYS = {
         *("method", "init", "parameters", "scale", "task_vectors", "memory", "granularity"),
         "bounds",
     ),
-    "tint": ("sites", "max_parameters", "learned"),
+    "tint": ("sites", "budget", "bits", "learned"),
     "objective": (
         *("labels", "filter", "top_p", "threshold", "target_precision", "true_labels"),
         *("feature_weight", "feature_site", "temperature", "distance"),
