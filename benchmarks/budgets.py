@@ -1,14 +1,14 @@
 """Quality over budget: what a merge keeps when each task may own 0.05 % to 16 % of the backbone.
 
-    python -m benchmarks.budgets [JOB] [--rounds 60] [--seed 0] [--budgets 0.5% 2% ...]
-                                 [--store FOLDER] [--plot docs/budget.svg]
+    python -m benchmarks.budgets [--zoo hard] [--zoos DIR] [--rounds 60] [--seed 0]
+                                 [--budgets 0.5% 2% ...] [--store DIR] [--plot docs/budget.svg]
     python -m benchmarks.budgets --round MERGE    # what rounding costs a merge stored in 32 bits
 
-Without JOB it is the hard zoo. A row has what ``tint.budget`` chose, what a task owns in the mean
-(head included, in bytes), its test accuracy over the expert's, and how often the merge answers the
-test images as the expert does. With ``--store`` finished rows are kept, and a call that was stopped
-goes on. The last line is one JSON object: ``monotone`` says by how many points, at most, a larger
-budget keeps less than a smaller one.
+A row has what ``tint.budget`` chose, what a task owns in the mean (head included, in bytes), how
+often the merge answers as the experts do on pool examples that were held back, and its accuracy
+over theirs on the test sets. Finished rows are kept in --store, as those of ``benchmarks.quality``.
+The last line is one JSON object; ``fall`` is by how many points of held-back agreement, at most, a
+larger budget is worse than a smaller one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor
 
 import tintray
-from benchmarks.kept import Kept
-from benchmarks.quality import JOB, SMALL, Zoo
+from benchmarks.quality.measure import Bench
+from benchmarks.quality.rows import RECIPE
+from benchmarks.quality.zoos import ZOOS
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.runs.evaluate import Evaluator
 from tintray.jobs.runs.summaries import means
@@ -35,9 +37,6 @@ from tintray.tinting.stored_tints import decode, encode
 
 BUDGETS = ("0.05%", "0.1%", "0.2%", "0.5%", "1%", "2%", "5%", "16%")
 
-SETTINGS = tuple(setting for setting in SMALL if not setting.startswith("tint.sites"))
-"""All settings of the row ``small``, but for its sites."""
-
 
 @dataclass(frozen=True)
 class Point:
@@ -47,24 +46,23 @@ class Point:
     sites: str
     bits: list[int]
     bytes_share: float
+    held_back: float
     normalised: float
-    agreement: float
 
 
-def point(zoo: Zoo, budget: str, rounds: int, seed: int) -> Point:
+def point(bench: Bench, zoo: str, budget: str, seed: int) -> Point:
     """One row: a job, or what a call before this one kept of it."""
-    settings = (*SETTINGS, f"tint.budget={budget}", f"fit.rounds={rounds}", f"fit.seed={seed}")
-    spec = zoo.spec(settings)
+    spec = bench.spec(ZOOS[zoo], (*RECIPE, f"tint.budget={budget}"), seed)
 
-    def fit() -> dict[str, object]:
+    def fit() -> dict[str, Any]:
         found = tintray.run(spec).summary()
         bits = sorted({task.tint_bits for task in found.tasks})
-        agreement = mean([task.agreement for task in found.tasks])
+        held_back = mean([task.held_back or 0.0 for task in found.tasks])
         kept = found.normalised_accuracy or 0.0
-        row = Point(budget, found.site, bits, found.tint_bytes_share, kept, agreement)
-        return asdict(row)
+        return asdict(Point(budget, found.site, bits, found.tint_bytes_share, held_back, kept))
 
-    return Point(**Kept(zoo.store).once(spec.digest(), f"budget {budget} {rounds} {seed}", fit))
+    key = bench.key(spec, f"{zoo} budget")
+    return Point(**bench.kept.once(key, f"{zoo} budget {budget} seed={seed}", fit))
 
 
 class Rounded(Merge):
@@ -88,18 +86,20 @@ class RoundedEvaluator(Evaluator):
 
 
 def rounding(url: str) -> dict[int, dict[str, float]]:
-    """Agreement and normalised accuracy of a merge by bits; prints a row for each."""
-    manifest, found = load_merge(url).manifest, {}
+    """By bits, what rounding changes of a merge: shares of 1; prints a row for each."""
+    manifest = load_merge(url).manifest
+    found: dict[int, dict[str, float]] = {}
+    bits: Bits
     for bits in (8, 4, 16):
         evaluator = RoundedEvaluator(url, bits)
         scores = [evaluator.evaluate(task.name) for task in manifest.tasks]
         each = zip(scores, manifest.tasks, strict=True)
         of_all = means(manifest.tasks, scores)
+        before = manifest.metrics.normalised_accuracy or 0.0
         found[bits] = {
             "agreement": of_all.agreement - manifest.metrics.agreement,
             "worst": min(score.agreement - task.score.agreement for score, task in each),
-            "normalised_accuracy": (of_all.normalised_accuracy or 0.0)
-            - (manifest.metrics.normalised_accuracy or 0.0),
+            "normalised_accuracy": (of_all.normalised_accuracy or 0.0) - before,
         }
         figures = " | ".join(f"{100 * value:+.2f}" for value in found[bits].values())
         print(f"| {bits} bits | {figures} |", flush=True)
@@ -110,65 +110,73 @@ def draw(points: Sequence[Point], path: Path, about: str) -> None:
     """What is kept over what a task owns, with the sites beside each point."""
     from matplotlib.figure import Figure
 
-    ink, line = "#333333", "#1b7f5c"
+    ink, kept, agreed = "#333333", "#1b7f5c", "#5b6b7a"
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     shares = [100 * row.bytes_share for row in points]
-    axes.plot(shares, [100 * row.normalised for row in points], "o-", color=line)
-    for share, row in zip(shares, points, strict=True):
-        bits = "/".join(map(str, row.bits))
-        text = "\n".join([row.budget, *row.sites.split(", "), f"{bits} bits"])
-        at = (share, 100 * row.normalised)
-        axes.annotate(text, at, (4, -6), textcoords="offset points", fontsize=6, va="top")
+    accuracy = [100 * row.normalised for row in points]
+    axes.plot(shares, accuracy, "o-", color=kept, label="of the experts' accuracy")
+    held_back = [100 * row.held_back for row in points]
+    axes.plot(shares, held_back, "o--", color=agreed, label="held-back agreement")
+    for share, height, row in zip(shares, held_back, points, strict=True):
+        text = "\n".join([row.budget, *row.sites.split(", "), f"{row.bits} bits"])
+        offset = {"textcoords": "offset points", "fontsize": 5, "va": "top", "ha": "center"}
+        axes.annotate(text, (share, height), (0, -6), **offset)
+    axes.margins(0.08, 0.25)
     axes.set_xscale("log")
     axes.set_xlabel("bytes that a task owns, head included, in % of the backbone's")
-    axes.set_ylabel("% of the experts' accuracy")
+    axes.set_ylabel("%")
     axes.set_title(about, color=ink, fontsize=9)
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def fall(points: Sequence[Point]) -> float:
-    """The most points of agreement by which a larger budget is worse than a smaller one."""
+    """The most points of held-back agreement by which a larger budget is worse than a smaller."""
     best, worst = 0.0, 0.0
     for row in points:
-        best = max(best, row.agreement)
-        worst = max(worst, best - row.agreement)
+        best = max(best, row.held_back)
+        worst = max(worst, best - row.held_back)
     return 100 * worst
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a markdown table and, last, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("job", nargs="?", type=Path, default=JOB)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--zoo", choices=ZOOS, default="hard")
+    parser.add_argument("--zoos", type=Path, default=Path("zoo"), help="the folder of the zoos")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budgets", nargs="*", default=BUDGETS)
+    parser.add_argument("--budgets", nargs="+", default=BUDGETS, help="from small to large")
     parser.add_argument("--store", type=Path, help="keep everything here, and go on from there")
     parser.add_argument("--plot", type=Path, help="draw the curve into this file")
     parser.add_argument("--round", metavar="MERGE", help="measure what rounding costs instead")
-    arguments = parser.parse_args()
-    if arguments.round:
+    given = parser.parse_args(arguments)
+    if given.round:
         print("| stored in | agreement | the worst task's | of the experts' |\n|---|---|---|---|")
-        print(json.dumps({"rounding": rounding(arguments.round)}))
+        print(json.dumps({"rounding": rounding(given.round)}))
         return
-    print("| budget | sites | bits | owned per task | of the experts' | agreement |")
+    print("| budget | sites | bits | owned per task | held-back agreement | of the experts' |")
     print("|---|---|---|---|---|---|", flush=True)
     points = []
     with TemporaryDirectory(prefix="tintray-budgets-") as scratch:
-        zoo = Zoo(arguments.job, (arguments.store or Path(scratch)).resolve())
-        for budget in arguments.budgets:
-            row = point(zoo, budget, arguments.rounds, arguments.seed)
+        store = (given.store or Path(scratch)).resolve()
+        bench = Bench(given.zoos.resolve(), store, given.rounds)
+        for budget in given.budgets:
+            row = point(bench, given.zoo, budget, given.seed)
             points.append(row)
             print(
-                f"| {row.budget} | {row.sites} | {'/'.join(map(str, row.bits))} "
-                f"| {100 * row.bytes_share:.3g} % | {100 * row.normalised:.1f} % "
-                f"| {100 * row.agreement:.1f} |",
+                f"| {row.budget} | {row.sites} | {' or '.join(map(str, row.bits))} "
+                f"| {100 * row.bytes_share:.3g} % | {100 * row.held_back:.1f} "
+                f"| {100 * row.normalised:.1f} % |",
                 flush=True,
             )
-    if arguments.plot:
-        draw(points, arguments.plot, f"{arguments.job.stem}, {arguments.rounds} rounds")
-    print(json.dumps({"points": [asdict(row) for row in points], "monotone": fall(points)}))
+    if given.plot:
+        draw(points, given.plot, f"{ZOOS[given.zoo].title}; {given.rounds} rounds")
+    print(json.dumps({"points": [asdict(row) for row in points], "fall": fall(points)}))
 
 
 if __name__ == "__main__":
