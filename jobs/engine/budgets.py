@@ -17,8 +17,17 @@ from tintray.jobs.engine.worker_pool import task_config
 from tintray.limits import Budget, parse_budget
 from tintray.models.structure import head_modules, private_state
 from tintray.numerics.choices import Bits
-from tintray.numerics.sites import HEAD, TintSite
-from tintray.tinting.budget import ENOUGH, Shape, choose, costs, ladder, owned_shapes, with_ranks
+from tintray.numerics.sites import HEAD, PROMPT, TintSite
+from tintray.tinting.budget import (
+    Shape,
+    Sites,
+    choose,
+    costs,
+    enough_in,
+    ladder,
+    owned_shapes,
+    with_ranks,
+)
 from tintray.tinting.partition import partition
 from tintray.tinting.stored_tints import LADDER
 
@@ -37,33 +46,60 @@ def within_budget(spec: JobSpec, base: SplitModel) -> tuple[JobSpec, SplitModel]
     if tint.budget is None or tint.auto:
         return spec, base
     module, budget = base.partition.module, parse_budget(tint.budget)
-    most = budget.of(base.parameters)
-    if tint.sites is None:
-        rungs = ladder(module) if tint.learned else [(TintSite(HEAD),)]
-        enough = None
-    else:
+    if tint.sites is not None:
         rungs = with_ranks(module, tint.places)
-        enough = next((i for i, r in enumerate(rungs) if len(rungs) == 1 or _rank(r) >= ENOUGH), 0)
-    heads = head_shapes(spec, base)
-    prices = [
-        costs(
-            owned_shapes(partition(module, sites, learned=tint.learned)),
-            *(heads, budget.unit == "numbers"),
-        )
-        for sites in rungs
-    ]
-    allowed = LADDER if tint.bits is None else (tint.bits,)
-    chosen = choose(most, prices, allowed, enough)
+    else:
+        rungs = ladder(module) if tint.learned else [(TintSite(HEAD),)]
+    prices = _prices(spec, base, rungs, budget)
+    enough = None if tint.sites is None else enough_in(rungs)
+    chosen = choose(budget.of(base.parameters), prices, _allowed(spec), enough)
     if chosen is None:
-        raise SpecError(_too_small(spec, budget, base.parameters, rungs[0], prices[0], allowed))
-    sites, bits = rungs[chosen[0]], chosen[1]
+        raise SpecError(_too_small(spec, budget, base.parameters, rungs[0], prices[0]))
+    return _at(spec, base, rungs[chosen[0]], chosen[1])
+
+
+def with_prompt(
+    spec: JobSpec, base: SplitModel, budget: str = "0.5%"
+) -> tuple[JobSpec, SplitModel]:
+    """The job with a prompt and the head as its sites; for one that names no sites and no budget.
+
+    The prompt gets the highest rank that fits ``budget``. Nothing is refused: where not even the
+    lowest fits, it is one of rank ``ENOUGH`` in 8 bits. A model without a place for a prompt has
+    its head alone.
+    """
+    module, most = base.partition.module, parse_budget(budget)
+    try:
+        head = (TintSite(HEAD),) if head_modules(module) else ()
+        rungs = with_ranks(module, (TintSite(PROMPT), *head))
+    except SpecError:
+        return spec, base
+    enough = enough_in(rungs)
+    prices = _prices(spec, base, rungs, most)
+    found = choose(most.of(base.parameters), prices, _allowed(spec), enough)
+    index, bits = found or (enough, spec.tint.bits or 8)
+    return _at(spec, base, rungs[index], bits)
+
+
+def _at(
+    spec: JobSpec, base: SplitModel, sites: Sequence[TintSite], bits: Bits
+) -> tuple[JobSpec, SplitModel]:
+    """The job with these sites and bits written out."""
     entries: list[dict[str, Any]] = [{"site": s.at, "rank": s.rank, "lr": s.lr} for s in sites]
     spec = spec.changed(tint={"sites": entries, "bits": bits})
-    return spec, replace(base, partition=split_for(module, spec))
+    return spec, replace(base, partition=split_for(base.partition.module, spec))
 
 
-def _rank(sites: Sequence[TintSite]) -> int:
-    return max((site.rank or 0 for site in sites), default=0)
+def _prices(
+    spec: JobSpec, base: SplitModel, rungs: Sequence[Sites], budget: Budget
+) -> list[dict[Bits, float]]:
+    """What each rung costs, in the unit of the budget."""
+    heads, module = head_shapes(spec, base), base.partition.module
+    splits = (partition(module, sites, learned=spec.tint.learned) for sites in rungs)
+    return [costs(owned_shapes(split), heads, budget.unit == "numbers") for split in splits]
+
+
+def _allowed(spec: JobSpec) -> Sequence[Bits]:
+    return LADDER if spec.tint.bits is None else (spec.tint.bits,)
 
 
 def _too_small(
@@ -72,9 +108,8 @@ def _too_small(
     parameters: int,
     sites: Sequence[TintSite],
     price: dict[Bits, float],
-    allowed: Sequence[Bits],
 ) -> str:
-    least = min(allowed)
+    least = min(_allowed(spec))
     said = ", ".join(map(str, sites))
     needed = budget.told(price[least], parameters)
     in_bits = "" if budget.unit == "numbers" else f" in {least} bits"

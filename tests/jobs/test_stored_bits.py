@@ -14,6 +14,8 @@ from tests.growing import GrowingStore
 from tests.tiny_zoo import CLASSES, TinyZoo, comparable
 from tintray.errors import SpecError
 from tintray.jobs import api
+from tintray.jobs.engine.base_model import load_base_model
+from tintray.jobs.engine.budgets import with_prompt
 from tintray.jobs.runs.history import diff_merges
 from tintray.published.files import tint_file
 from tintray.tinting.stored_tints import encode
@@ -96,6 +98,19 @@ def test_a_budget_bounds_the_rank_that_is_left_out_and_refuses_what_is_too_large
         resolved(sites="vit.layers.0", budget="2%")
     with pytest.raises(SpecError, match=r"owns 60 numbers in the mean.*found 50 numbers"):
         resolved(budget="50 numbers")
+
+
+def test_a_prompt_by_default_is_never_refused(tiny: TinyZoo, tmp_path: Path) -> None:
+    spec = tiny.spec(tmp_path)
+    base = load_base_model(spec)
+
+    def found(budget: str) -> tuple[str, int | None]:
+        tint = with_prompt(spec, base, budget)[0].tint
+        return tint.told, tint.bits
+
+    assert found("5%") == ("prompt (rank 8), head", 32)
+    assert found("1%") == ("prompt (rank 4), head", 8)
+    assert found("0.01%") == ("prompt (rank 4), head", 8)
 
 
 def test_surgery_measures_heads_as_they_are(tiny: TinyZoo, tmp_path: Path) -> None:

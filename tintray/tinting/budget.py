@@ -67,6 +67,12 @@ def with_ranks(module: nn.Module, sites: Sites) -> list[Sites]:
     return [(*sites[:at], replace(sites[at], rank=r), *sites[at + 1 :]) for r in ranks]
 
 
+def enough_in(rungs: Sequence[Sites]) -> int:
+    """The first of the rungs whose prompt has the rank ``ENOUGH``; the first where none has."""
+    ranks = [max((site.rank or 0 for site in sites), default=0) for sites in rungs]
+    return next((index for index, rank in enumerate(ranks) if rank >= ENOUGH), 0)
+
+
 def _numbers(module: nn.Module, sites: Sites) -> int | None:
     """How many numbers a task owns there beside its head; None where the model has no such place.
 
