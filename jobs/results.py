@@ -97,6 +97,9 @@ class MergeSummary(Record):
     method: str = "tint"  # how it was merged: merge.method of its job
     skipped: Mapping[str, str] = field(default_factory=dict)  # task that was left out -> why
     notices: Sequence[str] = ()  # what whoever uses it should know, each a sentence
+    # the best merge without learning: its method and scale, its "agreement" on what was held back,
+    # that of what was "learned", and whether it was "taken" instead
+    floor: Mapping[str, Any] | None = None
 
     @property
     def separate_parameters(self) -> int:

@@ -101,10 +101,16 @@ def _average_facts(table: MergeSummary | EvalTable) -> dict[str, str]:
 
 def _held_back_fact(summary: MergeSummary) -> dict[str, str]:
     known = [task.held_back for task in summary.tasks if task.held_back is not None]
-    if not known:
-        return {}
-    mean = _percent(sum(known) / len(known))
-    return {"held back": f"{mean} agreement with the experts on examples not learned from"}
+    said = ""
+    if known:
+        mean = _percent(sum(known) / len(known))
+        said = f"{mean} agreement with the experts on examples not learned from"
+    floor = ""
+    if summary.floor is not None:
+        start, learned = (_percent(summary.floor[name]) for name in ("agreement", "learned"))
+        method = summary.floor["method"].replace("_", " ")
+        floor = f"{start} by {method} at scale {summary.floor['scale']:.3g}, {learned} learned"
+    return {"held back": said, "floor": floor}
 
 
 def print_evaluation(table: EvalTable, console: Console) -> None:

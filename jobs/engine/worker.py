@@ -362,5 +362,5 @@ class Worker:
 
 
 def part(pool: Pool, rows: Tensor) -> Pool:
-    """The examples of a pool at ``rows``, as a pool of the same class; all of them are in order."""
-    return pool if len(rows) == len(pool) else pool[rows]
+    """The examples of a pool at ``rows``, in their order, as a pool of the same class."""
+    return pool if torch.equal(rows, torch.arange(len(pool))) else pool[rows]

@@ -60,9 +60,9 @@ class Start:
         """The mean over tasks."""
         return mean(list(self.agreement.values()))
 
-    def record(self, best: BestState | None, *, taken: bool) -> dict[str, Any]:
+    def record(self, best: BestState, *, taken: bool) -> dict[str, Any]:
         """What a manifest says of it, beside what was learned."""
-        learned = None if best is None else mean(list(best.agreement.values()))
+        learned = mean(list(best.agreement.values()))
         own = {"method": self.method, "scale": self.scale, "agreement": self.mean}
         return {**own, "learned": learned, "taken": taken}
 

@@ -31,6 +31,7 @@ from tintray.published.manifest import (
     FORMAT,
     FORMAT_VERSION,
     ExpertEntry,
+    FloorEntry,
     Job,
     Manifest,
     Means,
@@ -192,7 +193,7 @@ def _of_experts(outcome: Outcome) -> dict[str, Any]:
         # Whom the shared correction was learned from: tasks may be removed or refreshed later.
         "correction_from": experts if corrected else {},
         "rounds": outcome.result.rounds,
-        "floor": floor,
+        "floor": floor and FloorEntry(**floor),
         "precision": resolve(spec.fit.precision, spec.cluster.device),
     }
 

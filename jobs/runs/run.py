@@ -194,7 +194,7 @@ class FitPlan(JobPlan):
             peak_memory=job.workers.peak_memory(),
             rounds=coordinator.rounds,
             held_back=held_back,
-            floor=None if start is None else start.record(best, taken=fitted.taken),
+            floor=start.record(best, taken=fitted.taken) if start and best else None,
         )
 
 

@@ -76,6 +76,7 @@ def summary(manifest: Manifest, url: str) -> MergeSummary:
         method=manifest.job.merge.method,
         skipped=manifest.skipped,
         notices=manifest.notices,
+        floor=None if manifest.floor is None else manifest.floor.model_dump(),
     )
 
 

@@ -77,6 +77,9 @@ def test_its_merges_grow_to_the_same_bytes(expected: dict[str, Any]) -> None:
     removed = call("remove-task", "finished/v2", "one", "--json").document
     refreshed = call("refresh-task", "finished/v2", "two", "--mode", "tint", "--json").document
     for made, known in ((removed, "finished/v3"), (refreshed, "finished/v4")):
-        assert published(f"{made['name']}/{made['version']}") == expected["published"][known]
+        now, then = published(f"{made['name']}/{made['version']}"), expected["published"][known]
+        if made is refreshed:  # 0.1.0 took answers to other examples, where a pool was small
+            assert now.pop("tints/two.safetensors") != then.pop("tints/two.safetensors")
+        assert now == then
     back = call("rollback", "finished", "--to", "v2", "--json").document
     assert published(f"finished/{back['version']}") == published("finished/v2")

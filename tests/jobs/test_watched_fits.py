@@ -191,7 +191,8 @@ def test_the_same_job_ends_above_what_needs_no_learning(
     found = agreed(zoo, tasks, merge)
     examples = sum(min(len(zoo.arrays(of)["x_train"]), 10) for of in tasks.values())
     assert found["merge"] >= max(found.values()) - 0.002 - 1 / examples, found
-    assert merge.manifest.floor["agreement"] <= found["merge"] + 0.002 + 1 / examples
+    assert merge.manifest.floor is not None
+    assert merge.manifest.floor.agreement <= found["merge"] + 0.002 + 1 / examples
 
 
 def test_what_learned_too_little_gives_way_to_what_needs_no_learning(
@@ -203,8 +204,9 @@ def test_what_learned_too_little_gives_way_to_what_needs_no_learning(
     learned, _ = fitted(tiny.spec(tmp_path / "learned", fit=fit, **sections))
     manifest, _ = fitted(tiny.spec(tmp_path / "floor", fit={**fit, "floor": True}, **sections))
     floor = manifest.floor
-    assert floor["taken"]
-    assert floor["agreement"] > floor["learned"]
+    assert floor is not None
+    assert floor.taken
+    assert floor.agreement > floor.learned
     assert "task arithmetic at scale" in "".join(manifest.notices)
     assert not manifest.corrected
     assert learned.corrected
@@ -213,7 +215,7 @@ def test_what_learned_too_little_gives_way_to_what_needs_no_learning(
     for slot in bench.layout.slots:
         base = bench.base.get_parameter(slot.name).detach()
         experts = (of.get_parameter(slot.name).detach() for of in bench.experts.values())
-        wanted = base + floor["scale"] * sum(expert - base for expert in experts)
+        wanted = base + floor.scale * sum(expert - base for expert in experts)
         assert torch.allclose(merge.backbone[slot.name], wanted, atol=1e-5)
     own = merge.tensors("tints/five.safetensors")
     assert torch.equal(own["classifier.weight"], bench.experts["five"].classifier.weight)

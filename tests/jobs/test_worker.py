@@ -16,7 +16,7 @@ from tintray.errors import SpecError
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.worker import Worker
+from tintray.jobs.engine.worker import Worker, part
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.structure import backbone_names
 from tintray.storage.artifacts.blobs import fetch_blob
@@ -63,6 +63,14 @@ def test_the_same_content_is_not_computed_twice(tiny: TinyZoo, tmp_path: Path) -
     for task, prepared in again.items():
         assert prepared.cached
         assert (prepared.labels, prepared.vector) == (first[task].labels, first[task].vector)
+
+
+def test_examples_stay_beside_their_answers_in_whatever_order(tiny: TinyZoo) -> None:
+    """All of a pool, but in another order, as growth has what it learns from before the rest."""
+    pool = tiny_workbench(tiny, ("five",)).pools["five"]
+    rows = torch.arange(POOL - 1, -1, -1)
+    assert torch.equal(part(pool, rows).inputs["pixel_values"], pool.inputs["pixel_values"][rows])
+    assert part(pool, torch.arange(POOL)) is pool
 
 
 def one_pixel(zoo: TinyZoo) -> None:

@@ -197,6 +197,16 @@ class FigureEntry(Exact):
     value: Number
 
 
+class FloorEntry(Exact):
+    """The best merge that needs no learning, beside what a fit has learned."""
+
+    method: Text
+    scale: Number
+    agreement: Number  # mean over tasks, on what was held back
+    learned: Number  # that of what was learned
+    taken: bool  # whether it was published instead
+
+
 class TaskEntry(Part):
     """A task: its expert, its data, what it has of its own and how well it does."""
 
@@ -285,7 +295,7 @@ class UnpublishedManifest(Part):
     backbone_parameters: Annotated[int, Field(ge=1, lt=2**62)]
     site: Text
     placement: Any = None  # how the site was found, where it was searched for
-    floor: Any = None  # the best merge without learning, beside what was learned
+    floor: FloorEntry | None = None  # None where a fit was not compared with it
     skipped: dict[str, LongText] = {}  # task that was left out -> why
     private_modules: list[Text]
     units: list[Unit]
