@@ -108,12 +108,15 @@ def method_operations(layout: Layout, tasks: int, decompositions: int) -> float:
     return 2.0 * tasks * layout.numel + decompositions * each
 
 
-def compare_with_start(job: PreparedJob, best: BestState, run: JobRun) -> tuple[Start, bool]:
+def compare_with_start(
+    job: PreparedJob, best: BestState, rounds: int, run: JobRun
+) -> tuple[Start, bool]:
     """The best merge that needs no learning, and whether it agrees more than what was learned.
 
-    Tints are then as it has them; else as they were learned.
+    Tints are then as it has them; else as they were learned, in so many ``rounds``.
     """
-    start, learned = best_start(job, best, run.stopper.check), mean(list(best.agreement.values()))
+    start = best_start(job, best, rounds, run.stopper.check)
+    learned = mean(list(best.agreement.values()))
     if start.mean <= learned:
         best.remember_learned()
         return start, False
@@ -124,7 +127,7 @@ def compare_with_start(job: PreparedJob, best: BestState, run: JobRun) -> tuple[
     return start, True
 
 
-def best_start(job: PreparedJob, best: BestState, pause: Callable[[], None]) -> Start:
+def best_start(job: PreparedJob, best: BestState, rounds: int, pause: Callable[[], None]) -> Start:
     """The merge without learning that agrees most; tints are then as it has them.
 
     ``pause`` is called after each that was tried.
@@ -133,7 +136,7 @@ def best_start(job: PreparedJob, best: BestState, pause: Callable[[], None]) -> 
     forward = mean([facts.operations or 2 * layout.numel for facts in job.facts.values()])
     fit = job.spec.fit
     per_round = fit.batch_size * min(fit.tasks_per_round or tasks, tasks)
-    passes = 3.0 * fit.rounds * per_round * forward
+    passes = 3.0 * rounds * per_round * forward
     held = max(facts.pool_examples for facts in job.facts.values())
     budget = plan_search(SHARE * passes, forward, layout, tasks, min(watched, held))
     parameters = job.base.partition.module.named_parameters()

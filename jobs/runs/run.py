@@ -165,7 +165,9 @@ class FitPlan(JobPlan):
         fitted = Fitted(prepared, coordinator, coefficients, initial)
         if coordinator.best is None or not self.spec.fit.floor:
             return fitted
-        start, taken = compare_with_start(prepared, coordinator.best, context.run)
+        start, taken = compare_with_start(
+            prepared, coordinator.best, coordinator.rounds, context.run
+        )
         return replace(fitted, start=start, taken=taken)
 
     def measure(self, context: Context, fitted: Fitted) -> Result:
