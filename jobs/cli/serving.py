@@ -93,7 +93,8 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
     click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
     _number("--port", 8000, "Where to listen.", 0, 65535),
     _number("--replicas", 1, "Copies of the model; 0 answers in this process, without Ray.", 0),
-    _number("--threads", 1, "Threads of each replica."),
+    _number("--threads", 1, "Threads of each pass."),
+    _number("--passes", 0, "Passes that a replica computes at once; 0: as cores allow.", 0),
     _number("--max-batch-size", 32, "Examples of one pass."),
     _number("--batch-wait-ms", 2.0, "How long an example waits for others, in ms.", 0),
     _number("--max-queued", 256, "Examples that wait; who comes then is told to come again."),
@@ -119,7 +120,7 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
     place_options,
     factory_option,
     name="start",
-    example="""serve ten-scripts
+    example="""serve start ten-scripts
 serve ten-scripts --replicas 2 --canary 5%
 serve ten-scripts/v3 --tint-memory 64MiB""",
 )
@@ -164,7 +165,8 @@ serve = debug_option(
         "serve",
         commands=[start_, status, promote, abort],
         help=help_text(
-            "Serve a merge over HTTP: tintray serve MERGE; or ask a server that runs.",
+            "Serve all tasks of a merge over HTTP.\n\nserve MERGE starts a server; the commands "
+            "below ask one that runs.",
             "serve ten-scripts\nserve status",
         ),
     )

@@ -19,7 +19,6 @@ from tintray.jobs.serving.replicas import Replicas
 from tintray.serving.answers import Answer
 
 Answers = list[Answer | TintrayError]
-_AHEAD = 2  # batches that a replica has at once: one is prepared while another is computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,8 @@ class Batcher:
         self._replicas, self._options = replicas, options
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._free = asyncio.Semaphore(_AHEAD * max(1, options.replicas))
+        each = options.passes_at_once + 1  # one is prepared while others are computed
+        self._free = asyncio.Semaphore(each * max(1, options.replicas))
         self._sent: set[asyncio.Task[None]] = set()
         self._loop = asyncio.create_task(self._run())
         self.queued, self.batches, self.examples = 0, 0, 0
@@ -59,7 +59,9 @@ class Batcher:
                 self._waiting.remove(waiting)
                 self.queued -= len(examples)
             seconds = self._options.timeout
-            raise TimedOutError(f"there was no answer within {seconds:g} s") from error
+            raise TimedOutError(
+                f"there was no answer within {seconds:g} s; ask again a little later"
+            ) from error
 
     async def close(self) -> None:
         """Wait for what was sent, and stop."""

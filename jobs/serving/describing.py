@@ -7,7 +7,7 @@ from typing import Any
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
 from tintray.serving.answers import class_names
-from tintray.tasks.metrics import find_metric
+from tintray.tasks.metrics import shown
 
 ABOUT = (
     "One merged model, all of its tasks. Send inputs of a task to /v1/tasks/{task}:predict, or of "
@@ -106,4 +106,4 @@ def _form(merge: Merge, entry: TaskEntry) -> str:
 
 
 def _text(score: Any) -> str:
-    return f"{score.metric} {find_metric(score.metric).figure(score.merged)}"
+    return f"{score.metric} {shown([score.metric], score.merged)}"

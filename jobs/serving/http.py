@@ -17,7 +17,6 @@ from tintray.errors import (
     NotFoundError,
     StateConflictError,
     StorageError,
-    TimedOutError,
     TintrayError,
 )
 from tintray.jobs.serving import bodies, describing
@@ -31,7 +30,6 @@ _CODES: list[tuple[type[TintrayError], int]] = [
     (NotFoundError, 404),
     (InputError, 400),
     (BusyError, 429),
-    (TimedOutError, 504),
     (StateConflictError, 409),
     (StorageError, 503),
     (TintrayError, 503),

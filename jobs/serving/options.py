@@ -23,7 +23,8 @@ class ServeOptions:
     port: int = 8000
     address: str | None = None  # of a Ray cluster; None starts one on this machine
     replicas: int = 1  # 0: answer in this process, without Ray
-    threads: int = 1  # of each replica
+    threads: int = 1  # of each pass
+    passes: int = 0  # that a replica computes at once; 0: as many as there are cores for
     max_batch_size: int = 32  # examples of one pass
     batch_wait_ms: float = 2.0  # how long an example waits for others
     max_queued: int = 256  # examples that wait; beyond that a request is told to come back
@@ -49,6 +50,12 @@ class ServeOptions:
                 "none up; leave one of them out"
             )
         return self
+
+    @property
+    def passes_at_once(self) -> int:
+        """Passes of one replica; together they use the cores of this machine."""
+        cores = len(os.sched_getaffinity(0))
+        return self.passes or max(1, cores // (self.threads * max(1, self.replicas)))
 
     @property
     def is_loopback(self) -> bool:

@@ -30,7 +30,7 @@ class ReplicaConfig:
 
 
 class Replica:
-    """Answers mixed batches; one batch is prepared while another is computed."""
+    """Answers mixed batches; one batch is prepared while others are computed."""
 
     def __init__(self, config: ReplicaConfig) -> None:
         options = config.options
@@ -41,6 +41,7 @@ class Replica:
             batch_size=options.max_batch_size,
             limits=replace(limits(), max_image_pixels=options.max_pixels),
             max_characters=options.max_characters,
+            passes=options.passes_at_once,
         )
         self._engine.warm()
 

@@ -72,7 +72,8 @@ class RayServe:
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
-        room = 2 * (options.replicas + 1) * options.threads  # the next version's beside this one's
+        self._cpus = options.threads * options.passes_at_once
+        room = 2 * (options.replicas + 1) * self._cpus  # the next version's beside this one's
         join_ray(options.address, room, _OBJECT_STORE, where="--address")
         from ray import serve
 
@@ -91,8 +92,8 @@ class RayServe:
             Replica,
             name="replica",
             num_replicas=options.replicas,
-            max_ongoing_requests=4,  # two batches, and who asks for figures
-            ray_actor_options={"num_cpus": options.threads},
+            max_ongoing_requests=options.passes_at_once + 3,  # batches, and who asks for figures
+            ray_actor_options={"num_cpus": self._cpus},
             logging_config=self._quiet,
             graceful_shutdown_timeout_s=options.timeout,
             health_check_period_s=2,

@@ -275,7 +275,7 @@ class Slow:
 
 @in_loop
 async def test_requests_gather_while_replicas_are_busy_and_no_more_wait_than_may() -> None:
-    options = ServeOptions(max_batch_size=4, max_queued=6, batch_wait_ms=0, timeout=5)
+    options = ServeOptions(max_batch_size=4, max_queued=6, batch_wait_ms=0, timeout=5, passes=1)
     replicas = Slow()
     batcher = Batcher(replicas, options)
     first = []

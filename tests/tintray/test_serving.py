@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import tintray
 from tests.conftest import Published
+from tests.tiny_zoo import TinyZoo
 from tintray.errors import InputError, NotFoundError
+from tintray.jobs import api
+from tintray.models.norms import BatchSegments
 from tintray.published.merge import open_folder
 from tintray.serving.answers import Reader, class_names
 from tintray.serving.engine import Engine
 from tintray.serving.inputs import Preparation
 from tintray.serving.recency import Budget, Recency
 from tintray.tasks.registry import find_kind
+from tintray.tinting.tint_layers import PerTaskProducts, TintLayer
+from tintray.vectors.task_vectors import DOWN, UP
 
 
 def picture(seed: int = 0) -> np.ndarray[Any, Any]:
@@ -75,6 +82,48 @@ def test_a_budget_changes_nothing_but_memory(published: Published) -> None:
         assert one.values == pytest.approx(other.values, abs=1e-5)
     assert whole.tints == {**whole.tints, "tasks": 4, "misses": 4, "hits": 0}
     assert small.tints["tasks"] == 1 and small.tints["bytes"] < whole.tints["bytes"] / 2
+
+
+class Lookup(nn.Module):
+    """Adds a table of one row for all examples: to each, or the first one's to all."""
+
+    def __init__(self, *, to_each: bool) -> None:
+        super().__init__()
+        self.table, self._to_each = nn.Parameter(torch.randn(1, 3, 4)), to_each
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return given + (self.table if self._to_each else self.table[:1])
+
+
+@pytest.mark.parametrize("to_each", [True, False])
+def test_tables_are_stacked_where_that_gives_the_same(to_each: bool) -> None:
+    """A module that reads one row of its table alone is run once for each task."""
+    segments = BatchSegments(stacked=True)
+    made = PerTaskProducts("x", Lookup(to_each=to_each), segments, {"table": "x.table"})
+    layers = [
+        TintLayer(str(n), {f"x.table{UP}": torch.randn(3, 2), f"x.table{DOWN}": torch.randn(2, 4)},
+                  {}) for n in range(2)
+    ]  # fmt: skip
+    for sizes in ([2, 1], [1, 3], [3, 2]):
+        segments.sizes, segments.layers = sizes, layers
+        given = torch.randn(sum(sizes), 3, 4)
+        products = [t.tensors[f"x.table{UP}"] @ t.tensors[f"x.table{DOWN}"] for t in layers]
+        own = torch.cat([p.expand(n, 3, 4) for p, n in zip(products, sizes, strict=True)])
+        assert torch.allclose(made(given), given + made.table + own, atol=1e-5)
+
+
+def test_a_prompt_is_stacked(tiny: TinyZoo, tmp_path: Path) -> None:
+    sites = {"sites": [{"site": "prompt", "rank": 2}, "head"]}
+    api.run(tiny.spec(tmp_path, tint=sites, fit={"rounds": 2}))
+    merge = tintray.load(tmp_path / "merges/tiny/v1")
+    given = [(task, picture(n)) for task in merge.tasks for n in (0, 1)]
+    batch = merge.processor("two")([Image.fromarray(image) for _, image in given[:2]],
+                                   return_tensors="pt")  # fmt: skip
+    for _ in range(2):  # the first time it is tried
+        said = merge.predict_mixed(given)
+        for number, one in enumerate(said):
+            alone = merge.predict(one.task, dict(batch))[number % 2]
+            assert one.values == pytest.approx(alone.numpy(), abs=1e-5)
 
 
 def test_an_image_may_come_in_any_form(published: Published) -> None:

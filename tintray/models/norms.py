@@ -34,6 +34,8 @@ class BatchSegments:
     sizes: list[int] = field(default_factory=list)
     layers: Sequence[OwnsTensors] = field(default_factory=list)
     statistics: Statistics = "batch"
+    # whether tasks may be stacked where they part, which is faster and may round otherwise
+    stacked: bool = False
     collected: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 

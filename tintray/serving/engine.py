@@ -8,10 +8,11 @@ answered task by task; its backbone is in memory once all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from tintray.serving.recency import Budget, Recency
 from tintray.tasks.registry import find_kind
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 from tintray.vectors.task_vectors import DOWN, UP
+
+T = TypeVar("T")
 
 AUTO = "auto"
 """The task of an example of which nobody says which task it is of."""
@@ -64,8 +67,10 @@ class Engine:
         Examples of one forward pass at most.
     limits, max_characters
         What one image, and one text, may have.
+    passes
+        How many batches are computed at once; all use the same tensors.
 
-    Any number of threads may ask; one batch is prepared and one is computed at a time.
+    Any number of threads may ask; one batch is prepared at a time.
     """
 
     def __init__(
@@ -76,13 +81,14 @@ class Engine:
         batch_size: int = BATCH,
         limits: Limits = DEFAULTS,
         max_characters: int = MAX_CHARACTERS,
+        passes: int = 1,
     ) -> None:
         self.merge, self.version = merge, merge.manifest.ref
         self._source = DataSource("the request", limits=limits)
         self._max_characters, self._batch_size = max_characters, batch_size
         self._preparations: dict[Any, Preparation] = {}
         self._served: dict[str, ServedTask] = {}
-        self._preparing, self._computing = Lock(), Lock()
+        self._preparing, self._fetching = Lock(), Lock()
         budget = Budget.read(tint_memory)
         module = merge.for_task(merge.tasks[0])
         self._pad = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
@@ -90,8 +96,9 @@ class Engine:
         self.fused = self._names is not None
         self._tints = Recency(self._layer, lambda layer: _bytes(layer.tensors.values()), budget)
         self._models = Recency(merge.for_task, self._own_bytes, budget)
-        if self._names is not None:
-            self._model = self._fuse(module, self._names)
+        self._free: SimpleQueue[FusedModel | None] = SimpleQueue()
+        for _ in range(passes):
+            self._free.put(None if self._names is None else self._fuse(module, self._names))
 
     # -- what is in memory ---------------------------------------------------------------------
 
@@ -113,6 +120,7 @@ class Engine:
         model = FusedModel(module, layout, self.merge.manifest.private_modules, low_rank)
         model.bind([shared[slot.name].reshape(-1) for slot in layout.slots], None)
         model.use_statistics("running")
+        model.answer_stacked()
         return model
 
     def _layer(self, task: str) -> TintLayer:
@@ -202,12 +210,16 @@ class Engine:
         for number, one in prepared.items():
             alike.setdefault(one.signature, []).append(number)
         order = {name: number for number, name in enumerate(self.merge.tasks)}
-        with self._computing, torch.inference_mode():
-            for numbers in alike.values():
-                numbers.sort(key=lambda number: order[examples[number][0]])
-                for start in range(0, len(numbers), self._batch_size):
-                    part = numbers[start : start + self._batch_size]
-                    self._pass([(n, examples[n][0], prepared[n]) for n in part], found)
+        model = self._free.get()
+        try:
+            with torch.inference_mode():
+                for numbers in alike.values():
+                    numbers.sort(key=lambda number: order[examples[number][0]])
+                    for start in range(0, len(numbers), self._batch_size):
+                        part = numbers[start : start + self._batch_size]
+                        self._pass(model, [(n, examples[n][0], prepared[n]) for n in part], found)
+        finally:
+            self._free.put(model)
         return found
 
     def warm(self) -> None:
@@ -239,20 +251,35 @@ class Engine:
                     found[number] = one
         return prepared
 
-    def _pass(self, batch: Sequence[tuple[int, str, Prepared]], found: list[Any]) -> None:
+    def _portions(self, kept: Recency[T], names: Sequence[str]) -> Iterator[dict[str, T]]:
+        """What these tasks own, as much at once as the budget allows."""
+        portions = kept.portions(names)
+        while True:
+            with self._fetching:
+                portion = next(portions, None)
+            if portion is None:
+                return
+            yield portion
+
+    def _pass(
+        self,
+        fused: FusedModel | None,
+        batch: Sequence[tuple[int, str, Prepared]],
+        found: list[Any],
+    ) -> None:
         """Answer examples whose inputs are alike, in the order of their tasks."""
         by_task: dict[str, list[tuple[int, Prepared]]] = {}
         for number, name, one in batch:
             by_task.setdefault(name, []).append((number, one))
         try:
-            if self.fused:
-                for tints in self._tints.portions(list(by_task)):
+            if fused is not None:
+                for tints in self._portions(self._tints, list(by_task)):
                     inputs = [self._inputs(by_task[name]) for name in tints]
-                    outputs = self._model.forward(inputs, list(tints.values()))
+                    outputs = fused.forward(inputs, list(tints.values()))
                     for name, rows in zip(tints, outputs, strict=True):
                         self._read(name, rows, by_task[name], found)
                 return
-            for models in self._models.portions(list(by_task)):
+            for models in self._portions(self._models, list(by_task)):
                 for name, model in models.items():
                     self._ask(name, model, by_task[name], found)
         except Exception as error:  # noqa: BLE001 - whatever a model raises: each has its own

@@ -157,6 +157,8 @@ class PerTaskModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the template once per task and join the outputs [Σ sizes, …]."""
+        if self._segments.stacked and type(self._template[0]) is nn.Linear and not kwargs:
+            return self._heads(*args)
         sizes = self._segments.sizes
         total = sum(sizes)
         outputs = []
@@ -172,6 +174,14 @@ class PerTaskModule(nn.Module):
             outputs.append(_whole(answer, size, total))
             start += size
         return _join(outputs)
+
+    def _heads(self, given: Tensor) -> Any:
+        """The same of a linear layer, without the cost of replacing its tensors for each task."""
+        parts = torch.split(given, self._segments.sizes)
+        own = (self._own(layer) for layer in self._segments.layers)
+        return _join(
+            [linear(part, t["weight"], t.get("bias")) for part, t in zip(parts, own, strict=True)]
+        )
 
     def _own(self, layer: OwnsTensors) -> dict[str, Tensor]:
         """A task's tensors of this module, by their names in it."""
@@ -195,6 +205,39 @@ class PerTaskProducts(PerTaskModule):
         self._parameters, self._buffers = template._parameters, template._buffers
         self._modules = template._modules
         self._names = names
+        self._broadcasts: bool | None = None  # not known before it was tried
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As a whole if every table is one row [1, …] for all examples, and may be one for each.
+
+        Whether it may, the module is asked once: its answers have to be those of the tasks apart.
+        """
+        tables = [self._parameters[name] for name in self._names]
+        one_row = all(table is not None and table.ndim > 2 and len(table) == 1 for table in tables)
+        several = self._segments.stacked and len(self._segments.sizes) > 1 and one_row
+        if not several or self._broadcasts is False:
+            return super().forward(*args, **kwargs)
+        if self._broadcasts:
+            return self._at_once(args, kwargs)
+        apart = super().forward(*args, **kwargs)
+        try:
+            whole = self._at_once(args, kwargs)
+            self._broadcasts = torch.allclose(whole, apart, rtol=1e-4, atol=1e-5)
+        except (RuntimeError, TypeError, IndexError):  # other shapes than the module expects
+            self._broadcasts = False
+        return apart
+
+    def _at_once(self, args: Any, kwargs: Any) -> Any:
+        """Run the module on the whole batch, each example with its task's tables."""
+        layers = self._segments.layers
+        sizes = torch.tensor(self._segments.sizes)
+        own = {}
+        for name, full in self._names.items():
+            shared: Any = self._parameters[name]
+            up, down = (torch.stack([t.tensors[full + end] for t in layers]) for end in (UP, DOWN))
+            tables = shared + (up @ down).view(len(layers), *shared.shape[1:])
+            own[name] = tables.repeat_interleave(sizes.to(tables.device), 0)
+        return torch.func.functional_call(self._template[0], own, args, kwargs)
 
     def _own(self, layer: OwnsTensors) -> dict[str, Tensor]:
         own = {}
@@ -371,6 +414,10 @@ class FusedModel:
             )
         self._add_products(frozenset(low_rank))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+
+    def answer_stacked(self) -> None:
+        """Stack tasks where they part, if that gives the same but for rounding; not for a fit."""
+        self._segments.stacked = True
 
     def use_statistics(self, statistics: Statistics) -> None:
         """Normalise by the statistics of each batch, as at first, or by the running ones."""
