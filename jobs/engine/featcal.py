@@ -76,9 +76,9 @@ class LayerFitter:
         files = TaskFiles.open(task)
         expert = self._expert(files)
         if task.name not in self._pools:
-            self._pools[task.name] = sequences.completed(
-                expert, files.pool()[: self._settings.examples]
-            )
+            pool = files.pool()
+            first = torch.arange(min(self._settings.examples, len(pool)))
+            self._pools[task.name] = sequences.completed(expert, pool[first])  # a copy of those
         return expert, self._pools[task.name]
 
     def _expert(self, files: TaskFiles) -> nn.Module:
