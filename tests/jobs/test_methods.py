@@ -130,7 +130,8 @@ def test_featcal_is_fitted_once_alone_and_as_a_start(tiny: TinyZoo, tmp_path: Pa
     """On one member or on several, alone or as where a fit starts: the same bits."""
     merge = {"parameters": {"examples": 12, "start": 0.2}}
     alone = load(api.run(job(tiny, tmp_path / "store", method="featcal", **merge)))
-    fit = {"rounds": 1, "batch_size": 4, "coefficient_lr": 1e-12, "tint_lr": 1e-12}
+    rates = dict.fromkeys(("coefficient_lr", "tint_lr"), 1e-12)
+    fit = {"rounds": 1, "batch_size": 4, "correction_lr": 0, "held_back": 0, **rates}
     started = tiny.job(tmp_path / "store", merge={"init": "featcal", **merge}, fit=fit)
     told: list[Event] = []
     begun = load(api.run(parse_spec(started, folder=tiny.folder), on_event=told.append))
