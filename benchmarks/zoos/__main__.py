@@ -1,5 +1,6 @@
 """Make a zoo: a pretrained model, its experts and their data.
 
+python -m benchmarks.zoos halves zoo/halves --data ../shared   # with zoo/base and data/vision
 python -m benchmarks.zoos omniglot zoo/omniglot --data omniglot.npz [--tasks N] [--lora RANK]
 python -m benchmarks.zoos scenes zoo/scenes [--data FOLDER]    # with camvid64.npz and fasseg64.npz
 python -m benchmarks.zoos scripts zoo/scripts --data data/vision
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tintray.errors import TintrayError
 
-_ZOOS = ("omniglot", "scenes", "scripts", "text")
+_ZOOS = ("halves", "omniglot", "scenes", "scripts", "text")
 _TEXTS = Path("../shared/data/text")
 
 
@@ -36,7 +37,7 @@ def main() -> int:
     options = {name: getattr(given, name) for name in ("tasks", "lora") if getattr(given, name)}
     if options and given.zoo != "omniglot":
         parser.error(f"--{next(iter(options))} is an option of omniglot")
-    if data is None and given.zoo in ("omniglot", "scripts"):
+    if data is None and given.zoo in ("halves", "omniglot", "scripts"):
         parser.error(f"{given.zoo} needs --data")
     try:
         build = import_module(f"benchmarks.zoos.{given.zoo}").build

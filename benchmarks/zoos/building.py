@@ -10,6 +10,7 @@ DIR/zoo.json         what the zoo was made from, and the hash of every file
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -41,7 +42,7 @@ class Source:
     Attributes
     ----------
     base
-        What the base is pretrained on.
+        What the base is pretrained on, or the folder of one that is there.
     task
         One task's data, by name.
     libraries
@@ -51,7 +52,7 @@ class Source:
         recipe)``, which returns metrics by name on the test set.
     """
 
-    base: Callable[[], Arrays]
+    base: Callable[[], Arrays] | Path
     task: Callable[[str], Arrays]
     libraries: tuple[str, ...] = ()
     trainer: str = "benchmarks.zoos.experts"
@@ -59,7 +60,12 @@ class Source:
     def digest(self, tasks: Iterable[str]) -> str:
         """The sha256 of everything that a zoo with these tasks is trained and tested on."""
         digest = hashlib.sha256()
-        for name, arrays in (("base", self.base()), *((task, self.task(task)) for task in tasks)):
+        parts = [(task, self.task(task)) for task in tasks]
+        if isinstance(self.base, Path):
+            digest.update((self.base / "model.safetensors").read_bytes())
+        else:
+            parts.insert(0, ("base", self.base()))
+        for name, arrays in parts:
             for label, array in arrays.items():
                 digest.update(f"{name}/{label}{array.shape}{array.dtype}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
@@ -105,21 +111,31 @@ def build(
         return directory
     with replacing(directory, made_from) as building:
         (building / "data").mkdir()
-        _write(building / "data" / "base.npz", source.base())
+        if isinstance(source.base, Path):
+            shutil.copytree(source.base, building / "base", copy_function=shutil.copyfile)
+        else:
+            _write(building / "data" / "base.npz", source.base())
         for name in recipe.tasks:
             _write(building / "data" / f"{name}.npz", source.task(name))
         for name, text in (extra or {}).items():
             (building / name).write_text(text, encoding="utf-8")
         with processes(workers or cores(), source.trainer) as pool:
-            _train(building, recipe, source.trainer, pool, report)
+            if not isinstance(source.base, Path):
+                report("pretraining the base")
+                pool.submit(_train_base, source.trainer, building, recipe).result()
+            _train_experts(building, recipe, source.trainer, pool, report)
     return directory
 
 
-def job_file(name: str, tasks: Iterable[str]) -> str:
-    """A job over all tasks of a zoo, as YAML; paths start from the zoo's folder."""
+def job_file(name: str, tasks: Iterable[str], *, pool: str = "train") -> str:
+    """A job over all tasks of a zoo, as YAML; paths start from the zoo's folder.
+
+    ``pool`` is the split that pools are.
+    """
+    split = "" if pool == "train" else f", split: {pool}"
     lines = [f"name: {name}", "base: base", "tasks:"]
     lines += [
-        f"- {{name: {task}, expert: {task}, pool: {{path: data/{task}.npz}}, "
+        f"- {{name: {task}, expert: {task}, pool: {{path: data/{task}.npz{split}}}, "
         f"test: {{path: data/{task}.npz, split: test}}}}"
         for task in tasks
     ]
@@ -141,16 +157,14 @@ def _write(path: Path, arrays: Arrays) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _train(
+def _train_experts(
     zoo: Path,
     recipe: AnyRecipe,
     trainer: str,
     pool: ProcessPoolExecutor,
     report: Callable[[str], None],
 ) -> None:
-    report("pretraining the base")
-    pool.submit(_train_base, trainer, zoo, recipe).result()
-    report(f"base done; fine-tuning {len(recipe.tasks)} experts")
+    report(f"fine-tuning {len(recipe.tasks)} experts")
     pending = {
         pool.submit(_train_expert, trainer, zoo, name, recipe): name for name in recipe.tasks
     }

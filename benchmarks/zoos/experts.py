@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def train_expert(zoo: Path, name: str, recipe: Recipe) -> dict[str, float]:
     _replace_head(model, _names(data))
     pixels = _pixels(processor, data["x_train"])
     seed = zlib.crc32(f"{recipe.seed}/{name}".encode())  # whatever the order of the tasks
-    labels = torch.from_numpy(data["y_train"])
+    labels, schedule = torch.from_numpy(data["y_train"]), recipe.fine_tuning
+    if recipe.steps is not None:
+        schedule = replace(schedule, epochs=-(-recipe.steps * schedule.batch_size // len(labels)))
     if recipe.lora is None:
-        fine_tune(model, pixels, labels, recipe.fine_tuning, seed=seed)
+        fine_tune(model, pixels, labels, schedule, seed=seed)
         _save(model, processor, zoo / name)
     else:
-        model = adapters.fine_tune(model, pixels, labels, recipe.fine_tuning, recipe.lora, seed)
+        model = adapters.fine_tune(model, pixels, labels, schedule, recipe.lora, seed)
         adapters.save(model, zoo / name)
     images, truth = _pixels(processor, data["x_test"]), torch.from_numpy(data["y_test"])
     return {"accuracy": accuracy(model, images, truth)}

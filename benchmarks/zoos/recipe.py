@@ -45,6 +45,7 @@ class Recipe:
     pretraining: Schedule = Schedule(epochs=20, learning_rate=2e-3)
     fine_tuning: Schedule = Schedule(epochs=8, learning_rate=3e-3, head_epochs=20)
     lora: int | None = None  # the rank of experts that are LoRA adapters; None: whole models
+    steps: int | None = None  # of fine-tuning, whatever the size of the data set, if not by epochs
     seed: int = 0
     version: int = 1  # to be raised when the code that follows the recipe changes its results
 
@@ -71,3 +72,10 @@ SCRIPTS = Recipe(
     fine_tuning=Schedule(epochs=3, learning_rate=2e-4, head_epochs=10, shift=2),
 )
 """The scripts zoo: a base that has seen most of it, and experts that moved little from there."""
+
+HALVES = Recipe(
+    tasks=SCRIPTS.tasks,
+    fine_tuning=Schedule(epochs=0, learning_rate=1e-3, head_epochs=10, shift=2),
+    steps=400,
+)
+"""The halves zoo: as the experts of the hard zoo, but shorter, on half of their images."""
