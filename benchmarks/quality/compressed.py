@@ -57,39 +57,31 @@ def as_matrix(tensor: Tensor) -> Tensor | None:
 
 
 def of_rank(kept: Callable[[Tensor], Tensor], bits: Callable[[int], int]) -> Fit:
-    """The largest rank that fits, the same for each matrix: Σ σᵢ kept(uᵢ) kept(vᵢ)ᵀ.
+    """Singular components of the matrices, Σ σᵢ kept(uᵢ) kept(vᵢ)ᵀ: those with most σ² per bit.
 
     ``bits`` is what ``kept`` takes for a vector of so many entries. Vectors (biases, norms) are
     kept in four groups, so that the bits go to the matrices.
     """
 
     def fit(vectors: Tensors, most: int) -> tuple[dict[str, Tensor], int]:
+        found = {name: grouped(tensor) for name, tensor in vectors.items()}
         matrices = {name: as_matrix(tensor) for name, tensor in vectors.items()}
-        small = sum(grouped_bits(v.numel()) for n, v in vectors.items() if matrices[n] is None)
-        shapes = [matrix.shape for matrix in matrices.values() if matrix is not None]
-
-        def size(rank: int) -> int:
-            each = (min(rank, *shape) * (sum(map(bits, shape)) + HALF) for shape in shapes)
-            return small + sum(each)
-
-        rank, full = 0, max((min(shape) for shape in shapes), default=0)
-        while rank < full and size(rank + 1) <= most:
-            rank += 1
-        found = {}
-        for name, tensor in vectors.items():
-            matrix = matrices[name]
-            approximation = grouped(tensor) if matrix is None else _of_rank(matrix, rank, kept)
-            found[name] = approximation.reshape(tensor.shape)
-        return found, size(rank)
+        taken = sum(grouped_bits(v.numel()) for n, v in vectors.items() if matrices[n] is None)
+        parts = []
+        for name, matrix in matrices.items():
+            if matrix is not None:
+                found[name] = torch.zeros_like(vectors[name])
+                size = sum(map(bits, matrix.shape)) + HALF
+                u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+                parts += [(float(s[i]) ** 2 / size, name, size, s[i], u[:, i], v[i])
+                          for i in range(len(s))]  # fmt: skip
+        for _, name, size, sigma, left, right in sorted(parts, key=lambda part: -part[0]):
+            if taken + size <= most:
+                found[name] += (sigma * torch.outer(kept(left), kept(right))).view_as(found[name])
+                taken += size
+        return found, taken
 
     return fit
-
-
-def _of_rank(matrix: Tensor, rank: int, kept: Callable[[Tensor], Tensor]) -> Tensor:
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    left = torch.stack([kept(column) for column in u.T[:rank]], 1) if rank else u[:, :0]
-    right = torch.stack([kept(row) for row in v[:rank]]) if rank else v[:0]
-    return (left * s[:rank]) @ right
 
 
 def switched(tensor: Tensor, most: int) -> tuple[Tensor, int]:

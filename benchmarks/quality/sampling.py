@@ -13,7 +13,7 @@ from tintray.jobs.runs.evaluate import Evaluator, TaskAnswers
 from tintray.tasks.evaluation import score
 
 DRAWS = 200
-_MOST = 20_000_000  # numbers that the draws of one task may go through, for answers that are maps
+_MOST = 100_000_000  # numbers that the draws of one task may go through, for answers that are maps
 
 
 def sampling_error(merge: str, store: str, tasks: Sequence[str]) -> float:
