@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,31 +58,43 @@ def as_matrix(tensor: Tensor) -> Tensor | None:
 
 
 def of_rank(kept: Callable[[Tensor], Tensor], bits: Callable[[int], int]) -> Fit:
-    """Singular components of the matrices, Σ σᵢ kept(uᵢ) kept(vᵢ)ᵀ: those with most σ² per bit.
+    """Singular components of the matrices, σᵢ kept(uᵢ) kept(vᵢ)ᵀ: those with most σ² per bit.
 
-    ``bits`` is what ``kept`` takes for a vector of so many entries. Vectors (biases, norms) are
-    kept in four groups, so that the bits go to the matrices.
+    ``bits`` is what ``kept`` takes for a vector of so many entries. Vectors (biases, norms) count
+    as components too, in four groups each.
     """
 
     def fit(vectors: Tensors, most: int) -> tuple[dict[str, Tensor], int]:
-        found = {name: grouped(tensor) for name, tensor in vectors.items()}
-        matrices = {name: as_matrix(tensor) for name, tensor in vectors.items()}
-        taken = sum(grouped_bits(v.numel()) for n, v in vectors.items() if matrices[n] is None)
-        parts = []
-        for name, matrix in matrices.items():
-            if matrix is not None:
-                found[name] = torch.zeros_like(vectors[name])
-                size = sum(map(bits, matrix.shape)) + HALF
-                u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-                parts += [(float(s[i]) ** 2 / size, name, size, s[i], u[:, i], v[i])
-                          for i in range(len(s))]  # fmt: skip
-        for _, name, size, sigma, left, right in sorted(parts, key=lambda part: -part[0]):
+        found = {name: torch.zeros_like(tensor) for name, tensor in vectors.items()}
+        parts: list[tuple[float, str, int, Callable[[], Tensor]]] = []
+        for name, tensor in vectors.items():
+            matrix = as_matrix(tensor)
+            if matrix is None:
+                size = grouped_bits(tensor.numel())
+                energy = float(tensor.square().sum())
+                parts.append((energy / size, name, size, partial(grouped, tensor)))
+                continue
+            size = sum(map(bits, matrix.shape)) + HALF
+            for sigma, left, right in _components(matrix):
+                product = partial(_product, sigma, left, right, kept)
+                parts.append((sigma**2 / size, name, size, product))
+        taken = 0
+        for _, name, size, part in sorted(parts, key=lambda part: -part[0]):
             if taken + size <= most:
-                found[name] += (sigma * torch.outer(kept(left), kept(right))).view_as(found[name])
+                found[name] += part().view_as(found[name])
                 taken += size
         return found, taken
 
     return fit
+
+
+def _components(matrix: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return list(zip(s.tolist(), u.T, v, strict=True))
+
+
+def _product(sigma: float, left: Tensor, right: Tensor, kept: Callable[[Tensor], Tensor]) -> Tensor:
+    return sigma * torch.outer(kept(left), kept(right))
 
 
 def switched(tensor: Tensor, most: int) -> tuple[Tensor, int]:

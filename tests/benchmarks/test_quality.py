@@ -80,10 +80,10 @@ def test_a_product_of_full_rank_gives_back_the_matrix() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("most", [400, 1000, 4000])
+@pytest.mark.parametrize("most", [-1, 400, 4000])
 def test_a_scheme_takes_no_more_bits_than_it_may_and_uses_them(name: str, most: int) -> None:
     found, bits = SCHEMES[name].fit(VECTORS, most)
-    assert bits <= most
+    assert 0 <= bits <= max(0, most)
     assert {key: tensor.shape for key, tensor in found.items()} == {
         key: tensor.shape for key, tensor in VECTORS.items()
     }
