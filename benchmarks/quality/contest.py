@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.quality.compressed import MASKED, SCHEMES
 from benchmarks.quality.measure import Bench, Measured
-from benchmarks.quality.rows import ADAMERGING, HEAD, LADDER, LOOP, ROWS, SITES, row
+from benchmarks.quality.rows import ADAMERGING, HEAD, LADDER, LOOP, ROWS, row
 from benchmarks.quality.tables import COLUMNS, agreed, line, reached
 from benchmarks.quality.trials import RATES, Axis, tuned
 from benchmarks.quality.untrained import Rivals
@@ -110,7 +110,7 @@ def speed(contest: Contest) -> None:
 
 _RACERS = (
     ("tintray", ROWS["small"][1]),
-    ("published loop, tuned, same tint", LADDER["sites"][1]),
+    ("published loop, tuned, same sites", LADDER["sites"][1]),
     ("published loop, tuned, head", LADDER["tuned"][1]),
 )
 
@@ -142,7 +142,7 @@ def tuning(contest: Contest) -> None:
     scale = Axis("merge.scale", 0.1, 0.5)
     for label, settled, axes in (
         ("the published loop, head", (*HEAD, *LOOP), RATES),
-        ("the published loop at the sites of tintray", (*SITES, *LOOP), RATES),
+        ("the published loop at the sites of tintray", LOOP, RATES),
         ("AdaMerging", ADAMERGING, (Axis("fit.coefficient_lr", 1e-3, 10**0.5), scale)),
     ):
         _say(f"\n{label}: agreement on held-back pool examples")

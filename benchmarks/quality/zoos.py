@@ -16,7 +16,7 @@ from typing import Any
 
 from tintray.errors import InputError
 from tintray.jobs.config.documents import Document, read_document
-from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.config.sections import DataSpec, TaskSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,10 +55,10 @@ class Zoo:
         value = {key: document.value[key] for key in _SETS if key in document.value}
         if self.name == "digits":  # the example has its zoo in the current folder
             value = _moved(value, "../zoo/digits", str((zoos / "digits").resolve()))
-        document = Document(document.source, value)
+        bare = Document(document.source, value)
         for text in (*overrides, "cluster.workers=0"):
-            document = document.override(text)
-        spec = JobSpec.read(document, path.absolute().parent)
+            bare = bare.override(text)
+        spec = parse_spec(bare.value, folder=path.absolute().parent)
         every = spec.tasks
         count = min(self.tasks or len(every), len(every))
         return spec.with_tasks([every[len(every) * index // count] for index in range(count)])

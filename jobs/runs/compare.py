@@ -26,9 +26,9 @@ from tintray.jobs.runs.fitting import coordinator_for
 from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
 from tintray.jobs.runs.pipeline import backend_for
-from tintray.jobs.runs.scales import best_scale
 from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
+from tintray.merging.scale_search import climb
 from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
@@ -37,6 +37,7 @@ from tintray.tasks.evaluation import TaskScore, mean
 RIVALS = ("average", "task_arithmetic")
 """What a merge is compared with where nobody says otherwise."""
 _EXAMPLES = 128  # pool examples per task on which scales are compared
+_MOST_SCALES = 40  # so many that the best is never the lowest or the highest of them
 _ADAMERGING_LR = 1e-3  # what the method of arXiv 2310.02575 is run with
 _LEARNED = (*ADAMERGING, SURGERY)
 
@@ -159,7 +160,8 @@ def _best_scale(job: PreparedJob, of: Recipe, base: Floats, direction: Floats) -
         theta = as_argument(job.backend.put(base + np.float32(scale) * direction))
         return mean(job.backend.get(job.workers.each(None, Worker.agreement, _EXAMPLES, theta)))
 
-    return best_scale(agreement, 1 / tasks if method.adds_up else method.start(tasks))
+    found = climb(agreement, 1 / tasks if method.adds_up else method.start(tasks), _MOST_SCALES)
+    return max(found, key=lambda scale: found[scale])
 
 
 def _learned_rival(job: PreparedJob, name: str, start: float) -> list[TaskScore]:

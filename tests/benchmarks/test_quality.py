@@ -143,7 +143,7 @@ def test_code_has_another_hash_when_it_computes_something_else(tmp_path: Path) -
 
 def test_trials_learn_from_one_part_of_a_pool_and_are_judged_on_another(tmp_path: Path) -> None:
     spec = ZOOS["hard"].spec(tmp_path, ("fit.rounds=5",))
-    assert (spec.fit.rounds, spec.fit.correction_lr, spec.tint.told) == (5, 0.0, "head")
+    assert spec.fit.rounds == 5 and len(spec.tasks) == 10
     task = held_back(spec).tasks[0]
     assert task.test is not None
     assert (task.pool.path, task.pool.split, task.pool.sample) == (
