@@ -25,7 +25,6 @@ from torch import Tensor
 
 import tintray
 from benchmarks.quality.measure import Bench
-from benchmarks.quality.rows import RECIPE
 from benchmarks.quality.zoos import ZOOS
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.runs.evaluate import Evaluator
@@ -52,7 +51,7 @@ class Point:
 
 def point(bench: Bench, zoo: str, budget: str, seed: int) -> Point:
     """One row: a job, or what a call before this one kept of it."""
-    spec = bench.spec(ZOOS[zoo], (*RECIPE, f"tint.budget={budget}"), seed)
+    spec = bench.spec(ZOOS[zoo], (f"tint.budget={budget}",), seed)
 
     def fit() -> dict[str, Any]:
         found = tintray.run(spec).summary()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SMALL: tuple[str, ...] = ()
-MEDIUM = ("tint.sites=[{site: prompt, rank: 64}, head]",)
+MEDIUM = ("tint.budget=1.5%",)
 BEST = ("recipe=best",)
 
 ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {
