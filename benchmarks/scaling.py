@@ -59,6 +59,7 @@ from tintray.numerics.schedules import Rates
 from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool, joined
 from tintray.storage.artifacts.blobs import BlobRef
+from tintray.tinting.draws import Draws
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
@@ -262,6 +263,7 @@ def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dic
             Assignment(shards, hosts, members, {}),
             coefficients,
             rates=lambda _: Rates(lambda _: 1e-3, lambda _: 1.0),
+            draws=Draws(names, BATCH),
         )
         rounds, bare = [], []
         for repeat in range(repeats + 1):

@@ -23,7 +23,7 @@ RENAMED = {
 }
 """Old name -> new name, of fields in the sections of a job and of its tasks."""
 
-_FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False}
+_FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False, "sampling": "even"}
 """What fields of the section ``fit`` mean where a record of 0.1.0 has none."""
 
 _TINT_BEFORE = {"bits": None}

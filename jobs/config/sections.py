@@ -401,7 +401,7 @@ class FitSpec(Section):
     rounds: int = Field(default=300, ge=1)
     """How many rounds: in each, every task gives one batch and the coefficients move once."""
     batch_size: int = Field(default=16, ge=1)
-    """Examples of each task in a round."""
+    """Examples of each task in a round; in the mean, where more are drawn of those that lag."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """What every random stream is derived from."""
     coefficient_lr: float | None = Field(default=None, gt=0)
@@ -418,6 +418,8 @@ class FitSpec(Section):
     """How the learning rates go to the last round; `until_flat` falls once agreement is flat."""
     warmup: int = Field(default=0, ge=0)
     """Rounds over which the learning rates rise from zero."""
+    sampling: Literal["lagging", "even"] = "lagging"
+    """Whether tasks that agree less with their experts give more of a round's examples."""
     tasks_per_round: int | None = Field(default=None, ge=1)
     """How many tasks take part in a round, drawn anew for each; left out, all do."""
     held_back: int | None = Field(default=None, ge=0)

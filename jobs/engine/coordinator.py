@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import RoundDone
 from tintray.numerics.schedules import Rates, cooled_down
 from tintray.tasks.evaluation import TaskScore, mean
+from tintray.tinting.draws import Draw, Draws
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.step import TaskMetrics
 from tintray.tinting.watching import Watch
@@ -60,8 +61,8 @@ class Coordinator:
         Ends the fit early, where agreement has stopped growing.
     cool_down
         Instead of ending at once, let the fit have some more rounds in which the rates fall.
-    sampled
-        Which tasks take part in a round; all of them without it.
+    draws
+        What each task draws in a round.
     watch
         When the state is measured on examples that tasks hold back; the best one is that in which
         the fit ends. Without it, the last.
@@ -77,7 +78,7 @@ class Coordinator:
         in_turn: bool = False,
         plateau: Plateau | None = None,
         cool_down: bool = False,
-        sampled: Callable[[int], Collection[str]] | None = None,
+        draws: Draws,
         watch: Watch | None = None,
     ) -> None:
         self._backend = backend
@@ -88,7 +89,7 @@ class Coordinator:
         groups = sorted(assignment.groups)
         self._turns = [[group] for group in groups] if in_turn else [groups]
         self._plateau, self._cool_down = plateau, cool_down
-        self._sampled = sampled
+        self._draws = draws
         self._agreement: list[float] = []  # mean of each round, as far back as the plateau looks
         self.best: BestState | None = None
         """The best state so far, where the fit is watched."""
@@ -126,7 +127,9 @@ class Coordinator:
             metrics = self._round(self.rounds, self._rates(last))
             for name, of_task in metrics.items():
                 self._selected[name].append(of_task.selected_fraction)
-            self._agreement.append(mean([m.agreement for m in metrics.values()]))
+            agreement = {name: of_task.agreement for name, of_task in metrics.items()}
+            self._agreement.append(mean(list(agreement.values())))
+            self._draws.heard(agreement)
             self.rounds += 1
             watched: Mapping[str, float] = {}
             if self.best is not None and self.best.watch.due(self.rounds, last):
@@ -137,7 +140,7 @@ class Coordinator:
                     round=self.rounds,
                     rounds=self._last or rounds,
                     loss=mean([m.loss for m in metrics.values()]),
-                    agreement={name: m.agreement for name, m in metrics.items()},
+                    agreement=agreement,
                     selected_fraction={name: m.selected_fraction for name, m in metrics.items()},
                     seconds=time.perf_counter() - started,
                     held_back=watched,
@@ -162,31 +165,27 @@ class Coordinator:
 
     def _round(self, round_: int, rates: Rates) -> dict[str, TaskMetrics]:
         found: dict[str, TaskMetrics] = {}
-        chosen = None if self._sampled is None else self._sampled(round_)
+        draws = self._draws.of_round(round_)
         for groups in self._turns:
-            found |= self._turn(round_, rates, groups, chosen)
+            found |= self._turn(round_, rates, groups, draws)
         return found
 
     def _turn(
-        self, round_: int, rates: Rates, groups: Sequence[int], chosen: Collection[str] | None
+        self, round_: int, rates: Rates, groups: Sequence[int], draws: Mapping[str, Draw]
     ) -> dict[str, TaskMetrics]:
-        """One update of Λ from the gradients of these groups, or of the tasks chosen of them."""
-        only: dict[int, list[str] | None] = dict.fromkeys(groups)
-        if chosen is not None:
-            named = {
-                g: [name for name in self._assignment.names[g] if name in chosen] for g in groups
-            }
-            only = {group: names for group, names in named.items() if names}
-        if not only:
+        """One update of Λ from the gradients of the tasks of these groups that take part."""
+        names = {g: [n for n in self._assignment.names[g] if n in draws] for g in groups}
+        drawn = {g: {n: draws[n] for n in of_group} for g, of_group in names.items() if of_group}
+        if not drawn:
             return {}
         theta = self._assignment.shards.merge(self._coefficients.values, for_a_round=True)
         pace = rates.pace(round_)
         pieces = [as_argument(piece) for piece in theta]
         answers = [
             self._assignment.groups[group].call_direct_parts(
-                Worker.step, len(pieces), group, round_, pace, names, *pieces
+                Worker.step, len(pieces), group, round_, pace, of_group, *pieces
             )
-            for group, names in only.items()
+            for group, of_group in drawn.items()
         ]
         correction_lr = 0.0 if rates.correction is None else rates.correction(round_)
         projected = self._assignment.shards.project([parts for parts, _ in answers], correction_lr)
@@ -206,7 +205,8 @@ class Coordinator:
         if self._corrected:
             found = self._assignment.shards.correction()
             tensors |= {_CORRECTION + name: tensor for name, tensor in found.items()}
-        notes = {"kept": kept, "agreement": self._agreement, "last": self._last}
+        own = {"kept": kept, "agreement": self._agreement, "last": self._last}
+        notes = {**own, "draws": self._draws.state()}
         return tensors, notes if self.best is None else {**notes, "best": self.best.state()}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -220,6 +220,8 @@ class Coordinator:
         if correction:
             self._assignment.shards.correct(correction)
         self._agreement, self._last = list(notes["agreement"]), notes.get("last")
+        if "draws" in notes:  # checkpoints of 0.1.0 have none, and their fits draw evenly
+            self._draws.restore(notes["draws"])
         if self.best is not None:
             self.best.restore(notes["best"])
         self._selected.clear()

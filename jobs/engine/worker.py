@@ -6,7 +6,7 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -31,6 +31,7 @@ from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
+from tintray.tinting.draws import Draw
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.stored_tints import LADDER, decode, encode
@@ -189,13 +190,13 @@ class Worker:
     # -- rounds --------------------------------------------------------------------------------
 
     def step(
-        self, group: int, round_: int, pace: float, only: Collection[str] | None, *theta: Sent
+        self, group: int, round_: int, pace: float, draws: Mapping[str, Draw], *theta: Sent
     ) -> tuple[list[Sent], dict[str, TaskMetrics]]:
-        """One round of one group, or ``only`` of some tasks of it, under θ in pieces.
+        """One round of one group under θ in pieces; each of its tasks in ``draws`` takes part.
 
         Answers Σ ∂L/∂θ over its tasks, in as many pieces, and the metrics per task.
         """
-        result = self._groups[group].step(self._backbone(theta), round_, pace, only=only)
+        result = self._groups[group].step(self._backbone(theta), round_, pace, draws=draws)
         pieces = [result.gradient[stretch] for stretch in self._bounds]
         return [sent(piece, self._config.direct) for piece in pieces], result.metrics
 

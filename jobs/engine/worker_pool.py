@@ -44,6 +44,7 @@ from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.registry import find_kind
+from tintray.tinting.draws import Draws
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
 from tintray.tinting.step import StepSettings
 from tintray.tinting.stored_tints import StoredTint
@@ -184,14 +185,20 @@ class WorkerPool(Generic[W_co]):
         loaded = [host.call(Worker.load_group, n, blobs[n]) for n, host in self._groups.items()]
         self._backend.get(loaded)
 
-    @property
-    def sampler(self) -> Callable[[int], frozenset[str]] | None:
-        """Which tasks take part in a round, where not all do."""
-        count = self._spec.fit.tasks_per_round
-        if count is None or count >= len(self.tasks):
-            return None
-        seed, names = self._spec.fit.seed, [task.name for task in self.tasks]
-        return lambda n: frozenset(names[k] for k in sample_tasks(seed, n, len(names), count))
+    def draws(self) -> Draws:
+        """What tasks draw in the rounds of a fit, from its first on."""
+        fit, names = self._spec.fit, [task.name for task in self.tasks]
+        count = fit.tasks_per_round
+        chosen = None
+        if count is not None and count < len(names):
+
+            def chosen(round_: int) -> frozenset[str]:
+                return frozenset(
+                    names[k] for k in sample_tasks(fit.seed, round_, len(names), count)
+                )
+
+        lagging = fit.sampling == "lagging"
+        return Draws(names, fit.batch_size, lagging=lagging, chosen=chosen)
 
     @property
     def bits(self) -> Bits:

@@ -78,7 +78,7 @@ def make_coordinator(
         in_turn=fit.updates == "in_turn",
         plateau=Plateau(fit.window, fit.min_delta) if fit.window else None,
         cool_down=fit.schedule == "until_flat",
-        sampled=workers.sampler,
+        draws=workers.draws(),
         watch=watch,
     )
 

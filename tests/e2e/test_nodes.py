@@ -22,6 +22,7 @@ from tintray.numerics.layout import build_layout
 from tintray.numerics.schedules import Rates
 from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.store import open_store
+from tintray.tinting.draws import Draws
 from tintray.tinting.step import TaskMetrics
 from tintray.vectors.coefficients import Coefficients
 
@@ -118,7 +119,8 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     before = spilled()
     told: list[Any] = []
     rates = Rates(lambda _: 1e-3, lambda _: 0.0)
-    Coordinator(fleet, cast, start, rates=lambda _: rates).fit(10, told.append)
+    draws = Draws([str(n) for n in groups], 1)
+    Coordinator(fleet, cast, start, rates=lambda _: rates, draws=draws).fit(10, told.append)
     assert len(told) == 10
     assert spilled() == before
     theta = shards.gather(shards.merge(start.values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tintray.numerics.schedules import Rates, schedule
 from tintray.storage.artifacts.blobs import put_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore
+from tintray.tinting.draws import Draw, Draws
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.step import TaskMetrics
 from tintray.tinting.watching import Watch
@@ -52,11 +53,11 @@ class Worker:
         self.bounds = bounds
 
     def step(
-        self, group: int, round_: int, rate: float, only: Collection[str] | None, *theta: Any
+        self, group: int, round_: int, rate: float, draws: Mapping[str, Draw], *theta: Any
     ) -> tuple[list[Any], dict[str, TaskMetrics]]:
         self.rates.append(rate)
         whole = torch.from_numpy(np.concatenate(theta))
-        tasks = [task for task in self.groups[group] if only is None or task in only]
+        tasks = [task for task in self.groups[group] if task in draws]
         gradient = torch.stack([whole - WANTED[task] for task in tasks]).sum(0)
         losses = {task: float((whole - WANTED[task]).square().sum()) / 2 for task in tasks}
         metrics = {task: TaskMetrics(loss, 0.5, 0.25) for task, loss in losses.items()}
@@ -103,7 +104,7 @@ class Fit:
         self.coefficients = Coefficients(torch.full((len(TASKS), 2), 0.3))
         hosts = dict.fromkeys(groups, member), groups, dict.fromkeys(TASKS, member)
         rates = Rates(lambda n: 0.01 / (n + 1), lambda n: 0.1 * n, self.correction)
-        options = {"rates": lambda rounds: rates, **self.options}
+        options = {"rates": lambda rounds: rates, "draws": Draws(TASKS, 1), **self.options}
         self.coordinator = Coordinator(
             backend, Assignment(shards, *hosts), self.coefficients, **options
         )
@@ -180,7 +181,8 @@ def test_rounds_are_told_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_tasks_that_sit_a_round_out_are_not_asked(tmp_path: Path, in_turn: bool) -> None:
     """Two groups of two tasks, one task a round: one group has nothing to do."""
-    options = {"sampled": lambda round_: {TASKS[round_]}, "in_turn": in_turn}
+    draws = Draws(TASKS, 1, chosen=lambda round_: {TASKS[round_]})
+    options = {"draws": draws, "in_turn": in_turn}
     fit = Fit(tmp_path, options=options).run(4)
     assert [list(event.agreement) for event in fit.rounds] == [[task] for task in TASKS]
     assert len(fit.worker.rates) == 4

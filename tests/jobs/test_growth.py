@@ -145,7 +145,7 @@ def test_growing_goes_by_the_fit_of_the_merges_job(
     monkeypatch.setattr(fitting, "Coordinator", Heard)
     grown.add("five", mode="joint", overrides=(*EASY, "growth.coefficient_rounds=8"))
     (options,) = made
-    assert options["in_turn"] and len(options["sampled"](0)) == 2
+    assert options["in_turn"] and len(options["draws"].of_round(0)) == 2
     rates = [options["rates"](8).coefficients(round_) for round_ in range(8)]
     assert max(rates) == rates[3] > rates[0]  # warms up for as large a part of its rounds
     assert any("ended after round 2" in str(event) for event in grown.events)

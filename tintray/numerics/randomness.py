@@ -15,12 +15,17 @@ def stream(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 def sample(seed: int, task: str, round_: int, examples: int, batch_size: int) -> Tensor:
-    """Which of a pool's ``examples`` make up the batch of ``round_``: int64 [batch_size].
+    """The batch of ``round_`` where all rounds draw as many: int64 [batch_size]."""
+    return drawn(seed, task, round_ * batch_size, batch_size, examples)
 
-    Rounds walk through one shuffled epoch after another, so that every example is seen equally
+
+def drawn(seed: int, task: str, start: int, count: int, examples: int) -> Tensor:
+    """Which of a pool's ``examples`` are drawn after the first ``start``: int64 [count].
+
+    Draws walk through one shuffled epoch after another, so that every example is seen equally
     often; the shuffle depends on seed, task name and epoch alone.
     """
-    positions = torch.arange(round_ * batch_size, (round_ + 1) * batch_size)
+    positions = torch.arange(start, start + count)
     epochs, parts = positions // examples, []
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         order = torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import floor
 
+Draw = tuple[int, int]
+"""How many examples of a task were drawn before, and how many are now."""
+
 START = 0.3
 """Agreement that a task is taken to have before any round has told."""
 MEMORY = 0.9
@@ -14,7 +17,7 @@ LEAST = 4
 
 
 class Draws:
-    """Plans rounds: which stretch of its stream of examples each task gives (see ``sample``).
+    """Decides what each task draws in a round (see ``tintray.numerics.randomness.drawn``).
 
     A task's share of a round grows as the square root of how much it disagrees with its expert, so
     that passes go where there is something left to learn; all rounds have as many examples in all.
@@ -42,8 +45,8 @@ class Draws:
         self._agreement = dict.fromkeys(tasks, START)
         self._taken = dict.fromkeys(tasks, 0)
 
-    def of_round(self, round_: int) -> dict[str, tuple[int, int]]:
-        """Task -> where in its stream its batch begins, and how many examples it has."""
+    def of_round(self, round_: int) -> dict[str, Draw]:
+        """What each task draws that takes part; rounds are asked for in order."""
         names = list(self._agreement)
         if self._chosen is not None:
             chosen = self._chosen(round_)

@@ -7,7 +7,7 @@ result depends on θ, the round and the group alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from tintray.errors import FitError
 from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Theta
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
-from tintray.numerics.randomness import sample
+from tintray.numerics.randomness import drawn, sample
 from tintray.numerics.snapshots import Snapshots
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
@@ -27,6 +27,7 @@ from tintray.tasks.kind import Kind, LossConfig
 from tintray.tasks.kinds import Distance, Filter, Labels
 from tintray.tasks.losses import feature_loss, feature_variance
 from tintray.tasks.outputs import Outputs
+from tintray.tinting.draws import Draw
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 from tintray.vectors.task_vectors import UP
 
@@ -169,7 +170,7 @@ class TaskGroup:
         round_: int,
         pace: float,
         *,
-        only: Collection[str] | None = None,
+        draws: Mapping[str, Draw] | None = None,
     ) -> GroupResult:
         """One round of this group: gradients for Λ, and one update of each tint layer.
 
@@ -182,8 +183,9 @@ class TaskGroup:
             0-based; decides the batches together with seed and task names.
         pace
             The share of their highest rates at which tint layers learn.
-        only
-            The tasks that take part, if not all do; the others stay as they are.
+        draws
+            What each task draws; those that are not in it stay as they are. None: all tasks take
+            part, with as many examples as the settings say.
 
         Raises
         ------
@@ -193,14 +195,18 @@ class TaskGroup:
         self._gradient.zero_()
         if theta is not None:
             self._fused.bind(theta, self._gradient)
-        tasks = [t for t in self.tasks if only is None or t.name in only]
-        indices = [
-            sample(self._settings.seed, t.name, round_, len(t.pool), self._settings.batch_size)
-            for t in tasks
-        ]
+        seed, size = self._settings.seed, self._settings.batch_size
+        if draws is None:
+            tasks = self.tasks
+            indices = [sample(seed, t.name, round_, len(t.pool), size) for t in tasks]
+        else:
+            tasks = [t for t in self.tasks if t.name in draws]
+            indices = [drawn(seed, t.name, *draws[t.name], len(t.pool)) for t in tasks]
         totals = torch.zeros(len(tasks), 3, dtype=torch.float64, device=self._gradient.device)
-        for micro_batch in _micro_batches(len(tasks), self._settings):
+        sizes = list(map(len, indices))
+        for micro_batch in _micro_batches(sizes, self._settings.micro_batch):
             self._accumulate(tasks, micro_batch, indices, totals)
+        totals /= torch.tensor(sizes, device=totals.device)[:, None]
         totals = totals.cpu()  # where passes run elsewhere, this waits for them: once per step
         _check(tasks, totals, round_)
         for task in tasks:
@@ -243,13 +249,13 @@ class TaskGroup:
                 usual = task.feature_variance.to(device)
                 distance = feature_loss(features, task.features[index].to(device), usual=usual)
                 each = each + self._settings.features * distance
-            # Divided by the whole batch, not by what is selected: a batch of which nothing is
+            # Divided by the mean batch, not by what is selected: a batch of which nothing is
             # is harmless, and micro-batches add up to the same gradient as one batch.
             loss = (each * comparison.weights).sum() / self._settings.batch_size
             losses.append(loss)
             same, selected = comparison.agreement.sum(), comparison.selected.sum()
             share = torch.stack([loss.detach() * self._settings.batch_size, same, selected])
-            totals[piece.task] += share.double() / self._settings.batch_size
+            totals[piece.task] += share.double()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
 
@@ -265,19 +271,19 @@ def _check(tasks: Sequence[TaskState], totals: Tensor, round_: int) -> None:
             )
 
 
-def _micro_batches(tasks: int, settings: StepSettings) -> Iterator[list[_Piece]]:
-    """Cut the tasks' batches, in order, into micro-batches of at most ``micro_batch`` examples."""
+def _micro_batches(sizes: Sequence[int], most: int) -> Iterator[list[_Piece]]:
+    """Cut the tasks' batches, in order, into micro-batches of at most so many examples."""
     current: list[_Piece] = []
-    room = settings.micro_batch
-    for task in range(tasks):
+    room = most
+    for task, size in enumerate(sizes):
         start = 0
-        while start < settings.batch_size:
-            stop = min(settings.batch_size, start + room)
+        while start < size:
+            stop = min(size, start + room)
             current.append(_Piece(task, slice(start, stop)))
             room -= stop - start
             start = stop
             if room == 0:
                 yield current
-                current, room = [], settings.micro_batch
+                current, room = [], most
     if current:
         yield current
