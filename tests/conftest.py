@@ -58,9 +58,7 @@ def published(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Publis
     """The tiny job, run once in this process; only to be read."""
     from tintray.jobs import api
 
-    spec = tiny.spec(
-        tmp_path_factory.mktemp("store"), fit={"correction_lr": 0}, tint={"sites": "head"}
-    )
+    spec = tiny.spec(tmp_path_factory.mktemp("store"))
     events: list[Any] = []
     return Published(spec, api.run(spec, on_event=events.append), events)
 

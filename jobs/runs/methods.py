@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import ADAMERGING, SURGERY
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
-from tintray.jobs.engine.base_model import SplitModel, load_base_model, split_for
-from tintray.jobs.engine.budgets import within_budget
+from tintray.jobs.engine.base_model import SplitModel, load_base_model
+from tintray.jobs.engine.budgets import with_prompt, within_budget
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.featcal import fitted_layers
@@ -34,7 +34,6 @@ from tintray.numerics.layout import Layout
 from tintray.numerics.sites import HEAD
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.tasks.evaluation import TaskScore, mean
-from tintray.tinting.partition import default_sites
 
 
 def with_method_defaults(spec: JobSpec) -> JobSpec:
@@ -75,10 +74,10 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
             f"tint.bits: '{SURGERY}' measures every task with its head as it is; expected 32, "
             f"found {spec.tint.bits}"
         )
-    if spec.tint.sites is None:
-        sites = [{"site": s.at, "rank": s.rank} for s in default_sites(base.module)]
-        spec = spec.changed(tint={"sites": sites})
-        base = replace(base, partition=split_for(base.module, spec))
+    if spec.tint.sites is None and spec.tint.learned:
+        spec, base = with_prompt(spec, base)
+    if spec.tint.sites is None:  # it has no place for one
+        spec = spec.changed(tint={"sites": HEAD})
     found, tasks = job_recipe(spec), len(spec.tasks)
     found.method.check_tasks(tasks)
     if not spec.merge.learned:

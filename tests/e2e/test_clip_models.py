@@ -124,7 +124,7 @@ def test_towers_are_merged_and_exported_for_transformers(zoo: Path, tmp_path: Pa
     assert min(task.expert or 0 for task in summary.tasks) > 0.9
     assert summary.normalised_accuracy > 0.9
     merge = tintray.load(summary.url)
-    assert list(merge.tint("shades")) == ["classifier.weight"]
+    assert "classifier.weight" in merge.tint("shades")
     assert "visual_projection.weight" in merge.backbone  # shared, in memory once
     batch = pixels(pictures("colours", 5, 9)[0])
     exported = merge.export("colours", tmp_path / "colours")

@@ -28,7 +28,8 @@ STAGES = ["planning", "preparing", "fitting", "evaluating", "publishing"]
 
 def learned(url: str) -> dict[str, str]:
     """sha256 by name of what the fit decides."""
-    return {name: sha for name, sha in hashes(url).items() if name.endswith(".safetensors")}
+    decided = ("backbone", "coefficients", "tints/")
+    return {name: sha for name, sha in hashes(url).items() if name.startswith(decided)}
 
 
 def expert_of(tiny: TinyZoo, task: str) -> Any:
@@ -56,7 +57,7 @@ def test_a_merge_is_a_folder_of_exactly_what_its_manifest_lists(
     expected = {"backbone.safetensors", "coefficients.safetensors"}
     for task in TASKS:
         expected |= {f"tints/{task}.safetensors", f"configs/{task}/config.json"}
-        expected |= {f"configs/{task}/preprocessor_config.json"}
+        expected |= {f"configs/{task}/preprocessor_config.json", f"routing/{task}.safetensors"}
     assert found.keys() == expected
 
 
@@ -95,7 +96,9 @@ def test_every_task_is_judged_on_the_data_that_it_has(published: conftest.Publis
         assert task.metric == ("accuracy" if labelled else "agreement")
         assert task.test_examples == (TEST if labelled else POOL)
         assert (task.expert is not None) == labelled
-        assert task.tint_parameters == 17 * CLASSES[name]  # 16 inputs and a bias for each class
+        head = 17 * CLASSES[name]  # 16 inputs and a bias for each class
+        rank, left = divmod(task.tint_parameters - head, 17 + 16)  # 17 positions of width 16
+        assert rank >= 1 and left == 0
     assert found["four"].merged == found["four"].agreement == found["four"].normalised
 
 
@@ -116,11 +119,11 @@ def test_scores_are_those_of_the_published_files(
 def test_the_fit_brings_the_merge_nearer_to_its_experts(
     tiny: TinyZoo, published: conftest.Published, tmp_path: Path
 ) -> None:
-    long = api.run(tiny.spec(tmp_path, fit={"rounds": 40, "coefficient_lr": 1e-2}))
+    long = api.run(tiny.spec(tmp_path, fit={"rounds": 80}))
     before, after = (
         np.mean([task.agreement for task in of.tasks]) for of in (published.summary, long)
     )
-    assert after > before + 0.05
+    assert after > before + 0.03
 
 
 # What can be asked of it
@@ -263,7 +266,7 @@ def test_tints_that_do_not_learn_are_their_experts_heads(tiny: TinyZoo, tmp_path
         expert = expert_of(tiny, task).state_dict()
         for name, tensor in merge.tint(task).items():
             assert torch.equal(tensor, expert[name])
-    assert not torch.equal(merge.coefficients, torch.full_like(merge.coefficients, 0.3))
+    assert not torch.equal(merge.coefficients, torch.full_like(merge.coefficients, 0.5))
 
 
 def test_order_of_tasks_does_not_matter(tiny: TinyZoo, tmp_path: Path) -> None:
@@ -273,28 +276,31 @@ def test_order_of_tasks_does_not_matter(tiny: TinyZoo, tmp_path: Path) -> None:
     attention does not depend on it, and Adam makes a whole step of that.
     """
     names = ("two", "three", "five")
-    merge = {"granularity": "block"}
-    merges = [tintray.run(tiny.spec(tmp_path, tasks=t, merge=merge)) for t in (names, names[::-1])]
+    alone: dict[str, Any] = {"merge": {"granularity": "block"}, "fit": {"correction_lr": 0}}
+    merges = [tintray.run(tiny.spec(tmp_path, tasks=t, **alone)) for t in (names, names[::-1])]
     assert merges[0].coefficients.shape == (3, 5)
     one, other = (dict(zip(m.tasks, m.coefficients, strict=True)) for m in merges)
     for name in names:
         assert torch.allclose(one[name], other[name], atol=1e-6)
-        assert (one[name] - 0.3).abs().max() > 1e-3  # they have moved
+        assert (one[name] - 1 / 3).abs().max() > 1e-3  # they have moved
     for name, tensor in merges[0].backbone.items():
         assert torch.allclose(tensor, merges[1].backbone[name], atol=1e-5), name
 
 
 def test_a_fit_in_bfloat16_is_published_and_measured_in_float32(
-    tiny: TinyZoo, published: conftest.Published, tmp_path: Path
+    tiny: TinyZoo, tmp_path: Path
 ) -> None:
-    spec = tiny.spec(tmp_path, fit={"precision": "bfloat16"})
-    summary = api.run(spec)
-    assert learned(summary.url) != learned(published.summary.url)
-    merge, single = tintray.load(summary.url), tintray.load(published.summary.url)
+    spec, other = (
+        tiny.spec(tmp_path, fit={"precision": precision, "correction_lr": 0})
+        for precision in ("bfloat16", "float32")
+    )
+    summary, exact = api.run(spec), api.run(other)
+    assert learned(summary.url) != learned(exact.url)
+    merge, single = tintray.load(summary.url), tintray.load(exact.url)
     assert {tensor.dtype for tensor in merge.backbone.values()} == {torch.float32}
     assert merge.manifest.precision == "bfloat16"
     # Most move alike; Adam makes whole steps of the few gradients that are rounding and no more.
     assert (merge.coefficients - single.coefficients).abs().median() < 1e-3
-    again = api.evaluate("tiny", store=spec.store, catalog=spec.catalog)
+    again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     assert comparable(again.tasks) == comparable(summary.tasks)
     assert learned(api.run(spec).url) == learned(summary.url)

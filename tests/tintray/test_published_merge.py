@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Published
+from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import InputError, IntegrityError, NotFoundError
+from tintray.jobs import api
 from tintray.published.merge import open_folder
+
+
+@pytest.fixture(scope="module")
+def published(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """A merge of base, experts and Λ, and of heads, alone."""
+    alone: dict[str, Any] = {"fit": {"correction_lr": 0}, "tint": {"sites": "head"}}
+    spec = tiny.spec(tmp_path_factory.mktemp("alone"), **alone)
+    return Published(spec, api.run(spec))
 
 
 @pytest.fixture

@@ -20,11 +20,6 @@ from tintray.numerics.sites import HEAD, PROMPT, TintSite
 PROMPT_RANK = 8
 """The rank of a prompt where a job names none."""
 
-PROMPT_RANKS = (16, 8, 4, 2, 1)
-SHARE = 0.005
-"""What a task owns of the backbone's parameters, as far as that can be, where a job names no site.
-"""
-
 
 @dataclass(frozen=True)
 class Partition:
@@ -116,32 +111,6 @@ def partition(
         {name: rank for name, (rank, _) in low_rank.items()},
         rates if learned else {},
     )
-
-
-def default_sites(base: nn.Module) -> tuple[TintSite, ...]:
-    """Where tasks part if a job names no site: a prompt and the head; the head where none fits.
-
-    The prompt has the highest of ``PROMPT_RANKS`` at which both have at most ``SHARE`` of the
-    backbone's parameters, by the size of the head that ``base`` has, or else the lowest.
-    """
-    try:
-        prompt = find_prompt(base)
-    except SpecError:
-        return (TintSite(HEAD),)
-    if prompt.norms:
-        return (TintSite(PROMPT), TintSite(HEAD))
-    heads = tuple(f"{path}." for path in head_modules(base))
-    sizes = {name: tensor.numel() for name, tensor in base.named_parameters()}
-    head = sum(size for name, size in sizes.items() if name.startswith(heads))
-    sides = sum(sum(_sides(base.get_parameter(name))) for name in prompt.tables)
-    room = SHARE * sum(sizes[name] for name in backbone_names(base)) - head
-    rank = next((rank for rank in PROMPT_RANKS if rank * sides <= room), PROMPT_RANKS[-1])
-    return (TintSite(PROMPT, rank), TintSite(HEAD))
-
-
-def _sides(table: nn.Parameter) -> tuple[int, int]:
-    """The sides of a table as a matrix."""
-    return (table.numel() // table.shape[-1], table.shape[-1])
 
 
 def _check_apart(site: TintSite, taken: Sequence[str], new: Sequence[str]) -> None:
