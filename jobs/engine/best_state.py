@@ -82,10 +82,6 @@ class BestState:
         self.curve = [(round_, agreement) for round_, agreement in notes["curve"]]
         self._averaged = list(notes["averaged"])
 
-    def _is_best(self, found: Mapping[str, float]) -> bool:
-        known = list(self.agreement.values())
-        return not known or mean(list(found.values())) >= mean(known)
-
     def forget_learned(self) -> None:
         """Let tints be as they are without learning, when the fit has settled."""
         self._keep(BEST)
@@ -99,6 +95,10 @@ class BestState:
     def agreement_under(self, theta: Floats, examples: int) -> dict[str, float]:
         """Of each task under θ [P] with its tints as they are, on so many examples at most."""
         return self._ask([as_argument(self._backend.put(theta))], examples)
+
+    def _is_best(self, found: Mapping[str, float]) -> bool:
+        known = list(self.agreement.values())
+        return not known or mean(list(found.values())) >= mean(known)
 
     def _measure(self) -> dict[str, float]:
         theta = self._assignment.shards.merge(self._coefficients.values)

@@ -123,10 +123,10 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
     _tell_early_end(run, coordinator, fit.rounds)
     best = coordinator.best
     if best is not None and best.rounds != [coordinator.rounds]:
-        run.on_event(Notice(f"{told_state(best.rounds)} agrees most with the experts: it is kept"))
+        run.on_event(Notice(f"{_told(best.rounds)} agrees most with the experts: it is kept"))
 
 
-def told_state(rounds: Sequence[int]) -> str:
+def _told(rounds: Sequence[int]) -> str:
     """A state of a fit in a few words: that after a round, or the average of several."""
     if len(rounds) == 1:
         return f"the state after round {rounds[0]}"

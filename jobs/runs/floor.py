@@ -27,8 +27,8 @@ from tintray.tasks.evaluation import mean
 SHARE = 0.1
 """Of a fit's operations that the search may take."""
 
-LOOKS = 6
-"""Scales of a method that are tried, at most."""
+LOOKS, MOST_LOOKS = 4, 8
+"""Scales of a method that are tried at most; of task arithmetic, which has none of its own."""
 
 LEAST_EXAMPLES = 16
 """Of each task, by which scales are compared; the best is measured on all that is watched."""
@@ -110,14 +110,14 @@ def method_operations(layout: Layout, tasks: int, decompositions: int) -> float:
 
 def compare_with_start(
     job: PreparedJob, best: BestState, rounds: int, run: JobRun
-) -> tuple[Start, bool]:
+) -> tuple[Start | None, bool]:
     """The best merge that needs no learning, and whether it agrees more than what was learned.
 
     Tints are then as it has them; else as they were learned, in so many ``rounds``.
     """
     start = best_start(job, best, rounds, run.stopper.check)
     learned = mean(list(best.agreement.values()))
-    if start.mean <= learned:
+    if start is None or start.mean <= learned:
         best.remember_learned()
         return start, False
     run.remark(
@@ -127,10 +127,12 @@ def compare_with_start(
     return start, True
 
 
-def best_start(job: PreparedJob, best: BestState, rounds: int, pause: Callable[[], None]) -> Start:
+def best_start(
+    job: PreparedJob, best: BestState, rounds: int, pause: Callable[[], None]
+) -> Start | None:
     """The merge without learning that agrees most; tints are then as it has them.
 
-    ``pause`` is called after each that was tried.
+    ``pause`` is called after each that was tried. None where the job's memory allows no method.
     """
     layout, tasks, watched = job.base.partition.layout, len(job.spec.tasks), best.watch.examples
     forward = mean([facts.operations or 2 * layout.numel for facts in job.facts.values()])
@@ -147,18 +149,22 @@ def best_start(job: PreparedJob, best: BestState, rounds: int, pause: Callable[[
         of = recipe(name, seed=fit.seed)
         if not _fits(of, job):
             continue
-        direction = job.merged(of, 1.0, job.on_event)[""] - base
+        direction = job.merged(of, 1.0, job.on_event, measured=False)[""] - base
 
         def look(scale: float, direction: Floats = direction) -> float:
             agreement = best.agreement_under(base + np.float32(scale) * direction, budget.examples)
             pause()
             return mean(list(agreement.values()))
 
-        start = 1.0 / tasks if name == "task_arithmetic" else of.method.start(tasks)
-        figures = climb(look, start, LOOKS)
+        if name == "task_arithmetic":
+            figures = climb(look, 1.0 / tasks, MOST_LOOKS)
+        else:
+            figures = climb(look, of.method.start(tasks), LOOKS)
         scale = max(figures, key=lambda known: figures[known])
         found.append((figures[scale], name, scale, base + np.float32(scale) * direction))
         found = [max(found, key=lambda known: known[0])]
+    if not found:
+        return None
     _, name, scale, theta = found[0]
     return Start(name, scale, theta, best.agreement_under(theta, watched))
 

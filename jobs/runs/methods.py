@@ -206,9 +206,18 @@ class PreparedJob:
                 )
 
     def merged(
-        self, recipe: Recipe, scale: float | None, on_event: OnEvent, *, most: int | None = None
+        self,
+        recipe: Recipe,
+        scale: float | None,
+        on_event: OnEvent,
+        *,
+        most: int | None = None,
+        measured: bool = True,
     ) -> dict[str, Floats]:
-        """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most."""
+        """θ [P] by output, ``""`` or each task, of one method; by ``most`` members at most.
+
+        Not ``measured``, the store is not given what would spare the method work another time.
+        """
         names = tuple(order.name for order in self.workers.tasks)
         config = MergerConfig(
             self.spec.store,
@@ -218,7 +227,7 @@ class PreparedJob:
             recipe,
             scale,
             self.spec.merge.memory,
-            self.statistics(recipe),
+            self.statistics(recipe) if measured else {},
         )
         return merged_backbones(
             self.backend,

@@ -20,6 +20,8 @@ from tests.workbench import tiny_workbench, workbench
 from tintray.errors import DataError
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.events import RoundDone
+from tintray.jobs.runs.floor import LOOKS, SHARE, plan_search
+from tintray.numerics.layout import build_layout
 from tintray.pools.held_back import MOST, held_back_count, split_pool
 from tintray.published.manifest import Manifest
 from tintray.published.merge import Merge
@@ -221,3 +223,23 @@ def test_what_learned_too_little_gives_way_to_what_needs_no_learning(
     assert torch.equal(own["classifier.weight"], bench.experts["five"].classifier.weight)
     assert not any(tensor.any() for name, tensor in own.items() if name.endswith("low_rank.up"))
     assert merge.tensors("coefficients.safetensors")["coefficients"].unique().numel() == 1
+
+
+@pytest.mark.parametrize(
+    ("rounds", "methods", "examples"),
+    [(1, 1, 16), (60, 2, 16), (300, 5, 29), (9000, 5, 256)],
+)
+def test_what_the_search_for_a_floor_tries_follows_from_what_the_fit_takes(
+    rounds: int, methods: int, examples: int
+) -> None:
+    """Ten tasks, 16 examples of each in a round; passes of 65 tokens."""
+    layout = build_layout({f"layer.{n}.w": (128, 128) for n in range(12)})
+    forward = 65.0 * 2 * layout.numel
+    operations = SHARE * 3 * rounds * 160 * forward
+    watched = min(256, max(32, rounds * 2))
+    budget = plan_search(operations, forward, layout, 10, watched)
+    assert (len(budget.methods), budget.examples) == (methods, examples)
+    assert budget.methods[0] == "task_arithmetic"
+    if rounds > 1:
+        looks = LOOKS * 10 * budget.examples * len(budget.methods)
+        assert (looks + 10 * watched) * forward < operations
