@@ -109,9 +109,14 @@ def evaluate(
     *,
     store: str | None = None,
     catalog: str | None = None,
+    route: bool = False,
+    foreign: Sequence[str] = (),
     on_event: OnEvent | None = None,
 ) -> EvalTable:
     """Measure a published merge again, on the data of its job.
+
+    With ``route`` also what becomes of its examples when nobody says which task they are of, and of
+    ``foreign`` ones: data sets of none of its tasks, such as ``signs.npz`` or ``signs.npz#test``.
 
     Raises ``DataError`` if that data is gone, or is no longer the same.
     """
@@ -119,7 +124,8 @@ def evaluate(
 
     store, catalog = chosen(store, catalog)
     url = locate(merge, catalog)
-    return measured(load_merge(url), store_of(url, store), on_event or ignore)
+    place, told = store_of(url, store), on_event or ignore
+    return measured(load_merge(url), place, told, route=route, foreign=foreign)
 
 
 def compare(

@@ -60,6 +60,42 @@ class TaskResult(Record):
 
 
 @dataclass(frozen=True)
+class RoutedTask(Record):
+    """Where a task's examples go when nobody says which task they are of."""
+
+    name: str
+    metric: str
+    given: float  # the metric where the task is given
+    # the metric where it is found: what goes elsewhere counts as wrong; of a metric that is no
+    # share of right answers, the metric of what finds its task
+    found: float
+    to: Mapping[str, float]  # share of the examples by the likeliest task, its own included
+    unknown: float  # share that is taken for foreign
+    examples: int
+
+
+@dataclass(frozen=True)
+class ForeignData(Record):
+    """Examples of none of the tasks."""
+
+    data: str
+    examples: int
+    auroc: float  # how often a task's example looks more familiar than one of these
+    unknown: float  # share that is taken for foreign
+    to: Mapping[str, float]  # share by the likeliest task
+
+
+@dataclass(frozen=True)
+class RoutingTable(Record):
+    """What becomes of a merge's examples when nobody says which task they are of."""
+
+    tasks: Sequence[RoutedTask]
+    routed: float  # share of the examples whose likeliest task is their own, a mean over tasks
+    shared: Sequence[Sequence[Any]]  # pairs of tasks with the same inputs, and how many change
+    foreign: Sequence[ForeignData] = ()
+
+
+@dataclass(frozen=True)
 class EvalTable(Record):
     """A published merge measured again."""
 
@@ -68,6 +104,7 @@ class EvalTable(Record):
     average: float | None  # None where the tasks' metrics cannot be averaged
     expert_average: float | None
     normalised_accuracy: float | None  # mean over tasks of merged / expert
+    routing: RoutingTable | None = None  # where it was asked for
 
 
 @dataclass(frozen=True)

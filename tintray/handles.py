@@ -103,11 +103,18 @@ class Merge(PublishedMerge):
                 raise type(answer)(f"example {number} (task '{task}'): {answer}")
         return cast("list[Answer]", answers)
 
-    def evaluate(self, *, on_event: OnEvent | None = None) -> EvalTable:
-        """Measure it again, on the data of its job."""
+    def evaluate(
+        self,
+        *,
+        route: bool = False,
+        foreign: Sequence[str] = (),
+        on_event: OnEvent | None = None,
+    ) -> EvalTable:
+        """Measure it again, on the data of its job; see ``jobs.api.evaluate`` for routing."""
         from tintray.jobs import api
 
-        return api.evaluate(self.url, on_event=on_event, **self._places)
+        told: Any = {"route": route, "foreign": foreign, "on_event": on_event}
+        return api.evaluate(self.url, **told, **self._places)
 
     def compare(
         self, methods: Sequence[str] | None = None, *, on_event: OnEvent | None = None

@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
         *(merges.copy, merges.history, merges.diff_merges, merges.rollback, merges.delete),
+        merges.add_router,
         serving.serve,
     ),
     "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from tintray.jobs import api
     from tintray.jobs.config import settings
     from tintray.jobs.results import Record
+    from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
     from tintray.jobs.upkeep import stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
+    adding = Later("runs.add_router")
 
 _of_merge = (merge_argument, place_options)
 
@@ -59,9 +61,17 @@ def show(merge: str, **places: Any) -> Record:
 @command(
     "tables.print_evaluation",
     *(*_of_merge, factory_option),
+    flag("--route", help="Measure too how well examples find their task where none is named."),
+    click.option(
+        "--foreign",
+        metavar="FILE[#SPLIT]",
+        multiple=True,
+        help="Examples of none of the tasks: are they noticed? Implies --route. May be repeated.",
+    ),
     name="eval",
     watched=True,
-    example="eval ten-scripts",
+    example="""eval ten-scripts
+eval ten-scripts --route --foreign signs.npz#test""",
 )
 def evaluate(merge: str, **options: Any) -> Record:
     """Measure the merge MERGE again, on the data of its job."""
@@ -178,6 +188,16 @@ def rollback(merge: str, to: str | None, **places: Any) -> Record:
     Nothing is undone: versions never change, and the new one says where it came from.
     """
     return versions.rollback(merge, to, **places)
+
+
+@command("tables.print_summary", *_of_merge, watched=True, example="add-router ten-scripts/v1")
+def add_router(merge: str, **options: Any) -> Record:
+    """Publish a child of MERGE that can tell which task an example is of.
+
+    For merges that were made without (by an earlier version, or with route: false). It reads the
+    pools of the tasks; nothing else changes.
+    """
+    return adding.add_router(merge, **options)
 
 
 @command("upkeep_tables.print_removed", *_of_merge, example="delete ten-scripts/v2")

@@ -16,6 +16,7 @@ from tintray.jobs.results import (
     EvalTable,
     MergeListing,
     MergeSummary,
+    RoutingTable,
     TaskResult,
     ValidationReport,
     plain,
@@ -118,7 +119,36 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
     console.print(title(table.merge))
     console.print(_task_table(table.tasks))
     print_facts(_average_facts(table), console)
+    if table.routing is not None:
+        _print_routing(table.routing, console)
     _print_notices(_bracketed(table.tasks), console)
+
+
+def _print_routing(routing: RoutingTable, console: Console) -> None:
+    """Each task given and found, where its examples go, and what becomes of foreign ones."""
+
+    def shares(to: Mapping[str, float], own: str = "") -> str:
+        others = [f"{name} {_percent(p)}" for name, p in to.items() if name != own]
+        return ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+
+    console.print(title("without a name", "where examples go when nobody says which task"))
+    head = ("task", ">task given", ">task found", ">to its task", ">unknown", "others go to")
+    rows = []
+    for task in routing.tasks:
+        figures = [shown([task.metric], value) for value in (task.given, task.found)]
+        figures += [_percent(task.to.get(task.name, 0.0)), _percent(task.unknown)]
+        rows.append([task.name, *figures, shares(task.to, task.name)])
+    console.print(table_of(head, rows))
+    if routing.foreign:
+        rows = []
+        for one in routing.foreign:
+            figures = [f"{one.examples:,}", f"{one.auroc:.3f}", _percent(one.unknown)]
+            rows.append([one.data, *figures, shares(one.to)])
+        of_strangers = ("foreign", ">examples", ">AUROC", ">unknown", "looks most like")
+        console.print(table_of(of_strangers, rows))
+    pairs = [f"{one} and {other} ({_percent(share)})" for one, other, share in routing.shared]
+    facts = {"to its task": f"{_percent(routing.routed)} of the examples, a mean over tasks"}
+    print_facts(facts | {"same inputs": ", ".join(pairs)}, console)
 
 
 def _task_table(tasks: Sequence[TaskResult]) -> Table:

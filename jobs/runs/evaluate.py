@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
+
+import torch
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
@@ -18,18 +22,20 @@ from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.jobs.events import OnEvent, PhaseStarted
 from tintray.jobs.results import EvalTable
 from tintray.jobs.runs.job_run import evaluated
+from tintray.jobs.runs.routing import Routed, foreign_source, route_pool, routing_table
 from tintray.jobs.runs.summaries import evaluation
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import labels_of, prepared_pool
-from tintray.published.manifest import DataEntry, TaskEntry
+from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.store import open_store
-from tintray.tasks.evaluation import TaskScore, calibrated_score
+from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.kind import Kind
+from tintray.tasks.metrics import find_metric
 from tintray.tasks.outputs import Mask, Outputs, from_tensors
 from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict
@@ -61,6 +67,29 @@ class Evaluator:
         kind, *answers = self.answers(name)
         return calibrated_score(name, kind, *answers)
 
+    def evaluate_routed(self, name: str) -> tuple[TaskScore, Routed]:
+        """The same, and where the examples go when nobody says which task they are of."""
+        kind, *answers = self.answers(name)
+        given = calibrated_score(name, kind, *answers)
+        _, pool = self._pool(self._merge.task(name), kind, self._merge.for_task(name))
+        taken = route_pool(self._merge, pool)
+        rows, found = [n for n, task in enumerate(taken.tasks) if task == name], 0.0
+        if rows:
+            found = score(name, kind, *(_chosen(of, rows) for of in answers)).merged
+        metric = find_metric(given.metric)
+        if metric.unit == "share" and not metric.lower:
+            found *= len(rows) / len(pool)
+        return given, replace(taken, found=found)
+
+    def route(self, data: DataSource) -> Routed:
+        """Where examples go that are of none of the tasks; raises DataError as pools do."""
+        first = self._merge.tasks[0]
+        kind = find_kind(self._merge.task(first).kind)
+        processor = cache(lambda text: self._merge.processor(first, text=text))
+        source = local_data(data, cache_folder())
+        pool = prepared_pool(source, processor, kind, f"--foreign {data.path}", cache_folder())
+        return route_pool(self._merge, pool)
+
     def answers(self, name: str) -> TaskAnswers:
         """What merge and expert answer where ``evaluate`` compares them; raises as it does."""
         task, kind = self._merge.task(name), find_kind(self._merge.task(name).kind)
@@ -75,19 +104,12 @@ class Evaluator:
 
     def _pool(self, task: TaskEntry, kind: Kind, module: Any) -> tuple[DataSource, Pool]:
         """The examples, and where they were read; ``module`` tells how right answers are read."""
-        known, where = task.test or task.pool, f"task '{task.name}'"
-        fields = {name: getattr(known, name) for name in DataEntry.model_fields}
-        source = local_data(DataSource(**fields, limits=limits()), cache_folder())
-        processor = cache(lambda text: self._merge.processor(task.name, text=text))
-        pool = prepared_pool(source, processor, kind, where, cache_folder())
+        source, pool = read_pool(self._merge, task, task.test or task.pool)
+        where = f"task '{task.name}'"
         if task.test is not None and sequences.is_open(pool):
-            pool = sequences.with_right_answers(pool, source, processor(True), module.config, where)
-        if pool.digest != known.sha256:
-            raise DataError(
-                f"task '{task.name}': split '{known.split}' of {source.path} is not what the merge "
-                "was published with; expected the same examples, restore the file or run the job "
-                "again"
-            )
+            processor = self._merge.processor(task.name, text=True)
+            pool = sequences.with_right_answers(pool, source, processor, module.config, where)
+        check_same(task.name, source, pool, task.test or task.pool)
         return source, pool
 
     def _expert_outputs(
@@ -113,8 +135,50 @@ class Evaluator:
         return pool, predict(expert, pool, kind)
 
 
-def evaluate(merge: Merge, store_url: str, on_event: OnEvent) -> EvalTable:
-    """Measure a merge again, on the data of its job and its job's kind of cluster."""
+def read_pool(
+    merge: Merge, task: TaskEntry, known: PoolEntry | TestEntry
+) -> tuple[DataSource, Pool]:
+    """A task's pool or test set, prepared as its expert does, and where it was read."""
+    fields = {name: getattr(known, name) for name in DataEntry.model_fields}
+    source = local_data(DataSource(**fields, limits=limits()), cache_folder())
+    processor = cache(lambda text: merge.processor(task.name, text=text))
+    kind, role = find_kind(task.kind), f"task '{task.name}'"
+    return source, prepared_pool(source, processor, kind, role, cache_folder())
+
+
+def check_same(task: str, source: DataSource, pool: Pool, known: PoolEntry | TestEntry) -> None:
+    """Raise DataError for other examples than those that the merge was published with."""
+    if pool.digest != known.sha256:
+        raise DataError(
+            f"task '{task}': split '{known.split}' of {source.path} is not what the merge was "
+            "published with; expected the same examples, restore the file or run the job again"
+        )
+
+
+def _chosen(values: Any, rows: list[int]) -> Any:
+    """Some examples of outputs, labels or masks, which may be None."""
+    if values is None or isinstance(values, list):
+        return values and [values[row] for row in rows]
+    return values[torch.tensor(rows)]
+
+
+def evaluate(
+    merge: Merge,
+    store_url: str,
+    on_event: OnEvent,
+    *,
+    route: bool = False,
+    foreign: Sequence[str] = (),
+) -> EvalTable:
+    """Measure a merge again, on the data of its job and its job's kind of cluster.
+
+    With ``route`` also what becomes of its examples when nobody names their task; ``foreign`` are
+    data sets of none of its tasks, each a path, or a path and its split: ``signs.npz#test``.
+
+    Raises what ``open_router`` does, before anything is measured.
+    """
+    if routed := route or bool(foreign):
+        _ = merge.router
     spec = JobSpec.from_record(merge.manifest.job.to_json())
     cluster = spec.on_own_cluster().cluster
     threads = cluster.threads_per_worker
@@ -123,8 +187,19 @@ def evaluate(merge: Merge, store_url: str, on_event: OnEvent) -> EvalTable:
     )
     on_event(PhaseStarted("evaluating", f"{len(merge.tasks)} tasks on the data of the job"))
     with closing(opened) as backend:
-        scores = measure(backend, merge, store_url, threads, on_event)
-    return evaluation(merge.manifest, scores)
+        if not routed:
+            return evaluation(merge.manifest, measure(backend, merge, store_url, threads, on_event))
+        placement = Placement("evaluator", threads)
+        with backend.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as hosts:
+            strangers = [hosts[0].call(Evaluator.route, foreign_source(text)) for text in foreign]
+            others = dict(zip(foreign, backend.get(strangers), strict=True))
+            named = zip(hosts, merge.tasks, strict=True)
+            measured = [host.call(Evaluator.evaluate_routed, name) for host, name in named]
+            pairs = backend.get(measured)
+    for given, _ in pairs:
+        on_event(evaluated(given))
+    table = evaluation(merge.manifest, [given for given, _ in pairs])
+    return replace(table, routing=routing_table(merge, pairs, others))
 
 
 def measure(

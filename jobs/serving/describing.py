@@ -17,7 +17,7 @@ _IMAGE = "<base64 of a PNG or JPEG file>"
 _INPUT: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "task": {"type": "string", "description": "A name of GET /v1/tasks."},
+        "task": {"type": "string", "description": "A name of GET /v1/tasks; auto finds it."},
         "image": {"type": "string", "description": "A file, in base64."},
         "text": {"type": "string"},
         "text_pair": {"type": "string", "description": "The second of a pair of texts."},

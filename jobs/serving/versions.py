@@ -152,9 +152,9 @@ class Versions:
         """
         live, other = self.stable, self._candidate
         if other is not None:
-            known, new = live.merge.tasks, other.merge.tasks
-            only_new = not set(tasks) <= set(known) and set(tasks) <= set(new)
-            drawn = random.random() < self._options.canary and set(tasks) <= set(new)
+            known, new = {AUTO, *live.merge.tasks}, {AUTO, *other.merge.tasks}
+            only_new = not set(tasks) <= known and set(tasks) <= new
+            drawn = random.random() < self._options.canary and set(tasks) <= new
             live = other if only_new or drawn else live
         live.asked += 1
         live.requests += 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tintray
+from tests.answers import call
 from tests.growing import GrowingStore
-from tests.tiny_zoo import TinyZoo
+from tests.tiny_zoo import TEST, TinyZoo
 from tintray.errors import IntegrityError, NotFoundError
+from tintray.jobs import api
 from tintray.published.files import routing_file
 
 
@@ -53,6 +56,34 @@ def test_what_is_missing_or_damaged_is_said(grown: GrowingStore) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(IntegrityError, match=r"routing/two.* is damaged"):
         _ = merge.router
-    without = tintray.load(grown.run("two", route=False).url)
-    with pytest.raises(NotFoundError, match=r"nothing is kept of the pool of two; .*add-router"):
+    without = tintray.load(grown.run("two", "five", route=False).url)
+    with pytest.raises(NotFoundError, match=r"kept of the pool of two, five; .*add-router"):
         _ = without.router
+    with pytest.raises(NotFoundError, match="add-router"):
+        api.evaluate(without.url, route=True, **grown.place)
+
+
+def test_a_merge_without_a_router_is_given_one_and_measured(
+    grown: GrowingStore, tiny: TinyZoo
+) -> None:
+    without = grown.run("two", "five", route=False)
+    given = call("add-router", "tiny", *grown.words)
+    assert given.code == 0, given.err
+    child = tintray.load("tiny", **grown.place)
+    changed = grown.hashes(child.summary()).items() - grown.hashes(without).items()
+    assert {name for name, _ in changed} == {routing_file("two"), routing_file("five")}
+    assert child.manifest.parent == f"tiny/{without.version}"
+    data = f"{tiny.folder}/three.npz#test"
+    told = call("eval", "tiny", "--route", "--foreign", data, "--json", *grown.words)
+    assert told.code == 0, told.err
+    routing = json.loads(told.out)["routing"]
+    for task, figures in zip(routing["tasks"], json.loads(told.out)["tasks"], strict=True):
+        assert task["given"] == figures["merged"] >= task["found"] > 0
+        assert sum(task["to"].values()) == pytest.approx(1)
+        assert task["to"][task["name"]] > 0.5
+    (foreign,) = routing["foreign"]
+    assert foreign["examples"] == TEST and foreign["auroc"] > 0.5
+    table = call("eval", "tiny", "--route", "--foreign", data, *grown.words)
+    assert table.code == 0 and "task found" in table.out and "AUROC" in table.out
+    gone = call("eval", "tiny", "--foreign", f"{tiny.folder}/three.npz#tset", *grown.words)
+    assert gone.code == 2 and "--foreign" in gone.err and "x_tset" in gone.err

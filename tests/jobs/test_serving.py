@@ -107,6 +107,10 @@ async def test_json_and_forms_are_answered_as_python_does(published: Published) 
         fields: Any = [("task", (None, "two")), ("image", picture())]
         found = await server.client.post("/v1/predict", files=fields)
         assert found.json()["answers"][0]["task"] == "two"
+        found = await server.predict({"inputs": [{"image": IMAGE}]}, "auto")
+        (route,) = merge.route(merge.processor("two")(Image.open(io.BytesIO(picture())),
+                                                      return_tensors="pt"))  # fmt: skip
+        assert found.json()["answers"][0]["route"] == route.to_json()
 
 
 @in_loop
@@ -135,7 +139,6 @@ def one(**given: Any) -> dict[str, Any]:
 
 BAD = [
     ("thre", one(image=IMAGE), 404, "tiny/v1 has no task 'thre'; did you mean 'three'"),
-    ("auto", one(image=IMAGE), 400, "cannot tell which task an example is of; name its task"),
     (None, one(image=IMAGE), 400, 'inputs[0]: expected "task", the name of a task'),
     (None, {"inputs": [{"task": "two", "image": IMAGE}, 7]}, 400, "inputs[1]: expected an object"),
     ("two", one(image="@@"), 400, "inputs[0].image: it is not valid base64"),

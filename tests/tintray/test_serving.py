@@ -126,6 +126,27 @@ def test_a_prompt_is_stacked(tiny: TinyZoo, tmp_path: Path) -> None:
             assert one.values == pytest.approx(alone.numpy(), abs=1e-5)
 
 
+def test_an_example_without_a_task_is_answered_as_its_own_task_does(
+    published: Published, tiny: TinyZoo
+) -> None:
+    merge = tintray.load(published.folder)
+    with np.load(tiny.folder / "five.npz") as data:
+        known = [*data["x_test"][:20]]
+    foreign = [np.indices((16, 16)).sum(0) % 2 * 255] * 2  # a chess board
+    examples = [("auto", image) for image in (*known, *foreign)]
+    routed = merge.predict_mixed([("three", picture()), *examples])[1:]
+    for answer, (_, image) in zip(routed, examples, strict=True):
+        assert answer.route is not None
+        if answer.task == "unknown":
+            assert answer.label is answer.values is answer.route.task is None
+            continue
+        assert answer.task == answer.route.task
+        (alone,) = merge.predict(answer.task, [image])
+        assert answer.label == alone.label
+    assert sum(answer.task == "five" for answer in routed) > 10
+    assert [answer.to_json()["route"]["task"] for answer in routed[20:]] == ["unknown"] * 2
+
+
 def test_an_image_may_come_in_any_form(published: Published) -> None:
     merge, image = tintray.load(published.folder), picture()
     forms = [image, png(image), Image.fromarray(image), image.tolist(), image / 255]
@@ -143,7 +164,6 @@ def test_an_image_may_come_in_any_form(published: Published) -> None:
     ("task", "value", "sentence"),
     [
         ("thre", picture(), "has no task 'thre'; did you mean 'three'"),
-        ("auto", picture(), "cannot tell which task an example is of; name its task: two, three"),
         ("three", "a text", "expected an image .*, found a text"),
         ("three", b"\x89PNG\r\n\x1a\n and no more", "the image cannot be read"),
         ("three", png(picture())[:-60], "the image cannot be read"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class Route:
     confidence: float
     familiarity: float
     nearest: tuple[tuple[str, float], ...]  # tasks with their probability, the likeliest first
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "task": UNKNOWN if self.task is None else self.task,
+            "confidence": round(self.confidence, 6),
+            "familiarity": round(self.familiarity, 6),
+            "nearest": [{"task": name, "confidence": round(p, 6)} for name, p in self.nearest],
+        }
 
 
 class _Density:
@@ -195,3 +204,11 @@ def _temperature(densities: Tensor, truth: Tensor) -> float:
     grid: list[float] = torch.logspace(-1, 4, 101).tolist()
     losses = [torch.nn.functional.cross_entropy(densities / t, truth).item() for t in grid]
     return grid[min(range(len(grid)), key=losses.__getitem__)]
+
+
+def auroc(own: Tensor, foreign: Tensor) -> float:
+    """How often an example of its own [N] looks more familiar than a foreign one [M]; ties half."""
+    ordered = foreign.sort().values
+    below = torch.searchsorted(ordered, own)
+    not_above = torch.searchsorted(ordered, own, right=True)
+    return float((below + not_above).double().mean() / 2 / len(foreign))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tintray.routing.router import Route
 from tintray.tasks.kind import Kind
 from tintray.tasks.kinds import KindName
 
@@ -24,20 +25,23 @@ class Answer:
     several classes or for words; rows of numbers for pixels; a text. ``confidence`` is the
     probability of the label, in the same form. Either is None for tasks that predict values.
     ``values`` is what the model answers, as ``for_task`` gives it: logits [C], or values, per word
-    or per pixel; None for a text.
+    or per pixel; None for a text. ``route`` is how the task was found, where none was named; of an
+    example that is of no task, ``task`` is ``unknown`` and there is no more.
     """
 
     task: str
     version: str  # of the merge: "digits/v3"
-    kind: KindName
+    kind: KindName | None
     label: Any
     confidence: Any
     values: NDArray[np.float32] | None
+    route: Route | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types; many ``values`` beside a label are left out."""
         values = self.values
         left_out = values is None or (self.label is not None and values.size > _MOST_VALUES)
+        route = {} if self.route is None else {"route": self.route.to_json()}
         return {
             "task": self.task,
             "version": self.version,
@@ -45,6 +49,7 @@ class Answer:
             "label": self.label,
             "confidence": _rounded(self.confidence),
             "values": None if left_out or values is None else values.tolist(),
+            **route,
         }
 
 

@@ -9,7 +9,7 @@ answered task by task; its backbone is in memory once all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from tintray.pools.pool import BATCH, Pool, joined
 from tintray.pools.preparing import ANSWER_LENGTH
 from tintray.published.files import config_file
 from tintray.published.merge import Merge
+from tintray.routing.router import UNKNOWN, Route
 from tintray.serving.answers import Answer, Reader, class_names
 from tintray.serving.inputs import MAX_CHARACTERS, Form, Preparation, Prepared
 from tintray.serving.recency import Budget, Recency
@@ -155,14 +156,8 @@ class Engine:
     def task(self, name: str) -> ServedTask:
         """What is needed to answer for a task.
 
-        Raises NotFoundError with the nearest name; InputError for ``auto``.
+        Raises NotFoundError with the nearest name.
         """
-        if name == AUTO and AUTO not in self.merge.tasks:
-            # The one place at which an example without a task gets one.
-            raise InputError(
-                f"{self.version} cannot tell which task an example is of; name its task: "
-                f"{', '.join(self.merge.tasks[:10])}"
-            )
         if name not in self._served:
             self._served[name] = self._opened(name)
         return self._served[name]
@@ -199,13 +194,16 @@ class Engine:
     def answer(self, examples: Sequence[tuple[str, Any]]) -> list[Answer | TintrayError]:
         """Answers to examples, each a task and an input, in their order.
 
-        An input is an image (an array, the bytes of a file, or one of Pillow's), a text or a pair
-        of texts, or a list of words, as the task's expert takes it. What is wrong with an example
-        stands in the place of its answer; the others are none the worse for that.
+        The task ``auto`` is told by the input. An input is an image (an array, the bytes of a file,
+        or one of Pillow's), a text or a pair of texts, or a list of words, as the task's expert
+        takes it. What is wrong with an example stands in the place of its answer; the others are
+        none the worse for that.
         """
         found: list[Any] = [None] * len(examples)
+        names = [name for name, _ in examples]
         with self._preparing:
             prepared = self._prepared(examples, found)
+            routes = self._routed(names, prepared, found)
         alike: dict[Any, list[int]] = {}
         for number, one in prepared.items():
             alike.setdefault(one.signature, []).append(number)
@@ -214,12 +212,15 @@ class Engine:
         try:
             with torch.inference_mode():
                 for numbers in alike.values():
-                    numbers.sort(key=lambda number: order[examples[number][0]])
+                    numbers.sort(key=lambda number: order[names[number]])
                     for start in range(0, len(numbers), self._batch_size):
                         part = numbers[start : start + self._batch_size]
-                        self._pass(model, [(n, examples[n][0], prepared[n]) for n in part], found)
+                        self._pass(model, [(n, names[n], prepared[n]) for n in part], found)
         finally:
             self._free.put(model)
+        for number, route in routes.items():
+            if isinstance(found[number], Answer):
+                found[number] = replace(found[number], route=route)
         return found
 
     def warm(self) -> None:
@@ -236,7 +237,7 @@ class Engine:
         groups: dict[int, tuple[Preparation, list[int]]] = {}
         for number, (name, _) in enumerate(examples):
             try:
-                preparation = self.task(name).preparation
+                preparation = self._preparation(name)
             except TintrayError as error:
                 found[number] = error
                 continue
@@ -250,6 +251,42 @@ class Engine:
                 else:
                     found[number] = one
         return prepared
+
+    def _preparation(self, name: str) -> Preparation:
+        """How an example of a task is prepared; where none is named, all are prepared alike."""
+        if name == AUTO and AUTO not in self.merge.tasks:
+            _ = self.merge.router  # raises if it cannot be told
+            name = self.merge.tasks[0]
+        return self.task(name).preparation
+
+    def _routed(
+        self, names: list[str], prepared: dict[int, Prepared], found: list[Any]
+    ) -> dict[int, Route]:
+        """Give examples without a task theirs, by number; those that are of none are answered so.
+
+        ``names`` gets the tasks; what is foreign is taken out of ``prepared``.
+        """
+        alike: dict[Any, list[int]] = {}
+        if AUTO not in self.merge.tasks:
+            for number in prepared:
+                if names[number] == AUTO:
+                    alike.setdefault(prepared[number].signature, []).append(number)
+        routes: dict[int, Route] = {}
+        for numbers in alike.values():
+            inputs = self._inputs([(number, prepared[number]) for number in numbers])
+            try:
+                routes |= zip(numbers, self.merge.route(inputs), strict=True)
+            except TintrayError as error:
+                for number in numbers:
+                    found[number] = error
+                    del prepared[number]
+        for number, route in routes.items():
+            if route.task is None:
+                found[number] = Answer(UNKNOWN, self.version, None, None, None, None)
+                del prepared[number]
+            else:
+                names[number] = route.task
+        return routes
 
     def _portions(self, kept: Recency[T], names: Sequence[str]) -> Iterator[dict[str, T]]:
         """What these tasks own, as much at once as the budget allows."""
