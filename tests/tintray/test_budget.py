@@ -20,7 +20,7 @@ RUNGS = [{bits: size * bits / 32 for bits in (4, 8, 16, 32)} for size in (100, 1
         (12, None),
         (12.5, (0, 4)),
         (17.5, (1, 4)),
-        (25, (0, 8)),  # 4 bits would buy more, and mostly cost agreement
+        (25, (0, 8)),  # 4 bits would buy more
         (35, (1, 8)),
         (70, (2, 8)),
         (100, (3, 8)),

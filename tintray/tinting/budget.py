@@ -130,8 +130,8 @@ def choose(
     rungs
         The cost of each rung by bits, from cheap to dear.
     allowed
-        The bits that may be chosen. 4 bits, which mostly cost agreement, are taken only where
-        nothing fits in more.
+        The bits that may be chosen. 4 bits, the coarsest, are taken only where nothing fits in
+        more.
     enough
         The rung from which on float32 is preferred to a higher rung in fewer bits.
 
