@@ -4,7 +4,8 @@
 
 Four parts: mixed batches in process; memory, with all tints and with a budget; HTTP beside a plain
 FastAPI server of one model; clients at once while versions change and a replica is killed. The last
-line is JSON. ``routed`` and ``auroc`` are null: no example is served without its task yet.
+line is JSON. ``routed`` and ``auroc`` are null: these tasks have the same inputs, so that nothing
+could be routed.
 """
 
 from __future__ import annotations
