@@ -26,6 +26,7 @@ from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
+from tintray.published.exported import Exported
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 
@@ -161,6 +162,7 @@ def export(
 
     Without a ``task`` the whole merge is written, as one folder that ``tintray.load`` opens. As an
     ``adapter`` either has low-rank products in the place of the backbone, in PEFT's format.
+    See ``export_for_servers`` for the other forms.
     """
     found = load_merge(locate(merge, chosen(store, catalog)[1]))
     if not adapter:
@@ -168,3 +170,26 @@ def export(
     from tintray.jobs.runs.export import export_adapter
 
     return export_adapter(found, task, directory)
+
+
+def export_for_servers(
+    merge: str,
+    form: str,
+    directory: Path,
+    *,
+    task: str | None = None,
+    rank: int | None = None,
+    store: str | None = None,
+    catalog: str | None = None,
+) -> Exported:
+    """Write a merge as ``"peft"``, a backbone with an adapter per task, or as ``"onnx"`` files.
+
+    With a ``task``, that of one task alone. See ``jobs.runs.export``.
+    """
+    from tintray.jobs.runs import export as exports
+
+    found = load_merge(locate(merge, chosen(store, catalog)[1]))
+    tasks = None if task is None else [task]
+    if form == "onnx":
+        return exports.export_onnx(found, directory, tasks)
+    return exports.export_peft(found, directory, tasks, rank)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
     from tintray.jobs.runs.history import MergeDifference, Version
     from tintray.jobs.upkeep.results import Removed
+    from tintray.published.exported import Exported
     from tintray.serving.answers import Answer
     from tintray.serving.engine import Engine
 
@@ -135,6 +136,24 @@ class Merge(PublishedMerge):
         from tintray.jobs.runs.export import export_adapter
 
         return export_adapter(self, task, Path(directory))
+
+    def export_peft(
+        self, directory: Path | str, tasks: Sequence[str] | None = None, *, rank: int | None = None
+    ) -> Exported:
+        """Write a plain backbone and one PEFT adapter for each of its tasks, or of ``tasks``.
+
+        With a ``rank``, a power of two, what tasks own whole is cut to products of that rank, and
+        the answer tells what is lost.
+        """
+        from tintray.jobs.runs.export import export_peft
+
+        return export_peft(self, Path(directory), tasks, rank)
+
+    def export_onnx(self, directory: Path | str, tasks: Sequence[str] | None = None) -> Exported:
+        """Write one ONNX file for each of its tasks, or of ``tasks``, checked on their pools."""
+        from tintray.jobs.runs.export import export_onnx
+
+        return export_onnx(self, Path(directory), tasks)
 
     def add(self, tasks: Sequence[str | Path], **options: Any) -> Merge:
         """Publish a child with the tasks of these files too.

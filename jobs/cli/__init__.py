@@ -24,9 +24,8 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Merge models": (models.run, models.plan, models.validate, models.merge, models.methods),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
-        *(merges.copy, merges.history, merges.diff_merges, merges.rollback, merges.delete),
-        merges.add_router,
-        serving.serve,
+        *(merges.copy, merges.push, merges.pull, merges.history, merges.diff_merges),
+        *(merges.rollback, merges.delete, merges.add_router, serving.serve),
     ),
     "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),
     "Jobs on a cluster": (

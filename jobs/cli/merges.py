@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
-    from tintray.jobs.upkeep import stores
+    from tintray.jobs.upkeep import sharing, stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
     adding = Later("runs.add_router")
+    sharing = Later("upkeep.sharing")
 
 _of_merge = (merge_argument, place_options)
+_dry_run = flag("--dry-run", help="Say what would be written, and write nothing.")
 
 
 @command(
@@ -111,7 +113,7 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
 
 
 @command(
-    "",
+    "tables.print_export",
     merge_argument,
     folder_argument,
     click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge."),
@@ -119,21 +121,52 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
         "--adapter",
         help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
     ),
+    flag(
+        "--peft",
+        help="Write the backbone and one PEFT adapter per task: for PEFT, vLLM, LoRAX.",
+    ),
+    click.option(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="With --peft: cut what tasks own whole to products of this rank, a power of two, and "
+        "tell the loss.",
+    ),
+    flag("--onnx", help="Write one ONNX file per task, checked with onnxruntime on its pool."),
     place_options,
     factory_option,
     example="""export ten-scripts --task mnist ./mnist-merged
 export ten-scripts ./ten-scripts-merged
+export ten-scripts --peft ./for-peft
+export ten-scripts --onnx ./for-onnx
 export adapters --adapter ./one-adapter""",
 )
-def export(merge: str, task: str | None, directory: Path, **options: Any) -> Path:
+def export(
+    merge: str,
+    task: str | None,
+    directory: Path,
+    adapter: bool,
+    peft: bool,
+    rank: int | None,
+    onnx: bool,
+    **places: Any,
+) -> Any:
     """Write the model of one task of MERGE, or all of it, to DIR.
 
     With --task the folder is one that transformers' from_pretrained loads, and it answers exactly
     as the merge does for that task. Without, it holds every task over one backbone, and
     tintray.load opens it. With --adapter a merge of LoRA experts stays an adapter: one for PEFT
-    with --task, else one for all tasks plus their tint layers. A model card is in each.
+    with --task, else one for all tasks plus their tint layers. --peft and --onnx are for servers.
+    A model card is in each.
     """
-    return api.export(merge, task, directory, **options)
+    if adapter + peft + onnx > 1:
+        raise click.UsageError("--adapter, --peft and --onnx are three forms; give one of them")
+    if rank is not None and not peft:
+        raise click.UsageError("--rank is the rank of the adapters of --peft; give both")
+    if peft or onnx:
+        form = "peft" if peft else "onnx"
+        return api.export_for_servers(merge, form, directory, task=task, rank=rank, **places)
+    return api.export(merge, task, directory, adapter=adapter, **places)
 
 
 @command(
@@ -155,6 +188,47 @@ def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, *
     """
     target, known = settings.chosen_destination(destination, dest_catalog)
     return stores.copy_merge(merge, target, catalog=catalog, destination_catalog=known)
+
+
+@command(
+    "upkeep_tables.print_shared",
+    merge_argument,
+    click.argument("destination", metavar="DEST"),
+    click.option(
+        "--license",
+        "licence",
+        metavar="ID",
+        help="The licence that the card names, as the hub calls it: apache-2.0, mit, other.",
+    ),
+    flag("--public", help="Let everybody read a repository that is made; else it is private."),
+    _dry_run,
+    place_options,
+    example="""push ten-scripts hf://my-org/ten-scripts --license apache-2.0
+push ten-scripts/v2 s3://models/shared/ten-scripts""",
+)
+def push(merge: str, destination: str, store: str, **options: Any) -> Record:
+    """Share MERGE: write it, with a model card, to DEST.
+
+    DEST is hf://org/name (a repository of the Hugging Face hub), s3://bucket/prefix or a folder.
+    The hub's token is that of HF_TOKEN or of `hf auth login`. What is there already is verified.
+    """
+    return sharing.push(merge, destination, **options)
+
+
+@command(
+    "upkeep_tables.print_shared",
+    click.argument("source", metavar="SOURCE"),
+    folder_argument,
+    _dry_run,
+    example="pull hf://my-org/ten-scripts ./ten-scripts",
+)
+def pull(source: str, directory: Path, dry_run: bool) -> Record:
+    """Bring a merge that was pushed to the new folder DIR, verified.
+
+    SOURCE is hf://org/name, hf://org/name@revision, s3://bucket/prefix or a folder. Every command
+    that takes MERGE takes the folder; `tintray copy DIR STORE` enters it in a store.
+    """
+    return sharing.pull(source, directory, dry_run=dry_run)
 
 
 @command("growth_tables.print_history", *_of_merge, example="history ten-scripts")

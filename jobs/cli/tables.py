@@ -22,6 +22,7 @@ from tintray.jobs.results import (
     plain,
 )
 from tintray.limits import size_text
+from tintray.published.exported import Exported
 from tintray.tasks.metrics import find_metric, shown
 
 _LEGEND = """
@@ -219,6 +220,30 @@ def _methods_below(
         least = f"{_percent(worst)} {task}".strip()
         rows.append([method, average, _percent(kept.get(method)), tuned, least])
     return table_of(["method", ">average", ">of experts", ">scale", ">worst task"], rows)
+
+
+def print_export(found: Exported, console: Console) -> None:
+    """What an export for servers wrote: a line for each task, and what to know of it."""
+    rows = (
+        [
+            task.task,
+            task.path,
+            count(task.numbers),
+            "exact" if found.exact else _percent(task.agreement),
+            "-" if task.difference is None else f"{task.difference:.1e}",
+        ]
+        for task in found.tasks
+    )
+    columns = ("task", "~folder", ">numbers", ">as the merge", ">difference")
+    console.print(table_of(columns, rows))
+    batches = "of several tasks, with adapter_names=" if found.mixed else "of one task each"
+    facts = {
+        "rank": "" if found.rank is None else str(found.rank),
+        "batches": batches if found.form == "peft" else "",
+        "folder": found.path,
+    }
+    print_facts(facts, console)
+    _print_notices(found.notices, console)
 
 
 def print_listing(merges: Sequence[MergeListing], console: Console) -> None:

@@ -16,6 +16,7 @@ from tintray.jobs.upkeep.results import (
     GarbageReport,
     Removed,
     SchemaChange,
+    Shared,
     VerifyReport,
 )
 from tintray.jobs.upkeep.setup import Configured
@@ -140,3 +141,19 @@ def print_configured(found: Configured, console: Console) -> None:
     if found.settings:
         print_facts(found.settings, console)
     console.print("\n`tintray doctor` checks them")
+
+
+def print_shared(shared: Shared, console: Console) -> None:
+    """A merge that was pushed or pulled, or what would be."""
+    if shared.dry_run:
+        for name in shared.files:
+            console.print(name)
+    did = "is there already, as it is here" if shared.already else "written and verified"
+    facts = {
+        "merge": shared.merge,
+        "from": shared.source,
+        "to": shared.destination,
+        "size": f"{len(shared.files)} files, {size_text(shared.bytes)}",
+        "state": "nothing was written (--dry-run)" if shared.dry_run else did,
+    }
+    print_facts(facts, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tintray.jobs.results import Record
 
@@ -121,3 +121,21 @@ class Diagnosis(Record):
 
     healthy: bool
     checks: Sequence[Check]
+
+
+@dataclass(frozen=True)
+class Shared(Record):
+    """A merge that was pushed or pulled, or would be."""
+
+    merge: str  # "name/v3"
+    source: str
+    destination: str
+    files: Sequence[str]  # all that lies there then
+    bytes: int
+    dry_run: bool = False
+    already: bool = False  # it was there, and was verified
+    written: bool = False
+
+    def done(self, *, already: bool = False) -> Shared:
+        """The same once all of it is there."""
+        return replace(self, already=already, written=not already and not self.dry_run)

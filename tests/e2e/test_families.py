@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tintray
-from tests import sorts
+from tests import peft_models, sorts
 from tests import tiny_models as tiny
 from tests.sorts import SIDE
 from tintray.jobs import api
@@ -125,3 +125,16 @@ def test_a_merge_answers_as_its_exported_folder(
     again = api.evaluate(summary.url, store=spec.store, catalog=spec.catalog)
     for one, other in zip(summary.tasks, again.tasks, strict=True):  # fused, and task by task
         assert one.merged == pytest.approx(other.merged, abs=1e-5)
+    check_peft(merge, family, tmp_path)
+
+
+def check_peft(merge: Any, family: Family, folder: Path) -> None:
+    """As adapters it answers alike; cut to a rank, a batch can be mixed whatever tasks own."""
+    pytest.importorskip("peft")
+    found = merge.export_peft(folder / "exact")
+    assert found.exact
+    peft_models.check(merge, found, inputs(family))
+    cut = merge.export_peft(folder / "cut", rank=8)
+    assert cut.mixed
+    peft_models.check(merge, cut, inputs(family), 1e-3 if cut.exact else float("inf"))
+    assert found.mixed or not cut.exact

@@ -20,9 +20,11 @@ import torch
 import transformers
 
 import tintray
+from tests import peft_models
 from tests.answers import Answer, call
 from tests.sorts import SORTS, Sort, make_zoo, write_yaml
 from tintray.models.calling import answer
+from tintray.published.exported import Exported, ExportedTask
 from tintray.published.merge import Merge
 from tintray.seals import unseal
 from tintray.storage.artifacts.records import seal
@@ -184,6 +186,19 @@ def test_export_as_an_adapter(made: Made, tmp_path: Path) -> None:
         return
     assert "adapter" in found.sentence
     assert not (tmp_path / "adapter").exists()
+
+
+def test_export_for_peft(made: Made, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    answered = made.ask("export", made.first, tmp_path / "peft", "--peft")
+    refused = {"surgery": "has a surgery module", "own backbones": "export the model of the task"}
+    if made.label in refused:
+        assert refused[made.label] in answered.sentence
+        assert not (tmp_path / "peft").exists()
+        return
+    tasks = [ExportedTask(**task) for task in answered.document["tasks"]]
+    merge, found = made.load(made.first), Exported(**answered.document | {"tasks": tasks})
+    peft_models.check(merge, found, made.inputs(merge, "one"))
 
 
 def test_add_leaves_the_old_tasks_bit_for_bit(made: Made) -> None:

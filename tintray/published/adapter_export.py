@@ -30,7 +30,8 @@ from tintray.seals import seal
 from tintray.tinting.tint_layers import with_low_rank
 from tintray.vectors.task_vectors import DOWN, UP
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of every module of the model that it adapts."""
 _ROUNDING = 2 * torch.finfo(torch.float32).eps
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -124,9 +125,9 @@ def write_adapter(
                 )
             up, down = _factors(added, merged[name])
             ranks[path] = down.shape[0]
-            tensors |= _named(path, owner, up, down)
+            tensors |= named_factors(path, owner, up, down)
         else:
-            tensors[_PREFIX + name] = merged[name].clone()
+            tensors[PREFIX + name] = merged[name].clone()
     shared = sum(merged[name].numel() for name in names)
     size = sum(tensor.numel() for tensor in tensors.values())
     if not ranks or size >= shared:
@@ -135,9 +136,12 @@ def write_adapter(
             "expected a merge of LoRA adapters without a shared correction, export the model itself"
         )
     for name, tensor in (private or {}).items():
-        tensors[_PREFIX + name] = tensor.clone()
+        tensors[PREFIX + name] = tensor.clone()
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = _config(base, ranks, source, modules if private is not None else ())
+    whole = modules if private is not None else ()
+    config = adapter_config(base, source, max(ranks.values()), list(ranks), whole)
+    # as much as the rank: products are added as they are
+    config |= {"rank_pattern": dict(ranks), "alpha_pattern": dict(ranks)}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -151,9 +155,9 @@ def _factors(added: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return (left[:, :rank] * half).float(), (half[:, None] * right[:rank]).float()
 
 
-def _named(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+def named_factors(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     """Factors under PEFT's names; layers that keep their weight as [in, out] swap them."""
-    key = _PREFIX + path
+    key = PREFIX + path
     if isinstance(owner, nn.Embedding):
         return {
             f"{key}.lora_embedding_A": up.t().contiguous(),
@@ -164,22 +168,29 @@ def _named(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, T
     return {f"{key}.lora_A.weight": down.contiguous(), f"{key}.lora_B.weight": up.contiguous()}
 
 
-def _config(
-    base: nn.Module, ranks: Mapping[str, int], source: str, modules: Sequence[str]
+def adapter_config(
+    base_module: nn.Module,
+    base: str,
+    rank: int,
+    targets: Sequence[str],
+    modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    name = type(base).__name__
+    """An ``adapter_config.json`` whose products are added as they are.
+
+    ``base`` is where the base lies, ``targets`` are paths of layers with factors, ``modules`` of
+    those that the adapter holds whole.
+    """
+    name = type(base_module).__name__
     kinds = (kind for ending, kind in _TASK_TYPES.items() if name.endswith(ending))
     return {
         "peft_type": "LORA",
         "task_type": next(kinds, None),
-        "base_model_name_or_path": source,
-        "r": max(ranks.values()),
-        "lora_alpha": max(ranks.values()),
-        "rank_pattern": dict(ranks),
-        "alpha_pattern": dict(ranks),  # as much as the rank: products are added as they are
-        "target_modules": sorted(ranks),
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(targets),
         "modules_to_save": list(modules) or None,
-        "fan_in_fan_out": any(is_transposed(base.get_submodule(path)) for path in ranks),
+        "fan_in_fan_out": any(is_transposed(base_module.get_submodule(path)) for path in targets),
         "bias": "none",
         "use_rslora": False,
         "lora_dropout": 0.0,

@@ -9,30 +9,38 @@ from typing import Literal
 
 from tintray.errors import printable
 from tintray.limits import size_text
+from tintray.published.hub_metadata import front_matter
 from tintray.published.manifest import Manifest, TaskEntry
 from tintray.tasks.metrics import find_metric
 
 CARD = "README.md"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _WORDS = re.compile(r"[A-Za-z0-9 :+._-]*")
 
 Form = Literal["model", "zero_shot", "adapter"]
 """A whole model; a CLIP tower with its head of texts in a file of its own; a PEFT adapter."""
 
 
-def model_card(manifest: Manifest, task: str | None = None, *, form: Form = "model") -> str:
+def model_card(
+    manifest: Manifest,
+    task: str | None = None,
+    *,
+    form: Form = "model",
+    usage: str = "",
+    licence: str | None = None,
+) -> str:
     """A card in Markdown for one task of a merge, or for the whole of it.
 
-    Every figure is taken from the merge's manifest; nothing is computed.
+    Every figure is taken from the merge's manifest; nothing is computed. ``usage`` takes the place
+    of how it is loaded.
     """
     tasks = [entry for entry in manifest.tasks if task in (None, entry.name)]
     parts = [
-        _front(manifest, tasks),
+        front_matter(manifest, tasks, licence),
         f"# {manifest.ref}" if task is None else f"# {manifest.ref}: {task}",
         _what(manifest, task),
         "## How to load it",
-        _usage(task, tasks, manifest, form),
+        usage or _usage(task, tasks, manifest, form),
         "## Metrics",
         _metrics(tasks),
         "## Lineage",
@@ -51,15 +59,6 @@ def _code(text: str) -> str:
 def _plain(text: str) -> str:
     """A word from outside as it is, or as code where Markdown or HTML might read more in it."""
     return text if _WORDS.fullmatch(text) else _code(text).replace("|", "/")
-
-
-def _front(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
-    source = str(manifest.base.source)
-    library = "tintray" if len(tasks) > 1 or manifest.job.factory else "transformers"
-    lines = ["---", f"library_name: {library}", "tags: [model-merging, tintray]"]
-    if _HUB_ID.fullmatch(source):
-        lines.append(f"base_model: {source}")
-    return "\n".join([*lines, "---"])
 
 
 def _what(manifest: Manifest, task: str | None) -> str:

@@ -256,7 +256,7 @@ class Merge(MergeFiles):
         Raises InputError if the task has a module that no transformers model has, or as
         ``new_folder``; StorageError if it cannot be written to the end.
         """
-        module: Any = None if task is None else self._exported(task)
+        module: Any = None if task is None else self.exportable(task)
         with new_folder(directory, or_empty=True) as partial:
             if task is None:
                 for name in self.manifest.files:
@@ -278,7 +278,11 @@ class Merge(MergeFiles):
             (partial / CARD).write_text(card, encoding="utf-8")
         return directory
 
-    def _exported(self, task: str) -> nn.Module:
+    def exportable(self, task: str) -> nn.Module:
+        """The model of a task, as :meth:`for_task`, for a file that others read.
+
+        Raises InputError if it has a module that no transformers model has.
+        """
         if DOWN in self.tint(task):
             raise InputError(
                 f"task '{task}' of {self.url} has a surgery module before its head, which no "
