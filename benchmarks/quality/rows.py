@@ -27,9 +27,10 @@ LOOP = (
     "merge.bounds=[0, 1]",
     "objective.filter=agreement",
     "fit.held_back=0",
+    "fit.sampling=even",
 )
-"""The released loop, whatever its rates: hard labels, agreement filter, each task in turn, whole
-pools, and the state of the last round."""
+"""The released loop, whatever its rates: hard labels, agreement filter, each task in turn, as many
+examples of each, whole pools, and the state of the last round."""
 
 AS_RELEASED = (
     "fit.schedule=constant",
@@ -61,6 +62,7 @@ ADAMERGING = (
     "merge.bounds=[0, 1]",
     "fit.schedule=constant",
     "fit.held_back=0",
+    "fit.sampling=even",
 )
 TUNED_ADAMERGING = ("fit.coefficient_lr=0.001", "merge.scale=0.1")
 

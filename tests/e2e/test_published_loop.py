@@ -31,7 +31,10 @@ def run(zoo: TinyZoo, store: Path, rounds: int, *, published: bool) -> Merge:
     if published:
         fit |= {"updates": "in_turn", "schedule": "constant"}
         fit |= {"coefficient_lr": RATE, "tint_lr": RATE, "correction_lr": 0.0}
-        sections = {"objective": {"labels": "hard"}, "merge": {"bounds": [0, 1]}}
+        fit |= {"sampling": "even", "held_back": 0, "floor": False}
+        objective = {"labels": "hard", "filter": "agreement", "temperature": 1.0}
+        merge = {"scale": "own", "bounds": [0, 1]}
+        sections = {"objective": objective, "merge": merge, "tint": {"sites": "head"}}
     job = zoo.job(store, fit=fit, **sections)
     return tintray.run(parse_spec(job, folder=zoo.folder))
 
