@@ -15,7 +15,7 @@ from torch import nn
 import tintray
 from tests.conftest import Published
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import InputError, NotFoundError
+from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.jobs import api
 from tintray.models.norms import BatchSegments
 from tintray.published.merge import open_folder
@@ -222,3 +222,10 @@ def test_a_tint_of_another_merge_is_refused(
     monkeypatch.setattr(merge, "tint", lambda task: {"vit.other": np.zeros(1)})
     (found,) = engine.answer([("five", picture())])
     assert "are not of one merge: only one has" in str(found)
+    monkeypatch.undo()
+    bad, good = Engine(merge), [("two", picture()), ("three", picture())]
+    own = merge.tint
+    monkeypatch.setattr(merge, "tint", lambda task: {} if task == "five" else own(task))
+    said = bad.answer([good[0], ("five", picture()), good[1]])
+    assert isinstance(said[1], IntegrityError)
+    assert [one.task for one in said if not isinstance(one, Exception)] == ["two", "three"]

@@ -320,6 +320,10 @@ class Engine:
                 for name, model in models.items():
                     self._ask(name, model, by_task[name], found)
         except Exception as error:  # noqa: BLE001 - whatever a model raises: each has its own
+            if len(by_task) > 1:  # one task's tint, or input: the others are answered without it
+                for name, part in by_task.items():
+                    self._pass(fused, [(number, name, one) for number, one in part], found)
+                return
             sentence = error if isinstance(error, TintrayError) else InputError(
                 f"the model of {self.version} does not take the input ({type(error).__name__}: "
                 f"{error}); is it of the size and the kind that the expert was trained on?"
