@@ -91,7 +91,9 @@ class RoutingTable(Record):
 
     tasks: Sequence[RoutedTask]
     routed: float  # share of the examples whose likeliest task is their own, a mean over tasks
-    shared: Sequence[Sequence[Any]]  # pairs of tasks with the same inputs, and how many change
+    shared: Sequence[
+        tuple[str, str, float]
+    ]  # pairs of tasks with the same inputs, and how many change
     foreign: Sequence[ForeignData] = ()
 
 

@@ -223,7 +223,7 @@ def push(merge: str, destination: str, store: str, **options: Any) -> Record:
     example="pull hf://my-org/ten-scripts ./ten-scripts",
 )
 def pull(source: str, directory: Path, dry_run: bool) -> Record:
-    """Bring a merge that was pushed to the new folder DIR, verified.
+    """Bring a pushed merge to the new folder DIR, verified.
 
     SOURCE is hf://org/name, hf://org/name@revision, s3://bucket/prefix or a folder. Every command
     that takes MERGE takes the folder; `tintray copy DIR STORE` enters it in a store.
@@ -266,7 +266,7 @@ def rollback(merge: str, to: str | None, **places: Any) -> Record:
 
 @command("tables.print_summary", *_of_merge, watched=True, example="add-router ten-scripts/v1")
 def add_router(merge: str, **options: Any) -> Record:
-    """Publish a child of MERGE that can tell which task an example is of.
+    """Publish a child of MERGE that routes examples to tasks.
 
     For merges that were made without (by an earlier version, or with route: false). It reads the
     pools of the tasks; nothing else changes.

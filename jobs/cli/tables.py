@@ -108,7 +108,7 @@ def _held_back_fact(summary: MergeSummary) -> dict[str, str]:
         mean = _percent(sum(known) / len(known))
         said = f"{mean} agreement with the experts on examples not learned from"
     floor = ""
-    if summary.floor is not None:
+    if summary.floor is not None and {"agreement", "learned"} <= summary.floor.keys():
         start, learned = (_percent(summary.floor[name]) for name in ("agreement", "learned"))
         method = summary.floor["method"].replace("_", " ")
         floor = f"{start} by {method} at scale {summary.floor['scale']:.3g}, {learned} learned"

@@ -48,7 +48,7 @@ def with_method_defaults(spec: JobSpec) -> JobSpec:
     if method in ADAMERGING:
         changed["merge"] = {"granularity": ADAMERGING[method], "scale": scale}
         changed["objective"] = {"labels": "entropy", "filter": "none"}
-        changed["fit"] = {"correction_lr": 0.0, "held_back": 0}
+        changed["fit"] = {"correction_lr": 0.0, "held_back": 0, "sampling": "even"}
     if not spec.merge.learned:
         changed["merge"] = {"scale": scale}
     if method in ADAMERGING or not spec.merge.learned:

@@ -8,6 +8,7 @@ from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
 from tintray.serving.answers import class_names
 from tintray.tasks.metrics import shown
+from tintray.tasks.registry import find_kind
 
 ABOUT = (
     "One merged model, all of its tasks. Send inputs of a task to /v1/tasks/{task}:predict, or of "
@@ -99,7 +100,7 @@ def tasks(merge: Merge) -> dict[str, Any]:
 def _form(merge: Merge, entry: TaskEntry) -> str:
     """What its examples are: an image, a text, or words."""
     files = {name.rpartition("/")[2] for name in merge.config_files(entry.name)}
-    if entry.kind == "token_classification":
+    if find_kind(entry.kind).of_words:
         return "words"
     texts = files & {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"}
     return "text" if texts and "preprocessor_config.json" not in files else "image"

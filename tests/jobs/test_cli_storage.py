@@ -220,7 +220,7 @@ def test_gc_spares_what_a_job_has_used_until_it_is_over(
 
 def test_a_copy_is_the_same_merge_in_another_store(place: Path, copied: Path) -> None:
     names = [path.relative_to(place) for path in (place / "merges").rglob("*") if path.is_file()]
-    assert len(names) == 15
+    assert len(names) == 19
     for name in names:
         assert (copied / name).read_bytes() == (place / name).read_bytes(), name
     (listed,) = ask("list")

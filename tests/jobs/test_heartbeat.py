@@ -101,6 +101,6 @@ def test_the_catalog_knows_every_artifact_of_a_job(
     assert known.keys() == blobs == needed
     assert set(known.values()) == own | {
         "base", "self-labels", "expert-outputs", "task-vector",
-        "backbone", "coefficients", "tint", "config",
+        "backbone", "coefficients", "tint", "config", "routing",
     }  # fmt: skip
     assert merge.manifest_sha256 == manifest_digest(store, MergeRef("tiny", 1))

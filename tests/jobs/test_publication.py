@@ -37,7 +37,10 @@ def test_a_manifest_tells_where_everything_came_from(published: Published, tiny:
         assert store.exists(blob_key(task.task_vector)) and store.exists(blob_key(task.pool.labels))
         assert task.task_score.task == task.name
     assert [task.name for task in manifest.tasks] == list(TASKS)
-    assert manifest.job.to_json() == published.spec.record()
+    job, asked = manifest.job.to_json(), published.spec.record()
+    rate = job["fit"]["correction_lr"]  # what was left out is as it was decided
+    assert job == {**asked, "tint": job["tint"], "fit": {**asked["fit"], "correction_lr": rate}}
+    assert [site["site"] for site in job["tint"]["sites"]] == ["prompt", "head"] and rate > 0
     assert set(manifest.seconds) == {"planning", "preparing", "fitting", "evaluating"}
 
 

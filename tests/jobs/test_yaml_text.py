@@ -46,8 +46,11 @@ def values_in(value: Any) -> list[Any]:
 @settings(max_examples=30)
 @given(values)
 def test_plain_values_come_back(value: Any) -> None:
-    for text in (yaml.safe_dump(value, allow_unicode=True), json.dumps(value, ensure_ascii=False)):
-        assert parse_yaml(text)[1] == value
+    assert parse_yaml(json.dumps(value, ensure_ascii=False))[1] == value
+    # PyYAML leaves texts such as 0E0 without quotes, which YAML 1.2 takes for numbers.
+    numbers = [v for v in values_in(value) if isinstance(v, str) and v[:1] in {*"-+.0123456789"}]
+    if not numbers:
+        assert parse_yaml(yaml.safe_dump(value, allow_unicode=True))[1] == value
 
 
 @given(st.lists(pieces, max_size=60).map("".join))

@@ -86,7 +86,7 @@ class Reader:
             if mask is not None:  # one answer for each word
                 chosen = mask[0].nonzero().flatten()
                 said, sure, values = said[chosen], sure[chosen], values[chosen]
-            if self.kind.name == "multi_label":
+            if self.kind.several:
                 said, sure = (yes := said.nonzero().flatten()), sure[yes]
             answers.append(self.answer(self._named(said.tolist()), sure.tolist(), values))
         return answers

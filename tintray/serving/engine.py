@@ -179,7 +179,7 @@ class Engine:
             texts = processor is not None and hasattr(processor, "get_vocab")
             form: Form = "image"
             if texts:
-                form = "words" if kind.name == "token_classification" else "text"
+                form = "words" if kind.of_words else "text"
             self._preparations[key] = Preparation(
                 *(processor, kind, form, self._source, pool.prefix, pool.max_length),
                 max_characters=self._max_characters,
@@ -363,7 +363,7 @@ class Engine:
         if not torch.isfinite(outputs).all():
             raise TintrayError(f"task '{name}' of {self.version} answers with NaN or infinity")
         masks: list[Tensor | None] = [one.mask for _, one in rows]
-        if kind.name == "language_modelling":
+        if kind.goes_on:
             read = self._next_tokens(task, outputs, rows)
         else:
             read = task.reader.rows(outputs, masks)

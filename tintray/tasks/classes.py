@@ -137,6 +137,7 @@ class TokenClassification(ClassKind):
     """
 
     name = "token_classification"
+    of_words = True
     dims = (3,)
 
     def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
@@ -180,6 +181,7 @@ class MultiLabel(ClassKind):
     """Yes or no to each class: logits [N, C], labels 0 or 1 [N, C]."""
 
     name = "multi_label"
+    several = True
 
     def rows(self, outputs: Tensor, labels: Any, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """One row, no and yes, for each example and class."""

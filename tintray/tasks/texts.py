@@ -127,6 +127,7 @@ class LanguageModelling(TextKind):
     """The next token of a text, at each position: logits [N, S, V]."""
 
     name = "language_modelling"
+    goes_on = True
     model = "a causal model"
 
     def token_targets(
