@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 MAX_SENTENCE = 500  # characters; a name or a value from outside may be of any length
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -135,3 +136,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt ``name``: ``"; did you mean 'x'?"``, or ``""`` when nothing is near."""
     close = difflib.get_close_matches(name[:200], list(valid), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
+    """Raise InputError where ``what`` needs packages of an extra that are not installed."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise InputError(
+            f"{what} needs {', '.join(missing)}, not installed here; run "
+            f"pip install 'tintray[{extra}]'"
+        )

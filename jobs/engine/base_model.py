@@ -31,14 +31,9 @@ class SplitModel:
     like: tuple[str, str] = ("", "")  # an expert that could be opened, and how messages call it
 
     @property
-    def module(self) -> nn.Module:
-        """The base itself."""
-        return self.partition.module
-
-    @property
     def parameters(self) -> int:
         """Parameters of the backbone, the tint site included."""
-        return _parameters(self.module)
+        return _parameters(self.partition.module)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -9,12 +9,11 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from importlib.util import find_spec
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tintray.errors import ClusterError, InputError, TintrayError
+from tintray.errors import ClusterError, InputError, TintrayError, check_installed
 from tintray.files import reason
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.serving.metrics import Metrics
@@ -24,16 +23,6 @@ from tintray.jobs.serving.versions import Place, Versions
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 _MOST = 16 * 2**20  # bytes of an answer of a running server
-
-
-def check_installed() -> None:
-    """Raise InputError where the extra ``serve`` is not installed."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"serving needs {', '.join(missing)}, which is not installed; "
-            "pip install 'tintray[serve]'"
-        )
 
 
 def serve(
@@ -49,7 +38,7 @@ def serve(
     Raises InputError: options, token, merge or port cannot be used; ClusterError: no replica could
     be started.
     """
-    check_installed()
+    check_installed("serving", _NEEDED, "serve")
     options = options.checked()
     token = serve_token(options)
     place = Place.find(merge, catalog, options.pin)

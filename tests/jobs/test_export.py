@@ -153,7 +153,7 @@ def test_refusals(published: Published, tmp_path: Path, monkeypatch: pytest.Monk
     assert "did you mean" in refused("--peft", "--task", "fvie")
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "tintray.published.onnx_export.find_spec",
+        "tintray.errors.find_spec",
         lambda name: None if name == "onnxruntime" else found(name),
     )
     assert "pip install 'tintray[onnx]'" in refused("--onnx")

@@ -253,7 +253,7 @@ def test_a_server_that_cannot_be_started_says_why(
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tintray.jobs.serving.start.find_spec", lambda name: None)
+    monkeypatch.setattr("tintray.errors.find_spec", lambda name: None)
     found = call("serve", "digits")
     assert "pip install 'tintray[serve]'" in found.sentence
 

@@ -17,13 +17,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tintray.errors import FitError, InputError
+from tintray.errors import FitError, InputError, check_installed
 from tintray.files import foreign
 from tintray.models.calling import answer
 from tintray.new_folder import check_new, new_folder
@@ -37,16 +36,6 @@ CLOSE = 1e-4
 """How far the logits of a file may lie from those of the merge, beside the largest of them."""
 _LARGEST = 1_500_000_000  # bytes of weights that one file can hold
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def check_installed() -> None:
-    """Refuse, in one sentence, where the packages of the extra ``onnx`` are not installed."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"an export to ONNX needs {' and '.join(missing)}, not installed here; run "
-            "pip install 'tintray[onnx]'"
-        )
 
 
 def export_onnx(
@@ -64,7 +53,7 @@ def export_onnx(
     ONNX, or as ``new_folder``; FitError if a file answers otherwise; NotFoundError for an unknown
     task; StorageError if it cannot be written.
     """
-    check_installed()
+    check_installed("an export to ONNX", _PACKAGES, "onnx")
     check_new(directory, or_empty=True)
     names = list(dict.fromkeys(tasks or merge.tasks))
     for name in names:
