@@ -26,14 +26,21 @@ from tintray.models.calling import answer
 from tintray.models.comparing import check_same_backbone, check_same_computation
 from tintray.models.loading import load_base, load_expert
 from tintray.models.norms import norm_buffers
-from tintray.models.structure import backbone_names, head_modules, private_state, resolve_site
+from tintray.models.structure import (
+    backbone_names,
+    copy_on,
+    head_modules,
+    private_state,
+    resolve_site,
+)
+from tintray.numerics.choices import Precision
 from tintray.numerics.randomness import stream
 from tintray.numerics.sites import HEAD
 from tintray.pools import overlap, sequences
 from tintray.pools.pool import Pool
 from tintray.pools.tokens import check_known
 from tintray.routing.pools import routing_key, routing_of
-from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
+from tintray.storage.artifacts.blobs import BlobRef, blob_key, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.doubts import doubt
@@ -168,12 +175,16 @@ class Experts:
         task, test = checked.task, checked.test
         self._give_head(checked)
         expert = cache(lambda: self._expert(task))  # read once, and only if it is needed
-        pool, labels, labels_blob, cached = self._predictions(checked, checked.pool, expert)
+        there = cache(lambda: copy_on(expert(), self._config.device))
+        precision = self._config.settings.precision
+        pool, labels, labels_blob, cached = self._predictions(
+            checked, checked.pool, there, precision
+        )
         expert_test, test_blob, features, features_blob = None, None, None, None
         if test is not None:
-            _, expert_test, test_blob, _ = self._predictions(checked, test, expert)
+            _, expert_test, test_blob, _ = self._predictions(checked, test, there, "float32")
         if self._config.settings.features:
-            features, features_blob = self._features(checked, pool)
+            features, features_blob = self._features(checked, pool, there)
         vector, vector_cached = self._task_vector(checked, expert)
         routing = self._routing(pool) if task.published is None and self._config.route else None
         seconds = time.perf_counter() - started
@@ -312,16 +323,20 @@ class Experts:
         found = resolve_site(self.partition.module, site, field=field)
         return HEAD if site == HEAD else found[0]
 
-    def _features(self, hosted: CheckedTask, pool: Pool) -> tuple[Tensor, BlobRef]:
+    def _features(
+        self, hosted: CheckedTask, pool: Pool, there: Callable[[], nn.Module]
+    ) -> tuple[Tensor, BlobRef]:
         """The expert's features over the pool at the job's depth, computed or from the store."""
-        path = self.feature_path()
-        key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path)
-
-        def compute() -> Tensor:
-            expert = self.loaded(self.folder(hosted.task), hosted.task.role)
-            return self_labels.predict_features(expert, pool, path)
-
-        return self._once("self-features", key, compute)
+        path, device = self.feature_path(), self._config.device
+        precision = self._config.settings.precision
+        how = self_labels.asked(precision, device)
+        key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path, how)
+        return self._once(
+            *("self-features", key),
+            lambda: self_labels.predict_features(
+                *(there(), pool, path), device=device, precision=precision
+            ),
+        )
 
     def _routing(self, pool: Pool) -> BlobRef | None:
         """What tells a pool's examples from others, computed or from the store; None if nothing."""
@@ -369,19 +384,40 @@ class Experts:
         return self.remember("task-vectors", key, vector), False
 
     def _predictions(
-        self, hosted: CheckedTask, pool: Pool, read: Callable[[], nn.Module]
+        self,
+        hosted: CheckedTask,
+        pool: Pool,
+        there: Callable[[], nn.Module],
+        precision: Precision,
     ) -> tuple[Pool, Outputs, BlobRef, bool]:
-        """A pool with what its decoder reads, if it has one, and the expert's outputs over it."""
-        key = self_labels.labels_key(hosted.facts.expert_digest, pool.digest)
-        if (found := lookup(self.store, "self-labels", key)) is not None:
+        """A pool with what its decoder reads, if it has one, and the expert's outputs over it.
+
+        ``there`` gives the expert, where the job computes. A published task has those that it was
+        published with, however they were asked for.
+        """
+        task, device = hosted.task, self._config.device
+        how = self_labels.asked(precision, device)
+        key = self_labels.labels_key(hosted.facts.expert_digest, pool.digest, how)
+        found = self._published_answers(task, pool) or lookup(self.store, "self-labels", key)
+        if found is not None:
             kept, config = self._read(found), getattr(self.partition.module, "config", None)
             return sequences.recalled(pool, kept, config), from_tensors(kept), found, True
-        task, expert = hosted.task, read()
-        whole = sequences.completed(expert, pool)
-        outputs = self_labels.self_labels(expert, whole, task.role, task.kind)
+        expert = there()
+        whole = sequences.completed(expert, pool, device)
+        outputs = self_labels.self_labels(
+            *(expert, whole, task.role, task.kind), device=device, precision=precision
+        )
         task.kind.check_outputs(outputs, hosted.facts.classes, task.role)
         tensors = as_tensors(outputs) | sequences.written(pool, whole)
         return whole, outputs, self.remember("self-labels", key, tensors), False
+
+    def _published_answers(self, task: TaskConfig, pool: Pool) -> BlobRef | None:
+        """What the store has by name of a published task's answers to its pool or test set."""
+        if (known := task.published) is None:
+            return None
+        sha256 = {known.pool: known.labels, known.test: known.outputs}.get(pool.digest)
+        stat = None if sha256 is None else self.store.stat(blob_key(sha256))
+        return None if sha256 is None or stat is None else BlobRef(sha256, stat.size)
 
     def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
         """Keep tensors as an artifact of this kind, under the hash of what they come from."""

@@ -32,6 +32,8 @@ class PublishedTask:
     expert: str
     pool: str  # prepared, as the test set is
     test: str | None = None
+    labels: str | None = None  # the expert's answers to the pool
+    outputs: str | None = None  # and to the test set
 
     @property
     def merge(self) -> Merge:

@@ -346,7 +346,7 @@ class Worker:
         precision: Precision = "float32",
     ) -> Outputs:
         with self._bound(hosted.layer, theta, precision) as run:
-            return labels.ask(run, pool, hosted.task.kind)
+            return labels.ask(run, pool, hosted.task.kind, self._config.device)
 
     @contextmanager
     def _bound(

@@ -93,8 +93,11 @@ class Parent:
     def published_task(self, task: str) -> PublishedTask:
         """What stands in for a task's expert."""
         entry = self.merge.task(task)
-        test = entry.test.sha256 if entry.test else None
-        return PublishedTask(self.merge.url, task, entry.expert.sha256, entry.pool.sha256, test)
+        test = (entry.test.sha256, entry.test.outputs) if entry.test else (None, None)
+        return PublishedTask(
+            *(self.merge.url, task, entry.expert.sha256, entry.pool.sha256, test[0]),
+            *(entry.pool.labels, test[1]),
+        )
 
     def check_files(self, leaving: Iterable[str]) -> None:
         """Raise :class:`NotFoundError` if a file that a child has too is gone.

@@ -22,6 +22,7 @@ from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, DataError
 from tintray.limits import Limits
 from tintray.models.loading import load_expert
+from tintray.pools.feeding import batches_on, examples_at_once
 from tintray.pools.overlap import shared
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import build_pool
@@ -176,3 +177,40 @@ def test_what_a_decoder_is_to_write_does_not_count() -> None:
     pool = Pool(inputs, None, None, "")
     test = Pool({**inputs, "decoder_input_ids": torch.tensor([[7]])}, None, None, "")
     assert shared(pool, test) == 1
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_batches_that_are_made_ready_beforehand_are_the_same(ahead: int) -> None:
+    """As for a GPU, in this process; whoever stops early is not held up."""
+    pool = build_pool(raw(images(11, 12, 20, 3)), ViTImageProcessor(size=SIZE))
+    found = list(batches_on(pool, "cpu", 4, ahead=ahead))
+    assert [len(batch["pixel_values"]) for batch in found] == [4, 4, 3]
+    whole = pool.batch(slice(0, 11))["pixel_values"]
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in found]), whole)
+    first = next(batches_on(pool, "cpu", 4, ahead=ahead))
+    assert torch.equal(first["pixel_values"], whole[:4])
+
+
+def test_what_goes_wrong_beforehand_is_raised_where_the_batch_is_asked_for() -> None:
+    pool = Pool({"x": torch.zeros(5, 2)}, torch.ones(1), torch.ones(1), "pixels are missing")
+    with pytest.raises(KeyError, match="pixel_values"):
+        list(batches_on(pool, "cpu", 2, ahead=2))
+
+
+def test_images_cross_to_a_device_as_bytes_and_become_floats_there() -> None:
+    pool = build_pool(raw(images(5, 12, 20, 3)), ViTImageProcessor(size=SIZE))
+    assert pool.stored(slice(0, 2))["pixel_values"].dtype == torch.uint8
+    for batch in batches_on(pool, "meta", 2, ahead=1):
+        assert (str(batch["pixel_values"].device), batch["pixel_values"].dtype) == (
+            "meta",
+            torch.float32,
+        )
+
+
+def test_a_gpu_gets_batches_that_fill_it_and_fit_it() -> None:
+    small, large = (
+        Pool({"pixel_values": torch.zeros(1, 3, n, n)}, None, None, "") for n in (8, 448)
+    )
+    texts = Pool({"input_ids": torch.zeros(1, 512, dtype=torch.long)}, None, None, "")
+    assert [examples_at_once(pool) for pool in (small, large, texts)] == [32, 32, 32]
+    assert [examples_at_once(pool, "cuda") for pool in (small, large, texts)] == [1024, 64, 32]

@@ -282,6 +282,16 @@ def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor
     }
 
 
+def copy_on(module: nn.Module, device: str) -> nn.Module:
+    """A copy of ``module`` whose tensors are on a GPU; in memory, the module itself."""
+    if device == "cpu":
+        return module
+    moved: dict[int, Any] = {id(tensor): tensor.to(device) for tensor in module.buffers()}
+    for parameter in module.parameters():
+        moved[id(parameter)] = nn.Parameter(parameter.detach().to(device), requires_grad=False)
+    return copy.deepcopy(module, moved)
+
+
 def skeleton(module: nn.Module) -> nn.Module:
     """A copy of ``module`` that owns its own tensors, frozen, in evaluation mode."""
     return copy.deepcopy(module).eval().requires_grad_(False)

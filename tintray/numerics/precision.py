@@ -2,7 +2,7 @@
 
 Weights, gradients of θ, Λ, the tint layers and their optimisers are float32 in either case; only
 the matrix products of the forward and backward passes run in bfloat16 (torch's autocast).
-Evaluation is always in float32.
+Experts answer their pools in it too. Evaluation is always in float32.
 """
 
 from __future__ import annotations

@@ -57,14 +57,23 @@ class Pool:
 
     def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
         """Model inputs of the examples at ``index``; tokens are cut to the longest of them."""
-        return trimmed(self.untrimmed(index))
+        return self.as_floats(self.stored(index))
+
+    def stored(self, index: Tensor | slice) -> dict[str, Tensor]:
+        """The same as it lies in memory: pixels may be bytes, see ``as_floats``."""
+        return trimmed({name: tensor[index] for name, tensor in self.inputs.items()})
 
     def untrimmed(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """The same with as many tokens as the longest example of the pool has."""
-        chosen = {name: tensor[index] for name, tensor in self.inputs.items()}
-        if self.scale is not None and self.shift is not None:
-            chosen["pixel_values"] = chosen["pixel_values"].float() * self.scale + self.shift
-        return chosen
+        """A batch with as many tokens as the longest example of the pool has."""
+        return self.as_floats({name: tensor[index] for name, tensor in self.inputs.items()})
+
+    def as_floats(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Stored examples as model inputs, wherever they are by now."""
+        if self.scale is None or self.shift is None:
+            return batch
+        pixels = batch["pixel_values"]
+        scale, shift = (of.to(pixels.device) for of in (self.scale, self.shift))
+        return {**batch, "pixel_values": pixels.float() * scale + shift}
 
     def batches(self, examples: int | None = None) -> Iterator[dict[str, Tensor]]:
         """Model inputs of all examples in order, or of the first, ``BATCH`` at a time."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tintray.data.labels import IGNORED, Answers
 from tintray.data.source import DataSource
+from tintray.pools.feeding import batches_on
 from tintray.pools.pool import Pool
 from tintray.tasks.texts import Seq2Seq
 
@@ -29,11 +30,15 @@ def is_open(pool: Pool) -> bool:
 
 
 @torch.inference_mode()
-def write(expert: nn.Module, pool: Pool) -> Tensor:
-    """An expert's own greedy answers to a pool's sources: int64 [N, T], -100 after the end."""
+def write(expert: nn.Module, pool: Pool, device: str = "cpu") -> Tensor:
+    """An expert's own greedy answers to a pool's sources: int64 [N, T], -100 after the end.
+
+    The expert is on ``device``.
+    """
     model: Any = expert
     options = {"max_new_tokens": pool.answer_length, "do_sample": False, "num_beams": 1}
-    parts = [model.generate(**batch, **options)[:, 1:] for batch in pool.batches()]
+    batches = batches_on(pool, device)
+    parts = [model.generate(**batch, **options)[:, 1:].to("cpu") for batch in batches]
     longest = max(part.shape[1] for part in parts)
     end = model.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])
@@ -81,10 +86,10 @@ def with_right_answers(
     return answered(pool, encode(texts, tokenizer, pool.answer_length or 1), config)
 
 
-def completed(expert: nn.Module, pool: Pool) -> Pool:
+def completed(expert: nn.Module, pool: Pool, device: str = "cpu") -> Pool:
     """A pool that a model can be run on: with the expert's answers, where it is to write them."""
     model: Any = expert
-    return answered(pool, write(expert, pool), model.config) if is_open(pool) else pool
+    return answered(pool, write(expert, pool, device), model.config) if is_open(pool) else pool
 
 
 def written(before: Pool, after: Pool) -> dict[str, Tensor]:

@@ -31,9 +31,10 @@ class TopTokens:
     def __getitem__(self, index: Tensor | slice) -> TopTokens:
         return TopTokens(self.indices[index], self.logs[index])
 
-    def to(self, device: torch.device | str) -> TopTokens:
-        """The same on a device."""
-        return TopTokens(self.indices.to(device), self.logs.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TopTokens:
+        """The same on a device, as ``Tensor.to``."""
+        moved = (part.to(device, non_blocking=non_blocking) for part in (self.indices, self.logs))
+        return TopTokens(*moved)
 
     @property
     def likeliest(self) -> Tensor:

@@ -78,9 +78,9 @@ class _Plan:
 class CachedPool(Pool):
     """A pool whose batches begin at a tint site: activations, and what inputs are needed still."""
 
-    def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
+    def stored(self, index: Tensor | slice) -> dict[str, Tensor]:
         """Model inputs and activations of the examples at ``index``; nothing is cut off them."""
-        return self.untrimmed(index)
+        return {name: tensor[index] for name, tensor in self.inputs.items()}
 
     @property
     def activations(self) -> dict[str, Tensor]:

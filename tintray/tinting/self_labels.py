@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from tintray.errors import CheckpointError, DataError, TintrayError
 from tintray.models.calling import answer
 from tintray.models.structure import head_modules, skeleton
+from tintray.numerics.choices import Precision
+from tintray.numerics.precision import computing
+from tintray.pools.feeding import Pace, batches_on
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.kind import Kind
@@ -18,42 +21,81 @@ from tintray.tasks.outputs import Outputs, TopTokens, concatenated
 from tintray.tinting.tint_layers import capture
 
 
-def predict(module: nn.Module, pool: Pool, kind: Kind = CLASSIFICATION) -> Outputs:
-    """A module's answers over a whole pool, in float32: logits [N, C] of a classifier."""
-    return ask(lambda batch: answer(module, batch), pool, kind)
+def predict(
+    module: nn.Module,
+    pool: Pool,
+    kind: Kind = CLASSIFICATION,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Outputs:
+    """A module's answers over a whole pool, as float32: logits [N, C] of a classifier.
+
+    The module is on ``device``, and its passes compute in ``precision``.
+    """
+
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        with computing(precision, module, device):
+            return answer(module, batch)
+
+    return ask(run, pool, kind, device)
 
 
 @torch.inference_mode()
 def ask(
-    run: Callable[[Mapping[str, Tensor]], Tensor], pool: Pool, kind: Kind = CLASSIFICATION
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    pool: Pool,
+    kind: Kind = CLASSIFICATION,
+    device: str = "cpu",
 ) -> Outputs:
-    """Answers over a pool of whatever turns a batch into them.
+    """Answers over a pool of whatever turns a batch on ``device`` into them.
 
     Answers per token are padded to the longest example of the pool; all are in memory.
     """
-    return concatenated([kind.reduced(run(b).float()).to("cpu") for b in pool.batches()])
+    answers, pace = [], Pace(device)
+    for batch in batches_on(pool, device):
+        answers.append(kind.reduced(run(batch).float()).to("cpu", non_blocking=True))
+        pace.started()
+    pace.over()
+    return concatenated(answers)
 
 
 @torch.inference_mode()
-def predict_features(module: nn.Module, pool: Pool, path: str) -> Tensor:
+def predict_features(
+    module: nn.Module,
+    pool: Pool,
+    path: str,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Tensor:
     """Features [N, d] of a module over a whole pool, at ``path``; see ``tint_layers.capture``."""
     captured: list[Tensor] = []
     copy = skeleton(module)
     capture(copy, path, head_modules(module)[0], captured)
-    for batch in pool.batches():
-        answer(copy, batch)
-    return torch.cat(captured)
+    for batch in batches_on(pool, device):
+        with computing(precision, copy, device):
+            answer(copy, batch)
+    return torch.cat(captured).to("cpu")
 
 
-def self_labels(expert: nn.Module, pool: Pool, role: str, kind: Kind = CLASSIFICATION) -> Outputs:
-    """The expert's answers over its pool.
+def self_labels(
+    expert: nn.Module,
+    pool: Pool,
+    role: str,
+    kind: Kind = CLASSIFICATION,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Outputs:
+    """The expert's answers over its pool; see ``predict``.
 
     Raises
     ------
     CheckpointError
         If the expert answers with a value that is not finite.
     """
-    outputs = predict(expert, pool, kind)
+    outputs = predict(expert, pool, kind, device=device, precision=precision)
     _check_finite(outputs, f"{role} gives", f"of {len(pool):,} pool examples")
     return outputs
 
@@ -107,12 +149,21 @@ def _check_finite(outputs: Outputs, gives: str, of: str) -> None:
         )
 
 
-def features_key(expert_digest: str, pool_digest: str, path: str) -> str:
-    """The content hash under which an expert's features at a depth are cached."""
-    text = f"self-features 1 {path} {expert_digest} {pool_digest}"
+def features_key(expert_digest: str, pool_digest: str, path: str, how: str = "") -> str:
+    """The content hash under which an expert's features at a depth are cached; see ``asked``."""
+    text = f"self-features 1 {path} {expert_digest} {pool_digest}{how}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def labels_key(expert_digest: str, pool_digest: str) -> str:
-    """The content hash under which self-labels are cached: of expert, pool and preprocessing."""
-    return hashlib.sha256(f"self-labels 1 {expert_digest} {pool_digest}".encode()).hexdigest()
+def labels_key(expert_digest: str, pool_digest: str, how: str = "") -> str:
+    """The content hash under which self-labels are cached: of expert, pool and preprocessing.
+
+    ``how`` they were ``asked`` for belongs to it.
+    """
+    text = f"self-labels 1 {expert_digest} {pool_digest}{how}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def asked(precision: Precision, device: str = "cpu") -> str:
+    """What a key says of how an expert was asked: nothing of float32 in memory, as ever."""
+    return "".join(f" {said}" for said in (precision, device) if said not in ("float32", "cpu"))
