@@ -26,6 +26,7 @@ from benchmarks.zoos.content import is_current, replacing
 from benchmarks.zoos.dense_recipe import DenseRecipe
 from benchmarks.zoos.processes import cores, processes
 from benchmarks.zoos.recipe import Recipe
+from tintray.jobs.config.reference import editor_line
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """A data file: ``x_train``, ``y_train``, ``class_names``, and ``x_test``, ``y_test`` of a task."""
@@ -133,7 +134,7 @@ def job_file(name: str, tasks: Iterable[str], *, pool: str = "train") -> str:
     ``pool`` is the split that pools are.
     """
     split = "" if pool == "train" else f", split: {pool}"
-    lines = [f"name: {name}", "base: base", "tasks:"]
+    lines = [editor_line(), f"name: {name}", "base: base", "tasks:"]
     lines += [
         f"- {{name: {task}, expert: {task}, pool: {{path: data/{task}.npz{split}}}, "
         f"test: {{path: data/{task}.npz, split: test}}}}"

@@ -21,6 +21,7 @@ from benchmarks.zoos import building
 from benchmarks.zoos.arrays import read_arrays
 from benchmarks.zoos.dense_recipe import KINDS, REAL, DenseRecipe, SceneSet, kind_of
 from benchmarks.zoos.rendering import CLASSES, Scenes, render
+from tintray.jobs.config.reference import editor_line
 
 VOID = 255
 """The label of pixels that count as none."""
@@ -86,7 +87,7 @@ def build(
 
 def job_file(name: str, tasks: tuple[str, ...]) -> str:
     """A job over tasks of the zoo, as YAML; paths start from the zoo's folder."""
-    lines = [f"name: {name}", "base: base", "tasks:"]
+    lines = [editor_line(), f"name: {name}", "base: base", "tasks:"]
     lines += [
         f"- {{name: {task}, kind: {kind_of(task)}, expert: {task}, "
         f"pool: {{path: data/{task}.npz}}, test: {{path: data/{task}.npz, split: test}}}}"

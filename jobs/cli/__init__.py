@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tintray.errors import TintrayError, printable, shortened
-from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep
+from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep, writing
 from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
 from tintray.storage.secrets import redact
 
@@ -21,7 +21,9 @@ INTERRUPTED = 130
 
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Merge models": (models.run, models.plan, models.validate, models.merge, models.methods),
+    "Merge models": (
+        *(models.run, models.plan, models.validate, writing.fields, models.merge, models.methods),
+    ),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
         *(merges.copy, merges.push, merges.pull, merges.history, merges.diff_merges),

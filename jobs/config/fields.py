@@ -1,4 +1,7 @@
-"""The types that fields of the job file have beyond numbers and texts: names, locations, pairs."""
+"""The types that fields of the job file have beyond numbers and texts: names, locations, pairs.
+
+Each says to JSON schemas what it accepts before it is made into what the code uses.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from tintray.jobs.config import locations
@@ -19,6 +29,8 @@ from tintray.limits import memory_bytes, parse_budget
 
 MAX_NAME = 100  # names become file names, with a suffix and a temporary prefix beside them
 _FILE_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+_SIZE = r"\d+(\.\d+)? ?([kKmMgGtT][iI]?[bB]|[bB])"
+_AMOUNT = rf"\d+(\.\d+)? ?%|\d[\d_,]* numbers?|{_SIZE}"
 
 
 def _located(resolve: Callable[[str, Path], Location]) -> PlainValidator:
@@ -61,7 +73,7 @@ def _pair(value: object) -> object:
 
 
 def _or(
-    word: str, expected: str, fits: Callable[[Any], bool], *, none: bool = False
+    word: str, expected: str, fits: Callable[[Any], bool], accepted: Any, *, none: bool = False
 ) -> BeforeValidator:
     """A number or a word, with one sentence for both where pydantic would give one for each."""
 
@@ -74,7 +86,7 @@ def _or(
             return value
         raise ValueError(f"expected {expected}, or '{word}', found {reprlib.repr(value)}")
 
-    return BeforeValidator(validate)
+    return BeforeValidator(validate, json_schema_input_type=accepted)
 
 
 _auto_or = partial(_or, "auto")
@@ -82,7 +94,8 @@ _auto_or = partial(_or, "auto")
 
 def _count(least: int) -> BeforeValidator:
     expected = f"a whole number, {least} or more"
-    return _auto_or(expected, lambda value: type(value) is int and value >= least)
+    accepted = Annotated[int, Field(ge=least)] | Literal["auto"]
+    return _auto_or(expected, lambda value: type(value) is int and value >= least, accepted)
 
 
 def _budget(value: object) -> str:
@@ -97,21 +110,52 @@ def _budget(value: object) -> str:
     )
 
 
-Budget = Annotated[str, BeforeValidator(_budget)]
-Name = Annotated[str, AfterValidator(_file_name)]
+def _text(pattern: str) -> Any:
+    return Annotated[str, Field(pattern=rf"^\s*({pattern})\s*$")]
+
+
+Budget = Annotated[str, BeforeValidator(_budget, json_schema_input_type=_text(_AMOUNT))]
+Name = Annotated[
+    str,
+    AfterValidator(_file_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_FILE_NAME.pattern}$"}),
+]
 ModelLocation = Annotated[Location, _located(locations.model_location)]
 DataLocation = Annotated[Location, _located(locations.data_location)]
 StoreLocation = Annotated[Location, _located(locations.store_location)]
 CatalogLocation = Annotated[Location, _located(locations.catalog_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
-Memory = Annotated[int, BeforeValidator(memory_bytes)]
+Memory = Annotated[
+    int,
+    BeforeValidator(
+        memory_bytes, json_schema_input_type=Annotated[int, Field(ge=1)] | _text(_SIZE)
+    ),
+]
 Threshold = Annotated[
-    float | Literal["auto"], _auto_or("a number from 0 to 1", lambda value: 0 <= value <= 1)
+    float | Literal["auto"],
+    _auto_or(
+        "a number from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        Annotated[float, Field(ge=0, le=1)] | Literal["auto"],
+    ),
 ]
 Scale = Annotated[
     float | Literal["own"] | None,
-    _or("own", "a number above 0", lambda value: value > 0, none=True),
+    _or(
+        "own",
+        "a number above 0",
+        lambda value: value > 0,
+        Annotated[float, Field(gt=0)] | Literal["own"] | None,
+        none=True,
+    ),
 ]
-Rate = Annotated[float | Literal["auto"], _auto_or("a number, 0 or more", lambda value: value >= 0)]
+Rate = Annotated[
+    float | Literal["auto"],
+    _auto_or(
+        "a number, 0 or more",
+        lambda value: value >= 0,
+        Annotated[float, Field(ge=0)] | Literal["auto"],
+    ),
+]
 ShardCount = Annotated[int | Literal["auto"], _count(1)]
 WorkerCount = Annotated[int | Literal["auto"], _count(0)]

@@ -43,13 +43,13 @@ COEFFICIENT_LR = 2e-2
 class JobSpec(Section):
     """A job: what to merge, how, and where the result goes."""
 
-    name: Name
+    name: Name = Field(examples=["ten-scripts"])
     """The merge's name in the catalog."""
-    base: ModelLocation
+    base: ModelLocation = Field(examples=["zoo/base"])
     """The pretrained model that every expert was fine-tuned from."""
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, strict=False)
     """The tasks, each with its expert."""
-    factory: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    factory: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$", examples=["my_models:build"])
     """The function that builds base and experts, where they are none of transformers' models."""
     recipe: RecipeName = "default"
     """What fields mean that are left out: `fast`, `default`, or `best`, which takes longest."""
@@ -69,10 +69,13 @@ class JobSpec(Section):
     """Whether statistics of the pools are kept, to tell which task an example is of."""
     growth: GrowthSpec = GrowthSpec()
     """What holds when the published merge grows."""
-    store: StoreLocation = Field(default_factory=default_store)
-    """The artifact store: a folder or an s3:// URL."""
-    catalog: CatalogLocation = Field(default_factory=lambda data: default_catalog(data["store"]))
-    """The database of jobs and merges."""
+    store: StoreLocation = Field(default_factory=default_store, examples=["s3://models/tintray"])
+    """The artifact store: a folder or an s3:// URL; left out, that of the settings."""
+    catalog: CatalogLocation = Field(
+        default_factory=lambda data: default_catalog(data["store"]),
+        examples=["postgresql+psycopg://tintray@db/tintray"],
+    )
+    """The database of jobs and merges; left out, that of the settings."""
 
     @field_validator("name")
     @classmethod

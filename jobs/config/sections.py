@@ -51,6 +51,9 @@ SURGERY = "surgery"
 
 _FROM_INIT = (TINT, *ADAMERGING, SURGERY)
 
+COLUMNS = ("image", "text", "text_pair", "tokens", "messages", "label")
+"""What a column of a data set may be."""
+
 MOST_OF_ANY, MOST_SCALE = 10**9, 10**6
 MOST = {
     **dict.fromkeys(("seed", "memory"), 2**63),
@@ -115,33 +118,36 @@ def _laid_over(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]
 class DataSpec(Section):
     """Examples of a task."""
 
-    path: DataLocation
+    path: DataLocation = Field(examples=["data/mnist.npz"])
     """A file (npz, parquet, csv, json, jsonl), a folder of images, or hf://org/name."""
-    split: str = Field(default="train", min_length=1)
+    split: str = Field(default="train", min_length=1, examples=["train[:500]"])
     """The split to read, or a slice of it, such as train[:500] or train[80%:]."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(
+        default={},
+        examples=[{"text": "sentence"}],
+        json_schema_extra={"propertyNames": {"enum": list(COLUMNS)}},
+    )
     """Which column is what (image, text, text_pair, tokens, messages, label), if not called so."""
-    max_length: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=1, examples=[128])
     """Tokens that a text is cut to; left out, what the model takes."""
-    max_bad: int = Field(default=0, ge=0)
+    max_bad: int = Field(default=0, ge=0, examples=[10])
     """How many examples may be unreadable; they are left out."""
-    ignore: int | None = None
+    ignore: int | None = Field(default=None, examples=[255])
     """A label that stands for none, such as the void class of a segmentation."""
-    sample: int | None = Field(default=None, ge=1)
+    sample: int | None = Field(default=None, ge=1, examples=[2000])
     """Take so many examples, spread evenly over the split or slice; left out, all."""
-    prefix: str = ""
+    prefix: str = Field(default="", examples=["summarize: "])
     """Put before each text, such as `summarize: `."""
-    max_target_length: int | None = Field(default=None, ge=1)
+    max_target_length: int | None = Field(default=None, ge=1, examples=[32])
     """Tokens that an answer of kind `seq2seq` is cut to; left out, 64."""
 
     @field_validator("columns")
     @classmethod
     def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
-        known = ("image", "text", "text_pair", "tokens", "messages", "label")
         for name in columns:
-            if name not in known:
+            if name not in COLUMNS:
                 raise ValueError(
-                    f"expected one of {', '.join(known)}, found {name!r}{nearest(name, known)}"
+                    f"expected one of {', '.join(COLUMNS)}, found {name!r}{nearest(name, COLUMNS)}"
                 )
         return columns
 
@@ -160,9 +166,16 @@ class DataSpec(Section):
 class ZeroShotSpec(Section):
     """The head of a CLIP vision tower, made of texts."""
 
-    classes: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    classes: tuple[str, ...] | None = Field(
+        default=None, min_length=1, strict=False, examples=[["cat", "dog"]]
+    )
     """Names of the classes, in the order of the labels; left out, those of the data set."""
-    templates: tuple[str, ...] = Field(default=TEMPLATES, min_length=1, strict=False)
+    templates: tuple[str, ...] = Field(
+        default=TEMPLATES,
+        min_length=1,
+        strict=False,
+        examples=[["a photo of a {}.", "a drawing of a {}."]],
+    )
     """Prompts, each with `{}` in the place of the name; their embeddings are averaged."""
 
     @field_validator("classes")
@@ -185,19 +198,21 @@ class ZeroShotSpec(Section):
 class TaskSpec(Section):
     """One task and its expert."""
 
-    name: Name
+    name: Name = Field(examples=["mnist"])
     """The task's name, by which commands and files refer to it."""
     kind: KindName = "classification"
     """What the task predicts."""
-    expert: ModelLocation
+    expert: ModelLocation = Field(examples=["zoo/mnist"])
     """The fine-tuned model of this task: a folder, a hub id or a URL."""
-    pool: DataSpec
+    pool: DataSpec = Field(examples=[{"path": "data/mnist.npz", "split": "train"}])
     """The unlabelled pool that the fit may see; labels in it are not read."""
-    test: DataSpec | None = None
+    test: DataSpec | None = Field(
+        default=None, examples=[{"path": "data/mnist.npz", "split": "test"}]
+    )
     """A labelled test set, if there is one; without it the merge is judged by agreement."""
     zero_shot: ZeroShotSpec = ZeroShotSpec()
     """What the head of a CLIP vision tower is made of."""
-    labelled: int = Field(default=0, ge=0)
+    labelled: int = Field(default=0, ge=0, examples=[100])
     """How many examples of the pool may be read with their label: to calibrate, or to learn."""
 
     @field_validator("test")
@@ -214,23 +229,25 @@ class TaskSpec(Section):
 class MergeSpec(Section):
     """How the task vectors are merged."""
 
-    method: str = TINT
+    method: str = Field(default=TINT, examples=["ties"])
     """`tint` (all is learned), `adamerging`, `surgery`, or a merging method to run alone."""
-    init: str = "task_arithmetic"
+    init: str = Field(default="task_arithmetic", examples=["average"])
     """The merging method whose directions the coefficients multiply; `base` starts them at zero."""
-    parameters: dict[str, int | float] = Field(default_factory=dict)
+    parameters: dict[str, int | float] = Field(default={}, examples=[{"density": 0.2}])
     """Parameters of the merging method: `method`, or `init` where coefficients are learned."""
-    scale: Scale = None
+    scale: Scale = Field(default=None, examples=[0.3])
     """The coefficient that all start with, or `own`: the merging method's own for so many tasks.
 
     Left out, 1/K where coefficients are learned and the method's own where it runs alone."""
     task_vectors: Format = "f32"
     """How task vectors are kept during the fit: `f32`, or `bf16`, `int8`, `int4` to save memory."""
-    memory: Memory = 2 * 2**30
+    memory: Memory = Field(
+        default=2 * 2**30, examples=["8GiB"], json_schema_extra={"default": "2GiB"}
+    )
     """What a process that runs a merging method may hold, such as 2GiB."""
     granularity: Granularity = "tensor"
     """How much of a task vector shares one coefficient."""
-    bounds: Bounds = None
+    bounds: Bounds = Field(default=None, examples=[[0, 1]])
     """The lowest and the highest value that a coefficient may take, as [low, high]."""
 
     @property
@@ -290,11 +307,11 @@ class MergeSpec(Section):
 class SiteSpec(Section):
     """One place where every task keeps numbers of its own."""
 
-    site: str = Field(min_length=1)
+    site: str = Field(min_length=1, examples=["vit.layers.5"])
     """`head`, `prompt`, a module's path such as vit.layers.5, `norms`, a pattern (`*.mlp`)."""
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, examples=[4])
     """A low-rank product added to each linear weight there, instead of a copy; of a prompt, 8."""
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, examples=[0.005])
     """Its highest learning rate; left out, `fit.tint_lr`, or by the kind of place."""
 
     @property
@@ -311,20 +328,26 @@ def _site_entries(value: Any) -> Any:
     return tuple({"site": entry} if isinstance(entry, str) else entry for entry in listed)
 
 
+_Site = Annotated[str, Field(min_length=1)] | SiteSpec
 Sites = Annotated[
-    tuple[SiteSpec, ...], Field(min_length=1, strict=False), BeforeValidator(_site_entries)
+    tuple[SiteSpec, ...],
+    Field(min_length=1, strict=False),
+    BeforeValidator(
+        _site_entries,
+        json_schema_input_type=_Site | Annotated[tuple[_Site, ...], Field(min_length=1)],
+    ),
 ]
 
 
 class TintSpec(Section):
     """The layer that every task keeps for itself."""
 
-    sites: Sites | None = None
+    sites: Sites | None = Field(default=None, examples=[["prompt", "head"]])
     """Where: one or more of `head`, `prompt`, a module's path, `norms`, a pattern; or `auto`.
 
     Left out, what the budget buys; without one, a prompt and the head where coefficients are
     learned, else the head."""
-    budget: Budget | None = None
+    budget: Budget | None = Field(default=None, examples=["0.5%"])
     """The most that a task may own, its head included, in the mean: 0.5%, 300KiB, 2000 numbers."""
     bits: Bits | None = None
     """What a number that a task owns is stored in: 32, or rounded to 16, 8 or 4; left out, 32."""
@@ -377,19 +400,19 @@ class ObjectiveSpec(Section):
     """The expert's probabilities, or the class that it predicts; `entropy` uses neither."""
     filter: Filter = "none"
     """Which examples count: all; where both agree or the expert is surer; the surest; by weight."""
-    top_p: float = Field(default=0.8, gt=0, le=1)
+    top_p: float = Field(default=0.8, gt=0, le=1, examples=[0.5])
     """The share of a pool, the surest, that `top_p` keeps."""
-    threshold: Threshold = "auto"
+    threshold: Threshold = Field(default="auto", examples=[0.9])
     """The least confidence that `threshold` keeps; `auto` finds one per task."""
-    target_precision: float = Field(default=0.5, gt=0, lt=1)
+    target_precision: float = Field(default=0.5, gt=0, lt=1, examples=[0.9])
     """How often self-labels must be right for `auto` to keep them."""
     true_labels: bool = False
     """Whether labelled examples are learned by their label; otherwise they only calibrate."""
-    feature_weight: float = Field(default=0.0, ge=0)
+    feature_weight: float = Field(default=0.0, ge=0, examples=[0.1])
     """Weight of the distance to the expert's features, besides its predictions; 0 asks for none."""
-    feature_site: str = Field(default="head", min_length=1)
+    feature_site: str = Field(default="head", min_length=1, examples=["vit.layers.5"])
     """Whose features: what the head is given (`head`), or the output of the module of this path."""
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, examples=[2.0])
     """What the logits of expert and merge are divided by where classes are soft labels."""
     distance: Distance = "l1"
     """How regression and depth are compared: by the size of the difference, or its square."""
@@ -398,17 +421,17 @@ class ObjectiveSpec(Section):
 class FitSpec(Section):
     """How long and how fast the fit learns."""
 
-    rounds: int = Field(default=300, ge=1)
+    rounds: int = Field(default=300, ge=1, examples=[1000])
     """How many rounds: in each, every task gives one batch and the coefficients move once."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, examples=[32])
     """Examples of each task in a round; in the mean, where more are drawn of those that lag."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, examples=[1])
     """What every random stream is derived from."""
-    coefficient_lr: float | None = Field(default=None, gt=0)
+    coefficient_lr: float | None = Field(default=None, gt=0, examples=[0.01])
     """Learning rate of the merging coefficients; left out, 0.02 and, beyond ten tasks, 0.2/K."""
-    tint_lr: float | None = Field(default=None, gt=0)
+    tint_lr: float | None = Field(default=None, gt=0, examples=[0.005])
     """Learning rate of the tint layers; left out, it goes by their site and its width."""
-    correction_lr: Rate = "auto"
+    correction_lr: Rate = Field(default="auto", examples=[0])
     """Learning rate of what all tasks add to the merged backbone together; 0 adds nothing.
 
     `auto` goes by how far fine-tuning moved the experts' weights."""
@@ -416,29 +439,29 @@ class FitSpec(Section):
     """What moves it: `muon` makes the steps of matrices orthogonal; `adam` is elementwise."""
     schedule: Shape = "linear"
     """How the learning rates go to the last round; `until_flat` falls once agreement is flat."""
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, examples=[20])
     """Rounds over which the learning rates rise from zero."""
     sampling: Literal["lagging", "even"] = "lagging"
     """Whether tasks that agree less with their experts give more of a round's examples."""
-    tasks_per_round: int | None = Field(default=None, ge=1)
+    tasks_per_round: int | None = Field(default=None, ge=1, examples=[8])
     """How many tasks take part in a round, drawn anew for each; left out, all do."""
-    held_back: int | None = Field(default=None, ge=0)
+    held_back: int | None = Field(default=None, ge=0, examples=[100])
     """Examples of each pool to judge the fit by; left out, a tenth, 256 at most; 0 judges none."""
     floor: bool = True
     """Publish the best merge that needs no learning, where the fit agrees less with the experts."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, examples=[50])
     """End, or with `until_flat` slow down, once so many rounds agree no more than those before."""
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0, examples=[0.001])
     """By how much agreement must have grown for the fit to go on; for `patience`."""
     updates: Literal["together", "in_turn"] = "together"
     """All tasks of a round move the coefficients at once, or each in turn, as was published."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1, examples=[64])
     """Examples in one forward pass; left out, as many as fit."""
     precision: Choice = "auto"
     """What the passes compute in; `auto` is bfloat16 where the processor has it, else float32."""
-    groups: int | None = Field(default=None, ge=1)
+    groups: int | None = Field(default=None, ge=1, examples=[2])
     """Task groups, which are computed and recovered as one; left out, it goes by the tasks."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1, examples=[100])
     """Rounds between checkpoints; left out, there is one each minute, or less often if large."""
 
     @property
@@ -469,15 +492,15 @@ class FitSpec(Section):
 class ClusterSpec(Section):
     """Where the job runs. Nothing here changes what it learns, but for the rounding of a GPU."""
 
-    address: str | None = Field(default=None, min_length=1)
+    address: str | None = Field(default=None, min_length=1, examples=["ray://head:10001"])
     """The Ray cluster to join; left out, one is started on this machine."""
-    workers: WorkerCount = "auto"
+    workers: WorkerCount = Field(default="auto", examples=[4])
     """Worker processes; 0 runs in this process without Ray, `auto` goes by the cluster."""
-    threads_per_worker: int = Field(default=1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1, examples=[4])
     """Threads with which a worker computes."""
-    shards: ShardCount = "auto"
+    shards: ShardCount = Field(default="auto", examples=[2])
     """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    gpus_per_worker: int = Field(default=0, ge=0, le=1, examples=[1])
     """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs."""
 
     @property
@@ -506,15 +529,15 @@ class ClusterSpec(Section):
 class GrowthSpec(Section):
     """What holds when tasks are added to the published merge, refreshed or removed."""
 
-    target: float = Field(default=0.85, gt=0, le=1)
+    target: float = Field(default=0.85, gt=0, le=1, examples=[0.95])
     """The agreement with its expert, on held-back pool examples, at which `auto` is content."""
-    tolerance: float = Field(default=1.0, ge=0)
+    tolerance: float = Field(default=1.0, ge=0, examples=[0.5])
     """What an old task may lose: points of a share, percent of an error; beyond, all is refused."""
-    rounds: int = Field(default=400, ge=1)
+    rounds: int = Field(default=400, ge=1, examples=[800])
     """Rounds in which a new tint layer is learned under a backbone that stays."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, examples=[128])
     """Examples in such a round: on cached activations they cost little."""
-    coefficient_rounds: int = Field(default=100, ge=1)
+    coefficient_rounds: int = Field(default=100, ge=1, examples=[200])
     """Rounds in which new coefficients, or all of them, are learned."""
-    refit_rounds: int = Field(default=100, ge=1)
+    refit_rounds: int = Field(default=100, ge=1, examples=[200])
     """Rounds in which an old tint layer is learned again when the backbone has changed."""

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from tintray.errors import SpecError, nearest
 from tintray.files import foreign, read_bytes
 from tintray.jobs.config.locations import Location, catalog_location, store_location
-from tintray.limits import Limits, memory_bytes
+from tintray.jobs.config.reference import schema_file
+from tintray.limits import Limits, memory_bytes, size_text
 
 Value = TypeVar("Value")
 
@@ -34,14 +35,69 @@ _MAX_BYTES = 1 << 20  # a configuration file has a dozen lines
 LIMITS = tuple(field.name for field in fields(Limits))
 """The budgets of what is read: settings of the same names as the fields of ``Limits``."""
 
+
+@dataclass(frozen=True)
+class SettingNote:
+    """What a setting means, what holds without it, and one that somebody might write."""
+
+    meaning: str
+    default: str
+    example: str | int
+
+
+_BUDGETS = {
+    "max_pool_bytes": "Memory that one pool or test set may take, as read and as prepared.",
+    "max_examples": "Examples of one pool or test set, and rows of a table that are read for them.",
+    "max_text_bytes": "Text of one csv, tsv, json or jsonl table, once decompressed.",
+    "max_line_bytes": "One example of such a table.",
+    "max_image_bytes": "One image file, as it is stored.",
+    "max_image_pixels": "Pixels of one image, before it is resized.",
+    "max_yaml_bytes": "A job file or mergekit file.",
+    "max_yaml_nodes": "Values and keys of one; an alias counts as what it stands for.",
+    "max_yaml_depth": "Levels of sections and lists within one another in it.",
+    "max_seconds": "Seconds that a tokenizer, with its chat template, may compute over a pool.",
+}
+
+
+def _budget_note(name: str) -> SettingNote:
+    most = getattr(Limits(), name)
+    if name.endswith("_bytes"):
+        return SettingNote(_BUDGETS[name], size_text(most), size_text(2 * most).replace(" ", ""))
+    return SettingNote(_BUDGETS[name], str(most), 2 * most)
+
+
 SETTINGS = {
-    "store": "the artifact store: a folder or an s3:// URL",
-    "catalog": "the database of jobs and merges",
-    "address": "the dashboard of the Ray cluster that jobs are submitted to",
-    "python": "the Python of tintray on the cluster's nodes, if it is not where it is here",
-    "allow_factories": "modules, or module:function names, whose code a merge or a job may run",
-    "lease_seconds": "how long a job that shows no sign of life is not yet lost",
-    **dict.fromkeys(LIMITS, "a budget of what is read; see tintray.limits.Limits"),
+    "store": SettingNote(
+        "The artifact store: a folder or an s3:// URL.", STORE, "s3://models/tintray"
+    ),
+    "catalog": SettingNote(
+        "The database of jobs and merges.",
+        "catalog.db in the store, if that is a folder",
+        "postgresql+psycopg://tintray@db/tintray",
+    ),
+    "address": SettingNote(
+        "The dashboard of the Ray cluster that jobs are submitted to.", "none", "http://head:8265"
+    ),
+    "python": SettingNote(
+        "The Python of tintray on the cluster's nodes.",
+        "where it is on the submitting machine",
+        "/opt/tintray/bin/python",
+    ),
+    "allow_factories": SettingNote(
+        "Modules, or module:function names, whose code a merge or a job may run.",
+        "none",
+        "my_models",
+    ),
+    "lease_seconds": SettingNote(
+        "Seconds without a sign of life after which a job is lost.", f"{LEASE_SECONDS:g}", 120
+    ),
+    **{name: _budget_note(name) for name in LIMITS if name in _BUDGETS},
+    "data_roots": SettingNote(
+        f"Folders, separated by `{os.pathsep}`, in which tables may name image files besides the "
+        "table's own folder.",
+        "none",
+        "/data/images",
+    ),
 }
 """Every setting: its name in the configuration file, and, after ``TINTRAY_``, as a variable."""
 
@@ -235,7 +291,11 @@ def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
     if path.exists() and not replace:
         raise SpecError(f"{path} is there already; give --force to write it anew")
     # A JSON text is a TOML one too.
-    lines = [f"# {SETTINGS[name]}\n{name} = {json.dumps(text)}\n" for name, text in written.items()]
+    lines = [f"#:schema {schema_file('configuration').as_uri()}\n"]
+    lines += [
+        f"# {SETTINGS[name].meaning}\n{name} = {json.dumps(text)}\n"
+        for name, text in written.items()
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.part")
