@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Merge models": (
-        *(models.run, models.plan, models.validate, writing.fields, models.merge, models.methods),
+        *(writing.new, models.run, models.plan, models.validate, writing.fields, models.merge),
+        models.methods,
     ),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),

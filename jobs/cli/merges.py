@@ -15,6 +15,7 @@ from tintray.jobs.cli.options import (
     Later,
     catalog_option,
     command,
+    dry_run_option,
     factory_option,
     flag,
     folder_argument,
@@ -39,7 +40,6 @@ else:
     sharing = Later("upkeep.sharing")
 
 _of_merge = (merge_argument, place_options)
-_dry_run = flag("--dry-run", help="Say what would be written, and write nothing.")
 
 
 @command(
@@ -201,7 +201,7 @@ def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, *
         help="The licence that the card names, as the hub calls it: apache-2.0, mit, other.",
     ),
     flag("--public", help="Let everybody read a repository that is made; else it is private."),
-    _dry_run,
+    dry_run_option,
     place_options,
     example="""push ten-scripts hf://my-org/ten-scripts --license apache-2.0
 push ten-scripts/v2 s3://models/shared/ten-scripts""",
@@ -219,7 +219,7 @@ def push(merge: str, destination: str, store: str, **options: Any) -> Record:
     "upkeep_tables.print_shared",
     click.argument("source", metavar="SOURCE"),
     folder_argument,
-    _dry_run,
+    dry_run_option,
     example="pull hf://my-org/ten-scripts ./ten-scripts",
 )
 def pull(source: str, directory: Path, dry_run: bool) -> Record:

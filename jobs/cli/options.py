@@ -109,6 +109,7 @@ factory_option = _heard(
 json_option = flag(
     *("--json", "as_json"), help="Write one JSON document to standard output, and nothing else."
 )
+dry_run_option = flag("--dry-run", help="Say what would be written, and write nothing.")
 _override_option = click.option(
     *("--set", "overrides"),
     metavar="KEY.PATH=VALUE",
