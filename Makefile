@@ -7,9 +7,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo install test lint types format lock clean
 
-demo: install  ## Eight real experts become one model, and a table says what it kept
+demo: install  ## Eight real experts become one model; a table and a page say what it kept
 	$(BIN)/python examples/digits.py zoo/digits
 	$(BIN)/tintray run examples/digits.yaml
+	$(BIN)/tintray report digits --measure -o zoo/digits/report.html
 
 install: $(VENV)/.runtime
 

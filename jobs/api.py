@@ -137,16 +137,14 @@ def compare(
     methods: Sequence[str] | None = None,
     on_event: OnEvent | None = None,
 ) -> CompareTable:
-    """Measure a merge beside its experts and other merging methods.
+    """Measure a merge beside its experts and other merging methods; its report has it then.
 
     ``methods`` are names, or ``["all"]``; left out, weight averaging and task arithmetic.
     """
     store, catalog = chosen(store, catalog)
-    from tintray.jobs.runs import compare as comparison
+    from tintray.jobs.watching import measuring
 
-    url = locate(merge, catalog)
-    names = comparison.RIVALS if methods is None else methods
-    return comparison.compare(load_merge(url), store_of(url, store), on_event or ignore, names)
+    return measuring.compare(locate(merge, catalog), store, on_event or ignore, methods)
 
 
 def export(

@@ -43,6 +43,7 @@ LAYERS = [
     "jobs/queue",
     "jobs/upkeep",
     "jobs/serving",
+    "jobs/watching",
     "jobs/api",
     "jobs/cli",
     "tintray/handles",

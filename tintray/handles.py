@@ -16,7 +16,6 @@ from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge as PublishedMerge
 from tintray.published.merge import open_folder
 from tintray.seals import unseal
-from tintray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,6 +124,18 @@ class Merge(PublishedMerge):
 
         return api.compare(self.url, methods=methods, on_event=on_event, **self._places)
 
+    def report(
+        self, output: Path | str | None = None, *, form: str = "html", measure: bool = False
+    ) -> Path | str:
+        """Write all that is known of it, as a page, ``"md"`` or ``"json"``; the path, or the text.
+
+        With ``measure``, what averaging and task arithmetic keep is measured first.
+        """
+        from tintray.jobs.watching.writing import write_report
+
+        path = None if output is None else Path(output)
+        return write_report(self.url, path, form=form, measure=measure, **self._places)
+
     def export(self, task: str | None, directory: Path | str, *, adapter: bool = False) -> Path:
         """Write a task's model as a folder for ``from_pretrained``, or all tasks if it is None.
 
@@ -215,16 +226,10 @@ class Merge(PublishedMerge):
         return f"<Merge {self.ref}: {len(self.tasks)} tasks ({tasks}), {self._size()}>"
 
     def _repr_html_(self) -> str:
-        head = ("task", "kind", "metric", "merge", "expert", "kept", "parameters of its own")
-        rows = []
-        for task in self.manifest.tasks:
-            score, metric = task.task_score, find_metric(task.score.metric)
-            kept = "" if score.normalised is None else f"{score.normalised:.1%}"
-            figures = (metric.figure(score.merged), metric.figure(score.expert), kept)
-            own = f"{task.tint_parameters:,}"
-            rows.append((task.name, task.kind, score.metric, *figures, own))
-        caption = f"{self.ref} · {self.manifest.job.merge.method} · {self._size()}"
-        return _html_table(caption, head, rows)
+        from tintray.jobs.watching.page import short_form
+        from tintray.jobs.watching.report import of_manifest
+
+        return short_form(of_manifest(self.manifest, self.url))
 
     def _size(self) -> str:
         return f"{self.manifest.backbone_parameters:,} shared parameters"

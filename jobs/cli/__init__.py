@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tintray.errors import TintrayError, printable, shortened
-from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep, writing
+from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep, watching, writing
 from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
 from tintray.storage.secrets import redact
 
@@ -26,7 +26,8 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         models.methods,
     ),
     "Published merges": (
-        *(merges.listing, merges.show, merges.evaluate, merges.compare, merges.export),
+        *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
+        merges.export,
         *(merges.copy, merges.push, merges.pull, merges.history, merges.diff_merges),
         *(merges.rollback, merges.delete, merges.add_router, serving.serve),
     ),

@@ -98,6 +98,7 @@ def _next_commands(summary: MergeSummary, spec: JobSpec) -> Mapping[str, str]:
     merge = shlex.join(words)
     return {
         f"tintray show {merge}": "this table again",
+        f"tintray report {merge}": "all that is known of it, as a page",
         f"tintray compare {merge}": "beside the experts, averaging and task arithmetic",
         f"tintray export {merge} --task {summary.tasks[0].name} DIR": "a plain model of one task",
     }

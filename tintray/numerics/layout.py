@@ -169,7 +169,10 @@ def build_layout(
 def _unit_of(name: str, granularity: Granularity) -> str:
     if granularity == "tensor":
         return name
-    if granularity == "task":
-        return "backbone"
-    block = _BLOCK.match(name)  # "vit.layers.5.mlp.fc1.weight" belongs to "vit.layers.5"
+    return "backbone" if granularity == "task" else block_of(name)
+
+
+def block_of(name: str) -> str:
+    """The block that a tensor belongs to: ``vit.layers.5`` of ``vit.layers.5.mlp.fc1.weight``."""
+    block = _BLOCK.match(name)
     return block.group(1) if block else ".".join(name.split(".")[:2])

@@ -51,23 +51,24 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _code(text: str) -> str:
+def in_code(text: str) -> str:
     """Text from outside as code within a line: Markdown and HTML in it are text."""
     return "`" + printable(text).replace("`", "'") + "`"
 
 
-def _plain(text: str) -> str:
+def in_text(text: str) -> str:
     """A word from outside as it is, or as code where Markdown or HTML might read more in it."""
-    return text if _WORDS.fullmatch(text) else _code(text).replace("|", "/")
+    return text if _WORDS.fullmatch(text) else in_code(text).replace("|", "/")
 
 
 def _what(manifest: Manifest, task: str | None) -> str:
     alone = f"The model of task `{task}` of the merge {manifest.ref}, by itself. " if task else ""
     return (
         f"{alone}A merge of {len(manifest.tasks)} fine-tuned models (method "
-        f"{_code(manifest.job.merge.method)}, tint site {_code(manifest.site)}), made by tintray "
-        f"{_plain(manifest.tintray)}: one backbone of {manifest.backbone_parameters:,} parameters "
-        f"that all tasks share, and one small layer and a head per task{_owned(manifest.tasks)}."
+        f"{in_code(manifest.job.merge.method)}, tint site {in_code(manifest.site)}), made by "
+        f"tintray {in_text(manifest.tintray)}: one backbone of "
+        f"{manifest.backbone_parameters:,} parameters that all tasks share, and one small layer "
+        f"and a head per task{_owned(manifest.tasks)}."
     )
 
 
@@ -146,14 +147,14 @@ def _metrics(tasks: Sequence[TaskEntry]) -> str:
 
 def _lineage(manifest: Manifest, tasks: Sequence[TaskEntry]) -> str:
     lines = [
-        f"- base: {_code(manifest.base.source)} (sha256 {manifest.base.sha256[:12]}…)",
+        f"- base: {in_code(manifest.base.source)} (sha256 {manifest.base.sha256[:12]}…)",
         *(
-            f"- expert of {task.name}: {_code(task.expert.source)} "
+            f"- expert of {task.name}: {in_code(task.expert.source)} "
             f"(sha256 {task.expert.sha256[:12]}…)"
             for task in tasks
         ),
-        f"- job: {_plain(manifest.job_id)}, {_plain(manifest.created)}, "
-        f"{manifest.rounds} rounds, passes in {_plain(manifest.precision)}",
+        f"- job: {in_text(manifest.job_id)}, {in_text(manifest.created)}, "
+        f"{manifest.rounds} rounds, passes in {in_text(manifest.precision)}",
     ]
     if manifest.parent:
         lines.append(f"- grown from: {manifest.parent}")

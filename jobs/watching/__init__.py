@@ -1,0 +1,1 @@
+"""Looking at merges: the report, which tasks fight."""

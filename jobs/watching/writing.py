@@ -1,0 +1,83 @@
+"""Write a report: measured first where it is asked for, as a page, as Markdown or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tintray.errors import InputError, StorageError
+from tintray.jobs.config.settings import chosen
+from tintray.jobs.engine.finding import locate
+from tintray.jobs.events import OnEvent, ignore
+from tintray.jobs.watching import measuring
+from tintray.jobs.watching.markdown import markdown
+from tintray.jobs.watching.page import page
+from tintray.jobs.watching.report import Report, report
+
+FORMS: Mapping[str, Callable[[Report], str]] = {
+    "html": page,
+    "md": markdown,
+    "json": lambda found: json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n",
+}
+
+
+def write_report(
+    merge: str,
+    output: Path | None = None,
+    *,
+    form: str = "html",
+    measure: bool = False,
+    store: str | None = None,
+    catalog: str | None = None,
+    on_event: OnEvent | None = None,
+) -> Path | str:
+    """Write a merge's report to ``output``; its path, or its text where it has none.
+
+    A page without an ``output`` is named after the merge, in the current folder. What lies there is
+    replaced. With ``measure`` the average of the experts and task arithmetic are measured first.
+
+    Raises InputError where it cannot be written, before anything is measured.
+    """
+    if form not in FORMS:
+        raise InputError(f"a report has one of the forms {', '.join(FORMS)}, found {form!r}")
+    if output is not None:
+        _check(output)
+    store, catalog = chosen(store, catalog)
+    url = locate(merge, catalog)
+    if measure:
+        measuring.compare(url, store, on_event or ignore)
+    found = report(url, store=store, catalog=catalog)
+    written = FORMS[form](found)
+    if output is None and form != "html":
+        return written
+    path = (output or Path(f"{found.merge.name}-{found.merge.version}.html")).absolute()
+    _check(path)
+    _replace(path, written)
+    return path
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"-o: expected a file, found the folder {path}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"-o: the folder {folder} does not exist; make it first")
+
+
+def _replace(path: Path, written: str) -> None:
+    """Write a file whole, or leave what was there."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(written)
+            os.umask(mask := os.umask(0))
+            Path(name).chmod(0o666 & ~mask)  # mkstemp makes it for this user alone
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
