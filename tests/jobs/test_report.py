@@ -138,7 +138,6 @@ def test_forms(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert document["merge"]["tasks"] == published.summary.to_json()["tasks"]
     assert len(document["coefficients"]) == len(document["origins"]) == len(TASKS)
     assert document["learning"]["rounds"] == [1, 2, 3, 4]
-    assert document["comparison"] is None and "tintray compare tiny/v1" in document["missing"][0]
     written = call("report", "tiny", "--store", store, "-o", "report.md")
     assert Path(written.out.strip()).read_text().startswith("# tiny/v1\n")
     for task in published.summary.tasks:
@@ -149,7 +148,9 @@ def test_a_folder_that_no_catalog_knows(published: Published, tmp_path: Path) ->
     shutil.copytree(published.folder, tmp_path / "merge")
     found = report(str(tmp_path / "merge"), store=str(tmp_path / "none"))
     assert found.learning is None and [version.ref for version in found.versions] == ["tiny/v1"]
-    assert "there is no catalog" in found.missing[0] or "curves" in found.missing[0]
+    curves, comparison = found.missing
+    assert curves.startswith("curves and earlier versions: ") and found.comparison is None
+    assert "tintray compare tiny/v1 measures it" in comparison
     assert page(found)
 
 
