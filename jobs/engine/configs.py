@@ -58,6 +58,8 @@ class FitConfig:
     factory: str | None = None  # what builds the modules, if not transformers
     device: str = "cpu"  # where rounds and evaluations compute
     held_back: int | None = 0  # of each pool, examples that the fit does not learn from
+    # self-labels that a fit asks for at first, see ``asking.first_drawn``; None: of whole pools
+    first_drawn: int | None = None
     floor: bool = False  # whether a task must be able to go back to what it is without learning
     direct: bool = False  # whether gradients are answered as tensors, not as arrays
     route: bool = True  # whether the merge can tell which task an example is of
@@ -82,6 +84,7 @@ class TaskFacts:
     notices: tuple[str, ...] = ()  # what is worth telling of its files, a sentence each
     pool_bytes: int = 0  # memory of the pool
     test_bytes: int = 0
+    labels_key: str = ""  # under which the store has its self-labels, if it has them
     operations: int = 0  # of an example's pass one way, as far as they are known
 
     def warnings(self) -> list[str]:

@@ -37,6 +37,7 @@ from tintray.numerics.choices import Precision
 from tintray.numerics.randomness import stream
 from tintray.numerics.sites import HEAD
 from tintray.pools import overlap, sequences
+from tintray.pools.feeding import examples_at_once
 from tintray.pools.pool import Pool
 from tintray.pools.tokens import check_known
 from tintray.routing.pools import routing_key, routing_of
@@ -47,6 +48,7 @@ from tintray.tasks.doubts import doubt
 from tintray.tasks.outputs import Outputs, as_tensors, from_tensors
 from tintray.tasks.registry import KINDS
 from tintray.tinting import self_labels
+from tintray.tinting.on_demand import Asking, LabelsOnDemand, SelfLabels
 from tintray.tinting.partition import partition
 from tintray.tinting.pseudo_labels import TrueLabels
 from tintray.tinting.tint_layers import TintLayer, low_rank_factors
@@ -72,9 +74,10 @@ class CheckedTask:
 class HostedTask(CheckedTask):
     """A task whose expert has answered; ``pool`` has what its decoder reads, if it has one."""
 
-    labels: Outputs
+    labels: SelfLabels
     expert_test: Outputs | None
     features: Tensor | None
+    asking: Asking
 
 
 class Experts:
@@ -166,20 +169,18 @@ class Experts:
         true = self._true_labels(files, pool, expert) if task.labelled else None
         return CheckedTask(task, facts, layer, pool, test, test_labels, true), expert
 
-    def prepare(self, checked: CheckedTask) -> tuple[HostedTask, Prepared]:
+    def prepare(self, checked: CheckedTask, asking: Asking) -> tuple[HostedTask, Prepared]:
         """Have the expert's outputs over pool and test set, and its task vector.
 
-        What another job has computed from the same content is taken from the artifact store.
+        Of the pool as much as ``asking`` says, of the test set all in float32. What another job has
+        computed from the same content is taken from the artifact store.
         """
         started = time.perf_counter()
         task, test = checked.task, checked.test
         self._give_head(checked)
         expert = cache(lambda: self._expert(task))  # read once, and only if it is needed
         there = cache(lambda: copy_on(expert(), self._config.device))
-        precision = self._config.settings.precision
-        pool, labels, labels_blob, cached = self._predictions(
-            checked, checked.pool, there, precision
-        )
+        pool, labels, labels_blob, cached = self._labels(checked, asking, there)
         expert_test, test_blob, features, features_blob = None, None, None, None
         if test is not None:
             _, expert_test, test_blob, _ = self._predictions(checked, test, there, "float32")
@@ -191,10 +192,12 @@ class Experts:
         suspicion = None  # of a published merge, the expert has been judged
         if task.published is None:
             of_test = (expert_test, checked.test_labels, test.mask) if test is not None else ()
-            suspicion = doubt(task.kind, labels, pool.mask, *of_test)
+            answers, rows = labels.first
+            mask = pool.mask if rows is None or pool.mask is None else pool.mask[rows]
+            suspicion = doubt(task.kind, answers, mask, *of_test)
         hosted = HostedTask(
             *(task, checked.facts, checked.layer, pool, test, checked.test_labels),
-            *(checked.true_labels, labels, expert_test, features),
+            *(checked.true_labels, labels, expert_test, features, asking),
         )
         blobs = {"labels": labels_blob, "test_outputs": test_blob, "vector": vector}
         told: dict[str, Any] = {**blobs, "features": features_blob, "doubt": suspicion}
@@ -383,6 +386,46 @@ class Experts:
             vector = self._difference(read(), names)
         return self.remember("task-vectors", key, vector), False
 
+    def _labels(
+        self, hosted: CheckedTask, asking: Asking, there: Callable[[], nn.Module]
+    ) -> tuple[Pool, SelfLabels, BlobRef, bool]:
+        """The pool, as ``_predictions`` gives it, and the self-labels that are needed at first."""
+        precision, pool = asking.precision, hosted.pool
+        if asking.order is None:
+            pool, outputs, ref, cached = self._predictions(hosted, pool, there, precision)
+            return pool, SelfLabels(outputs), ref, cached
+        found = lookup(self.store, "self-labels", self.labels_key(hosted, asking))
+        labels = LabelsOnDemand(
+            asking,
+            examples_at_once(pool, self._config.device),
+            lambda: copy_on(self._expert(hosted.task), self._config.device),
+            lambda expert, rows: self._answers(hosted, pool[rows], expert, precision),
+            None if found is None else from_tensors(self._read(found)),
+        )
+        missing = labels.ask_first(there)
+        if found is None or missing:
+            found = self._stored(hosted, asking, labels)
+        return pool, labels, found, not missing
+
+    def keep_labels(self, hosted: HostedTask) -> BlobRef | None:
+        """Keep all self-labels of a task, if it was asked for more of them than are kept."""
+        return self._stored(hosted, hosted.asking, hosted.labels) if hosted.labels.grown else None
+
+    def _stored(self, hosted: CheckedTask, asking: Asking, labels: SelfLabels) -> BlobRef:
+        tensors = as_tensors(labels.outputs)
+        if labels.rows is not None:
+            tensors["rows"] = labels.rows.clone()
+        labels.grown = False
+        return self.remember("self-labels", self.labels_key(hosted, asking), tensors)
+
+    def labels_key(self, hosted: CheckedTask, asking: Asking) -> str:
+        """Under which key the store has a task's self-labels, if it has them."""
+        device, pool = self._config.device, hosted.pool
+        how = self_labels.asked(asking.precision, device)
+        if asking.order is not None:
+            how += f" {asking.digest(examples_at_once(pool, device))}"
+        return self_labels.labels_key(hosted.facts.expert_digest, pool.digest, how)
+
     def _predictions(
         self,
         hosted: CheckedTask,
@@ -393,7 +436,7 @@ class Experts:
         """A pool with what its decoder reads, if it has one, and the expert's outputs over it.
 
         ``there`` gives the expert, where the job computes. A published task has those that it was
-        published with, however they were asked for.
+        published with, however they were asked for, and what of the pool they are of.
         """
         task, device = hosted.task, self._config.device
         how = self_labels.asked(precision, device)
@@ -401,15 +444,27 @@ class Experts:
         found = self._published_answers(task, pool) or lookup(self.store, "self-labels", key)
         if found is not None:
             kept, config = self._read(found), getattr(self.partition.module, "config", None)
-            return sequences.recalled(pool, kept, config), from_tensors(kept), found, True
+            outputs = from_tensors(kept)
+            if (rows := kept.get("rows")) is not None:
+                rows, order = rows.sort()
+                pool, outputs = pool.narrowed(rows), outputs[order]
+            return sequences.recalled(pool, kept, config), outputs, found, True
         expert = there()
         whole = sequences.completed(expert, pool, device)
-        outputs = self_labels.self_labels(
-            *(expert, whole, task.role, task.kind), device=device, precision=precision
-        )
-        task.kind.check_outputs(outputs, hosted.facts.classes, task.role)
+        outputs = self._answers(hosted, whole, expert, precision)
         tensors = as_tensors(outputs) | sequences.written(pool, whole)
         return whole, outputs, self.remember("self-labels", key, tensors), False
+
+    def _answers(
+        self, hosted: CheckedTask, pool: Pool, expert: nn.Module, precision: Precision
+    ) -> Outputs:
+        """What an expert answers, where the job computes; refused if it is of no use."""
+        task = hosted.task
+        outputs = self_labels.self_labels(
+            *(expert, pool, task.role, task.kind), device=self._config.device, precision=precision
+        )
+        task.kind.check_outputs(outputs, hosted.facts.classes, task.role)
+        return outputs
 
     def _published_answers(self, task: TaskConfig, pool: Pool) -> BlobRef | None:
         """What the store has by name of a published task's answers to its pool or test set."""

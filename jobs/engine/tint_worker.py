@@ -159,7 +159,7 @@ class TintWorker(Worker):
         agreement = None
         if len(held) and prefixed:
             held_pool = part(pool, inside[len(rows) :])
-            agreement = self._agreement(hosted, model, held_pool, hosted.labels[held])
+            agreement = self._agreement(hosted, model, held_pool, hosted.labels.at(held))
         elif len(held):
             agreement = self.held_agreement(name, *theta)
         return Tinted(

@@ -32,6 +32,7 @@ from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs
 from tintray.tinting import self_labels as labels
 from tintray.tinting.draws import Draw
+from tintray.tinting.on_demand import Asking, DrawnLabels, asking
 from tintray.tinting.pseudo_labels import prepare_targets
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.stored_tints import LADDER, decode, encode
@@ -100,7 +101,9 @@ class Worker:
                 *(run, one, task.kind, checked.facts.classes),
                 *(f"the model tinted as {task.name}", f"tasks.{task.name}.pool"),
             )
-        return replace(checked.facts, operations=counter.get_total_flops() // len(one))
+        key = self._experts.labels_key(checked, self._asking(checked))
+        operations = counter.get_total_flops() // len(one)
+        return replace(checked.facts, operations=operations, labels_key=key)
 
     def _placeholder(self, pool: Pool) -> Pool:
         return sequences.placeholder(pool, getattr(self._partition.module, "config", None))
@@ -129,8 +132,24 @@ class Worker:
 
         What another job has computed from the same content is taken from the artifact store.
         """
-        self._hosted[name], prepared = self._experts.prepare(self._checked.pop(name))
+        checked = self._checked.pop(name)
+        self._hosted[name], prepared = self._experts.prepare(checked, self._asking(checked))
         return prepared
+
+    def _asking(self, checked: CheckedTask) -> Asking:
+        """Which self-labels are asked for at first, and how; see ``asking.first_drawn``."""
+        task, settings, first = checked.task, self._config.settings, self._config.first_drawn
+        whole = task.test is None or task.labelled or sequences.is_open(checked.pool)
+        if first is None or whole or task.published is not None:
+            return Asking("float32")
+        learned, held_back = self._rows(checked)
+        if not len(held_back) and self._config.held_back != 0:
+            return Asking(settings.precision)
+        return asking(settings.precision, learned, held_back, settings.seed, task.name, first)
+
+    def keep_labels(self, name: str) -> BlobRef | None:
+        """Keep a task's self-labels, if its expert was asked for more of them since ``prepare``."""
+        return self._experts.keep_labels(self._hosted[name])
 
     def begin(self, bounds: Sequence[slice]) -> None:
         """Form the task groups; gradients will be returned in pieces, cut at ``bounds``.
@@ -150,18 +169,20 @@ class Worker:
     def _state(self, hosted: HostedTask, rows: Tensor) -> TaskState:
         """A task at the beginning of its fit, which learns from these examples of its pool."""
         targets, confidence_filter = prepare_targets(
-            *(hosted.task.kind, hosted.labels, hosted.true_labels),
+            *(hosted.task.kind, hosted.labels.outputs, hosted.true_labels),
             *(self._config.pseudo_labels, self._config.settings.filter, hosted.pool.mask),
         )
+        of_all = hosted.labels.rows is None
+        labels = targets[rows] if of_all else DrawnLabels(hosted.labels, rows)
         features = hosted.features
         return TaskState(
-            *(hosted.task.name, hosted.layer, part(hosted.pool, rows), targets[rows]),
+            *(hosted.task.name, hosted.layer, part(hosted.pool, rows), labels),
             confidence_filter=confidence_filter,
             features=None if features is None else features[rows],
             kind=hosted.task.kind,
         )
 
-    def _rows(self, hosted: HostedTask, watched: int | None = None) -> tuple[Tensor, Tensor]:
+    def _rows(self, hosted: CheckedTask, watched: int | None = None) -> tuple[Tensor, Tensor]:
         """Which examples of the pool are learned from, and which are held back.
 
         With ``watched``, so many of the latter; of the pool itself where none is held back.
@@ -257,7 +278,7 @@ class Worker:
             site=site,
             expert=self._experts.loaded(self._experts.folder(hosted.task), hosted.task.role),
             pool=hosted.pool,
-            labels=hosted.labels,
+            labels=hosted.labels.all(),
             theta=[readable(piece) for piece in theta],
             layout=self._partition.layout,
         )
@@ -269,7 +290,7 @@ class Worker:
         """Measure one task under θ: on its labelled test set, else by agreement on its pool."""
         hosted = self._hosted[name]
         pool = hosted.pool if hosted.test is None else hosted.test
-        expert = hosted.labels if hosted.test is None else hosted.expert_test
+        expert = hosted.labels.all() if hosted.test is None else hosted.expert_test
         assert expert is not None, "a test set has the expert's answers"
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta)
@@ -336,7 +357,8 @@ class Worker:
         pool, kind = part(hosted.pool, rows), hosted.task.kind
         self._estimate(hosted, theta)
         merged = self._predict(hosted, pool, theta, precision)
-        return score(hosted.task.name, kind, merged, hosted.labels[rows], None, pool.mask).agreement
+        expert = hosted.labels.at(rows)
+        return score(hosted.task.name, kind, merged, expert, None, pool.mask).agreement
 
     def _predict(
         self,

@@ -55,7 +55,8 @@ W_co = TypeVar("W_co", bound=Worker, covariant=True)
 class WorkerPool(Generic[W_co]):
     """Workers (of the class that hosts task groups) and shards of one job, on a backend.
 
-    Tasks of a ``published`` merge are taken up without their experts.
+    Tasks of a ``published`` merge are taken up without their experts. ``first_drawn`` says how many
+    self-labels are asked for at first where rounds are all that is done; without it, all are.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WorkerPool(Generic[W_co]):
         base: SplitModel,
         *,
         published: Mapping[str, PublishedTask] | None = None,
+        first_drawn: int | None = None,
     ) -> None:
         self._backend = backend
         self._spec = spec
@@ -73,7 +75,8 @@ class WorkerPool(Generic[W_co]):
         self.tasks = [task_config(spec, task, published) for task in spec.tasks]
         self.plan = make_plan(spec, base, backend.capacity())
         self._shards: Shards | None = None
-        config = replace(_fit_config(spec, base), direct=backend.tensor_transport)
+        direct = backend.tensor_transport
+        config = replace(_fit_config(spec, base), direct=direct, first_drawn=first_drawn)
         threads, gpus = spec.cluster.threads_per_worker, spec.cluster.gpus_per_worker
         stretches = form_groups(len(self.tasks), group_count(spec))
         groups = [self.tasks[stretch.start : stretch.stop] for stretch in stretches]
@@ -174,6 +177,12 @@ class WorkerPool(Generic[W_co]):
         """Who takes part in rounds; ``prepare`` comes first."""
         assert self._shards is not None, "prepare() comes first"
         return Assignment(self._shards, self._groups, self._names, self._hosts)
+
+    def keep_labels(self) -> dict[str, BlobRef]:
+        """Keep the self-labels that were asked for since ``prepare``: all of such a task's."""
+        found = self._backend.get(self.each(None, Worker.keep_labels))
+        named = zip(self._hosts, found, strict=True)
+        return {name: ref for name, ref in named if ref is not None}
 
     def save_groups(self, mark: torch.Tensor) -> dict[int, BlobRef]:
         """Have every task group's state written to the store, with ``mark``; blobs by number."""

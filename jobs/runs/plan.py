@@ -17,6 +17,7 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.settings import limits
+from tintray.jobs.engine.asking import expected, first_drawn
 from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import TaskFacts
@@ -32,7 +33,6 @@ from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pilot import PilotReport, rehearse
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.store import open_store
-from tintray.tinting.self_labels import labels_key
 from tintray.vectors.task_vectors import vector_key
 
 CALIBRATION_SECONDS = 10.0
@@ -95,7 +95,7 @@ def plan(
     facts, speed = _looked_at(spec, base, seconds)
     labels, vectors = [], []  # tasks for which they are not in the store
     for fact in facts.values():
-        if lookup(store, "self-labels", labels_key(fact.expert_digest, fact.pool_digest)) is None:
+        if lookup(store, "self-labels", fact.labels_key) is None:
             labels.append(fact)
         if lookup(store, "task-vectors", vector_key(base.digest, fact.expert_digest)) is None:
             vectors.append(fact)
@@ -150,7 +150,7 @@ def _looked_at(
     # The job need not fit here: members that only look at it hold no task vector.
     capacity = _boundless(ClusterSize(cpus=1, memory=0))
     with closing(InProcessBackend(spec.cluster.threads_per_worker, capacity=capacity)) as backend:
-        workers = WorkerPool(Worker, backend, spec.here(), base)
+        workers = WorkerPool(Worker, backend, spec.here(), base, first_drawn=first_drawn(spec))
         return workers.check(), workers.benchmark(seconds)
 
 
@@ -177,7 +177,7 @@ def _write_bytes(
     """The merge itself, and of the tasks given their self-labels and task vectors."""
     products = adapter_bytes(spec)
     written = sum(products.get(fact.name, FLOAT * base.parameters) for fact in vectors)
-    outputs = sum((fact.pool_examples + fact.test_examples) * fact.classes for fact in labels)
+    outputs = sum((expected(spec, f) + f.test_examples) * f.classes for f in labels)
     private = sum(fact.tint_parameters for fact in facts.values())
     return written + FLOAT * (outputs + base.parameters + private)
 
@@ -199,7 +199,7 @@ def _seconds(
 ) -> dict[str, float]:
     """Wall time by stage, with every worker on a core of its own that is like this one."""
     at_once = laid_out.workers
-    predicted = sum(fact.pool_examples + fact.test_examples for fact in labels)
+    predicted = sum(expected(spec, fact) + fact.test_examples for fact in labels)
     measured = sum(fact.test_examples or fact.pool_examples for fact in facts.values())
     shards = spec.fit.rounds * 2 * len(facts) * speed.vector / laid_out.shards
     return {

@@ -11,6 +11,7 @@ from torch import Tensor
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import SURGERY
 from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.worker import Worker
@@ -29,7 +30,7 @@ from tintray.jobs.runs.methods import (
 )
 from tintray.jobs.runs.outcome import Hosted, Result
 from tintray.jobs.runs.pipeline import Context, execute, open_store_and_catalog, open_writable
-from tintray.jobs.runs.records import on_prepared, use_statistics
+from tintray.jobs.runs.records import on_prepared, use_artifacts, use_statistics
 from tintray.jobs.runs.site_search import find_site
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -102,7 +103,7 @@ class JobPlan:
         if spec.tint.auto:
             spec, report = find_site(spec, backend, context.store, context.run.on_event)
             base = load_base_model(spec)
-        workers = WorkerPool(Worker, backend, spec, base)
+        workers = WorkerPool(Worker, backend, spec, base, first_drawn=first_drawn(spec))
         skipped: dict[str, str] = {}
         if spec.on_task_error == "skip":
             skipped = _failed(workers, context.run.on_event)
@@ -110,7 +111,7 @@ class JobPlan:
             workers.dismiss()
             spec = spec.without(skipped)
             base = load_base_model(spec)
-            workers = WorkerPool(Worker, backend, spec, base)
+            workers = WorkerPool(Worker, backend, spec, base, first_drawn=first_drawn(spec))
         facts = workers.check()
         if spec.merge.learned:
             spec = spec.changed(fit={"correction_lr": correction_rate(spec, facts)})
@@ -153,6 +154,13 @@ class Fitted:
     taken: bool = False  # whether it takes the place of what was learned
 
 
+def keep_labels(context: Context, job: PreparedJob) -> None:
+    """Need all self-labels that the rounds have asked for, in the place of the first."""
+    for name, ref in job.workers.keep_labels().items():
+        context.prepared[name] = replace(context.prepared[name], labels=ref)
+        use_artifacts(context.run, context.prepared[name])
+
+
 class FitPlan(JobPlan):
     """Learn the coefficients, and the tint layers where they are learned."""
 
@@ -162,6 +170,7 @@ class FitPlan(JobPlan):
         coefficients, coordinator = coordinator_for(prepared, watched=True)
         initial = coefficients.values.clone()
         run_rounds_left(context.run, prepared, coordinator)
+        keep_labels(context, prepared)
         fitted = Fitted(prepared, coordinator, coefficients, initial)
         if coordinator.best is None or not self.spec.fit.floor:
             return fitted

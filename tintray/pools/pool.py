@@ -7,6 +7,7 @@ batch is cut to its own longest.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -54,6 +55,11 @@ class Pool:
             targets=None if self.targets is None else self.targets[index],
             rows=rows,
         )
+
+    def narrowed(self, rows: Tensor) -> Self:
+        """The examples at ``rows`` [n] alone, as another pool than the whole one."""
+        digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
+        return replace(self[rows], digest=digest)
 
     def batch(self, index: Tensor | slice) -> dict[str, Tensor]:
         """Model inputs of the examples at ``index``; tokens are cut to the longest of them."""

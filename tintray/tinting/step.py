@@ -28,6 +28,7 @@ from tintray.tasks.kinds import Distance, Filter, Labels
 from tintray.tasks.losses import feature_loss, feature_variance
 from tintray.tasks.outputs import Outputs
 from tintray.tinting.draws import Draw
+from tintray.tinting.on_demand import DrawnLabels
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 from tintray.vectors.task_vectors import UP
 
@@ -63,7 +64,8 @@ class TaskState:
     name: str
     layer: TintLayer
     pool: Pool
-    labels: Outputs  # the expert's answers over the pool; logits [N, C] of a classifier
+    # the expert's answers over the pool; logits [N, C] of a classifier
+    labels: Outputs | DrawnLabels
     confidence_filter: ConfidenceFilter | None = None  # None: as the settings say
     features: Tensor | None = None  # the expert's features over the pool, [N, d]
     kind: Kind = CLASSIFICATION
