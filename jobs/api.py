@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen, limits
 from tintray.jobs.engine.finding import load_merge, locate, store_of
@@ -16,19 +15,18 @@ from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
-    MergeListing,
     MergeSummary,
     ValidationReport,
 )
 from tintray.jobs.runs.merge_checkpoints import compose as compose
 from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints
+from tintray.jobs.runs.merge_list import list_merges as list_merges
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
 from tintray.published.exported import Exported
 from tintray.storage.artifacts.store import open_store
-from tintray.storage.catalog.catalog import Catalog
 
 
 def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
@@ -73,29 +71,6 @@ def validate(spec: JobSpec) -> ValidationReport:
         max_seconds=limits().max_seconds,
         notices=notices,
     )
-
-
-def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:
-    """All merges that the catalog knows, the newest first."""
-    store, catalog = chosen(store, catalog)
-    with as_input_error(), Catalog.open(catalog, create=False) as opened:
-        found = [
-            MergeListing(
-                name=merge.name,
-                version=f"v{merge.version}",
-                url=merge.url or "",
-                created=(merge.published_at or merge.created_at).isoformat(timespec="seconds"),
-                job_id=merge.job_id,
-                tasks=merge.metrics.get("tasks") or len(merge.added) or None,
-                site=merge.metrics.get("site"),
-                average=merge.metrics.get("average"),
-                metrics=merge.metrics.get("metrics") or ("accuracy",),
-                normalised_accuracy=merge.metrics.get("normalised_accuracy"),
-                method=merge.metrics.get("method"),
-            )
-            for merge in opened.merges.all()
-        ]
-    return found[::-1]
 
 
 def show(merge: str, *, store: str | None = None, catalog: str | None = None) -> MergeSummary:

@@ -46,6 +46,7 @@ _HIDDEN = frozenset({"password", "sslpassword", "passfile", "sslkey", "options",
 _NAME = re.compile(r"[^@\s'\"=?:\\]*")  # of a database on a server
 _HOST = re.compile(r"[\w.:/%~+-]*")
 _CATALOG_URL = re.compile(r"(?:sqlite|postgresql)(?:\+\w+)?://", re.IGNORECASE)
+_FILE_URL = re.compile(r"sqlite:///[^?@]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^\s@]*)@")  # a password may hold a slash
 _FIELD = re.compile(
@@ -77,6 +78,13 @@ def parse_catalog(url: str) -> sa.URL:
             "it as %40, %2F, %3A and %3F"
         )
     return parsed
+
+
+def is_plain_file(url: str) -> bool:
+    """Whether a catalog's URL is that of a SQLite file and nothing else: there is no secret in it.
+
+    SQLAlchemy need not be imported to say so."""
+    return _FILE_URL.fullmatch(url) is not None and url.isprintable()
 
 
 def has_secret(url: str) -> bool:
@@ -112,6 +120,8 @@ def shown_url(text: str) -> str:
     scheme = _SCHEME.match(text)
     if scheme is None:
         return redact(text) if "://" in text else text
+    if is_plain_file(text):
+        return text
     if _CATALOG_URL.match(text):
         try:
             parsed = parse_catalog(text)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
     Answer,
     Duration,
@@ -212,7 +213,7 @@ def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
 @command(
     "queue_tables.print_difference",
     id_argument,
-    click.argument("other", metavar="OTHER"),
+    click.argument("other", metavar="OTHER", shell_complete=completing.jobs),
     catalog_option,
     example="diff ten-scripts-1a2b3c4d job.yaml",
 )

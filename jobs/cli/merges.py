@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
     Later,
     catalog_option,
@@ -32,26 +33,28 @@ if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
+    from tintray.jobs.runs import merge_list
     from tintray.jobs.upkeep import sharing, stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
-    adding = Later("runs.add_router")
+    adding, merge_list = Later("runs.add_router"), Later("runs.merge_list")
     sharing = Later("upkeep.sharing")
 
 _of_merge = (merge_argument, place_options)
 
 
 @command(
-    "tables.print_listing",
+    "list_tables.print_listing",
     place_options,
     name="list",
+    quick=True,
     nothing="no merge in {store} yet; tintray run JOB.yaml makes one",
     example="list --store s3://models/tintray",
 )
 def listing(**places: Any) -> Sequence[Record]:
     """List the merges in the catalog, the newest first."""
-    return api.list_merges(**places)
+    return merge_list.list_merges(**places)
 
 
 @command("tables.print_summary", *_of_merge, example="show ten-scripts/v2")
@@ -86,6 +89,7 @@ def evaluate(merge: str, **options: Any) -> Record:
     click.option(
         "--methods",
         metavar="NAMES",
+        shell_complete=completing.methods,
         help="Merging methods to compare with, separated by commas, or all "
         "[default: average,task_arithmetic].",
     ),
@@ -116,7 +120,12 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
     "tables.print_export",
     merge_argument,
     folder_argument,
-    click.option("--task", metavar="NAME", help="The task to export; left out, the whole merge."),
+    click.option(
+        "--task",
+        metavar="NAME",
+        shell_complete=completing.tasks,
+        help="The task to export; left out, the whole merge.",
+    ),
     flag(
         "--adapter",
         help="Write low-rank products on the base in PEFT's format: for merges of LoRA adapters.",
@@ -240,7 +249,7 @@ def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
 @command(
     "growth_tables.print_merge_difference",
     merge_argument,
-    click.argument("other", metavar="OTHER"),
+    click.argument("other", metavar="OTHER", shell_complete=completing.merges),
     catalog_option,
     example="diff-merges ten-scripts/v1 ten-scripts/v2",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
     RECIPE,
     Answer,
@@ -150,7 +151,13 @@ def validate(job: JobSpec) -> Record:
     "",
     click.argument("experts", metavar="EXPERT...", nargs=-1, required=True),
     click.option("--base", required=True, metavar="MODEL", help="What the experts come from."),
-    click.option("--method", required=True, metavar="NAME", help="Such as ties: tintray methods."),
+    click.option(
+        "--method",
+        required=True,
+        metavar="NAME",
+        shell_complete=completing.methods,
+        help="Such as ties: tintray methods.",
+    ),
     path_option(
         "--output", required=True, metavar="DIR", help="The folder to write; it must not exist."
     ),
@@ -182,7 +189,7 @@ def merge(base: str, experts: tuple[str, ...], output: Path, **options: Any) -> 
 
 @command(
     "method_tables.print_methods",
-    click.argument("names", metavar="[NAME]...", nargs=-1),
+    click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=completing.methods),
     example="methods ties",
 )
 def methods(names: tuple[str, ...]) -> list[Any]:

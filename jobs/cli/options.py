@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tintray.errors import StorageError, printable_lines
+from tintray.jobs.cli import completing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,6 +115,7 @@ _override_option = click.option(
     *("--set", "overrides"),
     metavar="KEY.PATH=VALUE",
     multiple=True,
+    shell_complete=completing.overrides,
     help="Override a field of the job file, such as fit.rounds=50 or tasks.mnist.expert=PATH; "
     "relative paths start from the job file. May be repeated.",
 )
@@ -147,8 +149,8 @@ catalog_option = click.option(
 )
 folder_argument = path_argument("directory", metavar="DIR")
 job_argument = path_argument("job", metavar="JOB.yaml")
-merge_argument = click.argument("merge", metavar="MERGE")
-id_argument = click.argument("job", metavar="JOB")
+merge_argument = click.argument("merge", metavar="MERGE", shell_complete=completing.merges)
+id_argument = click.argument("job", metavar="JOB", shell_complete=completing.jobs)
 _MEANINGS = {
     merge_argument: "MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.",
     id_argument: "JOB is the id of a job, how one begins, a name, or latest.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from tintray.jobs.cli.columns import print_columns
 from tintray.jobs.cli.tables import moment, print_facts, print_next, table_of, title
 from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 
@@ -17,24 +18,24 @@ if TYPE_CHECKING:
 
 _STYLES = {"succeeded": "green", "failed": "red", LOST: "red", "cancelled": "yellow"}
 _SHOWN_TASKS = 12
-_REASON = 60  # characters of a reason in a list
 
 
 def print_jobs(jobs: Sequence[JobLine], console: Console) -> None:
-    """Jobs, one a line, the newest first."""
+    """Jobs, one a line, the newest first; why each waits, or the reason of its state."""
     now = datetime.now(UTC)
-    rows = (
+    rows = [
         (
             job.id,
             Text(job.state, style=_STYLES.get(job.state, "")),
             _rounds(job),
             str(job.priority),
             _age(job.created, now),
-            job.reason if len(job.reason) <= _REASON else job.reason[: _REASON - 1] + "…",
+            job.waits or job.reason,
         )
         for job in jobs
-    )
-    console.print(table_of(("job", "state", "round", ">priority", ">age", "reason"), rows))
+    ]
+    columns = ("job", "state", "round", ">priority", ">age", "~reason")
+    print_columns(columns, rows, console, ["priority", "round", "age", "reason"])
 
 
 def print_status(job: JobStatus, console: Console) -> None:

@@ -14,7 +14,6 @@ from tintray.jobs.display.progress import duration
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
-    MergeListing,
     MergeSummary,
     RoutingTable,
     TaskResult,
@@ -62,7 +61,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
     facts = {
         "size": f"{count(merged)} parameters; {len(summary.tasks)} separate models hold "
         f"{count(separate)}{times}",
-        "per task": f"{_percent(summary.tint_share, 2)} of the backbone's {count(backbone)} "
+        "per task": f"{percent(summary.tint_share, 2)} of the backbone's {count(backbone)} "
         f"parameters more, in {size_text(summary.tint_bytes)}{_most_of(summary)}",
         "stored": _stored(summary),
         "time": durations(summary.seconds) if summary.seconds else "",
@@ -81,13 +80,13 @@ def _most_of(summary: MergeSummary) -> str:
     largest = max(own, key=lambda name: own[name])
     if own[largest] == min(own.values()) or not summary.backbone_parameters:
         return ""
-    return f"; {largest} most, {_percent(own[largest] / summary.backbone_parameters, 2)}"
+    return f"; {largest} most, {percent(own[largest] / summary.backbone_parameters, 2)}"
 
 
 def _stored(summary: MergeSummary) -> str:
     """In how many bits tasks own their numbers, where it is not 32."""
     bits = sorted({task.tint_bits for task in summary.tasks})
-    share = _percent(summary.tint_bytes_share, 2)
+    share = percent(summary.tint_bytes_share, 2)
     said = f"in {' or '.join(map(str, bits))} bits, {share} of the backbone's bytes per task"
     return "" if bits == [32] else said
 
@@ -97,7 +96,7 @@ def _average_facts(table: MergeSummary | EvalTable) -> dict[str, str]:
     average, experts, kept = table.average, table.expert_average, table.normalised_accuracy
     beside = "" if experts is None else f"; the separate experts' {shown(metrics, experts)}"
     mean = "" if average is None else f"{_joined(metrics)} {shown(metrics, average)}{beside}"
-    share = f"{_percent(kept)} of the experts' accuracy (normalised accuracy)"
+    share = f"{percent(kept)} of the experts' accuracy (normalised accuracy)"
     return {"average": mean, "kept": "" if kept is None else share}
 
 
@@ -105,11 +104,11 @@ def _held_back_fact(summary: MergeSummary) -> dict[str, str]:
     known = [task.held_back for task in summary.tasks if task.held_back is not None]
     said = ""
     if known:
-        mean = _percent(sum(known) / len(known))
+        mean = percent(sum(known) / len(known))
         said = f"{mean} agreement with the experts on examples not learned from"
     floor = ""
     if summary.floor is not None and {"agreement", "learned"} <= summary.floor.keys():
-        start, learned = (_percent(summary.floor[name]) for name in ("agreement", "learned"))
+        start, learned = (percent(summary.floor[name]) for name in ("agreement", "learned"))
         method = summary.floor["method"].replace("_", " ")
         floor = f"{start} by {method} at scale {summary.floor['scale']:.3g}, {learned} learned"
     return {"held back": said, "floor": floor}
@@ -129,7 +128,7 @@ def _print_routing(routing: RoutingTable, console: Console) -> None:
     """Each task given and found, where its examples go, and what becomes of foreign ones."""
 
     def shares(to: Mapping[str, float], own: str = "") -> str:
-        others = [f"{name} {_percent(p)}" for name, p in to.items() if name != own]
+        others = [f"{name} {percent(p)}" for name, p in to.items() if name != own]
         return ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
 
     console.print(title("without a name", "where examples go when nobody says which task"))
@@ -137,18 +136,18 @@ def _print_routing(routing: RoutingTable, console: Console) -> None:
     rows = []
     for task in routing.tasks:
         figures = [shown([task.metric], value) for value in (task.given, task.found)]
-        figures += [_percent(task.to.get(task.name, 0.0)), _percent(task.unknown)]
+        figures += [percent(task.to.get(task.name, 0.0)), percent(task.unknown)]
         rows.append([task.name, *figures, shares(task.to, task.name)])
     console.print(table_of(head, rows))
     if routing.foreign:
         rows = []
         for one in routing.foreign:
-            figures = [f"{one.examples:,}", f"{one.auroc:.3f}", _percent(one.unknown)]
+            figures = [f"{one.examples:,}", f"{one.auroc:.3f}", percent(one.unknown)]
             rows.append([one.data, *figures, shares(one.to)])
         of_strangers = ("foreign", ">examples", ">AUROC", ">unknown", "looks most like")
         console.print(table_of(of_strangers, rows))
-    pairs = [f"{one} and {other} ({_percent(share)})" for one, other, share in routing.shared]
-    facts = {"to its task": f"{_percent(routing.routed)} of the examples, a mean over tasks"}
+    pairs = [f"{one} and {other} ({percent(share)})" for one, other, share in routing.shared]
+    facts = {"to its task": f"{percent(routing.routed)} of the examples, a mean over tasks"}
     print_facts(facts | {"same inputs": ", ".join(pairs)}, console)
 
 
@@ -160,9 +159,9 @@ def _task_table(tasks: Sequence[TaskResult]) -> Table:
             *([task.name, task.metric] if many else [task.name]),
             shown([task.metric], task.expert),
             shown([task.metric], task.merged),
-            f"({_percent(task.normalised)})" if task.at_chance else _percent(task.normalised),
-            _percent(task.agreement),
-            _percent(task.selected_fraction),
+            f"({percent(task.normalised)})" if task.at_chance else percent(task.normalised),
+            percent(task.agreement),
+            percent(task.selected_fraction),
             f"{task.tint_parameters:,}",
         ]
         for task in tasks
@@ -195,7 +194,7 @@ def _methods_beside(
     tasks = list(dict.fromkeys(row.task for row in comparison.rows))
     rows = [[task, *(cells.get((task, method), "-") for method in methods)] for task in tasks]
     means = ["average", *(shown(metrics, comparison.averages.get(m)) for m in methods)]
-    kept = ["of experts", *(_percent(comparison.normalised.get(m)) for m in methods)]
+    kept = ["of experts", *(percent(comparison.normalised.get(m)) for m in methods)]
     return table_of(["task", *(f">{method}" for method in methods)], [*rows, [], means, kept])
 
 
@@ -217,8 +216,8 @@ def _methods_below(
         scale = comparison.scales.get(method)
         average = shown(metrics, comparison.averages.get(method))
         tuned = "-" if scale is None else f"{scale:g}"
-        least = f"{_percent(worst)} {task}".strip()
-        rows.append([method, average, _percent(kept.get(method)), tuned, least])
+        least = f"{percent(worst)} {task}".strip()
+        rows.append([method, average, percent(kept.get(method)), tuned, least])
     return table_of(["method", ">average", ">of experts", ">scale", ">worst task"], rows)
 
 
@@ -229,7 +228,7 @@ def print_export(found: Exported, console: Console) -> None:
             task.task,
             task.path,
             count(task.numbers),
-            "exact" if found.exact else _percent(task.agreement),
+            "exact" if found.exact else percent(task.agreement),
             "-" if task.difference is None else f"{task.difference:.1e}",
         ]
         for task in found.tasks
@@ -246,30 +245,11 @@ def print_export(found: Exported, console: Console) -> None:
     _print_notices(found.notices, console)
 
 
-def print_listing(merges: Sequence[MergeListing], console: Console) -> None:
-    """The merges of a catalog, one a line."""
-    columns = ("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
-    rows = (
-        [
-            f"{merge.name}/{merge.version}",
-            moment(merge.created),
-            merge.method or "-",
-            merge.site or "-",
-            "-" if merge.tasks is None else str(merge.tasks),
-            shown(merge.metrics, merge.average),
-            _percent(merge.normalised_accuracy),
-            merge.parent or "-",
-        ]
-        for merge in merges
-    )
-    console.print(table_of(columns, rows))
-
-
 def print_validation(report: ValidationReport, console: Console) -> None:
     """A job file that holds, and what a job of it would have."""
     own, backbone = report.tint_parameters, report.backbone_parameters
     rows = (
-        [task, f"{own.get(task, 0):,}", _percent(own.get(task, 0) / backbone if backbone else 0, 2)]
+        [task, f"{own.get(task, 0):,}", percent(own.get(task, 0) / backbone if backbone else 0, 2)]
         for task in report.tasks
     )
     console.print(title(report.name, "everything it refers to holds"))
@@ -359,5 +339,6 @@ def _joined(metrics: Iterable[str]) -> str:
     return " and ".join(sorted(set(metrics)))
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as people write it; a dash where it was not measured."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
     Later,
     command,
@@ -64,7 +65,9 @@ def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
 
 
 @_change(
-    click.argument("tasks", metavar="TASK...", nargs=-1, required=True),
+    click.argument(
+        "tasks", metavar="TASK...", nargs=-1, required=True, shell_complete=completing.tasks
+    ),
     *_common,
     example="remove-task ten-scripts mnist",
 )
@@ -78,7 +81,7 @@ def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
 
 
 @_change(
-    click.argument("task", metavar="TASK"),
+    click.argument("task", metavar="TASK", shell_complete=completing.tasks),
     click.option("--expert", metavar="MODEL", help="Its new expert [default: the same place]."),
     click.option("--pool", metavar="FILE", help="Its new pool [default: the same place]."),
     *(_mode_option, *_common),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import Answer, Later, command, dry_run_option, flag, path_option, say
 
 if TYPE_CHECKING:
@@ -141,7 +142,13 @@ def _pair(text: str) -> tuple[str, str]:
 
 @command(
     "field_tables.print_fields",
-    click.argument("path", metavar="[SECTION[.FIELD]]", required=False, default=""),
+    click.argument(
+        "path",
+        metavar="[SECTION[.FIELD]]",
+        required=False,
+        default="",
+        shell_complete=completing.fields,
+    ),
     click.option(
         "--schema",
         type=click.Choice(("job", "tasks", "configuration")),

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from tintray.errors import InputError, nearest
 from tintray.storage.artifacts.urls import local_folder
-from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, shown_url
+from tintray.storage.secrets import (
+    CATALOG_SCHEMES,
+    is_plain_file,
+    learn_url,
+    parse_catalog,
+    shown_url,
+)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -95,7 +101,8 @@ def catalog_location(written: str, folder: Path) -> Location:
     if scheme is None:
         raise _refusal(expected, written)
     try:
-        learn_url(written, parse_catalog(written))
+        if not is_plain_file(written):
+            learn_url(written, parse_catalog(written))
     except ValueError as error:
         raise ValueError(f"expected {expected}, found {error}") from None
     if scheme != "sqlite":

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from tintray.errors import SpecError, nearest
 from tintray.files import foreign, read_bytes
 from tintray.jobs.config.locations import Location, catalog_location, store_location
-from tintray.jobs.config.reference import schema_file
 from tintray.limits import Limits, memory_bytes, size_text
 
 Value = TypeVar("Value")
@@ -284,6 +283,8 @@ def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
 
     A file that is there already is refused, unless it is to be replaced.
     """
+    from tintray.jobs.config.reference import schema_file
+
     path, written = config_file(), dict(values)
     for name, locate in (("store", store_location), ("catalog", catalog_location)):
         if name in values:  # resolved: the file's folder is not where the user stands

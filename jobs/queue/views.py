@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.results import Record
-from tintray.storage.catalog.job_list import JobRow, read_jobs
-from tintray.storage.catalog.states import OVER, JobState
+from tintray.storage.catalog.drivers import Execute, ask
+from tintray.storage.catalog.job_list import CLUSTERS, JobRow, select_jobs
+from tintray.storage.catalog.states import ALIVE, OVER, JobState
+from tintray.storage.catalog.waiting import QueuePosition, positions, waits
 
 if TYPE_CHECKING:
     from tintray.storage.catalog.catalog import Catalog
-    from tintray.storage.catalog.queue import QueuePosition
 
 LOST = "lost"  # how a job is shown that nobody works on although it is not over
 STATES = (*(str(state) for state in JobState), LOST)
@@ -37,6 +39,7 @@ class JobLine(Record):
     cluster: str | None  # None: it runs where it was started
     round: int | None = None
     rounds: int | None = None
+    waits: str | None = None  # why it does not run yet
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,6 @@ class JobStatus(JobLine):
     key: str | None = None
     attempt: int = 0  # how often it was handed over to its cluster
     owner: str | None = None  # who works on it
-    waits: str | None = None  # why it does not run yet
     stopping: str | None = None  # why it was asked to stop
     loss: float | None = None  # of its last recorded round
     checkpoint: int | None = None  # the round after which it would go on
@@ -146,12 +148,23 @@ def list_jobs(
     ``states`` are JobState texts, or ``"lost"``.
     """
     wanted = None if states is None else _states(states)
-    rows = read_jobs(_url(catalog), limit=limit, states=wanted, name=name)
-    if rows is None:
+    look = partial(_look, limit=limit, states=wanted, name=name)
+    found = ask(_url(catalog), look)
+    if found is None:
         with opened(catalog) as (known, _):
-            rows = known.queue.listing(limit, wanted, name)
-    lines = [_line(row) for row in rows]
+            found = known.queue.look(look)
+    rows, places = found
+    lines = [replace(_line(row), waits=_waits(row, places.get(row.id))) for row in rows]
     return lines if states is None else [line for line in lines if line.state in states]
+
+
+def _look(execute: Execute, **query: Any) -> tuple[list[JobRow], dict[str, QueuePosition]]:
+    """Jobs, and where those of them stand that wait for a cluster."""
+    rows = select_jobs(execute, **query)
+    if not any(map(waits, rows)):
+        return rows, {}
+    limits = {str(row[0]): int(row[1]) for row in execute(CLUSTERS, ())}
+    return rows, positions(select_jobs(execute, states=ALIVE), limits, datetime.now(UTC))
 
 
 def status(job: str, *, catalog: str | None = None) -> JobStatus:
@@ -175,11 +188,10 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     metrics = {} if last is None else last.metrics
     shares = [metrics.get(name, {}) for name in ("agreement", "kept", "held_back")]
     found = JobStatus(
-        **vars(_line(row)),
+        **{**vars(_line(row)), "waits": _waits(row, catalog.queue.position(row))},
         key=row.key,
         attempt=row.attempt,
         owner=row.owner,
-        waits=_waits(row, catalog.queue.position(row)),
         stopping=row.stop_reason if row.stop_at and not row.state.terminal else None,
         loss=metrics.get("loss"),
         checkpoint=checkpoints[0].round if checkpoints else None,

@@ -12,8 +12,9 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.upkeep.results import DatabaseReport, SchemaChange
 from tintray.storage.catalog.database import prepare_folder
+from tintray.storage.catalog.drivers import through
 from tintray.storage.catalog.engine import failures, make_engine, parse_catalog_url
-from tintray.storage.catalog.job_list import jobs_of
+from tintray.storage.catalog.job_list import select_jobs
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import (
     VERSION_TABLE,
@@ -53,7 +54,9 @@ def check_catalog(catalog: str | None = None) -> DatabaseReport:
                 return DatabaseReport(where, found, needed, {}, [f"it has {problem}"], [])
             problems, lost = list(_damage(connection)), []
             try:
-                lost = [job.id for job in jobs_of(connection, states=ALIVE) if job.lost][::-1]
+                lost = [
+                    job.id for job in select_jobs(through(connection), states=ALIVE) if job.lost
+                ][::-1]
             except StorageError as error:  # a row that no job can be
                 problems.append(str(error))
             return DatabaseReport(where, found, needed, _rows(connection), problems, lost)

@@ -16,7 +16,9 @@ from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.urls import check_name
 from tintray.storage.catalog.artifacts import KnownArtifact, enter_artifacts
 from tintray.storage.catalog.database import Repository, insert_missing
+from tintray.storage.catalog.drivers import through
 from tintray.storage.catalog.leases import fence
+from tintray.storage.catalog.merge_list import MergeRow, select_merges
 from tintray.storage.catalog.states import OVER
 from tintray.storage.catalog.tables import Artifact, Coefficient, Job, Merge, MergeFile
 from tintray.storage.secrets import scrub, shown_url
@@ -103,6 +105,11 @@ class Merges(Repository):
     def all(self) -> list[Merge]:
         """All published merges, oldest first."""
         return self._list(_published().order_by(Merge.published_at, Merge.id))
+
+    def listing(self) -> list[MergeRow]:
+        """All published merges as lists show them, the newest first."""
+        with self._read() as session:
+            return select_merges(through(session.connection()))
 
     def find(self, reference: str) -> Merge:
         """The merge that ``name`` (its newest version), ``name/v2`` or ``latest`` means.

@@ -7,7 +7,7 @@ limit of the cluster is kept, however many claim at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,25 +16,16 @@ from sqlalchemy.orm import Session
 
 from tintray.errors import LeaseHeldError, StateConflictError
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
-from tintray.storage.catalog.job_list import JobRow, jobs_of
+from tintray.storage.catalog.drivers import Answer, Execute, through
+from tintray.storage.catalog.job_list import JobRow, select_jobs
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import database_time
 from tintray.storage.catalog.states import OVER, JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
+from tintray.storage.catalog.waiting import HANDOVER, MAX_JOBS, QueuePosition, waits
 from tintray.storage.secrets import redact
 
-HANDOVER = 120.0  # seconds within which a job that was handed over must show a sign of life
 ATTEMPTS = 3  # how often a job that shows none is handed over before it counts as failed
-MAX_JOBS = 1  # jobs that a cluster runs at once where nobody has said otherwise
-
-
-@dataclass(frozen=True)
-class QueuePosition:
-    """Where a job stands in the queue of its cluster, or the next one that comes would."""
-
-    running: int
-    max_jobs: int
-    ahead: int  # jobs that go before it
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Queue(Repository):
     def find(self, job_id: str) -> JobRow:
         """One job; ``NotFoundError`` with the nearest id if there is none."""
         with self._read() as session:
-            found = jobs_of(session.connection(), job_id=job_id)
+            found = select_jobs(through(session.connection()), job_id=job_id)
             if not found:
                 raise no_job(session, job_id)
             return found[0]
@@ -69,11 +60,16 @@ class Queue(Repository):
     ) -> list[JobRow]:
         """The ``limit`` newest jobs and all that are not over, newest first."""
         with self._read() as session:
-            return jobs_of(session.connection(), limit=limit, states=states, name=name)
+            return select_jobs(through(session.connection()), limit=limit, states=states, name=name)
+
+    def look(self, question: Callable[[Execute], Answer]) -> Answer:
+        """What plain statements answer, as of ``drivers.ask``."""
+        with self._read() as session:
+            return question(through(session.connection()))
 
     def position(self, job: JobRow) -> QueuePosition | None:
         """Where a job stands that waits for its cluster; None if it does not wait."""
-        if job.state is not JobState.QUEUED or job.cluster is None or job.owner is not None:
+        if job.cluster is None or not waits(job):
             return None
         older = sa.and_(Job.priority == job.priority, Job.created_at < job.created_at)
         before = sa.or_(Job.priority > job.priority, older)

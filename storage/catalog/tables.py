@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
+from tintray.storage.catalog import values
 from tintray.storage.catalog.states import JobState
 from tintray.storage.catalog.values import fits, no_value
 
@@ -102,25 +103,8 @@ def short(length: int) -> Checked[str]:
     return Checked(String(length), str)
 
 
-_NUMBER = (int, float)
-_NUMBERS = (*_NUMBER, {None: _NUMBER})
 LARGE = Checked[int](BigInteger(), int)  # beyond two thousand million
-METRICS = Checked[dict[str, Any]](  # of a merge or a round: what commands show of them is checked
-    JSON(),
-    {
-        "tasks": int,
-        "average": _NUMBER,
-        "normalised_accuracy": _NUMBER,
-        "loss": _NUMBER,
-        "method": str,
-        "site": str,
-        "metric": str,
-        "agreement": _NUMBERS,
-        "kept": _NUMBERS,
-        "held_back": _NUMBERS,
-        "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
-    },
-)
+METRICS = Checked[dict[str, Any]](JSON(), values.METRICS)  # of a merge or a round
 
 
 class Base(DeclarativeBase):
@@ -141,7 +125,7 @@ class Base(DeclarativeBase):
         list[str]: Checked(JSON(), [str]),
         str: Checked(Text(), str),
         int: Checked(Integer(), int),
-        float: Checked(Double(), _NUMBER),
+        float: Checked(Double(), values.NUMBER),
     }
 
 

@@ -6,6 +6,23 @@ from typing import Any
 
 from tintray.errors import StorageError
 
+NUMBER = (int, float)
+_NUMBERS = (*NUMBER, {None: NUMBER})
+METRICS = {
+    "tasks": int,
+    "average": NUMBER,
+    "normalised_accuracy": NUMBER,
+    "loss": NUMBER,
+    "method": str,
+    "site": str,
+    "metric": str,
+    "agreement": _NUMBERS,
+    "kept": _NUMBERS,
+    "held_back": _NUMBERS,
+    "change": {"operation": str, "mode": str, "to": str, "tasks": [str]},
+}
+"""The shape of the metrics of a merge or a round: what commands show of them is checked."""
+
 
 def no_value(value: object) -> StorageError:
     """What is said of a value that cannot be where it was found."""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tintray.jobs.cli.list_tables import print_listing
 from tintray.jobs.cli.tables import (
     count,
     print_comparison,
-    print_listing,
     print_next,
     print_summary,
     print_validation,

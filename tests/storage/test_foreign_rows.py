@@ -12,7 +12,8 @@ from sqlalchemy.dialects import sqlite
 
 from tintray.errors import StorageError
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.job_list import read_jobs
+from tintray.storage.catalog.drivers import ask
+from tintray.storage.catalog.job_list import select_jobs
 from tintray.storage.catalog.tables import Base
 from tintray.storage.catalog.values import fits
 
@@ -56,7 +57,7 @@ def test_the_list_of_jobs_refuses_such_rows(tmp_path: Path, column: str, value: 
         connection.execute(f"UPDATE jobs SET {column} = ?", (value,))
         connection.commit()
     with pytest.raises(StorageError, match="the catalog holds"):
-        read_jobs(f"sqlite:///{file}")
+        ask(f"sqlite:///{file}", select_jobs)
 
 
 def test_shapes() -> None:

@@ -1,0 +1,84 @@
+"""What a shell is offered, and what a narrow terminal is shown."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from rich.console import Console
+
+from tests.conftest import Published
+from tintray.jobs.cli import cli
+from tintray.jobs.cli.list_tables import print_listing
+from tintray.jobs.cli.queue_tables import print_jobs
+from tintray.jobs.queue.views import list_jobs
+from tintray.jobs.results import MergeListing
+from tintray.merging import methods
+from tintray.storage.catalog.catalog import Catalog
+
+
+def offered(words: str) -> list[str]:
+    """What is offered for the last of the words."""
+    *before, typed = words.split(" ")
+    shell = ShellComplete(cli, {}, "tintray", "_TINTRAY_COMPLETE")
+    return [item.value for item in shell.get_completions(before, typed)]
+
+
+def test_names_of_ones_own_are_offered(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = published.spec.catalog
+    assert offered(f"show --catalog {catalog} ti") == ["tiny"]
+    assert offered(f"show --store {published.spec.store} tiny/") == ["tiny/v1"]
+    monkeypatch.setenv("TINTRAY_CATALOG", str(catalog))
+    assert offered("status ") == ["latest", published.summary.job_id]
+    assert offered("remove-task tiny t") == ["three", "two"]
+    assert offered("export tiny --task f") == ["five", "four"]
+    assert offered("show other") == []
+    monkeypatch.setenv("TINTRAY_CATALOG", "mysql://nowhere")
+    assert offered("show t") == []
+
+
+def test_methods_and_fields_are_offered() -> None:
+    assert set(methods()) <= set(offered("methods "))
+    assert offered("compare tiny --methods iso_ct") == ["iso_cts"]
+    assert offered("fields fit.r") == ["fit.rounds"]
+    assert offered("run job.yaml --set tint.b") == ["tint.budget=", "tint.bits="]
+    assert offered("fields configuration.st") == ["configuration.store"]
+
+
+def shown(width: int, print_: object, rows: object) -> list[str]:
+    """The lines of a table on a terminal that wide."""
+    assert callable(print_)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    print_(rows, console)
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_narrow_terminals_show_what_matters_most_and_wide_ones_all() -> None:
+    line = MergeListing("ten-scripts", "v12", "x", "2026-01-02T03:04:05", tasks=10, average=0.85,
+                        site="prompt (rank 8), head", normalised_accuracy=0.97, method="tint",
+                        parent="ten-scripts/v11")  # fmt: skip
+    narrow, wide = (shown(width, print_listing, [line]) for width in (60, 200))
+    assert narrow[1].split() == ["ten-scripts/v12", "tint", "10", "85.0", "%", "97.0", "%"]
+    assert max(map(len, narrow)) <= 60
+    assert all(word in wide[1] for word in ("prompt", "ten-scripts/v11", "2026-01-02 03:04:05"))
+
+
+def test_a_list_of_jobs_says_why_each_waits(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    with Catalog.open(url) as catalog:
+        catalog.queue.set_limit("http://head:8265", 1)
+        for name in ("one", "two", "three"):
+            catalog.jobs.create(name, {}, "store", cluster="http://head:8265")
+        assert catalog.queue.claim("http://head:8265") is not None
+    told = {job.name: job.waits or "" for job in list_jobs(catalog=url)}
+    assert told["one"].endswith("its driver is starting")
+    assert told["two"] == "http://head:8265 runs 1 of 1 jobs at once; it goes next"
+    assert told["three"] == "http://head:8265 runs 1 of 1 jobs at once; 1 go before it"
+    assert list_jobs(catalog=url, name="three")[0].waits == told["three"]
+    lines = shown(60, print_jobs, list_jobs(catalog=url))
+    assert max(map(len, lines)) <= 60 and "1 go before it" in " ".join(" ".join(lines).split())
