@@ -204,12 +204,12 @@ def test_interrupting_the_real_command_exits_with_130() -> None:
     """Ctrl-C while a command waits for what never comes."""
     process = started(
         "import time\n"
-        "from tintray.jobs import api\n"
+        "from tintray.jobs.runs import merge_list\n"
         "from tintray.jobs.cli import main\n"
         "def never(*_, **__):\n"
         "    print('it waits', flush=True)\n"
         "    time.sleep(300)\n"
-        "api.list_merges = never\n"
+        "merge_list.list_merges = never\n"
         "raise SystemExit(main(['list']))\n"
     )
     assert process.stderr is not None
