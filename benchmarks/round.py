@@ -14,10 +14,13 @@ images) or one in the shape of ViT-B/32 (86 M, 224×224), in one process, interl
 * ``published, tuned``  the same with each sum of products written as one matrix product, and with
                  labels computed beforehand: how much of the difference is the scheme itself
 
-``round`` and ``bare`` are measured in the precision that a job takes on this machine (bfloat16
-where the processor has it) and in float32.
+* ``bare, recorded``  on a GPU: the bare passes as one recorded CUDA graph
 
-The last line is one JSON object.
+``round`` and ``bare`` are measured in the precision that a job takes on this machine (bfloat16
+where the processor has it) and in float32, with as many examples in a forward pass as a job takes.
+
+The last line is one JSON object. In it ``kernels_k32_over_k4`` is how many kernels a round of 32
+tasks takes over one of 4, in the form that GPUs run, counted by torch's profiler.
 """
 
 from __future__ import annotations
@@ -27,26 +30,39 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from copy import deepcopy
+from typing import TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTForImageClassification
 
-from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, default_groups, form_groups
+from tintray.jobs.engine.grouping import (
+    DEFAULT_MICRO_BATCH,
+    GPU_MICRO_BATCH,
+    default_groups,
+    form_groups,
+)
 from tintray.models.structure import private_state
 from tintray.numerics.choices import Precision
+from tintray.numerics.graphs import Recordings
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool
 from tintray.tinting.partition import Partition, partition
-from tintray.tinting.step import StepSettings, TaskGroup, TaskState
+from tintray.tinting.stacked_step import StackedGroup, form_group
+from tintray.tinting.step import StepSettings, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
+from tintray.vectors import stacks
 from tintray.vectors.coefficients import Coefficients
 from tintray.vectors.task_vectors import TaskVectors
+
+T = TypeVar("T")
 
 BATCH = 16
 CLASSES = 10
@@ -78,12 +94,44 @@ def base_model(shape: str) -> ViTForImageClassification:
     return ViTForImageClassification(config).eval()
 
 
+_NO_KERNELS = {
+    f"aten::{name}"
+    for name in (
+        *("view", "as_strided", "t", "transpose", "slice", "select", "expand", "detach", "alias"),
+        *("unsqueeze", "squeeze", "permute", "reshape", "_unsafe_view", "_reshape_alias", "narrow"),
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
+        *("result_type", "is_nonzero", "lift_fresh", "unbind", "split", "unflatten", "movedim"),
+    )
+}
+"""Operations that only look at a tensor in another way, or make room for one."""
+
+
+class Counted(Recordings):
+    """Counts kernels instead of recording them: operations that are made of no others."""
+
+    kernels = 0
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        self.count(function)
+
+    def count(self, function: Callable[[], T]) -> T:
+        """Run a function, and count what it starts."""
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            answer = function()
+        for event in seen.events() or ():
+            made_of = any(child.name.startswith("aten::") for child in event.cpu_children)
+            if event.name.startswith("aten::") and event.name not in _NO_KERNELS and not made_of:
+                self.kernels += 1
+        return answer
+
+
 class Contest:
     """The same tasks, images and task vectors for all contestants."""
 
     def __init__(self, tasks: int, shape: str, device: str) -> None:
         self.tasks = tasks
         self.device = device
+        self.micro_batch = DEFAULT_MICRO_BATCH if device == "cpu" else GPU_MICRO_BATCH
         self.module = base_model(shape)
         self.parts: Partition = partition(self.module, [TintSite("head")])
         layout = self.parts.layout
@@ -104,14 +152,14 @@ class Contest:
 
     def round(self, precision: Precision) -> Callable[[int], None]:
         """Merge, step every group, project, update: what a job does in a round."""
-        settings = StepSettings(
-            0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement", precision=precision
-        )
+        settings = self._settings(precision)
         fused = FusedModel(self.module, self.parts.layout, self.parts.private, device=self.device)
         buffer = torch.zeros(self.parts.layout.numel, device=self.device)
         groups = [
-            TaskGroup([self._task(k) for k in stretch], fused, buffer, settings)
-            for stretch in form_groups(self.tasks, default_groups(self.tasks, BATCH))
+            form_group([self._task(k) for k in stretch], fused, buffer, settings)
+            for stretch in form_groups(
+                self.tasks, default_groups(self.tasks, BATCH, self.micro_batch)
+            )
         ]
         total = torch.zeros_like(buffer)
 
@@ -123,6 +171,22 @@ class Contest:
             self.coefficients.update(self.vectors.project(total).cpu(), 1e-3)
 
         return one
+
+    def kernels(self) -> int:
+        """How many kernels a round takes in the form that GPUs run, whatever it runs on here."""
+        fused = FusedModel(self.module, self.parts.layout, self.parts.private, device=self.device)
+        buffer = torch.zeros(self.parts.layout.numel, device=self.device)
+        tasks, settings = [self._task(k) for k in range(self.tasks)], self._settings("float32")
+        group = StackedGroup(tasks, fused, buffer, settings)
+        group.step(self.vectors.base, 0, 0.1)  # modules are asked what they can do once
+        group._recordings = counted = Counted(self.device)
+        theta = counted.count(lambda: self.vectors.merge(self.coefficients.values))
+        gradient = group.step(theta, 1, 0.1).gradient
+        counted.count(lambda: self.vectors.project(gradient))
+        return counted.kernels
+
+    def _settings(self, precision: Precision) -> StepSettings:
+        return StepSettings(0, BATCH, self.micro_batch, "soft", "agreement", precision=precision)
 
     def _task(self, k: int) -> TaskState:
         layer = TintLayer.of_expert(
@@ -145,7 +209,7 @@ class Contest:
         def one(round_: int) -> None:
             module.zero_grad(set_to_none=False)
             pieces = zip(
-                images.split(DEFAULT_MICRO_BATCH), targets.split(DEFAULT_MICRO_BATCH), strict=True
+                images.split(self.micro_batch), targets.split(self.micro_batch), strict=True
             )
             for piece, target in pieces:
                 with computing(precision, module, self.device):
@@ -153,6 +217,11 @@ class Contest:
                 cross_entropy(logits.float(), target).backward()
 
         return one
+
+    def recorded(self, precision: Precision) -> Callable[[int], None]:
+        """The same as one recorded graph."""
+        recordings, bare = Recordings(self.device), self.bare(precision)
+        return lambda round_: recordings.run("bare", lambda: bare(round_))
 
     # -- the published scheme --------------------------------------------------------------------
 
@@ -210,6 +279,14 @@ class Contest:
         return one
 
 
+def kernels(tasks: int) -> int:
+    """Kernels of a round of so many tasks on the small ViT, as a GPU would run it."""
+    with patch.object(stacks, "_BLOCK", stacks._BLOCK_ELSEWHERE):
+        contest = Contest(tasks, "zoo", "cpu")
+    contest.micro_batch = GPU_MICRO_BATCH
+    return contest.kernels()
+
+
 def measure(tasks: int, repeats: int, shape: str, device: str) -> dict[str, float]:
     """Median seconds of each contestant, one round of each in turn."""
     contest = Contest(tasks, shape, device)
@@ -222,14 +299,17 @@ def measure(tasks: int, repeats: int, shape: str, device: str) -> dict[str, floa
         "published": contest.published(tuned=False),
         "published, tuned": contest.published(tuned=True),
     }
+    if device != "cpu":
+        contestants["bare, recorded"] = contest.recorded(precision)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
+    warm = 1 if device == "cpu" else 3  # on a GPU the second run is recorded
+    for repeat in range(repeats + warm):
         for name, one in contestants.items():
             started = time.perf_counter()
             one(repeat)
             if device != "cpu":
                 torch.cuda.synchronize()
-            if repeat > 0:  # the first is a warm-up
+            if repeat >= warm:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -247,7 +327,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SHAPES), default="zoo")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for tasks in (8, 32):
         seconds = measure(tasks, arguments.repeats, arguments.model, arguments.device)
         print(
@@ -263,7 +343,11 @@ def main() -> None:
             "speedup_over_published_float32": _ratio(seconds, "published", "round, float32"),
             "speedup_over_tuned_float32": _ratio(seconds, "published, tuned", "round, float32"),
         }
-    print(json.dumps(result))
+        if "bare, recorded" in seconds:
+            result[f"k{tasks}"]["over_bare_recorded"] = _ratio(seconds, "round", "bare, recorded")
+    few, many = map(kernels, (4, 32))
+    print(f"kernels of a round: {few} for 4 tasks, {many} for 32")
+    print(json.dumps(result | {"kernels_k32_over_k4": round(many / few, 3)}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.data.counting import extent
@@ -16,7 +17,7 @@ from tintray.data.source import DataSource
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.engine.base_model import SplitModel
-from tintray.jobs.engine.grouping import DEFAULT_MICRO_BATCH, group_count
+from tintray.jobs.engine.grouping import group_count, micro_batch
 from tintray.jobs.engine.plan import FLOAT, Choice, ClusterSize, JobSize, Plan, check_plan
 from tintray.jobs.engine.plan import object_store_bytes as store_bytes
 from tintray.jobs.engine.resources import free_disk
@@ -53,24 +54,33 @@ def object_store_needed(spec: JobSpec, base: SplitModel) -> int:
 
 def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
     """The size of a job on its base."""
-    module, examples = base.partition.module, spec.fit.micro_batch or DEFAULT_MICRO_BATCH
+    module = base.partition.module
     below = tuple(f"{path}." for path in base.partition.private)
     private = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
-    known = getattr(module, "config", None)
-    # How many labels there are is a property, of which the dictionary is silent.
-    labels = {"num_labels": getattr(known, "num_labels", 1)}
-    config = known.to_dict() | labels if known else {}
-    wide = 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
+    config, each = _config(module), of_an_example(spec, module)
     return JobSize(
         base.partition.layout,
         tasks=len(spec.tasks),
         private=private,
         groups=min(len(spec.tasks), group_count(spec)),
         pool_bytes=pool_bytes(spec, config),
-        activation_bytes=activation_bytes(config, examples, wide),
+        activation_bytes=each * micro_batch(spec, each),
         corrected=bool(spec.merge.learned and spec.fit.correction_lr),
         adapters=list(adapter_bytes(spec).values()),
     )
+
+
+def of_an_example(spec: JobSpec, module: nn.Module) -> int:
+    """Bytes that the forward pass of one example keeps for the backward pass."""
+    wide = 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
+    return activation_bytes(_config(module), 1, wide)
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    known = getattr(module, "config", None)
+    # How many labels there are is a property, of which the dictionary is silent.
+    labels = {"num_labels": getattr(known, "num_labels", 1)}
+    return known.to_dict() | labels if known else {}
 
 
 def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) -> int:

@@ -34,6 +34,7 @@ from tintray.tinting import self_labels as labels
 from tintray.tinting.draws import Draw
 from tintray.tinting.on_demand import Asking, DrawnLabels, asking
 from tintray.tinting.pseudo_labels import prepare_targets
+from tintray.tinting.stacked_step import form_group
 from tintray.tinting.step import TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.stored_tints import LADDER, decode, encode
 from tintray.tinting.tint_layers import FusedModel, TintLayer, without_learning
@@ -164,7 +165,7 @@ class Worker:
             states = [self._state(task, self._rows(task)[0]) for task in hosted]
             if self._config.floor:
                 self._starts |= {task.name: without_learning(task.layer) for task in states}
-            self._groups[number] = TaskGroup(states, self._fused, gradient, self._config.settings)
+            self._groups[number] = form_group(states, self._fused, gradient, self._config.settings)
 
     def _state(self, hosted: HostedTask, rows: Tensor) -> TaskState:
         """A task at the beginning of its fit, which learns from these examples of its pool."""

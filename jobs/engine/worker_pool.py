@@ -26,12 +26,12 @@ from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.coordinator import Assignment
 from tintray.jobs.engine.grouping import (
-    DEFAULT_MICRO_BATCH,
     form_groups,
     group_count,
+    micro_batch,
     spread_groups,
 )
-from tintray.jobs.engine.job_size import make_plan
+from tintray.jobs.engine.job_size import make_plan, of_an_example
 from tintray.jobs.engine.machine_speed import Speed
 from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
@@ -280,7 +280,7 @@ def _fit_config(spec: JobSpec, base: SplitModel) -> FitConfig:
     settings = StepSettings(
         seed=fit.seed,
         batch_size=fit.batch_size,
-        micro_batch=fit.micro_batch or DEFAULT_MICRO_BATCH,
+        micro_batch=micro_batch(spec, of_an_example(spec, base.partition.module)),
         labels=objective.labels,
         filter=objective.filter,
         temperature=objective.temperature,

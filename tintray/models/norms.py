@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tintray.numerics.stacked_batch import StackedBatch
+
 Statistics = Literal["batch", "collect", "running"]
 """Those of the batch; the same, and remembered; or the task's running ones."""
 
@@ -36,6 +38,8 @@ class BatchSegments:
     statistics: Statistics = "batch"
     # whether tasks may be stacked where they part, which is faster and may round otherwise
     stacked: bool = False
+    # a batch of which all that tasks do apart is done at once; sizes and layers are then not asked
+    together: StackedBatch | None = None
     collected: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tintray.numerics.stacked_adam import AdamRow
+
 _PREFIX = "optimiser."
 
 
-def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
+def optimiser_tensors(optimiser: Optimizer | AdamRow) -> dict[str, Tensor]:
     """Copies of all that an optimiser remembers, as ``optimiser.<parameter>.<what>``.
 
     Empty before its first step. Learning rates are not part of it: schedules give them anew.
     """
+    if isinstance(optimiser, AdamRow):
+        return optimiser.state_tensors()
     return {
         f"{_PREFIX}{index}.{name}": tensor.detach().clone()
         for index, state in optimiser.state_dict()["state"].items()
@@ -22,8 +26,11 @@ def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimiser(optimiser: Optimizer | AdamRow, tensors: Mapping[str, Tensor]) -> None:
     """Go back to what :func:`optimiser_tensors` returned; other names are left alone."""
+    if isinstance(optimiser, AdamRow):
+        optimiser.restore(tensors)
+        return
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(_PREFIX):

@@ -20,6 +20,7 @@ from tintray.numerics.layout import Theta
 from tintray.numerics.optimiser_state import optimiser_tensors, restore_optimiser
 from tintray.numerics.randomness import drawn, sample
 from tintray.numerics.snapshots import Snapshots
+from tintray.numerics.stacked_adam import AdamRow
 from tintray.pools.pool import Pool
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.confidence import ConfidenceFilter
@@ -69,18 +70,23 @@ class TaskState:
     confidence_filter: ConfidenceFilter | None = None  # None: as the settings say
     features: Tensor | None = None  # the expert's features over the pool, [N, d]
     kind: Kind = CLASSIFICATION
-    optimiser: torch.optim.Optimizer | None = field(init=False)
+    optimiser: torch.optim.Optimizer | AdamRow | None = field(init=False)
     snapshots: Snapshots = field(init=False)  # of the tint layer
 
     def __post_init__(self) -> None:
+        self.watch_layer()
+        by_rate = self.layer.by_rate()
+        groups = [
+            {"params": [self.layer.tensors[name] for name in names], "peak": rate}
+            for rate, names in by_rate.items()
+        ]
+        self.optimiser = torch.optim.Adam(groups, fused=True) if groups else None
+
+    def watch_layer(self) -> None:
+        """Keep states of the tensors that the layer has now."""
         own = self.layer.tensors.items()
         kept = {name: t for name, t in own if name in self.layer.rates or name.endswith(UP)}
         self.snapshots = Snapshots(kept)
-        by_rate: dict[float, list[Tensor]] = {}
-        for name, rate in self.layer.rates.items():
-            by_rate.setdefault(rate, []).append(self.layer.tensors[name])
-        groups = [{"params": tensors, "peak": rate} for rate, tensors in by_rate.items()]
-        self.optimiser = torch.optim.Adam(groups, fused=True) if groups else None
 
     @cached_property
     def feature_variance(self) -> Tensor:
@@ -92,6 +98,7 @@ class TaskState:
         """Move the tint layer along its gradients, at this share of its highest rates."""
         if self.optimiser is None:
             return
+        assert isinstance(self.optimiser, torch.optim.Optimizer), "rows are moved together"
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * pace
         self.optimiser.step()
@@ -197,26 +204,38 @@ class TaskGroup:
         self._gradient.zero_()
         if theta is not None:
             self._fused.bind(theta, self._gradient)
-        seed, size = self._settings.seed, self._settings.batch_size
-        if draws is None:
-            tasks = self.tasks
-            indices = [sample(seed, t.name, round_, len(t.pool), size) for t in tasks]
-        else:
-            tasks = [t for t in self.tasks if t.name in draws]
-            indices = [drawn(seed, t.name, *draws[t.name], len(t.pool)) for t in tasks]
+        tasks, indices = self._drawn(round_, draws)
         totals = torch.zeros(len(tasks), 3, dtype=torch.float64, device=self._gradient.device)
         sizes = list(map(len, indices))
         for micro_batch in _micro_batches(sizes, self._settings.micro_batch):
             self._accumulate(tasks, micro_batch, indices, totals)
-        totals /= torch.tensor(sizes, device=totals.device)[:, None]
-        totals = totals.cpu()  # where passes run elsewhere, this waits for them: once per step
-        _check(tasks, totals, round_)
+        # where passes run elsewhere, this waits for them: once per step
+        metrics = self._metrics(tasks, totals.cpu(), sizes, round_)
         for task in tasks:
             task.update(pace)
-        metrics = {
-            task.name: TaskMetrics(*row) for task, row in zip(tasks, totals.tolist(), strict=True)
-        }
         return GroupResult(self._gradient, metrics)
+
+    def _drawn(
+        self, round_: int, draws: Mapping[str, Draw] | None
+    ) -> tuple[list[TaskState], list[Tensor]]:
+        """The tasks that take part, and which of its examples each draws."""
+        seed, size = self._settings.seed, self._settings.batch_size
+        if draws is None:
+            tasks = self.tasks
+            return tasks, [sample(seed, t.name, round_, len(t.pool), size) for t in tasks]
+        tasks = [t for t in self.tasks if t.name in draws]
+        return tasks, [drawn(seed, t.name, *draws[t.name], len(t.pool)) for t in tasks]
+
+    @staticmethod
+    def _metrics(
+        tasks: Sequence[TaskState], totals: Tensor, sizes: Sequence[int], round_: int
+    ) -> dict[str, TaskMetrics]:
+        """Means of each task from sums over its examples [K, 3]; FitError if one is not finite."""
+        means = totals / torch.tensor(sizes)[:, None]
+        _check(tasks, means, round_)
+        return {
+            task.name: TaskMetrics(*row) for task, row in zip(tasks, means.tolist(), strict=True)
+        }
 
     def _accumulate(
         self,

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, pad
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tintray.models.calling import answer
 from tintray.models.norms import (
@@ -31,6 +31,7 @@ from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.precision import computing
 from tintray.numerics.sites import HEAD
+from tintray.numerics.stacked_batch import StackedBatch
 from tintray.pools.pool import Pool, joined
 from tintray.vectors.task_vectors import DOWN, UP
 
@@ -77,6 +78,13 @@ class TintLayer:
         return [
             tensor for name in self.rates if isinstance(tensor := self.tensors[name], nn.Parameter)
         ]
+
+    def by_rate(self) -> dict[float, list[str]]:
+        """The names of the trained tensors, by their highest learning rate."""
+        found: dict[float, list[str]] = {}
+        for name, rate in self.rates.items():
+            found.setdefault(rate, []).append(name)
+        return found
 
     @torch.no_grad()
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
@@ -157,6 +165,8 @@ class PerTaskModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the template once per task and join the outputs [Σ sizes, …]."""
+        if self._segments.together is not None:
+            return self._together(self._segments.together, args, kwargs)
         if self._segments.stacked and type(self._template[0]) is nn.Linear and not kwargs:
             return self._heads(*args)
         sizes = self._segments.sizes
@@ -174,6 +184,34 @@ class PerTaskModule(nn.Module):
             outputs.append(_whole(answer, size, total))
             start += size
         return _join(outputs)
+
+    def _together(self, batch: StackedBatch, args: Any, kwargs: Any) -> Any:
+        """The same with all tasks' tensors stacked: every kernel of the module runs once."""
+        given, form = tree_flatten((args, kwargs))
+        parted = [_is_batch(value, len(batch.owner)) for value in given]
+        given = [batch.padded(v) if cut else v for v, cut in zip(given, parted, strict=True)]
+        answers: list[Any] = []  # the last answer, flat, and its form
+
+        def run(own: dict[str, Tensor], *given: Any) -> tuple[Tensor, ...]:
+            args, kwargs = tree_unflatten(list(given), form)
+            answer = torch.func.functional_call(self._template[0], own, args, kwargs)
+            answers[:] = tree_flatten(answer)
+            return tuple(value for value in answers[0] if isinstance(value, Tensor))
+
+        dims = (0, *(0 if cut else None for cut in parted))
+        found = iter(torch.vmap(run, in_dims=dims)(self._stacked(batch), *given))
+        flat, form = answers
+        joined = [batch.gathered(next(found)) if isinstance(v, Tensor) else v for v in flat]
+        return tree_unflatten(joined, form)
+
+    def _stacked(self, batch: StackedBatch) -> dict[str, Tensor]:
+        """All tasks' tensors of this module, [K, …], by their names in it."""
+        below = f"{self._path}." if self._path else ""
+        return {
+            name.removeprefix(below): tensor
+            for name, tensor in batch.tensors.items()
+            if name.startswith(below)
+        }
 
     def _heads(self, given: Tensor) -> Any:
         """The same of a linear layer, without the cost of replacing its tensors for each task."""
@@ -212,9 +250,9 @@ class PerTaskProducts(PerTaskModule):
 
         Whether it may, the module is asked once: its answers have to be those of the tasks apart.
         """
-        tables = [self._parameters[name] for name in self._names]
-        one_row = all(table is not None and table.ndim > 2 and len(table) == 1 for table in tables)
-        several = self._segments.stacked and len(self._segments.sizes) > 1 and one_row
+        if self._segments.together is not None:
+            return self._together(self._segments.together, args, kwargs)
+        several = self._segments.stacked and len(self._segments.sizes) > 1 and self._one_row
         if not several or self._broadcasts is False:
             return super().forward(*args, **kwargs)
         if self._broadcasts:
@@ -226,6 +264,52 @@ class PerTaskProducts(PerTaskModule):
         except (RuntimeError, TypeError, IndexError):  # other shapes than the module expects
             self._broadcasts = False
         return apart
+
+    @property
+    def _one_row(self) -> bool:
+        """Whether every table has one row [1, …] for all examples."""
+        tables = [self._parameters[name] for name in self._names]
+        return all(table is not None and table.ndim > 2 and len(table) == 1 for table in tables)
+
+    def _together(self, batch: StackedBatch, args: Any, kwargs: Any) -> Any:
+        if self._broadcasts is None:
+            self._broadcasts = self._one_row and self._takes_tables(batch, args, kwargs)
+        if not self._broadcasts:
+            return super()._together(batch, args, kwargs)
+        own = {name: batch.of_examples(t[:, 0]) for name, t in self._stacked(batch).items()}
+        return torch.func.functional_call(self._template[0], own, args, kwargs)
+
+    @torch.no_grad()
+    def _takes_tables(self, batch: StackedBatch, args: Any, kwargs: Any) -> bool:
+        """Whether the module takes a table per example, and answers each by its own.
+
+        Asked with tables that differ from task to task in every number.
+        """
+        generator = torch.Generator().manual_seed(0)
+        tables = {
+            name: torch.randn(batch.tasks, *shared.shape, generator=generator).to(shared)
+            for name, shared in ((n, cast(Tensor, self._parameters[n])) for n in self._names)
+        }
+        each = {name: batch.of_examples(table[:, 0]) for name, table in tables.items()}
+        apart = super()._together(
+            replace(batch, tensors={self._names[n]: t for n, t in tables.items()}), args, kwargs
+        )
+        try:
+            whole = torch.func.functional_call(self._template[0], each, args, kwargs)
+            return bool((whole - apart).norm() <= 0.02 * apart.norm())  # in bfloat16, too
+        except (RuntimeError, TypeError, IndexError):  # other shapes than the module expects
+            return False
+
+    def _stacked(self, batch: StackedBatch) -> dict[str, Tensor]:
+        own = {}
+        for name, full in self._names.items():
+            if full in batch.tensors:  # a table itself
+                own[name] = batch.tensors[full]
+                continue
+            shared: Any = self._parameters[name]
+            product = batch.tensors[full + UP] @ batch.tensors[full + DOWN]
+            own[name] = shared + product.view(batch.tasks, *shared.shape)
+        return own
 
     def _at_once(self, args: Any, kwargs: Any) -> Any:
         """Run the module on the whole batch, each example with its task's tables."""
@@ -259,6 +343,8 @@ class PerTaskLowRankEmbedding(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[Σ sizes, S] to [Σ sizes, S, d]; one row [1, S] of positions serves all examples."""
+        if self._segments.together is not None:
+            return self._together(self._segments.together, rows)
         sizes = self._segments.sizes
         if len(rows) != sum(sizes):
             rows = rows.expand(sum(sizes), *rows.shape[1:])
@@ -267,6 +353,12 @@ class PerTaskLowRankEmbedding(nn.Module):
             for part, layer in zip(torch.split(rows, sizes), self._segments.layers, strict=True)
         ]
         return embedding(rows, self.weight, self._padding) + torch.cat(own)
+
+    def _together(self, batch: StackedBatch, rows: Tensor) -> Tensor:
+        up, down = batch.tensors[self._up], batch.tensors[self._down]
+        rows = rows.expand(len(batch.owner), *rows.shape[1:])
+        picked = embedding(rows + up.shape[1] * batch.owner[:, None], up.flatten(0, 1))
+        return embedding(rows, self.weight, self._padding) + picked @ batch.of_examples(down)
 
 
 class PerTaskLowRankLinear(nn.Module):
@@ -284,15 +376,24 @@ class PerTaskLowRankLinear(nn.Module):
 
     def forward(self, given: Tensor) -> Tensor:
         """[Σ sizes, …, n] to [Σ sizes, …, m]."""
+        weight: Any = self.weight
+        bias: Any = self.bias
+        weight = weight.t() if self._transposed else weight
+        if self._segments.together is not None:
+            return linear(given, weight, bias) + self._together(self._segments.together, given)
         parts = torch.split(given, self._segments.sizes)
         own = []
         for part, layer in zip(parts, self._segments.layers, strict=True):
             up, down = layer.tensors[self._up], layer.tensors[self._down]
             own.append(part @ up @ down if self._transposed else part @ down.t() @ up.t())
-        weight: Any = self.weight
-        bias: Any = self.bias
-        weight = weight.t() if self._transposed else weight
         return linear(given, weight, bias) + torch.cat(own)
+
+    def _together(self, batch: StackedBatch, given: Tensor) -> Tensor:
+        up, down = (batch.of_examples(batch.tensors[name]) for name in (self._up, self._down))
+        if not self._transposed:
+            up, down = down.mT, up.mT
+        rows = given.reshape(len(given), -1, given.shape[-1])
+        return (rows @ up @ down).view(*given.shape[:-1], -1)
 
 
 def _join(outputs: list[Any]) -> Any:
@@ -406,7 +507,7 @@ class FusedModel:
         self._head = (*head_modules(self._module), "")[0]
         self._layout = layout
         self._segments = BatchSegments()
-        self._pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
+        self.pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
         self._norms = replace_norms(self._module, private, self._segments)
         for path in private:
             self._replace(
@@ -510,10 +611,30 @@ class FusedModel:
 
         The caller cuts each to its task's own size; see ``PerTaskModule`` and ``tasks.matched``.
         """
-        inputs = joined([dict(batch) for batch in batches], self._pad_token)
+        inputs = joined([dict(batch) for batch in batches], self.pad_token)
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         sizes = [len(next(iter(batch.values()))) for batch in batches]
         return self._answers(inputs, sizes, layers, precision)
+
+    @property
+    def parts_norms(self) -> bool:
+        """Whether there are batch normalisations, whose statistics are each task's own."""
+        return bool(self._norms)
+
+    def answer_together(
+        self, inputs: Mapping[str, Tensor], batch: StackedBatch, precision: Precision = "float32"
+    ) -> Tensor:
+        """Answers [N, …] to a batch of which all that tasks do apart is done at once.
+
+        ``inputs`` lie where the model computes. Nothing waits for the device.
+        """
+        self._segments.together = batch
+        try:
+            with computing(precision, self._module, self._device.type):
+                output = answer(self._module, inputs)
+        finally:
+            self._segments.together = None
+        return output.float() if output.dtype == torch.bfloat16 else output
 
     def _answers(
         self,

@@ -9,7 +9,7 @@ of the same size. Fits of few rounds leave it small; it starts at zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from tintray.numerics.snapshots import Snapshots
 BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _BESIDE_MUON = 0.25
+_MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NAMES = ("values", "first", "second")
 _TABLES = re.compile(r"embed|position|token|wte|wpe", re.IGNORECASE)
 
@@ -48,7 +50,8 @@ class Correction:
         self._elementwise = _between(matrices, layout.numel)
         self._matrices = {s.start: self._parameter(s) for s in matrices}
         self._muon: torch.optim.Optimizer | None = None
-        if matrices:
+        self._together = _Together(self._tensors, matrices, self._elementwise, device)
+        if matrices and not self._together.suits:
             parameters = list(self._matrices.values())
             self._muon = torch.optim.Muon(
                 parameters, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
@@ -65,8 +68,12 @@ class Correction:
     def update(self, gradient: Tensor, learning_rate: float) -> None:
         """Take one step along ∂L/∂θ [P]."""
         self._steps += 1
+        if self._together.suits:
+            self._together.update(gradient, learning_rate, self._share, self._steps)
+            return
         for stretch in self._elementwise:
-            self._adam(stretch, gradient[stretch], self._share * learning_rate)
+            state = (self._tensors[name][stretch] for name in _NAMES)
+            adam(state, gradient[stretch], self._share * learning_rate, self._steps)
         if self._muon is not None:
             for start, parameter in self._matrices.items():
                 stretch = slice(start, start + parameter.numel())
@@ -88,16 +95,80 @@ class Correction:
         self._steps = int(state["steps"].item())
         self.snapshots.load_state_dict(state)
 
-    def _adam(self, stretch: slice, gradient: Tensor, learning_rate: float) -> None:
-        values, first, second = (self._tensors[name][stretch] for name in _NAMES)
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        bias_first, bias_second = (1 - beta**self._steps for beta in BETAS)
-        size = (second / bias_second).sqrt_().add_(_EPSILON)
-        values.addcdiv_(first, size, value=-learning_rate / bias_first)
-
     def _parameter(self, slot: Slot) -> nn.Parameter:
         return nn.Parameter(_as_matrix(self.values, slot), requires_grad=False)
+
+
+class _Together:
+    """The same step for a GPU: in few kernels, however many tensors there are.
+
+    Matrices of one shape are one array [B, m, n]; what moves by Adam is gathered first.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        matrices: list[Slot],
+        elementwise: list[slice],
+        device: str,
+    ) -> None:
+        self.suits = torch.device(device).type == "cuda"
+        self._state, self._matrices = state, matrices
+        stretches = [torch.arange(s.start, s.stop) for s in elementwise]
+        self._apart = torch.cat(stretches).to(device) if self.suits and stretches else None
+
+    def update(self, gradient: Tensor, learning_rate: float, share: float, steps: int) -> None:
+        """One step along ∂L/∂θ [P]."""
+        if self._apart is not None:
+            own = [self._state[name].index_select(0, self._apart) for name in _NAMES]
+            adam(own, gradient.index_select(0, self._apart), share * learning_rate, steps)
+            for name, moved in zip(_NAMES, own, strict=True):
+                self._state[name].index_copy_(0, self._apart, moved)
+        if self._matrices:
+            values, momenta, gradients = (
+                [_as_matrix(of, slot) for slot in self._matrices]
+                for of in (self._state["values"], self._state["first"], gradient)
+            )
+            muon(values, momenta, gradients, learning_rate)
+
+
+def adam(state: Iterable[Tensor], gradient: Tensor, learning_rate: float, steps: int) -> None:
+    """Adam's step number ``steps``: values and two moments, in place."""
+    values, first, second = state
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    bias_first, bias_second = (1 - beta**steps for beta in BETAS)
+    size = (second / bias_second).sqrt_().add_(_EPSILON)
+    values.addcdiv_(first, size, value=-learning_rate / bias_first)
+
+
+@torch.no_grad()
+def muon(
+    values: list[Tensor], momenta: list[Tensor], gradients: list[Tensor], learning_rate: float
+) -> None:
+    """Muon's step as torch has it (``match_rms_adamw``, no decay), in place, by shape at once."""
+    torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+    nesterov = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, matrix in enumerate(values):
+        by_shape.setdefault(matrix.shape, []).append(number)
+    for shape, numbers in by_shape.items():
+        steps = orthogonal(torch.stack([nesterov[n] for n in numbers])).float()
+        rate = learning_rate * 0.2 * max(shape) ** 0.5
+        torch._foreach_add_([values[n] for n in numbers], list(steps), alpha=-rate)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Each of [B, m, n] with its singular values near 1, bfloat16: five Newton-Schulz steps."""
+    wide = matrices.bfloat16()
+    wide = wide.mT if matrices.shape[1] > matrices.shape[2] else wide
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(5):
+        gram = wide @ wide.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, gram, wide, beta=a)
+    return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
 
 
 def _is_matrix(slot: Slot) -> bool:

@@ -45,6 +45,10 @@ class Stack(ABC):
     def mix(self, weights: Tensor) -> Tensor:
         """Σₖ λₖ τₖ [n] for weights λ [K]."""
 
+    def add_mixed(self, base: Tensor, weights: Tensor, out: Tensor) -> None:
+        """Write θ₀ + Σₖ λₖ τₖ [n] into ``out``."""
+        torch.add(base, self.mix(weights), out=out)
+
     @abstractmethod
     def dots(self, gradient: Tensor) -> Tensor:
         """⟨τₖ, G⟩ [K] for a gradient G [n]."""
@@ -86,6 +90,13 @@ class _BlockStack(Stack):
         for stretch, block in self._each():
             torch.mv(block.t(), weights, out=mixed[stretch])
         return mixed
+
+    def add_mixed(self, base: Tensor, weights: Tensor, out: Tensor) -> None:
+        if not base.is_cuda or base.dtype != self._options["dtype"]:
+            super().add_mixed(base, weights, out)
+            return
+        for stretch, block in self._each():  # a kernel for each, where mixing takes three
+            torch.addmv(base[stretch], block.t(), weights, out=out[stretch])
 
     def dots(self, gradient: Tensor) -> Tensor:
         total = gradient.new_zeros(self._tasks, dtype=torch.float64)

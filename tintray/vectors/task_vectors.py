@@ -16,12 +16,13 @@ missing have not changed. ``pack`` writes one as named tensors for a file, ``row
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tintray.numerics.choices import Format
+from tintray.numerics.graphs import Recordings
 from tintray.numerics.layout import Layout, Slot
 from tintray.numerics.low_rank import LowRank
 from tintray.vectors.stacks import Row, Stack, make_stack
@@ -71,6 +72,8 @@ class TaskVectors:
     tasks: tuple[str, ...]
     base: Tensor
     stacks: list[Stack]
+    # on a GPU: what is computed in a round, recorded, and the tensors that it reads and writes
+    _recordings: list[_Recorded] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def gather(
@@ -94,17 +97,33 @@ class TaskVectors:
     def merge(self, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
         """θ [P] = θ₀ + Λ·T for Λ [K, L]; written into ``out`` where given."""
         theta = torch.empty_like(self.base) if out is None else out
-        spread = self.layout.spread(coefficients.to(theta.device))
-        for column, (slot, stack) in enumerate(self._each()):
-            stretch = slice(slot.start, slot.stop)
-            mixed = stack.mix(spread[:, column].contiguous())
-            torch.add(self.base[stretch], mixed, out=theta[stretch])
+        spread = self.layout.spread(coefficients)
+        if theta.is_cuda:
+            return theta.copy_(self._recorded.merge(spread))
+        self._merge(spread, theta)
         return theta
 
     def project(self, gradient: Tensor) -> Tensor:
         """∂L/∂Λ [K, L] from ∂L/∂θ [P]."""
+        found = self._recorded.project(gradient) if gradient.is_cuda else self._project(gradient)
+        return self.layout.fold(found)
+
+    def _merge(self, spread: Tensor, theta: Tensor) -> None:
+        """θ for coefficients by tensor, [K, S]."""
+        for column, (slot, stack) in enumerate(self._each()):
+            stretch = slice(slot.start, slot.stop)
+            stack.add_mixed(self.base[stretch], spread[:, column].contiguous(), theta[stretch])
+
+    def _project(self, gradient: Tensor) -> Tensor:
+        """∂L/∂Λ by tensor, [K, S]."""
         columns = [stack.dots(gradient[slot.start : slot.stop]) for slot, stack in self._each()]
-        return self.layout.fold(torch.stack(columns, dim=1))
+        return torch.stack(columns, dim=1)
+
+    @property
+    def _recorded(self) -> _Recorded:
+        if not self._recordings:
+            self._recordings.append(_Recorded(self))
+        return self._recordings[0]
 
     @property
     def matrix(self) -> Tensor:
@@ -118,3 +137,32 @@ class TaskVectors:
 
     def _each(self) -> zip[tuple[Slot, Stack]]:
         return zip(self.layout.slots, self.stacks, strict=True)
+
+
+class _Recorded:
+    """Merging and projecting on a GPU, of whose hundreds of kernels each takes microseconds."""
+
+    def __init__(self, vectors: TaskVectors) -> None:
+        self._vectors, base = vectors, vectors.base
+        self._recordings = Recordings(base.device)
+        self._spread = base.new_zeros(len(vectors.tasks), len(vectors.layout.slots))
+        self._projected = torch.zeros_like(self._spread)
+        self._theta, self._gradient = torch.empty_like(base), torch.empty_like(base)
+
+    def merge(self, spread: Tensor) -> Tensor:
+        """θ [P] for coefficients by tensor [K, S]; it holds until the next call."""
+        self._spread.copy_(spread)
+        self._recordings.run("merge", self._merge)
+        return self._theta
+
+    def project(self, gradient: Tensor) -> Tensor:
+        """∂L/∂Λ by tensor [K, S] from ∂L/∂θ [P]; it holds until the next call."""
+        self._gradient.copy_(gradient)
+        self._recordings.run("project", self._project)
+        return self._projected
+
+    def _merge(self) -> None:
+        self._vectors._merge(self._spread, self._theta)
+
+    def _project(self) -> None:
+        self._projected.copy_(self._vectors._project(self._gradient))
