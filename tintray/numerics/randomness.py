@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,12 +26,19 @@ def drawn(seed: int, task: str, start: int, count: int, examples: int) -> Tensor
     Draws walk through one shuffled epoch after another, so that every example is seen equally
     often; the shuffle depends on seed, task name and epoch alone.
     """
-    positions = torch.arange(start, start + count)
-    epochs, parts = positions // examples, []
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        order = torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))
-        parts.append(order[positions[epochs == epoch] % examples])
+    parts, position = [], start
+    while position < start + count:
+        epoch, first = divmod(position, examples)
+        last = min(examples, first + start + count - position)
+        parts.append(_order(seed, task, epoch, examples)[first:last])
+        position += last - first
     return torch.cat(parts)
+
+
+@lru_cache(maxsize=128)  # rounds come back to it: drawing it anew costs them half a step's start
+def _order(seed: int, task: str, epoch: int, examples: int) -> Tensor:
+    """One shuffle of a pool, int64 [examples]; treat as read-only."""
+    return torch.randperm(examples, generator=stream(seed, task, "epoch", epoch))
 
 
 def sample_tasks(seed: int, round_: int, tasks: int, count: int) -> list[int]:

@@ -281,8 +281,8 @@ class TaskGroup:
 
 
 def _check(tasks: Sequence[TaskState], totals: Tensor, round_: int) -> None:
-    for task, row in zip(tasks, totals, strict=True):
-        if not torch.isfinite(row).all():
+    for task, finite in zip(tasks, totals.isfinite().all(1).tolist(), strict=True):
+        if not finite:
             for other in tasks:
                 for parameter in other.layer.parameters:
                     parameter.grad = None

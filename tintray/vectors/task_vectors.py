@@ -110,9 +110,10 @@ class TaskVectors:
 
     def _merge(self, spread: Tensor, theta: Tensor) -> None:
         """θ for coefficients by tensor, [K, S]."""
-        for column, (slot, stack) in enumerate(self._each()):
+        weights = spread.t().contiguous()
+        for own, (slot, stack) in zip(weights, self._each(), strict=True):
             stretch = slice(slot.start, slot.stop)
-            stack.add_mixed(self.base[stretch], spread[:, column].contiguous(), theta[stretch])
+            stack.add_mixed(self.base[stretch], own, theta[stretch])
 
     def _project(self, gradient: Tensor) -> Tensor:
         """∂L/∂Λ by tensor, [K, S]."""
