@@ -17,7 +17,11 @@ import tintray
 from tests import peft_models, sorts
 from tests import tiny_models as tiny
 from tests.sorts import SIDE
+from tests.workbench import SETTINGS, Workbench
 from tintray.jobs import api
+from tintray.numerics.sites import TintSite
+from tintray.pools.pool import Pool
+from tintray.tinting.stacked_step import StackedGroup, can_stack
 
 TEXT = tiny.BERT | {"max_position_embeddings": 40, "bos_token_id": 2, "eos_token_id": 3}
 CAUSAL = TEXT | {"num_key_value_heads": 1, "head_dim": 8}
@@ -137,3 +141,34 @@ def check_peft(merge: Any, family: Family, folder: Path) -> None:
     cut = merge.export_peft(folder / "cut", rank=8)
     assert cut.mixed
     peft_models.check(merge, cut, inputs(family), 1e-3 if cut.exact else float("inf"))
+
+
+CLASSES = {name: of for name, of in FAMILIES.items() if of.kind == "classification"}
+
+
+@pytest.mark.parametrize("sites", ["prompt", "own"])
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "resnet"])
+def test_a_round_is_the_same_where_tasks_are_stacked(name: str, sites: str) -> None:
+    """The form that GPUs run, of tasks with three and with four classes."""
+    family = CLASSES[name]
+    torch.manual_seed(1)
+    experts = {f"task{labels}": family.make(labels).eval() for labels in (3, 4)}
+    base = family.make(3).eval()
+    chosen = (TintSite("prompt", 2), TintSite("head")) if sites == "prompt" else None
+    pools = {
+        task: Pool({n: t.clone() for n, t in inputs(family).items()}, None, None, task)
+        for task in experts
+    }
+    bench = Workbench(base, experts, pools, sites=chosen or (TintSite(family.site),))
+    settings = replace(SETTINGS, batch_size=3)
+    results = []
+    for stacked in (True, False):
+        group = bench.group(settings)
+        if stacked:
+            assert can_stack(group.tasks, group._fused, settings)
+            group = StackedGroup(group.tasks, group._fused, group._gradient, settings)
+        for round_ in range(2):
+            answer = group.step(bench.vectors.merge(bench.uniform(0.4)), round_, 0.1)
+        owned = [t.detach().flatten() for task in group.tasks for t in task.layer.tensors.values()]
+        results.append(torch.cat([answer.gradient, *owned]))
+    assert torch.allclose(*results, rtol=1e-3, atol=1e-5)
