@@ -25,7 +25,7 @@ from tintray.jobs.engine.backend import (
     construction_error,
 )
 from tintray.jobs.engine.plan import ClusterSize
-from tintray.jobs.engine.resources import available_memory
+from tintray.jobs.engine.resources import available_memory, free_on_card
 
 
 class LocalFuture(Future[T]):
@@ -158,7 +158,9 @@ class InProcessBackend(Backend):
         if gpus and not torch.cuda.is_available():
             raise SpecError(f"{GPUS}: torch finds no GPU on this machine; {NO_GPUS}")
         self.tensor_transport = gpus > 0
-        self._capacity = capacity or ClusterSize(1, available_memory(), gpus=int(gpus > 0))
+        self._capacity = capacity or ClusterSize(
+            1, available_memory(), gpus=int(gpus > 0), card=free_on_card() if gpus else None
+        )
         self._members: list[LocalHandle[Any]] = []
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)

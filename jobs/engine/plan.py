@@ -28,6 +28,9 @@ IN_PROCESS_BYTES = 128 * MIB
 """Up to so much, the coordinator's process holds all task vectors, where the job file names no
 shards: a round then waits for half as many calls, and nobody pays for a process more."""
 
+CARD_BYTES = 768 * MIB
+"""What CUDA and its libraries keep of a GPU's memory for themselves."""
+
 LARGE_GRADIENT = 4 * MIB
 """From this size on, a gradient is summed and let go as soon as it is there."""
 
@@ -73,6 +76,7 @@ class ClusterSize:
     memory: int  # for members and the object store, on all nodes together
     nodes: int = 1
     gpus: int = 0
+    card: int | None = None  # bytes that are free on a GPU, the fullest; None where it is not known
     object_store: int | None = None  # of the smallest node; None where it is made to measure
     disk: int | None = None  # where the artifacts go; None where that is not known
 
@@ -103,6 +107,7 @@ class Plan:
     nodes: int = 1
     pools: int = 0  # what of a worker's memory is pools
     in_process: bool = False  # whether the one shard is in the coordinator's process
+    card: int = 0  # what a worker and the shard beside it keep on their GPU; 0 without one
 
     @property
     def memory(self) -> int:
@@ -115,7 +120,7 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """Lay a job out over a cluster, whether it fits there or not.
 
     Task vectors in float32 stay in their files where memory would not hold them beside the rest.
-    What lies on GPUs is counted as if it lay in memory; that of GPUs is not known here.
+    What lies on GPUs is counted in memory, too: it passes through.
     """
     most = cluster.gpus // choice.gpus if choice.gpus else cluster.cpus // choice.threads
     workers = min(choice.workers or max(1, most), job.groups)
@@ -136,6 +141,7 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         nodes=cluster.nodes,
         pools=job.pool_bytes // workers,
         in_process=in_process,
+        card=card_bytes(job, workers, shards, total) if choice.gpus else 0,
     )
     if choice.format == "f32" and plan.memory > cluster.memory:
         shard = shard_bytes(job, shards, sum(job.adapters))
@@ -161,6 +167,18 @@ def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
     """
     backbones = 3 + (_TRAINED + _KEPT if job.corrected else 0)
     return PROCESS_BYTES + (vectors + backbones * FLOAT * job.layout.numel) // shards
+
+
+def card_bytes(job: JobSize, workers: int, shards: int, vectors: int) -> int:
+    """Memory of a GPU: of a worker without its pools, and of the shard beside it.
+
+    Rounds are recorded, for which each keeps θ and gradients in places of their own. Pools lie on
+    the card too where they find room (see ``tintray.pools.stacked_pools``).
+    """
+    worker = worker_bytes(job, workers) - PROCESS_BYTES - job.pool_bytes // workers
+    shard = shard_bytes(job, shards, vectors) - PROCESS_BYTES
+    recorded = FLOAT * job.layout.numel * (1 + 2 / shards)
+    return CARD_BYTES + worker + shard + int(recorded)
 
 
 def alive_bytes(parameters: int, groups: int) -> int:
@@ -201,6 +219,11 @@ def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
             f"of {size_text(plan.nodes * plan.object_store)} are {memory} of memory, and "
             f"{size_text(cluster.memory)} are free"
         )
+    if cluster.card is not None and plan.card > cluster.card:
+        return (
+            f"a worker and its shard keep {size_text(plan.card)} on their GPU "
+            f"({plan.format} task vectors), and {size_text(cluster.card)} are free there"
+        )
     if cluster.object_store is not None and plan.object_store > cluster.object_store:
         return (
             f"a round keeps {size_text(plan.object_store)} in the object store, and each node has "
@@ -235,6 +258,10 @@ def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Ch
             if fewer or changed:
                 text = " with ".join([*changed, *fewer])
                 yield text, (job, replace(choice, format=format, workers=workers), 1)
+    if choice.gpus and job.activation_bytes:
+        for share in (4, 16):
+            fewer_at_once = replace(job, activation_bytes=job.activation_bytes // share)
+            yield f"1/{share} of the examples at once (fit.micro_batch)", (fewer_at_once, choice, 1)
     if job.groups > 2:
         yield "fit.groups: 2", (replace(job, groups=2), choice, 1)
     if job.pool_bytes:

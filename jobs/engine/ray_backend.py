@@ -34,8 +34,10 @@ from tintray.jobs.engine.backend import (
 )
 from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, own
 from tintray.jobs.engine.plan import ClusterSize
+from tintray.jobs.engine.resources import free_on_card
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
+_CARD_SECONDS = 30.0  # that a GPU may take to say how much of it is free
 
 
 class _Host:
@@ -274,8 +276,19 @@ class RayBackend(Backend):
             memory=sum(int(node.get("memory", 0)) for node in nodes) + sum(stores),
             nodes=max(1, len(nodes)),
             gpus=self._gpus(),
+            card=self._card() if self._gpus() and self._transport == "nccl" else None,
             object_store=None if self._made_to_measure else min(stores, default=0),
         )
+
+    def _card(self) -> int | None:
+        """Bytes that are free on a GPU of the cluster; None if none of them is free to tell."""
+        asked = self._ray.remote(num_gpus=1, num_cpus=0)(free_on_card).remote()
+        told, _ = self._ray.wait([asked], timeout=_CARD_SECONDS)
+        if told:
+            found: int | None = self._ray.get(asked)
+            return found
+        self._ray.cancel(asked, force=True)
+        return None
 
     def _gpus(self) -> int:
         return int(self._ray.cluster_resources().get("GPU", 0))

@@ -22,6 +22,13 @@ def available_memory() -> int:
     return min(free, max(0, limit - used + cached))
 
 
+def free_on_card() -> int | None:
+    """Bytes that are free on this process's GPU; None where torch finds none."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+
+
 def free_disk(folder: Path) -> int | None:
     """Bytes that are free where ``folder`` is, or will be made; None where that is not known."""
     there = next((place for place in (folder, *folder.parents) if place.exists()), None)

@@ -25,6 +25,7 @@ from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.job_size import adapter_bytes, make_plan
 from tintray.jobs.engine.machine_speed import Speed
 from tintray.jobs.engine.plan import FLOAT, ClusterSize, Plan
+from tintray.jobs.engine.resources import free_on_card
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, ignore
@@ -64,6 +65,7 @@ class PlanReport(Record):
     pools: Mapping[str, int] = field(default_factory=dict)  # field -> memory of its examples
     max_pool_bytes: int = 0  # what each of them may take
     max_seconds: int = 0  # that a foreign tokenizer may compute over each of them
+    card_bytes: int = 0  # of each worker's GPU
     pilot: PilotReport | None = None
 
 
@@ -123,6 +125,7 @@ def plan(
         pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
         max_pool_bytes=budgets.max_pool_bytes,
         max_seconds=budgets.max_seconds,
+        card_bytes=laid_out.card,
     )
     if not pilot:
         return report
@@ -132,15 +135,18 @@ def plan(
 
 def _capacity(spec: JobSpec) -> ClusterSize:
     """Of the cluster that the job names, else of this machine."""
-    address = spec.cluster.address
+    address, gpus = spec.cluster.address, spec.cluster.gpus_per_worker
     if address is None or address.startswith("http"):
-        return replace(InProcessBackend(1).capacity(), cpus=os.cpu_count() or 1)
-    with closing(open_backend(address=address, workers="auto", threads=1, plan=0)) as backend:
+        here = InProcessBackend(1).capacity()
+        card = free_on_card() if gpus else None
+        return replace(here, cpus=os.cpu_count() or 1, gpus=int(card is not None), card=card)
+    opened = open_backend(address=address, workers="auto", threads=1, plan=0, gpus=gpus)
+    with closing(opened) as backend:
         return backend.capacity()
 
 
 def _boundless(cluster: ClusterSize) -> ClusterSize:
-    return replace(cluster, memory=2**62, object_store=None, disk=None)
+    return replace(cluster, memory=2**62, card=None, object_store=None, disk=None)
 
 
 def _looked_at(

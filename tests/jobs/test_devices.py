@@ -23,7 +23,7 @@ from tintray.errors import SpecError
 from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, lay_out
+from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, check_plan, lay_out
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
 from tintray.tinting import step
@@ -126,3 +126,24 @@ def test_a_worker_has_a_gpu_and_a_shard_beside_it() -> None:
     assert (plan.workers, plan.shards) == (2, 2)
     assert lay_out(job, machine, Choice(gpus=1, shards=1)).shards == 1
     assert lay_out(job, machine, Choice(gpus=1, shards=9, workers=1)).shards == 1
+
+
+def test_a_job_that_its_gpus_have_no_room_for_is_refused_with_what_would_fit() -> None:
+    size = JobSize(
+        build_layout({"w": (4096, 4096)}),
+        tasks=40,
+        private=10,
+        groups=8,
+        activation_bytes=4 * 2**30,
+    )
+    machine = ClusterSize(cpus=16, memory=2**40, gpus=2, card=8 * 2**30)
+    plan = lay_out(size, machine, Choice(gpus=1))
+    assert plan.card > size.activation_bytes + size.vector_bytes("f32") // 2
+    assert lay_out(size, machine, Choice()).card == 0
+    check_plan(size, replace(machine, card=plan.card), Choice(gpus=1))
+    check_plan(size, replace(machine, card=None), Choice(gpus=1))
+    with pytest.raises(
+        SpecError, match=r"on their GPU \(f32 task vectors\), and 6 GiB are free"
+    ) as no:
+        check_plan(size, replace(machine, card=6 * 2**30), Choice(gpus=1))
+    assert "fit.micro_batch" in str(no.value) or "merge.task_vectors" in str(no.value)

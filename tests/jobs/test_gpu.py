@@ -20,10 +20,11 @@ from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
 from tintray.numerics.precision import resolve
+from tintray.tinting.stacked_step import StackedGroup, form_group
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
-ROUNDS = 3
+ROUNDS = 5  # the first loads kernels, the second records them
 WHOLE: dict[str, Any] = {
     "tint": {"sites": "vit.layers.2"},
     "fit": {"rounds": 6, "groups": 2, "correction_lr": 1e-4},
@@ -47,6 +48,8 @@ def rounds(bench: Workbench, device: str) -> dict[str, Tensor]:
     """What a few rounds give: Λ's gradients, and the tints at the end."""
     vectors = bench.vectors_on(device)
     group = bench.group(replace(SETTINGS, filter="agreement"), device=device)
+    group = form_group(group.tasks, group._fused, group._gradient, group._settings)
+    assert isinstance(group, StackedGroup) == (device != "cpu")
     found = {}
     for round_ in range(ROUNDS):
         gradient = group.step(vectors.merge(bench.uniform(0.3)), round_, 1e-3).gradient
@@ -69,9 +72,12 @@ def in_memory(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> MergeS
 def test_a_job_gives_the_merge_that_it_gives_in_memory(
     tiny: TinyZoo, tmp_path: Path, in_memory: MergeSummary, workers: int
 ) -> None:
-    """In this process, and on a Ray worker with a shard beside it."""
+    """In this process, and on a Ray worker with a shard beside it; in the memory planned."""
     cluster = {"workers": workers, "gpus_per_worker": 1}
-    summary = api.run(tiny.spec(tmp_path, cluster=cluster, **WHOLE))
+    spec = tiny.spec(tmp_path, cluster=cluster, **WHOLE)
+    torch.cuda.reset_peak_memory_stats()
+    summary = api.run(spec)
+    assert torch.cuda.max_memory_reserved() <= api.plan(spec).card_bytes
     assert same_answers(summary, in_memory)
     for here, there in zip(in_memory.tasks, summary.tasks, strict=True):
         assert there.agreement == pytest.approx(here.agreement, abs=0.03)  # an image of 40

@@ -100,7 +100,7 @@ class TaskVectors:
         spread = self.layout.spread(coefficients)
         if theta.is_cuda:
             return theta.copy_(self._recorded.merge(spread))
-        self._merge(spread, theta)
+        self._merge(spread.to(theta.device), theta)
         return theta
 
     def project(self, gradient: Tensor) -> Tensor:
