@@ -85,7 +85,7 @@ def test_run_ends_with_a_table_and_commands_that_work(tmp_path: Path) -> None:
     elsewhere = ("--set", f"store={tmp_path}/my store", "--set", "name=other")
     lines = call("run", "job.yaml", *elsewhere).out.splitlines()
     commands = [line.split("   ")[0].strip() for line in lines if "  tintray " in line]
-    assert [command.split()[1] for command in commands] == ["show", "compare", "export"]
+    assert [command.split()[1] for command in commands] == ["show", "report", "compare", "export"]
     assert commands[0] == f"tintray show other/v1 --store '{tmp_path}/my store'"
     assert call("show", "other/v1", "--store", f"{tmp_path}/my store").code == 0
 

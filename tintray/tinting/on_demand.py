@@ -195,3 +195,8 @@ class DrawnLabels:
 
     def __getitem__(self, index: Tensor) -> Outputs:
         return self._labels.at(self._rows[index])
+
+    @property
+    def known(self) -> Outputs:
+        """Those answers that are there, whatever they are of."""
+        return self._labels.outputs

@@ -20,8 +20,10 @@ from tintray.numerics.stacked_batch import StackedBatch
 from tintray.pools import stacked_pools
 from tintray.pools.stacked_pools import StackedPools
 from tintray.tasks.confidence import ConfidenceFilter
+from tintray.tasks.outputs import Outputs
 from tintray.tinting import stacked_tints
 from tintray.tinting.draws import Draw
+from tintray.tinting.on_demand import DrawnLabels
 from tintray.tinting.stacked_tints import StackedTints
 from tintray.tinting.step import GroupResult, StepSettings, TaskGroup, TaskState
 from tintray.tinting.tint_layers import FusedModel
@@ -49,7 +51,7 @@ def can_stack(tasks: Sequence[TaskState], fused: FusedModel, settings: StepSetti
     saw are each task's own.
     """
     kind = tasks[0].kind
-    answers = [task.labels for task in tasks]
+    answers = [_known(task) for task in tasks]
     filters = {_filter(task, settings) for task in tasks}
     return (
         not fused.parts_norms
@@ -58,7 +60,7 @@ def can_stack(tasks: Sequence[TaskState], fused: FusedModel, settings: StepSetti
         and filters.pop()[0] in ("none", "agreement")
         and all(task.kind is kind for task in tasks)
         and all(isinstance(of, Tensor) and of.ndim == 2 for of in answers)
-        and (kind.name == "classification" or len({_width(of) for of in answers}) == 1)
+        and (kind.name == "classification" or len({_width(task) for task in tasks}) == 1)
         and stacked_pools.can_stack([task.pool for task in tasks])
         and stacked_tints.can_stack([task.layer for task in tasks])
     )
@@ -69,8 +71,15 @@ def _filter(task: TaskState, settings: StepSettings) -> tuple[str, float]:
     return chosen.filter, chosen.temperature
 
 
-def _width(answers: object) -> int:
-    assert isinstance(answers, Tensor)
+def _known(task: TaskState) -> Outputs:
+    """Some of the expert's answers."""
+    return task.labels.known if isinstance(task.labels, DrawnLabels) else task.labels
+
+
+def _width(task: TaskState) -> int:
+    """How many classes or values a task has."""
+    answers = _known(task)
+    assert isinstance(answers, Tensor), "stacked tasks have one answer per example"
     return answers.shape[1]
 
 
@@ -111,7 +120,7 @@ class StackedGroup(TaskGroup):
         self._totals = torch.zeros(count, 3, dtype=torch.float64, device=device)
         self._moving = torch.zeros(count, dtype=torch.bool, device=device)
         self._pace = torch.zeros((), device=device)
-        widths = [_width(task.labels) for task in self.tasks]
+        widths = [_width(task) for task in self.tasks]
         self._classes = max(widths)
         self._allowed = None
         if len(set(widths)) > 1:
