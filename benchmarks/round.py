@@ -1,6 +1,6 @@
 """One round against the bare compute that it contains, and against the published scheme.
 
-    python -m benchmarks.round [--repeats 7] [--device cuda] [--model vit-b-32]
+    python -m benchmarks.round [--repeats 7] [--device cuda] [--model vit-b-32] [--tasks 8 32]
 
 For K = 8 and K = 32 tasks of 16 images, on the ViT of the ten-scripts zoo (1.2 M parameters, 32×32
 images) or one in the shape of ViT-B/32 (86 M, 224×224), in one process, interleaved, medians:
@@ -325,10 +325,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", choices=list(SHAPES), default="zoo")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[8, 32], metavar="K")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result: dict[str, dict[str, float]] = {}
-    for tasks in (8, 32):
+    for tasks in arguments.tasks:
         seconds = measure(tasks, arguments.repeats, arguments.model, arguments.device)
         print(
             f"K = {tasks}, {BATCH} images per task, threads: {arguments.threads}, "
