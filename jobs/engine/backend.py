@@ -137,8 +137,10 @@ class Backend(ABC):
         *args: P.args,
         **options: P.kwargs,
     ) -> Iterator[list[ActorHandle[A]]]:
-        """A member, of at most as many as CPUs, for each piece of work; dismissed at the end."""
+        """A member, of at most as many as CPUs or GPUs, for each piece of work; let go after."""
         most = max(1, int(self.size() / max(1, placement.threads)))
+        if placement.gpus:  # more would wait for ever
+            most = max(1, min(most, self.capacity().gpus // placement.gpus))
         members = [
             self.spawn(replace(placement, name=f"{placement.name} {n + 1}"), cls, *args, **options)
             for n in range(min(most, count))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.engine.arrays import Floats, readable
+from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, as_argument
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.hosting import CheckedTask, HostedTask
@@ -118,7 +118,7 @@ class TintWorker(Worker):
         self._rounding.pop(name, None)  # it goes on from what was stored, in full precision
         if not hosted.layer.parameters:  # the merge's tint layers do not learn
             return self._as_it_is(hosted, config, theta, started)
-        backbone = [readable(piece) for piece in theta]
+        backbone, device = self._backbone(theta), self._config.device
         rows, held = self._rows(hosted)
         rows = self._visited(hosted, rows, config)
         held = held if config.new else held[:0]
@@ -142,6 +142,7 @@ class TintWorker(Worker):
                 self._partition.private,
                 self._partition.site,
                 self._partition.low_rank,
+                device,
             )
             prefix.bind(backbone, None)
             pool, ref, reused = self._cached(
@@ -153,7 +154,7 @@ class TintWorker(Worker):
         inside = torch.arange(len(pool))
         task = replace(state, pool=part(pool, inside[: len(rows)]), features=None)
         pace = schedule(1.0, config.shape, config.rounds, config.warmup)
-        metrics = fit_tints([task], model, backbone, settings, pace, config.rounds)
+        metrics = fit_tints([task], model, backbone, settings, pace, config.rounds, device)
         seconds = time.perf_counter() - started
         prefixed = isinstance(pool, CachedPool)
         agreement = None
@@ -229,7 +230,8 @@ class TintWorker(Worker):
         """Agreement with the expert's answers to a pool of activations."""
         precision, kind = self._config.settings.precision, hosted.task.kind
         merged = labels.ask(
-            lambda batch: model.forward([batch], [hosted.layer], precision)[0], pool, kind
+            lambda batch: model.forward([batch], [hosted.layer], precision)[0],
+            *(pool, kind, self._config.device),
         )
         return score(hosted.task.name, kind, merged, expert, None, pool.mask).agreement
 

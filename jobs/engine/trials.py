@@ -48,6 +48,7 @@ class Candidate:
     labels: Outputs
     theta: Theta
     layout: Layout
+    device: str = "cpu"  # where it computes; θ is there
 
 
 def probe(
@@ -56,12 +57,13 @@ def probe(
     """Learn a tint layer for ``steps``: agreement on other examples, and image passes spent."""
     task, site = candidate.task, candidate.site
     split = partition(base, [TintSite(site)])
-    layer = TintLayer.of_expert(task, private_state(candidate.expert, split.private), split.rate)
+    private, device = private_state(candidate.expert, split.private), candidate.device
+    layer = TintLayer.of_expert(task, private, split.rate, device)
     count = min(LEARNED, max(1, len(candidate.pool) // 2))
     total = min(count + JUDGED, len(candidate.pool))
     pool, labels = candidate.pool[:total], candidate.labels[:total]
     theta = split.layout.flatten(candidate.layout.views(candidate.theta))
-    model, pool, saved = _model(candidate.expert, split, pool, layer, theta)
+    model, pool, saved = _model(candidate, split, pool, layer, theta)
     learner = TaskState(
         task,
         layer,
@@ -70,11 +72,14 @@ def probe(
         kind=candidate.kind,
     )
     options = replace(settings, precision="float32", features=0.0)
-    fit_tints([learner], model, theta, options, schedule(1.0, "cosine", steps), steps)
+    pace = schedule(1.0, "cosine", steps)
+    fit_tints([learner], model, theta, options, pace, steps, device)
     others = slice(count, total)
     judged = pool[others]
     with torch.inference_mode():
-        answers = ask(lambda batch: model.forward([batch], [layer])[0], judged, candidate.kind)
+        answers = ask(
+            lambda batch: model.forward([batch], [layer])[0], judged, candidate.kind, device
+        )
     expert = labels[others]
     found = score(task, candidate.kind, answers, expert, None, judged.mask).agreement
     share = suffix_share(base, site) if saved else 1.0
@@ -83,14 +88,15 @@ def probe(
 
 
 def _model(
-    expert: nn.Module, split: Partition, pool: Pool, layer: TintLayer, theta: Tensor
+    candidate: Candidate, split: Partition, pool: Pool, layer: TintLayer, theta: Tensor
 ) -> tuple[FusedModel, Pool, bool]:
     """A model that begins at the site, its pool, and whether there is such a shortcut."""
-    prefix = PrefixModel(expert, split.layout, split.private, split.site)
+    of_site, device = (candidate.expert, split.layout, split.private), candidate.device
+    prefix = PrefixModel(*of_site, split.site, device=device)
     prefix.bind(theta, None)
     try:
         return prefix, prefix.cached(pool, layer), True
     except NoPrefixError:
-        whole = FusedModel(expert, split.layout, split.private)
+        whole = FusedModel(*of_site, device=device)
         whole.bind(theta, None)
         return whole, pool, False

@@ -280,8 +280,9 @@ class Worker:
             expert=self._experts.loaded(self._experts.folder(hosted.task), hosted.task.role),
             pool=hosted.pool,
             labels=hosted.labels.all(),
-            theta=[readable(piece) for piece in theta],
+            theta=self._backbone(theta),
             layout=self._partition.layout,
+            device=self._config.device,
         )
         return probe(candidate, self._partition.module, self._config.settings, steps)
 

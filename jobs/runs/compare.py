@@ -25,7 +25,7 @@ from tintray.jobs.runs.evaluate import measure
 from tintray.jobs.runs.fitting import coordinator_for
 from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
-from tintray.jobs.runs.pipeline import backend_for
+from tintray.jobs.runs.pipeline import backend_for, on_gpus_there
 from tintray.jobs.runs.summaries import means
 from tintray.merging import Recipe, find_method, methods, recipe
 from tintray.merging.scale_search import climb
@@ -53,7 +53,8 @@ def compare(
     gone.
     """
     _ = merge.factory  # a merge of one that may not run is not compared
-    spec = whole_backbone(JobSpec.from_record(merge.manifest.job.to_json()), store_url)
+    spec = JobSpec.from_record(merge.manifest.job.to_json())
+    spec = on_gpus_there(whole_backbone(spec, store_url))
     chosen = choose(names, len(spec.tasks), on_event)
     spec, base = resolve_job(spec)
     measured: dict[str, Sequence[TaskScore]] = {}
@@ -75,8 +76,7 @@ def compare(
             scales[_label(name)] = start
             measured[_label(name)] = _learned_rival(job, name, start)
         on_event(PhaseStarted("evaluating", "the merge itself"))
-        threads = spec.cluster.threads_per_worker
-        measured["merge"] = measure(backend, merge, store_url, threads, on_event)
+        measured["merge"] = measure(backend, merge, store_url, spec.cluster, on_event)
     return _table(merge.manifest, measured, scales)
 
 

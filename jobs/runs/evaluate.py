@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import ClusterSpec
 from tintray.jobs.config.settings import limits
-from tintray.jobs.engine.backend import Backend, Placement, open_backend
+from tintray.jobs.engine.backend import ActorHandle, Backend, Placement, open_backend
 from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.jobs.events import OnEvent, PhaseStarted
 from tintray.jobs.results import EvalTable
 from tintray.jobs.runs.job_run import evaluated
+from tintray.jobs.runs.pipeline import on_gpus_there
 from tintray.jobs.runs.routing import Routed, foreign_source, route_pool, routing_table
 from tintray.jobs.runs.summaries import evaluation
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
+from tintray.models.structure import copy_on
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
 from tintray.pools.preparing import labels_of, prepared_pool
@@ -52,11 +56,12 @@ class TaskAnswers(NamedTuple):
 
 
 class Evaluator:
-    """A member that holds one published merge and measures tasks of it."""
+    """A member that holds one published merge and measures tasks of it, on ``device``."""
 
-    def __init__(self, url: str, store_url: str) -> None:
+    def __init__(self, url: str, store_url: str, device: str = "cpu") -> None:
         self._merge = load_merge(url)
         self._store = open_store(store_url)
+        self._device = device
 
     def evaluate(self, name: str) -> TaskScore:
         """Measure one task: on its labelled test set, else by agreement on its pool.
@@ -100,7 +105,10 @@ class Evaluator:
         if task.test is not None:
             space = answer_space(module, task.classes)
             labels = labels_of(source, kind, pool, space, f"task '{name}'")
-        return TaskAnswers(kind, predict(module, pool, kind), expert, labels, pool.mask)
+        return TaskAnswers(kind, self._predict(module, pool, kind), expert, labels, pool.mask)
+
+    def _predict(self, module: nn.Module, pool: Pool, kind: Kind) -> Outputs:
+        return predict(copy_on(module, self._device), pool, kind, device=self._device)
 
     def _pool(self, task: TaskEntry, kind: Kind, module: Any) -> tuple[DataSource, Pool]:
         """The examples, and where they were read; ``module`` tells how right answers are read."""
@@ -132,7 +140,7 @@ class Evaluator:
             model = model.with_classes(zero_shot_of(self._merge.config(task.name)))
         expert = load_expert(model, role)
         pool = sequences.completed(expert, pool)
-        return pool, predict(expert, pool, kind)
+        return pool, self._predict(expert, pool, kind)
 
 
 def read_pool(
@@ -180,17 +188,20 @@ def evaluate(
     if routed := route or bool(foreign):
         _ = merge.router
     spec = JobSpec.from_record(merge.manifest.job.to_json())
-    cluster = spec.on_own_cluster().cluster
-    threads = cluster.threads_per_worker
+    cluster = on_gpus_there(spec.on_own_cluster()).cluster
     opened = open_backend(
-        address=cluster.address, workers=cluster.workers, threads=threads, plan=256 * 2**20
+        address=cluster.address,
+        workers=cluster.workers,
+        threads=cluster.threads_per_worker,
+        plan=256 * 2**20,
+        gpus=cluster.gpus_per_worker,
     )
     on_event(PhaseStarted("evaluating", f"{len(merge.tasks)} tasks on the data of the job"))
     with closing(opened) as backend:
         if not routed:
-            return evaluation(merge.manifest, measure(backend, merge, store_url, threads, on_event))
-        placement = Placement("evaluator", threads)
-        with backend.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as hosts:
+            scores = measure(backend, merge, store_url, cluster, on_event)
+            return evaluation(merge.manifest, scores)
+        with _evaluators(backend, merge, store_url, cluster) as hosts:
             strangers = [hosts[0].call(Evaluator.route, foreign_source(text)) for text in foreign]
             others = dict(zip(foreign, backend.get(strangers), strict=True))
             named = zip(hosts, merge.tasks, strict=True)
@@ -202,13 +213,21 @@ def evaluate(
     return replace(table, routing=routing_table(merge, pairs, others))
 
 
+def _evaluators(
+    backend: Backend, merge: Merge, store_url: str, cluster: ClusterSpec
+) -> AbstractContextManager[list[ActorHandle[Evaluator]]]:
+    """One for each task, spread over the backend, computing as the cluster's workers do."""
+    placement = Placement("evaluator", cluster.threads_per_worker, cluster.gpus_per_worker)
+    members = (merge.url, store_url, cluster.device)
+    return backend.spread(len(merge.tasks), placement, Evaluator, *members)
+
+
 def measure(
-    backend: Backend, merge: Merge, store_url: str, threads: int, on_event: OnEvent
+    backend: Backend, merge: Merge, store_url: str, cluster: ClusterSpec, on_event: OnEvent
 ) -> list[TaskScore]:
-    """Measure every task of a merge, spread over the backend, in the order of its tasks."""
-    placement = Placement("evaluator", threads)
+    """Measure every task of a merge, in the order of its tasks."""
     scores: dict[int, TaskScore] = {}
-    with backend.spread(len(merge.tasks), placement, Evaluator, merge.url, store_url) as members:
+    with _evaluators(backend, merge, store_url, cluster) as members:
         named = zip(members, merge.tasks, strict=True)
         asked = [member.call(Evaluator.evaluate, name) for member, name in named]
         for index, score in backend.as_completed(asked):

@@ -18,7 +18,7 @@ from tintray.jobs.runs.guard import Asked
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Lineage
 from tintray.jobs.runs.parent import Parent, child_base, make_known, open_parent
-from tintray.jobs.runs.pipeline import execute, open_store_and_catalog
+from tintray.jobs.runs.pipeline import execute, on_gpus_there, open_store_and_catalog
 from tintray.jobs.runs.remove import plan_removal
 from tintray.jobs.runs.summaries import summary
 from tintray.published.manifest import Manifest
@@ -117,8 +117,7 @@ def _grow_once(
 
     A parent that was named by its version may be an older one: then the tree gets a branch.
     """
-    # what is cached of a prefix lies in memory
-    spec = spec.changed(cluster={"gpus_per_worker": 0})
+    spec = on_gpus_there(spec)
     parent.check_files(change.names)
     base = child_base(parent, change, spec)
     store, opened = open_store_and_catalog(spec)

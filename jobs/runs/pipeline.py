@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import torch
+
 from tintray.errors import GuardError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
@@ -142,6 +144,14 @@ def open_writable(spec: JobSpec) -> ArtifactStore:
         store = open_store(spec.store)
         store.check_writable()
         return store
+
+
+def on_gpus_there(spec: JobSpec) -> JobSpec:
+    """The job of a merge that goes on here: on CPUs if it was fitted on GPUs and there are none."""
+    elsewhere = spec.cluster.address is not None
+    if elsewhere or not spec.cluster.gpus_per_worker or torch.cuda.is_available():
+        return spec
+    return spec.changed(cluster={"gpus_per_worker": 0})
 
 
 def backend_for(spec: JobSpec, base: SplitModel) -> AbstractContextManager[Backend]:

@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 import tintray
+from tests.growing import GrowingStore
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
+from tintray.jobs.runs.evaluate import evaluate
+from tintray.models.structure import copy_on
 from tintray.numerics.precision import resolve
+from tintray.pools.feeding import batches_on
+from tintray.tinting.self_labels import predict, predict_features
 from tintray.tinting.stacked_step import StackedGroup, form_group
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
@@ -117,3 +122,57 @@ def test_passes_compute_in_bfloat16_where_the_job_does_not_say(
     )
     for one, other in zip(rough.tasks, precise.tasks, strict=True):
         assert one.agreement == pytest.approx(other.agreement, abs=0.06)  # two images of 40
+
+
+def test_experts_answer_there_as_in_memory(tiny: TinyZoo) -> None:
+    """Images in bytes, and more passes than are made ready beforehand."""
+    bench = tiny_workbench(tiny)
+    expert, pool = bench.experts["five"], bench.pools["five"]
+    for examples in (1, 7, 64):
+        batches = list(batches_on(pool, "cuda", examples))
+        pixels = torch.cat([batch["pixel_values"] for batch in batches])
+        assert pixels.device.type == "cuda"
+        assert torch.allclose(pixels.cpu(), pool.batch(slice(0, len(pool)))["pixel_values"])
+    there = copy_on(expert, "cuda")
+    assert {p.device.type for p in expert.parameters()} == {"cpu"}
+    found = predict(there, pool, device="cuda")
+    assert found.device.type == "cpu" and not found.is_pinned()
+    assert torch.allclose(found, bench.labels["five"], rtol=1e-3, atol=1e-4)
+    rough = predict(there, pool, device="cuda", precision="bfloat16")
+    assert torch.allclose(rough, found, rtol=0.05, atol=0.1)
+    path = "vit.layers.1"
+    near, far = (
+        predict_features(module, pool, path, device=device)
+        for module, device in ((expert, "cpu"), (there, "cuda"))
+    )
+    assert far.device.type == "cpu" and torch.allclose(near, far, rtol=1e-3, atol=1e-4)
+
+
+def test_a_merge_is_measured_and_grows_there(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Beside the same in memory; a tint is learned on activations that were computed there."""
+    found = []
+    for gpus in (0, 1):
+        grown = GrowingStore(tiny, tmp_path / str(gpus))
+        sections = {
+            "fit": {"held_back": 8, "correction_lr": 0.0},
+            "tint": {"sites": "vit.layers.2"},
+        }
+        grown.run("two", "three", **sections, cluster={"gpus_per_worker": gpus})
+        merge = tintray.load(grown.summary.url)
+        measured = evaluate(merge, str(grown.store), lambda event: None)
+        known = {task.name: task.merged for task in grown.summary.tasks}
+        assert {task.name: task.merged for task in measured.tasks} == pytest.approx(known, abs=0.03)
+        figures = [known]
+        for mode, task in (("tint", "five"), ("joint", "four")):
+            child = grown.add(task, mode=mode)
+            figures.append({task.name: task.agreement for task in child.tasks})
+        found.append(figures)
+    for near, there in zip(*found, strict=True):
+        assert there == pytest.approx(near, abs=0.1)
+
+
+def test_sites_are_searched_there(tiny: TinyZoo, tmp_path: Path) -> None:
+    spec = tiny.spec(
+        tmp_path, tint={"sites": "auto"}, fit={"rounds": 6}, cluster={"gpus_per_worker": 1}
+    )
+    assert api.run(spec).site

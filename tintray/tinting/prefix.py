@@ -27,7 +27,8 @@ from tintray.models.hooks import Call, EnoughError, Watch, Where, answering, bes
 from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.schedules import Schedule
-from tintray.pools.pool import BATCH, Pool
+from tintray.pools.feeding import examples_at_once
+from tintray.pools.pool import Pool
 from tintray.tinting.step import StepSettings, TaskGroup, TaskMetrics, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 
@@ -98,9 +99,11 @@ class PrefixModel(FusedModel):
         private: Sequence[str],
         site: Sequence[str],
         low_rank: Iterable[str] = (),
+        device: str = "cpu",
     ) -> None:
-        super().__init__(module, layout, private, low_rank)
+        super().__init__(module, layout, private, low_rank, device)
         self.site = tuple(site)
+        self._where = device
         self._plan: _Plan | None = None
 
     def cached(
@@ -110,7 +113,7 @@ class PrefixModel(FusedModel):
         precision: Precision = "float32",
         activations: Mapping[str, Tensor] | None = None,
     ) -> CachedPool:
-        """A pool whose batches begin at the site.
+        """A pool in memory whose batches begin at the site.
 
         ``bind`` comes first, with the θ that stays. ``activations`` are those of an earlier call
         over the same pool under the same θ; left out, they are computed.
@@ -137,7 +140,10 @@ class PrefixModel(FusedModel):
         """As ``FusedModel.forward``, for batches of pools that ``cached`` made."""
         plan = self._plan
         assert plan is not None, "cached() comes first"
-        joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        joined = {
+            name: torch.cat([batch[name] for batch in batches]).to(self._where)
+            for name in batches[0]
+        }
         sizes = [len(next(iter(batch.values()))) for batch in batches]
         known = {source: joined.pop(f"{_MARK}{n}") for n, source in enumerate(plan.sources)}
         return self._replay(plan, joined, known, sizes, layers, precision)
@@ -150,11 +156,12 @@ class PrefixModel(FusedModel):
     ) -> dict[str, Tensor]:
         """``prefix.0``, …: each [N, …], from one pass of the prefix over the pool."""
         pieces: list[list[Tensor]] = [[] for _ in plan.sources]
-        for start in range(0, len(pool), BATCH):
-            batch = pool.untrimmed(slice(start, min(start + BATCH, len(pool))))
+        size = examples_at_once(pool, self._where)
+        for start in range(0, len(pool), size):
+            batch = pool.untrimmed(slice(start, min(start + size, len(pool))))
             seen = self._prefix_pass(batch, layer, precision, plan)
             for piece, source in zip(pieces, plan.sources, strict=True):
-                piece.append(seen[source])
+                piece.append(seen[source].to("cpu"))
         # Cloned, to be ordinary tensors: autograd may not save those of inference mode.
         with torch.inference_mode(False):
             return {f"{_MARK}{n}": torch.cat(found).clone() for n, found in enumerate(pieces)}
@@ -224,7 +231,8 @@ class PrefixModel(FusedModel):
     @torch.no_grad()
     def _found_plan(self, pool: Pool, layer: TintLayer, precision: Precision) -> _Plan:
         size = min(_PROBE, len(pool))
-        batch = pool.untrimmed(slice(0, size))
+        few = pool.untrimmed(slice(0, size))
+        batch = {name: tensor.to(self._where) for name, tensor in few.items()}
         watch = Watch(self._module, beside(self._module, self.site), self.site)
         with watch:
             self._whole(batch, layer, precision)
@@ -364,6 +372,7 @@ def fit_tints(
     settings: StepSettings,
     pace: Schedule,
     rounds: int,
+    device: str = "cpu",
 ) -> dict[str, TaskMetrics]:
     """Learn the tint layers of some tasks under a backbone that stays; metrics of the last round.
 
@@ -376,13 +385,15 @@ def fit_tints(
         The backbone, flat [P], or its pieces.
     pace
         The share of their highest rates at which tint layers learn, for each round.
+    device
+        Where the model computes; θ and the tint layers are there.
 
     Raises
     ------
     FitError
         If a loss stops being finite.
     """
-    group = TaskGroup(tasks, model, torch.zeros(0), settings)
+    group = TaskGroup(tasks, model, torch.zeros(0, device=device), settings)
     model.bind(theta, None)
     metrics: dict[str, TaskMetrics] = {}
     for round_ in range(rounds):
