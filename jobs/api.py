@@ -18,6 +18,7 @@ from tintray.jobs.results import (
     MergeSummary,
     ValidationReport,
 )
+from tintray.jobs.runs.gate import CheckReport, judge
 from tintray.jobs.runs.merge_checkpoints import compose as compose
 from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints
 from tintray.jobs.runs.merge_list import list_merges as list_merges
@@ -120,6 +121,33 @@ def compare(
     from tintray.jobs.watching import measuring
 
     return measuring.compare(locate(merge, catalog), store, on_event or ignore, methods)
+
+
+def check(
+    merge: str,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    min_kept: float | None = None,
+    max_loss: float | None = None,
+    against: str | None = None,
+    measure: bool = False,
+    on_event: OnEvent | None = None,
+) -> CheckReport:
+    """Hold a merge to a least share of its experts' accuracy and a largest loss of any task.
+
+    See ``jobs.runs.gate.judge``. ``against`` is another merge; with ``measure`` the merge is
+    measured again, else what was measured when it was made is taken.
+    """
+    store, catalog = chosen(store, catalog)
+    if measure:
+        measured = evaluate(merge, store=store, catalog=catalog, on_event=on_event).tasks
+    else:
+        measured = show(merge, store=store, catalog=catalog).tasks
+    before = show(against, store=store, catalog=catalog).tasks if against else ()
+    return judge(
+        *(merge, measured), min_kept=min_kept, max_loss=max_loss, against=against, before=before
+    )
 
 
 def export(

@@ -6,6 +6,7 @@ folder or a URL. What MERGE means is decided in ``tintray.jobs.engine.finding``,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import click
 
 from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
+    Answer,
     Later,
+    Version,
     catalog_option,
     command,
     dry_run_option,
@@ -34,12 +37,12 @@ if TYPE_CHECKING:
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
     from tintray.jobs.runs import merge_list
-    from tintray.jobs.upkeep import sharing, stores
+    from tintray.jobs.upkeep import aliases, sharing, stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
     adding, merge_list = Later("runs.add_router"), Later("runs.merge_list")
-    sharing = Later("upkeep.sharing")
+    aliases, sharing = Later("upkeep.aliases"), Later("upkeep.sharing")
 
 _of_merge = (merge_argument, place_options)
 
@@ -281,6 +284,72 @@ def add_router(merge: str, **options: Any) -> Record:
     pools of the tasks; nothing else changes.
     """
     return adding.add_router(merge, **options)
+
+
+@command(
+    "gate_tables.print_check",
+    merge_argument,
+    click.option(
+        "--min-kept",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="The least share of the experts' accuracy, such as 0.98: a mean over tasks.",
+    ),
+    click.option(
+        "--max-loss",
+        type=click.FloatRange(0),
+        metavar="POINTS",
+        help="What any task may lose against its expert: points of a share, percent of an error.",
+    ),
+    click.option(
+        "--against",
+        metavar="MERGE",
+        shell_complete=completing.merges,
+        help="Another merge, such as tiny@production, which --max-loss compares with instead.",
+    ),
+    flag("--measure", help="Measure it again, instead of what was measured when it was made."),
+    place_options,
+    factory_option,
+    example="""check ten-scripts --min-kept 0.98 --max-loss 1
+check ten-scripts --max-loss 0.5 --against ten-scripts@production""",
+)
+def check(merge: str, **options: Any) -> Answer:
+    """Tell a pipeline whether MERGE is good enough.
+
+    The exit code is 0 if all that was asked for holds, else 1. Without --measure nothing is
+    computed.
+    """
+    if options["min_kept"] is None and options["max_loss"] is None:
+        raise click.UsageError("expected --min-kept or --max-loss, or both")
+    from tintray.jobs.display.progress import watch
+
+    with watch() if options["measure"] else nullcontext() as on_event:
+        report = api.check(merge, on_event=on_event, **options)
+    return Answer(report, code=0 if report.passed else 1)
+
+
+@command(
+    "gate_tables.print_aliases",
+    click.argument("merge", metavar="NAME[@ALIAS]", shell_complete=completing.merges),
+    click.argument("version", metavar="[VERSION]", required=False, type=Version()),
+    flag("--remove", help="Forget the alias."),
+    dry_run_option,
+    place_options,
+    nothing="no alias yet; tintray alias NAME@production VERSION sets one",
+    example="""alias ten-scripts@production v3
+alias ten-scripts""",
+)
+def alias(merge: str, version: int | None, remove: bool, dry_run: bool, **places: Any) -> Any:
+    """Let NAME@ALIAS mean a version of a merge, or list aliases.
+
+    Every command that takes MERGE takes NAME@ALIAS, and a server of it takes up whatever version
+    the alias comes to mean.
+    """
+    if remove and version is not None:
+        raise click.UsageError("--remove forgets the alias; leave out VERSION")
+    if version is None and not remove:
+        return aliases.list_aliases(merge, **places)
+    return [aliases.change_alias(merge, version, dry_run=dry_run, **places)]
 
 
 @command("upkeep_tables.print_removed", *_of_merge, example="delete ten-scripts/v2")

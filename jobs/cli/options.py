@@ -74,6 +74,21 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class Version(click.ParamType[int]):
+    """A version such as ``v3``."""
+
+    name = "version"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Its number."""
+        number = str(value).removeprefix("v")
+        if not (number.isdecimal() and len(number) < 10 and int(number)):
+            self.fail(f"expected a version such as v3, found {value!r}", param, ctx)
+        return int(number)
+
+
 path_option = functools.partial(click.option, type=click.Path(path_type=Path))
 path_argument = functools.partial(click.argument, type=click.Path(path_type=Path))
 flag = functools.partial(click.option, is_flag=True)
@@ -152,7 +167,7 @@ job_argument = path_argument("job", metavar="JOB.yaml")
 merge_argument = click.argument("merge", metavar="MERGE", shell_complete=completing.merges)
 id_argument = click.argument("job", metavar="JOB", shell_complete=completing.jobs)
 _MEANINGS = {
-    merge_argument: "MERGE is a name (the newest version), NAME/VERSION, a folder or a URL.",
+    merge_argument: "MERGE is a name (the newest version), NAME/v2, NAME@ALIAS, a folder or a URL.",
     id_argument: "JOB is the id of a job, how one begins, a name, or latest.",
 }
 

@@ -9,6 +9,7 @@ import click
 from tintray.jobs.cli.options import (
     Answer,
     Later,
+    Version,
     command,
     debug_option,
     factory_option,
@@ -42,21 +43,6 @@ class Percent(click.ParamType[float]):
         if not 0 < share < 1:
             self.fail(f"expected a share such as 5%, found {value!r}", param, ctx)
         return share
-
-
-class Version(click.ParamType[int]):
-    """A version such as ``v3``."""
-
-    name = "version"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Its number."""
-        number = str(value).removeprefix("v")
-        if not (number.isdecimal() and len(number) < 10 and int(number)):
-            self.fail(f"expected a version such as v3, found {value!r}", param, ctx)
-        return int(number)
 
 
 class Serving(click.Group):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from tintray.jobs.config.input_errors import as_input_error
@@ -11,22 +10,48 @@ from tintray.jobs.engine.sources import cache_folder
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
 from tintray.seals import unseal
+from tintray.storage.artifacts.aliases import read_alias, split_alias
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.catalog.catalog import Catalog
 
 
 def locate(merge: str, catalog_url: str) -> str:
-    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog."""
+    """The URL or folder of a merge: a folder, a URL, or a reference in the catalog.
+
+    ``NAME@ALIAS``, also at the end of a URL, is the version that the alias means now.
+    """
+    if _is_folder(merge):
+        return merge
+    if (aliased := split_alias(merge)) is not None:
+        root = merges_root(aliased[0], catalog_url)
+        with as_input_error():
+            ref = read_alias(open_store(root), aliased[0].rpartition("/")[2], aliased[1])
+        return f"{root}/{ref.key}"
     if "://" in merge or merge.startswith((".", "/", "~")):
         return merge
-    with suppress(OSError):  # too long for a path: a name
-        if (Path(merge) / MANIFEST).is_file():
-            return merge
+    return _known(merge, catalog_url)
+
+
+def merges_root(merge: str, catalog_url: str) -> str:
+    """The store that a merge lies in, by its name or by ``<store>/merges/<name>``."""
+    root, mark, _ = merge.rpartition("/merges/")
+    return root if mark else _known(merge, catalog_url).rpartition("/merges/")[0]
+
+
+def _is_folder(merge: str) -> bool:
+    try:
+        return "://" not in merge and (Path(merge).expanduser() / MANIFEST).is_file()
+    except (OSError, RuntimeError):  # too long for a path: a name; nobody's home
+        return False
+
+
+def _known(name: str, catalog_url: str) -> str:
     with as_input_error(), Catalog.open(catalog_url, create=False) as catalog:
-        found = catalog.merges.find(merge)
+        found = catalog.merges.find(name)
     assert found.url is not None, "find_merge gives published merges"
     return found.url
 

@@ -18,6 +18,7 @@ from tintray.jobs.runs.summaries import summary
 from tintray.published.files import BACKBONE, tint_file
 from tintray.published.manifest import Change
 from tintray.published.merge import Merge
+from tintray.storage.artifacts.aliases import split_alias
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.tables import Merge as Row
 
@@ -77,7 +78,8 @@ def history(merge: str, *, catalog: str | None = None) -> list[Version]:
     """
     _, catalog = chosen(None, catalog)
     with as_input_error(), Catalog.open(catalog, create=False) as opened:
-        name = opened.merges.find(merge).name
+        aliased = split_alias(merge)
+        name = opened.merges.find(aliased[0] if aliased else merge).name
         rows = {row.id: row for row in opened.merges.all()}
         named = [row for row in rows.values() if row.name == name]
         for row in named:  # parents of other names, and such as were removed since

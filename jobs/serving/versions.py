@@ -28,6 +28,7 @@ from tintray.jobs.serving.replica import ReplicaConfig
 from tintray.jobs.serving.replicas import Hosting, Replicas
 from tintray.published.merge import Merge
 from tintray.serving.engine import AUTO
+from tintray.storage.artifacts.aliases import read_alias, split_alias
 from tintray.storage.artifacts.publish import MergeRef, list_merges, parse_merge_url
 
 _TRY_AGAIN = 30.0  # seconds after a version could not be opened
@@ -64,12 +65,14 @@ class Live:
 class Place:
     """Where the versions of a merge lie.
 
-    ``ref`` is None for a folder that lies in no store. ``fixed``: no other version is meant.
+    ``ref`` is None for a folder that lies in no store. ``fixed``: no other version is meant. Of
+    an ``alias`` the version is meant that it names, be it older than the one before.
     """
 
     url: str
     ref: MergeRef | None
     fixed: bool = True
+    alias: str | None = None
 
     @classmethod
     def find(cls, merge: str, catalog: str, pin: int | None) -> Place:
@@ -78,6 +81,10 @@ class Place:
         Raises NotFoundError: there is no such merge; InputError: a version is pinned of what has
         none.
         """
+        if (aliased := split_alias(merge)) is not None:
+            url = locate(merge, catalog)
+            place = cls(url, parse_merge_url(url)[1], fixed=False, alias=aliased[1])
+            return place if pin is None else place.at(pin, fixed=True)
         root, mark, name = merge.rstrip("/").rpartition("/merges/")
         if mark and "/" not in name:
             place = cls("", MergeRef(name, 1), fixed=False).at(1, root)
@@ -101,11 +108,14 @@ class Place:
         assert self.ref is not None, "a folder has no versions"
         ref = replace(self.ref, version=version)
         root = self.url.rstrip("/").rpartition("/merges/")[0] if root is None else root
-        return Place(f"{root}/{ref.key}", ref, fixed)
+        return Place(f"{root}/{ref.key}", ref, fixed, None if fixed else self.alias)
 
     def newest(self) -> Place | None:
-        """The newest version that is published now."""
+        """The newest version that is published now, or the one that the alias means now."""
         assert self.ref is not None, "a folder has no versions"
+        if self.alias is not None:
+            store = parse_merge_url(self.url)[0]
+            return self.at(read_alias(store, self.ref.name, self.alias).version)
         found = list_merges(parse_merge_url(self.url)[0], self.ref.name)
         return self.at(found[-1].version) if found else None
 
@@ -189,7 +199,7 @@ class Versions:
         if newest is None or newest.ref is None:  # all were removed: what is in memory goes on
             return
         version, now = newest.ref.version, asyncio.get_running_loop().time()
-        if version <= self._served() or self._not_before.get(version, now) > now:
+        if self._is_known(version) or self._not_before.get(version, now) > now:
             return
         async with self._changing:
             try:
@@ -205,9 +215,13 @@ class Versions:
                 old, self._stable = self._stable, live
             self._retire(old)
 
-    def _served(self) -> int:
+    def _is_known(self, version: int) -> bool:
+        """Whether a version is served, or is older than one that is and no alias asks for it."""
         live = [one for one in (self._stable, self._candidate) if one is not None]
-        return max((one.merge.manifest.version for one in live), default=0)
+        served = [one.merge.manifest.version for one in live]
+        if self._place.alias is not None:
+            return version in served
+        return version <= max(served, default=0)
 
     async def _open(self, place: Place) -> Live:
         merge = await asyncio.to_thread(load_merge, place.url, self._factory)

@@ -23,6 +23,7 @@ from tintray.jobs.upkeep.results import (
     Removed,
     VerifyReport,
 )
+from tintray.storage.artifacts.aliases import MARK, aliases_of, read_alias
 from tintray.storage.artifacts.blobs import fetch_blob, is_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import (
@@ -186,6 +187,7 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
         url = locate(merge, catalog)
         place, ref = parse_merge_url(url)
         keys = [entry.key for entry in place.list(f"{ref.key}/")]
+        _check_no_alias(place, ref)
     sizes = _sizes(place, ref)
     with _if_there(catalog) as known:
         entry = _entry(known, ref, url)
@@ -201,6 +203,15 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
             known.merges.remove(ref.name, ref.version)
         unneeded = sizes.keys() - known.artifacts.needed()
     return Removed(str(ref), url, sum(sizes[sha256] for sha256 in unneeded), children)
+
+
+def _check_no_alias(store: ArtifactStore, ref: MergeRef) -> None:
+    for alias in aliases_of(store, ref.name):
+        if read_alias(store, ref.name, alias) == ref:
+            raise InputError(
+                f"merge {ref} is what {ref.name}{MARK}{alias} means; let the alias mean another "
+                f"version (tintray alias {ref.name}{MARK}{alias} VERSION) or remove it first"
+            )
 
 
 def _sizes(store: ArtifactStore, ref: MergeRef) -> dict[str, int]:

@@ -29,6 +29,7 @@ from tintray.jobs.serving.metrics import Metrics
 from tintray.jobs.serving.options import ServeOptions, serve_token
 from tintray.jobs.serving.replicas import InProcess
 from tintray.jobs.serving.versions import Place, Versions
+from tintray.jobs.upkeep.aliases import change_alias
 
 TOKEN = "a token of 16 or more".replace(" ", "-")
 
@@ -343,6 +344,18 @@ async def test_a_new_version_is_taken_up_and_one_that_is_pinned_stays(store: Pat
         assert (await pinned.version(), await followed.version()) == ("tiny/v1", "tiny/v3")
         told = await pinned.versions.status()
         assert told["pinned"] and told["candidate"] is None
+
+
+@in_loop
+async def test_an_alias_is_followed_wherever_it_goes(store: Path) -> None:
+    await asyncio.to_thread(publish, store)
+    change_alias("tiny@production", 2, store=str(store))
+    async with face("tiny@production", store=store) as server:
+        for version in (2, 1, 2):
+            change_alias("tiny@production", version, store=str(store))
+            await asyncio.to_thread(publish, store)  # which is not what is asked for
+            await server.versions.look()
+            assert await server.version() == f"tiny/v{version}"
 
 
 @in_loop
