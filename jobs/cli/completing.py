@@ -31,7 +31,8 @@ def _offering(names: Callable[[click.Context, str], Iterable[str]]) -> Complete:
 def _catalog(context: click.Context) -> str:
     from tintray.jobs.config.settings import chosen
 
-    return chosen(context.params.get("store"), context.params.get("catalog"))[1]
+    store = context.params.get("store") or context.params.get("job_store")
+    return chosen(store, context.params.get("catalog"))[1]
 
 
 def _names(context: click.Context, what: str, *values: str) -> list[str]:

@@ -12,7 +12,8 @@ from tintray.jobs.cli.options import (
     Duration,
     Later,
     address_option,
-    catalog_option,
+    catalog_of,
+    catalog_options,
     command,
     debug_option,
     flag,
@@ -67,15 +68,20 @@ def _changed(job: JobStatus, catalog: str | None, watch: bool) -> Answer:
     click.option("--key", metavar="TEXT", help="Your own name for it: it is entered once."),
     click.option("--priority", type=int, default=0, help="The highest goes first [default: 0]."),
     _watch_option,
+    flag("--dry-run", help="Check files, store and cluster, and enter nothing."),
     set_option,
     quick=True,
     example="submit job.yaml --key nightly-2026-02-01 --watch",
 )
-def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
+def submit(job: JobSpec, watch: bool, dry_run: bool, **options: Any) -> Answer:
     """Enter the job in JOB.yaml in the queue of a Ray cluster.
 
     It answers at once with the job's id. The same job with the same --key is entered once.
     """
+    if dry_run:
+        cluster = submission.check(job, **options)
+        text = f"{job.name} can be entered in the queue of {cluster}; nothing was (--dry-run)"
+        return Answer({"name": job.name, "cluster": cluster}, text=text)
     entered = submission.submit(job, **options)
     if entered.cluster is not None and ray_jobs.is_reached_by_all(entered.cluster):
         say(
@@ -104,7 +110,7 @@ def submit(job: JobSpec, watch: bool, **options: Any) -> Answer:
         help="Only those in a state, such as fitting or lost. May be repeated.",
     ),
     click.option("--name", metavar="NAME", help="Only those of this name."),
-    catalog_option,
+    catalog_options,
     quick=True,
     nothing="no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one",
     example="ps --state fitting --state lost",
@@ -117,7 +123,7 @@ def ps(
     return views.list_jobs(catalog=catalog, limit=most, states=states or None, name=name)
 
 
-@command(_STATUS, id_argument, catalog_option, quick=True, example="status latest")
+@command(_STATUS, id_argument, catalog_options, quick=True, example="status latest")
 def status(job: str, catalog: str | None) -> Record:
     """Show all that is known of JOB.
 
@@ -126,7 +132,7 @@ def status(job: str, catalog: str | None) -> Record:
     return views.status(job, catalog=catalog)
 
 
-@command(_STATUS, id_argument, catalog_option, watched=True, example="watch latest")
+@command(_STATUS, id_argument, catalog_options, watched=True, example="watch latest")
 def watch(job: str, **options: Any) -> Answer:
     """Follow JOB until it is over.
 
@@ -139,18 +145,19 @@ def watch(job: str, **options: Any) -> Answer:
 @click.command(help=help_text("Print what the driver of JOB said.", "logs -f latest", id_argument))
 @id_argument
 @flag("-f", "--follow", help="Go on until the job is over.")
-@catalog_option
+@catalog_options
 @flag(
     *("--json", "as_json"),
     help='Write each piece as a JSON object of its own, {"text": ...}, on a line of its own.',
 )
 @debug_option
-def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
+def logs(job: str, follow: bool, job_store: str | None, catalog: str | None, as_json: bool) -> None:
     """Piece by piece, as they come: not one answer, as other commands give."""
     import json
 
     with quiet_stdout():
-        pieces = following.logs(job, catalog=catalog, follow=follow)
+        found = catalog_of(job_store, catalog)
+        pieces = following.logs(job, catalog=found, follow=follow)
     with until_closed():
         for piece in pieces:
             say(json.dumps({"text": piece}) if as_json else piece, nl=as_json)
@@ -160,7 +167,7 @@ def logs(job: str, follow: bool, catalog: str | None, as_json: bool) -> None:
     _TOLD,
     id_argument,
     click.option("--timeout", type=Duration(), metavar="TIME", help="Give up then."),
-    catalog_option,
+    catalog_options,
     example="wait ten-scripts-1a2b3c4d --timeout 3600",
 )
 def wait(job: str, **options: Any) -> Answer:
@@ -174,7 +181,7 @@ def wait(job: str, **options: Any) -> Answer:
 @command(
     _TOLD,
     id_argument,
-    catalog_option,
+    catalog_options,
     flag("--discard", help="Delete its checkpoints too: it cannot go on."),
     flag("--no-wait", help="Only ask it to stop."),
     example="cancel ten-scripts-1a2b3c4d",
@@ -187,7 +194,7 @@ def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool) -> Recor
     return submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
 
 
-_again = (id_argument, address_option, catalog_option, _watch_option)
+_again = (id_argument, address_option, catalog_options, _watch_option)
 
 
 @command(_TOLD, *_again, watched=True, example="resume ten-scripts-1a2b3c4d --watch")
@@ -214,7 +221,7 @@ def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
     "queue_tables.print_difference",
     id_argument,
     click.argument("other", metavar="OTHER", shell_complete=completing.jobs),
-    catalog_option,
+    catalog_options,
     example="diff ten-scripts-1a2b3c4d job.yaml",
 )
 def diff(job: str, other: str, catalog: str | None) -> Record:
@@ -232,7 +239,7 @@ def diff(job: str, other: str, catalog: str | None) -> Record:
     "queue_tables.print_clusters",
     click.option("--max-jobs", type=int, metavar="N", help="Let the cluster run N jobs at once."),
     address_option,
-    catalog_option,
+    catalog_options,
     nothing="no cluster yet; tintray submit JOB.yaml --address URL makes one known",
     example="queue --max-jobs 4 --address http://head:8265",
 )

@@ -17,7 +17,7 @@ from tintray.jobs.cli.options import (
     Answer,
     Later,
     Version,
-    catalog_option,
+    catalog_options,
     command,
     dry_run_option,
     factory_option,
@@ -79,7 +79,7 @@ def show(merge: str, **places: Any) -> Record:
     name="eval",
     watched=True,
     example="""eval ten-scripts
-eval ten-scripts --route --foreign signs.npz#test""",
+eval ten-scripts --route --foreign 'signs.npz#test'""",
 )
 def evaluate(merge: str, **options: Any) -> Record:
     """Measure the merge MERGE again, on the data of its job."""
@@ -190,16 +190,26 @@ def export(
         metavar="URL",
         help="The catalog to enter the copy in [default: catalog.db in DEST, if that is a folder].",
     ),
+    dry_run_option,
     place_options,
     example="copy ten-scripts/v2 s3://models/tintray",
 )
-def copy(merge: str, destination: str, dest_catalog: str | None, catalog: str, **_: Any) -> Record:
+def copy(
+    merge: str,
+    destination: str,
+    dest_catalog: str | None,
+    catalog: str,
+    dry_run: bool,
+    **_: Any,
+) -> Record:
     """Copy MERGE to the store DEST, verified.
 
     DEST is a folder or an s3:// URL. The copy has the same name and version.
     """
     target, known = settings.chosen_destination(destination, dest_catalog)
-    return stores.copy_merge(merge, target, catalog=catalog, destination_catalog=known)
+    return stores.copy_merge(
+        merge, target, catalog=catalog, destination_catalog=known, dry_run=dry_run
+    )
 
 
 @command(
@@ -253,26 +263,32 @@ def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
     "growth_tables.print_merge_difference",
     merge_argument,
     click.argument("other", metavar="OTHER", shell_complete=completing.merges),
-    catalog_option,
+    catalog_options,
     example="diff-merges ten-scripts/v1 ten-scripts/v2",
 )
-def diff_merges(merge: str, other: str, catalog: str | None) -> Record:
+def diff_merges(merge: str, other: str, catalog: str) -> Record:
     """Show what changed from MERGE to OTHER, by task and layer."""
-    return versions.diff_merges(merge, other, catalog=settings.chosen(None, catalog)[1])
+    return versions.diff_merges(merge, other, catalog=catalog)
 
 
 @command(
     "tables.print_summary",
     merge_argument,
     click.option("--to", metavar="VERSION", help="An ancestor, such as v1 [default: the parent]."),
+    dry_run_option,
     place_options,
     example="rollback ten-scripts --to v2",
 )
-def rollback(merge: str, to: str | None, **places: Any) -> Record:
+def rollback(merge: str, to: str | None, dry_run: bool, **places: Any) -> Any:
     """Publish an earlier version of MERGE again, as its newest.
 
     Nothing is undone: versions never change, and the new one says where it came from.
     """
+    if dry_run:
+        now, before = versions.way_back(merge, to, **places)
+        return Answer(
+            {"merge": now, "to": before}, text=f"what {before} is would follow {now} as the newest"
+        )
     return versions.rollback(merge, to, **places)
 
 
@@ -352,10 +368,13 @@ def alias(merge: str, version: int | None, remove: bool, dry_run: bool, **places
     return [aliases.change_alias(merge, version, dry_run=dry_run, **places)]
 
 
-@command("upkeep_tables.print_removed", *_of_merge, example="delete ten-scripts/v2")
-def delete(merge: str, catalog: str, **_: Any) -> Record:
+@command(
+    *("upkeep_tables.print_removed", merge_argument, dry_run_option, place_options),
+    example="delete ten-scripts/v2",
+)
+def delete(merge: str, catalog: str, dry_run: bool, **_: Any) -> Record:
     """Delete MERGE from its store; gc frees the space.
 
     A folder has to lie in a store. Its version is never given again.
     """
-    return stores.remove_merge(merge, catalog=catalog)
+    return stores.remove_merge(merge, catalog=catalog, dry_run=dry_run)

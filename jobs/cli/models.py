@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     click.option(
         "--memory", metavar="SIZE", help="What it may hold with --from-mergekit [default: 4GiB]."
     ),
+    flag("--dry-run", help="Check it as validate does, and run nothing."),
     set_option,
     watched=True,
     example="run examples/digits.yaml --set fit.rounds=50\n"
@@ -55,6 +56,7 @@ def run(
     from_mergekit: Path | None,
     output: Path | None,
     memory: str | None,
+    dry_run: bool,
     overrides: tuple[str, ...] = (),
     **options: Any,
 ) -> Answer | Path:
@@ -67,13 +69,15 @@ def run(
 
     if from_mergekit is not None or output is not None or memory is not None:
         of_job = job is not None or overrides or RECIPE in click.get_current_context().meta
-        if from_mergekit is None or output is None or of_job:
+        if from_mergekit is None or output is None or of_job or dry_run:
             raise click.UsageError(
-                "--from-mergekit FILE goes with --output DIR, without JOB.yaml, --set and --recipe"
+                "--from-mergekit FILE goes with --output DIR, without JOB.yaml and its options"
             )
         return api.compose(from_mergekit, output, memory=memory or "4GiB", **options)
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
+    if dry_run:
+        return Answer(api.validate(job), table="tables.print_validation")
 
     def table(summary: MergeSummary, console: Console) -> None:
         from tintray.jobs.cli.tables import print_next, print_summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import json
 import math
 import os
 import sys
@@ -142,26 +143,45 @@ _recipe_option = _heard(
 )
 
 
-def set_option(function: Command) -> Command:
-    """What is laid over a job file."""
-    return _override_option(_recipe_option(function))
-
-
 address_option = click.option(
     "--address",
     metavar="URL",
     help="The dashboard of a Ray cluster, http://head:8265 [default: $TINTRAY_ADDRESS].",
 )
-_store_option = click.option(
-    "--store",
-    metavar="URL",
-    help="The artifact store [default: $TINTRAY_STORE, else ./tintray-data].",
-)
-catalog_option = click.option(
-    "--catalog",
-    metavar="URL",
-    help="The catalog's database [default: $TINTRAY_CATALOG, else catalog.db in the store].",
-)
+
+
+def _place_option(name: str, what: str, default: str, *param: str) -> Decorator[Any]:
+    return click.option(f"--{name}", *param, metavar="URL", help=f"{what} [default: {default}].")
+
+
+_PLACES = {
+    "store": ("The artifact store", "$TINTRAY_STORE, else ./tintray-data"),
+    "catalog": ("The catalog's database", "$TINTRAY_CATALOG, else catalog.db in the store"),
+}
+_IN_JOB_FILE = "the job file's, else as of other commands"
+
+
+def place_options(command: Command) -> Command:
+    """Give a command ``--store`` and ``--catalog``: it takes both, resolved."""
+    for name, about in reversed(_PLACES.items()):
+        command = _place_option(name, *about)(command)
+    return command
+
+
+def catalog_options(command: Command) -> Command:
+    """The same for a command that takes the catalog alone: that of the store, if none is named."""
+    command = _place_option("catalog", *_PLACES["catalog"])(command)
+    found: Command = _place_option("store", *_PLACES["store"], "job_store")(command)
+    return found
+
+
+def set_option(command: Command) -> Command:
+    """What is laid over a job file: fields, a recipe, and where it keeps what it makes."""
+    for name, (what, _) in reversed(_PLACES.items()):
+        command = _place_option(name, what, _IN_JOB_FILE, f"job_{name}")(command)
+    return _override_option(_recipe_option(command))
+
+
 folder_argument = path_argument("directory", metavar="DIR")
 job_argument = path_argument("job", metavar="JOB.yaml")
 merge_argument = click.argument("merge", metavar="MERGE", shell_complete=completing.merges)
@@ -170,11 +190,6 @@ _MEANINGS = {
     merge_argument: "MERGE is a name (the newest version), NAME/v2, NAME@ALIAS, a folder or a URL.",
     id_argument: "JOB is the id of a job, how one begins, a name, or latest.",
 }
-
-
-def place_options(command: Command) -> Command:
-    """Give a command ``--store`` and ``--catalog``."""
-    return _store_option(catalog_option(command))
 
 
 def help_text(about: str | None, example: str, *options: Callable[[Any], Any]) -> str:
@@ -260,17 +275,38 @@ def _call(function: Callable[..., Any], given: dict[str, Any], watched: bool) ->
 
 def _resolved(given: dict[str, Any]) -> dict[str, Any]:
     """What a command was given, with locations and the job file read: before anything heavy is."""
-    if "store" in given:
+    if "overrides" in given and "job" in given:
+        given["overrides"] = (*given["overrides"], *_laid_over(given))
+        if isinstance(given["job"], Path):
+            from tintray.jobs.config.job_file import load_spec
+
+            given["job"] = load_spec(given["job"], given.pop("overrides"))
+    elif "catalog" in given:
         from tintray.jobs.config.settings import chosen
 
-        given["store"], given["catalog"] = chosen(given["store"], given["catalog"])
-    if isinstance(given.get("job"), Path):
-        from tintray.jobs.config.job_file import load_spec
-
-        recipe = click.get_current_context().meta.get(RECIPE)
-        overrides = (*given.pop("overrides"), *([f"recipe={recipe}"] if recipe else []))
-        given["job"] = load_spec(given["job"], overrides)
+        store, catalog = chosen(given.pop("job_store", given.get("store")), given["catalog"])
+        given["catalog"] = catalog
+        if "store" in given:
+            given["store"] = store
     return given
+
+
+def _laid_over(given: dict[str, Any]) -> Iterator[str]:
+    """Overrides of a job file by options of their own; theirs start from the current folder."""
+    if recipe := click.get_current_context().meta.get(RECIPE):
+        yield f"recipe={recipe}"
+    for name in _PLACES:
+        if (written := given.pop(f"job_{name}")) is not None:
+            from tintray.jobs.config.settings import located
+
+            yield f"{name}={json.dumps(located(name, written))}"
+
+
+def catalog_of(store: str | None, catalog: str | None) -> str:
+    """The catalog that ``catalog_options`` name."""
+    from tintray.jobs.config.settings import chosen
+
+    return chosen(store, catalog)[1]
 
 
 @contextmanager

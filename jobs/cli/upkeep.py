@@ -13,6 +13,7 @@ from tintray.jobs.cli.options import (
     address_option,
     command,
     debug_option,
+    dry_run_option,
     flag,
     help_text,
     place_options,
@@ -106,15 +107,15 @@ def gc(**options: Any) -> Record:
 
 
 @command(
-    *("upkeep_tables.print_schema", place_options),
+    *("upkeep_tables.print_schema", dry_run_option, place_options),
     example="db upgrade --catalog postgresql+psycopg://tintray@db/tintray",
 )
-def upgrade(catalog: str, **_: Any) -> Record:
+def upgrade(catalog: str, dry_run: bool, **_: Any) -> Record:
     """Bring the catalog's tables to this version, or create them.
 
     It happens wholly or not at all; a database that is newer is refused.
     """
-    return stores.upgrade_catalog(catalog)
+    return stores.upgrade_catalog(catalog, dry_run=dry_run)
 
 
 @command("upkeep_tables.print_database", place_options, example="db check --json")
@@ -159,10 +160,15 @@ def doctor(**options: Any) -> Answer:
     click.option("--catalog", "new_catalog", metavar="URL", help="The database of jobs."),
     click.option("--address", metavar="URL", help="A Ray cluster's dashboard, http://head:8265."),
     flag("--force", help="Write the file anew if there is one."),
+    dry_run_option,
     example="init --store s3://models/tintray --address http://head:8265",
 )
 def init(
-    new_store: str | None, new_catalog: str | None, address: str | None, force: bool
+    new_store: str | None,
+    new_catalog: str | None,
+    address: str | None,
+    force: bool,
+    dry_run: bool,
 ) -> Record:
     """Write the file that names store, catalog and cluster.
 
@@ -176,7 +182,8 @@ def init(
         "catalog": _asked("catalog (a database URL, or none: beside the store)", new_catalog),
         "address": _asked("Ray cluster (http://head:8265, or none: run here)", address),
     }
-    return configure({name: value for name, value in asked.items() if value}, replace=force)
+    values = {name: value for name, value in asked.items() if value}
+    return configure(values, replace=force, dry_run=dry_run)
 
 
 def _asked(question: str, given: str | None) -> str:

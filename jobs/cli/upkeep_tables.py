@@ -80,7 +80,8 @@ def print_garbage(report: GarbageReport, console: Console) -> None:
 
 def print_removed(removed: Removed, console: Console) -> None:
     """A merge that is gone."""
-    console.print(f"removed {removed.merge} from {removed.url}")
+    did = "would remove" if removed.dry_run else "removed"
+    console.print(f"{did} {removed.merge} from {removed.url}")
     if removed.children:
         console.print(
             f"{', '.join(removed.children)} grew from it: whole without it, but it can no longer "
@@ -95,7 +96,8 @@ def print_removed(removed: Removed, console: Console) -> None:
 
 def print_copied(copied: Copied, console: Console) -> None:
     """A merge that is in another store too."""
-    files = f"{copied.files}, {size_text(copied.bytes)}, each read back and compared"
+    did = "nothing was written (--dry-run)" if copied.dry_run else "each read back and compared"
+    files = f"{copied.files}, {size_text(copied.bytes)}, {did}"
     facts = {"merge": copied.merge, "from": copied.source, "to": copied.url, "files": files}
     print_facts(facts | {"catalog": copied.catalog or ""}, console)
 
@@ -105,8 +107,10 @@ def print_schema(change: SchemaChange, console: Console) -> None:
     said = f"upgraded from schema version {change.before} to {change.after}"
     if change.before is None:
         said = f"created with schema version {change.after}"
-    elif change.before == change.after:
+    if change.before == change.after:
         said = f"has schema version {change.after} already"
+    elif change.dry_run:
+        said = f"would be {said}"
     console.print(f"{change.catalog}: {said}")
 
 
@@ -140,7 +144,8 @@ def print_configured(found: Configured, console: Console) -> None:
     console.print(found.path)
     if found.settings:
         print_facts(found.settings, console)
-    console.print("\n`tintray doctor` checks them")
+    told = "nothing was written (--dry-run)" if found.dry_run else "`tintray doctor` checks them"
+    console.print(f"\n{told}")
 
 
 def print_shared(shared: Shared, console: Console) -> None:

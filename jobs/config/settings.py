@@ -231,12 +231,16 @@ def default_catalog(store: Location) -> Location:
     return (setting("catalog") or built_in).read(catalog_location)
 
 
+def located(name: str, written: str) -> Location:
+    """What the option ``--store`` or ``--catalog`` means; it starts from the current folder."""
+    locate = store_location if name == "store" else catalog_location
+    return _here(written, f"--{name}").read(locate)
+
+
 def chosen(store: str | None, catalog: str | None) -> tuple[Location, Location]:
     """The store and catalog of a command, from its options ``--store`` and ``--catalog``."""
-    where = default_store() if store is None else _here(store, "--store").read(store_location)
-    if catalog is None:
-        return where, default_catalog(where)
-    return where, _here(catalog, "--catalog").read(catalog_location)
+    where = default_store() if store is None else located("store", store)
+    return where, default_catalog(where) if catalog is None else located("catalog", catalog)
 
 
 def chosen_destination(store: str, catalog: str | None) -> tuple[Location, Location | None]:
@@ -278,7 +282,7 @@ def _host(address: str) -> str:
         return ""
 
 
-def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
+def write_config(values: dict[str, str], *, replace: bool = False, dry_run: bool = False) -> Path:
     """Write the configuration file; only its owner may read it, for a URL may have a password.
 
     A file that is there already is refused, unless it is to be replaced.
@@ -291,6 +295,8 @@ def write_config(values: dict[str, str], *, replace: bool = False) -> Path:
             written[name] = str(_here(values[name], name).read(locate))
     if path.exists() and not replace:
         raise SpecError(f"{path} is there already; give --force to write it anew")
+    if dry_run:
+        return path
     # A JSON text is a TOML one too.
     lines = [f"#:schema {schema_file('configuration').as_uri()}\n"]
     lines += [

@@ -51,13 +51,7 @@ def submit(
     cannot be used, or the key is that of another job. Nothing has been entered then.
     """
     spec = load_spec(Path(job)) if isinstance(job, str | Path) else job
-    if key is not None and not (key.isprintable() and 0 < len(key.encode()) <= _KEY_BYTES):
-        raise SpecError(f"--key: expected printable text of at most {_KEY_BYTES} bytes")
-    if priority not in PRIORITIES:
-        least, most = PRIORITIES[0], PRIORITIES[-1]
-        raise SpecError(f"--priority: expected a number from {least} to {most}, found {priority}")
-    cluster = _cluster(chosen_address(address, spec.cluster.address))
-    check_files(spec)
+    cluster = _checked(spec, key, priority, address)
     with as_input_error():
         catalog = Catalog.open(spec.catalog)
     with catalog:
@@ -67,6 +61,32 @@ def submit(
             known = _enter(catalog, spec, cluster, key, priority)
             catalog.queue.set_limit(cluster, None)
         return _dispatched(catalog, spec.catalog, cluster, known, address is not None)
+
+
+def check(
+    spec: JobSpec, *, key: str | None = None, priority: int = 0, address: str | None = None
+) -> str:
+    """The cluster in whose queue ``submit`` would enter a job; nothing is entered.
+
+    Raises ``InputError`` as ``submit`` does.
+    """
+    cluster = _checked(spec, key, priority, address)
+    RayJobs(cluster, confirmed=address is not None).check_versions()
+    with as_input_error():
+        open_store(spec.store)
+    return cluster
+
+
+def _checked(spec: JobSpec, key: str | None, priority: int, address: str | None) -> str:
+    """The cluster of a submission; refuses what can be told without asking anybody."""
+    if key is not None and not (key.isprintable() and 0 < len(key.encode()) <= _KEY_BYTES):
+        raise SpecError(f"--key: expected printable text of at most {_KEY_BYTES} bytes")
+    if priority not in PRIORITIES:
+        least, most = PRIORITIES[0], PRIORITIES[-1]
+        raise SpecError(f"--priority: expected a number from {least} to {most}, found {priority}")
+    cluster = _cluster(chosen_address(address, spec.cluster.address))
+    check_files(spec)
+    return cluster
 
 
 def resume(

@@ -202,6 +202,15 @@ def rollback(
     return summary(published, f"{now.store.url}/merges/{published.ref}")
 
 
+def way_back(
+    merge: str, to: str | None = None, *, store: str | None = None, catalog: str | None = None
+) -> tuple[str, str]:
+    """The merge that ``rollback`` would start from, and the version that it would publish again."""
+    store, catalog = chosen(store, catalog)
+    now = open_parent(merge, store=store, catalog=catalog)
+    return str(now.ref), str(_ancestor(now, to).ref)
+
+
 def _ancestor(now: Parent, to: str | None) -> Parent:
     ancestors = dict(line(now))
     if not ancestors:

@@ -24,14 +24,21 @@ from tintray.storage.catalog.schema import (
 )
 from tintray.storage.catalog.states import ALIVE
 from tintray.storage.catalog.tables import Base
-from tintray.storage.secrets import shown_catalog
+from tintray.storage.secrets import shown_catalog, shown_url
 
 
-def upgrade_catalog(catalog: str | None = None) -> SchemaChange:
+def upgrade_catalog(catalog: str | None = None, *, dry_run: bool = False) -> SchemaChange:
     """Bring a catalog's tables to this version of tintray, or create them.
 
     Raises ``InputError`` if the database cannot be used or is newer.
     """
+    if dry_run:
+        try:
+            found = check_catalog(catalog)
+        except NotFoundError:
+            where = shown_url(chosen(None, catalog)[1])
+            return SchemaChange(where, None, REVISIONS[-1], dry_run=True)
+        return SchemaChange(found.catalog, found.schema, found.needed, dry_run=True)
     with as_input_error(), _engine(catalog, create=True) as engine:
         before, after = upgrade_schema(engine)
         return SchemaChange(shown_catalog(engine.url), before, after)

@@ -70,6 +70,7 @@ class Removed(Record):
     url: str
     unneeded_bytes: int  # what of its files nobody else needs; gc frees it
     children: Sequence[str] = ()  # merges that grew from it: whole, but without this way back
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Copied(Record):
     files: int
     bytes: int
     catalog: str | None  # the destination's, if the merge was entered in one
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class SchemaChange(Record):
     catalog: str
     before: str | None  # None: it was created
     after: str
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

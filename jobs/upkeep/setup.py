@@ -17,9 +17,12 @@ class Configured(Record):
 
     path: str
     settings: Mapping[str, str]
+    dry_run: bool = False
 
 
-def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured:
+def configure(
+    values: Mapping[str, str], *, replace: bool = False, dry_run: bool = False
+) -> Configured:
     """Write the configuration file of this user; see :func:`jobs.config.settings.write_config`.
 
     Raises ``SpecError``: a value cannot be what it is to be, or there is a file already that is not
@@ -28,5 +31,6 @@ def configure(values: Mapping[str, str], *, replace: bool = False) -> Configured
     given = dict(values)
     if "address" in given:
         given["address"] = jobs_address(given["address"])
-    path = write_config(given, replace=replace)
-    return Configured(str(path), {name: shown_url(value) for name, value in given.items()})
+    path = write_config(given, replace=replace, dry_run=dry_run)
+    shown = {name: shown_url(value) for name, value in given.items()}
+    return Configured(str(path), shown, dry_run)

@@ -176,11 +176,12 @@ def collect_garbage(
 # Merges
 
 
-def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
+def remove_merge(merge: str, *, catalog: str | None = None, dry_run: bool = False) -> Removed:
     """Take a merge out of its store and its catalog; its blobs are left to the next collection.
 
     The manifest goes first: from then on there is no such merge. One that was removed half way is
-    removed wholly by trying again.
+    removed wholly by trying again. With ``dry_run`` it stays, and how many of its bytes nobody else
+    needs is not known.
     """
     _, catalog = chosen(None, catalog)
     with as_input_error():
@@ -194,11 +195,13 @@ def remove_merge(merge: str, *, catalog: str | None = None) -> Removed:
         if not keys and entry is None:
             hint = nearest(str(ref), map(str, list_merges(place)))
             raise NotFoundError(f"merge {ref} is not published in {place.url}{hint}")
+        children = [] if known is None else known.merges.children(str(ref))
+        if dry_run:
+            return Removed(str(ref), url, 0, children, dry_run=True)
         for key in sorted(keys, key=lambda key: key != ref.manifest_key):
             place.delete(key)
         if known is None:
             return Removed(str(ref), url, sum(sizes.values()))
-        children = known.merges.children(str(ref))
         if entry is not None:
             known.merges.remove(ref.name, ref.version)
         unneeded = sizes.keys() - known.artifacts.needed()
@@ -250,11 +253,13 @@ def copy_merge(
     *,
     catalog: str | None = None,
     destination_catalog: str | None = None,
+    dry_run: bool = False,
 ) -> Copied:
     """Copy a merge to another store: every file verified here and there, the manifest last.
 
     A copy that was broken off goes on where it was, and one that is there already is left as it
-    is. ``destination_catalog`` is where the copy is entered, if anywhere.
+    is. ``destination_catalog`` is where the copy is entered, if anywhere. With ``dry_run`` all is
+    looked at and nothing is written.
     """
     _, catalog = chosen(None, catalog)
     with as_input_error():
@@ -266,9 +271,14 @@ def copy_merge(
         root = store_of(url, "")  # none of a folder that was copied out of a store
         if root and open_store(root).url == target.url:
             raise InputError(f"merge {ref} is in {target.url} already; name another store")
+        size = sum(file.size for file in manifest.files.values())
+        if dry_run:
+            to = f"{target.url}/{ref.key}"
+            files = len(manifest.files)
+            return Copied(str(ref), url, to, files, size, destination_catalog, dry_run=True)
         target.check_writable()
         known = None if destination_catalog is None else Catalog.open(destination_catalog)
-    files = {name: opened_merge.file(name) for name in manifest.files}
+    contents = {name: opened_merge.file(name) for name in manifest.files}
 
     def read_back() -> None:
         """Compare the hash of what was written before a manifest says that it is there."""
@@ -277,10 +287,9 @@ def copy_merge(
                 fetch_blob(target, sha256, Path(folder))
 
     copied = publish_merge(
-        target, ref.name, files, manifest.to_json(), version=ref.version, confirm=read_back
+        target, ref.name, contents, manifest.to_json(), version=ref.version, confirm=read_back
     )
     if known is not None:
         with known:
             enter(known, target, manifest, opened_merge.coefficients)
-    size = sum(file.size for file in manifest.files.values())
-    return Copied(str(ref), url, copied, len(files), size, None if known is None else known.url)
+    return Copied(str(ref), url, copied, len(contents), size, None if known is None else known.url)
