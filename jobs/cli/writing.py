@@ -103,9 +103,7 @@ def new(
     def table(_: object, console: Console) -> None:
         from tintray.jobs.cli.tables import print_next, title
 
-        console.print(
-            title(str(output), f"{len(tasks)} tasks: {', '.join(tasks)}" if tasks else "")
-        )
+        console.print(title(str(output), ", ".join(tasks)))
         print_next(following, console)
 
     where = shlex.quote(str(output))

@@ -71,7 +71,7 @@ def judge(
     ]
     gone = sorted(earlier.keys() - {task.name for task in tasks})
     problems += [f"{name} is gone" for name in gone if max_loss is not None]
-    if min_kept is not None and (kept is None or kept < min_kept):
+    if min_kept is not None and not (kept is not None and kept >= min_kept):
         found = "none is known" if kept is None else f"{kept:.1%}"
         problems.insert(0, f"kept {found}, {min_kept:.1%} is asked for")
     told = against or "its experts"

@@ -141,7 +141,9 @@ def _places(
         yield from ((place, list(splits)) for place in (here, here / "data"))
         around = (here.parent, here.parent.parent)
         folders = [*(place for up in around for place in (up, up / "data")), *folders]
-    for folder in dict.fromkeys(folders):
+    inside = (sorted(f.iterdir()) for f in folders if f.name == "data" and f.is_dir())
+    below = [place for listed in inside for place in listed if place.is_dir()]
+    for folder in dict.fromkeys((*folders, *below)):
         yield folder, named
         yield folder / name, list(splits)
 

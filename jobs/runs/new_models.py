@@ -108,12 +108,12 @@ def look_at(written: str) -> FoundModel:
     found = FoundModel(written, name or "task", folder, None, None)
     if holds_adapter(folder, written):
         config = read_config(folder, written, ADAPTER_CONFIG)
-        kind, rank = str(config.get("peft_type", "adapter")), config.get("r")
+        kind, rank = _text(config.get("peft_type")) or "adapter", config.get("r")
         task = config.get("task_type")
         return replace(
             found,
             kind=_OF_ADAPTERS.get(task if isinstance(task, str) else None),
-            adapter=f"{kind} of rank {rank}" if rank else kind,
+            adapter=f"{kind} of rank {rank}" if type(rank) is int else kind,
             base=_text(config.get("base_model_name_or_path")),
         )
     config = read_config(folder, written)
@@ -139,7 +139,8 @@ def _on_this_machine(location: Location) -> Path:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A text of a configuration, which anybody may have written: one line."""
+    return printable(value) if isinstance(value, str) and value else None
 
 
 def _kind(config: dict[str, Any]) -> KindName | None:

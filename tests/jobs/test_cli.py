@@ -112,7 +112,7 @@ def test_version() -> None:
     [
         ("rnu", ["'rnu'", "Did you mean 'run'?", "Try 'tintray --help'."]),
         ("run", ["'JOB.yaml'", "Try 'tintray run --help'."]),
-        ("run x.yaml --ste a=1", ["'--ste'", "Did you mean '--set'?"]),
+        ("run x.yaml --recipee fast", ["'--recipee'", "Did you mean '--recipe'?"]),
         ("artifacts lss", ["'lss'", "'ls'"]),
         ("diff ten/v1 x", ["'ten/v1' is no job; `tintray diff-merges` compares two merges"]),
         ("show x --store gs://x", ["--store", "s3:// URL", "'gs://x'"]),

@@ -151,3 +151,13 @@ def test_any_text_stays_itself_in_a_job_file(text: str) -> None:
     for flow, around in ((True, "{{a: {}}}"), (False, "a: {}  # about it")):
         written = around.format(new_job.scalar(text, flow=flow))
         assert yaml.safe_load(written) == {"a": text}
+
+
+def test_what_a_stranger_has_written_stays_in_its_line(here: Path) -> None:
+    """Names in configurations come from whoever made the model."""
+    file = here / "adapters/one/adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"peft_type": "LORA\nbase: evil", "r": [1]}))
+    shown = call("new", "adapters/one", "--base", "adapters/base", "--no-check", "--dry-run").out
+    assert yaml.safe_load(shown)["base"] == "adapters/base"
+    assert "\nbase: evil" not in shown
