@@ -21,7 +21,7 @@ from tests.workbench import SETTINGS, Workbench
 from tintray.jobs import api
 from tintray.numerics.sites import TintSite
 from tintray.pools.pool import Pool
-from tintray.tinting.stacked_step import StackedGroup, can_stack
+from tintray.tinting.stacked_step import StackedGroup, form_group
 
 TEXT = tiny.BERT | {"max_position_embeddings": 40, "bos_token_id": 2, "eos_token_id": 3}
 CAUSAL = TEXT | {"num_key_value_heads": 1, "head_dim": 8}
@@ -165,8 +165,9 @@ def test_a_round_is_the_same_where_tasks_are_stacked(name: str, sites: str) -> N
     for stacked in (True, False):
         group = bench.group(settings)
         if stacked:
-            assert can_stack(group.tasks, group._fused, settings)
-            group = StackedGroup(group.tasks, group._fused, group._gradient, settings)
+            options = (group.tasks, group._fused, group._gradient, settings)
+            group = form_group(*options, stacked=True)
+            assert isinstance(group, StackedGroup)
         for round_ in range(2):
             answer = group.step(bench.vectors.merge(bench.uniform(0.4)), round_, 0.1)
         owned = [t.detach().flatten() for task in group.tasks for t in task.layer.tensors.values()]

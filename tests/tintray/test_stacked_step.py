@@ -15,7 +15,7 @@ from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.numerics.sites import TintSite
 from tintray.tinting.draws import Draw
-from tintray.tinting.stacked_step import StackedGroup, can_stack
+from tintray.tinting.stacked_step import StackedGroup, form_group
 from tintray.tinting.step import StepSettings, TaskGroup
 
 ROUNDS = 3
@@ -27,10 +27,15 @@ SITES = {
 }
 
 
+def formed(bench: Workbench, settings: StepSettings) -> TaskGroup:
+    one = bench.group(settings)
+    return form_group(one.tasks, one._fused, one._gradient, settings, stacked=True)
+
+
 def stacked(bench: Workbench, settings: StepSettings) -> StackedGroup:
-    group = bench.group(settings)
-    assert can_stack(group.tasks, group._fused, settings)
-    return StackedGroup(group.tasks, group._fused, group._gradient, settings)
+    group = formed(bench, settings)
+    assert isinstance(group, StackedGroup)
+    return group
 
 
 def fitted(
@@ -98,3 +103,29 @@ def test_states_are_kept_and_read_by_either_form(tiny: TinyZoo) -> None:
     expected = fitted(first, bench, start=ROUNDS)
     same(fitted(second, bench, start=ROUNDS), expected)
     same(fitted(third, bench, start=ROUNDS), expected)
+
+
+def test_tasks_part_where_a_module_cannot_run_for_all_of_them(
+    tiny: TinyZoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that looks at numbers to decide what to do, as many a model from elsewhere does."""
+    bench = tiny_workbench(tiny, sites=SITES["block"])
+    expected = fitted(bench.group(SETTINGS), bench)
+    block = type(next(iter(bench.experts.values())).get_submodule("vit.layers.2"))
+    plain = block.forward
+
+    def curious(self: Any, given: Tensor, *args: Any, **options: Any) -> Any:
+        return plain(self, given if given.sum().item() < 1e9 else -given, *args, **options)
+
+    monkeypatch.setattr(block, "forward", curious)
+    group = formed(bench, SETTINGS)
+    assert type(group) is TaskGroup
+    same(fitted(group, bench), expected)
+
+
+@pytest.mark.parametrize("changed", [{"features": 0.1}, {"filter": "threshold"}])
+def test_tasks_part_where_they_remember_something_of_their_own(
+    tiny: TinyZoo, changed: dict[str, Any]
+) -> None:
+    bench = tiny_workbench(tiny)
+    assert type(formed(bench, replace(SETTINGS, **changed))) is TaskGroup

@@ -36,11 +36,29 @@ _SIZE, _ROOM = 16, 8
 
 
 def form_group(
-    tasks: Sequence[TaskState], fused: FusedModel, gradient: Tensor, settings: StepSettings
+    tasks: Sequence[TaskState],
+    fused: FusedModel,
+    gradient: Tensor,
+    settings: StepSettings,
+    *,
+    stacked: bool | None = None,
 ) -> TaskGroup:
-    """A task group in the form that suits where it computes."""
-    stacked = gradient.is_cuda and can_stack(tasks, fused, settings)
-    return (StackedGroup if stacked else TaskGroup)(tasks, fused, gradient, settings)
+    """A task group in the form that suits where it computes, or as one if it is to be ``stacked``.
+
+    Not every module can be run for many tasks at once: some look at numbers to decide what to do.
+    So it is tried on an example of each task, and where that fails tasks part.
+    """
+    wanted = gradient.is_cuda if stacked is None else stacked
+    if not (wanted and can_stack(tasks, fused, settings)):
+        return TaskGroup(tasks, fused, gradient, settings)
+    group = StackedGroup(tasks, fused, gradient, settings)
+    try:
+        group.rehearse()
+    except RuntimeError:
+        for task in tasks:
+            task.start_optimiser()
+        return TaskGroup(tasks, fused, gradient, settings)
+    return group
 
 
 def can_stack(tasks: Sequence[TaskState], fused: FusedModel, settings: StepSettings) -> bool:
@@ -155,6 +173,14 @@ class StackedGroup(TaskGroup):
         self._recordings.run("update", self._update)
         metrics = self._metrics(tasks, self._totals.cpu()[numbers], list(map(len, rows)), round_)
         return GroupResult(self._gradient, metrics)
+
+    def rehearse(self) -> None:
+        """Run an example of each task, and forget what came of it; RuntimeError where it fails."""
+        self._theta.zero_()
+        tasks, rows = self._drawn(0, {task.name: (0, 1) for task in self.tasks})
+        for _, micro in self._filled([self._numbers[task.name] for task in tasks], rows):
+            self._compute(micro)
+        self._micros.clear()
 
     def _take(self, theta: Theta) -> None:
         """Copy θ to where recordings read it."""

@@ -75,6 +75,10 @@ class TaskState:
 
     def __post_init__(self) -> None:
         self.watch_layer()
+        self.start_optimiser()
+
+    def start_optimiser(self) -> None:
+        """Have an optimiser of its own, which has taken no step."""
         by_rate = self.layer.by_rate()
         groups = [
             {"params": [self.layer.tensors[name] for name in names], "peak": rate}

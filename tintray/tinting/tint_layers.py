@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding, linear, pad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -199,7 +200,10 @@ class PerTaskModule(nn.Module):
             return tuple(value for value in answers[0] if isinstance(value, Tensor))
 
         dims = (0, *(0 if cut else None for cut in parted))
-        found = iter(torch.vmap(run, in_dims=dims)(self._stacked(batch), *given))
+        # Attention as plain products: of the fused kernels some cannot be batched once more, and
+        # others want memory to lie as it does not here.
+        with sdpa_kernel(SDPBackend.MATH):
+            found = iter(torch.vmap(run, in_dims=dims)(self._stacked(batch), *given))
         flat, form = answers
         joined = [batch.gathered(next(found)) if isinstance(v, Tensor) else v for v in flat]
         return tree_unflatten(joined, form)
