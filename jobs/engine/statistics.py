@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
-from tintray.jobs.engine.backend import Backend, Future, Placement
+from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.task_files import TaskFiles
 from tintray.merging import statistics
 from tintray.models.loading import load_expert
-from tintray.models.structure import backbone_names
+from tintray.models.structure import backbone_names, copy_on
 from tintray.pools import sequences
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
@@ -38,20 +39,20 @@ Measured = tuple[BlobRef, bool]
 
 
 class Measurer:
-    """A member that measures; it keeps nothing."""
+    """A member that measures, on ``device``; it keeps nothing."""
 
-    def __init__(self, store_url: str) -> None:
-        self._store = open_store(store_url)
+    def __init__(self, store_url: str, device: str = "cpu") -> None:
+        self._store, self._device = open_store(store_url), device
 
     def of_expert(self, kind: str, task: TaskConfig, facts: TaskFacts) -> Measured:
         """``fisher`` or ``gram`` of an expert on its pool."""
 
         def measure() -> Mapping[str, Tensor]:
             files = TaskFiles.open(task)
-            expert = load_expert(files.folder, task.role)
-            pool = sequences.completed(expert, files.pool())
+            expert = copy_on(load_expert(files.folder, task.role), self._device)
+            pool = sequences.completed(expert, files.pool(), self._device)
             rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
-            return rule(expert, pool, backbone_names(expert))
+            return rule(expert, pool, backbone_names(expert), self._device)
 
         return self._known(kind, [facts.expert_digest, facts.pool_digest], measure)
 
@@ -60,18 +61,38 @@ class Measurer:
 
         def measure() -> Mapping[str, Tensor]:
             read = [read_tensors(fetch_blob(self._store, ref, cache_folder())) for ref in vectors]
-            return statistics.decompositions(read)
+            return statistics.decompositions(read, self._device)
 
         return self._known(kind, sorted(ref.sha256 for ref in vectors), measure)
 
     def _known(
         self, kind: str, digests: Sequence[str], measure: Callable[[], Mapping[str, Tensor]]
     ) -> Measured:
-        key = hashlib.sha256(" ".join((kind, str(_VERSION), *digests)).encode()).hexdigest()
+        where = [self._device] if self._device != "cpu" else []
+        of = (kind, str(_VERSION), *digests, *where)
+        key = hashlib.sha256(" ".join(of).encode()).hexdigest()
         found = lookup(self._store, kind, key)
         if found is not None:
             return found, True
         return remember(self._store, kind, key, tensors_as_bytes(measure())), False
+
+
+@contextmanager
+def _measurers(
+    backend: Backend,
+    count: int,
+    store_url: str,
+    device: str,
+    hosts: Sequence[ActorHandle[object]],
+) -> Iterator[list[ActorHandle[Measurer]]]:
+    """A member for each task: spread over the CPUs, or beside the workers that have the GPUs."""
+    if device == "cpu":
+        with backend.spread(count, Placement("measurer"), Measurer, store_url) as spread:
+            yield spread
+        return
+    places = [Placement("measurer", colocate_with=host) for host in hosts]
+    members = [backend.spawn(place, Measurer, store_url, device) for place in places]
+    yield [members[n % len(members)] for n in range(count)]
 
 
 def measure_statistics(
@@ -82,9 +103,13 @@ def measure_statistics(
     facts: Mapping[str, TaskFacts],
     prepared: Mapping[str, Prepared],
     notify: Callable[[str], object],
+    *,
+    device: str = "cpu",
+    hosts: Sequence[ActorHandle[object]] = (),
 ) -> Refs:
     """Have the statistics of these kinds for every task, measured by members or remembered.
 
+    On GPUs they are measured beside their workers, the ``hosts``, whose they are.
     ``notify`` is given a sentence for each kind: what was measured, and what the store had.
     """
     wanted = list(dict.fromkeys(kinds))
@@ -92,7 +117,7 @@ def measure_statistics(
         return {}
     vectors = [prepared[task.name].vector for task in tasks]
     calls: dict[str, list[Future[Measured]]] = {}
-    with backend.spread(len(tasks), Placement("measurer"), Measurer, store_url) as members:
+    with _measurers(backend, len(tasks), store_url, device, hosts) as members:
         for kind in wanted:
             if kind == "svd_sum":
                 calls[kind] = [members[0].call(Measurer.of_vectors, kind, vectors)]

@@ -173,6 +173,11 @@ class WorkerPool(Generic[W_co]):
             self._backend.connect(self._workers)
 
     @property
+    def members(self) -> list[ActorHandle[W_co]]:
+        """The workers."""
+        return list(self._workers)
+
+    @property
     def assignment(self) -> Assignment:
         """Who takes part in rounds; ``prepare`` comes first."""
         assert self._shards is not None, "prepare() comes first"

@@ -176,7 +176,8 @@ class PreparedJob:
             found: Refs = {FEATCAL: (fitted,)}
         else:
             of_each = (self.backend, self.spec.store, kinds, tasks, facts, self.prepared)
-            found = measure_statistics(*of_each, notify)
+            device, hosts = self.spec.cluster.device, self.workers.members
+            found = measure_statistics(*of_each, notify, device=device, hosts=hosts)
         self.on_statistics(found)
         return found
 

@@ -176,3 +176,18 @@ def test_sites_are_searched_there(tiny: TinyZoo, tmp_path: Path) -> None:
         tmp_path, tint={"sites": "auto"}, fit={"rounds": 6}, cluster={"gpus_per_worker": 1}
     )
     assert api.run(spec).site
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean", "tsv_m"])
+def test_methods_measure_there(tiny: TinyZoo, tmp_path: Path, method: str) -> None:
+    there, here = (
+        api.run(
+            tiny.spec(
+                tmp_path / str(gpus),
+                merge={"method": method},
+                cluster={"gpus_per_worker": gpus},
+            )
+        )
+        for gpus in (1, 0)
+    )
+    assert same_answers(there, here)
