@@ -30,8 +30,9 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
-from tintray.jobs.engine.backend import Placement
+from tintray.jobs.engine.backend import ActorHandle, Placement, T
 from tintray.jobs.engine.configs import FitConfig
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.grouping import (
@@ -53,6 +54,8 @@ from tintray.jobs.engine.ray_backend import RayBackend
 from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
 from tintray.jobs.engine.worker import Worker
 from tintray.models.structure import private_state
+from tintray.numerics.choices import Format
+from tintray.numerics.layout import Layout
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.randomness import sample
 from tintray.numerics.schedules import Rates
@@ -235,61 +238,89 @@ def _pss(pid: int) -> int:
     return 0
 
 
-def measure(shape: dict[str, int], tasks: int, repeats: int, format: str) -> dict[str, Any]:
-    """Medians of K tasks' rounds on a fresh cluster."""
+@dataclass(frozen=True)
+class Members:
+    """All that takes part in rounds of K tasks."""
+
+    backend: RayBackend
+    workers: Sequence[ActorHandle[MadeWorker]]
+    shards: Shards
+    coordinator: Coordinator
+    groups: Sequence[range]  # the tasks of each group
+    hosted: Sequence[Sequence[int]]  # the groups of each worker
+    layout: Layout
+
+    def on_workers(self, method: Callable[[MadeWorker], T]) -> list[T]:
+        """Call a method of every worker at once."""
+        return self.backend.get([worker.call(method) for worker in self.workers])
+
+
+@contextmanager
+def members(
+    shape: dict[str, int],
+    tasks: int,
+    workers: int,
+    format: Format = "f32",
+    kinds: tuple[type[MadeWorker], type[MadeShards]] = (MadeWorker, MadeShards),
+) -> Iterator[Members]:
+    """Members for K tasks on a fresh cluster, laid out as a job on this machine would be."""
     layout = split(shape).layout
     groups = form_groups(tasks, default_groups(tasks, BATCH))
-    cores = os.cpu_count() or 1
-    fleet = RayBackend(None, cores, object_store_bytes(layout.numel, len(groups)))
+    backend = RayBackend(None, workers, object_store_bytes(layout.numel, len(groups)))
     try:
         size = JobSize(layout, tasks=tasks, private=0, groups=len(groups))
-        cluster = ClusterSize(cpus=cores, memory=2**63)
-        plan = lay_out(size, cluster, Choice(format=format))  # type: ignore[arg-type]
+        cluster = ClusterSize(cpus=os.cpu_count() or 1, memory=2**63)
+        plan = lay_out(size, cluster, Choice(workers=workers, format=format))
         names = [f"task{k}" for k in range(tasks)]
-        order = ShardConfig("", BlobRef("0" * 64, 0), layout, format=plan.format)
-        shards = MadeShards(fleet, order, plan.shards, in_process=plan.in_process)
-        workers, hosts, members = [], {}, {}
-        for hand in spread_groups(groups, cores):
-            mine = {number: [names[k] for k in groups[number]] for number in hand}
-            worker = fleet.spawn(Placement(f"worker {len(workers)}", 1), MadeWorker, shape, mine)
-            workers.append(worker)
-            hosts |= dict.fromkeys(hand, worker)
-            members |= mine
+        config = ShardConfig("", BlobRef("0" * 64, 0), layout, format=plan.format)
+        shards = kinds[1](backend, config, plan.shards, in_process=plan.in_process)
+        started: list[ActorHandle[MadeWorker]] = []
+        hosts, of_groups = {}, {}
+        hosted = spread_groups(groups, workers)
+        for numbers in hosted:
+            mine = {number: [names[k] for k in groups[number]] for number in numbers}
+            worker = backend.spawn(Placement(f"worker {len(started)}", 1), kinds[0], shape, mine)
+            started.append(worker)
+            hosts |= dict.fromkeys(numbers, worker)
+            of_groups |= mine
         loads = shards.load(names, [])
-        fleet.get([*loads, *(worker.call(MadeWorker.begin, shards.bounds) for worker in workers)])
-        coefficients = Coefficients(torch.full((tasks, len(layout.units)), 0.01))
+        begun = [worker.call(MadeWorker.begin, shards.bounds) for worker in started]
+        backend.get([*loads, *begun])
         coordinator = Coordinator(
-            fleet,
-            Assignment(shards, hosts, members, {}),
-            coefficients,
+            backend,
+            Assignment(shards, hosts, of_groups, {}),
+            Coefficients(torch.full((tasks, len(layout.units)), 0.01)),
             rates=lambda _: Rates(lambda _: 1e-3, lambda _: 1.0),
             draws=Draws(names, BATCH),
         )
+        yield Members(backend, started, shards, coordinator, groups, hosted, layout)
+    finally:
+        backend.close()
+
+
+def measure(shape: dict[str, int], tasks: int, repeats: int, format: Format) -> dict[str, Any]:
+    """Medians of K tasks' rounds on a fresh cluster."""
+    with members(shape, tasks, os.cpu_count() or 1, format) as found:
         rounds, bare = [], []
         for repeat in range(repeats + 1):
             started = time.perf_counter()
-            coordinator.fit(repeat + 1, lambda _: None, first=repeat)
+            found.coordinator.fit(repeat + 1, lambda _: None, first=repeat)
             middle = time.perf_counter()
-            images = sum(fleet.get([worker.call(MadeWorker.bare) for worker in workers]))
+            images = sum(found.on_workers(MadeWorker.bare))
             ended = time.perf_counter()
             assert images == tasks * BATCH
             if repeat > 0:  # the first is a warm-up
                 rounds.append(middle - started)
                 bare.append(ended - middle)
-        fleet.get([worker.call(MadeWorker.preparing) for worker in workers])  # a warm-up
-        preparing = fleet.get([worker.call(MadeWorker.preparing) for worker in workers])
-        peaks = fleet.get([worker.call(MadeWorker.peak_memory) for worker in workers])
-        pools = fleet.get([worker.call(MadeWorker.pool_bytes) for worker in workers])
+        found.on_workers(MadeWorker.preparing)  # a warm-up
         return {
             "round": statistics.median(rounds),
             "bare": statistics.median(bare),
-            "preparing": max(preparing),
-            "worker_mib": round(max(peaks) / 2**20),
-            "pool_mib": round(max(pools) / 2**20),
-            "shards": len(shards.members),
+            "preparing": max(found.on_workers(MadeWorker.preparing)),
+            "worker_mib": round(max(found.on_workers(MadeWorker.peak_memory)) / 2**20),
+            "pool_mib": round(max(found.on_workers(MadeWorker.pool_bytes)) / 2**20),
+            "shards": len(found.shards.members),
         }
-    finally:
-        fleet.close()
 
 
 def plot(found: dict[int, dict[str, Any]], path: Path) -> None:
@@ -330,7 +361,7 @@ def main() -> None:
     print(f"{BATCH} images per task, {os.cpu_count()} workers, {resolve('auto')}")
     with Memory() as memory:
         for k in tasks:
-            format = "bf16" if arguments.large else "f32"
+            format: Format = "bf16" if arguments.large else "f32"
             found[k] = row = measure(shape, k, arguments.repeats, format)
             print(
                 f"K = {k:4}  round {row['round'] * 1e3:9.1f} ms  {row['round'] * 1e3 / k:7.2f} per "

@@ -117,9 +117,13 @@ def resident() -> int:
 
 
 class CountingRelay:
-    """Passes TCP connections on to a server, and counts every byte in both directions."""
+    """Passes TCP connections on to a server, and counts every byte in both directions.
 
-    def __init__(self, endpoint: str) -> None:
+    What a client sends is held for ``delay`` seconds, as if the server were further away.
+    """
+
+    def __init__(self, endpoint: str, delay: float = 0.0) -> None:
+        self._delay = delay
         host, _, port = endpoint.rpartition("://")[2].partition(":")
         self._target = (host, int(port))
         self._lock = threading.Lock()
@@ -133,12 +137,13 @@ class CountingRelay:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._target)
-                for ends in ((client, server), (server, client)):
+                for ends in ((client, server, self._delay), (server, client, 0.0)):
                     threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, delay: float) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                time.sleep(delay)
                 with self._lock:
                     self.count += len(data)
                 target.sendall(data)

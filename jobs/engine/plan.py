@@ -31,8 +31,9 @@ shards: a round then waits for half as many calls, and nobody pays for a process
 CARD_BYTES = 768 * MIB
 """What CUDA and its libraries keep of a GPU's memory for themselves."""
 
-LARGE_GRADIENT = 4 * MIB
-"""From this size on, a gradient is summed and let go as soon as it is there."""
+SUMMED_BYTES = 64 * MIB
+"""Of gradients that a shard takes with one call. Large ones it sums and lets go as they come; of
+small pieces it takes many, since the coordinator makes every call."""
 
 _HEADROOM = 1.5  # of an object store over what is alive in it: Ray spills from 80 % on
 _LEAST_STORE = 256 * MIB
@@ -187,6 +188,11 @@ def alive_bytes(parameters: int, groups: int) -> int:
     Two rounds overlap in θ alone: gradients of one round are gone before the next is merged.
     """
     return (2 + groups) * FLOAT * parameters
+
+
+def gradients_at_once(piece: int) -> int:
+    """How many gradients a shard takes with one call, of which it has a piece of so many bytes."""
+    return max(1, SUMMED_BYTES // max(1, piece))
 
 
 def object_store_bytes(parameters: int, groups: int) -> int:

@@ -9,6 +9,7 @@ cut, and each is merged and projected by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from tintray.checkpoints.tensors import read_tensors
 from tintray.jobs.engine.arrays import Floats, Sent, peak_memory, readable, sent
 from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement, as_argument
-from tintray.jobs.engine.plan import FLOAT, LARGE_GRADIENT
+from tintray.jobs.engine.plan import FLOAT, gradients_at_once
 from tintray.jobs.engine.sources import cache_folder
 from tintray.merging import Recipe
 from tintray.merging.apply import depths, direct, partial_totals
@@ -32,6 +33,9 @@ from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.vectors.correction import Correction
 from tintray.vectors.task_vectors import TaskVectors, row_of
+
+_AT_ONCE = 8
+"""Blobs that a shard fetches and hashes at the same time."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Shard:
     """T and θ₀ over a stretch of the layout's tensors."""
 
     def __init__(self, config: ShardConfig, stretch: range) -> None:
-        self._config = config
+        self._config, self._stretch = config, stretch
         self._layout = config.layout.part(stretch)
         self._vectors: TaskVectors | None = None
         self._total: torch.Tensor | None = None  # of the gradients since the last projection
@@ -79,10 +83,12 @@ class Shard:
     def load(self, tasks: Sequence[str], vectors: Sequence[BlobRef]) -> None:
         """Read θ₀ and one row of T per task, in order, each checked against its hash."""
         names = [slot.name for slot in self._layout.slots]
-        base = self._layout.flatten(read_tensors(self._path(self._config.base), names))
+        (path,) = self._paths([self._config.base])
+        base = self._layout.flatten(read_tensors(path, names))
         with ExitStack() as stack:
             opened = [
-                stack.enter_context(safe_open(self._path(ref), framework="pt")) for ref in vectors
+                stack.enter_context(safe_open(path, framework="pt"))
+                for path in self._paths(vectors)
             ]
             files = [(frozenset(file.keys()), file.get_tensor) for file in opened]
             self._vectors = TaskVectors.gather(
@@ -110,8 +116,8 @@ class Shard:
         with ExitStack() as stack:
             files = {
                 kind: [
-                    stack.enter_context(TensorFiles([self._path(ref)], f"statistics '{kind}'"))
-                    for ref in refs
+                    stack.enter_context(TensorFiles([path], f"statistics '{kind}'"))
+                    for path in self._paths(refs)
                 ]
                 for kind, refs in statistics.items()
             }
@@ -192,8 +198,20 @@ class Shard:
     def _depths(self) -> Mapping[str, float]:
         return depths(slot.name for slot in self._config.layout.slots)
 
-    def _path(self, ref: BlobRef) -> Path:
-        return fetch_blob(open_store(self._config.store_url), ref, cache_folder())
+    def _paths(self, refs: Sequence[BlobRef]) -> list[Path]:
+        """Local files of blobs, in order; several are fetched at once, as a bucket is far away.
+
+        Shards on a node share a cache and start at the same moment. Each starts at another blob,
+        so that it finds there what another has fetched, instead of fetching all by itself.
+        """
+        store, whole = open_store(self._config.store_url), len(self._config.layout.slots)
+        first = len(refs) * self._stretch.start // whole
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            turned = threads.map(
+                lambda ref: fetch_blob(store, ref, cache_folder()), [*refs[first:], *refs[:first]]
+            )
+            paths = list(turned)
+        return paths[len(refs) - first :] + paths[: len(refs) - first]
 
 
 class Shards:
@@ -277,23 +295,19 @@ class Shards:
         """∂L/∂Λ by tensor, in pieces; of each group's gradient in pieces, in group order.
 
         The correction moves along their sum, unless its learning rate is 0.
-
-        Large gradients are summed one by one, so that few of them are alive at any time.
+        Large gradients are summed a few at a time, so that few of them are alive at any time.
         """
+        count = gradients_at_once(FLOAT * self._layout.numel // len(self.members))
         by_shard = [list(map(as_argument, mine)) for mine in zip(*gradients, strict=True)]
-        if FLOAT * self._layout.numel < LARGE_GRADIENT:
-            return [
-                member.call(Shard.project, correction_lr, *mine)
-                for member, mine in zip(self.members, by_shard, strict=True)
+        answers = []
+        for member, mine in zip(self.members, by_shard, strict=True):
+            last = max(0, len(mine) - count)
+            added = [
+                as_argument(member.call(Shard.add, *mine[at : min(last, at + count)]))
+                for at in range(0, last, count)
             ]
-        return [
-            member.call(
-                Shard.project,
-                correction_lr,
-                *[as_argument(member.call(Shard.add, gradient)) for gradient in mine],
-            )
-            for member, mine in zip(self.members, by_shard, strict=True)
-        ]
+            answers.append(member.call(Shard.project, correction_lr, *added, *mine[last:]))
+        return answers
 
     def fold(self, pieces: Sequence[Floats]) -> torch.Tensor:
         """∂L/∂Λ [K, L] from what ``project`` answered."""

@@ -80,17 +80,14 @@ def history(merge: str, *, catalog: str | None = None) -> list[Version]:
     with as_input_error(), Catalog.open(catalog, create=False) as opened:
         aliased = split_alias(merge)
         name = opened.merges.find(aliased[0] if aliased else merge).name
-        rows = {row.id: row for row in opened.merges.all()}
-        named = [row for row in rows.values() if row.name == name]
-        for row in named:  # parents of other names, and such as were removed since
-            while row.parent_id is not None and row.parent_id not in {r.id for r in named}:
-                parent = rows.get(row.parent_id) or opened.merges.parent(row.ref)
+        rows = {row.id: row for row in opened.merges.all(name)}
+        for row in list(rows.values()):  # parents of other names, and such as were removed since
+            while row.parent_id is not None and row.parent_id not in rows:
+                parent = opened.merges.parent(row.ref)
                 if parent is None:
                     break
-                rows[parent.id] = parent
-                named.append(parent)
-                row = parent
-        return [_version(row, rows) for row in sorted(named, key=lambda row: row.id)]
+                rows[parent.id] = row = parent
+        return [_version(row, rows) for row in sorted(rows.values(), key=lambda row: row.id)]
 
 
 def _version(row: Row, rows: Mapping[int, Row]) -> Version:

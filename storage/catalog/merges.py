@@ -102,9 +102,10 @@ class Merges(Repository):
             insert_missing(session, Coefficient, layers)
             return merge
 
-    def all(self) -> list[Merge]:
-        """All published merges, oldest first."""
-        return self._list(_published().order_by(Merge.published_at, Merge.id))
+    def all(self, name: str | None = None) -> list[Merge]:
+        """All published merges, or those of a name; oldest first."""
+        query = _published() if name is None else _published().where(Merge.name == name)
+        return self._list(query.order_by(Merge.published_at, Merge.id))
 
     def listing(self) -> list[MergeRow]:
         """All published merges as lists show them, the newest first."""
@@ -252,14 +253,28 @@ def _find(session: Session, reference: str) -> Merge:
     query = query.order_by(order, Merge.id.desc()).limit(1)
     if (merge := session.scalar(query)) is not None:
         return merge
-    known = list(session.scalars(_published().order_by(Merge.published_at, Merge.id)))
+    raise NotFoundError(_unknown(session, reference))
+
+
+def _unknown(session: Session, reference: str) -> str:
+    """What to say of a reference that names no merge; rows are not read, as there may be many."""
+    name = reference.partition("/")[0]
     gone = _row(session, reference)
+    there = sa.and_(Merge.published_at.is_not(None), Merge.removed_at.is_(None))
+    numbers = sa.select(Merge.version).where(there, Merge.name == name)
+    of_name = [
+        f"{name}/v{number}"
+        for number in session.scalars(numbers.order_by(Merge.published_at, Merge.id))
+    ]
     if gone is not None and gone.removed_at is not None:
-        others = ", ".join(other.ref for other in known if other.name == name) or "none"
-        raise NotFoundError(f"merge {reference} was removed; of that name there are: {others}")
-    names = [merge.ref for merge in known] if version else {merge.name for merge in known}
-    hint = nearest(reference, names) if known else "; nothing has been published yet"
-    raise NotFoundError(f"there is no merge '{reference}' in the catalog{hint}")
+        others = ", ".join(of_name) or "none"
+        return f"merge {reference} was removed; of that name there are: {others}"
+    if of_name:
+        hint = nearest(reference, of_name)
+    else:
+        names = list(session.scalars(sa.select(Merge.name).where(there).distinct()))
+        hint = nearest(name, names) if names else "; nothing has been published yet"
+    return f"there is no merge '{reference}' in the catalog{hint}"
 
 
 def _row(session: Session, reference: str) -> Merge | None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import IntegrityError, NotFoundError
-from tintray.jobs.engine import shards
+from tintray.jobs.engine import plan
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.shards import Shard, ShardConfig, Shards
@@ -87,7 +88,7 @@ def test_an_addition_that_fails_is_told_by_the_projection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large gradients are added one by one, and nobody waits for each: no wrong sum may go on."""
-    monkeypatch.setattr(shards, "LARGE_GRADIENT", 0)
+    monkeypatch.setattr(plan, "SUMMED_BYTES", 0)
     backend = InProcessBackend(1)
     spread = Shards(backend, order(tmp_path), 1)
     backend.get(spread.load(["p", "q"], [blob(tmp_path, 1), blob(tmp_path, 2)]))
@@ -98,4 +99,49 @@ def test_an_addition_that_fails_is_told_by_the_projection(
 
     assert np.array_equal(2 * projected(10), projected(10, 10))
     with pytest.raises(RuntimeError, match="must match"):
-        projected(10, 11)
+        projected(11, 10)
+
+
+def test_how_many_gradients_are_taken_at_once_changes_no_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, calls = InProcessBackend(1), []
+    spread = Shards(backend, order(tmp_path), 1)
+    backend.get(spread.load(["p", "q"], [blob(tmp_path, 1), blob(tmp_path, 2)]))
+    alone = Shard.add
+
+    def add(shard: Shard, *gradients: Any) -> None:
+        calls.append(len(gradients))
+        alone(shard, *gradients)
+
+    monkeypatch.setattr(Shard, "add", add)
+    random = np.random.default_rng(0)
+    gradients = [1e4 ** (n % 3) * random.standard_normal(10).astype(np.float32) for n in range(5)]
+    sums, taken = [], []
+    for summed in (0, 2 * gradients[0].nbytes, 2**20):
+        monkeypatch.setattr(plan, "SUMMED_BYTES", summed)
+        calls.clear()
+        given = [[backend.put(gradient)] for gradient in gradients]
+        sums.append(backend.get(spread.project(given))[0])
+        taken.append(calls.copy())
+    assert np.array_equal(sums[0], sums[1])
+    assert np.array_equal(sums[0], sums[2])
+    assert taken == [[1, 1, 1, 1, 1], [2, 1, 2], [5]]
+
+
+@pytest.mark.parametrize("stretch", [range(2), range(1, 2)])
+def test_rows_are_in_the_order_given_wherever_a_shard_begins_to_fetch(
+    tmp_path: Path, stretch: range
+) -> None:
+    vectors = [blob(tmp_path, seed) for seed in range(1, 8)]
+    shard = Shard(order(tmp_path), stretch)
+    shard.load([f"t{n}" for n in range(7)], vectors)
+    zero = np.asarray(shard.merge(np.zeros((7, len(stretch)), np.float32)))
+    for n, ref in enumerate(vectors):
+        chosen = np.zeros((7, len(stretch)), np.float32)
+        chosen[n] = 1
+        tensors = load_file(tmp_path / blob_key(ref.sha256))
+        expected = np.concatenate(
+            [tensors[LAYOUT.slots[slot].name].flatten() for slot in stretch], dtype=np.float32
+        )
+        assert np.allclose(np.asarray(shard.merge(chosen)) - zero, expected, atol=1e-6)
