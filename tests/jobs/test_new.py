@@ -161,3 +161,27 @@ def test_what_a_stranger_has_written_stays_in_its_line(here: Path) -> None:
     shown = call("new", "adapters/one", "--base", "adapters/base", "--no-check", "--dry-run").out
     assert yaml.safe_load(shown)["base"] == "adapters/base"
     assert "\nbase: evil" not in shown
+
+
+def test_experts_of_the_hub_keep_their_names(
+    here: Path, zoos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here: what its client leaves on this machine."""
+    import huggingface_hub
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str]) -> str:
+        return str(zoos / "pictures" / hub_id.removeprefix("org/vit-"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    words = ("new", "org/vit-one", "hf://org/vit-two", "--base", "org/vit-base", "--yes")
+    assert "--data" in call(*words).sentence
+    (here / "data").mkdir()
+    for name in ("one", "two"):
+        for split in ("train", "test"):
+            file = zoos / f"pictures/{name}_{split}.npz"
+            shutil.copy(file, here / f"data/vit-{name}_{split}.npz")
+    assert call(*words, "--name", "both").code == 0  # data/ beside the job file
+    spec = load_spec(here / "job.yaml")
+    assert (spec.name, spec.base.written) == ("both", "org/vit-base")
+    assert [task.expert.written for task in spec.tasks] == ["org/vit-one", "hf://org/vit-two"]
+    assert all(task.test is not None for task in spec.tasks)
