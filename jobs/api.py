@@ -6,26 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.settings import chosen, limits
+from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
-from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.worker import Worker
-from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.results import (
     CompareTable,
     EvalTable,
     MergeSummary,
-    ValidationReport,
 )
 from tintray.jobs.runs.gate import CheckReport, judge
 from tintray.jobs.runs.merge_checkpoints import compose as compose
 from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints
 from tintray.jobs.runs.merge_list import list_merges as list_merges
-from tintray.jobs.runs.methods import resolve_job
-from tintray.jobs.runs.pipeline import open_store_and_catalog
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
+from tintray.jobs.runs.validation import validate as validate
 from tintray.published.exported import Exported
 from tintray.storage.artifacts.store import open_store
 
@@ -35,43 +30,6 @@ def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
     manifest = run_job(spec, on_event or ignore)
     url = f"{open_store(spec.store).url}/merges/{manifest.ref}"
     return summary(manifest, url)
-
-
-def validate(spec: JobSpec) -> ValidationReport:
-    """Check a job and all that it refers to, in this process; nothing is written.
-
-    One example of each task's data is run, by its expert and by the model that would be fitted.
-
-    Raises ``InputError`` for the first thing that would make the job fail.
-    """
-    spec, ground = resolve_job(spec)
-    open_store_and_catalog(spec)[1].close()
-    fleet = InProcessBackend(spec.cluster.threads_per_worker)
-    try:
-        facts = WorkerPool(Worker, fleet, spec.here(), ground).check()
-    finally:
-        fleet.close()
-    notices = []
-    if spec.tint.auto:
-        notices.append("tint.sites is found by the run; what is shown of tints is for the head")
-    unlabelled = [task.name for task in spec.tasks if task.test is None]
-    if unlabelled:
-        notices.append(
-            f"without a test set, judged by agreement with the expert: {', '.join(unlabelled)}"
-        )
-    notices += [text for found in facts.values() for text in found.warnings()]
-    return ValidationReport(
-        name=spec.name,
-        tasks=[task.name for task in spec.tasks],
-        backbone_parameters=ground.parameters,
-        units=len(ground.partition.layout.units),
-        site=spec.tint.told + (f", in {bits} bits" if (bits := spec.tint.bits) else ""),
-        tint_parameters={name: found.tint_parameters for name, found in facts.items()},
-        pools={name: taken for fact in facts.values() for name, taken in fact.sizes().items()},
-        max_pool_bytes=limits().max_pool_bytes,
-        max_seconds=limits().max_seconds,
-        notices=notices,
-    )
 
 
 def show(merge: str, *, store: str | None = None, catalog: str | None = None) -> MergeSummary:

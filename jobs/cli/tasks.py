@@ -10,8 +10,10 @@ import click
 
 from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
+    Answer,
     Later,
     command,
+    dry_run_option,
     factory_option,
     flag,
     merge_argument,
@@ -20,7 +22,6 @@ from tintray.jobs.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tintray.jobs.results import Record
     from tintray.jobs.runs import grow
 else:
     grow = Later("runs.grow")
@@ -44,6 +45,7 @@ _common = (
         help="Override how the merge grows, such as growth.tolerance=0.5. May be repeated.",
     ),
     factory_option,
+    dry_run_option,
     place_options,
 )
 _change = partial(command, "tables.print_summary", merge_argument, watched=True)
@@ -54,13 +56,15 @@ _change = partial(command, "tables.print_summary", merge_argument, watched=True)
     *(_mode_option, *_common),
     example="add-task ten-scripts eleventh.yaml",
 )
-def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
+def add_task(merge: str, files: tuple[Path, ...], dry_run: bool, **options: Any) -> Any:
     """Publish a child of MERGE that has these tasks too.
 
     Each FILE.yaml has a task as in a job file, or several; one job adds all. Nothing is published
     if an old task would lose more than growth.tolerance; the exit code is 1 then. A new task below
     growth.target is published, and the result says so. The experts of the old tasks are not needed.
     """
+    if dry_run:
+        return _rehearsed(merge, grow.adding(files), **options)
     return grow.add(merge, files, **options)
 
 
@@ -71,12 +75,14 @@ def add_task(merge: str, files: tuple[Path, ...], **options: Any) -> Record:
     *_common,
     example="remove-task ten-scripts mnist",
 )
-def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
+def remove_task(merge: str, tasks: tuple[str, ...], dry_run: bool, **options: Any) -> Any:
     """Publish a child of MERGE without a task.
 
     Its part of the backbone is taken out exactly; tints that lose by it are learned again. What
     all tasks learned together to correct the backbone stays, and the result says so.
     """
+    if dry_run:
+        return _rehearsed(merge, grow.removing(tasks), **options)
     return grow.remove(merge, tasks, **options)
 
 
@@ -87,9 +93,18 @@ def remove_task(merge: str, tasks: tuple[str, ...], **options: Any) -> Record:
     *(_mode_option, *_common),
     example="refresh-task ten-scripts mnist --expert zoo/mnist-2",
 )
-def refresh_task(merge: str, task: str, **options: Any) -> Record:
+def refresh_task(
+    merge: str, task: str, expert: str | None, pool: str | None, dry_run: bool, **options: Any
+) -> Any:
     """Publish a child of MERGE with a task anew.
 
     With another expert or another pool, or with what lies at the same place by now.
     """
-    return grow.refresh(merge, task, **options)
+    if dry_run:
+        return _rehearsed(merge, grow.refreshing(task, expert, pool), **options)
+    return grow.refresh(merge, task, expert=expert, pool=pool, **options)
+
+
+def _rehearsed(merge: str, wish: Any, *, rebase: bool, on_event: Any, **options: Any) -> Answer:
+    """A change that is checked and not made."""
+    return Answer(grow.rehearse(merge, wish, **options), table="tables.print_validation")

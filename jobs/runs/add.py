@@ -8,6 +8,7 @@ from typing import Any
 
 from tintray.errors import CheckpointError, InputError
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.tint_worker import TintWorkerPool
 from tintray.jobs.runs.change import part_of
 from tintray.jobs.runs.growth_modes import Attempt, Child, Growth, attempt
@@ -40,8 +41,12 @@ class GrowthPlan(Child):
 
         Experts of another base are refused: a merge that works is not put at risk for them.
         """
+        return self.checked(context.backend)
+
+    def checked(self, backend: Backend) -> Hosted[TintWorkerPool]:
+        """The same, of a change that need not be a job yet."""
         part = part_of(self.spec, self.new).changed(tint={"learned": True})
-        workers = TintWorkerPool(context.backend, part, self.base)
+        workers = TintWorkerPool(backend, part, self.base)
         facts = workers.check()
         for name, of_task in facts.items():
             if is_unrelated(of_task.base_similarity):

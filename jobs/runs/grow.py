@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -10,17 +10,19 @@ from typing import TypedDict, Unpack
 from tintray.errors import ParentChangedError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
+from tintray.jobs.engine.configs import TaskFacts
 from tintray.jobs.events import Notice, OnEvent, ignore
-from tintray.jobs.results import MergeSummary
+from tintray.jobs.results import MergeSummary, ValidationReport
 from tintray.jobs.runs.add import GrowthPlan, check_mode
 from tintray.jobs.runs.change import Change, overridden, read_tasks, refreshed
 from tintray.jobs.runs.guard import Asked
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Lineage
 from tintray.jobs.runs.parent import Parent, child_base, make_known, open_parent
-from tintray.jobs.runs.pipeline import execute, on_gpus_there, open_store_and_catalog
+from tintray.jobs.runs.pipeline import backend_for, execute, on_gpus_there, open_store_and_catalog
 from tintray.jobs.runs.remove import plan_removal
 from tintray.jobs.runs.summaries import summary
+from tintray.jobs.runs.validation import report
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.store import open_store
 
@@ -44,15 +46,12 @@ def add(
     merge: str, tasks: Sequence[str | Path], *, mode: Asked = "auto", **options: Unpack[Options]
 ) -> MergeSummary:
     """Publish a child of ``merge`` with the tasks of these files too."""
-    new = tuple(task for path in tasks for task in read_tasks(Path(path)))
-    change = Change("add", tuple(task.name for task in new), new)
-    return _grow(merge, lambda _: change, mode, **options)
+    return _grow(merge, adding(tasks), mode, **options)
 
 
 def remove(merge: str, tasks: Sequence[str], **options: Unpack[Options]) -> MergeSummary:
     """Publish a child of ``merge`` without these tasks."""
-    change = Change("remove", tuple(dict.fromkeys(tasks)))
-    return _grow(merge, lambda _: change, "auto", **options)
+    return _grow(merge, removing(tasks), "auto", **options)
 
 
 def refresh(
@@ -65,17 +64,68 @@ def refresh(
     **options: Unpack[Options],
 ) -> MergeSummary:
     """Publish a child of ``merge`` with a task anew: its expert, its pool, or what lies there."""
+    return _grow(merge, refreshing(task, expert, pool), mode, **options)
+
+
+Wish = Callable[[Parent], Change]
+"""What is asked of a merge, once it is known which version grows."""
+
+
+def adding(files: Sequence[str | Path]) -> Wish:
+    """The tasks of these files, to add."""
+    new = tuple(task for path in files for task in read_tasks(Path(path)))
+    change = Change("add", tuple(task.name for task in new), new)
+    return lambda _: change
+
+
+def removing(tasks: Sequence[str]) -> Wish:
+    """Tasks to remove, each once."""
+    change = Change("remove", tuple(dict.fromkeys(tasks)))
+    return lambda _: change
+
+
+def refreshing(task: str, expert: str | None, pool: str | None) -> Wish:
+    """A task to refresh; relative locations start from the current folder."""
+    places = {"expert": expert, "pool": pool}
 
     def change(parent: Parent) -> Change:
-        places = {"expert": expert, "pool": pool}
         return refreshed(parent.spec, task, str(parent.ref), **places, folder=Path.cwd())
 
-    return _grow(merge, change, mode, **options)
+    return change
+
+
+def rehearse(
+    merge: str,
+    wish: Wish,
+    mode: Asked = "auto",
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ValidationReport:
+    """What a change would have of each task: it is checked in this process, and not made.
+
+    Raises InputError as the change itself would, before it computes.
+    """
+    store, catalog = chosen(store, catalog)
+    parent = open_parent(merge, store=store, catalog=catalog)
+    check_mode(parent, mode)
+    change = wish(parent)
+    spec = overridden(change.applied(parent.spec, str(parent.ref)), overrides).here()
+    parent.check_files(change.names)
+    base = child_base(parent, change, spec)
+    lineage = Lineage(parent, change, parent.ref.version)
+    facts: Mapping[str, TaskFacts] = {}
+    if change.operation != "remove":
+        with backend_for(spec, base) as backend:
+            facts = GrowthPlan(lineage, spec, base, mode).checked(backend).facts
+    own = {task.name: task.tint_parameters for task in parent.manifest.tasks}
+    return report(spec, base, facts, own=own)
 
 
 def _grow(
     merge: str,
-    change: Callable[[Parent], Change],
+    change: Wish,
     mode: Asked,
     *,
     store: str | None = None,

@@ -117,7 +117,7 @@ def test_nothing_is_written_of_what_does_not_fit_together(here: Path, zoos: Path
         "new", "pictures/one", "--base", "pictures/first", "--data", "pictures/two_train.npz"
     )
     assert "hidden_size" in said.sentence  # what validate finds
-    assert not (here / "job.yaml").exists()
+    assert not (here / "job.yaml").exists() and not (here / "tintray-data").exists()
 
 
 def test_a_file_that_is_there_is_kept_and_a_rehearsal_writes_none(here: Path) -> None:

@@ -81,9 +81,16 @@ def test_a_rehearsal_of_any_command_writes_nothing(
     job = zoo.job_file(tmp_path / "store", tasks=("two", "three", "four"), fit={"rounds": 1})
     assert call("run", job).code == 0
     assert call("remove-task", "tiny", "four", "--store", "store").code == 0
+    (tmp_path / "five.yaml").write_text(
+        "{name: five, expert: zoo/five, pool: {path: zoo/five.npz}}"
+    )
     before = contents(tmp_path)
     for words, said in {
         f"run {job} --dry-run": "everything it refers to holds",
+        f"run {job} --store fresh --dry-run": "everything it refers to holds",
+        "add-task tiny five.yaml --store store --dry-run": "five",
+        "remove-task tiny two --store store --dry-run": "three",
+        "refresh-task tiny two --expert zoo/two --store store --dry-run": "two",
         "rollback tiny --store store --dry-run": "what tiny/v1 is would follow tiny/v2",
         "delete tiny/v1 --store store --dry-run": "would remove tiny/v1",
         "copy tiny/v1 other --store store --dry-run": "nothing was written",
@@ -96,6 +103,11 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         found = call(*words.split())
         assert found.code == 0 and said in found.out, found.err
         assert contents(tmp_path) == before, words
+    assert not (tmp_path / "fresh").exists()
+    refused = call(
+        "add-task", "tiny", "five.yaml", "--set", "growth.x=1", "--store", "store", "--dry-run"
+    )
+    assert "'growth.x'" in refused.err
 
 
 def test_a_submission_is_rehearsed_against_its_cluster(tiny: TinyZoo, tmp_path: Path) -> None:
