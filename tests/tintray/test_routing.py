@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tintray.errors import InputError, IntegrityError
 from tintray.pools.pool import Pool
+from tintray.routing.features import _FINE as FINE
+from tintray.routing.features import _SIGNED as SIGNED
+from tintray.routing.features import _placed as placed
 from tintray.routing.features import features, form_of
 from tintray.routing.pools import pool_features, routing_of
 from tintray.routing.router import Router
@@ -119,3 +122,10 @@ def test_other_inputs_are_refused_in_a_sentence() -> None:
         router.route(features(texts(range(9), 8)))
     with pytest.raises(InputError, match="features of one size"):
         Router.fit({"a": features(images("gray", 40)), "b": features(texts(range(9), 40))})
+
+
+def test_looked_up_places_are_those_that_a_search_finds() -> None:
+    """On edges, next to them and far beyond; of values as a processor makes them of bytes."""
+    values = torch.arange(-510, 511) / 127.5
+    values = torch.cat([values, SIGNED, SIGNED + 1e-3, SIGNED - 1e-3, torch.tensor([-9.0, 9.0])])
+    assert torch.equal(placed(values, FINE).long(), torch.bucketize(values, SIGNED))
