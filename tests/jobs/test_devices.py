@@ -21,9 +21,10 @@ from tests.tiny_zoo import TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.errors import SpecError
 from tintray.jobs import api
-from tintray.jobs.engine.backend import Backend, open_backend
+from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, check_plan, lay_out
+from tintray.jobs.runs.pipeline import on_gpus_there
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
 from tintray.tinting import step
@@ -147,3 +148,22 @@ def test_a_job_that_its_gpus_have_no_room_for_is_refused_with_what_would_fit() -
     ) as no:
         check_plan(size, replace(machine, card=6 * 2**30), Choice(gpus=1))
     assert "fit.micro_batch" in str(no.value) or "merge.task_vectors" in str(no.value)
+
+
+def test_a_merge_that_was_fitted_on_gpus_goes_on_without(tiny: TinyZoo, tmp_path: Path) -> None:
+    """But not on a cluster that the job names: it has them."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    spec = tiny.spec(tmp_path, cluster={"gpus_per_worker": 1})
+    assert on_gpus_there(spec).cluster.device == "cpu"
+    named = spec.changed(cluster={"workers": 2, "address": "10.0.0.5:6379"})
+    assert on_gpus_there(named).cluster.device == "cuda"
+
+
+def test_no_more_members_are_started_than_there_are_gpus_for() -> None:
+    """They would wait for one another for ever."""
+    backend = InProcessBackend(1, capacity=ClusterSize(cpus=8, memory=2**30, gpus=2))
+    for gpus, members in ((0, 5), (1, 2)):
+        with backend.spread(5, Placement("evaluator", 1, gpus), list) as each:
+            assert (len(each), len(set(map(id, each)))) == (5, members)
+    backend.close()
