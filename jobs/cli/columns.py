@@ -22,20 +22,18 @@ def print_columns(
 ) -> None:
     """A table, as of ``table_of``, less the columns that do not fit: the first of ``drop`` first.
 
-    A pipe is as wide as it has to be, so nothing is left out there.
+    A pipe is as wide as it has to be: there every row is one line, and whole.
     """
     left = list(range(len(columns)))
     names = [column.lstrip(">~") for column in columns]
-    widths = [_width(column, index, rows) for index, column in enumerate(columns)]
+    longest = [max(map(cell_len, (name, *(str(row[i]) for row in rows)))) for i, name in
+               enumerate(names)]  # fmt: skip
+    if not console.is_terminal:
+        console.width = max(console.width, sum(longest) + _GAP * len(longest))
+    least = [min(cells, _PROSE) if column.startswith("~") else cells
+             for cells, column in zip(longest, columns, strict=True)]  # fmt: skip
     for name in drop:
-        if not console.is_terminal or sum(widths[i] + _GAP for i in left) - _GAP <= console.width:
+        if sum(least[i] + _GAP for i in left) - _GAP <= console.width:
             break
         left.remove(names.index(name))
     console.print(table_of([columns[i] for i in left], [[row[i] for i in left] for row in rows]))
-
-
-def _width(column: str, index: int, rows: Sequence[Sequence[str | Text]]) -> int:
-    """The cells that a column takes."""
-    longest = max((cell_len(str(row[index])) for row in rows), default=0)
-    name = cell_len(column.lstrip(">~"))
-    return max(name, min(longest, _PROSE) if column.startswith("~") else longest)

@@ -83,6 +83,8 @@ def new(
 
     if (template is None) == (not experts):
         raise click.UsageError("expected the experts' folders, or --template")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; give -o the name of a file in it")
     if output.exists() and not force and not dry_run:
         raise InputError(f"{output} is there already; give --force to replace it, or -o another")
     if template is not None:

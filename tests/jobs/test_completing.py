@@ -9,6 +9,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from rich.console import Console
 
+from tests.answers import call
 from tests.conftest import Published
 from tintray.jobs.cli import cli
 from tintray.jobs.cli.list_tables import print_listing
@@ -17,6 +18,7 @@ from tintray.jobs.queue.views import list_jobs
 from tintray.jobs.results import MergeListing
 from tintray.merging import methods
 from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.states import JobState
 
 
 def offered(words: str) -> list[str]:
@@ -66,6 +68,15 @@ def test_narrow_terminals_show_what_matters_most_and_wide_ones_all() -> None:
     assert narrow[1].split() == ["ten-scripts/v12", "tint", "10", "85.0", "%", "97.0", "%"]
     assert max(map(len, narrow)) <= 60
     assert all(word in wide[1] for word in ("prompt", "ten-scripts/v11", "2026-01-02 03:04:05"))
+
+
+def test_a_pipe_gets_every_value_whole_in_a_line(tmp_path: Path) -> None:
+    url, reason = f"sqlite:///{tmp_path}/catalog.db", "a worker said so " * 50
+    with Catalog.open(url) as catalog:
+        job = catalog.jobs.create("one", {}, "store")
+        catalog.jobs.transition(job, JobState.QUEUED, JobState.FAILED, reason)
+    lines = call("ps", "--catalog", url).out.splitlines()
+    assert len(lines) == 2 and lines[1].rstrip().endswith(reason.strip())
 
 
 def test_a_list_of_jobs_says_why_each_waits(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from tests.answers import call
 from tests.sorts import SORTS, make_zoo
+from tintray.jobs.cli.writing import TEMPLATES
 from tintray.jobs.config.job_file import load_spec
 from tintray.jobs.config.reference import editor_line, schema_file
 from tintray.jobs.runs import new_job
@@ -125,12 +126,14 @@ def test_a_file_that_is_there_is_kept_and_a_rehearsal_writes_none(here: Path) ->
     assert shown.out.startswith(editor_line()) and not (here / "job.yaml").exists()
     (here / "job.yaml").write_text("mine")
     assert "--force" in call("new", "pictures").sentence
+    assert "is a folder" in call("new", "pictures", "-o", "pictures", "--force").sentence
     assert (here / "job.yaml").read_text() == "mine"
     assert call("new", "pictures", "--no-check", "--force").code == 0
 
 
-@pytest.mark.parametrize("form", new_job.TEMPLATES)
+@pytest.mark.parametrize("form", TEMPLATES)
 def test_templates_are_job_files_but_for_what_they_name(form: str, here: Path) -> None:
+    assert TEMPLATES == new_job.TEMPLATES  # the command knows them without what looks at models
     assert call("new", "--template", form).code == 0
     document = yaml.safe_load((here / "job.yaml").read_text())
     jsonschema.validate(document, json.loads(schema_file("job").read_text()))
