@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
     from tintray.jobs.runs.history import MergeDifference, Version
     from tintray.jobs.upkeep.results import Removed
+    from tintray.jobs.watching.conflicts import Conflicts
     from tintray.published.exported import Exported
     from tintray.serving.answers import Answer
     from tintray.serving.engine import Engine
@@ -129,12 +130,25 @@ class Merge(PublishedMerge):
     ) -> Path | str:
         """Write all that is known of it, as a page, ``"md"`` or ``"json"``; the path, or the text.
 
-        With ``measure``, what averaging and task arithmetic keep is measured first.
+        With ``measure``, averaging, task arithmetic and conflicts are measured first.
         """
         from tintray.jobs.watching.writing import write_report
 
         path = None if output is None else Path(output)
         return write_report(self.url, path, form=form, measure=measure, **self._places)
+
+    def conflicts(
+        self,
+        *,
+        examples: int = 128,
+        try_rounds: int | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Conflicts:
+        """Which of its tasks fight; see ``tintray.jobs.watching.conflicts``."""
+        from tintray.jobs.watching.conflicts import conflicts
+
+        told: Any = {"examples": examples, "try_rounds": try_rounds, "on_event": on_event}
+        return conflicts(self.url, **told, **self._places)
 
     def export(self, task: str | None, directory: Path | str, *, adapter: bool = False) -> Path:
         """Write a task's model as a folder for ``from_pretrained``, or all tasks if it is None.

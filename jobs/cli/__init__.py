@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     ),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
-        *(merges.check, merges.alias, merges.export),
+        *(watching.conflicts, merges.check, merges.alias, merges.export),
         *(merges.copy, merges.push, merges.pull, merges.history, merges.diff_merges),
         *(merges.rollback, merges.delete, merges.add_router, serving.serve),
     ),

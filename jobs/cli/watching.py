@@ -1,4 +1,4 @@
-"""The commands that look at merges: report."""
+"""The commands that look at merges: report and conflicts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tintray.jobs.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from tintray.jobs.results import Record
+    from tintray.jobs.watching import conflicts as fights
     from tintray.jobs.watching import writing
 else:
-    writing = Later("watching.writing")
+    writing, fights = Later("watching.writing"), Later("watching.conflicts")
 
 
 @command(
@@ -37,7 +39,7 @@ else:
         type=click.Choice(("html", "md", "json")),
         help="The form of it [default: as FILE ends, else html].",
     ),
-    flag("--measure", help="Measure the average of the experts and task arithmetic first."),
+    flag("--measure", help="Measure averaging, task arithmetic and conflicts first."),
     place_options,
     factory_option,
     watched=True,
@@ -57,3 +59,36 @@ def report(merge: str, output: Path | None, form: str | None, **options: Any) ->
     if isinstance(found, Path):
         return found
     return Answer({"report": found}, text=found.rstrip("\n"))
+
+
+@command(
+    "watching_tables.print_conflicts",
+    click.argument("target", metavar="MERGE|JOB"),
+    click.option(
+        "--examples",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="How many examples of each pool losses and gradients are measured on.",
+    ),
+    click.option(
+        *("--try", "try_rounds"),
+        type=click.IntRange(min=1),
+        metavar="ROUNDS",
+        help="Fit one merge of all, and those of the split, for so many rounds: what does it keep?",
+    ),
+    place_options,
+    factory_option,
+    watched=True,
+    example="""conflicts ten-scripts
+conflicts job.yaml --try 60""",
+)
+def conflicts(target: str, **options: Any) -> Record:
+    """Show which tasks of MERGE, or of JOB before it runs, fight.
+
+    By their task vectors in each layer, their gradients on the shared backbone, and what leaving
+    one out does to the others. Tasks that belong together are named, and so is who should stand
+    alone. MERGE is a name, NAME/VERSION, a folder or a URL; JOB a job file or the id of a job.
+    """
+    return fights.conflicts(target, **options)

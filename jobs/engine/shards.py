@@ -32,6 +32,7 @@ from tintray.numerics.layout import Layout
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.vectors.correction import Correction
+from tintray.vectors.similarity import Pairs, pairs_of
 from tintray.vectors.task_vectors import TaskVectors, row_of
 
 _AT_ONCE = 8
@@ -160,6 +161,11 @@ class Shard:
             self._correction.update(self._total, correction_lr)
         self._total = None
         return projected
+
+    def compare(self) -> list[Pairs]:
+        """How the task vectors lie to each other, in each tensor here."""
+        loaded = self._loaded
+        return [pairs_of(stack.blocks(), len(loaded.tasks)) for stack in loaded.stacks]
 
     def correction(self) -> dict[str, Floats]:
         """The state of this stretch of the correction; empty where none was learned."""
@@ -319,6 +325,11 @@ class Shards:
         whole: Any = np.concatenate(self._backend.get(list(theta)))
         gathered: Floats = whole
         return gathered
+
+    def compare(self) -> list[Pairs]:
+        """How the task vectors lie to each other, by tensor."""
+        parts = self._backend.get([member.call(Shard.compare) for member in self.members])
+        return [pairs for part in parts for pairs in part]
 
     def correction(self) -> dict[str, torch.Tensor]:
         """The state of the correction, [P] each but for ``steps``; empty where none was learned."""

@@ -130,9 +130,10 @@ def heat_map(
     digits: int = 2,
     label: str = "",
 ) -> Markup:
-    """A table of numbers as shades: the fuller, the further from 0; those below 0 are struck out.
+    """A table of numbers as shades: the fuller, the further from 0.
 
-    Where there is room for them the numbers are written into the cells.
+    Where there is room for them the numbers are written into the cells; else those below 0 are
+    struck out.
     """
     written = len(names) <= 24
     cell, height = (46, 20) if written else (max(6, 900 // len(names)), 14)
@@ -150,7 +151,7 @@ def heat_map(
             x, y = left + cell * c, top + height * r
             shade = round(SHADES * abs(value) / most)
             shades.setdefault(shade, []).append(f"M{x} {y}h{cell}v{height}h-{cell}z")
-            if value < 0 and f"{value:.{digits}f}".strip("-0."):
+            if not written and shade and value < 0:
                 below.append(f"M{x} {y + height}l{cell} -{height}")
             if written:
                 at = {"x": x + cell / 2, "y": y + height - 6}

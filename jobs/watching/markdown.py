@@ -29,6 +29,7 @@ def markdown(report: Report) -> str:
                 for task, row in zip(merge.tasks, report.coefficients, strict=True)
             ),
         ),
+        *_fights(report),
         *_learning(report),
         *_confidence(report),
         "## Lineage",
@@ -76,6 +77,21 @@ def _tasks(report: Report) -> str:
             for task in report.merge.tasks
         ),
     )
+
+
+def _fights(report: Report) -> list[str]:
+    """What leaving one task out does to each other."""
+    found = report.conflicts
+    if found is None:
+        return []
+    said = "By what percentage the loss of the column's task would rise without the row's task."
+    rows = (
+        [name, *(f"{100 * effect:+.1f}" for effect in row)]
+        for name, row in zip(found.tasks, found.effects, strict=True)
+    )
+    alone = [f"- {in_code(sentence)}" for sentence in found.alone]
+    parts = ["## Which tasks fight", said, _table(["task", *found.tasks], rows)]
+    return [*parts, *(["\n".join(alone)] if alone else [])]
 
 
 def _learning(report: Report) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tintray.errors import InputError
 from tintray.jobs.engine.finding import load_merge, store_of
-from tintray.jobs.events import OnEvent
+from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.results import CompareTable
 from tintray.jobs.runs.compare import RIVALS
 from tintray.jobs.runs.compare import compare as measure
+from tintray.jobs.watching.conflicts import conflicts
 from tintray.jobs.watching.remembered import keep, recall
 from tintray.storage.artifacts.store import open_store
 
@@ -28,6 +30,15 @@ def compare(
     both = table if before is None else _with(table, before)
     keep(opened, merge.manifest, both, on_event)
     return table
+
+
+def everything(url: str, store: str, catalog: str, on_event: OnEvent) -> None:
+    """Measure all that a report has: the rivals, and which tasks fight, if that can be said."""
+    compare(url, store, on_event)
+    try:
+        conflicts(url, store=store, catalog=catalog, on_event=on_event)
+    except InputError as error:
+        on_event(Notice(str(error)))
 
 
 def _with(table: CompareTable, before: CompareTable) -> CompareTable:

@@ -16,6 +16,7 @@ from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.results import CompareTable, MergeSummary, Record, TaskResult
 from tintray.jobs.runs.history import Version, history
 from tintray.jobs.runs.summaries import summary
+from tintray.jobs.watching.conflicts import Conflicts
 from tintray.jobs.watching.remembered import recall
 from tintray.numerics.layout import block_of
 from tintray.published.manifest import Manifest, TaskEntry
@@ -62,6 +63,7 @@ class Report(Record):
     coefficients: Sequence[Sequence[float]] = ()  # task by layer: mean λ over its parameters
     learning: Learning | None = None
     comparison: CompareTable | None = None
+    conflicts: Conflicts | None = None
     versions: Sequence[Version] = ()
     missing: Sequence[str] = field(default_factory=list)  # what is not known, and how to know it
 
@@ -74,11 +76,18 @@ def report(merge: str, *, store: str | None = None, catalog: str | None = None) 
     missing: list[str] = []
     known = of_manifest(found.manifest, url)
     learning, versions = _from_catalog(found.manifest, catalog, missing)
-    comparison = recall(open_store(store_of(url, store)), found.manifest, CompareTable)
+    place = open_store(store_of(url, store))
+    comparison = recall(place, found.manifest, CompareTable)
+    fights = recall(place, found.manifest, Conflicts)
     if comparison is None:
         missing.append(
             "what the average of the experts and task arithmetic keep; tintray compare "
             f"{found.manifest.ref} measures it, and so does report --measure"
+        )
+    if fights is None:
+        missing.append(
+            f"which tasks fight; tintray conflicts {found.manifest.ref} measures it, and so does "
+            "report --measure"
         )
     layers, coefficients = _by_layer(found)
     return replace(
@@ -87,6 +96,7 @@ def report(merge: str, *, store: str | None = None, catalog: str | None = None) 
         coefficients=coefficients,
         learning=learning,
         comparison=comparison,
+        conflicts=fights,
         versions=versions or known.versions,
         missing=missing,
     )

@@ -10,11 +10,13 @@ from tintray.jobs.display.progress import duration
 from tintray.jobs.results import TaskResult
 from tintray.jobs.runs.history import Version
 from tintray.jobs.watching import charts
+from tintray.jobs.watching.conflicts import Conflicts
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.report import Learning, Report
 from tintray.tasks.calibration import BINS
 
 _SMALL = 24  # tasks with a curve of their own
+_SQUARE = 60  # tasks of which cosines are drawn
 _WINDOW = 20  # rounds over which the curves of batches are smoothed
 _POINTS = 150  # of a curve, as many as a screen shows
 
@@ -23,6 +25,7 @@ def all_of(report: Report) -> list[Markup]:
     """Every section, in the order of the page."""
     made = [
         section("Where each task goes into the backbone", _coefficients(report)),
+        *([] if report.conflicts is None else [_fights(report.conflicts)]),
         section("How it learned", _learning(report)),
         section("Confidence", _confidence(report.merge.tasks)),
         section("Lineage", _lineage(report)),
@@ -76,7 +79,8 @@ def _coefficients(report: Report) -> Markup:
     names = [task.name for task in report.merge.tasks]
     said = (
         "The merging coefficients: how much of each task vector is in each layer, a mean over its "
-        "parameters. The fuller the shade, the more; negative ones are struck out."
+        "parameters. The fuller the shade, the more; without room for numbers, what is below 0 is "
+        "struck out."
     )
     if report.corrected:
         said += " The backbone also has a correction that all tasks learned together."
@@ -96,6 +100,42 @@ def short(names: Sequence[str]) -> list[str]:
     while all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
         common += 1
     return [".".join(p[common:])[-40:] for p in parts]
+
+
+def _fights(found: Conflicts) -> Markup:
+    """What leaving one task out does to each other, and what the task vectors have in common."""
+    names, count = found.tasks, len(found.tasks)
+
+    def beside(matrix: Sequence[Sequence[float]], factor: float) -> list[list[float]]:
+        return [
+            [math.nan if k == t else factor * value for t, value in enumerate(row)]
+            for k, row in enumerate(matrix)
+        ]
+
+    effects = (
+        f"At {found.state}: by what percentage the loss of the task in the column would rise "
+        "without the task in the row, in first order. Below 0 (struck out, where there is no room "
+        "for numbers) the row costs the column something."
+    )
+    parts = [_note(effects)]
+    parts.append(wide(charts.heat_map(names, names, beside(found.effects, 100), 1, effects)))
+    if count <= _SQUARE:
+        angles = "The cosine of their task vectors."
+        parts.append(_note(angles))
+        parts.append(wide(charts.heat_map(names, names, beside(found.cosine, 1), 2, angles)))
+    groups = [", ".join(group) for group in found.groups if len(group) > 1]
+    if groups:
+        parts.append(element("p", f"Closer to each other than is usual: {'; '.join(groups)}."))
+    parts += [element("p", f"{said}.") for said in found.alone]
+    head = ["layer", "mean cosine", "signs apart", "lowest cosine", "of"]
+    rows = (
+        [
+            *(of.layer, f"{of.cosine:.3f}", percent(of.sign_conflict), f"{of.lowest:.3f}"),
+            " and ".join(of.furthest),
+        ]
+        for of in found.layers
+    )
+    return section("Which tasks fight", joined(*parts, details("By layer", table(head, rows))))
 
 
 # Learning

@@ -37,7 +37,7 @@ def write_report(
     """Write a merge's report to ``output``; its path, or its text where it has none.
 
     A page without an ``output`` is named after the merge, in the current folder. What lies there is
-    replaced. With ``measure`` the average of the experts and task arithmetic are measured first.
+    replaced. With ``measure``, averaging, task arithmetic and conflicts are measured first.
 
     Raises InputError where it cannot be written, before anything is measured.
     """
@@ -48,7 +48,7 @@ def write_report(
     store, catalog = chosen(store, catalog)
     url = locate(merge, catalog)
     if measure:
-        measuring.compare(url, store, on_event or ignore)
+        measuring.everything(url, store, catalog, on_event or ignore)
     found = report(url, store=store, catalog=catalog)
     written = FORMS[form](found)
     if output is None and form != "html":

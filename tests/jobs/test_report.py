@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,7 +51,7 @@ def many(known: Report, tasks: int = 200, layers: int = 60, rounds: int = 300) -
     ]  # fmt: skip
     names = [line.name for line in lines]
     curve = [1 - 0.9 / (1 + n / 40) for n in range(rounds)]
-    assert known.comparison is not None
+    assert known.comparison is not None and known.conflicts is not None
     own = {"tint_parameters_per_task": dict.fromkeys(names, 4000), "tasks": lines}
     return replace(
         known,
@@ -59,6 +60,12 @@ def many(known: Report, tasks: int = 200, layers: int = 60, rounds: int = 300) -
         origins=[replace(known.origins[0], task=name) for name in names],
         layers=[f"model.decoder.layers.{n}" for n in range(layers)],
         coefficients=[[(n - m) / tasks for m in range(layers)] for n in range(tasks)],
+        conflicts=replace(
+            known.conflicts,
+            tasks=names,
+            effects=[[math.sin(n * m) for m in range(tasks)] for n in range(tasks)],
+            groups=[names[::2], names[1::2]],
+        ),
         learning=Learning(range(1, rounds + 1), curve, dict.fromkeys(names, curve), {}),
         comparison=replace(
             known.comparison,
@@ -148,9 +155,9 @@ def test_a_folder_that_no_catalog_knows(published: Published, tmp_path: Path) ->
     shutil.copytree(published.folder, tmp_path / "merge")
     found = report(str(tmp_path / "merge"), store=str(tmp_path / "none"))
     assert found.learning is None and [version.ref for version in found.versions] == ["tiny/v1"]
-    curves, comparison = found.missing
+    curves, comparison, fights = found.missing
     assert curves.startswith("curves and earlier versions: ") and found.comparison is None
-    assert "tintray compare tiny/v1 measures it" in comparison
+    assert "tintray compare tiny/v1" in comparison and "tintray conflicts tiny/v1" in fights
     assert page(found)
 
 

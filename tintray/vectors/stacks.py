@@ -57,6 +57,10 @@ class Stack(ABC):
     def dense(self) -> Tensor:
         """Every row in float32: [K, n]."""
 
+    def blocks(self) -> Iterator[Tensor]:
+        """Every row in consecutive blocks [K, c]; each holds until the next is asked for."""
+        yield self.dense()
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -111,6 +115,9 @@ class _BlockStack(Stack):
         for stretch, block in self._each():
             whole[:, stretch] = block
         return whole
+
+    def blocks(self) -> Iterator[Tensor]:
+        return (block for _, block in self._each())
 
     def _each(self) -> Iterator[tuple[slice, Tensor]]:
         """Every block and where it lies; it holds until the next one is asked for."""

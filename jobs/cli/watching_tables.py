@@ -1,0 +1,79 @@
+"""What looking at a merge tells, as people read it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from tintray.jobs.cli.tables import print_facts, table_of, title
+from tintray.jobs.watching.conflicts import Conflicts, Split
+
+_PAIRS = 8  # that cost each other most
+
+
+def print_conflicts(found: Conflicts, console: Console) -> None:
+    """A line for each task, for each layer, and for the pairs that fight most; then the advice."""
+    names, count = found.tasks, len(found.tasks)
+    console.print(title(found.of, f"{count} tasks, compared at {found.state}"))
+    group_of = {name: n for n, group in enumerate(found.groups, 1) for name in group}
+    corrected = any(abs(share) > 1e-3 for share in found.correction)
+    rows = []
+    for k, name in enumerate(names):
+        others = [n for n in range(count) if n != k]
+        angle = sum(found.cosine[k][n] for n in others) / max(len(others), 1)
+        given = sum(found.effects[k][t] for t in others) / max(len(others), 1)
+        taken = sum(found.effects[t][k] for t in others) / max(len(others), 1)
+        figures = [f"{found.sizes[k]:.3g}", f"{angle:.2f}", f"{found.losses[k]:.3g}"]
+        shares = [given, taken, *([found.correction[k]] if corrected else [])]
+        rows.append([name, str(group_of[name]), *figures, *map(_signed, shares)])
+    head = ["task", ">group", ">size", ">cosine", ">loss", ">gives others", ">gets from others"]
+    head += [">from correction"] if corrected else []
+    console.print(table_of(head, rows))
+    console.print(Text(_LEGEND, style="dim"))
+    fights = sorted(
+        (found.effects[k][t], k, t) for k in range(count) for t in range(count) if k != t
+    )
+    worst = [
+        [names[k], names[t], _signed(effect), f"{found.cosine[k][t]:.2f}",
+         f"{found.sign_conflict[k][t]:.0%}", f"{found.gradients[k][t]:.2f}"]
+        for effect, k, t in fights[:_PAIRS] if effect < 0
+    ]  # fmt: skip
+    if worst:
+        columns = ("task", "costs", ">its loss", ">cosine", ">signs apart", ">gradients")
+        console.print(table_of(columns, worst))
+    layers = (
+        [of.layer, f"{of.cosine:.2f}", f"{of.sign_conflict:.0%}", f"{of.lowest:.2f}",
+         ", ".join(of.furthest)]
+        for of in found.layers
+    )  # fmt: skip
+    console.print()
+    console.print(table_of(("layer", ">cosine", ">signs apart", ">lowest", "~of"), layers))
+    together = "; ".join(", ".join(group) for group in found.groups)
+    print_facts({"together": together, "split": _told(found.split)}, console)
+    for said in found.alone:
+        console.print(f"warning: {said}")
+
+
+_LEGEND = """
+gives others      by how much their losses would rise without it, in first order; below 0, fall
+gets from others  by how much its loss would rise without one of them, a mean over them
+signs apart       share of the numbers that both tasks move which they move in opposite directions
+gradients         cosine of what the two ask of the shared backbone"""
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
+def _told(split: Split | None) -> str:
+    """The offer, in one line."""
+    if split is None:
+        return ""
+    sizes = " and ".join(str(len(group)) for group in split.groups)
+    tasks = " | ".join(", ".join(group) for group in split.groups)
+    if split.together is None or split.apart is None:
+        return f"two merges of {sizes} ({tasks}); --try ROUNDS measures what they keep"
+    return (
+        f"two merges of {sizes} keep {100 * split.apart:.1f} %, one of all "
+        f"{100 * split.together:.1f} % ({split.how}): {tasks}"
+    )
