@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.options import (
     Answer,
     Later,
@@ -63,7 +65,7 @@ def report(merge: str, output: Path | None, form: str | None, **options: Any) ->
 
 @command(
     "watching_tables.print_conflicts",
-    click.argument("target", metavar="MERGE|JOB"),
+    click.argument("target", metavar="MERGE|JOB", shell_complete=completing.merges),
     click.option(
         "--examples",
         type=click.IntRange(min=1),
@@ -91,4 +93,6 @@ def conflicts(target: str, **options: Any) -> Record:
     one out does to the others. Tasks that belong together are named, and so is who should stand
     alone. MERGE is a name, NAME/VERSION, a folder or a URL; JOB a job file or the id of a job.
     """
+    if click.get_current_context().get_parameter_source("store") is ParameterSource.DEFAULT:
+        options["store"] = None  # a job file says where its own is
     return fights.conflicts(target, **options)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.job_file import JobSpec, load_spec
+from tintray.jobs.config.locations import store_location
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.arrays import Floats, Sent
 from tintray.jobs.engine.backend import Backend, Future, as_argument
@@ -151,15 +152,14 @@ def conflicts(
     Raises InputError for a merge by a method that adds no task vectors up, or where data, experts
     or artifacts of the job are gone.
     """
-    store, catalog = chosen(store, catalog)
     told = on_event or ignore
-    spec, url = _find(target, catalog)
+    spec, url = _find(target, store, catalog)
     if url is None:
         assert spec is not None
         with before(spec, examples, told) as state:
             found = compared(state, examples, told)
         return _tried(found, spec, try_rounds, told)
-    with published(url, store, catalog, examples, told) as (state, parent):
+    with published(url, *chosen(store, catalog), examples, told) as (state, parent):
         found = compared(state, examples, told)
     found = _tried(found, parent.spec, try_rounds, told)
     keep(parent.store, parent.manifest, found, told)
@@ -175,10 +175,14 @@ def _tried(found: Conflicts, spec: JobSpec, rounds: int | None, on_event: OnEven
     return replace(found, split=Split(found.split.groups, how, together, apart))
 
 
-def _find(target: str, catalog: str) -> tuple[JobSpec | None, str | None]:
-    """A job, or where a merge lies."""
+def _find(target: str, store: str | None, catalog: str | None) -> tuple[JobSpec | None, str | None]:
+    """A job, or where a merge lies. What is prepared for a job file goes to ``store``, if given."""
     if target.endswith((".yaml", ".yml")) and "://" not in target:
-        return load_spec(Path(target)), None
+        spec = load_spec(Path(target))
+        return (
+            spec if store is None else spec.changed(store=store_location(store, Path.cwd()))
+        ), None
+    catalog = chosen(store, catalog)[1]
     try:
         return None, locate(target, catalog)
     except NotFoundError as error:
