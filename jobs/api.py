@@ -21,6 +21,7 @@ from tintray.jobs.runs.merge_list import list_merges as list_merges
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
 from tintray.jobs.runs.validation import validate as validate
+from tintray.new_folder import check_new
 from tintray.published.exported import Exported
 from tintray.storage.artifacts.store import open_store
 
@@ -129,6 +130,26 @@ def export(
     from tintray.jobs.runs.export import export_adapter
 
     return export_adapter(found, task, directory)
+
+
+def check_export(
+    merge: str,
+    task: str | None,
+    directory: Path,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+) -> MergeSummary:
+    """The merge that would be exported, in whatever form; nothing is written.
+
+    Raises InputError if it has no such task, or the folder cannot be made.
+    """
+    store, catalog = chosen(store, catalog)
+    found = load_merge(url := locate(merge, catalog))
+    if task is not None:
+        found.task(task)
+    check_new(directory, or_empty=True)
+    return summary(found.manifest, url)
 
 
 def export_for_servers(

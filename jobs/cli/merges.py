@@ -145,6 +145,7 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
         "tell the loss.",
     ),
     flag("--onnx", help="Write one ONNX file per task, checked with onnxruntime on its pool."),
+    dry_run_option,
     place_options,
     factory_option,
     example="""export ten-scripts --task mnist ./mnist-merged
@@ -161,6 +162,7 @@ def export(
     peft: bool,
     rank: int | None,
     onnx: bool,
+    dry_run: bool,
     **places: Any,
 ) -> Any:
     """Write the model of one task of MERGE, or all of it, to DIR.
@@ -175,6 +177,11 @@ def export(
         raise click.UsageError("--adapter, --peft and --onnx are three forms; give one of them")
     if rank is not None and not peft:
         raise click.UsageError("--rank is the rank of the adapters of --peft; give both")
+    if dry_run:
+        found = api.check_export(merge, task, directory, **places)
+        what = f"{found.name}/{found.version}" + (f", task {task}," if task else "")
+        text = f"{what} can be written to {directory}; nothing was (--dry-run)"
+        return Answer({"merge": f"{found.name}/{found.version}", "path": None}, text=text)
     if peft or onnx:
         form = "peft" if peft else "onnx"
         return api.export_for_servers(merge, form, directory, task=task, rank=rank, **places)

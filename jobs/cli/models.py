@@ -177,10 +177,13 @@ def validate(job: JobSpec) -> Record:
     click.option(
         "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
     ),
+    flag("--dry-run", help="Check all of it, and write nothing."),
     watched=True,
     example="merge llama-math llama-code --base llama --method ties --output merged",
 )
-def merge(base: str, experts: tuple[str, ...], output: Path, **options: Any) -> Path:
+def merge(
+    base: str, experts: tuple[str, ...], output: Path, dry_run: bool, **options: Any
+) -> Path | Answer:
     """Merge whole checkpoints into one, out of core.
 
     They are of one shape, heads included. Tensors are read, merged and written one after another
@@ -188,7 +191,10 @@ def merge(base: str, experts: tuple[str, ...], output: Path, **options: Any) -> 
     """
     from tintray.jobs import api
 
-    return api.merge_checkpoints(base, experts, output, **options)
+    made = api.merge_checkpoints(base, experts, output, dry_run=dry_run, **options)
+    if dry_run:
+        return Answer({"path": None}, text=f"{made} can be written; nothing was (--dry-run)")
+    return made
 
 
 @command(

@@ -21,6 +21,7 @@ from tintray.merging.files import writing
 from tintray.merging.files.tensor_files import TensorFiles
 from tintray.merging.mergekit.composing import Composing
 from tintray.merging.mergekit.planning import LAYER_COUNTS, composed_config, layer_counts, plan
+from tintray.new_folder import check_new
 
 
 def merge_checkpoints(
@@ -34,13 +35,15 @@ def merge_checkpoints(
     seed: int = 0,
     memory: str = "2GiB",
     shard: str = "5GB",
+    dry_run: bool = False,
     on_event: OnEvent | None = None,
 ) -> Path:
     """Merge checkpoints of one shape, heads included, out of core, into the folder ``output``.
 
     ``base`` and ``experts`` are folders, or ``hf://`` names. ``method`` needs no data, such as
     ``ties``; ``parameters`` are ``NAME=NUMBER`` each; left out, ``scale`` is the method's own.
-    ``memory`` is the most that it may hold, ``shard`` the size of an output file at most.
+    ``memory`` is the most that it may hold, ``shard`` the size of an output file at most. With
+    ``dry_run`` all of it is checked, and nothing written.
 
     Raises InputError if anything that was given cannot be used; nothing is written then.
     """
@@ -58,6 +61,9 @@ def merge_checkpoints(
     roles = {f"expert '{expert}'": expert for expert in experts}  # one may be given twice
     first, *others = _open_alike(roles, base, on_event)
     opened = dict(zip(roles.values(), others, strict=True))
+    check_new(Path(output))
+    if dry_run:
+        return Path(output)
     many = "expert" if len(experts) == 1 else "experts"
     on_event(PhaseStarted("merging", f"{len(experts)} {many} by {method}"))
     return writing.merge_checkpoints(

@@ -94,6 +94,8 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         "rollback tiny --store store --dry-run": "what tiny/v1 is would follow tiny/v2",
         "delete tiny/v1 --store store --dry-run": "would remove tiny/v1",
         "copy tiny/v1 other --store store --dry-run": "nothing was written",
+        "export tiny new --store store --task two --dry-run": "tiny/v2, task two, can be written",
+        "merge zoo/five --base zoo/five --method average --output new --dry-run": "nothing was",
         "init --store mine --dry-run": "nothing was written",
         "db upgrade --store store --dry-run": "has schema version",
         "db upgrade --store new --dry-run": "would be created",
@@ -103,7 +105,10 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         found = call(*words.split())
         assert found.code == 0 and said in found.out, found.err
         assert contents(tmp_path) == before, words
-    assert not (tmp_path / "fresh").exists()
+    assert not (tmp_path / "fresh").exists() and not (tmp_path / "new").exists()
+    taken = ("export", "tiny", "zoo", "--store", "store", "--dry-run")
+    assert "is not empty" in call(*taken).sentence
+    assert "did you mean 'two'" in call(*taken, "--task", "twoo").sentence
     refused = call(
         "add-task", "tiny", "five.yaml", "--set", "growth.x=1", "--store", "store", "--dry-run"
     )
