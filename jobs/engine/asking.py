@@ -18,9 +18,9 @@ def drawn(spec: JobSpec) -> int | None:
 
     A task needs all of its pool, in float32, where the merge is measured on it, since there is no
     test set; where some examples are read with their label; and where the expert writes texts for
-    it (see ``Worker.prepare``). So do operations other than a fit, which compare in float32 and may
-    come later, without the expert: site search, comparison, merging methods, growth. A pool of
-    which nothing is held back, since it is small, is watched as a whole.
+    it. So do operations other than a fit, which compare in float32 and may come later, without the
+    expert: comparison, merging methods, growth, and site search with the fit that follows. A pool
+    of which nothing is held back, since it is small, is watched as a whole.
     """
     fit, objective = spec.fit, spec.objective
     whole = objective.filter == "top_p" or objective.feature_weight > 0

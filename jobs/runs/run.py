@@ -103,7 +103,9 @@ class JobPlan:
         if spec.tint.auto:
             spec, report = find_site(spec, backend, context.store, context.run.on_event)
             base = load_base_model(spec)
-        workers = WorkerPool(Worker, backend, spec, base, first_drawn=first_drawn(spec))
+        searched = report is not None  # which has asked for whole pools
+        first = None if searched else first_drawn(spec)
+        workers = WorkerPool(Worker, backend, spec, base, first_drawn=first)
         skipped: dict[str, str] = {}
         if spec.on_task_error == "skip":
             skipped = _failed(workers, context.run.on_event)
@@ -111,7 +113,8 @@ class JobPlan:
             workers.dismiss()
             spec = spec.without(skipped)
             base = load_base_model(spec)
-            workers = WorkerPool(Worker, backend, spec, base, first_drawn=first_drawn(spec))
+            first = None if searched else first_drawn(spec)
+            workers = WorkerPool(Worker, backend, spec, base, first_drawn=first)
         facts = workers.check()
         if spec.merge.learned:
             spec = spec.changed(fit={"correction_lr": correction_rate(spec, facts)})
