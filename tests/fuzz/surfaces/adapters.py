@@ -14,7 +14,7 @@ from safetensors.torch import save
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Bench, Files, Surface
 from tests.fuzz.surfaces import safetensors as weights_surface
-from tests.fuzz.surfaces.reading import checked, fitted, opened
+from tests.fuzz.surfaces.reading import checked, described, fitted, opened
 from tintray.models.adapters import read_adapter, task_vector
 from tintray.models.loading import load_base
 
@@ -90,4 +90,5 @@ def _factors(bench: Bench) -> None:
 
 
 _DRIVES = {"opened": (30, opened), "loaded": (35, checked), "factors": (30, _factors)}
-SURFACE = Surface("adapters", 8, _seeds, _mutate, {**_DRIVES, "validate": (5, fitted)}, folder=True)
+_DRIVES |= {"validate": (5, fitted), "new": (10, described)}
+SURFACE = Surface("adapters", 8, _seeds, _mutate, _DRIVES, folder=True)

@@ -11,7 +11,7 @@ from typing import Any
 from tests.fuzz import raw, trees
 from tests.fuzz.fixtures import files_below
 from tests.fuzz.surface import Bench, Files, Surface
-from tests.fuzz.surfaces.reading import base_of, checked, loaded, merged
+from tests.fuzz.surfaces.reading import base_of, checked, described, loaded, merged
 from tests.fuzz.surfaces.safetensors import parts
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.models.comparing import check_same_computation
@@ -81,5 +81,5 @@ def _as_base(bench: Bench) -> None:
 
 
 _DRIVES = {"opened": (40, _opened), "checked": (20, checked), "loaded": (20, loaded)}
-_DRIVES |= {"as base": (15, _as_base), "merge": (5, merged)}
+_DRIVES |= {"as base": (15, _as_base), "merge": (5, merged), "new": (10, described)}
 SURFACE = Surface("model-configs", 9, _seeds, _mutate, _DRIVES, folder=True)

@@ -112,3 +112,9 @@ def fit_job(bench: Bench, expert: Path, pool: str | Path, *, text: bool = False)
     (bench.folder / "job.yaml").write_text(json.dumps(job))
     if bench.command("validate", "job.yaml") == 0 and bench.command("run", "job.yaml") != 0:
         raise UnansweredError("tintray run fails where tintray validate does not")
+
+
+def described(bench: Bench) -> None:
+    """What ``tintray new`` tells of it in a job file."""
+    places = ("--base", base_of(bench), "--data", bench.fixtures / "zoo/three.npz")
+    bench.command("new", ".", *places, "--no-check", "--dry-run", "--yes")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 from tests.fuzz import raw, trees
 from tests.fuzz.surface import Bench, Files, Surface
 from tintray.seals import unseal
+from tintray.storage.artifacts.aliases import aliases_of, read_alias
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.records import seal
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.verify import verify_store
 
 _CACHE = "store/cache/labels/key.json"
+_ALIAS = "store/aliases/tiny/production"
 _SIZE = (1 << 20) + 5000
 _BIG = b"0123456789abcdef" * (_SIZE // 16) + b"x" * (_SIZE % 16)
 _SHA = hashlib.sha256(_BIG).hexdigest()
@@ -44,11 +47,13 @@ def _seeds(_: Path) -> list[Files]:
     blocks = [hashlib.sha256(_BIG[at : at + (1 << 20)]).hexdigest() for at in (0, 1 << 20)]
     record = {"sha256": _SMALL_SHA, "size": len(_SMALL), "meta": {"a": 1}}
     held = {"block_bytes": 1 << 20, "size": _SIZE, "blocks": blocks}
-    return [{_CACHE: seal(record, "record"), _BLOCKS: seal(held, "record"), _SMALL_BLOB: _SMALL}]
+    alias = seal({"version": 3}, "record")
+    sealed_ones = {_CACHE: seal(record, "record"), _BLOCKS: seal(held, "record"), _ALIAS: alias}
+    return [{**sealed_ones, _SMALL_BLOB: _SMALL}]
 
 
 def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
-    name = rng.choice((_CACHE, _BLOCKS))
+    name = rng.choice((_CACHE, _BLOCKS, _ALIAS))
     if rng.random() < 0.4:
         return {**files, name: raw.damaged(rng, files[name], list(files.values()))}
     tree = trees.damaged(rng, json.loads(files[name]), (_SHA, _SMALL_SHA, "../../x", "0" * 64))
@@ -59,6 +64,12 @@ def _mutate(rng: Random, files: Files, _: Sequence[Files]) -> Files:
 
 def _looked_up(bench: Bench) -> None:
     lookup(open_store(bench.folder / "store"), "labels", "key")
+
+
+def _alias(bench: Bench) -> None:
+    store = open_store(bench.folder / "store")
+    read_alias(store, "tiny", "production")
+    bench.each(*(partial(read_alias, store, "tiny", name) for name in aliases_of(store, "tiny")))
 
 
 def _unsealed(bench: Bench) -> None:
@@ -75,4 +86,5 @@ def _verified(bench: Bench) -> None:
 
 
 _DRIVES = {"unsealed": (40, _unsealed), "looked up": (40, _looked_up), "verified": (10, _verified)}
+_DRIVES |= {"alias": (15, _alias)}
 SURFACE = Surface("sealed-records", 8, _seeds, _mutate, _DRIVES)
