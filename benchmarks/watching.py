@@ -34,7 +34,7 @@ from examples import digits
 from tintray.jobs.config.job_file import JobSpec, load_spec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.events import ignore
-from tintray.jobs.watching.conflicts import before, compared, conflicts
+from tintray.jobs.watching.conflicts import before, compared, conflicts, left_out
 from tintray.models.loading import quiet_transformers
 
 JOB = Path(__file__).parents[1] / "examples/ten-scripts.yaml"
@@ -47,15 +47,7 @@ def leave_one_out(spec: JobSpec, examples: int) -> dict[str, float]:
     """Rank correlations between estimated and true effects, over pairs of two tasks."""
     with before(spec, examples, ignore) as state:
         found = compared(state, examples, ignore)
-        losses = torch.tensor(found.losses)
-        true = []
-        for left in range(len(state.names)):
-            weights = state.coefficients.clone()
-            weights[left] = 0
-            theta = state.merged(weights)
-            without = [state.step(name, theta, examples)[1] for name in state.names]
-            true.append(((torch.tensor(without) - losses) / losses).tolist())
-            print(f"  without {state.names[left]}", flush=True)
+        true = left_out(state, torch.tensor(found.losses), examples)[0].tolist()
     pairs = ~np.eye(len(true), dtype=bool)
     truth, estimate = np.array(true)[pairs], np.array(found.effects)[pairs]
     cosines = np.array(found.cosine)[pairs]

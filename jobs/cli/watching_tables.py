@@ -29,7 +29,8 @@ def print_conflicts(found: Conflicts, console: Console) -> None:
     head = ["task", ">group", ">size", ">cosine", ">loss", ">gives others", ">gets from others"]
     head += [">from correction"] if corrected else []
     console.print(table_of(head, rows))
-    console.print(Text(_LEGEND, style="dim"))
+    how = "measured" if found.measured else "in first order"
+    console.print(Text(_LEGEND.replace("HOW", how), style="dim"))
     fights = sorted(
         (found.effects[k][t], k, t) for k in range(count) for t in range(count) if k != t
     )
@@ -55,7 +56,7 @@ def print_conflicts(found: Conflicts, console: Console) -> None:
 
 
 _LEGEND = """
-gives others      by how much their losses would rise without it, in first order; below 0, fall
+gives others      by how much their losses would rise without it, HOW; below 0 they would fall
 gets from others  by how much its loss would rise without one of them, a mean over them
 signs apart       share of the numbers that both tasks move which they move in opposite directions
 gradients         cosine of what the two ask of the shared backbone"""

@@ -46,6 +46,12 @@ HARM, BEYOND = 0.05, 1.4
 """Who costs the others more than this share of their losses, and so much more than usual, is far
 from the rest."""
 
+EXACT = 16
+"""Tasks of a published merge, at most, each of which is left out in truth: so many passes squared.
+
+Where a fit has ended slopes are small, and first order says nothing of how steep it is further off.
+"""
+
 _HELD = 2**28  # numbers of all gradients together that are compared with each other
 
 Matrix = Sequence[Sequence[float]]
@@ -85,9 +91,9 @@ class Conflicts(Record):
     layers: Sequence[LayerConflict]
     losses: Sequence[float]
     gradients: Matrix  # cosines of the tasks' gradients on the shared backbone
-    # [k][t]: by what share of it the loss of t rises if k is left out, in first order; below 0, k
-    # costs t something
+    # [k][t]: by what share of it the loss of t rises if k is left out; below 0, k costs t something
     effects: Matrix
+    measured: bool  # whether each was left out; else it is an estimate in first order
     correction: Sequence[float]  # the same if what tasks learned together is left out
     groups: Sequence[Sequence[str]]
     alone: Sequence[str]  # what should stand alone, each a sentence
@@ -116,6 +122,14 @@ class State:
     def merged(self, coefficients: Tensor) -> list[Future[Sent]]:
         """θ in pieces for any Λ, without a correction."""
         return self.workers.assignment.shards.merge(coefficients)
+
+    def moved(self) -> Floats:
+        """θ − θ₀ [P]."""
+        shards = self.workers.assignment.shards
+        moved: Floats = shards.gather(self.theta) - shards.gather(
+            self.merged(self.coefficients * 0)
+        )
+        return moved
 
     def agreement(self, names: Sequence[str], theta: Sequence[Future[Sent]]) -> list[float]:
         """Agreement of tasks with their experts under θ, on the beginnings of their pools."""
@@ -256,6 +270,9 @@ def compared(state: State, examples: int, on_event: OnEvent) -> Conflicts:
     whole = sum(by_slot[1:], by_slot[0])
     on_event(PhaseStarted("comparing", "gradients of all tasks"))
     losses, gradients, effects, correction = _first_order(state, examples)
+    exact = state.learned and len(names) <= EXACT
+    if exact:
+        effects, correction = left_out(state, losses, examples)
     usual = _mean_of_pairs(whole.cosine)
     together = groups(whole.cosine, usual) if len(names) > 1 else [[0]]
     return Conflicts(
@@ -269,6 +286,7 @@ def compared(state: State, examples: int, on_event: OnEvent) -> Conflicts:
         losses=losses.tolist(),
         gradients=gradients.tolist(),
         effects=effects.tolist(),
+        measured=exact,
         correction=correction.tolist(),
         groups=[[names[task] for task in group] for group in together],
         alone=_alone(names, whole.cosine, effects),
@@ -297,9 +315,7 @@ def _first_order(state: State, examples: int) -> tuple[Tensor, Tensor, Tensor, T
     Without λₖτₖ the loss of t is Lₜ − ⟨λₖτₖ, gₜ⟩ to first order, with gₜ = ∂Lₜ/∂θ; the products
     with all task vectors are those of a round. What is left of θ − θ₀ is the correction.
     """
-    shards, units = state.workers.assignment.shards, len(state.layout.units)
-    moved = np.concatenate(state.backend.get(list(state.theta)))
-    moved = moved - shards.gather(state.merged(torch.zeros(len(state.names), units)))
+    shards, moved = state.workers.assignment.shards, state.moved()
     step = max(1, len(state.names) * state.layout.numel // _HELD)
     losses, rows, effects, correction = [], [], [], []
     for name in state.names:
@@ -316,6 +332,27 @@ def _first_order(state: State, examples: int) -> tuple[Tensor, Tensor, Tensor, T
     shares = torch.stack(effects, 1) / relative
     alike = cosine((stacked @ stacked.T).double())
     return known, alike, shares, torch.tensor(correction, dtype=torch.float64) / relative
+
+
+def left_out(state: State, losses: Tensor, examples: int) -> tuple[Tensor, Tensor]:
+    """Effects [K, K] of leaving out each task, and [K] of leaving out the correction, measured."""
+    shards = state.workers.assignment.shards
+    theta, base = shards.gather(state.theta), shards.gather(state.merged(state.coefficients * 0))
+    whole, rows = np.zeros_like(theta), []
+
+    def without(part: Floats) -> Tensor:
+        left = theta - part
+        pieces = [state.backend.put(left[bounds]) for bounds in shards.bounds]
+        found = [state.step(name, pieces, examples)[1] for name in state.names]
+        return (torch.tensor(found, dtype=torch.float64) - losses) / losses.abs().clamp_min(1e-12)
+
+    for task in range(len(state.names)):
+        only = torch.zeros_like(state.coefficients)
+        only[task] = state.coefficients[task]
+        part = shards.gather(state.merged(only)) - base
+        whole += part
+        rows.append(without(part))
+    return torch.stack(rows), without(theta - base - whole)
 
 
 def _alone(names: Sequence[str], cosines: Tensor, effects: Tensor) -> list[str]:

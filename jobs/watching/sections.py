@@ -112,9 +112,10 @@ def _fights(found: Conflicts) -> Markup:
             for k, row in enumerate(matrix)
         ]
 
+    how = "measured" if found.measured else "in first order"
     effects = (
         f"At {found.state}: by what percentage the loss of the task in the column would rise "
-        "without the task in the row, in first order. Below 0 (struck out, where there is no room "
+        f"without the task in the row, {how}. Below 0 (struck out, where there is no room "
         "for numbers) the row costs the column something."
     )
     parts = [_note(effects)]

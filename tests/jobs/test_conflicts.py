@@ -12,7 +12,7 @@ import tintray
 from tests.answers import call
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs.events import ignore
-from tintray.jobs.watching.conflicts import before, compared, conflicts
+from tintray.jobs.watching.conflicts import before, compared, conflicts, left_out, published
 from tintray.jobs.watching.report import report
 
 
@@ -49,10 +49,24 @@ def test_a_merge_is_compared_as_it_is(merge: tintray.Merge) -> None:
         assert torch.allclose(square.diagonal(), torch.ones(4, dtype=square.dtype), atol=1e-5)
         assert torch.allclose(square, square.T, atol=1e-6)
     assert any(abs(share) > 1e-4 for share in found.correction)
+    assert found.measured
     assert [of.layer for of in found.layers][:2] == ["vit.embeddings", "vit.layers.0"]
     assert found.split is not None and found.split.together is None
     known = report(merge.url).conflicts
     assert known is not None and known.to_json() == found.to_json()
+
+
+def test_a_task_of_a_merge_is_left_out_in_truth(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Without the only task, and where nothing is corrected, what is left is the base."""
+    fit = {"rounds": 2, "correction_lr": 0.0}
+    merge = tintray.run(tiny.spec(tmp_path / "store", tasks=TASKS[:1], fit=fit))
+    place = (merge.url, str(tmp_path / "store"), f"sqlite:///{tmp_path}/store/catalog.db")
+    with published(*place, 40, ignore) as (state, _):
+        loss = state.step("two", state.theta, 40)[1]
+        base = state.step("two", state.merged(state.coefficients * 0), 40)[1]
+        effects, correction = left_out(state, torch.tensor([loss]), 40)
+    assert effects[0, 0] == pytest.approx(base / loss - 1, rel=1e-3)
+    assert correction[0] == pytest.approx(0, abs=1e-4)
 
 
 def test_what_fights_is_found_before_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
