@@ -29,8 +29,6 @@ _WORDS = {
     "number": "number",
     "string": "text",
     "boolean": "true or false",
-    "array": "list",
-    "object": "names and values",
     "null": "",
 }
 
