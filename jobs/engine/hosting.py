@@ -329,16 +329,15 @@ class Experts:
     def _features(
         self, hosted: CheckedTask, pool: Pool, there: Callable[[], nn.Module]
     ) -> tuple[Tensor, BlobRef]:
-        """The expert's features over the pool at the job's depth, computed or from the store."""
+        """The expert's features over the pool at the job's depth, computed or from the store.
+
+        They are float32 wherever they come from: a child needs them when the expert may be gone.
+        """
         path, device = self.feature_path(), self._config.device
-        precision = self._config.settings.precision
-        how = self_labels.asked(precision, device)
-        key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path, how)
+        key = self_labels.features_key(hosted.facts.expert_digest, pool.digest, path)
         return self._once(
             *("self-features", key),
-            lambda: self_labels.predict_features(
-                *(there(), pool, path), device=device, precision=precision
-            ),
+            lambda: self_labels.predict_features(there(), pool, path, device=device),
         )
 
     def _routing(self, pool: Pool) -> BlobRef | None:

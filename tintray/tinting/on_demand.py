@@ -47,9 +47,8 @@ class Asking:
     first: int = 0
 
     def digest(self, at_once: int) -> str:
-        """Of the order, and of how it is cut into passes; "" of a whole pool."""
-        if self.order is None:
-            return ""
+        """Of the order, and of how it is cut into passes."""
+        assert self.order is not None, "a whole pool has its own order"
         cut = f"{self.held_back} {at_once} ".encode()
         return hashlib.sha256(cut + self.order.numpy().tobytes()).hexdigest()
 

@@ -61,21 +61,16 @@ def ask(
 
 
 @torch.inference_mode()
-def predict_features(
-    module: nn.Module,
-    pool: Pool,
-    path: str,
-    *,
-    device: str = "cpu",
-    precision: Precision = "float32",
-) -> Tensor:
-    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint_layers.capture``."""
+def predict_features(module: nn.Module, pool: Pool, path: str, *, device: str = "cpu") -> Tensor:
+    """Features [N, d] of a module over a whole pool, at ``path``; see ``tint_layers.capture``.
+
+    The module is on ``device``.
+    """
     captured: list[Tensor] = []
     copy = skeleton(module)
     capture(copy, path, head_modules(module)[0], captured)
     for batch in batches_on(pool, device):
-        with computing(precision, copy, device):
-            answer(copy, batch)
+        answer(copy, batch)
     return torch.cat(captured).to("cpu")
 
 
@@ -149,9 +144,9 @@ def _check_finite(outputs: Outputs, gives: str, of: str) -> None:
         )
 
 
-def features_key(expert_digest: str, pool_digest: str, path: str, how: str = "") -> str:
-    """The content hash under which an expert's features at a depth are cached; see ``asked``."""
-    text = f"self-features 1 {path} {expert_digest} {pool_digest}{how}"
+def features_key(expert_digest: str, pool_digest: str, path: str) -> str:
+    """The content hash under which an expert's features at a depth are cached."""
+    text = f"self-features 1 {path} {expert_digest} {pool_digest}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
