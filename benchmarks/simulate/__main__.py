@@ -68,12 +68,14 @@ def measure(what: list[str], repeats: int) -> None:
     if "loading" in what:
         from benchmarks.simulate.loading import load
 
-        record["loading"] = [load(100, shards) for shards in (1, 4)]
+        record["loading"] = [load(60, shards) for shards in (1, 4)]
     if "catalog" in what:
         from benchmarks.simulate import catalog
 
         record["catalog"] = {str(n): catalog.measure(n) for n in (1_000, 10_000, 100_000)}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    for name in {"coordinator", "loading", "catalog"}.intersection(what):
+        print(name, json.dumps(record[name], indent=1))
 
 
 def _line(row: dict[str, Any], costs: Coordinating) -> str:
