@@ -54,6 +54,10 @@ class StorageError(TintrayError):
     """The artifact store or the catalog failed: unreachable, read-only, full or refused."""
 
 
+class AwayError(StorageError):
+    """The store or the catalog does not answer, or cannot at the moment: it may come back."""
+
+
 class IntegrityError(StorageError):
     """An artifact's bytes are not those that its hash promises."""
 
@@ -76,6 +80,14 @@ class ParentChangedError(StorageError):
 
 class FitError(TintrayError):
     """The fit went wrong while running: a loss that is not finite, a worker that died."""
+
+
+class LostError(FitError):
+    """A worker, a node or an object is gone; what it computed can be computed again."""
+
+
+class NoMemoryError(FitError):
+    """A worker had no memory left."""
 
 
 class GuardError(FitError):

@@ -502,6 +502,8 @@ class ClusterSpec(Section):
     """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1, examples=[1])
     """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs."""
+    restarts: int = Field(default=10, ge=0, examples=[0])
+    """How often the job goes on by itself after a loss of workers, memory, store or catalog."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

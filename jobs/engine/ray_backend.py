@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tintray.errors import FitError, SpecError, TintrayError
+from tintray.errors import FitError, LostError, NoMemoryError, SpecError, TintrayError
 from tintray.jobs.engine.backend import (
     GPUS,
     NO_GPUS,
@@ -34,9 +34,10 @@ from tintray.jobs.engine.backend import (
 )
 from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, own
 from tintray.jobs.engine.plan import ClusterSize
-from tintray.jobs.engine.resources import free_on_card
+from tintray.jobs.engine.resources import free_on_card, is_out_of_memory
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
+_LESS = "use fewer cluster.workers or a smaller fit.micro_batch"
 _CARD_SECONDS = 30.0  # that a GPU may take to say how much of it is free
 
 
@@ -397,7 +398,8 @@ class RayBackend(Backend):
         """Kill the actors; stop the cluster if it was started here."""
         self.dismiss(self._local)
         for actor in self._actors:
-            self._ray.kill(actor)
+            with suppress(self._ray.exceptions.RayError):  # the cluster itself may be gone
+                self._ray.kill(actor)
         self._actors.clear()
         if self._owns_cluster:
             self._ray.shutdown()
@@ -411,11 +413,12 @@ class RayBackend(Backend):
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, TintrayError):
                 raise error.cause from None
+            if is_out_of_memory(error.cause):
+                raise NoMemoryError(f"a worker ran {_line(error.cause, 0)}; {_LESS}") from error
             raise
         except exceptions.OutOfMemoryError as error:
-            raise FitError(
-                "a worker was ended because the machine ran out of memory; use fewer "
-                "cluster.workers or a smaller fit.micro_batch"
+            raise NoMemoryError(
+                f"a worker was ended because the machine ran out of memory; {_LESS}"
             ) from error
         except exceptions.RayActorError as error:
             if error.actor_init_failed:
@@ -423,9 +426,14 @@ class RayBackend(Backend):
                     f"a worker could not be started ({_line(error, -1)}); every node needs the "
                     "same Python packages, tintray among them"
                 ) from error
-            raise FitError(
+            raise LostError(
                 f"a worker process died while computing ({_line(error, 0)}); "
                 "run the job again, what was cached is kept"
+            ) from error
+        except exceptions.RayError as error:  # an object, a node, or the cluster itself
+            raise LostError(
+                f"the cluster lost something that the job needs ({type(error).__name__}: "
+                f"{_line(error, 0)}); run the job again, what was cached is kept"
             ) from error
 
 

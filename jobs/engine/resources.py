@@ -29,6 +29,12 @@ def free_on_card() -> int | None:
     return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory, or that of a GPU, was not enough."""
+    told = "out of memory" in str(error) or "can't allocate memory" in str(error)  # as torch has it
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
+
+
 def free_disk(folder: Path) -> int | None:
     """Bytes that are free where ``folder`` is, or will be made; None where that is not known."""
     there = next((place for place in (folder, *folder.parents) if place.exists()), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from tintray.jobs.runs.parent import Parent
 from tintray.jobs.runs.pipeline import Context
 from tintray.jobs.runs.recomposition import without
 from tintray.jobs.runs.records import use_artifacts
+from tintray.jobs.runs.recovery import Cause
 from tintray.published.files import COEFFICIENTS
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
 from tintray.storage.catalog.artifacts import KnownArtifact
@@ -48,6 +50,10 @@ class Child:
     lineage: Lineage
     spec: JobSpec
     base: SplitModel
+
+    def after(self, cause: Cause) -> Self:
+        """The same change, from its beginning."""
+        return self
 
     @property
     def parent(self) -> Parent:

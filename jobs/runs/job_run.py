@@ -89,6 +89,15 @@ class JobRun:
         if state.terminal:
             self.stopper.settle()
 
+    def again(self, reason: str) -> None:
+        """Begin again after a failure: told to the catalog, to whoever watches, and in the result.
+
+        Rounds that were not entered yet are: they are computed again, to the same figures.
+        """
+        self.flush()
+        self.move(JobState.PLANNING, reason)
+        self.remark(reason)
+
     def remark(self, text: str) -> None:
         """Say something that belongs to the result: now, and in what is published."""
         text = shortened(printable(text))

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol, Self, TypeVar
 
 import torch
 
@@ -28,6 +29,7 @@ from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
 from tintray.jobs.runs.publication import publish
 from tintray.jobs.runs.records import record_checked, record_prepared, remark_on_result
+from tintray.jobs.runs.recovery import Cause, Recovery, Remedy
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.store import open_store
@@ -83,9 +85,39 @@ class Plan(Protocol[C, P, F]):
     def measure(self, context: Context, fitted: F) -> Result:
         """Compare the merge with its experts."""
 
+    def after(self, cause: Cause) -> Self:
+        """The plan with which a job goes on that failed for such a reason."""
+
 
 def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
-    """Run a plan to its published merge; returns the manifest. The job's lease is held."""
+    """Run a plan to its published merge; returns the manifest. The job's lease is held.
+
+    What fails on the way and can be tried again is, as ``tintray.jobs.runs.recovery`` says: from
+    the beginning, where what was computed is found again, and the fit at its last checkpoint.
+    """
+    recovery = Recovery(plan.spec.cluster.restarts)
+    while True:
+        try:
+            return _execute(plan, run, store)
+        except Exception as error:
+            run.stopper.check()  # a stop that a library took for a failure of its own
+            remedy = None if run.state is JobState.SUCCEEDED else recovery.remedy(error)
+            if remedy is None:
+                raise
+            plan = plan.after(remedy.cause)
+            recovery.wait(partial(_again, run, store, remedy), run.stopper.check)
+
+
+def _again(run: JobRun, store: ArtifactStore, remedy: Remedy) -> None:
+    """Let a job begin again; StorageError while its store or its catalog is away."""
+    store.check_writable()
+    run.lease.confirm()
+    if remedy.cause == "memory":
+        delete_blobs(store, run.catalog.checkpoints.drop(run.job_id, token=run.lease.token))
+    run.again(remedy.reason)
+
+
+def _execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
     with backend_for(plan.spec, plan.base) as backend:
         context = Context(run, backend, store)
         with run.phase(JobState.PLANNING, plan.reasons[JobState.PLANNING]):

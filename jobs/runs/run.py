@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
+from tintray.jobs.engine.grouping import micro_batch
+from tintray.jobs.engine.job_size import of_an_example
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
@@ -31,6 +34,7 @@ from tintray.jobs.runs.methods import (
 from tintray.jobs.runs.outcome import Hosted, Result
 from tintray.jobs.runs.pipeline import Context, execute, open_store_and_catalog, open_writable
 from tintray.jobs.runs.records import on_prepared, use_artifacts, use_statistics
+from tintray.jobs.runs.recovery import Cause
 from tintray.jobs.runs.site_search import find_site
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -95,6 +99,16 @@ class JobPlan:
             JobState.PREPARING: "self-labels: each expert predicts its pool once",
             JobState.FITTING: f"{rounds} rounds" if merge.learned else f"merging by {merge.method}",
         }
+
+    def after(self, cause: Cause) -> Self:
+        """On a cluster, with the workers that are left; without memory, half as many examples."""
+        spec = self.spec
+        if cause == "lost" and spec.cluster.address is not None:
+            spec = spec.changed(cluster={"workers": "auto"})
+        if cause == "memory":
+            each = of_an_example(spec, self.base.partition.module)
+            spec = spec.changed(fit={"micro_batch": max(1, micro_batch(spec, each) // 2)})
+        return replace(self, spec=spec)
 
     def check(self, context: Context) -> Hosted[WorkerPool[Worker]]:
         """Find the site where it is to be found, leave tasks out that may be, check the others."""

@@ -25,7 +25,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from urllib3.exceptions import HTTPError
 
-from tintray.errors import StorageError
+from tintray.errors import AwayError, StorageError
 from tintray.storage.artifacts.deadlines import OverdueError, refuse_overdue
 from tintray.storage.artifacts.urls import S3Url
 from tintray.storage.secrets import redact, shown_url
@@ -156,7 +156,15 @@ def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
             took = time.monotonic() - began
             said = meaning.format(action=action, error=reason, took=took)
         where = f"the artifact store {place} at {shown_url(endpoint)}"
-        raise StorageError(f"{where} {said}") from error
+        raise (AwayError if _is_away(error) else StorageError)(f"{where} {said}") from error
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a server did not answer, or said that it cannot at the moment."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status == 429 or 500 <= status < 507
+    return not isinstance(error, (*_BREAKDOWNS[0][0], *_BREAKDOWNS[1][0]))
 
 
 def error_code(error: ClientError) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tintray.errors import SpecError, StorageError, nearest
+from tintray.errors import AwayError, SpecError, StorageError, nearest
 from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for its turn
@@ -84,9 +84,19 @@ def failures(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise StorageError(_sentence(url, error)) from error
+        raise (AwayError if _is_away(error) else StorageError)(_sentence(url, error)) from error
     except PoolTimeout as error:
-        raise StorageError(f"the catalog {url} gave no free connection in time: {error}") from error
+        raise AwayError(f"the catalog {url} gave no free connection in time: {error}") from error
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether a server cannot be reached, or is stopping or starting (PostgreSQL's codes)."""
+    if isinstance(error.orig, sqlite3.Error):
+        return False
+    code = getattr(error.orig, "sqlstate", None)
+    if code is None:
+        return error.connection_invalidated or isinstance(error, OperationalError)
+    return str(code).startswith(("08", "57P"))
 
 
 def _json(value: object) -> str:

@@ -1,0 +1,121 @@
+"""What becomes of a job when something fails while it runs: it goes on by itself where it can.
+
+A job that lost members starts them again, and its fit goes on from its last checkpoint; a store or
+a database that is away is waited for. The merge is the same whatever happened on the way: nothing
+that is computed depends on where or when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tintray.errors import (
+    AwayError,
+    CancelledError,
+    InputError,
+    LeaseHeldError,
+    LeaseLostError,
+    LostError,
+    NoMemoryError,
+    TintrayError,
+)
+from tintray.jobs.engine.resources import is_out_of_memory
+
+Cause = Literal["lost", "memory", "away", "stopped", "input", "bug"]
+"""A worker, a node or an object; no memory left; a store or a database; asked to; what was given;
+anything else."""
+
+AWAY_SECONDS = 900.0
+"""How long a job waits for a store or a database, all its waits together."""
+
+_LONGEST_PAUSE = 15.0
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Why a job failed, as far as it matters to what can be done."""
+    match error:
+        case CancelledError() | KeyboardInterrupt() | LeaseLostError() | LeaseHeldError():
+            return "stopped"
+        case LostError():
+            return "lost"
+        case NoMemoryError():
+            return "memory"
+        case AwayError():
+            return "away"
+        case InputError():
+            return "input"
+    return "memory" if is_out_of_memory(error) else "bug"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What is done about a failure: ``reason`` is one sentence."""
+
+    cause: Cause
+    reason: str
+
+
+@dataclass
+class Recovery:
+    """What a job may still do about failures.
+
+    Attributes
+    ----------
+    restarts
+        How often it may start its members again.
+    away
+        Seconds that it may still wait for a store or a database.
+    """
+
+    restarts: int
+    away: float = AWAY_SECONDS
+    halved: bool = False
+    done: list[Remedy] = field(default_factory=list)
+
+    def remedy(self, error: BaseException) -> Remedy | None:
+        """What to do now; None if the job is to end with this error."""
+        cause, said = cause_of(error), _said(error)
+        if cause in ("stopped", "input", "bug") or self.restarts <= 0:
+            return None
+        if cause == "memory":
+            if self.halved:
+                return None
+            self.halved = True
+            what = "starts over with half the examples at once (fit.micro_batch)"
+        elif cause == "away":
+            if self.away <= 0:
+                return None
+            what = "goes on once it is back"
+        else:
+            what = "goes on with new workers"
+        self.restarts -= 1
+        found = Remedy(cause, f"{said}: the job {what}")
+        self.done.append(found)
+        return found
+
+    def wait(self, back: Callable[[], None], check: Callable[[], None]) -> None:
+        """Wait until ``back`` raises no AwayError; it is raised where the time is used up.
+
+        ``check`` is asked before each look; whatever it raises ends the wait.
+        """
+        pause = 0.5
+        while True:
+            check()
+            try:
+                back()
+                return
+            except AwayError:
+                if self.away <= 0:
+                    raise
+            time.sleep(min(pause, max(self.away, 0.0)))
+            self.away -= pause
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _said(error: BaseException) -> str:
+    """An error without what it tells a person to do."""
+    text = str(error) if isinstance(error, TintrayError) else f"{type(error).__name__}: {error}"
+    return text.partition("; ")[0]

@@ -1,0 +1,169 @@
+"""A job that loses what it needs goes on by itself, to the same merge."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import torch
+
+from tests.gate import Gate
+from tests.growing import hashes
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import (
+    AwayError,
+    CancelledError,
+    DataError,
+    FitError,
+    IntegrityError,
+    LeaseLostError,
+    LostError,
+    NoMemoryError,
+    StorageError,
+)
+from tintray.jobs import api
+from tintray.jobs.engine.worker import Worker
+from tintray.jobs.events import PhaseStarted, RoundDone
+from tintray.jobs.runs.recovery import Recovery, cause_of
+from tintray.storage.catalog.catalog import Catalog
+
+FIT = {"rounds": 6, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (LostError("a worker died"), "lost"),
+        (NoMemoryError("no memory"), "memory"),
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
+        (AwayError("no answer"), "away"),
+        (StorageError("full"), "bug"),
+        (IntegrityError("another hash"), "bug"),
+        (LeaseLostError("another owner"), "stopped"),
+        (CancelledError("stopped"), "stopped"),
+        (DataError("no column"), "input"),
+        (FitError("not finite"), "bug"),
+        (KeyError("x"), "bug"),
+    ],
+)
+def test_why_a_job_failed_decides_what_can_be_done(error: BaseException, cause: str) -> None:
+    assert cause_of(error) == cause
+    remedy = Recovery(restarts=1).remedy(error)
+    assert (remedy is not None) == (cause in ("lost", "memory", "away"))
+    assert Recovery(restarts=0).remedy(error) is None
+
+
+def test_what_may_be_done_is_bounded() -> None:
+    recovery = Recovery(restarts=3, away=0.0)
+    assert recovery.remedy(NoMemoryError("no memory; use less")) is not None
+    assert recovery.remedy(NoMemoryError("still none")) is None, "halved once"
+    assert recovery.remedy(AwayError("no answer")) is None, "no time left to wait"
+    assert [recovery.remedy(LostError("died")) is None for _ in range(3)] == [False, False, True]
+    assert "use less" not in recovery.done[0].reason
+    with pytest.raises(AwayError):
+        recovery.wait(lambda: _raise(AwayError("no answer")), lambda: None)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def once_at(round_: int, do: Callable[[], None]) -> tuple[list[Any], Callable[[Any], None]]:
+    """What a job tells, and a listener that does something once, in a round."""
+    told: list[Any] = []
+
+    def listen(event: Any) -> None:
+        again = any(isinstance(e, RoundDone) and e.round == round_ for e in told)
+        told.append(event)
+        if isinstance(event, RoundDone) and event.round == round_ and not again:
+            do()
+
+    return told, listen
+
+
+def workers() -> Iterator[int]:
+    """Processes of Ray's workers below this one."""
+    parents, hosts = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if (path / "cmdline").read_bytes().startswith(b"ray::_Host"):
+                hosts.append(int(path.name))
+        except OSError:
+            continue
+    for process in hosts:
+        above = process
+        while above > 1 and above != os.getpid():
+            above = parents.get(above, 1)
+        if above == os.getpid():
+            yield process
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_started_again(tiny: TinyZoo, tmp_path: Path) -> None:
+    undisturbed = api.run(tiny.spec(tmp_path / "a", fit=FIT))
+    told, listen = once_at(4, lambda: os.kill(next(workers()), signal.SIGKILL))
+    spec = tiny.spec(tmp_path / "b", fit=FIT, cluster={"workers": 2})
+    summary = api.run(spec, on_event=listen)
+    assert hashes(summary.url) == hashes(undisturbed.url)
+    rounds = [event.round for event in told if isinstance(event, RoundDone)]
+    assert rounds in ([1, 2, 3, 4, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]), "from its last checkpoint"
+    phases = [event.phase for event in told if isinstance(event, PhaseStarted)]
+    assert phases.count("planning") == 2
+    assert any("goes on with new workers" in notice for notice in summary.notices)
+    with Catalog.open(spec.catalog, create=False) as catalog:
+        (job,) = catalog.jobs.all()
+        assert job.state == "succeeded"
+        reasons = [event.reason for event in catalog.jobs.events(job.id)]
+    assert sum("died" in reason for reason in reasons) == 1
+
+
+def test_without_memory_half_as_many_examples_are_computed_at_once(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that can take no more than eight examples at once."""
+    plain, sizes = Worker.step, []
+
+    def step(self: Worker, *args: Any) -> Any:
+        sizes.append(self._config.settings.micro_batch)
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Worker, "step", step)
+    summary = api.run(tiny.spec(tmp_path, fit={**FIT, "micro_batch": 16}))
+    assert set(sizes) == {16, 8} and sizes.count(16) == 1
+    assert any("half the examples at once" in notice for notice in summary.notices)
+    with pytest.raises(torch.OutOfMemoryError):
+        api.run(tiny.spec(tmp_path / "b", fit={**FIT, "micro_batch": 64}))
+
+
+@pytest.mark.slow
+def test_a_database_that_is_away_is_waited_for(
+    tiny: TinyZoo, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a single connection waits."""
+    plain = Catalog.open
+    monkeypatch.setattr(Catalog, "open", lambda url, create=True: plain(url, create, patience=0.5))
+    undisturbed = api.run(tiny.spec(tmp_path / "a", fit=FIT))
+    url = sa.make_url(postgres_url)
+    assert url.host is not None and url.port is not None
+    with Gate(url.host, url.port) as gate:
+
+        def cut() -> None:
+            gate.shut()
+            threading.Timer(3.0, gate.open).start()
+
+        _, listen = once_at(3, cut)
+        through = url.set(host="127.0.0.1", port=gate.port)
+        catalog = through.render_as_string(hide_password=False)
+        summary = api.run(tiny.spec(tmp_path / "b", fit=FIT, catalog=catalog), on_event=listen)
+    assert hashes(summary.url) == hashes(undisturbed.url)
+    assert any("goes on once it is back" in notice for notice in summary.notices)
