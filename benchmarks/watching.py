@@ -34,7 +34,8 @@ from examples import digits
 from tintray.jobs.config.job_file import JobSpec, load_spec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.events import ignore
-from tintray.jobs.watching.conflicts import before, compared, conflicts, left_out
+from tintray.jobs.watching.conflicts import compared, conflicts, left_out
+from tintray.jobs.watching.states import before
 from tintray.models.loading import quiet_transformers
 
 JOB = Path(__file__).parents[1] / "examples/ten-scripts.yaml"

@@ -138,7 +138,8 @@ def heat_map(
     written = len(names) <= 24
     cell, height = (46, 20) if written else (max(6, 900 // len(names)), 14)
     left = 8 + 7 * max(map(len, rows), default=0)
-    top = 12 + 5 * max(map(len, names), default=0)
+    headed = cell >= 14  # else the columns are too narrow for names
+    top = 12 + 5 * max(map(len, names), default=0) if headed else 4
     known = [abs(v) for row in values for v in row if math.isfinite(v)]
     most = max(known, default=0.0) or 1.0
     shades: dict[int, list[str]] = {}
@@ -169,7 +170,7 @@ def heat_map(
     )
     width, full = left + cell * len(names) + top * 0.75, top + height * len(rows) + 4
     box = f"0 0 {width:g} {full:g}"
-    shown = [*heads] if cell >= 14 else []
+    shown = [*heads] if headed else []
     parts = joined(*painted, struck, *texts, *shown, *sides)
     return element("svg", parts, class_="map", role="img", aria_label=label,
                    width=width, height=full, viewBox=box)  # fmt: skip

@@ -124,7 +124,7 @@ def _fights(found: Conflicts) -> Markup:
         angles = "The cosine of their task vectors."
         parts.append(_note(angles))
         parts.append(wide(charts.heat_map(names, names, beside(found.cosine, 1), 2, angles)))
-    groups = [", ".join(group) for group in found.groups if len(group) > 1]
+    groups = [_few(group) for group in found.groups if len(group) > 1]
     if groups:
         parts.append(element("p", f"Closer to each other than is usual: {'; '.join(groups)}."))
     parts += [element("p", f"{said}.") for said in found.alone]
@@ -137,6 +137,11 @@ def _fights(found: Conflicts) -> Markup:
         for of in found.layers
     )
     return section("Which tasks fight", joined(*parts, details("By layer", table(head, rows))))
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 # Learning

@@ -12,8 +12,9 @@ import tintray
 from tests.answers import call
 from tests.tiny_zoo import TASKS, TinyZoo
 from tintray.jobs.events import ignore
-from tintray.jobs.watching.conflicts import before, compared, conflicts, left_out, published
+from tintray.jobs.watching.conflicts import compared, conflicts, left_out
 from tintray.jobs.watching.report import report
+from tintray.jobs.watching.states import before, published
 
 
 @pytest.fixture(scope="module")
