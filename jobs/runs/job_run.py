@@ -95,6 +95,8 @@ class JobRun:
         Rounds that were not entered yet are: they are computed again, to the same figures.
         """
         self.flush()
+        # The catalog may have heard of the last phase although its answer was lost.
+        self.state = JobState(self.catalog.jobs.get(self.job_id).state)
         self.move(JobState.PLANNING, reason)
         self.remark(reason)
 

@@ -101,7 +101,7 @@ class Recovery:
 
         ``check`` is asked before each look; whatever it raises ends the wait.
         """
-        pause = 0.5
+        pause, began = 0.5, time.monotonic()
         while True:
             check()
             try:
@@ -110,9 +110,10 @@ class Recovery:
             except AwayError:
                 if self.away <= 0:
                     raise
-            time.sleep(min(pause, max(self.away, 0.0)))
-            self.away -= pause
+            time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            now = time.monotonic()
+            self.away, began = self.away - (now - began), now
 
 
 def _said(error: BaseException) -> str:
