@@ -29,6 +29,9 @@ _FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False, "
 _TINT_BEFORE = {"bits": None}
 """The same of the section ``tint``."""
 
+_RESTARTS = 10
+"""Of ``cluster``, where nothing else is said."""
+
 _OLD = {new: old for old, new in RENAMED.items() if old != "max_parameters"}  # 0.1.0: budget too
 
 
@@ -39,6 +42,8 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
         scale = merge.get("scale")  # left out, it was the merging method's own
         record |= {"recipe": "default", "merge": {**merge, "scale": scale or "own"}}
     record.setdefault("route", True)
+    if isinstance(cluster := record.get("cluster"), Mapping):
+        record["cluster"] = {**cluster, "restarts": cluster.get("restarts", _RESTARTS)}
     if isinstance(fit := record.get("fit"), Mapping):
         record["fit"] = _FIT_BEFORE | dict(fit)
     if isinstance(tint := record.get("tint"), Mapping):
@@ -63,6 +68,8 @@ def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     scale = {"own": None, None: "1/K"}.get(merge["scale"], merge["scale"])
     tint = _hashed_tint(dict(record["tint"]))
     record = {**record, "fit": fit, "merge": {**merge, "scale": scale}, "tint": tint}
+    if (cluster := dict(record.get("cluster", {}))).get("restarts") == _RESTARTS:
+        record["cluster"] = {name: v for name, v in cluster.items() if name != "restarts"}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
 
 

@@ -15,6 +15,7 @@ from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.sources import cache_folder, local_data
 from tintray.jobs.runs.new_models import Ask, FoundModel, is_model
 from tintray.tasks.kinds import KindName
+from tintray.tasks.registry import find_kind
 
 PLACE = "{task}"
 _FORMS = (".npz", ".parquet", *(f"{f}{z}" for f in (".jsonl", ".json", ".csv", ".tsv")
@@ -66,7 +67,7 @@ def find_data(model: FoundModel, kind: KindName, wanted: Wanted, ask: Ask) -> Ta
     apart = test or (None if pool else _beside(model, _TESTS, wanted.folders, alone=True))
     first = _opened(found, _split(found, _POOLS) or "train", model)
     columns, label = _columns(first, kind, wanted.columns, ask)
-    kind = _DENSE.get(label or "", kind) if kind in ("segmentation", "depth") else kind
+    kind = _DENSE.get(label or "", kind) if find_kind(kind).per_pixel else kind
     known = first.source.column(LABEL, first.columns, "data")
     named = columns if label == known or label is None else {**columns, LABEL: label}
     held_out = None

@@ -25,6 +25,7 @@ from tintray.jobs.runs.new_models import (
 )
 from tintray.storage.artifacts.local import replacing
 from tintray.tasks.kinds import KindName
+from tintray.tasks.registry import find_kind
 
 _SHOWN = 4  # labels that a comment names
 _KINDS: tuple[KindName, ...] = get_args(KindName)
@@ -134,7 +135,8 @@ def _lines(
 
 def _tint(base: FoundModel, models: Sequence[FoundModel]) -> list[str]:
     """Where tasks own something, for models that have no head to own."""
-    if models[0].kind not in ("language_modelling", "seq2seq"):
+    kind = find_kind(models[0].kind) if models[0].kind else None
+    if kind is None or not (kind.goes_on or kind.writes):
         return []
     block = block_beside_tied_head(base if models[0].adapter else models[0])
     if block is None:

@@ -44,6 +44,11 @@ _OF_ADAPTERS: dict[str | None, KindName] = {
     "SEQ_2_SEQ_LM": "seq2seq",
     None: "classification",
 }
+_OF_ONE: dict[str, KindName] = {  # label
+    "ForSequenceClassification": "regression",
+    "ForSemanticSegmentation": "depth",
+}
+_WITH_PROBLEMS = ("ForImageClassification", "ForSequenceClassification")
 _PROBLEMS: dict[str, KindName] = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
@@ -149,11 +154,11 @@ def _kind(config: dict[str, Any]) -> KindName | None:
     kind = next((kind for end, kind in _KINDS.items() if architecture.endswith(end)), None)
     labels = config.get("id2label")
     values = len(labels) if isinstance(labels, dict) else config.get("num_labels")
-    if kind == "classification" and "Sequence" in architecture:
-        return _PROBLEMS.get(str(config.get("problem_type")), "regression" if values == 1 else kind)
-    if kind == "classification":
+    if values == 1:
+        kind = next((k for end, k in _OF_ONE.items() if architecture.endswith(end)), kind)
+    if architecture.endswith(_WITH_PROBLEMS):
         return _PROBLEMS.get(str(config.get("problem_type")), kind)
-    return "depth" if kind == "segmentation" and values == 1 else kind
+    return kind
 
 
 def block_beside_tied_head(model: FoundModel) -> str | None:

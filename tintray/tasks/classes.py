@@ -124,6 +124,7 @@ class Classification(ClassKind):
 
     name = "classification"
     has_class_names = True
+    pads = True
 
     def measure(self, outputs: Tensor, labels: Tensor, mask: Mask) -> dict[str, float]:
         """The share of examples whose largest logit is at the label."""

@@ -57,6 +57,8 @@ class Kind(ABC):
     takes_labels: ClassVar[bool] = True
     # the names of classes in a data set are those of the expert's head
     has_class_names: ClassVar[bool] = False
+    # a class whose logit is very low is as good as none, so that tasks' answers can be padded
+    pads: ClassVar[bool] = False
     of_words: ClassVar[bool] = False  # there is an answer for each word of a text
     several: ClassVar[bool] = False  # an example is of any number of classes
     goes_on: ClassVar[bool] = False  # the answer is how a text goes on

@@ -78,7 +78,7 @@ def can_stack(tasks: Sequence[TaskState], fused: FusedModel, settings: StepSetti
         and filters.pop()[0] in ("none", "agreement")
         and all(task.kind is kind for task in tasks)
         and all(isinstance(of, Tensor) and of.ndim == 2 for of in answers)
-        and (kind.name == "classification" or len({_width(task) for task in tasks}) == 1)
+        and (kind.pads or len({_width(task) for task in tasks}) == 1)
         and stacked_pools.can_stack([task.pool for task in tasks])
         and stacked_tints.can_stack([task.layer for task in tasks])
     )
