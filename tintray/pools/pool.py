@@ -129,6 +129,11 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def joined(batches: Sequence[dict[str, Tensor]], pad_token: int = 0) -> dict[str, Tensor]:
     """The batches of several tasks as one; shorter texts are padded on the right."""
+    return {name: torch.cat(tensors) for name, tensors in alike(batches, pad_token).items()}
+
+
+def alike(batches: Sequence[dict[str, Tensor]], pad_token: int = 0) -> dict[str, list[Tensor]]:
+    """The batches of several tasks by input; shorter texts are padded on the right."""
 
     def padded(name: str) -> list[Tensor]:
         tensors = [batch[name] for batch in batches]
@@ -138,4 +143,4 @@ def joined(batches: Sequence[dict[str, Tensor]], pad_token: int = 0) -> dict[str
         fill = pad_token if name.endswith("input_ids") else 0
         return [functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
 
-    return {name: torch.cat(padded(name)) for name in batches[0]}
+    return {name: padded(name) for name in batches[0]}

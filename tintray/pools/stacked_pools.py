@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tintray.pools.pool import Pool, joined
+from tintray.pools.pool import Pool, alike
 
 WIDTH = 16
 """Texts are cut to a multiple of so many tokens: few widths, each of which is recorded once."""
@@ -41,19 +41,20 @@ class StackedPools:
     """
 
     def __init__(self, pools: Sequence[Pool], device: torch.device, pad_token: int = 0) -> None:
-        self._pools, self._device, self._pad = pools, device, pad_token
-        self.starts = [0]
-        for pool in pools:
-            self.starts.append(self.starts[-1] + len(pool))
+        sizes = torch.tensor([len(pool) for pool in pools])
+        self.starts = sizes.cumsum(0) - sizes
         self._lengths = _lengths(pools)
         self._scale = self._shift = None
         if pools[0].scale is not None:
             self._scale = torch.stack([_of(pool.scale) for pool in pools]).to(device)
             self._shift = torch.stack([_of(pool.shift) for pool in pools]).to(device)
+        # Texts of all tasks are as long, so that batches of one shape are, whoever is in them.
+        self._stored = alike([dict(pool.inputs) for pool in pools], pad_token)
         self._resident: dict[str, Tensor] | None = None
         if sum(pool.memory for pool in pools) <= SHARE * _free(device):
-            whole = joined([dict(pool.inputs) for pool in pools], pad_token)
+            whole = {name: torch.cat(tensors) for name, tensors in self._stored.items()}
             self._resident = {name: tensor.to(device) for name, tensor in whole.items()}
+            self._stored = {}
 
     def width(self, task: int, rows: Tensor) -> int:
         """How many tokens these examples of a task need, rounded up; 0 of what is no text."""
@@ -66,11 +67,10 @@ class StackedPools:
         """Examples of tasks, in order, where the device has not got them; else None."""
         if self._resident is not None:
             return None
-        batches = [
-            {name: tensor[rows] for name, tensor in self._pools[task].inputs.items()}
-            for task, rows in parts
-        ]
-        return joined(batches, self._pad)
+        return {
+            name: torch.cat([tensors[task][rows] for task, rows in parts])
+            for name, tensors in self._stored.items()
+        }
 
     def inputs(
         self,
@@ -86,7 +86,11 @@ class StackedPools:
         if given is None:
             assert self._resident is not None, "what is not here is given"
             given = {name: tensor.index_select(0, rows) for name, tensor in self._resident.items()}
-        found = {n: t[:, :width] if width and t.ndim == 2 else t for n, t in given.items()}
+        tokens = given["attention_mask"].shape[1] if width else -1
+        found = {
+            name: tensor[:, :width] if tensor.ndim == 2 and tensor.shape[1] == tokens else tensor
+            for name, tensor in given.items()
+        }
         if self._scale is not None and self._shift is not None:
             scale, shift = (of.index_select(0, owner) for of in (self._scale, self._shift))
             found["pixel_values"] = found["pixel_values"].float() * scale + shift

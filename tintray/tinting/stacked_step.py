@@ -214,8 +214,8 @@ class StackedGroup(TaskGroup):
         position = torch.arange(size) - (ends - sizes).repeat_interleave(sizes)
         parts = list(zip(tasks, torch.split(row, sizes.tolist()), strict=True))
         width = max(self._pools.width(task, rows) for task, rows in parts)
-        starts = torch.tensor(self._pools.starts)
-        index = torch.stack([owner, owner * room + position, row + starts[owner]])
+        number = row + self._pools.starts[owner]
+        index = torch.stack([owner, owner * room + position, number])
         given = self._pools.host_batch(parts)
         key = (size, room, width)
         micro = self._micros.get(key)
