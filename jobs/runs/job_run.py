@@ -11,6 +11,7 @@ from typing import Any
 from tintray.errors import (
     CancelledError,
     LeaseLostError,
+    StateConflictError,
     StorageError,
     TintrayError,
     printable,
@@ -97,6 +98,8 @@ class JobRun:
         self.flush()
         # The catalog may have heard of the last phase although its answer was lost.
         self.state = JobState(self.catalog.jobs.get(self.job_id).state)
+        if self.state.terminal:
+            raise StateConflictError(f"job {self.job_id} is {self.state}: it cannot begin again")
         self.move(JobState.PLANNING, reason)
         self.remark(reason)
 

@@ -109,7 +109,7 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
 
 
 def _again(run: JobRun, store: ArtifactStore, remedy: Remedy) -> None:
-    """Let a job begin again; StorageError while its store or its catalog is away."""
+    """Let a job begin again; AwayError while its store or its catalog does not answer."""
     store.check_writable()
     run.lease.confirm()
     if remedy.cause == "memory":

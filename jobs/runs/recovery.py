@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tintray.errors import (
@@ -73,7 +73,6 @@ class Recovery:
     restarts: int
     away: float = AWAY_SECONDS
     halved: bool = False
-    done: list[Remedy] = field(default_factory=list)
 
     def remedy(self, error: BaseException) -> Remedy | None:
         """What to do now; None if the job is to end with this error."""
@@ -92,9 +91,7 @@ class Recovery:
         else:
             what = "goes on with new workers"
         self.restarts -= 1
-        found = Remedy(cause, f"{said}: the job {what}")
-        self.done.append(found)
-        return found
+        return Remedy(cause, f"{said}: the job {what}")
 
     def wait(self, back: Callable[[], None], check: Callable[[], None]) -> None:
         """Wait until ``back`` raises no AwayError; it is raised where the time is used up.

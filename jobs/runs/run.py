@@ -118,8 +118,12 @@ class JobPlan:
             spec, report = find_site(spec, backend, context.store, context.run.on_event)
             base = load_base_model(spec)
         searched = report is not None  # which has asked for whole pools
-        first = None if searched else first_drawn(spec)
-        workers = WorkerPool(Worker, backend, spec, base, first_drawn=first)
+
+        def pool(spec: JobSpec, base: SplitModel) -> WorkerPool[Worker]:
+            first = None if searched else first_drawn(spec)
+            return WorkerPool(Worker, backend, spec, base, first_drawn=first)
+
+        workers = pool(spec, base)
         skipped: dict[str, str] = {}
         if spec.on_task_error == "skip":
             skipped = _failed(workers, context.run.on_event)
@@ -127,8 +131,7 @@ class JobPlan:
             workers.dismiss()
             spec = spec.without(skipped)
             base = load_base_model(spec)
-            first = None if searched else first_drawn(spec)
-            workers = WorkerPool(Worker, backend, spec, base, first_drawn=first)
+            workers = pool(spec, base)
         facts = workers.check()
         if spec.merge.learned:
             spec = spec.changed(fit={"correction_lr": correction_rate(spec, facts)})
