@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tintray.numerics.stacked_adam import AdamRow
-
-_PREFIX = "optimiser."
+from tintray.numerics.stacked_adam import PREFIX, AdamRow
 
 
 def optimiser_tensors(optimiser: Optimizer | AdamRow) -> dict[str, Tensor]:
@@ -20,7 +18,7 @@ def optimiser_tensors(optimiser: Optimizer | AdamRow) -> dict[str, Tensor]:
     if isinstance(optimiser, AdamRow):
         return optimiser.state_tensors()
     return {
-        f"{_PREFIX}{index}.{name}": tensor.detach().clone()
+        f"{PREFIX}{index}.{name}": tensor.detach().clone()
         for index, state in optimiser.state_dict()["state"].items()
         for name, tensor in state.items()
     }
@@ -33,8 +31,8 @@ def restore_optimiser(optimiser: Optimizer | AdamRow, tensors: Mapping[str, Tens
         return
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if key.startswith(_PREFIX):
-            index, _, name = key.removeprefix(_PREFIX).partition(".")
+        if key.startswith(PREFIX):
+            index, _, name = key.removeprefix(PREFIX).partition(".")
             # torch keeps what it is given, and its next step would write into it.
             state.setdefault(int(index), {})[name] = tensor.clone()
     groups = optimiser.state_dict()["param_groups"]

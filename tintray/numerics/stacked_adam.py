@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-BETAS = (0.9, 0.999)
-_EPSILON = 1e-8
-_PREFIX = "optimiser."
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+PREFIX = "optimiser."
 _NAMES = ("exp_avg", "exp_avg_sq")  # as torch calls the moments
 
 
@@ -49,7 +48,7 @@ class StackedAdam:
             every = (-1, *[1] * (values.ndim - 1))
             new_first = first.lerp(gradient, 1 - BETAS[0])
             new_second = (second * BETAS[1]).addcmul(gradient, gradient, value=1 - BETAS[1])
-            size = (new_second / biases[1].view(every)).sqrt().add_(_EPSILON)
+            size = (new_second / biases[1].view(every)).sqrt().add_(EPSILON)
             moved = values - rate * pace * (new_first / biases[0].view(every)) / size
             rows = moving.view(every)
             for old, new in ((values, moved), (first, new_first), (second, new_second)):
@@ -74,7 +73,7 @@ class AdamRow:
             return {}
         found = {}
         for number in range(len(self.lengths)):
-            found[f"{_PREFIX}{number}.step"] = steps.clone()
+            found[f"{PREFIX}{number}.step"] = steps.clone()
             found |= {key: moment.clone() for key, moment in self._moments(number).items()}
         return found
 
@@ -82,7 +81,7 @@ class AdamRow:
         """Go back to what ``state_tensors`` returned."""
         self.adam.steps[self.row] = 0.0
         for number in range(len(self.lengths)):
-            if (steps := tensors.get(f"{_PREFIX}{number}.step")) is not None:
+            if (steps := tensors.get(f"{PREFIX}{number}.step")) is not None:
                 self.adam.steps[self.row] = steps.item()
             for key, moment in self._moments(number).items():
                 moment.copy_(tensors[key]) if key in tensors else moment.zero_()
@@ -90,6 +89,6 @@ class AdamRow:
     def _moments(self, number: int) -> dict[str, Tensor]:
         rows = slice(self.lengths[number])
         return {
-            f"{_PREFIX}{number}.{name}": moments[number][self.row, rows]
+            f"{PREFIX}{number}.{name}": moments[number][self.row, rows]
             for name, moments in zip(_NAMES, self.adam.moments, strict=True)
         }

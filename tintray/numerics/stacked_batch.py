@@ -29,6 +29,8 @@ class StackedBatch:
         ``owner * room`` and which of its task's examples it is, int64 [N]: no two are alike.
     room
         How many examples of one task there are at most.
+    tasks
+        K.
     """
 
     tensors: Mapping[str, Tensor]

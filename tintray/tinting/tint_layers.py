@@ -634,11 +634,9 @@ class FusedModel:
         """
         self._segments.together = batch
         try:
-            with computing(precision, self._module, self._device.type):
-                output = answer(self._module, inputs)
+            return self._computed(inputs, precision)
         finally:
             self._segments.together = None
-        return output.float() if output.dtype == torch.bfloat16 else output
 
     def _answers(
         self,
@@ -650,8 +648,10 @@ class FusedModel:
         """Outputs of each task's stretch of a joined batch."""
         self._segments.sizes, self._segments.layers = list(sizes), list(layers)
         self._captured.clear()
+        return list(torch.split(self._computed(inputs, precision), list(sizes)))
+
+    def _computed(self, inputs: Mapping[str, Tensor], precision: Precision) -> Tensor:
         with computing(precision, self._module, self._device.type):
             output = answer(self._module, inputs)
         # Losses and metrics are float32 at least, whatever the passes computed in.
-        output = output.float() if output.dtype == torch.bfloat16 else output
-        return list(torch.split(output, list(sizes)))
+        return output.float() if output.dtype == torch.bfloat16 else output

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from tintray.numerics.choices import Optimiser
 from tintray.numerics.layout import Layout, Slot
 from tintray.numerics.snapshots import Snapshots
+from tintray.numerics.stacked_adam import BETAS, EPSILON
 
-BETAS = (0.9, 0.999)
-_EPSILON = 1e-8
 _BESIDE_MUON = 0.25
 _MOMENTUM = 0.95
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -138,7 +137,7 @@ def adam(state: Iterable[Tensor], gradient: Tensor, learning_rate: float, steps:
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     bias_first, bias_second = (1 - beta**steps for beta in BETAS)
-    size = (second / bias_second).sqrt_().add_(_EPSILON)
+    size = (second / bias_second).sqrt_().add_(EPSILON)
     values.addcdiv_(first, size, value=-learning_rate / bias_first)
 
 

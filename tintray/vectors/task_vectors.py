@@ -16,7 +16,8 @@ missing have not changed. ``pack`` writes one as named tensors for a file, ``row
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,8 +73,6 @@ class TaskVectors:
     tasks: tuple[str, ...]
     base: Tensor
     stacks: list[Stack]
-    # on a GPU: what is computed in a round, recorded, and the tensors that it reads and writes
-    _recordings: list[_Recorded] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def gather(
@@ -120,11 +119,10 @@ class TaskVectors:
         columns = [stack.dots(gradient[slot.start : slot.stop]) for slot, stack in self._each()]
         return torch.stack(columns, dim=1)
 
-    @property
+    @cached_property
     def _recorded(self) -> _Recorded:
-        if not self._recordings:
-            self._recordings.append(_Recorded(self))
-        return self._recordings[0]
+        """What is computed in a round on a GPU, and the tensors that it reads and writes."""
+        return _Recorded(self)
 
     @property
     def matrix(self) -> Tensor:
