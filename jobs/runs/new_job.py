@@ -136,7 +136,7 @@ def _lines(
 def _tint(base: FoundModel, models: Sequence[FoundModel]) -> list[str]:
     """Where tasks own something, for models that have no head to own."""
     kind = find_kind(models[0].kind) if models[0].kind else None
-    if kind is None or not (kind.goes_on or kind.writes):
+    if kind is None or not kind.generates:
         return []
     block = block_beside_tied_head(base if models[0].adapter else models[0])
     if block is None:

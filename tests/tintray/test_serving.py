@@ -24,7 +24,8 @@ from tintray.serving.engine import Engine
 from tintray.serving.inputs import Preparation
 from tintray.serving.recency import Budget, Recency
 from tintray.tasks.registry import find_kind
-from tintray.tinting.tint_layers import PerTaskProducts, TintLayer
+from tintray.tinting.per_task import PerTaskProducts
+from tintray.tinting.tint_layers import TintLayer
 from tintray.vectors.task_vectors import DOWN, UP
 
 

@@ -105,7 +105,7 @@ def test_a_transposed_layer_has_a_low_rank_form_too() -> None:
     from transformers.pytorch_utils import Conv1D
 
     from tintray.models.norms import BatchSegments
-    from tintray.tinting.tint_layers import PerTaskLowRankLinear
+    from tintray.tinting.per_task import PerTaskLowRankLinear
 
     torch.manual_seed(0)
     shared = Conv1D(5, 3)

@@ -21,3 +21,12 @@ class LowRank:
     def dense(self) -> Tensor:
         """The same numbers, written out: [n]."""
         return (self.up.float() @ self.down.float()).flatten()
+
+
+def balanced(left: Tensor, values: Tensor, right: Tensor, rank: int) -> LowRank:
+    """The best product of at most ``rank`` for a matrix, from its singular value decomposition.
+
+    The singular values are shared out evenly between both factors.
+    """
+    half = values[:rank].sqrt()
+    return LowRank(left[:, :rank] * half, half[:, None] * right[:rank])

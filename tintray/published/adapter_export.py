@@ -22,6 +22,7 @@ from tintray.checkpoints.weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tintray.errors import InputError
 from tintray.models.structure import backbone_names, is_linear, is_transposed
 from tintray.new_folder import new_folder
+from tintray.numerics.low_rank import balanced
 from tintray.published.card import CARD, model_card
 from tintray.published.files import BACKBONE
 from tintray.published.manifest import MANIFEST, FileEntry
@@ -151,8 +152,8 @@ def _factors(added: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = float(weight.double().square().mean().sqrt())
     least = _ROUNDING * scale * (added.shape[0] ** 0.5 + added.shape[1] ** 0.5)
     rank = max(1, int((values > least).sum()))
-    half = values[:rank].sqrt()
-    return (left[:, :rank] * half).float(), (half[:, None] * right[:rank]).float()
+    product = balanced(left, values, right, rank)
+    return product.up.float(), product.down.float()
 
 
 def named_factors(path: str, owner: nn.Module, up: Tensor, down: Tensor) -> dict[str, Tensor]:

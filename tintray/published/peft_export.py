@@ -48,7 +48,6 @@ from tintray.tinting.self_labels import predict
 MAX_RANK = 512
 _SERVED = 8
 """The least rank that vLLM and LoRAX have kernels for."""
-_GENERATES = ("language_modelling", "seq2seq")
 
 Examples = Callable[[str, nn.Module], Pool]
 """Some of a task's pool, for its model; raises InputError if there is none any more."""
@@ -82,7 +81,7 @@ def export_peft(
     check_new(directory, or_empty=True)
     names = list(dict.fromkeys(tasks or merge.tasks))
     modules = _modules(merge, names)
-    causal = {merge.task(name).kind for name in names} == {"language_modelling"}
+    causal = all(find_kind(merge.task(name).kind).goes_on for name in names)
     states = padded({name: module.state_dict() for name, module in modules.items()})
     widest = max(names, key=lambda name: merge.task(name).classes)
     module = modules[widest]
@@ -289,7 +288,8 @@ class _Writer:
 
     @property
     def _generates(self) -> bool:
-        return {self._merge.task(name).kind for name in self._plan.adapters} <= set(_GENERATES)
+        kinds = (find_kind(self._merge.task(name).kind) for name in self._plan.adapters)
+        return all(kind.generates for kind in kinds)
 
     def base(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write the backbone, with the widest head; what of it adapters replace is any task's."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tintray.errors import InputError
 from tintray.models.structure import head_modules, is_linear, tied_names
-from tintray.numerics.low_rank import LowRank
+from tintray.numerics.low_rank import LowRank, balanced
 from tintray.vectors.task_vectors import DOWN, UP
 
 MASKED = -1e4
@@ -290,8 +290,8 @@ def _mean(tensors: Iterable[Tensor]) -> Tensor:
 def _best(matrix: Tensor, rank: int) -> LowRank:
     """The best product of at most ``rank`` for a matrix [m, n]."""
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    half = values[:rank].sqrt()
-    return LowRank((left[:, :rank] * half).float(), (half[:, None] * right[:rank]).float())
+    product = balanced(left, values, right, rank)
+    return LowRank(product.up.float(), product.down.float())
 
 
 def _cut(product: LowRank, rank: int) -> LowRank:

@@ -65,6 +65,11 @@ class Kind(ABC):
     # the model turns a text into a text: its decoder is given what was written so far
     writes: ClassVar[bool] = False
 
+    @property
+    def generates(self) -> bool:
+        """Whether the answer is text."""
+        return self.goes_on or self.writes
+
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:
             KINDS[cls.name] = cls()
