@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tintray.jobs.config.job_file import JobSpec
@@ -13,6 +14,7 @@ from tintray.jobs.results import (
     CompareTable,
     EvalTable,
     MergeSummary,
+    TaskResult,
 )
 from tintray.jobs.runs.gate import CheckReport, judge
 from tintray.jobs.runs.merge_checkpoints import compose as compose
@@ -21,8 +23,10 @@ from tintray.jobs.runs.merge_list import list_merges as list_merges
 from tintray.jobs.runs.run import run_job
 from tintray.jobs.runs.summaries import summary
 from tintray.jobs.runs.validation import validate as validate
+from tintray.jobs.upkeep.signing import who_signed
 from tintray.new_folder import check_new
 from tintray.published.exported import Exported
+from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
 
 
@@ -34,10 +38,14 @@ def run(spec: JobSpec, *, on_event: OnEvent | None = None) -> MergeSummary:
 
 
 def show(merge: str, *, store: str | None = None, catalog: str | None = None) -> MergeSummary:
-    """What a published merge is, kept and cost, from its manifest."""
-    store, catalog = chosen(store, catalog)
-    url = locate(merge, catalog)
-    return summary(load_merge(url).manifest, url)
+    """What a published merge is, kept and cost, from its manifest; and who has signed it."""
+    url = locate(merge, chosen(store, catalog)[1])
+    found = load_merge(url, require_signed=False)  # it is looked at, not used
+    return replace(summary(found.manifest, url), signatures=who_signed(found))
+
+
+def _opened(merge: str, store: str | None, catalog: str | None) -> Merge:
+    return load_merge(locate(merge, chosen(store, catalog)[1]))
 
 
 def evaluate(
@@ -102,11 +110,16 @@ def check(
     if measure:
         measured = evaluate(merge, store=store, catalog=catalog, on_event=on_event).tasks
     else:
-        measured = show(merge, store=store, catalog=catalog).tasks
-    before = show(against, store=store, catalog=catalog).tasks if against else ()
+        measured = _tasks(merge, store, catalog)
+    before = _tasks(against, store, catalog) if against else ()
     return judge(
         *(merge, measured), min_kept=min_kept, max_loss=max_loss, against=against, before=before
     )
+
+
+def _tasks(merge: str, store: str, catalog: str) -> Sequence[TaskResult]:
+    found = _opened(merge, store, catalog)
+    return summary(found.manifest, found.url).tasks
 
 
 def export(
@@ -124,7 +137,7 @@ def export(
     ``adapter`` either has low-rank products in the place of the backbone, in PEFT's format.
     See ``export_for_servers`` for the other forms.
     """
-    found = load_merge(locate(merge, chosen(store, catalog)[1]))
+    found = _opened(merge, store, catalog)
     if not adapter:
         return found.export(task, directory)
     from tintray.jobs.runs.export import export_adapter
@@ -144,12 +157,11 @@ def check_export(
 
     Raises InputError if it has no such task, or the folder cannot be made.
     """
-    store, catalog = chosen(store, catalog)
-    found = load_merge(url := locate(merge, catalog))
+    found = _opened(merge, store, catalog)
     if task is not None:
         found.task(task)
     check_new(directory, or_empty=True)
-    return summary(found.manifest, url)
+    return summary(found.manifest, found.url)
 
 
 def export_for_servers(
@@ -168,7 +180,7 @@ def export_for_servers(
     """
     from tintray.jobs.runs import export as exports
 
-    found = load_merge(locate(merge, chosen(store, catalog)[1]))
+    found = _opened(merge, store, catalog)
     tasks = None if task is None else [task]
     if form == "onnx":
         return exports.export_onnx(found, directory, tasks)

@@ -10,7 +10,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tintray.published.signatures import Signer
 
 
 def plain(value: Any) -> Any:
@@ -139,6 +142,7 @@ class MergeSummary(Record):
     # the best merge without learning: its method and scale, its "agreement" on what was held back,
     # that of what was "learned", and whether it was "taken" instead
     floor: Mapping[str, Any] | None = None
+    signatures: Sequence[Signer] = ()
 
     @property
     def separate_parameters(self) -> int:

@@ -50,6 +50,10 @@ class NotFoundError(InputError):
     """A merge, a task, an artifact or a job of that name does not exist."""
 
 
+class SignatureError(InputError):
+    """A merge is not signed by anybody who is trusted, or a signature does not hold for it."""
+
+
 class StorageError(TintrayError):
     """The artifact store or the catalog failed: unreachable, read-only, full or refused."""
 

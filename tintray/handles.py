@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
     from tintray.jobs.runs.history import MergeDifference, Version
     from tintray.jobs.upkeep.results import Removed
+    from tintray.jobs.upkeep.signing import Signed
     from tintray.jobs.watching.conflicts import Conflicts
     from tintray.published.exported import Exported
+    from tintray.published.signatures import Signer
     from tintray.serving.answers import Answer
     from tintray.serving.engine import Engine
 
@@ -49,8 +51,9 @@ class Merge(PublishedMerge):
         *,
         store: str | None = None,
         catalog: str | None = None,
+        signatures: Callable[[], bytes] = bytes,
     ) -> None:
-        super().__init__(manifest, fetch, url, factory)
+        super().__init__(manifest, fetch, url, factory, signatures=signatures)
         root, mark, _ = url.rpartition("/merges/")
         self.held: object = None  # what has to live as long as it does
         store = store or (root if mark else None)
@@ -221,6 +224,18 @@ class Merge(PublishedMerge):
         name = other.url if isinstance(other, Merge) else other
         return diff_merges(self.url, name, catalog=self._catalog())
 
+    def sign(self, key: Path | str | None = None) -> Signed:
+        """Sign it with the private key in a file; left out, with that of the settings."""
+        from tintray.jobs.upkeep.signing import sign_merge
+
+        return sign_merge(self.url, None if key is None else Path(key), **self._places)
+
+    def signers(self) -> Sequence[Signer]:
+        """Who has signed it, with the names that the settings have for their keys."""
+        from tintray.jobs.upkeep.signing import who_signed
+
+        return who_signed(self)
+
     def delete(self) -> Removed:
         """Take it out of its store and its catalog; the next collection frees its files."""
         from tintray.jobs.upkeep.stores import remove_merge
@@ -233,7 +248,7 @@ class Merge(PublishedMerge):
         return cast(str, chosen(**self._places)[1])
 
     def _child(self, made: MergeSummary) -> Merge:
-        return load(made.url, factory=self._trusted, **self._places)
+        return load(made.url, factory=self._trusted, require_signed=False, **self._places)
 
     def __repr__(self) -> str:
         tasks = ", ".join(self.tasks[:5]) + (", …" if len(self.tasks) > 5 else "")
@@ -340,13 +355,16 @@ def load(
     store: str | None = None,
     catalog: str | None = None,
     factory: str | None = None,
+    require_signed: bool | None = None,
 ) -> Merge:
     """Open a published merge: a folder, a URL, or a name in the catalog such as ``"x/v2"``.
 
     A merge of modules of a factory names that function. It runs only if you give the same name as
-    ``factory``, or if your configuration has it in ``allow_factories``.
+    ``factory``, or if your configuration has it in ``allow_factories``. With ``require_signed`` it
+    has to be signed by one of the keys in ``trust``; left out, the configuration says whether.
 
-    Raises NotFoundError if there is none of that name or at that place.
+    Raises NotFoundError if there is none of that name or at that place; SignatureError if it is not
+    signed as it has to be.
     """
     name = str(merge)
     folder = None if "://" in name else Path(name).expanduser().absolute()
@@ -356,12 +374,21 @@ def load(
             from tintray.jobs.config.settings import share_factories
 
             share_factories()
+        from tintray.jobs.config.signing import check_if_required
+
+        check_if_required(found, require_signed)
     else:
         from tintray.jobs.config.settings import chosen
         from tintray.jobs.engine.finding import load_merge, locate
 
-        found = load_merge(locate(name, chosen(store, catalog)[1]), factory)
-    return Merge(found.manifest, found.fetch, found.url, factory, store=store, catalog=catalog)
+        place = locate(name, chosen(store, catalog)[1])
+        found = load_merge(place, factory, require_signed=require_signed)
+    return Merge(
+        *(found.manifest, found.fetch, found.url, factory),
+        store=store,
+        catalog=catalog,
+        signatures=found.signatures,
+    )
 
 
 def _holds_merge(folder: Path) -> bool:
@@ -382,7 +409,8 @@ def run(job: JobSpec | Path | str, *, on_event: OnEvent | None = None) -> Merge:
 
     spec = _spec(job)
     made = api.run(spec, on_event=on_event)
-    return load(made.url, store=spec.store, catalog=spec.catalog, factory=spec.factory)
+    places = {"store": spec.store, "catalog": spec.catalog, "factory": spec.factory}
+    return load(made.url, **places, require_signed=False)  # nobody can have signed it yet
 
 
 def merge(

@@ -28,7 +28,8 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
         *(watching.conflicts, merges.check, merges.alias, merges.export),
-        *(merges.copy, merges.push, merges.pull, merges.history, merges.diff_merges),
+        *(merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
+        *(merges.history, merges.diff_merges),
         *(merges.rollback, merges.delete, merges.add_router, serving.serve),
     ),
     "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),

@@ -26,6 +26,7 @@ from tintray.jobs.cli.options import (
     merge_argument,
     path_option,
     place_options,
+    signed_option,
 )
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
     from tintray.jobs.runs import merge_list
-    from tintray.jobs.upkeep import aliases, sharing, stores
+    from tintray.jobs.upkeep import aliases, sharing, signing, stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
     adding, merge_list = Later("runs.add_router"), Later("runs.merge_list")
     aliases, sharing = Later("upkeep.aliases"), Later("upkeep.sharing")
+    signing = Later("upkeep.signing")
 
 _of_merge = (merge_argument, place_options)
 
@@ -148,6 +150,7 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
     dry_run_option,
     place_options,
     factory_option,
+    signed_option,
     example="""export ten-scripts --task mnist ./mnist-merged
 export ten-scripts ./ten-scripts-merged
 export ten-scripts --peft ./for-peft
@@ -248,6 +251,7 @@ def push(merge: str, destination: str, store: str, **options: Any) -> Record:
     "upkeep_tables.print_shared",
     click.argument("source", metavar="SOURCE"),
     folder_argument,
+    signed_option,
     dry_run_option,
     example="pull hf://my-org/ten-scripts ./ten-scripts",
 )
@@ -258,6 +262,39 @@ def pull(source: str, directory: Path, dry_run: bool) -> Record:
     that takes MERGE takes the folder; `tintray copy DIR STORE` enters it in a store.
     """
     return sharing.pull(source, directory, dry_run=dry_run)
+
+
+@command(
+    "upkeep_tables.print_signed",
+    merge_argument,
+    path_option("--key", metavar="FILE", help="The private key [default: $TINTRAY_SIGNING_KEY]."),
+    dry_run_option,
+    place_options,
+    example="sign ten-scripts/v2 --key ~/.ssh/id_ed25519",
+)
+def sign(merge: str, **options: Any) -> Record:
+    """Sign MERGE, so that others can tell who made it.
+
+    The key is an ed25519 key of `tintray new-key`, openssl or ssh-keygen, without a passphrase.
+    The signature lies beside the manifest, which names all other files by their hash; nothing that
+    was published changes. Copies, pushes and exports of the whole merge take it along.
+    """
+    return signing.sign_merge(merge, **options)
+
+
+@command(
+    "upkeep_tables.print_new_key",
+    click.argument("path", metavar="FILE", type=click.Path(path_type=Path)),
+    click.option("--name", metavar="NAME", help="Whose key it is [default: your user name]."),
+    example="new-key ~/.config/tintray/key",
+)
+def new_key(path: Path, name: str | None) -> Record:
+    """Make a key to sign merges with.
+
+    FILE is the private key, which only you may read; FILE.pub has the public one. Whoever is to
+    trust you puts its line into the file that their setting `trust` names.
+    """
+    return signing.new_pair(path, name)
 
 
 @command("growth_tables.print_history", *_of_merge, example="history ten-scripts")
@@ -282,6 +319,7 @@ def diff_merges(merge: str, other: str, catalog: str) -> Record:
     "tables.print_summary",
     merge_argument,
     click.option("--to", metavar="VERSION", help="An ancestor, such as v1 [default: the parent]."),
+    signed_option,
     dry_run_option,
     place_options,
     example="rollback ten-scripts --to v2",
@@ -299,7 +337,11 @@ def rollback(merge: str, to: str | None, dry_run: bool, **places: Any) -> Any:
     return versions.rollback(merge, to, **places)
 
 
-@command("tables.print_summary", *_of_merge, watched=True, example="add-router ten-scripts/v1")
+@command(
+    *("tables.print_summary", *_of_merge, signed_option),
+    watched=True,
+    example="add-router ten-scripts/v1",
+)
 def add_router(merge: str, **options: Any) -> Record:
     """Publish a child of MERGE that routes examples to tasks.
 
@@ -333,6 +375,7 @@ def add_router(merge: str, **options: Any) -> Record:
     flag("--measure", help="Measure it again, instead of what was measured when it was made."),
     place_options,
     factory_option,
+    signed_option,
     example="""check ten-scripts --min-kept 0.98 --max-loss 1
 check ten-scripts --max-loss 0.5 --against ten-scripts@production""",
 )

@@ -109,6 +109,13 @@ def _allow_factory(_context: click.Context, _: click.Parameter, value: str | Non
         os.environ[FACTORIES_VARIABLE] = f"{before} {value}".strip()
 
 
+def _require_signed(_context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from tintray.jobs.config.settings import SIGNED_VARIABLE
+
+        os.environ[SIGNED_VARIABLE] = "true"
+
+
 def _set_recipe(context: click.Context, _: click.Parameter, value: str | None) -> None:
     if value:
         context.meta[RECIPE] = value
@@ -122,6 +129,12 @@ factory_option = _heard(
     metavar="MODULE:FUNCTION",
     callback=_allow_factory,
     help="Let this function build the modules of a merge that names it.",
+)
+signed_option = _heard(
+    "--require-signed",
+    is_flag=True,
+    callback=_require_signed,
+    help="Refuse a merge that nobody in $TINTRAY_TRUST has signed.",
 )
 json_option = flag(
     *("--json", "as_json"), help="Write one JSON document to standard output, and nothing else."

@@ -17,6 +17,7 @@ from tintray.jobs.cli.options import (
     merge_argument,
     place_options,
     say,
+    signed_option,
 )
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
     _number("--poll", 5.0, "Seconds between looks for a new version.", 0),
     place_options,
     factory_option,
+    signed_option,
     name="start",
     example="""serve start ten-scripts
 serve ten-scripts --replicas 2 --canary 5%

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +23,9 @@ from tintray.jobs.results import (
 from tintray.limits import size_text
 from tintray.published.exported import Exported
 from tintray.tasks.metrics import find_metric, shown
+
+if TYPE_CHECKING:
+    from tintray.published.signatures import Signer
 
 _LEGEND = """
 of expert    what is left of the expert's own figure; where less is better, expert / merged
@@ -68,10 +71,20 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
         "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),
         "created": summary.created,
+        "signed by": ", ".join(map(_signer, summary.signatures)),
         "merge": summary.url,
     }
     print_facts(_average_facts(summary) | _held_back_fact(summary) | facts, console)
     _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
+
+
+def _signer(signer: Signer) -> str:
+    """Who has signed a merge, and what of that cannot be relied on."""
+    if signer.holds is None:
+        return f"{signer.name or signer.key} (not looked at: pip install 'tintray[sign]')"
+    if not signer.holds:
+        return f"{signer.name or signer.key} (but not this merge: the signature does not hold)"
+    return signer.name or f"{signer.key} (not in trust)"
 
 
 def _most_of(summary: MergeSummary) -> str:

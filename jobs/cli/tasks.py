@@ -19,6 +19,7 @@ from tintray.jobs.cli.options import (
     merge_argument,
     path_argument,
     place_options,
+    signed_option,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _common = (
         help="Override how the merge grows, such as growth.tolerance=0.5. May be repeated.",
     ),
     factory_option,
+    signed_option,
     dry_run_option,
     place_options,
 )

@@ -20,6 +20,7 @@ from tintray.jobs.upkeep.results import (
     VerifyReport,
 )
 from tintray.jobs.upkeep.setup import Configured
+from tintray.jobs.upkeep.signing import NewKey, Signed
 from tintray.limits import size_text
 
 
@@ -162,3 +163,20 @@ def print_shared(shared: Shared, console: Console) -> None:
         "state": "nothing was written (--dry-run)" if shared.dry_run else did,
     }
     print_facts(facts, console)
+
+
+def print_signed(signed: Signed, console: Console) -> None:
+    """A merge that was signed."""
+    how = "would be signed (--dry-run)" if signed.dry_run else "signed"
+    how = "was signed by this key already" if signed.already else how
+    console.print(Text.assemble((signed.merge, "bold"), f" {how}"))
+    print_facts(
+        {"key": signed.key, "signatures": str(signed.signatures), "merge": signed.url}, console
+    )
+
+
+def print_new_key(made: NewKey, console: Console) -> None:
+    """A key that was made, and who needs what of it."""
+    console.print(f"{made.path} is the private key: keep it to yourself")
+    console.print("for the file that others name as `trust`:")
+    console.print(made.key, soft_wrap=True)

@@ -78,6 +78,8 @@ def _setting(name: str, note: SettingNote) -> dict[str, Any]:
     kinds = ["string"] if isinstance(note.example, str) else ["integer", "string"]
     if name == "lease_seconds":
         kinds = ["number", "string"]
+    elif name == "require_signed":
+        kinds = ["boolean", "string"]
     elif name.endswith("_bytes"):
         kinds = ["string", "integer"]
     about = {"description": note.meaning, "examples": [note.example], "x-default": note.default}

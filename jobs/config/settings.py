@@ -87,6 +87,22 @@ SETTINGS = {
         "none",
         "my_models",
     ),
+    "trust": SettingNote(
+        "Those whose merges are used: a file of public keys, one a line with a name, or such lines "
+        "themselves.",
+        "none",
+        "trusted-keys",
+    ),
+    "require_signed": SettingNote(
+        "Whether a merge is opened only if one of them has signed it: `true` or `false`.",
+        "false",
+        "true",
+    ),
+    "signing_key": SettingNote(
+        "The private key that `tintray sign` signs with: a file or, in the variable, the key.",
+        "none",
+        "~/.ssh/id_ed25519",
+    ),
     "lease_seconds": SettingNote(
         "Seconds without a sign of life after which a job is lost.", f"{LEASE_SECONDS:g}", 120
     ),
@@ -108,6 +124,7 @@ def variable(name: str) -> str:
 
 CATALOG_VARIABLE, ADDRESS_VARIABLE = variable("catalog"), variable("address")
 LEASE_VARIABLE, FACTORIES_VARIABLE = variable("lease_seconds"), variable("allow_factories")
+SIGNED_VARIABLE = variable("require_signed")
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,8 @@ def _read_config(path: Path) -> dict[str, str]:
         if name not in SETTINGS:
             known, hint = ", ".join(SETTINGS), nearest(name, SETTINGS)
             raise SpecError(f"{path}: expected one of {known}, found '{name}'{hint}")
+        if name == "require_signed" and isinstance(value, bool):
+            continue
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise SpecError(f"{path}: {name}: expected text or a number, found {value!r}")
     return texts

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tintray.errors import NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import share_factories
+from tintray.jobs.config.signing import check_if_required
 from tintray.jobs.engine.sources import cache_folder
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
+from tintray.published.signatures import MAX_SIGNATURES
 from tintray.seals import unseal
 from tintray.storage.artifacts.aliases import read_alias, split_alias
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
@@ -56,19 +59,37 @@ def _known(name: str, catalog_url: str) -> str:
     return found.url
 
 
-def load_merge(url: str, factory: str | None = None) -> Merge:
+def load_merge(
+    url: str, factory: str | None = None, *, require_signed: bool | None = None
+) -> Merge:
     """Open a merge at a folder or a URL; files are read, and verified, as they are needed.
 
-    ``factory`` is one that the caller lets run, beside those that the configuration allows.
+    ``factory`` is one that the caller lets run, beside those that the configuration allows. Left
+    out, the settings say whether it has to be signed.
     """
     share_factories()
     if (folder := local_folder(url)) is not None:
-        return open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
-    store, ref = parse_merge_url(url)
-    with as_input_error():
-        manifest = manifest_of(store, ref)
-    files, cache = blobs_of(manifest), cache_folder()
-    return Merge(manifest, lambda name: fetch_blob(store, files[name], cache), url, factory)
+        found = open_folder(folder, lambda data: unseal(data, f"{folder}/{MANIFEST}"), factory)
+    else:
+        store, ref = parse_merge_url(url)
+        with as_input_error():
+            manifest = manifest_of(store, ref)
+        files, cache = blobs_of(manifest), cache_folder()
+        found = Merge(
+            *(manifest, lambda name: fetch_blob(store, files[name], cache), url, factory),
+            signatures=lambda: signatures_at(store, ref.signatures_key),
+        )
+    check_if_required(found, require_signed)
+    return found
+
+
+def signatures_at(store: ArtifactStore, key: str) -> bytes:
+    """What a store has as ``signatures.json`` at a key; none where it has none."""
+    try:
+        with as_input_error():
+            return store.get(key, 0, MAX_SIGNATURES + 1)
+    except NotFoundError:
+        return b""
 
 
 def manifest_of(store: ArtifactStore, ref: MergeRef) -> Manifest:

@@ -17,6 +17,12 @@ from tintray.files import read_bytes, reason
 from tintray.jobs.upkeep.results import Shared
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest
 from tintray.published.merge import Merge
+from tintray.published.signatures import (
+    MAX_SIGNATURES,
+    SIGNATURES,
+    read_signatures,
+    write_signatures,
+)
 from tintray.seals import unseal
 from tintray.storage.secrets import redact
 
@@ -80,6 +86,7 @@ def push(
     if revision is not None:
         raise SpecError(f"'{place}': a push goes to the main branch; leave @{revision} out")
     api, manifest = HfApi(), merge.manifest
+    signed = read_signatures(merge.signatures(), merge.url)
     there, head = _listing(api, repo, place)
     if head is not None and (lies := _manifest(api, repo, head, place, there)) is not None:
         if lies.name != manifest.name:
@@ -89,11 +96,16 @@ def push(
             )
         if lies.to_json() == manifest.to_json():
             _verify(api, repo, head, manifest, place)
-            return shared.done(already=True)
+            before = read_signatures(_signatures(api, repo, head, place, there), place)
+            if set(signed) <= set(before):
+                return shared.done(already=True)
+            signed = [*before, *signed]
     if shared.dry_run:
         return shared
     files: dict[str, Path | bytes] = {name: merge.file(name) for name in manifest.files}
     files |= extra
+    if signed:
+        files[SIGNATURES] = write_signatures(signed)
     adds = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
@@ -101,7 +113,7 @@ def push(
     old = [
         CommitOperationDelete(name)
         for name in there
-        if name not in files and name.startswith(("tints/", "configs/"))
+        if name not in files and name.startswith(("tints/", "configs/", SIGNATURES))
     ]
     with _failures(place, "write to"):
         if head is None:
@@ -128,10 +140,20 @@ def _manifest(
 ) -> Manifest | None:
     if MANIFEST not in there:
         return None
-    with _failures(place, "read"):
-        path = Path(api.hf_hub_download(repo, MANIFEST, revision=revision))
-    data = read_bytes(path, place, limit=MAX_MANIFEST, error=NotFoundError)
+    data = _content(api, repo, MANIFEST, revision, place, MAX_MANIFEST)
     return Manifest.read(unseal(data, f"{place}/{MANIFEST}"), place)
+
+
+def _signatures(api: HfApi, repo: str, revision: str, place: str, there: list[str]) -> bytes:
+    if SIGNATURES not in there:
+        return b""
+    return _content(api, repo, SIGNATURES, revision, place, MAX_SIGNATURES)
+
+
+def _content(api: HfApi, repo: str, name: str, revision: str, place: str, limit: int) -> bytes:
+    with _failures(place, "read"):
+        path = Path(api.hf_hub_download(repo, name, revision=revision))
+    return read_bytes(path, place, limit=limit, error=NotFoundError)
 
 
 def _verify(api: HfApi, repo: str, revision: str, manifest: Manifest, place: str) -> None:
@@ -174,4 +196,6 @@ def open_merge(place: str) -> Merge:
         with _failures(place, "read"):
             return Path(api.hf_hub_download(repo, name, revision=head)).resolve()
 
-    return Merge(manifest, fetch, place)
+    return Merge(
+        *(manifest, fetch, place), signatures=lambda: _signatures(api, repo, head, place, there)
+    )

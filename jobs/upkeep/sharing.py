@@ -1,6 +1,7 @@
 """Share a merge: push it to a repository of the hub, a bucket or a folder, and pull it from there.
 
-It lies there as an exported merge does: ``manifest.json``, the files that it names, a model card.
+It lies there as an exported merge does: ``manifest.json``, the files that it names, a model card,
+and signatures if somebody has signed it.
 The manifest is written last, or all in one commit: until then there is no merge.
 """
 
@@ -13,12 +14,15 @@ from tempfile import TemporaryDirectory
 from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.config.signing import check_if_required
+from tintray.jobs.engine.finding import load_merge, locate, signatures_at
 from tintray.jobs.upkeep import hub
 from tintray.jobs.upkeep.results import Shared
+from tintray.jobs.upkeep.signing import carry
 from tintray.published.card import CARD, model_card
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
+from tintray.published.signatures import SIGNATURES
 from tintray.seals import seal, unseal
 from tintray.storage.artifacts.blobs import BlobRef, hash_stored
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -75,6 +79,7 @@ def push(
                 raise IntegrityError(
                     f"{destination}/{name} is read back otherwise than it was written; try again"
                 )
+    carry(found, (store, SIGNATURES))
     if MANIFEST in there:
         return shared.done(already=True)
     store.put(CARD, card, overwrite=True)
@@ -90,7 +95,7 @@ def _shared(url: str, place: str, manifest: Manifest, *, dry_run: bool) -> Share
 
 def _push_to_folder(found: Merge, folder: Path, card: bytes, shared: Shared) -> Shared:
     if (folder / MANIFEST).is_file():
-        return _already(_opened(folder), found.manifest, shared)
+        return _already(_opened(folder), found, shared)
     if shared.dry_run:
         return shared
     found.export(None, folder)
@@ -98,15 +103,17 @@ def _push_to_folder(found: Merge, folder: Path, card: bytes, shared: Shared) -> 
     return shared.done()
 
 
-def _already(there: Merge, manifest: Manifest, shared: Shared) -> Shared:
-    """Refuse another merge that lies where this one goes; verify this one."""
-    if there.manifest.to_json() != manifest.to_json():
+def _already(there: Merge, merge: Merge, shared: Shared) -> Shared:
+    """Refuse another merge that lies in the folder where this one goes; verify this one."""
+    if there.manifest.to_json() != merge.manifest.to_json():
         raise InputError(
-            f"{there.url} holds the merge {there.manifest.ref}, expected nothing or {manifest.ref} "
-            "itself; name another place"
+            f"{there.url} holds the merge {there.manifest.ref}, expected nothing or "
+            f"{merge.manifest.ref} itself; name another place"
         )
-    for name in manifest.files:
+    for name in merge.manifest.files:
         there.file(name)
+    if not shared.dry_run:
+        carry(merge, Path(there.url))
     return shared.done(already=True)
 
 
@@ -119,7 +126,7 @@ def _check_destination(store: ArtifactStore, there: set[str], manifest: Manifest
                 f"{store.url} holds the merge {lies.ref}, expected nothing or {manifest.ref} "
                 "itself; name another place"
             )
-    foreign = sorted(there - {*manifest.files, MANIFEST, CARD})
+    foreign = sorted(there - {*manifest.files, MANIFEST, CARD, SIGNATURES})
     if foreign:
         raise InputError(
             f"{store.url} holds {foreign[0]}, which is no file of {manifest.ref}; name a place in "
@@ -143,15 +150,17 @@ def pull(source: str, directory: Path, *, dry_run: bool = False) -> Shared:
     Of what lies there beside the merge nothing is brought.
 
     Raises NotFoundError if no merge lies there; InputError if it was not written by tintray, or the
-    folder is taken; IntegrityError if a file is not what its manifest says.
+    folder is taken; SignatureError if it is not signed as it has to be; IntegrityError if a file is
+    not what its manifest says.
     """
     with TemporaryDirectory(prefix="tintray-") as scratch, as_input_error():
         found = _open(source, Path(scratch))
+        check_if_required(found)
         manifest = found.manifest
         _check_names(manifest, source)
         shared = _shared(source, str(directory), manifest, dry_run=dry_run)
         if (directory / MANIFEST).is_file():
-            return _already(_opened(directory), manifest, shared)
+            return _already(_opened(directory), found, shared)
         if not dry_run:
             found.export(None, directory)
         return shared if dry_run else shared.done()
@@ -175,7 +184,8 @@ def _open(source: str, scratch: Path) -> Merge:
     store = open_store(source)
     data = _manifest_in(store)
     manifest = Manifest.read(unseal(data, f"{store.url}/{MANIFEST}"), store.url)
-    return Merge(manifest, _fetcher(store, manifest, scratch), store.url)
+    fetch = _fetcher(store, manifest, scratch)
+    return Merge(*(manifest, fetch, store.url), signatures=lambda: signatures_at(store, SIGNATURES))
 
 
 def _opened(folder: Path) -> Merge:

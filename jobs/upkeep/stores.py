@@ -23,6 +23,7 @@ from tintray.jobs.upkeep.results import (
     Removed,
     VerifyReport,
 )
+from tintray.jobs.upkeep.signing import carry
 from tintray.storage.artifacts.aliases import MARK, aliases_of, read_alias
 from tintray.storage.artifacts.blobs import fetch_blob, is_blob
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -289,6 +290,7 @@ def copy_merge(
     copied = publish_merge(
         target, ref.name, contents, manifest.to_json(), version=ref.version, confirm=read_back
     )
+    carry(opened_merge, (target, ref.signatures_key))
     if known is not None:
         with known:
             enter(known, target, manifest, opened_merge.coefficients)

@@ -27,6 +27,8 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import check_key, check_name
 
 MANIFEST = "manifest.json"
+SIGNATURES = "signatures.json"
+"""Lies beside the manifest where somebody has signed it, and may change as others sign too."""
 _THREADS = 4
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
@@ -50,6 +52,11 @@ class MergeRef:
     def manifest_key(self) -> str:
         """The key whose existence makes the merge visible."""
         return f"{self.key}/{MANIFEST}"
+
+    @property
+    def signatures_key(self) -> str:
+        """Where signatures of the manifest lie."""
+        return f"{self.key}/{SIGNATURES}"
 
 
 def publish_merge(

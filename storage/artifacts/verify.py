@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tintray.errors import IntegrityError, NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, hash_stored
 from tintray.storage.artifacts.protocol import ArtifactStore, Entry
-from tintray.storage.artifacts.publish import MANIFEST, MergeRef, listed_files
+from tintray.storage.artifacts.publish import MANIFEST, SIGNATURES, MergeRef, listed_files
 from tintray.storage.artifacts.records import fetch_record
 from tintray.storage.artifacts.sweep import is_ours
 
@@ -104,7 +104,7 @@ class _Checks:
             yield from self._manifest(key)
             return
         files = _files(self.store, f"{folder}/{MANIFEST}")
-        if files is None or name.startswith("claims/"):
+        if files is None or name.startswith("claims/") or name == SIGNATURES:
             return
         if name not in files:
             yield Damage(key, "the manifest of its merge does not list it")

@@ -40,11 +40,20 @@ class MergeFiles:
     """The named files under a manifest, which may come from anybody.
 
     ``fetch`` gives the local path of a file by its name in the manifest, ``url`` is where the merge
-    was loaded from, for messages.
+    was loaded from, for messages. ``signatures`` reads ``signatures.json``: no bytes if there is
+    none (see :mod:`tintray.published.signatures`).
     """
 
-    def __init__(self, manifest: Manifest, fetch: Callable[[str], Path], url: str) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        fetch: Callable[[str], Path],
+        url: str,
+        *,
+        signatures: Callable[[], bytes] = bytes,
+    ) -> None:
         self.manifest, self.fetch, self.url = manifest, fetch, url
+        self.signatures = signatures
         self._verified: dict[str, Path] = {}
 
     def file(self, name: str) -> Path:

@@ -8,6 +8,7 @@ On disk a merge is a set of named files under one manifest::
     tints/<task>.safetensors      a task's private tensors: tint layer and head
     configs/<task>/…              the expert's config.json and preprocessor files
     routing/<task>.safetensors    statistics of its pool, to tell its examples from others
+    signatures.json               who vouches for the manifest, if anybody does
 
 In memory it is one backbone, whose tensors every task's model shares.
 """
@@ -38,6 +39,7 @@ from tintray.errors import (
     InputError,
     IntegrityError,
     NotFoundError,
+    SignatureError,
     SpecError,
     nearest,
 )
@@ -58,6 +60,7 @@ from tintray.published.files import (
 )
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
 from tintray.published.routing import open_router
+from tintray.published.signatures import MAX_SIGNATURES, SIGNATURES, rewritten
 from tintray.routing.features import features
 from tintray.routing.router import Route, Router
 from tintray.seals import seal
@@ -70,16 +73,22 @@ class Merge(MergeFiles):
 
     Parameters
     ----------
-    manifest, fetch, url
+    manifest, fetch, url, signatures
         See :class:`MergeFiles`.
     factory
         The factory that the caller lets run, if the merge is of modules of one.
     """
 
     def __init__(
-        self, manifest: Manifest, fetch: Callable[[str], Path], url: str, factory: str | None = None
+        self,
+        manifest: Manifest,
+        fetch: Callable[[str], Path],
+        url: str,
+        factory: str | None = None,
+        *,
+        signatures: Callable[[], bytes] = bytes,
     ) -> None:
-        super().__init__(manifest, fetch, url)
+        super().__init__(manifest, fetch, url, signatures=signatures)
         self._trusted = factory
         self._models: dict[str, nn.Module] = {}
 
@@ -262,6 +271,8 @@ class Merge(MergeFiles):
                 for name in self.manifest.files:
                     self.copy(name, partial / name)
                 (partial / MANIFEST).write_bytes(seal(self.manifest.to_json(), MANIFEST))
+                if signed := rewritten(self.signatures(), self.url):
+                    (partial / SIGNATURES).write_bytes(signed)
             elif hasattr(module, "save_pretrained"):
                 module.save_pretrained(partial)
             else:  # a factory's: what its weights are called is all that there is to say
@@ -333,4 +344,17 @@ def open_folder(
             raise FileNotFoundError(name)
         return found
 
-    return Merge(Manifest.read(document, str(folder)), fetch, str(folder), factory)
+    return Merge(
+        *(Manifest.read(document, str(folder)), fetch, str(folder), factory),
+        signatures=lambda: signatures_in(folder),
+    )
+
+
+def signatures_in(folder: Path) -> bytes:
+    """The content of a folder's ``signatures.json``; none where there is none."""
+    where = f"{folder}/{SIGNATURES}"
+    with foreign(f"{where} cannot be used", SignatureError):
+        path = file_in(folder, SIGNATURES, "the merge")
+    if path is None:
+        return b""
+    return read_bytes(path, where, limit=MAX_SIGNATURES, error=SignatureError)
