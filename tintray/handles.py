@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tintray.jobs.queue.differences import JobDifference
     from tintray.jobs.queue.views import JobStatus
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
-    from tintray.jobs.runs.history import MergeDifference, Version
+    from tintray.jobs.runs.history import Version
+    from tintray.jobs.runs.merge_difference import MergeDifference
     from tintray.jobs.upkeep.results import Removed
     from tintray.jobs.upkeep.signing import Signed
     from tintray.jobs.watching.conflicts import Conflicts
@@ -207,7 +208,7 @@ class Merge(PublishedMerge):
 
     def rollback(self, to: str | None = None) -> Merge:
         """Publish its parent, or the version ``to``, again as the newest version."""
-        from tintray.jobs.runs.history import rollback
+        from tintray.jobs.runs.rollback import rollback
 
         return self._child(rollback(self.url, to, **self._places))
 
@@ -219,7 +220,7 @@ class Merge(PublishedMerge):
 
     def diff(self, other: Merge | str) -> MergeDifference:
         """What another merge has that this one has not: per task, and per layer."""
-        from tintray.jobs.runs.history import diff_merges
+        from tintray.jobs.runs.merge_difference import diff_merges
 
         name = other.url if isinstance(other, Merge) else other
         return diff_merges(self.url, name, catalog=self._catalog())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from tintray.jobs.cli.tables import moment, table_of, title
-from tintray.jobs.runs.history import MergeDifference, TaskDifference, Version
+from tintray.jobs.runs.history import Version
 from tintray.tasks.metrics import find_metric
+
+if TYPE_CHECKING:
+    from tintray.jobs.runs.merge_difference import MergeDifference, TaskDifference
 
 _LAYERS = 20  # as many as fit a terminal: those that changed most
 _NAMES = 4  # of the tasks of one change, so that its line stays a line

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import history as versions
-    from tintray.jobs.runs import merge_list
+    from tintray.jobs.runs import merge_difference, merge_list
+    from tintray.jobs.runs import rollback as rolling_back
     from tintray.jobs.upkeep import aliases, sharing, signing, stores
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
     adding, merge_list = Later("runs.add_router"), Later("runs.merge_list")
+    merge_difference, rolling_back = Later("runs.merge_difference"), Later("runs.rollback")
     aliases, sharing = Later("upkeep.aliases"), Later("upkeep.sharing")
     signing = Later("upkeep.signing")
 
@@ -297,7 +299,7 @@ def new_key(path: Path, name: str | None) -> Record:
     return signing.new_pair(path, name)
 
 
-@command("growth_tables.print_history", *_of_merge, example="history ten-scripts")
+@command(*("growth_tables.print_history", *_of_merge), quick=True, example="history ten-scripts")
 def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
     """Draw which version of MERGE grew from which, and how."""
     return versions.history(merge, catalog=catalog)
@@ -312,7 +314,7 @@ def history(merge: str, catalog: str, **_: Any) -> Sequence[Record]:
 )
 def diff_merges(merge: str, other: str, catalog: str) -> Record:
     """Show what changed from MERGE to OTHER, by task and layer."""
-    return versions.diff_merges(merge, other, catalog=catalog)
+    return merge_difference.diff_merges(merge, other, catalog=catalog)
 
 
 @command(
@@ -330,11 +332,11 @@ def rollback(merge: str, to: str | None, dry_run: bool, **places: Any) -> Any:
     Nothing is undone: versions never change, and the new one says where it came from.
     """
     if dry_run:
-        now, before = versions.way_back(merge, to, **places)
+        now, before = rolling_back.way_back(merge, to, **places)
         return Answer(
             {"merge": now, "to": before}, text=f"what {before} is would follow {now} as the newest"
         )
-    return versions.rollback(merge, to, **places)
+    return rolling_back.rollback(merge, to, **places)
 
 
 @command(

@@ -128,7 +128,44 @@ def check(catalog: str, **_: Any) -> Answer:
     return Answer(report, code=1 if report.problems else 0)
 
 
-db = _group("db", "Upgrade or check the catalog's database.", "db check", upgrade, check)
+@command(
+    "upkeep_tables.print_forgotten",
+    click.option(
+        *("--older-than", "age"),
+        type=Duration(),
+        default="90d",
+        show_default=True,
+        metavar="AGE",
+        help="How long a job has to be over, such as 24h or 90d.",
+    ),
+    *(dry_run_option, place_options),
+    example="db prune --older-than 30d",
+)
+def prune(catalog: str, age: float, dry_run: bool, **_: Any) -> Record:
+    """Forget the rounds of jobs that are long over.
+
+    The last round of each stays, with all else that is known of jobs and merges. Rounds are most of
+    what a catalog weighs.
+    """
+    return stores.forget_rounds(catalog, age=age, dry_run=dry_run)
+
+
+@command(
+    "upkeep_tables.print_relocated",
+    click.argument("before", metavar="OLD"),
+    *(dry_run_option, place_options),
+    example="db relocate s3://models/tintray --store s3://restored/tintray",
+)
+def relocate(before: str, store: str, catalog: str, dry_run: bool) -> Record:
+    """Tell the catalog that the store OLD is --store now.
+
+    For a store that was moved, or restored elsewhere from a backup, with all that lies in it.
+    """
+    return stores.relocate_store(before, store, catalog, dry_run=dry_run)
+
+
+_DB = (upgrade, check, prune, relocate)
+db = _group("db", "Upgrade, check or tidy the catalog's database.", "db check", *_DB)
 
 
 # This installation

@@ -13,7 +13,9 @@ from tintray.jobs.upkeep.results import (
     Copied,
     DatabaseReport,
     Diagnosis,
+    ForgottenRounds,
     GarbageReport,
+    Relocated,
     Removed,
     SchemaChange,
     Shared,
@@ -113,6 +115,18 @@ def print_schema(change: SchemaChange, console: Console) -> None:
     elif change.dry_run:
         said = f"would be {said}"
     console.print(f"{change.catalog}: {said}")
+
+
+def print_forgotten(found: ForgottenRounds, console: Console) -> None:
+    """How many rounds a catalog knows no more."""
+    how = "would be forgotten (--dry-run)" if found.dry_run else "forgotten"
+    console.print(f"{found.catalog}: {found.rounds:,} rounds of jobs that are over {how}")
+
+
+def print_relocated(moved: Relocated, console: Console) -> None:
+    """From where to where a store went."""
+    how = "would be" if moved.dry_run else "are"
+    console.print(f"{moved.merges:,} merges of {moved.before} {how} known in {moved.store} now")
 
 
 def print_database(report: DatabaseReport, console: Console) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
-from tintray.errors import NotFoundError, StorageError
+from tintray.errors import InputError, NotFoundError, SpecError, StorageError
 from tintray.jobs.config.input_errors import as_input_error
-from tintray.jobs.config.settings import chosen
-from tintray.jobs.upkeep.results import DatabaseReport, SchemaChange
+from tintray.jobs.config.settings import chosen, located
+from tintray.jobs.upkeep.results import DatabaseReport, ForgottenRounds, Relocated, SchemaChange
+from tintray.storage.artifacts.publish import MergeRef, list_merges
+from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.database import prepare_folder
 from tintray.storage.catalog.drivers import through
 from tintray.storage.catalog.engine import failures, make_engine, parse_catalog_url
@@ -25,6 +29,8 @@ from tintray.storage.catalog.schema import (
 from tintray.storage.catalog.states import ALIVE
 from tintray.storage.catalog.tables import Base
 from tintray.storage.secrets import shown_catalog, shown_url
+
+_LONGEST = 1e9  # seconds back from now; more is before any job
 
 
 def upgrade_catalog(catalog: str | None = None, *, dry_run: bool = False) -> SchemaChange:
@@ -67,6 +73,56 @@ def check_catalog(catalog: str | None = None) -> DatabaseReport:
             except StorageError as error:  # a row that no job can be
                 problems.append(str(error))
             return DatabaseReport(where, found, needed, _rows(connection), problems, lost)
+
+
+def forget_rounds(
+    catalog: str | None = None, *, age: float, dry_run: bool = False
+) -> ForgottenRounds:
+    """Forget the rounds, but the last, of jobs that have been over for ``age`` seconds."""
+    with as_input_error(), Catalog.open(chosen(None, catalog)[1], create=False) as known:
+        before = datetime.now(UTC) - timedelta(seconds=min(age, _LONGEST))
+        return ForgottenRounds(
+            known.url, known.jobs.forget_rounds(before, dry_run=dry_run), dry_run
+        )
+
+
+def relocate_store(
+    before: str, store: str, catalog: str | None = None, *, dry_run: bool = False
+) -> Relocated:
+    """Tell a catalog that a store lies at another place now, as after a backup was restored.
+
+    Raises ``NotFoundError``: the catalog knows nothing in ``before``; ``InputError``: the merges
+    that it knows there are not in ``store``.
+    """
+    with as_input_error(), Catalog.open(chosen(None, catalog)[1], create=False) as known:
+        old, new = open_store(located("store", before)).url, open_store(store)
+        forms = [url for url in known.artifacts.store_urls() if _canonical(url) == old]
+        if not forms:
+            raise NotFoundError(
+                f"the catalog {known.url} knows no merge and no job of {old}; `tintray list` shows "
+                "where merges lie"
+            )
+        at_old = [row for row in known.merges.listing() if row.url and _lies_in(row.url, forms)]
+        wanted = [MergeRef(row.name, row.version) for row in at_old]
+        if missing := sorted(set(wanted) - set(list_merges(new))):
+            raise InputError(
+                f"{new.url} lacks {len(missing)} of the {len(wanted)} merges that the catalog "
+                f"knows in {old}, such as {missing[0]}; restore the whole store first"
+            )
+        for form in () if dry_run else forms:
+            known.merges.relocate(form, new.url)
+        return Relocated(known.url, old, new.url, len(wanted), dry_run)
+
+
+def _canonical(url: str) -> str | None:
+    try:
+        return open_store(url).url
+    except SpecError:  # of a kind that another version knows
+        return None
+
+
+def _lies_in(url: str, stores: Sequence[str]) -> bool:
+    return url.rpartition("/merges/")[0] in stores
 
 
 @contextmanager

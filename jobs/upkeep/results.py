@@ -97,6 +97,26 @@ class SchemaChange(Record):
 
 
 @dataclass(frozen=True)
+class ForgottenRounds(Record):
+    """What was forgotten of rounds of jobs that are over."""
+
+    catalog: str
+    rounds: int
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Relocated(Record):
+    """A store that a catalog knows at another place by now."""
+
+    catalog: str
+    before: str
+    store: str
+    merges: int
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
 class DatabaseReport(Record):
     """What a look into a catalog's database found."""
 

@@ -13,6 +13,8 @@ from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.upkeep.databases import check_catalog as check_catalog
+from tintray.jobs.upkeep.databases import forget_rounds as forget_rounds
+from tintray.jobs.upkeep.databases import relocate_store as relocate_store
 from tintray.jobs.upkeep.databases import upgrade_catalog as upgrade_catalog
 from tintray.jobs.upkeep.results import (
     ArtifactLine,

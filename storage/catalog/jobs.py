@@ -17,9 +17,11 @@ from tintray.errors import NotFoundError, StateConflictError, nearest
 from tintray.storage.artifacts.urls import check_name
 from tintray.storage.catalog.database import Repository, insert_or_replace
 from tintray.storage.catalog.leases import fence
-from tintray.storage.catalog.states import JobState
+from tintray.storage.catalog.states import OVER, JobState
 from tintray.storage.catalog.tables import Event, Job, Lease, Round
 from tintray.storage.secrets import redact, scrub, shown_catalog, shown_url
+
+_AT_ONCE = 50  # jobs whose rounds are forgotten in one transaction
 
 
 class Jobs(Repository):
@@ -129,6 +131,28 @@ class Jobs(Repository):
         """The recorded rounds of a job above ``after``, in order."""
         mine = sa.and_(Round.job_id == job_id, Round.round > after)
         return self._list(sa.select(Round).where(mine).order_by(Round.round))
+
+    def forget_rounds(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Forget what is known of the rounds, but the last, of jobs that were over by then.
+
+        A few jobs at a time, so that nobody has to wait long. Returns how many rounds these are.
+        """
+        old = sa.and_(Job.state.in_(OVER), Job.updated_at < before)
+        counted = (
+            sa.select(Round.job_id, sa.func.max(Round.round), sa.func.count() - 1)
+            .join(Job, Job.id == Round.job_id)
+            .where(old)
+            .group_by(Round.job_id)
+            .having(sa.func.count() > 1)
+        )
+        with self._read() as session:
+            found = session.execute(counted).all()
+        for start in range(0, 0 if dry_run else len(found), _AT_ONCE):
+            with self._write() as session:
+                for job_id, last, _ in found[start : start + _AT_ONCE]:
+                    gone = sa.and_(Round.job_id == job_id, Round.round < last)
+                    session.execute(sa.delete(Round).where(gone))
+        return sum(number for _, _, number in found)
 
     def last_round(self, job_id: str) -> Round | None:
         """The last recorded round of a job, if there is one."""

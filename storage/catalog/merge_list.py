@@ -11,12 +11,22 @@ from typing import Any
 from tintray.storage.catalog.drivers import Execute, ask, moment
 from tintray.storage.catalog.values import METRICS, fits, no_value
 
-_MERGES = """
+_SELECT = """
 SELECT m.name, m.version, m.url, m.job_id, m.created_at, m.published_at, p.name, p.version,
-    m.metrics, m.added
+    m.removed_at, m.metrics, m.added
 FROM merges AS m LEFT JOIN merges AS p ON p.id = m.parent_id
+"""
+_MERGES = f"""{_SELECT}
 WHERE m.published_at IS NOT NULL AND m.removed_at IS NULL
 ORDER BY m.published_at DESC, m.id DESC
+"""
+# Those of a name, and what they grew from: of other names too, and such as were removed since.
+_TREE = f"""
+WITH RECURSIVE tree (id, parent_id) AS (
+    SELECT id, parent_id FROM merges
+    WHERE name = ? AND published_at IS NOT NULL AND removed_at IS NULL
+    UNION SELECT u.id, u.parent_id FROM merges AS u JOIN tree ON u.id = tree.parent_id)
+{_SELECT} WHERE m.id IN (SELECT id FROM tree) ORDER BY m.id
 """
 _NAMES = {
     "merge": """
@@ -47,6 +57,7 @@ class MergeRow:
     parent: str | None  # name/v2
     metrics: Mapping[str, Any]
     added: Sequence[str]
+    removed: bool = False
 
 
 def select_merges(execute: Execute) -> list[MergeRow]:
@@ -59,6 +70,16 @@ def read_merges(url: str) -> list[MergeRow] | None:
     return ask(url, select_merges)
 
 
+def select_tree(execute: Execute, name: str) -> list[MergeRow]:
+    """The merges of a name and all that they grew from, oldest first."""
+    return [_row(row) for row in execute(_TREE, (name,))]
+
+
+def read_tree(url: str, name: str) -> list[MergeRow] | None:
+    """As :func:`select_tree`, from the catalog at ``url``; None as of ``drivers.ask``."""
+    return ask(url, lambda execute: select_tree(execute, name))
+
+
 def read_names(url: str, what: str, *values: str) -> list[str]:
     """Names of merges, versions, jobs, or the tasks of a merge; none where it cannot be told."""
     statement = f"{_NAMES[what]} LIMIT {_MOST}"
@@ -67,7 +88,8 @@ def read_names(url: str, what: str, *values: str) -> list[str]:
 
 
 def _row(row: Sequence[Any]) -> MergeRow:
-    name, version, url, job_id, created, published, parent, parent_version, *documents = row
+    name, version, url, job_id, created, published, parent, parent_version, *others = row
+    removed, *documents = others
     for value, shape in ((name, str), (version, int), (url, str), (job_id, str), (parent, str)):
         if not fits(value, shape):
             raise no_value(value)
@@ -79,6 +101,7 @@ def _row(row: Sequence[Any]) -> MergeRow:
         *(name, version, url, job_id, moment(created), moment(published)),
         None if parent is None else f"{parent}/v{parent_version}",
         *(metrics, added),
+        removed=removed is not None,
     )
 
 

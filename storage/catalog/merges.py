@@ -18,7 +18,7 @@ from tintray.storage.catalog.artifacts import KnownArtifact, enter_artifacts
 from tintray.storage.catalog.database import Repository, insert_missing
 from tintray.storage.catalog.drivers import through
 from tintray.storage.catalog.leases import fence
-from tintray.storage.catalog.merge_list import MergeRow, select_merges
+from tintray.storage.catalog.merge_list import MergeRow, select_merges, select_tree
 from tintray.storage.catalog.states import OVER
 from tintray.storage.catalog.tables import Artifact, Coefficient, Job, Merge, MergeFile
 from tintray.storage.secrets import scrub, shown_url
@@ -112,6 +112,11 @@ class Merges(Repository):
         with self._read() as session:
             return select_merges(through(session.connection()))
 
+    def tree(self, name: str) -> list[MergeRow]:
+        """The merges of a name and all that they grew from, oldest first."""
+        with self._read() as session:
+            return select_tree(through(session.connection()), name)
+
     def find(self, reference: str) -> Merge:
         """The merge that ``name`` (its newest version), ``name/v2`` or ``latest`` means.
 
@@ -148,6 +153,15 @@ class Merges(Repository):
             if merge is not None and merge.removed_at is None:
                 merge.removed_at = datetime.now(UTC)
                 session.execute(sa.delete(MergeFile).where(MergeFile.merge_id == merge.id))
+
+    def relocate(self, before: str, after: str) -> None:
+        """Note that a store, written as ``before``, is at the URL ``after`` now, with all in it."""
+        inside = Merge.url.startswith(f"{before}/merges/", autoescape=True)
+        moved = sa.literal(after).concat(sa.func.substr(Merge.url, len(before) + 1))
+        with self._write() as session:
+            session.execute(sa.update(Merge).where(inside).values(url=moved))
+            mine = sa.update(Job).where(Job.store_url == before)
+            session.execute(mine.values(store_url=after))
 
     def files(self, merge: Merge) -> dict[str, BlobRef]:
         """The blobs that a merge consists of, by file name."""

@@ -20,7 +20,7 @@ from tintray.storage.catalog.drivers import Answer, Execute, through
 from tintray.storage.catalog.job_list import JobRow, select_jobs
 from tintray.storage.catalog.jobs import change_state, no_job, note_event
 from tintray.storage.catalog.leases import database_time
-from tintray.storage.catalog.states import OVER, JobState
+from tintray.storage.catalog.states import ALIVE, JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
 from tintray.storage.catalog.waiting import HANDOVER, MAX_JOBS, QueuePosition, waits
 from tintray.storage.secrets import redact
@@ -229,7 +229,7 @@ def _active(cluster: str, now: datetime) -> sa.ColumnElement[bool]:
     held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > now)
     fresh = Job.handed_at > now - timedelta(seconds=HANDOVER)
     busy = sa.or_(held, sa.and_(Job.state == JobState.QUEUED, fresh))
-    return sa.and_(Job.cluster == cluster, Job.state.not_in(OVER), busy)
+    return sa.and_(Job.cluster == cluster, Job.state.in_(ALIVE), busy)
 
 
 def _running(session: Session, cluster: str, now: datetime) -> int:

@@ -5,6 +5,7 @@ Alembic is imported only when there is something to migrate; opening a current c
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "tintray_schema"
+_PATIENCE = 60.0  # seconds that an upgrade tries to get at tables that clients use
+_LOCKED = ("55P03", "40P01")  # what PostgreSQL calls a lock that was not to be had, and a deadlock
 _LOCK = 0x74696E74  # any number that is ours: the key of PostgreSQL's advisory lock
 
 
@@ -51,13 +54,28 @@ def ensure_schema(engine: sa.Engine, create: bool) -> None:
 def upgrade_schema(engine: sa.Engine) -> tuple[str | None, str]:
     """Bring the tables to this code's version; returns the versions before and after.
 
-    One transaction: it happens wholly or not at all, and only once if several try. Raises
-    ``StorageError`` if the schema is newer than this code.
+    One transaction: it happens wholly or not at all, and only once if several try. Clients may work
+    meanwhile: it waits for their transactions, and they for it. Raises ``StorageError`` if the
+    schema is newer than this code, or clients hold its tables all the time.
     """
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _upgrade(engine)
+        except StorageError as error:
+            # Whoever waits longer than this for a table could wait for somebody who waits for us.
+            code = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+            if code not in _LOCKED or time.monotonic() > give_up:
+                raise
+        time.sleep(0.1)
+
+
+def _upgrade(engine: sa.Engine) -> tuple[str | None, str]:
     where = shown_catalog(engine.url)
     with failures(where), engine.connect() as connection, writing(connection).begin():
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            connection.execute(sa.text("SET LOCAL lock_timeout = '500ms'"))
         found = found_revision(connection)  # only now: another process may just have done it
         if found is not None and found not in REVISIONS:
             raise StorageError(f"the catalog {where} has {version_problem(found)}")

@@ -165,6 +165,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "state", "created_at"),
+        Index(None, "name", "created_at"),
         Index("ix_jobs_key", "key", unique=True),
     )
 
@@ -271,7 +272,7 @@ class Merge(Base):
     version: Mapped[int]
     url: Mapped[str | None]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("merges.id"))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("merges.id"), index=True)
     added: Mapped[list[str]]  # the tasks that this merge has and its parent has not
     manifest_sha256: Mapped[str | None] = mapped_column(short(64))
     metrics: Mapped[dict[str, Any]] = mapped_column(METRICS)

@@ -31,7 +31,7 @@ from tintray.jobs.events import PhaseStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import fitting, guard
 from tintray.jobs.runs import grow as growth
-from tintray.jobs.runs.history import diff_merges
+from tintray.jobs.runs.merge_difference import diff_merges
 from tintray.storage.artifacts.blobs import blob_key
 from tintray.tasks.evaluation import TaskScore
 

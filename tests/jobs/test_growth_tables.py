@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from tintray.jobs.cli.growth_tables import print_history, print_merge_difference
-from tintray.jobs.runs.history import LayerDifference, MergeDifference, TaskDifference, Version
+from tintray.jobs.runs.history import Version
+from tintray.jobs.runs.merge_difference import LayerDifference, MergeDifference, TaskDifference
 
 
 def shown(write: Any, found: object) -> list[str]:

@@ -16,7 +16,7 @@ from tintray.errors import SpecError
 from tintray.jobs import api
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.budgets import with_prompt
-from tintray.jobs.runs.history import diff_merges
+from tintray.jobs.runs.merge_difference import diff_merges
 from tintray.published.files import tint_file
 from tintray.tinting.stored_tints import encode
 

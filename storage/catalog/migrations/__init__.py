@@ -1,4 +1,4 @@
 """The steps from one version of the catalog's tables to the next, oldest first."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """All versions that this code knows; the last one is the version that it works with."""
