@@ -133,7 +133,7 @@ def test_what_is_no_job(job: str) -> None:
 def test_what_is_no_catalog(catalog: str) -> None:
     for words in (
         *("list", "show tiny", "ps", "status x", "queue", "cancel x", "gc", "artifacts ls"),
-        *("db check", "rollback tiny", "delete tiny"),
+        *("db check", "db prune", "db relocate x", "rollback tiny", "delete tiny"),
     ):
         refused(*words.split(), "--catalog", catalog)
 

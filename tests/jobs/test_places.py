@@ -84,6 +84,7 @@ def test_a_rehearsal_of_any_command_writes_nothing(
     (tmp_path / "five.yaml").write_text(
         "{name: five, expert: zoo/five, pool: {path: zoo/five.npz}}"
     )
+    assert call("new-key", "key").code == 0
     before = contents(tmp_path)
     for words, said in {
         f"run {job} --dry-run": "everything it refers to holds",
@@ -98,6 +99,8 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         "merge zoo/five --base zoo/five --method average --output new --dry-run": "nothing was",
         "init --store mine --dry-run": "nothing was written",
         "db upgrade --store store --dry-run": "has schema version",
+        "db prune --older-than 0 --store store --dry-run": "would be forgotten",
+        "sign tiny --key key --store store --dry-run": "would be signed",
         "db upgrade --store new --dry-run": "would be created",
         "alias tiny@production v1 --store store --dry-run": "tiny/v1",
         "new zoo/two --base zoo/base --no-check --dry-run": "yaml-language-server",
