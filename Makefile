@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint types format lock clean
+.PHONY: demo install test lint types site format lock clean
 
 demo: install  ## Eight real experts become one model; a table and a page say what it kept
 	$(BIN)/python examples/digits.py zoo/digits
@@ -36,6 +36,14 @@ lint: $(VENV)/.test types
 types:  ## Links that show a type checker the three folders as the one package that is installed
 	rm -rf build/types && mkdir -p build/types/tintray
 	ln -s $(addprefix $(CURDIR)/,jobs storage $(wildcard tintray/*)) build/types/tintray/
+
+site: $(VENV)/.site  ## The documentation as a site, in build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.site: pyproject.toml constraints.txt
+	$(MAKE) install
+	$(PIP) --editable '.[zoo,docs]'
+	touch $@
 
 fuzz: $(VENV)/.test  ## Damaged inputs on every surface; findings are kept below build/fuzz
 	$(BIN)/python -m tests.fuzz --inputs 100000

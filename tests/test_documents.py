@@ -14,7 +14,7 @@ import benchmarks
 from tests.answers import COMMANDS
 from tests.test_imports import LAYERS, ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it tells of what was, too
 FILE = re.compile(r"(?<![\w/.])((?:tintray|jobs|storage|tests|benchmarks|examples|docs)/[\w./-]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
@@ -39,6 +39,13 @@ def test_commands_that_a_page_shows_are_there(page: Path) -> None:
         assert first in COMMANDS, words
         if isinstance(COMMANDS[first], click.Group) and others and first != "serve":  # serve MERGE
             assert f"{first} {others[0]}" in COMMANDS, words
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """Else it could be found by a search alone; methods and commands are listed by themselves."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\ntheme:")[0]
+    listed = set(re.findall(r"(\S+\.md)$", navigation, re.MULTILINE))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
 
 
 def test_the_architecture_describes_every_folder() -> None:

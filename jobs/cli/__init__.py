@@ -7,13 +7,14 @@ command runs, so that ``tintray --help`` answers at once.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from tintray.errors import TintrayError, printable, shortened
 from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep, watching, writing
+from tintray.jobs.cli.helping import Group
 from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
 from tintray.storage.secrets import redact
 
@@ -53,19 +54,12 @@ RENAMED = {
 """Commands of 0.1.0 that have another name now."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """The commands in their sections, and one sentence for whatever goes wrong in them."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The help of the commands, section by section."""
-        width = max(map(len, self.commands))
-        for title, commands in SECTIONS.items():
-            rows = [
-                (str(one.name).ljust(width), one.get_short_help_str(formatter.width - width - 6))
-                for one in commands
-            ]
-            with formatter.section(title):
-                formatter.write_dl(rows)
+    def sections(self) -> Iterable[tuple[str, Iterable[click.Command]]]:
+        """The commands as the help lists them."""
+        return SECTIONS.items()
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tintray.jobs.cli import completing
+from tintray.jobs.cli.helping import Command
 from tintray.jobs.cli.options import (
     Answer,
     Duration,
@@ -142,7 +143,10 @@ def watch(job: str, **options: Any) -> Answer:
     return _ended(following.watch(job, **options))
 
 
-@click.command(help=help_text("Print what the driver of JOB said.", "logs -f latest", id_argument))
+@click.command(
+    cls=Command,
+    help=help_text("Print what the driver of JOB said.", "logs -f latest", id_argument),
+)
 @id_argument
 @flag("-f", "--follow", help="Go on until the job is over.")
 @catalog_options

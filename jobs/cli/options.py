@@ -20,14 +20,15 @@ import click
 
 from tintray.errors import StorageError, printable_lines
 from tintray.jobs.cli import completing
+from tintray.jobs.cli.helping import EXAMPLE, Command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tintray.jobs.results import Record
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-Decorator = Callable[[Command], Command]
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Decorator = Callable[[Decorated], Decorated]
 SomeRecord = TypeVar("SomeRecord", bound="Record | Sequence[Record]")
 
 DEBUG = "tintray.debug"
@@ -174,21 +175,21 @@ _PLACES = {
 _IN_JOB_FILE = "the job file's, else as of other commands"
 
 
-def place_options(command: Command) -> Command:
+def place_options(command: Decorated) -> Decorated:
     """Give a command ``--store`` and ``--catalog``: it takes both, resolved."""
     for name, about in reversed(_PLACES.items()):
         command = _place_option(name, *about)(command)
     return command
 
 
-def catalog_options(command: Command) -> Command:
+def catalog_options(command: Decorated) -> Decorated:
     """The same for a command that takes the catalog alone: that of the store, if none is named."""
     command = _place_option("catalog", *_PLACES["catalog"])(command)
-    found: Command = _place_option("store", *_PLACES["store"], "job_store")(command)
+    found: Decorated = _place_option("store", *_PLACES["store"], "job_store")(command)
     return found
 
 
-def set_option(command: Command) -> Command:
+def set_option(command: Decorated) -> Decorated:
     """What is laid over a job file: fields, a recipe, and where it keeps what it makes."""
     for name, (what, _) in reversed(_PLACES.items()):
         command = _place_option(name, what, _IN_JOB_FILE, f"job_{name}")(command)
@@ -209,7 +210,7 @@ def help_text(about: str | None, example: str, *options: Callable[[Any], Any]) -
     """What a command does, what its arguments may be, and examples, one a line."""
     meanings = (_MEANINGS[option] for option in options if option in _MEANINGS)
     lines = "\n".join(f"  tintray {line}" for line in example.split("\n"))
-    return "\n\n".join([inspect.cleandoc(about or ""), *meanings, f"\b\nExample:\n{lines}"])
+    return "\n\n".join([inspect.cleandoc(about or ""), *meanings, f"{EXAMPLE}{lines}"])
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,8 @@ def command(
         for option in reversed((*options, json_option, debug_option)):
             made = option(made)
         about = help_text(function.__doc__, example, *options)
-        return click.command(name or function.__name__.replace("_", "-"), help=about)(made)
+        named = name or function.__name__.replace("_", "-")
+        return click.command(named, cls=Command, help=about)(made)
 
     return decorate
 

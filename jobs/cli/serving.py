@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli.helping import Group
 from tintray.jobs.cli.options import (
     Answer,
     Later,
@@ -46,7 +47,7 @@ class Percent(click.ParamType[float]):
         return share
 
 
-class Serving(click.Group):
+class Serving(Group):
     """``serve MERGE`` starts a server; ``serve status`` asks one."""
 
     def resolve_command(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli.helping import Group
 from tintray.jobs.cli.options import (
     Answer,
     Duration,
@@ -31,7 +32,7 @@ _LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
 
 def _group(name: str, about: str, example: str, *commands: click.Command) -> click.Group:
-    return debug_option(click.Group(name, commands=commands, help=help_text(about, example)))
+    return debug_option(Group(name, commands=commands, help=help_text(about, example)))
 
 
 # Stores

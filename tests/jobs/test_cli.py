@@ -96,6 +96,21 @@ def test_every_command_has_an_example_a_json_form_and_debug(command: str) -> Non
     assert ("--json" in found.out, "--debug" in found.out) == (not group, True)
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_of_a_help_is_longer_than_the_terminal_and_none_is_cut_off(width: int) -> None:
+    for words, known in {"": cli, **COMMANDS}.items():
+        context = known.context_class(known, info_name=f"tintray {words}".strip())
+        context.terminal_width = width
+        said = known.get_help(context)
+        assert max(map(len, said.splitlines())) <= width, words
+        whole = " ".join(said.split())
+        for below in getattr(known, "commands", {}).values():
+            assert f"{below.name} {below.get_short_help_str(200)}" in whole
+        example = said.partition("Example:\n")[2].partition("\n\n")[0].replace("\\\n", "")
+        written = (known.help or "").partition("Example:\n")[2]
+        assert " ".join(example.split()) == " ".join(written.split())
+
+
 def test_version() -> None:
     found = call("version")
     assert (found.code, call("--version").out) == (0, found.out.splitlines(keepends=True)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -323,10 +324,12 @@ def test_a_plugin_brings_methods_under_names_of_their_own(
 
 
 def test_every_method_is_documented_and_the_example_is_one() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    folder = Path(__file__).parents[2] / "docs"
+    text = (folder / "methods.md").read_text(encoding="utf-8")
     for name, known in methods().items():
-        assert f"**`{name}`**" in text
-        assert all(f"`{parameter.name}`" in text for parameter in known.parameters), name
+        assert f"| [`{name}`](algorithms/{name}.md) | {known.summary} |" in text
+        page = (folder / f"algorithms/{name}.md").read_text(encoding="utf-8")
+        assert re.match(rf"# {name}\n\n    .*\n(.|\n)+\n## When should I take it\?\n", page), name
         assert known.summary.endswith(".")
         assert known.source
         assert known.complete({}).keys() == {parameter.name for parameter in known.parameters}

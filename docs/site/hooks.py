@@ -1,0 +1,72 @@
+"""What MkDocs asks of this project: pages made from the code, and links as a site has them.
+
+Pages of ``docs/`` and of the top of the repository are read as they are: there is no second copy.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pages  # MkDocs looks for what a hook imports beside it
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+FROM_THE_TOP = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Name in the navigation what a pattern such as ``commands/*`` stands for."""
+    config.nav = [_expanded(entry) for entry in config.nav or ()]
+    return config
+
+
+def _expanded(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        ((title, inner),) = entry.items()
+        if isinstance(inner, list):
+            return {title: [one for part in inner for one in _listed(part)]}
+        return {title: _listed(inner)} if inner.endswith("/*") else entry
+    return entry
+
+
+def _listed(entry: Any) -> list[Any]:
+    if isinstance(entry, str) and entry.endswith("/*"):
+        return list(pages.in_folder(entry.removesuffix("*")))
+    return [_expanded(entry)]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made from the code, and those at the top of the repository."""
+    for path, text in pages.generated().items():
+        files.append(File.generated(config, path, content=text))
+    for source, path in FROM_THE_TOP.items():
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Add what the code knows about a page's subject; lead links to where the site has a page."""
+    path = page.file.src_uri
+    source = next((name for name, to in FROM_THE_TOP.items() if to == path), f"docs/{path}")
+    text = pages.completed(path, markdown)
+    return LINK.sub(lambda link: f"]({_on_site(link[1], source, path)}{link[2] or ''})", text)
+
+
+def _on_site(target: str, source: str, path: str) -> str:
+    """Where a link from a file of the repository leads, from the page ``path`` of the site."""
+    found = (ROOT / source).parent.joinpath(target).resolve()
+    if not found.is_relative_to(ROOT):
+        return target
+    name = found.relative_to(ROOT).as_posix()
+    there = FROM_THE_TOP.get(name, name.removeprefix("docs/"))
+    return "../" * path.count("/") + there
