@@ -42,7 +42,7 @@ def test_the_reference_has_every_command_error_and_method(site: Path) -> None:
     commands = "".join(path.read_text() for path in (site / "commands").glob("*.html"))
     assert [name for name in COMMANDS if f">tintray {name}<" not in commands] == []
     told = (site / "errors.html").read_text()
-    kinds = [name for name, kind in vars(errors).items() if isinstance(kind, type)]
+    kinds = [name for name in vars(errors) if name.endswith("Error")]
     assert [name for name in kinds if f'id="{name.lower()}"' not in told] == []
     for name, known in methods().items():
         page = (site / f"algorithms/{name}.html").read_text()

@@ -21,7 +21,8 @@ FROM_THE_TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+ALONE = ("index.md", "tutorial.md")  # a section of one page needs no list beside it
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -57,16 +58,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Add what the code knows about a page's subject; lead links to where the site has a page."""
     path = page.file.src_uri
+    if path in ALONE:
+        page.meta["hide"] = ["navigation"]
     source = next((name for name, to in FROM_THE_TOP.items() if to == path), f"docs/{path}")
-    text = pages.completed(path, markdown)
-    return LINK.sub(lambda link: f"]({_on_site(link[1], source, path)}{link[2] or ''})", text)
+    folder = (ROOT / source).parent
+
+    def led(link: re.Match[str]) -> str:
+        text, target, anchor = link.groups()
+        found = folder.joinpath(target).resolve()
+        if not found.is_relative_to(ROOT):
+            return link[0]
+        name = found.relative_to(ROOT).as_posix()
+        there = "../" * path.count("/") + FROM_THE_TOP.get(name, name.removeprefix("docs/"))
+        return f"[{_title(found) if text.endswith('.md') else text}]({there}{anchor or ''})"
+
+    return LINK.sub(led, pages.completed(path, markdown))
 
 
-def _on_site(target: str, source: str, path: str) -> str:
-    """Where a link from a file of the repository leads, from the page ``path`` of the site."""
-    found = (ROOT / source).parent.joinpath(target).resolve()
-    if not found.is_relative_to(ROOT):
-        return target
-    name = found.relative_to(ROOT).as_posix()
-    there = FROM_THE_TOP.get(name, name.removeprefix("docs/"))
-    return "../" * path.count("/") + there
+def _title(path: Path) -> str:
+    """The heading of a page, in the place of the name of its file."""
+    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("# ")
