@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -21,7 +21,7 @@ class Formatter(click.HelpFormatter):
         """A paragraph."""
         super().write_text(text.replace("-", _HYPHEN))
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], *widths: Any, **named: Any) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], *widths: Any, **named: Any) -> None:
         """A list of options or commands."""
         kept = [(first, second.replace("-", _HYPHEN)) for first, second in rows]
         super().write_dl(kept, *widths, **named)
