@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from tintray.jobs.cli.tables import moment, table_of, title
+from tintray.jobs.cli.tables import table_of, title
+from tintray.jobs.display.times import moment
 from tintray.jobs.runs.history import Version
 from tintray.tasks.metrics import find_metric
 
@@ -48,7 +49,7 @@ def _label(version: Version, *, newest: bool) -> Text:
     told = [_tasks(version.tasks)]
     if version.normalised_accuracy is not None:
         told.append(f"{100 * version.normalised_accuracy:.1f} % of the experts")
-    told.append(moment(version.created[:16]))
+    told.append(moment(version.created, "minutes"))
     if version.removed:
         told.append("removed")
     last = ("  newest", "green") if newest else ""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from tintray.jobs.cli.columns import print_columns
-from tintray.jobs.cli.tables import moment, percent
+from tintray.jobs.cli.tables import percent
+from tintray.jobs.display.times import moment
 from tintray.jobs.results import MergeListing
 from tintray.tasks.metrics import shown
 

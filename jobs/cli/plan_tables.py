@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from tintray.jobs.cli.tables import budget_facts, count, durations, print_facts, title
-from tintray.jobs.display.progress import duration
+from tintray.jobs.display.times import duration
 from tintray.jobs.runs.pilot import PilotReport
 from tintray.jobs.runs.plan import PlanReport
 from tintray.limits import size_text

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tintray.jobs.cli.columns import print_columns
-from tintray.jobs.cli.tables import moment, print_facts, print_next, table_of, title
+from tintray.jobs.cli.tables import print_facts, print_next, table_of, title
+from tintray.jobs.display.times import moment
 from tintray.jobs.queue.views import LOST, ClusterLine, JobLine, JobStatus
 
 if TYPE_CHECKING:

@@ -10,21 +10,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tintray.jobs.display.progress import duration
-from tintray.jobs.results import (
-    CompareTable,
-    EvalTable,
-    MergeSummary,
-    RoutingTable,
-    TaskResult,
-    ValidationReport,
-    plain,
-)
+from tintray.jobs.display.times import duration, moment
 from tintray.limits import size_text
-from tintray.published.exported import Exported
 from tintray.tasks.metrics import find_metric, shown
 
 if TYPE_CHECKING:
+    from tintray.jobs.results import (
+        CompareTable,
+        EvalTable,
+        MergeSummary,
+        RoutingTable,
+        TaskResult,
+        ValidationReport,
+    )
+    from tintray.published.exported import Exported
     from tintray.published.signatures import Signer
 
 _LEGEND = """
@@ -40,6 +39,8 @@ _MANY_METHODS = 6  # more columns than that fit no terminal
 
 def write_json(result: Any, stream: TextIO) -> None:
     """Write one JSON document, of records or of a mapping, in ASCII: no locale can spoil it."""
+    from tintray.jobs.results import plain
+
     text = json.dumps(plain(result), indent=2, allow_nan=False)
     stream.write(text.replace("\x7f", "\\u007f") + "\n")  # JSON need not escape it; a terminal acts
     stream.flush()
@@ -70,7 +71,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "time": durations(summary.seconds) if summary.seconds else "",
         "memory": f"{memory:,.0f} MiB at most" if memory else "",
         "left out": "; ".join(f"{name} ({why})" for name, why in summary.skipped.items()),
-        "created": summary.created,
+        "created": moment(summary.created),
         "signed by": ", ".join(map(_signer, summary.signatures)),
         "merge": summary.url,
     }
@@ -318,11 +319,6 @@ def durations(seconds: Mapping[str, float]) -> str:
     """How long all phases took, and each: ``1 min 05 s (fitting 1 min 00 s, publishing 5 s)``."""
     each = ", ".join(f"{phase} {duration(took)}" for phase, took in seconds.items())
     return f"{duration(sum(seconds.values()))} ({each})"
-
-
-def moment(written: str) -> str:
-    """A date and a time of ISO 8601 as people write it."""
-    return written[:19].replace("T", " ")
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:

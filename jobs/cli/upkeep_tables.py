@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from tintray.jobs.cli.tables import moment, print_facts, table_of
+from tintray.jobs.cli.tables import print_facts, table_of
+from tintray.jobs.display.times import moment
 from tintray.jobs.upkeep.results import (
     ArtifactLine,
     Copied,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from tintray.errors import printable
+from tintray.jobs.display.times import duration
 from tintray.jobs.events import (
     CheckpointSaved,
     Evaluated,
@@ -204,19 +205,6 @@ class PlainProgress:
     def _write(self, line: str) -> None:
         print(printable(line), file=self._stream, flush=True)
         self._told = self._tracker.clock()
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _blend(before: float, now: float) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from tintray.errors import ClusterError, TimedOutError, TintrayError
+from tintray.jobs.display.times import moment
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, Published, RoundDone, ignore
 from tintray.jobs.queue.handover import LOG, dispatch, mark_exited, submission_id
 from tintray.jobs.queue.ray_jobs import RayJobs
@@ -162,6 +163,6 @@ def _log(catalog: Catalog, row: JobRow) -> str:
         with suppress(TintrayError):
             return get_blob(store, kept.sha256).decode(errors="replace")
     return "".join(
-        f"{event.at:%Y-%m-%d %H:%M:%S} {event.to_state}: {event.reason}\n"
+        f"{moment(event.at)} {event.to_state}: {event.reason}\n"
         for event in catalog.jobs.events(row.id)
     )

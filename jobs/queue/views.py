@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
+from tintray.jobs.display.times import moment
 from tintray.jobs.results import Record
 from tintray.storage.catalog.drivers import Execute, ask
 from tintray.storage.catalog.job_list import CLUSTERS, JobRow, select_jobs
@@ -259,7 +260,7 @@ def _waits(row: JobRow, position: QueuePosition | None) -> str | None:
         begun = row.state is JobState.QUEUED and row.owner is not None
         return f"its driver has begun ({row.owner})" if begun else None
     if row.handed_at is not None and position.ahead == 0:
-        return f"handed over at {row.handed_at:%H:%M:%S} UTC; its driver is starting"
+        return f"handed over at {moment(row.handed_at)}; its driver is starting"
     full = f"{row.cluster} runs {position.running} of {position.max_jobs} jobs at once"
     ahead = f"{position.ahead} go before it" if position.ahead else "it goes next"
     if position.running < position.max_jobs and not position.ahead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tintray.jobs.display.progress import duration
+from tintray.jobs.display.times import duration
 from tintray.jobs.watching.report import Report
 from tintray.jobs.watching.sections import figure_of, percent
 from tintray.limits import size_text

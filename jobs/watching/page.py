@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tintray.jobs.display.progress import duration
+from tintray.jobs.display.times import duration
 from tintray.jobs.results import MergeSummary, TaskResult
 from tintray.jobs.watching import charts, sections
 from tintray.jobs.watching.markup import Markup, element, joined

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from tintray.jobs.cli.tables import (
     write_json,
 )
 from tintray.jobs.display.terminal import open_console
+from tintray.jobs.display.times import moment
 from tintray.jobs.results import (
     CompareRow,
     CompareTable,
@@ -140,6 +142,28 @@ def test_comparison_has_a_column_for_each_method() -> None:
     ):
         assert row(table, line.split()[0]) == line.split()
     assert "0.25" in table
+
+
+@pytest.mark.parametrize(
+    ("zone", "written", "said"),
+    [
+        ("Europe/Berlin", "2026-01-02T03:04:05+00:00", "2026-01-02 04:04:05+01:00"),
+        ("Asia/Kolkata", "2026-01-02T23:04:05", "2026-01-03 04:34:05+05:30"),  # no offset: UTC
+        ("UTC", "2026-01-02T03:04:05-08:00", "2026-01-02 11:04:05+00:00"),
+        ("America/New_York", "0001-01-01T00:00:00+00:00", "0001-01-01T00:00:00+00:00"),
+        ("UTC", "yesterday", "yesterday"),
+    ],
+)
+def test_moments_are_in_the_zone_of_whoever_reads(
+    zone: str, written: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert moment(written) == said
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_listing_has_a_line_for_each_merge() -> None:

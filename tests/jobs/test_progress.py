@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from tintray.jobs.display.live import frame, live
-from tintray.jobs.display.progress import MAX_TASKS, PlainProgress, Tracker, duration, watch
+from tintray.jobs.display.progress import MAX_TASKS, PlainProgress, Tracker, watch
+from tintray.jobs.display.times import duration
 from tintray.jobs.events import (
     Evaluated,
     Event,
