@@ -90,6 +90,25 @@ def compare(
     return measuring.compare(locate(merge, catalog), store, on_event or ignore, methods)
 
 
+def check_compare(
+    merge: str,
+    *,
+    store: str | None = None,
+    catalog: str | None = None,
+    methods: Sequence[str] | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[str, list[str]]:
+    """The merge that would be compared, and with which methods; nothing is measured.
+
+    Raises InputError as ``compare`` does for a name that is none.
+    """
+    from tintray.jobs.runs.compare import RIVALS, choose
+
+    found = load_merge(locate(merge, chosen(store, catalog)[1]))
+    others = choose(methods or RIVALS, len(found.tasks), on_event or ignore)
+    return str(found.manifest.ref), others
+
+
 def check(
     merge: str,
     *,

@@ -321,8 +321,8 @@ class Job:
         """Start it over, from its first round."""
         from tintray.jobs.queue.submission import resume
 
-        given = {"catalog": self._catalog, "address": address}
-        return resume(self.id, **given, on_event=on_event, fresh=True)
+        places = {"catalog": self._catalog, "address": address}
+        return resume(self.id, on_event=on_event, fresh=True, dry_run=False, **places)
 
     def diff(self, other: Job | str) -> JobDifference:
         """What differs between it and another job, or the job file at a path."""

@@ -17,11 +17,13 @@ from tintray.jobs.cli.options import (
     catalog_options,
     command,
     debug_option,
+    dry_run_option,
     flag,
     help_text,
     id_argument,
     job_argument,
     quiet_stdout,
+    rehearsed,
     say,
     set_option,
     until_closed,
@@ -81,8 +83,8 @@ def submit(job: JobSpec, watch: bool, dry_run: bool, **options: Any) -> Answer:
     """
     if dry_run:
         cluster = submission.check(job, **options)
-        text = f"{job.name} can be entered in the queue of {cluster}; nothing was (--dry-run)"
-        return Answer({"name": job.name, "cluster": cluster}, text=text)
+        text = f"{job.name} can be entered in the queue of {cluster}"
+        return rehearsed(text, name=job.name, cluster=cluster)
     entered = submission.submit(job, **options)
     if entered.cluster is not None and ray_jobs.is_reached_by_all(entered.cluster):
         say(
@@ -188,37 +190,54 @@ def wait(job: str, **options: Any) -> Answer:
     catalog_options,
     flag("--discard", help="Delete its checkpoints too: it cannot go on."),
     flag("--no-wait", help="Only ask it to stop."),
+    dry_run_option,
     example="cancel ten-scripts-1a2b3c4d",
 )
-def cancel(job: str, catalog: str | None, discard: bool, no_wait: bool) -> Record:
+def cancel(job: str, no_wait: bool, **options: Any) -> Any:
     """Stop JOB, and keep its last checkpoint.
 
     It stops at the end of its round.
     """
-    return submission.cancel(job, catalog=catalog, wait=not no_wait, discard=discard)
+    found = submission.cancel(job, wait=not no_wait, **options)
+    if not options["dry_run"]:
+        return found
+    kept = "deleted" if options["discard"] else "kept"
+    stopped = () if found.state in EXIT_CODES and found.state != "lost" else ("be stopped",)
+    saved = (f"have its checkpoint after round {found.checkpoint} {kept}",)
+    would = " and ".join((*stopped, *(saved if found.checkpoint else ())))
+    return rehearsed(f"{found.id} ({found.state}) would {would}", job=found.id, state=found.state)
 
 
-_again = (id_argument, address_option, catalog_options, _watch_option)
+_again = (id_argument, address_option, catalog_options, _watch_option, dry_run_option)
+
+
+def _going_on(job: JobStatus, *, fresh: bool = False) -> Answer:
+    """Where a job would go on that is not asked to yet."""
+    first = "from its first round" + (", without its checkpoints" if fresh else "")
+    begin = first if fresh or not job.checkpoint else f"after round {job.checkpoint}"
+    where = f"when it is next at {job.cluster}" if job.cluster else "here"
+    return rehearsed(f"{job.id} would go on {begin}, {where}", job=job.id, cluster=job.cluster)
 
 
 @command(_TOLD, *_again, watched=True, example="resume ten-scripts-1a2b3c4d --watch")
-def resume(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
+def resume(job: str, catalog: str | None, watch: bool, dry_run: bool, **options: Any) -> Answer:
     """Let JOB go on from its last checkpoint.
 
     For a job that failed, was cancelled or was lost. It waits for its cluster, or the one at
     --address; a job that was run without a cluster goes on here.
     """
-    return _changed(submission.resume(job, catalog=catalog, **options), catalog, watch)
+    again = submission.resume(job, catalog=catalog, dry_run=dry_run, **options)
+    return _going_on(again) if dry_run else _changed(again, catalog, watch)
 
 
 @command(_TOLD, *_again, watched=True, example="retry ten-scripts-1a2b3c4d")
-def retry(job: str, catalog: str | None, watch: bool, **options: Any) -> Answer:
+def retry(job: str, catalog: str | None, watch: bool, dry_run: bool, **options: Any) -> Answer:
     """Start JOB over from its first round.
 
     For a job that failed, was cancelled or was lost; its checkpoints are deleted.
     """
-    again = submission.resume(job, catalog=catalog, fresh=True, **options)
-    return _changed(again, catalog, watch)
+    again = submission.resume(job, catalog=catalog, fresh=True, dry_run=dry_run, **options)
+    return _going_on(again, fresh=True) if dry_run else _changed(again, catalog, watch)
 
 
 @command(
@@ -243,15 +262,19 @@ def diff(job: str, other: str, catalog: str | None) -> Record:
     "queue_tables.print_clusters",
     click.option("--max-jobs", type=int, metavar="N", help="Let the cluster run N jobs at once."),
     address_option,
+    dry_run_option,
     catalog_options,
     nothing="no cluster yet; tintray submit JOB.yaml --address URL makes one known",
     example="queue --max-jobs 4 --address http://head:8265",
 )
-def queue(max_jobs: int | None, address: str | None, catalog: str | None) -> Sequence[Record]:
+def queue(max_jobs: int | None, catalog: str | None, dry_run: bool, **options: Any) -> Any:
     """Show how many jobs run and wait on each cluster.
 
     With --max-jobs, let one run another number of them at once.
     """
     if max_jobs is not None:
-        submission.set_limit(max_jobs, address=address, catalog=catalog)
+        cluster = submission.set_limit(max_jobs, catalog=catalog, dry_run=dry_run, **options)
+        if dry_run:
+            text = f"{cluster} would run {max_jobs} jobs at once"
+            return rehearsed(text, cluster=cluster, max_jobs=max_jobs)
     return views.list_clusters(catalog=catalog)

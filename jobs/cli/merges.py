@@ -26,6 +26,7 @@ from tintray.jobs.cli.options import (
     merge_argument,
     path_option,
     place_options,
+    rehearsed,
     signed_option,
 )
 
@@ -101,12 +102,15 @@ def evaluate(merge: str, **options: Any) -> Record:
         "[default: average,task_arithmetic].",
     ),
     path_option("--plot", metavar="FILE", help="Draw the comparison too, as .png, .svg or .pdf."),
+    dry_run_option,
     place_options,
     factory_option,
     watched=True,
     example="compare ten-scripts --methods all --plot methods.svg",
 )
-def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) -> Record:
+def compare(
+    merge: str, methods: str | None, plot: Path | None, dry_run: bool, **options: Any
+) -> Any:
     """Put MERGE beside its experts and other merging methods.
 
     All are measured on the same data; a method with a scale at the one that agrees best with the
@@ -117,6 +121,10 @@ def compare(merge: str, methods: str | None, plot: Path | None, **options: Any) 
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     if plot is not None:
         check_plot(plot)
+    if dry_run:
+        found, others = api.check_compare(merge, methods=names, **options)
+        text = f"{found} can be compared with {', '.join(others)}"
+        return rehearsed(text, merge=found, methods=others)
     table = api.compare(merge, methods=names, **options)
     if plot is not None:
         plot_comparison(table, plot)
@@ -185,8 +193,8 @@ def export(
     if dry_run:
         found = api.check_export(merge, task, directory, **places)
         what = f"{found.name}/{found.version}" + (f", task {task}," if task else "")
-        text = f"{what} can be written to {directory}; nothing was (--dry-run)"
-        return Answer({"merge": f"{found.name}/{found.version}", "path": None}, text=text)
+        merge = f"{found.name}/{found.version}"
+        return rehearsed(f"{what} can be written to {directory}", merge=merge, path=None)
     if peft or onnx:
         form = "peft" if peft else "onnx"
         return api.export_for_servers(merge, form, directory, task=task, rank=rank, **places)
@@ -333,23 +341,26 @@ def rollback(merge: str, to: str | None, dry_run: bool, **places: Any) -> Any:
     """
     if dry_run:
         now, before = rolling_back.way_back(merge, to, **places)
-        return Answer(
-            {"merge": now, "to": before}, text=f"what {before} is would follow {now} as the newest"
-        )
+        text = f"what {before} is would follow {now} as the newest"
+        return rehearsed(text, merge=now, to=before)
     return rolling_back.rollback(merge, to, **places)
 
 
 @command(
-    *("tables.print_summary", *_of_merge, signed_option),
+    *("tables.print_summary", merge_argument, dry_run_option, place_options, signed_option),
     watched=True,
     example="add-router ten-scripts/v1",
 )
-def add_router(merge: str, **options: Any) -> Record:
+def add_router(merge: str, dry_run: bool, **options: Any) -> Any:
     """Publish a child of MERGE that routes examples to tasks.
 
     For merges that were made without (by an earlier version, or with route: false). It reads the
     pools of the tasks; nothing else changes.
     """
+    if dry_run:
+        parent, size = adding.rehearse(merge, **options)
+        text = f"a child of {parent} that routes can be published, with {size:,} bytes more"
+        return rehearsed(text, merge=parent, bytes=size)
     return adding.add_router(merge, **options)
 
 

@@ -19,6 +19,7 @@ from tintray.jobs.cli.options import (
     job_argument,
     path_argument,
     path_option,
+    rehearsed,
     set_option,
 )
 
@@ -69,11 +70,13 @@ def run(
 
     if from_mergekit is not None or output is not None or memory is not None:
         of_job = job is not None or overrides or RECIPE in click.get_current_context().meta
-        if from_mergekit is None or output is None or of_job or dry_run:
+        if from_mergekit is None or output is None or of_job:
             raise click.UsageError(
                 "--from-mergekit FILE goes with --output DIR, without JOB.yaml and its options"
             )
-        return api.compose(from_mergekit, output, memory=memory or "4GiB", **options)
+        options["memory"] = memory or "4GiB"
+        made = api.compose(from_mergekit, output, dry_run=dry_run, **options)
+        return rehearsed(f"{made} can be written", path=None) if dry_run else made
     if job is None:
         raise click.UsageError("Missing argument 'JOB.yaml'.")
     if dry_run:
@@ -192,9 +195,7 @@ def merge(
     from tintray.jobs import api
 
     made = api.merge_checkpoints(base, experts, output, dry_run=dry_run, **options)
-    if dry_run:
-        return Answer({"path": None}, text=f"{made} can be written; nothing was (--dry-run)")
-    return made
+    return rehearsed(f"{made} can be written", path=None) if dry_run else made
 
 
 @command(

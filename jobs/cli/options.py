@@ -223,6 +223,11 @@ class Answer:
     text: str | None = None
 
 
+def rehearsed(text: str, **facts: Any) -> Answer:
+    """What ``--dry-run`` answers: what would be done, and that nothing was."""
+    return Answer(facts, text=f"{text}; nothing was (--dry-run)")
+
+
 def command(
     table: str,
     *options: Callable[[Any], Any],

@@ -18,6 +18,7 @@ from tintray.jobs.cli.options import (
     flag,
     help_text,
     place_options,
+    rehearsed,
 )
 
 if TYPE_CHECKING:
@@ -68,15 +69,20 @@ def verify(**options: Any) -> Answer:
     "upkeep_tables.print_pin",
     click.argument("sha256", metavar="SHA256"),
     flag("--remove", help="Let go of it again."),
+    dry_run_option,
     place_options,
     example="artifacts pin 3f9a2c41d07b",
 )
-def pin(sha256: str, remove: bool, catalog: str, **_: Any) -> Record:
+def pin(sha256: str, remove: bool, catalog: str, dry_run: bool, **_: Any) -> Any:
     """Keep an artifact from being collected, whoever needs it.
 
     SHA256 may be cut short, as long as one artifact alone begins so.
     """
-    return stores.pin(sha256, catalog=catalog, pinned=not remove)
+    line = stores.pin(sha256, catalog=catalog, pinned=not remove, dry_run=dry_run)
+    if dry_run:
+        what = "let go of" if remove else "pinned"
+        return rehearsed(f"{line.sha256} ({line.kind}) can be {what}", sha256=line.sha256)
+    return line
 
 
 artifacts = _group(

@@ -13,11 +13,13 @@ from tintray.jobs.cli.options import (
     Answer,
     Later,
     command,
+    dry_run_option,
     factory_option,
     flag,
     merge_argument,
     path_option,
     place_options,
+    rehearsed,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ else:
         help="The form of it [default: as FILE ends, else html].",
     ),
     flag("--measure", help="Measure averaging, task arithmetic and conflicts first."),
+    dry_run_option,
     place_options,
     factory_option,
     watched=True,
@@ -58,6 +61,8 @@ def report(merge: str, output: Path | None, form: str | None, **options: Any) ->
     ending = "" if output is None else output.suffix.lstrip(".").lower()
     chosen = form or (ending if ending in ("md", "json") else "html")
     found = writing.write_report(merge, output, form=chosen, **options)
+    if options["dry_run"]:
+        return rehearsed(f"the report of {merge} can be written to {found}", path=None)
     if isinstance(found, Path):
         return found
     return Answer({"report": found}, text=found.rstrip("\n"))

@@ -96,12 +96,14 @@ def resume(
     address: str | None = None,
     on_event: OnEvent | None = None,
     fresh: bool = False,
+    dry_run: bool = False,
 ) -> JobStatus:
     """Let a job that failed, was cancelled or was lost go on from its last checkpoint.
 
     If ``fresh`` it starts over from its first round, and its checkpoints are dropped. It waits for
     its cluster, or the one at ``address``; a job that was run without one goes on in this process,
-    and the call returns when it is over.
+    and the call returns when it is over. With ``dry_run`` it stays as it is, and is answered with
+    the cluster that it would wait for.
 
     Raises ``InputError``: the job waits or runs already, or has succeeded; or the cluster does not
     answer.
@@ -121,12 +123,14 @@ def resume(
             RayJobs(cluster, confirmed=address is not None).check_versions()
         reason = "started over" if fresh else "resumed"
         try:
-            known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh)
+            known.queue.requeue(job_id, reason, cluster=cluster, fresh=fresh, dry_run=dry_run)
         except LeaseHeldError as error:
             raise InputError(str(error)) from error
         except StateConflictError as error:
             only = "only a job that failed, was cancelled or was lost can go on"
             raise InputError(f"{error}; {only}") from error
+        if dry_run:
+            return replace(status_of(known, job_id), cluster=cluster)
         if fresh:
             _discard(known, job_id)
         if cluster is not None:
@@ -140,12 +144,17 @@ def resume(
 
 
 def cancel(
-    job: str, *, catalog: str | None = None, wait: bool = True, discard: bool = False
+    job: str,
+    *,
+    catalog: str | None = None,
+    wait: bool = True,
+    discard: bool = False,
+    dry_run: bool = False,
 ) -> JobStatus:
     """Stop a job: one that waits or was lost at once, one that runs at the end of its round.
 
     Its last checkpoint is kept, so that it can be resumed, unless it is to be ``discard``-ed. With
-    ``wait`` the call returns when the job has stopped.
+    ``wait`` the call returns when the job has stopped; with ``dry_run`` at once, and nothing is.
 
     Raises ``InputError``: the job is over already (and has no checkpoint to discard).
     """
@@ -154,11 +163,13 @@ def cancel(
         if discard and not wait:
             raise SpecError("--discard: expected it without --no-wait: it needs the job to be over")
         try:
-            state = known.queue.request_stop(job_id, "cancelled on request")
+            state = known.queue.request_stop(job_id, "cancelled on request", dry_run=dry_run)
         except StateConflictError as error:
             if not (discard and known.checkpoints.of(job_id)):
                 raise InputError(f"{error}: there is nothing to cancel") from error
             state = known.jobs.get(job_id).state
+        if dry_run:
+            return status_of(known, job_id)
         if wait and not state.terminal:
             _until_stopped(known, job_id)
         if discard:
@@ -166,15 +177,23 @@ def cancel(
         return status_of(known, job_id)
 
 
-def set_limit(max_jobs: int, *, address: str | None = None, catalog: str | None = None) -> None:
-    """Let a cluster run this many jobs at once, from now on."""
+def set_limit(
+    max_jobs: int,
+    *,
+    address: str | None = None,
+    catalog: str | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Let a cluster run this many jobs at once, from now on; its address."""
     if not 1 <= max_jobs <= MOST_JOBS:
         raise SpecError(f"--max-jobs: expected 1 to {MOST_JOBS:,}, found {max_jobs}")
     with opened(catalog) as (known, url):
         cluster = _cluster(chosen_address(address, None))
-        known.queue.set_limit(cluster, max_jobs)
-        with suppress(ClusterError):  # whoever watches a job that waits hands it over
-            dispatch(known, url, cluster, confirmed=address is not None)
+        if not dry_run:
+            known.queue.set_limit(cluster, max_jobs)
+            with suppress(ClusterError):  # whoever watches a job that waits hands it over
+                dispatch(known, url, cluster, confirmed=address is not None)
+        return cluster
 
 
 # Entering

@@ -85,9 +85,12 @@ def compose(
     seed: int = 0,
     memory: str = "4GiB",
     shard: str = "5GB",
+    dry_run: bool = False,
     on_event: OnEvent | None = None,
 ) -> Path:
     """Merge whole models as the mergekit file ``file`` says, out of core, into ``output``.
+
+    With ``dry_run`` all of it is checked, and nothing written.
 
     Raises InputError if anything that was given cannot be used; nothing is written then.
     """
@@ -116,6 +119,9 @@ def compose(
         }
         beside["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
         composing = Composing(files, planned, composition.blend, memory=bound, seed=seed)
+        if dry_run:
+            check_new(Path(output))
+            return Path(output)
         writing.write_folder(
             [tensor.info for tensor in planned],
             composing.pieces(),

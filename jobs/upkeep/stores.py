@@ -129,7 +129,9 @@ def _users_of(key: str, users: dict[str, set[str]]) -> list[str]:
     return [f"merge {parts[1]}/{parts[2]}"] if parts[0] == "merges" else []
 
 
-def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> ArtifactLine:
+def pin(
+    sha256: str, *, catalog: str | None = None, pinned: bool = True, dry_run: bool = False
+) -> ArtifactLine:
     """Keep an artifact, named by the first digits of its hash, from gc; or no longer.
 
     Raises ``NotFoundError``, ``InputError`` if no artifact, or more than one, begins so.
@@ -149,7 +151,8 @@ def pin(sha256: str, *, catalog: str | None = None, pinned: bool = True) -> Arti
                 f"there is no artifact that begins with '{sha256}' in the catalog {known.url}; "
                 "`tintray artifacts ls` lists them"
             )
-        known.artifacts.pin(found[0].sha256, pinned)
+        if not dry_run:
+            known.artifacts.pin(found[0].sha256, pinned)
         users = known.artifacts.users(found[0].sha256).get(found[0].sha256, set())
         return _line(found[0], users, True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tintray.errors import InputError, StorageError
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.engine.finding import locate
+from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.watching import measuring
 from tintray.jobs.watching.markdown import markdown
@@ -30,6 +30,7 @@ def write_report(
     *,
     form: str = "html",
     measure: bool = False,
+    dry_run: bool = False,
     store: str | None = None,
     catalog: str | None = None,
     on_event: OnEvent | None = None,
@@ -37,7 +38,8 @@ def write_report(
     """Write a merge's report to ``output``; its path, or its text where it has none.
 
     A page without an ``output`` is named after the merge, in the current folder. What lies there is
-    replaced. With ``measure``, averaging, task arithmetic and conflicts are measured first.
+    replaced. With ``measure``, averaging, task arithmetic and conflicts are measured first. With
+    ``dry_run`` nothing is measured or written, and the text is where it would go.
 
     Raises InputError where it cannot be written, before anything is measured.
     """
@@ -47,16 +49,19 @@ def write_report(
         _check(output)
     store, catalog = chosen(store, catalog)
     url = locate(merge, catalog)
+    manifest = load_merge(url).manifest
+    if output is None and form == "html":
+        output = Path(f"{manifest.name}-v{manifest.version}.html")
+        _check(output)
+    if dry_run:
+        return "standard output" if output is None else str(output.absolute())
     if measure:
         measuring.everything(url, store, catalog, on_event or ignore)
-    found = report(url, store=store, catalog=catalog)
-    written = FORMS[form](found)
-    if output is None and form != "html":
+    written = FORMS[form](report(url, store=store, catalog=catalog))
+    if output is None:
         return written
-    path = (output or Path(f"{found.merge.name}-{found.merge.version}.html")).absolute()
-    _check(path)
-    _replace(path, written)
-    return path
+    _replace(output.absolute(), written)
+    return output.absolute()
 
 
 def _check(path: Path) -> None:

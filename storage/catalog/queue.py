@@ -98,13 +98,19 @@ class Queue(Repository):
                 insert_or_replace(session, Cluster, [row], ["address"])
 
     def requeue(
-        self, job_id: str, reason: str, *, cluster: str | None, fresh: bool = False
+        self,
+        job_id: str,
+        reason: str,
+        *,
+        cluster: str | None,
+        fresh: bool = False,
+        dry_run: bool = False,
     ) -> None:
         """Let a job that failed, was cancelled or was lost wait for ``cluster`` again.
 
         Whoever still works on it without knowing that it was lost is shut out. What is known of
-        its rounds is forgotten if it is to start ``fresh``. Raises
-        ``LeaseHeldError`` if somebody works on it, and
+        its rounds is forgotten if it is to start ``fresh``. With ``dry_run`` all is done, and
+        undone. Raises ``LeaseHeldError`` if somebody works on it, and
         ``StateConflictError`` if it waits already or has succeeded.
         """
         with self._write() as session:
@@ -123,6 +129,8 @@ class Queue(Repository):
             job.stop_at, job.stop_reason = None, None
             if fresh:
                 session.execute(sa.delete(Round).where(Round.job_id == job_id))
+            if dry_run:
+                session.rollback()
 
     # Handing over
 
@@ -186,10 +194,11 @@ class Queue(Repository):
 
     # Stopping
 
-    def request_stop(self, job_id: str, reason: str) -> JobState:
+    def request_stop(self, job_id: str, reason: str, *, dry_run: bool = False) -> JobState:
         """Ask whoever works on a job to stop; one that nobody works on is cancelled at once.
 
-        Returns the state that it is in by then. Raises ``StateConflictError`` if it is over.
+        Returns the state that it is in by then; with ``dry_run`` it is not. Raises
+        ``StateConflictError`` if it is over.
         """
         with self._write() as session:
             lease, job, now = _locked(session, job_id)
@@ -198,7 +207,10 @@ class Queue(Repository):
             job.stop_at, job.stop_reason = job.stop_at or now, redact(reason)
             if not _held(lease, now):
                 change_state(session, job, JobState.CANCELLED, reason, now)
-            return job.state
+            state = job.state
+            if dry_run:
+                session.rollback()
+            return state
 
     def stop_requested(self, job_id: str) -> str | None:
         """Why a job was asked to stop, if it was."""

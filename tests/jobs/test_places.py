@@ -12,6 +12,13 @@ from tests.answers import COMMANDS, call
 from tests.fake_head import fake_head
 from tests.tiny_zoo import TinyZoo
 
+READS = {
+    *("plan", "validate", "fields", "methods", "list", "show", "eval", "conflicts", "check"),
+    *("history", "diff-merges", "ps", "status", "watch", "logs", "wait", "diff", "doctor"),
+    *("artifacts ls", "artifacts verify", "gc", "db check", "completion", "version"),
+}
+"""Commands that write nothing that was not there but for what they remember, or (gc) unless told.
+Serving is not rehearsed either."""
 NAMES_A_JOB = {"JOB", "JOB.yaml", "[JOB.yaml]", "MERGE", "[MERGE]", "NAME[@ALIAS]"}
 
 
@@ -22,6 +29,13 @@ def test_whoever_names_a_job_or_a_merge_may_say_where_it_is(words: str) -> None:
     options = {name for one in command.params for name in one.opts}
     if arguments & NAMES_A_JOB or words in ("ps", "list", "queue"):
         assert {"--store", "--catalog"} <= options
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if not words.startswith("serve")])
+def test_whatever_writes_can_be_rehearsed(words: str) -> None:
+    if not isinstance(COMMANDS[words], click.Group):
+        rehearsed = any("--dry-run" in one.opts for one in COMMANDS[words].params)
+        assert rehearsed != (words in READS)
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -85,6 +99,12 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         "{name: five, expert: zoo/five, pool: {path: zoo/five.npz}}"
     )
     assert call("new-key", "key").code == 0
+    (tmp_path / "ties.yml").write_text(
+        "{merge_method: linear, models: [{model: zoo/five, parameters: {weight: 1}}]}"
+    )
+    monkeypatch.setenv("TINTRAY_ADDRESS", "http://127.0.0.1:8265")
+    lost = call("ps", "--store", "store", "--json").document[0]["id"]
+    pinned = call("artifacts", "ls", "--store", "store", "--json").document[0]["sha256"]
     before = contents(tmp_path)
     for words, said in {
         f"run {job} --dry-run": "everything it refers to holds",
@@ -104,11 +124,19 @@ def test_a_rehearsal_of_any_command_writes_nothing(
         "db upgrade --store new --dry-run": "would be created",
         "alias tiny@production v1 --store store --dry-run": "tiny/v1",
         "new zoo/two --base zoo/base --no-check --dry-run": "yaml-language-server",
+        "run --from-mergekit ties.yml --output new --dry-run": "new can be written",
+        "report tiny --store store --dry-run": f"can be written to {tmp_path}/tiny-v2.html",
+        "report tiny --store store --format md --dry-run": "can be written to standard output",
+        "compare tiny --store store --plot a.svg --dry-run": "with average, task_arithmetic",
+        "add-router tiny --store store --dry-run": "a child of tiny/v2 that routes",
+        f"artifacts pin {pinned} --store store --dry-run": "can be pinned",
+        "queue --max-jobs 3 --store store --dry-run": "http://127.0.0.1:8265 would run 3 jobs",
     }.items():
         found = call(*words.split())
         assert found.code == 0 and said in found.out, found.err
         assert contents(tmp_path) == before, words
     assert not (tmp_path / "fresh").exists() and not (tmp_path / "new").exists()
+    assert "is succeeded" in call("cancel", lost, "--store", "store", "--dry-run").sentence
     taken = ("export", "tiny", "zoo", "--store", "store", "--dry-run")
     assert "is not empty" in call(*taken).sentence
     assert "did you mean 'two'" in call(*taken, "--task", "twoo").sentence

@@ -230,10 +230,15 @@ def test_jobs_are_found_by_what_people_type() -> None:
 def test_a_job_that_waits_is_cancelled_at_once_and_resumed() -> None:
     with fake_head() as (address, submitted):
         job = call("submit", "job.yaml", "--address", address, "--json").document["id"]
+        assert "(queued) would be stopped; nothing was" in call("cancel", job, "--dry-run").out
+        known = call("status", job, "--json").document
+        assert "handed over at" in known["waits"]
+        assert known["waits"] == call("ps", "--json").document[0]["waits"]
         assert call("cancel", job, "--json").document["state"] == "cancelled"
         said = f"job {job} is cancelled (cancelled on request): there is nothing to cancel"
         assert said in call("cancel", job).sentence
         assert call("wait", job).code == 3
+        assert f"round, when it is next at {address}" in call("resume", job, "--dry-run").out
         assert call("resume", job).code == 0
         assert f"job {job} is queued (resumed)" in call("resume", job).sentence
     assert [request["submission_id"] for request in submitted] == [f"{job}-1", f"{job}-3"]
@@ -293,6 +298,14 @@ def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: P
     assert found.reason == "nobody works on it; it was fitting"
     assert [line.id for line in tintray.list_jobs(catalog=catalog, states=["lost"])] == [job]
     assert lost.wait().state == "lost"
+    for words, said in {
+        "cancel --discard": f"{job} (lost) would be stopped and have its checkpoint after round 2 "
+        "deleted; nothing was",
+        "resume": f"{job} would go on after round 2, here",
+        "retry": f"{job} would go on from its first round, without its checkpoints, here",
+    }.items():
+        assert said in call(*words.split(), job, "--dry-run").out
+    assert lost.status() == found
     cancelled = lost.cancel(discard=True)
     assert (cancelled.state, cancelled.checkpoint) == ("cancelled", None)
     assert list((tmp_path / "store").glob("merges/*")) == []
