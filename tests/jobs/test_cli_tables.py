@@ -169,9 +169,9 @@ def test_moments_are_in_the_zone_of_whoever_reads(
 def test_listing_has_a_line_for_each_merge() -> None:
     bare = MergeListing("old", "v1", "/x", "2026-01-02T03:04:05+00:00")
     new = dataclasses.replace(bare, name="new", tasks=8, average=0.5, method="ties")
-    table = text(print_listing, [bare, new])
-    assert " ".join(row(table, "old/v1")) == "old/v1 2026-01-02 03:04:05 - - - - - -"
-    assert " ".join(row(table, "new/v1")) == "new/v1 2026-01-02 03:04:05 ties - 8 50.0 % - -"
+    table, at = text(print_listing, [bare, new]), moment(bare.created)
+    assert " ".join(row(table, "old/v1")) == f"old/v1 {at} - - - - - -"
+    assert " ".join(row(table, "new/v1")) == f"new/v1 {at} ties - 8 50.0 % - -"
 
 
 def test_validation_tells_sizes_and_notices() -> None:

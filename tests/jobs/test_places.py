@@ -16,9 +16,10 @@ READS = {
     *("plan", "validate", "fields", "methods", "list", "show", "eval", "conflicts", "check"),
     *("history", "diff-merges", "ps", "status", "watch", "logs", "wait", "diff", "doctor"),
     *("artifacts ls", "artifacts verify", "gc", "db check", "completion", "version"),
+    *("new-key", "monitor", "explain"),
 }
-"""Commands that write nothing that was not there but for what they remember, or (gc) unless told.
-Serving is not rehearsed either."""
+"""Commands that write nothing but what they remember, or (gc) unless told, or (new-key) files that
+were not there. Serving is not rehearsed either."""
 NAMES_A_JOB = {"JOB", "JOB.yaml", "[JOB.yaml]", "MERGE", "[MERGE]", "NAME[@ALIAS]"}
 
 
