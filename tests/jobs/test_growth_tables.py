@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from tintray.jobs.cli.growth_tables import print_history, print_merge_difference
+from tintray.jobs.display.times import moment
 from tintray.jobs.runs.history import Version
 from tintray.jobs.runs.merge_difference import LayerDifference, MergeDifference, TaskDifference
 
 
 def shown(write: Any, found: object) -> list[str]:
     text = io.StringIO()
-    write(found, Console(file=text, width=100))
+    write(found, Console(file=text, width=110))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -25,12 +26,12 @@ def test_each_version_stands_below_the_one_it_grew_from() -> None:
     second = replace(child, changed=[f"t{n}" for n in range(20)])
     branch = replace(first, ref="m/v3", parent="m/v1", operation="remove", changed=["a"], tasks=1)
     gone = replace(first, ref="m/v4", parent="m/v3", operation="rollback", removed=True)
+    at = moment(first.created, "minutes")
     assert shown(print_history, [first, second, branch, gone]) == [
-        "m/v1  merged  2 tasks, 90.0 % of the experts, 2026-01-02 03:04",
-        "├── m/v2  add t0, t1, t2, t3 and 16 more (tint)  22 tasks, 90.0 % of the experts, "
-        "2026-01-02 03:04",
-        "└── m/v3  remove a  1 task, 90.0 % of the experts, 2026-01-02 03:04  newest",
-        "    └── m/v4  rollback  2 tasks, 90.0 % of the experts, 2026-01-02 03:04, removed",
+        f"m/v1  merged  2 tasks, 90.0 % of the experts, {at}",
+        f"├── m/v2  add t0, t1, t2, t3 and 16 more (tint)  22 tasks, 90.0 % of the experts, {at}",
+        f"└── m/v3  remove a  1 task, 90.0 % of the experts, {at}  newest",
+        f"    └── m/v4  rollback  2 tasks, 90.0 % of the experts, {at}, removed",
     ]
 
 
