@@ -1,23 +1,33 @@
-"""A gate before a server: what goes through it can be cut off, and let through again."""
+"""A gate before a server: what goes through it can be cut off, slowed down and altered."""
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Self
 
 
 class Gate:
-    """Forwards TCP from ``port`` of this machine to a server, while it is open."""
+    """Forwards TCP from ``port`` of this machine to a server, while it is open.
 
-    def __init__(self, host: str, port: int) -> None:
+    ``seed`` decides which bytes are altered while it is ``corrupt``.
+    """
+
+    def __init__(self, host: str, port: int, seed: int = 0) -> None:
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open = threading.Event()
         self._open.set()
         self._ends: list[socket.socket] = []
+        self._random = random.Random(seed)
+        self.pace = 0.0
+        """Seconds that every piece of at most 64 KiB is held back."""
+        self.corrupt = 0.0
+        """The share of pieces in which a byte is altered."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -30,7 +40,11 @@ class Gate:
     def shut(self) -> None:
         """Cut all connections, and refuse new ones."""
         self._open.clear()
-        for end in self._ends:
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut all connections; new ones go through."""
+        for end in self._ends[:]:
             _close(end)
         self._ends.clear()
 
@@ -42,20 +56,36 @@ class Gate:
         with suppress(OSError):  # the listener is closed
             while True:
                 near, _ = self._listener.accept()
-                if not self._open.is_set():
-                    _close(near)
-                    continue
-                far = socket.create_connection(self._target)
-                self._ends += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=_copy, args=(one, other), daemon=True).start()
+                threading.Thread(target=self._connect, args=(near,), daemon=True).start()
 
+    def _connect(self, near: socket.socket) -> None:
+        try:
+            if not self._open.is_set():
+                raise ConnectionRefusedError
+            far = socket.create_connection(self._target)
+        except OSError:  # the server is away
+            _close(near)
+            return
+        self._ends += [near, far]
+        for one, other in ((near, far), (far, near)):
+            threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
 
-def _copy(one: socket.socket, other: socket.socket) -> None:
-    with suppress(OSError):
-        while data := one.recv(1 << 16):
-            other.sendall(data)
-    _close(other)
+    def _copy(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                time.sleep(self.pace)
+                if self.corrupt and self._random.random() < self.corrupt:
+                    data = self._altered(data)
+                other.sendall(data)
+        for end in (one, other):
+            _close(end)
+            with suppress(ValueError):
+                self._ends.remove(end)
+
+    def _altered(self, data: bytes) -> bytes:
+        changed = bytearray(data)
+        changed[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
+        return bytes(changed)
 
 
 def _close(end: socket.socket) -> None:

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tintray.jobs.config.job_file import JobSpec
-    from tintray.jobs.queue import differences, following, ray_jobs, submission, views
+    from tintray.jobs.queue import differences, following, handover, ray_jobs, submission, views
     from tintray.jobs.queue.views import JobStatus
     from tintray.jobs.results import Record
 else:
     differences, following = Later("queue.differences"), Later("queue.following")
+    handover = Later("queue.handover")
     ray_jobs, submission, views = map(Later, ("queue.ray_jobs", "queue.submission", "queue.views"))
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": 4}
@@ -261,20 +262,27 @@ def diff(job: str, other: str, catalog: str | None) -> Record:
 @command(
     "queue_tables.print_clusters",
     click.option("--max-jobs", type=int, metavar="N", help="Let the cluster run N jobs at once."),
+    flag("--tend", help="Stay, and hand over jobs that wait or were lost every few seconds."),
     address_option,
     dry_run_option,
     catalog_options,
     nothing="no cluster yet; tintray submit JOB.yaml --address URL makes one known",
     example="queue --max-jobs 4 --address http://head:8265",
 )
-def queue(max_jobs: int | None, catalog: str | None, dry_run: bool, **options: Any) -> Any:
+def queue(
+    max_jobs: int | None, tend: bool, catalog: str | None, dry_run: bool, **options: Any
+) -> Any:
     """Show how many jobs run and wait on each cluster.
 
-    With --max-jobs, let one run another number of them at once.
+    With --max-jobs, let one run another number of them at once. With --tend it is a service: one
+    that runs on the head, or anywhere, starts lost jobs again though nobody looks.
     """
     if max_jobs is not None:
         cluster = submission.set_limit(max_jobs, catalog=catalog, dry_run=dry_run, **options)
         if dry_run:
             text = f"{cluster} would run {max_jobs} jobs at once"
             return rehearsed(text, cluster=cluster, max_jobs=max_jobs)
+    if tend:
+        with views.opened(catalog) as (known, url):
+            handover.tend(known, url, say)
     return views.list_clusters(catalog=catalog)

@@ -52,6 +52,7 @@ def print_status(job: JobStatus, console: Console) -> None:
         "merge": job.merge or "",
         "worked on by": job.owner or "",
         "cluster": "" if job.cluster is None else f"{job.cluster}, attempt {job.attempt}",
+        "went on": f"{job.restarts} of {job.max_restarts} times" if job.restarts else "",
         "key": job.key or "",
         "priority": str(job.priority),
         "store": job.store,

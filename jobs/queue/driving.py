@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tintray.errors import NotFoundError, TintrayError
@@ -9,7 +10,10 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.settings import CATALOG_VARIABLE, default_catalog, default_store
 from tintray.jobs.display.progress import PlainProgress
+from tintray.jobs.events import Event, OnEvent
 from tintray.jobs.runs.job_run import JobRun
+from tintray.jobs.runs.recovery import Recovery
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 
@@ -29,22 +33,40 @@ def main() -> int:
 
 def drive(job_id: str, attempt: int) -> int:
     """Run a job that was handed over; 0 also if it is no longer for this attempt to run."""
-    catalog, url = open_catalog()
+    patience = Recovery(restarts=1)
+    catalog, url = patience.until_there(open_catalog)
     with catalog:
-        row = catalog.queue.find(job_id)
+        row = patience.until_there(lambda: catalog.queue.find(job_id))
         if row.state is not JobState.QUEUED or row.attempt != attempt:
             print(f"nothing to do: job {job_id} is {row.state}, by attempt {row.attempt}")
             return 0
         spec = recorded(catalog, job_id, url)
+        progress = _unheard(PlainProgress(sys.stdout))
+        run = patience.until_there(lambda: JobRun(job_id, catalog, progress, queued=True))
         if spec.cluster.workers != 0:  # the cluster that this process was started on
-            spec = spec.changed(cluster={"address": "auto"})
-        run = JobRun(job_id, catalog, PlainProgress(sys.stdout))
+            # One that has lost a driver may have lost room too.
+            lost = {"workers": "auto"} if run.recovered else {}
+            spec = spec.changed(cluster={"address": "auto", **lost})
         with run.running():
+            store = open_store(spec.store)
+            patience.until_there(store.check_writable, run.stopper.check)
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
             from tintray.jobs.runs.run import carry_on
 
             carry_on(run, spec)
     return 0
+
+
+def _unheard(progress: OnEvent) -> OnEvent:
+    """The same, but that a reader which is gone (its parent was killed) does not end the job."""
+
+    def tell(event: Event) -> None:
+        try:
+            progress(event)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return tell
 
 
 def recorded(catalog: Catalog, job_id: str, url: str) -> JobSpec:

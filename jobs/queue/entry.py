@@ -47,13 +47,14 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     from tintray.errors import TintrayError
     from tintray.jobs.queue.driving import open_catalog
     from tintray.jobs.queue.handover import LOG, dispatch
+    from tintray.jobs.runs.recovery import Recovery
     from tintray.storage.artifacts.blobs import put_blob
     from tintray.storage.artifacts.store import open_store
     from tintray.storage.catalog.artifacts import KnownArtifact
     from tintray.storage.catalog.queue import Claim
 
     try:
-        catalog, url = open_catalog()
+        catalog, url = Recovery(restarts=1).until_there(open_catalog)
     except TintrayError as error:  # the driver has said so too; nothing can be noted anywhere
         print(f"error: {error}", flush=True)
         return
@@ -66,8 +67,10 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
                 why = "out of memory, or by somebody" if killed else "see its log"
                 ended = f"its driver was ended by {signal.Signals(-code).name} ({why})"
                 catalog.queue.mark_dead(claim, ended)
-            elif code > 0:
-                catalog.queue.fail_unstarted(claim, f"its driver ended before it began: {last}")
+            elif code > 0 and not catalog.queue.fail_unstarted(
+                claim, f"its driver ended before it began: {last}"
+            ):
+                catalog.queue.mark_dead(claim, f"its driver ended and could not say why ({last})")
         with _warned():
             ref = put_blob(open_store(catalog.jobs.get(job_id).store_url), log.encode())
             catalog.artifacts.record([KnownArtifact(ref, LOG, {"job": job_id})], job_id=job_id)

@@ -38,14 +38,15 @@ def logs(job: str, *, catalog: str | None = None, follow: bool = False) -> Itera
         shown = 0
         while True:
             row = known.queue.find(job_id)
-            over = row.state.terminal or row.lost
+            over = row.state.terminal or (row.lost and not _tend(known, url, row))
             text = _log(known, row)
             if len(text) > shown:
                 yield text[shown:]
                 shown = len(text)
             if over or not follow:
                 return
-            _tend(known, url, row)
+            if not row.lost:
+                _tend(known, url, row)
             time.sleep(2 * POLL)
 
 
@@ -56,7 +57,7 @@ def watch(
     timeout: float | None = None,
     on_event: OnEvent | None = None,
 ) -> JobStatus:
-    """Follow a job until it is over or lost, telling ``on_event`` what happens; its status then.
+    """Follow a job until it is over or lost for good, telling ``on_event``; its status then.
 
     Raises ``TimedOutError``: it is neither after ``timeout`` seconds.
     """
@@ -68,14 +69,14 @@ def watch(
         while True:
             row = known.queue.find(job_id)
             teller.tell(row)
-            if row.state.terminal or row.lost:
+            if row.state.terminal or (row.lost and not _tend(known, url, row)):
                 return status_of(known, job_id)
             if give_up is not None and time.monotonic() > give_up:
                 raise TimedOutError(
                     f"job {job_id} is still {row.state} after {timeout:g} s; "
                     f"`tintray watch {job_id}` follows it"
                 )
-            if time.monotonic() - tended > _TEND_SECONDS:
+            if not row.lost and time.monotonic() - tended > _TEND_SECONDS:
                 _tend(known, url, row)
                 tended = time.monotonic()
             time.sleep(POLL)
@@ -142,13 +143,18 @@ class _Teller:
             self._on_event(RoundDone(row.round, self._rounds, loss, *shares, *rest))
 
 
-def _tend(catalog: Catalog, url: str, row: JobRow) -> None:
-    """Hand over what may go on the cluster of a job that waits; a cluster that is away may be."""
-    if row.cluster is None or row.state is not JobState.QUEUED or row.owner is not None:
-        return
+def _tend(catalog: Catalog, url: str, row: JobRow) -> bool:
+    """Hand over what may go on the cluster of a job that waits or was lost.
+
+    Whether it goes on: not if it was lost and its cluster is away, or its restarts are used up.
+    """
+    waits = row.state is JobState.QUEUED and row.owner is None
+    if row.cluster is None or not (waits or row.lost):
+        return not row.lost
     mark_exited(catalog, row)
     with suppress(ClusterError):
         dispatch(catalog, url, row.cluster)
+    return not catalog.queue.find(row.id).lost
 
 
 def _log(catalog: Catalog, row: JobRow) -> str:

@@ -1,15 +1,18 @@
 """Handing jobs over to their cluster, in the order of its queue.
 
-Nobody runs the queue. Whoever submits, resumes, watches or ends a job calls :func:`dispatch`.
+Nobody runs the queue. Whoever submits, resumes, watches, lists or ends a job calls
+:func:`dispatch`, and :func:`tend` does on and on.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from tintray.errors import ClusterError
+from tintray.errors import ClusterError, TintrayError
 from tintray.jobs.config.settings import (
     ADDRESS_VARIABLE,
     CATALOG_VARIABLE,
@@ -18,7 +21,7 @@ from tintray.jobs.config.settings import (
     setting,
     share_factories,
 )
-from tintray.jobs.queue.ray_jobs import RayJobs
+from tintray.jobs.queue.ray_jobs import TIMEOUT, RayJobs
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.job_list import JobRow
 from tintray.storage.catalog.queue import Claim
@@ -29,23 +32,35 @@ LOG = "log"
 """The kind of the artifact that keeps what a driver said."""
 
 
+_TEND_SECONDS = 5.0
+
+
 def submission_id(job_id: str, attempt: int) -> str:
     """What Ray calls a driver: the job's id, and how often it was handed over."""
     return f"{job_id}-{attempt}"
 
 
 def dispatch(
-    catalog: Catalog, catalog_url: str, cluster: str, *, confirmed: bool = False
+    catalog: Catalog,
+    catalog_url: str,
+    cluster: str,
+    *,
+    confirmed: bool = False,
+    patience: float = TIMEOUT,
 ) -> list[Claim]:
-    """Hand over what may go next to a cluster; returns it.
+    """Hand over what may go next to a cluster; returns it. Jobs that it lost go on there first.
 
     With ``confirmed`` the user has just given the cluster's address: a token may go there.
 
     Raises ``ClusterError``: the cluster does not take a job; it waits again.
     """
     handed = []
+    jobs = RayJobs(cluster, confirmed=confirmed, patience=patience)
+    for gone in catalog.queue.lost(cluster):
+        # A driver that is cut off or stopped, not dead, would keep its workers' CPUs.
+        jobs.stop(submission_id(gone.job_id, gone.attempt))
+        catalog.queue.restart_lost(gone)
     while (claim := catalog.queue.claim(cluster)) is not None:
-        jobs = RayJobs(cluster, confirmed=confirmed)
         name = submission_id(claim.job_id, claim.attempt)
         try:
             # The driver hands over the next job, to the address that was chosen here.
@@ -58,6 +73,29 @@ def dispatch(
         catalog.queue.mark_submitted(claim)
         handed.append(claim)
     return handed
+
+
+def tend(catalog: Catalog, catalog_url: str, say: Callable[[str], None]) -> None:
+    """Hand over what may go next to each cluster, every few seconds, for ever.
+
+    What is in the way, be it a catalog that is away, is told once and tried again.
+    """
+    told: dict[str, str] = {}
+
+    def trying(name: str, work: Callable[..., Iterable[Any]], *args: Any) -> list[Any]:
+        try:
+            found, told[name] = list(work(*args)), ""
+        except TintrayError as error:
+            if told.get(name) != str(error):
+                say(str(error))
+            found, told[name] = [], str(error)
+        return found
+
+    while True:
+        for cluster in trying("the catalog", catalog.queue.clusters):
+            for claim in trying(cluster, dispatch, catalog, catalog_url, cluster):
+                say(f"job {claim.job_id} is handed over to {cluster}")
+        time.sleep(_TEND_SECONDS)
 
 
 def mark_exited(catalog: Catalog, job: JobRow) -> bool:

@@ -80,12 +80,14 @@ class RayJobs:
 
     The token of this machine goes to no address but the configured one, or one that the user has
     ``confirmed``: a job file or a catalog of somebody else may name any. No redirect is followed.
+    ``patience`` are the seconds that it may take to answer.
 
     Every method raises :class:`ClusterError` if the cluster does not answer.
     """
 
-    def __init__(self, address: str, *, confirmed: bool = False) -> None:
+    def __init__(self, address: str, *, confirmed: bool = False, patience: float = TIMEOUT) -> None:
         self.address = jobs_address(address)
+        self._patience = patience
         self.confirmed = confirmed or self.address in _configured()
         # A proxy of the environment is for the web; clusters are near. Ray's client does the same.
         self._opener = build_opener(ProxyHandler({}), _NoRedirect)
@@ -150,7 +152,7 @@ class RayJobs:
         body: Mapping[str, Any] | None = None,
         *,
         missing: bool = False,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         token: bool = True,
     ) -> Any:
         """The JSON object that a cluster answers; with ``missing``, None for what it lacks."""
@@ -160,7 +162,7 @@ class RayJobs:
             headers |= _authorisation()
         request = Request(f"{self.address}{path}", data, headers, method=method)
         try:
-            with self._opener.open(request, timeout=timeout) as answer:
+            with self._opener.open(request, timeout=timeout or self._patience) as answer:
                 return _object(answer.read(_ANSWER_BYTES + 1))
         except HTTPError as error:
             if missing and error.code == 404:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tintray.errors import InputError, SpecError
+from tintray.errors import InputError, SpecError, TintrayError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.display.times import moment
@@ -22,6 +22,7 @@ from tintray.storage.catalog.waiting import QueuePosition, positions, waits
 if TYPE_CHECKING:
     from tintray.storage.catalog.catalog import Catalog
 
+_PATIENCE = 2.0  # seconds that a cluster has to answer whoever only looks
 LOST = "lost"  # how a job is shown that nobody works on although it is not over
 STATES = (*(str(state) for state in JobState), LOST)
 
@@ -80,6 +81,8 @@ class JobStatus(JobLine):
 
     key: str | None = None
     attempt: int = 0  # how often it was handed over to its cluster
+    restarts: int = 0  # how often it went on by itself
+    max_restarts: int = 0  # how often it may
     owner: str | None = None  # who works on it
     stopping: str | None = None  # why it was asked to stop
     loss: float | None = None  # of its last recorded round
@@ -146,6 +149,8 @@ def list_jobs(
 ) -> list[JobLine]:
     """The ``limit`` newest jobs (None: all) and all that are not over, newest first.
 
+    Jobs that a cluster has lost are handed to it again.
+
     ``states`` are JobState texts, or ``"lost"``.
     """
     wanted = None if states is None else _states(states)
@@ -154,9 +159,25 @@ def list_jobs(
     if found is None:
         with opened(catalog) as (known, _):
             found = known.queue.look(look)
+    if any(row.lost and row.cluster for row in found[0]):
+        with opened(catalog) as (known, url):
+            _restart_lost(known, url, found[0])
+            found = known.queue.look(look)
     rows, places = found
     lines = [replace(_line(row), waits=_waits(row, places.get(row.id))) for row in rows]
     return lines if states is None else [line for line in lines if line.state in states]
+
+
+def _restart_lost(catalog: Catalog, url: str, rows: Sequence[JobRow]) -> None:
+    """Whoever looks notices that drivers are gone; a cluster that does not answer at once may be.
+
+    Nor is it in the way that this user may only read.
+    """
+    from tintray.jobs.queue.handover import dispatch
+
+    for cluster in {row.cluster for row in rows if row.lost and row.cluster is not None}:
+        with suppress(TintrayError):
+            dispatch(catalog, url, cluster, patience=_PATIENCE)
 
 
 def _look(execute: Execute, **query: Any) -> tuple[list[JobRow], dict[str, QueuePosition]]:
@@ -170,8 +191,10 @@ def _look(execute: Execute, **query: Any) -> tuple[list[JobRow], dict[str, Queue
 
 def status(job: str, *, catalog: str | None = None) -> JobStatus:
     """All that the catalog knows of a job; right also where its cluster is gone."""
-    with opened(catalog) as (known, _):
-        return status_of(known, resolve(known, job))
+    with opened(catalog) as (known, url):
+        job_id = resolve(known, job)
+        _restart_lost(known, url, [known.queue.find(job_id)])
+        return status_of(known, job_id)
 
 
 def list_clusters(*, catalog: str | None = None) -> list[ClusterLine]:
@@ -183,21 +206,25 @@ def list_clusters(*, catalog: str | None = None) -> list[ClusterLine]:
 
 def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     """As :func:`status`, from an open catalog and an exact id."""
+    from tintray.storage.catalog.jobs import most_restarts
+
     row = catalog.queue.find(job_id)
     checkpoints = catalog.checkpoints.of(job_id)
-    last = catalog.jobs.last_round(job_id)
+    last, job = catalog.jobs.last_round(job_id), catalog.jobs.get(job_id)
     metrics = {} if last is None else last.metrics
     shares = [metrics.get(name, {}) for name in ("agreement", "kept", "held_back")]
     found = JobStatus(
         **{**vars(_line(row)), "waits": _waits(row, catalog.queue.position(row))},
         key=row.key,
         attempt=row.attempt,
+        restarts=len(catalog.jobs.recoveries(job_id)),
+        max_restarts=most_restarts(job),
         owner=row.owner,
         stopping=row.stop_reason if row.stop_at and not row.state.terminal else None,
         loss=metrics.get("loss"),
         checkpoint=checkpoints[0].round if checkpoints else None,
         merge=catalog.merges.of_job(job_id),
-        store=catalog.jobs.get(job_id).store_url,
+        store=job.store_url,
         tasks=[
             TaskLine(task.name, task.kind, *(of.get(task.name) for of in shares))
             for task in catalog.inputs.tasks(job_id)

@@ -47,18 +47,26 @@ def evaluated(score: TaskScore) -> Evaluated:
 class JobRun:
     """One job while it runs; ``with run:`` holds its lease and stops it on request.
 
+    One that was ``queued`` and hears SIGTERM without a request in the catalog is left to be started
+    again: its machine is taken away.
+
     Raises LeaseHeldError if another process works on the job.
     """
 
-    def __init__(self, job_id: str, catalog: Catalog, on_event: OnEvent) -> None:
+    def __init__(
+        self, job_id: str, catalog: Catalog, on_event: OnEvent, *, queued: bool = False
+    ) -> None:
         self.job_id = job_id
         self.catalog = catalog
         self.on_event = on_event
         self.stopper = Stopper()
         self.lease = Heartbeat(catalog, job_id, on_stop=self.stopper.request)
         self.state = JobState.QUEUED
+        self._queued = queued
+        self.recovered = [event.reason for event in catalog.jobs.recoveries(job_id)]
+        """How the job went on by itself before, under drivers that are gone."""
         self.seconds: dict[str, float] = {}
-        self.remarks: list[str] = []
+        self.remarks: list[str] = list(self.recovered)
         """What whoever uses the result should know of it; part of what is published."""
         self._rounds: dict[int, dict[str, Any]] = {}
         self._held_back: dict[str, float] = {}  # agreement there, when it was measured last
@@ -98,6 +106,8 @@ class JobRun:
         self.flush()
         # The catalog may have heard of the last phase although its answer was lost.
         self.state = JobState(self.catalog.jobs.get(self.job_id).state)
+        if self.state is JobState.SUCCEEDED:
+            return
         if self.state.terminal:
             raise StateConflictError(f"job {self.job_id} is {self.state}: it cannot begin again")
         self.move(JobState.PLANNING, reason)
@@ -158,13 +168,26 @@ class JobRun:
                 raise
         except LeaseLostError:  # the job is another owner's, who says how it ends
             raise
-        except (CancelledError, KeyboardInterrupt) as error:
+        except CancelledError as error:
+            if not self._preempted():
+                self._end(JobState.CANCELLED, str(error))
+            raise
+        except KeyboardInterrupt as error:
             self._end(JobState.CANCELLED, str(error) or KEYBOARD)
             raise
         except BaseException as error:
             internal = f"internal error: {type(error).__name__}: {error}"
             self._end(JobState.FAILED, str(error) if isinstance(error, TintrayError) else internal)
             raise
+
+    def _preempted(self) -> bool:
+        if not self._queued:
+            return False
+        try:
+            self.flush()
+            return self.catalog.queue.stop_requested(self.job_id) is None
+        except StorageError:  # whoever starts it again hears of a request
+            return True
 
     def _end(self, state: JobState, reason: str) -> None:
         if self.state.terminal:  # what failed after it was published changes nothing of that

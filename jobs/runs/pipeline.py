@@ -22,6 +22,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend, open_backend
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared
+from tintray.jobs.engine.finding import manifest_of
 from tintray.jobs.engine.fit_checkpoints import delete_blobs
 from tintray.jobs.engine.job_size import object_store_needed
 from tintray.jobs.events import Published
@@ -32,6 +33,7 @@ from tintray.jobs.runs.records import record_checked, record_prepared, remark_on
 from tintray.jobs.runs.recovery import Cause, Recovery, Remedy
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.publish import parse_merge_url
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
@@ -95,9 +97,11 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
     What fails on the way and can be tried again is, as ``tintray.jobs.runs.recovery`` says: from
     the beginning, where what was computed is found again, and the fit at its last checkpoint.
     """
-    recovery = Recovery(plan.spec.cluster.restarts)
+    recovery = Recovery(plan.spec.cluster.restarts, len(run.recovered))
     while True:
         try:
+            if (ref := run.catalog.merges.of_job(run.job_id)) is not None:
+                return _finish(ref, run, store)
             return _execute(plan, run, store)
         except Exception as error:
             run.stopper.check()  # a stop that a library took for a failure of its own
@@ -115,6 +119,19 @@ def _again(run: JobRun, store: ArtifactStore, remedy: Remedy) -> None:
     if remedy.cause == "memory":
         delete_blobs(store, run.catalog.checkpoints.drop(run.job_id, token=run.lease.token))
     run.again(remedy.reason)
+
+
+def _finish(ref: str, run: JobRun, store: ArtifactStore) -> Manifest:
+    """The end of a job that failed when its merge was published already."""
+    manifest = manifest_of(*parse_merge_url(f"{store.url}/merges/{ref}"))
+    _succeed(manifest, run, store)
+    return manifest
+
+
+def _succeed(manifest: Manifest, run: JobRun, store: ArtifactStore) -> None:
+    if run.state is not JobState.SUCCEEDED:
+        run.move(JobState.SUCCEEDED, f"published as {manifest.ref}")
+    delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
 
 
 def _execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
@@ -135,8 +152,7 @@ def _execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest
         remark_on_result(run, outcome)
         with run.phase(JobState.PUBLISHING, f"writing the merge to {store.url}"):
             manifest = publish(outcome, run, store)
-            run.move(JobState.SUCCEEDED, f"published as {manifest.ref}")
-            delete_blobs(store, run.catalog.checkpoints.drop(run.job_id))
+            _succeed(manifest, run, store)
     run.on_event(Published(f"{store.url}/merges/{manifest.ref}"))
     return manifest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tintray.errors import (
     AwayError,
@@ -23,6 +23,8 @@ from tintray.errors import (
     TintrayError,
 )
 from tintray.jobs.engine.resources import is_out_of_memory
+
+Answer = TypeVar("Answer")
 
 Cause = Literal["lost", "memory", "away", "stopped", "input", "bug"]
 """A worker, a node or an object; no memory left; a store or a database; asked to; what was given;
@@ -65,19 +67,22 @@ class Recovery:
     Attributes
     ----------
     restarts
-        How often it may start its members again.
+        How often it may go on by itself.
+    used
+        How often it has, by earlier drivers too.
     away
         Seconds that it may still wait for a store or a database.
     """
 
     restarts: int
+    used: int = 0
     away: float = AWAY_SECONDS
     halved: bool = False
 
     def remedy(self, error: BaseException) -> Remedy | None:
         """What to do now; None if the job is to end with this error."""
         cause, said = cause_of(error), _said(error)
-        if cause in ("stopped", "input", "bug") or self.restarts <= 0:
+        if cause in ("stopped", "input", "bug") or self.used >= self.restarts:
             return None
         if cause == "memory":
             if self.halved:
@@ -90,8 +95,16 @@ class Recovery:
             what = "goes on once it is back"
         else:
             what = "goes on with new workers"
-        self.restarts -= 1
-        return Remedy(cause, f"{said}: the job {what}")
+        self.used += 1
+        return Remedy(cause, f"{said}: the job {what} ({self.used} of {self.restarts})")
+
+    def until_there(
+        self, ask: Callable[[], Answer], check: Callable[[], None] = lambda: None
+    ) -> Answer:
+        """What ``ask`` answers once it raises no AwayError; see ``wait``."""
+        found: list[Answer] = []
+        self.wait(lambda: found.append(ask()), check)
+        return found[0]
 
     def wait(self, back: Callable[[], None], check: Callable[[], None]) -> None:
         """Wait until ``back`` raises no AwayError; it is raised where the time is used up.

@@ -22,6 +22,7 @@ from tintray.storage.catalog.tables import Event, Job, Lease, Round
 from tintray.storage.secrets import redact, scrub, shown_catalog, shown_url
 
 _AT_ONCE = 50  # jobs whose rounds are forgotten in one transaction
+_RESTARTS = 10  # where a job file says nothing (``cluster.restarts``)
 
 
 class Jobs(Repository):
@@ -114,6 +115,11 @@ class Jobs(Repository):
         mine = sa.and_(Event.job_id == job_id, Event.id > after)
         return self._list(sa.select(Event).where(mine).order_by(Event.id))
 
+    def recoveries(self, job_id: str) -> list[Event]:
+        """How a job went on by itself since somebody last asked for it, oldest first."""
+        with self._read() as session:
+            return recoveries(session, job_id)
+
     def record_rounds(
         self, job_id: str, batch: Mapping[int, Mapping[str, Any]], *, token: int | None = None
     ) -> None:
@@ -164,6 +170,25 @@ def change_state(session: Session, job: Job, to: JobState, reason: str, now: dat
     """Give a job that is locked another state, with its event."""
     note_event(session, job.id, job.state, to, reason, now)
     job.state, job.reason, job.updated_at = to, redact(reason), now
+
+
+def recoveries(session: Session, job_id: str) -> list[Event]:
+    """The events by which a job went on by itself since somebody last asked for it."""
+    found: list[Event] = []
+    for event in session.scalars(sa.select(Event).where(Event.job_id == job_id).order_by(Event.id)):
+        before = event.from_state
+        if before is None or before.terminal:
+            found.clear()
+        elif before.goes_back_to(event.to_state):
+            found.append(event)
+    return found
+
+
+def most_restarts(job: Job) -> int:
+    """How often a job may go on by itself."""
+    cluster = job.spec.get("cluster")
+    found = cluster.get("restarts") if isinstance(cluster, dict) else None
+    return found if isinstance(found, int) else _RESTARTS
 
 
 def note_event(

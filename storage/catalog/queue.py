@@ -18,7 +18,7 @@ from tintray.errors import LeaseHeldError, StateConflictError
 from tintray.storage.catalog.database import Repository, insert_missing, insert_or_replace
 from tintray.storage.catalog.drivers import Answer, Execute, through
 from tintray.storage.catalog.job_list import JobRow, select_jobs
-from tintray.storage.catalog.jobs import change_state, no_job, note_event
+from tintray.storage.catalog.jobs import change_state, most_restarts, no_job, note_event, recoveries
 from tintray.storage.catalog.leases import database_time
 from tintray.storage.catalog.states import ALIVE, JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
@@ -123,14 +123,40 @@ class Queue(Repository):
             waits = job.state is JobState.QUEUED and job.cluster is not None
             if waits or job.state is JobState.SUCCEEDED:
                 raise StateConflictError(f"job {job_id} is {job.state} ({job.reason})")
-            _revoke(lease)
-            change_state(session, job, JobState.QUEUED, reason, now)
-            job.cluster, job.handed_at, job.attempt = cluster, None, job.attempt + 1
-            job.stop_at, job.stop_reason = None, None
+            if not job.state.terminal:
+                change_state(session, job, JobState.FAILED, "nobody worked on it", now)
+            job.cluster, job.stop_at, job.stop_reason = cluster, None, None
+            _queue_again(session, lease, job, reason, now)
             if fresh:
                 session.execute(sa.delete(Round).where(Round.job_id == job_id))
             if dry_run:
                 session.rollback()
+
+    def lost(self, cluster: str) -> list[Claim]:
+        """Jobs of a cluster whose drivers are gone, by their leases, and that may go on."""
+        with self._read() as session:
+            now = database_time(session)
+            gone = sa.or_(Lease.owner.is_(None), Lease.expires_at <= now)
+            begun = Job.state.in_([state for state in ALIVE if state is not JobState.QUEUED])
+            query = sa.select(Job).join(Lease, Lease.job_id == Job.id)
+            mine = query.where(Job.cluster == cluster, begun, gone)
+            return [
+                Claim(job.id, job.attempt)
+                for job in session.scalars(mine)
+                if job.stop_at is not None or _left(session, job)
+            ]
+
+    def restart_lost(self, claim: Claim) -> bool:
+        """Let a job whose driver is gone wait for its cluster again; False if it is not.
+
+        It is not if somebody works on it by now, or if it has gone on by itself as often as it may.
+        """
+        with self._write() as session:
+            lease, job, now = _locked(session, claim.job_id)
+            begun = not job.state.terminal and job.state is not JobState.QUEUED
+            if not begun or _held(lease, now) or job.attempt != claim.attempt:
+                return False
+            return _restart(session, lease, job, f"its driver was lost while {job.state}", now)
 
     # Handing over
 
@@ -160,7 +186,8 @@ class Queue(Repository):
         with self._write() as session:
             _, job, now = _locked(session, claim.job_id)
             reason = f"handed over to {job.cluster} (attempt {claim.attempt})"
-            note_event(session, job.id, job.state, job.state, reason, now)
+            waited = JobState.QUEUED  # its driver may have begun by now
+            note_event(session, job.id, waited, waited, reason, now)
 
     def release(self, claim: Claim) -> None:
         """Let a job wait again that could not be handed over; that counts for nothing."""
@@ -183,13 +210,18 @@ class Queue(Repository):
         """Note that the process which worked on a job is dead; False if the job is over.
 
         For whoever has seen it die; its lease ends with this, without waiting until it runs out.
+        The job waits for its cluster again, or has failed if it has gone on as often as it may.
         """
         with self._write() as session:
             lease, job, now = _locked(session, claim.job_id)
             if job.state.terminal or job.attempt != claim.attempt:
                 return False
-            _revoke(lease)
-            change_state(session, job, JobState.FAILED, reason, now)
+            if job.state is JobState.QUEUED and job.cluster is not None:
+                _revoke(lease)  # it had not begun: its cluster is given it again, not for ever
+                job.handed_at = None
+            elif job.cluster is None or not _restart(session, lease, job, reason, now):
+                _revoke(lease)
+                change_state(session, job, JobState.FAILED, reason, now)
             return True
 
     # Stopping
@@ -227,6 +259,35 @@ def _revoke(lease: Lease) -> None:
     lease.owner, lease.expires_at, lease.token = None, None, lease.token + 1
 
 
+def _restart(session: Session, lease: Lease, job: Job, reason: str, now: datetime) -> bool:
+    """Let a job wait again whose driver is gone; False if it went on as often as it may.
+
+    One that was asked to stop stops here.
+    """
+    if job.stop_at is not None:
+        _revoke(lease)
+        change_state(session, job, JobState.CANCELLED, job.stop_reason or reason, now)
+        return True
+    if left := _left(session, job):
+        most = most_restarts(job)
+        count = f"{most - left + 1} of {most}"
+        said = f"{reason}: the job goes on with a new driver ({count})"
+        _queue_again(session, lease, job, said, now)
+    return left > 0
+
+
+def _left(session: Session, job: Job) -> int:
+    """How often a job may still go on by itself."""
+    return max(0, most_restarts(job) - len(recoveries(session, job.id)))
+
+
+def _queue_again(session: Session, lease: Lease, job: Job, reason: str, now: datetime) -> None:
+    """Let a job wait; whoever worked on it is shut out, and its next attempt has another name."""
+    _revoke(lease)
+    change_state(session, job, JobState.QUEUED, reason, now)
+    job.handed_at, job.attempt = None, job.attempt + 1
+
+
 def _locked(session: Session, job_id: str) -> tuple[Lease, Job, datetime]:
     """A job and its lease, held until the transaction ends; the lease first, as everywhere."""
     lease = session.get(Lease, job_id, with_for_update=True)
@@ -240,7 +301,8 @@ def _active(cluster: str, now: datetime) -> sa.ColumnElement[bool]:
     """Jobs that a cluster is busy with: somebody works on them, or is about to."""
     held = sa.and_(Lease.owner.is_not(None), Lease.expires_at > now)
     fresh = Job.handed_at > now - timedelta(seconds=HANDOVER)
-    busy = sa.or_(held, sa.and_(Job.state == JobState.QUEUED, fresh))
+    gone = sa.and_(Lease.owner.is_not(None), Lease.expires_at <= now)  # it died as it began
+    busy = sa.or_(held, sa.and_(Job.state == JobState.QUEUED, fresh, sa.not_(gone)))
     return sa.and_(Job.cluster == cluster, Job.state.in_(ALIVE), busy)
 
 

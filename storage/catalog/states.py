@@ -23,6 +23,11 @@ class JobState(StrEnum):
         """Whether a job in this state is over."""
         return self in OVER
 
+    def goes_back_to(self, other: JobState) -> bool:
+        """Whether a job that was here and is there now has begun again, by itself."""
+        begun = not self.terminal and self is not JobState.QUEUED
+        return begun and other in (JobState.QUEUED, JobState.PLANNING)
+
 
 OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 ALIVE = tuple(state for state in JobState if state not in OVER)

@@ -48,7 +48,9 @@ def pass_time(catalog: Catalog, job_id: str, seconds: float) -> None:
         job = session.get_one(Job, job_id)
         assert job.handed_at is not None
         job.handed_at -= timedelta(seconds=seconds)
-        session.execute(sa.text("UPDATE leases SET expires_at = NULL WHERE owner IS NOT NULL"))
+        session.execute(
+            sa.text("UPDATE leases SET expires_at = '2000-01-01 00:00:00' WHERE owner IS NOT NULL")
+        )
 
 
 def test_the_highest_priority_goes_first_then_the_oldest(catalog: Catalog) -> None:
@@ -158,10 +160,57 @@ def test_a_driver_that_was_seen_dead_is_no_reason_to_wait(catalog: Catalog) -> N
     token = begin(catalog, claim)
     assert not catalog.queue.fail_unstarted(claim, "it has begun")
     assert catalog.queue.mark_dead(claim, "ended by SIGKILL")
-    assert catalog.queue.find(job_id).state is JobState.FAILED
     with pytest.raises(LeaseLostError):
         catalog.leases.renew(job_id, token, 60)
     assert not catalog.queue.mark_dead(claim, "twice")
+    found = catalog.queue.find(job_id)
+    said = "ended by SIGKILL: the job goes on with a new driver (1 of 10)"
+    assert (found.state, found.reason) == (JobState.QUEUED, said)
+    assert claimed(catalog).attempt > claim.attempt
+
+
+def test_a_driver_is_started_again_as_often_as_its_job_allows(catalog: Catalog) -> None:
+    catalog.queue.set_limit(HEAD, None)
+    spec = {"cluster": {"restarts": 2}}
+    job_id = catalog.jobs.create("ten", spec, "file:///store", cluster=HEAD)
+    for _ in range(2):
+        claim = claimed(catalog)
+        begin(catalog, claim)
+        assert catalog.queue.lost(HEAD) == []
+        assert not catalog.queue.restart_lost(claim), "somebody works on it"
+        pass_time(catalog, job_id, 1)
+        assert catalog.queue.lost(HEAD) == [claim]
+        assert catalog.queue.restart_lost(claim)
+        assert not catalog.queue.restart_lost(claim), "twice"
+    begin(catalog, claimed(catalog))
+    pass_time(catalog, job_id, 1)
+    assert catalog.queue.lost(HEAD) == []
+    assert catalog.queue.find(job_id).lost
+    assert [event.reason[-8:] for event in catalog.jobs.recoveries(job_id)] == [
+        "(1 of 2)",
+        "(2 of 2)",
+    ]
+    catalog.queue.requeue(job_id, "resumed", cluster=HEAD)
+    assert catalog.jobs.recoveries(job_id) == [], "whoever resumes it begins to count anew"
+
+
+def test_a_lost_job_that_was_asked_to_stop_stops(catalog: Catalog) -> None:
+    job_id = submit(catalog, "ten")
+    claim = claimed(catalog)
+    begin(catalog, claim)
+    catalog.queue.request_stop(job_id, "by me")
+    pass_time(catalog, job_id, 1)
+    assert catalog.queue.restart_lost(claim)
+    assert catalog.queue.find(job_id).state is JobState.CANCELLED
+
+
+def test_a_driver_that_dies_as_it_begins_gives_its_place_back(catalog: Catalog) -> None:
+    job_id = submit(catalog, "ten")
+    claim = claimed(catalog)
+    catalog.leases.acquire(job_id, "a driver that imports", 60)
+    assert catalog.queue.claim(HEAD) is None
+    pass_time(catalog, job_id, 1)
+    assert claimed(catalog).attempt > claim.attempt
 
 
 def test_a_stop_is_a_request_to_whoever_works_and_immediate_otherwise(catalog: Catalog) -> None:
