@@ -90,6 +90,14 @@ class LostError(FitError):
     """A worker, a node or an object is gone; what it computed can be computed again."""
 
 
+class PreemptedError(LostError):
+    """A node was taken away, as was announced: by a scheduler, say."""
+
+
+class GrownError(FitError):
+    """The cluster has room for more workers: the fit goes on with them from its checkpoint."""
+
+
 class NoMemoryError(FitError):
     """A worker had no memory left."""
 

@@ -18,7 +18,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from tintray.errors import FitError, LostError, NoMemoryError, SpecError, TintrayError
+from tintray.errors import (
+    FitError,
+    LostError,
+    NoMemoryError,
+    PreemptedError,
+    SpecError,
+    TintrayError,
+)
 from tintray.jobs.engine.backend import (
     GPUS,
     NO_GPUS,
@@ -38,6 +45,7 @@ from tintray.jobs.engine.resources import free_on_card, is_out_of_memory
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
 _LESS = "use fewer cluster.workers or a smaller fit.micro_batch"
+_PATIENCE = 20.0  # seconds between two looks whether what is waited for can still come
 _CARD_SECONDS = 30.0  # that a GPU may take to say how much of it is free
 
 
@@ -249,6 +257,7 @@ class RayBackend(Backend):
         self.tensor_transport = transport is not None
         self._group: Any = None
         self._actors: list[Any] = []
+        self._cpus: dict[Any, float] = {}  # of actors
         self._local: list[LocalHandle[Any]] = []
         self._spread = 0  # how many members that ask for no CPU were given a node
         self._owns_cluster = not ray.is_initialized()
@@ -319,6 +328,7 @@ class RayBackend(Backend):
         actor = remote.remote(threads)
         actor.host.remote(cls, args, options)
         self._actors.append(actor)
+        self._cpus[actor] = placement.threads
         return _RayHandle(self, actor, 0, name, self._transport)
 
     def _kept(self, value: Any) -> Any:
@@ -365,7 +375,7 @@ class RayBackend(Backend):
         given = [_sendable(future) for future in futures]
         refs = [value for value in given if isinstance(value, self._ray.ObjectRef)]
         with self._translated():
-            found = iter(self._ray.get(refs))
+            found = iter(self._wait(refs))
         return [next(found) if isinstance(v, self._ray.ObjectRef) else v for v in given]
 
     def as_completed(self, futures: Sequence[Future[T]]) -> Iterator[tuple[int, T]]:
@@ -379,9 +389,27 @@ class RayBackend(Backend):
         waiting = list(index)
         while waiting:
             with self._translated():
-                (done,), waiting = self._ray.wait(waiting, num_returns=1)
-                value = self._ray.get(done)
-            yield index[done], value
+                ready, waiting = self._ray.wait(waiting, num_returns=1, timeout=_PATIENCE)
+                values = self._ray.get(ready)
+                if not ready:
+                    self._check_room()
+            yield from zip(map(index.__getitem__, ready), values, strict=True)
+
+    def _wait(self, refs: list[Any]) -> Any:
+        while True:
+            try:
+                return self._ray.get(refs, timeout=_PATIENCE)
+            except self._ray.exceptions.GetTimeoutError:
+                self._check_room()
+
+    def _check_room(self) -> None:
+        """Raise LostError if members wait for CPUs that have gone: they would wait for ever."""
+        asked, there = sum(self._cpus.values()), self._ray.cluster_resources().get("CPU", 0)
+        if self._cpus and asked > there:
+            raise LostError(
+                f"the cluster lost CPUs that the job's workers wait for: they need {asked:g}, and "
+                f"{there:g} are left"
+            )
 
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
         """Kill their actors; Ray gives their CPUs to the next ones spawned."""
@@ -393,6 +421,7 @@ class RayBackend(Backend):
             elif isinstance(member, _RayHandle) and member.actor in self._actors:
                 self._ray.kill(member.actor)
                 self._actors.remove(member.actor)
+                del self._cpus[member.actor]
 
     def close(self) -> None:
         """Kill the actors; stop the cluster if it was started here."""
@@ -401,6 +430,7 @@ class RayBackend(Backend):
             with suppress(self._ray.exceptions.RayError):  # the cluster itself may be gone
                 self._ray.kill(actor)
         self._actors.clear()
+        self._cpus.clear()
         if self._owns_cluster:
             self._ray.shutdown()
 
@@ -426,7 +456,8 @@ class RayBackend(Backend):
                     f"a worker could not be started ({_line(error, -1)}); every node needs the "
                     "same Python packages, tintray among them"
                 ) from error
-            raise LostError(
+            lost = PreemptedError if getattr(error, "preempted", False) else LostError
+            raise lost(
                 f"a worker process died while computing ({_line(error, 0)}); "
                 "run the job again, what was cached is kept"
             ) from error

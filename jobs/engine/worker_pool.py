@@ -9,7 +9,7 @@ from typing import Concatenate, Generic, TypeVar
 import torch
 
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.errors import InputError
+from tintray.errors import InputError, SpecError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.arrays import Floats
@@ -171,6 +171,16 @@ class WorkerPool(Generic[W_co]):
         self._backend.get([*shards.load(list(vectors), list(vectors.values())), *begun])
         if direct:
             self._backend.connect(self._workers)
+
+    def outgrown(self) -> bool:
+        """Whether the cluster has room for more workers by now, where the job takes all."""
+        if self._spec.cluster.workers != "auto" or self._spec.cluster.gpus_per_worker:
+            return False
+        try:
+            plan = make_plan(self._spec, self._base, self._backend.capacity())
+        except SpecError:  # it has less room, or less that is free
+            return False
+        return plan.workers > self.plan.workers
 
     @property
     def members(self) -> list[ActorHandle[W_co]]:

@@ -12,7 +12,7 @@ from tintray.jobs.config.settings import CATALOG_VARIABLE, default_catalog, defa
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.events import Event, OnEvent
 from tintray.jobs.runs.job_run import JobRun
-from tintray.jobs.runs.recovery import Recovery
+from tintray.jobs.runs.recovery import Recovery, on_what_is_left
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
@@ -44,9 +44,9 @@ def drive(job_id: str, attempt: int) -> int:
         progress = _unheard(PlainProgress(sys.stdout))
         run = patience.until_there(lambda: JobRun(job_id, catalog, progress, queued=True))
         if spec.cluster.workers != 0:  # the cluster that this process was started on
-            # One that has lost a driver may have lost room too.
-            lost = {"workers": "auto"} if run.recovered else {}
-            spec = spec.changed(cluster={"address": "auto", **lost})
+            spec = spec.changed(cluster={"address": "auto"})
+            if run.recovered:  # what has lost a driver may have lost room too
+                spec = on_what_is_left(spec, "lost")
         with run.running():
             store = open_store(spec.store)
             patience.until_there(store.check_writable, run.stopper.check)

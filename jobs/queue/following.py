@@ -100,7 +100,10 @@ class _Teller:
             self._tell_waiting(row)
         for event in self._catalog.jobs.events(self._job_id, after=self._events):
             self._events = event.id
-            if event.to_state is not JobState.QUEUED:
+            before = event.from_state
+            if before is not None and before.goes_back_to(event.to_state):
+                self._on_event(Notice(event.reason))
+            elif event.to_state is not JobState.QUEUED:
                 self._tell_rounds()  # those of the fit that this state comes after
                 self._tell(event.to_state, event.reason)
         self._tell_rounds()

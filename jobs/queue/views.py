@@ -266,7 +266,9 @@ def _states(names: Sequence[str]) -> list[JobState]:
 
 
 def _line(row: JobRow) -> JobLine:
-    reason = f"nobody works on it; it was {row.state}" if row.lost else row.reason
+    reason = row.reason
+    if row.lost:
+        reason = f"nobody works on it; it was {row.state}: `tintray resume {row.id}` goes on"
     return JobLine(
         id=row.id,
         name=row.name,

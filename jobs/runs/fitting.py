@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tintray.errors import GrownError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend
 from tintray.jobs.engine.base_model import SplitModel
@@ -20,6 +21,9 @@ from tintray.storage.catalog.states import JobState
 from tintray.tinting.plateau import Plateau
 from tintray.tinting.watching import Watch, plan_watch
 from tintray.vectors.coefficients import Coefficients
+
+WORTH = 4.0
+"""How many times as long as beginning the rounds that are left must take, for more workers."""
 
 
 def coordinator_for(job: PreparedJob, *, watched: bool = False) -> tuple[Coefficients, Coordinator]:
@@ -117,6 +121,7 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
         if run.stopper.asked or (checkpoints.due(event.round) and not last):
             run.flush()
             run.on_event(checkpoints.save(event))
+            _look_for_room(run, job, event)
         run.stopper.check()
 
     coordinator.fit(fit.rounds, on_round, first=done.rounds, seconds=done.seconds)
@@ -124,6 +129,14 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
     best = coordinator.best
     if best is not None and best.rounds != [coordinator.rounds]:
         run.on_event(Notice(f"{_told(best.rounds)} agrees most with the experts: it is kept"))
+
+
+def _look_for_room(run: JobRun, job: PreparedJob, done: RoundDone) -> None:
+    """Raise GrownError where more workers would save more than they cost: beginning again."""
+    left = done.seconds / done.round * (done.rounds - done.round)
+    begin = sum(run.seconds.get(state, 0.0) for state in ("planning", "preparing"))
+    if not run.stopper.asked and left > WORTH * begin and job.workers.outgrown():
+        raise GrownError(f"the cluster has room for more workers after round {done.round}")
 
 
 def _told(rounds: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ from tintray.jobs.runs.parent import Parent
 from tintray.jobs.runs.pipeline import Context
 from tintray.jobs.runs.recomposition import without
 from tintray.jobs.runs.records import use_artifacts
-from tintray.jobs.runs.recovery import Cause
+from tintray.jobs.runs.recovery import Cause, on_what_is_left
 from tintray.published.files import COEFFICIENTS
 from tintray.storage.artifacts.blobs import BlobRef, put_blob
 from tintray.storage.catalog.artifacts import KnownArtifact
@@ -52,8 +52,8 @@ class Child:
     base: SplitModel
 
     def after(self, cause: Cause) -> Self:
-        """The same change, from its beginning."""
-        return self
+        """The same change, from its beginning; on a cluster with the workers that are left."""
+        return replace(self, spec=on_what_is_left(self.spec, cause))
 
     @property
     def parent(self) -> Parent:

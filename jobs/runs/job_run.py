@@ -110,7 +110,7 @@ class JobRun:
             return
         if self.state.terminal:
             raise StateConflictError(f"job {self.job_id} is {self.state}: it cannot begin again")
-        self.move(JobState.PLANNING, reason)
+        self.move(JobState.QUEUED, reason)
         self.remark(reason)
 
     def remark(self, text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol, Self, TypeVar
 
 import torch
 
-from tintray.errors import GuardError
+from tintray.errors import GrownError, GuardError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.backend import Backend, open_backend
@@ -25,7 +25,7 @@ from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.finding import manifest_of
 from tintray.jobs.engine.fit_checkpoints import delete_blobs
 from tintray.jobs.engine.job_size import object_store_needed
-from tintray.jobs.events import Published
+from tintray.jobs.events import Notice, Published
 from tintray.jobs.runs.job_run import JobRun
 from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
 from tintray.jobs.runs.publication import publish
@@ -103,6 +103,8 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
             if (ref := run.catalog.merges.of_job(run.job_id)) is not None:
                 return _finish(ref, run, store)
             return _execute(plan, run, store)
+        except GrownError as error:
+            run.on_event(Notice(f"{error}: the fit goes on with them"))
         except Exception as error:
             run.stopper.check()  # a stop that a library took for a failure of its own
             remedy = None if run.state is JobState.SUCCEEDED else recovery.remedy(error)

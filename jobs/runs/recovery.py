@@ -20,20 +20,23 @@ from tintray.errors import (
     LeaseLostError,
     LostError,
     NoMemoryError,
+    PreemptedError,
     TintrayError,
 )
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.resources import is_out_of_memory
 
 Answer = TypeVar("Answer")
 
-Cause = Literal["lost", "memory", "away", "stopped", "input", "bug"]
-"""A worker, a node or an object; no memory left; a store or a database; asked to; what was given;
-anything else."""
+Cause = Literal["lost", "preempted", "memory", "away", "stopped", "input", "bug"]
+"""A worker, a node or an object; a node that was taken away; no memory left; a store or a database;
+asked to; what was given; anything else."""
 
 AWAY_SECONDS = 900.0
 """How long a job waits for a store or a database, all its waits together."""
 
 _LONGEST_PAUSE = 15.0
+_LONGEST_WAIT = 120.0
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -41,6 +44,8 @@ def cause_of(error: BaseException) -> Cause:
     match error:
         case CancelledError() | KeyboardInterrupt() | LeaseLostError() | LeaseHeldError():
             return "stopped"
+        case PreemptedError():
+            return "preempted"
         case LostError():
             return "lost"
         case NoMemoryError():
@@ -78,6 +83,8 @@ class Recovery:
     used: int = 0
     away: float = AWAY_SECONDS
     halved: bool = False
+    waits: int = 0
+    """How often it had to wait: what fails again and again is left alone for longer each time."""
 
     def remedy(self, error: BaseException) -> Remedy | None:
         """What to do now; None if the job is to end with this error."""
@@ -92,7 +99,8 @@ class Recovery:
         elif cause == "away":
             if self.away <= 0:
                 return None
-            what = "goes on once it is back"
+            what = "goes on once that can be used"
+            self.waits += 1
         else:
             what = "goes on with new workers"
         self.used += 1
@@ -112,6 +120,8 @@ class Recovery:
         ``check`` is asked before each look; whatever it raises ends the wait.
         """
         pause, began = 0.5, time.monotonic()
+        if self.waits > 1:
+            time.sleep(min(2.0**self.waits / 4, _LONGEST_WAIT))
         while True:
             check()
             try:
@@ -124,6 +134,13 @@ class Recovery:
             pause = min(2 * pause, _LONGEST_PAUSE)
             now = time.monotonic()
             self.away, began = self.away - (now - began), now
+
+
+def on_what_is_left(spec: JobSpec, cause: Cause) -> JobSpec:
+    """The job with as many workers as its cluster has room for, once some were lost."""
+    if cause in ("lost", "preempted") and spec.cluster.address is not None:
+        return spec.changed(cluster={"workers": "auto"})
+    return spec
 
 
 def _said(error: BaseException) -> str:

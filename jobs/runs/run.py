@@ -34,7 +34,7 @@ from tintray.jobs.runs.methods import (
 from tintray.jobs.runs.outcome import Hosted, Result
 from tintray.jobs.runs.pipeline import Context, execute, open_store_and_catalog, open_writable
 from tintray.jobs.runs.records import on_prepared, use_artifacts, use_statistics
-from tintray.jobs.runs.recovery import Cause
+from tintray.jobs.runs.recovery import Cause, on_what_is_left
 from tintray.jobs.runs.site_search import find_site
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
@@ -102,9 +102,7 @@ class JobPlan:
 
     def after(self, cause: Cause) -> Self:
         """On a cluster, with the workers that are left; without memory, half as many examples."""
-        spec = self.spec
-        if cause == "lost" and spec.cluster.address is not None:
-            spec = spec.changed(cluster={"workers": "auto"})
+        spec = on_what_is_left(self.spec, cause)
         if cause == "memory":
             each = of_an_example(spec, self.base.partition.module)
             spec = spec.changed(fit={"micro_batch": max(1, micro_batch(spec, each) // 2)})

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tintray.errors import InputError, NotFoundError, StorageError
-from tintray.storage.artifacts.local import replacing, sentence
+from tintray.errors import InputError, NotFoundError
+from tintray.storage.artifacts.local import failure, replacing
 from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Source
 from tintray.storage.artifacts.urls import RESERVED, check_key
 
@@ -195,7 +195,7 @@ class FolderStore(ArtifactStore):
         try:
             yield
         except OSError as error:
-            raise StorageError(sentence("the artifact store", self.root, action, error)) from error
+            raise failure("the artifact store", self.root, action, error) from error
 
 
 def _write(path: Path, source: Source) -> None:

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tintray.errors import StorageError
+from tintray.errors import AwayError, StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -27,15 +29,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         partial.replace(path)
     except OSError as error:
-        raise StorageError(sentence("the folder", path.parent, f"writing {path}", error)) from error
+        raise failure("the folder", path.parent, f"writing {path}", error) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def sentence(what: str, folder: Path, action: str, error: OSError) -> str:
-    """What went wrong with ``folder`` (shown as ``what``) and what to do, in one sentence."""
+def failure(what: str, folder: Path, action: str, error: OSError) -> StorageError:
+    """What to raise of ``folder`` (shown as ``what``): a disk that is full may have room again."""
+    full = error.errno in _FULL
+    return (AwayError if full else StorageError)(_sentence(what, folder, action, error))
+
+
+def _sentence(what: str, folder: Path, action: str, error: OSError) -> str:
     where = f"{what} {folder}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
         return (

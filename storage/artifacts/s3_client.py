@@ -49,10 +49,17 @@ _REFUSALS = {
     "rights on bucket '{bucket}'",
     "QuotaExceeded InsufficientStorage 507 XMinioStorageFull EntityTooLarge": "is full: {action} "
     "was refused ({code}); free some space or name another",
+    "RequestTimeTooSkewed": "has another time than this machine ({code}); set its clock right",
     "PermanentRedirect AuthorizationHeaderMalformed 301 IllegalLocationConstraintException": "is "
     "in another region ({code}); correct AWS_REGION",
 }
 """What a server's refusals mean and what to do, by their codes."""
+
+_PASSING = {
+    *("RequestTimeTooSkewed", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"),
+    *("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"),
+}
+"""Refusals that pass: a clock that is set right, bytes altered on the way, a disk with room."""
 
 _BREAKDOWNS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
@@ -163,7 +170,7 @@ def _is_away(error: Exception) -> bool:
     """Whether a server did not answer, or said that it cannot at the moment."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status == 429 or 500 <= status < 507
+        return status == 429 or 500 <= status <= 507 or error_code(error) in _PASSING
     return not isinstance(error, (*_BREAKDOWNS[0][0], *_BREAKDOWNS[1][0]))
 
 

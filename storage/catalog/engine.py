@@ -90,13 +90,16 @@ def failures(url: str) -> Iterator[None]:
 
 
 def _is_away(error: DBAPIError) -> bool:
-    """Whether a server cannot be reached, or is stopping or starting (PostgreSQL's codes)."""
+    """Whether a server cannot be reached, stops or starts, or has a full disk, which may pass.
+
+    By PostgreSQL's codes: 53100 is a full disk.
+    """
     if isinstance(error.orig, sqlite3.Error):
-        return False
+        return error.orig.sqlite_errorcode == sqlite3.SQLITE_FULL
     code = getattr(error.orig, "sqlstate", None)
     if code is None:
         return error.connection_invalidated or isinstance(error, OperationalError)
-    return str(code).startswith(("08", "57P"))
+    return str(code).startswith(("08", "57P", "53100"))
 
 
 def _json(value: object) -> str:

@@ -173,6 +173,9 @@ class Queue(Repository):
                 if job is None:
                     return None
                 if _handovers(session, job) < ATTEMPTS:
+                    lease = session.get(Lease, job.id, with_for_update=True)
+                    if lease is not None and lease.owner is not None:
+                        _revoke(lease)  # of a driver that was silent as it began
                     job.attempt, job.handed_at = job.attempt + 1, now
                     return Claim(job.id, job.attempt)
                 reason = (

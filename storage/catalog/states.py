@@ -25,8 +25,7 @@ class JobState(StrEnum):
 
     def goes_back_to(self, other: JobState) -> bool:
         """Whether a job that was here and is there now has begun again, by itself."""
-        begun = not self.terminal and self is not JobState.QUEUED
-        return begun and other in (JobState.QUEUED, JobState.PLANNING)
+        return not self.terminal and self is not JobState.QUEUED and other is JobState.QUEUED
 
 
 OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)

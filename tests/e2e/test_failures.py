@@ -190,7 +190,9 @@ def test_a_full_disk_is_said_to_be_full(zoo: TinyZoo, tmp_path: Path) -> None:
         disk = tmp_path / name
         disk.mkdir()
         mounts.append(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)])
-        path = zoo.job_file(disk / "store", catalog=f"sqlite:///{tmp_path}/{name}.db")
+        at_once = {"restarts": 0}  # else it waits for room
+        catalog = f"sqlite:///{tmp_path}/{name}.db"
+        path = zoo.job_file(disk / "store", catalog=catalog, cluster=at_once)
         jobs.append(path.rename(path.with_name(f"{name}.yaml")))
     if (
         not shutil.which("unshare")

@@ -18,6 +18,7 @@ from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.shards import ShardConfig, Shards
+from tintray.jobs.events import RoundDone
 from tintray.numerics.layout import build_layout
 from tintray.numerics.schedules import Rates
 from tintray.storage.artifacts.blobs import put_blob
@@ -32,8 +33,8 @@ STORE = 100 * 2**20  # bytes of each node's object store
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes with one CPU each."""
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes with one CPU each."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's default of 15 would let them wait for whatever else this machine does.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -46,8 +47,14 @@ def nodes() -> Iterator[str]:
     cluster.wait_for_nodes()
     with pytest.MonkeyPatch.context() as patch:  # its token goes to a cluster that was chosen
         patch.setenv("TINTRAY_ADDRESS", cluster.address)
-        yield cluster.address
+        yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes(cluster: Any) -> str:
+    """Its address."""
+    return str(cluster.address)
 
 
 @pytest.fixture
@@ -127,3 +134,33 @@ def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: 
     assert np.isfinite(theta).all()
     # Every group's gradient was θ > 0, along task vectors > 0: coefficients fell ten times.
     assert start.values.max() < 0.3 - 8e-3
+
+
+def test_a_cluster_that_grows_is_used_and_one_that_shrinks_too(
+    cluster: Any, tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node comes in round 3 and goes, with its worker, in round 7."""
+    monkeypatch.setattr("tintray.jobs.runs.fitting.WORTH", 0.0)
+    monkeypatch.setattr("tintray.jobs.engine.ray_backend._PATIENCE", 2.0)
+    fit = {"rounds": 10, "groups": 4, "checkpoint_every": 1}
+    undisturbed = api.run(tiny.spec(tmp_path / "here", fit=fit))
+    extra: list[Any] = []
+    workers: list[int] = []
+
+    def listen(event: object) -> None:
+        if not isinstance(event, RoundDone):
+            return
+        workers.append(int(ray.cluster_resources()["CPU"] - ray.available_resources()["CPU"]))
+        if event.round == 3 and not extra:
+            extra.append(cluster.add_node(num_cpus=1, object_store_memory=STORE))
+            cluster.wait_for_nodes()
+        if event.round == 7 and len(extra) == 1:
+            cluster.remove_node(extra[0], allow_graceful=False)
+            extra.append(None)
+
+    import ray
+
+    there = {"workers": "auto", "address": cluster.address}
+    summary = api.run(tiny.spec(tmp_path / "there", fit=fit, cluster=there), on_event=listen)
+    assert hashes(summary.url) == hashes(undisturbed.url)
+    assert max(workers) == 3 and workers[0] == workers[-1] == 2

@@ -295,7 +295,8 @@ def test_a_lost_job_is_cancelled_with_its_checkpoints(tiny: TinyZoo, tmp_path: P
     lost = tintray.job(job, catalog=catalog)
     found = lost.status()
     assert (found.state, found.checkpoint) == ("lost", 2)
-    assert found.reason == "nobody works on it; it was fitting"
+    said = f"nobody works on it; it was fitting: `tintray resume {job}` goes on"
+    assert found.reason == said
     assert [line.id for line in tintray.list_jobs(catalog=catalog, states=["lost"])] == [job]
     assert lost.wait().state == "lost"
     for words, said in {

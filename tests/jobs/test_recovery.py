@@ -25,6 +25,7 @@ from tintray.errors import (
     LeaseLostError,
     LostError,
     NoMemoryError,
+    PreemptedError,
     StorageError,
 )
 from tintray.jobs import api
@@ -42,6 +43,7 @@ FIT = {"rounds": 6, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
     ("error", "cause"),
     [
         (LostError("a worker died"), "lost"),
+        (PreemptedError("a node was drained"), "preempted"),
         (NoMemoryError("no memory"), "memory"),
         (MemoryError(), "memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
@@ -58,7 +60,7 @@ FIT = {"rounds": 6, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
 def test_why_a_job_failed_decides_what_can_be_done(error: BaseException, cause: str) -> None:
     assert cause_of(error) == cause
     remedy = Recovery(restarts=1).remedy(error)
-    assert (remedy is not None) == (cause in ("lost", "memory", "away"))
+    assert (remedy is not None) == (cause in ("lost", "preempted", "memory", "away"))
     assert Recovery(restarts=0).remedy(error) is None
 
 
@@ -168,7 +170,7 @@ def test_a_database_that_is_away_is_waited_for(
         catalog = through.render_as_string(hide_password=False)
         summary = api.run(tiny.spec(tmp_path / "b", fit=FIT, catalog=catalog), on_event=listen)
     assert hashes(summary.url) == hashes(undisturbed.url)
-    assert any("goes on once it is back" in notice for notice in summary.notices)
+    assert any("goes on once that can be used" in notice for notice in summary.notices)
 
 
 def test_a_job_that_is_published_is_not_begun_again(

@@ -207,10 +207,13 @@ def test_a_lost_job_that_was_asked_to_stop_stops(catalog: Catalog) -> None:
 def test_a_driver_that_dies_as_it_begins_gives_its_place_back(catalog: Catalog) -> None:
     job_id = submit(catalog, "ten")
     claim = claimed(catalog)
-    catalog.leases.acquire(job_id, "a driver that imports", 60)
+    token = catalog.leases.acquire(job_id, "a driver that imports", 60)
     assert catalog.queue.claim(HEAD) is None
     pass_time(catalog, job_id, 1)
     assert claimed(catalog).attempt > claim.attempt
+    assert catalog.queue.claim(HEAD) is None, "the next one has its time to begin"
+    with pytest.raises(LeaseLostError):
+        catalog.leases.renew(job_id, token, 60)
 
 
 def test_a_stop_is_a_request_to_whoever_works_and_immediate_otherwise(catalog: Catalog) -> None:

@@ -1,0 +1,96 @@
+"""Drivers that go away: whoever looks starts the next, and the one before writes nothing more."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tintray
+from tests.fake_head import fake_head
+from tests.growing import hashes
+from tests.tiny_zoo import TinyZoo
+from tintray.jobs import api
+from tintray.jobs.engine.finding import load_merge
+from tintray.storage.catalog.catalog import Catalog
+
+LEASE = "5"
+
+
+def until(what: Callable[[], Any]) -> None:
+    give_up = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def drivers() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that end with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_with_the_next_driver_and_the_one_before_is_fenced(
+    tiny: TinyZoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drivers: list[subprocess.Popen[str]],
+) -> None:
+    """The first is told to go (its machine is taken away), the second only stopped for a while."""
+    fit = {"rounds": 300, "checkpoint_every": 20}
+    undisturbed = api.run(tiny.spec(tmp_path / "a", fit=fit))
+    spec = tiny.spec(tmp_path / "b", fit=fit)
+    monkeypatch.setenv("TINTRAY_LEASE_SECONDS", LEASE)
+    monkeypatch.setenv("TINTRAY_CATALOG", spec.catalog)
+    with fake_head() as (address, requests), Catalog.open(spec.catalog) as catalog:
+
+        def handed_over() -> list[str]:
+            return [each["entrypoint"] for each in requests if "entrypoint" in each]
+
+        def next_driver() -> subprocess.Popen[str]:
+            """The one that was handed over last, in the middle of its fit."""
+            job_id, attempt = handed_over()[-1].split()[-2:]
+            module = "tintray.jobs.queue.driving"
+            command = [sys.executable, "-m", module, job_id, attempt]
+            drivers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            round_ = getattr(catalog.jobs.last_round(job_id), "round", 0)
+            until(lambda: getattr(catalog.jobs.last_round(job_id), "round", 0) > round_)
+            return drivers[-1]
+
+        job = tintray.submit(spec, address=address)
+        next_driver().send_signal(signal.SIGTERM)
+        drivers[0].wait(60)
+        assert catalog.queue.find(job.id).lost
+        (line,) = tintray.list_jobs(catalog=spec.catalog)
+        assert line.state == "queued" and "(1 of 10)" in line.reason
+        second = next_driver()
+        second.send_signal(signal.SIGSTOP)
+        until(lambda: catalog.queue.find(job.id).lost)
+        found = job.status()
+        assert (found.state, found.restarts, len(handed_over())) == ("queued", 2, 3)
+        third = next_driver()
+        assert third.wait(120) == 0
+        before = [(event.to_state, event.reason) for event in catalog.jobs.events(job.id)]
+        second.send_signal(signal.SIGCONT)
+        said, _ = second.communicate(timeout=60)
+        assert second.returncode == 1 and "no longer ours" in said
+        assert before == [(e.to_state, e.reason) for e in catalog.jobs.events(job.id)]
+        (merge,) = catalog.merges.all()
+        assert merge.ref == "tiny/v1" and catalog.checkpoints.of(job.id) == []
+    assert hashes(merge.url) == hashes(undisturbed.url)
+    notices = load_merge(merge.url).manifest.notices
+    assert [notice for notice in notices if "goes on with a new driver" in notice] == [
+        f"its driver was lost while fitting: the job goes on with a new driver ({n} of 10)"
+        for n in (1, 2)
+    ]
