@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tintray.jobs.upkeep.results import Removed
     from tintray.jobs.upkeep.signing import Signed
     from tintray.jobs.watching.conflicts import Conflicts
+    from tintray.jobs.watching.explaining import Explanation
     from tintray.published.exported import Exported
     from tintray.published.signatures import Signer
     from tintray.serving.answers import Answer
@@ -153,6 +154,20 @@ class Merge(PublishedMerge):
 
         told: Any = {"examples": examples, "try_rounds": try_rounds, "on_event": on_event}
         return conflicts(self.url, **told, **self._places)
+
+    def explain(
+        self,
+        task: str,
+        *,
+        examples: int = 256,
+        nearest: int = 5,
+        on_event: OnEvent | None = None,
+    ) -> Explanation:
+        """What the tint layer of a task learned; see ``tintray.jobs.watching.explaining``."""
+        from tintray.jobs.watching.explaining import explain
+
+        told: Any = {"examples": examples, "nearest": nearest, "on_event": on_event}
+        return explain(self.url, task, **told, **self._places)
 
     def export(self, task: str | None, directory: Path | str, *, adapter: bool = False) -> Path:
         """Write a task's model as a folder for ``from_pretrained``, or all tasks if it is None.

@@ -28,7 +28,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     ),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
-        *(watching.conflicts, merges.check, merges.alias, merges.export),
+        *(watching.explain, watching.conflicts, merges.check, merges.alias, merges.export),
         *(merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
         *(merges.history, merges.diff_merges),
         *(merges.rollback, merges.delete, merges.add_router, serving.serve),

@@ -1,4 +1,4 @@
-"""The commands that look at merges: report and conflicts."""
+"""The commands that look at merges: report, conflicts, explain and ui."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from tintray.jobs.cli.options import (
 if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.watching import conflicts as fights
-    from tintray.jobs.watching import writing
+    from tintray.jobs.watching import explaining, writing
 else:
     writing, fights = Later("watching.writing"), Later("watching.conflicts")
+    explaining = Later("watching.explaining")
 
 
 @command(
@@ -101,3 +102,65 @@ def conflicts(target: str, **options: Any) -> Record:
     if click.get_current_context().get_parameter_source("store") is ParameterSource.DEFAULT:
         options["store"] = None  # a job file says where its own is
     return fights.conflicts(target, **options)
+
+
+@command(
+    "watching_tables.print_explanation",
+    merge_argument,
+    click.option("--task", required=True, metavar="TASK", help="Whose tint layer.",
+                 shell_complete=completing.tasks),
+    path_option(
+        *("-o", "--output"),
+        metavar="FILE",
+        help="What to write [default: standard output; NAME-VERSION-TASK.html for html].",
+    ),
+    click.option(
+        *("--format", "form"),
+        type=click.Choice(("text", "html", "json")),
+        help="The form of it [default: as FILE ends, else text].",
+    ),
+    click.option(
+        "--examples",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        metavar="N",
+        help="How many examples of its pool are answered.",
+    ),
+    click.option(
+        "--nearest",
+        type=click.IntRange(min=0),
+        default=5,
+        show_default=True,
+        metavar="N",
+        help="With how many other tasks its tint is exchanged.",
+    ),
+    place_options,
+    factory_option,
+    watched=True,
+    example="""explain ten-scripts --task mnist
+explain ten-scripts --task mnist -o mnist.html""",
+)  # fmt: skip
+def explain(
+    merge: str, task: str, output: Path | None, form: str | None, **options: Any
+) -> Answer | Path:
+    """Show what the tint layer of a task of MERGE learned.
+
+    How far it went from its expert and from what all tasks share, by tensor, attention head and
+    singular direction; how alike merge and expert see the examples, layer by layer; the examples
+    whose answer it changed; and which other tasks could share it. The expert is read for this.
+    """
+    ending = "" if output is None else output.suffix.lstrip(".").lower()
+    chosen = form or (ending if ending in ("html", "json") else "text")
+    if output is not None:
+        writing.check_output(output)
+    found = explaining.explain(merge, task, **options)
+    if chosen == "text":
+        if output is None:
+            return Answer(found)
+        from tintray.jobs.cli.watching_tables import explanation_text
+
+        writing.write_whole(output, explanation_text(found))
+        return output
+    written = writing.write_explanation(found, output, chosen)
+    return written if isinstance(written, Path) else Answer(found, text=written.rstrip("\n"))

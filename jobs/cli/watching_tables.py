@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.console import Console
 from rich.text import Text
 
 from tintray.jobs.cli.tables import print_facts, table_of, title
+from tintray.jobs.display.terminal import escaped, open_console
 from tintray.jobs.watching.conflicts import Conflicts, Split
+from tintray.jobs.watching.explained_page import WORDS, moved, two, verdict
+from tintray.jobs.watching.explaining import Explanation
+from tintray.jobs.watching.sections import percent
 
 _PAIRS = 8  # that cost each other most
 
@@ -78,3 +84,66 @@ def _told(split: Split | None) -> str:
         f"two merges of {sizes} keep {100 * split.apart:.1f} %, one of all "
         f"{100 * split.together:.1f} % ({split.how}): {tasks}"
     )
+
+
+def print_explanation(found: Explanation, console: Console) -> None:
+    """What a tint learned: what it changed, how far it went, whose it could share."""
+    changes = found.changes
+    console.print(title(f"{found.of}: {found.task}", f"what its tint layer learned ({found.site})"))
+    print_facts(
+        {
+            "agrees with the expert": f"{percent(changes.agreement)}; without the tint "
+            f"{percent(changes.agreement_without)}, on {found.examples} examples of its pool",
+            "changed": f"{percent(changes.changed)} of the answers; {changes.gained} examples are "
+            f"nearer to the expert, {changes.lost} further from it",
+        },
+        console,
+    )
+    rows = [
+        [str(one.row), *(one.said.get(name, "-")[:40] for name in WORDS), percent(one.changed),
+         (one.text or "")[:60]]
+        for one in changes.shown
+    ]  # fmt: skip
+    if rows:
+        console.print()
+        console.print(table_of((">row", *WORDS.values(), ">changed", "text"), rows))
+    drifts = (
+        [drift.tensor, drift.shared or "-", two(drift.from_expert), two(drift.from_shared),
+         " ".join(two(way.tinted) for way in drift.directions)]
+        for drift in found.tensors
+    )  # fmt: skip
+    columns = ("tensor", "shared", ">from expert", ">from shared", "along the expert's directions")
+    console.print()
+    console.print(table_of(columns, drifts))
+    heads = (
+        [head.attention, " ".join(map(two, head.from_expert)), " ".join(map(two, head.from_shared))]
+        for head in found.heads
+    )
+    if found.heads:
+        console.print()
+        console.print(table_of(("attention heads", "from expert", "from shared"), heads))
+    layers = (
+        [of.layer, two(of.backbone_expert), two(of.tinted_expert), two(of.backbone_tinted)]
+        for of in found.features
+    )
+    console.print()
+    names = ("features (CKA)", ">backbone, expert", ">tinted, expert", ">backbone, tinted")
+    console.print(table_of(names, layers))
+    swaps = (
+        [one.task, two(one.distance), moved(one.here, one.here_before),
+         moved(one.there, one.there_before), verdict(one)]
+        for one in found.swaps
+    )  # fmt: skip
+    if found.swaps:
+        console.print()
+        wanted = ("task", ">distance", ">here under its tint", ">there under this", "could share")
+        console.print(table_of(wanted, swaps))
+    for said in found.notes:
+        console.print(Text(said, style="dim"))
+
+
+def explanation_text(found: Explanation) -> str:
+    """The same as a file holds it."""
+    file = io.StringIO()
+    print_explanation(escaped(found), open_console(file))
+    return file.getvalue()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tintray.checkpoints.model_folder import open_model_folder, zero_shot_of
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
 from tintray.data.source import DataSource
 from tintray.errors import DataError
@@ -131,16 +131,21 @@ class Evaluator:
         if sha256 is not None and self._store.exists(blob_key(sha256)):
             outputs = read_tensors(fetch_blob(self._store, sha256, cache_folder()))
             return sequences.recalled(pool, outputs, config), from_tensors(outputs)
-        role, factory = f"the expert of task '{task.name}'", self._merge.factory
-        sources = (self._merge.manifest.base.source, task.expert.source)
-        base, folder = (local_folder(source, cache_folder()) for source in sources)
-        whole = open_model_folder(base, role="the base", factory=factory)
-        model = open_model_folder(folder, role=role, base=whole, factory=factory)
-        if model.is_tower and not model.has_head:
-            model = model.with_classes(zero_shot_of(self._merge.config(task.name)))
-        expert = load_expert(model, role)
+        expert = open_published_expert(self._merge, task)[1]
         pool = sequences.completed(expert, pool)
         return pool, self._predict(expert, pool, kind)
+
+
+def open_published_expert(merge: Merge, task: TaskEntry) -> tuple[ModelFolder, nn.Module]:
+    """The expert of a task of a merge, from where the job had it; CheckpointError if it is gone."""
+    role, factory = f"the expert of task '{task.name}'", merge.factory
+    sources = (merge.manifest.base.source, task.expert.source)
+    base, folder = (local_folder(source, cache_folder()) for source in sources)
+    whole = open_model_folder(base, role="the base", factory=factory)
+    model = open_model_folder(folder, role=role, base=whole, factory=factory)
+    if model.is_tower and not model.has_head:
+        model = model.with_classes(zero_shot_of(merge.config(task.name)))
+    return model, load_expert(model, role)
 
 
 def read_pool(

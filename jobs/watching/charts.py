@@ -137,7 +137,7 @@ def heat_map(
     """
     written = len(names) <= 24
     cell, height = (46, 20) if written else (max(6, 900 // len(names)), 14)
-    left = 8 + 7 * max(map(len, rows), default=0)
+    left = 14 + 7 * max(map(len, rows), default=0)
     headed = cell >= 14  # else the columns are too narrow for names
     top = 12 + 5 * max(map(len, names), default=0) if headed else 4
     known = [abs(v) for row in values for v in row if math.isfinite(v)]

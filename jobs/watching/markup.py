@@ -33,7 +33,7 @@ def element(tag: str, *children: str, **attributes: str | float | None) -> Marku
         for name, value in attributes.items()
         if value is not None
     )
-    if tag in ("meta", "br"):
+    if tag in ("meta", "br", "img"):
         return Markup(f"<{tag}{given}>")
     return Markup(f"<{tag}{given}>{joined(*children)}</{tag}>")
 

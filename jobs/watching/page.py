@@ -13,28 +13,39 @@ from tintray.jobs.watching.report import Report
 from tintray.limits import size_text
 from tintray.tasks.metrics import find_metric, shown
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _SHORT = 12  # tasks that a notebook shows
 
 
 def page(report: Report) -> str:
     """The whole page, as text of an HTML file."""
     merge = report.merge
-    head = joined(
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", f"{merge.name}/{merge.version}: report"),
-        _style(),
-    )
     parts = [
         element("header", element("h1", f"{merge.name}/{merge.version}"), _about(merge)),
         headline(report),
         sections.section("Tasks", _tasks(report)),
         *sections.all_of(report),
     ]
+    return document(f"{merge.name}/{merge.version}: report", *parts)
+
+
+def document(title: str, *parts: Markup, head: Sequence[Markup] = ()) -> str:
+    """A page of such parts, as text of an HTML file that asks nobody for anything."""
+    top = joined(
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        *head,
+        element("title", title),
+        _style(),
+    )
     body = element("body", element("main", *parts, class_="tintray"))
-    return f"<!doctype html>\n{element('html', element('head', head), body, lang='en')}\n"
+    return f"<!doctype html>\n{element('html', element('head', top), body, lang='en')}\n"
+
+
+def facts(rows: Iterable[tuple[str, str, str]]) -> Markup:
+    """What one wants to know first: a figure, what it is, and more of it."""
+    return element("ul", *(element("li", *_fact(*row)) for row in rows), class_="headline")
 
 
 def short_form(report: Report) -> str:
@@ -74,7 +85,7 @@ def headline(report: Report) -> Markup:
     times = merge.separate_parameters / merge.merged_parameters
     seconds = sum(merge.seconds.values())
     memory = merge.peak_memory_mib
-    facts = [
+    return facts([
         (str(len(merge.tasks)), "tasks in one model",
          f"{times:.1f} times smaller than separate models"),
         (kept, "kept of the experts", beside if merge.average is not None else ""),
@@ -83,8 +94,7 @@ def headline(report: Report) -> Markup:
          f"{size_text(merge.tint_bytes)}; {sections.percent(merge.tint_share, 2)} of the backbone"),
         (duration(seconds) if seconds else "-", "what it took",
          f"{size_text(memory * 2**20)} of memory at most" if memory else ""),
-    ]  # fmt: skip
-    return element("ul", *(element("li", *_fact(*fact)) for fact in facts), class_="headline")
+    ])  # fmt: skip
 
 
 def _fact(figure: str, what: str, more: str) -> Iterable[Markup]:

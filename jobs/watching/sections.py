@@ -71,7 +71,8 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def _note(said: str) -> Markup:
+def note(said: str) -> Markup:
+    """A sentence that explains what is shown."""
     return element("p", said, class_="note")
 
 
@@ -90,7 +91,7 @@ def _coefficients(report: Report) -> Markup:
         [name, *(f"{value:.3f}" for value in row)]
         for name, row in zip(names, report.coefficients, strict=True)
     )
-    return joined(_note(said), wide(shown), details("As numbers", table(head, rows)))
+    return joined(note(said), wide(shown), details("As numbers", table(head, rows)))
 
 
 def short(names: Sequence[str]) -> list[str]:
@@ -118,11 +119,11 @@ def _fights(found: Conflicts) -> Markup:
         f"without the task in the row, {how}. Below 0 (struck out, where there is no room "
         "for numbers) the row costs the column something."
     )
-    parts = [_note(effects)]
+    parts = [note(effects)]
     parts.append(wide(charts.heat_map(names, names, beside(found.effects, 100), 1, effects)))
     if count <= _SQUARE:
         angles = "The cosine of their task vectors."
-        parts.append(_note(angles))
+        parts.append(note(angles))
         parts.append(wide(charts.heat_map(names, names, beside(found.cosine, 1), 2, angles)))
     groups = [_few(group) for group in found.groups if len(group) > 1]
     if groups:
@@ -150,7 +151,7 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 def _learning(report: Report) -> Markup:
     learning = report.learning
     if learning is None:
-        return _note("No rounds are known of it.")
+        return note("No rounds are known of it.")
     first, last = learning.rounds[0], learning.rounds[-1]
     by_task = {name: charts.smooth(values, _WINDOW) for name, values in learning.agreement.items()}
     rounds = [float(number) for number in learning.rounds]
@@ -171,7 +172,7 @@ def _learning(report: Report) -> Markup:
     parts = [
         element("h3", "Agreement with the experts, in percent"),
         _frame(drawn, low, high, first, last),
-        _note(_what_agreement_is(bool(held))),
+        note(_what_agreement_is(bool(held))),
         element("h3", "Loss, a mean over tasks"),
         _loss(learning),
         *_small_ones(by_task, rounds),
@@ -242,7 +243,7 @@ def _small_ones(by_task: dict[str, list[float]], rounds: Sequence[float]) -> Ite
 def _confidence(tasks: Sequence[TaskResult]) -> Markup:
     known = [task for task in tasks if task.calibration]
     if not known:
-        return _note("None is known: its tasks have no classes, or an earlier version made it.")
+        return note("None is known: its tasks have no classes, or an earlier version made it.")
     sides = [_histogram(known, side) for side in ("merged", "expert")]
     labelled = any(figure_of(task, "merged", "ece") is not None for task in known)
     head = ["task", "accuracy", "confidence", "expert's", "ECE", "expert's", "Brier", "expert's"]
@@ -264,14 +265,14 @@ def _confidence(tasks: Sequence[TaskResult]) -> Markup:
         "the experts. The highest column fills the height."
     )
     ends = element("div", element("span", "confidence 0"), element("span", "1"), class_="axis")
-    parts = [_note(said), charts.columns(*sides), ends]
+    parts = [note(said), charts.columns(*sides), ends]
     if labelled:
         parts.append(_gaps(known))
     told = (
         "ECE is the mean distance between confidence and accuracy (0 is best), Brier the squared "
         "distance to the right class (0 to 2)."
     )
-    return joined(*parts, details("All figures", joined(_note(told), table(head, rows))))
+    return joined(*parts, details("All figures", joined(note(told), table(head, rows))))
 
 
 def _histogram(tasks: Sequence[TaskResult], side: str) -> list[float]:
@@ -292,7 +293,7 @@ def _gaps(tasks: Sequence[TaskResult]) -> Markup:
         return Markup()
     chosen = sorted(pairs, key=lambda pair: -abs(pair[0]))[:10]
     items = (f"{task.name} ({gap:+.1f})" for gap, task in chosen)
-    return _note(
+    return note(
         "Confidence less accuracy, in points, furthest first (above 0 it is too sure): "
         f"{', '.join(items)}."
     )
@@ -368,7 +369,7 @@ def _version(version: Version) -> Markup:
 def _times(report: Report) -> Markup:
     seconds, memory = report.merge.seconds, report.merge.peak_memory_mib
     if not seconds:
-        return _note("Nothing is known of it.")
+        return note("Nothing is known of it.")
     whole = sum(seconds.values()) or 1.0
     rows = (
         element(
@@ -379,5 +380,5 @@ def _times(report: Report) -> Markup:
     )
     parts = [element("ul", *rows, class_="rows")]
     if memory:
-        parts.append(_note(f"{memory:,.0f} MiB of memory at most, all processes together."))
+        parts.append(note(f"{memory:,.0f} MiB of memory at most, all processes together."))
     return joined(*parts)

@@ -13,6 +13,8 @@ from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.watching import measuring
+from tintray.jobs.watching.explained_page import explained_page
+from tintray.jobs.watching.explaining import Explanation
 from tintray.jobs.watching.markdown import markdown
 from tintray.jobs.watching.page import page
 from tintray.jobs.watching.report import Report, report
@@ -46,13 +48,13 @@ def write_report(
     if form not in FORMS:
         raise InputError(f"a report has one of the forms {', '.join(FORMS)}, found {form!r}")
     if output is not None:
-        _check(output)
+        check_output(output)
     store, catalog = chosen(store, catalog)
     url = locate(merge, catalog)
     manifest = load_merge(url).manifest
     if output is None and form == "html":
         output = Path(f"{manifest.name}-v{manifest.version}.html")
-        _check(output)
+        check_output(output)
     if dry_run:
         return "standard output" if output is None else str(output.absolute())
     if measure:
@@ -60,11 +62,28 @@ def write_report(
     written = FORMS[form](report(url, store=store, catalog=catalog))
     if output is None:
         return written
-    _replace(output.absolute(), written)
+    write_whole(output.absolute(), written)
     return output.absolute()
 
 
-def _check(path: Path) -> None:
+def write_explanation(found: Explanation, output: Path | None, form: str) -> Path | str:
+    """Write what a tint learned as ``"html"`` or ``"json"``; the path, or the text of JSON.
+
+    A page without an ``output`` is named after merge and task, in the current folder.
+    """
+    if form == "json":
+        written = json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"
+        if output is None:
+            return written
+    else:
+        written = explained_page(found)
+    path = (output or Path(f"{found.of.replace('/', '-')}-{found.task}.html")).absolute()
+    write_whole(path, written)
+    return path
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError for a file that cannot be written where it is to lie."""
     if path.is_dir():
         raise InputError(f"-o: expected a file, found the folder {path}")
     folder = path.absolute().parent
@@ -72,8 +91,9 @@ def _check(path: Path) -> None:
         raise InputError(f"-o: the folder {folder} does not exist; make it first")
 
 
-def _replace(path: Path, written: str) -> None:
-    """Write a file whole, or leave what was there."""
+def write_whole(path: Path, written: str) -> None:
+    """Write a file whole, or leave what was there; raises as ``check_output``, and StorageError."""
+    check_output(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
         try:

@@ -28,6 +28,7 @@ from tintray.published.exported import Exported, ExportedTask
 from tintray.published.merge import Merge
 from tintray.seals import unseal
 from tintray.storage.artifacts.records import seal
+from tintray.vectors.task_vectors import DOWN, UP
 
 UNCHANGEABLE = ("surgery", "ties", "own backbones")
 """Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""
@@ -135,6 +136,18 @@ def test_compare(made: Made) -> None:
     assert {method for method, _ in rows} == {"experts", "average", "task arithmetic", "merge"}
     merged = {task: value for (method, task), value in rows.items() if method == "merge"}
     assert merged == scores(made.published["tasks"])
+
+
+def test_explain_tells_of_all_that_a_task_owns(made: Made) -> None:
+    found = made.ask("explain", made.first, "--task", "two").document
+    merge = made.load(made.first)
+    models = {name for name, _ in merge.for_task("two").named_parameters()}
+    owned = {name.removesuffix(UP).removesuffix(DOWN) for name in merge.tint("two")}
+    assert {drift["tensor"] for drift in found["tensors"]} == owned & models
+    learned = any(drift["from_expert"] for drift in found["tensors"])
+    assert learned is (made.label not in ("coefficients alone", "adamerging", "surgery", "ties"))
+    assert found["features"] and found["changes"]["agreement"] <= 1
+    assert found["notes"] and len(found["swaps"]) <= 1
 
 
 def test_export_of_a_task_loads_and_answers_alike(made: Made, tmp_path: Path) -> None:

@@ -56,13 +56,17 @@ class Examples:
         return "image" not in self.columns
 
 
-def read_examples(source: DataSource, role: str) -> Examples:
-    """Read the inputs of a split, no label; DataError if any is missing, or too many are bad."""
+def read_examples(source: DataSource, role: str, rows: NDArray[np.int64] | None = None) -> Examples:
+    """Read the inputs of a split, no label; DataError if any is missing, or too many are bad.
+
+    ``rows`` of the split are read, or those that the source means.
+    """
     table = open_table(source, role)
     if table.rows == 0:
         where = f"{table.name('image')!r} in {source.path}" if table.shown else source.path
         raise DataError(f"{role}: {where} is empty; expected at least one example")
-    rows = np.asarray(source.rows(table.rows, role), np.int64)
+    if rows is None:
+        rows = np.asarray(source.rows(table.rows, role), np.int64)
     columns = {k: c for k in INPUTS if (c := source.column(k, table.columns, role)) is not None}
     if not columns:
         known = ", ".join(name for names in INPUTS.values() for name in names)

@@ -109,3 +109,30 @@ def _ordered(found: Sequence[list[int]]) -> list[list[int]]:
 
 def _mean(affinity: Tensor, one: Sequence[int], other: Sequence[int]) -> float:
     return float(affinity[list(one)][:, list(other)].mean())
+
+
+def cka(one: Tensor, other: Tensor) -> float | None:
+    """How alike two models represent N examples, by features [N, d] and [N, d']: linear CKA.
+
+    1 if they differ by a rotation and a factor (Kornblith et al., arXiv 1905.00414). HSIC is
+    estimated without bias (Song et al., 2012), so that few examples do not look alike: unrelated
+    features have 0, whatever N. None for fewer than four examples, or features that are constant.
+    """
+    if len(one) < 4:
+        return None
+    grams = [_hollow(of) for of in (one, other)]
+    between, ours, theirs = _hsic(*grams), _hsic(grams[0], grams[0]), _hsic(grams[1], grams[1])
+    return between / (ours * theirs) ** 0.5 if min(ours, theirs) > 0 else None
+
+
+def _hollow(features: Tensor) -> Tensor:
+    """Products of examples [N, N], without those of one with itself."""
+    centred = features.double() - features.double().mean(0)
+    return (centred @ centred.T).fill_diagonal_(0)
+
+
+def _hsic(one: Tensor, other: Tensor) -> float:
+    n = len(one)
+    whole = float(one.sum() * other.sum()) / ((n - 1) * (n - 2))
+    mixed = 2 * float(one.sum(0) @ other.sum(0)) / (n - 2)
+    return (float((one * other).sum()) + whole - mixed) / (n * (n - 3))

@@ -1,0 +1,88 @@
+"""A task of a published merge beside what it came from: its expert, the base, part of its pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from tintray.checkpoints.model_folder import open_model_folder
+from tintray.errors import CheckpointError
+from tintray.jobs.engine.sources import cache_folder, local_folder
+from tintray.jobs.runs.evaluate import check_same, open_published_expert, read_pool
+from tintray.models.loading import load_base
+from tintray.models.structure import backbone_names, skeleton
+from tintray.numerics.randomness import stream
+from tintray.pools import sequences
+from tintray.pools.pool import Pool
+from tintray.published.manifest import TaskEntry
+from tintray.published.merge import Merge
+from tintray.tasks.kind import Kind
+from tintray.tasks.registry import find_kind
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task of a merge with its expert, its base and part of its pool."""
+
+    merge: Merge
+    entry: TaskEntry
+    expert: nn.Module
+    base: nn.Module
+    pool: Pool
+
+    @classmethod
+    def of(cls, merge: Merge, task: str, examples: int) -> Subject:
+        """Open all that a task came from; raises as ``explain``."""
+        entry, role = merge.task(task), f"the base of {merge.url}"
+        folder, expert = open_published_expert(merge, entry)
+        base = open_model_folder(
+            local_folder(merge.manifest.base.source, cache_folder()),
+            role=role,
+            factory=merge.factory,
+        )
+        known = [(folder, entry.expert, f"the expert of task '{task}'")]
+        for found, published, what in [*known, (base, merge.manifest.base, role)]:
+            if found.digest() != published.sha256:
+                raise CheckpointError(
+                    f"{what}: {published.source} is another model than when the merge was made "
+                    f"(sha256 {found.digest()[:12]}…, expected {published.sha256[:12]}…); put that "
+                    "back"
+                )
+        source, pool = read_pool(merge, entry, entry.pool)
+        check_same(task, source, pool, entry.pool)
+        random = stream(0, task, "explain")
+        rows = torch.randperm(len(pool), generator=random)[:examples].sort().values
+        pool = sequences.completed(expert, pool.narrowed(rows))
+        return cls(merge, entry, expert, load_base(base, like=folder, role=role), pool)
+
+    @property
+    def kind(self) -> Kind:
+        """What the task predicts."""
+        return find_kind(self.entry.kind)
+
+    @cached_property
+    def tint(self) -> dict[str, Tensor]:
+        """What the task owns."""
+        return self.merge.tint(self.entry.name)
+
+    @cached_property
+    def statistics(self) -> set[str]:
+        """Names of what was estimated and not learned: a model's buffers."""
+        return {name for name, _ in self.expert.named_buffers()}
+
+    @cached_property
+    def shared(self) -> dict[str, Tensor]:
+        """The tensors of the base that are not below a head: heads of a base stand for nothing."""
+        return {name: self.base.get_parameter(name).detach() for name in backbone_names(self.base)}
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The three that are compared: the merge without the tint, with it, and the expert."""
+        untinted = skeleton(self.expert)
+        statistics = {name: self.tint[name] for name in self.statistics & self.tint.keys()}
+        untinted.load_state_dict({**self.merge.backbone, **statistics}, strict=False)
+        tinted = self.merge.for_task(self.entry.name)
+        return {"backbone": untinted, "tinted": tinted, "expert": self.expert}
