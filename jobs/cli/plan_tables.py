@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from tintray.jobs.cli.tables import budget_facts, count, durations, print_facts, title
+from tintray.jobs.cli.tables import (
+    budget_facts,
+    count,
+    durations,
+    print_facts,
+    print_notices,
+    title,
+)
 from tintray.jobs.display.times import duration
 from tintray.jobs.runs.pilot import PilotReport
 from tintray.jobs.runs.plan import PlanReport
@@ -34,6 +41,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         "time": durations(report.seconds),
     }
     print_facts(facts, console)
+    print_notices(report.notices, console)
     if report.pilot is not None:
         _print_pilot(report.pilot, console)
 

@@ -76,7 +76,7 @@ def print_summary(summary: MergeSummary, console: Console) -> None:
         "merge": summary.url,
     }
     print_facts(_average_facts(summary) | _held_back_fact(summary) | facts, console)
-    _print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
+    print_notices([*summary.notices, *_bracketed(summary.tasks)], console)
 
 
 def _signer(signer: Signer) -> str:
@@ -135,7 +135,7 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
     print_facts(_average_facts(table), console)
     if table.routing is not None:
         _print_routing(table.routing, console)
-    _print_notices(_bracketed(table.tasks), console)
+    print_notices(_bracketed(table.tasks), console)
 
 
 def _print_routing(routing: RoutingTable, console: Console) -> None:
@@ -256,7 +256,7 @@ def print_export(found: Exported, console: Console) -> None:
         "folder": found.path,
     }
     print_facts(facts, console)
-    _print_notices(found.notices, console)
+    print_notices(found.notices, console)
 
 
 def print_validation(report: ValidationReport, console: Console) -> None:
@@ -274,7 +274,7 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         **budget_facts(report.pools, report.max_pool_bytes, report.max_seconds),
     }
     print_facts(facts, console)
-    _print_notices(report.notices, console)
+    print_notices(report.notices, console)
 
 
 def budget_facts(pools: Mapping[str, int], most: int, seconds: int) -> dict[str, str]:
@@ -289,7 +289,8 @@ def budget_facts(pools: Mapping[str, int], most: int, seconds: int) -> dict[str,
     } | facts
 
 
-def _print_notices(notices: Sequence[str], console: Console) -> None:
+def print_notices(notices: Sequence[str], console: Console) -> None:
+    """A line for each."""
     for notice in notices:
         console.print(f"note: {notice}")
 

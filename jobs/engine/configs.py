@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tintray.checkpoints.model_folder import TEMPLATES
 from tintray.data.source import DataSource
@@ -81,6 +81,8 @@ class TaskFacts:
     configs: Mapping[str, bytes]  # file name -> content
     base_similarity: float = 1.0  # cosine between the base's weights and the expert's
     change: float = 0.0  # how far fine-tuning went: root mean square over the weights
+    # its task vector in few numbers, float32; empty for a task of a published merge
+    sketch: bytes = field(default=b"", repr=False)
     notices: tuple[str, ...] = ()  # what is worth telling of its files, a sentence each
     pool_bytes: int = 0  # memory of the pool
     test_bytes: int = 0

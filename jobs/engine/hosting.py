@@ -162,6 +162,7 @@ class Experts:
             configs=folder.configs(),
             base_similarity=moved.similarity,
             change=moved.size,
+            sketch=moved.sketch.numpy().tobytes() if task.published is None else b"",
             notices=tuple(notices),
             pool_bytes=pool.memory,
             test_bytes=0 if test is None else test.memory,

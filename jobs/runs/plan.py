@@ -30,6 +30,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, ignore
 from tintray.jobs.results import Record
+from tintray.jobs.runs.advice import far_tasks
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pilot import PilotReport, rehearse
 from tintray.storage.artifacts.cache import lookup
@@ -67,6 +68,7 @@ class PlanReport(Record):
     max_seconds: int = 0  # that a foreign tokenizer may compute over each of them
     card_bytes: int = 0  # of each worker's GPU
     pilot: PilotReport | None = None
+    notices: Sequence[str] = ()  # what speaks against the job, each a sentence
 
 
 def plan(
@@ -126,6 +128,7 @@ def plan(
         max_pool_bytes=budgets.max_pool_bytes,
         max_seconds=budgets.max_seconds,
         card_bytes=laid_out.card,
+        notices=far_tasks(facts),
     )
     if not pilot:
         return report

@@ -20,6 +20,7 @@ from tintray.jobs.engine.job_size import of_an_example
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
+from tintray.jobs.runs.advice import far_tasks
 from tintray.jobs.runs.fitting import coordinator_for, run_rounds_left
 from tintray.jobs.runs.floor import Start, compare_with_start
 from tintray.jobs.runs.job_run import JobRun, enter_job
@@ -131,6 +132,8 @@ class JobPlan:
             base = load_base_model(spec)
             workers = pool(spec, base)
         facts = workers.check()
+        for text in far_tasks(facts):
+            context.run.on_event(Notice(text))
         if spec.merge.learned:
             spec = spec.changed(fit={"correction_lr": correction_rate(spec, facts)})
         return Hosted(spec, base, facts, skipped, report, workers=workers)

@@ -17,6 +17,7 @@ from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.results import ValidationReport
+from tintray.jobs.runs.advice import far_tasks
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pipeline import open_writable
 from tintray.storage.catalog.catalog import Catalog
@@ -71,6 +72,7 @@ def report(
             *notices,
             *([f"{told}: {', '.join(unlabelled)}"] if unlabelled else []),
             *(text for found in facts.values() for text in found.warnings()),
+            *far_tasks(facts),
         ],
     )
 

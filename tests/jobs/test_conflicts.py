@@ -11,7 +11,7 @@ import torch
 import tintray
 from tests.answers import call
 from tests.tiny_zoo import TASKS, TinyZoo
-from tintray.jobs.events import ignore
+from tintray.jobs.events import Notice, ignore
 from tintray.jobs.watching.conflicts import compared, conflicts, left_out
 from tintray.jobs.watching.report import report
 from tintray.jobs.watching.states import before, published
@@ -86,6 +86,31 @@ def test_what_fights_is_found_before_a_job(tiny: TinyZoo, tmp_path: Path) -> Non
     shown = call("conflicts", job).out
     assert "warning: 'five' is far from the rest and may better stand alone" in shown
     assert not (tmp_path / "store" / "merges").exists()
+
+
+def test_who_should_stand_alone_is_told_before_a_job(tiny: TinyZoo, tmp_path: Path) -> None:
+    """By plan, validate and run alike; of a job whose tasks are alike nothing is told."""
+    zoo = tiny.copy(tmp_path / "zoo")
+    told = _told_of(zoo.job_file(tmp_path / "store"))
+    assert told == ([], [])
+    _turn_away(zoo, "two", "five", 4.0)
+    told = _told_of(zoo.job_file(tmp_path / "store"))
+    events: list[object] = []
+    merge = tintray.run(zoo.spec(tmp_path / "store"), on_event=events.append)
+    ran = [event.text for event in events if isinstance(event, Notice) and "far" in event.text]
+    assert ran == told[0] == told[1]
+    (sentence,) = ran
+    assert sentence.startswith("task 'five' is far from the rest and may better stand alone: ")
+    assert "times as long as the usual one; two merges" in sentence
+    assert "two merges of 3 and 1 may keep more (two, three, four | five)" in sentence
+    assert not any("far from the rest" in text for text in merge.manifest.notices)
+
+
+def _told_of(job: Path) -> tuple[list[str], list[str]]:
+    """What ``plan`` and ``validate`` say of tasks that are far from the rest."""
+    planned = call("plan", job, "--calibrate", "0.1", "--json").document["notices"]
+    checked = call("validate", job, "--json").document["notices"]
+    return planned, [text for text in checked if "far from the rest" in text]
 
 
 def _turn_away(zoo: TinyZoo, one: str, other: str, size: float) -> None:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny_models import BERT, model
+from tintray.models.base_similarity import change
+from tintray.models.structure import backbone_names
 from tintray.numerics.low_rank import LowRank
-from tintray.vectors.similarity import cosine, groups, halves, pairs_of
+from tintray.vectors.similarity import cosine, groups, halves, outliers, pairs_of
 from tintray.vectors.stacks import make_stack
 
 
@@ -54,3 +57,43 @@ def test_halves_cut_where_little_is_common() -> None:
     assert halves(affinity) == [[0, 1, 2, 3], [4, 5, 6]]
     assert halves(torch.eye(2)) == [[0], [1]]
     assert sorted(map(len, halves(torch.zeros(3, 3)))) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("scale", "far"),
+    [
+        ({}, {}),
+        ({2: 1.4, 4: 0.4}, {}),
+        ({3: 3.0}, {3: "its task vector is 3.0 times as long as the usual one"}),
+        ({1: -1.0}, {1: "it points against the others (median cosine -0.50)"}),
+    ],
+)
+def test_task_vectors_that_are_far_from_the_others(
+    scale: dict[int, float], far: dict[int, str]
+) -> None:
+    """Of five that all have a cosine of a half with each other."""
+    vectors = torch.eye(6, dtype=torch.float64)[:5] + torch.eye(6, dtype=torch.float64)[5]
+    for task, factor in scale.items():
+        vectors[task] *= factor
+    assert outliers(vectors @ vectors.T) == far
+    assert outliers(vectors[:2] @ vectors[:2].T) == {}
+
+
+def test_sketches_tell_lengths_and_angles() -> None:
+    """Of differences between models, without any two of them beside each other."""
+    base, *experts = (model("BertForSequenceClassification", BERT) for _ in range(4))
+    random = torch.Generator().manual_seed(0)
+    matrices = [name for name in backbone_names(base) if base.get_parameter(name).ndim > 1]
+    shapes = {name: base.get_parameter(name).shape for name in matrices}
+    steps = {name: torch.randn(3, *shape, generator=random) for name, shape in shapes.items()}
+    mix = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 3]])
+    for expert, weights in zip(experts, mix, strict=True):
+        expert.load_state_dict(base.state_dict())
+        for name, step in steps.items():
+            expert.get_parameter(name).data += torch.einsum("k,k...->...", weights, step)
+    sketches = torch.stack([change(base, expert).sketch for expert in experts]).double()
+    whole = torch.stack([torch.cat([torch.einsum("k,k...->...", w, s).flatten() for s in
+                                    steps.values()]) for w in mix]).double()  # fmt: skip
+    found, true = sketches @ sketches.T, whole @ whole.T
+    lengths = true.diagonal().sqrt()
+    assert ((found - true).abs() / (lengths[:, None] * lengths) < 0.1).all()

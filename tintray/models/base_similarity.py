@@ -13,9 +13,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from tintray.models.structure import backbone_names
+from tintray.numerics.randomness import stream
 
 UNRELATED = 0.1
 """Cosine below which an expert does not look as if it came from the base.
@@ -23,6 +25,8 @@ UNRELATED = 0.1
 Far below what the largest steps leave: models of a few thousand weights that were fine-tuned by
 steps larger than their weights still have 0.3.
 """
+
+_SKETCH = 16381  # numbers: a prime, so that rows of no matrix come to lie on one another
 
 
 @dataclass(frozen=True)
@@ -37,27 +41,40 @@ class Change:
         Cosine between the base's weights and the expert's.
     size
         Root mean square of the differences, in units of a weight.
+    sketch
+        The differences in few numbers [16381]: of two experts of one base, inner products of
+        sketches are those of the differences, within some hundredths of their lengths.
     """
 
     similarity: float
     size: float
+    sketch: Tensor
 
 
 @torch.no_grad()
 def change(base: nn.Module, expert: nn.Module) -> Change:
     """How an expert's backbone differs from its base's."""
     product = ours = theirs = moved = 0.0
-    count = 0
+    count, sketch = 0, torch.zeros(_SKETCH)
     for name in backbone_names(base):
         one, other = base.get_parameter(name), expert.get_parameter(name)
         if one.ndim > 1:
             product += (one * other).sum(dtype=torch.float64).item()
             ours += one.square().sum(dtype=torch.float64).item()
             theirs += other.square().sum(dtype=torch.float64).item()
-            moved += (other - one).square().sum(dtype=torch.float64).item()
+            moved += (step := other - one).square().sum(dtype=torch.float64).item()
+            sketch += _folded(step.flatten(), name)
             count += one.numel()
     cosine = product / max(math.sqrt(ours * theirs), 1e-300)
-    return Change(cosine, math.sqrt(moved / max(1, count)))
+    return Change(cosine, math.sqrt(moved / max(1, count)), sketch)
+
+
+def _folded(numbers: Tensor, name: str) -> Tensor:
+    """A vector in stretches that are added up under random signs, the same for every expert."""
+    stretches = -(-numbers.numel() // _SKETCH)
+    signs = torch.randint(0, 2, (stretches,), generator=stream(0, name, "sketch")) * 2.0 - 1
+    padded = functional.pad(numbers.float(), (0, stretches * _SKETCH - numbers.numel()))
+    return signs @ padded.view(stretches, _SKETCH)
 
 
 def is_unrelated(similarity: float) -> bool:

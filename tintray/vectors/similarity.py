@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LONG, AGAINST = 2.5, -0.15
+"""What the task vectors of experts that were trained alike never are: up to 1.4 times as long as
+the usual one, and with cosines above −0.02."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -100,6 +104,31 @@ def halves(affinity: Tensor) -> list[list[int]]:
 
     best = min(range(1, len(order)), key=cost)
     return _ordered([order[:best].tolist(), order[best:].tolist()])
+
+
+def outliers(products: Tensor) -> dict[int, str]:
+    """Task vectors that are far from the others, and in what way; from ⟨τᵢ, τⱼ⟩ [K, K].
+
+    Those that are ``LONG`` times as long as the median of the others, or longer, and those that
+    point ``AGAINST`` most of the others: by the median of the cosines. None of fewer than three.
+    """
+    count = len(products)
+    if count < 3:
+        return {}
+    sizes, angles = products.diagonal().clamp_min(0).sqrt(), cosine(products)
+    found = {}
+    for task in range(count):
+        others = [other for other in range(count) if other != task]
+        times = float(sizes[task] / sizes[others].median().clamp_min(1e-12))
+        angle = float(angles[task, others].median())
+        said = []
+        if times >= LONG:
+            said.append(f"its task vector is {times:.1f} times as long as the usual one")
+        if angle <= AGAINST:
+            said.append(f"it points against the others (median cosine {angle:.2f})")
+        if said:
+            found[task] = " and ".join(said)
+    return found
 
 
 def _ordered(found: Sequence[list[int]]) -> list[list[int]]:
