@@ -76,13 +76,13 @@ class Page:
             self.requests.append(found["params"]["request"]["url"])
         return found
 
-    def open(self, path: Path, width: int, *, dark: bool = False) -> float:
-        """Open a file at a width of the window; seconds until all of it was painted."""
+    def open(self, path: Path | str, width: int, *, dark: bool = False) -> float:
+        """Open a file or a URL at a width of the window; seconds until all of it was painted."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.emulate("screen", dark=dark)
         began = time.perf_counter()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         while self._receive().get("method") != "Page.loadEventFired":
             pass
         painted = "new Promise(r => requestAnimationFrame(() => setTimeout(r)))"

@@ -31,7 +31,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         *(watching.explain, watching.conflicts, merges.check, merges.alias, merges.export),
         *(merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
         *(merges.history, merges.diff_merges),
-        *(merges.rollback, merges.delete, merges.add_router, serving.serve),
+        *(merges.rollback, merges.delete, merges.add_router, serving.serve, watching.ui_),
     ),
     "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),
     "Jobs on a cluster": (

@@ -20,15 +20,16 @@ from tintray.jobs.cli.options import (
     path_option,
     place_options,
     rehearsed,
+    say,
 )
 
 if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.watching import conflicts as fights
-    from tintray.jobs.watching import explaining, writing
+    from tintray.jobs.watching import explaining, ui, writing
 else:
     writing, fights = Later("watching.writing"), Later("watching.conflicts")
-    explaining = Later("watching.explaining")
+    explaining, ui = Later("watching.explaining"), Later("watching.ui")
 
 
 @command(
@@ -164,3 +165,24 @@ def explain(
         return output
     written = writing.write_explanation(found, output, chosen)
     return written if isinstance(written, Path) else Answer(found, text=written.rstrip("\n"))
+
+
+@command(
+    "",
+    click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+    click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535),
+                 help="Where to listen."),
+    place_options,
+    name="ui",
+    example="""ui
+ui --port 9000""",
+)  # fmt: skip
+def ui_(host: str, port: int, **options: Any) -> Answer:
+    """Show the catalog in a browser until Ctrl-C.
+
+    Jobs as they run, merges, their versions and reports; nothing can be changed there. Whoever is
+    not on this machine needs the token in TINTRAY_UI_TOKEN, which their browser asks for as the
+    password.
+    """
+    ui.serve(host, port, say=lambda text: say(text, err=True), **options)
+    return Answer({"catalog": options["catalog"]}, text="stopped")

@@ -35,13 +35,17 @@ log = logging.getLogger("tintray.serve")
 
 
 class Guard:
-    """Refuses a request before anything reads its body, and counts what was answered.
+    """Refuses a request before anything reads its body, and has what was answered counted.
 
     Without a token only this machine is listened to, and a web page of somebody else could ask a
     browser here: a name that is not this machine's (``Host``) is refused then.
     """
 
-    def __init__(self, app: App, token: str | None, max_body: int, metrics: Metrics) -> None:
+    open_paths, challenge, variable = OPEN, "Bearer", TOKEN_VARIABLE
+
+    def __init__(
+        self, app: App, token: str | None, max_body: int, metrics: Metrics | None = None
+    ) -> None:
         self._app, self._max_body, self._metrics = app, max_body, metrics
         self._token = None if token is None else token.encode()
 
@@ -77,8 +81,9 @@ class Guard:
             log.exception("a request failed")
             refused = 500, FAILED
         if refused is not None and not code:
-            await _answer(counted, *refused)
-        self._metrics.request(code, time.perf_counter() - began)
+            await self._answer(counted, *refused)
+        if self._metrics is not None:
+            self._metrics.request(code, time.perf_counter() - began)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if self._token is None:
@@ -87,26 +92,37 @@ class Guard:
             if name not in _HOSTS:
                 said = "without a token this server answers to 127.0.0.1 and localhost alone"
                 return 421, f"{said}, not to {host!r:.60}"
-        elif path not in OPEN:
+        elif path not in self.open_paths:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
-                return 401, f"expected the header Authorization: Bearer <{TOKEN_VARIABLE}>"
+            if not hmac.compare_digest(self.given(scheme.lower(), given.strip()), self._token):
+                return 401, self.expected()
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body:
             return self.too_large()
         return None
 
+    def given(self, scheme: bytes, value: bytes) -> bytes:
+        """The token that a header ``Authorization`` gives; nothing where it gives none."""
+        return value if scheme == b"bearer" else b""
+
+    def expected(self) -> str:
+        """What is said to whoever gave no token, or another."""
+        return f"expected the header Authorization: Bearer <{self.variable}>"
+
     def too_large(self) -> tuple[int, str]:
         """The code and the sentence for a body that is."""
         return 413, f"the body has more than the {self._max_body:,} bytes that it may have"
 
+    async def _answer(self, send: Send, code: int, sentence: str) -> None:
+        """Send a refusal."""
+        body, kind = self.refusal(sentence)
+        headers = [(b"content-type", kind), (b"connection", b"close")]
+        if code == 401:
+            headers.append((b"www-authenticate", self.challenge.encode()))
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-async def _answer(send: Send, code: int, sentence: str) -> None:
-    """Send a refusal as JSON."""
-    body = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    if code == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    def refusal(self, sentence: str) -> tuple[bytes, bytes]:
+        """The body of a refusal, and its type."""
+        return json.dumps({"error": sentence}).encode(), b"application/json"

@@ -68,20 +68,24 @@ class ServeOptions:
             return False
 
 
-def serve_token(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The bearer token from the environment; None where it is not set.
+def serve_token(
+    options: ServeOptions,
+    environment: Mapping[str, str] = os.environ,
+    variable: str = TOKEN_VARIABLE,
+) -> str | None:
+    """The token from a variable of the environment; None where it is not set.
 
     Raises InputError for one that is short or has spaces, or for none where others than this
     machine can reach the server.
     """
-    token = environment.get(TOKEN_VARIABLE) or None
+    token = environment.get(variable) or None
     if token is None and not options.is_loopback:
         raise InputError(
-            f"--host {options.host} can be reached from other machines, and {TOKEN_VARIABLE} is "
+            f"--host {options.host} can be reached from other machines, and {variable} is "
             f"not set; set it to a secret of {_SHORTEST} characters or more, or listen on 127.0.0.1"
         )
     if token is not None and (len(token) < _SHORTEST or not token.isascii() or " " in token):
         raise InputError(
-            f"{TOKEN_VARIABLE}: expected {_SHORTEST} or more ASCII characters without spaces"
+            f"{variable}: expected {_SHORTEST} or more ASCII characters without spaces"
         )
     return token

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -16,6 +15,7 @@ from urllib.request import Request, urlopen
 from tintray.errors import ClusterError, InputError, TintrayError, check_installed
 from tintray.files import reason
 from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.serving.listening import answer, listen, shown
 from tintray.jobs.serving.metrics import Metrics
 from tintray.jobs.serving.options import TOKEN_VARIABLE, ServeOptions, serve_token
 from tintray.jobs.serving.replicas import InProcess, RayServe
@@ -43,25 +43,13 @@ def serve(
     token = serve_token(options)
     place = Place.find(merge, catalog, options.pin)
     load_merge(place.url, factory)  # what is wrong with it shows before Ray is started
-    with closing(_listening(options)) as listening:
+    with closing(listen(options.host, options.port)) as listening:
         hosting = InProcess() if options.replicas == 0 else RayServe(options)
         try:
             versions = Versions(place, hosting, options, factory)
             asyncio.run(_serve(versions, options, token, listening, say))
         finally:
             hosting.close()
-
-
-def _listening(options: ServeOptions) -> socket.socket:
-    """The port, before anything is spent on what is behind it."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        return socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        raise InputError(
-            f"--port {options.port}: it cannot be listened on at {options.host} "
-            f"({error.strerror}); is another server there?"
-        ) from error
 
 
 async def _serve(
@@ -71,37 +59,14 @@ async def _serve(
     listening: socket.socket,
     say: Callable[[str], None],
 ) -> None:
-    import uvicorn
-
     from tintray.jobs.serving.http import build_app
 
-    class Server(uvicorn.Server):
-        """One that leaves signals to whoever runs it, who has more to close."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
     await versions.start()
-    settings = uvicorn.Config(
-        build_app(versions, options, token, Metrics()),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.timeout) + 1,
-    )
-    server = Server(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
-            loop.add_signal_handler(number, setattr, server, "should_exit", True)
     live, watching = versions.stable, asyncio.create_task(versions.watch())
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"{live.ref}: {len(live.merge.tasks):,} tasks at http://{shown}:{port}")
+    say(f"{live.ref}: {len(live.merge.tasks):,} tasks at {shown(listening)}")
     try:
-        await server.serve(sockets=[listening])
+        app = build_app(versions, options, token, Metrics())
+        await answer(app, listening, options.timeout)
     finally:
         watching.cancel()
         await versions.close()

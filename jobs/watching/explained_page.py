@@ -13,7 +13,7 @@ from tintray.jobs.watching.page import document, facts
 from tintray.jobs.watching.sections import details, note, percent, section, short, table, wide
 from tintray.jobs.watching.swapping import MAY_LOSE, Swap
 
-WORDS = {"backbone": "without the tint", "tinted": "with it", "expert": "expert"}
+WORDS = {"backbone": "without", "tinted": "tinted", "expert": "expert"}
 
 
 def explained_page(found: Explanation) -> str:

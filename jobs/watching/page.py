@@ -17,8 +17,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _SHORT = 12  # tasks that a notebook shows
 
 
-def page(report: Report) -> str:
-    """The whole page, as text of an HTML file."""
+def page(report: Report, *before: Markup) -> str:
+    """The whole page, as text of an HTML file; ``before`` stands at its top."""
     merge = report.merge
     parts = [
         element("header", element("h1", f"{merge.name}/{merge.version}"), _about(merge)),
@@ -26,7 +26,7 @@ def page(report: Report) -> str:
         sections.section("Tasks", _tasks(report)),
         *sections.all_of(report),
     ]
-    return document(f"{merge.name}/{merge.version}: report", *parts)
+    return document(f"{merge.name}/{merge.version}: report", *before, *parts)
 
 
 def document(title: str, *parts: Markup, head: Sequence[Markup] = ()) -> str:

@@ -23,6 +23,7 @@ from tintray.published.manifest import Manifest, TaskEntry
 from tintray.published.merge import Merge
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
+from tintray.storage.catalog.tables import Round
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,13 @@ def _from_catalog(
         if manifest.rounds:
             missing.append(f"the catalog has no rounds of job {manifest.job_id}")
         return None, versions
-    tasks = [task.name for task in manifest.tasks]
+    return learning_of(rounds, [task.name for task in manifest.tasks]), versions
+
+
+def learning_of(rounds: Sequence[Round], tasks: Sequence[str]) -> Learning:
+    """What the recorded rounds of a job, one at least, tell of its tasks."""
     metrics = [row.metrics for row in rounds]
-    learning = Learning(
+    return Learning(
         rounds=[row.round for row in rounds],
         loss=[of.get("loss", float("nan")) for of in metrics],
         agreement={name: [_of(of, "agreement").get(name) for of in metrics] for name in tasks},
@@ -194,7 +199,6 @@ def _from_catalog(
             for name in tasks
         },
     )
-    return learning, versions
 
 
 def _of(metrics: Mapping[str, Any], name: str) -> Mapping[str, float]:

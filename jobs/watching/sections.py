@@ -26,9 +26,9 @@ def all_of(report: Report) -> list[Markup]:
     made = [
         section("Where each task goes into the backbone", _coefficients(report)),
         *([] if report.conflicts is None else [_fights(report.conflicts)]),
-        section("How it learned", _learning(report)),
+        section("How it learned", learned(report.learning)),
         section("Confidence", _confidence(report.merge.tasks)),
-        section("Lineage", _lineage(report)),
+        section("Lineage", _lineage(report), "lineage"),
         section("Where time went", _times(report)),
     ]
     notices = [*report.merge.notices, *(f"not known: {said}" for said in report.missing)]
@@ -38,9 +38,9 @@ def all_of(report: Report) -> list[Markup]:
     return made
 
 
-def section(title: str, content: Markup) -> Markup:
+def section(title: str, content: Markup, id: str | None = None) -> Markup:
     """A section of the page with its title."""
-    return element("section", element("h2", title), content)
+    return element("section", element("h2", title), content, id=id)
 
 
 def details(title: str, content: Markup) -> Markup:
@@ -137,7 +137,8 @@ def _fights(found: Conflicts) -> Markup:
         ]
         for of in found.layers
     )
-    return section("Which tasks fight", joined(*parts, details("By layer", table(head, rows))))
+    content = joined(*parts, details("By layer", table(head, rows)))
+    return section("Which tasks fight", content, "conflicts")
 
 
 def _few(names: Sequence[str], most: int = 12) -> str:
@@ -148,8 +149,8 @@ def _few(names: Sequence[str], most: int = 12) -> str:
 # Learning
 
 
-def _learning(report: Report) -> Markup:
-    learning = report.learning
+def learned(learning: Learning | None) -> Markup:
+    """Agreement and loss, round by round."""
     if learning is None:
         return note("No rounds are known of it.")
     first, last = learning.rounds[0], learning.rounds[-1]
