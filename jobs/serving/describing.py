@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tintray.errors import TintrayError
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
 from tintray.serving.answers import class_names
+from tintray.serving.engine import AUTO
 from tintray.tasks.metrics import shown
 from tintray.tasks.registry import find_kind
 
@@ -73,7 +75,10 @@ MIXED = _body(
 
 
 def tasks(merge: Merge) -> dict[str, Any]:
-    """Every task of a merge: kind, what it takes, labels, metric and version."""
+    """Every task of a merge: kind, what it takes, labels, metric and version.
+
+    ``auto`` says whether an example can do without a task.
+    """
     listed = []
     for entry in merge.manifest.tasks:
         score = entry.task_score
@@ -94,7 +99,15 @@ def tasks(merge: Merge) -> dict[str, Any]:
                 "version": merge.manifest.ref,
             }
         )
-    return {"version": merge.manifest.ref, "tasks": listed}
+    return {"version": merge.manifest.ref, "tasks": listed, "auto": _routes(merge)}
+
+
+def _routes(merge: Merge) -> bool:
+    """Whether it can tell which task an example is of."""
+    try:
+        return AUTO not in merge.tasks and bool(merge.router.tasks)
+    except TintrayError:
+        return False
 
 
 def _form(merge: Merge, entry: TaskEntry) -> str:

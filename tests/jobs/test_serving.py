@@ -117,7 +117,9 @@ async def test_json_and_forms_are_answered_as_python_does(published: Published) 
 @in_loop
 async def test_what_is_served_is_told(published: Published) -> None:
     async with face(published.folder) as server:
-        tasks = (await server.client.get("/v1/tasks")).json()["tasks"]
+        told = (await server.client.get("/v1/tasks")).json()
+        tasks = told["tasks"]
+        assert told["auto"], "what is published keeps statistics of its pools"
         assert [t["name"] for t in tasks] == ["two", "three", "five", "four"]
         assert {(t["kind"], t["takes"]) for t in tasks} == {("classification", "image")}
         assert tasks[0]["metric"]["value"] == published.summary.tasks[0].merged
