@@ -1,11 +1,12 @@
 """What serving many tasks from one backbone costs, beside one model alone.
 
-    python -m benchmarks.serving [--seconds 120] [--folder DIR]
+    python -m benchmarks.serving [--seconds 120] [--folder DIR] [--shared DIR]
 
-Four parts: mixed batches in process; memory, with all tints and with a budget; HTTP beside a plain
-FastAPI server of one model; clients at once while versions change and a replica is killed. The last
-line is JSON. ``routed`` and ``auroc`` are null: these tasks have the same inputs, so that nothing
-could be routed.
+Five parts: mixed batches in process; memory, with all tints and with a budget; HTTP beside a plain
+FastAPI server of one model; clients at once while versions change and a replica is killed; whether
+examples of the ten tasks of `examples/ten-scripts.yaml`, after a fit of 60 rounds, find their task,
+and foreign ones are noticed. The last line is JSON; ``routed`` and ``auroc`` are null where the
+folder ``--shared``, of the zoo and its data, is not there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from PIL import Image
 from torch import Tensor
 
 import tintray
+from benchmarks.quality.zoos import ZOOS
+from benchmarks.routing import figures
 from benchmarks.serving_load import encoded, load, plain_server, post, tintray_server
 from benchmarks.serving_zoo import publish, two_tasks
 from tintray.limits import size_text
@@ -41,6 +44,7 @@ TASKS, MANY, BUDGET = 32, 200, 20
 BATCH = 32
 REPEATS = 15
 CHANGES = 3
+SCENES = ("dense/camvid64.npz#test", "dense/fasseg64.npz#test")
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
 _CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -251,11 +255,28 @@ def _wrong(store: Path, answers: list[tuple[str, str, int, list[float]]]) -> int
     return wrong
 
 
+def routed(shared: Path, store: Path) -> dict[str, float | None]:
+    """Whether the test examples of the ten tasks find theirs; see ``benchmarks.routing``."""
+    if not (shared / "zoo").is_dir():
+        print(f"routing: {shared}/zoo is not there")
+        return {"routed": None, "auroc": None}
+    own = (f"store={store}", f"catalog=sqlite:///{store}/catalog.db", "fit.rounds=60")
+    merge = tintray.run(ZOOS["hard"].spec(shared, own))
+    letters = np.load(shared / "data/vision/omniglot.npz")["x"]
+    np.savez(store / "omniglot.npz", x_test=letters[::10])
+    foreign = [f"{store}/omniglot.npz#test", *(f"{shared}/data/{one}" for one in SCENES)]
+    found = figures(merge, foreign)
+    print(f"{found['lost']} points lost where nobody names the task; routing takes "
+          f"{found['latency']:.1%} of a forward pass")  # fmt: skip
+    return {name: found[name] for name in ("routed", "auroc")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="of the last part")
     parser.add_argument("--clients", type=int, default=64, help="of the last part")
     parser.add_argument("--folder", type=Path, help="where merges are made; left out, nowhere")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
     given = parser.parse_args()
     with TemporaryDirectory(prefix="tintray-") as temporary:
         folder = given.folder or Path(temporary)
@@ -271,7 +292,8 @@ def main() -> None:
         part = max(2.0, given.seconds / 12)
         found["http_over_plain"] = round(over_http(store, folder / "exported", part), 3)
         found["wrong"], found["failed"] = storm(seed, store, given.seconds, given.clients)
-    print(json.dumps(found | {"routed": None, "auroc": None}))
+        found |= routed(given.shared.resolve(), folder / "ten")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

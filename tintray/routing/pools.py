@@ -10,12 +10,14 @@ from torch import Tensor
 from tintray.numerics.randomness import stream
 from tintray.pools.pool import BATCH, Pool
 from tintray.routing.features import features, form_of
-from tintray.routing.statistics import LEAST, MOST, TaskStatistics
+from tintray.routing.statistics import DIRECTIONS, EXAMPLES, LEAST, MOST, TaskStatistics
 
 
 def routing_key(pool: Pool) -> str:
     """The hash of what a pool's statistics come of."""
-    return hashlib.sha256(f"{pool.digest} {form_of(pool.batch(slice(0, 1)))}".encode()).hexdigest()
+    form = form_of(pool.batch(slice(0, 1)))
+    kept = f"{pool.digest} {form} {DIRECTIONS} {EXAMPLES}"
+    return hashlib.sha256(kept.encode()).hexdigest()
 
 
 def routing_of(pool: Pool) -> dict[str, Tensor] | None:

@@ -16,17 +16,20 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tintray.errors import InputError
-from tintray.routing.statistics import DIRECTIONS, TaskStatistics
+from tintray.routing.statistics import TaskStatistics
 
-FALSE_REJECTION = 0.01
+FALSE_REJECTION = 0.005
 """The share of the tasks' own examples that is taken for foreign."""
 SHARED = 0.2
 """Two tasks share their inputs if so large a share of either's examples goes to the other."""
 UNKNOWN = "unknown"
 
-_SHRINK, _FLOOR = 0.1, 1e-4  # chosen on examples held back from pools, docs/routing.md
+_SHRINK, _FLOOR = 0.02, 1e-4  # chosen on examples held back from pools, docs/routing.md
+_DENSE = 0.5  # how much a dense place counts beside a near one; chosen on tasks left out of pools
+_AT_ONCE = 2**24  # numbers of examples, less their means, of several tasks
 _CALIBRATING = 4096  # examples of all tasks together
 _SPREAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
 
@@ -55,28 +58,50 @@ class Route:
         }
 
 
-class _Density:
-    """log N(x; mean, covariance) with a covariance of a diagonal and a few directions."""
+class _Densities:
+    """log N(x; mean, covariance) of every task, with covariances of a diagonal and few directions.
 
-    def __init__(self, known: TaskStatistics, shared: Tensor) -> None:
-        count = int(known.count)
-        shrink = _SHRINK + (1 - _SHRINK) * DIRECTIONS / (DIRECTIONS + count)
-        rest = (known.variance - known.directions.square().sum(1)).clamp_min(0)
-        diagonal = (1 - shrink) * rest + shrink * shared + _FLOOR
-        scaled = (1 - shrink) ** 0.5 * known.directions / diagonal.sqrt()[:, None]
-        left, strength, _ = torch.linalg.svd(scaled, full_matrices=False)
-        square = strength.square()
-        self._scale = diagonal.rsqrt()
-        # (I + U S² Uᵀ)⁻¹ = I − U S² / (1 + S²) Uᵀ, by Woodbury
-        self._left = left * (square / (1 + square)).sqrt()
-        self._mean = known.mean * self._scale
-        self._volume = diagonal.log().sum() + (1 + square).log().sum()
+    Tensors are stacked over tasks, so that none is asked on its own.
+    """
+
+    def __init__(self, known: Sequence[TaskStatistics]) -> None:
+        shared = torch.stack([of_task.variance for of_task in known]).mean(0)
+        each = [_scaled(of_task, shared) for of_task in known]
+        self._scale = torch.stack([diagonal.rsqrt() for diagonal, _ in each])[:, None]
+        self._mean = torch.stack([of_task.mean for of_task in known])[:, None] * self._scale
+        lefts, volumes = [], []
+        for diagonal, directions in each:
+            left, strength, _ = torch.linalg.svd(directions, full_matrices=False)
+            square = strength.square()
+            # (I + U S² Uᵀ)⁻¹ = I − U S² / (1 + S²) Uᵀ, by Woodbury
+            lefts.append((left * (square / (1 + square)).sqrt()).T)
+            volumes.append(diagonal.log().sum() + (1 + square).log().sum())
+        self._left = pad_sequence(lefts, batch_first=True).mT  # pools of few examples have fewer
+        self._volume = torch.stack(volumes)
 
     def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared Mahalanobis distance [N] and log density [N], up to a constant."""
-        centred = features * self._scale - self._mean
-        distance = centred.square().sum(1) - (centred @ self._left).square().sum(1)
-        return distance, -0.5 * (distance + self._volume)
+        """Squared Mahalanobis distances and log densities [N, K] of features [N, D].
+
+        Densities are up to a constant that all tasks share.
+        """
+        found = []
+        some = max(1, _AT_ONCE // features.numel())
+        for first in range(0, len(self._mean), some):
+            tasks = slice(first, first + some)
+            centred = features * self._scale[tasks] - self._mean[tasks]
+            within = (centred @ self._left[tasks]).square().sum(2)
+            found.append(centred.square().sum(2) - within)
+        distances = torch.cat(found).T
+        return distances, -0.5 * (distances + self._volume)
+
+
+def _scaled(known: TaskStatistics, shared: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of a task's covariance [D], and its directions [D, r] in units of that."""
+    count, directions = int(known.count), known.directions.shape[1]
+    shrink = _SHRINK + (1 - _SHRINK) * directions / (directions + count)
+    rest = (known.variance - known.directions.square().sum(1)).clamp_min(0)
+    diagonal = (1 - shrink) * rest + shrink * shared + _FLOOR
+    return diagonal, (1 - shrink) ** 0.5 * known.directions / diagonal.sqrt()[:, None]
 
 
 class Router:
@@ -107,8 +132,7 @@ class Router:
                 f"{', '.join(map(str, sorted(sizes))) or 'no task'}; tasks whose inputs have "
                 "different forms cannot be told apart"
             )
-        shared = torch.stack([of_task.variance for of_task in known]).mean(0)
-        self._densities = [_Density(of_task, shared) for of_task in known]
+        self._compare = _Densities(known)
         each = max(2, _CALIBRATING // len(known))
         self._held = [of_task.examples[:each] for of_task in known]
         self._calibrate(false_rejection)
@@ -136,11 +160,6 @@ class Router:
             (truth, taken), torch.ones(len(truth)), accumulate=True
         )
 
-    def _compare(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances and log densities [N, K]."""
-        found = [density(features) for density in self._densities]
-        return torch.stack([d for d, _ in found], 1), torch.stack([p for _, p in found], 1)
-
     def _familiar(self, distances: Tensor, densities: Tensor) -> Tensor:
         """How familiar examples look [N]: as near to their task as others, and in a dense place.
 
@@ -150,7 +169,7 @@ class Router:
         best, task = densities.max(1)
         own = distances.gather(1, task[:, None])[:, 0].log()
         near = (self._typical[task] - own) / self._deviation[task]
-        return near + (best - self._level) / self._level_deviation
+        return near + _DENSE * (best - self._level) / self._level_deviation
 
     def familiarity(self, features: Tensor) -> Tensor:
         """How familiar examples look [N], in standard deviations; comparable within a router."""

@@ -20,9 +20,9 @@ MOST = 4096
 """Examples of a pool that are looked at."""
 LEAST = 8
 """Examples that a pool has to have."""
-DIRECTIONS = 32
+DIRECTIONS = 64
 """In which a density is fitted to how features vary together."""
-EXAMPLES = 40
+EXAMPLES = 64
 """Examples that are kept, none of which the density was fitted to: they calibrate."""
 
 
