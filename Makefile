@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint types site format lock clean
+.PHONY: demo install test lint types site fuzz soak format lock clean
 
 demo: install  ## Eight real experts become one model; a table and a page say what it kept
 	$(BIN)/python examples/digits.py zoo/digits
@@ -47,6 +47,9 @@ $(VENV)/.site: pyproject.toml constraints.txt
 
 fuzz: $(VENV)/.test  ## Damaged inputs on every surface; findings are kept below build/fuzz
 	$(BIN)/python -m tests.fuzz --inputs 100000
+
+soak: $(VENV)/.test  ## A thousand rounds and a hundred jobs in a row: does anything grow?
+	$(BIN)/python -m tests.soak --rounds 1000 --jobs 100
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

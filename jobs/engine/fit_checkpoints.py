@@ -39,7 +39,7 @@ FORMAT_VERSION = 1
 INTERVAL = 60.0
 """Seconds of fitting between checkpoints, where the job does not say after how many rounds."""
 
-MOST = 0.05
+MOST = 0.015
 """The share of the time that checkpoints may take: slow ones are written less often."""
 
 KEPT = 2

@@ -186,7 +186,10 @@ def _look(execute: Execute, **query: Any) -> tuple[list[JobRow], dict[str, Queue
     if not any(map(waits, rows)):
         return rows, {}
     limits = {str(row[0]): int(row[1]) for row in execute(CLUSTERS, ())}
-    return rows, positions(select_jobs(execute, states=ALIVE), limits, datetime.now(UTC))
+    whole = query.get("states") is None and query.get("name") is None  # all that are not over too
+    listed = rows if whole else select_jobs(execute, states=ALIVE)
+    alive = [row for row in listed if not row.state.terminal]
+    return rows, positions(alive, limits, datetime.now(UTC))
 
 
 def status(job: str, *, catalog: str | None = None) -> JobStatus:

@@ -46,6 +46,7 @@ LISTS = "import tintray.jobs.queue.%s, tintray.jobs.cli.queue_tables"
         (CALL % ["--version"], "click tintray"),
         (CALL % ["version"], "click tintray"),
         (LISTS % "views", "sqlalchemy rich"),
+        ("import tintray.jobs.runs.history, tintray.jobs.cli.growth_tables", "rich"),
         (LISTS % "submission, tintray.jobs.queue.following", "sqlalchemy rich pydantic yaml"),
     ],
 )

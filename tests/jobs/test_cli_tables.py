@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from tintray.jobs.cli.list_tables import print_listing
+from tintray.jobs.cli.queue_tables import print_jobs
 from tintray.jobs.cli.tables import (
     count,
     print_comparison,
@@ -24,6 +26,7 @@ from tintray.jobs.cli.tables import (
 )
 from tintray.jobs.display.terminal import open_console
 from tintray.jobs.display.times import moment
+from tintray.jobs.queue.views import JobLine
 from tintray.jobs.results import (
     CompareRow,
     CompareTable,
@@ -172,6 +175,30 @@ def test_listing_has_a_line_for_each_merge() -> None:
     table, at = text(print_listing, [bare, new]), moment(bare.created)
     assert " ".join(row(table, "old/v1")) == f"old/v1 {at} - - - - - -"
     assert " ".join(row(table, "new/v1")) == f"new/v1 {at} ties - 8 50.0 % - -"
+
+
+def test_a_long_list_is_drawn_at_once_and_as_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By lines of our own: rich's tables take seconds for a thousand rows."""
+    bare = MergeListing("a-merge", "v1", "/x", "2026-01-02T03:04:05+00:00", site="x" * 90, tasks=8)
+    short, long = (text(print_listing, [bare] * count).splitlines() for count in (3, 300))
+    assert [line.rstrip() for line in long[:4]] == [line.rstrip() for line in short]
+    assert len(long) == 301
+    job = JobLine(
+        *(
+            "a-job",
+            "it",
+            "failed",
+            "it had to be\x1b[2J " + "long " * 40,
+            "2026-01-02T03:04:05+00:00",
+        ),
+        *("2026-01-02T03:04:05+00:00", 0, None),
+    )
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    drawn = text(print_jobs, [job] * 300).splitlines()
+    assert "\x1b[31mfailed\x1b[0m" in drawn[-1] and "\x1b[2J" not in drawn[-1]
+    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 80 for line in drawn)
+    assert drawn[-1].endswith("…")
 
 
 def test_validation_tells_sizes_and_notices() -> None:
