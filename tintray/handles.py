@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
+from tintray.configuration import may_be_set
 from tintray.errors import CancelledError, TintrayError
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge as PublishedMerge
@@ -390,9 +391,10 @@ def load(
             from tintray.jobs.config.settings import share_factories
 
             share_factories()
-        from tintray.jobs.config.signing import check_if_required
+        if require_signed or (require_signed is None and may_be_set("require_signed")):
+            from tintray.jobs.config.signing import check_if_required
 
-        check_if_required(found, require_signed)
+            check_if_required(found, require_signed)
     else:
         from tintray.jobs.config.settings import chosen
         from tintray.jobs.engine.finding import load_merge, locate

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tintray.configuration import config_file as config_file
+from tintray.configuration import variable as variable
 from tintray.errors import SpecError, nearest
 from tintray.files import foreign, read_bytes
 from tintray.jobs.config.locations import Location, catalog_location, store_location
@@ -117,11 +119,6 @@ SETTINGS = {
 """Every setting: its name in the configuration file, and, after ``TINTRAY_``, as a variable."""
 
 
-def variable(name: str) -> str:
-    """The environment variable of a setting: ``TINTRAY_STORE``."""
-    return f"TINTRAY_{name.upper()}"
-
-
 CATALOG_VARIABLE, ADDRESS_VARIABLE = variable("catalog"), variable("address")
 LEASE_VARIABLE, FACTORIES_VARIABLE = variable("lease_seconds"), variable("allow_factories")
 SIGNED_VARIABLE = variable("require_signed")
@@ -145,14 +142,6 @@ class Setting:
 
 def _here(value: str, origin: str) -> Setting:
     return Setting(value, origin, Path.cwd())
-
-
-def config_file() -> Path:
-    """Where the configuration file is, or would be."""
-    if named := os.environ.get("TINTRAY_CONFIG"):
-        return Path(named)
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "tintray" / "config.toml"
 
 
 def _read_config(path: Path) -> dict[str, str]:
