@@ -138,32 +138,40 @@ def questions(url: str) -> dict[str, tuple[Callable[[], object], list[str]]]:
 
 
 def measure(url: str) -> dict[str, float]:
-    """Of each list: medians of the query, of the whole command, and of its processor time."""
+    """Of each list: medians of the query and of the command, by the clock and of processor time."""
     result = {}
     for name, (ask, words) in questions(url).items():
-        query = statistics.median(map(_timed, [ask] * REPEATS))
-        taken = [_command([*words, "--catalog", url]) for _ in range(REPEATS)]
-        whole, busy = (statistics.median(column) for column in zip(*taken, strict=True))
+        asked = _medians(lambda ask=ask: ask(), resource.RUSAGE_SELF)  # type: ignore[misc]
+        whole = _medians(
+            lambda words=words: call([*words, "--catalog", url], {"TINTRAY_CONFIG": os.devnull}),  # type: ignore[misc]
+            resource.RUSAGE_CHILDREN,
+        )
         print(
-            f"  {name:10} query {query:7.3f} s   command {whole:7.3f} s, of which {busy:.3f} s "
-            "computing",
+            f"  {name:10} query {asked[0]:7.3f} s, of which {asked[1]:.3f} s computing   command "
+            f"{whole[0]:7.3f} s, of which {whole[1]:.3f} s computing",
             flush=True,
         )
-        result |= {f"{name} query": query, f"{name} command": whole, f"{name} computing": busy}
+        result |= {f"{name} query": asked[0], f"{name} query computing": asked[1]}
+        result |= {f"{name} command": whole[0], f"{name} command computing": whole[1]}
     return result
 
 
-def _command(words: list[str]) -> tuple[float, float]:
-    """Wall time of a command, and processor time of its process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    whole = call(words, {"TINTRAY_CONFIG": os.devnull})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return whole, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def _medians(act: Callable[[], object], whose: int) -> tuple[float, float]:
+    """Time by the clock and processor time of an act, the latter of this process or of children."""
+    taken = []
+    for _ in range(REPEATS):
+        before = resource.getrusage(whose)
+        wall = _timed(act)
+        after = resource.getrusage(whose)
+        busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        taken.append((wall, busy))
+    wall, busy = (statistics.median(column) for column in zip(*taken, strict=True))
+    return wall, busy
 
 
-def _timed(ask: Callable[[], object]) -> float:
+def _timed(act: Callable[[], object]) -> float:
     began = time.perf_counter()
-    ask()
+    act()
     return time.perf_counter() - began
 
 
@@ -253,6 +261,8 @@ def main() -> None:
         server.database() as database,
     ):
         for kind, url in (("sqlite", f"sqlite:///{folder}/catalog.db"), ("postgres", database)):
+            os.environ["PGPASSWORD"] = server.password
+            url = url.replace(f":{server.password}@", "@")  # as one is advised to write it
             began = time.perf_counter()
             fill(url, given.jobs, given.merges, given.queued)
             print(f"{kind}: filled in {time.perf_counter() - began:.0f} s")

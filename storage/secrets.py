@@ -47,6 +47,10 @@ _NAME = re.compile(r"[^@\s'\"=?:\\]*")  # of a database on a server
 _HOST = re.compile(r"[\w.:/%~+-]*")
 _CATALOG_URL = re.compile(r"(?:sqlite|postgresql)(?:\+\w+)?://", re.IGNORECASE)
 _FILE_URL = re.compile(r"sqlite:///[^?@]+")
+_SERVER_URL = re.compile(
+    r"postgresql(\+psycopg)?://([a-z0-9_-]+@)?[a-z0-9.-]+(:(?P<port>[0-9]{1,5}))?/[a-z0-9_-]+",
+    re.ASCII,
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USERINFO = re.compile(r"(?<=://)([^/\s@:'\"]*):([^\s@]*)@")  # a password may hold a slash
 _FIELD = re.compile(
@@ -81,10 +85,17 @@ def parse_catalog(url: str) -> sa.URL:
 
 
 def is_plain_file(url: str) -> bool:
-    """Whether a catalog's URL is that of a SQLite file and nothing else: there is no secret in it.
-
-    SQLAlchemy need not be imported to say so."""
+    """Whether a catalog's URL is that of a SQLite file and nothing else."""
     return _FILE_URL.fullmatch(url) is not None and url.isprintable()
+
+
+def is_plain(url: str) -> bool:
+    """Whether it is that of a file, or of a user's database on a host: there is no secret in it.
+
+    SQLAlchemy, whose import takes longer than most questions, need not be asked to say so.
+    """
+    server = _SERVER_URL.fullmatch(url)
+    return is_plain_file(url) if server is None else int(server["port"] or 0) < 2**16
 
 
 def has_secret(url: str) -> bool:
@@ -120,7 +131,7 @@ def shown_url(text: str) -> str:
     scheme = _SCHEME.match(text)
     if scheme is None:
         return redact(text) if "://" in text else text
-    if is_plain_file(text):
+    if is_plain(text):
         return text
     if _CATALOG_URL.match(text):
         try:
@@ -202,7 +213,7 @@ def _without_catalogs(line: str) -> str:
 
 def _known() -> set[str]:
     url = os.environ.get("TINTRAY_CATALOG", "")
-    if url and not (url.startswith("sqlite:") and "?" not in url):
+    if url and not is_plain(url) and not (url.startswith("sqlite:") and "?" not in url):
         _look_into(url)
     values = {form for name in ENVIRONMENT for form in _spellings(os.environ.get(name, ""))}
     return _learnt | values

@@ -16,7 +16,7 @@ from tintray.errors import InputError, nearest
 from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.secrets import (
     CATALOG_SCHEMES,
-    is_plain_file,
+    is_plain,
     learn_url,
     parse_catalog,
     shown_url,
@@ -101,7 +101,7 @@ def catalog_location(written: str, folder: Path) -> Location:
     if scheme is None:
         raise _refusal(expected, written)
     try:
-        if not is_plain_file(written):
+        if not is_plain(written):
             learn_url(written, parse_catalog(written))
     except ValueError as error:
         raise ValueError(f"expected {expected}, found {error}") from None
