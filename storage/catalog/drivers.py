@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.migrations import USABLE
 from tintray.storage.catalog.values import no_value
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def ask(url: str, question: Callable[[Execute], Answer]) -> Answer | None:
     worded = str if scheme == "sqlite" else _in_postgresql
     try:
         with closing(connect()) as connection:
-            if [row[0] for row in connection.execute(_VERSION)] != [REVISIONS[-1]]:
+            if not {row[0] for row in connection.execute(_VERSION)} & {*USABLE}:
                 return None
             return question(lambda words, values: connection.execute(worded(words), values))
     except failure:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tintray.errors import NotFoundError, StorageError
 from tintray.storage.catalog.engine import failures, writing
-from tintray.storage.catalog.migrations import REVISIONS
+from tintray.storage.catalog.migrations import REVISIONS, USABLE
 from tintray.storage.catalog.tables import Base
 from tintray.storage.secrets import shown_catalog
 
@@ -34,7 +34,7 @@ def found_revision(connection: sa.Connection) -> str | None:
 
 
 def ensure_schema(engine: sa.Engine, create: bool) -> None:
-    """Accept a current schema, create a missing one if ``create``, refuse every other.
+    """Accept a schema that can be used, create a missing one if ``create``, refuse every other.
 
     Raises ``NotFoundError`` if there is no catalog and none may be created, and
     ``StorageError`` for a schema that is older or newer than this code.
@@ -43,8 +43,8 @@ def ensure_schema(engine: sa.Engine, create: bool) -> None:
     with failures(where), engine.connect() as connection:
         found = found_revision(connection)
     if found is not None:
-        if problem := version_problem(found):
-            raise StorageError(f"the catalog {where} has {problem}")
+        if found not in USABLE:
+            raise StorageError(f"the catalog {where} has {version_problem(found)}")
         return
     if not create:
         raise NotFoundError(f"the database {where} holds no catalog yet; run a job with it first")
@@ -96,7 +96,8 @@ def version_problem(found: str) -> str | None:
     if found == needed:
         return None
     if found in REVISIONS:
-        return f"schema version {found}, this tintray needs {needed}; run `tintray db upgrade`"
+        less = "has more in" if found in USABLE else "needs"
+        return f"schema version {found}, this tintray {less} {needed}; run `tintray db upgrade`"
     return (
         f"schema version {found}, which is newer than this tintray knows (up to {needed}); "
         "upgrade tintray"

@@ -28,6 +28,7 @@ from tintray.storage.catalog.states import JobState
 GC = ("gc", "--older-than", "0")
 
 TO_0001 = """
+DROP INDEX ix_jobs_name_created_at; DROP INDEX ix_merges_parent_id;
 DROP TABLE checkpoints; DROP TABLE clusters; DROP INDEX ix_jobs_created_at; DROP INDEX ix_jobs_key;
 ALTER TABLE jobs DROP COLUMN priority; ALTER TABLE jobs DROP COLUMN key;
 ALTER TABLE jobs DROP COLUMN digest; ALTER TABLE jobs DROP COLUMN cluster;

@@ -19,6 +19,7 @@ from tests.hub_server import Hub
 from tintray.errors import StorageError
 from tintray.jobs.upkeep import sharing
 from tintray.published.manifest import MANIFEST
+from tintray.published.signatures import SIGNATURES
 from tintray.seals import seal, unseal
 from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.artifacts.store import open_store
@@ -210,6 +211,26 @@ def test_another_merge_is_not_written_over(
     assert call("push", tmp_path / "other", PLACE).code == 0  # a repository has its history
     assert call("pull", PLACE, tmp_path / "new").code == 0
     assert tintray.load(str(tmp_path / "new")).ref == "tiny/v2"
+
+
+def test_a_repository_has_the_signatures_of_the_merge_that_lies_there(
+    published: Published, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINTRAY_TRUST", call("new-key", tmp_path / "key", "--json").document["key"])
+    monkeypatch.setenv("TINTRAY_REQUIRE_SIGNED", "")
+    assert call("export", published.summary.url, tmp_path / "it").code == 0
+    assert call("push", tmp_path / "it", PLACE).code == 0
+    assert "is not signed" in call("pull", PLACE, tmp_path / "a", "--require-signed").sentence
+    monkeypatch.setenv("TINTRAY_REQUIRE_SIGNED", "")
+    assert call("sign", tmp_path / "it", "--key", tmp_path / "key").code == 0
+    assert call("push", tmp_path / "it", PLACE, "--json").document["written"]
+    assert call("push", tmp_path / "it", PLACE, "--json").document["already"]
+    assert call("pull", PLACE, tmp_path / "a", "--require-signed").code == 0
+    monkeypatch.setenv("TINTRAY_REQUIRE_SIGNED", "")
+    (tmp_path / "it" / SIGNATURES).unlink()
+    changed(tmp_path / "it", version=2)
+    assert call("push", tmp_path / "it", PLACE).code == 0
+    assert SIGNATURES not in there(PLACE, hub)  # they were of the version before
 
 
 @pytest.mark.parametrize("where", ["hub", "bucket", "folder"])

@@ -43,7 +43,7 @@ def test_a_schema_that_is_newer_or_older_is_refused_with_what_to_do(
     catalog_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Catalog.open(catalog_url) as catalog:
-        monkeypatch.setattr("tintray.storage.catalog.schema.REVISIONS", (*REVISIONS, "9999"))
+        monkeypatch.setattr("tintray.storage.catalog.schema.USABLE", ("9999",))
         with pytest.raises(StorageError, match="run `tintray db upgrade`"):
             Catalog.open(catalog_url)
         monkeypatch.undo()
