@@ -1,6 +1,7 @@
 """A catalog as a team has it after years: what its lists take, alone and while everybody works.
 
     python -m benchmarks.catalog [--jobs 100000] [--merges 1000] [--queued 1000] [--clients 64]
+                                [--only sqlite|postgres]
 
 SQLite, and PostgreSQL started here on loopback, are filled with jobs, nearly all of which are over,
 their changes of state, rounds and tasks, and with merges in trees of versions; 1,000 jobs wait.
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--merges", type=int, default=1_000)
     parser.add_argument("--queued", type=int, default=1_000)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--only", choices=("sqlite", "postgres"))
     parser.add_argument("--client", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client:
@@ -260,12 +262,15 @@ def main() -> None:
         postgres() as server,
         server.database() as database,
     ):
-        for kind, url in (("sqlite", f"sqlite:///{folder}/catalog.db"), ("postgres", database)):
-            os.environ["PGPASSWORD"] = server.password
-            url = url.replace(f":{server.password}@", "@")  # as one is advised to write it
+        os.environ["PGPASSWORD"] = server.password  # so that no URL has it, as one is advised
+        on_server = database.replace(f":{server.password}@", "@")
+        urls = {"sqlite": f"sqlite:///{folder}/catalog.db", "postgres": on_server}
+        for kind, url in urls.items():
+            if given.only not in (None, kind):
+                continue
             began = time.perf_counter()
             fill(url, given.jobs, given.merges, given.queued)
-            print(f"{kind}: filled in {time.perf_counter() - began:.0f} s")
+            print(f"{kind}: filled in {time.perf_counter() - began:.0f} s", flush=True)
             found = measure(url) | crowd(url, given.queued, given.clients)
             result |= {f"{kind} {name}": value for name, value in found.items()}
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
