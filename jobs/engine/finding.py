@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tintray.errors import NotFoundError
+from tintray.errors import IntegrityError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.config.signing import check_if_required
 from tintray.jobs.engine.sources import cache_folder
 from tintray.published.manifest import MANIFEST, Manifest
 from tintray.published.merge import Merge, open_folder
-from tintray.published.signatures import MAX_SIGNATURES
+from tintray.published.signatures import MAX_SIGNATURES, digest
 from tintray.seals import unseal
 from tintray.storage.artifacts.aliases import read_alias, split_alias
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob
@@ -80,6 +80,20 @@ def load_merge(
             signatures=lambda: signatures_at(store, ref.signatures_key),
         )
     check_if_required(found, require_signed)
+    return found
+
+
+def reopen_merge(url: str, known: str, factory: str | None = None) -> Merge:
+    """Open a merge again in another process; ``known`` is ``digest`` of the one that was opened.
+
+    Who opened it has looked whether it is signed. Raises IntegrityError if another lies there now.
+    """
+    found = load_merge(url, factory, require_signed=False)
+    if digest(found.manifest) != known:
+        raise IntegrityError(
+            f"{url} is not the merge any more that was opened there: its manifest was replaced; "
+            "start again, and see who writes to that store"
+        )
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder
-from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.engine.finding import reopen_merge
 from tintray.published.files import config_file
 from tintray.published.merge import Merge
 
@@ -28,6 +28,7 @@ class PublishedTask:
     """A task of a published merge, as plain data; sha256 of what it was published with."""
 
     url: str  # of the merge
+    manifest: str  # the ``digest`` of it, as it was opened
     name: str
     expert: str
     pool: str  # prepared, as the test set is
@@ -38,7 +39,7 @@ class PublishedTask:
     @property
     def merge(self) -> Merge:
         """The merge, opened once in this process."""
-        return _opened(self.url)
+        return _opened(self.url, self.manifest)
 
     def module(self) -> nn.Module:
         """The task's model as the merge serves it; its backbone is the merge's own."""
@@ -61,8 +62,8 @@ class PublishedTask:
 
 
 @cache
-def _opened(url: str) -> Merge:
-    return load_merge(url)
+def _opened(url: str, manifest: str) -> Merge:
+    return reopen_merge(url, manifest)
 
 
 def _gather(merge: Merge, names: Sequence[str], prefix: str, folder: Path) -> None:

@@ -26,6 +26,7 @@ from tintray.models.loading import load_base
 from tintray.published.files import BACKBONE, config_file, routing_file, tint_file
 from tintray.published.manifest import Manifest, Unit
 from tintray.published.merge import Merge
+from tintray.published.signatures import digest
 from tintray.storage.artifacts.blobs import BlobRef, blob_key
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url
@@ -52,6 +53,11 @@ class Parent:
     def coefficients(self) -> Tensor:
         """Λ [K, L]; rows in the order of the tasks."""
         return self.merge.coefficients
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this merge from any that somebody may put in its place."""
+        return digest(self.manifest)
 
     @cached_property
     def ancestry(self) -> tuple[Parent, ...]:
@@ -95,7 +101,8 @@ class Parent:
         entry = self.merge.task(task)
         test = (entry.test.sha256, entry.test.outputs) if entry.test else (None, None)
         return PublishedTask(
-            *(self.merge.url, task, entry.expert.sha256, entry.pool.sha256, test[0]),
+            *(self.merge.url, self.digest, task),
+            *(entry.expert.sha256, entry.pool.sha256, test[0]),
             *(entry.pool.labels, test[1]),
         )
 

@@ -11,7 +11,7 @@ import torch
 
 from tintray.errors import TintrayError
 from tintray.jobs.config.settings import limits
-from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.engine.finding import reopen_merge
 from tintray.jobs.serving.options import ServeOptions
 from tintray.serving.answers import Answer
 from tintray.serving.engine import Engine
@@ -25,6 +25,7 @@ class ReplicaConfig:
     """What every replica of a version is made from."""
 
     url: str
+    manifest: str  # the ``digest`` of the version that was opened there
     factory: str | None
     options: ServeOptions
 
@@ -36,7 +37,7 @@ class Replica:
         options = config.options
         torch.set_num_threads(options.threads)
         self._engine = Engine(
-            load_merge(config.url, config.factory),
+            reopen_merge(config.url, config.manifest, config.factory),
             tint_memory=options.tint_memory,
             batch_size=options.max_batch_size,
             limits=replace(limits(), max_image_pixels=options.max_pixels),

@@ -27,6 +27,7 @@ from tintray.jobs.serving.options import ServeOptions
 from tintray.jobs.serving.replica import ReplicaConfig
 from tintray.jobs.serving.replicas import Hosting, Replicas
 from tintray.published.merge import Merge
+from tintray.published.signatures import digest
 from tintray.serving.engine import AUTO
 from tintray.storage.artifacts.aliases import read_alias, split_alias
 from tintray.storage.artifacts.publish import MergeRef, list_merges, parse_merge_url
@@ -226,7 +227,7 @@ class Versions:
     async def _open(self, place: Place) -> Live:
         merge = await asyncio.to_thread(load_merge, place.url, self._factory)
         ref = merge.manifest.ref
-        config = ReplicaConfig(place.url, self._factory, self._options)
+        config = ReplicaConfig(place.url, digest(merge.manifest), self._factory, self._options)
         replicas = await asyncio.to_thread(self._hosting.open, config, ref)
         described = await asyncio.to_thread(describing.tasks, merge)
         return Live(merge, replicas, Batcher(replicas, self._options), described)

@@ -16,10 +16,11 @@ import tintray
 from tests.answers import COMMANDS, call
 from tests.conftest import Published
 from tests.tiny_zoo import TinyZoo
-from tintray.errors import SignatureError, SpecError
+from tintray.errors import IntegrityError, SignatureError, SpecError
 from tintray.jobs.config.signing import trusted_keys
+from tintray.jobs.engine.finding import reopen_merge
 from tintray.published.manifest import MANIFEST
-from tintray.published.signatures import SIGNATURES
+from tintray.published.signatures import SIGNATURES, digest
 from tintray.seals import seal, unseal
 
 
@@ -253,6 +254,15 @@ def test_a_setting_makes_it_the_rule(
     config.write_text("require_signed = true\n")
     with pytest.raises(SpecError, match="no key is trusted here; set `trust`"):
         tintray.load(stored)
+
+
+def test_who_opens_it_again_refuses_another(folder: Path) -> None:
+    """As replicas and workers do, in processes of their own."""
+    known = digest(tintray.load(folder).manifest)
+    assert reopen_merge(str(folder), known).manifest.ref == "tiny/v1"
+    change_manifest(folder, folder / SIGNATURES)
+    with pytest.raises(IntegrityError, match="its manifest was replaced"):
+        reopen_merge(str(folder), known)
 
 
 @pytest.mark.parametrize("form", ["file", "variable", "option"])

@@ -161,6 +161,11 @@ def _signed(manifest: Manifest) -> bytes:
     return seal(manifest.to_json(), MANIFEST)
 
 
+def digest(manifest: Manifest) -> str:
+    """The sha256 of what is signed: it tells a merge from any other."""
+    return hashlib.sha256(_signed(manifest)).hexdigest()
+
+
 def write_signatures(signatures: Iterable[Signature]) -> bytes:
     """The content of ``signatures.json``: one signature for each key."""
     latest = {one.key: one for one in signatures}
