@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,12 @@ def take(folder: Path) -> Sample:
 
     gc.collect()
     me = psutil.Process()
-    workers = [one for one in me.children(recursive=True) if one.name().startswith("ray::")]
+    memory = me.memory_info().rss
+    for one in me.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            memory += one.memory_info().rss if one.name().startswith("ray::") else 0
     return Sample(
-        sum(one.memory_info().rss for one in (me, *workers)) / 2**20,
+        memory / 2**20,
         me.num_fds(),
         threading.active_count(),
         len(me.children(recursive=True)),
