@@ -57,7 +57,7 @@ TEMPLATES = ("vision", "text", "lora", "dense")
     flag("--force", help="Replace the file if there is one."),
     dry_run_option,
     example="""new zoo/digits
-new models/flowers models/birds --base models/vit --data 'data/{task}'
+new models/flowers models/birds --base models/base --data 'data/{task}.npz'
 new --template lora -o adapters.yaml""",
 )
 def new(
