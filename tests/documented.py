@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import numpy as np
+from PIL import Image
 
 from examples.digits import TASKS as DIGITS
 from tests.answers import COMMANDS, call
@@ -63,6 +64,11 @@ def make_world(folder: Path) -> None:
     _zoo(pictures, folder / "zoo", NAMES, folder / "data")
     shutil.copytree(folder / "zoo/mnist", folder / "zoo/mnist-2")
     shutil.copy(folder / "data/mnist.npz", folder / "new.npz")
+    with np.load(folder / "new.npz") as found:
+        for number, image in enumerate(found["x_test"]):
+            file = folder / f"new/{number % 3}/{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
     shutil.copy(folder / "data/svhn.npz", folder / "signs.npz")
     shutil.copy(folder / "data/svhn.npz", folder / "camvid64.npz")
     _zoo(pictures, folder / "models", OWN, folder / "models/data")
