@@ -10,7 +10,16 @@ from tintray.jobs.watching.changed import ChangedExample, Changes
 from tintray.jobs.watching.explaining import Explanation
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.page import document, facts
-from tintray.jobs.watching.sections import details, note, percent, section, short, table, wide
+from tintray.jobs.watching.sections import (
+    details,
+    note,
+    notes,
+    percent,
+    section,
+    short,
+    table,
+    wide,
+)
 from tintray.jobs.watching.swapping import MAY_LOSE, Swap
 
 WORDS = {"backbone": "without", "tinted": "tinted", "expert": "expert"}
@@ -27,9 +36,8 @@ def explained_page(found: Explanation) -> str:
         section("How far it went", _drift(found)),
         section("Features, layer by layer", _features(found)),
         section("Whose tint it could share", _swaps(found.swaps)),
-        section("Notes", element("ul", *(element("li", said) for said in found.notes),
-                                 class_="notes")),
-    ]  # fmt: skip
+        notes(found.notes),
+    ]
     return document(title, *parts)
 
 
@@ -77,7 +85,8 @@ def _example(one: ChangedExample) -> Iterable[Markup]:
     if not one.said or one.changed < 1:
         rows.append(("changed", percent(one.changed)))
     if one.closer and abs(one.closer) < 1:
-        rows.append(("nearer to the expert", f"{100 * one.closer:+.0f} points"))
+        way = "nearer by" if one.closer > 0 else "further by"
+        rows.append((way, f"{100 * abs(one.closer):.0f} points"))
     yield element(
         "dl",
         *(element(tag, text) for row in rows for tag, text in zip(("dt", "dd"), row, strict=True)),

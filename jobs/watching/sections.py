@@ -33,14 +33,19 @@ def all_of(report: Report) -> list[Markup]:
     ]
     notices = [*report.merge.notices, *(f"not known: {said}" for said in report.missing)]
     if notices:
-        items = (element("li", f"{said[:1].upper()}{said[1:]}") for said in notices)
-        made.append(section("Notes", element("ul", *items, class_="notes")))
+        made.append(notes(notices))
     return made
 
 
 def section(title: str, content: Markup, id: str | None = None) -> Markup:
     """A section of the page with its title."""
     return element("section", element("h2", title), content, id=id)
+
+
+def notes(sentences: Iterable[str]) -> Markup:
+    """The section of what has to be known besides."""
+    items = (element("li", f"{said[:1].upper()}{said[1:]}") for said in sentences)
+    return section("Notes", element("ul", *items, class_="notes"))
 
 
 def details(title: str, content: Markup) -> Markup:
@@ -100,6 +105,8 @@ def short(names: Sequence[str]) -> list[str]:
     common = 0
     while all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
         common += 1
+    if any(part[common].isdigit() for part in parts):  # a number alone names nothing
+        common = max(0, common - 1)
     return [".".join(p[common:])[-40:] for p in parts]
 
 

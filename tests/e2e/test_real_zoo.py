@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import tintray
 from tests.conftest import Published
 from tintray.jobs import api
-from tintray.jobs.events import RoundDone
+from tintray.jobs.events import Notice, RoundDone
 
 pytestmark = pytest.mark.zoo
 
@@ -51,6 +51,11 @@ def test_experts_are_as_good_as_who_made_them_says(real: Published) -> None:
     """So images reach them as they did in training."""
     for task in real.summary.tasks:
         assert 100 * task.expert == pytest.approx(EXPERTS[task.name], abs=7), task.name
+
+
+def test_none_is_said_to_be_far_from_the_rest(real: Published) -> None:
+    told = [event.text for event in real.events if isinstance(event, Notice)]
+    assert not [text for text in told if "far from the rest" in text]
 
 
 def test_a_fit_raises_agreement(real: Published) -> None:

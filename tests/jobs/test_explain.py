@@ -140,7 +140,9 @@ def test_two_tints_are_exchanged_both_ways(merge: tintray.Merge, found: Explanat
 def test_the_page_in_a_browser(many: bool, found: Explanation, tab: Page, tmp_path: Path) -> None:
     """By day and by night, on a phone and on a laptop; texts of any length beside images."""
     if many:
-        one = replace(found.changes.shown[0], image=None, text=f"{HOSTILE} " * 40, closer=0.5)
+        one = replace(
+            found.changes.shown[0], image=None, text=f"{HOSTILE} " * 40, closer=0.5, changed=0.6
+        )
         found = replace(
             found,
             task="a-task-with-a-name-as-long-as-people-make-them",
