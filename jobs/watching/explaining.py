@@ -123,7 +123,7 @@ def explain(
         heads=heads,
         features=_alike(features),
         changes=changes(opened, known.entry, known.kind, known.pool, answers, SHOWN),
-        swaps=swaps(known, examples, nearest, notes),
+        swaps=swaps(known, nearest, notes),
         notes=notes,
     )
 
@@ -137,11 +137,7 @@ def _drift(known: Subject) -> tuple[list[TensorDrift], list[HeadDrift], list[str
         TensorDrift(
             tensor=name,
             shape=tuple(of.tinted.shape),
-            shared="backbone"
-            if of.backbone is not None
-            else "base"
-            if of.base is not None
-            else None,
+            shared=of.held_against,
             from_expert=distance(of.tinted, of.expert),
             from_shared=distance(of.tinted, of.shared),
             directions=directions(of) if name in told else (),

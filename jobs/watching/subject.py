@@ -20,7 +20,9 @@ from tintray.pools.pool import Pool
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
 from tintray.tasks.kind import Kind
+from tintray.tasks.outputs import Outputs
 from tintray.tasks.registry import find_kind
+from tintray.tinting.self_labels import predict
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Subject:
     def shared(self) -> dict[str, Tensor]:
         """The tensors of the base that are not below a head: heads of a base stand for nothing."""
         return {name: self.base.get_parameter(name).detach() for name in backbone_names(self.base)}
+
+    @cached_property
+    def answers(self) -> Outputs:
+        """The expert's, over the pool."""
+        return predict(self.expert, self.pool, self.kind)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:

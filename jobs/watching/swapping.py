@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -31,22 +31,10 @@ class Swap(Record):
     there: float | None = None  # the other's under this task's
     here_before: float | None = None  # each under its own
     there_before: float | None = None
-
-    @property
-    def lost(self) -> float | None:
-        """What the one of the two loses that loses more."""
-        before = (self.here_before, self.there_before)
-        both = [b - a for a, b in zip((self.here, self.there), before, strict=True)
-                if a is not None and b is not None]  # fmt: skip
-        return max(both) if both else None
-
-    @property
-    def could_share(self) -> bool | None:
-        """Whether neither loses more than a point; None where it was not measured."""
-        return None if self.lost is None else self.lost <= MAY_LOSE
+    could_share: bool | None = None  # whether neither loses more than a point
 
 
-def swaps(known: Subject, examples: int, nearest: int, notes: list[str]) -> list[Swap]:
+def swaps(known: Subject, nearest: int, notes: list[str]) -> list[Swap]:
     """Every task whose tint has the same shape, the nearest first; those are exchanged.
 
     What is exchanged is what a task owns beside its head; its head, where it owns nothing else.
@@ -73,8 +61,9 @@ def swaps(known: Subject, examples: int, nearest: int, notes: list[str]) -> list
             f"{', '.join(apart[:6])}{more}"
         )
     found.sort(key=lambda swap: swap.distance)
+    before = _agreement(known, merge.for_task(name)) if found and nearest else 0.0
     return [
-        _measured(known, swap, tensors, examples, notes) if n < nearest else swap
+        _measured(known, before, swap, tensors, notes) if n < nearest else swap
         for n, swap in enumerate(found)
     ]
 
@@ -102,34 +91,34 @@ def _steps(known: Subject, tint: Mapping[str, Tensor], names: Collection[str]) -
 
 
 def _measured(
-    known: Subject, swap: Swap, names: Sequence[str], examples: int, notes: list[str]
+    known: Subject, before: float, swap: Swap, names: Sequence[str], notes: list[str]
 ) -> Swap:
     """The same with agreements, each way; a note where the other's expert or pool is gone."""
     try:
-        other = Subject.of(known.merge, swap.task, examples)
+        other = Subject.of(known.merge, swap.task, len(known.pool))
     except TintrayError as error:
         notes.append(f"'{swap.task}' was not exchanged: {error}")
         return swap
-    here, here_before = _agreement(known, other.tint, names), _agreement(known, None, names)
-    there, there_before = _agreement(other, known.tint, names), _agreement(other, None, names)
-    return Swap(swap.task, swap.distance, here, there, here_before, there_before)
+    here = _agreement(known, _with_tint(known, other.tint, names))
+    there = _agreement(other, _with_tint(other, known.tint, names))
+    there_before = _agreement(other, known.merge.for_task(swap.task))
+    lost = max(before - here, there_before - there)
+    told = replace(swap, here=here, there=there, could_share=lost <= MAY_LOSE)
+    return replace(told, here_before=before, there_before=there_before)
 
 
-def _agreement(known: Subject, tint: Mapping[str, Tensor] | None, names: Sequence[str]) -> float:
-    """Agreement of a task with its expert, with some of its tensors from another's tint."""
-    module = known.merge.for_task(known.entry.name)
-    if tint is not None:
-        _replace(known, module, tint, names)
-    answers, experts = (predict(of, known.pool, known.kind) for of in (module, known.expert))
+def _agreement(known: Subject, module: nn.Module) -> float:
+    """Agreement of a model of this task with its expert."""
+    answers, experts = predict(module, known.pool, known.kind), known.answers
     if isinstance(answers, Tensor) and isinstance(experts, Tensor):
         answers, experts = cut_alike(answers, experts)
     return known.kind.mean_agreement(answers, experts, known.pool.mask)
 
 
-def _replace(
-    known: Subject, module: nn.Module, tint: Mapping[str, Tensor], names: Sequence[str]
-) -> None:
-    """Put tensors of another tint into a model of this task; the backbone stays as it is."""
+def _with_tint(known: Subject, tint: Mapping[str, Tensor], names: Sequence[str]) -> nn.Module:
+    """A model of this task with tensors of another tint; the backbone stays as it is."""
+    module = known.merge.for_task(known.entry.name)
     tensors = with_low_rank(known.merge.backbone, {name: tint[name] for name in names})
     for name in {name.removesuffix(UP).removesuffix(DOWN) for name in names}:
         module.get_parameter(name).data = tensors[name]
+    return module

@@ -35,6 +35,13 @@ class Known:
         """What is there without the task: the merged backbone's, or else the base's."""
         return self.base if self.backbone is None else self.backbone
 
+    @property
+    def held_against(self) -> str | None:
+        """What ``shared`` is: ``"backbone"`` or ``"base"``."""
+        if self.backbone is not None:
+            return "backbone"
+        return None if self.base is None else "base"
+
 
 @dataclass(frozen=True)
 class Direction:
