@@ -26,6 +26,7 @@ LAYERS = [
     "tintray/models",
     "tintray/tasks",
     "tintray/pools",
+    "tintray/references",
     "tintray/vectors",
     "tintray/merging",
     "tintray/tinting",

@@ -133,15 +133,30 @@ def _config(classes: int) -> Any:
 def _arrays(task: str) -> dict[str, Any]:
     classes = CLASSES[task]
     random = np.random.default_rng(classes)
-    shape = (12, 12) if task == "two" else (16, 16, 3)
-    prototypes = random.integers(0, 256, (classes, *shape))
+    prototypes = random.integers(0, 256, (classes, *_shape(task)))
     arrays: dict[str, Any] = {"class_names": np.array([f"class {n}" for n in range(classes)])}
     for split, examples in (("train", POOL), ("test", TEST)):
-        labels = random.integers(0, classes, examples)
-        noise = random.normal(0, 60, (examples, *shape))
-        images = np.clip(prototypes[labels] * 0.5 + 64 + noise, 0, 255)
-        arrays |= {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels}
+        arrays |= _drawn(prototypes, split, examples, random)
     return arrays
+
+
+def more(task: str, examples: int, seed: int) -> dict[str, Any]:
+    """Other examples of a task, ``x_test`` and ``y_test``, drawn as those of its file were."""
+    prototypes = np.random.default_rng(CLASSES[task]).integers(
+        0, 256, (CLASSES[task], *_shape(task))
+    )
+    return _drawn(prototypes, "test", examples, np.random.default_rng([seed, CLASSES[task]]))
+
+
+def _shape(task: str) -> tuple[int, ...]:
+    return (12, 12) if task == "two" else (16, 16, 3)
+
+
+def _drawn(prototypes: Any, split: str, examples: int, random: Any) -> dict[str, Any]:
+    labels = random.integers(0, len(prototypes), examples)
+    noise = random.normal(0, 60, (examples, *prototypes.shape[1:]))
+    images = np.clip(prototypes[labels] * 0.5 + 64 + noise, 0, 255)
+    return {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels}
 
 
 def _fine_tune(model: ViTForImageClassification, processor: Any, images: Any, labels: Any) -> None:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from tintray.jobs.queue.differences import JobDifference
     from tintray.jobs.queue.views import JobStatus
     from tintray.jobs.results import CompareTable, EvalTable, MergeSummary
+    from tintray.jobs.runs.evaluate_data import MeasuredData
     from tintray.jobs.runs.history import Version
     from tintray.jobs.runs.merge_difference import MergeDifference
     from tintray.jobs.upkeep.results import Removed
     from tintray.jobs.upkeep.signing import Signed
     from tintray.jobs.watching.conflicts import Conflicts
     from tintray.jobs.watching.explaining import Explanation
+    from tintray.jobs.watching.monitoring import Drift
     from tintray.published.exported import Exported
     from tintray.published.signatures import Signer
     from tintray.serving.answers import Answer
@@ -123,6 +125,12 @@ class Merge(PublishedMerge):
         told: Any = {"route": route, "foreign": foreign, "on_event": on_event}
         return api.evaluate(self.url, **told, **self._places)
 
+    def evaluate_data(self, **options: Any) -> MeasuredData:
+        """Measure it on other data, or under corruptions; see ``jobs.runs.evaluate_data``."""
+        from tintray.jobs.runs.evaluate_data import evaluate_data
+
+        return evaluate_data(self.url, **options, **self._places)
+
     def compare(
         self, methods: Sequence[str] | None = None, *, on_event: OnEvent | None = None
     ) -> CompareTable:
@@ -169,6 +177,12 @@ class Merge(PublishedMerge):
 
         told: Any = {"examples": examples, "nearest": nearest, "on_event": on_event}
         return explain(self.url, task, **told, **self._places)
+
+    def monitor(self, task: str, data: str | None = None, **options: Any) -> Drift:
+        """Whether new examples of a task are like the known ones; see ``watching.monitoring``."""
+        from tintray.jobs.watching.monitoring import monitor
+
+        return monitor(self.url, task, data, **options, **self._places)
 
     def export(self, task: str | None, directory: Path | str, *, adapter: bool = False) -> Path:
         """Write a task's model as a folder for ``from_pretrained``, or all tasks if it is None.

@@ -28,8 +28,8 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     ),
     "Published merges": (
         *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
-        *(watching.explain, watching.conflicts, merges.check, merges.alias, merges.export),
-        *(merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
+        *(watching.explain, watching.conflicts, watching.monitor, merges.check, merges.alias),
+        *(merges.export, merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
         *(merges.history, merges.diff_merges),
         *(merges.rollback, merges.delete, merges.add_router, serving.serve, watching.ui_),
     ),
@@ -91,7 +91,7 @@ class Commands(Group):
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 something failed while running, 2 bad input, 3 the job was "
-    "cancelled, 4 it was lost, 5 not in time, 130 interrupted.",
+    "cancelled, 4 it was lost, 5 not in time, 6 examples differ, 130 interrupted.",
 )
 @click.option(
     "--version",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tintray.jobs.config import settings
     from tintray.jobs.results import Record
     from tintray.jobs.runs import add_router as adding
+    from tintray.jobs.runs import evaluate_data as evaluating
     from tintray.jobs.runs import history as versions
     from tintray.jobs.runs import merge_difference, merge_list
     from tintray.jobs.runs import rollback as rolling_back
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 else:
     api, settings = Later("api"), Later("config.settings")
     versions, stores = Later("runs.history"), Later("upkeep.stores")
+    evaluating = Later("runs.evaluate_data")
     adding, merge_list = Later("runs.add_router"), Later("runs.merge_list")
     merge_difference, rolling_back = Later("runs.merge_difference"), Later("runs.rollback")
     aliases, sharing = Later("upkeep.aliases"), Later("upkeep.sharing")
@@ -81,14 +83,49 @@ def show(merge: str, **places: Any) -> Record:
         multiple=True,
         help="Examples of none of the tasks: are they noticed? Implies --route. May be repeated.",
     ),
+    click.option(
+        "--data", metavar="FILE[#SPLIT]", help="Measure on these examples of --task instead."
+    ),
+    flag("--labels", help="Read the labels of --data: accuracy, and not only agreement."),
+    click.option("--task", metavar="NAME", shell_complete=completing.tasks, help="One task alone."),
+    click.option(
+        "--corrupt",
+        metavar="NAME[:1-5],...",
+        help="Measure on corrupted examples too, each at the severity named or at all five: "
+        "gaussian_noise, shot_noise, impulse_noise, blur, contrast, brightness, jpeg, pixelate; "
+        "typos of texts.",
+    ),
     name="eval",
     watched=True,
     example="""eval ten-scripts
-eval ten-scripts --route --foreign 'signs.npz#test'""",
+eval ten-scripts --route --foreign 'signs.npz#test'
+eval ten-scripts --task mnist --data new.npz --labels
+eval ten-scripts --corrupt gaussian_noise:3,blur:2,contrast""",
 )
-def evaluate(merge: str, **options: Any) -> Record:
-    """Measure the merge MERGE again, on the data of its job."""
-    return api.evaluate(merge, **options)
+def evaluate(
+    merge: str,
+    route: bool,
+    foreign: tuple[str, ...],
+    data: str | None,
+    labels: bool,
+    task: str | None,
+    corrupt: str | None,
+    **options: Any,
+) -> Record | Answer:
+    """Measure the merge MERGE again: on the data of its job, on other data, or under corruptions.
+
+    Its experts are measured beside it.
+    """
+    if not (data or labels or task or corrupt):
+        return api.evaluate(merge, route=route, foreign=foreign, **options)
+    if route or foreign:
+        raise click.UsageError(
+            "--route and --foreign are of the job's data and of all tasks: "
+            "leave out --data, --labels, --task and --corrupt"
+        )
+    asked: Any = {"data": data, "labels": labels, "task": task, "corrupt": corrupt}
+    found = evaluating.evaluate_data(merge, **asked, **options)
+    return Answer(found, table="tables.print_measured")
 
 
 @command(

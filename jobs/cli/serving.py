@@ -104,6 +104,7 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
         metavar="SHARE",
         help="Give a new version this share of requests, such as 5%, until it is promoted.",
     ),
+    _number("--observe", 0, "Answers of each task to keep figures of, for tintray monitor.", 0),
     _number("--poll", 5.0, "Seconds between looks for a new version.", 0),
     place_options,
     factory_option,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TaskResult,
         ValidationReport,
     )
+    from tintray.jobs.runs.evaluate_data import MeasuredData
     from tintray.published.exported import Exported
     from tintray.published.signatures import Signer
 
@@ -136,6 +137,19 @@ def print_evaluation(table: EvalTable, console: Console) -> None:
     if table.routing is not None:
         _print_routing(table.routing, console)
     print_notices(_bracketed(table.tasks), console)
+
+
+def print_measured(table: MeasuredData, console: Console) -> None:
+    """A line for each task and set of examples; experts beside the merge."""
+    console.print(title(table.merge))
+    rows = [
+        [of.task, of.corruption or "as they are", str(of.severity or ""), of.metric,
+         shown([of.metric], of.expert), shown([of.metric], of.merged),
+         "" if of.agreement is None else percent(of.agreement), f"{of.examples:,}"]
+        for of in table.rows
+    ]  # fmt: skip
+    columns = (">expert", ">merged", ">agreement", ">examples")
+    console.print(table_of(("task", "examples", ">severity", "metric", *columns), rows))
 
 
 def _print_routing(routing: RoutingTable, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The commands that look at merges: report, conflicts, explain and ui."""
+"""The commands that look at merges: report, conflicts, explain, monitor and ui."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from tintray.jobs.cli.options import (
 if TYPE_CHECKING:
     from tintray.jobs.results import Record
     from tintray.jobs.watching import conflicts as fights
-    from tintray.jobs.watching import explaining, ui, writing
+    from tintray.jobs.watching import explaining, monitoring, ui, writing
 else:
     writing, fights = Later("watching.writing"), Later("watching.conflicts")
     explaining, ui = Later("watching.explaining"), Later("watching.ui")
+    monitoring = Later("watching.monitoring")
 
 
 @command(
@@ -186,3 +187,72 @@ def ui_(host: str, port: int, **options: Any) -> Answer:
     """
     ui.serve(host, port, say=lambda text: say(text, err=True), **options)
     return Answer({"catalog": options["catalog"]}, text="stopped")
+
+
+@command(
+    "watching_tables.print_drift",
+    merge_argument,
+    click.option("--task", metavar="NAME", shell_complete=completing.tasks, help="Of which task."),
+    click.option(
+        "--data",
+        metavar="FILE[#SPLIT]",
+        help="New examples of the task; labels in it are not read.",
+    ),
+    click.option(
+        "--from-serve",
+        metavar="URL",
+        help="A server of MERGE that was started with --observe, in the place of --data.",
+    ),
+    flag("--history", "past", help="Show what earlier checks have found, and check nothing."),
+    flag("--expert", help="Have the expert answer too: its disagreement gives another estimate."),
+    click.option(
+        "--examples",
+        type=click.IntRange(min=16),
+        default=2000,
+        show_default=True,
+        metavar="N",
+        help="How many of the new examples are looked at, spread evenly.",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.05,
+        show_default=True,
+        help="How often at most a check may say that examples differ which do not.",
+    ),
+    place_options,
+    factory_option,
+    watched=True,
+    example="""monitor ten-scripts --task mnist --data new.npz
+monitor ten-scripts --task mnist --history""",
+)
+def monitor(
+    merge: str,
+    task: str | None,
+    data: str | None,
+    from_serve: str | None,
+    past: bool,
+    on_event: Any,
+    **options: Any,
+) -> Answer:
+    """Say whether new examples of a task of MERGE are like those it was measured on.
+
+    Confidence, entropy, classes answered and features are compared, and the share of right answers
+    is estimated; no label is read. The check is entered in the catalog. The exit code is 6 where
+    the examples differ.
+    """
+    if past:
+        found = monitoring.history(merge, task, catalog=options["catalog"])
+        return Answer(found, table="watching_tables.print_checks")
+    for name, given in (("--task", task), ("--data", data or from_serve)):
+        if given is None:
+            raise click.UsageError(
+                f"{name} is missing: expected `tintray monitor {merge} --task NAME --data FILE`, "
+                "--from-serve URL in the place of --data, or --history"
+            )
+    if data and from_serve:
+        raise click.UsageError("--data and --from-serve: expected one of both")
+    assert task is not None, "checked above"
+    options |= {"from_serve": from_serve, "on_event": on_event}
+    checked = monitoring.monitor(merge, task, data, **options)
+    return Answer(checked, code=monitoring.DRIFTED if checked.drifted else 0)

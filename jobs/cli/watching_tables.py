@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from tintray.jobs.cli.tables import print_facts, table_of, title
 from tintray.jobs.display.terminal import escaped, open_console
-from tintray.jobs.watching.conflicts import Conflicts, Split
+from tintray.jobs.display.times import moment
 from tintray.jobs.watching.explained_page import WORDS, moved, two, verdict
-from tintray.jobs.watching.explaining import Explanation
 from tintray.jobs.watching.sections import percent
+
+if TYPE_CHECKING:
+    from tintray.jobs.watching.conflicts import Conflicts, Split
+    from tintray.jobs.watching.explaining import Explanation
+    from tintray.jobs.watching.monitoring import Drift
+    from tintray.references.estimates import Estimate
 
 _PAIRS = 8  # that cost each other most
 
@@ -147,3 +154,46 @@ def explanation_text(found: Explanation) -> str:
     file = io.StringIO()
     print_explanation(escaped(found), open_console(file))
     return file.getvalue()
+
+
+def print_drift(found: Drift, console: Console) -> None:
+    """What differs, how many answers are right, and what to do."""
+    counts = f"{found.examples:,} new examples beside {found.known:,}"
+    console.print(title(f"{found.merge} {found.task}", f"{found.data}, {counts}"))
+    rows = [
+        [of.of, of.statistic, f"{of.value:.3f}", f"{of.adjusted:.3f}",
+         "differs" if of.adjusted <= found.alpha else ""]
+        for of in found.differences
+    ]  # fmt: skip
+    console.print(table_of(("of", "by", ">value", ">p", ""), rows))
+    facts = {
+        "examples": "differ" if found.drifted else "no difference was found",
+        "right": _estimated(found.estimate),
+        "by expert": _estimated(found.disagreement),
+        "elsewhere": "" if found.elsewhere is None else f"{100 * found.elsewhere:.1f} %",
+    }
+    print_facts(facts, console)
+    for said in found.advice:
+        console.print(said)
+
+
+def _estimated(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return (
+        f"{100 * estimate.value:.1f} ± {100 * estimate.error:.1f} % {estimate.metric}, "
+        f"estimated by {estimate.by}; {100 * estimate.known:.1f} % when the merge was made"
+    )
+
+
+def print_checks(checks: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Earlier checks, a line each."""
+    rows = []
+    for of in checks:
+        estimate = of["estimate"]
+        share = "" if estimate is None else f"{100 * estimate['value']:.1f} %"
+        differ = [d["of"] for d in of["differences"] if d["adjusted"] <= of["alpha"]]
+        figures = [f"{of['examples']:,}", share, ", ".join(differ) or "no"]
+        rows.append([moment(of["at"]), of["merge"], of["task"], of["data"], *figures])
+    head = ("at", "merge", "task", "data", ">examples", ">right", "differs")
+    console.print(table_of(head, rows))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import resource
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Arrays = Mapping[str, NDArray[Any]]
 Sent = Floats | torch.Tensor  # to another member: an array, or directly a tensor
 
 
@@ -33,6 +36,16 @@ def sent(tensor: torch.Tensor, direct: bool) -> Sent:
         return tensor
     array: Floats = tensor.cpu().numpy()
     return array
+
+
+def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors by name, in memory, as they are answered to the driver."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def as_tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    """What ``as_arrays`` answered, in memory of its own."""
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def peak_memory() -> int:

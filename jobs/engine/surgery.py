@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.arrays import Arrays, Floats, as_arrays, as_tensors
 from tintray.jobs.engine.backend import Backend, Placement, as_argument
 from tintray.jobs.engine.configs import TaskConfig
 from tintray.jobs.engine.task_files import TaskFiles
@@ -18,11 +16,12 @@ from tintray.models.loading import load_expert
 from tintray.numerics.layout import Layout
 from tintray.numerics.randomness import stream
 from tintray.pools import sequences
+from tintray.references.reference import Reference
 from tintray.tasks.evaluation import TaskScore, calibrated_score
-from tintray.tinting.self_labels import predict
+from tintray.tinting.self_labels import observe, predict
 
-Operated = tuple[dict[str, NDArray[Any]], TaskScore]
-"""A task after surgery: its module's tensors, and how the merge does on the task with it."""
+Operated = tuple[Arrays, TaskScore, Arrays]
+"""A task after surgery: its module's tensors, how the merge does with it, and its reference."""
 
 
 class Surgeon:
@@ -46,10 +45,11 @@ class Surgeon:
         generator = stream(self._seed, task.name, "surgery")
         found = surgery.learn(surgery.features(module, pool), wanted, generator)
         surgery.attach(module, found)
-        answers = predict(module, measured, task.kind)
+        answers, observed = observe(module, measured, task.kind)
         labels = None if test is None else files.labels("test", test, module)
         score = calibrated_score(task.name, task.kind, answers, expert, labels, measured.mask)
-        return {name: tensor.numpy() for name, tensor in found.items()}, score
+        reference = None if task.kind.writes else Reference.of(observed, score)
+        return as_arrays(found), score, as_arrays(reference.tensors() if reference else {})
 
 
 def operate_on_all(
@@ -58,8 +58,8 @@ def operate_on_all(
     seed: int,
     tasks: Sequence[TaskConfig],
     backbones: Mapping[str, Floats],
-) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
-    """Each task's module, and its score, in the order of the tasks.
+) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore], dict[str, dict[str, Tensor]]]:
+    """Each task's module, its score, and its reference, in the order of the tasks.
 
     ``backbones`` is θ [P] by task, or under ``""`` for all.
     """
@@ -68,8 +68,6 @@ def operate_on_all(
     with backend.spread(len(tasks), Placement("surgeon"), Surgeon, layout, seed) as surgeons:
         each = zip(surgeons, tasks, thetas, strict=True)
         found = backend.get([one.call(Surgeon.operate, task, theta) for one, task, theta in each])
-    tensors = {
-        task.name: {name: torch.from_numpy(array.copy()) for name, array in of.items()}
-        for task, (of, _) in zip(tasks, found, strict=True)
-    }
-    return tensors, [score for _, score in found]
+    made = {task.name: as_tensors(of) for task, (of, _, _) in zip(tasks, found, strict=True)}
+    references = {task.name: as_tensors(of) for task, (_, _, of) in zip(tasks, found, strict=True)}
+    return made, [score for _, score, _ in found], references

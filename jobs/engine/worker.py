@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import DataError
-from tintray.jobs.engine.arrays import Sent, peak_memory, readable, sent
+from tintray.jobs.engine.arrays import Arrays, Sent, as_arrays, peak_memory, readable, sent
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
@@ -27,6 +25,8 @@ from tintray.numerics.choices import Bits, Precision
 from tintray.pools import sequences
 from tintray.pools.held_back import MOST, held_back_count, split_pool
 from tintray.pools.pool import Pool
+from tintray.references.observing import HeadInputs, Observed
+from tintray.references.reference import LEAST, Reference
 from tintray.storage.artifacts.blobs import BlobRef, fetch_blob, put_blob
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
 from tintray.tasks.outputs import Outputs
@@ -45,8 +45,8 @@ MAY_LOSE = 0.002
 JUDGED = 2000
 """Examples of a pool, at most, by which it is judged what rounding costs."""
 
-Tint = tuple[dict[str, NDArray[Any]], Bits, float]
-"""What a task owns, as it is stored, as arrays; in how many bits; and what rounding cost."""
+Tint = tuple[Arrays, Bits, float, Arrays]
+"""What a task owns, as it is stored; in how many bits; what rounding cost; and its reference."""
 
 MARK = "checkpoint"
 """Name of the tensor that makes the blobs of a checkpoint its own: no other job shares them."""
@@ -64,6 +64,7 @@ class Worker:
         self._checked: dict[str, CheckedTask] = {}
         self._hosted: dict[str, HostedTask] = {}
         self._rounding: dict[str, tuple[Bits, float]] = {}  # task -> bits, and what they cost
+        self._references: dict[str, dict[str, Tensor]] = {}  # of each task that was measured
         self._groups: dict[int, TaskGroup] = {}
         self._starts: dict[str, dict[str, Tensor]] = {}  # of each task, where there is a floor
         self._model: FusedModel | None = None
@@ -295,9 +296,18 @@ class Worker:
         expert = hosted.labels.all() if hosted.test is None else hosted.expert_test
         assert expert is not None, "a test set has the expert's answers"
         self._estimate(hosted, theta)
-        merged = self._predict(hosted, pool, theta)
-        known = hosted.test_labels
-        return calibrated_score(name, hosted.task.kind, merged, expert, known, pool.mask)
+        inputs, kind = HeadInputs(), hosted.task.kind
+        with self._fused.hooked(inputs):
+            merged = self._predict(hosted, pool, theta, inputs=inputs)
+        score = calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
+        observed = Observed.of(kind, merged, pool.mask, inputs.features(len(pool)))
+        if hosted.test is None:  # on what it has learned from it would be surer
+            held_back = self._rows(hosted, MOST)[1]
+            observed = observed[held_back] if len(held_back) >= LEAST else observed
+        # New answers of a model that writes are its own; here it was given right ones to go on.
+        reference = None if kind.writes else Reference.of(observed, score)
+        self._references[name] = {} if reference is None else reference.tensors()
+        return score
 
     def agreement(self, name: str, examples: int, *theta: Sent) -> float:
         """Agreement with the expert on the first ``examples`` of the pool; no label is read."""
@@ -328,7 +338,7 @@ class Worker:
         """What a task owns, as it is stored."""
         bits, lost = self._rounding.get(name, (32, 0.0))
         stored = encode({k: v.cpu() for k, v in self._hosted[name].layer.tensors.items()}, bits)
-        return {k: v.detach().numpy() for k, v in stored.items()}, bits, lost
+        return as_arrays(stored), bits, lost, as_arrays(self._references.get(name, {}))
 
     def peak_memory(self) -> int:
         """The most memory that this process has held, in bytes."""
@@ -368,9 +378,11 @@ class Worker:
         pool: Pool,
         theta: Sequence[Sent],
         precision: Precision = "float32",
+        inputs: HeadInputs | None = None,
     ) -> Outputs:
         with self._bound(hosted.layer, theta, precision) as run:
-            return labels.ask(run, pool, hosted.task.kind, self._config.device)
+            noting = run if inputs is None else inputs.told_of(run)
+            return labels.ask(noting, pool, hosted.task.kind, self._config.device)
 
     @contextmanager
     def _bound(

@@ -12,7 +12,7 @@ from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import TaskSpec
-from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.arrays import Floats, as_tensors
 from tintray.jobs.engine.backend import (
     ActorHandle,
     Backend,
@@ -240,8 +240,8 @@ class WorkerPool(Generic[W_co]):
         """What every task owns, as it is stored."""
         tints = self._backend.get(self.each(None, Worker.tint))
         return {
-            name: StoredTint({k: torch.from_numpy(a.copy()) for k, a in arrays.items()}, bits, lost)
-            for name, (arrays, bits, lost) in zip(self._hosts, tints, strict=True)
+            name: StoredTint(as_tensors(arrays), bits, lost, as_tensors(reference))
+            for name, (arrays, bits, lost, reference) in zip(self._hosts, tints, strict=True)
         }
 
     def merge(self, coefficients: Floats) -> Floats:

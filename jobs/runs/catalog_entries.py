@@ -75,5 +75,5 @@ def _kind(file: str) -> str:
     """What the catalog calls a file of a merge."""
     if file in (BACKBONE, COEFFICIENTS):
         return file.removesuffix(".safetensors")
-    folder = file.partition("/")[0]
-    return {"tints": "tint", "routing": "routing"}.get(folder, "config")
+    kinds = {"tints": "tint", "routing": "routing", "references": "reference"}
+    return kinds.get(file.partition("/")[0], "config")

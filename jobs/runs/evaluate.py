@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder, zero_shot_of
 from tintray.checkpoints.tensors import read_tensors
+from tintray.data.corruptions import Corruption
 from tintray.data.source import DataSource
 from tintray.errors import DataError
 from tintray.jobs.config.job_file import JobSpec
@@ -152,11 +153,26 @@ def read_pool(
     merge: Merge, task: TaskEntry, known: PoolEntry | TestEntry
 ) -> tuple[DataSource, Pool]:
     """A task's pool or test set, prepared as its expert does, and where it was read."""
+    return read_data(merge, task, source_of(known), f"task '{task.name}'")
+
+
+def source_of(known: DataEntry, **changed: Any) -> DataSource:
+    """Where a task's examples are read, or others like them, with some fields changed."""
     fields = {name: getattr(known, name) for name in DataEntry.model_fields}
-    source = local_data(DataSource(**fields, limits=limits()), cache_folder())
+    return DataSource(**fields | changed, limits=limits())
+
+
+def read_data(
+    merge: Merge,
+    task: TaskEntry,
+    source: DataSource,
+    role: str,
+    corruption: Corruption | None = None,
+) -> tuple[DataSource, Pool]:
+    """Any examples, prepared as the expert of a task does, and where they were read."""
+    source, kind = local_data(source, cache_folder()), find_kind(task.kind)
     processor = cache(lambda text: merge.processor(task.name, text=text))
-    kind, role = find_kind(task.kind), f"task '{task.name}'"
-    return source, prepared_pool(source, processor, kind, role, cache_folder())
+    return source, prepared_pool(source, processor, kind, role, cache_folder(), corruption)
 
 
 def check_same(task: str, source: DataSource, pool: Pool, known: PoolEntry | TestEntry) -> None:
@@ -192,17 +208,8 @@ def evaluate(
     """
     if routed := route or bool(foreign):
         _ = merge.router
-    spec = JobSpec.from_record(merge.manifest.job.to_json())
-    cluster = on_gpus_there(spec.on_own_cluster()).cluster
-    opened = open_backend(
-        address=cluster.address,
-        workers=cluster.workers,
-        threads=cluster.threads_per_worker,
-        plan=256 * 2**20,
-        gpus=cluster.gpus_per_worker,
-    )
     on_event(PhaseStarted("evaluating", f"{len(merge.tasks)} tasks on the data of the job"))
-    with closing(opened) as backend:
+    with evaluating(merge) as (backend, cluster):
         if not routed:
             scores = measure(backend, merge, store_url, cluster, on_event)
             return evaluation(merge.manifest, scores)
@@ -216,6 +223,22 @@ def evaluate(
         on_event(evaluated(given))
     table = evaluation(merge.manifest, [given for given, _ in pairs])
     return replace(table, routing=routing_table(merge, pairs, others))
+
+
+@contextmanager
+def evaluating(merge: Merge) -> Iterator[tuple[Backend, ClusterSpec]]:
+    """Where a merge is measured again: its job's kind of cluster."""
+    spec = JobSpec.from_record(merge.manifest.job.to_json())
+    cluster = on_gpus_there(spec.on_own_cluster()).cluster
+    opened = open_backend(
+        address=cluster.address,
+        workers=cluster.workers,
+        threads=cluster.threads_per_worker,
+        plan=256 * 2**20,
+        gpus=cluster.gpus_per_worker,
+    )
+    with closing(opened) as backend:
+        yield backend, cluster
 
 
 def _evaluators(

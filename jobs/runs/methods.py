@@ -258,7 +258,7 @@ class PreparedJob:
 
     def operate(
         self, backbones: Mapping[str, Floats]
-    ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore]]:
-        """Learn every task's surgery module on its backbone: modules, and scores with them."""
+    ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore], dict[str, dict[str, Tensor]]]:
+        """Learn every task's surgery module on its backbone: modules, scores and references."""
         layout, seed = self.base.partition.layout, self.spec.fit.seed
         return operate_on_all(self.backend, layout, seed, self.workers.tasks, backbones)

@@ -23,7 +23,13 @@ from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.catalog_entries import enter
 from tintray.jobs.runs.change import Change, part_of
 from tintray.models.loading import load_base
-from tintray.published.files import BACKBONE, config_file, routing_file, tint_file
+from tintray.published.files import (
+    BACKBONE,
+    config_file,
+    reference_file,
+    routing_file,
+    tint_file,
+)
 from tintray.published.manifest import Manifest, Unit
 from tintray.published.merge import Merge
 from tintray.published.signatures import digest
@@ -78,8 +84,9 @@ class Parent:
         return blobs_of(self.manifest)[BACKBONE]
 
     def files(self, task: str) -> dict[str, BlobRef]:
-        """A task's own files: its tint, its configuration and what tells its examples."""
-        own, prefix = (tint_file(task), routing_file(task)), config_file(task, "")
+        """A task's own files: tint, configuration, what tells and what compares its examples."""
+        own = (tint_file(task), routing_file(task), reference_file(task))
+        prefix = config_file(task, "")
         return {
             name: ref
             for name, ref in blobs_of(self.manifest).items()

@@ -26,7 +26,14 @@ from tintray.jobs.runs.recomposition import correction_from
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.precision import resolve
 from tintray.pools.held_back import held_back_count
-from tintray.published.files import BACKBONE, COEFFICIENTS, config_file, routing_file, tint_file
+from tintray.published.files import (
+    BACKBONE,
+    COEFFICIENTS,
+    config_file,
+    reference_file,
+    routing_file,
+    tint_file,
+)
 from tintray.published.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -126,7 +133,10 @@ def _files(outcome: Outcome) -> Files:
         elif lineage is not None:
             files |= lineage.source(name).files(name)
         if name in result.tints:
-            files[tint_file(name)] = tensors_as_bytes(result.tints[name].tensors)
+            tint = result.tints[name]
+            files[tint_file(name)] = tensors_as_bytes(tint.tensors)
+            if tint.reference:
+                files[reference_file(name)] = tensors_as_bytes(tint.reference)
     return files
 
 

@@ -246,9 +246,10 @@ class MethodPlan(JobPlan):
         """Measure every task on its backbone; after surgery, where that is the method."""
         job, backbones = fitted
         added: dict[str, dict[str, Tensor]] = {}
+        references: dict[str, dict[str, Tensor]] = {}
         job.round_tints(backbones)
         if job.spec.merge.method == SURGERY:
-            added, scores = job.operate(backbones)
+            added, scores, references = job.operate(backbones)
         else:
             scores = job.scores(backbones)
         for score in scores:
@@ -267,7 +268,11 @@ class MethodPlan(JobPlan):
             coefficients=coefficients.clone(),
             initial=coefficients,
             tints={
-                name: replace(tint, tensors={**tint.tensors, **added.get(name, {})})
+                name: replace(
+                    tint,
+                    tensors={**tint.tensors, **added.get(name, {})},
+                    reference=references.get(name, tint.reference),
+                )
                 for name, tint in tints.items()
             },
             scores={score.task: score for score in scores},

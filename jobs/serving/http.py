@@ -22,6 +22,7 @@ from tintray.errors import (
 from tintray.jobs.serving import bodies, describing
 from tintray.jobs.serving.guarding import FAILED, Guard, TooLargeError
 from tintray.jobs.serving.metrics import Metrics
+from tintray.jobs.serving.observing import Sample
 from tintray.jobs.serving.options import ServeOptions
 from tintray.jobs.serving.replica import Example
 from tintray.jobs.serving.versions import Versions
@@ -50,8 +51,9 @@ def build_app(
         redoc_url=None,
     )
     _handle_errors(app)
-    _add_predictions(app, versions, options, metrics)
-    _add_versions(app, versions, metrics)
+    sample = Sample(options.observe)
+    _add_predictions(app, versions, options, metrics, sample)
+    _add_versions(app, versions, metrics, sample)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
@@ -97,7 +99,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _add_predictions(
-    app: FastAPI, versions: Versions, options: ServeOptions, metrics: Metrics
+    app: FastAPI, versions: Versions, options: ServeOptions, metrics: Metrics, sample: Sample
 ) -> None:
     async def answered(examples: Sequence[Example]) -> JSONResponse:
         with versions.chosen([task for task, _ in examples]) as live:
@@ -108,6 +110,7 @@ def _add_predictions(
                 if isinstance(one, TintrayError):
                     raise type(one)(f"inputs[{number}]: {one}")
                 metrics.answered(one.task, one.version)
+                sample.note(one)
         answers = [one.to_json() for one in found if not isinstance(one, TintrayError)]
         return JSONResponse({"version": live.ref, "answers": answers})
 
@@ -140,11 +143,18 @@ def _add_predictions(
         return await answered(await asked(request, None))
 
 
-def _add_versions(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
+def _add_versions(app: FastAPI, versions: Versions, metrics: Metrics, sample: Sample) -> None:
     @app.get("/v1/tasks")
     async def tasks() -> dict[str, Any]:
         """What is served: each task with its kind, labels and metric."""
         return versions.stable.described
+
+    @app.get("/v1/tasks/{task}/observed")
+    async def observed(task: str) -> dict[str, Any]:
+        """How sure the newest answers of a task were, and of what: see ``tintray monitor``."""
+        versions.stable.check(task)
+        sample.forget({live.ref for live in versions.live})
+        return sample.of(task, versions.stable.ref)
 
     @app.get("/v1/versions")
     async def status() -> dict[str, Any]:

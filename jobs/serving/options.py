@@ -36,6 +36,7 @@ class ServeOptions:
     tint_memory: str | None = None
     pin: int | None = None  # the only version that is served
     canary: float = 0.0  # share of requests that a new version gets until it is promoted
+    observe: int = 0  # answers of each task of which is kept how sure they were
     poll: float = 5.0  # how often the store is asked for a new version
 
     def checked(self) -> ServeOptions:

@@ -155,6 +155,11 @@ class Versions:
             raise StateConflictError("no version is warm yet")
         return self._stable
 
+    @property
+    def live(self) -> list[Live]:
+        """The versions that answer."""
+        return [one for one in (self._stable, self._candidate) if one is not None]
+
     @contextmanager
     def chosen(self, tasks: Sequence[str]) -> Iterator[Live]:
         """The version that answers a request for these tasks; it stays until that is done.
@@ -218,7 +223,7 @@ class Versions:
 
     def _is_known(self, version: int) -> bool:
         """Whether a version is served, or is older than one that is and no alias asks for it."""
-        live = [one for one in (self._stable, self._candidate) if one is not None]
+        live = self.live
         served = [one.merge.manifest.version for one in live]
         if self._place.alias is not None:
             return version in served

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
+from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import StorageError
+from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import Notice, OnEvent
 from tintray.jobs.results import Record
 from tintray.published.manifest import Manifest
-from tintray.storage.artifacts.blobs import get_blob
+from tintray.storage.artifacts.blobs import fetch_blob, get_blob
 from tintray.storage.artifacts.cache import lookup, remember
 from tintray.storage.artifacts.protocol import ArtifactStore
 
 R = TypeVar("R", bound=Record)
+
+_MEASURED = "references"
 
 
 def recall(store: ArtifactStore, manifest: Manifest, kind: type[R]) -> R | None:
@@ -39,5 +45,26 @@ def keep(store: ArtifactStore, manifest: Manifest, found: Record, on_event: OnEv
         on_event(Notice(f"what was measured is not kept for reports: {error}"))
 
 
-def _key(manifest: Manifest) -> str:
-    return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()
+def recall_tensors(store: ArtifactStore, manifest: Manifest, name: str) -> dict[str, Tensor] | None:
+    """What ``keep_tensors`` kept of a merge; None where it did not, or where it is gone."""
+    found = lookup(store, _MEASURED, _key(manifest, name))
+    return None if found is None else read_tensors(fetch_blob(store, found, cache_folder()))
+
+
+def keep_tensors(
+    store: ArtifactStore,
+    manifest: Manifest,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    on_event: OnEvent,
+) -> None:
+    """Keep what was measured of a merge, as ``keep`` does."""
+    try:
+        remember(store, _MEASURED, _key(manifest, name), tensors_as_bytes(tensors))
+    except StorageError as error:
+        on_event(Notice(f"what was measured is not kept for another time: {error}"))
+
+
+def _key(manifest: Manifest, name: str = "") -> str:
+    document = json.dumps(manifest.to_json(), sort_keys=True) + name
+    return hashlib.sha256(document.encode()).hexdigest()

@@ -10,6 +10,7 @@ from typing import Self
 
 from tintray.storage.catalog.artifacts import Artifacts
 from tintray.storage.catalog.checkpoints import Checkpoints
+from tintray.storage.catalog.checks import Checks
 from tintray.storage.catalog.database import Database
 from tintray.storage.catalog.inputs import Inputs
 from tintray.storage.catalog.jobs import Jobs
@@ -35,6 +36,7 @@ class Catalog:
         self.merges = Merges(database)
         self.artifacts = Artifacts(database)
         self.checkpoints = Checkpoints(database)
+        self.checks = Checks(database)
 
     @classmethod
     def open(cls, url: str, create: bool = True, *, patience: float = 20.0) -> Self:

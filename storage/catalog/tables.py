@@ -296,6 +296,18 @@ class MergeFile(Base):
     sha256: Mapped[str] = mapped_column(ForeignKey("artifacts.sha256"), index=True)
 
 
+class Check(Base):
+    """What new examples of a task were found to be, beside those that a merge was measured on."""
+
+    __tablename__ = "checks"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    merge_id: Mapped[int] = mapped_column(ForeignKey("merges.id"), index=True)
+    task: Mapped[str] = mapped_column(short(200))
+    at: Mapped[datetime]
+    found: Mapped[dict[str, Any]]
+
+
 class Coefficient(Base):
     """The merging coefficients of one layer unit, summarised over the tasks."""
 

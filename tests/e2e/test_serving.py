@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 import tintray
+from tests.answers import call
 from tests.jobs.test_serving import publish
-from tests.tiny_zoo import TinyZoo
+from tests.tiny_zoo import TinyZoo, more
 from tintray.jobs import api
 
 pytest.importorskip("fastapi")
@@ -33,11 +34,11 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uin
 class Server:
     """A running server, and its process."""
 
-    def __init__(self, store: Path, log: Path) -> None:
+    def __init__(self, store: Path, log: Path, *options: str) -> None:
         self._log = log
         command = [sys.executable, "-c", "import sys; from tintray.jobs.cli import main; sys.exit("
                    "main())", "serve", "tiny", "--store", str(store), "--port", "0",
-                   "--poll", "0.5"]  # fmt: skip
+                   "--poll", "0.5", *options]  # fmt: skip
         environment = {**os.environ, "TINTRAY_SERVE_TOKEN": TOKEN}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stderr=file, env=environment)
@@ -138,3 +139,34 @@ def test_no_request_is_lost_or_wrong_while_versions_change_and_a_replica_dies(
             if found == f"tiny/{version}":
                 assert values == pytest.approx(expected[task][number].values, abs=1e-5)
     print(f"{len(answered)} answers, {told} requests told to come again")
+
+
+def test_what_is_served_is_watched(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINTRAY_SERVE_TOKEN", TOKEN)
+    server = Server(store, tmp_path / "log", "--replicas", "0", "--observe", "30")
+    place = ("--store", str(store), "--from-serve", server.url)
+
+    def send(images: Any) -> None:
+        for start in (0, 20):
+            inputs = [{"array": image.tolist()} for image in images[start : start + 20]]
+            server.ask("/v1/tasks/five:predict", {"inputs": inputs})
+
+    try:
+        early = call("monitor", "tiny", "--task", "five", *place).sentence
+        assert "nothing was answered yet for task 'five'" in early
+        send(more("five", 40, seed=1)["x_test"])
+        alike = call("monitor", "tiny", "--task", "five", *place, "--json").document
+        assert (alike["examples"], alike["data"], alike["drifted"]) == (30, server.url, False)
+        assert {of["of"] for of in alike["differences"]} == {"confidence", "entropy", "classes"}
+        send(np.zeros((40, 16, 16, 3), np.uint8))
+        assert call("monitor", "tiny", "--task", "five", *place).code == 6
+        publish(store)
+        while server.versions() != "tiny/v2":
+            time.sleep(0.3)
+        other = call("monitor", "tiny/v1", "--task", "five", *place).sentence
+        assert "nothing was answered yet" in other
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0, (tmp_path / "log").read_text()

@@ -134,6 +134,7 @@ def test_what_is_no_catalog(catalog: str) -> None:
     for words in (
         *("list", "show tiny", "ps", "status x", "queue", "cancel x", "gc", "artifacts ls"),
         *("db check", "db prune", "db relocate x", "rollback tiny", "delete tiny"),
+        "monitor tiny --history",
     ):
         refused(*words.split(), "--catalog", catalog)
 

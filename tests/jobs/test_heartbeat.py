@@ -102,5 +102,6 @@ def test_the_catalog_knows_every_artifact_of_a_job(
     assert set(known.values()) == own | {
         "base", "self-labels", "expert-outputs", "task-vector",
         "backbone", "coefficients", "tint", "config", "routing",
+        "reference",
     }  # fmt: skip
     assert merge.manifest_sha256 == manifest_digest(store, MergeRef("tiny", 1))

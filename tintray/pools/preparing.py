@@ -10,6 +10,7 @@ from typing import Any
 
 from tintray.checkpoints.model_folder import ModelFolder
 from tintray.checkpoints.processors import load_processor
+from tintray.data.corruptions import Corruption
 from tintray.data.labels import Answers
 from tintray.data.reading import Examples, encoded_digest, read_examples
 from tintray.data.source import DataSource
@@ -49,9 +50,20 @@ def open_pool(
 
 
 def prepared_pool(
-    source: DataSource, processor: Callable[[bool], Any], kind: Kind, role: str, cache: Path | None
+    source: DataSource,
+    processor: Callable[[bool], Any],
+    kind: Kind,
+    role: str,
+    cache: Path | None,
+    corruption: Corruption | None = None,
 ) -> Pool:
-    """The same, with what ``processor`` gives for texts (True) or images, which may be None."""
+    """The same, with what ``processor`` gives for texts (True) or images, which may be None.
+
+    With a ``corruption``, the examples are what it makes of them.
+    """
+    if corruption is not None:
+        examples = corruption(read_examples(source, role), role)
+        return build_pool(examples, processor(examples.is_text), kind, source, role)
     encoded = encoded_digest(source, role) if cache else None
     known = None if encoded is None else processor(False)
     if cache is not None and known is not None:

@@ -31,6 +31,11 @@ def routing_file(task: str) -> str:
     return f"routing/{task}.safetensors"
 
 
+def reference_file(task: str) -> str:
+    """Name of the file with what new examples of a task are compared with."""
+    return f"references/{task}.safetensors"
+
+
 def config_file(task: str, name: str) -> str:
     """Name of one of a task's configuration files."""
     return f"configs/{task}/{name}"

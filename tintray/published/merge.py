@@ -9,6 +9,7 @@ On disk a merge is a set of named files under one manifest::
     configs/<task>/…              the expert's config.json and preprocessor files
     routing/<task>.safetensors    statistics of its pool, to tell its examples from others
     signatures.json               who vouches for the manifest, if anybody does
+    references/<task>.safetensors what was noted of its answers, to compare new ones with
 
 In memory it is one backbone, whose tensors every task's model shares.
 """

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, DataError, TintrayError
 from tintray.models.calling import answer
-from tintray.models.structure import head_modules, skeleton
+from tintray.models.structure import skeleton
 from tintray.numerics.choices import Precision
 from tintray.numerics.precision import computing
 from tintray.pools.feeding import Pace, batches_on
 from tintray.pools.pool import Pool
+from tintray.references.observing import HeadInputs, Observed, head_of
 from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.kind import Kind
 from tintray.tasks.outputs import Outputs, TopTokens, concatenated
@@ -39,6 +40,17 @@ def predict(
             return answer(module, batch)
 
     return ask(run, pool, kind, device)
+
+
+def observe(
+    module: nn.Module, pool: Pool, kind: Kind, *, device: str = "cpu"
+) -> tuple[Outputs, Observed]:
+    """A module's answers over a pool, as ``predict`` gives them, and what is noted of each."""
+    inputs = HeadInputs()
+    with inputs.hooked(module, head_of(module)):
+        run = inputs.told_of(lambda batch: answer(module, batch))
+        outputs = ask(run, pool, kind, device)
+    return outputs, Observed.of(kind, outputs, pool.mask, inputs.features(len(pool)))
 
 
 @torch.inference_mode()
@@ -68,7 +80,7 @@ def predict_features(module: nn.Module, pool: Pool, path: str, *, device: str = 
     """
     captured: list[Tensor] = []
     copy = skeleton(module)
-    capture(copy, path, head_modules(module)[0], captured)
+    capture(copy, path, head_of(module), captured)
     for batch in batches_on(pool, device):
         answer(copy, batch)
     return torch.cat(captured).to("cpu")

@@ -13,7 +13,7 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -40,11 +40,14 @@ class StoredTint:
         As they are in the file; ``decode`` reads them.
     lost
         Agreement with the expert, a share of 1, that rounding took on examples of the pool.
+    reference
+        What new examples of the task are compared with, where it was measured.
     """
 
     tensors: Mapping[str, Tensor]
     bits: Bits = 32
     lost: float = 0.0
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

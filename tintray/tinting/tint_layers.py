@@ -9,6 +9,7 @@ Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from tintray.models.norms import (
     replace_norms,
     store_collected,
 )
-from tintray.models.structure import head_modules, is_linear, skeleton
+from tintray.models.structure import is_linear, skeleton
 from tintray.numerics.choices import Precision
 from tintray.numerics.layout import Layout, Theta
 from tintray.numerics.low_rank import balanced
@@ -30,6 +31,7 @@ from tintray.numerics.precision import computing
 from tintray.numerics.sites import HEAD
 from tintray.numerics.stacked_batch import StackedBatch
 from tintray.pools.pool import Pool, joined
+from tintray.references.observing import HeadInputs, head_of
 from tintray.tinting.per_task import (
     PerTaskLowRankEmbedding,
     PerTaskLowRankLinear,
@@ -215,7 +217,7 @@ class FusedModel:
         self._module = skeleton(module).to(self._device)
         _install_capturing_hooks(self._module)
         self._captured: list[Tensor] = []
-        self._head = (*head_modules(self._module), "")[0]
+        self._head = head_of(self._module)
         self._layout = layout
         self._segments = BatchSegments()
         self.pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
@@ -257,6 +259,10 @@ class FusedModel:
     def capture(self, path: str) -> None:
         """Keep, from now on, the features at ``path`` (see ``capture``) of each forward pass."""
         capture(self._module, path, self._head, self._captured)
+
+    def hooked(self, inputs: HeadInputs) -> AbstractContextManager[HeadInputs]:
+        """Collect what the head is given in this block."""
+        return inputs.hooked(self._module, self._head)
 
     def features(self) -> list[Tensor]:
         """The features of the last forward pass, of each task's batch in order: [bₜ, d]."""
