@@ -16,6 +16,7 @@ from tests.fuzz.surfaces import (
     parquet,
     records,
     safetensors,
+    signatures,
     tables,
     tokenizers,
     urls,
@@ -26,5 +27,5 @@ SURFACES: tuple[Surface, ...] = (
     *(job_files.SURFACE, yaml_text.SURFACE, mergekit.SURFACE, configuration.SURFACE),
     *(manifests.SURFACE, records.SURFACE, urls.SURFACE, catalog_rows.SURFACE, safetensors.SURFACE),
     *(model_configs.SURFACE, adapters.SURFACE, tokenizers.SURFACE, npz.SURFACE, tables.CSV),
-    *(tables.JSON, parquet.SURFACE, images.SURFACE),
+    *(tables.JSON, parquet.SURFACE, images.SURFACE, signatures.SURFACE),
 )
