@@ -185,8 +185,8 @@ db = _group("db", "Upgrade, check or tidy the catalog's database.", "db check", 
 def doctor(**options: Any) -> Answer:
     """Check versions, store, database and Ray; each with a fix.
 
-    The Ray cluster is the one that jobs are submitted to; where there is none, one is started here,
-    and stopped. The exit code is 1 if something is wrong.
+    The Ray cluster is the one that jobs are submitted to; its nodes look at store and catalog too.
+    Where there is none, one is started here, and stopped. The exit code is 1 if something is wrong.
     """
     from tintray.jobs.upkeep.doctor import diagnose
 

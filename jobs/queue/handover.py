@@ -65,7 +65,8 @@ def dispatch(
         try:
             # The driver hands over the next job, to the address that was chosen here.
             chosen = {ADDRESS_VARIABLE: jobs.address} if jobs.confirmed else {}
-            jobs.submit(_entrypoint(claim), name, {**_environment(catalog_url), **chosen})
+            driver = entrypoint("tintray.jobs.queue.entry", claim.job_id, str(claim.attempt))
+            jobs.submit(driver, name, {**environment(catalog_url), **chosen})
         except BaseException as error:
             if not (isinstance(error, ClusterError) and _arrived(jobs, name)):
                 catalog.queue.release(claim)
@@ -130,13 +131,14 @@ def _arrived(jobs: RayJobs, name: str) -> bool:
         return False
 
 
-def _entrypoint(claim: Claim) -> str:
+def entrypoint(module: str, *words: str) -> str:
+    """The command line of a module of tintray on the nodes of a cluster."""
     chosen = setting("python")
     python = sys.executable if chosen is None else chosen.value
-    return shlex.join([python, "-m", "tintray.jobs.queue.entry", claim.job_id, str(claim.attempt)])
+    return shlex.join([python, "-m", module, *words])
 
 
-def _environment(catalog_url: str) -> Mapping[str, str]:
+def environment(catalog_url: str) -> Mapping[str, str]:
     """What the driver must know of this side; a password never goes this way.
 
     With one in the catalog's URL the nodes need TINTRAY_CATALOG, or PGPASSWORD, of their own.

@@ -1,4 +1,7 @@
-"""What tintray stands on, looked at one by one: versions, store, database, Ray. Changes nothing."""
+"""What tintray stands on, looked at one by one: versions, store, database, Ray. Changes nothing.
+
+Of a cluster that jobs are submitted to, its nodes look too: see ``reach``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tintray.errors import NotFoundError, TintrayError
 from tintray.jobs.config.settings import chosen, chosen_address
 from tintray.jobs.engine.backend import open_backend
 from tintray.jobs.queue.ray_jobs import RayJobs
+from tintray.jobs.upkeep.reach import reached
 from tintray.jobs.upkeep.results import Check, Diagnosis
 from tintray.jobs.upkeep.stores import check_catalog
 from tintray.storage.artifacts.store import open_store
@@ -38,20 +42,26 @@ def diagnose(
         *versions(),
         _checked("store", lambda: _store(store)),
         _checked("database", lambda: _database(catalog)),
-        _checked(
-            "ray", _ray if cluster is None else lambda: _cluster(cluster, address is not None)
-        ),
     ]
+    if cluster is None:
+        checks.append(_checked("ray", _ray))
+    else:
+        checks += _of_cluster(cluster, address is not None, store, catalog)
     return Diagnosis(all(check.ok for check in checks), checks)
 
 
 def _checked(name: str, look: Callable[[], Check | str]) -> Check:
     try:
         found = look()
-    except TintrayError as error:  # such a sentence ends with what to do
-        problem, _, fix = str(error).rpartition("; ")
-        return Check(name, False, problem or fix, fix if problem else None)
+    except TintrayError as error:
+        return _failed(name, error)
     return Check(name, True, found) if isinstance(found, str) else found
+
+
+def _failed(name: str, error: TintrayError) -> Check:
+    """What an error says, whose sentence ends with what to do."""
+    problem, _, fix = str(error).rpartition("; ")
+    return Check(name, False, problem or fix, fix if problem else None)
 
 
 def versions() -> Iterator[Check]:
@@ -126,12 +136,22 @@ def _ray() -> str:
         fleet.close()
 
 
-def _cluster(address: str, confirmed: bool) -> Check | str:
-    """The Jobs API that jobs are submitted to; ``confirmed`` if this very call named it."""
-    jobs = RayJobs(address, confirmed=confirmed)
-    jobs.check_versions()
+def _of_cluster(address: str, confirmed: bool, store: str, catalog: str) -> list[Check]:
+    """The cluster that jobs are submitted to, and what it reaches if it takes one.
+
+    ``confirmed`` if this very call named it.
+    """
+    try:
+        jobs = RayJobs(address, confirmed=confirmed)
+        jobs.check_versions()
+        return [_answers(jobs), *reached(jobs, store, catalog)]
+    except TintrayError as error:
+        return [_failed("ray", error)]
+
+
+def _answers(jobs: RayJobs) -> Check:
     said = f"the cluster at {jobs.address} answers, with this version of Ray and of Python"
     if not jobs.is_open():
-        return f"{said}, and wants a token"
+        return Check("ray", True, f"{said}, and wants a token")
     fix = "start it with RAY_AUTH_MODE=token, and set that here too"
     return Check("ray", True, f"{said}, and runs the code of whoever reaches it", fix)

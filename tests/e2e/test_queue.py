@@ -177,3 +177,24 @@ def test_jobs_go_by_priority_two_at_a_time(
     priority = {job.id: job.priority for job in ends}
     order = [priority[job] for job in sorted(claimed, key=lambda job: claimed[job])]
     assert order == sorted(order, reverse=True)
+
+
+def test_the_doctor_lets_the_cluster_look_too(team: Team, head: RayHead, tmp_path: Path) -> None:
+    asked = ("doctor", "--address", head.address)
+
+    def looked(*more: object, code: int) -> dict[str, Any]:
+        checks = team.ask(*asked, *map(str, more), expected=code)["checks"]
+        return {check["name"]: check for check in checks if check["name"].endswith("there")}
+
+    well = looked(code=0)
+    assert [check["ok"] for check in well.values()] == [True] * 3
+    assert STORE in well["store there"]["found"]
+    ill = looked("--store", tmp_path / "new", "--catalog", f"sqlite:///{tmp_path}/x.db", code=1)
+    assert "no folder" in ill["store there"]["found"] and "mount" in ill["store there"]["fix"]
+    assert "there is no catalog" in ill["catalog there"]["found"]
+    team.environment["TINTRAY_PYTHON"] = "/nowhere/python"
+    try:
+        checks = team.ask(*asked, expected=1)["checks"]
+    finally:
+        del team.environment["TINTRAY_PYTHON"]
+    assert checks[-1]["name"] == "driver" and "TINTRAY_PYTHON" in checks[-1]["fix"]

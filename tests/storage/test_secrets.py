@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tintray.errors import InputError, SpecError, TintrayError
 from tintray.jobs.config.job_file import parse_spec
 from tintray.jobs.config.locations import catalog_location
-from tintray.jobs.queue.handover import _environment
+from tintray.jobs.queue.handover import environment
 from tintray.storage import secrets
 from tintray.storage.artifacts.urls import parse_store_url
 from tintray.storage.catalog.engine import make_engine, parse_catalog_url
@@ -66,7 +66,7 @@ def _forgetful() -> Iterator[None]:
 def test_no_part_of_a_password_is_shown_stored_or_sent(form: str, word: str) -> None:
     url = FORMS[form](word)
     said = [shown_url(url), json.dumps(scrub({"catalog": url}))]
-    said.append(json.dumps(dict(_environment(url))))
+    said.append(json.dumps(dict(environment(url))))
     assert has_secret(url)
     for use in (
         lambda: catalog_location(url, Path("/")),
@@ -111,7 +111,7 @@ def test_a_password_that_is_known_is_hidden_however_it_is_written(word: str) -> 
 def test_a_url_without_a_secret_is_shown_and_sent_as_it_is(url: str) -> None:
     assert shown_url(url) == scrub(url) == redact(url) == url
     assert redact(f"the catalog {url} cannot be used") == f"the catalog {url} cannot be used"
-    assert _environment(url)["TINTRAY_CATALOG"] == url
+    assert environment(url)["TINTRAY_CATALOG"] == url
 
 
 @pytest.mark.parametrize(
