@@ -153,6 +153,7 @@ def test_ray_is_imported_where_members_and_replicas_run_alone() -> None:
     users = [path for path in everything if any(n.split(".")[0] == "ray" for n in imports(path))]
     assert [path.relative_to(ROOT).as_posix() for path in users] == [
         "jobs/engine/ray_backend.py",
+        "jobs/serving/application.py",
         "jobs/serving/replicas.py",
     ]
 

@@ -23,6 +23,7 @@ import pytest
 import tintray
 from tests.answers import call
 from tests.jobs.test_serving import publish
+from tests.ray_head import free_ports
 from tests.tiny_zoo import TinyZoo, more
 from tintray.jobs import api
 
@@ -31,15 +32,31 @@ TOKEN = "only-for-this-test"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
 
 
+COMMAND = "import sys; from tintray.jobs.cli import main; sys.exit(main())"
+ON_RAYS_PROXIES = """
+import signal, sys
+from ray import serve
+from tintray.jobs.engine.ray_backend import join_ray
+from tintray.jobs.serving.application import app
+
+join_ray(None, 2, 100 << 20)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(app({"merge": "tiny", "poll": 0.5}), route_prefix="/")
+print("tasks at http://127.0.0.1:" + sys.argv[1], file=sys.stderr, flush=True)
+signal.sigwait([signal.SIGTERM])
+serve.shutdown()
+"""
+
+
 class Server:
     """A running server, and its process."""
 
-    def __init__(self, store: Path, log: Path, *options: str) -> None:
+    def __init__(self, store: Path, log: Path, *options: str, program: str | None = None) -> None:
         self._log = log
-        command = [sys.executable, "-c", "import sys; from tintray.jobs.cli import main; sys.exit("
-                   "main())", "serve", "tiny", "--store", str(store), "--port", "0",
-                   "--poll", "0.5", *options]  # fmt: skip
-        environment = {**os.environ, "TINTRAY_SERVE_TOKEN": TOKEN}
+        words = ["serve", "tiny", "--port", "0", "--poll", "0.5"] if program is None else []
+        command = [sys.executable, "-c", program or COMMAND, *words, *options]
+        environment = {**os.environ, "TINTRAY_SERVE_TOKEN": TOKEN, "TINTRAY_STORE": str(store)}
+        environment.pop("TINTRAY_CATALOG", None)
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stderr=file, env=environment)
         self.url = self._started()
@@ -167,6 +184,30 @@ def test_what_is_served_is_watched(
             time.sleep(0.3)
         other = call("monitor", "tiny/v1", "--task", "five", *place).sentence
         assert "nothing was answered yet" in other
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0, (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_ray_serves_it_behind_its_own_proxies(store: Path, tmp_path: Path) -> None:
+    """As KubeRay's RayService starts it: the same answers, the same guard, new versions."""
+    server = Server(
+        store, tmp_path / "log", str(free_ports(1)[0]), program=ON_RAYS_PROXIES
+    )
+    try:
+        merge = tintray.load(str(store / "merges/tiny/v1"))
+        inputs = [{"array": image.tolist()} for image in IMAGES]
+        found = server.ask("/v1/tasks/five:predict", {"inputs": inputs})
+        expected = merge.predict("five", list(IMAGES))
+        assert [one["label"] for one in found["answers"]] == [one.label for one in expected]
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{server.url}/v1/versions", timeout=60)
+        publish(store)
+        until = time.monotonic() + 60
+        while server.versions() != "tiny/v2" and time.monotonic() < until:
+            time.sleep(0.2)
+        assert server.versions() == "tiny/v2"
     finally:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0, (tmp_path / "log").read_text()
