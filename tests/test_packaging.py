@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import pytest
 
 import tintray
 from tests.conftest import Published
+from tests.tiny_zoo import TinyZoo
 
 ROOT = Path(tintray.__file__).parents[1]
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_%s(sys.argv[1])"
 EACH_FIRST = """
 import gc, importlib, os, sys
 names, running, failed = sys.argv[1:], {}, []
@@ -44,23 +47,35 @@ sys.exit(bool(failed))
 """
 
 
+def built(what: str, folder: Path) -> Path:
+    """An sdist or a wheel of the sources in a folder, by the setuptools of this environment."""
+    command = [sys.executable, "-c", BUILD % what, str(folder)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+    (made,) = folder.glob("*.whl" if what == "wheel" else "*.tar.gz")
+    return made
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by the setuptools of this environment, from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
+    """Built as a release is: an sdist of a copy of the sources, and the wheel of that."""
+    folder, unpacked = (tmp_path_factory.mktemp(name) for name in ("sdist", "wheel"))
     for name in ("tintray", "jobs", "storage"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    command = [sys.executable, "-c", BUILD, str(folder)]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
-    (made,) = folder.glob("*.whl")
-    return made
+    with tarfile.open(built("sdist", folder)) as archive:
+        archive.extractall(unpacked, filter="data")
+    (sources,) = unpacked.iterdir()
+    return built("wheel", sources)
 
 
 def test_a_wheel_has_one_top_level_package_with_all_that_is_in_the_sources(wheel: Path) -> None:
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wheel.name == f"tintray-{project['version']}-py3-none-any.whl"
+    every = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in every if "/licenses/" in name}  # it has its licence
+    names = {name for name in every if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == {"tintray"}
     folders = {"tintray": ROOT / "tintray", "tintray/jobs": ROOT / "jobs",
                "tintray/storage": ROOT / "storage"}  # fmt: skip
@@ -71,13 +86,15 @@ def test_a_wheel_has_one_top_level_package_with_all_that_is_in_the_sources(wheel
 
 
 def test_an_installed_wheel_works_beside_a_users_jobs_and_storage(
-    wheel: Path, published: Published, tmp_path: Path
+    wheel: Path, published: Published, tiny: TinyZoo, tmp_path: Path
 ) -> None:
     bare, here = tmp_path / "bare", tmp_path / "here"
     options = ("--quiet", "--no-deps", "--no-index", "--target")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, bare, wheel], check=True, timeout=120
     )
+    assert {path.name.partition("-")[0] for path in bare.iterdir()} == {"tintray", "bin"}
+    job = tiny.copy(tmp_path / "zoo").job_file(tmp_path / "store", fit={"rounds": 1})
     for name in ("jobs/__init__.py", "storage.py", "errors.py", "benchmarks.py"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("raise ImportError('a file of the user')")
@@ -92,6 +109,7 @@ def test_an_installed_wheel_works_beside_a_users_jobs_and_storage(
     for command, said in {
         (str(bare / "bin" / "tintray"), "--help"): "add-task",
         (str(bare / "bin" / "tintray"), "methods"): "task_arithmetic",
+        (str(bare / "bin" / "tintray"), "run", str(job)): "tiny/v1",
         (sys.executable, "mine.py", str(bare), str(published.folder)): "torch.Size([1, 2])",
     }.items():
         done = subprocess.run(
