@@ -58,6 +58,17 @@ class TensorsMerged:
 
 
 @dataclass(frozen=True)
+class TintLearned:
+    """A task's tint layer was learned under a backbone that stays, as merges grow."""
+
+    task: str
+    done: int
+    total: int
+    seconds: float
+    agreement: float | None  # with the expert on what was held back; None where nothing was
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """One task was measured: ``value`` of the merge beside ``expert``'s on the same data."""
 
@@ -87,6 +98,7 @@ Event = (
     | RoundDone
     | CheckpointSaved
     | TensorsMerged
+    | TintLearned
     | Evaluated
     | Published
     | Notice

@@ -45,6 +45,7 @@ class RayHead:
         ]  # fmt: skip
         root = str(Path(__file__).parents[1])
         quiet = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": root, MARK: str(self.folder)}
+        quiet["RAY_worker_niceness"] = "0"  # 15 by default: a busy machine would starve them
         self._head = subprocess.Popen(
             command,
             env={**os.environ, **quiet, **environment},

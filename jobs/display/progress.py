@@ -28,6 +28,7 @@ from tintray.jobs.events import (
     RoundDone,
     TaskPrepared,
     TensorsMerged,
+    TintLearned,
 )
 from tintray.limits import size_text
 
@@ -66,6 +67,8 @@ class Tracker:
                 self._take_round(event)
             case TensorsMerged():
                 self.detail = f"{event.method}, {event.done / event.total:.0%} of the backbone"
+            case TintLearned():
+                self.detail = f"{event.done} of {event.total} tint layers learned"
             case Evaluated():
                 self.evaluated += 1
 
@@ -170,6 +173,10 @@ class PlainProgress:
                 return self._round_line(event)
             case TensorsMerged() if self._silent():  # most merges take less
                 return f"  {self._tracker.detail}"
+            case TintLearned() if self._due("tints", event.done, event.total):
+                agrees = "" if event.agreement is None else f", agreement {event.agreement:.3f}"
+                took = f"tint learned in {duration(event.seconds)}"
+                return f"  {event.done}/{event.total} tasks: {event.task}, {took}{agrees}"
             case CheckpointSaved():
                 return f"  checkpoint after round {event.round} ({size_text(event.bytes)})"
             case Evaluated():
@@ -196,7 +203,7 @@ class PlainProgress:
 
     def _due(self, what: str, done: int, total: int) -> bool:
         """Whether a line is due: for the first, each tenth and the last; each of a few tasks."""
-        if what == "tasks" and total <= MAX_TASKS:
+        if what != "rounds" and total <= MAX_TASKS:
             return True
         tenth, told = 10 * done // max(total, 1), self._tenths.get(what, -1)
         self._tenths[what] = max(tenth, told)

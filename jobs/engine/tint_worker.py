@@ -26,6 +26,7 @@ from tintray.jobs.engine.hosting import CheckedTask, HostedTask
 from tintray.jobs.engine.published_tasks import PublishedTask
 from tintray.jobs.engine.worker import Worker, part
 from tintray.jobs.engine.worker_pool import WorkerPool
+from tintray.jobs.events import OnEvent, TintLearned, ignore
 from tintray.models.norms import norm_buffers
 from tintray.numerics.randomness import stream
 from tintray.numerics.schedules import Shape, schedule
@@ -248,10 +249,22 @@ class TintWorkerPool(WorkerPool[TintWorker]):
     ) -> None:
         super().__init__(TintWorker, backend, spec, base, published=published)
 
-    def fit_tints(self, names: Iterable[str], config: TintConfig, theta: Floats) -> list[Tinted]:
-        """Learn these tasks' tint layers under θ [P]."""
+    def fit_tints(
+        self,
+        names: Iterable[str],
+        config: TintConfig,
+        theta: Floats,
+        on_event: OnEvent = ignore,
+    ) -> list[Tinted]:
+        """Learn these tasks' tint layers under θ [P]; each is told of when it is done."""
         shared = as_argument(self._backend.put(theta))
-        return self._backend.get(self.each(names, TintWorker.fit_tint, config, shared))
+        asked = self.each(names, TintWorker.fit_tint, config, shared)
+        made: dict[int, Tinted] = {}
+        for number, tint in self._backend.as_completed(asked):
+            made[number] = tint
+            told = (len(made), len(asked), tint.seconds, tint.agreement)
+            on_event(TintLearned(tint.task, *told))
+        return [made[number] for number in range(len(asked))]
 
     def held_agreement(self, theta: Floats) -> dict[str, float]:
         """Each task's agreement with its expert on what was held back, under θ [P]."""

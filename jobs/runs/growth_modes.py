@@ -168,7 +168,7 @@ def _tint(growth: Growth) -> Attempt:
     workers = growth.workers
     theta = growth.base.partition.layout.flatten(growth.parent.merge.backbone).numpy()
     config = tint_config(growth.spec, growth.base, growth.spec.growth.rounds, new=True)
-    tinted = workers.fit_tints(growth.new, config, theta)
+    tinted = workers.fit_tints(growth.new, config, theta, growth.context.run.on_event)
     _notify_of_prefixes(growth, tinted)
     scores = workers.evaluate(growth.new, theta)
     selected = {of_task.task: of_task.kept for of_task in tinted}
@@ -236,7 +236,7 @@ def _refit_old(
     workers.check()
     growth.label(workers)
     config = tint_config(spec, growth.base, spec.growth.refit_rounds, new=False)
-    workers.fit_tints(names, config, theta)
+    workers.fit_tints(names, config, theta, growth.context.run.on_event)
     after = workers.evaluate(names, theta)
     return after, workers.tints(), growth.losses(names, after), _dismissed(workers)
 

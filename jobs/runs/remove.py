@@ -91,7 +91,7 @@ class RemovalPlan(Child):
             again = [loss.task for loss in lost]
             rounds = self.spec.growth.refit_rounds
             config = tint_config(self.spec, self.base, rounds, new=False)
-            workers.fit_tints(again, config, array)
+            workers.fit_tints(again, config, array, growth.context.run.on_event)
             scores |= {score.task: score for score in workers.evaluate(again, array)}
             lost = self.losses(self.tasks, list(scores.values()))
         peak = workers.peak_memory()

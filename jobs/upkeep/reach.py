@@ -25,7 +25,7 @@ from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import local_folder
 from tintray.storage.secrets import redact
 
-SECONDS = 90.0  # in which a cluster starts a driver, and each node a process
+SECONDS = 120.0  # in which a cluster starts a driver, and each node a process
 _POLL = 0.3
 _MARK = "reached: "
 

@@ -27,7 +27,7 @@ from tintray.errors import (
 from tintray.jobs import api
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.tint_worker import TintWorkerPool
-from tintray.jobs.events import PhaseStarted
+from tintray.jobs.events import PhaseStarted, TintLearned
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import fitting, guard
 from tintray.jobs.runs import grow as growth
@@ -322,10 +322,17 @@ def test_what_is_gone_is_named_before_anything_is_computed(tiny: TinyZoo, tmp_pa
     (grown.store / blob_key(labels)).unlink()
     with pytest.raises(NotFoundError, match=r"self-labels of task 'two' of tiny/v1 .* are gone"):
         grown.add("five", mode="joint")
-    assert grown.add("five", mode="tint").version == "v2"  # which needs nothing of old tasks
+    events: list[Any] = []
+    five = grown.add(
+        "five", mode="tint", on_event=events.append
+    )  # which needs nothing of old tasks
+    assert five.version == "v2"
+    assert [(e.task, e.done, e.total) for e in events if isinstance(e, TintLearned)] == [
+        ("five", 1, 1)
+    ]
     lost = grown.store / blob_key(grown.hashes(grown.summary)["tints/two.safetensors"])
     lost.rename(lost.with_name("away"))
-    events: list[Any] = []
+    events.clear()
     with pytest.raises(NotFoundError, match=r"tints/two\.safetensors of tiny/v2 .* copy it back"):
         grown.add("four", mode="tint", on_event=events.append)
     assert not events  # nothing was computed

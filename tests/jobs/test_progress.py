@@ -25,6 +25,7 @@ from tintray.jobs.events import (
     Published,
     RoundDone,
     TaskPrepared,
+    TintLearned,
 )
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -120,6 +121,17 @@ def test_plain_rounds_name_the_worst_task() -> None:
         "fitting",
         "  round 50/100: loss 0.250, agreement 0.700, worst b 0.500, kept 75%, 25 s",
     ]
+
+
+def test_a_merge_that_grows_tells_of_each_tint_layer() -> None:
+    learned = [TintLearned("old", 1, 2, 4.0, None), TintLearned("new", 2, 2, 12.0, 0.875)]
+    assert plain([PhaseStarted("fitting"), *learned])[1:] == [
+        "  1/2 tasks: old, tint learned in 4.0 s",
+        "  2/2 tasks: new, tint learned in 12 s, agreement 0.875",
+    ]
+    assert "2 of 2 tint layers learned" in drawn(PhaseStarted("fitting"), *learned)
+    many = [TintLearned(f"t{n}", n, 200, 1.0, 0.9) for n in range(1, 201)]
+    assert len(plain([PhaseStarted("fitting"), *many])) == 12
 
 
 # The tracker
