@@ -64,6 +64,7 @@ def fit(
     model: Any, images: list[Image.Image], said: Sequence[str], steps: int, rate: float
 ) -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # more would only wait for each other over so small a model
     pixels = PROCESSOR(images, return_tensors="pt")["pixel_values"]
     labels = torch.tensor([model.config.label2id[name] for name in said])
     moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
