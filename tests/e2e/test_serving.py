@@ -192,9 +192,7 @@ def test_what_is_served_is_watched(
 @pytest.mark.slow
 def test_ray_serves_it_behind_its_own_proxies(store: Path, tmp_path: Path) -> None:
     """As KubeRay's RayService starts it: the same answers, the same guard, new versions."""
-    server = Server(
-        store, tmp_path / "log", str(free_ports(1)[0]), program=ON_RAYS_PROXIES
-    )
+    server = Server(store, tmp_path / "log", str(free_ports(1)[0]), program=ON_RAYS_PROXIES)
     try:
         merge = tintray.load(str(store / "merges/tiny/v1"))
         inputs = [{"array": image.tolist()} for image in IMAGES]
