@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint lint-deploy types site fuzz soak format dist lock clean
+.PHONY: demo install test lint lint-deploy types site fuzz soak chaos format dist lock clean
 
 demo: install  ## Eight real experts become one model; a table and a page say what it kept
 	$(BIN)/python examples/digits.py zoo/digits
@@ -50,6 +50,8 @@ fuzz: $(VENV)/.test  ## Damaged inputs on every surface; findings are kept below
 
 soak: $(VENV)/.test  ## A thousand rounds and a hundred jobs in a row: does anything grow?
 	$(BIN)/python -m tests.soak --rounds 1000 --jobs 100
+chaos: $(VENV)/.test  ## Faults during jobs of every sort, on a real cluster; what became of them is kept below build/chaos
+	$(BIN)/python -m tests.chaos --faults 100 --seed 0
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

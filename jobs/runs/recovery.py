@@ -16,6 +16,7 @@ from tintray.errors import (
     AwayError,
     CancelledError,
     InputError,
+    IntegrityError,
     LeaseHeldError,
     LeaseLostError,
     LostError,
@@ -28,15 +29,16 @@ from tintray.jobs.engine.resources import is_out_of_memory
 
 Answer = TypeVar("Answer")
 
-Cause = Literal["lost", "preempted", "memory", "away", "stopped", "input", "bug"]
+Cause = Literal["lost", "preempted", "memory", "away", "damaged", "stopped", "input", "bug"]
 """A worker, a node or an object; a node that was taken away; no memory left; a store or a database;
-asked to; what was given; anything else."""
+bytes that are not those that were written; asked to; what was given; anything else."""
 
 AWAY_SECONDS = 900.0
 """How long a job waits for a store or a database, all its waits together."""
 
 _LONGEST_PAUSE = 15.0
 _LONGEST_WAIT = 120.0
+_READINGS = 2  # of what is damaged, after the first
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -52,6 +54,8 @@ def cause_of(error: BaseException) -> Cause:
             return "memory"
         case AwayError():
             return "away"
+        case IntegrityError():
+            return "damaged"
         case InputError():
             return "input"
     return "memory" if is_out_of_memory(error) else "bug"
@@ -83,6 +87,7 @@ class Recovery:
     used: int = 0
     away: float = AWAY_SECONDS
     halved: bool = False
+    read_again: int = 0
     waits: int = 0
     """How often it had to wait: what fails again and again is left alone for longer each time."""
 
@@ -101,6 +106,11 @@ class Recovery:
                 return None
             what = "goes on once that can be used"
             self.waits += 1
+        elif cause == "damaged":  # on the way, or where they lie? what is read anew can tell
+            if self.read_again == _READINGS:
+                return None
+            self.read_again += 1
+            what = "reads it again"
         else:
             what = "goes on with new workers"
         self.used += 1
@@ -119,9 +129,10 @@ class Recovery:
 
         ``check`` is asked before each look; whatever it raises ends the wait.
         """
-        pause, began = 0.5, time.monotonic()
         if self.waits > 1:
-            time.sleep(min(2.0**self.waits / 4, _LONGEST_WAIT))
+            time.sleep(rest := min(2.0**self.waits / 4, _LONGEST_WAIT))
+            self.away -= rest
+        pause, began = 0.5, time.monotonic()
         while True:
             check()
             try:
