@@ -50,6 +50,7 @@ fuzz: $(VENV)/.test  ## Damaged inputs on every surface; findings are kept below
 
 soak: $(VENV)/.test  ## A thousand rounds and a hundred jobs in a row: does anything grow?
 	$(BIN)/python -m tests.soak --rounds 1000 --jobs 100
+
 chaos: $(VENV)/.test  ## Faults during jobs of every sort, on a real cluster; what became of them is kept below build/chaos
 	$(BIN)/python -m tests.chaos --faults 100 --seed 0
 

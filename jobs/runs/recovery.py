@@ -7,6 +7,7 @@ that is computed depends on where or when.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ bytes that are not those that were written; asked to; what was given; anything e
 AWAY_SECONDS = 900.0
 """How long a job waits for a store or a database, all its waits together."""
 
-_LONGEST_PAUSE = 15.0
+_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between two looks: at first, and in the end
 _LONGEST_WAIT = 120.0
 _READINGS = 2  # of what is damaged, after the first
+
+_log = logging.getLogger(__name__)
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -132,15 +135,17 @@ class Recovery:
         if self.waits > 1:
             time.sleep(rest := min(2.0**self.waits / 4, _LONGEST_WAIT))
             self.away -= rest
-        pause, began = 0.5, time.monotonic()
+        pause, began = _PAUSE, time.monotonic()
         while True:
             check()
             try:
                 back()
                 return
-            except AwayError:
+            except AwayError as error:
                 if self.away <= 0:
                     raise
+                if pause == _PAUSE:
+                    _log.warning("waits, for %.0f s at most: %s", self.away, error)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             now = time.monotonic()

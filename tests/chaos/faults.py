@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from random import Random
 
-from tests.chaos.machines import SHARDS, WORKERS
+from tests.chaos.machines import RAYLET, SHARDS, WORKERS
 from tests.chaos.world import LEASE_SECONDS, World
 from tests.gate import Gate
 
-DRIVER, ENTRY, RAYLET = "tintray.jobs.queue.driving", "tintray.jobs.queue.entry", "raylet/raylet"
+DRIVER, ENTRY = "tintray.jobs.queue.driving", "tintray.jobs.queue.entry"
 OUTAGE = 2.0  # seconds that a server is gone
 _LOOK = 30.0  # seconds that a process may take to be there
 
@@ -216,7 +216,7 @@ FAULTS: Mapping[str, Fault] = {
     "kill replica": replica,
     "stop driver": _stop(DRIVER, LEASE_SECONDS + 3),
     "stop worker": _stop(WORKERS, 8),
-    "stop raylet": _raylet(signal.SIGSTOP, 12),
+    "stop raylet": _raylet(signal.SIGSTOP, 25),
     "cut S3": _cut("s3"),
     "cut PostgreSQL": _cut("postgres"),
     "slow S3": _slow("s3"),

@@ -26,14 +26,14 @@ RAY = {
     "RAY_worker_niceness": "0",
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
 }
 """A lost node is noticed after some seconds instead of a minute."""
 
 READY_SECONDS = 120
-WORKERS, SHARDS = "workers", "shards"
+WORKERS, SHARDS, RAYLET = "workers", "shards", "raylet/raylet"
 
 
 class Machine:
@@ -151,6 +151,13 @@ class Cluster:
         else:
             machine.kill()
             machine.start(self.folder / f"{machine.name}.log")
+
+    def mend(self) -> list[str]:
+        """Bring nodes back that their head gave up, on a machine that is too busy; their names."""
+        gone = [node for node in self.nodes if not any(RAYLET in n for _, n in node.processes())]
+        for node in gone:
+            self.restart(node)
+        return [node.name for node in gone]
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """Those of all machines."""

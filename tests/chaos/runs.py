@@ -106,6 +106,8 @@ def _disturb(
     tally: Tally,
     say: Say,
 ) -> None:
+    if mended := world.cluster.mend():
+        say({"brought back": mended})
     job, progress = _watched(world, sorts, sort)
     met: list[tuple[str, float, Place, str]] = []
     for number, name in enumerate(faults):
