@@ -71,6 +71,8 @@ def test_what_may_be_done_is_bounded() -> None:
     assert recovery.remedy(NoMemoryError("still none")) is None, "halved once"
     assert recovery.remedy(AwayError("no answer")) is None, "no time left to wait"
     assert [recovery.remedy(LostError("died")) is None for _ in range(3)] == [False, False, True]
+    damaged = [Recovery(restarts=9, read_again=n).remedy(IntegrityError("x")) for n in range(3)]
+    assert [remedy is None for remedy in damaged] == [False, False, True], "read two times more"
     with pytest.raises(AwayError):
         recovery.wait(lambda: _raise(AwayError("no answer")), lambda: None)
 
