@@ -132,7 +132,7 @@ def _zoo(source: Path, target: Path, names: dict[str, str], data: Path | None = 
         for split in ("train", "test"):
             with np.load(source / f"{old}_{split}.npz") as found:
                 images, labels = found["x_train"], found["y_train"]
-            # A router needs more examples than that zoo has.
-            arrays[f"x_{split}"] = np.concatenate([images, 255 - images])
-            arrays[f"y_{split}"] = np.concatenate([labels, labels])
+            # Routers and checks need more examples than that zoo has.
+            arrays[f"x_{split}"] = np.concatenate([images, 255 - images, images // 2])
+            arrays[f"y_{split}"] = np.concatenate([labels] * 3)
         np.savez(data / f"{new}.npz", **arrays)
