@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -40,6 +42,7 @@ def shown(text: str) -> Iterator[list[str]]:
             yield words[: words.index(">")] if ">" in words else words
 
 
+@patch.dict(os.environ)  # what an option allows is a variable of the process
 def parsed(words: list[str]) -> str:
     """The name of the command, if click takes all of the words; else a usage error."""
     command: click.Command = cli

@@ -105,10 +105,7 @@ def test_pages_show_every_command() -> None:
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
-def test_click_takes_every_command_that_a_page_shows(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TINTRAY_ALLOW_FACTORIES", "")
+def test_click_takes_every_command_that_a_page_shows(words: tuple[str, ...]) -> None:
     parsed([*words])
 
 
