@@ -19,7 +19,7 @@ from tests.gate import Gate
 
 DRIVER, ENTRY = "tintray.jobs.queue.driving", "tintray.jobs.queue.entry"
 OUTAGE = 2.0  # seconds that a server is gone
-_LOOK = 30.0  # seconds that a process may take to be there
+_LOOK = 90.0  # seconds that a process may take to be there
 
 Fault = Callable[[World, Random], str | None]
 """Does it, and undoes it; what was hit, None if there was nothing to hit."""
