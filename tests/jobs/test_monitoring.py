@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,18 @@ def test_a_merge_that_the_catalog_does_not_know_is_checked_all_the_same(
     tintray.load("tiny", **grown.place).export(None, folder)
     told = call("monitor", folder, "--task", "five", "--data", new("five"), "--json", *grown.words)
     assert told.document["drifted"] is False and "in no history" in told.err
+
+
+def test_a_catalog_that_is_not_upgraded_has_no_history(grown: GrowingStore, new: Any) -> None:
+    with closing(sqlite3.connect(grown.store / "catalog.db")) as catalog:
+        catalog.executescript("DROP TABLE checks; UPDATE tintray_schema SET version_num = '0004'")
+    ask = ("monitor", "tiny", *grown.words)
+    told = call(*ask, "--task", "five", "--data", new("five"))
+    assert told.code == 0 and "in no history" in told.err and "`tintray db upgrade`" in told.err
+    assert "run `tintray db upgrade`" in call(*ask, "--history").err
+    assert call("db", "upgrade", *grown.words).code == 0
+    assert call(*ask, "--task", "five", "--data", new("five")).code == 0
+    assert len(call(*ask, "--history", "--json").document) == 1
 
 
 def test_what_to_do_depends_on_what_differs() -> None:
