@@ -115,7 +115,7 @@ def test_what_is_noted_while_merging_is_noted_of_any_sort_of_merge(
         told = call(*ask, sort.task(zoo, task)["test"]["path"])
         assert "measured now" not in told.err
         for of in told.document["differences"]:
-            assert of["value"] == pytest.approx(0, abs=1e-4), of
+            assert of["value"] == pytest.approx(0, abs=5e-3) and of["p"] > 0.5, of
 
 
 def test_a_merge_without_references_is_measured_or_refused(

@@ -100,7 +100,8 @@ def mean_discrepancy(features: Tensor, splits: Tensor) -> Tensor:
 
     The kernel is a Gaussian; its width is the median distance of two examples.
     """
-    distances = torch.cdist(features, features).square()
+    exact = "donot_use_mm_for_euclid_dist"  # of features that lie close together far from zero
+    distances = torch.cdist(features, features, compute_mode=exact).square()
     width = distances[~torch.eye(len(features), dtype=torch.bool)].median().clamp_min(1e-12)
     kernel = (-distances / width).exp()
     weights = _weights(splits)
