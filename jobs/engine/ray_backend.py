@@ -445,6 +445,9 @@ class RayBackend(Backend):
                 raise error.cause from None
             if is_out_of_memory(error.cause):
                 raise NoMemoryError(f"a worker ran {_line(error.cause, 0)}; {_LESS}") from error
+            if isinstance(error.cause, exceptions.RayError):  # what another was to give for it
+                with self._translated():
+                    raise error.cause from error
             raise
         except exceptions.OutOfMemoryError as error:
             raise NoMemoryError(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tintray.errors import CancelledError, DataError, FitError, SpecError
+from tintray.errors import CancelledError, DataError, FitError, LostError, SpecError
 from tintray.jobs.engine.backend import Backend, Placement, as_argument, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.ray_backend import RayBackend
@@ -46,7 +46,7 @@ class Counter:
     def process(self) -> int:
         return os.getpid()
 
-    def die(self) -> None:
+    def die(self) -> Array:
         os._exit(1)
 
 
@@ -162,9 +162,13 @@ def test_who_was_dismissed_answers_no_more(backend: Backend, placement: Placemen
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_told(ray_cluster: Backend) -> None:
-    member = ray_cluster.spawn(Placement("counter", 0.5), Counter)
-    with pytest.raises(FitError, match="a worker process died while computing"):
-        member.call(Counter.die).result()
+    """So it is where another member waited for what it was to compute."""
+    member, other = (ray_cluster.spawn(Placement("counter", 0.5), Counter) for _ in range(2))
+    dead = member.call(Counter.die)
+    waiting = other.call(Counter.add, as_argument(dead))
+    for asked in (dead, waiting):
+        with pytest.raises(LostError, match="a worker process died while computing"):
+            asked.result()
 
 
 def test_no_workers_means_this_process_with_the_threads_asked_for() -> None:
