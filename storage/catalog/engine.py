@@ -95,7 +95,7 @@ def _is_away(error: DBAPIError) -> bool:
     By PostgreSQL's codes: 53100 is a full disk.
     """
     if isinstance(error.orig, sqlite3.Error):
-        return error.orig.sqlite_errorcode == sqlite3.SQLITE_FULL
+        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     code = getattr(error.orig, "sqlstate", None)
     if code is None:
         return error.connection_invalidated or isinstance(error, OperationalError)
