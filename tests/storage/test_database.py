@@ -39,16 +39,16 @@ def test_the_known_revisions_are_those_of_the_migrations() -> None:
     assert tuple(step.revision for step in script.walk_revisions())[::-1] == REVISIONS
 
 
-def test_a_schema_that_is_newer_or_older_is_refused_with_what_to_do(
-    catalog_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Catalog.open(catalog_url) as catalog:
-        monkeypatch.setattr("tintray.storage.catalog.schema.USABLE", ("9999",))
-        with pytest.raises(StorageError, match="run `tintray db upgrade`"):
-            Catalog.open(catalog_url)
-        monkeypatch.undo()
+def test_a_schema_that_is_newer_or_older_is_refused_with_what_to_do(catalog_url: str) -> None:
+    def become(version: str) -> None:
         with catalog.database.write() as session:
-            session.execute(sa.text("UPDATE tintray_schema SET version_num = '9999'"))
+            session.execute(sa.text(f"UPDATE tintray_schema SET version_num = '{version}'"))
+
+    with Catalog.open(catalog_url) as catalog:
+        become("0002")
+        with pytest.raises(StorageError, match=r"version 0002, .* run `tintray db upgrade`"):
+            Catalog.open(catalog_url)
+        become("9999")
     for use, error in ((Catalog.open, StorageError), (upgrade_catalog, InputError)):
         with pytest.raises(error, match=r"version 9999, which is newer .* upgrade tintray"):
             use(catalog_url)
