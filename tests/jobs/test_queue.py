@@ -59,7 +59,8 @@ def test_the_doctor_looks_at_the_cluster_that_jobs_go_to(
     said: str,
     how: str,
 ) -> None:
-    """By its Jobs API, as a submission does; no Ray is started here."""
+    """By its Jobs API, as a submission does; no Ray is started here, so that no node can look."""
+    monkeypatch.setattr(doctor, "reached", lambda *_: [])
     monkeypatch.setattr(doctor, "_ray", lambda: pytest.fail("another cluster was looked at"))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-one")
