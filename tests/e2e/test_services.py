@@ -129,7 +129,7 @@ def test_it_loads_and_answers_as_the_same_job_in_a_folder(team: Team, tmp_path: 
 def test_a_copy_in_a_folder_has_the_same_files(team: Team, ask: Ask, tmp_path: Path) -> None:
     copied = ask("copy", "tiny", str(tmp_path / "copy"))
     folder = tmp_path / "copy" / "merges" / "tiny" / "v1"
-    assert (copied["url"], copied["files"]) == (folder.as_uri(), 18)
+    assert (copied["url"], copied["files"]) == (folder.as_uri(), 22)
     for name, listed in json.loads((folder / "manifest.json").read_text())["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == listed["sha256"]
     shown = ask("show", "tiny", TINTRAY_STORE=str(tmp_path / "copy"), TINTRAY_CATALOG="")
