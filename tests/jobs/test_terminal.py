@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import io
 import json
 import typing
@@ -16,13 +19,12 @@ from rich.text import Text
 
 from tests import conftest
 from tintray.errors import printable, printable_lines
-from tintray.jobs.cli import growth_tables, queue_tables, tables, upkeep_tables
+from tintray.jobs.cli import growth_tables, queue_tables, tables, upkeep_tables, watching_tables
 from tintray.jobs.cli import plan_tables as planning_tables
 from tintray.jobs.cli.options import say, write
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.display.terminal import SafeConsole, escaped, open_console
 from tintray.jobs.events import Evaluated, Notice, PhaseStarted, Published
-from tintray.jobs.queue.differences import JobDifference
 from tintray.jobs.results import Record
 from tintray.published.card import model_card
 from tintray.published.merge import open_folder
@@ -32,9 +34,14 @@ ACTED_UPON = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 RENDERERS = [
     function
-    for module in (tables, planning_tables, upkeep_tables, growth_tables, queue_tables)
+    for module in (
+        *(tables, planning_tables, upkeep_tables, growth_tables, queue_tables),
+        watching_tables,
+    )
     for name, function in vars(module).items()
-    if name.startswith("print_") and function.__module__ == module.__name__
+    if name.startswith("print_")
+    and function.__module__ == module.__name__
+    and name != "print_checks"  # of entries of the catalog, whose fields it names
 ]
 assert len(RENDERERS) > 15
 
@@ -53,9 +60,24 @@ def made(kind: Any, depth: int = 0) -> Any:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return [made(inside[0], depth)]
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind, vars(__import__(kind.__module__, fromlist=["x"])))
+        known = {**vars(inspect.getmodule(kind)), **for_types_alone(kind)}
+        hints = typing.get_type_hints(kind, known)
         return kind(**{f.name: made(hints[f.name], depth + 1) for f in fields(kind) if f.init})
     return {str: NASTY, int: 3, float: 0.5, bool: True, Any: NASTY}[kind]
+
+
+def for_types_alone(made: Any) -> dict[str, Any]:
+    """What the module of a function or a class imports for a type checker alone."""
+    module = inspect.getmodule(made)
+    assert module is not None
+    found = {}
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for imported in node.body:
+                if isinstance(imported, ast.ImportFrom):
+                    source = importlib.import_module(imported.module or "")
+                    found |= {alias.name: getattr(source, alias.name) for alias in imported.names}
+    return found
 
 
 def clean(text: str) -> None:
@@ -65,7 +87,7 @@ def clean(text: str) -> None:
 
 @pytest.mark.parametrize("render", RENDERERS, ids=lambda function: function.__name__)
 def test_no_table_acts_on_a_terminal(render: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    hints = typing.get_type_hints(render, {**render.__globals__, "JobDifference": JobDifference})
+    hints = typing.get_type_hints(render, {**render.__globals__, **for_types_alone(render)})
     kind = next(hint for name, hint in hints.items() if name not in ("console", "return"))
     record = _with_a_metric(made(kind))
     write(record, render, as_json=False)
