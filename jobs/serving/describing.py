@@ -7,6 +7,7 @@ from typing import Any
 from tintray.errors import TintrayError
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
+from tintray.published.routing import check_routable
 from tintray.serving.answers import class_names
 from tintray.serving.engine import AUTO
 from tintray.tasks.metrics import shown
@@ -103,11 +104,12 @@ def tasks(merge: Merge) -> dict[str, Any]:
 
 
 def _routes(merge: Merge) -> bool:
-    """Whether it can tell which task an example is of."""
+    """Whether it can tell which task an example is of; what that takes is read when one comes."""
     try:
-        return AUTO not in merge.tasks and bool(merge.router.tasks)
+        check_routable(merge)
     except TintrayError:
         return False
+    return AUTO not in merge.tasks
 
 
 def _form(merge: Merge, entry: TaskEntry) -> str:

@@ -10,11 +10,11 @@ from tintray.routing.statistics import TaskStatistics
 _PREPARES = "preprocessor_config.json"
 
 
-def open_router(merge: MergeFiles, false_rejection: float = FALSE_REJECTION) -> Router:
-    """The router of a merge's tasks.
+def check_routable(merge: MergeFiles) -> None:
+    """Refuse a merge that cannot tell which task an example is of; no statistics are read.
 
     Raises NotFoundError if nothing is kept of some task; InputError if tasks prepare their inputs
-    in different ways or take inputs of different forms; IntegrityError for a damaged file.
+    in different ways.
     """
     tasks = [task.name for task in merge.manifest.tasks]
     without = [name for name in tasks if routing_file(name) not in merge.manifest.files]
@@ -25,8 +25,17 @@ def open_router(merge: MergeFiles, false_rejection: float = FALSE_REJECTION) -> 
             "tasks of images or texts with 8 pool examples at least"
         )
     _check_prepared_alike(merge, tasks)
+
+
+def open_router(merge: MergeFiles, false_rejection: float = FALSE_REJECTION) -> Router:
+    """The router of a merge's tasks.
+
+    Raises as ``check_routable``; InputError if tasks take inputs of different forms; IntegrityError
+    for a damaged file.
+    """
+    check_routable(merge)
     read = {}
-    for name in tasks:
+    for name in (task.name for task in merge.manifest.tasks):
         file = routing_file(name)
         read[name] = TaskStatistics.read(merge.tensors(file), f"{merge.url}/{file}")
     forms = sorted({form for form, _ in read.values()})
