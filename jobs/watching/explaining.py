@@ -123,7 +123,7 @@ def explain(
         heads=heads,
         features=_alike(features),
         changes=changes(opened, known.entry, known.kind, known.pool, answers, SHOWN),
-        swaps=swaps(known, nearest, notes),
+        swaps=swaps(known, answers, nearest, notes),
         notes=notes,
     )
 
@@ -131,15 +131,15 @@ def explain(
 def _drift(known: Subject) -> tuple[list[TensorDrift], list[HeadDrift], list[str]]:
     """Each tensor of the tint, and each attention, beside the expert's and the shared one."""
     tensors = _tensors(known)
-    went = {name: distance(of.tinted, of.shared) or 0.0 for name, of in tensors.items()}
-    told = set(sorted(went, key=lambda name: -went[name])[:_MATRICES])
+    went = {name: distance(of.tinted, of.shared) for name, of in tensors.items()}
+    told = set(sorted(went, key=lambda name: -(went[name] or 0.0))[:_MATRICES])
     drifts = [
         TensorDrift(
             tensor=name,
             shape=tuple(of.tinted.shape),
             shared=of.held_against,
             from_expert=distance(of.tinted, of.expert),
-            from_shared=distance(of.tinted, of.shared),
+            from_shared=went[name],
             directions=directions(of) if name in told else (),
         )
         for name, of in tensors.items()

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from tintray.checkpoints.model_folder import open_model_folder
+from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.evaluate import check_same, open_published_expert, read_pool
@@ -17,12 +17,10 @@ from tintray.models.structure import backbone_names, skeleton
 from tintray.numerics.randomness import stream
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
-from tintray.published.manifest import TaskEntry
+from tintray.published.manifest import ModelEntry, TaskEntry
 from tintray.published.merge import Merge
 from tintray.tasks.kind import Kind
-from tintray.tasks.outputs import Outputs
 from tintray.tasks.registry import find_kind
-from tintray.tinting.self_labels import predict
 
 
 @dataclass(frozen=True)
@@ -36,29 +34,21 @@ class Subject:
     pool: Pool
 
     @classmethod
-    def of(cls, merge: Merge, task: str, examples: int) -> Subject:
-        """Open all that a task came from; raises as ``explain``."""
-        entry, role = merge.task(task), f"the base of {merge.url}"
+    def of(cls, merge: Merge, task: str, examples: int, base: nn.Module | None = None) -> Subject:
+        """Open all that a task came from; raises as ``explain``.
+
+        ``base`` is that of another task of the merge, which was opened before.
+        """
+        entry = merge.task(task)
         folder, expert = open_published_expert(merge, entry)
-        base = open_model_folder(
-            local_folder(merge.manifest.base.source, cache_folder()),
-            role=role,
-            factory=merge.factory,
-        )
-        known = [(folder, entry.expert, f"the expert of task '{task}'")]
-        for found, published, what in [*known, (base, merge.manifest.base, role)]:
-            if found.digest() != published.sha256:
-                raise CheckpointError(
-                    f"{what}: {published.source} is another model than when the merge was made "
-                    f"(sha256 {found.digest()[:12]}…, expected {published.sha256[:12]}…); put that "
-                    "back"
-                )
+        _check_same_model(folder, entry.expert, f"the expert of task '{task}'")
+        base = _base_of(merge, folder) if base is None else base
         source, pool = read_pool(merge, entry, entry.pool)
         check_same(task, source, pool, entry.pool)
         random = stream(0, task, "explain")
         rows = torch.randperm(len(pool), generator=random)[:examples].sort().values
         pool = sequences.completed(expert, pool.narrowed(rows))
-        return cls(merge, entry, expert, load_base(base, like=folder, role=role), pool)
+        return cls(merge, entry, expert, base, pool)
 
     @property
     def kind(self) -> Kind:
@@ -81,11 +71,6 @@ class Subject:
         return {name: self.base.get_parameter(name).detach() for name in backbone_names(self.base)}
 
     @cached_property
-    def answers(self) -> Outputs:
-        """The expert's, over the pool."""
-        return predict(self.expert, self.pool, self.kind)
-
-    @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The three that are compared: the merge without the tint, with it, and the expert."""
         untinted = skeleton(self.expert)
@@ -93,3 +78,21 @@ class Subject:
         untinted.load_state_dict({**self.merge.backbone, **statistics}, strict=False)
         tinted = self.merge.for_task(self.entry.name)
         return {"backbone": untinted, "tinted": tinted, "expert": self.expert}
+
+
+def _base_of(merge: Merge, like: ModelFolder) -> nn.Module:
+    """The base of a merge, as the model of an expert has it."""
+    published, role = merge.manifest.base, f"the base of {merge.url}"
+    folder = local_folder(published.source, cache_folder())
+    base = open_model_folder(folder, role=role, factory=merge.factory)
+    _check_same_model(base, published, role)
+    return load_base(base, like=like, role=role)
+
+
+def _check_same_model(found: ModelFolder, published: ModelEntry, what: str) -> None:
+    """Refuse another model than the one that a merge was made from."""
+    if (digest := found.digest()) != published.sha256:
+        raise CheckpointError(
+            f"{what}: {published.source} is another model than when the merge was made "
+            f"(sha256 {digest[:12]}…, expected {published.sha256[:12]}…); put that back"
+        )

@@ -11,7 +11,7 @@ from tintray.errors import TintrayError
 from tintray.jobs.results import Record
 from tintray.jobs.watching.subject import Subject
 from tintray.models.structure import head_modules
-from tintray.tasks.outputs import cut_alike
+from tintray.tasks.outputs import Outputs, cut_alike
 from tintray.tinting.drift import parting
 from tintray.tinting.self_labels import predict
 from tintray.tinting.tint_layers import with_low_rank
@@ -34,9 +34,12 @@ class Swap(Record):
     could_share: bool | None = None  # whether neither loses more than a point
 
 
-def swaps(known: Subject, nearest: int, notes: list[str]) -> list[Swap]:
+def swaps(
+    known: Subject, answers: Mapping[str, Outputs], nearest: int, notes: list[str]
+) -> list[Swap]:
     """Every task whose tint has the same shape, the nearest first; those are exchanged.
 
+    ``answers`` over the pool are those of the "tinted" model and of the "expert".
     What is exchanged is what a task owns beside its head; its head, where it owns nothing else.
     """
     merge, name = known.merge, known.entry.name
@@ -61,9 +64,8 @@ def swaps(known: Subject, nearest: int, notes: list[str]) -> list[Swap]:
             f"{', '.join(apart[:6])}{more}"
         )
     found.sort(key=lambda swap: swap.distance)
-    before = _agreement(known, merge.for_task(name)) if found and nearest else 0.0
     return [
-        _measured(known, before, swap, tensors, notes) if n < nearest else swap
+        _measured(known, answers, swap, tensors, notes) if n < nearest else swap
         for n, swap in enumerate(found)
     ]
 
@@ -91,25 +93,36 @@ def _steps(known: Subject, tint: Mapping[str, Tensor], names: Collection[str]) -
 
 
 def _measured(
-    known: Subject, before: float, swap: Swap, names: Sequence[str], notes: list[str]
+    known: Subject,
+    answers: Mapping[str, Outputs],
+    swap: Swap,
+    names: Sequence[str],
+    notes: list[str],
 ) -> Swap:
     """The same with agreements, each way; a note where the other's expert or pool is gone."""
     try:
-        other = Subject.of(known.merge, swap.task, len(known.pool))
+        other = Subject.of(known.merge, swap.task, len(known.pool), known.base)
     except TintrayError as error:
         notes.append(f"'{swap.task}' was not exchanged: {error}")
         return swap
-    here = _agreement(known, _with_tint(known, other.tint, names))
-    there = _agreement(other, _with_tint(other, known.tint, names))
-    there_before = _agreement(other, known.merge.for_task(swap.task))
+    experts = answers["expert"]
+    before = _agreement(known, answers["tinted"], experts)
+    here = _agreement(known, _answers(known, _with_tint(known, other.tint, names)), experts)
+    theirs = _answers(other, other.expert)
+    there = _agreement(other, _answers(other, _with_tint(other, known.tint, names)), theirs)
+    there_before = _agreement(other, _answers(other, known.merge.for_task(swap.task)), theirs)
     lost = max(before - here, there_before - there)
     told = replace(swap, here=here, there=there, could_share=lost <= MAY_LOSE)
     return replace(told, here_before=before, there_before=there_before)
 
 
-def _agreement(known: Subject, module: nn.Module) -> float:
-    """Agreement of a model of this task with its expert."""
-    answers, experts = predict(module, known.pool, known.kind), known.answers
+def _answers(known: Subject, module: nn.Module) -> Outputs:
+    """Those of a model of this task, over its pool."""
+    return predict(module, known.pool, known.kind)
+
+
+def _agreement(known: Subject, answers: Outputs, experts: Outputs) -> float:
+    """Agreement of answers for this task with its expert's."""
     if isinstance(answers, Tensor) and isinstance(experts, Tensor):
         answers, experts = cut_alike(answers, experts)
     return known.kind.mean_agreement(answers, experts, known.pool.mask)
