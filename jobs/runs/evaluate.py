@@ -162,6 +162,12 @@ def source_of(known: DataEntry, **changed: Any) -> DataSource:
     return DataSource(**fields | changed, limits=limits())
 
 
+def given_source(known: DataEntry, text: str, sample: int | None = None) -> DataSource:
+    """Examples that an option names, read as others of the task are; ``sample`` of them, if set."""
+    given = foreign_source(text)
+    return source_of(known, path=given.path, split=given.split, sample=sample)
+
+
 def read_data(
     merge: Merge,
     task: TaskEntry,

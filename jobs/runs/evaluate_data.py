@@ -18,11 +18,11 @@ from tintray.jobs.results import Record
 from tintray.jobs.runs.evaluate import (
     check_same,
     evaluating,
+    given_source,
     open_published_expert,
     read_data,
     source_of,
 )
-from tintray.jobs.runs.routing import foreign_source
 from tintray.models.calling import answer_space
 from tintray.models.structure import copy_on
 from tintray.pools import sequences
@@ -64,6 +64,13 @@ class DataEvaluator:
         self._merge: Merge = load_merge(url)
         self._device = device
         self._experts: dict[str, nn.Module | InputError] = {}
+        self._models: dict[str, nn.Module] = {}
+
+    def _model(self, name: str) -> nn.Module:
+        if name not in self._models:
+            self._models.clear()
+            self._models[name] = copy_on(self._merge.for_task(name), self._device)
+        return self._models[name]
 
     def _expert(self, task: TaskEntry) -> nn.Module | InputError:
         if task.name not in self._experts:
@@ -84,7 +91,7 @@ class DataEvaluator:
         Raises DataError for data that cannot be read, or is no longer that of the job; whatever
         keeps the expert from being opened, where there is no label either.
         """
-        task, module = self._merge.task(name), self._merge.for_task(name)
+        task, module = self._merge.task(name), self._model(name)
         kind = find_kind(task.kind)
         known = task.test or task.pool
         role = f"task '{task.name}'" if data is None else f"--data {data.path}"
@@ -103,7 +110,7 @@ class DataEvaluator:
         labels = None
         if labelled:
             labels = labels_of(source, kind, pool, answer_space(module, task.classes), role)
-        merged = predict(copy_on(module, self._device), pool, kind, device=self._device)
+        merged = predict(module, pool, kind, device=self._device)
         theirs = agreed = None
         if isinstance(expert, nn.Module):
             outputs = predict(expert, pool, kind, device=self._device)
@@ -155,11 +162,8 @@ def evaluate_data(
     if data is not None:
         if len(tasks) > 1:
             raise InputError(f"--data: expected --task, of which the examples are, of {merge}")
-        given = foreign_source(data)
         known = opened.task(tasks[0])
-        source = source_of(
-            known.test or known.pool, path=given.path, split=given.split, sample=None
-        )
+        source = given_source(known.test or known.pool, data)
     elif labels:
         raise InputError("--labels: expected --data, whose labels are read")
     sets = [None, *corruptions]

@@ -8,22 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from tintray.data.reading import Examples, read_examples
-from tintray.data.source import DataSource
 from tintray.errors import TintrayError
-from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.sources import cache_folder, local_data
 from tintray.jobs.results import Record, plain
+from tintray.jobs.runs.evaluate import source_of
 from tintray.pools.pool import Pool
-from tintray.published.manifest import DataEntry, TaskEntry
+from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
 from tintray.serving.answers import Reader, class_names
 from tintray.tasks.kind import Kind
-from tintray.tasks.outputs import Outputs, TopTokens
+from tintray.tasks.outputs import Outputs, TopTokens, share
 
 _SIDE = 160  # pixels of an image, at most
 _CHARACTERS = 400  # of a text
@@ -97,9 +95,8 @@ def changes(
 def _agreement(kind: Kind, one: Outputs, other: Outputs, pool: Pool) -> Tensor:
     """[N]: the share of each example's answers that are the same."""
     if isinstance(one, TopTokens) and isinstance(other, TopTokens):  # as if they were logits
-        hits = (one.likeliest == other.likeliest).float()
-        mask = torch.ones_like(hits) if pool.mask is None else pool.mask[:, : hits.shape[1]].float()
-        return (hits * mask).sum(1) / mask.sum(1).clamp_min(1)
+        same = one.likeliest == other.likeliest
+        return share(same, None if pool.mask is None else pool.mask[:, : same.shape[1]])
     assert isinstance(one, Tensor), "texts have tokens, all else has tensors"
     return kind.agreement(one, other, None if pool.mask is None else pool.mask[:, : one.shape[1]])
 
@@ -161,9 +158,8 @@ def _raw(task: TaskEntry, pool: Pool, rows: Sequence[int]) -> list[dict[str, str
     """The examples as the file has them; nothing where it cannot be read a second time."""
     if not rows:
         return []
-    fields = {name: getattr(task.pool, name) for name in DataEntry.model_fields}
     try:
-        source = local_data(DataSource(**fields, limits=limits()), cache_folder())
+        source = local_data(source_of(task.pool), cache_folder())
         found = read_examples(source, f"task '{task.name}'", pool.rows[list(rows)])
     except TintrayError:
         return [{} for _ in rows]

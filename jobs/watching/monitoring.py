@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 import torch
 
-from tintray.data.source import DataSource
 from tintray.errors import DataError, InputError, IntegrityError, NotFoundError, StorageError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.job_file import JobSpec
@@ -20,12 +19,12 @@ from tintray.jobs.events import Notice, OnEvent, PhaseStarted, ignore
 from tintray.jobs.results import Record
 from tintray.jobs.runs.evaluate import (
     check_same,
+    given_source,
     open_published_expert,
     read_data,
     read_pool,
-    source_of,
 )
-from tintray.jobs.runs.routing import foreign_source, route_pool
+from tintray.jobs.runs.routing import route_pool
 from tintray.jobs.watching.advice import advice
 from tintray.jobs.watching.remembered import keep_tensors, recall_tensors
 from tintray.pools import sequences
@@ -127,7 +126,7 @@ def _of_data(
     expert: bool,
     told: OnEvent,
 ) -> Drift:
-    source = _source(entry, data, examples)
+    source = given_source(entry.pool, data, examples)
     told(PhaseStarted("reading", data))
     _, pool = read_data(merge, entry, source, f"--data {data}")
     _check_enough(len(pool), f"--data {data}")
@@ -202,12 +201,6 @@ def drift_of(
         elsewhere=elsewhere,
         advice=advice(of[0], of[1], differences, alpha, estimate, elsewhere),
     )
-
-
-def _source(entry: TaskEntry, data: str, examples: int) -> DataSource:
-    """The new examples, read as those of the task's pool are."""
-    given = foreign_source(data)
-    return source_of(entry.pool, path=given.path, split=given.split, sample=examples)
 
 
 def known_reference(
