@@ -110,7 +110,7 @@ def _add_predictions(
                 if isinstance(one, TintrayError):
                     raise type(one)(f"inputs[{number}]: {one}")
                 metrics.answered(one.task, one.version)
-                sample.note(one)
+                sample.note(one, lambda: {version.ref for version in versions.live})
         answers = [one.to_json() for one in found if not isinstance(one, TintrayError)]
         return JSONResponse({"version": live.ref, "answers": answers})
 
@@ -153,7 +153,6 @@ def _add_versions(app: FastAPI, versions: Versions, metrics: Metrics, sample: Sa
     async def observed(task: str) -> dict[str, Any]:
         """How sure the newest answers of a task were, and of what: see ``tintray monitor``."""
         versions.stable.check(task)
-        sample.forget({live.ref for live in versions.live})
         return sample.of(task, versions.stable.ref)
 
     @app.get("/v1/versions")

@@ -7,6 +7,7 @@ nothing that tells who asked.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,13 +28,16 @@ class Sample:
         self._size = size
         self._kept: dict[tuple[str, str], deque[Observed]] = {}
 
-    def note(self, answer: Answer) -> None:
-        """Keep what there is of an answer."""
+    def note(self, answer: Answer, live: Callable[[], set[str]]) -> None:
+        """Keep what there is of an answer, and nothing of versions that are no longer ``live``."""
         if not self._size or answer.values is None or answer.kind not in _SINGLE:
             return
         outputs = torch.from_numpy(answer.values)[None]
         found = Observed.of(find_kind(answer.kind), outputs, None, None)
         key = answer.task, answer.version
+        if key not in self._kept:
+            there = live() | {answer.version}
+            self._kept = {known: of for known, of in self._kept.items() if known[1] in there}
         self._kept.setdefault(key, deque(maxlen=self._size)).append(found)
 
     def of(self, task: str, version: str) -> dict[str, Any]:
@@ -51,7 +55,3 @@ class Sample:
         numbers = {name: [float(of.numbers[name]) for of in kept] for name in kept[0].numbers}
         classes = [None if of.classes is None else of.classes[0].tolist() for of in kept]
         return {"task": task, "version": version, "numbers": numbers, "classes": classes}
-
-    def forget(self, versions: set[str]) -> None:
-        """Let go of versions that are served no more: all but these."""
-        self._kept = {key: of for key, of in self._kept.items() if key[1] in versions}
