@@ -179,7 +179,7 @@ def _timed(act: Callable[[], object]) -> float:
 # Everybody works
 
 
-def crowd(url: str, queued: int, clients: int) -> dict[str, float]:
+def crowd(url: str, clients: int) -> dict[str, float]:
     """Let clients end all jobs that wait; times of the lists meanwhile, and what is lost."""
     command = [sys.executable, "-m", "benchmarks.catalog", "--client", url]
     began, threads = time.perf_counter(), -(-clients // PROCESSES)
@@ -273,7 +273,7 @@ def main() -> None:
             began = time.perf_counter()
             fill(url, given.jobs, given.merges, given.queued)
             print(f"{kind}: filled in {time.perf_counter() - began:.0f} s", flush=True)
-            found = measure(url) | crowd(url, given.queued, given.clients)
+            found = measure(url) | crowd(url, given.clients)
             result |= {f"{kind} {name}": value for name, value in found.items()}
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 

@@ -43,6 +43,11 @@ class JobLine(Record):
     rounds: int | None = None
     waits: str | None = None  # why it does not run yet
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self.state in (LOST, *OVER)
+
 
 @dataclass(frozen=True)
 class EventLine(Record):
@@ -92,11 +97,6 @@ class JobStatus(JobLine):
     tasks: Sequence[TaskLine] = ()
     events: Sequence[EventLine] = ()
     next: Mapping[str, str] = field(default_factory=dict)  # command -> what it does
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more happens to it by itself."""
-        return self.state in (LOST, *OVER)
 
 
 @contextmanager

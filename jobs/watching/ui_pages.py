@@ -13,7 +13,6 @@ from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.page import document, facts
 from tintray.jobs.watching.report import Learning
 from tintray.jobs.watching.sections import learned, note, percent, section, table
-from tintray.storage.catalog.states import OVER
 
 _SECONDS = 5  # between two looks at what is still moving
 _STATES = {"succeeded": "✓ ", "failed": "✗ ", "cancelled": "− ", "lost": "? "}
@@ -41,7 +40,7 @@ def overview(jobs: Sequence[JobLine], merges: Sequence[MergeListing], where: str
     newest: dict[str, list[MergeListing]] = {}
     for merge in merges:
         newest.setdefault(merge.name, []).append(merge)
-    moving = [job for job in jobs if not _over(job.state)]
+    moving = [job for job in jobs if not job.over]
     parts = [
         element("header", element("h1", "tintray"), note(where)),
         facts([
@@ -57,10 +56,6 @@ def overview(jobs: Sequence[JobLine], merges: Sequence[MergeListing], where: str
 def _again(moving: bool) -> list[Markup]:
     """The page asks for itself again, while something on it moves."""
     return [element("meta", http_equiv="refresh", content=str(_SECONDS))] if moving else []
-
-
-def _over(state: str) -> bool:
-    return state in ("lost", *OVER)
 
 
 def _jobs(jobs: Sequence[JobLine]) -> Markup:

@@ -59,7 +59,7 @@ class Corruption:
     def __str__(self) -> str:
         return f"{self.name}:{self.severity}"
 
-    def __call__(self, examples: Examples, role: str, seed: int = 0) -> Examples:
+    def __call__(self, examples: Examples, role: str) -> Examples:
         """The same examples, corrupted: always in the same way, each by a stream of its own.
 
         Raises DataError if they are not what this corrupts, images or texts.
@@ -69,9 +69,9 @@ class Corruption:
             what = "texts" if examples.is_text else "images"
             raise DataError(f"{role}: {self.name} corrupts no {what}; expected {', '.join(fits)}")
         if examples.is_text:
-            return _misspelt(examples, self.severity, seed)
+            return _misspelt(examples, self.severity)
         images = examples.columns["image"]
-        made = [self._image(im, np.random.default_rng([seed, n])) for n, im in enumerate(images)]
+        made = [self._image(im, np.random.default_rng([0, n])) for n, im in enumerate(images)]
         whole = np.stack(made) if isinstance(images, np.ndarray) else made
         return replace(examples, columns={**examples.columns, "image": whole})
 
@@ -172,7 +172,7 @@ _BESIDE = {
 _WORD = re.compile(r"\w{3,}")
 
 
-def _misspelt(examples: Examples, severity: int, seed: int) -> Examples:
+def _misspelt(examples: Examples, severity: int) -> Examples:
     share = _TYPED_WRONG[severity - 1]
 
     def changed(value: Any, random: Random) -> Any:
@@ -187,7 +187,7 @@ def _misspelt(examples: Examples, severity: int, seed: int) -> Examples:
         return value
 
     columns = {
-        name: [changed(value, np.random.default_rng([seed, n])) for n, value in enumerate(values)]
+        name: [changed(value, np.random.default_rng([0, n])) for n, value in enumerate(values)]
         for name, values in examples.columns.items()
     }
     return replace(examples, columns=columns)

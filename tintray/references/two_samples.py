@@ -32,9 +32,7 @@ class Difference:
     adjusted: float
 
 
-def compare(
-    known: Mapping[str, Tensor], new: Mapping[str, Tensor], seed: int = 0
-) -> list[Difference]:
+def compare(known: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[Difference]:
     """Compare what was observed of M known and of N new examples, by what both have.
 
     One number an example [M], [N] is compared by the Kolmogorov–Smirnov distance; shares of classes
