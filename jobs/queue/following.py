@@ -15,7 +15,7 @@ from tintray.jobs.display.times import moment
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, Published, RoundDone, ignore
 from tintray.jobs.queue.handover import LOG, dispatch, mark_exited, submission_id
 from tintray.jobs.queue.ray_jobs import RayJobs
-from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of
+from tintray.jobs.queue.views import JobStatus, opened, resolve, status_of, waits_of
 from tintray.storage.artifacts.blobs import get_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
@@ -109,7 +109,7 @@ class _Teller:
         self._tell_rounds()
 
     def _tell_waiting(self, row: JobRow) -> None:
-        waits = status_of(self._catalog, row.id).waits
+        waits = waits_of(row, self._catalog.queue.position(row))
         if waits is not None and waits != self._waits:
             self._waits = waits
             self._on_event(PhaseStarted(str(JobState.QUEUED), waits))

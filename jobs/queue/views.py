@@ -164,7 +164,7 @@ def list_jobs(
             _restart_lost(known, url, found[0])
             found = known.queue.look(look)
     rows, places = found
-    lines = [replace(_line(row), waits=_waits(row, places.get(row.id))) for row in rows]
+    lines = [replace(_line(row), waits=waits_of(row, places.get(row.id))) for row in rows]
     return lines if states is None else [line for line in lines if line.state in states]
 
 
@@ -217,7 +217,7 @@ def status_of(catalog: Catalog, job_id: str) -> JobStatus:
     metrics = {} if last is None else last.metrics
     shares = [metrics.get(name, {}) for name in ("agreement", "kept", "held_back")]
     found = JobStatus(
-        **{**vars(_line(row)), "waits": _waits(row, catalog.queue.position(row))},
+        **{**vars(_line(row)), "waits": waits_of(row, catalog.queue.position(row))},
         key=row.key,
         attempt=row.attempt,
         restarts=len(catalog.jobs.recoveries(job_id)),
@@ -286,7 +286,7 @@ def _line(row: JobRow) -> JobLine:
     )
 
 
-def _waits(row: JobRow, position: QueuePosition | None) -> str | None:
+def waits_of(row: JobRow, position: QueuePosition | None) -> str | None:
     """Why a job does not run yet."""
     if position is None:
         begun = row.state is JobState.QUEUED and row.owner is not None

@@ -20,7 +20,7 @@ from tintray.storage.catalog.drivers import Answer, Execute, through
 from tintray.storage.catalog.job_list import JobRow, select_jobs
 from tintray.storage.catalog.jobs import change_state, most_restarts, no_job, note_event, recoveries
 from tintray.storage.catalog.leases import database_time
-from tintray.storage.catalog.states import ALIVE, JobState
+from tintray.storage.catalog.states import ALIVE, BEGUN, JobState
 from tintray.storage.catalog.tables import Cluster, Event, Job, Lease, Round
 from tintray.storage.catalog.waiting import HANDOVER, MAX_JOBS, QueuePosition, waits
 from tintray.storage.secrets import redact
@@ -137,13 +137,12 @@ class Queue(Repository):
         with self._read() as session:
             now = database_time(session)
             gone = sa.or_(Lease.owner.is_(None), Lease.expires_at <= now)
-            begun = Job.state.in_([state for state in ALIVE if state is not JobState.QUEUED])
             query = sa.select(Job).join(Lease, Lease.job_id == Job.id)
-            mine = query.where(Job.cluster == cluster, begun, gone)
+            mine = query.where(Job.cluster == cluster, Job.state.in_(BEGUN), gone)
             return [
                 Claim(job.id, job.attempt)
                 for job in session.scalars(mine)
-                if job.stop_at is not None or _left(session, job)
+                if job.stop_at is not None or _went_on(session, job) < most_restarts(job)
             ]
 
     def restart_lost(self, claim: Claim) -> bool:
@@ -153,8 +152,7 @@ class Queue(Repository):
         """
         with self._write() as session:
             lease, job, now = _locked(session, claim.job_id)
-            begun = not job.state.terminal and job.state is not JobState.QUEUED
-            if not begun or _held(lease, now) or job.attempt != claim.attempt:
+            if job.state not in BEGUN or _held(lease, now) or job.attempt != claim.attempt:
                 return False
             return _restart(session, lease, job, f"its driver was lost while {job.state}", now)
 
@@ -271,17 +269,17 @@ def _restart(session: Session, lease: Lease, job: Job, reason: str, now: datetim
         _revoke(lease)
         change_state(session, job, JobState.CANCELLED, job.stop_reason or reason, now)
         return True
-    if left := _left(session, job):
-        most = most_restarts(job)
-        count = f"{most - left + 1} of {most}"
-        said = f"{reason}: the job goes on with a new driver ({count})"
-        _queue_again(session, lease, job, said, now)
-    return left > 0
+    before, most = _went_on(session, job), most_restarts(job)
+    if before >= most:
+        return False
+    said = f"{reason}: the job goes on with a new driver ({before + 1} of {most})"
+    _queue_again(session, lease, job, said, now)
+    return True
 
 
-def _left(session: Session, job: Job) -> int:
-    """How often a job may still go on by itself."""
-    return max(0, most_restarts(job) - len(recoveries(session, job.id)))
+def _went_on(session: Session, job: Job) -> int:
+    """How often a job went on by itself."""
+    return len(recoveries(session, job.id))
 
 
 def _queue_again(session: Session, lease: Lease, job: Job, reason: str, now: datetime) -> None:

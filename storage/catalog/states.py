@@ -25,8 +25,9 @@ class JobState(StrEnum):
 
     def goes_back_to(self, other: JobState) -> bool:
         """Whether a job that was here and is there now has begun again, by itself."""
-        return not self.terminal and self is not JobState.QUEUED and other is JobState.QUEUED
+        return self in BEGUN and other is JobState.QUEUED
 
 
 OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 ALIVE = tuple(state for state in JobState if state not in OVER)
+BEGUN = tuple(state for state in ALIVE if state is not JobState.QUEUED)
