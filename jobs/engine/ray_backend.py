@@ -256,8 +256,7 @@ class RayBackend(Backend):
         self._transport = transport
         self.tensor_transport = transport is not None
         self._group: Any = None
-        self._actors: list[Any] = []
-        self._cpus: dict[Any, float] = {}  # of actors
+        self._actors: dict[Any, float] = {}  # with the CPUs that each takes
         self._local: list[LocalHandle[Any]] = []
         self._spread = 0  # how many members that ask for no CPU were given a node
         self._owns_cluster = not ray.is_initialized()
@@ -327,8 +326,7 @@ class RayBackend(Backend):
         )(_Host)
         actor = remote.remote(threads)
         actor.host.remote(cls, args, options)
-        self._actors.append(actor)
-        self._cpus[actor] = placement.threads
+        self._actors[actor] = placement.threads
         return _RayHandle(self, actor, 0, name, self._transport)
 
     def _kept(self, value: Any) -> Any:
@@ -404,8 +402,8 @@ class RayBackend(Backend):
 
     def _check_room(self) -> None:
         """Raise LostError if members wait for CPUs that have gone: they would wait for ever."""
-        asked, there = sum(self._cpus.values()), self._ray.cluster_resources().get("CPU", 0)
-        if self._cpus and asked > there:
+        asked, there = sum(self._actors.values()), self._ray.cluster_resources().get("CPU", 0)
+        if asked > there:
             raise LostError(
                 f"the cluster lost CPUs that the job's workers wait for: they need {asked:g}, and "
                 f"{there:g} are left"
@@ -420,8 +418,7 @@ class RayBackend(Backend):
                 self._local = [other for other in self._local if other is not member]
             elif isinstance(member, _RayHandle) and member.actor in self._actors:
                 self._ray.kill(member.actor)
-                self._actors.remove(member.actor)
-                del self._cpus[member.actor]
+                del self._actors[member.actor]
 
     def close(self) -> None:
         """Kill the actors; stop the cluster if it was started here."""
@@ -430,7 +427,6 @@ class RayBackend(Backend):
             with suppress(self._ray.exceptions.RayError):  # the cluster itself may be gone
                 self._ray.kill(actor)
         self._actors.clear()
-        self._cpus.clear()
         if self._owns_cluster:
             self._ray.shutdown()
 

@@ -34,22 +34,22 @@ def main() -> int:
 def drive(job_id: str, attempt: int) -> int:
     """Run a job that was handed over; 0 also if it is no longer for this attempt to run."""
     patience = Recovery(restarts=1)
-    catalog, url = patience.until_there(open_catalog)
+    catalog, url = patience.wait(open_catalog)
     with catalog:
-        row = patience.until_there(lambda: catalog.queue.find(job_id))
+        row = patience.wait(lambda: catalog.queue.find(job_id))
         if row.state is not JobState.QUEUED or row.attempt != attempt:
             print(f"nothing to do: job {job_id} is {row.state}, by attempt {row.attempt}")
             return 0
         spec = recorded(catalog, job_id, url)
         progress = _unheard(PlainProgress(sys.stdout))
-        run = patience.until_there(lambda: JobRun(job_id, catalog, progress, queued=True))
+        run = patience.wait(lambda: JobRun(job_id, catalog, progress, queued=True))
         if spec.cluster.workers != 0:  # the cluster that this process was started on
             spec = spec.changed(cluster={"address": "auto"})
             if run.recovered:  # what has lost a driver may have lost room too
                 spec = on_what_is_left(spec, "lost")
         with run.running():
             store = open_store(spec.store)
-            patience.until_there(store.check_writable, run.stopper.check)
+            patience.wait(store.check_writable, run.stopper.check)
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
             from tintray.jobs.runs.run import carry_on
 

@@ -54,7 +54,7 @@ def _settle(job_id: str, attempt: int, code: int, log: str) -> None:
     from tintray.storage.catalog.queue import Claim
 
     try:
-        catalog, url = Recovery(restarts=1).until_there(open_catalog)
+        catalog, url = Recovery(restarts=1).wait(open_catalog)
     except TintrayError as error:  # the driver has said so too; nothing can be noted anywhere
         print(f"error: {error}", flush=True)
         return

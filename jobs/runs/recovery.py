@@ -119,16 +119,8 @@ class Recovery:
         self.used += 1
         return Remedy(cause, f"{said}: the job {what} ({self.used} of {self.restarts})")
 
-    def until_there(
-        self, ask: Callable[[], Answer], check: Callable[[], None] = lambda: None
-    ) -> Answer:
-        """What ``ask`` answers once it raises no AwayError; see ``wait``."""
-        found: list[Answer] = []
-        self.wait(lambda: found.append(ask()), check)
-        return found[0]
-
-    def wait(self, back: Callable[[], None], check: Callable[[], None]) -> None:
-        """Wait until ``back`` raises no AwayError; it is raised where the time is used up.
+    def wait(self, ask: Callable[[], Answer], check: Callable[[], None] = lambda: None) -> Answer:
+        """What ``ask`` answers once it raises no AwayError; raises it where the time is used up.
 
         ``check`` is asked before each look; whatever it raises ends the wait.
         """
@@ -139,8 +131,7 @@ class Recovery:
         while True:
             check()
             try:
-                back()
-                return
+                return ask()
             except AwayError as error:
                 if self.away <= 0:
                     raise
