@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import os
-import statistics
 import sys
 import tempfile
 import threading
@@ -80,7 +79,7 @@ def _objects() -> float:
 
 @dataclass(frozen=True)
 class Trend:
-    """How the samples of one part went: the median of its second fifth, and that of its last."""
+    """How the samples of one part went: what its second fifth held at rest, and its last."""
 
     part: str
     steps: int
@@ -99,14 +98,14 @@ class Trend:
 def trend(part: str, steps: int, seconds: float, samples: list[Sample]) -> Trend:
     """Compare the second fifth of some samples with the last."""
     fifth = max(1, len(samples) // 5)
-    before, after = _middle(samples[fifth : 2 * fifth]), _middle(samples[-fifth:])
+    before, after = _at_rest(samples[fifth : 2 * fifth]), _at_rest(samples[-fifth:])
     return Trend(part, steps, seconds, before, after)
 
 
-def _middle(samples: list[Sample]) -> Sample:
+def _at_rest(samples: list[Sample]) -> Sample:
+    """The least of each: a file being written, or a connection being made, comes and goes."""
     return Sample(**{
-        name: statistics.median_low([getattr(sample, name) for sample in samples])
-        for name in asdict(samples[0])
+        name: min(getattr(sample, name) for sample in samples) for name in asdict(samples[0])
     })  # fmt: skip
 
 
