@@ -48,7 +48,7 @@ def main() -> None:
                     times[name].append(took)
     for name, each in times.items():
         median, least = statistics.median(each), min(each)
-        print(f"{name:<12} median {median:.3f} s, least {least:.3f} s, asked: {MOST} s at most")
+        print(f"{name:<12} median {median:.3f} s, least {least:.3f} s; the most is {MOST} s")
     print(json.dumps({name: round(statistics.median(each), 3) for name, each in times.items()}))
 
 

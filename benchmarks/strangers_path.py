@@ -14,7 +14,7 @@ counted. Then, for either:
 ``yours`` are the seconds that a person is kept: what ``new`` and ``show`` take, and typing the
 three commands at 200 characters a minute. Those of ``run`` are the machine's. Installing is told
 beside.
-The last line is one JSON object; the exit code is 1 if either path took more than was asked.
+The last line is one JSON object; the exit code is 1 if either path took more than it may.
 """
 
 from __future__ import annotations

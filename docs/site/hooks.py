@@ -26,7 +26,11 @@ ALONE = ("index.md", "tutorial.md")  # a section of one page needs no list besid
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Name in the navigation what a pattern such as ``commands/*`` stands for."""
+    """Name in the navigation what a pattern such as ``commands/*`` stands for.
+
+    There is no page for what is not found: it would look for its style at the root of a server.
+    """
+    config.theme.static_templates.discard("404.html")
     config.nav = [_expanded(entry) for entry in config.nav or ()]
     return config
 

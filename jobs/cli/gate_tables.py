@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from tintray.jobs.cli.columns import print_columns
-from tintray.jobs.cli.tables import percent, table_of, title
+from tintray.jobs.cli.tables import table_of, title
 from tintray.jobs.runs.gate import CheckReport
 from tintray.jobs.upkeep.aliases import AliasLine
-from tintray.tasks.metrics import find_metric, shown
+from tintray.tasks.metrics import find_metric, percent, shown
 
 
 def print_check(report: CheckReport, console: Console) -> None:
@@ -20,8 +20,8 @@ def print_check(report: CheckReport, console: Console) -> None:
     for problem in report.problems:
         console.print(f"  {problem}")
     if report.kept is not None:
-        asked = "" if report.min_kept is None else f", {percent(report.min_kept)} is asked for"
-        console.print(f"  kept {percent(report.kept)} of the experts' accuracy{asked}")
+        least = "" if report.min_kept is None else f"; the least is {percent(report.min_kept)}"
+        console.print(f"  kept {percent(report.kept)} of the experts' accuracy{least}")
     rows = [
         [
             check.task,

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from tintray.jobs.cli.columns import print_columns
-from tintray.jobs.cli.tables import percent
 from tintray.jobs.display.times import moment
 from tintray.jobs.results import MergeListing
-from tintray.tasks.metrics import shown
+from tintray.tasks.metrics import percent, shown
 
 _COLUMNS = ("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
 _LEAST_FIRST = ("site", "parent", "created", "method", "average", "tasks")

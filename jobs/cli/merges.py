@@ -333,14 +333,18 @@ def sign(merge: str, **options: Any) -> Record:
     "upkeep_tables.print_new_key",
     click.argument("path", metavar="FILE", type=click.Path(path_type=Path)),
     click.option("--name", metavar="NAME", help="Whose key it is [default: your user name]."),
+    dry_run_option,
     example="new-key ~/.config/tintray/key",
 )
-def new_key(path: Path, name: str | None) -> Record:
+def new_key(path: Path, name: str | None, dry_run: bool) -> Answer | Record:
     """Make a key to sign merges with.
 
     FILE is the private key, which only you may read; FILE.pub has the public one. Whoever is to
     trust you puts its line into the file that their setting `trust` names.
     """
+    if dry_run:
+        beside = signing.check_new_pair(path)
+        return rehearsed(f"a key can be written to {path} and {beside}", path=None)
     return signing.new_pair(path, name)
 
 
@@ -432,7 +436,7 @@ check ten-scripts --max-loss 0.5 --against ten-scripts@production""",
 def check(merge: str, **options: Any) -> Answer:
     """Tell a pipeline whether MERGE is good enough.
 
-    The exit code is 0 if all that was asked for holds, else 1. Without --measure nothing is
+    The exit code is 0 if every limit holds, else 1. Without --measure nothing is
     computed.
     """
     if options["min_kept"] is None and options["max_loss"] is None:

@@ -160,7 +160,7 @@ _recipe_option = _heard(
 address_option = click.option(
     "--address",
     metavar="URL",
-    help="The dashboard of a Ray cluster, http://head:8265 [default: $TINTRAY_ADDRESS].",
+    help="The dashboard of a Ray cluster, http://head:8265 [default: as configured].",
 )
 
 
@@ -169,10 +169,10 @@ def _place_option(name: str, what: str, default: str, *param: str) -> Decorator[
 
 
 _PLACES = {
-    "store": ("The artifact store", "$TINTRAY_STORE, else ./tintray-data"),
-    "catalog": ("The catalog's database", "$TINTRAY_CATALOG, else catalog.db in the store"),
+    "store": ("The artifact store", "as configured, else ./tintray-data"),
+    "catalog": ("The catalog's database", "as configured, else catalog.db in the store"),
 }
-_IN_JOB_FILE = "the job file's, else as of other commands"
+_IN_JOB_FILE = "the job file's, else as configured"
 
 
 def place_options(command: Decorated) -> Decorated:

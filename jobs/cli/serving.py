@@ -79,7 +79,7 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
         "on this machine].",
     ),
     click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
-    _number("--port", 8000, "Where to listen.", 0, 65535),
+    _number("--port", 8000, "The port there.", 0, 65535),
     _number("--replicas", 1, "Copies of the model; 0 answers in this process, without Ray.", 0),
     _number("--threads", 1, "Threads of each pass."),
     _number("--passes", 0, "Passes that a replica computes at once; 0: as cores allow.", 0),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tintray.jobs.display.times import duration, moment
 from tintray.limits import size_text
-from tintray.tasks.metrics import find_metric, shown
+from tintray.tasks.metrics import find_metric, percent, shown
 
 if TYPE_CHECKING:
     from tintray.jobs.results import (
@@ -361,8 +361,3 @@ def print_facts(facts: Mapping[str, str], console: Console) -> None:
 
 def _joined(metrics: Iterable[str]) -> str:
     return " and ".join(sorted(set(metrics)))
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as people write it; a dash where it was not measured."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"

@@ -61,14 +61,19 @@ def report(merge: str, output: Path | None, form: str | None, **options: Any) ->
     What was gained, task by task; where each task goes into the backbone; how it learned, how sure
     it is, where it comes from and what it took. The page needs no network, and no script.
     """
-    ending = "" if output is None else output.suffix.lstrip(".").lower()
-    chosen = form or (ending if ending in ("md", "json") else "html")
-    found = writing.write_report(merge, output, form=chosen, **options)
+    form = form or _form_of(output, ("md", "json"), "html")
+    found = writing.write_report(merge, output, form=form, **options)
     if options["dry_run"]:
         return rehearsed(f"the report of {merge} can be written to {found}", path=None)
     if isinstance(found, Path):
         return found
     return Answer({"report": found}, text=found.rstrip("\n"))
+
+
+def _form_of(output: Path | None, endings: tuple[str, ...], usual: str) -> str:
+    """The form that a file's ending names; else the usual one."""
+    ending = "" if output is None else output.suffix.lstrip(".").lower()
+    return ending if ending in endings else usual
 
 
 @command(
@@ -99,7 +104,7 @@ def conflicts(target: str, **options: Any) -> Record:
 
     By their task vectors in each layer, their gradients on the shared backbone, and what leaving
     one out does to the others. Tasks that belong together are named, and so is who should stand
-    alone. MERGE is a name, NAME/VERSION, a folder or a URL; JOB a job file or the id of a job.
+    alone. MERGE is a name, NAME/v2, NAME@ALIAS, a folder or a URL; JOB a job file or a job's id.
     """
     if click.get_current_context().get_parameter_source("store") is ParameterSource.DEFAULT:
         options["store"] = None  # a job file says where its own is
@@ -137,6 +142,7 @@ def conflicts(target: str, **options: Any) -> Record:
         metavar="N",
         help="With how many other tasks its tint is exchanged.",
     ),
+    dry_run_option,
     place_options,
     factory_option,
     watched=True,
@@ -144,7 +150,7 @@ def conflicts(target: str, **options: Any) -> Record:
 explain ten-scripts --task mnist -o mnist.html""",
 )  # fmt: skip
 def explain(
-    merge: str, task: str, output: Path | None, form: str | None, **options: Any
+    merge: str, task: str, output: Path | None, form: str | None, dry_run: bool, **options: Any
 ) -> Answer | Path:
     """Show what the tint layer of a task of MERGE learned.
 
@@ -152,19 +158,22 @@ def explain(
     singular direction; how alike merge and expert see the examples, layer by layer; the examples
     whose answer it changed; and which other tasks could share it. The expert is read for this.
     """
-    ending = "" if output is None else output.suffix.lstrip(".").lower()
-    chosen = form or (ending if ending in ("html", "json") else "text")
+    form = form or _form_of(output, ("html", "json"), "text")
     if output is not None:
         writing.check_output(output)
+    if dry_run:
+        where = writing.explanation_file(merge, task, output, form, catalog=options["catalog"])
+        text = f"what {merge} learned of {task} can be written to {where or 'standard output'}"
+        return rehearsed(text, path=None)
     found = explaining.explain(merge, task, **options)
-    if chosen == "text":
+    if form == "text":
         if output is None:
             return Answer(found)
         from tintray.jobs.cli.watching_tables import explanation_text
 
         writing.write_whole(output, explanation_text(found))
         return output
-    written = writing.write_explanation(found, output, chosen)
+    written = writing.write_explanation(found, output, form)
     return written if isinstance(written, Path) else Answer(found, text=written.rstrip("\n"))
 
 
@@ -172,7 +181,7 @@ def explain(
     "",
     click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
     click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535),
-                 help="Where to listen."),
+                 help="The port there."),
     place_options,
     name="ui",
     example="""ui

@@ -13,7 +13,7 @@ from tintray.jobs.cli.tables import print_facts, table_of, title
 from tintray.jobs.display.terminal import escaped, open_console
 from tintray.jobs.display.times import moment
 from tintray.jobs.watching.explained_page import WORDS, moved, two, verdict
-from tintray.jobs.watching.sections import percent
+from tintray.tasks.metrics import percent
 
 if TYPE_CHECKING:
     from tintray.jobs.watching.conflicts import Conflicts, Split

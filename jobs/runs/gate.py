@@ -24,7 +24,7 @@ class TaskCheck(Record):
 
 @dataclass(frozen=True)
 class CheckReport(Record):
-    """A merge, held to what was asked of it."""
+    """A merge, held to its limits."""
 
     merge: str
     passed: bool  # whether all of it holds
@@ -73,7 +73,7 @@ def judge(
     problems += [f"{name} is gone" for name in gone if max_loss is not None]
     if min_kept is not None and not (kept is not None and kept >= min_kept):
         found = "none is known" if kept is None else f"{kept:.1%}"
-        problems.insert(0, f"kept {found}, {min_kept:.1%} is asked for")
+        problems.insert(0, f"kept {found}, the least is {min_kept:.1%}")
     told = against or "its experts"
     return CheckReport(merge, not problems, told, kept, min_kept, max_loss, checks, problems)
 

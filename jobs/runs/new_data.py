@@ -64,7 +64,8 @@ def find_data(model: FoundModel, kind: KindName, wanted: Wanted, ask: Ask) -> Ta
     found = pool or _beside(model, _POOLS, wanted.folders)
     if found is None:
         found = ask(f"Where are examples of the task '{model.name}'?", [], "--data")
-    apart = test or (None if pool else _beside(model, _TESTS, wanted.folders, alone=True))
+    beside = None if pool else _beside(model, _TESTS, wanted.folders, alone=True)
+    apart = test or (None if beside and Path(beside).is_relative_to(found) else beside)
     first = _opened(found, _split(found, _POOLS) or "train", model)
     columns, label = _columns(first, kind, wanted.columns, ask)
     kind = _DENSE.get(label or "", kind) if find_kind(kind).per_pixel else kind

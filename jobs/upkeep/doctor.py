@@ -54,14 +54,8 @@ def _checked(name: str, look: Callable[[], Check | str]) -> Check:
     try:
         found = look()
     except TintrayError as error:
-        return _failed(name, error)
+        return Check.failed(name, str(error))
     return Check(name, True, found) if isinstance(found, str) else found
-
-
-def _failed(name: str, error: TintrayError) -> Check:
-    """What an error says, whose sentence ends with what to do."""
-    problem, _, fix = str(error).rpartition("; ")
-    return Check(name, False, problem or fix, fix if problem else None)
 
 
 def versions() -> Iterator[Check]:
@@ -106,8 +100,7 @@ def _database(url: str) -> Check | str:
             raise
         return str(error).partition(";")[0] + "; the first job makes it"
     if report.problems:
-        problem, _, fix = report.problems[0].rpartition("; ")
-        return Check("database", False, f"{report.catalog}: {problem}", fix)
+        return Check.failed("database", f"{report.catalog}: {report.problems[0]}")
     idle = len(report.idle_jobs)
     beside = f"; {idle} unfinished jobs that nobody works on" if idle else ""
     return f"{report.catalog}, schema {report.schema}{beside}"
@@ -146,7 +139,7 @@ def _of_cluster(address: str, confirmed: bool, store: str, catalog: str) -> list
         jobs.check_versions()
         return [_answers(jobs), *reached(jobs, store, catalog)]
     except TintrayError as error:
-        return [_failed("ray", error)]
+        return [Check.failed("ray", str(error))]
 
 
 def _answers(jobs: RayJobs) -> Check:

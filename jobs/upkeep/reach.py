@@ -59,15 +59,14 @@ def _checks(told: Mapping[str, Any], store: str) -> Iterator[Check]:
     others = sorted({node["tintray"] for node in nodes} - {mine})
     fix = f"install tintray {mine} on every node" if others else None
     yield Check("tintray there", not others, ", ".join(others) or f"{mine} on every node", fix)
-    yield _check("catalog there", told["catalog"], "the driver's node reaches it")
+    yield _checked("catalog there", told["catalog"], "the driver's node reaches it")
     wrong = [f"{node['node']}: {node['store']}" for node in nodes if node["store"]]
     reached_by = "its one node reaches" if len(nodes) == 1 else f"all {len(nodes)} nodes reach"
-    yield _check("store there", wrong[0] if wrong else None, f"{reached_by} {store}")
+    yield _checked("store there", wrong[0] if wrong else None, f"{reached_by} {store}")
 
 
-def _check(name: str, problem: str | None, well: str) -> Check:
-    what, _, fix = (problem or "").rpartition("; ")
-    return Check(name, problem is None, well if problem is None else what or fix, fix or None)
+def _checked(name: str, problem: str | None, well: str) -> Check:
+    return Check(name, True, well) if problem is None else Check.failed(name, problem)
 
 
 # There

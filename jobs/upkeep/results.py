@@ -137,6 +137,12 @@ class Check(Record):
     found: str
     fix: str | None = None
 
+    @classmethod
+    def failed(cls, name: str, sentence: str) -> Check:
+        """One that went wrong, from the sentence of an error, which ends with what to do."""
+        problem, _, fix = sentence.rpartition("; ")
+        return cls(name, False, problem or fix, fix if problem else None)
+
 
 @dataclass(frozen=True)
 class Diagnosis(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,17 @@ def new_pair(path: Path, name: str | None = None) -> NewKey:
         raise InputError(f"--name: expected a name, found {name!r:.100}")
     made = new_key(path, name)
     return NewKey(str(path), made.line)
+
+
+def check_new_pair(path: Path) -> Path:
+    """The file of the public key that ``new_pair`` would write; raises InputError as it does."""
+    beside = path.with_name(f"{path.name}.pub")
+    for file in (beside, path):
+        if file.exists():
+            raise InputError(f"{file} is there already; name a new file")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written; name a folder that is there and is yours")
+    return beside
 
 
 def who_signed(merge: Merge) -> Sequence[Signer]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from tintray.jobs.display.times import duration
 from tintray.jobs.watching.report import Report
-from tintray.jobs.watching.sections import figure_of, percent
+from tintray.jobs.watching.sections import figure_of
 from tintray.limits import size_text
 from tintray.published.card import in_code, in_text
-from tintray.tasks.metrics import shown
+from tintray.tasks.metrics import percent, shown
 
 
 def markdown(report: Report) -> str:

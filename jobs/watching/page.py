@@ -11,7 +11,7 @@ from tintray.jobs.watching import charts, sections
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.report import Report
 from tintray.limits import size_text
-from tintray.tasks.metrics import find_metric, shown
+from tintray.tasks.metrics import find_metric, percent, shown
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _SHORT = 12  # tasks that a notebook shows
@@ -78,9 +78,9 @@ def headline(report: Report) -> Markup:
         next((task for task in report.merge.tasks if task.name == report.worst), None),
     )
     metrics = [task.metric for task in merge.tasks]
-    kept = sections.percent(merge.normalised_accuracy)
+    kept = percent(merge.normalised_accuracy)
     beside = f"{shown(metrics, merge.average)}; the experts {shown(metrics, merge.expert_average)}"
-    least = "-" if worst is None else sections.percent(worst.normalised)
+    least = "-" if worst is None else percent(worst.normalised)
     own = sum(merge.tint_parameters_per_task.values()) / len(merge.tasks)
     times = merge.separate_parameters / merge.merged_parameters
     seconds = sum(merge.seconds.values())
@@ -91,7 +91,7 @@ def headline(report: Report) -> Markup:
         (kept, "kept of the experts", beside if merge.average is not None else ""),
         (least, f"worst task: {report.worst}" if worst else "worst task", ""),
         (f"{own:,.0f}", "parameters per task",
-         f"{size_text(merge.tint_bytes)}; {sections.percent(merge.tint_share, 2)} of the backbone"),
+         f"{size_text(merge.tint_bytes)}; {percent(merge.tint_share, 2)} of the backbone"),
         (duration(seconds) if seconds else "-", "what it took",
          f"{size_text(memory * 2**20)} of memory at most" if memory else ""),
     ])  # fmt: skip
@@ -126,7 +126,7 @@ def _rows(report: Report, tasks: Sequence[TaskResult]) -> Markup:
         element(
             *("li", element("span", task.name, class_="name")),
             charts.strip(figures[task.name], places[0], places[-1]),
-            element("span", sections.percent(task.normalised), class_="figure"),
+            element("span", percent(task.normalised), class_="figure"),
         )
         for task in tasks
     )
@@ -168,9 +168,9 @@ def _table(report: Report, tasks: Sequence[TaskResult]) -> Markup:
             shown([task.metric], task.expert),
             *(shown([task.metric], values.get((name, task.name))) for name in rivals),
             shown([task.metric], task.merged),
-            sections.percent(task.normalised) + (" (guesses)" if task.at_chance else ""),
-            sections.percent(task.agreement),
-            sections.percent(task.selected_fraction),
+            percent(task.normalised) + (" (guesses)" if task.at_chance else ""),
+            percent(task.agreement),
+            percent(task.selected_fraction),
             f"{task.tint_parameters:,}",
             size_text(task.tint_bytes),
             f"{task.test_examples:,}",
@@ -188,7 +188,7 @@ def _methods(report: Report) -> Iterable[Markup]:
     head = ["method", "of the experts", "scale"]
     scales = report.comparison.scales
     rows = (
-        [name, sections.percent(kept[name]), f"{scales[name]:.3g}" if name in scales else "-"]
+        [name, percent(kept[name]), f"{scales[name]:.3g}" if name in scales else "-"]
         for name in sorted(kept, key=lambda name: -kept[name])
     )
     yield sections.details("Beside other methods", sections.table(head, rows))

@@ -14,6 +14,7 @@ from tintray.jobs.watching.conflicts import Conflicts
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.report import Learning, Report
 from tintray.tasks.calibration import BINS
+from tintray.tasks.metrics import percent
 
 _SMALL = 24  # tasks with a curve of their own
 _SQUARE = 60  # tasks of which cosines are drawn
@@ -69,11 +70,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) ->
 def wide(content: Markup) -> Markup:
     """What may be wider than a page, and then scrolls by itself."""
     return element("div", content, class_="wide", tabindex="0")
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as people read it."""
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def note(said: str) -> Markup:

@@ -12,7 +12,8 @@ from tintray.jobs.watching import charts
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.page import document, facts
 from tintray.jobs.watching.report import Learning
-from tintray.jobs.watching.sections import learned, note, percent, section, table
+from tintray.jobs.watching.sections import learned, note, section, table
+from tintray.tasks.metrics import percent
 
 _SECONDS = 5  # between two looks at what is still moving
 _STATES = {"succeeded": "✓ ", "failed": "✗ ", "cancelled": "− ", "lost": "? "}

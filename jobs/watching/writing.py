@@ -77,9 +77,29 @@ def write_explanation(found: Explanation, output: Path | None, form: str) -> Pat
             return written
     else:
         written = explained_page(found)
-    path = (output or Path(f"{found.of.replace('/', '-')}-{found.task}.html")).absolute()
+    path = _page_of(found.of, found.task, output)
     write_whole(path, written)
     return path
+
+
+def explanation_file(
+    merge: str, task: str, output: Path | None, form: str, *, catalog: str | None = None
+) -> Path | None:
+    """Where ``write_explanation`` would write; nothing is computed.
+
+    Raises NotFoundError for a task that the merge has not, InputError as ``check_output``.
+    """
+    opened = load_merge(locate(merge, chosen(None, catalog)[1]))
+    opened.task(task)
+    if output is None and form != "html":
+        return None
+    path = _page_of(opened.manifest.ref, task, output)
+    check_output(path)
+    return path
+
+
+def _page_of(merge: str, task: str, output: Path | None) -> Path:
+    return (output or Path(f"{merge.replace('/', '-')}-{task}.html")).absolute()
 
 
 def check_output(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from PIL import Image
 
 from tests.answers import call
 from tests.sorts import SORTS, make_zoo
@@ -88,6 +89,17 @@ def test_data_are_found_by_pattern_and_columns_by_what_they_hold(here: Path) -> 
         assert task.pool.columns == {"text": "remark"}
         assert task.test is not None and task.test.columns == {"text": "remark", "label": "stars"}
     assert "'remarks'" in call(*words, "--force", "--column", "text=remarks").sentence
+
+
+def test_a_folder_of_images_is_pool_and_test_set_by_its_splits(here: Path) -> None:
+    for split in ("train", "test"):
+        (here / "pictures" / f"one_{split}.npz").unlink()
+        (folder := here / "pictures/data/one" / split / "0").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
+    assert call("new", "pictures/one", "--yes", "--no-check").code == 0
+    task = load_spec(here / "job.yaml").tasks[0]
+    assert task.test is not None and task.test.path == task.pool.path
+    assert (task.pool.split, task.test.split) == ("train", "test")
 
 
 def test_nothing_is_written_of_what_does_not_fit_together(here: Path, zoos: Path) -> None:

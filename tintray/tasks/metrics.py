@@ -107,9 +107,13 @@ def averaged(names: Collection[str]) -> bool:
     return len(names) == 1 or units <= {"share"} or (len(set(names)) == 1 and units != {"label"})
 
 
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as people write it, ``83.1 %``; a dash where it was not measured."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
 def shown(names: Collection[str], value: float | None) -> str:
     """A figure of a metric, or a mean over such, for tables: ``83.1 %``, ``11.25``."""
-    if value is None:
-        return "-"
-    share = all(find_metric(name).unit == "share" for name in names)
-    return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+    if value is None or all(find_metric(name).unit == "share" for name in names):
+        return percent(value)
+    return f"{value:.4g}"
