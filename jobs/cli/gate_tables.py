@@ -20,8 +20,7 @@ def print_check(report: CheckReport, console: Console) -> None:
     for problem in report.problems:
         console.print(f"  {problem}")
     if report.kept is not None:
-        least = "" if report.min_kept is None else f"; the least is {percent(report.min_kept)}"
-        console.print(f"  kept {percent(report.kept)} of the experts' accuracy{least}")
+        console.print(f"  kept {percent(report.kept)} of the experts' accuracy")
     rows = [
         [
             check.task,

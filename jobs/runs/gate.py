@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tintray.errors import InputError
 from tintray.jobs.results import Record, TaskResult
-from tintray.tasks.metrics import find_metric
+from tintray.tasks.metrics import find_metric, percent
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def judge(
     gone = sorted(earlier.keys() - {task.name for task in tasks})
     problems += [f"{name} is gone" for name in gone if max_loss is not None]
     if min_kept is not None and not (kept is not None and kept >= min_kept):
-        found = "none is known" if kept is None else f"{kept:.1%}"
-        problems.insert(0, f"kept {found}, the least is {min_kept:.1%}")
+        found = "an unknown share" if kept is None else percent(kept)
+        problems.insert(0, f"kept {found}, the least is {percent(min_kept)}")
     told = against or "its experts"
     return CheckReport(merge, not problems, told, kept, min_kept, max_loss, checks, problems)
 

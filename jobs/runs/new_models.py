@@ -81,7 +81,7 @@ def is_model(folder: Path) -> bool:
 def expanded(written: Sequence[str]) -> list[str]:
     """The models among these folders and hub ids; a folder of models stands for those in it.
 
-    One that is called base is none of them: it is looked for beside them.
+    One that is called base and lies beside others is none of them: it is looked for there.
     """
     found: list[str] = []
     for text in written:
@@ -95,8 +95,10 @@ def expanded(written: Sequence[str]) -> list[str]:
                 f"{text}: expected a model folder, or a folder of model folders, found no "
                 f"config.json and no {ADAPTER_CONFIG}"
             )
-        found += [str(entry) for entry in inside if entry.name != "base" or len(inside) == 1]
-    return list(dict.fromkeys(found))
+        found += map(str, inside)
+    found = list(dict.fromkeys(found))
+    beside = Counter(Path(text).parent for text in found if Path(text).is_dir())
+    return [text for text in found if Path(text).name != "base" or beside[Path(text).parent] < 2]
 
 
 def look_at(written: str) -> FoundModel:

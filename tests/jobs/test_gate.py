@@ -36,14 +36,14 @@ WRONG = task("far", metric="degrees", merged=11.0, expert=10.0, normalised=10 / 
     [
         ([GOOD], {"min_kept": 0.98, "max_loss": 1.0}, []),
         ([GOOD], {"max_loss": 0.9}, ["good loses 1.0 points, 0.9 are allowed"]),
-        ([GOOD], {"min_kept": 0.995}, ["kept 99.0%, the least is 99.5%"]),
+        ([GOOD], {"min_kept": 0.995}, ["kept 99.0 %, the least is 99.5 %"]),
         ([GOOD, UNLABELLED], {"min_kept": 0.98, "max_loss": 3.0}, []),
         ([UNLABELLED], {"max_loss": 2.0}, ["bare loses 3.0 points, 2 are allowed"]),
         ([WRONG], {"max_loss": 10.0}, []),
         ([WRONG], {"max_loss": 9.0}, ["far loses 10.0 %, 9 are allowed"]),
         ([task(merged=1.0), GOOD], {"max_loss": 1.0}, []),  # better than its expert
         ([dataclasses.replace(GOOD, at_chance=True)], {"min_kept": 0.5},
-         ["kept none is known, the least is 50.0%"]),
+         ["kept an unknown share, the least is 50.0 %"]),
     ],
 )  # fmt: skip
 def test_what_is_asked_of_a_merge(

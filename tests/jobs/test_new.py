@@ -96,7 +96,8 @@ def test_a_folder_of_images_is_pool_and_test_set_by_its_splits(here: Path) -> No
         (here / "pictures" / f"one_{split}.npz").unlink()
         (folder := here / "pictures/data/one" / split / "0").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "0.png")
-    assert call("new", "pictures/one", "--yes", "--no-check").code == 0
+    models = ("pictures/base", "pictures/one")  # as a shell expands pictures/*
+    assert call("new", *models, "--yes", "--no-check").code == 0
     task = load_spec(here / "job.yaml").tasks[0]
     assert task.test is not None and task.test.path == task.pool.path
     assert (task.pool.split, task.test.split) == ("train", "test")
