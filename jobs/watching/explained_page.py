@@ -14,13 +14,13 @@ from tintray.jobs.watching.sections import (
     details,
     note,
     notes,
-    percent,
     section,
     short,
     table,
     wide,
 )
 from tintray.jobs.watching.swapping import MAY_LOSE, Swap
+from tintray.tasks.metrics import percent
 
 WORDS = {"backbone": "without", "tinted": "tinted", "expert": "expert"}
 
