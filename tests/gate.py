@@ -28,6 +28,8 @@ class Gate:
         """Seconds that every piece of at most 64 KiB is held back."""
         self.corrupt = 0.0
         """The share of pieces in which a byte is altered."""
+        self.answers = True
+        """Whether that happens on the way back too."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -68,13 +70,15 @@ class Gate:
             return
         self._ends += [near, far]
         for one, other in ((near, far), (far, near)):
-            threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+            arguments = (one, other, one is far)
+            threading.Thread(target=self._copy, args=arguments, daemon=True).start()
 
-    def _copy(self, one: socket.socket, other: socket.socket) -> None:
+    def _copy(self, one: socket.socket, other: socket.socket, answer: bool) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
                 time.sleep(self.pace)
-                if self.corrupt and self._random.random() < self.corrupt:
+                share = self.corrupt if self.answers or not answer else 0.0
+                if share and self._random.random() < share:
                     data = self._altered(data)
                 other.sendall(data)
         for end in (one, other):

@@ -62,6 +62,10 @@ class AwayError(StorageError):
     """The store or the catalog does not answer, or cannot at the moment: it may come back."""
 
 
+class RefusedError(StorageError):
+    """The store refused a request of a client whose requests it has taken before."""
+
+
 class IntegrityError(StorageError):
     """An artifact's bytes are not those that its hash promises."""
 

@@ -23,6 +23,7 @@ from tintray.errors import (
     LostError,
     NoMemoryError,
     PreemptedError,
+    RefusedError,
     TintrayError,
 )
 from tintray.jobs.config.job_file import JobSpec
@@ -30,16 +31,19 @@ from tintray.jobs.engine.resources import is_out_of_memory
 
 Answer = TypeVar("Answer")
 
-Cause = Literal["lost", "preempted", "memory", "away", "damaged", "stopped", "input", "bug"]
+Cause = Literal[
+    "lost", "preempted", "memory", "away", "damaged", "refused", "stopped", "input", "bug"
+]
 """A worker, a node or an object; a node that was taken away; no memory left; a store or a database;
-bytes that are not those that were written; asked to; what was given; anything else."""
+bytes that are not those that were written; a request to a store that took others; asked to; what
+was given; anything else."""
 
 AWAY_SECONDS = 900.0
 """How long a job waits for a store or a database, all its waits together."""
 
 _PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between two looks: at first, and in the end
 _LONGEST_WAIT = 120.0
-_READINGS = 2  # of what is damaged, after the first
+_REPEATS = 2  # of what is damaged or refused, after the first
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ def cause_of(error: BaseException) -> Cause:
             return "away"
         case IntegrityError():
             return "damaged"
+        case RefusedError():
+            return "refused"
         case InputError():
             return "input"
     return "memory" if is_out_of_memory(error) else "bug"
@@ -90,7 +96,7 @@ class Recovery:
     used: int = 0
     away: float = AWAY_SECONDS
     halved: bool = False
-    read_again: int = 0
+    repeats: int = 0
     waits: int = 0
     """How often it had to wait: what fails again and again is left alone for longer each time."""
 
@@ -109,11 +115,11 @@ class Recovery:
                 return None
             what = "goes on once that can be used"
             self.waits += 1
-        elif cause == "damaged":  # on the way, or where they lie? what is read anew can tell
-            if self.read_again == _READINGS:
+        elif cause in ("damaged", "refused"):  # on the way, or for good? asking anew can tell
+            if self.repeats == _REPEATS:
                 return None
-            self.read_again += 1
-            what = "reads it again"
+            self.repeats += 1
+            what = "reads it again" if cause == "damaged" else "asks again"
         else:
             what = "goes on with new workers"
         self.used += 1

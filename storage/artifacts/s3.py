@@ -235,7 +235,9 @@ class S3Store(ArtifactStore):
                 return True
             except ClientError as error:
                 if error_code(error) in _TAKEN:
-                    return False
+                    if self.exists(name[len(self._base) :]):
+                        return False
+                    continue  # a server may answer so to a request that was altered on the way
                 if error_code(error) in _UNCONDITIONAL:
                     if self.exists(name[len(self._base) :]):
                         return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -25,7 +26,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from urllib3.exceptions import HTTPError
 
-from tintray.errors import AwayError, StorageError
+from tintray.errors import AwayError, RefusedError, StorageError
 from tintray.storage.artifacts.deadlines import OverdueError, refuse_overdue
 from tintray.storage.artifacts.urls import S3Url
 from tintray.storage.secrets import redact, shown_url
@@ -60,6 +61,13 @@ _PASSING = {
     *("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"),
 }
 """Refusals that pass: a clock that is set right, bytes altered on the way, a disk with room."""
+
+_ANSWERS = {404, 409, 412, 416, 501}
+"""HTTP statuses that answer a request. Any other refusal may be of one that was altered on the way.
+
+What names the object is signed, so a request for another one is refused with 403, not with 404.
+"""
+_ACCEPTED = "AcceptedBefore"  # in a refusal's metadata: the server has taken requests before
 
 _BREAKDOWNS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
@@ -127,15 +135,45 @@ def make_client(place: S3Url, options: S3Options) -> S3Client:
         raise StorageError(f"the artifact store {place} cannot be used: {said}") from error
     client.meta.events.register("before-send.s3", refuse_overdue)
     client.meta.events.register("before-parse.s3", _refuse_broken)
+    ask_again = cast("Callable[..., None]", _Refusals(client, options.attempts).ask_again)
+    client.meta.events.register("needs-retry.s3", ask_again)  # its stubs know of no answers
     return client
+
+
+class _Refusals:
+    """Asks again where a server refuses: one byte altered on the way is enough for that."""
+
+    def __init__(self, client: S3Client, attempts: int) -> None:
+        self._client, self._attempts, self._accepted = client, attempts, False
+
+    def ask_again(
+        self, response: tuple[Any, dict[str, Any]] | None, attempts: int, **_: object
+    ) -> float | None:
+        """Seconds after which a request is sent again, as botocore's handlers say it; or None."""
+        if response is None:
+            return None
+        status, answer = response[0].status_code, response[1]
+        self._accepted |= status < 300
+        code = answer.get("Error", {}).get("Code")
+        if status < 300 or status >= 500 or (status in _ANSWERS and code != "NoSuchBucket"):
+            return None
+        answer["ResponseMetadata"][_ACCEPTED] = self._accepted
+        if attempts >= self._attempts:
+            return None
+        self._client.close()  # its connections: what is left of the request may spoil the next
+        return random.uniform(0, 0.05 * 2**attempts)
 
 
 def _refuse_broken(response_dict: dict[str, Any], operation_model: Any, **_: object) -> None:
     """Have an answer that broke off in its head, or without its body, asked for again.
 
-    botocore takes it for a whole one: a listing would be empty, without a word.
+    botocore takes it for a whole one: a listing would be empty, without a word. So it does with
+    one whose status was altered to that of an empty answer.
     """
-    if response_dict["status_code"] not in (200, 206):
+    status, usual = response_dict["status_code"], operation_model.http.get("responseCode", 200)
+    if status not in (200, 206):
+        if status < 300 and status != usual:
+            response_dict.update(status_code=500, body=b"")
         return
     headers, body = response_dict["headers"], response_dict["body"]
     if (length := headers.get("content-length")) is None:
@@ -163,15 +201,19 @@ def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
             took = time.monotonic() - began
             said = meaning.format(action=action, error=reason, took=took)
         where = f"the artifact store {place} at {shown_url(endpoint)}"
-        raise (AwayError if _is_away(error) else StorageError)(f"{where} {said}") from error
+        raise _kind(error)(f"{where} {said}") from error
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether a server did not answer, or said that it cannot at the moment."""
+def _kind(error: Exception) -> type[StorageError]:
+    """Whether a server did not answer or cannot at the moment, or refuses what it took before."""
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status == 429 or 500 <= status <= 507 or error_code(error) in _PASSING
-    return not isinstance(error, (*_BREAKDOWNS[0][0], *_BREAKDOWNS[1][0]))
+        metadata = error.response.get("ResponseMetadata", {})
+        status = metadata.get("HTTPStatusCode", 0)
+        if status == 429 or 500 <= status <= 507 or error_code(error) in _PASSING:
+            return AwayError
+        return RefusedError if metadata.get(_ACCEPTED) else StorageError
+    silent = not isinstance(error, (*_BREAKDOWNS[0][0], *_BREAKDOWNS[1][0]))
+    return AwayError if silent else StorageError
 
 
 def error_code(error: ClientError) -> str:

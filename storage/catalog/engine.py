@@ -21,6 +21,7 @@ from tintray.errors import AwayError, SpecError, StorageError, nearest
 from tintray.storage.secrets import CATALOG_SCHEMES, learn_url, parse_catalog, redact, shown_catalog
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for its turn
+_TURN_MILLISECONDS = 100  # of SQLite's own waiting, of a writer that has just come
 _CONNECT_SECONDS = 10
 _WRITE = "tintray_write"
 
@@ -143,8 +144,34 @@ def _turn_to_wal(cursor: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    write = connection.get_execution_options().get(_WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    if connection.get_execution_options().get(_WRITE, False):
+        _begin_to_write(connection)
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _begin_to_write(connection: sa.Connection) -> None:
+    """Begin a transaction once no other one writes.
+
+    SQLite looks ever more rarely the longer it has waited: of many writers those who came last go
+    first, and some never. Here who has waited longer looks more often.
+    """
+    driver, began = connection.connection.driver_connection, time.monotonic()
+    assert isinstance(driver, sqlite3.Connection)
+    try:
+        while (waited := time.monotonic() - began) < BUSY_SECONDS:
+            driver.execute(
+                f"PRAGMA busy_timeout = {max(1, _TURN_MILLISECONDS // (1 + waited)):.0f}"
+            )
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    break
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # for its error
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS:.0f}")
 
 
 _ADVICE = {

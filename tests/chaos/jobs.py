@@ -28,6 +28,7 @@ SUBMITTED: Mapping[str, Mapping[str, Any]] = {
     "data-free": {"fit": {"groups": 2}, "merge": {"method": "ties"}},
 }
 GROWN = ("add", "refresh", "remove")
+RESTARTS = 30  # ten by default: here a job meets in two minutes what others meet in a year
 GROWTH = (*EASY, "growth.coefficient_rounds=40", "growth.refit_rounds=40")
 _HERE_TOO = tuple(name for name in FAULTS if name not in HERE)
 
@@ -91,7 +92,7 @@ class Sorts:
         world = self._world
         job = world.zoo.job(
             f"{STORE}/grown", OLD, fit=PARENT,
-            cluster={"address": world.cluster.gcs, "workers": "auto"},
+            cluster={"address": world.cluster.gcs, "workers": "auto", "restarts": RESTARTS},
         )  # fmt: skip
         path = world.zoo.folder / "grown.yaml"
         path.write_text(yaml.safe_dump({**job, "name": "grown"}))
@@ -122,7 +123,7 @@ class Sorts:
 
 def _sections(sort: str, **cluster: Any) -> dict[str, Any]:
     sections = json.loads(json.dumps(SUBMITTED[sort]))
-    given = {"workers": 0, **cluster}
+    given = {"workers": 0, "restarts": RESTARTS, **cluster}
     return {**sections, "cluster": {**given, **({"shards": 1} if cluster else {})}}
 
 

@@ -20,9 +20,10 @@ from tintray.jobs.queue.submission import resume
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 
-MOST = 3  # faults of one job: it may go on by itself ten times, and some take two
+MOST = 8  # faults of one job
+GAP = (0.5, 8.0)  # seconds between two of them: a job may still be busy with the one before
 ENDS = 900.0  # seconds that a job may take after its last fault
-SOON = 60.0  # within which a job meets its first fault, however long it takes
+SOON = 60.0  # within half of which a job meets its first fault, however long it takes
 USUAL = 20.0  # that a job takes, where nobody has looked
 AGAIN = 120.0  # seconds after which a server answers again
 
@@ -69,9 +70,9 @@ def run(
         if compared:
             length, tally.round_seconds = _undisturbed(world, sorts, say)
         for sort, faults in plan:
-            if until is not None and time.monotonic() > until:
-                break
-            _disturb(world, sorts, sort, faults, length, random, tally, say)
+            left = list(faults)
+            while left and (until is None or time.monotonic() < until):
+                left = _disturb(world, sorts, sort, left, length, random, tally, say)
     return tally
 
 
@@ -105,14 +106,16 @@ def _disturb(
     random: Random,
     tally: Tally,
     say: Say,
-) -> None:
+) -> list[str]:
+    """One job and its faults; those that it ended too early for."""
     if mended := world.cluster.mend():
         say({"brought back": mended})
     job, progress = _watched(world, sorts, sort)
     met: list[tuple[str, float, Place, str]] = []
-    for number, name in enumerate(faults):
-        at = random.uniform(0.05, 0.8) * min(length, SOON) / len(faults)
-        wait_a_little((progress.began if number == 0 else time.monotonic()) + at)
+    left = list(faults)
+    wait_a_little(progress.began + random.uniform(0, min(length, SOON) / 2))
+    while left and not progress.over:
+        name = left.pop(0)
         moment, place = time.monotonic(), progress.place
         hit = FAULTS[name](world, random)
         if hit is None:
@@ -120,11 +123,7 @@ def _disturb(
             continue
         tally.faults += 1
         met.append((name, moment, place, hit))
-        give_up = time.monotonic() + 90
-        while number + 1 < len(faults) and not progress.over and time.monotonic() < give_up:
-            if progress.when_beyond(place) is not None:
-                break
-            time.sleep(0.1)
+        wait_a_little(time.monotonic() + random.uniform(*GAP))
     _wait_for_end(job, progress, ENDS)
     tally.jobs += 1
     _judge(world, sorts, job, progress, tally, say)
@@ -137,6 +136,7 @@ def _disturb(
     if world.serving.runs and not world.serving.answers(AGAIN):
         tally.unanswered += 1
         say({"server": "does not answer", "after": list(faults)})
+    return left
 
 
 def _judge(

@@ -26,6 +26,7 @@ from tintray.errors import (
     LostError,
     NoMemoryError,
     PreemptedError,
+    RefusedError,
     StorageError,
 )
 from tintray.jobs import api
@@ -50,6 +51,7 @@ FIT = {"rounds": 6, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
         (AwayError("no answer"), "away"),
         (StorageError("full"), "bug"),
         (IntegrityError("another hash"), "damaged"),
+        (RefusedError("403"), "refused"),
         (LeaseLostError("another owner"), "stopped"),
         (CancelledError("stopped"), "stopped"),
         (DataError("no column"), "input"),
@@ -71,8 +73,9 @@ def test_what_may_be_done_is_bounded() -> None:
     assert recovery.remedy(NoMemoryError("still none")) is None, "halved once"
     assert recovery.remedy(AwayError("no answer")) is None, "no time left to wait"
     assert [recovery.remedy(LostError("died")) is None for _ in range(3)] == [False, False, True]
-    damaged = [Recovery(restarts=9, read_again=n).remedy(IntegrityError("x")) for n in range(3)]
-    assert [remedy is None for remedy in damaged] == [False, False, True], "read two times more"
+    for error in (IntegrityError("another hash"), RefusedError("403")):
+        again = [Recovery(restarts=9, repeats=n).remedy(error) for n in range(3)]
+        assert [remedy is None for remedy in again] == [False, False, True], "two times more"
     with pytest.raises(AwayError):
         recovery.wait(lambda: _raise(AwayError("no answer")), lambda: None)
 

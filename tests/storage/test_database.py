@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import pairwise
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 from tintray.errors import InputError, NotFoundError, SpecError, StateConflictError, StorageError
 from tintray.jobs.upkeep.databases import check_catalog, upgrade_catalog
 from tintray.storage.catalog.catalog import Catalog
-from tintray.storage.catalog.engine import failures
+from tintray.storage.catalog.engine import _TURN_MILLISECONDS, failures
 from tintray.storage.catalog.migrations import REVISIONS
 from tintray.storage.catalog.schema import alembic_config
 from tintray.storage.catalog.states import JobState
@@ -134,6 +136,20 @@ def test_a_catalog_that_is_held_too_long_is_a_sentence(
         with pytest.raises(StorageError, match="another process held it"):
             catalog.jobs.create("ten", {}, "file:///store")
         assert catalog.jobs.all() == []  # reading goes on
+
+
+def test_a_writer_waits_for_one_that_takes_several_turns(tmp_path: Path) -> None:
+    turns = 4 * _TURN_MILLISECONDS / 1000
+    with (
+        Catalog.open(f"sqlite:///{tmp_path}/catalog.db") as catalog,
+        closing(sqlite3.connect(tmp_path / "catalog.db", check_same_thread=False)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(turns, other.rollback).start()
+        began = time.monotonic()
+        job = catalog.jobs.create("ten", {}, "file:///store")
+        assert time.monotonic() - began > turns / 2
+        assert [found.id for found in catalog.jobs.all()] == [job]
 
 
 def test_wrong_credentials_and_names_are_sentences_without_the_password(

@@ -15,7 +15,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tintray.errors import StorageError
+from tests.conftest import Published
+from tests.gate import Gate
+from tests.growing import hashes
+from tests.tiny_zoo import TinyZoo
+from tintray.errors import AwayError, RefusedError, StorageError
+from tintray.jobs import api
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.publish import (
     list_merges,
@@ -160,3 +165,50 @@ def test_every_operation_succeeds_or_fails_cleanly(
         tint = fetch_blob(sound, found["tint"], tmp_path / "check").read_bytes()
         assert tint == f"tint {manifest['number']}".encode()
         fetch_blob(sound, found["backbone"], tmp_path / "check")
+
+
+@pytest.fixture
+def altering(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """What can alter requests to the store, and nothing that it answers."""
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    assert server.hostname is not None and server.port is not None
+    with Gate(server.hostname, server.port, seed=3) as gate:
+        gate.answers = False
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
+        yield gate
+
+
+@pytest.mark.slow
+def test_a_job_whose_requests_are_altered_on_the_way_publishes_what_it_would(
+    altering: Gate,
+    s3_url: str,
+    tiny: TinyZoo,
+    published: Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A byte of every tenth piece, from its first request to its last."""
+    # A request whose end was altered waits for the server, and the server for its end.
+    impatient = S3Options(read_timeout=2, attempts=10)
+    monkeypatch.setattr("tintray.storage.artifacts.s3.S3Options", lambda: impatient)
+    altering.corrupt = 0.1
+    found = api.run(tiny.spec(s3_url, catalog=f"sqlite:///{tmp_path}/catalog.db"))
+    altering.corrupt = 0.0
+    assert hashes(found.url) == hashes(published.summary.url)
+
+
+def test_a_refusal_is_of_the_credentials_or_of_a_request(altering: Gate, s3_url: str) -> None:
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    options = S3Options(read_timeout=0.5, attempts=2)
+    accepted, fresh = (S3Store(S3Url(bucket, prefix), options) for _ in range(2))
+    accepted.check_writable()
+    altering.corrupt = 1.0
+    # Now and then what is altered goes through, or leaves the server waiting.
+    for store, kind in ((accepted, RefusedError), (fresh, StorageError)):
+        raised: list[type[StorageError]] = []
+        while kind not in raised and len(raised) < 20:
+            try:
+                store.exists("key")
+            except StorageError as error:
+                raised.append(type(error))
+        assert set(raised) <= {kind, AwayError} and kind in raised
