@@ -3,7 +3,7 @@
 Prints the tables of ``tintray eval --route`` as figures, the share of a forward pass that routing
 takes, and one line of JSON: ``routed`` (share of test examples whose likeliest task is their own),
 ``lost`` (points of the mean metric lost where nobody names the task), ``auroc`` (a mean over the
-foreign data), ``latency`` (time to route a batch / time of its forward pass).
+foreign data), ``latency`` (what a batch of images takes longer where nobody names their task).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import tintray
+from tintray.serving.answers import Answer
+from tintray.serving.engine import AUTO, Engine
 
 BATCH, REPEATS = 32, 25
 
@@ -60,26 +59,22 @@ def figures(merge: tintray.Merge, foreign: list[str]) -> dict[str, float | None]
 
 
 def latency(merge: tintray.Merge) -> float:
-    """Time to route a batch of images / time of its forward pass; medians, taken in turns."""
-    task = merge.tasks[0]
-    blank = torch.rand(BATCH, 64, 64, 3).mul(255).byte().numpy()
-    inputs: Mapping[str, Tensor] = dict(merge.processor(task)([*blank], return_tensors="pt"))
-    taken: dict[str, list[float]] = {"route": [], "forward": []}
-    calls: dict[str, Callable[[], Any]] = {
-        "route": lambda: merge.route(inputs),
-        "forward": lambda: merge.predict(task, inputs),
-    }
-    for call in calls.values():
-        call()
+    """Time of a batch whose task is found / time where it is given, less 1; medians, in turns."""
+    images = [*torch.rand(BATCH, 32, 32, 3).mul(255).byte().numpy()]
+    engine = Engine(merge)
+    answers = engine.answer([(AUTO, image) for image in images])
+    routes = [one.route for one in answers if isinstance(one, Answer) and one.route is not None]
+    tasks = [route.nearest[0][0] for route in routes]
+    taken: list[list[float]] = [[], []]
     for _ in range(REPEATS):
-        for name, call in calls.items():
+        for times, named in zip(taken, ([AUTO] * BATCH, tasks), strict=True):
             started = time.thread_time()
-            call()
-            taken[name].append(time.thread_time() - started)
-    route, forward = (median(taken[name]) for name in ("route", "forward"))
-    print(f"{1e3 * route / BATCH:.2f} ms to route an example, {1e3 * forward / BATCH:.2f} ms for "
-          "the forward pass (medians of CPU time, one thread)")  # fmt: skip
-    return route / forward
+            engine.answer(list(zip(named, images, strict=True)))
+            times.append(time.thread_time() - started)
+    found, given = map(median, taken)
+    print(f"{1e3 * found / BATCH:.2f} ms to answer an example, {1e3 * given / BATCH:.2f} ms where "
+          "its task is given (medians of CPU time, one thread)")  # fmt: skip
+    return found / given - 1
 
 
 if __name__ == "__main__":

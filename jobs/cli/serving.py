@@ -84,7 +84,7 @@ def _number(name: str, default: Any, about: str, least: int = 1, most: int | Non
     _number("--threads", 1, "Threads of each pass."),
     _number("--passes", 0, "Passes that a replica computes at once; 0: as cores allow.", 0),
     _number("--max-batch-size", 32, "Examples of one pass."),
-    _number("--batch-wait-ms", 2.0, "How long an example waits for others, in ms.", 0),
+    _number("--batch-wait-ms", 2.0, "While some are computed, an example waits this long.", 0),
     _number("--max-queued", 256, "Examples that wait; who comes then is told to come again."),
     _number("--max-body", 32 * 2**20, "Bytes of a request."),
     _number("--max-examples", 256, "Examples of a request."),

@@ -26,7 +26,7 @@ from tintray.jobs.events import OnEvent, PhaseStarted
 from tintray.jobs.results import EvalTable
 from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.pipeline import on_gpus_there
-from tintray.jobs.runs.routing import Routed, foreign_source, route_pool, routing_table
+from tintray.jobs.runs.routing import Routed, foreign_source, route_answered, routing_table
 from tintray.jobs.runs.summaries import evaluation
 from tintray.models.calling import answer_space
 from tintray.models.loading import load_expert
@@ -78,7 +78,7 @@ class Evaluator:
         kind, *answers = self.answers(name)
         given = calibrated_score(name, kind, *answers)
         _, pool = self._pool(self._merge.task(name), kind, self._merge.for_task(name))
-        taken = route_pool(self._merge, pool)
+        taken = route_answered(self._merge, pool, self._device)
         rows, found = [n for n, task in enumerate(taken.tasks) if task == name], 0.0
         if rows:
             found = score(name, kind, *(_chosen(of, rows) for of in answers)).merged
@@ -94,7 +94,7 @@ class Evaluator:
         processor = cache(lambda text: self._merge.processor(first, text=text))
         source = local_data(data, cache_folder())
         pool = prepared_pool(source, processor, kind, f"--foreign {data.path}", cache_folder())
-        return route_pool(self._merge, pool)
+        return route_answered(self._merge, pool, self._device)
 
     def answers(self, name: str) -> TaskAnswers:
         """What merge and expert answer where ``evaluate`` compares them; raises as it does."""

@@ -6,17 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from tintray.data.source import DataSource
 from tintray.jobs.config.settings import limits
 from tintray.jobs.results import ForeignData, RoutedTask, RoutingTable
+from tintray.models.structure import copy_on
 from tintray.pools.pool import Pool
 from tintray.published.merge import Merge
+from tintray.references.observing import Observed
 from tintray.routing.pools import pool_features
-from tintray.routing.router import auroc
+from tintray.routing.router import Route, auroc
 from tintray.tasks.evaluation import TaskScore, mean
+from tintray.tasks.registry import find_kind
+from tintray.tinting.self_labels import predict
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,12 @@ class Routed:
     likeliest: Sequence[str]
     familiarity: Sequence[float]
     found: float = 0.0  # see ``RoutedTask``
+
+    @classmethod
+    def of(cls, routes: Sequence[Route]) -> Self:
+        """What becomes of examples with these routes."""
+        likeliest = [route.nearest[0][0] for route in routes]
+        return cls([route.task for route in routes], likeliest, [route.score for route in routes])
 
     @property
     def to(self) -> dict[str, float]:
@@ -41,11 +52,27 @@ class Routed:
 
 
 def route_pool(merge: Merge, pool: Pool) -> Routed:
-    """Route every example of a pool."""
-    found = pool_features(pool)
-    routes = merge.router.route(found, nearest=1)
-    tasks, likeliest = [r.task for r in routes], [r.nearest[0][0] for r in routes]
-    return Routed(tasks, likeliest, merge.router.familiarity(found).tolist())
+    """Route every example of a pool by its inputs alone."""
+    return Routed.of(merge.router.route(pool_features(pool), nearest=1))
+
+
+def route_answered(merge: Merge, pool: Pool, device: str) -> Routed:
+    """Route every example of a pool, and have the likeliest task answer it, as a server does."""
+    routes = merge.router.route(pool_features(pool), nearest=1)
+    by_task: dict[str, list[int]] = {}
+    for row, route in enumerate(routes):
+        by_task.setdefault(route.nearest[0][0], []).append(row)
+    for task, rows in by_task.items():
+        kind = find_kind(merge.task(task).kind)
+        if kind.goes_on or kind.writes or merge.reference(task) is None:
+            continue
+        part = pool[torch.tensor(rows)]
+        outputs = predict(copy_on(merge.for_task(task), device), part, kind, device=device)
+        observed = Observed.of(kind, outputs, part.mask, None)
+        judged = merge.judge([routes[row] for row in rows], observed)
+        for row, route in zip(rows, judged, strict=True):
+            routes[row] = route
+    return Routed.of(routes)
 
 
 def foreign_source(text: str) -> DataSource:

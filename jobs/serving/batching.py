@@ -1,8 +1,8 @@
 """Requests that wait a moment for each other and go to a replica as one batch of mixed tasks.
 
 No more waits than is allowed: whoever comes then is told to come again. While all replicas are
-busy, requests gather; so batches grow with the load, and at rest an example waits for others no
-longer than ``batch_wait_ms``.
+busy, requests gather; so batches grow with the load. While some are, an example waits for others no
+longer than ``batch_wait_ms``; at rest it does not wait at all.
 """
 
 from __future__ import annotations
@@ -74,7 +74,12 @@ class Batcher:
             batch = await self._gather()
             task = asyncio.create_task(self._send(batch))
             self._sent.add(task)
-            task.add_done_callback(self._sent.discard)
+            task.add_done_callback(self._over)
+
+    def _over(self, sent: asyncio.Task[None]) -> None:
+        """Whoever waits for others while something is out looks again whether anything is."""
+        self._sent.discard(sent)
+        self._arrived.set()
 
     async def _gather(self) -> list[_Waiting]:
         """The next batch: whole requests, as many as fit."""
@@ -84,7 +89,7 @@ class Batcher:
         size = self._options.max_batch_size
         loop = asyncio.get_running_loop()
         until = loop.time() + self._options.batch_wait_ms / 1000
-        while self.queued < size and (left := until - loop.time()) > 0:
+        while self._sent and self.queued < size and (left := until - loop.time()) > 0:
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)

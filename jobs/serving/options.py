@@ -26,7 +26,7 @@ class ServeOptions:
     threads: int = 1  # of each pass
     passes: int = 0  # that a replica computes at once; 0: as many as there are cores for
     max_batch_size: int = 32  # examples of one pass
-    batch_wait_ms: float = 2.0  # how long an example waits for others
+    batch_wait_ms: float = 2.0  # how long an example waits for others while some are computed
     max_queued: int = 256  # examples that wait; beyond that a request is told to come back
     max_body: int = 32 * 2**20  # bytes of a request
     max_examples: int = 256  # of a request

@@ -210,10 +210,9 @@ def known_reference(
 
     Raises InputError for a merge without it whose data are gone, or are too few.
     """
-    name = reference_file(entry.name)
-    if name in merge.manifest.files:
-        return Reference.read(merge.tensors(name), f"{merge.url}/{name}")
-    store = open_store(store_url)
+    if (published := merge.reference(entry.name)) is not None:
+        return published
+    name, store = reference_file(entry.name), open_store(store_url)
     kept = recall_tensors(store, merge.manifest, name)
     if kept is not None:
         return Reference.read(kept, f"what was measured of task '{entry.name}'")

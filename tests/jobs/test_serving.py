@@ -109,9 +109,9 @@ async def test_json_and_forms_are_answered_as_python_does(published: Published) 
         found = await server.client.post("/v1/predict", files=fields)
         assert found.json()["answers"][0]["task"] == "two"
         found = await server.predict({"inputs": [{"image": IMAGE}]}, "auto")
-        (route,) = merge.route(merge.processor("two")(Image.open(io.BytesIO(picture())),
-                                                      return_tensors="pt"))  # fmt: skip
-        assert found.json()["answers"][0]["route"] == route.to_json()
+        (same,) = merge.predict_mixed([("auto", picture())])
+        assert same.route is not None
+        assert found.json()["answers"][0]["route"] == same.route.to_json()
 
 
 @in_loop
@@ -298,6 +298,22 @@ async def test_requests_gather_while_replicas_are_busy_and_no_more_wait_than_may
         *([("b", n), ("c", n)] for n in range(3)),
     ]
     assert replicas.asked == [1, 1, 4, 2]
+    await batcher.close()
+
+
+@in_loop
+async def test_an_example_waits_for_others_only_while_some_are_out() -> None:
+    replicas = Slow()
+    batcher = Batcher(replicas, ServeOptions(batch_wait_ms=60_000, timeout=5, passes=2))
+    first = asyncio.create_task(batcher.predict([("a", 0)]))
+    while not replicas.asked:
+        await asyncio.sleep(0.01)
+    others = [asyncio.create_task(batcher.predict([("b", n)])) for n in range(2)]
+    await asyncio.sleep(0.05)
+    assert replicas.asked == [1]
+    replicas.go.set()  # nothing is out any more: nobody has to wait
+    assert await asyncio.gather(first, *others) == [[("a", 0)], [("b", 0)], [("b", 1)]]
+    assert replicas.asked == [1, 2]
     await batcher.close()
 
 

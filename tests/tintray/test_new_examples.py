@@ -173,6 +173,17 @@ def test_a_reference_is_read_as_it_was_kept() -> None:
     assert Reference.of(observed(logits[: LEAST - 1]), scored(0.8)) is None
 
 
+def test_how_sure_an_answer_is_stands_among_the_known() -> None:
+    logits = drawn(0, 100, 40)
+    known = Reference.of(observed(logits), scored(0.8))
+    assert known is not None
+    surer = known.surer(observed(torch.cat([logits, torch.zeros(1, 40), 99 * torch.eye(40)[:1]])))
+    assert surer is not None
+    ranks = ((surer[:100] * 101).round(decimals=3) - 1).sort().values
+    assert torch.allclose(ranks, torch.arange(100.0), atol=1e-2)  # each ties with itself
+    assert 0 < surer[100] < 0.01 and 0.99 < surer[101] < 1
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -59,6 +59,23 @@ def test_examples_go_to_their_task_and_foreign_ones_to_none(form: str) -> None:
     assert max(route.familiarity for route in foreign if route.task is None) < 0.05
 
 
+def test_how_surely_the_likeliest_task_answers_counts_beside_its_input() -> None:
+    router = Router.fit({name: features(images(name, 300)) for name in ("colour", "gray")})
+    own = router.route(features(images("colour", 2000, seed=1)))
+    stripes = router.route(features(FOREIGN["images"]))
+    surer = torch.rand(len(own), generator=torch.Generator().manual_seed(0)).clamp(1e-3, 1 - 1e-3)
+    judged = [router.judge(route, float(s)) for route, s in zip(own, surer, strict=True)]
+    assert sum(route.task is None for route in judged) / len(own) < 0.03
+    shares = torch.tensor([route.familiarity for route in judged])
+    assert abs(float(shares.mean()) - 0.5) < 0.06  # again the share of the tasks' own examples
+    assert all(a.nearest == b.nearest for a, b in zip(own, judged, strict=True))
+    assert all(router.judge(route, 0.5).task is None for route in stripes)
+    middling = min(own, key=lambda route: abs(route.familiarity - 0.05))
+    assert middling.task is not None
+    assert router.judge(middling, 1e-3).task is None  # neither familiar nor sure
+    assert router.judge(middling, 0.9).task == "colour"
+
+
 def test_two_tasks_of_the_same_images_are_said_to_share_them() -> None:
     pools = {"a": features(images("gray", 400, 1)), "b": features(images("gray", 400, 2))}
     router = Router.fit({**pools, "c": features(images("colour", 400, 3))})

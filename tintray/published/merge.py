@@ -17,7 +17,7 @@ In memory it is one backbone, whose tensors every task's model shares.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,14 @@ from tintray.published.files import (
     COEFFICIENTS,
     MergeFiles,
     config_file,
+    reference_file,
     tint_file,
 )
 from tintray.published.manifest import MANIFEST, MAX_MANIFEST, Manifest, TaskEntry
 from tintray.published.routing import open_router
 from tintray.published.signatures import MAX_SIGNATURES, SIGNATURES, rewritten
+from tintray.references.observing import Observed
+from tintray.references.reference import Reference
 from tintray.routing.features import features
 from tintray.routing.router import Route, Router
 from tintray.seals import seal
@@ -92,6 +95,7 @@ class Merge(MergeFiles):
         super().__init__(manifest, fetch, url, signatures=signatures)
         self._trusted = factory
         self._models: dict[str, nn.Module] = {}
+        self._sureness: dict[str, Reference | None] = {}
 
     @property
     def factory(self) -> str | None:
@@ -230,6 +234,33 @@ class Merge(MergeFiles):
         """
         with torch.inference_mode():
             return self.router.route(features(inputs), nearest)
+
+    def judge(self, routes: Sequence[Route], observed: Observed) -> list[Route]:
+        """Routes of examples with the same likeliest task, once that has answered them.
+
+        ``observed`` is what was noted of its answers, in the same order: an example of which it is
+        less sure than of its own looks more foreign. The routes stay as they are where nothing is
+        kept of how sure it was.
+        """
+        if not routes:
+            return []
+        task = routes[0].nearest[0][0]
+        if task not in self._sureness:
+            known = self.reference(task)  # of which the rest is large beside a tint
+            self._sureness[task] = known and Reference(known.numbers, None, None, None, None, {})
+        known = self._sureness[task]
+        surer = None if known is None else known.surer(observed)
+        if surer is None:
+            return list(routes)
+        pairs = zip(routes, surer.tolist(), strict=True)
+        return [self.router.judge(route, share) for route, share in pairs]
+
+    def reference(self, task: str) -> Reference | None:
+        """What was noted of a task's answers when the merge was made; None if nothing is kept."""
+        name = reference_file(task)
+        if name not in self.manifest.files:
+            return None
+        return Reference.read(self.tensors(name), f"{self.url}/{name}")
 
     def processor(self, task: str, *, text: bool | None = None) -> Any:
         """The image processor, or the tokenizer, of the task's expert; None if it needs none.

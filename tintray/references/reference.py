@@ -80,6 +80,18 @@ class Reference:
             known["features"], found["features"] = self.features, chosen.features
         return compare(known, found)
 
+    def surer(self, new: Observed) -> Tensor | None:
+        """[N]: of which share of the known examples the model was less sure, in (0, 1), ties half.
+
+        None for values, of which nobody knows how sure they are.
+        """
+        if "entropy" not in new.numbers or "entropy" not in self.numbers:
+            return None
+        known, asked = self.numbers["entropy"].sort().values, new.numbers["entropy"].contiguous()
+        surer = torch.searchsorted(known, asked)
+        as_sure = torch.searchsorted(known, asked, right=True)
+        return (len(known) - (surer + as_sure) / 2 + 0.5) / (len(known) + 1)
+
     def estimate(self, new: Observed) -> Estimate | None:
         """How many answers to new examples are right; None for values."""
         of_new = self._shares(new)

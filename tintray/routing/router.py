@@ -4,14 +4,16 @@ Each task has a Gaussian density over the features of its pool (quadratic discri
 with the covariance shrunk towards its diagonal as in regularised discriminant analysis, Friedman
 1989; the Mahalanobis distance to a task tells the foreign, Lee et al. 2018, arXiv 1807.03888).
 Nothing is trained: what is calibrated is calibrated on examples of the pools that no density was
-fitted to.
+fitted to. Once the likeliest task has answered, how surely it did is counted too (Hendrycks and
+Gimpel, arXiv 1610.02136, the entropy in place of the largest probability).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, Self
 
 import torch
@@ -29,6 +31,7 @@ UNKNOWN = "unknown"
 
 _SHRINK, _FLOOR = 0.02, 1e-4  # chosen on examples held back from pools, docs/routing.md
 _DENSE = 0.5  # how much a dense place counts beside a near one; chosen on tasks left out of pools
+_PARTS = 64  # of the normal distribution, as which a sure answer counts beside familiar inputs
 _AT_ONCE = 2**24  # numbers of examples, less their means, of several tasks
 _CALIBRATING = 4096  # examples of all tasks together
 _SPREAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
@@ -40,13 +43,15 @@ class Route:
 
     ``task`` is None if it is foreign to all tasks. ``confidence`` is the probability of the first
     of ``nearest``, given that it is of one of the tasks. ``familiarity`` is the share of the tasks'
-    own examples that look less familiar than it does.
+    own examples that look less familiar than it does; ``score`` is the same in standard deviations,
+    comparable within a router.
     """
 
     task: str | None
     confidence: float
     familiarity: float
     nearest: tuple[tuple[str, float], ...]  # tasks with their probability, the likeliest first
+    score: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -154,14 +159,18 @@ class Router:
         self._temperature = _temperature(densities, truth)
         distances = torch.cat([distance for distance, _ in found])
         self._known = self._familiar(distances, densities).sort().values
-        self._threshold = self._known.quantile(false_rejection)
+        self._threshold = float(self._known.quantile(false_rejection))
+        normal, parts = NormalDist(), range(_PARTS)
+        steps = torch.tensor([normal.inv_cdf((part + 0.5) / _PARTS) for part in parts])
+        self._known_answered = (self._known[:, None] + steps).flatten().sort().values
+        self._threshold_answered = float(self._known_answered.quantile(false_rejection))
         taken, count = densities.argmax(1), len(self.tasks)
         self._confusion = torch.zeros(count, count).index_put_(
             (truth, taken), torch.ones(len(truth)), accumulate=True
         )
 
     def _familiar(self, distances: Tensor, densities: Tensor) -> Tensor:
-        """How familiar examples look [N]: as near to their task as others, and in a dense place.
+        """How familiar examples look [N], in standard deviations: near to their task, and dense.
 
         Distance alone would take anything for an example of a task whose images are manifold;
         density alone would take plain images for one of a task whose images are plain.
@@ -170,10 +179,6 @@ class Router:
         own = distances.gather(1, task[:, None])[:, 0].log()
         near = (self._typical[task] - own) / self._deviation[task]
         return near + _DENSE * (best - self._level) / self._level_deviation
-
-    def familiarity(self, features: Tensor) -> Tensor:
-        """How familiar examples look [N], in standard deviations; comparable within a router."""
-        return self._familiar(*self._compare(features))
 
     def route(self, features: Tensor, nearest: int = 3) -> list[Route]:
         """Where each of N examples belongs, by its features [N, D].
@@ -188,16 +193,28 @@ class Router:
             )
         distances, densities = self._compare(features)
         familiar = self._familiar(distances, densities)
-        below = torch.searchsorted(self._known, familiar) / len(self._known)
+        below = _share_below(self._known, familiar)
         chances = (densities / self._temperature).softmax(1)
         top = chances.topk(min(nearest, len(self.tasks)), dim=1)
-        known = (familiar >= self._threshold).tolist()
-        rows = zip(top.values.tolist(), top.indices.tolist(), below.tolist(), known, strict=True)
+        rows = zip(*(t.tolist() for t in (*top, below, familiar)), strict=True)
         routes = []
-        for shares, places, share, of_one in rows:
+        for shares, places, share, score in rows:
             named = tuple((self.tasks[k], p) for k, p in zip(places, shares, strict=True))
-            routes.append(Route(named[0][0] if of_one else None, named[0][1], share, named))
+            task = named[0][0] if score >= self._threshold else None
+            routes.append(Route(task, named[0][1], share, named, score))
         return routes
+
+    def judge(self, route: Route, surer: float) -> Route:
+        """The same route, once its likeliest task has answered.
+
+        ``surer`` is the share of that task's own examples of which it was less sure, in (0, 1). It
+        counts as its place in a normal distribution, as familiar inputs do: the two say different
+        things, so that both together tell more of the foreign.
+        """
+        score = route.score + NormalDist().inv_cdf(surer)
+        task = route.nearest[0][0] if score >= self._threshold_answered else None
+        share = float(_share_below(self._known_answered, torch.tensor([score])))
+        return replace(route, task=task, familiarity=share, score=score)
 
     @cached_property
     def shared(self) -> Sequence[tuple[str, str, float]]:
@@ -211,6 +228,10 @@ class Router:
             for j in range(i + 1, count)
             if both[i][j] >= SHARED
         ]
+
+
+def _share_below(ordered: Tensor, values: Tensor) -> Tensor:
+    return torch.searchsorted(ordered, values) / len(ordered)
 
 
 def _deviation(values: Tensor) -> Tensor:

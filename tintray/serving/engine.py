@@ -8,7 +8,7 @@ answered task by task; its backbone is in memory once all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
@@ -30,6 +30,7 @@ from tintray.pools.pool import BATCH, Pool, joined
 from tintray.pools.preparing import ANSWER_LENGTH
 from tintray.published.files import config_file
 from tintray.published.merge import Merge
+from tintray.references.observing import Observed
 from tintray.routing.router import UNKNOWN, Route
 from tintray.serving.answers import Answer, Reader, class_names
 from tintray.serving.inputs import MAX_CHARACTERS, Form, Preparation, Prepared
@@ -218,9 +219,7 @@ class Engine:
                         self._pass(model, [(n, names[n], prepared[n]) for n in part], found)
         finally:
             self._free.put(model)
-        for number, route in routes.items():
-            if isinstance(found[number], Answer):
-                found[number] = replace(found[number], route=route)
+        self._judge(routes, found)
         return found
 
     def warm(self) -> None:
@@ -262,9 +261,9 @@ class Engine:
     def _routed(
         self, names: list[str], prepared: dict[int, Prepared], found: list[Any]
     ) -> dict[int, Route]:
-        """Give examples without a task theirs, by number; those that are of none are answered so.
+        """Routes of the examples without a task, by number; ``names`` gets their likeliest tasks.
 
-        ``names`` gets the tasks; what is foreign is taken out of ``prepared``.
+        How surely those answer tells more of what is foreign: see ``_judge``.
         """
         alike: dict[Any, list[int]] = {}
         if AUTO not in self.merge.tasks:
@@ -281,12 +280,28 @@ class Engine:
                     found[number] = error
                     del prepared[number]
         for number, route in routes.items():
-            if route.task is None:
-                found[number] = Answer(UNKNOWN, self.version, None, None, None, None)
-                del prepared[number]
-            else:
-                names[number] = route.task
+            names[number] = route.nearest[0][0]
         return routes
+
+    def _judge(self, routes: Mapping[int, Route], found: list[Any]) -> None:
+        """Give answers their routes; those to examples of no task say no more than that."""
+        judged, alike = dict(routes), dict[Any, list[int]]()
+        for number in routes:
+            answer = found[number]
+            if isinstance(answer, Answer) and answer.values is not None:
+                alike.setdefault((answer.task, answer.values.shape), []).append(number)
+        for (task, _), numbers in alike.items():
+            if (kind := self.task(task).reader.kind).goes_on:
+                continue  # it answers with one token, and is known by all of a text's
+            outputs = torch.from_numpy(np.stack([found[number].values for number in numbers]))
+            observed = Observed.of(kind, outputs, None, None)
+            of_task = [routes[number] for number in numbers]
+            judged |= zip(numbers, self.merge.judge(of_task, observed), strict=True)
+        for number, route in judged.items():
+            if route.task is None:
+                found[number] = Answer(UNKNOWN, self.version, None, None, None, None, route)
+            elif isinstance(found[number], Answer):
+                found[number] = replace(found[number], route=route)
 
     def _portions(self, kept: Recency[T], names: Sequence[str]) -> Iterator[dict[str, T]]:
         """What these tasks own, as much at once as the budget allows."""
