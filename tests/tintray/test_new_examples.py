@@ -177,11 +177,11 @@ def test_how_sure_an_answer_is_stands_among_the_known() -> None:
     logits = drawn(0, 100, 40)
     known = Reference.of(observed(logits), scored(0.8))
     assert known is not None
-    surer = known.surer(observed(torch.cat([logits, torch.zeros(1, 40), 99 * torch.eye(40)[:1]])))
+    surer = known.sureness()
     assert surer is not None
-    ranks = ((surer[:100] * 101).round(decimals=3) - 1).sort().values
-    assert torch.allclose(ranks, torch.arange(100.0), atol=1e-2)  # each ties with itself
-    assert 0 < surer[100] < 0.01 and 0.99 < surer[101] < 1
+    entropies = sorted(known.numbers["entropy"].tolist(), reverse=True)
+    assert [101 * surer(one) for one in entropies] == pytest.approx(range(1, 101))
+    assert 0 < surer(9.0) < 0.01 and 0.99 < surer(-1.0) < 1
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class Merge(MergeFiles):
         super().__init__(manifest, fetch, url, signatures=signatures)
         self._trusted = factory
         self._models: dict[str, nn.Module] = {}
-        self._sureness: dict[str, Reference | None] = {}
+        self._sureness: dict[str, Callable[[float], float] | None] = {}
 
     @property
     def factory(self) -> str | None:
@@ -236,24 +236,24 @@ class Merge(MergeFiles):
             return self.router.route(features(inputs), nearest)
 
     def judge(self, routes: Sequence[Route], observed: Observed) -> list[Route]:
-        """Routes of examples with the same likeliest task, once that has answered them.
+        """Routes of N examples once their likeliest tasks have answered them.
 
-        ``observed`` is what was noted of its answers, in the same order: an example of which it is
-        less sure than of its own looks more foreign. The routes stay as they are where nothing is
-        kept of how sure it was.
+        ``observed`` is what was noted of the answers: an example of which its task is less sure
+        than of its own looks more foreign. Routes stay as they are where nothing is kept of how
+        sure the task was.
         """
-        if not routes:
-            return []
-        task = routes[0].nearest[0][0]
-        if task not in self._sureness:
-            known = self.reference(task)  # of which the rest is large beside a tint
-            self._sureness[task] = known and Reference(known.numbers, None, None, None, None, {})
-        known = self._sureness[task]
-        surer = None if known is None else known.surer(observed)
-        if surer is None:
+        entropies = observed.numbers.get("entropy")
+        if entropies is None:
             return list(routes)
-        pairs = zip(routes, surer.tolist(), strict=True)
-        return [self.router.judge(route, share) for route, share in pairs]
+        judged = []
+        for route, entropy in zip(routes, entropies.tolist(), strict=True):
+            task = route.nearest[0][0]
+            if task not in self._sureness:
+                reference = self.reference(task)
+                self._sureness[task] = None if reference is None else reference.sureness()
+            surer = self._sureness[task]
+            judged.append(route if surer is None else self.router.judge(route, surer(entropy)))
+        return judged
 
     def reference(self, task: str) -> Reference | None:
         """What was noted of a task's answers when the merge was made; None if nothing is kept."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -80,17 +81,21 @@ class Reference:
             known["features"], found["features"] = self.features, chosen.features
         return compare(known, found)
 
-    def surer(self, new: Observed) -> Tensor | None:
-        """[N]: of which share of the known examples the model was less sure, in (0, 1), ties half.
+    def sureness(self) -> Callable[[float], float] | None:
+        """Tells of an entropy of which share of the known examples the model was less sure.
 
-        None for values, of which nobody knows how sure they are.
+        The share is in (0, 1), ties half. None for values, of which nobody knows how sure they are.
         """
-        if "entropy" not in new.numbers or "entropy" not in self.numbers:
+        if "entropy" not in self.numbers:
             return None
-        known, asked = self.numbers["entropy"].sort().values, new.numbers["entropy"].contiguous()
-        surer = torch.searchsorted(known, asked)
-        as_sure = torch.searchsorted(known, asked, right=True)
-        return (len(known) - (surer + as_sure) / 2 + 0.5) / (len(known) + 1)
+        known: list[float] = self.numbers["entropy"].sort().values.tolist()
+        count = len(known)
+
+        def surer(entropy: float) -> float:
+            as_sure = (bisect_left(known, entropy) + bisect_right(known, entropy)) / 2
+            return (count - as_sure + 0.5) / (count + 1)
+
+        return surer
 
     def estimate(self, new: Observed) -> Estimate | None:
         """How many answers to new examples are right; None for values."""

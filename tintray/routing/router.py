@@ -10,6 +10,7 @@ Gimpel, arXiv 1610.02136, the entropy in place of the largest probability).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,8 +163,9 @@ class Router:
         self._threshold = float(self._known.quantile(false_rejection))
         normal, parts = NormalDist(), range(_PARTS)
         steps = torch.tensor([normal.inv_cdf((part + 0.5) / _PARTS) for part in parts])
-        self._known_answered = (self._known[:, None] + steps).flatten().sort().values
-        self._threshold_answered = float(self._known_answered.quantile(false_rejection))
+        answered = (self._known[:, None] + steps).flatten().sort().values
+        self._threshold_answered = float(answered.quantile(false_rejection))
+        self._known_answered: list[float] = answered.tolist()
         taken, count = densities.argmax(1), len(self.tasks)
         self._confusion = torch.zeros(count, count).index_put_(
             (truth, taken), torch.ones(len(truth)), accumulate=True
@@ -193,7 +195,7 @@ class Router:
             )
         distances, densities = self._compare(features)
         familiar = self._familiar(distances, densities)
-        below = _share_below(self._known, familiar)
+        below = torch.searchsorted(self._known, familiar) / len(self._known)
         chances = (densities / self._temperature).softmax(1)
         top = chances.topk(min(nearest, len(self.tasks)), dim=1)
         rows = zip(*(t.tolist() for t in (*top, below, familiar)), strict=True)
@@ -213,7 +215,7 @@ class Router:
         """
         score = route.score + NormalDist().inv_cdf(surer)
         task = route.nearest[0][0] if score >= self._threshold_answered else None
-        share = float(_share_below(self._known_answered, torch.tensor([score])))
+        share = bisect_left(self._known_answered, score) / len(self._known_answered)
         return replace(route, task=task, familiarity=share, score=score)
 
     @cached_property
@@ -228,10 +230,6 @@ class Router:
             for j in range(i + 1, count)
             if both[i][j] >= SHARED
         ]
-
-
-def _share_below(ordered: Tensor, values: Tensor) -> Tensor:
-    return torch.searchsorted(ordered, values) / len(ordered)
 
 
 def _deviation(values: Tensor) -> Tensor:

@@ -288,15 +288,15 @@ class Engine:
         judged, alike = dict(routes), dict[Any, list[int]]()
         for number in routes:
             answer = found[number]
-            if isinstance(answer, Answer) and answer.values is not None:
-                alike.setdefault((answer.task, answer.values.shape), []).append(number)
-        for (task, _), numbers in alike.items():
-            if (kind := self.task(task).reader.kind).goes_on:
-                continue  # it answers with one token, and is known by all of a text's
+            if not isinstance(answer, Answer) or answer.values is None or answer.kind is None:
+                continue
+            if not find_kind(answer.kind).goes_on:  # with one token; known are all of a text's
+                alike.setdefault((answer.kind, answer.values.shape), []).append(number)
+        for (kind, _), numbers in alike.items():
             outputs = torch.from_numpy(np.stack([found[number].values for number in numbers]))
-            observed = Observed.of(kind, outputs, None, None)
-            of_task = [routes[number] for number in numbers]
-            judged |= zip(numbers, self.merge.judge(of_task, observed), strict=True)
+            observed = Observed.of(find_kind(kind), outputs, None, None)
+            theirs = [routes[number] for number in numbers]
+            judged |= zip(numbers, self.merge.judge(theirs, observed), strict=True)
         for number, route in judged.items():
             if route.task is None:
                 found[number] = Answer(UNKNOWN, self.version, None, None, None, None, route)
