@@ -96,6 +96,8 @@ def tensors_in_open(descriptor: int, path: Path, role: str, *, number: int = 0) 
 
 def _unreadable(path: Path, role: str, error: Exception) -> CheckpointError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, PermissionError):
+        return CheckpointError(f"{role}: {path} may not be read by this user; give it the right")
     return CheckpointError(
         f"{role}: {path} is not a safetensors file that can be read ({reason}); was it cut "
         "short or overwritten? copy it again"

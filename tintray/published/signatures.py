@@ -30,7 +30,7 @@ MAX_SIGNATURES = 2**16
 
 _KIND = "ssh-ed25519"
 _HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"  # before the 32 bytes of a key, as OpenSSH has it
-_NEEDED = ("signatures", ("cryptography",), "sign")
+_NEEDED = ("signing", ("cryptography",), "sign")
 
 
 @dataclass(frozen=True)
