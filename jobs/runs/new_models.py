@@ -93,7 +93,7 @@ def expanded(written: Sequence[str]) -> list[str]:
         if not inside:
             raise InputError(
                 f"{text}: expected a model folder, or a folder of model folders, found no "
-                f"config.json and no {ADAPTER_CONFIG}; leave it out, or give the folder above it alone"
+                f"config.json and no {ADAPTER_CONFIG}; leave it out, or give the folder above alone"
             )
         found += map(str, inside)
     found = list(dict.fromkeys(found))
