@@ -160,9 +160,8 @@ def _begin_to_write(connection: sa.Connection) -> None:
     assert isinstance(driver, sqlite3.Connection)
     try:
         while (waited := time.monotonic() - began) < BUSY_SECONDS:
-            driver.execute(
-                f"PRAGMA busy_timeout = {max(1, _TURN_MILLISECONDS // (1 + waited)):.0f}"
-            )
+            turn = max(1, _TURN_MILLISECONDS // (1 + waited))
+            driver.execute(f"PRAGMA busy_timeout = {turn:.0f}")
             try:
                 driver.execute("BEGIN IMMEDIATE")
                 return
