@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from tintray.errors import NotFoundError, TintrayError
 from tintray.jobs.config.job_file import JobSpec
@@ -51,9 +52,11 @@ def drive(job_id: str, attempt: int) -> int:
             store = open_store(spec.store)
             patience.wait(store.check_writable, run.stopper.check)
             # Imported under the lease: it takes seconds, on a busy machine more than a minute.
+            from tintray.jobs.runs.methods import resolve_job
             from tintray.jobs.runs.run import carry_on
 
-            carry_on(run, spec)
+            resolved = patience.wait(partial(resolve_job, spec), run.stopper.check)
+            carry_on(run, *resolved, store)
     return 0
 
 

@@ -56,7 +56,7 @@ def run_job(spec: JobSpec, on_event: OnEvent) -> Manifest:
     with opened as catalog:
         run = JobRun(enter_job(catalog, spec), catalog, on_event)
         with run.running():
-            return _execute(run, spec, base, store)
+            return carry_on(run, spec, base, store)
 
 
 def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent) -> Manifest:
@@ -68,16 +68,12 @@ def continue_job(job_id: str, catalog: Catalog, spec: JobSpec, on_event: OnEvent
     """
     run = JobRun(job_id, catalog, on_event)
     with run.running():
-        return carry_on(run, spec)
+        spec, base = resolve_job(spec)
+        return carry_on(run, spec, base, open_writable(spec))
 
 
-def carry_on(run: JobRun, spec: JobSpec) -> Manifest:
-    """The phases of a job whose lease is held; see ``continue_job``."""
-    spec, base = resolve_job(spec)
-    return _execute(run, spec, base, open_writable(spec))
-
-
-def _execute(run: JobRun, spec: JobSpec, base: SplitModel, store: ArtifactStore) -> Manifest:
+def carry_on(run: JobRun, spec: JobSpec, base: SplitModel, store: ArtifactStore) -> Manifest:
+    """The phases of a job whose lease is held and whose store can be written; see above."""
     if spec.merge.learned:
         return execute(FitPlan(spec, base), run, store)
     return execute(MethodPlan(spec, base), run, store)

@@ -16,8 +16,12 @@ import tintray
 from tests.fake_head import fake_head
 from tests.growing import hashes
 from tests.tiny_zoo import TinyZoo
+from tintray.errors import AwayError
 from tintray.jobs import api
 from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.queue.driving import drive
+from tintray.jobs.runs import methods
+from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.catalog.catalog import Catalog
 
 LEASE = "5"
@@ -38,6 +42,31 @@ def drivers() -> Iterator[list[subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.wait()
+
+
+def test_a_driver_waits_for_a_store_that_goes_away_before_it_computes(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store, once it was found to be writable; then where the base is read from."""
+    away = {"check_writable": [False, True], "load_base_model": [True]}
+
+    def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*args: Any) -> Any:
+            if away[name] and away[name].pop(0):
+                raise AwayError("no answer")
+            return call(*args)
+
+        return do
+
+    spec = tiny.spec(tmp_path, ("two",), fit={"rounds": 1})
+    monkeypatch.setenv("TINTRAY_CATALOG", spec.catalog)
+    with fake_head() as (address, requests):
+        job = tintray.submit(spec, address=address)
+        (entry,) = (each["entrypoint"] for each in requests if "entrypoint" in each)
+        for owner, name in ((FolderStore, "check_writable"), (methods, "load_base_model")):
+            monkeypatch.setattr(owner, name, failing(name, getattr(owner, name)))
+        drive(job.id, int(entry.split()[-1]))
+        assert job.status().state == "succeeded"
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.fake_head import VERSIONS, Answers, serving
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.queue import driving, entry
 from tintray.jobs.queue.submission import set_limit
+from tintray.jobs.runs import methods
 from tintray.jobs.runs import run as driver
 from tintray.storage.catalog.catalog import Catalog
 
@@ -81,13 +83,14 @@ def test_twenty_jobs_go_by_priority_and_none_is_lost_or_run_twice(
     spec = tiny.spec(tmp_path / "store", ("two",), fit=fit, catalog=catalog)
     monkeypatch.setenv("TINTRAY_CATALOG", catalog)
     monkeypatch.setattr("tintray.jobs.queue.following.POLL", 0.05)
-    carry_on, one_at_a_time = driver.carry_on, threading.Lock()
+    one_at_a_time = threading.Lock()
 
-    def alone(*args: Any) -> dict[str, Any]:
+    def alone(call: Callable[..., Any], *args: Any) -> Any:
         with one_at_a_time:  # transformers loads no two models at once in one process
-            return carry_on(*args)
+            return call(*args)
 
-    monkeypatch.setattr(driver, "carry_on", alone)
+    for module, name in ((methods, "resolve_job"), (driver, "carry_on")):
+        monkeypatch.setattr(module, name, partial(alone, getattr(module, name)))
     first = tintray.submit(spec, address=head.address, priority=1000)
 
     def submit(number: int) -> tintray.Job:
