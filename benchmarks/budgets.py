@@ -31,6 +31,7 @@ from tintray.jobs.runs.evaluate import Evaluator
 from tintray.jobs.runs.summaries import means
 from tintray.numerics.choices import Bits
 from tintray.published.merge import Merge
+from tintray.published.signatures import digest
 from tintray.tasks.evaluation import mean
 from tintray.tinting.stored_tints import decode, encode
 
@@ -77,20 +78,20 @@ class Rounded(Merge):
 class RoundedEvaluator(Evaluator):
     """Measures such a merge."""
 
-    def __init__(self, url: str, bits: Bits) -> None:
-        super().__init__(url, url.partition("/merges/")[0])
-        known = self._merge
+    def __init__(self, known: Merge, bits: Bits) -> None:
+        super().__init__(known.url, digest(known.manifest), known.url.partition("/merges/")[0])
         self._merge = Rounded(known.manifest, known.fetch, known.url)
         self._merge.bits = bits
 
 
 def rounding(url: str) -> dict[int, dict[str, float]]:
     """By bits, what rounding changes of a merge: shares of 1; prints a row for each."""
-    manifest = load_merge(url).manifest
+    merge = load_merge(url)
+    manifest = merge.manifest
     found: dict[int, dict[str, float]] = {}
     bits: Bits
     for bits in (8, 4, 16):
-        evaluator = RoundedEvaluator(url, bits)
+        evaluator = RoundedEvaluator(merge, bits)
         scores = [evaluator.evaluate(task.name) for task in manifest.tasks]
         each = zip(scores, manifest.tasks, strict=True)
         of_all = means(manifest.tasks, scores)

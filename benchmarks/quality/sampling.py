@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tintray.jobs.engine.finding import load_merge
 from tintray.jobs.runs.evaluate import Evaluator, TaskAnswers
+from tintray.published.signatures import digest
 from tintray.tasks.evaluation import score
 
 DRAWS = 200
@@ -18,7 +20,7 @@ _MOST = 100_000_000  # numbers that the draws of one task may go through, for an
 
 def sampling_error(merge: str, store: str, tasks: Sequence[str]) -> float:
     """Standard deviation of the mean over tasks, if each test set had been drawn anew."""
-    evaluator = Evaluator(merge, store)
+    evaluator = Evaluator(merge, digest(load_merge(merge).manifest), store)
     spreads = [spread(evaluator.answers(name)) for name in tasks]
     return math.sqrt(sum(each**2 for each in spreads)) / len(spreads)
 

@@ -20,7 +20,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import ClusterSpec
 from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.backend import ActorHandle, Backend, Placement, open_backend
-from tintray.jobs.engine.finding import load_merge
+from tintray.jobs.engine.finding import reopen_merge
 from tintray.jobs.engine.sources import cache_folder, local_data, local_folder
 from tintray.jobs.events import OnEvent, PhaseStarted
 from tintray.jobs.results import EvalTable
@@ -36,6 +36,7 @@ from tintray.pools.pool import Pool
 from tintray.pools.preparing import labels_of, prepared_pool
 from tintray.published.manifest import DataEntry, PoolEntry, TaskEntry, TestEntry
 from tintray.published.merge import Merge
+from tintray.published.signatures import digest
 from tintray.storage.artifacts.blobs import blob_key, fetch_blob
 from tintray.storage.artifacts.store import open_store
 from tintray.tasks.evaluation import TaskScore, calibrated_score, score
@@ -57,10 +58,13 @@ class TaskAnswers(NamedTuple):
 
 
 class Evaluator:
-    """A member that holds one published merge and measures tasks of it, on ``device``."""
+    """A member that holds one published merge and measures tasks of it, on ``device``.
 
-    def __init__(self, url: str, store_url: str, device: str = "cpu") -> None:
-        self._merge = load_merge(url)
+    ``manifest`` is the ``digest`` of the merge as it was opened.
+    """
+
+    def __init__(self, url: str, manifest: str, store_url: str, device: str = "cpu") -> None:
+        self._merge = reopen_merge(url, manifest)
         self._store = open_store(store_url)
         self._device = device
 
@@ -252,7 +256,7 @@ def _evaluators(
 ) -> AbstractContextManager[list[ActorHandle[Evaluator]]]:
     """One for each task, spread over the backend, computing as the cluster's workers do."""
     placement = Placement("evaluator", cluster.threads_per_worker, cluster.gpus_per_worker)
-    members = (merge.url, store_url, cluster.device)
+    members = (merge.url, digest(merge.manifest), store_url, cluster.device)
     return backend.spread(len(merge.tasks), placement, Evaluator, *members)
 
 

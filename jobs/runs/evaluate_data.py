@@ -12,7 +12,7 @@ from tintray.data.source import DataSource
 from tintray.errors import CheckpointError, InputError, NotFoundError
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.backend import Placement
-from tintray.jobs.engine.finding import load_merge, locate
+from tintray.jobs.engine.finding import load_merge, locate, reopen_merge
 from tintray.jobs.events import OnEvent, PhaseStarted, ignore
 from tintray.jobs.results import Record
 from tintray.jobs.runs.evaluate import (
@@ -29,6 +29,7 @@ from tintray.pools import sequences
 from tintray.pools.preparing import labels_of
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
+from tintray.published.signatures import digest
 from tintray.tasks.evaluation import score
 from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict
@@ -60,8 +61,8 @@ class MeasuredData(Record):
 class DataEvaluator:
     """A member that holds a published merge, and one expert at a time, on ``device``."""
 
-    def __init__(self, url: str, device: str = "cpu") -> None:
-        self._merge: Merge = load_merge(url)
+    def __init__(self, url: str, manifest: str, device: str = "cpu") -> None:
+        self._merge: Merge = reopen_merge(url, manifest)
         self._device = device
         self._experts: dict[str, nn.Module | InputError] = {}
         self._models: dict[str, nn.Module] = {}
@@ -170,7 +171,7 @@ def evaluate_data(
     told(PhaseStarted("evaluating", f"{len(tasks)} tasks on {len(sets)} sets of examples each"))
     with evaluating(opened) as (backend, cluster):
         placement = Placement("evaluator", cluster.threads_per_worker, cluster.gpus_per_worker)
-        member = (url, cluster.device)
+        member = (url, digest(opened.manifest), cluster.device)
         with backend.spread(len(tasks), placement, DataEvaluator, *member) as hosts:
             asked = [
                 host.call(DataEvaluator.measure, name, source, labels, corruption)

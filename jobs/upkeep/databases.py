@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
-from tintray.errors import InputError, NotFoundError, SpecError, StorageError
+from tintray.errors import InputError, NotFoundError, StorageError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen, located
 from tintray.jobs.upkeep.results import DatabaseReport, ForgottenRounds, Relocated, SchemaChange
 from tintray.storage.artifacts.publish import MergeRef, list_merges
-from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.store import canonical_url, open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.database import prepare_folder
 from tintray.storage.catalog.drivers import through
@@ -96,7 +96,7 @@ def relocate_store(
     """
     with as_input_error(), Catalog.open(chosen(None, catalog)[1], create=False) as known:
         old, new = open_store(located("store", before)).url, open_store(store)
-        forms = [url for url in known.artifacts.store_urls() if _canonical(url) == old]
+        forms = [url for url in known.artifacts.store_urls() if canonical_url(url) == old]
         if not forms:
             raise NotFoundError(
                 f"the catalog {known.url} knows no merge and no job of {old}; `tintray list` shows "
@@ -112,13 +112,6 @@ def relocate_store(
         for form in () if dry_run else forms:
             known.merges.relocate(form, new.url)
         return Relocated(known.url, old, new.url, len(wanted), dry_run)
-
-
-def _canonical(url: str) -> str | None:
-    try:
-        return open_store(url).url
-    except SpecError:  # of a kind that another version knows
-        return None
 
 
 def _lies_in(url: str, stores: Sequence[str]) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from re import fullmatch
 
-from tintray.errors import InputError, IntegrityError, NotFoundError, SpecError
+from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MANIFEST
 from tintray.storage.artifacts.records import fetch_record
-from tintray.storage.artifacts.store import open_store
+from tintray.storage.artifacts.store import canonical_url
 from tintray.storage.artifacts.sweep import Garbage, Inventory, Sweep, is_ours, plan_sweep
 from tintray.storage.catalog.catalog import Catalog
 
@@ -100,16 +100,8 @@ def _still_garbage(store: ArtifactStore, catalog: Catalog, item: Garbage) -> boo
 
 
 def _check_pair(store: ArtifactStore, catalog: Catalog) -> None:
-    if store.url not in set(_canonical(catalog.artifacts.store_urls())):
+    if store.url not in map(canonical_url, catalog.artifacts.store_urls()):
         raise InputError(
             f"the catalog {catalog.url} knows no job and no merge of the store {store.url}, so it "
             "cannot tell what is needed there; name the store's own catalog with --catalog"
         )
-
-
-def _canonical(urls: Iterable[str]) -> Iterable[str]:
-    for url in urls:
-        try:
-            yield open_store(url).url
-        except SpecError:  # written by a version that knows other stores
-            continue

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.tiny_zoo import TinyZoo
 from tintray.errors import IntegrityError, SignatureError, SpecError
 from tintray.jobs.config.signing import trusted_keys
 from tintray.jobs.engine.finding import reopen_merge
+from tintray.jobs.runs.evaluate import Evaluator
+from tintray.jobs.runs.evaluate_data import DataEvaluator
 from tintray.published.manifest import MANIFEST
 from tintray.published.signatures import SIGNATURES, digest
 from tintray.seals import seal, unseal
@@ -261,8 +264,9 @@ def test_who_opens_it_again_refuses_another(folder: Path) -> None:
     known = digest(tintray.load(folder).manifest)
     assert reopen_merge(str(folder), known).manifest.ref == "tiny/v1"
     change_manifest(folder, folder / SIGNATURES)
-    with pytest.raises(IntegrityError, match="its manifest was replaced"):
-        reopen_merge(str(folder), known)
+    for opened in (reopen_merge, DataEvaluator, partial(Evaluator, store_url=str(folder.parent))):
+        with pytest.raises(IntegrityError, match="its manifest was replaced"):
+            opened(str(folder), known)
 
 
 @pytest.mark.parametrize("form", ["file", "variable", "option"])

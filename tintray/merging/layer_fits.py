@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,6 @@ class LayerFit(ABC):
 
     Equations are in float64; what is summed over examples is in float32.
     """
-
-    terms: ClassVar[tuple[str, ...]]  # the rows' sums that ``part`` takes
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
