@@ -1,4 +1,4 @@
-"""One probe of placement, as a worker runs it: a tint layer learned under a backbone that stays."""
+"""A site tried for one task by a worker: a tint layer learned under a backbone that stays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tintray.tinting.step import StepSettings, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 
 LEARNED = 192
-"""Pool examples that a probe learns from; as many again at most are judged by."""
+"""Pool examples that a trial learns from; as many again at most are judged by."""
 
 JUDGED = 128
 
@@ -51,7 +51,7 @@ class Candidate:
     device: str = "cpu"  # where it computes; θ is there
 
 
-def probe(
+def try_site(
     candidate: Candidate, base: nn.Module, settings: StepSettings, steps: int
 ) -> tuple[float, float]:
     """Learn a tint layer for ``steps``: agreement on other examples, and image passes spent."""

@@ -20,7 +20,7 @@ from tintray.jobs.engine.arrays import Arrays, Sent, as_arrays, peak_memory, rea
 from tintray.jobs.engine.configs import FitConfig, Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.hosting import CheckedTask, Experts, HostedTask
 from tintray.jobs.engine.machine_speed import Speed, benchmark_machine
-from tintray.jobs.engine.trials import Candidate, probe
+from tintray.jobs.engine.trials import Candidate, try_site
 from tintray.numerics.choices import Bits, Precision
 from tintray.pools import sequences
 from tintray.pools.held_back import MOST, held_back_count, split_pool
@@ -271,8 +271,8 @@ class Worker:
                 }
             )
 
-    def probe(self, name: str, site: str, steps: int, *theta: Sent) -> tuple[float, float]:
-        """Try a site for one task under θ in pieces; see ``tintray.jobs.engine.trials.probe``."""
+    def try_site(self, name: str, site: str, steps: int, *theta: Sent) -> tuple[float, float]:
+        """Try a site for one task under θ in pieces; see ``trials.try_site``."""
         hosted = self._hosted[name]
         candidate = Candidate(
             task=name,
@@ -285,7 +285,7 @@ class Worker:
             layout=self._partition.layout,
             device=self._config.device,
         )
-        return probe(candidate, self._partition.module, self._config.settings, steps)
+        return try_site(candidate, self._partition.module, self._config.settings, steps)
 
     # -- after the fit -------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ def _first_trials(job: PreparedJob, sites: Sequence[Site]) -> list[Trial]:
     pieces = job.workers.assignment.shards.merge(start_coefficients(spec, layout, job.facts))
     theta = list(map(as_argument, pieces))
     steps = first_steps(spec.fit.rounds)
-    asked = [job.workers.each(None, Worker.probe, site.name, steps, *theta) for site in sites]
+    asked = [job.workers.each(None, Worker.try_site, site.name, steps, *theta) for site in sites]
     trials = []
     for site, of_site in zip(sites, map(job.backend.get, asked), strict=True):
         each, passes = zip(*of_site, strict=True)
@@ -142,6 +142,6 @@ def _told(report: Mapping[str, Any]) -> str:
     rest = ", ".join(f"{trial.site} {trial.agreement:.1%}" for trial in others[:3])
     return (
         f"tint.sites: {report['site']} ({best.agreement:.1%} agreement after "
-        f"{'a short fit' if best.rung else 'a first probe'}{f'; then {rest}' if rest else ''}), "
+        f"{'a short fit' if best.rung else 'a first trial'}{f'; then {rest}' if rest else ''}), "
         f"found at {report['cost_share']:.0%} of the cost of fitting every site"
     )

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Backend]:
     """One local Ray for the whole module: jobs that find it running use it and leave it running."""
-    fleet = open_backend(address=None, workers=2, threads=1, plan=128 * 2**20)
-    yield fleet
-    fleet.close()
+    backend = open_backend(address=None, workers=2, threads=1, plan=128 * 2**20)
+    yield backend
+    backend.close()
 
 
 def grown(zoo: TinyZoo, store: Path, **cluster: Any) -> list[Any]:

@@ -58,10 +58,10 @@ def nodes(cluster: Any) -> str:
 
 
 @pytest.fixture
-def fleet(nodes: str) -> Iterator[Backend]:
-    fleet = open_backend(address=nodes, workers=2, threads=1, plan=0)
-    yield fleet
-    fleet.close()
+def backend(nodes: str) -> Iterator[Backend]:
+    backend = open_backend(address=nodes, workers=2, threads=1, plan=0)
+    yield backend
+    backend.close()
 
 
 class Probe:
@@ -101,33 +101,33 @@ def test_two_nodes_give_the_bits_of_one_process(nodes: str, tiny: TinyZoo, tmp_p
     assert hashes(api.run(here).url) == hashes(api.run(there).url)
 
 
-def test_members_are_spread_over_the_nodes(fleet: Backend) -> None:
-    capacity = fleet.capacity()
+def test_members_are_spread_over_the_nodes(backend: Backend) -> None:
+    capacity = backend.capacity()
     assert (capacity.cpus, capacity.nodes) == (2, 2)
     assert 0 < (capacity.object_store or 0) <= STORE
-    workers = [fleet.spawn(Placement(f"worker {n}", 1), Probe) for n in range(2)]
-    shards = [fleet.spawn(Placement(f"shard {n}"), Probe) for n in range(4)]
-    assert len(set(fleet.get([member.call(Probe.node) for member in workers]))) == 2
-    assert len(set(fleet.get([member.call(Probe.node) for member in shards]))) > 1
+    workers = [backend.spawn(Placement(f"worker {n}", 1), Probe) for n in range(2)]
+    shards = [backend.spawn(Placement(f"shard {n}"), Probe) for n in range(4)]
+    assert len(set(backend.get([member.call(Probe.node) for member in workers]))) == 2
+    assert len(set(backend.get([member.call(Probe.node) for member in shards]))) > 1
 
 
-def test_nothing_spills_however_many_rounds_there_are(fleet: Backend, tmp_path: Path) -> None:
+def test_nothing_spills_however_many_rounds_there_are(backend: Backend, tmp_path: Path) -> None:
     """12 MiB of θ, five groups, ten rounds: 0.7 GiB pass through object stores of 100 MiB."""
     layout = build_layout({f"w.{n}": (1024, 512) for n in range(6)})
     store = open_store(str(tmp_path))
     tensors = {slot.name: torch.full(slot.shape, 0.01) for slot in layout.slots}
     blob = put_blob(store, tensors_as_bytes(tensors))
-    shards = Shards(fleet, ShardConfig(str(tmp_path), blob, layout), 2)
-    fleet.get(shards.load(["a", "b"], [blob, blob]))
-    workers = [fleet.spawn(Placement(f"worker {n}", 1), Echo) for n in range(2)]
+    shards = Shards(backend, ShardConfig(str(tmp_path), blob, layout), 2)
+    backend.get(shards.load(["a", "b"], [blob, blob]))
+    workers = [backend.spawn(Placement(f"worker {n}", 1), Echo) for n in range(2)]
     groups = {n: workers[n % 2] for n in range(5)}
-    cast = Assignment(shards, groups, {n: [str(n)] for n in groups}, {})
+    assignment = Assignment(shards, groups, {n: [str(n)] for n in groups}, {})
     start = Coefficients(torch.full((2, len(layout.units)), 0.3))
     before = spilled()
     told: list[Any] = []
     rates = Rates(lambda _: 1e-3, lambda _: 0.0)
     draws = Draws([str(n) for n in groups], 1)
-    Coordinator(fleet, cast, start, rates=lambda _: rates, draws=draws).fit(10, told.append)
+    Coordinator(backend, assignment, start, rates=lambda _: rates, draws=draws).fit(10, told.append)
     assert len(told) == 10
     assert spilled() == before
     theta = shards.gather(shards.merge(start.values))

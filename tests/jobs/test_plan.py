@@ -163,16 +163,16 @@ def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
 def test_pools_are_known_from_headers(tiny: TinyZoo, tmp_path: Path) -> None:
     """As the workers then hold them, or a little more; nothing of them is read."""
     spec = tiny.spec(tmp_path / "store")
-    ground = load_base_model(spec)
-    known = ground.partition.module.config
+    base = load_base_model(spec)
+    known = base.partition.module.config
     planned = pool_bytes(spec, known.to_dict() | {"num_labels": known.num_labels})
-    crew = WorkerPool(Worker, InProcessBackend(1), spec, ground)
-    crew.check()
-    hosted = crew._workers[0]._member.result()._checked.values()  # type: ignore[attr-defined]
+    workers = WorkerPool(Worker, InProcessBackend(1), spec, base)
+    workers.check()
+    hosted = workers._workers[0]._member.result()._checked.values()  # type: ignore[attr-defined]
     pools = [pool for task in hosted for pool in (task.pool, task.test) if pool is not None]
     held = sum(tensor.nbytes for pool in pools for tensor in pool.inputs.values())
     assert held <= planned < 1.1 * held
-    assert make_plan(spec, ground, ClusterSize(cpus=1, memory=64 * GIB)).pools == planned
+    assert make_plan(spec, base, ClusterSize(cpus=1, memory=64 * GIB)).pools == planned
     assert pool_bytes(spec, {}) > 0  # of a model that tells nothing, by the shapes in the files
 
 
@@ -195,13 +195,13 @@ def test_a_job_that_cannot_fit_is_refused_before_anything_starts(
     tiny: TinyZoo, tmp_path: Path
 ) -> None:
     spec = tiny.spec(tmp_path / "store")
-    ground = load_base_model(spec)
+    base = load_base_model(spec)
     with pytest.raises(SpecError, match="the job does not fit: 1 worker of"):
-        make_plan(spec, ground, ClusterSize(cpus=2, memory=2**20))
+        make_plan(spec, base, ClusterSize(cpus=2, memory=2**20))
 
     backend = InProcessBackend(1, capacity=ClusterSize(cpus=1, memory=2**20))
     with pytest.raises(SpecError, match="does not fit"):
-        WorkerPool(Worker, backend, spec, ground)
+        WorkerPool(Worker, backend, spec, base)
     backend.close()
     assert not backend._members
     assert not (tmp_path / "store").exists()

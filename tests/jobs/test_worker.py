@@ -25,11 +25,11 @@ from tintray.storage.artifacts.store import open_store
 
 def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
     spec = zoo.spec(store, tasks=("five", "four"), **sections)
-    fleet = InProcessBackend(1)
-    crew = WorkerPool(Worker, fleet, spec, load_base_model(spec))
-    crew.check()
-    found = crew.prepare(open_store(spec.store), lambda done: None)
-    fleet.close()
+    backend = InProcessBackend(1)
+    workers = WorkerPool(Worker, backend, spec, load_base_model(spec))
+    workers.check()
+    found = workers.prepare(open_store(spec.store), lambda done: None)
+    backend.close()
     return found
 
 
