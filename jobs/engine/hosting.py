@@ -200,10 +200,15 @@ class Experts:
             *(task, checked.facts, checked.layer, pool, test, checked.test_labels),
             *(checked.true_labels, labels, expert_test, features, asking),
         )
-        blobs = {"labels": labels_blob, "test_outputs": test_blob, "vector": vector}
-        told: dict[str, Any] = {**blobs, "features": features_blob, "doubt": suspicion}
-        told["routing"] = routing
-        return hosted, Prepared(task.name, seconds, cached, vector_cached, **told)
+        return hosted, Prepared(
+            *(task.name, seconds, cached, vector_cached),
+            labels=labels_blob,
+            test_outputs=test_blob,
+            vector=vector,
+            features=features_blob,
+            doubt=suspicion,
+            routing=routing,
+        )
 
     def _check_published(self, task: TaskConfig, pool: Pool, test: Pool | None) -> None:
         """Refuse other examples than those that a published task was fitted or measured on."""
