@@ -15,6 +15,15 @@ class PhaseStarted:
 
 
 @dataclass(frozen=True)
+class JobChecked:
+    """Every expert and every data set can be used, and what the job does is settled."""
+
+    job: Mapping[str, object]  # as it is recorded
+    lineage: Mapping[str, str]  # what it stands on: parent, base, experts and pools with hashes
+    workers: int
+
+
+@dataclass(frozen=True)
 class TaskPrepared:
     """A task's expert was checked and its pool and self-labels are at hand."""
 
@@ -94,6 +103,7 @@ class Notice:
 
 Event = (
     PhaseStarted
+    | JobChecked
     | TaskPrepared
     | RoundDone
     | CheckpointSaved

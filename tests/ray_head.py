@@ -26,12 +26,14 @@ MARK = "TINTRAY_TEST_HEAD"  # a variable by which a head's processes are known
 
 
 class RayHead:
-    """A head that runs; ``address`` is that of its dashboard."""
+    """A head that runs; ``address`` is that of its dashboard, ``cluster`` what drivers join."""
 
     def __init__(self, cpus: int, environment: Mapping[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # socket names allow no longer one
         ports = free_ports(4)
         self.address = f"http://127.0.0.1:{ports[0]}"
+        self.cluster = f"127.0.0.1:{ports[1]}"
+        self.metrics = f"http://127.0.0.1:{ports[3]}/metrics"
         self._log = (self.folder / "head.log").open("wb")
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",

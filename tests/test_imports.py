@@ -39,6 +39,7 @@ LAYERS = [
     "jobs",
     "jobs/config",
     "jobs/engine",
+    "jobs/tracking",
     "jobs/runs",
     "jobs/display",
     "jobs/queue",

@@ -124,6 +124,7 @@ ModelLocation = Annotated[Location, _located(locations.model_location)]
 DataLocation = Annotated[Location, _located(locations.data_location)]
 StoreLocation = Annotated[Location, _located(locations.store_location)]
 CatalogLocation = Annotated[Location, _located(locations.catalog_location)]
+TrackingLocation = Annotated[Location, _located(locations.tracking_location)]
 Bounds = Annotated[tuple[float, float] | None, BeforeValidator(_pair)]
 Memory = Annotated[
     int,

@@ -30,6 +30,7 @@ from tintray.jobs.config.sections import (
     Section,
     TaskSpec,
     TintSpec,
+    Tracking,
 )
 from tintray.jobs.config.settings import default_catalog, default_store, is_own_cluster
 from tintray.storage.secrets import shown_url
@@ -76,6 +77,8 @@ class JobSpec(Section):
         examples=["postgresql+psycopg://tintray@db/tintray"],
     )
     """The database of jobs and merges; left out, that of the settings."""
+    tracking: Tracking = None
+    """Who else is told of the job: `mlflow`, `wandb` or `tensorboard`."""
 
     @field_validator("name")
     @classmethod
@@ -105,6 +108,16 @@ class JobSpec(Section):
                 f"expected 'groups' to be at most the {len(tasks)} tasks, found {fit.groups}"
             )
         return fit
+
+    @field_validator("tracking")
+    @classmethod
+    def _tracker_has_a_place(cls, tracking: Tracking, info: ValidationInfo) -> Tracking:
+        if tracking is None or tracking.tracker != "tensorboard" or tracking.to is not None:
+            return tracking
+        store = info.data.get("store")
+        if store is not None and store.path is None:
+            raise ValueError(f"expected 'to', a folder for TensorBoard's files: {store} is none")
+        return tracking
 
     def coefficient_lr(self, tasks: int) -> float:
         """The first learning rate of so many tasks' coefficients: the job's own, or by them."""

@@ -116,6 +116,19 @@ def catalog_location(written: str, folder: Path) -> Location:
     return Location(f"sqlite:///{path}{mark}{query}", shown)
 
 
+def tracking_location(written: str, folder: Path) -> Location:
+    """Where a tracker keeps what it is told: a folder, SQLite's file, or a URL as it is written."""
+    if written.startswith("sqlite:"):
+        return catalog_location(written, folder)
+    expected = "a folder or a URL without user, password and query"
+    if "://" not in written or written.startswith("file:"):
+        _scheme(written, ("file",), expected)
+        return Location(str(_path(written, folder, expected)[0]), written)
+    if "@" in written or "?" in written or not written.isprintable():
+        raise _refusal(expected, written, "; the tracker has variables of its own for secrets")
+    return Location(written)
+
+
 def _refusal(expected: str, written: str, why: str = "") -> ValueError:
     return ValueError(f"expected {expected}, found {shown_url(written)!r}{why}")
 

@@ -42,6 +42,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
         scale = merge.get("scale")  # left out, it was the merging method's own
         record |= {"recipe": "default", "merge": {**merge, "scale": scale or "own"}}
     record.setdefault("route", True)
+    record.setdefault("tracking", None)
     if isinstance(cluster := record.get("cluster"), Mapping):
         record["cluster"] = {**cluster, "restarts": cluster.get("restarts", _RESTARTS)}
     if isinstance(fit := record.get("fit"), Mapping):
@@ -61,7 +62,7 @@ def _upgraded_tint(tint: dict[str, Any]) -> dict[str, Any]:
 
 def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded job with its fields as 0.1.0 called them, and without those that it had not."""
-    named = ("recipe", "route") if record.get("route", True) else ("recipe",)
+    named = {"recipe", "tracking"} | ({"route"} if record.get("route", True) else set())
     record = {name: value for name, value in record.items() if name not in named}
     before, merge = _FIT_BEFORE.items(), record["merge"]
     fit = {name: value for name, value in record["fit"].items() if (name, value) not in before}

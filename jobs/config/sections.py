@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from tintray.jobs.config.fields import (
     Scale,
     ShardCount,
     Threshold,
+    TrackingLocation,
     WorkerCount,
 )
 from tintray.jobs.config.settings import limits
@@ -543,3 +545,55 @@ class GrowthSpec(Section):
     """Rounds in which new coefficients, or all of them, are learned."""
     refit_rounds: int = Field(default=100, ge=1, examples=[200])
     """Rounds in which an old tint layer is learned again when the backbone has changed."""
+
+
+TrackerName = Literal["mlflow", "wandb", "tensorboard"]
+_KEPT_AT = {
+    "mlflow": "a URL such as http://mlflow:5000 or sqlite:///mlflow.db",
+    "wandb": "the URL of a server such as https://wandb.example.org",
+    "tensorboard": "a folder",
+}
+
+
+class TrackingSpec(Section):
+    """Who is told of the job while it runs, besides the catalog; `tracking: mlflow` is enough."""
+
+    tracker: TrackerName = Field(examples=["mlflow"])
+    """Which tracker; its package has to be installed where the job runs."""
+    to: TrackingLocation | None = Field(default=None, examples=["http://mlflow:5000"])
+    """MLflow's tracking URI, a server of W&B, or the folder of TensorBoard's files.
+
+    Left out, what the tracker's own variables say; of TensorBoard, `tensorboard` in the store."""
+    project: str | None = Field(default=None, min_length=1, examples=["merging"])
+    """MLflow's experiment or W&B's project; left out, its own variable, else the job's name."""
+    alias: str = Field(default="newest", pattern=r"^[\w-]{1,100}$", examples=["candidate"])
+    """The alias that MLflow's model version and W&B's artifact get when a merge is published."""
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_is_free(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError(f"expected none that trackers set themselves, found {alias!r}")
+        return alias
+
+    @field_validator("to")
+    @classmethod
+    def _tracker_keeps_it_there(
+        cls, to: TrackingLocation | None, info: ValidationInfo
+    ) -> TrackingLocation | None:
+        tracker = info.data.get("tracker")
+        if to is None or tracker is None:
+            return to
+        url = to.startswith(("http://", "https://")) or (tracker == "mlflow" and not to.path)
+        if url == (tracker == "tensorboard") or ("://" in to and not url):
+            raise ValueError(f"expected {_KEPT_AT[tracker]}, found {to.written!r}")
+        return to
+
+
+Tracking = Annotated[
+    TrackingSpec | None,
+    BeforeValidator(
+        lambda value: {"tracker": value} if isinstance(value, str) else value,
+        json_schema_input_type=TrackingSpec | TrackerName | None,
+    ),
+]

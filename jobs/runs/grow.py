@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from tintray.errors import ParentChangedError
+from tintray.errors import InputError, NotFoundError, ParentChangedError
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.sections import Tracking
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.configs import TaskFacts
 from tintray.jobs.events import Notice, OnEvent, ignore
@@ -23,8 +24,10 @@ from tintray.jobs.runs.pipeline import backend_for, execute, on_gpus_there, open
 from tintray.jobs.runs.remove import plan_removal
 from tintray.jobs.runs.summaries import summary
 from tintray.jobs.runs.validation import report
+from tintray.jobs.tracking.tracker import check_tracker
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.store import open_store
+from tintray.storage.catalog.catalog import Catalog
 
 _REBASES = 5
 
@@ -160,6 +163,22 @@ def _grow(
             return summary(manifest, f"{open_store(store).url}/merges/{manifest.ref}")
 
 
+def _tracking(parent: Parent, catalog: Catalog, on_event: OnEvent) -> Tracking:
+    """Who is told of a change: who was told of the job that made its parent.
+
+    The catalog says who; a merge that somebody else made names nobody.
+    """
+    try:
+        found = JobSpec.from_record(catalog.jobs.get(parent.manifest.job_id).spec).tracking
+        check_tracker(found)
+    except NotFoundError:
+        return None
+    except InputError as error:
+        on_event(Notice(f"{error}; this change is not told there"))
+        return None
+    return found
+
+
 def _grow_once(
     parent: Parent, change: Change, spec: JobSpec, mode: Asked, of_newest: bool, on_event: OnEvent
 ) -> Manifest:
@@ -173,6 +192,7 @@ def _grow_once(
     store, opened = open_store_and_catalog(spec)
     with opened as catalog:
         make_known(parent, catalog)
+        spec = spec.changed(tracking=_tracking(parent, catalog, on_event))
         head = parent.ref.version
         if not of_newest:
             head = max(catalog.merges.find(parent.ref.name).version, head)

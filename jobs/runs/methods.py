@@ -27,6 +27,7 @@ from tintray.jobs.engine.surgery import operate_on_all
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
+from tintray.jobs.tracking.tracker import check_tracker
 from tintray.merging import Recipe, recipe
 from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
@@ -67,6 +68,7 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
         As ``load_base_model`` does, and for a method that cannot merge so many tasks, or tensors of
         this size within its memory.
     """
+    check_tracker(spec.tracking)
     spec = with_method_defaults(spec)
     spec, base = within_budget(spec, load_base_model(spec))
     if spec.merge.method == SURGERY and (spec.tint.bits or 32) < 32:

@@ -110,6 +110,7 @@ def _small(spec: JobSpec, tasks: Sequence[TaskSpec], rounds: int, folder: Path) 
     return spec.here().changed(
         tasks=cut,
         fit=fit,
+        tracking=None,
         store=Location(str(folder / "store")),
         catalog=Location(f"sqlite:///{folder}/catalog.db"),
     )

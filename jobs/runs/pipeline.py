@@ -31,6 +31,7 @@ from tintray.jobs.runs.outcome import Checked, Lineage, Outcome, Result
 from tintray.jobs.runs.publication import publish
 from tintray.jobs.runs.records import record_checked, record_prepared, remark_on_result
 from tintray.jobs.runs.recovery import Cause, Recovery, Remedy
+from tintray.jobs.tracking.following import followed
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import parse_merge_url
@@ -97,6 +98,11 @@ def execute(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
     What fails on the way and can be tried again is, as ``tintray.jobs.runs.recovery`` says: from
     the beginning, where what was computed is found again, and the fit at its last checkpoint.
     """
+    with followed(plan.spec, run.job_id, len(run.recovered), run.on_event) as run.on_event:
+        return _until_over(plan, run, store)
+
+
+def _until_over(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manifest:
     recovery = Recovery(plan.spec.cluster.restarts, len(run.recovered))
     while True:
         try:

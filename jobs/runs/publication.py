@@ -170,7 +170,10 @@ def _manifest(outcome: Outcome, run: JobRun) -> UnpublishedManifest:
         "metrics": Means(**asdict(means(entries))),
         "seconds": dict(run.seconds),
         "peak_memory_mib": (outcome.result.peak_memory + peak_memory()) / 2**20,
-        "job": Job.model_validate(outcome.checked.spec.record()),
+        # Who was told of it is no part of a merge.
+        "job": Job.model_validate(
+            {n: v for n, v in outcome.checked.spec.record().items() if n != "tracking"}
+        ),
     }
     if lineage is None:
         return UnpublishedManifest(**_of_experts(outcome), **common)

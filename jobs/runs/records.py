@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tintray.jobs.engine.base_model import SplitModel
 from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.statistics import Refs
 from tintray.jobs.engine.worker import MAY_LOSE
-from tintray.jobs.events import Notice, TaskPrepared
+from tintray.jobs.events import JobChecked, Notice, TaskPrepared
 from tintray.jobs.runs.job_run import JobRun
-from tintray.jobs.runs.outcome import Checked, Lineage, Outcome
+from tintray.jobs.runs.outcome import Checked, Hosted, Lineage, Outcome
 from tintray.jobs.runs.recomposition import correction_from
 from tintray.storage.artifacts.blobs import BlobRef
 from tintray.storage.artifacts.cache import lookup
 from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.inputs import KnownModel, KnownPool, KnownTask
+from tintray.storage.secrets import shown_url
 from tintray.tasks.doubts import shortfall
 from tintray.tasks.registry import find_kind
 
@@ -49,8 +50,28 @@ def record_checked(run: JobRun, checked: Checked, lineage: Lineage | None) -> No
         pools.append(KnownPool(*pool))
         tasks.append(KnownTask(task.name, task.kind, sha256, pool[0]))
     run.catalog.inputs.record(run.job_id, models, pools, tasks)
+    workers = len(checked.workers.members) if isinstance(checked, Hosted) else 0
+    lines = _lineage(models, pools, tasks, lineage)
+    run.on_event(JobChecked(checked.spec.record(), lines, workers))
     if lineage is not None:
         _inherit(run, checked, lineage)
+
+
+def _lineage(
+    models: Sequence[KnownModel],
+    pools: Sequence[KnownPool],
+    tasks: Sequence[KnownTask],
+    lineage: Lineage | None,
+) -> dict[str, str]:
+    """What a job stands on, as trackers are told: each with where it is and its hash."""
+    base, *experts = models
+    told = {"base": f"{shown_url(base.source)} sha256:{base.sha256}"}
+    if lineage is not None:
+        told |= {"parent": str(lineage.parent.ref), "change": str(lineage.change)}
+    for task, expert, pool in zip(tasks, experts, pools, strict=True):
+        told[f"{task.name}.expert"] = f"{shown_url(expert.source)} sha256:{expert.sha256}"
+        told[f"{task.name}.pool"] = f"{shown_url(pool.source)} sha256:{pool.sha256}"
+    return told
 
 
 def _inherit(run: JobRun, checked: Checked, lineage: Lineage) -> None:

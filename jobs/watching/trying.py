@@ -24,7 +24,9 @@ def try_split(
     with TemporaryDirectory(prefix="tintray-split-") as name:
         folder = Path(name)
         store, known = Location(str(folder)), Location(f"sqlite:///{folder}/catalog.db")
-        short = spec.changed(fit={"rounds": rounds, "warmup": warmup}, store=store, catalog=known)
+        short = spec.changed(
+            fit={"rounds": rounds, "warmup": warmup}, tracking=None, store=store, catalog=known
+        )
 
         def keeps(tasks: Sequence[str]) -> list[float]:
             on_event(Notice(f"trying {', '.join(tasks)}"))

@@ -269,6 +269,14 @@ def test_bad_fields(load: Load, change: tuple[str, str], words: list[str]) -> No
         ),
         ("cluster: {workers: -1}", ["cluster.workers", "0 or more, or 'auto'", "found -1"]),
         ("cluster: {address: 'h:1', workers: 0}", ["cluster.workers", "an address", "found 0"]),
+        ("tracking: mlfow", ["tracking.tracker: expected 'mlflow'", "did you mean 'mlflow'?"]),
+        ("tracking: 3", ["tracking: expected a section", "found 3"]),
+        ("tracking: {tracker: mlflow, to: runs}", ["tracking.to", "a URL such as", "found 'runs'"]),
+        ("tracking: {tracker: wandb, to: s3://b}", ["tracking.to", "a server", "found 's3://b'"]),
+        ("tracking: {tracker: tensorboard, to: http://h}", ["tracking.to", "a folder, found"]),
+        ("tracking: {tracker: wandb, to: https://me:pw@h}", ["https://me:***@h", "of its own"]),
+        ("tracking: {tracker: mlflow, alias: latest}", ["tracking.alias", "found 'latest'"]),
+        ("store: s3://bucket\ntracking: tensorboard", ["tracking: expected 'to'", "s3://bucket"]),
         ("catalog: mysql://h/x", ["catalog", "sqlite:///catalog.db", "'mysql://h/x'"]),
         ("catalog: 'sqlite://'", ["catalog", "with three slashes"]),
         ("catalog: sqlite:///data", ["catalog", "which is a folder"]),
@@ -393,6 +401,8 @@ def test_a_job_recorded_by_0_1_0_is_read_and_hashed_as_it_was() -> None:
     assert spec.submission_hash() == known["submission_hash"]
     assert JobSpec.from_record(spec.record()) == spec
     assert changed_fields(known["record"], spec.record()) == []
+    tracked = spec.changed(tracking={"tracker": "mlflow"})
+    assert [tracked.digest(), tracked.submission_hash()] == [spec.digest(), spec.submission_hash()]
     assert upgraded_path("tasks.mnist.adapt") == "tasks.mnist.pool"  # in a checkpoint's basis
     assert upgraded_path("tasks.keep.expert") == "tasks.keep.expert"
 
