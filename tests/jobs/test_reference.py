@@ -49,7 +49,8 @@ def job(tmp_path: Path) -> dict[str, Any]:
     task["test"] = data | {"split": "test"}
     tasks = [{"name": name, **task} for name in ("one", "two")]
     tint: dict[str, Any] = {"sites": [{"site": "head"}]}
-    return {"name": "ten", "base": "zoo/base", "tasks": tasks, "tint": tint}
+    return {"name": "ten", "base": "zoo/base", "tasks": tasks, "tint": tint,
+            "tracking": {"tracker": "mlflow"}}  # fmt: skip
 
 
 def with_field(job: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def test_an_editor_marks_only_what_tintray_refuses_and_all_of_it_but_what_has_re
         "merge.bounds": [[2, 1]],
         "tint.sites": [["head", "head"]],
         "fit.groups": [3],
+        "tracking.to": ["x", ""],
     }
     assert unseen == reasons.get(path, []), path
 
