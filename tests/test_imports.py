@@ -149,13 +149,14 @@ def test_stores_know_only_errors_and_seals_of_the_method() -> None:
         assert not beyond, f"{path.relative_to(ROOT)} imports {sorted(beyond)}"
 
 
-def test_ray_is_imported_where_members_and_replicas_run_alone() -> None:
+def test_ray_is_imported_where_members_and_replicas_run_and_its_gauges_are_set() -> None:
     everything = [path for package in PACKAGES for path in modules(package)]
     users = [path for path in everything if any(n.split(".")[0] == "ray" for n in imports(path))]
     assert [path.relative_to(ROOT).as_posix() for path in users] == [
         "jobs/engine/ray_backend.py",
         "jobs/serving/application.py",
         "jobs/serving/replicas.py",
+        "jobs/tracking/live.py",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Members as Ray actors; beside this module, only `jobs/serving/replicas.py` imports Ray.
+"""Members as Ray actors; who else imports Ray, `tests/test_imports.py` says.
 
 An actor hosts a member, or several where one lives beside another. Values go through Ray's object
 store, which members on a node read without a copy; tensors may go from actor to actor by one of its
