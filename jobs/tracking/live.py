@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tintray.tasks.evaluation import mean
 
 JOB_TAGS = ("job_id", "name")
 METRICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "tintray_job_running": ("1 while the job runs, 0 when it is over.", ()),
+    "tintray_job_running": ("1 while the job runs.", ()),
     "tintray_job_round": ("Rounds that are done.", ()),
     "tintray_job_rounds": ("Rounds that the fit will have.", ()),
     "tintray_job_loss": ("Loss of the last round, as a mean over its tasks.", ()),
@@ -29,6 +30,8 @@ METRICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """Name -> what it says, and its tags besides the job's. Ray puts ``ray_`` before each name."""
 
+SECONDS = 3.0
+"""Seconds between two settings of all figures."""
 MOST_TASKS = 32
 """Tasks of a job beyond which no figure of each is kept."""
 
@@ -37,8 +40,9 @@ Set = Callable[[str, float, Mapping[str, str]], None]
 
 @dataclass
 class LiveMetrics:
-    """The figures of one job, set as it tells of itself: once a round, and where no Ray runs not.
+    """The figures of one job, kept as it tells of itself, and set by a thread while Ray runs here.
 
+    Ray forgets a figure that was not set anew for some 15 seconds, and a round may take longer.
     ``set`` and ``clock`` are for tests.
     """
 
@@ -51,9 +55,15 @@ class LiveMetrics:
     _since: float = 0.0
     _spent: dict[str, float] = field(default_factory=dict)
     _seconds: float = 0.0  # of the fit, when its last round was done
+    _values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
 
     def take(self, event: Event) -> None:
-        """Set what an event tells."""
+        """Keep what an event tells."""
+        if self._thread is None and "ray" in sys.modules:
+            self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
+            self._thread.start()
         match event:
             case PhaseStarted():
                 self._end_phase()
@@ -66,10 +76,19 @@ class LiveMetrics:
                 self._take_round(event)
 
     def end(self) -> None:
-        """The job is over."""
-        self._end_phase()
-        if self._spent:
-            self._tell(running=0)
+        """The job is over: its figures are gone with it."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def push(self) -> None:
+        """Set all figures."""
+        for (name, tags), value in list(self._values.items()):
+            self.set(name, value, dict(tags))
+
+    def _refresh(self) -> None:
+        while not self._over.wait(SECONDS):
+            self.push()
 
     def _take_round(self, event: RoundDone) -> None:
         took, self._seconds = event.seconds - self._seconds, event.seconds
@@ -98,7 +117,8 @@ class LiveMetrics:
     def _tell(self, tags: Mapping[str, str] | None = None, **values: float) -> None:
         for name, value in values.items():
             own = {"job_id": self.job_id, "name": self.name}
-            self.set(f"tintray_job_{name}", float(value), own | dict(tags or {}))
+            labels = tuple((own | dict(tags or {})).items())
+            self._values[f"tintray_job_{name}", labels] = float(value)
 
 
 def _set(name: str, value: float, tags: Mapping[str, str]) -> None:
