@@ -63,7 +63,7 @@ class AwayError(StorageError):
 
 
 class RefusedError(StorageError):
-    """The store refused a request of a client whose requests it has taken before."""
+    """The store refused a request: for want of rights, or since it was altered on the way."""
 
 
 class IntegrityError(StorageError):

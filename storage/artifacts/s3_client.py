@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import boto3
@@ -62,12 +63,14 @@ _PASSING = {
 }
 """Refusals that pass: a clock that is set right, bytes altered on the way, a disk with room."""
 
-_ANSWERS = {404, 409, 412, 416, 501}
-"""HTTP statuses that answer a request. Any other refusal may be of one that was altered on the way.
+_ANSWERS = {
+    *MISSING, "NoSuchUpload", "409", "ConditionalRequestConflict", "412", "PreconditionFailed",
+    "416", "InvalidRange",
+}  # fmt: skip
+"""Codes that answer a request. Any other may be of a request, or an answer, altered on the way.
 
 What names the object is signed, so a request for another one is refused with 403, not with 404.
 """
-_ACCEPTED = "AcceptedBefore"  # in a refusal's metadata: the server has taken requests before
 
 _BREAKDOWNS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
@@ -135,33 +138,29 @@ def make_client(place: S3Url, options: S3Options) -> S3Client:
         raise StorageError(f"the artifact store {place} cannot be used: {said}") from error
     client.meta.events.register("before-send.s3", refuse_overdue)
     client.meta.events.register("before-parse.s3", _refuse_broken)
-    ask_again = cast("Callable[..., None]", _Refusals(client, options.attempts).ask_again)
-    client.meta.events.register("needs-retry.s3", ask_again)  # its stubs know of no answers
+    again = cast("Callable[..., None]", partial(_ask_again, client, options.attempts))
+    client.meta.events.register("needs-retry.s3", again)  # its stubs know of no answers
     return client
 
 
-class _Refusals:
-    """Asks again where a server refuses: one byte altered on the way is enough for that."""
+def _ask_again(
+    client: S3Client,
+    most: int,
+    /,
+    response: tuple[Any, dict[str, Any]] | None,
+    attempts: int,
+    **_: object,
+) -> float | None:
+    """Seconds after which a request that was refused is sent again; None if it is not.
 
-    def __init__(self, client: S3Client, attempts: int) -> None:
-        self._client, self._attempts, self._accepted = client, attempts, False
-
-    def ask_again(
-        self, response: tuple[Any, dict[str, Any]] | None, attempts: int, **_: object
-    ) -> float | None:
-        """Seconds after which a request is sent again, as botocore's handlers say it; or None."""
-        if response is None:
-            return None
-        status, answer = response[0].status_code, response[1]
-        self._accepted |= status < 300
-        code = answer.get("Error", {}).get("Code")
-        if status < 300 or status >= 500 or (status in _ANSWERS and code != "NoSuchBucket"):
-            return None
-        answer["ResponseMetadata"][_ACCEPTED] = self._accepted
-        if attempts >= self._attempts:
-            return None
-        self._client.close()  # its connections: what is left of the request may spoil the next
-        return random.uniform(0, 0.05 * 2**attempts)
+    One byte altered on the way is enough for a refusal. botocore calls this after each answer.
+    """
+    if response is None or attempts >= most or not 300 <= response[0].status_code < 500:
+        return None
+    if str(response[1].get("Error", {}).get("Code", response[0].status_code)) in _ANSWERS:
+        return None
+    client.close()  # its connections: what is left of the request may spoil the next
+    return random.uniform(0, 0.05 * 2**attempts)
 
 
 def _refuse_broken(response_dict: dict[str, Any], operation_model: Any, **_: object) -> None:
@@ -205,13 +204,11 @@ def failures(place: S3Url, endpoint: str, action: str) -> Iterator[None]:
 
 
 def _kind(error: Exception) -> type[StorageError]:
-    """Whether a server did not answer or cannot at the moment, or refuses what it took before."""
+    """Whether a server did not answer, cannot at the moment, or refused a request."""
     if isinstance(error, ClientError):
-        metadata = error.response.get("ResponseMetadata", {})
-        status = metadata.get("HTTPStatusCode", 0)
-        if status == 429 or 500 <= status <= 507 or error_code(error) in _PASSING:
-            return AwayError
-        return RefusedError if metadata.get(_ACCEPTED) else StorageError
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        away = status == 429 or 500 <= status <= 507 or error_code(error) in _PASSING
+        return AwayError if away else RefusedError
     silent = not isinstance(error, (*_BREAKDOWNS[0][0], *_BREAKDOWNS[1][0]))
     return AwayError if silent else StorageError
 

@@ -6,9 +6,11 @@ import http.client
 import os
 import random
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -197,18 +199,45 @@ def test_a_job_whose_requests_are_altered_on_the_way_publishes_what_it_would(
     assert hashes(found.url) == hashes(published.summary.url)
 
 
-def test_a_refusal_is_of_the_credentials_or_of_a_request(altering: Gate, s3_url: str) -> None:
+def test_what_is_refused_for_good_has_a_kind_of_its_own(altering: Gate, s3_url: str) -> None:
     bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
-    options = S3Options(read_timeout=0.5, attempts=2)
-    accepted, fresh = (S3Store(S3Url(bucket, prefix), options) for _ in range(2))
-    accepted.check_writable()
+    store = S3Store(S3Url(bucket, prefix), S3Options(read_timeout=0.5, attempts=2))
     altering.corrupt = 1.0
     # Now and then what is altered goes through, or leaves the server waiting.
-    for store, kind in ((accepted, RefusedError), (fresh, StorageError)):
-        raised: list[type[StorageError]] = []
-        while kind not in raised and len(raised) < 20:
-            try:
-                store.exists("key")
-            except StorageError as error:
-                raised.append(type(error))
-        assert set(raised) <= {kind, AwayError} and kind in raised
+    raised: list[type[StorageError]] = []
+    while RefusedError not in raised and len(raised) < 20:
+        try:
+            store.exists("key")
+        except StorageError as error:
+            raised.append(type(error))
+    assert set(raised) <= {RefusedError, AwayError} and RefusedError in raised
+
+
+def answering(*answers: bytes) -> tuple[str, list[bytes]]:
+    """A server that answers so, and then as before; and the requests that it has had."""
+    heard: list[bytes] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                heard.append(connection.recv(1 << 16))
+                connection.sendall(answers[min(len(heard), len(answers)) - 1])
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}", heard
+
+
+@pytest.mark.parametrize(("code", "times"), [("InvalidRange", 1), ("InvalidRaoge", 3)])
+def test_a_code_that_no_server_has_is_asked_for_again(
+    code: str, times: int, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    head = f"HTTP/1.1 416 Range\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    url, heard = answering(head.encode() + body)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    store = S3Store(S3Url("bucket", "prefix"), S3Options(attempts=3))
+    with suppress(RefusedError):
+        assert store.get("key", 5, 9) == b""
+    assert len(heard) == times
