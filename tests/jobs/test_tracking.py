@@ -106,7 +106,7 @@ def until(job: Published, number: int) -> list[Any]:
 
 
 def test_mlflow_keeps_one_run_of_a_job_and_a_version_of_its_model(
-    published: Published, tmp_path: Path
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
@@ -138,7 +138,8 @@ def test_mlflow_keeps_one_run_of_a_job_and_a_version_of_its_model(
     version = client.get_model_version_by_alias("tiny", "candidate")
     assert (version.version, version.run_id) == (1, id_)
     assert version.tags == {"tintray.merge": "tiny/v1", "tintray.url": published.summary.url}
-    folder = download_artifacts("models:/tiny@candidate", tracking_uri=uri, registry_uri=uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folder = download_artifacts("models:/tiny@candidate")
     assert tintray.load(folder).manifest.ref == "tiny/v1"
 
 
