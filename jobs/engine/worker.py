@@ -7,7 +7,7 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -296,17 +296,21 @@ class Worker:
         expert = hosted.labels.all() if hosted.test is None else hosted.expert_test
         assert expert is not None, "a test set has the expert's answers"
         self._estimate(hosted, theta)
-        inputs, kind = HeadInputs(), hosted.task.kind
-        with self._fused.hooked(inputs):
+        kind = hosted.task.kind
+        # New answers of a model that writes are its own; here it was given right ones to go on.
+        inputs = None if kind.writes else HeadInputs()
+        with nullcontext() if inputs is None else self._fused.hooked(inputs):
             merged = self._predict(hosted, pool, theta, inputs=inputs)
         score = calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
+        self._references[name] = {}
+        if inputs is None:
+            return score
         observed = Observed.of(kind, merged, pool.mask, inputs.features(len(pool)))
         if hosted.test is None:  # on what it has learned from it would be surer
             held_back = self._rows(hosted, MOST)[1]
             observed = observed[held_back] if len(held_back) >= LEAST else observed
-        # New answers of a model that writes are its own; here it was given right ones to go on.
-        reference = None if kind.writes else Reference.of(observed, score)
-        self._references[name] = {} if reference is None else reference.tensors()
+        if (reference := Reference.of(observed, score)) is not None:
+            self._references[name] = reference.tensors()
         return score
 
     def agreement(self, name: str, examples: int, *theta: Sent) -> float:

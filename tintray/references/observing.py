@@ -121,12 +121,12 @@ class HeadInputs:
         while isinstance(tensor, tuple | list) and len(tensor):
             tensor = tensor[0] if tensor is given else tensor[-1]  # of a pyramid, the deepest
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim > 1:
-            self._parts.append(self._pooled(tensor.detach().float()).cpu())
+            self._parts.append(self._pooled(tensor.detach().float()))
 
     def _pooled(self, tensor: Tensor) -> Tensor:
         """[N, d] from [N, d], from tokens [N, S, d] or from maps [N, d, H, W]."""
         if tensor.ndim != 3:
-            return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
+            return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor.clone()
         real = (self._batch.get(f"{of}attention_mask") for of in ("decoder_", ""))
         fits = (mask for mask in real if mask is not None and mask.shape == tensor.shape[:2])
         weights = next(fits, tensor.new_ones(tensor.shape[:2])).to(tensor)
@@ -136,7 +136,7 @@ class HeadInputs:
         """[N, FEATURES]: random projections of what was given for so many examples."""
         if sum(map(len, self._parts)) != examples or len({of.shape[1] for of in self._parts}) != 1:
             return None  # the head is run in another way than once for each example
-        given = torch.cat(self._parts)
+        given = torch.cat(self._parts).cpu()  # once: a copy for each batch would wait for a GPU
         width = given.shape[1]
         mixing = torch.randn(width, FEATURES, generator=stream(0, "drift", str(width)))
         mixed: Tensor = given @ (mixing / width**0.5)
