@@ -229,6 +229,7 @@ def ui_(host: str, port: int, **options: Any) -> Answer:
         show_default=True,
         help="How often at most a check may say that examples differ which do not.",
     ),
+    flag("--dry-run", help="Check, and enter nothing in the catalog."),
     place_options,
     factory_option,
     watched=True,

@@ -84,6 +84,7 @@ def monitor(
     alpha: float = ALPHA,
     examples: int = EXAMPLES,
     expert: bool = False,
+    dry_run: bool = False,
     on_event: OnEvent | None = None,
 ) -> Drift:
     """Compare new examples of a task with those that its merge was measured on; no label is read.
@@ -92,7 +93,7 @@ def monitor(
     spread evenly. With ``expert`` the task's expert answers them too, and its disagreement gives a
     second estimate. In the place of data, ``from_serve`` is the URL of a server that answers with
     this merge and was told to observe; features are not known then. What is found is entered in the
-    catalog, if it knows the merge.
+    catalog, if it knows the merge, but for a ``dry_run``.
 
     Raises NotFoundError for an unknown merge or task; DataError for examples that cannot be read or
     are too few; InputError where nothing is known to compare them with.
@@ -112,7 +113,8 @@ def monitor(
         found = drift_of((opened.manifest.ref, task, from_serve), reference, observed, alpha)
     else:
         found = _of_data(opened, entry, data, examples, place, alpha, expert, told)
-    _enter(found, url, catalog, told)
+    if not dry_run:
+        _enter(found, url, catalog, told)
     return found
 
 

@@ -69,6 +69,7 @@ def test_new_examples_are_compared_and_the_check_is_remembered(
         "confidence", "entropy", "classes", "features",
     }  # fmt: skip
     assert found["estimate"]["metric"] == "accuracy" and 0 <= found["elsewhere"] <= 1
+    assert call(*ask, new("five", darkened), "--dry-run").code == 6  # and is in no history
     differs = call(*ask, new("five", darkened), "--expert")
     assert differs.code == 6 and "differs" in differs.out and "by expert" in differs.out
     past = call("monitor", "tiny", "--history", *grown.words, "--json").document

@@ -16,7 +16,7 @@ READS = {
     *("plan", "validate", "fields", "methods", "list", "show", "eval", "conflicts", "check"),
     *("history", "diff-merges", "ps", "status", "watch", "logs", "wait", "diff", "doctor"),
     *("artifacts ls", "artifacts verify", "gc", "db check", "completion", "version"),
-    *("monitor", "ui"),
+    "ui",
 }
 """Commands that write nothing but what they remember, or (gc) unless told. Serving is not rehearsed
 either."""
