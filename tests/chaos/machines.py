@@ -185,8 +185,11 @@ class Cluster:
         ]
 
     def stop(self) -> None:
-        """Turn all machines off, as `ray stop` does: jobs are over by then."""
-        for machine in self.machines:
+        """Turn all machines off, as `ray stop` does: jobs are over by then.
+
+        The head goes last: Ray's agents on a node would wait for one that is gone.
+        """
+        for machine in reversed(self.machines):
             machine.stop()
 
     def keep_logs(self, folder: Path) -> None:
