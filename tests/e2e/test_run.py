@@ -18,7 +18,15 @@ from tests.tiny_zoo import CLASSES, GPUS, POOL, TASKS, TEST, TinyZoo, comparable
 from tintray.data.reading import read_examples
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.events import Evaluated, Notice, PhaseStarted, Published, RoundDone, TaskPrepared
+from tintray.jobs.events import (
+    Evaluated,
+    JobChecked,
+    Notice,
+    PhaseStarted,
+    Published,
+    RoundDone,
+    TaskPrepared,
+)
 from tintray.pools.preparing import build_pool
 from tintray.published.merge import Merge
 from tintray.storage.catalog.catalog import Catalog
@@ -81,9 +89,11 @@ def test_events_tell_the_job_in_order(published: conftest.Published) -> None:
     events = published.events
     assert [event.phase for event in events if isinstance(event, PhaseStarted)] == STAGES
     others = [event for event in events if not isinstance(event, PhaseStarted)]
-    each = [TaskPrepared] * 4 + [RoundDone] * 4 + [Evaluated] * 4 + [Published]
+    each = [JobChecked] + [TaskPrepared] * 4 + [RoundDone] * 4 + [Evaluated] * 4 + [Published]
     assert [type(event) for event in others] == each
-    for number, (prepared, round_) in enumerate(zip(others[:4], others[4:8], strict=True), start=1):
+    for number, (prepared, round_) in enumerate(
+        zip(others[1:5], others[5:9], strict=True), start=1
+    ):
         assert (prepared.done, prepared.total, prepared.cached) == (number, 4, False)
         assert round_.agreement.keys() == round_.selected_fraction.keys() == set(TASKS)
     assert events[-1].url == published.summary.url

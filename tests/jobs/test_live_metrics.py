@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_ray_exports_the_figures_of_a_job(tiny: TinyZoo, tmp_path: Path) -> None
             fit={"held_back": 8},
         )
         command = [sys.executable, "-c", _RUN, str(job), head.metrics]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # other tests may have set it
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     samples = re.findall(r"^ray_(tintray_job_\w+)\{(.*)\} (\S+)$", done.stdout, re.MULTILINE)
     assert {name for name, _, _ in samples} == METRICS.keys()
