@@ -79,10 +79,11 @@ class Evaluator:
 
     def evaluate_routed(self, name: str) -> tuple[TaskScore, Routed]:
         """The same, and where the examples go when nobody says which task they are of."""
-        kind, *answers = self.answers(name)
+        asked = self.answers(name)
+        kind, *answers = asked
         given = calibrated_score(name, kind, *answers)
         _, pool = self._pool(self._merge.task(name), kind, self._merge.for_task(name))
-        taken = route_answered(self._merge, pool, self._device)
+        taken = route_answered(self._merge, pool, self._device, {name: asked.merged})
         rows, found = [n for n, task in enumerate(taken.tasks) if task == name], 0.0
         if rows:
             found = score(name, kind, *(_chosen(of, rows) for of in answers)).merged

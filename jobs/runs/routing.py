@@ -15,11 +15,13 @@ from tintray.jobs.config.settings import limits
 from tintray.jobs.results import ForeignData, RoutedTask, RoutingTable
 from tintray.models.structure import copy_on
 from tintray.pools.pool import Pool
+from tintray.published.files import reference_file
 from tintray.published.merge import Merge
 from tintray.references.observing import Observed
 from tintray.routing.pools import pool_features
 from tintray.routing.router import Route, auroc
 from tintray.tasks.evaluation import TaskScore, mean
+from tintray.tasks.outputs import Outputs
 from tintray.tasks.registry import find_kind
 from tintray.tinting.self_labels import predict
 
@@ -56,18 +58,27 @@ def route_pool(merge: Merge, pool: Pool) -> Routed:
     return Routed.of(merge.router.route(pool_features(pool), nearest=1))
 
 
-def route_answered(merge: Merge, pool: Pool, device: str) -> Routed:
-    """Route every example of a pool, and have the likeliest task answer it, as a server does."""
+def route_answered(
+    merge: Merge, pool: Pool, device: str, known: Mapping[str, Outputs] | None = None
+) -> Routed:
+    """Route every example of a pool, and have the likeliest task answer it, as a server does.
+
+    ``known`` are the answers of tasks that were asked about the whole pool already.
+    """
+    known = known or {}
     routes = merge.router.route(pool_features(pool), nearest=1)
     by_task: dict[str, list[int]] = {}
     for row, route in enumerate(routes):
         by_task.setdefault(route.nearest[0][0], []).append(row)
     for task, rows in by_task.items():
         kind = find_kind(merge.task(task).kind)
-        if kind.goes_on or kind.writes or merge.reference(task) is None:
+        if kind.goes_on or kind.writes or reference_file(task) not in merge.manifest.files:
             continue
         part = pool[torch.tensor(rows)]
-        outputs = predict(copy_on(merge.for_task(task), device), part, kind, device=device)
+        if task in known:
+            outputs = known[task][torch.tensor(rows)]
+        else:
+            outputs = predict(copy_on(merge.for_task(task), device), part, kind, device=device)
         observed = Observed.of(kind, outputs, part.mask, None)
         judged = merge.judge([routes[row] for row in rows], observed)
         for row, route in zip(rows, judged, strict=True):

@@ -81,7 +81,7 @@ class Following:
     files: TemporaryDirectory[str] | None = None  # what the tracker is given of the merge
 
     def take(self, event: Event) -> None:
-        """Have the tracker told of an event; returns at once."""
+        """Have the tracker told of an event; waits for nothing but the report of a merge."""
         values = self.curves.take(event)
         if isinstance(event, JobChecked) and self.sender is None:
             self.sender = Sender(lambda: open_tracker(self.job))
