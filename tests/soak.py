@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def _objects() -> float:
 
 @dataclass(frozen=True)
 class Trend:
-    """How the samples of one part went: what its second fifth held at rest, and its last."""
+    """How the samples of one part went: the most of its second fifth, the least of its last."""
 
     part: str
     steps: int
@@ -96,16 +96,19 @@ class Trend:
 
 
 def trend(part: str, steps: int, seconds: float, samples: list[Sample]) -> Trend:
-    """Compare the second fifth of some samples with the last."""
+    """Compare the most that the second fifth held with the least that the last does.
+
+    A file being written, or a connection that is closed and made again, comes and goes in both.
+    """
     fifth = max(1, len(samples) // 5)
-    before, after = _at_rest(samples[fifth : 2 * fifth]), _at_rest(samples[-fifth:])
+    before, after = _each(max, samples[fifth : 2 * fifth]), _each(min, samples[-fifth:])
     return Trend(part, steps, seconds, before, after)
 
 
-def _at_rest(samples: list[Sample]) -> Sample:
-    """The least of each: a file being written, or a connection being made, comes and goes."""
+def _each(of: Callable[[Iterable[float]], float], samples: list[Sample]) -> Sample:
+    """The least, or the most, of each number."""
     return Sample(**{
-        name: min(getattr(sample, name) for sample in samples) for name in asdict(samples[0])
+        name: of(getattr(sample, name) for sample in samples) for name in asdict(samples[0])
     })  # fmt: skip
 
 

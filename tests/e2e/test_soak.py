@@ -32,6 +32,11 @@ def test_what_grows_is_seen(name: str, each: float) -> None:
     assert trend("it", 50, 1.0, [*samples[:5], *[AT_REST] * 45]).grown == []
 
 
+def test_what_is_let_go_for_a_moment_has_not_grown() -> None:
+    fewer = replace(AT_REST, files=7)
+    assert trend("it", 50, 1.0, [*[AT_REST] * 12, fewer, *[AT_REST] * 37]).grown == []
+
+
 @pytest.mark.slow
 def test_rounds_and_jobs_leave_nothing_behind() -> None:
     # In a process of its own: what other tests left in this one comes and goes as it likes.
