@@ -120,7 +120,7 @@ def run_rounds_left(run: JobRun, job: PreparedJob, coordinator: Coordinator) -> 
         last = event.round == event.rounds
         if run.stopper.asked or (checkpoints.due(event.round) and not last):
             run.flush()
-            run.on_event(checkpoints.save(event))
+            run.checkpoint_saved(checkpoints.save(event))
             _look_for_room(run, job, event)
         run.stopper.check()
 

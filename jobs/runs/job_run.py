@@ -18,8 +18,16 @@ from tintray.errors import (
     shortened,
 )
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.events import Evaluated, Notice, OnEvent, PhaseStarted, RoundDone
+from tintray.jobs.events import (
+    CheckpointSaved,
+    Evaluated,
+    Notice,
+    OnEvent,
+    PhaseStarted,
+    RoundDone,
+)
 from tintray.jobs.runs.heartbeat import Heartbeat
+from tintray.jobs.runs.recovery import Place
 from tintray.jobs.runs.stopping import KEYBOARD, Moment, Stopper
 from tintray.storage.catalog.artifacts import KnownArtifact
 from tintray.storage.catalog.catalog import Catalog
@@ -27,6 +35,7 @@ from tintray.storage.catalog.states import JobState
 from tintray.tasks.evaluation import TaskScore
 
 _FLUSH_SECONDS = 2.0  # what is entered in the catalog is gathered, off the rounds' own path
+_PHASES = list(JobState)
 _MOMENTS: dict[JobState, Moment] = {JobState.FITTING: "round", JobState.PUBLISHING: "never"}
 
 _log = logging.getLogger(__name__)
@@ -62,6 +71,7 @@ class JobRun:
         self.stopper = Stopper()
         self.lease = Heartbeat(catalog, job_id, on_stop=self.stopper.request)
         self.state = JobState.QUEUED
+        self.furthest: Place = (0, 0)
         self._queued = queued
         self.recovered = [event.reason for event in catalog.jobs.recoveries(job_id)]
         """How the job went on by itself before, under drivers that are gone."""
@@ -95,6 +105,7 @@ class JobRun:
         """Change the job's state in the catalog, from the state that this run put it in."""
         self.catalog.jobs.transition(self.job_id, self.state, state, reason, token=self.lease.token)
         self.state = state
+        self.furthest = max(self.furthest, (_PHASES.index(state), 0))
         if state.terminal:
             self.stopper.settle()
 
@@ -138,6 +149,11 @@ class JobRun:
             "held_back": self._held_back,
         }
         self._flush_if_due()
+
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        """Tell of a checkpoint: what comes before it is not computed again."""
+        self.furthest = max(self.furthest, (_PHASES.index(self.state), event.round))
+        self.on_event(event)
 
     def measured(self, score: TaskScore) -> None:
         """Tell of a task's measurement."""

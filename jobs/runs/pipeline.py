@@ -113,6 +113,7 @@ def _until_over(plan: Plan[C, P, F], run: JobRun, store: ArtifactStore) -> Manif
             run.on_event(Notice(f"{error}: the fit goes on with them"))
         except Exception as error:
             run.stopper.check()  # a stop that a library took for a failure of its own
+            recovery.reached(run.furthest)
             remedy = None if run.state is JobState.SUCCEEDED else recovery.remedy(error)
             if remedy is None:
                 raise

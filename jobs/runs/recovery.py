@@ -39,7 +39,10 @@ bytes that are not those that were written; a request to a store that took other
 was given; anything else."""
 
 AWAY_SECONDS = 900.0
-"""How long a job waits for a store or a database, all its waits together."""
+"""How long a job waits for a store or a database, all its waits together until it gets further."""
+
+Place = tuple[int, int]
+"""How far a job got for good: the number of its phase, and the round of its last checkpoint."""
 
 _PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between two looks: at first, and in the end
 _LONGEST_WAIT = 120.0
@@ -90,6 +93,8 @@ class Recovery:
         How often it has, by earlier drivers too.
     away
         Seconds that it may still wait for a store or a database.
+    place
+        The furthest that it was when something failed.
     """
 
     restarts: int
@@ -99,6 +104,15 @@ class Recovery:
     repeats: int = 0
     waits: int = 0
     """How often it had to wait: what fails again and again is left alone for longer each time."""
+    place: Place = (0, 0)
+
+    def reached(self, place: Place) -> None:
+        """A job that is further than at any failure before begins to wait and to ask anew.
+
+        What is counted against all of it, however far it gets, are ``restarts``.
+        """
+        if place > self.place:
+            self.place, self.away, self.repeats, self.waits = place, AWAY_SECONDS, 0, 0
 
     def remedy(self, error: BaseException) -> Remedy | None:
         """What to do now; None if the job is to end with this error."""

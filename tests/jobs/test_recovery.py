@@ -32,7 +32,7 @@ from tintray.errors import (
 from tintray.jobs import api
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import PhaseStarted, RoundDone
-from tintray.jobs.runs.recovery import Recovery, cause_of
+from tintray.jobs.runs.recovery import AWAY_SECONDS, Recovery, cause_of
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.jobs import Jobs
 from tintray.storage.catalog.states import JobState
@@ -78,6 +78,53 @@ def test_what_may_be_done_is_bounded() -> None:
         assert [remedy is None for remedy in again] == [False, False, True], "two times more"
     with pytest.raises(AwayError):
         recovery.wait(lambda: _raise(AwayError("no answer")), lambda: None)
+
+
+def test_a_job_that_gets_further_may_wait_as_long_as_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("tintray.jobs.runs.recovery.time.sleep", slept.append)
+
+    def fail(recovery: Recovery, place: tuple[int, int]) -> None:
+        recovery.reached(place)
+        assert recovery.remedy(AwayError("no answer")) is not None
+        recovery.wait(lambda: None)
+
+    recovery = Recovery(restarts=9)
+    for place in ((1, 0), (1, 0), (1, 0)):
+        fail(recovery, place)
+    assert slept == [1.0, 2.0], "longer each time where it gets no further"
+    assert recovery.away == AWAY_SECONDS - 3.0
+    fail(recovery, (3, 20))
+    assert recovery.away == AWAY_SECONDS and len(slept) == 2
+    fail(recovery, (3, 10))
+    assert slept[2:] == [1.0], "rounds that it had computed before are no progress"
+    assert recovery.used == 5, "restarts are counted all along"
+
+
+def test_each_checkpoint_of_a_fit_is_further_than_all_before(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away three times in one fit, each time after another checkpoint."""
+    places: list[tuple[int, int]] = []
+    plain = Recovery.reached
+
+    def reached(self: Recovery, place: tuple[int, int]) -> None:
+        places.append(place)
+        plain(self, place)
+        assert self.waits == 0
+
+    def listen(event: Any) -> None:
+        if isinstance(event, RoundDone) and event.round == (3, 5, 7)[len(places) % 3]:
+            raise AwayError("no answer")
+
+    monkeypatch.setattr(Recovery, "reached", reached)
+    fit = {**FIT, "rounds": 8}
+    undisturbed = api.run(tiny.spec(tmp_path / "a", fit=fit))
+    summary = api.run(tiny.spec(tmp_path / "b", fit=fit), on_event=listen)
+    assert hashes(summary.url) == hashes(undisturbed.url)
+    assert [round_ for _, round_ in places] == [2, 4, 6]
 
 
 def _raise(error: Exception) -> None:
