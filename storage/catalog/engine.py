@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,6 +57,9 @@ def make_engine(url: sa.URL) -> sa.Engine:
     """An engine for the catalog; connects nowhere yet."""
     options: dict[str, Any] = {"json_serializer": _json, "hide_parameters": True}
     if url.drivername == "sqlite":
+        if may_only_be_read(url):
+            # A connection that is kept would not see what others write later.
+            options |= {"creator": partial(_connect_to_read, url), "poolclass": sa.NullPool}
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -69,6 +75,28 @@ def make_engine(url: sa.URL) -> sa.Engine:
             f"catalog {shown_catalog(url)}: PostgreSQL needs the package psycopg, which is not "
             "installed; pip install 'tintray[postgres]'"
         ) from error
+
+
+def may_only_be_read(url: sa.URL) -> bool:
+    """Whether SQLite could write nothing beside the catalog's file, which even a reader needs."""
+    file = Path(url.database or "")
+    return file.exists() and not os.access(file.absolute().parent, os.W_OK)
+
+
+def _connect_to_read(url: sa.URL) -> sqlite3.Connection:
+    """A connection that needs no file of its own beside the catalog's.
+
+    Where nobody writes there is no log of what was written: the file is all. A log that others
+    have is read with theirs.
+    """
+    file = Path(url.database or "").absolute()
+    others_write = file.with_name(f"{file.name}-wal").exists()
+    return sqlite3.connect(
+        f"{file.as_uri()}?{'mode=ro' if others_write else 'immutable=1'}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        check_same_thread=False,
+    )
 
 
 def writing(connection: sa.Connection) -> sa.Connection:

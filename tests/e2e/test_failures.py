@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import resource
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,45 @@ def test_a_read_only_store_is_refused(zoo: TinyZoo, tmp_path: Path) -> None:
     assert said.startswith(f"error: the artifact store {store}")
     assert "denied" in said.lower() or "read-only" in said.lower()
     assert list(store.iterdir()) == []
+
+
+def test_a_catalog_that_may_only_be_read_is_read(published: Published, tmp_path: Path) -> None:
+    """A file and a folder without the right to write, alone and while somebody else writes."""
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    file = Path(published.spec.catalog.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as there, closing(sqlite3.connect(folder / file.name)) as c:
+        there.backup(c)
+        c.execute("PRAGMA journal_mode = WAL")
+    (folder / file.name).chmod(0o444)
+    folder.chmod(0o555)
+    url, ref = f"sqlite:///{folder}/{file.name}", f"{published.spec.name}/v1"
+
+    def asked(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *words, "--catalog", url]
+        return subprocess.run(
+            command, preexec_fn=without_override, capture_output=True, text=True, timeout=60
+        )
+
+    def jobs() -> int:
+        done = asked("ps", "--json")
+        assert done.returncode == 0, done.stderr
+        return len(json.loads(done.stdout))
+
+    for words in (["list"], ["history", ref], ["show", ref]):
+        assert (done := asked(*words)).returncode == 0, done.stderr
+        assert published.spec.name in done.stdout
+    assert [path.name for path in folder.iterdir()] == [file.name]
+    assert jobs() == 1
+    folder.chmod(0o755)
+    (folder / file.name).chmod(0o644)
+    with Catalog.open(url) as catalog:
+        catalog.jobs.create("another", {}, str(tmp_path), digest="0" * 64)
+        folder.chmod(0o555)
+        assert jobs() == 2, "what is in the log of whoever writes is seen"
+    assert jobs() == 2
+    said = last_line(asked("cancel", "another").stderr)
+    assert said.startswith(f"error: the catalog {url} cannot be used: attempt to write a readonly")
 
 
 @contextmanager
