@@ -66,6 +66,14 @@ class RefusedError(StorageError):
     """The store refused a request: for want of rights, or since it was altered on the way."""
 
 
+class AwayInputError(InputError, AwayError):
+    """What was named does not answer: bad input to who asked for it, else it may come back."""
+
+
+class RefusedInputError(InputError, RefusedError):
+    """What was named refuses: bad input to who asked for it, else it may be asked again."""
+
+
 class IntegrityError(StorageError):
     """An artifact's bytes are not those that its hash promises."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
-from tintray.errors import InputError
+from tintray.errors import InputError, StorageError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import share_factories
 from tintray.jobs.engine.sources import cache_folder, local_folder
@@ -74,6 +74,8 @@ def _first_expert(
             folder = local_folder(task.expert, cache)
             expert = open_model_folder(folder, role=role, base=base, factory=spec.factory)
             return (str(task.expert), role), expert
+        except StorageError:
+            raise
         except InputError:
             if spec.on_task_error == "fail" or last == 0:
                 raise

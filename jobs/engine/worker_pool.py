@@ -9,7 +9,7 @@ from typing import Concatenate, Generic, TypeVar
 import torch
 
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.errors import InputError, SpecError
+from tintray.errors import InputError, SpecError, StorageError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import TaskSpec
 from tintray.jobs.engine.arrays import Floats, as_tensors
@@ -115,12 +115,15 @@ class WorkerPool(Generic[W_co]):
     def failures(self) -> dict[str, InputError]:
         """Check every task, and give what is wrong with each that cannot be used.
 
-        Raises for a worker that cannot build the models: that is no task's fault.
+        Raises for a worker that cannot build the models, and for a store that does not answer:
+        that is no task's fault.
         """
         found: dict[str, InputError] = {}
         for name, facts in self._checks().items():
             try:
                 facts.result()
+            except StorageError:
+                raise
             except InputError as error:
                 found[name] = error
         return found

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 import torch
 
 from tests.gate import Gate
-from tests.growing import hashes
+from tests.growing import GrowingStore, hashes
 from tests.tiny_zoo import TinyZoo
 from tintray.errors import (
     AwayError,
+    AwayInputError,
     CancelledError,
     DataError,
     FitError,
@@ -27,12 +28,14 @@ from tintray.errors import (
     NoMemoryError,
     PreemptedError,
     RefusedError,
+    RefusedInputError,
     StorageError,
 )
 from tintray.jobs import api
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import PhaseStarted, RoundDone
 from tintray.jobs.runs.recovery import AWAY_SECONDS, Recovery, cause_of
+from tintray.storage.artifacts.folder import FolderStore
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.jobs import Jobs
 from tintray.storage.catalog.states import JobState
@@ -54,6 +57,8 @@ FIT = {"rounds": 6, "groups": 2, "checkpoint_every": 2, "correction_lr": 1e-3}
         (RefusedError("403"), "refused"),
         (LeaseLostError("another owner"), "stopped"),
         (CancelledError("stopped"), "stopped"),
+        (AwayInputError("no answer"), "away"),
+        (RefusedInputError("403"), "refused"),
         (DataError("no column"), "input"),
         (FitError("not finite"), "bug"),
         (KeyError("x"), "bug"),
@@ -223,6 +228,28 @@ def test_a_database_that_is_away_is_waited_for(
         summary = api.run(tiny.spec(tmp_path / "b", fit=FIT, catalog=catalog), on_event=listen)
     assert hashes(summary.url) == hashes(undisturbed.url)
     assert any("goes on once that can be used" in notice for notice in summary.notices)
+
+
+def test_a_change_waits_for_the_store_of_its_parent(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away when the job looks for what its parent was published with."""
+    store = GrowingStore(tiny.copy(tmp_path / "zoo"), tmp_path / "store")
+    store.run("two", "three", "four")
+    plain, left = FolderStore.exists, ["away", "away"]
+
+    def exists(self: FolderStore, key: str) -> bool:
+        if left and any(isinstance(event, PhaseStarted) for event in store.events[told:]):
+            left.pop()
+            raise AwayError("no answer")
+        return plain(self, key)
+
+    told = len(store.events)
+    monkeypatch.setattr(FolderStore, "exists", exists)
+    store.remove("four")
+    assert not left
+    reasons = [str(event) for event in store.events if "goes on once that can be" in str(event)]
+    assert len(reasons) == 2
 
 
 def test_a_job_that_is_published_is_not_begun_again(
