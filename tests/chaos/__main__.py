@@ -21,7 +21,7 @@ from tests.chaos.faults import FAULTS, HERE, SHORT
 from tests.chaos.jobs import GROWN, SUBMITTED
 from tests.chaos.machines import MARK
 from tests.chaos.runs import MOST, Tally, median, run
-from tests.chaos.world import left_behind, world
+from tests.chaos.world import agents_left, left_behind, world
 
 GRACE = 60.0  # seconds in which processes end that were told to
 WEIGHTS = {"fit": 6, "data-free": 2, "add": 2, "refresh": 1, "remove": 1}
@@ -74,9 +74,11 @@ def chaos(
             served = {name: getattr(made.serving, name) for name in ("answered", "wrong", "failed")}
             made.serving.close()
             made.cluster.stop()
-            marks, over = [each.mark for each in made.cluster.machines], time.monotonic() + GRACE
-            while (left := list(left_behind(made, marks))) and time.monotonic() < over:
+            over = time.monotonic() + GRACE
+            while (left := list(left_behind(made))) and time.monotonic() < over:
                 time.sleep(1)
+            if agents := agents_left(made):
+                say({"agents of Ray that were ended": agents})
         for each in left:
             say({"left": each})
         found = _told(tally, served, left, seed, time.monotonic() - began)

@@ -34,15 +34,25 @@ RAY = {
 
 READY_SECONDS = 120
 WORKERS, SHARDS, RAYLET = "workers", "shards", "raylet/raylet"
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""What Ray runs beside a raylet, and what may outlive one that was killed."""
+
+
+_SOCKETS = {"raylet", "plasma_store"}
 
 
 class Machine:
-    """A machine that runs ``ray start`` with some options; what it runs is known by its mark."""
+    """A machine that runs ``ray start`` with some options.
+
+    What it runs is known by its mark or by its session: who gives itself another name writes that
+    over its environment, and who begins a session has the mark.
+    """
 
     def __init__(self, name: str, options: list[str], environment: Mapping[str, str]) -> None:
         self.name, self._options, self._environment = name, options, dict(environment)
         self.mark = f"{name}-{os.getpid()}"
         self._started: subprocess.Popen[bytes] | None = None
+        self._sessions: set[int] = set()  # all that may have processes yet
 
     def start(self, log: Path) -> None:
         """Start it; see ``Cluster.wait``."""
@@ -60,17 +70,18 @@ class Machine:
                 stderr=file,
                 start_new_session=True,
             )
+        self._sessions.add(self._started.pid)
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """Those that run on it, with what they are called."""
         wanted = f"{MARK}={self.mark}".encode()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if wanted in path.read_bytes().split(b"\0"):
-                    words = (path.parent / "cmdline").read_bytes().split(b"\0")
-                    yield int(path.parent.name), b" ".join(words).decode(errors="replace").strip()
-            except OSError:
-                continue
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+                marked = wanted in (path / "environ").read_bytes().split(b"\0")
+                if state != "Z" and (marked or int(session) in self._sessions):
+                    words = (path / "cmdline").read_bytes().split(b"\0")
+                    yield int(path.name), b" ".join(words).decode(errors="replace").strip()
 
     def stop(self) -> None:
         """Tell what was started here to end; what it leaves behind stays."""
@@ -89,6 +100,7 @@ class Machine:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             if not found:
+                self._sessions.clear()  # its numbers may be given to others now
                 break
             time.sleep(0.1)
         if self._started is not None:
@@ -140,7 +152,24 @@ class Cluster:
                     raise
                 time.sleep(0.2)
         for machine in self.nodes:
-            machine.start(self.folder / f"{machine.name}.log")
+            self._start_node(machine)
+
+    def _start_node(self, node: Machine) -> None:
+        """Start a node, and wait for its sockets.
+
+        Ray names them by the first number that is free: of two nodes that start at once on one
+        machine both may take the same, and die of it.
+        """
+        before = self._sockets()
+        node.start(self.folder / f"{node.name}.log")
+        give_up = time.monotonic() + READY_SECONDS
+        while time.monotonic() < give_up:
+            if {path.name.split(".")[0] for path in self._sockets() - before} == _SOCKETS:
+                break
+            time.sleep(0.1)
+
+    def _sockets(self) -> set[Path]:
+        return set((self.folder / "session_latest" / "sockets").glob("*"))
 
     def restart(self, machine: Machine) -> None:
         """Bring a machine back; without its head a cluster is none."""
@@ -150,7 +179,7 @@ class Cluster:
             self.start()
         else:
             machine.kill()
-            machine.start(self.folder / f"{machine.name}.log")
+            self._start_node(machine)
 
     def mend(self) -> list[str]:
         """Bring nodes back that their head gave up, on a machine that is too busy; their names."""

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.machines import MARK, Cluster
+from tests.chaos.machines import AGENTS, Cluster
 from tests.chaos.places import CACHE_BYTES, Clock, Disk, Postgres, Swift, build_clock
 from tests.chaos.serving import Serving
 from tests.servers import BUCKET
@@ -110,17 +110,22 @@ def _keep_logs(folder: Path, out: Path) -> None:
         shutil.copy(log, out / log.name)
 
 
-def left_behind(world: World, marks: Sequence[str]) -> Iterator[str]:
-    """Processes and temporary files that outlive the jobs, once the machines are off."""
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            mine = [mark for mark in marks if f"{MARK}={mark}".encode() in path.read_bytes()]
-            name = (path.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if mine:
-            yield f"process {path.parent.name} of {mine[0]}: {name[:200]}"
+def left_behind(world: World) -> Iterator[str]:
+    """Processes and temporary files that outlive the jobs, once the machines are off.
+
+    Ray's own agents are none of them: see ``agents_left``.
+    """
+    for machine in world.cluster.machines:
+        for process, name in machine.processes():
+            if not name.startswith(AGENTS):
+                yield f"process {process} of {machine.name}: {name[:200]}"
     for place in (STORE, f"{STORE}/grown"):
         yield from (f"{place}/{entry.key}" for entry in open_store(place).leftovers())
     for path in world.cache.folder.rglob("*.part"):
         yield str(path)
+
+
+def agents_left(world: World) -> list[str]:
+    """Ray's own agents that wait for a raylet or a head that is gone."""
+    found = (name for _, name in world.cluster.processes())
+    return [name for name in found if name.startswith(AGENTS)]
