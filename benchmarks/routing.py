@@ -19,7 +19,7 @@ import tintray
 from tintray.serving.answers import Answer
 from tintray.serving.engine import AUTO, Engine
 
-BATCH, REPEATS = 32, 25
+BATCH, REPEATS = 32, 100
 
 
 def main() -> None:
