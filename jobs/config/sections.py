@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
 )
 
@@ -502,8 +503,10 @@ class ClusterSpec(Section):
     """Threads with which a worker computes."""
     shards: ShardCount = Field(default="auto", examples=[2])
     """Processes that hold the task vectors; `auto` goes by their size and the cluster."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1, examples=[1])
-    """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1, examples=[1])
+    """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs. With a
+    part of 1, such as 0.25, the job's one worker shares a GPU with other jobs, and takes no more
+    than that part of its memory."""
     restarts: int = Field(default=10, ge=0, examples=[0])
     """How often the job goes on by itself after a loss of workers, memory, store or catalog."""
 
@@ -521,6 +524,22 @@ class ClusterSpec(Section):
                 "reads RAY_AUTH_TOKEN_PATH"
             )
         return address
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _one_worker_on_a_part(cls, gpus: float, info: ValidationInfo) -> float:
+        workers = info.data.get("workers")
+        if 0 < gpus < 1 and workers not in {0, 1, "auto"}:
+            raise ValueError(
+                f"expected 1 where a job has several workers, found {gpus:g} beside workers: "
+                f"{workers}; a job on a part of a GPU has one worker: write workers: 1"
+            )
+        return gpus
+
+    @field_serializer("gpus_per_worker")
+    def _whole_as_ever(self, gpus: float) -> int | float:
+        """Jobs of which whole numbers were recorded keep their hash."""
+        return int(gpus) if gpus == int(gpus) else gpus
 
     @field_validator("workers")
     @classmethod

@@ -94,7 +94,7 @@ class Placement:
 
     name: str
     threads: float = 0  # what it computes with, and has to itself
-    gpus: int = 0
+    gpus: float = 0  # none, one, or a part of one
     colocate_with: ActorHandle[object] | None = None  # on whose CPUs and GPUs it lives instead
     in_process: bool = False  # in the process of the backend itself
 
@@ -140,7 +140,7 @@ class Backend(ABC):
         """A member, of at most as many as CPUs or GPUs, for each piece of work; let go after."""
         most = max(1, int(self.size() / max(1, placement.threads)))
         if placement.gpus:  # more would wait for ever
-            most = max(1, min(most, self.capacity().gpus // placement.gpus))
+            most = max(1, min(most, int(self.capacity().gpus / placement.gpus)))
         members = [
             self.spawn(replace(placement, name=f"{placement.name} {n + 1}"), cls, *args, **options)
             for n in range(min(most, count))
@@ -184,7 +184,7 @@ def construction_error(error: Exception, where: str = "") -> TintrayError:
 
 
 def open_backend(
-    *, address: str | None, workers: int | str, threads: int, plan: int, gpus: int = 0
+    *, address: str | None, workers: int | str, threads: int, plan: int, gpus: float = 0
 ) -> Backend:
     """The backend that a job file's ``cluster`` asks for; ``workers: 0`` is this process.
 

@@ -25,7 +25,7 @@ from tintray.jobs.engine.backend import (
     construction_error,
 )
 from tintray.jobs.engine.plan import ClusterSize
-from tintray.jobs.engine.resources import available_memory, free_on_card
+from tintray.jobs.engine.resources import available_memory, free_on_card, keep_to_share
 
 
 class LocalFuture(Future[T]):
@@ -154,13 +154,17 @@ class InProcessBackend(Backend):
     ``capacity`` is what plans may count on; without it one worker, and the memory that is free.
     """
 
-    def __init__(self, threads: int, *, gpus: int = 0, capacity: ClusterSize | None = None) -> None:
+    def __init__(
+        self, threads: int, *, gpus: float = 0, capacity: ClusterSize | None = None
+    ) -> None:
         if gpus and not torch.cuda.is_available():
             raise SpecError(f"{GPUS}: torch finds no GPU on this machine; {NO_GPUS}")
         self.tensor_transport = gpus > 0
         self._capacity = capacity or ClusterSize(
-            1, available_memory(), gpus=int(gpus > 0), card=free_on_card() if gpus else None
+            1, available_memory(), gpus=int(gpus > 0), card=free_on_card(gpus) if gpus else None
         )
+        self._share = gpus
+        keep_to_share(gpus)
         self._members: list[LocalHandle[Any]] = []
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -191,6 +195,8 @@ class InProcessBackend(Backend):
             member.dismiss()
 
     def close(self) -> None:
-        """Drop all members; give torch its threads back."""
+        """Drop all members; give torch its threads and its GPU back."""
         self.dismiss(self._members)
+        if 0 < self._share < 1:
+            keep_to_share(1)
         torch.set_num_threads(self._threads_before)

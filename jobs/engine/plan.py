@@ -77,7 +77,7 @@ class ClusterSize:
     memory: int  # for members and the object store, on all nodes together
     nodes: int = 1
     gpus: int = 0
-    card: int | None = None  # bytes that are free on a GPU, the fullest; None where it is not known
+    card: int | None = None  # bytes of a GPU, the fullest, that a worker can have; None: not known
     object_store: int | None = None  # of the smallest node; None where it is made to measure
     disk: int | None = None  # where the artifacts go; None where that is not known
 
@@ -89,7 +89,7 @@ class Choice:
     workers: int | None = None
     threads: int = 1
     shards: int | None = None
-    gpus: int = 0  # of each worker
+    gpus: float = 0  # of each worker: none, one, or its part of one
     format: Format = "f32"
 
 
@@ -123,7 +123,9 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     Task vectors in float32 stay in their files where memory would not hold them beside the rest.
     What lies on GPUs is counted in memory, too: it passes through.
     """
-    most = cluster.gpus // choice.gpus if choice.gpus else cluster.cpus // choice.threads
+    most = cluster.gpus if choice.gpus else cluster.cpus // choice.threads
+    if 0 < choice.gpus < 1:  # no two processes of a job can share a GPU and exchange tensors
+        most = 1
     workers = min(choice.workers or max(1, most), job.groups)
     total = job.vector_bytes(choice.format)
     shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))

@@ -41,7 +41,7 @@ from tintray.jobs.engine.backend import (
 )
 from tintray.jobs.engine.in_process import LocalFuture, LocalHandle, own
 from tintray.jobs.engine.plan import ClusterSize
-from tintray.jobs.engine.resources import free_on_card, is_out_of_memory
+from tintray.jobs.engine.resources import free_on_card, is_out_of_memory, keep_to_share
 
 _LARGE = 2**16  # bytes; Ray itself sends smaller values along with a call
 _LESS = "use fewer cluster.workers or a smaller fit.micro_batch"
@@ -56,10 +56,11 @@ class _Host:
     not be constructed for one that died.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpus: float) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        keep_to_share(gpus)
         self._members: list[Any] = []
         self._refusals: dict[int, Exception] = {}
         self._parts: deque[Any] = deque()  # tensors that were answered, until each is taken
@@ -249,11 +250,11 @@ class RayBackend(Backend):
         cpus: int,
         object_store_bytes: int,
         *,
-        gpus: int = 0,
+        gpus: float = 0,
         transport: str | None = None,
     ) -> None:
         self._ray = ray = _import_ray(address)
-        self._transport = transport
+        self._transport, self._share = transport, min(1, gpus)
         self.tensor_transport = transport is not None
         self._group: Any = None
         self._actors: dict[Any, float] = {}  # with the CPUs that each takes
@@ -270,7 +271,7 @@ class RayBackend(Backend):
                 "for fewer workers or threads, or write workers: auto"
             )
         elif gpus > there:
-            needed = f"{gpus} GPU{'' if gpus == 1 else 's'}"
+            needed = f"{gpus:g} GPU{'' if gpus <= 1 else 's'}"
             short = f"{GPUS}: the workers need {needed} and the cluster has {there}; {NO_GPUS}"
         if short:
             self.close()
@@ -291,7 +292,7 @@ class RayBackend(Backend):
 
     def _card(self) -> int | None:
         """Bytes that are free on a GPU of the cluster; None if none of them is free to tell."""
-        asked = self._ray.remote(num_gpus=1, num_cpus=0)(free_on_card).remote()
+        asked = self._ray.remote(num_gpus=self._share, num_cpus=0)(free_on_card).remote(self._share)
         told, _ = self._ray.wait([asked], timeout=_CARD_SECONDS)
         if told:
             found: int | None = self._ray.get(asked)
@@ -324,7 +325,7 @@ class RayBackend(Backend):
             scheduling_strategy=strategy,
             enable_tensor_transport=self.tensor_transport,
         )(_Host)
-        actor = remote.remote(threads)
+        actor = remote.remote(threads, placement.gpus)
         actor.host.remote(cls, args, options)
         self._actors[actor] = placement.threads
         return _RayHandle(self, actor, 0, name, self._transport)

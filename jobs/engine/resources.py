@@ -22,11 +22,22 @@ def available_memory() -> int:
     return min(free, max(0, limit - used + cached))
 
 
-def free_on_card() -> int | None:
-    """Bytes that are free on this process's GPU; None where torch finds none."""
+def free_on_card(share: float = 1) -> int | None:
+    """Bytes of this process's GPU that are free, of its ``share``; None where torch finds none."""
     import torch
 
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return min(int(free), int(share * total))
+
+
+def keep_to_share(gpus: float) -> None:
+    """Take no more of this process's GPU than that part of its memory; 1 is all of it."""
+    import torch
+
+    if gpus and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

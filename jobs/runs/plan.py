@@ -141,7 +141,7 @@ def _capacity(spec: JobSpec) -> ClusterSize:
     address, gpus = spec.cluster.address, spec.cluster.gpus_per_worker
     if address is None or address.startswith("http"):
         here = InProcessBackend(1).capacity()
-        card = free_on_card() if gpus else None
+        card = free_on_card(gpus) if gpus else None
         return replace(here, cpus=os.cpu_count() or 1, gpus=int(card is not None), card=card)
     opened = open_backend(address=address, workers="auto", threads=1, plan=0, gpus=gpus)
     with closing(opened) as backend:

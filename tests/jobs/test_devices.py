@@ -8,6 +8,7 @@ members reach each other directly is tried in this process, and between Ray acto
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tintray.jobs import api
 from tintray.jobs.engine.backend import Backend, Placement, open_backend
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.plan import Choice, ClusterSize, JobSize, check_plan, lay_out
+from tintray.jobs.engine.resources import free_on_card
 from tintray.jobs.runs.pipeline import on_gpus_there
 from tintray.numerics.layout import build_layout
 from tintray.numerics.low_rank import LowRank
@@ -129,6 +131,37 @@ def test_a_worker_has_a_gpu_and_a_shard_beside_it() -> None:
     assert lay_out(job, machine, Choice(gpus=1, shards=9, workers=1)).shards == 1
 
 
+def test_a_job_on_a_part_of_a_gpu_has_one_worker(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Two of its processes could not exchange tensors on one GPU."""
+    job = JobSize(build_layout({"w": (4096, 4096)}), tasks=40, private=10, groups=8)
+    plan = lay_out(job, ClusterSize(cpus=16, memory=2**40, gpus=2), Choice(gpus=0.25))
+    assert (plan.workers, plan.shards) == (1, 1)
+    spec = tiny.spec(tmp_path, cluster={"gpus_per_worker": 0.25, "workers": 1})
+    assert spec.cluster.device == "cuda"
+    with pytest.raises(SpecError, match=r"cluster\.gpus_per_worker: .*0\.25 beside workers: 4"):
+        spec.changed(cluster={"workers": 4})
+
+
+def test_a_whole_gpu_is_written_as_one(tiny: TinyZoo, tmp_path: Path) -> None:
+    """Jobs that are the same have the same hash."""
+    one, other = (tiny.spec(tmp_path, cluster={"gpus_per_worker": n}) for n in (1, 1.0))
+    assert one.digest() == other.digest()
+    assert '"gpus_per_worker":1}' in one.model_dump_json(include={"cluster": {"gpus_per_worker"}})
+
+
+def test_of_a_card_that_is_shared_a_worker_can_have_its_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (60, 80))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", limits.append)
+    assert [free_on_card(share) for share in (1, 0.5, 0.25)] == [60, 40, 20]
+    with closing(InProcessBackend(1, gpus=0.25)) as backend:
+        assert backend.capacity().card == 20
+    assert limits == [0.25, 1]
+
+
 def test_a_job_that_its_gpus_have_no_room_for_is_refused_with_what_would_fit() -> None:
     size = JobSize(
         build_layout({"w": (4096, 4096)}),
@@ -163,7 +196,7 @@ def test_a_merge_that_was_fitted_on_gpus_goes_on_without(tiny: TinyZoo, tmp_path
 def test_no_more_members_are_started_than_there_are_gpus_for() -> None:
     """They would wait for one another for ever."""
     backend = InProcessBackend(1, capacity=ClusterSize(cpus=8, memory=2**30, gpus=2))
-    for gpus, members in ((0, 5), (1, 2)):
+    for gpus, members in ((0, 5), (1, 2), (0.5, 4)):
         with backend.spread(5, Placement("evaluator", 1, gpus), list) as each:
             assert (len(each), len(set(map(id, each)))) == (5, members)
     backend.close()

@@ -73,12 +73,15 @@ def in_memory(tiny: TinyZoo, tmp_path_factory: pytest.TempPathFactory) -> MergeS
     return api.run(tiny.spec(tmp_path_factory.mktemp("memory"), cluster=cluster, **WHOLE))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "gpus"),
+    [(0, 1), (0, 0.5), *(pytest.param(1, n, marks=pytest.mark.slow) for n in (1, 0.5))],
+)
 def test_a_job_gives_the_merge_that_it_gives_in_memory(
-    tiny: TinyZoo, tmp_path: Path, in_memory: MergeSummary, workers: int
+    tiny: TinyZoo, tmp_path: Path, in_memory: MergeSummary, workers: int, gpus: float
 ) -> None:
     """In this process, and on a Ray worker with a shard beside it; in the memory planned."""
-    cluster = {"workers": workers, "gpus_per_worker": 1}
+    cluster = {"workers": workers, "gpus_per_worker": gpus}
     spec = tiny.spec(tmp_path, cluster=cluster, **WHOLE)
     torch.cuda.reset_peak_memory_stats()
     summary = api.run(spec)

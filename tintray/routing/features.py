@@ -110,7 +110,8 @@ def _shares(counted: Sequence[tuple[Tensor, int]]) -> Tensor:
     rows, each = len(counted[0][0]), [places[0].numel() for places, _ in counted]
     first = torch.arange(rows, dtype=torch.int32)[:, None] * total
     flat = torch.empty(rows, sum(each), dtype=torch.int32)
-    for part, (places, _), start in zip(flat.split(each, 1), counted, starts, strict=True):
+    parts = torch.split(flat, each, 1)
+    for part, (places, _), start in zip(parts, counted, starts, strict=True):
         torch.add(places.flatten(1), first + start, out=part)
     found = torch.bincount(flat.flatten(), minlength=rows * total)
     sizes = torch.tensor(each).clamp_min(1).repeat_interleave(widths)
