@@ -55,9 +55,13 @@ def chaos(
     out: Path,
     *,
     compared: bool = True,
+    nodes: int = 2,
     minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Run jobs with their faults; what came of it, as the last line has it."""
+    """Run jobs with their faults; what came of it, as the last line has it.
+
+    ``nodes`` are those of the cluster beside its head.
+    """
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (out / f"seed-{seed}.jsonl").open("w") as log:
@@ -68,7 +72,8 @@ def chaos(
             log.write(line + "\n")
             log.flush()
 
-        with world(seed, out) as made:
+        with world(seed, out, nodes) as made:
+            say({"begun": f"a cluster of {1 + nodes} machines, and its servers"})
             until = None if minutes is None else began + 60 * minutes
             tally = run(made, jobs, seed, say, compared=compared, until=until)
             served = {name: getattr(made.serving, name) for name in ("answered", "wrong", "failed")}
@@ -133,8 +138,12 @@ def main() -> int:
         jobs = [(asked.sort, asked.only)]
     elif asked.short:
         jobs = short_plan()
-    compared = not asked.short and not asked.only
-    found = chaos(jobs, asked.seed, asked.out, compared=compared, minutes=asked.minutes)
+    found = chaos(
+        *(jobs, asked.seed, asked.out),
+        compared=not asked.short and not asked.only,
+        nodes=1 if asked.short else 2,
+        minutes=asked.minutes,
+    )
     print(json.dumps(found), flush=True)
     bad = ("lost", "wrong", "by_hand", "left_behind", "unanswered")
     return int(any(found[name] for name in bad))

@@ -19,7 +19,7 @@ from tests.gate import Gate
 
 DRIVER, ENTRY = "tintray.jobs.queue.driving", "tintray.jobs.queue.entry"
 OUTAGE = 2.0  # seconds that a server is gone
-_LOOK = 90.0  # seconds that a process may take to be there
+_LOOK = 180.0  # seconds that a process may take to be there
 
 Fault = Callable[[World, Random], str | None]
 """Does it, and undoes it; what was hit, None if there was nothing to hit."""
@@ -228,11 +228,15 @@ FAULTS: Mapping[str, Fault] = {
     "clock of PostgreSQL": _clock("postgres"),
 }
 
-HERE = frozenset({"kill driver", "kill driver and parent", "kill head", "stop driver"})
-"""What is left out where the driver is a command that somebody waits for."""
+HERE = frozenset(
+    {"kill driver", "kill driver and parent", "kill head", "stop driver", "kill shard"}
+)
+"""What is left out where the driver is a command that somebody waits for, which has no shards."""
 
 SHORT = (
-    "kill worker", "kill S3", "kill driver", "cut PostgreSQL", "kill shard", "corrupt S3",
+    "kill shard", "kill worker", "kill S3", "kill driver", "cut PostgreSQL", "corrupt S3",
     "kill PostgreSQL", "slow S3", "kill driver and parent", "full store",
 )  # fmt: skip
-"""Those of the short form: each kind of answer, none that takes long."""
+"""Those of the short form: each kind of answer, none that takes long.
+
+A shard and a worker first: they are looked for, and a job that has lost its driver has neither."""

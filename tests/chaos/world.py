@@ -53,7 +53,7 @@ class World:
 
 
 @contextmanager
-def world(seed: int, out: Path) -> Iterator[World]:
+def world(seed: int, out: Path, nodes: int = 2) -> Iterator[World]:
     """Start all, and end all; what was said is kept in ``out``."""
     folder = Path(tempfile.mkdtemp(prefix="tintray-chaos-"))
     folder.chmod(0o755)
@@ -81,7 +81,7 @@ def world(seed: int, out: Path) -> Iterator[World]:
         os.environ.update(TINTRAY_CATALOG=postgres.url(through=False), TINTRAY_STORE=STORE)
         os.environ.update(TINTRAY_CONFIG=os.devnull)
         zoo = make_zoo(folder / "zoo")
-        cluster = Cluster(2, environment)
+        cluster = Cluster(nodes, environment)
         ending.callback(cluster.close)
         ending.callback(cluster.keep_logs, out)
         serving = Serving(folder, environment)
