@@ -34,6 +34,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         "workers": f"{report.workers}, {size_text(report.worker_bytes)} each at most",
         "shards": f"{report.shards}, {size_text(report.shard_bytes)} each",
         "GPU": f"{size_text(report.card_bytes)} of each worker's" if report.card_bytes else "",
+        "activations": "computed again for the backward pass" if report.checkpointed else "",
         "object store": size_text(report.object_store_bytes),
         "memory": f"{size_text(report.memory_bytes)} in all; "
         f"{size_text(report.available_bytes)} are free",

@@ -154,7 +154,7 @@ class JobSpec(Section):
         result["fit"].pop("checkpoint_every")
         result["threads_per_worker"] = self.cluster.threads_per_worker
         if self.cluster.gpus_per_worker:
-            result["gpus_per_worker"] = self.cluster.gpus_per_worker
+            result["gpus_per_worker"] = 1  # a part of one computes as a whole one does
         return _hash(result)
 
     def submission_hash(self) -> str:

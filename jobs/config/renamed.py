@@ -29,8 +29,8 @@ _FIT_BEFORE = {"correction_optimiser": "adam", "held_back": 0, "floor": False, "
 _TINT_BEFORE = {"bits": None}
 """The same of the section ``tint``."""
 
-_RESTARTS = 10
-"""Of ``cluster``, where nothing else is said."""
+_CLUSTER_BEFORE = {"restarts": 10, "gradient_checkpointing": None}
+"""What fields of the section ``cluster`` are, where a record was made before there were any."""
 
 _OLD = {new: old for old, new in RENAMED.items() if old != "max_parameters"}  # 0.1.0: budget too
 
@@ -44,7 +44,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     record.setdefault("route", True)
     record.setdefault("tracking", None)
     if isinstance(cluster := record.get("cluster"), Mapping):
-        record["cluster"] = {**cluster, "restarts": cluster.get("restarts", _RESTARTS)}
+        record["cluster"] = _CLUSTER_BEFORE | dict(cluster)
     if isinstance(fit := record.get("fit"), Mapping):
         record["fit"] = _FIT_BEFORE | dict(fit)
     if isinstance(tint := record.get("tint"), Mapping):
@@ -69,8 +69,9 @@ def as_hashed(record: Mapping[str, Any]) -> dict[str, Any]:
     scale = {"own": None, None: "1/K"}.get(merge["scale"], merge["scale"])
     tint = _hashed_tint(dict(record["tint"]))
     record = {**record, "fit": fit, "merge": {**merge, "scale": scale}, "tint": tint}
-    if (cluster := dict(record.get("cluster", {}))).get("restarts") == _RESTARTS:
-        record["cluster"] = {name: v for name, v in cluster.items() if name != "restarts"}
+    if cluster := record.get("cluster"):
+        known = _CLUSTER_BEFORE.items()
+        record["cluster"] = {n: v for n, v in cluster.items() if (n, v) not in known}
     return {name: _with_names(section, _OLD) for name, section in record.items()}
 
 

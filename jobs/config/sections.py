@@ -507,6 +507,10 @@ class ClusterSpec(Section):
     """With 1, every worker has a GPU, and task vectors lie on GPUs too; 0 computes on CPUs. With a
     part of 1, such as 0.25, the job's one worker shares a GPU with other jobs, and takes no more
     than that part of its memory."""
+    gradient_checkpointing: bool | None = Field(default=None, examples=[True])
+    """Whether layers compute their activations again for the backward pass, instead of keeping
+    them: the same bits for less memory and about a third more time. Left out, they do where the job
+    would not fit otherwise."""
     restarts: int = Field(default=10, ge=0, examples=[0])
     """How often the job goes on by itself after a loss of workers, memory, store or catalog."""
 

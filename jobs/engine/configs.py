@@ -61,6 +61,7 @@ class FitConfig:
     # self-labels that a fit asks for at first, see ``asking.first_drawn``; None: of whole pools
     first_drawn: int | None = None
     floor: bool = False  # whether a task must be able to go back to what it is without learning
+    checkpointed: bool = False  # whether layers compute their activations again, see ``checkpoint``
     direct: bool = False  # whether gradients are answered as tensors, not as arrays
     route: bool = True  # whether the merge can tell which task an example is of
 

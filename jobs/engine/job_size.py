@@ -42,6 +42,7 @@ def make_plan(spec: JobSpec, base: SplitModel, cluster: ClusterSize) -> Plan:
         threads=wanted.threads_per_worker,
         shards=None if wanted.shards == "auto" else wanted.shards,
         gpus=wanted.gpus_per_worker,
+        checkpointed=wanted.gradient_checkpointing,
         format=spec.merge.task_vectors,
     )
     return check_plan(job_size(spec, base), place, choice)
@@ -58,13 +59,15 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
     below = tuple(f"{path}." for path in base.partition.private)
     private = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
     config, each = _config(module), of_an_example(spec, module)
+    examples, wide = micro_batch(spec, each), _bytes_each(spec)
     return JobSize(
         base.partition.layout,
         tasks=len(spec.tasks),
         private=private,
         groups=min(len(spec.tasks), group_count(spec)),
         pool_bytes=pool_bytes(spec, config),
-        activation_bytes=each * micro_batch(spec, each),
+        activation_bytes=each * examples,
+        checkpointed_bytes=activation_bytes(config, examples, wide, checkpointed=True),
         corrected=bool(spec.merge.learned and spec.fit.correction_lr),
         adapters=list(adapter_bytes(spec).values()),
     )
@@ -72,8 +75,11 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
 
 def of_an_example(spec: JobSpec, module: nn.Module) -> int:
     """Bytes that the forward pass of one example keeps for the backward pass."""
-    wide = 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
-    return activation_bytes(_config(module), 1, wide)
+    return activation_bytes(_config(module), 1, _bytes_each(spec))
+
+
+def _bytes_each(spec: JobSpec) -> int:
+    return 4 if resolve(spec.fit.precision, spec.cluster.device) == "float32" else 2
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
@@ -83,11 +89,14 @@ def _config(module: nn.Module) -> dict[str, Any]:
     return known.to_dict() | labels if known else {}
 
 
-def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) -> int:
+def activation_bytes(
+    config: Mapping[str, Any], examples: int, bytes_each: int, *, checkpointed: bool = False
+) -> int:
     """What a transformer's forward pass keeps for the backward pass; 0 for a model unlike one.
 
     Per token and layer s·b·h·(34 + 5·a·s/h) bytes in 16 bit (Korthikanti et al., arXiv
-    2205.05198); ``config`` is the model's ``config.json``.
+    2205.05198); where layers are checkpointed, their inputs and all of one layer, twice. ``config``
+    is the model's ``config.json``.
     """
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
@@ -99,6 +108,9 @@ def activation_bytes(config: Mapping[str, Any], examples: int, bytes_each: int) 
     except (KeyError, TypeError, ValueError):
         return 0
     of_layer = tokens * examples * (34 * hidden + 5 * heads * tokens)
+    if checkpointed:
+        inputs = layers * tokens * examples * 2 * hidden
+        return (inputs + 2 * of_layer) * bytes_each // 2  # of one layer, and gradients of as much
     return layers * of_layer * bytes_each // 2
 
 

@@ -52,6 +52,7 @@ class JobSize:
     private: int  # numbers in what each task owns: tint layer and head
     groups: int
     activation_bytes: int = 0  # what a forward pass of one micro-batch keeps for the backward pass
+    checkpointed_bytes: int = 0  # the same where layers compute their activations again
     pool_bytes: int = 0  # pools and test sets of all tasks in memory
     corrected: bool = False  # whether a shared correction is learned
     adapters: Sequence[int] = ()  # bytes of each task vector that is a product: it stays in memory
@@ -91,6 +92,7 @@ class Choice:
     shards: int | None = None
     gpus: float = 0  # of each worker: none, one, or its part of one
     format: Format = "f32"
+    checkpointed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Plan:
     nodes: int = 1
     pools: int = 0  # what of a worker's memory is pools
     in_process: bool = False  # whether the one shard is in the coordinator's process
+    checkpointed: bool = False  # whether layers compute their activations again, to take less
     card: int = 0  # what a worker and the shard beside it keep on their GPU; 0 without one
 
     @property
@@ -121,8 +124,20 @@ def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """Lay a job out over a cluster, whether it fits there or not.
 
     Task vectors in float32 stay in their files where memory would not hold them beside the rest.
-    What lies on GPUs is counted in memory, too: it passes through.
+    Activations are computed again where the job would not fit otherwise. What lies on GPUs is
+    counted in memory, too: it passes through.
     """
+    less = replace(job, activation_bytes=job.checkpointed_bytes)
+    if choice.checkpointed:
+        return replace(_laid_out(less, cluster, choice), checkpointed=True)
+    plan = _laid_out(job, cluster, choice)
+    if choice.checkpointed is None and job.checkpointed_bytes and _problem(plan, cluster):
+        other = replace(_laid_out(less, cluster, choice), checkpointed=True)
+        return plan if _problem(other, cluster) else other
+    return plan
+
+
+def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     most = cluster.gpus if choice.gpus else cluster.cpus // choice.threads
     if 0 < choice.gpus < 1:  # no two processes of a job can share a GPU and exchange tensors
         most = 1
@@ -266,6 +281,9 @@ def _ways(job: JobSize, choice: Choice) -> Iterator[tuple[str, tuple[JobSize, Ch
             if fewer or changed:
                 text = " with ".join([*changed, *fewer])
                 yield text, (job, replace(choice, format=format, workers=workers), 1)
+    if choice.checkpointed is False and job.checkpointed_bytes:
+        again = replace(choice, checkpointed=True)
+        yield "cluster.gradient_checkpointing: true", (job, again, 1)
     if choice.gpus and job.activation_bytes:
         for share in (4, 16):
             fewer_at_once = replace(job, activation_bytes=job.activation_bytes // share)

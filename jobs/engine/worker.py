@@ -91,6 +91,8 @@ class Worker:
             self._model = FusedModel(
                 *(expert, split.layout, split.private, split.low_rank), device=self._config.device
             )
+            if self._config.checkpointed:
+                self._model.checkpoint()
             if self._config.settings.features:
                 self._model.capture(self._experts.feature_path())
         # The model that is fitted, on an example or two of the task, all at its start.

@@ -76,7 +76,12 @@ class WorkerPool(Generic[W_co]):
         self.plan = make_plan(spec, base, backend.capacity())
         self._shards: Shards | None = None
         direct = backend.tensor_transport
-        config = replace(_fit_config(spec, base), direct=direct, first_drawn=first_drawn)
+        config = replace(
+            _fit_config(spec, base),
+            direct=direct,
+            first_drawn=first_drawn,
+            checkpointed=self.plan.checkpointed,
+        )
         threads, gpus = spec.cluster.threads_per_worker, spec.cluster.gpus_per_worker
         stretches = form_groups(len(self.tasks), group_count(spec))
         groups = [self.tasks[stretch.start : stretch.stop] for stretch in stretches]

@@ -67,6 +67,7 @@ class PlanReport(Record):
     max_pool_bytes: int = 0  # what each of them may take
     max_seconds: int = 0  # that a foreign tokenizer may compute over each of them
     card_bytes: int = 0  # of each worker's GPU
+    checkpointed: bool = False  # whether layers compute their activations again, to take less
     pilot: PilotReport | None = None
     notices: Sequence[str] = ()  # what speaks against the job, each a sentence
 
@@ -128,6 +129,7 @@ def plan(
         max_pool_bytes=budgets.max_pool_bytes,
         max_seconds=budgets.max_seconds,
         card_bytes=laid_out.card,
+        checkpointed=laid_out.checkpointed,
         notices=far_tasks(facts),
     )
     if not pilot:

@@ -63,6 +63,21 @@ def test_task_vectors_stay_in_their_files_where_memory_would_not_hold_them() -> 
     assert not check_plan(JOB, replace(MACHINE, memory=18 * GIB), Choice(format="int8")).mapped
 
 
+def test_activations_are_computed_again_where_a_job_would_not_fit_otherwise() -> None:
+    """On a card, and in memory; what the job file says is done."""
+    job = replace(JOB, activation_bytes=30 * GIB, checkpointed_bytes=2 * GIB)
+    card = ClusterSize(cpus=16, memory=2**40, gpus=2, card=24 * GIB)
+    for machine, choice in ((card, Choice(gpus=1)), (MACHINE, Choice(workers=2, format="int8"))):
+        plan = check_plan(job, machine, choice)
+        assert plan.checkpointed
+        assert plan == check_plan(job, machine, replace(choice, checkpointed=True))
+        with pytest.raises(SpecError, match=r"would fit: .*gradient_checkpointing: true"):
+            check_plan(job, machine, replace(choice, checkpointed=False))
+        roomy = replace(machine, memory=2**41, card=80 * GIB)
+        assert not check_plan(job, roomy, choice).checkpointed
+        assert check_plan(job, roomy, replace(choice, checkpointed=True)).checkpointed
+
+
 def test_adapters_count_as_what_they_hold() -> None:
     """Two hundred fit where as many models do not; they stay in memory, whatever is in files."""
     factors = [8 * 2**20] * 200

@@ -8,9 +8,10 @@ Back-propagation then gives Σₜ ∂Lₜ/∂θ without further work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from tintray.numerics.sites import HEAD
 from tintray.numerics.stacked_batch import StackedBatch
 from tintray.pools.pool import Pool, joined
 from tintray.references.observing import HeadInputs, head_of
+from tintray.tinting.checkpointing import checkpoint_layers
 from tintray.tinting.per_task import (
     PerTaskLowRankEmbedding,
     PerTaskLowRankLinear,
@@ -220,6 +222,7 @@ class FusedModel:
         self._head = head_of(self._module)
         self._layout = layout
         self._segments = BatchSegments()
+        self._precision: Precision = "float32"
         self.pad_token = getattr(getattr(module, "config", None), "pad_token_id", None) or 0
         self._norms = replace_norms(self._module, private, self._segments)
         for path in private:
@@ -232,6 +235,27 @@ class FusedModel:
     def answer_stacked(self) -> None:
         """Stack tasks where they part, if that gives the same but for rounding; not for a fit."""
         self._segments.stacked = True
+
+    def checkpoint(self) -> int:
+        """Compute layers' activations again for the backward pass; how many layers do so.
+
+        A model without layers that can be told keeps its activations as ever.
+        """
+        return checkpoint_layers(self._module, self._as_now)
+
+    def _as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Gives blocks in which a part of the model is run as it is being run now."""
+        return partial(self._as, dict(vars(self._segments)), self._precision)
+
+    @contextmanager
+    def _as(self, segments: Mapping[str, Any], precision: Precision) -> Iterator[None]:
+        now = dict(vars(self._segments))
+        vars(self._segments).update(segments)
+        try:
+            with computing(precision, self._module, self._device.type):
+                yield
+        finally:
+            vars(self._segments).update(now)
 
     def use_statistics(self, statistics: Statistics) -> None:
         """Normalise by the statistics of each batch, as at first, or by the running ones."""
@@ -364,6 +388,7 @@ class FusedModel:
         return list(torch.split(self._computed(inputs, precision), list(sizes)))
 
     def _computed(self, inputs: Mapping[str, Tensor], precision: Precision) -> Tensor:
+        self._precision = precision
         with computing(precision, self._module, self._device.type):
             output = answer(self._module, inputs)
         # Losses and metrics are float32 at least, whatever the passes computed in.
