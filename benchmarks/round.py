@@ -1,6 +1,7 @@
 """One round against the bare compute that it contains, and against the published scheme.
 
     python -m benchmarks.round [--repeats 7] [--device cuda] [--model vit-b-32] [--tasks 8 32]
+                               [--gpus 2]
 
 For K = 8 and K = 32 tasks of 16 images, on the ViT of the ten-scripts zoo (1.2 M parameters, 32×32
 images) or one in the shape of ViT-B/32 (86 M, 224×224), in one process, interleaved, medians:
@@ -19,20 +20,29 @@ images) or one in the shape of ViT-B/32 (86 M, 224×224), in one process, interl
 ``round`` and ``bare`` are measured in the precision that a job takes on this machine (bfloat16
 where the processor has it) and in float32, with as many examples in a forward pass as a job takes.
 
-The last line is one JSON object. In it ``kernels_k32_over_k4`` is how many kernels a round of 32
-tasks takes over one of 4, in the form that GPUs run, counted by torch's profiler.
+With ``--gpus``, rounds of a worker on each of so many GPUs, and a shard beside it, stand beside
+the bare passes of these workers (``benchmarks.scaling``).
+
+Merging and projecting also tell which bytes they move (``moved``): what each operation reads and
+writes, over the least that there is, which is T once for each of the two, θ₀ read and θ written,
+and the gradient read.
+
+The last line is one JSON object. In it ``moved_over_least`` is that by format, and
+``kernels_k32_over_k4`` is how many kernels a round of 32 tasks takes over one of 4, in the form
+that GPUs run, counted by torch's profiler.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Hashable
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -40,16 +50,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
-from transformers import ViTConfig, ViTForImageClassification
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tintray.jobs.engine.grouping import (
-    DEFAULT_MICRO_BATCH,
-    GPU_MICRO_BATCH,
-    default_groups,
-    form_groups,
+from benchmarks import scaling
+from benchmarks.scaling import (
+    BATCH,
+    CLASSES,
+    LARGE,
+    POOL,
+    ZOO,
+    base_model,
+    micro_batch,
+    split,
 )
+from tintray.jobs.engine.grouping import GPU_MICRO_BATCH, default_groups, form_groups
 from tintray.models.structure import private_state
-from tintray.numerics.choices import Precision
+from tintray.numerics.choices import Format, Precision
 from tintray.numerics.graphs import Recordings
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.sites import TintSite
@@ -60,38 +77,12 @@ from tintray.tinting.step import StepSettings, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 from tintray.vectors import stacks
 from tintray.vectors.coefficients import Coefficients
+from tintray.vectors.stacks import BITS
 from tintray.vectors.task_vectors import TaskVectors
 
 T = TypeVar("T")
 
-BATCH = 16
-CLASSES = 10
-POOL = 64
-
-
-SHAPES: dict[str, dict[str, int]] = {
-    "zoo": {
-        "hidden_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-        "image_size": 32,
-        "patch_size": 4,
-    },
-    "vit-b-32": {"image_size": 224, "patch_size": 32},  # the rest as the class has it
-}
-
-
-def base_model(shape: str) -> ViTForImageClassification:
-    """A model of a shape; weights do not matter to the time it takes."""
-    torch.manual_seed(0)
-    config = ViTConfig(
-        **SHAPES[shape],
-        num_labels=CLASSES,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return ViTForImageClassification(config).eval()
+SHAPES = {"zoo": ZOO, "vit-b-32": LARGE}
 
 
 _NO_KERNELS = {
@@ -125,14 +116,59 @@ class Counted(Recordings):
         return answer
 
 
+class Moved(TorchDispatchMode):
+    """Counts the bytes that operations read and write; what only looks at a tensor moves none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer, schema = func(*args, **(kwargs or {})), func._schema.arguments
+        if f"aten::{func.overloadpacket.__name__}" not in _NO_KERNELS:
+            given = {**dict(zip((a.name for a in schema), args, strict=False)), **(kwargs or {})}
+            only_written = func.overloadpacket.__name__ in {"copy_", "fill_", "zero_"}
+            changed = [given.get(a.name) for a in schema if a.alias_info and a.alias_info.is_write]
+            read = [
+                of
+                for name, of in given.items()
+                if name != "out" and not (only_written and of is given["self"])
+            ]
+            written = changed or [answer]
+            leaves = tree_leaves([read, written])
+            self.bytes += sum(_span(of) for of in leaves if isinstance(of, Tensor))
+        return answer
+
+
+def _span(tensor: Tensor) -> int:
+    """Bytes of the numbers of a tensor; what is expanded lies there once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in sizes if stride) * tensor.element_size()
+
+
+def moved(tasks: int, format: Format) -> tuple[int, int]:
+    """Bytes that merging and projecting move, in blocks as on a GPU; and the least."""
+    layout = split(ZOO).layout
+    matrix = torch.randn(tasks, layout.numel)
+    with patch.object(stacks, "_BLOCK", stacks._BLOCK_ELSEWHERE):
+        vectors = TaskVectors.gather(
+            *(layout, [f"task{k}" for k in range(tasks)], torch.zeros(layout.numel)),
+            lambda slot: [*matrix[:, slot.start : slot.stop]],
+            format,
+        )
+    with Moved() as seen:
+        vectors.project(vectors.merge(torch.full((tasks, len(layout.units)), 0.1)))
+    return seen.bytes, 2 * vectors.nbytes + 3 * vectors.base.nbytes
+
+
 class Contest:
     """The same tasks, images and task vectors for all contestants."""
 
     def __init__(self, tasks: int, shape: str, device: str) -> None:
         self.tasks = tasks
         self.device = device
-        self.micro_batch = DEFAULT_MICRO_BATCH if device == "cpu" else GPU_MICRO_BATCH
-        self.module = base_model(shape)
+        self.micro_batch = micro_batch(device)
+        self.module = base_model(SHAPES[shape])
         self.parts: Partition = partition(self.module, [TintSite("head")])
         layout = self.parts.layout
         generator = torch.Generator().manual_seed(1)
@@ -326,6 +362,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", choices=list(SHAPES), default="zoo")
     parser.add_argument("--tasks", type=int, nargs="+", default=[8, 32], metavar="K")
+    parser.add_argument("--gpus", type=int, default=0, help="also a worker on each of so many")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result: dict[str, dict[str, float]] = {}
@@ -346,6 +383,23 @@ def main() -> None:
         }
         if "bare, recorded" in seconds:
             result[f"k{tasks}"]["over_bare_recorded"] = _ratio(seconds, "round", "bare, recorded")
+        if arguments.gpus:
+            of = scaling.measure(
+                *(SHAPES[arguments.model], tasks, arguments.repeats),
+                workers=arguments.gpus,
+                transport="nccl",
+            )
+            ratio = of["round"] / of["bare"]
+            print(f"  {arguments.gpus} GPUs: {of['round'] * 1e3:.1f} ms   {ratio:.2f} × bare there")
+            result[f"k{tasks}"][f"over_bare_{arguments.gpus}_gpus"] = round(ratio, 3)
+    result["moved_over_least"] = {}
+    for format in BITS:
+        bytes_, least = moved(max(arguments.tasks), format)
+        print(
+            f"{format}: merging and projecting K = {max(arguments.tasks)} move "
+            f"{bytes_ / 2**20:.0f} MiB, of which {least / 2**20:.0f} are the least"
+        )
+        result["moved_over_least"][format] = round(bytes_ / least, 2)
     few, many = map(kernels, (4, 32))
     print(f"kernels of a round: {few} for 4 tasks, {many} for 32")
     print(json.dumps(result | {"kernels_k32_over_k4": round(many / few, 3)}))

@@ -45,6 +45,7 @@ from tintray.jobs.engine.configs import FitConfig
 from tintray.jobs.engine.coordinator import Assignment, Coordinator
 from tintray.jobs.engine.grouping import (
     DEFAULT_MICRO_BATCH,
+    GPU_MICRO_BATCH,
     default_groups,
     form_groups,
     spread_groups,
@@ -65,6 +66,7 @@ from tintray.storage.artifacts.blobs import BlobRef
 from tintray.tinting.draws import Draws
 from tintray.tinting.partition import Partition, partition
 from tintray.tinting.pseudo_labels import PseudoLabelConfig
+from tintray.tinting.stacked_step import form_group
 from tintray.tinting.step import StepSettings, TaskGroup, TaskState
 from tintray.tinting.tint_layers import FusedModel, TintLayer
 from tintray.vectors.coefficients import Coefficients
@@ -92,10 +94,14 @@ def split(shape: dict[str, int]) -> Partition:
     return partition(base_model(shape), [TintSite("head")])
 
 
-def settings() -> StepSettings:
-    return StepSettings(
-        0, BATCH, DEFAULT_MICRO_BATCH, "soft", "agreement", precision=resolve("auto")
-    )
+def micro_batch(device: str) -> int:
+    """Examples in a forward pass, as a job takes them."""
+    return DEFAULT_MICRO_BATCH if device == "cpu" else GPU_MICRO_BATCH
+
+
+def settings(device: str = "cpu") -> StepSettings:
+    precision = resolve("auto", device)
+    return StepSettings(0, BATCH, micro_batch(device), "soft", "agreement", precision=precision)
 
 
 _NOTHING = FitConfig(
@@ -120,18 +126,25 @@ class MadeShard(Shard):
                 1e-3 * torch.randn(slot.stop - slot.start, generator=random) for _ in tasks
             ],
             self._config.format,
+            device=self._config.device,
         )
 
 
 class MadeWorker(Worker):
     """A worker whose tasks are made instead of read; it can also run their bare compute."""
 
-    def __init__(self, shape: dict[str, int], groups: dict[int, list[str]]) -> None:
+    def __init__(
+        self,
+        shape: dict[str, int],
+        groups: dict[int, list[str]],
+        device: str = "cpu",
+        direct: bool = False,
+    ) -> None:
         side = shape["image_size"]
-        self._config = replace(_NOTHING, settings=settings())
+        self._config = replace(_NOTHING, settings=settings(device), device=device, direct=direct)
         self._names = groups
         self._parts = split(shape)
-        self._model = base_model(shape)
+        self._bare = base_model(shape).to(device)
         random = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (POOL, 3, side, side), generator=random, dtype=torch.uint8)
         self._images = images
@@ -139,34 +152,38 @@ class MadeWorker(Worker):
 
     def begin(self, bounds: Sequence[slice]) -> None:
         self._bounds = list(bounds)
-        fused = FusedModel(self._parts.module, self._parts.layout, self._parts.private)
-        gradient = torch.zeros(self._parts.layout.numel)
+        parts, device = self._parts, self._config.device
+        fused = FusedModel(parts.module, parts.layout, parts.private, device=device)
+        gradient = torch.zeros(parts.layout.numel, device=device)
         for number, names in self._names.items():
             states = [self._task(name) for name in names]
-            self._groups[number] = TaskGroup(states, fused, gradient, settings())
+            self._groups[number] = form_group(states, fused, gradient, self._config.settings)
 
     def _task(self, name: str) -> TaskState:
         """Its own pool in memory, as every task of a job has."""
-        private = private_state(self._model, self._parts.private)
-        layer = TintLayer.of_expert(name, private, self._parts.rate)
+        private = private_state(self._bare, self._parts.private)
+        layer = TintLayer.of_expert(name, private, self._parts.rate, self._config.device)
         half = torch.full((3, 1, 1), 1 / 127.5), torch.full((3, 1, 1), -1.0)
         pool = Pool({"pixel_values": self._images.clone()}, *half, "")
         return TaskState(name, layer, pool, torch.randn(POOL, CLASSES))
 
     def bare(self) -> int:
         """Forward and backward of as many images as a round of these tasks has."""
-        count = 0
+        count, device, model = 0, self._config.device, self._bare
+        at_once = micro_batch(device)
         for group in self._groups.values():
             examples = BATCH * len(group.tasks)
-            self._model.zero_grad(set_to_none=False)
-            for start in range(0, examples, DEFAULT_MICRO_BATCH):
-                size = min(DEFAULT_MICRO_BATCH, examples - start)
-                pixels = (self._images.repeat(-(-size // POOL), 1, 1, 1)[:size]) / 127.5 - 1
-                with computing(resolve("auto"), self._model):
-                    logits = self._model(pixel_values=pixels).logits
-                target = torch.full((size, CLASSES), 1 / CLASSES)
+            model.zero_grad(set_to_none=False)
+            for start in range(0, examples, at_once):
+                size = min(at_once, examples - start)
+                pixels = self._images.repeat(-(-size // POOL), 1, 1, 1)[:size].to(device)
+                with computing(resolve("auto", device), model, device):
+                    logits = model(pixel_values=pixels / 127.5 - 1).logits
+                target = torch.full((size, CLASSES), 1 / CLASSES, device=device)
                 cross_entropy(logits.float(), target).backward()
                 count += size
+        if device != "cpu":
+            torch.cuda.synchronize()
         return count
 
     def preparing(self) -> float:
@@ -262,30 +279,49 @@ def members(
     workers: int,
     format: Format = "f32",
     kinds: tuple[type[MadeWorker], type[MadeShards]] = (MadeWorker, MadeShards),
+    transport: str | None = None,
 ) -> Iterator[Members]:
-    """Members for K tasks on a fresh cluster, laid out as a job on this machine would be."""
+    """Members for K tasks on a fresh cluster, laid out as a job on this machine would be.
+
+    With a ``transport`` they exchange tensors directly: by ``nccl``, each on a GPU of its own.
+    """
     layout = split(shape).layout
-    groups = form_groups(tasks, default_groups(tasks, BATCH))
-    backend = RayBackend(None, workers, object_store_bytes(layout.numel, len(groups)))
+    gpus, direct = int(transport == "nccl"), transport is not None
+    device = "cuda" if gpus else "cpu"
+    groups = form_groups(tasks, default_groups(tasks, BATCH, micro_batch(device)))
+    store = object_store_bytes(layout.numel, len(groups))
+    backend = RayBackend(None, workers, store, gpus=gpus * workers, transport=transport)
     try:
         size = JobSize(layout, tasks=tasks, private=0, groups=len(groups))
-        cluster = ClusterSize(cpus=os.cpu_count() or 1, memory=2**63)
-        plan = lay_out(size, cluster, Choice(workers=workers, format=format))
+        cluster = ClusterSize(cpus=os.cpu_count() or 1, memory=2**63, gpus=gpus * workers)
+        choice = Choice(workers=workers, gpus=gpus, format=format)
+        plan = lay_out(size, cluster, choice)
         names = [f"task{k}" for k in range(tasks)]
-        config = ShardConfig("", BlobRef("0" * 64, 0), layout, format=plan.format)
-        shards = kinds[1](backend, config, plan.shards, in_process=plan.in_process)
         started: list[ActorHandle[MadeWorker]] = []
         hosts, of_groups = {}, {}
         hosted = spread_groups(groups, workers)
         for numbers in hosted:
             mine = {number: [names[k] for k in groups[number]] for number in numbers}
-            worker = backend.spawn(Placement(f"worker {len(started)}", 1), kinds[0], shape, mine)
+            place = Placement(f"worker {len(started)}", 1, gpus)
+            worker = backend.spawn(place, kinds[0], shape, mine, device, direct)
             started.append(worker)
             hosts |= dict.fromkeys(numbers, worker)
             of_groups |= mine
+        config = ShardConfig(
+            *("", BlobRef("0" * 64, 0), layout),
+            format=plan.format,
+            device=device,
+            direct=direct,
+        )
+        in_process = plan.in_process and not direct
+        shards = kinds[1](
+            backend, config, plan.shards, started if direct else (), in_process=in_process
+        )
         loads = shards.load(names, [])
         begun = [worker.call(MadeWorker.begin, shards.bounds) for worker in started]
         backend.get([*loads, *begun])
+        if direct:
+            backend.connect(started)
         coordinator = Coordinator(
             backend,
             Assignment(shards, hosts, of_groups, {}),
@@ -298,18 +334,27 @@ def members(
         backend.close()
 
 
-def measure(shape: dict[str, int], tasks: int, repeats: int, format: Format) -> dict[str, Any]:
-    """Medians of K tasks' rounds on a fresh cluster."""
-    with members(shape, tasks, os.cpu_count() or 1, format) as found:
+def measure(
+    shape: dict[str, int],
+    tasks: int,
+    repeats: int,
+    format: Format = "f32",
+    *,
+    workers: int | None = None,
+    transport: str | None = None,
+) -> dict[str, Any]:
+    """Medians of K tasks' rounds on a fresh cluster; see ``members``."""
+    count, warm = workers or os.cpu_count() or 1, 3 if transport == "nccl" else 1
+    with members(shape, tasks, count, format, transport=transport) as found:
         rounds, bare = [], []
-        for repeat in range(repeats + 1):
+        for repeat in range(repeats + warm):
             started = time.perf_counter()
             found.coordinator.fit(repeat + 1, lambda _: None, first=repeat)
             middle = time.perf_counter()
             images = sum(found.on_workers(MadeWorker.bare))
             ended = time.perf_counter()
             assert images == tasks * BATCH
-            if repeat > 0:  # the first is a warm-up
+            if repeat >= warm:  # on a GPU the second run is recorded
                 rounds.append(middle - started)
                 bare.append(ended - middle)
         found.on_workers(MadeWorker.preparing)  # a warm-up

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from benchmarks.scaling import BATCH, MadeShard, MadeWorker, split
+from benchmarks.round import moved
+from benchmarks.scaling import BATCH, ZOO, MadeShard, MadeWorker, measure, split
 from tintray.jobs.engine.shards import ShardConfig
 from tintray.storage.artifacts.blobs import BlobRef
 
@@ -25,3 +27,19 @@ def test_its_members_run_a_round() -> None:
     assert worker.bare() == 2 * BATCH
     assert worker.preparing() > 0
     assert worker.pool_bytes() == 2 * 64 * 3 * 16 * 16
+
+
+@pytest.mark.slow
+def test_members_that_exchange_tensors_directly_run_rounds() -> None:
+    """As on a GPU each, with gloo in the place of nccl."""
+    found = measure(SHAPE, 4, 1, workers=2, transport="gloo")
+    assert found["round"] > 0
+    assert found["bare"] > 0
+
+
+def test_bytes_that_are_moved_are_counted() -> None:
+    """Task vectors in float32 are read as they are; others are written in float32 first."""
+    for format, copies in (("f32", 0), ("bf16", 2)):
+        found, least = moved(8, format)
+        numbers = 8 * split(ZOO).layout.numel
+        assert found == pytest.approx(least + 2 * copies * 4 * numbers, rel=0.2)
