@@ -96,7 +96,23 @@ class Placement:
     threads: float = 0  # what it computes with, and has to itself
     gpus: float = 0  # none, one, or a part of one
     colocate_with: ActorHandle[object] | None = None  # on whose CPUs and GPUs it lives instead
+    beside: tuple[ActorHandle[object], ...] = ()  # with which of them each of several lives, if any
     in_process: bool = False  # in the process of the backend itself
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where members compute that are needed for a while: on CPUs, or on the GPUs of the workers."""
+
+    device: str = "cpu"
+    hosts: Sequence[ActorHandle[object]] = ()  # the workers, where they have GPUs
+
+    def placement(self, name: str) -> Placement:
+        """For several members of a name."""
+        return Placement(name, beside=tuple(self.hosts))
+
+
+ON_CPUS = Where()
 
 
 class Backend(ABC):
@@ -137,14 +153,19 @@ class Backend(ABC):
         *args: P.args,
         **options: P.kwargs,
     ) -> Iterator[list[ActorHandle[A]]]:
-        """A member, of at most as many as CPUs or GPUs, for each piece of work; let go after."""
+        """A member, of at most as many as CPUs or GPUs, for each piece of work; let go after.
+
+        With a placement ``beside`` others there is one with each of them at most.
+        """
         most = max(1, int(self.size() / max(1, placement.threads)))
         if placement.gpus:  # more would wait for ever
             most = max(1, min(most, int(self.capacity().gpus / placement.gpus)))
-        members = [
-            self.spawn(replace(placement, name=f"{placement.name} {n + 1}"), cls, *args, **options)
-            for n in range(min(most, count))
+        hosts = placement.beside or [None] * most
+        each = [
+            replace(placement, name=f"{placement.name} {n + 1}", colocate_with=host)
+            for n, host in enumerate(hosts[:count])
         ]
+        members = [self.spawn(place, cls, *args, **options) for place in each]
         try:
             yield [members[n % len(members)] for n in range(count)]
         finally:

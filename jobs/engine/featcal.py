@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.jobs.engine.arrays import Floats, readable
-from tintray.jobs.engine.backend import Backend, Placement, as_argument
+from tintray.jobs.engine.arrays import Floats, as_arrays, readable
+from tintray.jobs.engine.backend import ON_CPUS, Backend, Where, as_argument
 from tintray.jobs.engine.configs import TaskConfig, TaskFacts
 from tintray.jobs.engine.task_files import TaskFiles
 from tintray.merging import Recipe, featcal
 from tintray.merging.featcal import Settings, Stage
 from tintray.models.loading import load_expert
+from tintray.models.structure import copy_on
 from tintray.numerics.layout import Layout
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
@@ -40,10 +41,13 @@ Arrays = dict[str, Floats]
 
 
 class LayerFitter:
-    """A member that runs one task's models after the other, and solves; it keeps only pools."""
+    """A member that runs one task's models after the other, and solves, on ``device``.
 
-    def __init__(self, layout: Layout, settings: Settings) -> None:
-        self._layout, self._settings = layout, settings
+    It keeps only pools.
+    """
+
+    def __init__(self, layout: Layout, settings: Settings, device: str = "cpu") -> None:
+        self._layout, self._settings, self._device = layout, settings, device
         self._pools: dict[str, Pool] = {}
 
     def stages(self, task: TaskConfig) -> list[Stage]:
@@ -59,26 +63,28 @@ class LayerFitter:
             for name, tensor in self._layout.views(readable(theta)).items():
                 merged.get_parameter(name).copy_(tensor)
         found = featcal.observed(expert, merged, pool, stage, self._settings.mix)
-        return {name: tensor.numpy() for name, tensor in found.items()}
+        return as_arrays(found)
 
     def solve(
         self, task: TaskConfig, stage: Stage, parts: Arrays, base: Arrays, start: Arrays
     ) -> Arrays:
         """The tensors of a stage; ``task`` is any, its model says what the layers are."""
-        expert = self._expert(TaskFiles.open(task))
+        expert = self._expert(TaskFiles.open(task))  # none of its numbers are read
         equations, anchor, at = (
-            {name: readable(array) for name, array in of.items()} for of in (parts, base, start)
+            {name: readable(array, self._device) for name, array in of.items()}
+            for of in (parts, base, start)
         )
         found = featcal.solved(expert, stage, equations, anchor, at, self._settings)
-        return {name: tensor.numpy() for name, tensor in found.items()}
+        return as_arrays(found)
 
     def _opened(self, task: TaskConfig) -> tuple[nn.Module, Pool]:
         files = TaskFiles.open(task)
-        expert = self._expert(files)
+        expert = copy_on(self._expert(files), self._device)
         if task.name not in self._pools:
             pool = files.pool()
             first = torch.arange(min(self._settings.examples, len(pool)))
-            self._pools[task.name] = sequences.completed(expert, pool[first])  # a copy of those
+            few = pool[first]  # a copy of those
+            self._pools[task.name] = sequences.completed(expert, few, self._device)
         return expert, self._pools[task.name]
 
     def _expert(self, files: TaskFiles) -> nn.Module:
@@ -95,6 +101,7 @@ def fitted_layers(
     recipe: Recipe,
     summed: Callable[[float], Floats],
     notify: Callable[[str], object],
+    where: Where = ON_CPUS,
 ) -> BlobRef:
     """θ − θ₀ after every layer was fitted, by tensor, as an artifact; computed once.
 
@@ -109,14 +116,14 @@ def fitted_layers(
     settings = Settings(**values)
     scale = settings.start * scale_for_task_count(len(tasks))
     origin, theta = summed(0.0), summed(scale).copy()
-    key = _key(layout, tasks, facts, (origin, theta), settings)
+    key = _key(layout, tasks, facts, (origin, theta), settings, where.device)
     if (known := lookup(store, KIND, key)) is not None:
         notify("the layers fitted by FeatCal were reused from the store")
         return known
     of_base, of_start = layout.views(readable(origin)), layout.views(readable(theta.copy()))
     views = layout.views(torch.from_numpy(theta))
-    placement = Placement("layer fitter")
-    with backend.spread(len(tasks), placement, LayerFitter, layout, settings) as members:
+    placement, given_to_all = where.placement("layer fitter"), (layout, settings, where.device)
+    with backend.spread(len(tasks), placement, LayerFitter, *given_to_all) as members:
         stages = backend.get([members[0].call(LayerFitter.stages, tasks[0])])[0]
         for stage in stages:
             shared = as_argument(backend.put(theta.copy()))
@@ -149,10 +156,12 @@ def _key(
     facts: Mapping[str, TaskFacts],
     models: Sequence[Floats],
     settings: Settings,
+    device: str,
 ) -> str:
-    """The hash of all that the fitted layers depend on."""
+    """The hash of all that the fitted layers depend on; of a GPU's rounding too."""
     parts = [KIND, str(_VERSION), str(asdict(settings))]
     parts += [hashlib.sha256(model.tobytes()).hexdigest() for model in models]
     parts += [slot.name for slot in layout.slots]
     parts += [f"{facts[t.name].expert_digest} {facts[t.name].pool_digest}" for t in tasks]
+    parts += [] if device == "cpu" else [device]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

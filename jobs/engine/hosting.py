@@ -111,7 +111,7 @@ class Experts:
     def check(self, task: TaskConfig) -> tuple[CheckedTask, nn.Module]:
         """Check a task's expert and data: what the task owns, and the expert.
 
-        The expert is run on one example of each, and nothing is written.
+        The expert is run on one example of each, where the job computes, and nothing is written.
         """
         folder = self.folder(task)
         notices: list[str] = []
@@ -131,13 +131,14 @@ class Experts:
         width, files = task.kind.answer_width(expert), TaskFiles(task, folder)
         pool = files.pool()
         self._check_tokens(task, pool, folder)
-        self._try_out(task, expert, pool, width, "pool")
+        there = copy_on(expert, self._config.device)
+        self._try_out(task, there, pool, width, "pool")
         if task.kind.has_class_names:
             source, role = local_data(task.pool, self.cache), f"tasks.{task.name}.pool"
             check_class_names(class_names(source, role), width, f"{role}: {source.path}")
         test, test_labels = files.test(expert), None
         if test is not None:
-            self._try_out(task, expert, test, width, "test")
+            self._try_out(task, there, test, width, "test")
             test_labels = files.labels("test", test, expert)
             if common := overlap.shared(pool, test):
                 notices.append(overlap.warning(task.name, common, len(test)))
@@ -148,7 +149,7 @@ class Experts:
                 )
         self._check_published(task, pool, test)
         digest = folder.digest() if task.published is None else task.published.expert
-        moved = change(self.partition.module, expert)
+        moved = change(self.partition.module, there)
         facts = TaskFacts(
             name=task.name,
             classes=width,
@@ -232,7 +233,8 @@ class Experts:
         if task.published is None:
             one = sequences.placeholder(pool.extremes(), getattr(expert, "config", None))
             where = f"tasks.{task.name}.{part}"
-            self_labels.try_out(partial(answer, expert), one, task.kind, width, task.role, where)
+            asked = (one, task.kind, width, task.role, where)
+            self_labels.try_out(partial(answer, expert), *asked, device=self._config.device)
 
     def _check_tokens(self, task: TaskConfig, pool: Pool, folder: ModelFolder) -> None:
         """Refuse a tokenizer that gives other numbers to tokens than the base's does."""
@@ -314,9 +316,9 @@ class Experts:
 
     def _private(self, expert: nn.Module) -> dict[str, Tensor]:
         """What a task starts from, of its expert; factors where its tint is a product."""
-        private = private_state(expert, self.partition.private)
-        products = self._difference(expert, self.partition.low_rank)
-        private |= low_rank_factors(products, self.partition.low_rank)
+        private, ranks = private_state(expert, self.partition.private), self.partition.low_rank
+        for name, product in self._difference(expert, ranks).items():
+            private |= low_rank_factors({name: product.to(self._config.device)}, ranks)
         return private | norm_buffers(expert)
 
     def _difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
 import torch
 
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, Future, Placement
+from tintray.jobs.engine.backend import ON_CPUS, Backend, Future, Where
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.statistics import Refs
 from tintray.merging import Recipe
@@ -27,7 +27,7 @@ from tintray.storage.artifacts.store import open_store
 class MergerConfig:
     """What a member must know to merge any tensor; plain data.
 
-    ``memory`` is in bytes, for each member.
+    ``memory`` is in bytes, for each member; ``device`` is where its method computes.
     """
 
     store_url: str
@@ -38,6 +38,7 @@ class MergerConfig:
     scale: float | None
     memory: int
     statistics: Refs
+    device: str = "cpu"
 
 
 class Merger:
@@ -66,8 +67,12 @@ class Merger:
                 for kind, refs in config.statistics.items()
             },
         )
-        self._merging = Merging(  # there is a member for each CPU
-            sources, config.recipe, scale=config.scale, memory=config.memory, at_once=1
+        self._merging = Merging(
+            *(sources, config.recipe),
+            scale=config.scale,
+            memory=config.memory,
+            at_once=1,  # there is a member for each CPU, or GPU
+            device=config.device,
         )
 
     def totals(self, names: Sequence[str]) -> Floats | None:
@@ -89,14 +94,15 @@ def merged_backbones(
     progress: Progress,
     *,
     most: int | None = None,
+    where: Where = ON_CPUS,
 ) -> dict[str, Floats]:
     """θ [P] by output: one under ``""``, or one for each task.
 
     Each member merges one tensor at a time; finished ones wait their turn in a window as wide as
-    there are members: one per CPU, or ``most``.
+    there are members: one per CPU, or GPU, or ``most``.
     """
     names = [slot.name for slot in layout.slots]
-    width = min(most or backend.size(), len(names))
+    width = min(most or len(where.hosts) or backend.size(), len(names))
     outputs = config.tasks if config.recipe.method.own is not None else ("",)
     merged = np.empty((len(outputs), layout.numel), dtype=np.float32)
     window: deque[tuple[Slot, Future[Floats]]] = deque()
@@ -106,7 +112,8 @@ def merged_backbones(
         merged[:, slot.start : slot.stop] = found.result()
         progress(slot.stop, layout.numel)
 
-    with backend.spread(width, Placement("merger"), Merger, config) as members:
+    config = replace(config, device=where.device)
+    with backend.spread(width, where.placement("merger"), Merger, config) as members:
         parts = [m.call(Merger.totals, names[n::width]) for n, m in enumerate(members)]
         known = [part for part in backend.get(parts) if part is not None]
         totals = np.sum(known, axis=0) if known else None

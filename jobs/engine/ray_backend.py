@@ -104,6 +104,10 @@ class _Host:
             where = f" (on the node {ray.util.get_node_ip_address()})" if name_node else ""
             raise construction_error(error, where) from error
 
+    def leave(self, number: int) -> None:
+        self._members[number] = None
+        self._refusals[number] = FitError("the worker was dismissed before it answered")
+
 
 class _RayFuture(Future[T]):
     """An answer that Ray has, or waits for."""
@@ -130,23 +134,29 @@ class _RayHandle(ActorHandle[A]):
     ) -> None:
         self.actor = actor
         self.hosts = number + 1  # members of the actor by now, if this is the first of them
-        self._backend, self._number, self._name = backend, number, name
+        self.number = number
+        self._backend, self._name = backend, name
         self._direct = {} if transport is None else {"tensor_transport": transport}
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether it lives in another member's actor."""
+        return self.number > 0
+
     def ready(self, name_node: bool) -> Future[None]:
-        return _RayFuture(self._backend, self.actor.ready.remote(self._number, name_node))
+        return _RayFuture(self._backend, self.actor.ready.remote(self.number, name_node))
 
     def _start(
         self, method: str, args: Args, options: Mapping[str, Any], *, direct: bool = False
     ) -> Future[Any]:
         task = self._task("call", method, **(self._direct if direct else {}))
-        ref = task(self._number, method, *map(_sendable, args), **options)
+        ref = task(self.number, method, *map(_sendable, args), **options)
         return _RayFuture(self._backend, ref)
 
     def _start_parts(
         self, method: str, parts: int, args: Args, options: Mapping[str, Any]
     ) -> tuple[list[Future[Any]], Future[Any]]:
-        called = (self._number, method, *map(_sendable, args))
+        called = (self.number, method, *map(_sendable, args))
         if self._direct:  # an answer goes by one way: the actor keeps the parts, to be asked for
             rest = self._task("keep_parts", method)(parts, *called, **options)
             take = self._task("take_part", method, **self._direct)
@@ -257,6 +267,7 @@ class RayBackend(Backend):
         self._transport, self._share = transport, min(1, gpus)
         self.tensor_transport = transport is not None
         self._group: Any = None
+        self._connected: frozenset[Any] = frozenset()  # the actors that are in it
         self._actors: dict[Any, float] = {}  # with the CPUs that each takes
         self._local: list[LocalHandle[Any]] = []
         self._spread = 0  # how many members that ask for no CPU were given a node
@@ -356,12 +367,13 @@ class RayBackend(Backend):
         actors = dict.fromkeys(m.actor for m in members if isinstance(m, _RayHandle))
         with self._translated():
             self._group = create_collective_group(list(actors), backend=self._transport)
+        self._connected = frozenset(actors)
 
     def _disconnect(self) -> None:
         if self._group is not None:
             from ray.experimental.collective import destroy_collective_group
 
-            group, self._group = self._group, None
+            group, self._group, self._connected = self._group, None, frozenset()
             with suppress(self._ray.exceptions.RayError):  # members that have died
                 destroy_collective_group(group)
 
@@ -411,18 +423,29 @@ class RayBackend(Backend):
             )
 
     def dismiss(self, members: Sequence[ActorHandle[object]]) -> None:
-        """Kill their actors; Ray gives their CPUs to the next ones spawned."""
-        self._disconnect()
+        """Kill their actors; Ray gives their CPUs to the next ones spawned.
+
+        One that lives beside another is let go by it.
+        """
+        ended = [member for member in members if isinstance(member, _RayHandle)]
+        if any(member.actor in self._connected for member in ended if not member.is_guest):
+            self._disconnect()
         for member in members:
             if isinstance(member, LocalHandle):
                 member.dismiss()
                 self._local = [other for other in self._local if other is not member]
-            elif isinstance(member, _RayHandle) and member.actor in self._actors:
+        for member in ended:
+            if member.actor not in self._actors:
+                continue
+            if member.is_guest:
+                member.actor.leave.remote(member.number)
+            else:
                 self._ray.kill(member.actor)
                 del self._actors[member.actor]
 
     def close(self) -> None:
         """Kill the actors; stop the cluster if it was started here."""
+        self._disconnect()
         self.dismiss(self._local)
         for actor in self._actors:
             with suppress(self._ray.exceptions.RayError):  # the cluster itself may be gone

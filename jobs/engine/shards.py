@@ -105,7 +105,7 @@ class Shard:
     def totals(self, recipe: Recipe) -> list[Floats]:
         """What a merging method sums over the model: the part of each tensor here, [K, m]."""
         found = partial_totals(self._loaded, recipe, self._depths())
-        return [total.numpy() for total in found]
+        return [total.cpu().numpy() for total in found]
 
     def load_directions(
         self,

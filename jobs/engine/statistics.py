@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
-from tintray.jobs.engine.backend import ActorHandle, Backend, Future, Placement
+from tintray.jobs.engine.backend import ON_CPUS, Backend, Future, Where
 from tintray.jobs.engine.configs import Prepared, TaskConfig, TaskFacts
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.task_files import TaskFiles
@@ -77,24 +76,6 @@ class Measurer:
         return remember(self._store, kind, key, tensors_as_bytes(measure())), False
 
 
-@contextmanager
-def _measurers(
-    backend: Backend,
-    count: int,
-    store_url: str,
-    device: str,
-    hosts: Sequence[ActorHandle[object]],
-) -> Iterator[list[ActorHandle[Measurer]]]:
-    """A member for each task: spread over the CPUs, or beside the workers that have the GPUs."""
-    if device == "cpu":
-        with backend.spread(count, Placement("measurer"), Measurer, store_url) as spread:
-            yield spread
-        return
-    places = [Placement("measurer", colocate_with=host) for host in hosts]
-    members = [backend.spawn(place, Measurer, store_url, device) for place in places]
-    yield [members[n % len(members)] for n in range(count)]
-
-
 def measure_statistics(
     backend: Backend,
     store_url: str,
@@ -103,13 +84,10 @@ def measure_statistics(
     facts: Mapping[str, TaskFacts],
     prepared: Mapping[str, Prepared],
     notify: Callable[[str], object],
-    *,
-    device: str = "cpu",
-    hosts: Sequence[ActorHandle[object]] = (),
+    where: Where = ON_CPUS,
 ) -> Refs:
     """Have the statistics of these kinds for every task, measured by members or remembered.
 
-    On GPUs they are measured beside their workers, the ``hosts``, whose they are.
     ``notify`` is given a sentence for each kind: what was measured, and what the store had.
     """
     wanted = list(dict.fromkeys(kinds))
@@ -117,7 +95,8 @@ def measure_statistics(
         return {}
     vectors = [prepared[task.name].vector for task in tasks]
     calls: dict[str, list[Future[Measured]]] = {}
-    with _measurers(backend, len(tasks), store_url, device, hosts) as members:
+    placement, known = where.placement("measurer"), (store_url, where.device)
+    with backend.spread(len(tasks), placement, Measurer, *known) as members:
         for kind in wanted:
             if kind == "svd_sum":
                 calls[kind] = [members[0].call(Measurer.of_vectors, kind, vectors)]

@@ -104,6 +104,7 @@ class Worker:
             labels.try_out(
                 *(run, one, task.kind, checked.facts.classes),
                 *(f"the model tinted as {task.name}", f"tasks.{task.name}.pool"),
+                device=self._config.device,
             )
         key = self._experts.labels_key(checked, self._asking(checked))
         operations = counter.get_total_flops() // len(one)

@@ -111,10 +111,8 @@ class Evaluator:
         if task.test is not None:
             space = answer_space(module, task.classes)
             labels = labels_of(source, kind, pool, space, f"task '{name}'")
-        return TaskAnswers(kind, self._predict(module, pool, kind), expert, labels, pool.mask)
-
-    def _predict(self, module: nn.Module, pool: Pool, kind: Kind) -> Outputs:
-        return predict(copy_on(module, self._device), pool, kind, device=self._device)
+        merged = predict(copy_on(module, self._device), pool, kind, device=self._device)
+        return TaskAnswers(kind, merged, expert, labels, pool.mask)
 
     def _pool(self, task: TaskEntry, kind: Kind, module: Any) -> tuple[DataSource, Pool]:
         """The examples, and where they were read; ``module`` tells how right answers are read."""
@@ -137,9 +135,10 @@ class Evaluator:
         if sha256 is not None and self._store.exists(blob_key(sha256)):
             outputs = read_tensors(fetch_blob(self._store, sha256, cache_folder()))
             return sequences.recalled(pool, outputs, config), from_tensors(outputs)
-        expert = open_published_expert(self._merge, task)[1]
-        pool = sequences.completed(expert, pool)
-        return pool, self._predict(expert, pool, kind)
+        device = self._device
+        expert = copy_on(open_published_expert(self._merge, task)[1], device)
+        pool = sequences.completed(expert, pool, device)
+        return pool, predict(expert, pool, kind, device=device)
 
 
 def open_published_expert(merge: Merge, task: TaskEntry) -> tuple[ModelFolder, nn.Module]:

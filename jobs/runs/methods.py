@@ -15,7 +15,7 @@ from tintray.errors import CheckpointError, SpecError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.sections import ADAMERGING, SURGERY
 from tintray.jobs.engine.arrays import Floats
-from tintray.jobs.engine.backend import Backend, as_argument
+from tintray.jobs.engine.backend import Backend, Where, as_argument
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.budgets import with_prompt, within_budget
 from tintray.jobs.engine.configs import Prepared, TaskFacts
@@ -174,14 +174,19 @@ class PreparedJob:
 
         if kinds == [FEATCAL]:  # of all tasks together, one layer after the other
             of_tasks = (self.backend, self.store, self.base.partition.layout, tasks, facts)
-            fitted = fitted_layers(*of_tasks, recipe, self._summed, notify)
+            fitted = fitted_layers(*of_tasks, recipe, self._summed, notify, self._where)
             found: Refs = {FEATCAL: (fitted,)}
         else:
             of_each = (self.backend, self.spec.store, kinds, tasks, facts, self.prepared)
-            device, hosts = self.spec.cluster.device, self.workers.members
-            found = measure_statistics(*of_each, notify, device=device, hosts=hosts)
+            found = measure_statistics(*of_each, notify, self._where)
         self.on_statistics(found)
         return found
+
+    @property
+    def _where(self) -> Where:
+        """Where members compute that a step of the job needs for a while."""
+        device = self.spec.cluster.device
+        return Where(device, () if device == "cpu" else self.workers.members)
 
     def _summed(self, scale: float) -> Floats:
         """θ₀ + scale · Σ τ [P], while the shards hold the task vectors themselves."""
@@ -238,6 +243,7 @@ class PreparedJob:
             self.base.partition.layout,
             lambda done, total: on_event(TensorsMerged(recipe.name, done, total)),
             most=most,
+            where=self._where,
         )
 
     def round_tints(self, backbones: Mapping[str, Floats]) -> None:
@@ -262,5 +268,7 @@ class PreparedJob:
         self, backbones: Mapping[str, Floats]
     ) -> tuple[dict[str, dict[str, Tensor]], list[TaskScore], dict[str, dict[str, Tensor]]]:
         """Learn every task's surgery module on its backbone: modules, scores and references."""
-        layout, seed = self.base.partition.layout, self.spec.fit.seed
-        return operate_on_all(self.backend, layout, seed, self.workers.tasks, backbones)
+        of_tasks = (self.workers.tasks, backbones, self._where)
+        return operate_on_all(
+            self.backend, self.base.partition.layout, self.spec.fit.seed, *of_tasks
+        )

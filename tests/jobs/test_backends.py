@@ -145,6 +145,18 @@ def test_members_live_together_or_apart(backend: Backend, placement: Placement) 
     assert (here == apart) == (placement.in_process or isinstance(backend, InProcessBackend))
 
 
+def test_guests_are_spread_over_their_hosts_and_let_go_without_them(backend: Backend) -> None:
+    hosts = [backend.spawn(Placement("host"), Counter) for _ in range(2)]
+    placement = Placement("guest", beside=tuple(hosts))
+    with backend.spread(3, placement, Counter, 5.0) as guests:
+        processes = backend.get([guest.call(Counter.process) for guest in guests])
+        assert processes[0] == processes[2]
+        assert processes[:2] == backend.get([host.call(Counter.process) for host in hosts])
+    with pytest.raises(FitError, match="dismissed"):
+        guests[0].call(Counter.add, 1.0).result()
+    assert hosts[0].call(Counter.add, 1.0).result()[0] == 1.0
+
+
 def test_who_was_dismissed_answers_no_more(backend: Backend, placement: Placement) -> None:
     ended, other = (backend.spawn(placement, Counter) for _ in range(2))
     backend.ready([ended, other])

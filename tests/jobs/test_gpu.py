@@ -16,11 +16,14 @@ from torch import Tensor
 
 import tintray
 from tests.growing import GrowingStore
+from tests.tintray.test_merging_methods import ALL, few, layer
 from tests.tiny_zoo import TASKS, TinyZoo
 from tests.workbench import SETTINGS, Workbench, tiny_workbench
 from tintray.jobs import api
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs.evaluate import evaluate
+from tintray.merging import methods, recipe
+from tintray.merging.apply import directions
 from tintray.models.structure import copy_on
 from tintray.numerics.precision import resolve
 from tintray.pools.feeding import batches_on
@@ -181,8 +184,34 @@ def test_sites_are_searched_there(tiny: TinyZoo, tmp_path: Path) -> None:
     assert api.run(spec).site
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean", "tsv_m"])
-def test_methods_measure_there(tiny: TinyZoo, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("name", [name for name in ALL if methods()[name].own is None])
+def test_a_method_gives_the_directions_that_it_gives_in_memory(name: str) -> None:
+    given, known = layer((96, 64), few(name)), recipe(name)
+    here, there = directions(given, known), directions(given.on("cuda"), known)
+    assert there.device.type == "cuda"
+    scale = float(here.abs().max())
+    assert torch.allclose(there.cpu(), here, atol=1e-3 * scale, rtol=1e-2)
+
+
+@pytest.mark.parametrize("init", ["ties", "regmean", "featcal"])
+def test_a_fit_starts_there_from_a_method(tiny: TinyZoo, tmp_path: Path, init: str) -> None:
+    """A shard takes up directions, after it has merged and recorded that."""
+    there, here = (
+        api.run(
+            tiny.spec(
+                tmp_path / str(gpus),
+                merge={"init": init},
+                fit={"rounds": 3},
+                cluster={"gpus_per_worker": gpus},
+            )
+        )
+        for gpus in (1, 0)
+    )
+    assert same_answers(there, here)
+
+
+@pytest.mark.parametrize("method", ["ties", "emr", "fisher", "regmean", "tsv_m", "featcal"])
+def test_methods_measure_and_merge_there(tiny: TinyZoo, tmp_path: Path, method: str) -> None:
     there, here = (
         api.run(
             tiny.spec(
@@ -194,3 +223,19 @@ def test_methods_measure_there(tiny: TinyZoo, tmp_path: Path, method: str) -> No
         for gpus in (1, 0)
     )
     assert same_answers(there, here)
+
+
+def test_surgery_learns_there(tiny: TinyZoo, tmp_path: Path) -> None:
+    """A module learns for a thousand steps: what it brings is near, its numbers need not be."""
+    there, here = (
+        api.run(
+            tiny.spec(
+                tmp_path / str(gpus),
+                merge={"method": "surgery"},
+                cluster={"gpus_per_worker": gpus},
+            )
+        )
+        for gpus in (1, 0)
+    )
+    for one, other in zip(there.tasks, here.tasks, strict=True):
+        assert one.agreement == pytest.approx(other.agreement, abs=0.06)  # two images of 40

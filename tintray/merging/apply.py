@@ -67,6 +67,8 @@ def layers(
 ) -> Iterator[tuple[Slot, Layer]]:
     """Every tensor of a model as a layer, ``totals`` included; one tensor is in float32 at a time.
 
+    A layer is where the task vectors are, its statistics too.
+
     Parameters
     ----------
     where
@@ -78,7 +80,7 @@ def layers(
     if totals is None and recipe.method.totals is not None:
         totals = torch.stack(partial_totals(vectors, recipe, at)).sum(0)
     for slot, layer in _layers(vectors, recipe, at, statistics):
-        yield slot, replace(layer, totals=totals)
+        yield slot, replace(layer, totals=totals).on(layer.base.device)
 
 
 def partial_totals(
@@ -108,8 +110,12 @@ def direct(
     totals: Tensor | None = None,
     format: Format = "f32",
 ) -> TaskVectors:
-    """The method's directions in place of the task vectors, tensor by tensor, in a format."""
+    """The method's directions in place of the task vectors, tensor by tensor, in a format.
+
+    The vectors that are given go with them.
+    """
     found = layers(vectors, recipe, statistics, where=where, totals=totals)
     for number, (slot, layer) in enumerate(found):
-        vectors.stacks[number] = make_stack([*directions(layer, recipe)], slot.shape, format)
-    return vectors
+        rows, device = [*directions(layer, recipe)], str(layer.base.device)
+        vectors.stacks[number] = make_stack(rows, slot.shape, format, device=device)
+    return replace(vectors)  # nothing that was recorded of the old ones

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -79,7 +79,7 @@ class Layer:
     """All that a method may know of one tensor.
 
     ``statistics`` were measured for it beforehand, by kind: ``fisher`` [K, …], ``gram``
-    [K, in, in], and singular value decompositions.
+    [K, in, in], and singular value decompositions. A method computes where these tensors are.
     """
 
     name: str  # the tensor's in the model
@@ -91,6 +91,21 @@ class Layer:
     thresholds: Tensor | None = None  # what the method's ``thresholds`` gave for it, [K, m]
     totals: Tensor | None = None  # what the method's ``totals`` gave over the model, [K, m]
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+
+    def on(self, device: str | torch.device) -> Layer:
+        """The layer with all of its tensors on a device; it shares those that are there already."""
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            self,
+            base=self.base.to(device),
+            vectors=self.vectors.to(device),
+            thresholds=there(self.thresholds),
+            totals=there(self.totals),
+            statistics={kind: found.to(device) for kind, found in self.statistics.items()},
+        )
 
 
 @dataclass(frozen=True)

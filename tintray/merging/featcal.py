@@ -7,7 +7,7 @@ order in which a forward pass reaches them, so that Xs is what the layers before
 answer.
 
 Source: github.com/egangu/featcal at 18c68b6. There a stage is a block of a CLIP tower; tokens are
-not weighted here.
+not weighted here. Models are run where they are, and equations solved where their parts are.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tintray.errors import SpecError
 from tintray.merging.layer_fits import LayerFit, Terms, fit_of
 from tintray.models.calling import answer
 from tintray.models.hooks import EnoughError, seeing_inputs
-from tintray.models.structure import tied_names
-from tintray.pools.pool import Pool
+from tintray.models.structure import device_of, tied_names
+from tintray.pools.feeding import batches_on
+from tintray.pools.pool import BATCH, Pool
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def stages(module: nn.Module, names: Iterable[str], pool: Pool) -> list[Stage]:
         calls[path] = calls.get(path, 0) + 1
 
     with torch.inference_mode(), seeing_inputs(layers, count):
-        answer(module, pool.batch(slice(0, 1)))
+        answer(module, next(batches_on(pool[:1], device_of(module), ahead=0)))
     if not calls:
         raise SpecError(
             f"merge: 'featcal' fits linear layers, and {type(module).__name__} calls none that "
@@ -92,12 +93,13 @@ def observed(
 ) -> dict[str, Tensor]:
     """One task's part of the equations of a stage, by ``path/term``: float32, to be added up.
 
-    ``merged`` is the task's model on the backbone so far. Both are run up to the stage.
+    ``merged`` is the task's model on the backbone so far. Both are run up to the stage; on a
+    GPU too a few examples at a time, as all inputs of a stage's layers are held.
     """
     fits = _fits(expert, stage)
     sums: dict[str, dict[str, Tensor]] = {path: {} for path in fits}
     rows = dict.fromkeys(fits, 0)
-    for batch in pool.batches():
+    for batch in batches_on(pool, device_of(expert), BATCH):
         theirs, ours = (_inputs(model, batch, stage) for model in (expert, merged))
         for path, fit in fits.items():
             for given, asked in zip(ours.get(path, ()), theirs.get(path, ()), strict=False):

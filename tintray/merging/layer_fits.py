@@ -26,7 +26,8 @@ Terms = Mapping[str, Tensor]
 class LayerFit(ABC):
     """One module as something that can be fitted: of an expert, or of the merge.
 
-    Equations are in float64; what is summed over examples is in float32.
+    Equations are in float64, which GPUs for graphics are slow at; what is summed over examples is
+    in float32. All is computed where the tensors are that are given.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -88,7 +89,8 @@ class LinearFit(LayerFit):
 
     def solved(self, parts: Terms, anchors: Terms, ridge: float) -> dict[str, Tensor]:
         """W and b."""
-        system = parts["gram"] + ridge * torch.eye(len(parts["gram"]), dtype=torch.float64)
+        gram = parts["gram"]
+        system = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         wanted = parts["wanted"] + ridge * self._matrix(anchors["weight"]).T
         weight = torch.cholesky_solve(wanted, torch.linalg.cholesky(system)).T
         found = {"weight": weight.T if is_transposed(self._module) else weight}
@@ -131,7 +133,7 @@ class NormFit(LayerFit):
         if self._has_bias:
             bias = self._module.bias.double().flatten()
             part["weight"] += given * bias
-            part |= {"given": given, "bias": given * weight + bias, "share": torch.ones(1)}
+            part |= {"given": given, "bias": given * weight + bias, "share": energy.new_ones(1)}
         return part
 
     def solved(self, parts: Terms, anchors: Terms, ridge: float) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 f' = f − Up ReLU(Down f), learned so that f', the input of the task's head under the merge, is what
 the expert's own would be (Yang et al., arXiv 2402.02705, eq. 5 and 6: an L1 loss, rank 16). The
-backbone and the head stay as they are; nothing is read but unlabelled examples.
+backbone and the head stay as they are; nothing is read but unlabelled examples. All is computed
+where the model is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from tintray.errors import SpecError
 from tintray.models.hooks import seeing_inputs
-from tintray.models.structure import head_modules
+from tintray.models.structure import device_of, head_modules
+from tintray.pools.feeding import batches_on
 from tintray.pools.pool import Pool
 
 PREFIX = "surgery."
@@ -52,7 +54,7 @@ def features(module: nn.Module, pool: Pool) -> Tensor:
         captured.append(given.float().flatten(0, -2))
 
     with seeing_inputs({"head": head_of(module)}, capture):
-        for batch in pool.batches():
+        for batch in batches_on(pool, device_of(module)):
             module(**batch)
     return torch.cat(captured)
 
@@ -63,16 +65,19 @@ def operate(given: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 
 def learn(merged: Tensor, expert: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Down and Up that bring the merge's features [N, d] to the expert's [N, d]."""
-    width = merged.shape[1]
+    """Down and Up that bring the merge's features [N, d] to the expert's [N, d].
+
+    What is drawn comes from a generator in memory, and is brought to the features at once.
+    """
+    width, device = merged.shape[1], merged.device
     rank = min(RANK, width)
     start = torch.rand(rank, width, generator=generator) * 2 - 1
-    down = nn.Parameter(start / width**0.5)
-    up = nn.Parameter(torch.zeros(width, rank))  # at the start nothing is changed
+    draws = [torch.randint(len(merged), (_BATCH,), generator=generator) for _ in range(STEPS)]
+    down = nn.Parameter((start / width**0.5).to(device))
+    up = nn.Parameter(down.new_zeros(width, rank))  # at the start nothing is changed
     adam = torch.optim.Adam([down, up], lr=_RATE)
     merged, expert = merged.clone(), expert.clone()  # no longer of inference mode
-    for _ in range(STEPS):
-        rows = torch.randint(len(merged), (_BATCH,), generator=generator)
+    for rows in torch.stack(draws).to(device):
         loss = (operate(merged[rows], down, up) - expert[rows]).abs().mean()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

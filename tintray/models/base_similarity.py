@@ -53,17 +53,18 @@ class Change:
 
 @torch.no_grad()
 def change(base: nn.Module, expert: nn.Module) -> Change:
-    """How an expert's backbone differs from its base's."""
+    """How an expert's backbone differs from its base's, computed where the expert is."""
     product = ours = theirs = moved = 0.0
     count, sketch = 0, torch.zeros(_SKETCH)
     for name in backbone_names(base):
-        one, other = base.get_parameter(name), expert.get_parameter(name)
-        if one.ndim > 1:
+        other = expert.get_parameter(name)
+        if other.ndim > 1:
+            one = base.get_parameter(name).to(other.device)
             product += (one * other).sum(dtype=torch.float64).item()
             ours += one.square().sum(dtype=torch.float64).item()
             theirs += other.square().sum(dtype=torch.float64).item()
             moved += (step := other - one).square().sum(dtype=torch.float64).item()
-            sketch += _folded(step.flatten(), name)
+            sketch += _folded(step.flatten(), name).cpu()
             count += one.numel()
     cosine = product / max(math.sqrt(ours * theirs), 1e-300)
     return Change(cosine, math.sqrt(moved / max(1, count)), sketch)
@@ -72,7 +73,8 @@ def change(base: nn.Module, expert: nn.Module) -> Change:
 def _folded(numbers: Tensor, name: str) -> Tensor:
     """A vector in stretches that are added up under random signs, the same for every expert."""
     stretches = -(-numbers.numel() // _SKETCH)
-    signs = torch.randint(0, 2, (stretches,), generator=stream(0, name, "sketch")) * 2.0 - 1
+    drawn = torch.randint(0, 2, (stretches,), generator=stream(0, name, "sketch"))
+    signs = drawn.to(numbers.device) * 2.0 - 1
     padded = functional.pad(numbers.float(), (0, stretches * _SKETCH - numbers.numel()))
     return signs @ padded.view(stretches, _SKETCH)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -280,6 +281,12 @@ def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor
         for name, tensor in module.state_dict().items()
         if any(name.startswith(path + ".") for path in paths)
     }
+
+
+def device_of(module: nn.Module) -> str:
+    """Where a model computes: where its first tensor is."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return "cpu" if first is None else str(first.device)
 
 
 def copy_on(module: nn.Module, device: str) -> nn.Module:

@@ -114,13 +114,15 @@ def try_out(
     width: int,
     role: str,
     where: str,
+    *,
+    device: str = "cpu",
 ) -> None:
     """Run a model on an example or two, before anything is spent on all of them.
 
     Parameters
     ----------
     run
-        Turns a batch into the model's answers.
+        Turns a batch on ``device`` into the model's answers.
     width
         How many answers there should be.
     role, where
@@ -134,7 +136,7 @@ def try_out(
         Its answer is not finite.
     """
     try:
-        outputs = ask(run, pool, kind)
+        outputs = ask(run, pool, kind, device)
     except (TintrayError, MemoryError):
         raise
     except Exception as error:  # whatever a model raises over its input: each has its own

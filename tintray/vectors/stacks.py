@@ -140,9 +140,7 @@ class _InMemoryStack(_BlockStack):
         dtype: torch.dtype,
     ) -> None:
         super().__init__(tasks, edges, device, dtype)
-        self._blocks = [
-            _Coded(tuple(t.to(device) for t in block.tensors), block.decode) for block in blocks
-        ]
+        self._blocks = blocks
 
     def _block(self, number: int, out: Tensor) -> Tensor:
         block = self._blocks[number]
@@ -217,6 +215,8 @@ def make_stack(
 ) -> Stack:
     """Keep the K rows of a tensor in a format; no more than a block is in float32 beside it.
 
+    Rows may lie elsewhere: a block is copied to where the stack lies, and gets its format there.
+
     Parameters
     ----------
     rows
@@ -244,7 +244,7 @@ def make_stack(
     encode = _encoder(stored, channel)
     blocks = []
     for start, stop in pairwise(edges):
-        block = torch.empty(len(rows), stop - start, dtype=dtype)
+        block = torch.empty(len(rows), stop - start, dtype=dtype, device=device)
         blocks.append(encode(_gathered(block, flat, slice(start, stop))))
     return _InMemoryStack(len(rows), edges, blocks, device, dtype)
 
@@ -317,7 +317,7 @@ def _to_int4(block: Tensor, channel: int) -> _Coded:
     values, scales = quantised(block.view(len(block), -1, channel), 7, CLIPS)
     flat = values.view(block.shape)
     half = (flat.shape[1] + 1) // 2
-    packed = torch.zeros(len(flat), half, dtype=torch.uint8)
+    packed = torch.zeros(len(flat), half, dtype=torch.uint8, device=flat.device)
     packed += (flat[:, :half] + 8).to(torch.uint8)
     packed[:, : flat.shape[1] - half] += (flat[:, half:] + 8).to(torch.uint8) * 16
     return _Coded((packed, scales), _from_int4)

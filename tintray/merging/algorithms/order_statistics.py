@@ -12,12 +12,21 @@ _SAMPLE = 2**16
 _SPREAD = 5.0  # standard errors of the sample's quantile on either side
 
 
+def value_at(numbers: Tensor, position: int) -> float:
+    """The ``position``-th smallest of some numbers [n], counted from 0."""
+    if numbers.device.type == "cpu":
+        return float(np.partition(numbers.numpy(), position)[position])
+    return float(numbers.kthvalue(position + 1).values)
+
+
 def magnitude_at(row: Tensor, position: int) -> float:
     """The ``position``-th smallest of |row| [n], counted from 0.
 
-    A regular sample brackets the answer; one pass counts what lies below the bracket and gathers
-    what lies in it. Where the sample misleads, all numbers are partitioned.
+    In memory a regular sample brackets the answer; one pass counts what lies below the bracket and
+    gathers what lies in it. Where the sample misleads, all numbers are partitioned.
     """
+    if row.device.type != "cpu":
+        return value_at(row.abs(), position)
     numbers = row.numpy()
     if len(numbers) > _SMALL:
         found = _bracketed(numbers, position)

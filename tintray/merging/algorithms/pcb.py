@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tintray.merging.algorithms.order_statistics import value_at
 from tintray.merging.declaration import Layer, Parameter, method, rows
 
 
@@ -30,12 +30,12 @@ def pcb(layer: Layer, keep: float) -> Tensor:
     count, size = matrix.shape
     scores = torch.empty_like(matrix)
     for own, score in zip(matrix, scores, strict=True):
-        across = torch.zeros(size)
+        across = torch.zeros_like(own)
         for other in matrix:
             across += _softmax(own * other, 1)
         score.copy_(_softmax(own * own, count) * across * size)  # × size: away from denormals
         kept = max(1, int(keep * size))
-        score[score < float(np.partition(score.numpy(), size - kept)[size - kept])] = 0
+        score[score < value_at(score, size - kept)] = 0
     directions = matrix * scores / scores.sum(0).clamp_min(1e-38)
     return directions.view_as(layer.vectors)
 

@@ -28,7 +28,7 @@ def smallest_kept(layer: Layer, density: float) -> Tensor:
     for row in rows(layer.vectors):
         dropped = len(row) - max(1, int(density * len(row)))
         bounds.append(magnitude_at(row, dropped) if dropped < len(row) else float("inf"))
-    return torch.tensor(bounds).unsqueeze(1)
+    return torch.tensor(bounds, device=layer.vectors.device).unsqueeze(1)
 
 
 def elect(vectors: Tensor) -> Tensor:
@@ -76,12 +76,15 @@ def drop_and_rescale(vectors: Tensor, kept: Tensor, drop: float) -> Tensor:
 
 
 def _kept(layer: Layer, drop: float) -> Tensor:
-    """Which entries stay, 0 or 1: of each task by seed, tensor and task name alone."""
+    """Which entries stay, 0 or 1: of each task by seed, tensor and task name alone.
+
+    They are drawn in memory, so that they are the same wherever the method computes.
+    """
     masks = [
         torch.rand(layer.base.shape, generator=stream(layer.seed, "dare", layer.name, task))
         for task in layer.tasks
     ]
-    return (torch.stack(masks) >= drop).float()
+    return (torch.stack(masks).to(layer.vectors.device) >= drop).float()
 
 
 @method(
@@ -122,7 +125,7 @@ def smallest_and_largest_kept(layer: Layer, smallest: float, largest: float) -> 
             bounds.append((float("inf"), 0.0))
         else:
             bounds.append((magnitude_at(row, first), magnitude_at(row, last)))
-    return torch.tensor(bounds)
+    return torch.tensor(bounds, device=layer.vectors.device)
 
 
 @method(

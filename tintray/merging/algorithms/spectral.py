@@ -132,7 +132,7 @@ def iso_cts(layer: Layer, common: float) -> Tensor:
         rights.append(v[:own])
     mean = torch.cat(sizes).mean()
     u, v = orthogonalised(torch.cat(lefts, dim=1)), orthogonalised(torch.cat(rights, dim=0))
-    shares = torch.zeros(count, rank)
+    shares = layer.vectors.new_zeros(count, rank)
     shares[:, :shared] = _shares(layer.vectors, u[:, :shared], v[:shared])
     for task in range(count):  # behind the common directions, each task owns a stretch
         shares[task, shared + task * own : shared + (task + 1) * own] = 1

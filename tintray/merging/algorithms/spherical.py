@@ -44,8 +44,8 @@ def slerp(layer: Layer, t: float) -> Tensor:
         return layer.vectors
     first, second = rows(layer.base + layer.vectors)
     norms = first.norm() * second.norm()
-    cosine = (first @ second / norms).clamp(-1, 1) if norms > 0 else torch.tensor(1.0)
-    return _directions(layer, on_arc(torch.tensor([1 - t, t]), cosine))
+    cosine = (first @ second / norms).clamp(-1, 1) if norms > 0 else norms.new_tensor(1.0)
+    return _directions(layer, on_arc(norms.new_tensor([1 - t, t]), cosine))
 
 
 @method(
@@ -59,15 +59,16 @@ def slerp(layer: Layer, t: float) -> Tensor:
 def karcher(layer: Layer, steps: int) -> Tensor:
     """D of r · m, m the point on the unit sphere with the least sum of squared arcs.
 
-    m is a combination of the experts, so all steps happen on their K × K products.
+    m is a combination of the experts, so all steps happen on their K × K products: in memory, as a
+    GPU would only be started for each of their few numbers.
     """
     experts = rows(layer.base + layer.vectors)
-    norms = experts.double().norm(dim=1)
+    norms = experts.double().norm(dim=1).cpu()
     if len(experts) == 1 or (norms == 0).any():
         return layer.vectors / len(experts)
-    products = (experts @ experts.T).double() / norms.outer(norms)
+    products = (experts @ experts.T).cpu().double() / norms.outer(norms)
     mean = mean_on_sphere(products, steps)
-    return _directions(layer, (mean * norms.mean() / norms).float())
+    return _directions(layer, (mean * norms.mean() / norms).float().to(experts.device))
 
 
 def mean_on_sphere(

@@ -27,7 +27,7 @@ def wudi(layer: Layer, steps: int, rate: float) -> Tensor:
     if layer.base.ndim != 2:
         return layer.vectors / len(layer.vectors)
     norms = rows(layer.vectors).square().sum(1)
-    curvature = torch.zeros(layer.base.shape[1], layer.base.shape[1])
+    curvature = layer.base.new_zeros(layer.base.shape[1], layer.base.shape[1])
     target = torch.zeros_like(layer.base)
     for vector, norm in zip(layer.vectors, norms.clamp_min(1e-38), strict=True):
         gram = vector.T @ vector / norm

@@ -108,6 +108,8 @@ class Merging:
         Bytes that buffers, results and the method's own arrays may take together.
     at_once
         Pieces of a tensor that are merged at the same time at most; left out, one for each CPU.
+    device
+        Where the method computes. A piece is brought there, and what it makes of it back.
 
     Raises
     ------
@@ -124,6 +126,7 @@ class Merging:
         scale: float | None = None,
         memory: int = MEMORY,
         at_once: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self._sources, self._tasks = sources, len(sources.tasks)
         self._recipe, self._method = recipe, recipe.method
@@ -134,7 +137,8 @@ class Merging:
         self._depths = depths(sources.base.tensors)
         self._measuring = threading.Lock()
         self._thresholds: dict[str, Tensor] = {}
-        self._weights = torch.full((self._tasks,), self._scale)
+        self._device = device
+        self._weights = torch.full((self._tasks,), self._scale, device=device)
         for kind in self._method.needs:
             if kind not in sources.statistics:
                 raise SpecError(
@@ -203,8 +207,8 @@ class Merging:
         def summed(piece: Piece) -> Tensor:
             layer = self._load(piece, scratch)
             assert layer is not None  # only tensors that can be merged are asked
-            found: Tensor = rule(layer)
-            return found
+            found: Tensor = rule(layer.on(self._device))
+            return found.cpu()
 
         total = torch.zeros(self._tasks, 1, dtype=torch.float64)
         pieces = [piece for piece in self._cut(names) if piece.info.mergeable]
@@ -305,8 +309,8 @@ class Merging:
         def measured(number: int, base: Tensor) -> Tensor:
             row = self._read_vector(number, info, scratch.take(1, info.numel)[0], base.view(-1))
             layer = Layer(info.name, base, row.view(1, *info.shape), (sources.tasks[number],))
-            found: Tensor = rule(layer, **self._recipe.parameters)
-            return found
+            found: Tensor = rule(layer.on(self._device), **self._recipe.parameters)
+            return found.cpu()
 
         with self._measuring:  # one tensor at a time, so that memory stays bounded
             if info.name not in self._thresholds:
@@ -319,12 +323,14 @@ class Merging:
     # -- merging -----------------------------------------------------------------------------
 
     def _merge(self, layer: Layer) -> Tensor:
-        """θ [outputs, n] of one layer."""
+        """θ [outputs, n] of one layer, in memory."""
+        layer = layer.on(self._device)
         base = layer.base.reshape(-1)
         if self._method.own is not None:
-            return base + self._scale * rows(self._method.own(layer, **self._recipe.parameters))
+            own = rows(self._method.own(layer, **self._recipe.parameters))
+            return (base + self._scale * own).cpu()
         directions = self._method.directions(layer, **self._recipe.parameters)
-        return torch.addmv(base, rows(directions).t(), self._weights)[None]
+        return torch.addmv(base, rows(directions).t(), self._weights)[None].cpu()
 
     def _copied(self, piece: Piece) -> Tensor:
         """The base's numbers, which every expert has too."""
