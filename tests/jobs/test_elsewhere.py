@@ -27,6 +27,7 @@ from tintray.merging.files.tensor_files import TensorFiles
 from tintray.models import loading
 from tintray.numerics.choices import Format
 from tintray.numerics.layout import build_layout
+from tintray.vectors.similarity import pairs_of
 
 HEAVY = {
     *("addmm", "bmm", "convolution", "native_layer_norm"),  # of models
@@ -74,6 +75,15 @@ def test_a_shard_keeps_a_methods_directions_where_it_merges(format: Format) -> N
         found, there = merged(ELSEWHERE)
     assert there
     assert torch.equal(found, expected)
+
+
+def test_task_vectors_are_compared_where_they_are() -> None:
+    block = torch.randn(3, 40, generator=torch.Generator().manual_seed(3))
+    expected = pairs_of([block], 3)
+    with elsewhere():
+        found = pairs_of([block.to(ELSEWHERE)], 3)
+    assert torch.equal(found.products, expected.products)
+    assert torch.equal(found.opposed, expected.opposed)
 
 
 @pytest.mark.parametrize("name", ["ties", "emr", "tsv_m", "iso_c"])

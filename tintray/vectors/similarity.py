@@ -47,13 +47,13 @@ class Pairs:
 
 
 def pairs_of(blocks: Iterable[Tensor], tasks: int) -> Pairs:
-    """Compare K task vectors that come in blocks [K, c]; each is read once."""
+    """Compare K task vectors that come in blocks [K, c]; each is read once, where it is."""
     products, same, both = torch.zeros(3, tasks, tasks, dtype=torch.float64)
     for block in blocks:
-        products += block @ block.T
+        products += (block @ block.T).cpu()
         signs = block.sign()
-        same += signs @ signs.T
-        both += signs.abs() @ signs.abs().T
+        same += (signs @ signs.T).cpu()
+        both += (signs.abs() @ signs.abs().T).cpu()
     return Pairs(products, (both - same) / 2, both)
 
 
