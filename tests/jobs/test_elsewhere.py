@@ -120,6 +120,7 @@ def elsewhere_in_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     monkeypatch.setattr(ClusterSpec, "device", device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(in_process, "free_on_card", lambda *_: 2**40)
+    monkeypatch.setattr(in_process, "keep_to_share", lambda share: None)
     monkeypatch.setattr(loading, "load_weights", in_truth(loading.load_weights))
     with elsewhere() as in_memory:
         yield in_memory
