@@ -308,7 +308,7 @@ class Worker:
         self._references[name] = {}
         if inputs is None:
             return score
-        observed = Observed.of(kind, merged, pool.mask, inputs.features(len(pool)))
+        observed = Observed.of(kind, merged, pool.mask, inputs)
         if hosted.test is None:  # on what it has learned from it would be surer
             held_back = self._rows(hosted, MOST)[1]
             observed = observed[held_back] if len(held_back) >= LEAST else observed

@@ -79,7 +79,7 @@ def route_answered(
             outputs = known[task][torch.tensor(rows)]
         else:
             outputs = predict(copy_on(merge.for_task(task), device), part, kind, device=device)
-        observed = Observed.of(kind, outputs, part.mask, None)
+        observed = Observed.of(kind, outputs, part.mask)
         judged = merge.judge([routes[row] for row in rows], observed)
         for row, route in zip(rows, judged, strict=True):
             routes[row] = route

@@ -33,7 +33,7 @@ class Sample:
         if not self._size or answer.values is None or answer.kind not in _SINGLE:
             return
         outputs = torch.from_numpy(answer.values)[None]
-        found = Observed.of(find_kind(answer.kind), outputs, None, None)
+        found = Observed.of(find_kind(answer.kind), outputs, None)
         key = answer.task, answer.version
         if key not in self._kept:
             there = live() | {answer.version}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tintray.references.estimates import Estimate
+from tintray.references.inputs import LOOKS
 from tintray.references.two_samples import Difference
 
 LOST = 0.03
@@ -40,7 +41,7 @@ def advice(
             f"the expert still does well on them, `tintray refresh-task {merge} {task}` with such "
             "examples in its pool learns the tint again; where it does not, a new expert is needed"
         )
-    elif "classes" in found and "features" not in found:
+    elif "classes" in found and not {"features", *LOOKS} & set(found):
         said.append(
             "the answers are of other classes, while the inputs look as they did: if the world has "
             "changed its mix, nothing is wrong"

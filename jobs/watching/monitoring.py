@@ -92,8 +92,8 @@ def monitor(
     ``data`` is a path, or one with its split: ``new.npz#test``; ``examples`` of them are looked at,
     spread evenly. With ``expert`` the task's expert answers them too, and its disagreement gives a
     second estimate. In the place of data, ``from_serve`` is the URL of a server that answers with
-    this merge and was told to observe; features are not known then. What is found is entered in the
-    catalog, if it knows the merge, but for a ``dry_run``.
+    this merge and was told to observe; features and what inputs look like are not known then. What
+    is found is entered in the catalog, if it knows the merge, but for a ``dry_run``.
 
     Raises NotFoundError for an unknown merge or task; DataError for examples that cannot be read or
     are too few; InputError where nothing is known to compare them with.

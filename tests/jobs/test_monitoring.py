@@ -66,7 +66,7 @@ def test_new_examples_are_compared_and_the_check_is_remembered(
     assert (found["merge"], found["task"], found["drifted"]) == ("tiny/v1", "five", False)
     assert (found["examples"], found["known"], found["advice"]) == (100, TEST, [])
     assert {of["of"] for of in found["differences"]} == {
-        "confidence", "entropy", "classes", "features",
+        "confidence", "entropy", "classes", "features", "brightness", "contrast", "sharpness",
     }  # fmt: skip
     assert found["estimate"]["metric"] == "accuracy" and 0 <= found["elsewhere"] <= 1
     assert call(*ask, new("five", darkened), "--dry-run").code == 6  # and is in no history
@@ -203,5 +203,6 @@ def test_what_to_do_depends_on_what_differs() -> None:
     assert said() == ""
     assert "keep watching" in said("features")
     assert "changed its mix" in said("classes")
+    assert "changed its mix" not in said("classes", "sharpness")
     assert "refresh-task m/v1 t" in said("features", lost=0.1)
     assert "route them away" in said("features", elsewhere=0.5)

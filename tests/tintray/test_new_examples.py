@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tintray.errors import IntegrityError
+from tintray.references.inputs import LOOKS, looks
 from tintray.references.observing import FEATURES, HeadInputs, Observed
 from tintray.references.reference import FORM, LEAST, MOST, Reference
 from tintray.references.two_samples import (
@@ -35,7 +36,7 @@ def drawn(seed: int, count: int, classes: int = 4, sure: float = 3.0) -> Tensor:
 
 
 def observed(logits: Tensor, features: Tensor | None = None) -> Observed:
-    return Observed.of(find_kind("classification"), logits, None, features)
+    return replace(Observed.of(find_kind("classification"), logits, None), features=features)
 
 
 def scored(accuracy: float, examples: int = 300) -> TaskScore:
@@ -100,7 +101,7 @@ def test_each_kind_is_noted_by_how_sure_it_is_and_of_what() -> None:
     assert torch.allclose(found.numbers["confidence"], p.amax(-1))
     assert torch.allclose(found.numbers["entropy"], -(p * p.log()).sum(-1))
 
-    several = Observed.of(find_kind("multi_label"), logits - 1, None, None)
+    several = Observed.of(find_kind("multi_label"), logits - 1, None)
     assert several.classes is not None and several.classes.tolist() == [[-1, 1, -1], [0, -1, -1]]
     yes = (logits - 1).sigmoid()
     assert torch.allclose(several.numbers["confidence"], yes.maximum(1 - yes).mean(1))
@@ -109,21 +110,21 @@ def test_each_kind_is_noted_by_how_sure_it_is_and_of_what() -> None:
     tokens = torch.stack([logits, logits.flip(0)])  # [N, S, C]
     for outputs in (tokens, top_tokens(tokens, 3)):
         name = "token_classification" if isinstance(outputs, Tensor) else "language_modelling"
-        of_tokens = Observed.of(find_kind(name), outputs, mask, None)
+        of_tokens = Observed.of(find_kind(name), outputs, mask)
         assert of_tokens.classes is not None
         assert of_tokens.classes.tolist() == [[1, -1], [0, 1]]
         expected = torch.tensor([p[0].max(), (p[0].max() + p[1].max()) / 2])
         assert torch.allclose(of_tokens.numbers["confidence"], expected, atol=1e-6)
     cut = top_tokens(tokens, 2)
     assert isinstance(cut, TopTokens)
-    entropy = Observed.of(find_kind("language_modelling"), cut, None, None).numbers["entropy"]
+    entropy = Observed.of(find_kind("language_modelling"), cut, None).numbers["entropy"]
     assert torch.allclose(entropy, -(p * p.log()).sum(-1).mean().expand(2), atol=1e-5)
 
     maps = tokens.movedim(-1, 1)[..., None]  # [N, C, H, W]
-    pixels = Observed.of(find_kind("segmentation"), maps, None, None)
+    pixels = Observed.of(find_kind("segmentation"), maps, None)
     assert pixels.classes is not None and pixels.classes.shape == (2, 2)
 
-    values = Observed.of(find_kind("regression"), logits, None, None)
+    values = Observed.of(find_kind("regression"), logits, None)
     assert values.classes is None and values.numbers["answer"].tolist() == logits.mean(1).tolist()
 
 
@@ -155,6 +156,46 @@ def test_features_are_the_heads_inputs_whatever_stands_beside_a_text() -> None:
     assert torch.allclose(features(texts, mask), short, atol=1e-6)
     module(texts)
     assert not module.head._forward_pre_hooks
+
+
+def test_noise_is_noted_though_no_answer_changes() -> None:
+    """By what images look like, and by nothing else; of other merges what both know is compared."""
+
+    def noted(pixels: Tensor) -> Observed:
+        inputs = HeadInputs()
+        run = inputs.told_of(lambda batch: logits[: len(batch["pixel_values"])])
+        outputs = torch.cat([run({"pixel_values": part}) for part in pixels.split(32)])
+        return Observed.of(find_kind("classification"), outputs, None, inputs)
+
+    random, logits = torch.Generator().manual_seed(0), drawn(0, 32)
+    images = torch.zeros(128, 3, 8, 8)
+    images[:, :, 2:6, 2:6] = 0.5 + 0.1 * torch.rand(128, 1, 1, 1, generator=random)
+    noise = 0.1 * torch.randn(64, 3, 8, 8, generator=random)
+    known = Reference.of(noted(images[:64]), scored(0.8))
+    assert known is not None
+    read = Reference.read(known.tensors(), "here")
+
+    def found(new: Tensor) -> set[str]:
+        return {of.of for of in read.compare(noted(new)) if of.adjusted <= 0.05}
+
+    assert found(images[64:]) == set() and "sharpness" in found(images[64:] + noise)
+    assert found(images[64:] + noise) <= set(LOOKS)
+    older = Reference.of(observed(drawn(0, 64)), scored(0.8))
+    assert older is not None
+    assert {of.of for of in older.compare(noted(images))} == {"confidence", "entropy", "classes"}
+
+
+def test_what_inputs_look_like_is_told_of_images_and_texts() -> None:
+    edge = torch.zeros(1, 3, 4, 4)
+    edge[:, :, :, 2:] = 1.0
+    image = looks({"pixel_values": edge})
+    assert {name: round(float(of), 3) for name, of in image.items()} == {
+        "brightness": 0.5, "contrast": 0.516, "sharpness": 0.25,
+    }  # fmt: skip
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    text = looks({"input_ids": mask, "attention_mask": mask})
+    assert text["length"].tolist() == [2, 3] and {*image, *text} == set(LOOKS)
+    assert looks({"x": edge}) == {}
 
 
 # What is kept
@@ -238,7 +279,7 @@ def test_of_many_answers_an_example_the_fall_of_confidence_is_taken() -> None:
     kind, mask = find_kind("token_classification"), torch.ones(50, 3)
 
     def tokens(sure: float) -> Observed:
-        return Observed.of(kind, drawn(0, 150, sure=sure).view(50, 3, 4), mask, None)
+        return Observed.of(kind, drawn(0, 150, sure=sure).view(50, 3, 4), mask)
 
     known = Reference.of(tokens(3.0), replace(scored(0.7), metric="token_accuracy"))
     assert known is not None
@@ -248,6 +289,6 @@ def test_of_many_answers_an_example_the_fall_of_confidence_is_taken() -> None:
     assert found.value == pytest.approx(0.7 - float(fell), abs=1e-6)
     f1 = Reference.of(tokens(3.0), replace(scored(0.7), metric="miou", agreement=0.9))
     assert f1 is not None and f1.known == ("agreement", 0.9)
-    values = Observed.of(find_kind("regression"), torch.randn(50, 1), None, None)
+    values = Observed.of(find_kind("regression"), torch.randn(50, 1), None)
     of_values = Reference.of(values, scored(0.5))
     assert of_values is not None and of_values.estimate(values) is None

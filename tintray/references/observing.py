@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tintray.models.structure import head_modules
 from tintray.numerics.randomness import stream
+from tintray.references.inputs import looks
 from tintray.tasks.classes import ClassKind
 from tintray.tasks.kind import Kind
 from tintray.tasks.outputs import Mask, Outputs, TopTokens, mean_of, stretches
@@ -30,9 +31,10 @@ class Observed:
     """What was noted of N examples.
 
     ``numbers`` are [N] each, by name: ``confidence`` and ``entropy`` of kinds that have classes or
-    tokens, ``answer`` and its ``spread`` of kinds that have values. ``classes`` are those that were
-    answered, int64 [N, S], −1 where nothing counts. ``features`` [N, FEATURES] of what the head was
-    given; None where it was given none of a known form.
+    tokens, ``answer`` and its ``spread`` of kinds that have values, and those of ``inputs.looks``
+    where inputs were seen. ``classes`` are those that were answered, int64 [N, S], −1 where nothing
+    counts. ``features`` [N, FEATURES] of what the head was given; None where it was given none of a
+    known form.
     """
 
     numbers: Mapping[str, Tensor]
@@ -40,8 +42,11 @@ class Observed:
     features: Tensor | None
 
     @classmethod
-    def of(cls, kind: Kind, outputs: Outputs, mask: Mask, features: Tensor | None) -> Self:
-        """What is noted of answers [N, …], of their tokens that ``mask`` [N, S] counts."""
+    def of(cls, kind: Kind, outputs: Outputs, mask: Mask, inputs: HeadInputs | None = None) -> Self:
+        """What is noted of answers [N, …], of their tokens that ``mask`` [N, S] counts.
+
+        ``inputs`` saw what was answered, if anyone did.
+        """
         parts = [
             _of_values(outputs[part])
             if isinstance(outputs, Tensor) and not isinstance(kind, ClassKind)
@@ -50,6 +55,10 @@ class Observed:
         ]
         numbers = {name: torch.cat([of[name] for of, _ in parts]) for name in parts[0][0]}
         classes = [of for _, of in parts if of is not None]
+        features = None
+        if inputs is not None:
+            numbers |= inputs.looks(len(outputs))
+            features = inputs.features(len(outputs))
         return cls(numbers, torch.cat(classes) if classes else None, features)
 
     def __len__(self) -> int:
@@ -91,10 +100,14 @@ def _of_classes(kind: Kind, outputs: Outputs, mask: Mask) -> tuple[dict[str, Ten
 
 
 class HeadInputs:
-    """Collects what a model's head is given, pass by pass, as one vector for each example."""
+    """Collects what a model's head is given, pass by pass, as one vector for each example.
+
+    Beside that what the model itself is given looks like.
+    """
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
+        self._looks: list[dict[str, Tensor]] = []
         self._batch: Mapping[str, Tensor] = {}
 
     def told_of(self, run: Run) -> Run:
@@ -102,6 +115,7 @@ class HeadInputs:
 
         def noting(batch: Mapping[str, Tensor]) -> Tensor:
             self._batch = batch
+            self._looks.append(looks(batch))
             return run(batch)
 
         return noting
@@ -131,6 +145,12 @@ class HeadInputs:
         fits = (mask for mask in real if mask is not None and mask.shape == tensor.shape[:2])
         weights = next(fits, tensor.new_ones(tensor.shape[:2])).to(tensor)
         return (weights[..., None] * tensor).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
+
+    def looks(self, examples: int) -> dict[str, Tensor]:
+        """Numbers [N] of the inputs of so many examples, by name; see ``inputs.looks``."""
+        parts = self._looks
+        found = {name: torch.cat([of[name] for of in parts]).cpu() for name in (parts or [{}])[0]}
+        return {name: of for name, of in found.items() if len(of) == examples}
 
     def features(self, examples: int) -> Tensor | None:
         """[N, FEATURES]: random projections of what was given for so many examples."""

@@ -74,7 +74,8 @@ class Reference:
     def compare(self, new: Observed) -> list[Difference]:
         """How new examples differ, as far as both are known; of many, by some."""
         chosen = new[some(len(new))]
-        known, found = dict(self.numbers), dict(chosen.numbers)
+        known = dict(sorted(self.numbers.items()))  # in one order, whether just noted or read
+        found = dict(chosen.numbers)
         if (of_new := self._shares(chosen)) is not None and self.shares is not None:
             known["classes"], found["classes"] = self.shares, of_new
         if self.features is not None and chosen.features is not None:

@@ -294,7 +294,7 @@ class Engine:
                 alike.setdefault((answer.kind, answer.values.shape), []).append(number)
         for (kind, _), numbers in alike.items():
             outputs = torch.from_numpy(np.stack([found[number].values for number in numbers]))
-            observed = Observed.of(find_kind(kind), outputs, None, None)
+            observed = Observed.of(find_kind(kind), outputs, None)
             theirs = [routes[number] for number in numbers]
             judged |= zip(numbers, self.merge.judge(theirs, observed), strict=True)
         for number, route in judged.items():

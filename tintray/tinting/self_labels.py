@@ -50,7 +50,7 @@ def observe(
     with inputs.hooked(module, head_of(module)):
         run = inputs.told_of(lambda batch: answer(module, batch))
         outputs = ask(run, pool, kind, device)
-    return outputs, Observed.of(kind, outputs, pool.mask, inputs.features(len(pool)))
+    return outputs, Observed.of(kind, outputs, pool.mask, inputs)
 
 
 @torch.inference_mode()
