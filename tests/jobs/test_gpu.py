@@ -94,6 +94,14 @@ def test_a_job_gives_the_merge_that_it_gives_in_memory(
         assert there.agreement == pytest.approx(here.agreement, abs=0.03)  # an image of 40
 
 
+def there_and_here(tiny: TinyZoo, folder: Path, **parts: Any) -> list[MergeSummary]:
+    """The same job on a GPU and in memory."""
+    return [
+        api.run(tiny.spec(folder / str(gpus), cluster={"gpus_per_worker": gpus}, **parts))
+        for gpus in (1, 0)
+    ]
+
+
 def same_answers(one: MergeSummary, other: MergeSummary) -> bool:
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -110,11 +118,7 @@ def test_task_vectors_in_other_formats_lie_on_the_gpu(
 ) -> None:
     """The same job with the same format in memory."""
     parts: dict[str, Any] = {"fit": {"rounds": 3}, "merge": {"task_vectors": format}}
-    there, here = (
-        api.run(tiny.spec(tmp_path / str(gpus), cluster={"gpus_per_worker": gpus}, **parts))
-        for gpus in (1, 0)
-    )
-    assert same_answers(there, here)
+    assert same_answers(*there_and_here(tiny, tmp_path, **parts))
 
 
 def test_passes_compute_in_bfloat16_where_the_job_does_not_say(
@@ -196,33 +200,13 @@ def test_a_method_gives_the_directions_that_it_gives_in_memory(name: str) -> Non
 @pytest.mark.parametrize("init", ["ties", "regmean", "featcal"])
 def test_a_fit_starts_there_from_a_method(tiny: TinyZoo, tmp_path: Path, init: str) -> None:
     """A shard takes up directions, after it has merged and recorded that."""
-    there, here = (
-        api.run(
-            tiny.spec(
-                tmp_path / str(gpus),
-                merge={"init": init},
-                fit={"rounds": 3},
-                cluster={"gpus_per_worker": gpus},
-            )
-        )
-        for gpus in (1, 0)
-    )
-    assert same_answers(there, here)
+    both = there_and_here(tiny, tmp_path, merge={"init": init}, fit={"rounds": 3})
+    assert same_answers(*both)
 
 
 @pytest.mark.parametrize("method", ["ties", "emr", "fisher", "regmean", "tsv_m", "featcal"])
 def test_methods_measure_and_merge_there(tiny: TinyZoo, tmp_path: Path, method: str) -> None:
-    there, here = (
-        api.run(
-            tiny.spec(
-                tmp_path / str(gpus),
-                merge={"method": method},
-                cluster={"gpus_per_worker": gpus},
-            )
-        )
-        for gpus in (1, 0)
-    )
-    assert same_answers(there, here)
+    assert same_answers(*there_and_here(tiny, tmp_path, merge={"method": method}))
 
 
 def test_surgery_learns_there(tiny: TinyZoo, tmp_path: Path) -> None:
