@@ -166,7 +166,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"merge_method": "ti"}, "merge_method: expected one of linear, .*did you mean 'ties'"),
     ({"merge_method": None}, "merge_method: expected one of"),
     ({"merge_method": ["ties"]}, "merge_method: expected one of"),
-    ({"merge_methd": 1}, "merge_methd: is not read here; did you mean 'merge_method'"),
+    ({"merge_methd": 1}, r"merge_methd: is not read here \(did you mean 'merge_method'"),
     ({"modules": {}}, "modules: is not read here"),
     ({"tokenizer_source": "union"}, "tokenizer_source: is not read here: emb"),
     ({"tokenizer": {"source": "base"}}, "tokenizer: is not read here: emb"),
@@ -205,7 +205,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         weight([{"filte": "mlp", "value": 1}]),
-        r"parameters\.weight\.filte: is not read here; did you mean 'filter'",
+        r"parameters\.weight\.filte: is not read here \(did you mean 'filter'",
     ),
     (weight([{"filter": "mlp"}]), "expected 'value', and a text as 'filter'"),
     (weight("much"), "weight: expected a number"),

@@ -155,7 +155,7 @@ def test_a_merge_without_references_is_measured_or_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--task", "fife", "--data", "x.npz"], "has no task 'fife'; did you mean 'five'?"),
+        (["--task", "fife", "--data", "x.npz"], r"has no task 'fife' \(did you mean 'five'?"),
         (["--task", "five", "--data", "nowhere.npz"], "--data nowhere.npz"),
         (["--task", "five"], "--data is missing"),
         (["--data", "x.npz"], "--task is missing"),

@@ -333,7 +333,7 @@ def test_the_configuration_file_is_asked_where_nothing_else_says(
     assert "--force" in call("init", "--store", "again").sentence
     assert call("init", "--store", "again", "--force").code == 0
     path.write_text("stoer = 'x'")
-    assert "found 'stoer'; did you mean 'store'?" in call("ps").sentence
+    assert "found 'stoer' (did you mean 'store'?" in call("ps").sentence
 
 
 def test_a_lease_must_last(monkeypatch: pytest.MonkeyPatch) -> None:

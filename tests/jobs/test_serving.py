@@ -141,7 +141,7 @@ def one(**given: Any) -> dict[str, Any]:
 
 
 BAD = [
-    ("thre", one(image=IMAGE), 404, "tiny/v1 has no task 'thre'; did you mean 'three'"),
+    ("thre", one(image=IMAGE), 404, "tiny/v1 has no task 'thre' (did you mean 'three'"),
     (None, one(image=IMAGE), 400, 'inputs[0]: expected "task", the name of a task'),
     (None, {"inputs": [{"task": "two", "image": IMAGE}, 7]}, 400, "inputs[1]: expected an object"),
     ("two", one(image="@@"), 400, "inputs[0].image: it is not valid base64"),

@@ -295,7 +295,7 @@ def test_bad_sections(load: Load, section: str, words: list[str]) -> None:
 def test_the_first_problem_is_told_and_the_others_named(load: Load) -> None:
     text = JOB + "fit: {rounds: 0, batch_size: 0, sed: 1}\nmerge: {scale: -1}\n"
     message = refusal(load, text)
-    assert "line 12: 'fit.sed' is not a field of fit; did you mean 'seed'?" in message
+    assert "line 12: 'fit.sed' is not a field of fit (did you mean 'seed'?" in message
     assert message.endswith("(and 3 more: merge.scale, fit.rounds, fit.batch_size)")
 
 
@@ -325,7 +325,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
     (folder / "job.yaml").write_bytes(b"name: \xff\n")
     sentences = {
         "job.yaml": "expected text in UTF-8, found byte 0xff at position 6",
-        "jb.yaml": "expected a job file, found none; did you mean 'job.yaml'?",
+        "jb.yaml": "expected a job file, found none (did you mean 'job.yaml'?)",
         "zoo": "expected a job file, found a folder",
         "nowhere/job.yaml": "expected a job file, found none",
     }
@@ -378,7 +378,7 @@ def test_a_job_changes_only_into_a_valid_one(load: Load) -> None:
     assert changed.changed(fit={"rounds": 9}).fit == spec.fit
     with pytest.raises(SpecError, match=r"the job: fit.rounds: expected 1 or more, found 0"):
         spec.changed(fit={"rounds": 0})
-    with pytest.raises(SpecError, match=r"'fit.round' is not a field of fit; did you mean"):
+    with pytest.raises(SpecError, match=r"'fit.round' is not a field of fit \(did you mean"):
         spec.changed(fit={"round": 4})
     with pytest.raises(SpecError, match="at least one entry"):
         spec.without([task.name for task in spec.tasks])

@@ -87,7 +87,7 @@ def test_opening_a_current_catalog_does_not_import_alembic(tmp_path: Path) -> No
     [
         ("", "expected sqlite:///path or postgresql"),
         ("catalog.db", "expected sqlite:///path or postgresql"),
-        ("sqlit:///catalog.db", r"found 'sqlit://'; did you mean 'sqlite'\?"),
+        ("sqlit:///catalog.db", r"found 'sqlit://' \(did you mean 'sqlite'\?"),
         ("mysql://me:hunter2@host/db", "found 'mysql://'"),
         ("sqlite://", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),

@@ -40,7 +40,7 @@ def test_folders_are_named_by_path_or_file_url_and_buckets_by_s3(
     ("url", "problem"),
     [
         ("", "an empty name"),
-        ("S4://bucket", "scheme 's4://'; did you mean 's3'"),
+        ("S4://bucket", r"scheme 's4://' \(did you mean 's3'"),
         ("gs://bucket", "scheme 'gs://'"),
         ("s3://", "bucket name ''"),
         ("s3://a", "bucket name 'a'"),

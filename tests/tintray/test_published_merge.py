@@ -93,7 +93,7 @@ def test_a_damaged_file_is_named_and_not_used(copied: Path, name: str) -> None:
 def test_what_is_no_merge_or_no_task_is_refused(copied: Path, tmp_path: Path) -> None:
     merge = open_folder(copied)
     for method in (merge.for_task, merge.tint, merge.config):
-        with pytest.raises(NotFoundError, match="no task 'fivee'; did you mean 'five'"):
+        with pytest.raises(NotFoundError, match=r"no task 'fivee' \(did you mean 'five'"):
             method("fivee")
     with pytest.raises(NotFoundError, match=r"no manifest\.json"):
         open_folder(tmp_path)

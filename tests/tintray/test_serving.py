@@ -164,7 +164,7 @@ def test_an_image_may_come_in_any_form(published: Published) -> None:
 @pytest.mark.parametrize(
     ("task", "value", "sentence"),
     [
-        ("thre", picture(), "has no task 'thre'; did you mean 'three'"),
+        ("thre", picture(), r"has no task 'thre' \(did you mean 'three'"),
         ("three", "a text", "expected an image .*, found a text"),
         ("three", b"\x89PNG\r\n\x1a\n and no more", "the image cannot be read"),
         ("three", png(picture())[:-60], "the image cannot be read"),
