@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tintray.data.corruptions import Corruption
 from tintray.jobs.runs.evaluate import read_data, source_of
 from tintray.models.calling import answer_space
 from tintray.numerics.randomness import stream
+from tintray.pools.pool import Pool
 from tintray.pools.preparing import labels_of
 from tintray.published.manifest import TaskEntry
 from tintray.published.merge import Merge
@@ -24,7 +25,7 @@ from tintray.references.observing import Observed
 from tintray.references.reference import MOST, Reference
 from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.registry import find_kind
-from tintray.tinting.self_labels import observe
+from tintray.tinting.self_labels import known_by, observe
 
 ALPHA = 0.05
 CORRUPTIONS = ("gaussian_noise", "blur", "contrast", "brightness", "impulse_noise")
@@ -32,14 +33,15 @@ CORRUPTIONS = ("gaussian_noise", "blur", "contrast", "brightness", "impulse_nois
 
 @dataclass(frozen=True)
 class Answered:
-    """What was noted of N examples, and which were answered rightly, bool [N]."""
+    """N examples, what was noted of them, and which were answered rightly, bool [N]."""
 
+    pool: Pool
     observed: Observed
     right: Tensor
 
     def at(self, rows: Tensor) -> Answered:
         """Some examples."""
-        return Answered(self.observed[rows], self.right[rows])
+        return Answered(self.pool[rows], self.observed[rows], self.right[rows])
 
     @property
     def accuracy(self) -> float:
@@ -65,7 +67,7 @@ def trials(merge: Merge, examples: int, severities: Sequence[int], count: int) -
     for task in merge.manifest.tasks:
         if task.test is None or task.kind != "classification":
             continue
-        clean = _answered(merge, task)
+        clean, module = _answered(merge, task), merge.for_task(task.name)
         total = len(clean.right)
         order = torch.randperm(total, generator=stream(0, task.name, "new"))
         size = min(examples, total // 2)
@@ -76,11 +78,11 @@ def trials(merge: Merge, examples: int, severities: Sequence[int], count: int) -
         for trial in range(count):
             random = stream(trial, task.name, "known")
             rest = order[size:][torch.randperm(total - size, generator=random)]
-            reference = _known(clean.at(rest[:MOST]), task)
+            reference = _known(clean.at(rest[:MOST]), task, module)
             for of, new in corrupted:
                 yield _trial(task.name, reference, new, of)
             shuffled = torch.randperm(total, generator=random)
-            reference = _known(clean.at(shuffled[size : size + MOST]), task)
+            reference = _known(clean.at(shuffled[size : size + MOST]), task, module)
             yield _trial(task.name, reference, clean.at(shuffled[:size]))
 
 
@@ -92,10 +94,10 @@ def _trial(task: str, reference: Reference, new: Answered, of: Corruption | None
     return Trial(task, of.severity if of else 0, str(of or "clean"), *figures)
 
 
-def _known(clean: Answered, task: TaskEntry) -> Reference:
+def _known(clean: Answered, task: TaskEntry, module: nn.Module) -> Reference:
     share = clean.accuracy
     score = TaskScore(task.name, "accuracy", share, share, share, len(clean.right))
-    reference = Reference.of(clean.observed, score)
+    reference = known_by(module, clean.pool, find_kind(task.kind), clean.observed, score)
     assert reference is not None, "test sets have many examples"
     return reference
 
@@ -111,4 +113,4 @@ def _answered(
     outputs, observed = observe(module, pool, kind)
     assert isinstance(outputs, Tensor), "classifiers answer with logits"
     labels = labels_of(source, kind, pool, answer_space(module, task.classes), role)
-    return Answered(observed, outputs.argmax(-1) == labels)
+    return Answered(pool, observed, outputs.argmax(-1) == labels)

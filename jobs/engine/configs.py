@@ -88,6 +88,7 @@ class TaskFacts:
     pool_bytes: int = 0  # memory of the pool
     test_bytes: int = 0
     labels_key: str = ""  # under which the store has its self-labels, if it has them
+    disturbed: int = 0  # examples that are answered beside those that it is measured on
     operations: int = 0  # of an example's pass one way, as far as they are known
 
     def warnings(self) -> list[str]:

@@ -40,6 +40,7 @@ from tintray.pools import overlap, sequences
 from tintray.pools.feeding import examples_at_once
 from tintray.pools.pool import Pool
 from tintray.pools.tokens import check_known
+from tintray.references.reference import passes
 from tintray.routing.pools import routing_key, routing_of
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, fetch_blob
 from tintray.storage.artifacts.cache import lookup, remember
@@ -167,6 +168,7 @@ class Experts:
             notices=tuple(notices),
             pool_bytes=pool.memory,
             test_bytes=0 if test is None else test.memory,
+            disturbed=passes(pool if test is None else test, task.kind),
         )
         true = self._true_labels(files, pool, expert) if task.labelled else None
         return CheckedTask(task, facts, layer, pool, test, test_labels, true), expert

@@ -16,9 +16,8 @@ from tintray.models.structure import copy_on
 from tintray.numerics.layout import Layout
 from tintray.numerics.randomness import stream
 from tintray.pools import sequences
-from tintray.references.reference import Reference
 from tintray.tasks.evaluation import TaskScore, calibrated_score
-from tintray.tinting.self_labels import observe, predict
+from tintray.tinting.self_labels import known_by, observe, predict
 
 Operated = tuple[Arrays, TaskScore, Arrays]
 """A task after surgery: its module's tensors, how the merge does with it, and its reference."""
@@ -51,7 +50,9 @@ class Surgeon:
             answers, observed = observe(module, measured, task.kind, device=device)
         labels = None if test is None else files.labels("test", test, module)
         score = calibrated_score(task.name, task.kind, answers, expert, labels, measured.mask)
-        reference = None if observed is None else Reference.of(observed, score)
+        reference = None
+        if observed is not None:
+            reference = known_by(module, measured, task.kind, observed, score, device=device)
         return as_arrays(found), score, as_arrays(reference.tensors() if reference else {})
 
 

@@ -311,8 +311,13 @@ class Worker:
         observed = Observed.of(kind, merged, pool.mask, inputs)
         if hosted.test is None:  # on what it has learned from it would be surer
             held_back = self._rows(hosted, MOST)[1]
-            observed = observed[held_back] if len(held_back) >= LEAST else observed
-        if (reference := Reference.of(observed, score)) is not None:
+            if len(held_back) >= LEAST:
+                observed, pool = observed[held_back], pool[held_back]
+
+        def answered(to: Pool) -> Observed:
+            return Observed.of(kind, self._predict(hosted, to, theta), to.mask)
+
+        if (reference := Reference.of(observed, score, pool, answered)) is not None:
             self._references[name] = reference.tensors()
         return score
 

@@ -211,7 +211,9 @@ def _seconds(
     """Wall time by stage, with every worker on a core of its own that is like this one."""
     at_once = laid_out.workers
     predicted = sum(expected(spec, fact) + fact.test_examples for fact in labels)
-    measured = sum(fact.test_examples or fact.pool_examples for fact in facts.values())
+    measured = sum(
+        (fact.test_examples or fact.pool_examples) + fact.disturbed for fact in facts.values()
+    )
     shards = spec.fit.rounds * 2 * len(facts) * speed.vector / laid_out.shards
     return {
         "preparing": predicted * speed.forward / at_once,

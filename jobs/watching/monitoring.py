@@ -43,7 +43,7 @@ from tintray.storage.catalog.catalog import Catalog
 from tintray.tasks.evaluation import score
 from tintray.tasks.outputs import Outputs
 from tintray.tasks.registry import find_kind
-from tintray.tinting.self_labels import observe, predict
+from tintray.tinting.self_labels import known_by, observe, predict
 
 ALPHA = 0.05
 """How often at most examples are said to differ which do not."""
@@ -234,8 +234,9 @@ def known_reference(
         pool = pool[split_pool(len(pool), min(MOST, len(pool)), seed, entry.name)[1]]
     module = merge.for_task(entry.name)
     pool = sequences.completed(module, pool)
-    _, observed = observe(module, pool, find_kind(entry.kind))
-    reference = Reference.of(observed, entry.task_score)
+    kind = find_kind(entry.kind)
+    _, observed = observe(module, pool, kind)
+    reference = known_by(module, pool, kind, observed, entry.task_score)
     if reference is None:
         raise InputError(
             f"task '{entry.name}' of {merge.url} was measured on {len(pool)} examples; expected "

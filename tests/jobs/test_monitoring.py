@@ -127,7 +127,7 @@ def test_a_merge_without_references_is_measured_or_refused(
     with_them.run("five", "four", fit={"rounds": 20})
     old = GrowingStore(zoo, tmp_path / "old")
     with monkeypatch.context() as patch:
-        patch.setattr(Reference, "of", classmethod(lambda cls, observed, score: None))
+        patch.setattr(Reference, "of", classmethod(lambda cls, *_: None))
         assert not any(
             "references/" in name
             for name in old.hashes(old.run("five", "four", fit={"rounds": 20}))
@@ -142,7 +142,7 @@ def test_a_merge_without_references_is_measured_or_refused(
             assert here["value"] == pytest.approx(there["value"], abs=0.02)
     gone = GrowingStore(zoo, tmp_path / "gone")
     with monkeypatch.context() as patch:
-        patch.setattr(Reference, "of", classmethod(lambda cls, observed, score: None))
+        patch.setattr(Reference, "of", classmethod(lambda cls, *_: None))
         gone.run("five")
     zoo.replace_arrays("five", x_test=None, y_test=None)
     said = call("monitor", "tiny", "--task", "five", "--data", new("five"), *gone.words).sentence

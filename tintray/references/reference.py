@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -13,16 +13,24 @@ from torch import Tensor
 
 from tintray.errors import IntegrityError
 from tintray.numerics.randomness import stream
+from tintray.pools.pool import Pool
+from tintray.references.disturbing import DISTURBANCES, are_images, disturbed
 from tintray.references.estimates import (
+    EVEN,
+    Answers,
     Estimate,
+    Weights,
     by_confidence,
-    by_thresholds,
+    by_falls,
     known_share,
-    thresholds,
+    learned,
+    threshold,
 )
 from tintray.references.observing import Observed
-from tintray.references.two_samples import Difference, compare, excess
+from tintray.references.two_samples import Difference, compare
+from tintray.tasks.classes import CLASSIFICATION
 from tintray.tasks.evaluation import TaskScore
+from tintray.tasks.kind import Kind
 
 FORM = "observed-1"
 """What is kept; another number stands for something else, which cannot be compared."""
@@ -31,9 +39,15 @@ MOST = 512
 """Examples that are kept, or compared."""
 LEAST = 16
 """Examples without which nothing can be said."""
+TRIED = 50
+"""Examples that are disturbed, to learn what a fall of sureness means."""
 
 _COLUMNS = 31  # the most frequent answers; all others are one more
 _NUMBERS, _KNOWN, _THRESHOLD = "number.", "known.", "threshold."
+_WEIGHTS = "weights"
+
+Answer = Callable[[Pool], Observed]
+"""Notes what a task's model answers to examples."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,8 @@ class Reference:
     ``numbers`` [M], by name, and ``features`` [M, FEATURES] as in ``Observed``; ``columns`` are the
     most frequent answers, int64 [C], and ``shares`` [M, C + 1] of each example's answers; the last
     are all others. ``known`` is the share of right answers that was known, by its name; None for
-    values. ``thresholds`` are those of ``estimates``, where an example has one answer.
+    values. ``threshold`` and ``weights`` are those of ``estimates``, where an example has one
+    answer.
     """
 
     numbers: Mapping[str, Tensor]
@@ -51,22 +66,47 @@ class Reference:
     shares: Tensor | None
     features: Tensor | None
     known: tuple[str, float] | None
-    thresholds: Mapping[str, float]
+    threshold: float | None
+    weights: Weights = EVEN
 
     @classmethod
-    def of(cls, observed: Observed, score: TaskScore) -> Self | None:
-        """What is kept of examples for which a task has this score; None of too few."""
+    def of(
+        cls,
+        observed: Observed,
+        score: TaskScore,
+        pool: Pool | None = None,
+        answer: Answer | None = None,
+    ) -> Self | None:
+        """What is kept of examples for which a task has this score; None of too few.
+
+        With these examples, and what answers them, weights of estimates are learned on some.
+        """
         if len(observed) < LEAST:
             return None
         kept = observed[some(len(observed))]
         features = None if kept.features is None else kept.features.half().float()  # as it is kept
         if kept.classes is None:
-            return cls(kept.numbers, None, None, features, None, {})
+            return cls(kept.numbers, None, None, features, None, None)
         columns, known = _frequent(kept.classes), known_share(score)
         single = kept.classes.shape[1] == 1
-        least = thresholds(observed.numbers, known[1]) if single else {}
+        least = threshold(observed.numbers["entropy"], known[1]) if single else None
         parts = (shares(kept.classes, columns).half().float(), features)
-        return cls(kept.numbers, columns, *parts, known, least)
+        made = cls(kept.numbers, columns, *parts, known, least)
+        return made if pool is None or answer is None else made._tried(pool, observed, answer)
+
+    def _tried(self, pool: Pool, observed: Observed, answer: Answer) -> Self:
+        """The same with weights that are learned on some of the examples."""
+        rows = some(len(observed))
+        rows = rows[torch.linspace(0, len(rows) - 1, min(TRIED, len(rows))).long()]
+        known, same = self._answers(self.numbers, self.shares), self._answers_of(observed[rows])
+        if known is None or same is None or self.threshold is None or self.known is None:
+            return self
+        found = [self._answers_of(answer(of)) for of in disturbed(pool[rows])]
+        tried = [of for of in found if of is not None]
+        if not tried:
+            return self
+        weights = learned(known, same, tried, self.threshold, self.known[1])
+        return replace(self, weights=weights)
 
     def __len__(self) -> int:
         return len(next(iter(self.numbers.values())))
@@ -100,16 +140,23 @@ class Reference:
 
     def estimate(self, new: Observed) -> Estimate | None:
         """How many answers to new examples are right; None for values."""
-        of_new = self._shares(new)
-        if self.known is None or self.shares is None or of_new is None:
+        known, found = self._answers(self.numbers, self.shares), self._answers_of(new)
+        if self.known is None or known is None or found is None:
             return None
-        if not self.thresholds:
-            sure = (new.numbers["confidence"], self.numbers["confidence"])
-            figures = by_confidence(self.known[1], *sure)
+        if self.threshold is None:
+            figures = by_confidence(self.known[1], found.confidence, known.confidence)
             return Estimate(*self.known, *figures, "difference of confidences")
-        moved = excess(self.shares, of_new)
-        figures = by_thresholds(self.thresholds, new.numbers, moved, len(self))
-        return Estimate(*self.known, *figures, "average thresholded confidence")
+        figures = by_falls(self.known[1], self.weights, known, found, self.threshold)
+        return Estimate(*self.known, *figures, "sureness and mix of answers")
+
+    def _answers_of(self, new: Observed) -> Answers | None:
+        return self._answers(new.numbers, self._shares(new))
+
+    @staticmethod
+    def _answers(numbers: Mapping[str, Tensor], classes: Tensor | None) -> Answers | None:
+        return (
+            None if classes is None else Answers(numbers["confidence"], numbers["entropy"], classes)
+        )
 
     def _shares(self, new: Observed) -> Tensor | None:
         if self.columns is None or new.classes is None:
@@ -125,8 +172,9 @@ class Reference:
             kept["features"] = self.features.half()
         if self.known is not None:
             kept[f"{_KNOWN}{self.known[0]}"] = torch.tensor(self.known[1], dtype=torch.float64)
-        for name, least in self.thresholds.items():
-            kept[f"{_THRESHOLD}{name}"] = torch.tensor(least, dtype=torch.float64)
+        if self.threshold is not None:
+            kept[f"{_THRESHOLD}entropy"] = -torch.tensor(self.threshold, dtype=torch.float64)
+            kept[_WEIGHTS] = torch.tensor(self.weights, dtype=torch.float64)
         return {f"{FORM}/{name}": tensor.contiguous() for name, tensor in kept.items()}
 
     @classmethod
@@ -144,6 +192,7 @@ class Reference:
         numbers = {name: tensor.float() for name, tensor in groups[_NUMBERS].items()}
         columns, shares_, features = (found.get(n) for n in ("columns", "shares", "features"))
         single = [*groups[_KNOWN].values(), *groups[_THRESHOLD].values()]
+        weights = found.get(_WEIGHTS, torch.tensor(EVEN))
         rows = {t.shape[:1] for t in (*numbers.values(), shares_, features) if t is not None}
         fits = (
             len(rows) == 1
@@ -151,7 +200,8 @@ class Reference:
             and all(t.ndim == 2 for t in (shares_, features) if t is not None)
             and all(t.ndim == 0 for t in single)
             and (columns is None) == (shares_ is None) == (not groups[_KNOWN])
-            and set(groups[_THRESHOLD]) in (set(), {"confidence", "entropy"})
+            and weights.shape == (2,)
+            and (not groups[_THRESHOLD] or "entropy" in groups[_THRESHOLD])
             and (columns is None or {"confidence", "entropy"} <= numbers.keys())
             and (columns is None or shares_ is None or shares_.shape[1:] == (len(columns) + 1,))
             and all(bool(t.isfinite().all()) for t in found.values())
@@ -164,8 +214,15 @@ class Reference:
             )
         parts = [None if of is None else of.float() for of in (shares_, features)]
         known = next(((name, float(of)) for name, of in groups[_KNOWN].items()), None)
-        least = {name: float(of) for name, of in groups[_THRESHOLD].items()}
-        return cls(numbers, columns, parts[0], parts[1], known, least)
+        least = groups[_THRESHOLD].get("entropy")  # of the negative entropy, as it is kept
+        limits = (None if least is None else -float(least), tuple(weights.tolist()))
+        return cls(numbers, columns, parts[0], parts[1], known, *limits)
+
+
+def passes(pool: Pool, kind: Kind) -> int:
+    """How many disturbed examples are answered to learn a reference's weights on a pool."""
+    learns = kind == CLASSIFICATION and are_images(pool) and len(pool) >= LEAST
+    return len(DISTURBANCES) * min(TRIED, len(pool)) if learns else 0
 
 
 def some(total: int) -> Tensor:

@@ -106,18 +106,6 @@ def mean_discrepancy(features: Tensor, splits: Tensor) -> Tensor:
     return ((weights @ kernel) * weights).sum(1)
 
 
-def excess(known: Tensor, new: Tensor) -> float:
-    """The share of answers that moved to other classes, beyond what chance moves.
-
-    Half the distance between the mean shares of [M, C] and of [N, C] examples, less its mean over
-    random splits.
-    """
-    values = torch.cat([known, new])
-    weights = _weights(_splits(len(known), len(new)))
-    distances = (weights @ values).abs().sum(1) / 2
-    return max(0.0, float(distances[0] - distances[1:].mean()))
-
-
 def _weights(splits: Tensor) -> Tensor:
     """The weight of each example in the difference of two means, [P, T]."""
     second = splits.float()

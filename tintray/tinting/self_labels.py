@@ -16,7 +16,9 @@ from tintray.numerics.precision import computing
 from tintray.pools.feeding import Pace, batches_on
 from tintray.pools.pool import Pool
 from tintray.references.observing import HeadInputs, Observed, head_of
+from tintray.references.reference import Reference
 from tintray.tasks.classes import CLASSIFICATION
+from tintray.tasks.evaluation import TaskScore
 from tintray.tasks.kind import Kind
 from tintray.tasks.outputs import Outputs, TopTokens, concatenated
 from tintray.tinting.tint_layers import capture
@@ -51,6 +53,21 @@ def observe(
         run = inputs.told_of(lambda batch: answer(module, batch))
         outputs = ask(run, pool, kind, device)
     return outputs, Observed.of(kind, outputs, pool.mask, inputs)
+
+
+def known_by(
+    module: nn.Module,
+    pool: Pool,
+    kind: Kind,
+    observed: Observed,
+    score: TaskScore,
+    *,
+    device: str = "cpu",
+) -> Reference | None:
+    """What new examples are compared with, where a module answered a pool as ``observed``."""
+    return Reference.of(
+        *(observed, score, pool), lambda of: observe(module, of, kind, device=device)[1]
+    )
 
 
 @torch.inference_mode()
