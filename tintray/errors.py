@@ -169,7 +169,7 @@ def shortened(text: str, limit: int = MAX_SENTENCE) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt ``name``: ``" (did you mean 'x'?)"``, or ``""`` when nothing is near."""
+    """A hint for a misspelt ``name``: ``" (did you mean 'x'?)"``, or "" when nothing is near."""
     close = difflib.get_close_matches(name[:200], list(valid), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
