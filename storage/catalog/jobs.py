@@ -81,8 +81,11 @@ class Jobs(Repository):
     ) -> None:
         """Change a job's state if it is ``from_state``, with the reason as an event.
 
-        ``token``, if given, must be that of the lease in force. Raises
-        ``StateConflictError`` if the job is in another state by now, and
+        ``token``, if given, must be that of the lease in force. Its owner alone moves a job that is
+        not over: if the catalog has another state, it has forgotten some that it confirmed, as a
+        standby or a database that does not wait for its disk may, and is told the newest.
+
+        Raises ``StateConflictError`` if the job is in another state by now, and
         ``LeaseLostError`` if another owner works on it.
         """
         with self._write() as session:
@@ -91,7 +94,8 @@ class Jobs(Repository):
             job = session.get(Job, job_id, options=[load_only(Job.state)], with_for_update=True)
             if job is None:
                 raise no_job(session, job_id)
-            if job.state != from_state:
+            forgotten = token is not None and not job.state.terminal
+            if job.state != from_state and not forgotten:
                 raise StateConflictError(
                     f"job {job_id} is {job.state}, not {from_state}: it cannot "
                     f"become {to}; another process changed it first"

@@ -61,13 +61,29 @@ def test_a_job_is_kept_as_it_was_submitted_and_every_change_with_its_reason(
         lambda: catalog.jobs.get(job_id[:-1]),
         lambda: catalog.jobs.transition(job_id[:-1], QUEUED, PLANNING, "x"),
     ):
-        with pytest.raises(NotFoundError, match=rf"no job .* did you mean '{job_id}'"):
+        with pytest.raises(NotFoundError, match=rf"no job .* .did you mean '{job_id}'"):
             use()
     with pytest.raises(NotFoundError):
         catalog.leases.acquire("nothing", "me", 10)
     for name in ("", "a/b", "..", "latest"):
         with pytest.raises(SpecError, match="job name"):
             catalog.jobs.create(name, {}, "file:///store")
+
+
+def test_a_catalog_that_forgot_a_change_is_told_the_next_one_by_the_jobs_owner(
+    catalog: Catalog, job_id: str
+) -> None:
+    """As one does that fell back to a standby; nobody else may, nor change a job that is over."""
+    token = catalog.leases.acquire(job_id, "ours", 60)
+    catalog.jobs.transition(job_id, QUEUED, PLANNING, "begins", token=token)
+    with pytest.raises(StateConflictError, match="is planning, not preparing"):
+        catalog.jobs.transition(job_id, JobState.PREPARING, FITTING, "on")
+    catalog.jobs.transition(job_id, JobState.PREPARING, FITTING, "on", token=token)
+    event = catalog.jobs.events(job_id)[-1]
+    assert (event.from_state, event.to_state) == (PLANNING, FITTING)
+    catalog.jobs.transition(job_id, FITTING, JobState.CANCELLED, "enough")
+    with pytest.raises(StateConflictError, match="is cancelled, not fitting"):
+        catalog.jobs.transition(job_id, FITTING, JobState.EVALUATING, "on", token=token)
 
 
 def test_one_owner_at_a_time_and_tokens_grow(catalog: Catalog, job_id: str) -> None:
@@ -192,7 +208,9 @@ def test_a_merge_is_found_by_name_version_and_age(catalog: Catalog) -> None:
     sa.event.listen(*listen)  # of many merges, those that are not meant are never read
     try:
         for wrong, near in (("tenn", "ten"), ("tenn/v2", "ten"), ("ten/v11", "ten/v1")):
-            with pytest.raises(NotFoundError, match=rf"no merge '{wrong}' .* did you mean '{near}"):
+            with pytest.raises(
+                NotFoundError, match=rf"no merge '{wrong}' .* .did you mean '{near}"
+            ):
                 catalog.merges.find(wrong)
     finally:
         sa.event.remove(*listen)
