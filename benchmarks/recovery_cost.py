@@ -4,7 +4,8 @@
 
 One fit runs in blocks of rounds, in turn with and without all that recovery needs: checkpoints (one
 in each block that has them, far more often than the one a minute that a job writes by itself), the
-renewal of the lease, and the look for a request to stop. Time is that of the processor, of all
+renewal of the lease, and the look for a request to stop. Rounds after which the fit looks at
+held-back agreement are left out: they are few, and longer. Time is that of the processor, of all
 threads of this process, since other processes may be at work: with ``cluster.workers: 0`` that is
 all of the fit. Beside it, what these parts take by their own clocks, with one checkpoint a minute.
 The last line is one JSON object.
@@ -37,19 +38,25 @@ class Meter:
     on: bool = True
     saves: list[float] = field(default_factory=list)  # processor seconds of each checkpoint
     beats: list[float] = field(default_factory=list)  # of each word with the catalog
+    rounds: list[tuple[float, float]] = field(default_factory=list)  # of this block
     blocks: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     walls: list[float] = field(default_factory=list)
     began: tuple[float, float] = (0.0, 0.0)
 
     def hear(self, event: object) -> None:
-        """End a block, once its rounds are done; the first one warms up."""
-        if not isinstance(event, RoundDone) or event.round % self.block:
+        """Note a round, and end a block with its last; the first block warms up."""
+        if not isinstance(event, RoundDone):
             return
-        now = time.process_time(), time.perf_counter()
-        if event.round > self.block:
-            self.blocks[self.on].append((now[0] - self.began[0]) / self.block)
-            self.walls.append((now[1] - self.began[1]) / self.block)
-        self.on = not self.on
+        if not event.held_back:
+            now = time.process_time(), time.perf_counter()
+            self.rounds.append((now[0] - self.began[0], now[1] - self.began[1]))
+        if not event.round % self.block:
+            if event.round > self.block:
+                processor, wall = (statistics.mean(of) for of in zip(*self.rounds, strict=True))
+                self.blocks[self.on].append(processor)
+                self.walls.append(wall)
+            self.rounds.clear()
+            self.on = not self.on
         self.began = time.process_time(), time.perf_counter()
 
     def due(self, _: Checkpoints, round_: int) -> bool:
