@@ -7,7 +7,7 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -300,22 +300,19 @@ class Worker:
         assert expert is not None, "a test set has the expert's answers"
         self._estimate(hosted, theta)
         kind = hosted.task.kind
-        # New answers of a model that writes are its own; here it was given right ones to go on.
-        inputs = None if kind.writes else HeadInputs()
-        with nullcontext() if inputs is None else self._fused.hooked(inputs):
-            merged = self._predict(hosted, pool, theta, inputs=inputs)
-        score = calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
         self._references[name] = {}
-        if inputs is None:
-            return score
-        observed = Observed.of(kind, merged, pool.mask, inputs)
+        if kind.writes:  # new answers are its own; here it was given right ones to go on
+            merged = self._predict(hosted, pool, theta)
+            return calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
+        merged, observed = self._observe(hosted, pool, theta)
+        score = calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
         if hosted.test is None:  # on what it has learned from it would be surer
             held_back = self._rows(hosted, MOST)[1]
             if len(held_back) >= LEAST:
                 observed, pool = observed[held_back], pool[held_back]
 
         def answered(to: Pool) -> Observed:
-            return Observed.of(kind, self._predict(hosted, to, theta), to.mask)
+            return self._observe(hosted, to, theta)[1]
 
         if (reference := Reference.of(observed, score, pool, answered)) is not None:
             self._references[name] = reference.tensors()
@@ -395,6 +392,15 @@ class Worker:
         with self._bound(hosted.layer, theta, precision) as run:
             noting = run if inputs is None else inputs.told_of(run)
             return labels.ask(noting, pool, hosted.task.kind, self._config.device)
+
+    def _observe(
+        self, hosted: HostedTask, pool: Pool, theta: Sequence[Sent]
+    ) -> tuple[Outputs, Observed]:
+        """The merged model's answers under θ, and what is noted of each."""
+        inputs = HeadInputs()
+        with self._fused.hooked(inputs):
+            merged = self._predict(hosted, pool, theta, inputs=inputs)
+        return merged, Observed.of(hosted.task.kind, merged, pool.mask, inputs)
 
     @contextmanager
     def _bound(

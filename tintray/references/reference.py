@@ -16,10 +16,9 @@ from tintray.numerics.randomness import stream
 from tintray.pools.pool import Pool
 from tintray.references.disturbing import DISTURBANCES, are_images, disturbed
 from tintray.references.estimates import (
-    EVEN,
+    UNTRIED,
     Answers,
     Estimate,
-    Weights,
     by_confidence,
     by_falls,
     known_share,
@@ -67,7 +66,7 @@ class Reference:
     features: Tensor | None
     known: tuple[str, float] | None
     threshold: float | None
-    weights: Weights = EVEN
+    weights: Tensor = UNTRIED
 
     @classmethod
     def of(
@@ -98,7 +97,7 @@ class Reference:
         """The same with weights that are learned on some of the examples."""
         rows = some(len(observed))
         rows = rows[torch.linspace(0, len(rows) - 1, min(TRIED, len(rows))).long()]
-        known, same = self._answers(self.numbers, self.shares), self._answers_of(observed[rows])
+        known, same = self._known, self._answers_of(observed[rows])
         if known is None or same is None or self.threshold is None or self.known is None:
             return self
         found = [self._answers_of(answer(of)) for of in disturbed(pool[rows])]
@@ -140,7 +139,7 @@ class Reference:
 
     def estimate(self, new: Observed) -> Estimate | None:
         """How many answers to new examples are right; None for values."""
-        known, found = self._answers(self.numbers, self.shares), self._answers_of(new)
+        known, found = self._known, self._answers_of(new)
         if self.known is None or known is None or found is None:
             return None
         if self.threshold is None:
@@ -149,14 +148,12 @@ class Reference:
         figures = by_falls(self.known[1], self.weights, known, found, self.threshold)
         return Estimate(*self.known, *figures, "sureness and mix of answers")
 
-    def _answers_of(self, new: Observed) -> Answers | None:
-        return self._answers(new.numbers, self._shares(new))
+    @property
+    def _known(self) -> Answers | None:
+        return _answers(self.numbers, self.shares, self.features)
 
-    @staticmethod
-    def _answers(numbers: Mapping[str, Tensor], classes: Tensor | None) -> Answers | None:
-        return (
-            None if classes is None else Answers(numbers["confidence"], numbers["entropy"], classes)
-        )
+    def _answers_of(self, new: Observed) -> Answers | None:
+        return _answers(new.numbers, self._shares(new), new.features)
 
     def _shares(self, new: Observed) -> Tensor | None:
         if self.columns is None or new.classes is None:
@@ -174,7 +171,7 @@ class Reference:
             kept[f"{_KNOWN}{self.known[0]}"] = torch.tensor(self.known[1], dtype=torch.float64)
         if self.threshold is not None:
             kept[f"{_THRESHOLD}entropy"] = -torch.tensor(self.threshold, dtype=torch.float64)
-            kept[_WEIGHTS] = torch.tensor(self.weights, dtype=torch.float64)
+            kept[_WEIGHTS] = self.weights
         return {f"{FORM}/{name}": tensor.contiguous() for name, tensor in kept.items()}
 
     @classmethod
@@ -192,7 +189,7 @@ class Reference:
         numbers = {name: tensor.float() for name, tensor in groups[_NUMBERS].items()}
         columns, shares_, features = (found.get(n) for n in ("columns", "shares", "features"))
         single = [*groups[_KNOWN].values(), *groups[_THRESHOLD].values()]
-        weights = found.get(_WEIGHTS, torch.tensor(EVEN))
+        weights = found.get(_WEIGHTS, UNTRIED)
         rows = {t.shape[:1] for t in (*numbers.values(), shares_, features) if t is not None}
         fits = (
             len(rows) == 1
@@ -200,7 +197,7 @@ class Reference:
             and all(t.ndim == 2 for t in (shares_, features) if t is not None)
             and all(t.ndim == 0 for t in single)
             and (columns is None) == (shares_ is None) == (not groups[_KNOWN])
-            and weights.shape == (2,)
+            and weights.shape == UNTRIED.shape
             and (not groups[_THRESHOLD] or "entropy" in groups[_THRESHOLD])
             and (columns is None or {"confidence", "entropy"} <= numbers.keys())
             and (columns is None or shares_ is None or shares_.shape[1:] == (len(columns) + 1,))
@@ -215,8 +212,16 @@ class Reference:
         parts = [None if of is None else of.float() for of in (shares_, features)]
         known = next(((name, float(of)) for name, of in groups[_KNOWN].items()), None)
         least = groups[_THRESHOLD].get("entropy")  # of the negative entropy, as it is kept
-        limits = (None if least is None else -float(least), tuple(weights.tolist()))
-        return cls(numbers, columns, parts[0], parts[1], known, *limits)
+        limit = None if least is None else -float(least)
+        return cls(numbers, columns, parts[0], parts[1], known, limit, weights.double())
+
+
+def _answers(
+    numbers: Mapping[str, Tensor], classes: Tensor | None, features: Tensor | None
+) -> Answers | None:
+    if classes is None:
+        return None
+    return Answers(numbers["confidence"], numbers["entropy"], classes, features)
 
 
 def passes(pool: Pool, kind: Kind) -> int:
