@@ -144,6 +144,9 @@ def _judge(
 ) -> None:
     if progress.state is not JobState.SUCCEEDED:
         say({"job": progress.job_id, "state": str(progress.state), "reason": progress.reason})
+        if job.command is not None:
+            said = (world.folder / "commands.log").read_text(errors="replace")
+            say({"job": progress.job_id, "command": job.command.poll(), "said": said[-2000:]})
         tally.lost += 1
         if job.command is None and progress.job_id is not None:
             try:
