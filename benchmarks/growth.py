@@ -39,7 +39,7 @@ import tintray
 from tintray.errors import GuardError
 from tintray.jobs.api import run, show
 from tintray.jobs.config.job_file import JobSpec, parse_spec
-from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.events import Event, PhaseStarted
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs import grow as growth

@@ -17,7 +17,7 @@ from typing import Any
 from tintray.errors import InputError
 from tintray.jobs.config.documents import Document, read_document
 from tintray.jobs.config.job_file import JobSpec, parse_spec
-from tintray.jobs.config.sections import DataSpec, TaskSpec
+from tintray.jobs.config.task_sections import DataSpec, TaskSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRIAL_POOL, TRIAL_TEST = 1200, 300  # examples per task of a trial

@@ -49,7 +49,7 @@ def write_json(result: Any, stream: TextIO) -> None:
 
 def print_summary(summary: MergeSummary, console: Console) -> None:
     """A merge: a line for each task, then what it kept, its size, its time and its place."""
-    from tintray.jobs.config.sections import TINT
+    from tintray.jobs.config.merge_sections import TINT
 
     how = (
         f"tint layer at {summary.site}" if summary.method == TINT else f"merged by {summary.method}"

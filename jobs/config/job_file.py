@@ -17,22 +17,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator
 
 from tintray.errors import SpecError
+from tintray.jobs.config.cluster_sections import ClusterSpec, Tracking
 from tintray.jobs.config.documents import Document, read_document
 from tintray.jobs.config.fields import CatalogLocation, ModelLocation, Name, StoreLocation
+from tintray.jobs.config.fit_sections import FitSpec, GrowthSpec, ObjectiveSpec
+from tintray.jobs.config.merge_sections import MergeSpec, TintSpec
 from tintray.jobs.config.recipes import RecipeName, completed
 from tintray.jobs.config.renamed import as_hashed, upgraded
-from tintray.jobs.config.sections import (
-    ClusterSpec,
-    FitSpec,
-    GrowthSpec,
-    MergeSpec,
-    ObjectiveSpec,
-    Section,
-    TaskSpec,
-    TintSpec,
-    Tracking,
-)
+from tintray.jobs.config.section import Section
 from tintray.jobs.config.settings import default_catalog, default_store, is_own_cluster
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.storage.secrets import shown_url
 from tintray.tasks.kinds import BY_DISTANCE
 from tintray.vectors.task_count_scale import scale_for_task_count

@@ -14,13 +14,7 @@ from pathlib import Path
 
 from tintray.errors import InputError, nearest
 from tintray.storage.artifacts.urls import local_folder
-from tintray.storage.secrets import (
-    CATALOG_SCHEMES,
-    is_plain,
-    learn_url,
-    parse_catalog,
-    shown_url,
-)
+from tintray.storage.secrets import CATALOG_SCHEMES, is_plain, learn_url, parse_catalog, shown_url
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -212,7 +212,7 @@ _PAGE = """\
 # The job file, field by field
 
 `python -m tintray.jobs.config.schema` writes this page from the definitions in
-`jobs/config/sections.py`, `jobs/config/job_file.py` and `jobs/config/settings.py`.
+the modules named `*section*.py`, `job_file.py` and `settings.py` in `jobs/config/`.
 `tintray fields` shows the same in a terminal:
 
     tintray fields                  # all

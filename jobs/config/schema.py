@@ -14,9 +14,11 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from tintray.jobs.config.job_file import JobSpec
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY, TINT
 from tintray.jobs.config.reference import FILES, as_page, schema_file
-from tintray.jobs.config.sections import ADAMERGING, MOST, MOST_OF_ANY, SURGERY, TINT, TaskSpec
+from tintray.jobs.config.section import MOST, MOST_OF_ANY
 from tintray.jobs.config.settings import SETTINGS, SettingNote
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.merging import methods
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # what editors know best

@@ -9,7 +9,7 @@ from typing import Any
 from tintray.errors import InputError, SpecError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
-from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.engine.base_model import SplitModel, split_for
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.engine.task_files import open_expert

@@ -11,7 +11,7 @@ import torch
 from tintray.checkpoints.tensors import tensors_as_bytes
 from tintray.errors import InputError, SpecError, StorageError
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.engine.arrays import Floats, as_tensors
 from tintray.jobs.engine.backend import (
     ActorHandle,

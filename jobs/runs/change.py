@@ -12,7 +12,8 @@ from pydantic import Field
 from tintray.errors import InputError, NotFoundError, SpecError, nearest
 from tintray.jobs.config.documents import Document, read_document
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import Section, TaskSpec
+from tintray.jobs.config.section import Section
+from tintray.jobs.config.task_sections import TaskSpec
 
 Operation = Literal["add", "refresh", "remove"]
 

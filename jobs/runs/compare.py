@@ -15,7 +15,7 @@ import numpy as np
 from tintray.errors import SpecError, nearest
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
-from tintray.jobs.config.sections import ADAMERGING, SURGERY, TintSpec
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY, TintSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import as_argument
 from tintray.jobs.engine.worker import Worker

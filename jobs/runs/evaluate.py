@@ -16,8 +16,8 @@ from tintray.checkpoints.tensors import read_tensors
 from tintray.data.corruptions import Corruption
 from tintray.data.source import DataSource
 from tintray.errors import DataError
+from tintray.jobs.config.cluster_sections import ClusterSpec
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import ClusterSpec
 from tintray.jobs.config.settings import limits
 from tintray.jobs.engine.backend import ActorHandle, Backend, Placement, open_backend
 from tintray.jobs.engine.finding import reopen_merge

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from tintray.errors import InputError, NotFoundError, ParentChangedError
+from tintray.jobs.config.cluster_sections import Tracking
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import Tracking
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.configs import TaskFacts
 from tintray.jobs.events import Notice, OnEvent, ignore

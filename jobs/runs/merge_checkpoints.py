@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
 from tintray.jobs.config.mergekit import read_mergekit
-from tintray.jobs.config.sections import ADAMERGING, MOST_SCALE, SURGERY
+from tintray.jobs.config.section import MOST_SCALE
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, TensorsMerged, ignore
 from tintray.limits import memory_bytes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tintray.errors import SpecError, nearest
-from tintray.jobs.config.sections import ADAMERGING, SURGERY
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
 from tintray.jobs.results import Record
 from tintray.merging import Method, methods
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import ADAMERGING, SURGERY
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.backend import Backend, Where, as_argument
 from tintray.jobs.engine.base_model import SplitModel, load_base_model

@@ -13,7 +13,7 @@ import numpy as np
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
-from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.events import Event, OnEvent, RoundDone
 from tintray.jobs.results import Record
 from tintray.jobs.runs.run import run_job

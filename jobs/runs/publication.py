@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tintray.checkpoints.tensors import tensors_as_bytes
-from tintray.jobs.config.sections import TaskSpec
+from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.finding import blobs_of, manifest_of
 from tintray.jobs.runs.catalog_entries import enter

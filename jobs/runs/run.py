@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
-from tintray.jobs.config.sections import SURGERY
+from tintray.jobs.config.merge_sections import SURGERY
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from tintray.errors import check_installed
-from tintray.jobs.config.sections import TrackingSpec
+from tintray.jobs.config.cluster_sections import TrackingSpec
 from tintray.jobs.tracking.values import Value
 
 End = Literal["finished", "failed", "killed"]

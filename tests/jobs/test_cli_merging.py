@@ -19,7 +19,7 @@ from torch import Tensor
 from tintray.checkpoints.model_folder import open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.cli import main
-from tintray.jobs.config.sections import ADAMERGING, SURGERY
+from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
 from tintray.merging import methods as known_methods
 from tintray.merging import recipe
 from tintray.merging.files.writing import merge_checkpoints

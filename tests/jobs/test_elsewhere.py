@@ -18,7 +18,7 @@ from tests.tintray.test_merging_methods import ALL, SHAPES, TASKS, few, layer
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import dense_task_vectors
 from tintray.jobs import api
-from tintray.jobs.config.sections import ClusterSpec
+from tintray.jobs.config.cluster_sections import ClusterSpec
 from tintray.jobs.engine import in_process
 from tintray.merging import recipe, surgery
 from tintray.merging.apply import direct, directions

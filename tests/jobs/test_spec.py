@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tintray.errors import SpecError
 from tintray.jobs.config.job_file import JobSpec, load_spec, parse_spec
 from tintray.jobs.config.renamed import RENAMED, upgraded_path
-from tintray.jobs.config.sections import Section
+from tintray.jobs.config.section import Section
 from tintray.jobs.queue.differences import changed_fields
 
 JOB = """\
