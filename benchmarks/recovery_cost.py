@@ -7,7 +7,9 @@ in each block that has them, far more often than the one a minute that a job wri
 renewal of the lease, and the look for a request to stop. Rounds after which the fit looks at
 held-back agreement are left out: they are few, and longer. Time is that of the processor, of all
 threads of this process, since other processes may be at work: with ``cluster.workers: 0`` that is
-all of the fit. Beside it, what these parts take by their own clocks, with one checkpoint a minute.
+all of the fit. Blocks on a busy machine differ by several percent. So the median round of both
+sorts is told too, of hundreds; and what these parts take by their own clocks, with one checkpoint a
+minute.
 The last line is one JSON object.
 """
 
@@ -39,6 +41,7 @@ class Meter:
     saves: list[float] = field(default_factory=list)  # processor seconds of each checkpoint
     beats: list[float] = field(default_factory=list)  # of each word with the catalog
     rounds: list[tuple[float, float]] = field(default_factory=list)  # of this block
+    each: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     blocks: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     walls: list[float] = field(default_factory=list)
     began: tuple[float, float] = (0.0, 0.0)
@@ -52,6 +55,7 @@ class Meter:
             self.rounds.append((now[0] - self.began[0], now[1] - self.began[1]))
         if not event.round % self.block:
             if event.round > self.block:
+                self.each[self.on] += [processor for processor, _ in self.rounds]
                 processor, wall = (statistics.mean(of) for of in zip(*self.rounds, strict=True))
                 self.blocks[self.on].append(processor)
                 self.walls.append(wall)
@@ -102,6 +106,7 @@ def main() -> None:
 def report(meter: Meter) -> None:
     """Print what was measured."""
     with_, without = (statistics.median(meter.blocks[on]) for on in (True, False))
+    median = {on: statistics.median(of) for on, of in meter.each.items()}
     spread = statistics.pstdev(meter.blocks[False]) / without
     save = statistics.median(meter.saves)
     # As a job runs: a word with the catalog each second, a renewal four times in a lease's length,
@@ -114,6 +119,7 @@ def report(meter: Meter) -> None:
         "round_s": without,
         "with_recovery_s": with_,
         "interleaved_share": with_ / without - 1,
+        "median_round_share": median[True] / median[False] - 1,
         "spread": spread,
         "checkpoint_s": save,
         "beats_s_per_minute": beats,
@@ -122,6 +128,10 @@ def report(meter: Meter) -> None:
     print(
         f"a round: {without:.4f} s, with recovery {with_:.4f} s, in {result['blocks']} blocks each "
         f"of {meter.block} rounds with a checkpoint; spread of blocks {spread:.1%}"
+    )
+    print(
+        f"the median of {len(meter.each[True])} rounds with recovery takes "
+        f"{result['median_round_share']:+.2%} of one of {len(meter.each[False])} without"
     )
     print(
         f"a checkpoint: {save:.3f} s; heartbeats: {beats:.3f} s a minute; together "

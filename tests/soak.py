@@ -138,7 +138,7 @@ def rounds(zoo: TinyZoo, folder: Path, count: int, workers: int) -> Trend:
 
     def hear(event: object) -> None:
         if isinstance(event, RoundDone) and event.round % every == 0:
-            samples.append(take(folder / "temporary"))
+            samples.append(take(folder / "tmp"))
 
     fit = {"rounds": count, "checkpoint_every": max(1, count // 10)}
     spec = zoo.spec(folder / "store", tasks=TASKS, fit=fit, cluster={"workers": workers})
@@ -159,7 +159,7 @@ def jobs(zoo: TinyZoo, folder: Path, count: int) -> Trend:
     for seed in range(count):
         fit = {"rounds": 2, "seed": seed}
         tintray.run(zoo.spec(folder / "store", tasks=TASKS, fit=fit)).for_task("two")
-        samples.append(take(folder / "temporary"))
+        samples.append(take(folder / "tmp"))
     return trend("jobs in this process", count, time.perf_counter() - began, samples)
 
 
@@ -172,13 +172,13 @@ def queued(zoo: TinyZoo, folder: Path, count: int) -> Trend:
     samples: list[Sample] = []
     began = time.perf_counter()
     spec = zoo.spec(folder / "store", tasks=TASKS, fit={"rounds": 1})
-    with ray_head(cpus=2, TMPDIR=str(folder / "temporary")) as head:
+    with ray_head(cpus=2, TMPDIR=str(folder / "tmp")) as head:
         entered = [tintray.submit(spec.changed(name=f"soak-{n}"), address=head.address)
                    for n in range(count)]  # fmt: skip
         set_limit(2, address=head.address, catalog=spec.catalog)
         for job in entered:
             assert job.wait(600).state == "succeeded", job
-            samples.append(take(folder / "temporary"))
+            samples.append(take(folder / "tmp"))
     return trend("jobs through a queue", count, time.perf_counter() - began, samples)
 
 
@@ -187,9 +187,9 @@ def place() -> Iterator[Path]:
     """A folder for all that is written, temporary files of this process and its children too."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        (folder / "temporary").mkdir()
+        (folder / "tmp").mkdir()
         before = os.environ.get("TMPDIR")
-        os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "temporary")
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
         try:
             yield folder
         finally:
