@@ -47,7 +47,7 @@ def load_base_model(spec: JobSpec) -> SplitModel:
     base = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     like, expert = _first_expert(spec, base, cache)
     check_same_computation(base, expert, "the base", like[1])
-    module = load_base(base, like=expert)
+    module = load_base(base, like=expert, as_stored=True)
     if spec.tint.auto:  # still to be found: all but the head is laid out
         candidates(module, spec.tint.most_numbers(_parameters(module)))
     return SplitModel(base.digest(), split_for(module, spec), like)

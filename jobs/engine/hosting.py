@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.checkpoints.processors import check_same_tokens, has_tokenizer, load_processor
-from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
+from tintray.checkpoints.tensors import Later, TensorFile, read_tensors
 from tintray.data.labels import check_class_names, class_names
 from tintray.errors import CheckpointError, DataError, NotFoundError
 from tintray.jobs.config.settings import share_factories
@@ -102,7 +102,7 @@ class Experts:
             location, role = config.like
             folder = local_folder(location, self.cache)
             self._like = open_model_folder(folder, role=role, base=self._base, factory=built)
-        base = load_base(self._base, like=self._like)
+        base = load_base(self._base, like=self._like, as_stored=True)
         self.partition = partition(
             *(base, config.sites, config.granularity),
             learned=config.learned,
@@ -326,7 +326,18 @@ class Experts:
     def _difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         base = self.partition.module
         return {
-            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach()
+            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach().float()
+            for name in names
+        }
+
+    def _later_difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Later]:
+        """The same, tensor by tensor as it is written: a whole one has the bytes of a model."""
+        base = self.partition.module
+        return {
+            name: Later(
+                tuple(base.get_parameter(name).shape),
+                lambda name=name: self._difference(expert, [name])[name],  # type: ignore[misc]
+            )
             for name in names
         }
 
@@ -390,9 +401,9 @@ class Experts:
         names = backbone_names(base)
         if hosted.task.published is None and folder.adapter is not None:
             adapter = read_adapter(folder, base, hosted.task.role, with_head=False)
-            vector = pack(task_vector(adapter, base, names))
+            vector: Mapping[str, Tensor | Later] = pack(task_vector(adapter, base, names))
         else:
-            vector = self._difference(read(), names)
+            vector = self._later_difference(read(), names)
         return self.remember("task-vectors", key, vector), False
 
     def _labels(
@@ -483,6 +494,6 @@ class Experts:
         stat = None if sha256 is None else self.store.stat(blob_key(sha256))
         return None if sha256 is None or stat is None else BlobRef(sha256, stat.size)
 
-    def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor]) -> BlobRef:
+    def remember(self, kind: str, key: str, tensors: Mapping[str, Tensor | Later]) -> BlobRef:
         """Keep tensors as an artifact of this kind, under the hash of what they come from."""
-        return remember(self.store, kind, key, tensors_as_bytes(tensors))
+        return remember(self.store, kind, key, TensorFile(tensors))

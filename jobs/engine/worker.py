@@ -95,6 +95,7 @@ class Worker:
                 self._model.checkpoint()
             if self._config.settings.features:
                 self._model.capture(self._experts.feature_path())
+        del expert  # two backbones at once are more than this takes
         # The model that is fitted, on an example or two of the task, all at its start.
         one = self._placeholder(checked.pool.extremes())
         with (
@@ -414,6 +415,7 @@ class Worker:
             yield lambda batch: fused.forward([batch], [layer], precision)[0]
         finally:
             fused.use_statistics("batch")
+            fused.release()
 
 
 def part(pool: Pool, rows: Tensor) -> Pool:

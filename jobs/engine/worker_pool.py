@@ -8,7 +8,7 @@ from typing import Concatenate, Generic, TypeVar
 
 import torch
 
-from tintray.checkpoints.tensors import tensors_as_bytes
+from tintray.checkpoints.tensors import TensorFile, in_float32
 from tintray.errors import InputError, SpecError, StorageError
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.task_sections import TaskSpec
@@ -275,8 +275,8 @@ class WorkerPool(Generic[W_co]):
         if (found := lookup(store, "bases", self._base.digest)) is not None:
             return found
         module = self._base.partition.module
-        tensors = {name: module.get_parameter(name).detach() for name in backbone_names(module)}
-        return remember(store, "bases", self._base.digest, tensors_as_bytes(tensors))
+        tensors = {name: in_float32(module.get_parameter(name)) for name in backbone_names(module)}
+        return remember(store, "bases", self._base.digest, TensorFile(tensors))
 
 
 def task_config(

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tintray.checkpoints.tensors import tensors_as_bytes
+from tintray.checkpoints.tensors import TensorFile
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.engine.base_model import SplitModel
@@ -260,7 +260,7 @@ def _without(growth: Growth, names: Sequence[str]) -> BlobRef:
     """The parent's backbone without some tasks, as an artifact that the job alone needs."""
     layout = growth.base.partition.layout
     theta = without(growth.parent, layout, growth.base_blob, names)
-    ref = put_blob(growth.context.store, tensors_as_bytes(layout.views(theta)))
+    ref = put_blob(growth.context.store, TensorFile(layout.views(theta)))
     growth.context.run.used(KnownArtifact(ref, "foundation", {"of": str(growth.parent.ref)}))
     return ref
 

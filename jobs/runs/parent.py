@@ -247,7 +247,9 @@ def _without_experts(parent: Parent, spec: JobSpec) -> SplitModel:
     cache = cache_folder()
     folder = open_model_folder(local_folder(spec.base, cache), role="base", factory=spec.factory)
     module = load_base(
-        folder, like=parent.published_task(parent.merge.tasks[0]).model_folder(cache)
+        folder,
+        like=parent.published_task(parent.merge.tasks[0]).model_folder(cache),
+        as_stored=True,
     )
     # No expert is opened: a member takes its tasks' configurations.
     return SplitModel(folder.digest(), split_for(module, spec), ("", ""))

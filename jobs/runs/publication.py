@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tintray.checkpoints.tensors import tensors_as_bytes
+from tintray.checkpoints.tensors import TensorFile, tensors_as_bytes
 from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.engine.arrays import peak_memory
 from tintray.jobs.engine.finding import blobs_of, manifest_of
@@ -51,12 +51,12 @@ from tintray.published.manifest import (
     UnpublishedManifest,
 )
 from tintray.storage.artifacts.blobs import BlobRef
-from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore, Pieces
 from tintray.storage.artifacts.publish import MergeRef, next_version, publish_merge
 from tintray.storage.catalog.catalog import Catalog
 from tintray.tinting.partition import Partition
 
-Files = Mapping[str, bytes | Path | BlobRef]
+Files = Mapping[str, bytes | Path | Pieces | BlobRef]
 
 
 def publish(outcome: Outcome, run: JobRun, store: ArtifactStore) -> Manifest:
@@ -110,11 +110,11 @@ def write_merge(
 
 def _files(outcome: Outcome) -> Files:
     checked, result, lineage = outcome.checked, outcome.result, outcome.lineage
-    files: dict[str, bytes | Path | BlobRef] = {}
+    files: dict[str, bytes | Path | Pieces | BlobRef] = {}
     if result.theta is not None:
         split = checked.base.partition
         backbone = split.layout.views(result.theta) | _shared_buffers(split)
-        files[BACKBONE] = tensors_as_bytes(backbone)
+        files[BACKBONE] = TensorFile(backbone)
     elif lineage is not None:
         files[BACKBONE] = lineage.backbone_source.backbone
     ancestor = None if lineage is None else lineage.ancestor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.merge_sections import SURGERY
-from tintray.jobs.engine.arrays import Floats
+from tintray.jobs.engine.arrays import Floats, readable
 from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
@@ -213,7 +213,7 @@ class FitPlan(JobPlan):
             job.round_tints({"": theta})
             scores = coordinator.scores(context.run.measured)
         return Result(
-            theta=torch.from_numpy(theta.copy()),
+            theta=readable(theta),
             coefficients=values,
             initial=fitted.initial,
             tints=job.workers.tints(),
@@ -260,7 +260,7 @@ class MethodPlan(JobPlan):
                 added[name] = {**added.get(name, {}), **tensors}
             shared = job.workers.merge(0 * coefficients.numpy())
         return Result(
-            theta=torch.from_numpy(shared.copy()),
+            theta=readable(shared),
             coefficients=coefficients.clone(),
             initial=coefficients,
             tints={

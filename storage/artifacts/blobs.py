@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tintray.errors import InputError, IntegrityError
-from tintray.storage.artifacts.protocol import ArtifactStore, Entry
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Pieces
 
 FRESH = 3600.0
 """Seconds for which an artifact counts as just written; far below any age limit of a collection."""
@@ -60,9 +60,20 @@ def hash_bytes(data: bytes | memoryview) -> BlobRef:
     return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def put_blob(store: ArtifactStore, source: bytes | Path) -> BlobRef:
+def hash_pieces(pieces: Pieces) -> BlobRef:
+    """The reference that these bytes would have."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return BlobRef(digest.hexdigest(), pieces.size)
+
+
+def put_blob(store: ArtifactStore, source: bytes | Path | Pieces) -> BlobRef:
     """Store bytes or a file under their hash, unless the store has them already, and sound."""
-    ref = hash_file(source) if isinstance(source, Path) else hash_bytes(source)
+    if isinstance(source, Path):
+        ref = hash_file(source)
+    else:
+        ref = hash_bytes(source) if isinstance(source, bytes) else hash_pieces(source)
     key = blob_key(ref.sha256)
     found = store.stat(key)
     if found is not None and is_sound(store, ref, found) and freshen(store, found):

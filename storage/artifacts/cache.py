@@ -6,7 +6,7 @@ import logging
 
 from tintray.errors import InputError, IntegrityError, NotFoundError
 from tintray.storage.artifacts.blobs import BlobRef, blob_key, check_sha256, freshen, put_blob
-from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore, Pieces
 from tintray.storage.artifacts.records import fetch_record, seal
 from tintray.storage.artifacts.urls import check_key
 
@@ -36,7 +36,7 @@ def lookup(store: ArtifactStore, kind: str, key: str) -> BlobRef | None:
     return ref
 
 
-def remember(store: ArtifactStore, kind: str, key: str, data: bytes) -> BlobRef:
+def remember(store: ArtifactStore, kind: str, key: str, data: bytes | Pieces) -> BlobRef:
     """Keep a result computed from content ``key``: its blob first, then the record of it."""
     ref = put_blob(store, data)
     record = {"sha256": ref.sha256, "size": ref.size, "meta": {}}  # a field that 0.1.0 reads

@@ -206,8 +206,10 @@ def _write(path: Path, source: Source) -> None:
         if isinstance(source, Path):
             with source.open("rb") as file:
                 shutil.copyfileobj(file, target, _CHUNK)
-        else:
+        elif isinstance(source, bytes | memoryview):
             target.write(source)
+        else:
+            target.writelines(source)
         target.flush()
         os.fsync(target.fileno())
 

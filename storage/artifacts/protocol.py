@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-Source = bytes | memoryview | Path
+
+class Pieces(Protocol):
+    """Bytes that are never in memory whole: ``size`` of them, the same in each iteration."""
+
+    size: int
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Piece after piece; each holds until the next is asked for."""
+
+
+Source = bytes | memoryview | Path | Pieces
 Observer = Callable[[bytes], object]
 """What looks at bytes as they pass, such as the ``update`` of a hash."""
 

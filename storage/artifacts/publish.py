@@ -21,7 +21,7 @@ from tintray.storage.artifacts.blobs import (
     put_blob,
 )
 from tintray.storage.artifacts.folder import FolderStore
-from tintray.storage.artifacts.protocol import ArtifactStore
+from tintray.storage.artifacts.protocol import ArtifactStore, Pieces
 from tintray.storage.artifacts.records import fetch_record, seal
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import check_key, check_name
@@ -62,7 +62,7 @@ class MergeRef:
 def publish_merge(
     store: ArtifactStore,
     name: str,
-    files: Mapping[str, bytes | Path | BlobRef],
+    files: Mapping[str, bytes | Path | Pieces | BlobRef],
     manifest: Mapping[str, Any],
     *,
     version: int,
@@ -103,7 +103,7 @@ def publish_merge(
     return f"{store.url}/{ref.key}"
 
 
-def _put(store: ArtifactStore, name: str, source: bytes | Path | BlobRef) -> BlobRef:
+def _put(store: ArtifactStore, name: str, source: bytes | Path | Pieces | BlobRef) -> BlobRef:
     if not isinstance(source, BlobRef):
         return put_blob(store, source)
     key = blob_key(source.sha256)

@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError
 from tintray.errors import NotFoundError
 from tintray.storage.artifacts.deadlines import Deadline, Threads, finish
 from tintray.storage.artifacts.local import replacing
-from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Source
+from tintray.storage.artifacts.protocol import ArtifactStore, Entry, Observer, Pieces, Source
 from tintray.storage.artifacts.s3_client import (
     MISSING,
     S3Options,
@@ -80,18 +80,16 @@ class S3Store(ArtifactStore):
     def put(self, key: str, source: Source, *, overwrite: bool = False) -> bool:
         """See ``ArtifactStore.put``."""
         name = self._name(key)
-        size = source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
+        size = _size(source)
 
         def write(deadline: Deadline) -> bool:
             if size <= self._options.part_size:
-                data = source.read_bytes() if isinstance(source, Path) else bytes(source)
-                return self._put_small(name, data, overwrite)
+                return self._put_small(name, _whole(source), overwrite)
             # An upload in parts has no portable condition: what is large is a blob, and a second
             # writer of a blob writes the same bytes.
             if not overwrite and self.exists(key):
                 return False
-            body = str(source) if isinstance(source, Path) else io.BytesIO(source)
-            _complete(self._transfers.upload(body, self._place.bucket, name), deadline)
+            _complete(self._transfers.upload(_body(source), self._place.bucket, name), deadline)
             return True
 
         return self._do(f"writing {key}", write, size)
@@ -325,6 +323,47 @@ class _Sink:
         if self._observe is not None:
             self._observe(data)
         return self._file.write(data)
+
+
+class _Reader:
+    """Pieces as a file that is read once, from its begin to its end."""
+
+    def __init__(self, pieces: Pieces):
+        self._rest, self._piece = iter(pieces), memoryview(b"")
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, ``size`` of them or all; fewer at the end."""
+        found = bytearray()
+        while size < 0 or len(found) < size:
+            if not self._piece:
+                self._piece = next(self._rest, memoryview(b""))
+                if not self._piece:
+                    break
+            taken = len(self._piece) if size < 0 else size - len(found)
+            found += self._piece[:taken]
+            self._piece = self._piece[taken:]
+        return bytes(found)
+
+
+def _size(source: Source) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return memoryview(source).nbytes if isinstance(source, bytes | memoryview) else source.size
+
+
+def _whole(source: Source) -> bytes:
+    if isinstance(source, Path):
+        return source.read_bytes()
+    return bytes(source) if isinstance(source, bytes | memoryview) else b"".join(source)
+
+
+def _body(source: Source) -> str | IO[bytes]:
+    """What the transfer of a large artifact reads."""
+    if isinstance(source, Path):
+        return str(source)
+    if isinstance(source, bytes | memoryview):
+        return io.BytesIO(source)
+    return cast("IO[bytes]", _Reader(source))  # all that it calls is read()
 
 
 class _Known(BaseSubscriber):

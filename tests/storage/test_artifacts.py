@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,18 @@ from tintray.errors import InputError, NotFoundError
 from tintray.storage.artifacts.protocol import ArtifactStore, Entry
 
 RANGES = [(0, 10), (3, None), (5, 5), (7, 3), (90, 200), (100, None), (500, 600)]
+
+
+class Halves:
+    """Bytes in two pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size, self._data = len(data), data
+
+    def __iter__(self) -> Iterator[memoryview]:
+        middle = self.size // 2
+        yield memoryview(self._data)[:middle]
+        yield memoryview(self._data)[middle:]
 
 
 @pytest.fixture
@@ -30,6 +43,7 @@ def test_what_was_put_is_read_back_and_kept_unless_overwriting_is_asked_for(
         "bytes": data,
         "view": memoryview(data),
         "file": tmp_path / "source",
+        "pieces": Halves(data),
     }.items():
         assert store.put(f"a/{key}", source)
         assert store.get(f"a/{key}") == data

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.storage.test_artifacts import Halves
 from tintray.errors import NotFoundError, StorageError
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob, put_blob
 from tintray.storage.artifacts.protocol import Entry
@@ -39,6 +40,9 @@ def test_large_artifacts_travel_in_parts(s3_url: str, tmp_path: Path) -> None:
     key = f"blobs/{ref.sha256[:2]}/{ref.sha256}"
     assert store.get(key, 5 * MIB - 3, 5 * MIB + 3) == data[5 * MIB - 3 : 5 * MIB + 3]
     assert store.put("from-memory", memoryview(data))
+    assert put_blob(store, Halves(data)) == ref
+    assert store.put("in-pieces", Halves(data))
+    assert store.get("in-pieces") == data
     assert not store.put("from-memory", file)
     assert store.stat("from-memory") == Entry("from-memory", len(data))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_zoo import TinyZoo
 from tintray.checkpoints.model_folder import open_model_folder
+from tintray.checkpoints.tensors import Later, TensorFile, tensors_as_bytes
 from tintray.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -116,3 +117,29 @@ def test_digest_covers_all_that_an_output_depends_on(tiny: TinyZoo, folder: Path
     other(lambda data: data[:-1] + bytes([data[-1] ^ 1]))(folder)
     seen.add(open_model_folder(folder).digest())
     assert len(seen) == 4
+
+
+def test_a_file_of_tensors_is_written_a_tensor_at_a_time() -> None:
+    """The bytes that safetensors itself gives, of every type, and of tensors made as they go."""
+    random = torch.Generator().manual_seed(1)
+    types = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8]
+    tensors = {f'a "{n}" é': torch.randn(3, n, generator=random) for n in range(4)}
+    tensors |= {f"{dtype}": (9 * torch.rand(2, 5)).to(dtype) for dtype in (*types, torch.bool)}
+    tensors["turned"], tensors["number"] = torch.randn(4, 6).t(), torch.tensor(3)
+    made: list[str] = []
+
+    def later(name: str) -> Later:
+        def make() -> torch.Tensor:
+            made.append(name)
+            return tensors[name]
+
+        return Later(tuple(tensors[name].shape), make, tensors[name].dtype)
+
+    expected = tensors_as_bytes(tensors)
+    for given in (tensors, {name: later(name) for name in tensors}):
+        file = TensorFile(given)
+        assert not made
+        for _ in range(2):  # once to be hashed, once to be written
+            assert b"".join(file) == expected
+        assert file.size == len(expected)
+    assert sorted(made) == sorted([*tensors, *tensors])

@@ -185,7 +185,7 @@ def task_vector(adapter: Adapter, base: nn.Module, names: list[str]) -> dict[str
     for name, tensor in adapter.tensors.items():
         if name not in wanted:
             continue
-        difference = tensor - base.get_parameter(name).detach()
+        difference = tensor - base.get_parameter(name).detach().float()
         product = adapter.products.get(name)
         if product is None:
             vector[name] = difference

@@ -59,7 +59,7 @@ def change(base: nn.Module, expert: nn.Module) -> Change:
     for name in backbone_names(base):
         other = expert.get_parameter(name)
         if other.ndim > 1:
-            one = base.get_parameter(name).to(other.device)
+            one = base.get_parameter(name).to(other.device).to(other.dtype)
             product += (one * other).sum(dtype=torch.float64).item()
             ours += one.square().sum(dtype=torch.float64).item()
             theirs += other.square().sum(dtype=torch.float64).item()

@@ -64,12 +64,19 @@ def bounded(numbers: int, where: str) -> Iterator[None]:
 
 
 def load_weights(
-    cls: Any, model: ModelFolder, config: Any, where: str, *, room: ModelFolder | None = None
+    cls: Any,
+    model: ModelFolder,
+    config: Any,
+    where: str,
+    *,
+    room: ModelFolder | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, dict[str, Any]]:
     """A model of transformers with the tensors of a checkpoint's own files, and what was left.
 
     The files are those that were looked at, whatever else lies beside them. ``room`` is another
-    model whose size the model may have: the expert whose head a base is given.
+    model whose size the model may have: the expert whose head a base is given. A tensor that is
+    stored as ``dtype`` stays in its file, mapped; any other is copied into memory.
 
     Raises CheckpointError if transformers cannot build or fill it, or the configuration promises
     far too much.
@@ -86,7 +93,7 @@ def load_weights(
             None,
             config=config,
             state_dict=state,
-            dtype=torch.float32,
+            dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             local_files_only=True,

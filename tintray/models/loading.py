@@ -52,10 +52,14 @@ def load_expert(
     return module
 
 
-def load_base(model: ModelFolder, like: ModelFolder, role: str = "base") -> nn.Module:
+def load_base(
+    model: ModelFolder, like: ModelFolder, role: str = "base", *, as_stored: bool = False
+) -> nn.Module:
     """Load a base into the class of the experts, whatever head it was saved with, or without.
 
-    The head of the result is untrained and stands for nothing.
+    The head of the result is untrained and stands for nothing. With ``as_stored`` parameters that
+    are all stored in one type of 16 bits keep it, and stay in their files, mapped: numbers to read,
+    which whoever computes with them turns into float32.
     """
     file = _config_file(like, role)
     if like.factory is not None:
@@ -65,9 +69,21 @@ def load_base(model: ModelFolder, like: ModelFolder, role: str = "base") -> nn.M
         module = _tower(model, like, role, None)
     else:
         config = configs.configuration(like.config, cls, file)
-        module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
+        options: Any = {"any_head": True, "room": like}
+        dtype = _only_type(model) if as_stored else torch.float32
+        module = _from_pretrained(cls, model, role, config, dtype=dtype, **options)
+        if any(t.is_floating_point() and t.dtype != torch.float32 for t in module.buffers()):
+            # What a model computes for itself would be coarser than in float32.
+            module = _from_pretrained(cls, model, role, config, **options)
     _check_finite(module, role, model)
     return module
+
+
+def _only_type(model: ModelFolder) -> torch.dtype:
+    """The type of 16 bits in which all numbers of a checkpoint are stored; else float32."""
+    found = {info.dtype for info in model.tensors.values() if info.floating}
+    types = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return types.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def _tower(model: ModelFolder, like: ModelFolder, role: str, head: Tensor | None) -> nn.Module:
@@ -120,11 +136,12 @@ def _from_pretrained(
     *,
     any_head: bool = False,
     room: ModelFolder | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A module with the tensors of a checkpoint's own files, whatever else lies beside them."""
     quiet_transformers()
     where = f"{role}: {model.folder}"
-    module, info = load_weights(cls, model, config, where, room=room)
+    module, info = load_weights(cls, model, config, where, room=room, dtype=dtype)
     _set_generation(module, model, role)
     left = tuple(f"{path}." for path in head_modules(module)) if any_head else ()
     prefix = f"{getattr(module, 'base_model_prefix', '')}."

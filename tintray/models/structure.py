@@ -10,11 +10,12 @@ site are understood.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, SpecError, nearest
@@ -299,6 +300,25 @@ def copy_on(module: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(module, moved)
 
 
-def skeleton(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` that owns its own tensors, frozen, in evaluation mode."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+def skeleton(module: nn.Module, given: Iterable[str] = (), device: str | None = None) -> nn.Module:
+    """A copy of ``module`` that owns its own tensors, frozen, in evaluation mode; on ``device``.
+
+    Parameters whose names are ``given`` are to be filled in: they have their shape, and no memory.
+    Numbers of 16 bits become float32.
+    """
+    memo: dict[int, Any] = {}
+    for name in given:
+        like = module.get_parameter(name)
+        nothing = torch.zeros((), dtype=_computed(like), device=device).expand(like.shape)
+        memo[id(like)] = nn.Parameter(nothing, requires_grad=False)
+    for parameter in module.parameters():
+        if id(parameter) not in memo:
+            own = parameter.detach().to(_computed(parameter), copy=True)
+            memo[id(parameter)] = nn.Parameter(own, requires_grad=False)
+    copied = copy.deepcopy(module, memo).eval().requires_grad_(False)
+    return copied if device is None else copied.to(device)
+
+
+def _computed(tensor: Tensor) -> torch.dtype:
+    half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return torch.float32 if half else tensor.dtype

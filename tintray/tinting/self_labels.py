@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tintray.errors import CheckpointError, DataError, TintrayError
 from tintray.models.calling import answer
-from tintray.models.structure import skeleton
 from tintray.numerics.choices import Precision
 from tintray.numerics.precision import computing
 from tintray.pools.feeding import Pace, batches_on
@@ -96,10 +95,12 @@ def predict_features(module: nn.Module, pool: Pool, path: str, *, device: str = 
     The module is on ``device``.
     """
     captured: list[Tensor] = []
-    copy = skeleton(module)
-    capture(copy, path, head_of(module), captured)
-    for batch in batches_on(pool, device):
-        answer(copy, batch)
+    hook = capture(module, path, head_of(module), captured)
+    try:
+        for batch in batches_on(pool, device):
+            answer(module, batch)
+    finally:
+        hook.remove()
     return torch.cat(captured).to("cpu")
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tintray.models.calling import answer
 from tintray.models.norms import (
@@ -160,7 +161,7 @@ def pooled(output: Any) -> Tensor:
     return tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
 
 
-def capture(module: nn.Module, path: str, head: str, captured: list[Tensor]) -> None:
+def capture(module: nn.Module, path: str, head: str, captured: list[Tensor]) -> RemovableHandle:
     """Append ``pooled`` features to ``captured`` whenever ``module`` runs.
 
     ``path`` names the submodule whose output they are; ``"head"`` is what that of the path
@@ -168,10 +169,9 @@ def capture(module: nn.Module, path: str, head: str, captured: list[Tensor]) -> 
     """
     if path == HEAD:
         target = module.get_submodule(head)
-        target.register_forward_pre_hook(lambda _, given: captured.append(pooled(given)))
-    else:
-        target = module.get_submodule(path)
-        target.register_forward_hook(lambda _, __, output: captured.append(pooled(output)))
+        return target.register_forward_pre_hook(lambda _, given: captured.append(pooled(given)))
+    target = module.get_submodule(path)
+    return target.register_forward_hook(lambda _, __, output: captured.append(pooled(output)))
 
 
 def _install_capturing_hooks(module: nn.Module) -> None:
@@ -195,7 +195,8 @@ class FusedModel:
     Parameters
     ----------
     module
-        A model of the experts' class; copied, its own weights stand for nothing afterwards.
+        A model of the experts' class; of its weights those that tasks own are copied, and even
+        they stand for nothing afterwards.
     layout
         Where the shared tensors live in θ.
     private
@@ -216,7 +217,7 @@ class FusedModel:
         device: str = "cpu",
     ) -> None:
         self._device = torch.device(device)
-        self._module = skeleton(module).to(self._device)
+        self._module = skeleton(module, [slot.name for slot in layout.slots], device)
         _install_capturing_hooks(self._module)
         self._captured: list[Tensor] = []
         self._head = head_of(self._module)
@@ -231,6 +232,7 @@ class FusedModel:
             )
         self._add_products(frozenset(low_rank))
         self._shared = [self._module.get_parameter(slot.name) for slot in layout.slots]
+        self._unbound = [parameter.data for parameter in self._shared]
 
     def answer_stacked(self) -> None:
         """Stack tasks where they part, if that gives the same but for rounding; not for a fit."""
@@ -341,6 +343,12 @@ class FusedModel:
             parameter.requires_grad_(gradient is not None)
             stretch = slice(slot.start, slot.stop)
             parameter.grad = None if gradient is None else gradient[stretch].view(slot.shape)
+
+    def release(self) -> None:
+        """Let go of the θ that is bound, and of its gradient, until ``bind`` comes again."""
+        for parameter, nothing in zip(self._shared, self._unbound, strict=True):
+            parameter.data, parameter.grad = nothing, None
+            parameter.requires_grad_(False)
 
     def forward(
         self,
