@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tintray.checkpoints.tensors import tensors_as_bytes
+from tintray.checkpoints.tensors import TensorFile
 from tintray.jobs.engine.arrays import Floats, as_arrays, readable
 from tintray.jobs.engine.backend import ON_CPUS, Backend, Where, as_argument
 from tintray.jobs.engine.configs import TaskConfig, TaskFacts
@@ -138,8 +138,9 @@ def fitted_layers(
             for name, array in solved.result().items():
                 views[name].copy_(torch.from_numpy(array.copy()))
     notify(f"FeatCal has fitted {sum(len(stage.calls) for stage in stages)} layers")
-    moved = {name: tensor - of_base[name] for name, tensor in views.items()}
-    return remember(store, KIND, key, tensors_as_bytes(moved))
+    for name, tensor in views.items():
+        tensor -= of_base[name]
+    return remember(store, KIND, key, TensorFile(views))
 
 
 def _added(total: Arrays, part: Arrays) -> Arrays:

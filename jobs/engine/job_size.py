@@ -17,10 +17,13 @@ from tintray.data.source import DataSource
 from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.engine.base_model import SplitModel
+from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.grouping import group_count, micro_batch
 from tintray.jobs.engine.plan import FLOAT, Choice, ClusterSize, JobSize, Plan, check_plan
 from tintray.jobs.engine.plan import object_store_bytes as store_bytes
 from tintray.jobs.engine.resources import free_disk
+from tintray.merging import Recipe, recipe
+from tintray.merging.files.memory import PIECES, needed_bytes
 from tintray.numerics.precision import resolve
 from tintray.tasks.kind import Kind
 from tintray.tasks.registry import find_kind
@@ -58,6 +61,7 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
     module = base.partition.module
     below = tuple(f"{path}." for path in base.partition.private)
     private = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
+    largest = max((slot.stop - slot.start for slot in base.partition.layout.slots), default=0)
     config, each = _config(module), of_an_example(spec, module)
     examples, wide = micro_batch(spec, each), _bytes_each(spec)
     return JobSize(
@@ -70,7 +74,34 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
         checkpointed_bytes=activation_bytes(config, examples, wide, checkpointed=True),
         corrected=bool(spec.merge.learned and spec.fit.correction_lr),
         adapters=list(adapter_bytes(spec).values()),
+        learned=spec.merge.learned,
+        held=holds_task_vectors(spec),
+        outputs=1 if _recipe(spec).method.own is None else len(spec.tasks),
+        merging=_merging_bytes(spec, largest),
+        floor=spec.merge.learned and spec.fit.has_floor,
     )
+
+
+def holds_task_vectors(spec: JobSpec) -> bool:
+    """Whether shards hold the job's task vectors: a rule alone reads them tensor by tensor.
+
+    FeatCal starts from their sum, and beside backbones for each task lies the base.
+    """
+    method = _recipe(spec).method
+    return spec.merge.learned or method.own is not None or FEATCAL in method.needs
+
+
+def _recipe(spec: JobSpec) -> Recipe:
+    return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
+
+
+def _merging_bytes(spec: JobSpec, largest: int) -> int:
+    """What a rule takes for a tensor of so many numbers, and its result; of a fit, nothing."""
+    if spec.merge.learned:
+        return 0
+    found, tasks = _recipe(spec), len(spec.tasks)
+    outputs = 1 if found.method.own is None else tasks
+    return needed_bytes(found, largest, tasks, PIECES[0]) + 2 * outputs * FLOAT * largest
 
 
 def of_an_example(spec: JobSpec, module: nn.Module) -> int:

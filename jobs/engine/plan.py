@@ -56,9 +56,16 @@ class JobSize:
     pool_bytes: int = 0  # pools and test sets of all tasks in memory
     corrected: bool = False  # whether a shared correction is learned
     adapters: Sequence[int] = ()  # bytes of each task vector that is a product: it stays in memory
+    learned: bool = True  # whether there are rounds; else a rule merges
+    held: bool = True  # whether shards hold the task vectors
+    outputs: int = 1  # backbones that the rule gives
+    merging: int = 0  # what it takes for the largest tensor
+    floor: bool = False  # whether merges without learning are tried after the rounds
 
     def vector_bytes(self, format: Format) -> int:
         """All task vectors in memory."""
+        if not self.held:
+            return 0
         whole = self.tasks - len(self.adapters)
         each = (stack_bytes(slot.shape, whole, format) for slot in self.layout.slots)
         return sum(self.adapters) + sum(each)
@@ -112,11 +119,15 @@ class Plan:
     in_process: bool = False  # whether the one shard is in the coordinator's process
     checkpointed: bool = False  # whether layers compute their activations again, to take less
     card: int = 0  # what a worker and the shard beside it keep on their GPU; 0 without one
+    driver: int = 0  # backbones that the driver holds, beside the process itself
+    mergers: int = 0  # members that merge by a rule
+    merger: int = 0  # memory of each
 
     @property
     def memory(self) -> int:
-        """Bytes of all members and of every node's object store."""
+        """Bytes of all members, of every node's object store, and of the driver's backbones."""
         members = self.workers * self.worker + self.shards * self.shard
+        members += self.mergers * self.merger + self.driver
         return members + self.nodes * self.object_store
 
 
@@ -146,7 +157,11 @@ def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     shards = choice.shards or max(1, min(cluster.cpus, total // SHARD_BYTES))
     if choice.gpus:  # a shard lives beside a worker, on its GPU
         shards = min(choice.shards or workers, workers)
-    in_process = choice.shards is None and not choice.gpus and total <= IN_PROCESS_BYTES
+    shards = shards if job.held else 0
+    mergers = 0 if job.learned else min(most, len(job.layout.slots))
+    in_process = (
+        bool(shards) and choice.shards is None and not choice.gpus and total <= IN_PROCESS_BYTES
+    )
     plan = Plan(
         workers=workers,
         shards=shards,
@@ -154,14 +169,21 @@ def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         format=choice.format,
         worker=worker_bytes(job, workers),
         shard=shard_bytes(job, shards, total) - (PROCESS_BYTES if in_process else 0),
-        object_store=alive_bytes(job.layout.numel, job.groups),
+        object_store=(
+            alive_bytes(job.layout.numel, job.groups)
+            if job.learned
+            else job.outputs * FLOAT * job.layout.numel
+        ),
         disk=job.stored_bytes,
         nodes=cluster.nodes,
         pools=job.pool_bytes // workers,
         in_process=in_process,
         card=card_bytes(job, workers, shards, total) if choice.gpus else 0,
+        driver=driver_bytes(job),
+        mergers=mergers,
+        merger=job.merging + (0 if choice.gpus else PROCESS_BYTES),  # on GPUs, beside a worker
     )
-    if choice.format == "f32" and plan.memory > cluster.memory:
+    if job.held and choice.format == "f32" and plan.memory > cluster.memory:
         shard = shard_bytes(job, shards, sum(job.adapters))
         return replace(plan, mapped=True, in_process=False, shard=shard)
     return plan
@@ -170,11 +192,15 @@ def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
 def worker_bytes(job: JobSize, workers: int) -> int:
     """Memory of a worker: it does not grow with K but by the tasks that it hosts.
 
-    Four backbones are held: two models (the base, and the one that steps), an expert while it is
-    checked, and the gradient.
+    Three backbones are held: the base (where it cannot stay in its file, or what is computed of
+    it), an expert while it is asked, and the gradient where there are rounds.
     """
-    trained = (_TRAINED + _KEPT + _START) * job.private * -(-job.tasks // workers)
-    held = FLOAT * (4 * job.layout.numel + trained) + job.activation_bytes
+    private = job.private * -(-job.tasks // workers)
+    if not job.learned:
+        held = FLOAT * (2 * job.layout.numel + private)
+    else:
+        trained = (_TRAINED + _KEPT + _START) * private
+        held = FLOAT * (3 * job.layout.numel + trained) + job.activation_bytes
     return PROCESS_BYTES + held + job.pool_bytes // workers
 
 
@@ -183,8 +209,21 @@ def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
 
     Where a shared correction is learned, also that and what its steps take.
     """
+    if not shards:
+        return 0
     backbones = 3 + (_TRAINED + _KEPT if job.corrected else 0)
     return PROCESS_BYTES + (vectors + backbones * FLOAT * job.layout.numel) // shards
+
+
+def driver_bytes(job: JobSize) -> int:
+    """Memory of the driver beyond its process.
+
+    Of a rule its backbones, and one more where each task has its own. Of a fit θ, and the base
+    where it cannot stay in its file; with a floor the base, a direction, a merge and the best.
+    """
+    own = job.outputs + (1 if job.outputs > 1 else 0)
+    backbones = (4 if job.floor else 2) if job.learned else own
+    return FLOAT * backbones * job.layout.numel
 
 
 def card_bytes(job: JobSize, workers: int, shards: int, vectors: int) -> int:
@@ -194,6 +233,9 @@ def card_bytes(job: JobSize, workers: int, shards: int, vectors: int) -> int:
     the card too where they find room (see ``tintray.pools.stacked_pools``).
     """
     worker = worker_bytes(job, workers) - PROCESS_BYTES - job.pool_bytes // workers
+    if not job.learned:  # a rule has a tensor of all tasks there, perhaps in float64
+        held = shard_bytes(job, shards, vectors) - PROCESS_BYTES if shards else 0
+        return CARD_BYTES + worker + held + 2 * job.merging
     shard = shard_bytes(job, shards, vectors) - PROCESS_BYTES
     recorded = FLOAT * job.layout.numel * (1 + 2 / shards)
     return CARD_BYTES + worker + shard + int(recorded)
@@ -236,10 +278,16 @@ def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
     if plan.memory > cluster.memory:
         worker, shard, memory = map(size_text, (plan.worker, plan.shard, plan.memory))
         pools = f" ({size_text(plan.pools)} of it pools)" if 10 * plan.pools > plan.worker else ""
+        parts = [f"{plan.workers} worker{_s(plan.workers)} of {worker}{pools}"]
+        if plan.shards:
+            held = f"({plan.format} task vectors)"
+            parts.append(f"{plan.shards} shard{_s(plan.shards)} of {shard} {held}")
+        if plan.mergers:
+            parts.append(f"{plan.mergers} merger{_s(plan.mergers)} of {size_text(plan.merger)}")
+        parts.append(f"backbones of {size_text(plan.driver)} in the driver")
         return (
-            f"{plan.workers} worker{_s(plan.workers)} of {worker}{pools}, {plan.shards} "
-            f"shard{_s(plan.shards)} of {shard} ({plan.format} task vectors) and an object store "
-            f"of {size_text(plan.nodes * plan.object_store)} are {memory} of memory, and "
+            f"{', '.join(parts)} and an object store of "
+            f"{size_text(plan.nodes * plan.object_store)} are {memory} of memory, and "
             f"{size_text(cluster.memory)} are free"
         )
     if cluster.card is not None and plan.card > cluster.card:

@@ -150,7 +150,7 @@ class WorkerPool(Generic[W_co]):
         return prepared
 
     def label(self, on_done: Callable[[Prepared], None]) -> dict[str, Prepared]:
-        """Have self-labels and task vectors of every task."""
+        """Have self-labels and task vectors of every task; nothing is loaded."""
         prepared: dict[str, Prepared] = {}
         for _, done in self._backend.as_completed(self.each(None, Worker.prepare)):
             prepared[done.task] = done
@@ -171,7 +171,7 @@ class WorkerPool(Generic[W_co]):
             optimiser=self._spec.fit.correction_optimiser,
         )
         shards = self._shards = Shards(
-            *(self._backend, config, self.plan.shards, self._workers if direct else ()),
+            *(self._backend, config, max(1, self.plan.shards), self._workers if direct else ()),
             in_process=self.plan.in_process,
         )
         vectors = {task.name: prepared[task.name].vector for task in self.tasks}
@@ -189,6 +189,11 @@ class WorkerPool(Generic[W_co]):
         except SpecError:  # it has less room, or less that is free
             return False
         return plan.workers > self.plan.workers
+
+    @property
+    def hosts(self) -> Mapping[str, ActorHandle[W_co]]:
+        """Which worker has each task, in the order of the job."""
+        return self._hosts
 
     @property
     def members(self) -> list[ActorHandle[W_co]]:

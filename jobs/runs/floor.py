@@ -149,10 +149,11 @@ def best_start(
         of = recipe(name, seed=fit.seed)
         if not _fits(of, job):
             continue
-        direction = job.merged(of, 1.0, job.on_event, measured=False)[""] - base
+        direction = job.merged(of, 1.0, job.on_event, measured=False)[""]
+        direction -= base
 
         def look(scale: float, direction: Floats = direction) -> float:
-            agreement = best.agreement_under(base + np.float32(scale) * direction, budget.examples)
+            agreement = best.agreement_under(_at(base, scale, direction), budget.examples)
             pause()
             return mean(list(agreement.values()))
 
@@ -161,12 +162,19 @@ def best_start(
         else:
             figures = climb(look, of.method.start(tasks), LOOKS)
         scale = max(figures, key=lambda known: figures[known])
-        found.append((figures[scale], name, scale, base + np.float32(scale) * direction))
+        found.append((figures[scale], name, scale, _at(base, scale, direction)))
         found = [max(found, key=lambda known: known[0])]
     if not found:
         return None
     _, name, scale, theta = found[0]
     return Start(name, scale, theta, best.agreement_under(theta, watched))
+
+
+def _at(base: Floats, scale: float, direction: Floats) -> Floats:
+    """θ₀ + scale · D [P], in one array."""
+    theta: Floats = np.float32(scale) * direction
+    theta += base
+    return theta
 
 
 def _fits(of: Recipe, job: PreparedJob) -> bool:

@@ -251,7 +251,7 @@ class PreparedJob:
         if self.workers.bits == 32:
             return
         shared = {name: self.backend.put(theta) for name, theta in backbones.items()}
-        for name in self.workers.assignment.hosts:
+        for name in self.workers.hosts:
             self.workers.round_tints([name], shared[name if name in shared else ""])
 
     def scores(self, backbones: Mapping[str, Floats]) -> list[TaskScore]:
@@ -260,7 +260,7 @@ class PreparedJob:
         return self.backend.get(
             [
                 worker.call(Worker.evaluate, name, shared[name if name in shared else ""])
-                for name, worker in self.workers.assignment.hosts.items()
+                for name, worker in self.workers.hosts.items()
             ]
         )
 

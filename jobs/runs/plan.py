@@ -214,7 +214,7 @@ def _seconds(
     measured = sum(
         (fact.test_examples or fact.pool_examples) + fact.disturbed for fact in facts.values()
     )
-    shards = spec.fit.rounds * 2 * len(facts) * speed.vector / laid_out.shards
+    shards = spec.fit.rounds * 2 * len(facts) * speed.vector / max(1, laid_out.shards)
     return {
         "preparing": predicted * speed.forward / at_once,
         "fitting": _examples(spec) * speed.step / at_once + (shards if _examples(spec) else 0.0),

@@ -16,7 +16,7 @@ from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.grouping import micro_batch
-from tintray.jobs.engine.job_size import of_an_example
+from tintray.jobs.engine.job_size import holds_task_vectors, of_an_example
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
@@ -135,10 +135,13 @@ class JobPlan:
         return Hosted(spec, base, facts, skipped, report, workers=workers)
 
     def prepare(self, context: Context, checked: Hosted[WorkerPool[Worker]]) -> PreparedJob:
-        """Have self-labels and task vectors of every task, and load shards and groups."""
+        """Have self-labels and task vectors of every task; load shards and groups, if any."""
         run, spec, workers = context.run, checked.spec, checked.workers
         on_done = on_prepared(run, len(spec.tasks), context.prepared)
-        prepared = workers.prepare(context.store, on_done)
+        if holds_task_vectors(spec):
+            prepared = workers.prepare(context.store, on_done)
+        else:  # the method reads them tensor by tensor
+            prepared = workers.label(on_done)
         return PreparedJob(
             *(spec, checked.base, context.backend, workers, context.store, checked.facts, prepared),
             on_statistics=use_statistics(run),

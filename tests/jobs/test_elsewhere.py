@@ -122,6 +122,9 @@ def elsewhere_in_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     monkeypatch.setattr(in_process, "free_on_card", lambda *_: 2**40)
     monkeypatch.setattr(in_process, "keep_to_share", lambda share: None)
     monkeypatch.setattr(loading, "load_weights", in_truth(loading.load_weights))
+    adam: Any = torch.optim.Adam  # its fused form asks for a device that torch knows
+    plain = lambda params, fused=False, **options: adam(params, **options)  # noqa: E731
+    monkeypatch.setattr(torch.optim, "Adam", plain)
     with elsewhere() as in_memory:
         yield in_memory
 
@@ -169,3 +172,18 @@ def test_surgery_learns_where_the_features_are(monkeypatch: pytest.MonkeyPatch) 
         for name, tensor in learnt(ELSEWHERE).items():
             assert isinstance(tensor, There)
             assert torch.equal(tensor.cpu(), expected[name])
+
+
+def test_sites_are_searched_on_the_device(
+    tiny: TinyZoo, tmp_path: Path, elsewhere_in_jobs: set[str]
+) -> None:
+    def run(gpus: int) -> str:
+        parts: dict[str, Any] = {"cluster": {"gpus_per_worker": gpus}, "route": False}
+        tint, fit = {"sites": "auto"}, {"rounds": 6, "correction_lr": 0.0}
+        spec = tiny.spec(tmp_path / str(gpus), ("two", "three"), tint=tint, fit=fit, **parts)
+        return api.run(spec).site
+
+    here = run(0)
+    elsewhere_in_jobs.clear()
+    assert run(1) == here
+    assert not HEAVY & elsewhere_in_jobs

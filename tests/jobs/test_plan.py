@@ -111,7 +111,7 @@ def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
         (40 * GIB, {"memory": 48 * GIB}, {}, r"4 workers of [\d.]+ GiB \(10 GiB of it pools\)"),
         (40 * GIB, {"memory": 48 * GIB}, {}, r"half of each pool \(pool\.split: train\[:50%\]\)"),
         (
-            *(0, {"memory": 6 * GIB}, {"format": "int4", "workers": 1}),
+            *(0, {"memory": 13 * GIB // 2}, {"format": "int4", "workers": 1}),
             r"what would fit: .*2 such nodes \(cluster\.address\)",
         ),
         (0, {"disk": GIB}, {}, r"take 7\.5 GiB on the disk.*1 GiB are free"),

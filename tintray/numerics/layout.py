@@ -76,8 +76,9 @@ class Layout:
         return views
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        """Copy the layout's tensors out of ``named`` into one new float32 vector [P]."""
-        flat = torch.empty(self.numel)
+        """Copy the layout's tensors out of ``named`` into a new float32 vector [P] beside them."""
+        device = named[self.slots[0].name].device if self.slots else None
+        flat = torch.empty(self.numel, device=device)
         for slot in self.slots:
             flat[slot.start : slot.stop] = named[slot.name].reshape(-1)
         return flat
