@@ -8,7 +8,8 @@ this process; then as many through a queue of a real Ray head, each with a drive
 they go on it is looked at memory, open files, threads, child processes, temporary files, and what
 lies in Ray's object store. What the first fifth takes up counts as warming up: from then on files,
 threads, processes, temporary files and objects must not grow at all, and memory by less than
-``SLACK`` in all. The last line is one JSON object; the exit code is 1 if something grew.
+``SLACK`` in all. A Ray head keeps seven logs of each job until it ends: these do not count. The
+last line is one JSON object; the exit code is 1 if something grew.
 """
 
 from __future__ import annotations
@@ -63,9 +64,15 @@ def take(folder: Path) -> Sample:
         _files(),
         threading.active_count(),
         len(me.children(recursive=True)),
-        sum(path.is_file() for path in folder.rglob("*")),
+        _temporary(folder),
         _objects(),
     )
+
+
+def _temporary(folder: Path) -> int:
+    """Temporary files, without the logs that a Ray head keeps of each job until it ends."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sum("logs" not in path.relative_to(folder).parts for path in files)
 
 
 def _files() -> int:
