@@ -142,6 +142,7 @@ class JobPlan:
             prepared = workers.prepare(context.store, on_done)
         else:  # the method reads them tensor by tensor
             prepared = workers.label(on_done)
+            workers.base_blob(context.store)  # the job needs it, and says so
         return PreparedJob(
             *(spec, checked.base, context.backend, workers, context.store, checked.facts, prepared),
             on_statistics=use_statistics(run),

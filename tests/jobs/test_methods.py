@@ -138,7 +138,7 @@ def test_featcal_is_fitted_once_alone_and_as_a_start(tiny: TinyZoo, tmp_path: Pa
     texts = [event.text for event in told if isinstance(event, Notice)]
     assert "the layers fitted by FeatCal were reused from the store" in texts
     spec, base = resolve_job(job(tiny, tmp_path / "other", method="featcal", **merge))
-    several = InProcessBackend(1, capacity=ClusterSize(3, 2**30))
+    several = InProcessBackend(1, capacity=ClusterSize(3, 2**32))
     prepared = PreparedJob.of(spec, base, several, open_store(str(spec.store)))
     flat = prepared.merged(job_recipe(spec), None, lambda _: None)[""]
     several.close()
