@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -319,27 +319,14 @@ class Experts:
     def _private(self, expert: nn.Module) -> dict[str, Tensor]:
         """What a task starts from, of its expert; factors where its tint is a product."""
         private, ranks = private_state(expert, self.partition.private), self.partition.low_rank
-        for name, product in self._difference(expert, ranks).items():
-            private |= low_rank_factors({name: product.to(self._config.device)}, ranks)
+        for name in ranks:
+            product = self._difference(expert, name).to(self._config.device)
+            private |= low_rank_factors({name: product}, ranks)
         return private | norm_buffers(expert)
 
-    def _difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-        base = self.partition.module
-        return {
-            name: expert.get_parameter(name).detach() - base.get_parameter(name).detach().float()
-            for name in names
-        }
-
-    def _later_difference(self, expert: nn.Module, names: Iterable[str]) -> dict[str, Later]:
-        """The same, tensor by tensor as it is written: a whole one has the bytes of a model."""
-        base = self.partition.module
-        return {
-            name: Later(
-                tuple(base.get_parameter(name).shape),
-                lambda name=name: self._difference(expert, [name])[name],  # type: ignore[misc]
-            )
-            for name in names
-        }
+    def _difference(self, expert: nn.Module, name: str) -> Tensor:
+        base = self.partition.module.get_parameter(name).detach()
+        return expert.get_parameter(name).detach() - base.float()
 
     def feature_path(self) -> str:
         """Where features are read, as the module spells it; one module, not a pattern."""
@@ -403,7 +390,13 @@ class Experts:
             adapter = read_adapter(folder, base, hosted.task.role, with_head=False)
             vector: Mapping[str, Tensor | Later] = pack(task_vector(adapter, base, names))
         else:
-            vector = self._later_difference(read(), names)
+            expert = read()  # each tensor is made as it is written: all have the bytes of a model
+            vector = {
+                name: Later(
+                    tuple(base.get_parameter(name).shape), partial(self._difference, expert, name)
+                )
+                for name in names
+            }
         return self.remember("task-vectors", key, vector), False
 
     def _labels(

@@ -76,7 +76,7 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
         adapters=list(adapter_bytes(spec).values()),
         learned=spec.merge.learned,
         held=holds_task_vectors(spec),
-        outputs=1 if _recipe(spec).method.own is None else len(spec.tasks),
+        outputs=_outputs(spec),
         merging=_merging_bytes(spec, largest),
         floor=spec.merge.learned and spec.fit.has_floor,
     )
@@ -87,11 +87,12 @@ def holds_task_vectors(spec: JobSpec) -> bool:
 
     FeatCal starts from their sum, and beside backbones for each task lies the base.
     """
-    method = _recipe(spec).method
+    method = job_recipe(spec).method
     return spec.merge.learned or method.own is not None or FEATCAL in method.needs
 
 
-def _recipe(spec: JobSpec) -> Recipe:
+def job_recipe(spec: JobSpec) -> Recipe:
+    """The recipe of the method that runs alone, or that the coefficients start from."""
     return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
 
 
@@ -99,9 +100,13 @@ def _merging_bytes(spec: JobSpec, largest: int) -> int:
     """What a rule takes for a tensor of so many numbers, and its result; of a fit, nothing."""
     if spec.merge.learned:
         return 0
-    found, tasks = _recipe(spec), len(spec.tasks)
-    outputs = 1 if found.method.own is None else tasks
-    return needed_bytes(found, largest, tasks, PIECES[0]) + 2 * outputs * FLOAT * largest
+    needed = needed_bytes(job_recipe(spec), largest, len(spec.tasks), PIECES[0])
+    return needed + 2 * _outputs(spec) * FLOAT * largest
+
+
+def _outputs(spec: JobSpec) -> int:
+    """How many backbones the job's rule gives."""
+    return 1 if job_recipe(spec).method.own is None else len(spec.tasks)
 
 
 def of_an_example(spec: JobSpec, module: nn.Module) -> int:

@@ -21,6 +21,7 @@ from tintray.jobs.engine.budgets import with_prompt, within_budget
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.featcal import fitted_layers
+from tintray.jobs.engine.job_size import job_recipe
 from tintray.jobs.engine.merger import MergerConfig, merged_backbones
 from tintray.jobs.engine.statistics import Refs, measure_statistics
 from tintray.jobs.engine.surgery import operate_on_all
@@ -28,7 +29,7 @@ from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent, TensorsMerged, ignore
 from tintray.jobs.tracking.tracker import check_tracker
-from tintray.merging import Recipe, recipe
+from tintray.merging import Recipe
 from tintray.merging.files.memory import check_memory
 from tintray.models.base_similarity import is_unrelated
 from tintray.numerics.layout import Layout
@@ -86,11 +87,6 @@ def resolve_job(spec: JobSpec) -> tuple[JobSpec, SplitModel]:
         shapes = {slot.name: slot.shape for slot in base.partition.layout.slots}
         check_memory(found, shapes, tasks, spec.merge.memory)
     return spec, base
-
-
-def job_recipe(spec: JobSpec) -> Recipe:
-    """The recipe of the method that runs alone, or that the coefficients start from."""
-    return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
 
 
 def start_scale(spec: JobSpec) -> float:

@@ -16,7 +16,7 @@ from tintray.jobs.engine.asking import first_drawn
 from tintray.jobs.engine.base_model import SplitModel, load_base_model
 from tintray.jobs.engine.coordinator import Coordinator
 from tintray.jobs.engine.grouping import micro_batch
-from tintray.jobs.engine.job_size import holds_task_vectors, of_an_example
+from tintray.jobs.engine.job_size import holds_task_vectors, job_recipe, of_an_example
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import Notice, OnEvent
@@ -27,7 +27,6 @@ from tintray.jobs.runs.job_run import JobRun, enter_job
 from tintray.jobs.runs.methods import (
     PreparedJob,
     correction_rate,
-    job_recipe,
     resolve_job,
     start_coefficients,
     start_scale,

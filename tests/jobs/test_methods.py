@@ -16,9 +16,10 @@ from tintray.errors import InputError, SpecError
 from tintray.jobs import api
 from tintray.jobs.config.job_file import JobSpec, parse_spec
 from tintray.jobs.engine.in_process import InProcessBackend
+from tintray.jobs.engine.job_size import job_recipe
 from tintray.jobs.engine.plan import ClusterSize
 from tintray.jobs.events import Event, Notice, TensorsMerged
-from tintray.jobs.runs.methods import PreparedJob, job_recipe, resolve_job
+from tintray.jobs.runs.methods import PreparedJob, resolve_job
 from tintray.merging import methods, recipe, statistics, surgery
 from tintray.merging.apply import directions, layers
 from tintray.models.structure import backbone_names
