@@ -26,7 +26,7 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	touch $@
 
 test: $(VENV)/.test lint  ## Format check, lint, strict types, then every test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test types
 	$(BIN)/ruff format --check .

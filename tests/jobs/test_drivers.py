@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,21 @@ def until(what: Callable[[], Any]) -> None:
     while not what():
         assert time.monotonic() < give_up
         time.sleep(0.1)
+
+
+def stop_for_a_while(driver: subprocess.Popen[str], catalog: Path) -> None:
+    """Stop it where it writes nothing: who stops amid a write keeps a SQLite file locked."""
+    while True:
+        driver.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, driver.pid, os.WSTOPPED)
+        with closing(sqlite3.connect(catalog, timeout=1)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                driver.send_signal(signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                return
 
 
 @pytest.fixture
@@ -77,7 +95,7 @@ def test_a_job_goes_on_with_the_next_driver_and_the_one_before_is_fenced(
     drivers: list[subprocess.Popen[str]],
 ) -> None:
     """The first is told to go (its machine is taken away), the second only stopped for a while."""
-    fit = {"rounds": 300, "checkpoint_every": 20}
+    fit = {"rounds": 150, "checkpoint_every": 20}
     undisturbed = api.run(tiny.spec(tmp_path / "a", fit=fit))
     spec = tiny.spec(tmp_path / "b", fit=fit)
     monkeypatch.setenv("TINTRAY_LEASE_SECONDS", LEASE)
@@ -104,7 +122,7 @@ def test_a_job_goes_on_with_the_next_driver_and_the_one_before_is_fenced(
         (line,) = tintray.list_jobs(catalog=spec.catalog)
         assert line.state == "queued" and "(1 of 10)" in line.reason
         second = next_driver()
-        second.send_signal(signal.SIGSTOP)
+        stop_for_a_while(second, Path(spec.catalog.removeprefix("sqlite:///")))
         until(lambda: catalog.queue.find(job.id).lost)
         found = job.status()
         assert (found.state, found.restarts, len(handed_over())) == ("queued", 2, 3)
