@@ -350,10 +350,10 @@ class Experts:
 
     def _routing(self, pool: Pool) -> BlobRef | None:
         """What tells a pool's examples from others, computed or from the store; None if nothing."""
-        key = routing_key(pool)
+        key = routing_key(pool, self._config.device)
         if (found := lookup(self.store, "routing", key)) is not None:
             return found
-        tensors = routing_of(pool)
+        tensors = routing_of(pool, self._config.device)
         return None if tensors is None else self.remember("routing", key, tensors)
 
     def _true_labels(self, files: TaskFiles, pool: Pool, expert: nn.Module) -> TrueLabels:

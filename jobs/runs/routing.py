@@ -66,7 +66,7 @@ def route_answered(
     ``known`` are the answers of tasks that were asked about the whole pool already.
     """
     known = known or {}
-    routes = merge.router.route(pool_features(pool), nearest=1)
+    routes = merge.router.route(pool_features(pool, device), nearest=1)
     by_task: dict[str, list[int]] = {}
     for row, route in enumerate(routes):
         by_task.setdefault(route.nearest[0][0], []).append(row)

@@ -19,11 +19,14 @@ import tintray
 from tests.elsewhere import ELSEWHERE, There, elsewhere, in_truth
 from tests.growing import GrowingStore
 from tests.tintray.test_merging_methods import ALL, SHAPES, TASKS, few, layer
+from tests.tintray.test_routing import POOLS
 from tests.tiny_zoo import TinyZoo
 from tests.workbench import dense_task_vectors
 from tintray.jobs import api
 from tintray.jobs.config.cluster_sections import ClusterSpec
 from tintray.jobs.engine import in_process
+from tintray.jobs.results import RoutingTable
+from tintray.jobs.runs.add_router import add_router
 from tintray.merging import recipe, surgery
 from tintray.merging.apply import direct, directions
 from tintray.merging.files.streaming import Merging, Sources
@@ -31,11 +34,15 @@ from tintray.merging.files.tensor_files import TensorFiles
 from tintray.models import loading
 from tintray.numerics.choices import Format
 from tintray.numerics.layout import build_layout
+from tintray.pools.pool import Pool
+from tintray.routing.pools import pool_features, routing_key, routing_of
+from tintray.routing.router import Router
 from tintray.vectors.similarity import pairs_of
 
 HEAVY = {
     *("addmm", "bmm", "convolution", "native_layer_norm"),  # of models
     *("_linalg_svd", "_linalg_eigh", "linalg_cholesky_ex", "cholesky_solve", "kthvalue"),
+    "adaptive_max_pool2d",  # of what a router needs
 }
 """What is on the device wherever a job has one."""
 
@@ -165,8 +172,7 @@ def _there(run: Callable[..., Any], *given: Any) -> tuple[Any, set[str]]:
 def merged_by(folder: Path, store: Path, method: str, gpus: int) -> dict[str, Tensor]:
     """The tensors of a merge by a method, and what its tasks own."""
     parts: dict[str, Any] = {"cluster": {"gpus_per_worker": gpus}, "merge": {"method": method}}
-    # What routing takes is computed in memory.
-    spec = TinyZoo(folder).spec(store, ("two", "three"), **parts, route=False)
+    spec = TinyZoo(folder).spec(store, ("two", "three"), **parts)
     with pytest.MonkeyPatch.context() as patching:
         patching.setattr(surgery, "STEPS", 20)
         found = tintray.load(api.run(spec).url)
@@ -205,7 +211,7 @@ def grown(folder: Path, store: Path, mode: str, gpus: int) -> list[float]:
     """How tasks agree with their experts after one was added, or refreshed."""
     growing = GrowingStore(TinyZoo(folder), store)
     fit = {"held_back": 8, "correction_lr": 0.0}
-    parts: dict[str, Any] = {"fit": fit, "tint": {"sites": "vit.layers.2"}, "route": False}
+    parts: dict[str, Any] = {"fit": fit, "tint": {"sites": "vit.layers.2"}}
     growing.run("two", "three", **parts, cluster={"gpus_per_worker": gpus})
     child = growing.refresh("three") if mode == "refresh" else growing.add("five", mode=mode)
     return [task.agreement for task in child.tasks]
@@ -222,7 +228,7 @@ def test_a_merge_grows_on_the_device(tiny: TinyZoo, tmp_path: Path, mode: str) -
 
 def searched(folder: Path, store: Path, gpus: int) -> str:
     """The site that a search finds."""
-    parts: dict[str, Any] = {"cluster": {"gpus_per_worker": gpus}, "route": False}
+    parts: dict[str, Any] = {"cluster": {"gpus_per_worker": gpus}}
     tint, fit = {"sites": "auto"}, {"rounds": 6, "correction_lr": 0.0}
     spec = TinyZoo(folder).spec(store, ("two", "three"), tint=tint, fit=fit, **parts)
     return api.run(spec).site
@@ -233,3 +239,44 @@ def test_sites_are_searched_on_the_device(tiny: TinyZoo, tmp_path: Path) -> None
     there, in_memory = apart(searched, tiny.folder, tmp_path / "there", 1)
     assert there == here
     assert HEAVY.isdisjoint(in_memory)
+
+
+@pytest.mark.parametrize("form", POOLS)
+def test_what_a_router_needs_is_computed_where_its_job_is(form: str) -> None:
+    """And its comparisons: where the features are."""
+    made: dict[str, tuple[Any, Any]] = POOLS[form]
+    pools = {n: Pool(make(of, 300), None, None, n) for n, (make, of) in made.items()}
+    router = Router.fit({name: pool_features(pool) for name, pool in pools.items()})
+    for pool in pools.values():
+        expected, routes = routing_of(pool), router.route(pool_features(pool))
+        assert expected is not None
+        with elsewhere() as in_memory:
+            found = routing_of(pool, ELSEWHERE)
+            features = pool_features(pool, ELSEWHERE)
+            assert isinstance(features, There)
+            assert router.route(features) == routes
+        assert found is not None and found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert type(found[name]) is Tensor
+            assert torch.equal(found[name], tensor), name
+        assert {*HEAVY, "mm", "bincount", "scatter_add_"}.isdisjoint(in_memory)
+        assert routing_key(pool, ELSEWHERE) != routing_key(pool)  # GPUs round in their own way
+
+
+def routed(folder: Path, store: Path, gpus: int) -> RoutingTable | None:
+    """Where examples go, by a router that a merge was given afterwards."""
+    growing = GrowingStore(TinyZoo(folder), store)
+    growing.run("two", "three", cluster={"gpus_per_worker": gpus}, route=False)
+    url = add_router("tiny", **growing.place).url
+    return api.evaluate(url, route=True, foreign=[str(folder / "five.npz")]).routing
+
+
+def test_a_router_is_added_and_tried_on_the_device(tiny: TinyZoo, tmp_path: Path) -> None:
+    here = routed(tiny.folder, tmp_path / "here", 0)
+    there, in_memory = apart(routed, tiny.folder, tmp_path / "there", 1)
+    assert here is not None
+    assert there.routed == here.routed
+    assert [task.to for task in there.tasks] == [task.to for task in here.tasks]
+    assert [data.to for data in there.foreign] == [data.to for data in here.foreign]
+    # The router itself, made and calibrated once, is in memory.
+    assert HEAVY & in_memory == {"_linalg_svd", "bmm"}

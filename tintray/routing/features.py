@@ -50,6 +50,8 @@ def form_of(inputs: Mapping[str, Tensor]) -> Form | None:
 def features(inputs: Mapping[str, Tensor]) -> Tensor:
     """Statistics [N, D], float32, of each of N examples, as a processor or tokenizer gives them.
 
+    They are computed where the inputs are.
+
     Raises InputError if they are neither images ``pixel_values`` [N, C, H, W] nor tokens
     ``input_ids`` [N, S].
     """
@@ -100,7 +102,7 @@ def _placed(values: Tensor, table: Tensor) -> Tensor:
 
 def _looked_up(table: Tensor, places: Tensor) -> Tensor:
     """``table[places]``, in a quarter of its time."""
-    return table.index_select(0, places.flatten()).view(places.shape)
+    return table.to(places.device).index_select(0, places.flatten()).view(places.shape)
 
 
 def _shares(counted: Sequence[tuple[Tensor, int]]) -> Tensor:
@@ -108,14 +110,15 @@ def _shares(counted: Sequence[tuple[Tensor, int]]) -> Tensor:
     widths = torch.tensor([width for _, width in counted])
     total, starts = int(widths.sum()), (widths.cumsum(0) - widths).tolist()
     rows, each = len(counted[0][0]), [places[0].numel() for places, _ in counted]
-    first = torch.arange(rows, dtype=torch.int32)[:, None] * total
-    flat = torch.empty(rows, sum(each), dtype=torch.int32)
+    device = counted[0][0].device
+    first = torch.arange(rows, dtype=torch.int32, device=device)[:, None] * total
+    flat = torch.empty(rows, sum(each), dtype=torch.int32, device=device)
     parts = torch.split(flat, each, 1)
     for part, (places, _), start in zip(parts, counted, starts, strict=True):
         torch.add(places.flatten(1), first + start, out=part)
     found = torch.bincount(flat.flatten(), minlength=rows * total)
     sizes = torch.tensor(each).clamp_min(1).repeat_interleave(widths)
-    return (found.view(rows, total) / sizes).sqrt_()
+    return (found.view(rows, total) / sizes.to(device)).sqrt_()
 
 
 def _layout(gray: Tensor) -> list[Tensor]:
@@ -139,6 +142,7 @@ def _of_tokens(tokens: Tensor, attention: Tensor | None) -> Tensor:
     """Which tokens there are, their numbers spread over buckets, and how many."""
     counted = torch.ones_like(tokens) if attention is None else attention
     places = (tokens.long() * _MULTIPLIER % 2**32) * BUCKETS // 2**32
-    counts = torch.zeros(len(tokens), BUCKETS).scatter_add_(1, places, counted.float())
+    counts = torch.zeros(len(tokens), BUCKETS, device=tokens.device)
+    counts.scatter_add_(1, places, counted.float())
     total = counts.sum(1, keepdim=True)
     return torch.cat([(counts / total.clamp_min(1)).sqrt(), (1 + total).log() / 4], 1)

@@ -88,15 +88,19 @@ class _Densities:
     def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Squared Mahalanobis distances and log densities [N, K] of features [N, D].
 
-        Densities are up to a constant that all tasks share.
+        Densities are up to a constant that all tasks share. The products are computed where the
+        features are; what comes of them is in memory.
         """
-        found = []
+        found, device = [], features.device
         some = max(1, _AT_ONCE // features.numel())
         for first in range(0, len(self._mean), some):
             tasks = slice(first, first + some)
-            centred = features * self._scale[tasks] - self._mean[tasks]
-            within = (centred @ self._left[tasks]).square().sum(2)
-            found.append(centred.square().sum(2) - within)
+            scale, mean, left = (
+                of[tasks].to(device) for of in (self._scale, self._mean, self._left)
+            )
+            centred = features * scale - mean
+            within = (centred @ left).square().sum(2)
+            found.append((centred.square().sum(2) - within).cpu())
         distances = torch.cat(found).T
         return distances, -0.5 * (distances + self._volume)
 
