@@ -180,6 +180,12 @@ def validate(job: JobSpec) -> Record:
     click.option(
         "--shard", default="5GB", metavar="SIZE", help="The largest output file [default: 5GB]."
     ),
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        help="Where the method computes [default: cpu].",
+    ),
     flag("--dry-run", help="Check all of it, and write nothing."),
     watched=True,
     example="merge llama-math llama-code --base llama --method ties --output merged",

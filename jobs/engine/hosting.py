@@ -296,8 +296,9 @@ class Experts:
             return None
         from tintray.models.clip import head_key, text_head
 
-        key = head_key(folder, self._config.base_digest)
-        return self._once("zero-shot-heads", key, lambda: text_head(base, texts, role))[0]
+        device = self._config.device
+        key = head_key(folder, self._config.base_digest, device)
+        return self._once("zero-shot-heads", key, lambda: text_head(base, texts, role, device))[0]
 
     def _once(self, kind: str, key: str, compute: Callable[[], Tensor]) -> tuple[Tensor, BlobRef]:
         """A tensor from the store, or computed and kept there."""

@@ -48,7 +48,8 @@ class Measurer:
 
         def measure() -> Mapping[str, Tensor]:
             files = TaskFiles.open(task)
-            expert = copy_on(load_expert(files.folder, task.role), self._device)
+            expert = load_expert(files.folder, task.role, device=self._device)
+            expert = copy_on(expert, self._device)
             pool = sequences.completed(expert, files.pool(), self._device)
             rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams
             return rule(expert, pool, backbone_names(expert), self._device)

@@ -32,7 +32,8 @@ class Surgeon:
     def operate(self, task: TaskConfig, theta: Floats) -> Operated:
         """Learn a task's module under the backbone θ [P], and measure the task with it."""
         files, device = TaskFiles.open(task), self._device
-        module = copy_on(load_expert(files.folder, task.role).requires_grad_(False), device)
+        module = load_expert(files.folder, task.role, device=device).requires_grad_(False)
+        module = copy_on(module, device)
         pool = sequences.completed(module, files.pool(), device)
         test = files.test(module)
         measured = pool if test is None else test

@@ -136,13 +136,18 @@ class Evaluator:
             outputs = read_tensors(fetch_blob(self._store, sha256, cache_folder()))
             return sequences.recalled(pool, outputs, config), from_tensors(outputs)
         device = self._device
-        expert = copy_on(open_published_expert(self._merge, task)[1], device)
+        expert = open_published_expert(self._merge, task, device)[1]
         pool = sequences.completed(expert, pool, device)
         return pool, predict(expert, pool, kind, device=device)
 
 
-def open_published_expert(merge: Merge, task: TaskEntry) -> tuple[ModelFolder, nn.Module]:
-    """The expert of a task of a merge, from where the job had it; CheckpointError if it is gone."""
+def open_published_expert(
+    merge: Merge, task: TaskEntry, device: str = "cpu"
+) -> tuple[ModelFolder, nn.Module]:
+    """The expert of a task of a merge on ``device``, from where the job had it.
+
+    Raises CheckpointError if it is gone.
+    """
     role, factory = f"the expert of task '{task.name}'", merge.factory
     sources = (merge.manifest.base.source, task.expert.source)
     base, folder = (local_folder(source, cache_folder()) for source in sources)
@@ -150,7 +155,7 @@ def open_published_expert(merge: Merge, task: TaskEntry) -> tuple[ModelFolder, n
     model = open_model_folder(folder, role=role, base=whole, factory=factory)
     if model.is_tower and not model.has_head:
         model = model.with_classes(zero_shot_of(merge.config(task.name)))
-    return model, load_expert(model, role)
+    return model, copy_on(load_expert(model, role, device=device), device)
 
 
 def read_pool(

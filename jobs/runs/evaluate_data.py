@@ -77,7 +77,7 @@ class DataEvaluator:
         if task.name not in self._experts:
             self._experts.clear()
             try:
-                expert = copy_on(open_published_expert(self._merge, task)[1], self._device)
+                expert = open_published_expert(self._merge, task, self._device)[1]
             except (CheckpointError, NotFoundError) as error:
                 self._experts[task.name] = error
             else:

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import SpecError
 from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
@@ -36,6 +38,7 @@ def merge_checkpoints(
     seed: int = 0,
     memory: str = "2GiB",
     shard: str = "5GB",
+    device: str = "cpu",
     dry_run: bool = False,
     on_event: OnEvent | None = None,
 ) -> Path:
@@ -43,12 +46,15 @@ def merge_checkpoints(
 
     ``base`` and ``experts`` are folders, or ``hf://`` names. ``method`` needs no data, such as
     ``ties``; ``parameters`` are ``NAME=NUMBER`` each; left out, ``scale`` is the method's own.
-    ``memory`` is the most that it may hold, ``shard`` the size of an output file at most. With
+    ``memory`` is the most that it may hold, ``shard`` the size of an output file at most. The
+    method computes on ``device``: ``"cpu"``, or ``"cuda"``, which rounds in its own way. With
     ``dry_run`` all of it is checked, and nothing written.
 
     Raises InputError if anything that was given cannot be used; nothing is written then.
     """
     on_event = on_event or ignore
+    if device != "cpu" and not torch.cuda.is_available():
+        raise SpecError(f"--device: expected cpu, since torch finds no GPU here, found '{device}'")
     if method in (*ADAMERGING, SURGERY):
         raise SpecError(
             f"--method: '{method}' learns on the tasks' unlabelled pools; run it as a job with "
@@ -75,6 +81,7 @@ def merge_checkpoints(
         scale=scale,
         memory=bound,
         shard_bytes=largest,
+        device=device,
         progress=lambda done, total: on_event(TensorsMerged(method, done, total)),
     )
 

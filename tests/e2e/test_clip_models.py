@@ -15,6 +15,8 @@ from torch.nn.functional import normalize
 
 import tintray
 from tests import tiny_models as tiny
+from tests.elsewhere import in_truth
+from tests.jobs.test_elsewhere import HEAVY, apart, filled
 from tintray.checkpoints.model_folder import ZeroShot, open_model_folder
 from tintray.errors import CheckpointError, SpecError
 from tintray.jobs import api
@@ -185,6 +187,29 @@ def test_the_text_tower_runs_once_for_a_head(
         api.run(job(zoo, tmp_path / "store"))
     found = [call.args[1].classes for call in asked.call_args_list]
     assert found == [tuple(COLOURS), tuple(SHADES)]
+
+
+def averaged(folder: Path, store: Path, gpus: int) -> dict[str, torch.Tensor]:
+    """The heads of a merge by a method."""
+    spec = job(folder, store).changed(
+        merge={"method": "average"}, cluster={"gpus_per_worker": gpus}, tint={"sites": "head"}
+    )
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(clip, "load_weights", in_truth(filled(clip.load_weights)))
+        merge = tintray.load(api.run(spec).url)
+    return {task: merge.tint(task)["classifier.weight"] for task in merge.tasks}
+
+
+def test_a_head_of_texts_is_made_where_the_job_computes(zoo: Path, tmp_path: Path) -> None:
+    here = averaged(zoo, tmp_path / "here", 0)
+    there, in_memory = apart(averaged, zoo, tmp_path / "there", 1)
+    assert HEAVY.isdisjoint(in_memory)
+    assert here.keys() == there.keys()
+    for task, head in here.items():
+        torch.testing.assert_close(there[task], head)
+    tower = open_model_folder(zoo / "colours", base=open_model_folder(zoo / "base"))
+    named = tower.with_classes(ZeroShot(("w0",)))
+    assert clip.head_key(named, "x", "cuda") != clip.head_key(named, "x")  # GPUs round otherwise
 
 
 def test_labels_keep_the_names_of_the_data_whatever_prompts_say(zoo: Path, tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_bad_input_is_one_sentence_and_no_byte(
     assert names(folder) == before
 
 
+def test_a_gpu_that_is_not_there_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call("--method", "average", "--device", "cuda", "red") == 2
+    assert "expected cpu, since torch finds no GPU here, found 'cuda'" in capfd.readouterr().err
+    assert names(folder) == ["base", "green", "red"]
+
+
 def test_a_disk_without_room_is_refused_before_a_byte(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

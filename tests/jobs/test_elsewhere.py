@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tintray
@@ -124,13 +124,44 @@ def test_a_piece_of_a_streamed_merge_is_brought_to_the_device_and_back(
         assert torch.equal(there[tensor], expected), tensor
 
 
-def _with_heads(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, where heads that no file has begin at zero."""
+@pytest.mark.parametrize("name", ["ties", "tsv_m", "emr"])
+def test_whole_checkpoints_are_merged_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    random = torch.Generator().manual_seed(5)
+    for model in ("base", *TASKS):
+        tensors = {n: torch.randn(shape, generator=random) for n, shape in SHAPES.items()}
+        (tmp_path / model).mkdir()
+        save_file(tensors, tmp_path / model / "model.safetensors")
+        (tmp_path / model / "config.json").write_text("{}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def merged(device: str) -> dict[Path, Tensor]:
+        base, *experts = (str(tmp_path / model) for model in ("base", *TASKS))
+        made = tmp_path / "merged" / device
+        api.merge_checkpoints(base, experts, made, method=name, device=device)
+        files = sorted(made.glob("**/*.safetensors"))
+        return {f.relative_to(made) / n: t for f in files for n, t in load_file(f).items()}
+
+    here = merged("cpu")
+    with elsewhere() as in_memory:
+        there = merged(ELSEWHERE)
+    assert {*HEAVY, "addmv"}.isdisjoint(in_memory)
+    assert here.keys() == there.keys()
+    for tensor, expected in here.items():
+        assert torch.equal(there[tensor], expected), tensor
+
+
+def filled(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, where heads that no file has begin at zero, and positions are counted."""
 
     def loaded(*args: Any, **options: Any) -> Any:
         module, info = load(*args, **options)
         for name in (*info["missing_keys"], *(known[0] for known in info["mismatched_keys"])):
             module.state_dict()[name].zero_()
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]))
         return module, info
 
     return loaded
@@ -145,7 +176,7 @@ def jobs_elsewhere() -> Iterator[set[str]]:
         patching.setattr(torch.cuda, "is_available", lambda: True)
         patching.setattr(in_process, "free_on_card", lambda *_: 2**40)
         patching.setattr(in_process, "keep_to_share", lambda share: None)
-        patching.setattr(loading, "load_weights", in_truth(_with_heads(loading.load_weights)))
+        patching.setattr(loading, "load_weights", in_truth(filled(loading.load_weights)))
         adam: Any = torch.optim.Adam  # its fused form asks for a device that torch knows
         plain = lambda params, fused=False, **options: adam(params, **options)  # noqa: E731
         patching.setattr(torch.optim, "Adam", plain)

@@ -92,11 +92,13 @@ class CLIPZeroShotClassifier(CLIPPreTrainedModel):  # type: ignore[misc]
         return cast(CLIPZeroShotClassifier, module.eval())
 
 
-def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None) -> None:
+def finish(
+    module: nn.Module, model: ModelFolder, role: str, head: Tensor | None, device: str = "cpu"
+) -> None:
     """Give a tower what its own file need not have: projection and scale, and its head.
 
     ``head`` are unit rows [C, d], as ``text_head`` makes them. Without one it is read from the
-    folder, or made here; of a checkpoint without names of classes it stays as it is.
+    folder, or made on ``device``; of a checkpoint without names of classes it stays as it is.
     """
     assert isinstance(module, CLIPZeroShotClassifier)  # the caller asked for this class
     for name in _SHARED:
@@ -113,13 +115,15 @@ def finish(module: nn.Module, model: ModelFolder, role: str, head: Tensor | None
     elif head is not None:
         _set_head(module, head * module.root)
     elif model.zero_shot is not None and model.base is not None:
-        rows = text_head(model.base, model.zero_shot, role)
+        rows = text_head(model.base, model.zero_shot, role, device)
         _set_head(module, rows * module.root)
 
 
 @torch.inference_mode()
-def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
+def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str, device: str = "cpu") -> Tensor:
     """One unit row per class, float32 [C, d], from the texts of its name in every template.
+
+    The text tower runs on ``device``; the rows are in memory.
 
     Raises CheckpointError if the base has no text tower, or no tokenizer.
     """
@@ -134,24 +138,28 @@ def text_head(base: ModelFolder, zero_shot: ZeroShot, role: str) -> Tensor:
             f"{where} has no text tower (it lacks "
             f"'{sorted(info['missing_keys'])[0]}'); expected a whole CLIP model"
         )
-    tokenizer = load_processor(base, role, text=True)
+    tower, tokenizer = tower.to(device), load_processor(base, role, text=True)
     names = [name.replace("_", " ").strip() for name in zero_shot.classes]
     texts = [template.replace("{}", name) for name in names for template in zero_shot.templates]
     parts = []
     for start in range(0, len(texts), _BATCH):
         some = texts[start : start + _BATCH]
         batch = tokenizer(some, padding=True, truncation=True, return_tensors="pt")
-        known = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        known = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         parts.append(normalize(tower(**known).text_embeds, dim=-1))
     each = torch.cat(parts).view(len(zero_shot.classes), len(zero_shot.templates), -1)
-    return normalize(each.mean(1), dim=-1)
+    return normalize(each.mean(1), dim=-1).cpu()
 
 
-def head_key(model: ModelFolder, base_digest: str) -> str:
-    """The content hash under which a head is cached: of text tower, names and templates."""
+def head_key(model: ModelFolder, base_digest: str, device: str = "cpu") -> str:
+    """The content hash under which a head is cached: of text tower, names and templates.
+
+    And of where it is computed, if not in memory.
+    """
     assert model.zero_shot is not None, "only towers have one"
     told = json.dumps([model.zero_shot.classes, model.zero_shot.templates])
-    return hashlib.sha256(f"zero-shot-head 1 {base_digest} {told}".encode()).hexdigest()
+    where = "" if device == "cpu" else f" {device}"
+    return hashlib.sha256(f"zero-shot-head 1 {base_digest} {told}{where}".encode()).hexdigest()
 
 
 def _set_head(module: CLIPZeroShotClassifier, rows: Tensor) -> None:

@@ -25,12 +25,17 @@ def _config_file(model: ModelFolder, role: str) -> str:
 
 
 def load_expert(
-    model: ModelFolder, role: str = "expert", *, head: Tensor | None = None
+    model: ModelFolder,
+    role: str = "expert",
+    *,
+    head: Tensor | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
     """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
 
-    An adapter is merged into its base. A CLIP vision tower gets the ``head`` that is given, unit
-    rows [C, d], or the one that its names of classes make.
+    It is in memory. An adapter is merged into its base. A CLIP vision tower gets the ``head`` that
+    is given, unit rows [C, d], or the one that its names of classes make, for which the text tower
+    runs on ``device``.
 
     Raises CheckpointError if a tensor is missing, left over, of another shape than the config says,
     or not finite.
@@ -39,7 +44,7 @@ def load_expert(
         where = f"{role}: {model.folder}"
         module = factory.load(model.factory, model.config, model.weights, where)
     elif model.is_tower:
-        module = _tower(model, model, role, head)
+        module = _tower(model, model, role, head, device)
     elif model.base is not None:
         module = load_base(model.base, like=model, role="base")
         apply(read_adapter(model, module, role), module)
@@ -86,7 +91,9 @@ def _only_type(model: ModelFolder) -> torch.dtype:
     return types.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
-def _tower(model: ModelFolder, like: ModelFolder, role: str, head: Tensor | None) -> nn.Module:
+def _tower(
+    model: ModelFolder, like: ModelFolder, role: str, head: Tensor | None, device: str = "cpu"
+) -> nn.Module:
     """A CLIP vision tower as a classifier; a base's head stands for nothing."""
     from transformers import CLIPVisionConfig
 
@@ -97,7 +104,7 @@ def _tower(model: ModelFolder, like: ModelFolder, role: str, head: Tensor | None
     fields = {name: value for name, value in like.config.items() if name in known}
     config = configs.configuration(fields, cls, _config_file(like, role))
     module = _from_pretrained(cls, model, role, config, any_head=True, room=like)
-    clip.finish(module, model, role, head)
+    clip.finish(module, model, role, head, device)
     return module
 
 

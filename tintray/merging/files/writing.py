@@ -36,6 +36,7 @@ def merge_checkpoints(
     scale: float | None = None,
     memory: int = MEMORY,
     shard_bytes: int = SHARD,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Path:
     """Merge checkpoints of one architecture, heads included, into the folder ``output``.
@@ -45,7 +46,8 @@ def merge_checkpoints(
     folder for each below it.
 
     ``scale`` is what Σ D is multiplied by; left out, the method's own. The merge holds at most
-    ``memory`` bytes, an output file at most ``shard_bytes`` of tensors.
+    ``memory`` bytes, an output file at most ``shard_bytes`` of tensors. The method computes on
+    ``device``, a tensor or a piece of one at a time.
 
     Raises
     ------
@@ -56,7 +58,8 @@ def merge_checkpoints(
     """
     with ExitStack() as stack:
         stack.enter_context(_one_thread(recipe))
-        merging = Merging(Sources.open(base, experts, stack), recipe, scale=scale, memory=memory)
+        sources = Sources.open(base, experts, stack)
+        merging = Merging(sources, recipe, scale=scale, memory=memory, device=device)
         beside = {path.name: path for path in beside_weights(base)}
         given = (merging.infos, merging.pieces(), output, beside, merging.outputs)
         write_folder(*given, shard_bytes=shard_bytes, progress=progress)
