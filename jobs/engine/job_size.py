@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tintray.jobs.engine.plan import object_store_bytes as store_bytes
 from tintray.jobs.engine.resources import free_disk
 from tintray.merging import Recipe, recipe
 from tintray.merging.files.memory import PIECES, needed_bytes
+from tintray.numerics.layout import Layout, Slot
 from tintray.numerics.precision import resolve
 from tintray.tasks.kind import Kind
 from tintray.tasks.registry import find_kind
@@ -61,7 +63,6 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
     module = base.partition.module
     below = tuple(f"{path}." for path in base.partition.private)
     private = sum(p.numel() for name, p in module.named_parameters() if name.startswith(below))
-    largest = max((slot.stop - slot.start for slot in base.partition.layout.slots), default=0)
     config, each = _config(module), of_an_example(spec, module)
     examples, wide = micro_batch(spec, each), _bytes_each(spec)
     return JobSize(
@@ -77,7 +78,9 @@ def job_size(spec: JobSpec, base: SplitModel) -> JobSize:
         learned=spec.merge.learned,
         held=holds_task_vectors(spec),
         outputs=_outputs(spec),
-        merging=_merging_bytes(spec, largest),
+        merging=0 if spec.merge.learned else _method_bytes(spec, base.partition.layout),
+        measuring=_measuring_bytes(spec, base.partition.layout),
+        directing=_directing_bytes(spec, base.partition.layout),
         floor=spec.merge.learned and spec.fit.has_floor,
     )
 
@@ -96,12 +99,60 @@ def job_recipe(spec: JobSpec) -> Recipe:
     return recipe(spec.merge.directions, spec.merge.parameters, seed=spec.fit.seed)
 
 
-def _merging_bytes(spec: JobSpec, largest: int) -> int:
-    """What a rule takes for a tensor of so many numbers, and its result; of a fit, nothing."""
-    if spec.merge.learned:
+def starts_from_method(spec: JobSpec) -> bool:
+    """Whether a fit's coefficients multiply a method's directions, and not the task vectors."""
+    return spec.merge.learned and spec.merge.directions not in ("task_arithmetic", "average")
+
+
+def _method_bytes(spec: JobSpec, layout: Layout, piece: int | None = PIECES[0]) -> int:
+    """What a rule takes for the largest tensor: with its statistics, its result and a copy of it.
+
+    A rule that takes pieces has ``piece`` numbers at a time; whole tensors, if that is None.
+    """
+    found, tasks = job_recipe(spec), len(spec.tasks)
+
+    def needed(slot: Slot) -> int:
+        size, measured = slot.stop - slot.start, _numbers_measured(spec, slot.shape)
+        results = tasks if spec.merge.learned else 2 * _outputs(spec)
+        return needed_bytes(found, size, tasks, piece or size) + FLOAT * (
+            results * size + sum(measured.values())
+        )
+
+    return max(map(needed, layout.slots), default=0)
+
+
+def _directing_bytes(spec: JobSpec, layout: Layout) -> int:
+    """What a shard takes for a tensor while directions come in the place of task vectors."""
+    return _method_bytes(spec, layout, None) if starts_from_method(spec) else 0
+
+
+def _measuring_bytes(spec: JobSpec, layout: Layout) -> int:
+    """What a member takes that measures what the method needs: of one task, or of all together.
+
+    A model or a task vector, and three times what is measured: sums, what comes of them, a file.
+    """
+    if spec.merge.learned and not starts_from_method(spec):
         return 0
-    needed = needed_bytes(job_recipe(spec), largest, len(spec.tasks), PIECES[0])
-    return needed + 2 * _outputs(spec) * FLOAT * largest
+    kept: Counter[str] = Counter()
+    for slot in layout.slots:
+        kept.update(_numbers_measured(spec, slot.shape, of_one=True))
+    return FLOAT * (layout.numel + 3 * max(kept.values())) if kept else 0
+
+
+def _numbers_measured(
+    spec: JobSpec, shape: tuple[int, ...], *, of_one: bool = False
+) -> dict[str, int]:
+    """How many numbers there are of each kind of statistics of a tensor, or of one task's."""
+    method = job_recipe(spec).method
+    matrix = shape if len(shape) == 2 else (0, 0)
+    decomposition = min(matrix) * (sum(matrix) + 1)
+    sizes = {"gram": matrix[1] ** 2, "svd": decomposition, "svd_sum": decomposition}
+    kinds = dict.fromkeys((*method.needs, *method.uses))
+    return {
+        kind: sizes.get(kind, math.prod(shape))
+        * (1 if of_one or kind in (FEATCAL, "svd_sum") else len(spec.tasks))
+        for kind in kinds
+    }
 
 
 def _outputs(spec: JobSpec) -> int:

@@ -59,16 +59,19 @@ class JobSize:
     learned: bool = True  # whether there are rounds; else a rule merges
     held: bool = True  # whether shards hold the task vectors
     outputs: int = 1  # backbones that the rule gives
-    merging: int = 0  # what it takes for the largest tensor
+    merging: int = 0  # what it takes for the largest tensor, with its statistics
+    measuring: int = 0  # what a member takes that measures a method's statistics
+    directing: int = 0  # what a shard takes for a tensor where a fit starts from a method
     floor: bool = False  # whether merges without learning are tried after the rounds
 
     def vector_bytes(self, format: Format) -> int:
-        """All task vectors in memory."""
+        """All task vectors in memory, or the directions of a method that come in their place."""
         if not self.held:
             return 0
-        whole = self.tasks - len(self.adapters)
+        products = () if self.directing else self.adapters  # directions are whole
+        whole = self.tasks - len(products)
         each = (stack_bytes(slot.shape, whole, format) for slot in self.layout.slots)
-        return sum(self.adapters) + sum(each)
+        return sum(products) + sum(each)
 
     @property
     def stored_bytes(self) -> int:
@@ -120,7 +123,7 @@ class Plan:
     checkpointed: bool = False  # whether layers compute their activations again, to take less
     card: int = 0  # what a worker and the shard beside it keep on their GPU; 0 without one
     driver: int = 0  # backbones that the driver holds, beside the process itself
-    mergers: int = 0  # members that merge by a rule
+    mergers: int = 0  # members that measure for a method, or merge by it
     merger: int = 0  # memory of each
 
     @property
@@ -134,9 +137,9 @@ class Plan:
 def lay_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
     """Lay a job out over a cluster, whether it fits there or not.
 
-    Task vectors in float32 stay in their files where memory would not hold them beside the rest.
-    Activations are computed again where the job would not fit otherwise. What lies on GPUs is
-    counted in memory, too: it passes through.
+    Task vectors in float32 stay in their files where memory would not hold them beside the rest; a
+    method's directions have no files. Activations are computed again where the job would not fit
+    otherwise. What lies on GPUs is counted in memory, too: it passes through.
     """
     less = replace(job, activation_bytes=job.checkpointed_bytes)
     if choice.checkpointed:
@@ -159,6 +162,9 @@ def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         shards = min(choice.shards or workers, workers)
     shards = shards if job.held else 0
     mergers = 0 if job.learned else min(most, len(job.layout.slots))
+    if job.measuring:
+        mergers = max(mergers, min(most, job.tasks))
+    method = max(job.merging, job.measuring)  # one after the other
     in_process = (
         bool(shards) and choice.shards is None and not choice.gpus and total <= IN_PROCESS_BYTES
     )
@@ -181,9 +187,10 @@ def _laid_out(job: JobSize, cluster: ClusterSize, choice: Choice) -> Plan:
         card=card_bytes(job, workers, shards, total) if choice.gpus else 0,
         driver=driver_bytes(job),
         mergers=mergers,
-        merger=job.merging + (0 if choice.gpus else PROCESS_BYTES),  # on GPUs, beside a worker
+        merger=method + (0 if choice.gpus else PROCESS_BYTES),  # on GPUs, beside a worker
     )
-    if job.held and choice.format == "f32" and plan.memory > cluster.memory:
+    mappable = job.held and choice.format == "f32" and not job.directing
+    if mappable and plan.memory > cluster.memory:
         shard = shard_bytes(job, shards, sum(job.adapters))
         return replace(plan, mapped=True, in_process=False, shard=shard)
     return plan
@@ -207,12 +214,14 @@ def worker_bytes(job: JobSize, workers: int) -> int:
 def shard_bytes(job: JobSize, shards: int, vectors: int) -> int:
     """Memory of a shard: its part of the task vectors, of θ₀, of θ and of the summed gradient.
 
-    Where a shared correction is learned, also that and what its steps take.
+    Where a shared correction is learned, also that and what its steps take. Where a fit starts from
+    a method, also what that takes for the largest tensor, whichever shard has it.
     """
     if not shards:
         return 0
     backbones = 3 + (_TRAINED + _KEPT if job.corrected else 0)
-    return PROCESS_BYTES + (vectors + backbones * FLOAT * job.layout.numel) // shards
+    spread = (vectors + backbones * FLOAT * job.layout.numel) // shards
+    return PROCESS_BYTES + spread + job.directing
 
 
 def driver_bytes(job: JobSize) -> int:
@@ -233,12 +242,14 @@ def card_bytes(job: JobSize, workers: int, shards: int, vectors: int) -> int:
     the card too where they find room (see ``tintray.pools.stacked_pools``).
     """
     worker = worker_bytes(job, workers) - PROCESS_BYTES - job.pool_bytes // workers
-    if not job.learned:  # a rule has a tensor of all tasks there, perhaps in float64
+    # A rule has a tensor of all tasks there, perhaps in float64; before it, what is measured.
+    method = max(2 * job.merging, job.measuring)
+    if not job.learned:
         held = shard_bytes(job, shards, vectors) - PROCESS_BYTES if shards else 0
-        return CARD_BYTES + worker + held + 2 * job.merging
-    shard = shard_bytes(job, shards, vectors) - PROCESS_BYTES
+        return CARD_BYTES + worker + held + method
+    shard = shard_bytes(job, shards, vectors) - PROCESS_BYTES + job.directing
     recorded = FLOAT * job.layout.numel * (1 + 2 / shards)
-    return CARD_BYTES + worker + shard + int(recorded)
+    return CARD_BYTES + worker + shard + method + int(recorded)
 
 
 def alive_bytes(parameters: int, groups: int) -> int:
@@ -283,7 +294,8 @@ def _problem(plan: Plan, cluster: ClusterSize) -> str | None:
             held = f"({plan.format} task vectors)"
             parts.append(f"{plan.shards} shard{_s(plan.shards)} of {shard} {held}")
         if plan.mergers:
-            parts.append(f"{plan.mergers} merger{_s(plan.mergers)} of {size_text(plan.merger)}")
+            each = size_text(plan.merger)
+            parts.append(f"{plan.mergers} member{_s(plan.mergers)} of {each} for the method")
         parts.append(f"backbones of {size_text(plan.driver)} in the driver")
         return (
             f"{', '.join(parts)} and an object store of "

@@ -21,7 +21,7 @@ from tintray.jobs.engine.budgets import with_prompt, within_budget
 from tintray.jobs.engine.configs import Prepared, TaskFacts
 from tintray.jobs.engine.featcal import KIND as FEATCAL
 from tintray.jobs.engine.featcal import fitted_layers
-from tintray.jobs.engine.job_size import job_recipe
+from tintray.jobs.engine.job_size import job_recipe, starts_from_method
 from tintray.jobs.engine.merger import MergerConfig, merged_backbones
 from tintray.jobs.engine.statistics import Refs, measure_statistics
 from tintray.jobs.engine.surgery import operate_on_all
@@ -194,7 +194,7 @@ class PreparedJob:
         found = job_recipe(self.spec)
         if FEATCAL in found.method.needs:
             self._check_related()
-        if found.name not in ("task_arithmetic", "average"):  # their directions are T itself
+        if starts_from_method(self.spec):  # else their directions are T itself
             statistics = self.statistics(found)
             self.workers.assignment.shards.load_directions(found, statistics)
 

@@ -17,8 +17,9 @@ from tintray.data.source import DataSource
 from tintray.errors import SpecError
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.in_process import InProcessBackend
-from tintray.jobs.engine.job_size import activation_bytes, make_plan, pool_bytes
+from tintray.jobs.engine.job_size import activation_bytes, job_size, make_plan, pool_bytes
 from tintray.jobs.engine.plan import (
+    PROCESS_BYTES,
     Choice,
     ClusterSize,
     JobSize,
@@ -91,6 +92,39 @@ def test_adapters_count_as_what_they_hold() -> None:
     plan = check_plan(some, replace(MACHINE, memory=18 * GIB), Choice())
     assert plan.mapped
     assert plan.shard * plan.shards > sum(factors)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher", "tsv_m", "ties"])
+def test_a_fit_counts_the_method_that_it_starts_from(
+    tiny: TinyZoo, tmp_path: Path, method: str
+) -> None:
+    """Members that measure, and in each shard the largest tensor of all tasks; nothing is mapped.
+
+    Of the four methods one measures products of inputs, one gradients, one decompositions.
+    """
+    tasks, choice = ("two", "three"), Choice(shards=2)
+    plain, started = (tiny.spec(tmp_path, tasks, merge={"init": i}) for i in ("base", method))
+    base = load_base_model(plain)
+    slots = base.partition.layout.slots
+    sizes = [job_size(spec, base) for spec in (plain, started)]
+    before, after = (lay_out(size, MACHINE, choice) for size in sizes)
+    largest = max(4 * (slot.stop - slot.start) for slot in slots)
+    matrices = [slot.shape for slot in slots if len(slot.shape) == 2]
+    grams = [4 * columns**2 for _, columns in matrices]
+    decomposed = [4 * min(m, n) * (m + n + 1) for m, n in matrices]
+    of_all = {"regmean": grams, "fisher": [4 * slot.stop - 4 * slot.start for slot in slots]}
+    measured = (of_all | {"tsv_m": decomposed}).get(method, [])
+    held = 2 * max(grams) if method == "regmean" else 2 * largest if method == "fisher" else 0
+    assert after.shard - before.shard == sizes[1].directing >= 2 * 4 * largest + held
+    assert after.mergers == (2 if measured else 0)
+    least = 4 * base.partition.layout.numel + 3 * sum(measured)
+    assert after.merger >= (PROCESS_BYTES + least if measured else 0)
+    assert after.memory - before.memory == 2 * sizes[1].directing + after.mergers * after.merger
+    little = replace(MACHINE, memory=after.memory - 1)
+    assert not lay_out(sizes[1], little, choice).mapped
+    # Directions of adapters are whole.
+    adapters = replace(sizes[1], adapters=(8, 8))
+    assert adapters.vector_bytes("f32") == sizes[1].vector_bytes("f32")
 
 
 def test_memory_that_is_too_small_is_refused_with_what_would_fit() -> None:
