@@ -124,7 +124,7 @@ def test_a_piece_of_a_streamed_merge_is_brought_to_the_device_and_back(
         assert torch.equal(there[tensor], expected), tensor
 
 
-@pytest.mark.parametrize("name", ["ties", "tsv_m", "emr"])
+@pytest.mark.parametrize("name", ["ties", "tsv_m", "average"])
 def test_whole_checkpoints_are_merged_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
