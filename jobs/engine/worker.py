@@ -6,7 +6,7 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -305,15 +305,15 @@ class Worker:
         if kind.writes:  # new answers are its own; here it was given right ones to go on
             merged = self._predict(hosted, pool, theta)
             return calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
-        merged, observed = self._observe(hosted, pool, theta)
+        [(merged, observed)] = self._observe(hosted, [pool], theta)
         score = calibrated_score(name, kind, merged, expert, hosted.test_labels, pool.mask)
         if hosted.test is None:  # on what it has learned from it would be surer
             held_back = self._rows(hosted, MOST)[1]
             if len(held_back) >= LEAST:
                 observed, pool = observed[held_back], pool[held_back]
 
-        def answered(to: Pool) -> Observed:
-            return self._observe(hosted, to, theta)[1]
+        def answered(pools: Iterable[Pool]) -> list[Observed]:
+            return [noted for _, noted in self._observe(hosted, pools, theta)]
 
         if (reference := Reference.of(observed, score, pool, answered)) is not None:
             self._references[name] = reference.tensors()
@@ -388,20 +388,22 @@ class Worker:
         pool: Pool,
         theta: Sequence[Sent],
         precision: Precision = "float32",
-        inputs: HeadInputs | None = None,
     ) -> Outputs:
         with self._bound(hosted.layer, theta, precision) as run:
-            noting = run if inputs is None else inputs.told_of(run)
-            return labels.ask(noting, pool, hosted.task.kind, self._config.device)
+            return labels.ask(run, pool, hosted.task.kind, self._config.device)
 
     def _observe(
-        self, hosted: HostedTask, pool: Pool, theta: Sequence[Sent]
-    ) -> tuple[Outputs, Observed]:
-        """The merged model's answers under θ, and what is noted of each."""
-        inputs = HeadInputs()
-        with self._fused.hooked(inputs):
-            merged = self._predict(hosted, pool, theta, inputs=inputs)
-        return merged, Observed.of(hosted.task.kind, merged, pool.mask, inputs)
+        self, hosted: HostedTask, pools: Iterable[Pool], theta: Sequence[Sent]
+    ) -> list[tuple[Outputs, Observed]]:
+        """The merged model's answers to each pool under θ, and what is noted of each example."""
+        kind, found = hosted.task.kind, []
+        with self._bound(hosted.layer, theta) as run:
+            for pool in pools:
+                inputs = HeadInputs()
+                with self._fused.hooked(inputs):
+                    merged = labels.ask(inputs.told_of(run), pool, kind, self._config.device)
+                found.append((merged, Observed.of(kind, merged, pool.mask, inputs)))
+        return found
 
     @contextmanager
     def _bound(

@@ -106,7 +106,7 @@ def most_held(folder: Path, warm: Path, method: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize("method", ["average", "fit", "floor", "from regmean", "from fisher"])
+@pytest.mark.parametrize("method", ["average", "fit", "floor", "from regmean"])
 def test_a_job_holds_what_its_plan_says(
     tiny: TinyZoo,
     tmp_path: Path,

@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+import tintray
 from tests.tiny_zoo import CLASSES, POOL, TEST, TinyZoo
 from tests.workbench import tiny_workbench
 from tintray.checkpoints.tensors import read_tensors
 from tintray.errors import SpecError
+from tintray.jobs import api
 from tintray.jobs.engine.base_model import load_base_model
 from tintray.jobs.engine.configs import Prepared
 from tintray.jobs.engine.in_process import InProcessBackend
 from tintray.jobs.engine.worker import Worker, part
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.models.structure import backbone_names
+from tintray.references.estimates import UNTRIED
 from tintray.storage.artifacts.blobs import fetch_blob
 from tintray.storage.artifacts.store import open_store
+from tintray.tinting.tint_layers import FusedModel
 
 
 def prepare(zoo: TinyZoo, store: Path, **sections: Any) -> dict[str, Prepared]:
@@ -116,3 +120,30 @@ def test_features_are_cached_by_expert_pool_and_depth(tiny: TinyZoo, tmp_path: P
     assert features("vit.encoder.layer.1") == features("vit.layers.1")
     with pytest.raises(SpecError, match=r"^objective\.feature_site.*'vit\.layers\.1'"):
         features("vit.layer.1")
+
+
+def test_disturbed_examples_are_answered_under_one_backbone(
+    tiny: TinyZoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is bound for what normalisation estimates, for the test set, and for all that follow."""
+    bind, measured = FusedModel.bind, Worker.evaluate
+    binds, of_tasks = [0], list[int]()
+
+    def bound(model: FusedModel, *given: Any) -> None:
+        binds[0] += 1
+        bind(model, *given)
+
+    def evaluate(worker: Worker, name: str, *theta: Any) -> Any:
+        before = binds[0]
+        found = measured(worker, name, *theta)
+        of_tasks.append(binds[0] - before)
+        return found
+
+    monkeypatch.setattr(FusedModel, "bind", bound)
+    monkeypatch.setattr(Worker, "evaluate", evaluate)
+    spec = tiny.spec(tmp_path, ("two", "five"), merge={"method": "average"})
+    merge = tintray.load(api.run(spec).url)
+    assert of_tasks == [3, 3]
+    for task in merge.tasks:
+        reference = merge.reference(task)
+        assert reference is not None and not torch.equal(reference.weights, UNTRIED)

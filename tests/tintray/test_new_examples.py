@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -298,10 +299,10 @@ def tried(changed: int) -> Reference:
     rows = torch.arange(400)
     pixels = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    def answer(to: Pool) -> Observed:
-        given = 0.6 * logits[to.inputs["row"]]
-        other = to.inputs["row"] % 6 < changed
-        return observed(torch.where(other[:, None], given.roll(1, -1), given))
+    def answer(pools: Iterable[Pool]) -> Iterator[Observed]:
+        for row in (of.inputs["row"] for of in pools):
+            given, other = 0.6 * logits[row], row % 6 < changed
+            yield observed(torch.where(other[:, None], given.roll(1, -1), given))
 
     pool = Pool({"pixel_values": pixels, "row": rows}, None, None, "images")
     found = Reference.of(observed(logits), scored(0.9), pool, answer)

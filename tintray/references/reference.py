@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -45,8 +45,8 @@ _COLUMNS = 31  # the most frequent answers; all others are one more
 _NUMBERS, _KNOWN, _THRESHOLD = "number.", "known.", "threshold."
 _WEIGHTS = "weights"
 
-Answer = Callable[[Pool], Observed]
-"""Notes what a task's model answers to examples."""
+Answer = Callable[[Iterable[Pool]], Iterable[Observed]]
+"""Notes what a task's model answers to the examples of several pools."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Reference:
         known, same = self._known, self._answers_of(observed[rows])
         if known is None or same is None or self.threshold is None or self.known is None:
             return self
-        found = [self._answers_of(answer(of)) for of in disturbed(pool[rows])]
+        found = [self._answers_of(of) for of in answer(disturbed(pool[rows]))]
         tried = [of for of in found if of is not None]
         if not tried:
             return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ def known_by(
     device: str = "cpu",
 ) -> Reference | None:
     """What new examples are compared with, where a module answered a pool as ``observed``."""
-    return Reference.of(
-        *(observed, score, pool), lambda of: observe(module, of, kind, device=device)[1]
-    )
+
+    def answered(pools: Iterable[Pool]) -> Iterator[Observed]:
+        return (observe(module, of, kind, device=device)[1] for of in pools)
+
+    return Reference.of(observed, score, pool, answered)
 
 
 @torch.inference_mode()
