@@ -242,14 +242,11 @@ def card_bytes(job: JobSize, workers: int, shards: int, vectors: int) -> int:
     the card too where they find room (see ``tintray.pools.stacked_pools``).
     """
     worker = worker_bytes(job, workers) - PROCESS_BYTES - job.pool_bytes // workers
-    # A rule has a tensor of all tasks there, perhaps in float64; before it, what is measured.
-    method = max(2 * job.merging, job.measuring)
-    if not job.learned:
-        held = shard_bytes(job, shards, vectors) - PROCESS_BYTES if shards else 0
-        return CARD_BYTES + worker + held + method
-    shard = shard_bytes(job, shards, vectors) - PROCESS_BYTES + job.directing
-    recorded = FLOAT * job.layout.numel * (1 + 2 / shards)
-    return CARD_BYTES + worker + shard + method + int(recorded)
+    held = shard_bytes(job, shards, vectors) - PROCESS_BYTES - job.directing if shards else 0
+    recorded = FLOAT * job.layout.numel * (1 + 2 / shards) if job.learned else 0
+    # Before rounds something is measured, then a rule has a tensor of all tasks, maybe in float64.
+    method = max(job.measuring, 2 * max(job.merging, job.directing))
+    return CARD_BYTES + worker + held + int(recorded) + method
 
 
 def alive_bytes(parameters: int, groups: int) -> int:

@@ -57,12 +57,10 @@ _SPLITS = ("train", "test")
 
 
 def job(folder: Path, store: Path, method: str) -> Any:
-    """Its spec: a fit, perhaps from a method, or the method alone."""
+    """Its spec: a fit, or the method."""
     sections: dict[str, Any] = {"route": False, "tint": {"sites": "head"}}
     fit = {"correction_lr": 0.0, "groups": 2, "floor": method == "floor"}
-    if method.startswith("from "):
-        sections["merge"] = {"init": method.removeprefix("from ")}
-    elif method not in ("fit", "floor"):
+    if method not in ("fit", "floor"):
         sections["merge"] = {"method": method}
         fit = {}
     zoo = TinyZoo(folder)
@@ -106,7 +104,7 @@ def most_held(folder: Path, warm: Path, method: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize("method", ["average", "fit", "floor", "from regmean"])
+@pytest.mark.parametrize("method", ["average", "fit", "floor"])
 def test_a_job_holds_what_its_plan_says(
     tiny: TinyZoo,
     tmp_path: Path,

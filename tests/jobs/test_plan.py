@@ -120,6 +120,9 @@ def test_a_fit_counts_the_method_that_it_starts_from(
     least = 4 * base.partition.layout.numel + 3 * sum(measured)
     assert after.merger >= (PROCESS_BYTES + least if measured else 0)
     assert after.memory - before.memory == 2 * sizes[1].directing + after.mergers * after.merger
+    cards = replace(MACHINE, gpus=2)
+    one, other = (lay_out(size, cards, replace(choice, gpus=1)).card for size in sizes)
+    assert other - one == max(sizes[1].measuring, 2 * sizes[1].directing)  # maybe in float64
     little = replace(MACHINE, memory=after.memory - 1)
     assert not lay_out(sizes[1], little, choice).mapped
     # Directions of adapters are whole.
