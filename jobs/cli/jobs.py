@@ -113,7 +113,12 @@ def submit(job: JobSpec, watch: bool, dry_run: bool, **options: Any) -> Answer:
         metavar="STATE",
         help="Only those in a state, such as fitting or lost. May be repeated.",
     ),
-    click.option("--name", metavar="NAME", help="Only those of this name."),
+    click.option(
+        "--name",
+        metavar="NAME",
+        shell_complete=completing.names_of_jobs,
+        help="Only those of this name.",
+    ),
     catalog_options,
     quick=True,
     nothing="no such job; tintray submit JOB.yaml or tintray run JOB.yaml makes one",

@@ -43,6 +43,7 @@ _common = (
         *("--set", "overrides"),
         metavar="growth.FIELD=VALUE",
         multiple=True,
+        shell_complete=completing.growth_overrides,
         help="Override how the merge grows, such as growth.tolerance=0.5. May be repeated.",
     ),
     factory_option,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tintray.jobs.cli import completing
 from tintray.jobs.cli.helping import Group
 from tintray.jobs.cli.options import (
     Answer,
@@ -52,7 +53,7 @@ def ls(**options: Any) -> Sequence[Record]:
 
 @command(
     "upkeep_tables.print_verification",
-    click.argument("merge", metavar="[MERGE]", required=False),
+    click.argument("merge", metavar="[MERGE]", required=False, shell_complete=completing.merges),
     place_options,
     example="artifacts verify ten-scripts/v2",
 )

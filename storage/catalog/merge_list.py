@@ -36,6 +36,7 @@ GROUP BY name ORDER BY MAX(id) DESC""",
 SELECT name || '/v' || version FROM merges
 WHERE published_at IS NOT NULL AND removed_at IS NULL ORDER BY id DESC""",
     "job": "SELECT id FROM jobs ORDER BY created_at DESC",
+    "job's name": "SELECT name FROM jobs GROUP BY name ORDER BY MAX(created_at) DESC",
     "task": """
 SELECT DISTINCT t.name FROM tasks AS t JOIN merges AS m ON m.job_id = t.job_id
 WHERE m.name = ? ORDER BY t.name""",

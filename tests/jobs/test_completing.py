@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from tests.conftest import Published
 from tintray.jobs.cli import cli
 from tintray.jobs.cli.list_tables import print_listing
 from tintray.jobs.cli.queue_tables import print_jobs
+from tintray.jobs.config.fit_sections import GrowthSpec
 from tintray.jobs.display.times import moment
 from tintray.jobs.queue.views import list_jobs
 from tintray.jobs.results import MergeListing
 from tintray.merging import methods
+from tintray.storage.artifacts.aliases import set_alias
+from tintray.storage.artifacts.publish import MergeRef
+from tintray.storage.artifacts.store import open_store
 from tintray.storage.catalog.catalog import Catalog
 from tintray.storage.catalog.states import JobState
 
@@ -40,8 +45,33 @@ def test_names_of_ones_own_are_offered(
     assert offered("remove-task tiny t") == ["three", "two"]
     assert offered("export tiny --task f") == ["five", "four"]
     assert offered("show other") == []
+    assert offered("artifacts verify t") == ["tiny"]
+    assert offered("ps --name ") == ["tiny"]
     monkeypatch.setenv("TINTRAY_CATALOG", "mysql://nowhere")
     assert offered("show t") == []
+
+
+def test_aliases_are_offered_where_the_store_is_a_folder(
+    published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = shutil.copytree(published.folder.parents[2], tmp_path / "store")
+    monkeypatch.setenv("TINTRAY_STORE", str(store))
+    set_alias(open_store(str(store)), MergeRef("tiny", 1), "production")
+    assert offered("show tiny@") == ["tiny@production"]
+    assert offered("serve tiny@x") == offered("show ../tiny@") == []
+    monkeypatch.setenv("TINTRAY_STORE", "s3://nowhere")
+    assert offered("show tiny@") == []
+
+
+def test_fields_of_a_jobs_own_tasks_are_offered(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("tasks: [{name: digits}, {name: letters}, {name: 3}, 4]")
+    assert offered(f"run {job} --set tasks.digits.e") == ["tasks.digits.expert="]
+    assert "tasks.letters.pool.split=" in offered(f"plan {job} --set tasks.")
+    assert offered(f"run {tmp_path}/none.yaml --set tasks.") == []
+    assert offered("add-task tiny job.yaml --set ") == [
+        f"growth.{field}=" for field in GrowthSpec.model_fields
+    ]
 
 
 def test_methods_and_fields_are_offered() -> None:
