@@ -1,7 +1,7 @@
 """What the nodes of a cluster reach: asked here, told there.
 
 ``reached`` submits ``python -m tintray.jobs.upkeep.reach STORE`` as a job of Ray, which runs as a
-driver of tintray would: it looks at the catalog, and lets every node look at the store.
+driver of tintray would: it looks at the catalog, and lets every node look at store and catalog.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
@@ -59,10 +59,19 @@ def _checks(told: Mapping[str, Any], store: str) -> Iterator[Check]:
     others = sorted({node["tintray"] for node in nodes} - {mine})
     fix = f"install tintray {mine} on every node" if others else None
     yield Check("tintray there", not others, ", ".join(others) or f"{mine} on every node", fix)
-    yield _checked("catalog there", told["catalog"], "the driver's node reaches it")
+    yield _checked("catalog there", told["catalog"], _reached_by(nodes))
     wrong = [f"{node['node']}: {node['store']}" for node in nodes if node["store"]]
     reached_by = "its one node reaches" if len(nodes) == 1 else f"all {len(nodes)} nodes reach"
     yield _checked("store there", wrong[0] if wrong else None, f"{reached_by} {store}")
+
+
+def _reached_by(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Who reaches the catalog, where drivers do: a job needs it on no other node."""
+    away = [node for node in nodes if node["catalog"]]
+    if not away:
+        return "its one node reaches it" if len(nodes) == 1 else f"all {len(nodes)} nodes reach it"
+    others = f"{len(away)} of {len(nodes)} nodes do not, and could run no driver"
+    return f"the node of drivers reaches it; {others}: {away[0]['node']}: {away[0]['catalog']}"
 
 
 def _checked(name: str, problem: str | None, well: str) -> Check:
@@ -76,9 +85,9 @@ class Node:
     """A process on one node, which looks around."""
 
     def look(self, store: str) -> dict[str, str | None]:
-        """The node's name, its tintray, and why it does not reach the store, if so."""
+        """The node's name, its tintray, and why it does not reach store or catalog, if so."""
         told = {"node": platform.node(), "tintray": version("tintray")}
-        return {**told, "store": _problem_of_store(store)}
+        return {**told, "store": _problem_of_store(store), "catalog": _problem_of_catalog()}
 
 
 def _problem_of_store(store: str) -> str | None:
