@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tintray.jobs.display.times import duration
+from tintray.jobs.display.times import duration, moment
 from tintray.jobs.results import MergeSummary, TaskResult
 from tintray.jobs.watching import charts, sections
 from tintray.jobs.watching.markup import Markup, element, joined
@@ -67,7 +67,7 @@ def _about(merge: MergeSummary) -> Markup:
     how = "tint layers at " + merge.site if merge.method == "tint" else f"merged by {merge.method}"
     learned = f"{merge.rounds} rounds" if merge.rounds else "nothing learned"
     grown = f", grown from {merge.parent}" if merge.parent else ""
-    about = f"{how}; {learned}{grown}; {merge.created[:16].replace('T', ' ')} UTC"
+    about = f"{how}; {learned}{grown}; {moment(merge.created, 'minutes')}"
     return element("p", about, class_="note")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tintray.jobs.display.times import duration
+from tintray.jobs.display.times import duration, moment
 from tintray.jobs.results import TaskResult
 from tintray.jobs.runs.history import Version
 from tintray.jobs.watching import charts
@@ -362,7 +362,7 @@ def _version(version: Version) -> Markup:
     what += f" and {len(version.changed) - 4} more" if len(version.changed) > 4 else ""
     what += f" ({version.mode})" if version.mode else ""
     grown = f" from {version.parent}" if version.parent else ""
-    told = [f"{version.tasks} tasks", version.created[:16].replace("T", " ") + " UTC"]
+    told = [f"{version.tasks} tasks", moment(version.created, "minutes")]
     if version.normalised_accuracy is not None:
         told.insert(1, f"{percent(version.normalised_accuracy)} of the experts")
     told += ["removed"] if version.removed else []

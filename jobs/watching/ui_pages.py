@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+from tintray.jobs.display.times import moment
 from tintray.jobs.queue.views import JobLine, JobStatus
 from tintray.jobs.results import MergeListing
 from tintray.jobs.runs.history import Version
@@ -75,7 +76,7 @@ def _jobs(jobs: Sequence[JobLine]) -> Markup:
 
 def _small(job: JobLine) -> Markup:
     rounds = f"round {job.round} of {job.rounds}; " if job.round and job.rounds else ""
-    return element("small", f"{job.id}, {rounds}{_moment(job.created)} UTC")
+    return element("small", f"{job.id}, {rounds}{_moment(job.created)}")
 
 
 def _share(job: JobLine) -> float:
@@ -89,13 +90,13 @@ def _link(path: str, content: str) -> Markup:
 
 
 def _moment(written: str) -> str:
-    return written[:16].replace("T", " ")
+    return moment(written, "minutes")
 
 
 def _merges(merges: Sequence[Sequence[MergeListing]]) -> Markup:
     if not merges:
         return note("There is no merge yet.")
-    head = ["merge", "newest", "site", "made (UTC)", "tasks", "of the experts"]
+    head = ["merge", "newest", "site", "made", "tasks", "of the experts"]
     rows = (
         [
             _link(merge_path(newest.name), newest.name),
@@ -122,7 +123,7 @@ def job_page(job: JobStatus, learning: Learning | None) -> str:
         navigation(),
         element("header", element("h1", f"{job.name}"), note(f"Job {job.id}: {reason}")),
         facts([
-            (job.state, "state", f"since {_moment(job.updated)} UTC"),
+            (job.state, "state", f"since {_moment(job.updated)}"),
             (str(done), f"of {job.rounds} rounds" if job.rounds else "rounds", _kept_after(job)),
             ("-" if job.loss is None else f"{job.loss:.4g}", "loss, a mean over tasks", ""),
         ]),
@@ -153,7 +154,7 @@ def _events(job: JobStatus) -> Markup:
     items: Iterable[Markup] = (
         element(
             *("li", element("strong", event.after), " "),
-            element("small", f"{_moment(event.at)} UTC: {event.reason}"),
+            element("small", f"{_moment(event.at)}: {event.reason}"),
         )
         for event in job.events
     )
@@ -162,7 +163,7 @@ def _events(job: JobStatus) -> Markup:
 
 def merge_page(name: str, versions: Sequence[Version]) -> str:
     """The tree that a merge is in, the newest version first."""
-    head = ["version", "made from", "how", "tasks", "of the experts", "made (UTC)"]
+    head = ["version", "made from", "how", "tasks", "of the experts", "made"]
     rows = (
         [
             joined(_ref(version.ref), " (removed)" if version.removed else ""),
