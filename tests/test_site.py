@@ -14,6 +14,7 @@ from tests.browser import CHROMIUM, browser
 from tests.test_imports import ROOT
 from tintray import errors
 from tintray.jobs.config.job_file import parse_spec
+from tintray.jobs.config.reference import FILES, schema_file
 from tintray.jobs.config.yaml_text import parse_yaml
 from tintray.merging import methods
 
@@ -36,6 +37,12 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
     assert len(files) > 60
     assert [path for path in files if LOADED.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_editors_find_the_schemas_there(site: Path) -> None:
+    for name in FILES:
+        published = site / f"schemas/{name}.schema.json"
+        assert published.read_bytes() == schema_file(name).read_bytes()
 
 
 def test_the_reference_has_every_command_error_and_method(site: Path) -> None:

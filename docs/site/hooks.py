@@ -15,12 +15,17 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-FROM_THE_TOP = {
+FROM_ELSEWHERE = {
     "README.md": "index.md",
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    **{
+        f"jobs/config/{name}.schema.json": f"schemas/{name}.schema.json"
+        for name in ("job", "tasks", "configuration")
+    },
 }
+"""What lies outside ``docs/``, and where the site has it."""
 LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 ALONE = ("index.md", "tutorial.md")  # a section of one page needs no list beside it
 
@@ -51,10 +56,10 @@ def _listed(entry: Any) -> list[Any]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made from the code, and those at the top of the repository."""
+    """Add the pages that are made from the code, and what lies outside ``docs/``."""
     for path, text in pages.generated().items():
         files.append(File.generated(config, path, content=text))
-    for source, path in FROM_THE_TOP.items():
+    for source, path in FROM_ELSEWHERE.items():
         files.append(File.generated(config, path, abs_src_path=str(ROOT / source)))
     return files
 
@@ -64,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     path = page.file.src_uri
     if path in ALONE:
         page.meta["hide"] = ["navigation"]
-    source = next((name for name, to in FROM_THE_TOP.items() if to == path), f"docs/{path}")
+    source = next((name for name, to in FROM_ELSEWHERE.items() if to == path), f"docs/{path}")
     folder = (ROOT / source).parent
 
     def led(link: re.Match[str]) -> str:
@@ -73,7 +78,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not found.is_relative_to(ROOT):
             return link[0]
         name = found.relative_to(ROOT).as_posix()
-        there = "../" * path.count("/") + FROM_THE_TOP.get(name, name.removeprefix("docs/"))
+        there = "../" * path.count("/") + FROM_ELSEWHERE.get(name, name.removeprefix("docs/"))
         return f"[{_title(found) if text.endswith('.md') else text}]({there}{anchor or ''})"
 
     return LINK.sub(led, pages.completed(path, markdown))

@@ -232,10 +232,14 @@ By a JSON schema. The first line of a YAML file says where that is:
     # yaml-language-server: $schema=file:///…/job.schema.json
 
 `tintray fields --schema job` prints the schema of job files, `--schema tasks` that of files for
-`tintray add-task`, and `--schema configuration` that of the configuration file. Editors with the
-YAML language server or Taplo then complete names, show meanings and mark what is wrong. They mark
-nothing that tintray accepts. They do not see what is wrong between two fields, or with files that a
-field names; `tintray validate` does.
+`tintray add-task`, and `--schema configuration` that of the configuration file. The site has them
+too, for those without an installation: [job.schema.json](../jobs/config/job.schema.json),
+[tasks.schema.json](../jobs/config/tasks.schema.json),
+[configuration.schema.json](../jobs/config/configuration.schema.json).
+
+Editors with the YAML language server or Taplo then complete names, show meanings and mark what is
+wrong. They mark nothing that tintray accepts. They do not see what is wrong between two fields, or
+with files that a field names; `tintray validate` does.
 """
 
 
