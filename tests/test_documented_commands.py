@@ -7,9 +7,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import tintray
 from tests.answers import COMMANDS, call
 from tests.documented import make_world, parsed, publish, shown
 from tests.test_documents import PAGES
@@ -32,7 +36,7 @@ ELSEWHERE = {
     ),
     "ui": "a server that stays: tests/jobs/test_ui.py",
     "queue": "a cluster: tests/jobs/test_queue_order.py",
-    "doctor": "starts Ray: tests/e2e/test_services.py",
+    "doctor": "starts Ray: tests/e2e/test_queue.py, tests/jobs/test_cli_storage.py",
 }
 """Commands that are only parsed here, and where they are run."""
 PLACES = {
@@ -148,6 +152,27 @@ def filled(words: tuple[str, ...]) -> list[str]:
     if "overrides" in takes and given[1].startswith("examples/"):
         given += [f"--set={field}" for field in SMALL]
     return given
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "errors.md", "routing.md", "serving.md", "tutorial.md"]
+)
+def test_what_a_page_shows_in_python_runs(page: str, world: set[Path]) -> None:
+    """Its first block, with the merge, the task and the images that are here."""
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    block = path.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    for name, stands_for in {
+        '"models"': '"ten-scripts"',
+        "birds": "mnist",
+        "signs": "svhn",
+    }.items():
+        block = block.replace(name, stands_for)
+    with np.load("data/mnist.npz") as data:
+        images = data["x_test"]
+    one: dict[str, Any] = {"tintray": tintray, "image": images[0], "other": images[1]}
+    one["images"] = images if "predict" in block else torch.zeros(1, 3, *images.shape[1:3])
+    exec(block, one)
+    assert {"merge", "model", "answer"} & one.keys()
 
 
 @pytest.mark.parametrize("words", in_order(), ids=" ".join)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -132,6 +134,24 @@ def test_nothing_is_written_of_what_does_not_fit_together(here: Path, zoos: Path
     )
     assert "hidden_size" in said.sentence  # what validate finds
     assert not (here / "job.yaml").exists() and not (here / "tintray-data").exists()
+
+
+def test_who_sits_at_a_terminal_is_asked_what_nothing_tells(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the number of a choice, or by an answer of one's own."""
+    shutil.copytree(here / "pictures/base", here / "pictures/other")
+    (here / "pictures/base").rename(here / "pictures/first")
+    moved = (here / "pictures/one_train.npz").rename(here / "elsewhere.npz")
+    (here / "pictures/one_test.npz").unlink()
+    terminal = io.StringIO(f"1\n{moved}\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    said = call("new", "pictures/one", "--no-check")
+    assert said.code == 0, said.err
+    assert "1  pictures/first" in said.err and "Where are examples of the task 'one'?" in said.err
+    spec = load_spec(here / "job.yaml")
+    assert (spec.base, spec.tasks[0].pool.path) == (str(here / "pictures/first"), str(moved))
 
 
 def test_a_file_that_is_there_is_kept_and_a_rehearsal_writes_none(here: Path) -> None:

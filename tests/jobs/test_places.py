@@ -20,7 +20,9 @@ READS = {
 }
 """Commands that write nothing but what they remember, or (gc) unless told. Serving is not rehearsed
 either."""
-NAMES_A_JOB = {"JOB", "JOB.yaml", "[JOB.yaml]", "MERGE", "[MERGE]", "NAME[@ALIAS]"}
+NAMES_A_JOB = {
+    *("JOB", "JOB.yaml", "[JOB.yaml]", "MERGE", "[MERGE]", "MERGE|JOB", "NAME[@ALIAS]"),
+}
 
 
 @pytest.mark.parametrize("words", COMMANDS)
