@@ -29,7 +29,8 @@ COMMANDS: Mapping[str, tuple[list[str], Mapping[str, str]]] = {
     "help": (["--help"], {}),
     "ps": (["ps"], {}),
     "list": (["list"], {}),
-    "fields": (["fields", "fit"], {}),
+    "fields": (["fields"], {}),
+    "fields fit": (["fields", "fit"], {}),
     "completion": ([], _TAB),
 }
 

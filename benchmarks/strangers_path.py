@@ -1,6 +1,6 @@
 """How long somebody takes from `pip install` to a merge of their own models, as they would go.
 
-    python -m benchmarks.strangers_path [--wheel dist/tintray-….whl] [--folder DIR]
+    python -m benchmarks.strangers_path [--wheel dist/tintray-….whl] [--folder DIR] [--demo]
 
 A wheel (of this repository, where none is given) is installed in an empty environment, with no
 variable and no file of this one. There three small ViTs are fine-tuned from a base on images drawn
@@ -13,7 +13,8 @@ counted. Then, for either:
 
 ``yours`` are the seconds that a person is kept: what ``new`` and ``show`` take, and typing the
 three commands at 200 characters a minute. Those of ``run`` are the machine's. Installing is told
-beside.
+beside. With ``--demo``, the demo is run there too: `examples/digits.py` and its job file, alone.
+An sdist may be given in the place of a wheel.
 The last line is one JSON object; the exit code is 1 if either path took more than it may.
 """
 
@@ -47,6 +48,7 @@ def main() -> int:
         type=Path,
         help="One that has what the wheel needs [default: a new one]",
     )
+    parser.add_argument("--demo", action="store_true", help="Run the demo there as well")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stranger-") as name:
         stranger = Stranger((given.folder or Path(name)).absolute(), given.environment)
@@ -54,6 +56,8 @@ def main() -> int:
         print(f"installed in {stranger.installing:.0f} s")
         stranger.learn_to_train()
         paths = {kind: stranger.walk(kind) for kind in ("models", "adapters")}
+        if given.demo:
+            print(f"the demo: {stranger.run_demo():.0f} s")
     within = True
     for kind, took in paths.items():
         within &= took["total"] <= MOST and took["yours"] <= MOST_YOURS
@@ -122,6 +126,16 @@ class Stranger:
         print(f"{kind}: {found['normalised_accuracy']:.1%} of the experts' accuracy")
         both = {"yours": typing + took["new"] + took["show"], "total": typing + sum(took.values())}
         return {step: round(seconds, 1) for step, seconds in (took | both).items()}
+
+    def run_demo(self) -> float:
+        """Seconds of the demo, from what the wheel has, its script and its job file."""
+        here = self._folder / "demo"
+        (here / "examples").mkdir(parents=True)
+        for name in ("digits.py", "digits.yaml"):
+            shutil.copy(ROOT / "examples" / name, here / "examples")
+        self._call(here, "pip", "install", *PINS, "scikit-learn")
+        making = self._call(here, "python", "examples/digits.py", "zoo/digits")
+        return making + self._call(here, "tintray", "run", "examples/digits.yaml")
 
     def _call(self, folder: Path, *words: str, **more: str) -> float:
         """Seconds of a command that has to go well; what it says is shown if it does not."""
