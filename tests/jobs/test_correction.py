@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,7 +13,8 @@ import tintray
 from tests.tiny_zoo import TinyZoo
 from tintray.jobs.events import RoundDone
 from tintray.numerics.layout import build_layout
-from tintray.vectors.correction import Correction
+from tintray.vectors import correction
+from tintray.vectors.correction import Correction, orthogonal
 
 
 def test_it_moves_as_torch_moves_a_parameter() -> None:
@@ -34,8 +36,11 @@ def test_it_moves_as_torch_moves_a_parameter() -> None:
     assert torch.equal(ours.values, other.values)
 
 
-def test_muon_moves_matrices_as_torch_does_and_all_else_by_adam() -> None:
+def test_muon_moves_matrices_as_torch_does_and_all_else_by_adam(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """However the tensors are spread: a stretch of them moves as it does among all."""
+    monkeypatch.setattr(correction, "resolve", lambda *_: "bfloat16")
     shapes = {"embeddings.word.weight": (6, 4), "a.weight": (4, 8), "a.bias": (4,)}
     shapes |= {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,)}
     layout = build_layout(shapes)
@@ -71,6 +76,28 @@ def test_muon_moves_matrices_as_torch_does_and_all_else_by_adam() -> None:
     assert all(torch.allclose(found[n], p, atol=1e-7) for n, p in theirs.items())
     assert torch.equal(torch.cat([part.values for part in parts]), whole.values)
     assert torch.equal(resumed.values, whole.values)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (3, 8, 24), (3, 24, 8)])
+def test_where_there_is_no_bfloat16_matrices_are_made_orthogonal_in_float32(
+    shape: tuple[int, ...],
+) -> None:
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact, rounded = (orthogonal(given, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert exact.dtype == torch.float32
+    assert torch.linalg.svdvals(exact).sub(1).abs().max() < 0.4
+    assert torch.allclose(exact, rounded.float(), atol=0.03)
+
+
+def test_the_precision_of_muon_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, made = build_layout({"a.weight": (8, 24)}), []
+    gradient = torch.randn(layout.numel, generator=torch.Generator().manual_seed(0))
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(correction, "resolve", lambda *_, p=precision: p)
+        made.append(Correction(layout, "muon"))
+        made[-1].update(gradient, 1e-2)
+    assert torch.allclose(made[0].values, made[1].values, atol=1e-3)
+    assert not torch.equal(made[0].values, made[1].values)
 
 
 def test_it_lowers_the_loss_and_no_number_of_shards_changes_it(

@@ -184,13 +184,18 @@ def jobs_elsewhere() -> Iterator[set[str]]:
             yield in_memory
 
 
+FORKED = get_context("forkserver")
+"""Processes that are forked from one which has imported what each would, and run nothing."""
+FORKED.set_forkserver_preload(["tests.growing", "transformers.models.vit.modeling_vit"])
+
+
 def apart(run: Callable[..., Any], *given: Any) -> tuple[Any, set[str]]:
     """What ``run`` gives in a process of its own that has the device, and what is in memory there.
 
     After many models were run on a device that torch believes to be without numbers, transformers
     leaves heads that no file has as they are.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=FORKED) as pool:
         found: tuple[Any, set[str]] = pool.submit(_there, run, *given).result()
         return found
 

@@ -8,14 +8,16 @@ of the same size. Fits of few rounds leave it small; it starts at zero.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tintray.numerics.choices import Optimiser
 from tintray.numerics.layout import Layout, Slot
+from tintray.numerics.precision import resolve
 from tintray.numerics.snapshots import Snapshots
 from tintray.numerics.stacked_adam import BETAS, EPSILON
 
@@ -30,10 +32,11 @@ class Correction:
     """δ over a layout [P], with its optimiser; all starts at zero.
 
     ``adam`` (Kingma and Ba, arXiv 1412.6980) is elementwise. ``muon`` (Jordan et al. 2024, as torch
-    has it) moves every matrix by its momentum made orthogonal; vectors and embeddings still move by
-    Adam, at a quarter of the rate, since Adam's first steps are as large as its rate and Muon's a
-    fifth of it. No tensor's step depends on another's, so that shards that hold some of the tensors
-    move them as one that holds all would.
+    has it) moves every matrix by its momentum made orthogonal, in bfloat16, or in float32 where the
+    processor has no bfloat16, which takes 25 times as long there. Vectors and embeddings still move
+    by Adam, at a quarter of the rate, since Adam's first steps are as large as its rate and Muon's
+    a fifth of it. No tensor's step depends on another's, so that shards that hold some of the
+    tensors move them as one that holds all would.
 
     Parameters
     ----------
@@ -45,19 +48,12 @@ class Correction:
         self._tensors = {name: torch.zeros(layout.numel, device=device) for name in _NAMES}
         self.snapshots = Snapshots({"values": self.values})
         self._steps, self._share = 0, _BESIDE_MUON if optimiser == "muon" else 1.0
-        matrices = [s for s in layout.slots if optimiser == "muon" and _is_matrix(s)]
-        self._elementwise = _between(matrices, layout.numel)
-        self._matrices = {s.start: self._parameter(s) for s in matrices}
-        self._muon: torch.optim.Optimizer | None = None
-        self._together = _Together(self._tensors, matrices, self._elementwise, device)
-        if matrices and not self._together.suits:
-            parameters = list(self._matrices.values())
-            self._muon = torch.optim.Muon(
-                parameters, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-            )
-            for slot, parameter in zip(matrices, parameters, strict=True):
-                momentum = _as_matrix(self._tensors["first"], slot)
-                self._muon.state[parameter] = {"momentum_buffer": momentum}
+        self._matrices = [s for s in layout.slots if optimiser == "muon" and _is_matrix(s)]
+        self._elementwise = _between(self._matrices, layout.numel)
+        self._dtype = torch.bfloat16 if resolve("auto", device) == "bfloat16" else torch.float32
+        self._together = _Together(
+            self._tensors, self._matrices, self._elementwise, device, self._dtype
+        )
 
     @property
     def values(self) -> Tensor:
@@ -73,13 +69,12 @@ class Correction:
         for stretch in self._elementwise:
             state = (self._tensors[name][stretch] for name in _NAMES)
             adam(state, gradient[stretch], self._share * learning_rate, self._steps)
-        if self._muon is not None:
-            for start, parameter in self._matrices.items():
-                stretch = slice(start, start + parameter.numel())
-                parameter.grad = gradient[stretch].view_as(parameter)
-            self._muon.param_groups[0]["lr"] = learning_rate
-            self._muon.step()
-            self._muon.zero_grad(set_to_none=True)
+        for slot in self._matrices:
+            value, momentum, moved_by = (
+                _as_matrix(of, slot)
+                for of in (self._tensors["values"], self._tensors["first"], gradient)
+            )
+            muon(value, momentum, moved_by, learning_rate, self._dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed job needs; ``steps`` is one number, the others are [P]."""
@@ -94,9 +89,6 @@ class Correction:
         self._steps = int(state["steps"].item())
         self.snapshots.load_state_dict(state)
 
-    def _parameter(self, slot: Slot) -> nn.Parameter:
-        return nn.Parameter(_as_matrix(self.values, slot), requires_grad=False)
-
 
 class _Together:
     """The same step for a GPU: in few kernels, however many tensors there are.
@@ -110,9 +102,10 @@ class _Together:
         matrices: list[Slot],
         elementwise: list[slice],
         device: str,
+        dtype: torch.dtype,
     ) -> None:
         self.suits = torch.device(device).type == "cuda"
-        self._state, self._matrices = state, matrices
+        self._state, self._matrices, self._dtype = state, matrices, dtype
         stretches = [torch.arange(s.start, s.stop) for s in elementwise]
         self._apart = torch.cat(stretches).to(device) if self.suits and stretches else None
 
@@ -128,7 +121,7 @@ class _Together:
                 [_as_matrix(of, slot) for slot in self._matrices]
                 for of in (self._state["values"], self._state["first"], gradient)
             )
-            muon(values, momenta, gradients, learning_rate)
+            stacked_muon(values, momenta, gradients, learning_rate, self._dtype)
 
 
 def adam(state: Iterable[Tensor], gradient: Tensor, learning_rate: float, steps: int) -> None:
@@ -143,31 +136,51 @@ def adam(state: Iterable[Tensor], gradient: Tensor, learning_rate: float, steps:
 
 @torch.no_grad()
 def muon(
-    values: list[Tensor], momenta: list[Tensor], gradients: list[Tensor], learning_rate: float
+    value: Tensor, momentum: Tensor, gradient: Tensor, learning_rate: float, dtype: torch.dtype
 ) -> None:
-    """Muon's step as torch has it (``match_rms_adamw``, no decay), in place, by shape at once."""
+    """Muon's step of one matrix as torch has it (``match_rms_adamw``, no decay), in place."""
+    momentum.lerp_(gradient, 1 - _MOMENTUM)
+    step = orthogonal(gradient.lerp(momentum, _MOMENTUM), dtype)
+    value.add_(step, alpha=-_rate(learning_rate, value.shape))
+
+
+@torch.no_grad()
+def stacked_muon(
+    values: list[Tensor],
+    momenta: list[Tensor],
+    gradients: list[Tensor],
+    learning_rate: float,
+    dtype: torch.dtype,
+) -> None:
+    """The same of many matrices, those of one shape at once."""
     torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
     nesterov = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
     by_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(values):
         by_shape.setdefault(matrix.shape, []).append(number)
     for shape, numbers in by_shape.items():
-        steps = orthogonal(torch.stack([nesterov[n] for n in numbers])).float()
-        rate = learning_rate * 0.2 * max(shape) ** 0.5
+        steps = orthogonal(torch.stack([nesterov[n] for n in numbers]), dtype).float()
+        rate = _rate(learning_rate, shape)
         torch._foreach_add_([values[n] for n in numbers], list(steps), alpha=-rate)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Each of [B, m, n] with its singular values near 1, bfloat16: five Newton-Schulz steps."""
-    wide = matrices.bfloat16()
-    wide = wide.mT if matrices.shape[1] > matrices.shape[2] else wide
-    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each of [m, n] or [B, m, n] with its singular values near 1: five Newton-Schulz steps."""
+    wide, tall = matrices.to(dtype), matrices.shape[-2] > matrices.shape[-1]
+    wide = wide.mT if tall else wide
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    product = torch.addmm if wide.ndim == 2 else torch.baddbmm
     a, b, c = _NEWTON_SCHULZ
     for _ in range(5):
         gram = wide @ wide.mT
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.baddbmm(wide, gram, wide, beta=a)
-    return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
+        gram = product(gram, gram, gram, beta=b, alpha=c)
+        wide = product(wide, gram, wide, beta=a)
+    return wide.mT if tall else wide
+
+
+def _rate(learning_rate: float, shape: torch.Size) -> float:
+    """That of a matrix, by which its step is as large as one of Adam's."""
+    return learning_rate * (0.2 * math.sqrt(max(shape)))
 
 
 def _is_matrix(slot: Slot) -> bool:
