@@ -174,6 +174,7 @@ def jobs_elsewhere() -> Iterator[set[str]]:
         device = property(lambda spec: ELSEWHERE if spec.gpus_per_worker else "cpu")
         patching.setattr(ClusterSpec, "device", device)
         patching.setattr(torch.cuda, "is_available", lambda: True)
+        patching.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         patching.setattr(in_process, "free_on_card", lambda *_: 2**40)
         patching.setattr(in_process, "keep_to_share", lambda share: None)
         patching.setattr(loading, "load_weights", in_truth(filled(loading.load_weights)))
