@@ -14,16 +14,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from tintray.jobs.config.reference import FILES
+
 ROOT = Path(__file__).resolve().parents[2]
 FROM_ELSEWHERE = {
     "README.md": "index.md",
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    **{
-        f"jobs/config/{name}.schema.json": f"schemas/{name}.schema.json"
-        for name in ("job", "tasks", "configuration")
-    },
+    **{f"jobs/config/{name}.schema.json": f"schemas/{name}.schema.json" for name in FILES},
 }
 """What lies outside ``docs/``, and where the site has it."""
 LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
