@@ -10,12 +10,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.events import OnEvent, ignore
-from tintray.jobs.results import (
-    CompareTable,
-    EvalTable,
-    MergeSummary,
-    TaskResult,
-)
+from tintray.jobs.results import CompareTable, EvalTable, MergeSummary, TaskResult
 from tintray.jobs.runs.gate import CheckReport, judge
 from tintray.jobs.runs.merge_checkpoints import compose as compose
 from tintray.jobs.runs.merge_checkpoints import merge_checkpoints as merge_checkpoints

@@ -1,4 +1,4 @@
-"""What the commands answer with: plain frozen records, each with a JSON form.
+"""What the commands on merges answer with.
 
 A share (``agreement``, ``selected_fraction``, ``tint_share``) and an accuracy lie between 0 and 1;
 ``None`` means that it was not measured.
@@ -6,37 +6,14 @@ A share (``agreement``, ``selected_fraction``, ``tint_share``) and an accuracy l
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tintray.jobs.records import Record
+
 if TYPE_CHECKING:
     from tintray.published.signatures import Signer
-
-
-def plain(value: Any) -> Any:
-    """``value`` in the types that JSON has; a number that is not finite becomes ``None``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-@dataclass(frozen=True)
-class Record:
-    """What every result shares: a JSON form with one key per field."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON types, one key per field."""
-        result: dict[str, Any] = plain(self)
-        return result
 
 
 @dataclass(frozen=True)
@@ -153,24 +130,6 @@ class MergeSummary(Record):
     def merged_parameters(self) -> int:
         """Parameters of the merge: one backbone, and what every task owns."""
         return self.backbone_parameters + sum(self.tint_parameters_per_task.values())
-
-
-@dataclass(frozen=True)
-class MergeListing(Record):
-    """One line of ``tintray list``."""
-
-    name: str
-    version: str
-    url: str
-    created: str  # ISO 8601, UTC
-    job_id: str | None = None
-    tasks: int | None = None
-    site: str | None = None
-    average: float | None = None
-    metrics: Sequence[str] = ("accuracy",)  # of its tasks: what "average" is a mean of
-    normalised_accuracy: float | None = None
-    parent: str | None = None
-    method: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ what was found, and what to do.
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -170,7 +169,9 @@ def shortened(text: str, limit: int = MAX_SENTENCE) -> str:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt ``name``: ``" (did you mean 'x'?)"``, or "" when nothing is near."""
-    close = difflib.get_close_matches(name[:200], list(valid), n=1, cutoff=0.5)
+    from difflib import get_close_matches  # only who mistypes waits for it
+
+    close = get_close_matches(name[:200], list(valid), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from tintray.jobs.cli import SECTIONS, cli
+from tintray.jobs.cli import cli
 
 SPECIAL = re.compile(r"([\\*_{}\[\]<>|])")
 
@@ -26,7 +26,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def pages() -> dict[str, str]:
     """All commands at a glance, and a page for each section."""
     found = {"commands/index.md": _overview()}
-    for title, commands in SECTIONS.items():
+    for title, commands in cli.sections():
         parts = "\n".join(_command(one, ["tintray"]) for one in commands)
         found[_path(title)] = f"# {title}\n\n{parts}"
     return found
@@ -38,7 +38,7 @@ def _path(title: str) -> str:
 
 def _overview() -> str:
     parts = ["# Commands", "All commands, by what they are about. Each takes `--help`."]
-    for title, commands in SECTIONS.items():
+    for title, commands in cli.sections():
         page = _path(title).rpartition("/")[2]
         rows = [
             (f"[`{one.name}`]({page}#tintray-{one.name})", escaped(one.get_short_help_str(200)))

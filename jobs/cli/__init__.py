@@ -6,44 +6,85 @@ command runs, so that ``tintray --help`` answers at once.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import click
 
 from tintray.errors import TintrayError, printable, shortened
-from tintray.jobs.cli import jobs, merges, models, serving, tasks, upkeep, watching, writing
 from tintray.jobs.cli.helping import Group
 from tintray.jobs.cli.options import DEBUG, debug_option, help_text, say
+from tintray.jobs.cli.versions import show_version
 from tintray.storage.secrets import redact
 
 INTERRUPTED = 130
 
 
-SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Merge models": (
-        *(writing.new, models.run, models.plan, models.validate, writing.fields, models.merge),
-        models.methods,
-    ),
-    "Published merges": (
-        *(merges.listing, merges.show, merges.evaluate, merges.compare, watching.report),
-        *(watching.explain, watching.conflicts, watching.monitor, merges.check, merges.alias),
-        *(merges.export, merges.copy, merges.push, merges.pull, merges.sign, merges.new_key),
-        *(merges.history, merges.diff_merges),
-        *(merges.rollback, merges.delete, merges.add_router, serving.serve, watching.ui_),
-    ),
-    "Tasks of a merge": (tasks.add_task, tasks.remove_task, tasks.refresh_task),
-    "Jobs on a cluster": (
-        *(jobs.submit, jobs.ps, jobs.status, jobs.watch, jobs.logs, jobs.wait, jobs.cancel),
-        *(jobs.resume, jobs.retry, jobs.diff, jobs.queue),
-    ),
-    "Stores and this installation": (
-        *(upkeep.artifacts, upkeep.gc, upkeep.db, upkeep.doctor, upkeep.init, upkeep.completion),
-        upkeep.version,
-    ),
+SECTIONS: dict[str, dict[str, str]] = {
+    "Merge models": {
+        "new": "writing.new",
+        "run": "models.run",
+        "plan": "models.plan",
+        "validate": "models.validate",
+        "fields": "writing.fields",
+        "merge": "models.merge",
+        "methods": "models.methods",
+    },
+    "Published merges": {
+        "list": "merges.listing",
+        "show": "merges.show",
+        "eval": "merges.evaluate",
+        "compare": "merges.compare",
+        "report": "watching.report",
+        "explain": "watching.explain",
+        "conflicts": "watching.conflicts",
+        "monitor": "watching.monitor",
+        "check": "merges.check",
+        "alias": "merges.alias",
+        "export": "merges.export",
+        "copy": "merges.copy",
+        "push": "merges.push",
+        "pull": "merges.pull",
+        "sign": "merges.sign",
+        "new-key": "merges.new_key",
+        "history": "merges.history",
+        "diff-merges": "merges.diff_merges",
+        "rollback": "merges.rollback",
+        "delete": "merges.delete",
+        "add-router": "merges.add_router",
+        "serve": "serving.serve",
+        "ui": "watching.ui_",
+    },
+    "Tasks of a merge": {
+        "add-task": "tasks.add_task",
+        "remove-task": "tasks.remove_task",
+        "refresh-task": "tasks.refresh_task",
+    },
+    "Jobs on a cluster": {
+        "submit": "jobs.submit",
+        "ps": "jobs.ps",
+        "status": "jobs.status",
+        "watch": "jobs.watch",
+        "logs": "jobs.logs",
+        "wait": "jobs.wait",
+        "cancel": "jobs.cancel",
+        "resume": "jobs.resume",
+        "retry": "jobs.retry",
+        "diff": "jobs.diff",
+        "queue": "jobs.queue",
+    },
+    "Stores and this installation": {
+        "artifacts": "upkeep.artifacts",
+        "gc": "upkeep.gc",
+        "db": "upkeep.db",
+        "doctor": "upkeep.doctor",
+        "init": "upkeep.init",
+        "completion": "upkeep.completion",
+        "version": "versions.version",
+    },
 }
-"""The commands as the help lists them."""
+"""The commands as the help lists them, each with where it is: most calls need one of them."""
 
 RENAMED = {
     "add": "add-task",
@@ -54,12 +95,40 @@ RENAMED = {
 """Commands of 0.1.0 that have another name now."""
 
 
+class Found(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is asked for."""
+
+    def __init__(self, places: Iterable[tuple[str, str]]) -> None:
+        self._known: dict[str, str | click.Command] = dict(places)
+
+    def __getitem__(self, name: str) -> click.Command:
+        known = self._known[name]
+        if isinstance(known, str):
+            module, _, attribute = known.partition(".")
+            found = import_module(f"tintray.jobs.cli.{module}")
+            known = self._known[name] = getattr(found, attribute)
+        return known
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._known[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 class Commands(Group):
     """The commands in their sections, and one sentence for whatever goes wrong in them."""
 
     def sections(self) -> Iterable[tuple[str, Iterable[click.Command]]]:
         """The commands as the help lists them."""
-        return SECTIONS.items()
+        for title, places in SECTIONS.items():
+            yield title, [self.commands[name] for name in places]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -77,6 +146,8 @@ class Commands(Group):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a sentence for each
             if DEBUG in ctx.meta:  # causes may quote passwords
+                import traceback
+
                 say(redact("".join(traceback.format_exception(error))), err=True)
             code, sentence = _explain(error)
         say(redact(sentence), err=True)
@@ -85,6 +156,7 @@ class Commands(Group):
 
 @click.group(
     cls=Commands,
+    commands=Found(place for section in SECTIONS.values() for place in section.items()),
     help=help_text(
         "Merge many fine-tuned models into one backbone and a small tint layer for each task.",
         "run examples/digits.yaml",
@@ -98,17 +170,12 @@ class Commands(Group):
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=upkeep.show_version,
+    callback=show_version,
     help="Show the version and exit.",
 )
 @debug_option
 def cli() -> None:
     """What all commands share; the help is above."""
-
-
-for _section in SECTIONS.values():
-    for _command in _section:
-        cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

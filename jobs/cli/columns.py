@@ -1,19 +1,23 @@
-"""Tables that leave out what matters least where a terminal is too narrow for all of it."""
+"""Tables that leave out what matters least where a terminal is too narrow for all of it.
+
+Each line is written as text: rich's own layout of a table takes longer than everything else that
+`ps` and `list` do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
 from tintray.errors import printable
-from tintray.jobs.cli.tables import table_of
 
 _GAP = 2
-_LONG = 100  # rows; from here on the layout of rich's tables takes longer than reading the catalog
 _PROSE = 24  # cells that a column needs whose texts may wrap
+_LEAST = 8  # cells that are left of a column that is cut off
 
 
 def print_columns(
@@ -24,54 +28,66 @@ def print_columns(
 ) -> None:
     """A table, as of ``table_of``, less the columns that do not fit: the first of ``drop`` first.
 
-    A pipe is as wide as it has to be: there every row is one line, and whole.
+    Texts of a column ``~name`` wrap; of others, what has no room is cut off. A pipe is as wide as
+    it has to be: there every row is one line, and whole.
     """
-    left = list(range(len(columns)))
     names = [column.lstrip(">~") for column in columns]
-    longest = [max(map(cell_len, (name, *(str(row[i]) for row in rows)))) for i, name in
-               enumerate(names)]  # fmt: skip
-    if not console.is_terminal:
-        console.width = max(console.width, sum(longest) + _GAP * len(longest))
-    least = [min(cells, _PROSE) if column.startswith("~") else cells
-             for cells, column in zip(longest, columns, strict=True)]  # fmt: skip
-    for name in drop:
-        if sum(least[i] + _GAP for i in left) - _GAP <= console.width:
-            break
-        left.remove(names.index(name))
-    names, shown = [columns[i] for i in left], [[row[i] for i in left] for row in rows]
-    if len(rows) <= _LONG:
-        console.print(table_of(names, shown))
-        return
-    *widths, last = (longest[i] for i in left)
-    room = console.width - sum(width + _GAP for width in widths)
-    _print_lines(names, shown, [*widths, min(last, room)], console)
-
-
-def _print_lines(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str | Text]],
-    widths: Sequence[int],
-    console: Console,
-) -> None:
-    """The same with each row on one line of cells this wide; what has no room is cut off."""
-    drawn: dict[tuple[str, str], str] = {}
-
-    def cell(content: str | Text, width: int, right: bool) -> str:
-        text = printable(str(content))
-        if cell_len(text) > width:
-            text = set_cell_size(text, max(0, width - 1)) + "…"
-        gap = " " * (width - cell_len(text))
-        if isinstance(content, Text) and content.style and console.is_terminal:
-            key = text, str(content.style)
-            if key not in drawn:
-                with console.capture() as captured:
-                    console.print(Text(text, style=content.style), end="")
-                drawn[key] = captured.get()
-            text = drawn[key]
-        return gap + text if right else text + gap
-
-    headings = [Text(name.lstrip(">~"), style="bold") for name in columns]
-    rights = [name.startswith(">") for name in columns]
+    widths = [max(map(cell_len, (name, *(str(row[i]) for row in rows)))) for i, name in
+              enumerate(names)]  # fmt: skip
+    left = list(range(len(columns)))
+    if console.is_terminal:
+        least = [min(cells, _PROSE) if column.startswith("~") else cells
+                 for cells, column in zip(widths, columns, strict=True)]  # fmt: skip
+        for name in drop:
+            if sum(least[i] + _GAP for i in left) - _GAP <= console.width:
+                break
+            left.remove(names.index(name))
+        _narrow(widths, left, columns, console.width)
+    painted = _Painted(console)
+    headings = [Text(name, style="bold") for name in names]
     for row in (headings, *rows):
-        cells = map(cell, row, widths, rights)
-        console.file.write((" " * _GAP).join(cells).rstrip() + "\n")
+        cells = [painted.cell(row[i], widths[i], columns[i]) for i in left]
+        gaps = [" " * widths[i] for i in left]
+        for line in zip_longest(*cells):
+            drawn = (text or gap for text, gap in zip(line, gaps, strict=True))
+            console.file.write((" " * _GAP).join(drawn).rstrip() + "\n")
+
+
+def _narrow(widths: list[int], left: Sequence[int], columns: Sequence[str], room: int) -> None:
+    """Take from the columns that may wrap what is missing, then from the widest."""
+    prose = [i for i in left if columns[i].startswith("~")]
+    for i in (*prose, *sorted(left, key=lambda i: -widths[i])):
+        missing = sum(widths[j] + _GAP for j in left) - _GAP - room
+        least = _PROSE if i in prose else _LEAST
+        if missing > 0:
+            widths[i] = min(widths[i], max(least, widths[i] - missing))
+
+
+class _Painted:
+    """Cells as they are written: of one width, in colour on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._drawn: dict[tuple[str, str], str] = {}
+
+    def cell(self, content: str | Text, width: int, column: str) -> list[str]:
+        """The lines of a cell."""
+        text = printable(str(content))
+        if cell_len(text) <= width:
+            lines = [text]
+        elif column.startswith("~"):
+            lines = [line.plain.rstrip() for line in Text(text).wrap(self._console, width)]
+        else:
+            lines = [set_cell_size(text, width - 1) + "…"]
+        style = str(content.style) if isinstance(content, Text) else ""
+        return [self._padded(line, style, width, column.startswith(">")) for line in lines]
+
+    def _padded(self, line: str, style: str, width: int, right: bool) -> str:
+        gap = " " * (width - cell_len(line))
+        if style and self._console.is_terminal:
+            if (line, style) not in self._drawn:
+                with self._console.capture() as captured:
+                    self._console.print(Text(line, style=style), end="")
+                self._drawn[line, style] = captured.get()
+            line = self._drawn[line, style]
+        return gap + line if right else line + gap

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tintray.jobs.config.job_file import JobSpec
     from tintray.jobs.queue import differences, following, handover, ray_jobs, submission, views
     from tintray.jobs.queue.views import JobStatus
-    from tintray.jobs.results import Record
+    from tintray.jobs.records import Record
 else:
     differences, following = Later("queue.differences"), Later("queue.following")
     handover = Later("queue.handover")

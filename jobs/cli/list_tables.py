@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from tintray.jobs.cli.columns import print_columns
 from tintray.jobs.display.times import moment
-from tintray.jobs.results import MergeListing
 from tintray.tasks.metrics import percent, shown
+
+if TYPE_CHECKING:
+    from tintray.jobs.runs.merge_list import MergeListing
 
 _COLUMNS = ("merge", "created", "method", "site", ">tasks", ">average", ">of experts", "parent")
 _LEAST_FIRST = ("site", "parent", "created", "method", "average", "tasks")

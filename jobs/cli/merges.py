@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tintray.jobs import api
     from tintray.jobs.config import settings
-    from tintray.jobs.results import Record
+    from tintray.jobs.records import Record
     from tintray.jobs.runs import add_router as adding
     from tintray.jobs.runs import evaluate_data as evaluating
     from tintray.jobs.runs import history as versions

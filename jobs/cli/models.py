@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tintray.jobs.config.job_file import JobSpec
-    from tintray.jobs.results import MergeSummary, Record
+    from tintray.jobs.records import Record
+    from tintray.jobs.results import MergeSummary
 
 
 @command(

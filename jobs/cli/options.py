@@ -25,7 +25,7 @@ from tintray.jobs.cli.helping import EXAMPLE, Command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tintray.jobs.results import Record
+    from tintray.jobs.records import Record
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
@@ -260,9 +260,12 @@ def command(
             if quick:
                 gc.disable()
             try:
-                found = _call(function, _resolved(given), watched)
+                answer(as_json, given)
             finally:
                 gc.enable()
+
+        def answer(as_json: bool, given: dict[str, Any]) -> None:
+            found = _call(function, _resolved(given), watched)
             if isinstance(found, Path):
                 found = Answer({"path": str(found)}, text=str(found))
             shown = found if isinstance(found, Answer) else Answer(found)

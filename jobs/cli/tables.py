@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tintray.jobs.display.times import duration, moment
@@ -15,6 +14,8 @@ from tintray.limits import size_text
 from tintray.tasks.metrics import find_metric, percent, shown
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tintray.jobs.results import (
         CompareTable,
         EvalTable,
@@ -40,7 +41,7 @@ _MANY_METHODS = 6  # more columns than that fit no terminal
 
 def write_json(result: Any, stream: TextIO) -> None:
     """Write one JSON document, of records or of a mapping, in ASCII: no locale can spoil it."""
-    from tintray.jobs.results import plain
+    from tintray.jobs.records import plain
 
     text = json.dumps(plain(result), indent=2, allow_nan=False)
     stream.write(text.replace("\x7f", "\\u007f") + "\n")  # JSON need not escape it; a terminal acts
@@ -338,6 +339,8 @@ def durations(seconds: Mapping[str, float]) -> str:
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     """A table, as all of them look: a column ``>name`` aligns to the right, ``~name`` may wrap."""
+    from rich.table import Table  # many answers have none
+
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(

@@ -25,12 +25,10 @@ from tintray.jobs.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tintray.jobs.results import Record
+    from tintray.jobs.records import Record
     from tintray.jobs.upkeep import stores
 else:
     stores = Later("upkeep.stores")
-
-_LIBRARIES = ("torch", "transformers", "ray", "safetensors")
 
 
 def _group(name: str, about: str, example: str, *commands: click.Command) -> click.Group:
@@ -256,30 +254,3 @@ def completion(shell: str) -> Answer:
     assert found is not None, "these shells are click's own"
     script = found(cli, {}, "tintray", "_TINTRAY_COMPLETE").source()
     return Answer({"shell": shell, "script": script}, text=script)
-
-
-def show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    """The callback of ``--version``."""
-    if value and not context.resilient_parsing:
-        click.echo(f"tintray {_installed('tintray')}")
-        context.exit()
-
-
-@command("", example="version")
-def version() -> Answer:
-    """Show the versions of tintray and of what it stands on."""
-    import platform
-
-    found = {"tintray": _installed("tintray"), "python": platform.python_version()}
-    found |= {library: _installed(library) for library in _LIBRARIES}
-    return Answer(found, text="\n".join(f"{name} {what}" for name, what in found.items()))
-
-
-def _installed(distribution: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as version_of
-
-    try:
-        return version_of(distribution)
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -24,7 +24,7 @@ from tintray.jobs.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tintray.jobs.results import Record
+    from tintray.jobs.records import Record
     from tintray.jobs.watching import conflicts as fights
     from tintray.jobs.watching import explaining, monitoring, ui, writing
 else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tintray.errors import SpecError, nearest
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 
 FILES = {
     "job": "job files",

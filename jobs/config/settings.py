@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -152,6 +151,8 @@ def _read_config(path: Path) -> dict[str, str]:
         content = read_bytes(path, "the configuration", limit=_MAX_BYTES, error=SpecError)
     except FileNotFoundError:
         return {}
+    import tomllib  # many have none
+
     with foreign(f"{path}: not valid TOML", SpecError):
         found: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
         texts = {name: str(value) for name, value in found.items()}  # of a number, if not too long

@@ -10,7 +10,7 @@ from typing import Any
 from tintray.errors import NotFoundError
 from tintray.jobs.config.renamed import upgraded
 from tintray.jobs.queue.views import opened, resolve, status_of
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.storage.catalog.catalog import Catalog
 
 

@@ -13,7 +13,7 @@ from tintray.errors import InputError, SpecError, TintrayError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import default_catalog, default_store
 from tintray.jobs.display.times import moment
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.storage.catalog.drivers import Execute, ask
 from tintray.storage.catalog.job_list import CLUSTERS, JobRow, select_jobs
 from tintray.storage.catalog.states import ALIVE, OVER, JobState

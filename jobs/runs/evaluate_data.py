@@ -14,7 +14,7 @@ from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.backend import Placement
 from tintray.jobs.engine.finding import load_merge, locate, reopen_merge
 from tintray.jobs.events import OnEvent, PhaseStarted, ignore
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.runs.evaluate import (
     check_same,
     evaluating,

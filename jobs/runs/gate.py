@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tintray.errors import InputError
-from tintray.jobs.results import Record, TaskResult
+from tintray.jobs.records import Record
+from tintray.jobs.results import TaskResult
 from tintray.tasks.metrics import find_metric, percent
 
 

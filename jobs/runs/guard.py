@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.runs.parent import Parent
 from tintray.published.manifest import FigureEntry
 from tintray.tasks.evaluation import TaskScore

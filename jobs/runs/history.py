@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.storage.catalog.merge_list import MergeRow, read_tree
 
 

@@ -10,7 +10,7 @@ import torch
 from tintray.errors import InputError
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.published.files import BACKBONE, tint_file
 from tintray.published.merge import Merge
 

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
-from tintray.jobs.results import MergeListing
+from tintray.jobs.records import Record
 from tintray.storage.catalog.merge_list import MergeRow, read_merges
+
+
+@dataclass(frozen=True)
+class MergeListing(Record):
+    """One line of ``tintray list``."""
+
+    name: str
+    version: str
+    url: str
+    created: str  # ISO 8601, UTC
+    job_id: str | None = None
+    tasks: int | None = None
+    site: str | None = None
+    average: float | None = None
+    metrics: Sequence[str] = ("accuracy",)  # of its tasks: what "average" is a mean of
+    normalised_accuracy: float | None = None
+    parent: str | None = None
+    method: str | None = None
 
 
 def list_merges(*, store: str | None = None, catalog: str | None = None) -> list[MergeListing]:

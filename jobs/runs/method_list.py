@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tintray.errors import SpecError, nearest
 from tintray.jobs.config.merge_sections import ADAMERGING, SURGERY
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.merging import Method, methods
 
 LEARNED: Mapping[str, tuple[str, str]] = {

@@ -15,7 +15,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.locations import Location
 from tintray.jobs.config.task_sections import TaskSpec
 from tintray.jobs.events import Event, OnEvent, RoundDone
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.runs.run import run_job
 
 PILOT_TASKS, PILOT_ROUNDS, PILOT_EXAMPLES = 4, 40, 512

@@ -29,7 +29,7 @@ from tintray.jobs.engine.resources import free_on_card
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.engine.worker_pool import WorkerPool
 from tintray.jobs.events import OnEvent, ignore
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.runs.advice import far_tasks
 from tintray.jobs.runs.methods import resolve_job
 from tintray.jobs.runs.pilot import PilotReport, rehearse

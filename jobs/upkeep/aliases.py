@@ -8,7 +8,7 @@ from tintray.errors import InputError, NotFoundError
 from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import merges_root
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.storage.artifacts.aliases import (
     MARK,
     aliases_of,

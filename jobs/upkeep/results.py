@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tintray.jobs.config.settings import write_config
 from tintray.jobs.queue.ray_jobs import jobs_address
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.storage.secrets import shown_url
 
 

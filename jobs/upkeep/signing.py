@@ -13,7 +13,7 @@ from tintray.jobs.config.input_errors import as_input_error
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.config.signing import signing_key, trusted_keys
 from tintray.jobs.engine.finding import load_merge, locate, signatures_at
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.published.merge import Merge, signatures_in
 from tintray.published.signatures import (
     SIGNATURES,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tintray.data.reading import Examples, read_examples
 from tintray.errors import TintrayError
 from tintray.jobs.engine.sources import cache_folder, local_data
-from tintray.jobs.results import Record, plain
+from tintray.jobs.records import Record, plain
 from tintray.jobs.runs.evaluate import source_of
 from tintray.pools.pool import Pool
 from tintray.published.manifest import TaskEntry

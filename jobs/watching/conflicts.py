@@ -18,7 +18,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.arrays import Floats
 from tintray.jobs.events import OnEvent, PhaseStarted, ignore
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.watching.remembered import keep
 from tintray.jobs.watching.states import State, before, find, published
 from tintray.jobs.watching.trying import try_split

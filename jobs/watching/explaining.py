@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate
 from tintray.jobs.events import OnEvent, PhaseStarted, ignore
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.watching.changed import Changes, changes
 from tintray.jobs.watching.subject import Subject
 from tintray.jobs.watching.swapping import Swap, swaps

@@ -16,7 +16,7 @@ from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, ignore
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.runs.evaluate import (
     check_same,
     given_source,

@@ -14,7 +14,7 @@ from tintray.checkpoints.tensors import read_tensors, tensors_as_bytes
 from tintray.errors import StorageError
 from tintray.jobs.engine.sources import cache_folder
 from tintray.jobs.events import Notice, OnEvent
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.published.manifest import Manifest
 from tintray.storage.artifacts.blobs import fetch_blob, get_blob
 from tintray.storage.artifacts.cache import lookup, remember

@@ -13,7 +13,8 @@ from typing import Any
 from tintray.errors import TintrayError
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
-from tintray.jobs.results import CompareTable, MergeSummary, Record, TaskResult
+from tintray.jobs.records import Record
+from tintray.jobs.results import CompareTable, MergeSummary, TaskResult
 from tintray.jobs.runs.history import Version, history
 from tintray.jobs.runs.summaries import summary
 from tintray.jobs.watching.conflicts import Conflicts

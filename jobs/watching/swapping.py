@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from tintray.errors import TintrayError
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.jobs.watching.subject import Subject
 from tintray.models.structure import head_modules
 from tintray.tasks.outputs import Outputs, cut_alike

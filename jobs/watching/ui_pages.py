@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from tintray.jobs.display.times import moment
 from tintray.jobs.queue.views import JobLine, JobStatus
-from tintray.jobs.results import MergeListing
 from tintray.jobs.runs.history import Version
+from tintray.jobs.runs.merge_list import MergeListing
 from tintray.jobs.watching import charts
 from tintray.jobs.watching.markup import Markup, element, joined
 from tintray.jobs.watching.page import document, facts

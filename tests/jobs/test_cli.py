@@ -70,12 +70,18 @@ def test_the_ways_of_growing_are_those_that_there_are() -> None:
     assert set(tasks.MODES) == set(get_args(Asked))
 
 
+def test_each_command_is_found_where_its_name_says_and_has_that_name() -> None:
+    assert {name: command.name for name, command in cli.commands.items()} == {
+        name: name for found in SECTIONS.values() for name in found
+    }
+
+
 def test_help_lists_the_commands_in_sections_in_order_of_use() -> None:
     code, out = call("--help").code, call("--help").out
     below = out.partition("Options:")[2].partition("Exit codes:")[0]
     listed = [line.split()[0] for line in below.splitlines() if line[:3].strip()]
     expected = [name.split()[0] for title, found in SECTIONS.items()
-                for name in (title, *(str(command.name) for command in found))]  # fmt: skip
+                for name in (title, *found)]  # fmt: skip
     assert (code, [name for name in listed if not name.startswith("-")]) == (0, expected)
     assert "..." not in below  # no summary is cut off
     assert "130 interrupted" in " ".join(out.split())

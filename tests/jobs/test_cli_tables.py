@@ -30,11 +30,11 @@ from tintray.jobs.queue.views import JobLine
 from tintray.jobs.results import (
     CompareRow,
     CompareTable,
-    MergeListing,
     MergeSummary,
     TaskResult,
     ValidationReport,
 )
+from tintray.jobs.runs.merge_list import MergeListing
 
 TASK = TaskResult(
     name="mnist",
@@ -177,8 +177,9 @@ def test_listing_has_a_line_for_each_merge() -> None:
     assert " ".join(row(table, "new/v1")) == f"new/v1 {at} ties - 8 50.0 % - -"
 
 
-def test_a_long_list_is_drawn_at_once_and_as_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By lines of our own: rich's tables take seconds for a thousand rows."""
+def test_a_line_that_is_too_long_wraps_and_what_it_holds_is_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bare = MergeListing("a-merge", "v1", "/x", "2026-01-02T03:04:05+00:00", site="x" * 90, tasks=8)
     short, long = (text(print_listing, [bare] * count).splitlines() for count in (3, 300))
     assert [line.rstrip() for line in long[:4]] == [line.rstrip() for line in short]
@@ -195,10 +196,11 @@ def test_a_long_list_is_drawn_at_once_and_as_a_short_one(monkeypatch: pytest.Mon
     )
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    drawn = text(print_jobs, [job] * 300).splitlines()
-    assert "\x1b[31mfailed\x1b[0m" in drawn[-1] and "\x1b[2J" not in drawn[-1]
-    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 80 for line in drawn)
-    assert drawn[-1].endswith("…")
+    drawn = text(print_jobs, [job] * 300)
+    assert "\x1b[31mfailed\x1b[0m" in drawn and "\x1b[2J" not in drawn
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in drawn.splitlines()]
+    assert all(len(line) <= 80 for line in lines)
+    assert sum(line.count("long") for line in lines) == 300 * 40  # nothing of it is lost
 
 
 def test_validation_tells_sizes_and_notices() -> None:

@@ -18,7 +18,7 @@ from tintray.jobs.cli.queue_tables import print_jobs
 from tintray.jobs.config.fit_sections import GrowthSpec
 from tintray.jobs.display.times import moment
 from tintray.jobs.queue.views import list_jobs
-from tintray.jobs.results import MergeListing
+from tintray.jobs.runs.merge_list import MergeListing
 from tintray.merging import methods
 from tintray.storage.artifacts.aliases import set_alias
 from tintray.storage.artifacts.publish import MergeRef

@@ -26,7 +26,7 @@ from tintray.jobs.cli.options import say, write
 from tintray.jobs.display.progress import PlainProgress
 from tintray.jobs.display.terminal import SafeConsole, escaped, open_console
 from tintray.jobs.events import Evaluated, Notice, PhaseStarted, Published
-from tintray.jobs.results import Record
+from tintray.jobs.records import Record
 from tintray.published.card import model_card
 from tintray.published.merge import open_folder
 
