@@ -49,6 +49,8 @@ def escaped(value: Value) -> Value:
     found: Any = value
     if isinstance(found, str):
         found = shortened(printable(str(found)), MAX_CELL)
+    elif found is None or isinstance(found, int | float):
+        return value
     elif is_dataclass(found) and not isinstance(found, type):
         copied = copy.copy(found)
         for field in fields(found):
