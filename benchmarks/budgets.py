@@ -120,7 +120,12 @@ def draw(points: Sequence[Point], path: Path, about: str) -> None:
     axes.plot(shares, held_back, "o--", color=agreed, label="held-back agreement")
     for share, height, row in zip(shares, held_back, points, strict=True):
         text = "\n".join([row.budget, *row.sites.split(", "), f"{row.bits} bits"])
-        offset = {"textcoords": "offset points", "fontsize": 5, "va": "top", "ha": "center"}
+        offset: dict[str, Any] = {
+            "textcoords": "offset points",
+            "fontsize": 5,
+            "va": "top",
+            "ha": "center",
+        }
         axes.annotate(text, (share, height), (0, -6), **offset)
     axes.margins(0.08, 0.25)
     axes.set_xscale("log")

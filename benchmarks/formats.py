@@ -149,7 +149,7 @@ def main() -> None:
             summary = api.run(spec)
             found[format] = {
                 "normalised": round(summary.normalised_accuracy or 0.0, 4),
-                "average": round(summary.average, 4),
+                "average": round(summary.average or 0.0, 4),
                 "agreement": round(sum(t.agreement for t in summary.tasks) / 10, 4),
                 "error": round(error(summary.url, format), 5),
                 "fit_seconds": round(summary.seconds["fitting"], 1),

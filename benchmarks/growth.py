@@ -188,6 +188,7 @@ def quality(
         lost = max(drops, key=lambda name: drops[name])
         worst = max(worst, drops[lost])
         change = tintray.load(now.url).manifest.change
+        assert change is not None and change.mode is not None, "a merge that was grown"
         way = " → ".join(tried["mode"] for tried in change.attempts)
         way = way if way.endswith(change.mode) else f"{way}; {change.mode} taken"
         agreed = f"{100 * change.agreement[task.name]:.1f} %"

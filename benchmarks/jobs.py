@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import sqlalchemy as sa
 from ray.job_submission import JobSubmissionClient
 
 from tests.ray_head import ray_head
@@ -108,7 +109,7 @@ def fill(url: str) -> None:
         ]
     with Catalog.open(url) as catalog, catalog.database.write() as session:
         for table, rows in ((Job, jobs), (Lease, leases), (Event, events)):
-            session.execute(table.__table__.insert(), rows)
+            session.execute(sa.insert(table), rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.round import CLASSES, SHAPES, base_model
+from benchmarks.round import SHAPES
+from benchmarks.scaling import CLASSES, base_model
 from tintray.models.structure import copy_on, private_state
 from tintray.numerics.precision import computing, resolve
 from tintray.numerics.sites import TintSite
@@ -51,7 +52,7 @@ def pool_of(shape: str, examples: int) -> Pool:
 
 def contestants(shape: str, device: str, pool: Pool) -> dict[str, Callable[[], object]]:
     """What is compared, each over as many examples as the pool has."""
-    precision, expert = resolve("auto", device), base_model(shape)
+    precision, expert = resolve("auto", device), base_model(SHAPES[shape])
     there = copy_on(expert, device)
     split = partition(expert, [TintSite("head")])
     layer = TintLayer.of_expert(

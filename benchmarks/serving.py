@@ -46,7 +46,7 @@ REPEATS = 15
 CHANGES = 3
 SCENES = ("dense/camvid64.npz#test", "dense/fasseg64.npz#test")
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
-_CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+_CLOSE = 1e-4
 
 
 def medians(repeats: int, *parts: Callable[[], object]) -> list[float]:
@@ -251,7 +251,7 @@ def _wrong(store: Path, answers: list[tuple[str, str, int, list[float]]]) -> int
             with torch.inference_mode():
                 expected = answer(merge.for_task(task), dict(made)).numpy()
             for _, named, image, values in own:
-                wrong += named == task and not np.allclose(values, expected[image], **_CLOSE)
+                wrong += named == task and not np.allclose(values, expected[image], _CLOSE, _CLOSE)
     return wrong
 
 

@@ -21,7 +21,7 @@ from tintray.published.merge import Merge
 from tintray.storage.artifacts.publish import publish_merge
 from tintray.storage.artifacts.store import open_store
 
-SHAPE = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
 SHAPE |= {"intermediate_size": 512, "image_size": 32, "patch_size": 4, "initializer_range": 0.1}
 CLASSES = 10
 POOL = 8
@@ -45,7 +45,7 @@ def two_tasks(folder: Path) -> Merge:
         np.savez(folder / f"{name}.npz", x_train=images)
         pool = {"path": str(folder / f"{name}.npz")}
         tasks.append({"name": name, "expert": str(folder / name), "pool": pool})
-    document = {"name": "two", "base": str(folder / "base"), "tasks": tasks}
+    document: dict[str, Any] = {"name": "two", "base": str(folder / "base"), "tasks": tasks}
     document |= {"store": str(folder / "store"), "cluster": {"workers": 0}}
     document |= {"tint": {"sites": [{"site": "prompt", "rank": 16}, "head"]}, "fit": {"rounds": 1}}
     return tintray.run(tintray.parse_spec(document, folder=folder))

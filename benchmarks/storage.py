@@ -32,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def transfers(server: S3Server, size: int, repeats: int, folder: Path) -> dict[s
         ]
         downloads: list[tuple[str, Callable[[], object]]] = [
             ("download", lambda ref=ref: fetch_blob(store, ref, folder / "cache")),  # type: ignore[misc]
-            ("boto3 download", lambda: client.download_file(BUCKET, "plain", folder / "plain")),
+            (
+                "boto3 download",
+                partial(client.download_file, BUCKET, "plain", str(folder / "plain")),
+            ),
         ]
         before = resident()
         for pair in (turns, downloads):

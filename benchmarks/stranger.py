@@ -56,7 +56,7 @@ def make(seed: int, count: int) -> tuple[list[Image.Image], Labels]:
     """Drawings, and what each task says of them."""
     rng = np.random.default_rng(seed)
     drawn = [[str(rng.choice(names)) for names in TASKS.values()] for _ in range(count)]
-    of = dict(zip(TASKS, zip(*drawn, strict=True), strict=True))
+    of: Labels = dict(zip(TASKS, zip(*drawn, strict=True), strict=True))
     return [draw(rng, *each) for each in drawn], of
 
 

@@ -67,8 +67,8 @@ def leave_one_out(spec: JobSpec, examples: int) -> dict[str, float]:
 
 def spearman(one: Any, other: Any) -> float:
     """The correlation of ranks; ties do not occur."""
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (one, other))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def contrary_zoo(zoo: Path) -> Path:

@@ -132,8 +132,8 @@ def placement(contest: Contest) -> None:
 
 def _sites(zoo: Zoo, bench: Bench) -> list[str]:
     spec = bench.spec(zoo, (), 0)
-    first = open_model_folder(spec.tasks[0].expert.path)
-    base = load_base(open_model_folder(spec.base.path), like=first)
+    first = open_model_folder(str(spec.tasks[0].expert))
+    base = load_base(open_model_folder(str(spec.base)), like=first)
     return [site.name for site in candidates(base)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ class Rivals:
     def methods(self, names: Sequence[str] = ()) -> Iterator[tuple[str, Measured]]:
         """Merging methods by name; if none is named, all that read no data."""
         for name in names or data_free(len(self.spec.tasks)):
-            yield name, self._once(name, lambda name=name: self._method(name))
+            yield name, self._once(name, partial(self._method, name))
 
     def compressed(self, name: str, share: float) -> Measured:
         """Experts by a scheme, in ``share`` of the bytes of a float32 backbone, heads included."""
