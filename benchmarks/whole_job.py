@@ -8,8 +8,8 @@ M parameters, 32×32 images), on random images: what they answer does not matter
 takes. Everything else is tintray's default. *Bare passes* are the forward and backward passes of
 as many images as the fit draws, through one model, in the precision and the micro-batches of a job,
 timed on this machine for a few of them. *Least* is what no job can do without: these, one pass of
-an expert for every image that the fit draws, and one of the expert and of the merge for every image
-of a test set; preparing images, merging and everything else would then take no time.
+an expert for every image that the fit draws, the first time, and one of the expert and of the merge
+for every image of a test set; preparing images, merging and all else would then take no time.
 
 The last line is one JSON object, in seconds.
 """
@@ -109,11 +109,11 @@ def bare_passes(device: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of each phase of a job; images that its fit drew, and that its test sets hold."""
+    """Seconds of each phase of a job; images that its fit drew, and answers that it needed."""
 
     seconds: dict[str, float]
     drawn: int
-    tested: int
+    answers: int
 
 
 def measure(value: dict[str, Any], folder: Path, store: Path) -> Measured:
@@ -132,9 +132,11 @@ def measure(value: dict[str, Any], folder: Path, store: Path) -> Measured:
         phase: round(stop - start, 1)
         for (phase, _), start, stop in zip(began, starts, starts[1:], strict=False)
     }
-    tests = [extent(task.test.source()).examples for task in spec.tasks if task.test]
-    drawn = summary.rounds * spec.fit.batch_size * len(spec.tasks)
-    return Measured(seconds, drawn, sum(count or 0 for count in tests))
+    of_each = summary.rounds * spec.fit.batch_size
+    pools = [extent(task.pool.source()).examples or of_each for task in spec.tasks]
+    tests = [extent(task.test.source()).examples or 0 for task in spec.tasks if task.test]
+    answers = sum(min(of_each, pool) for pool in pools) + 2 * sum(tests)
+    return Measured(seconds, of_each * len(spec.tasks), answers)
 
 
 def main() -> None:
@@ -162,11 +164,11 @@ def main() -> None:
         found = measure(value, folder, Path(name) / "store")
     both, there = bare_passes(given.device)
     bare = found.drawn * both
-    least = bare + (found.drawn + 2 * found.tested) * there
+    least = bare + found.answers * there
     for phase, taken in found.seconds.items():
         print(f"{phase:12} {taken:8.1f} s")
     print(f"{'bare passes':12} {bare:8.1f} s, of {found.drawn:,} images")
-    print(f"{'least':12} {least:8.1f} s, with {found.tested:,} images of test sets")
+    print(f"{'least':12} {least:8.1f} s, with {found.answers:,} answers")
     whole = sum(found.seconds.values())
     result = {**found.seconds, "whole": round(whole, 1), "bare_passes": round(bare, 1)}
     result |= {"least": round(least, 1), "whole_over_bare": round(whole / bare, 2)}
