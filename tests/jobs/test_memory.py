@@ -30,8 +30,8 @@ MIB = 2**20
 ALLOCATED = 24 * MIB  # what allocators keep, and buffers of files
 
 
-def make_models(folder: Path, dtype: torch.dtype) -> None:
-    """A base of 8 M parameters, whole experts and adapters on it, with examples."""
+def make_models(folder: Path, dtype: torch.dtype, adapters: bool) -> None:
+    """A base of 8 M parameters, and whole experts or LoRA adapters on it, with examples."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     random = np.random.default_rng(0)
@@ -42,6 +42,8 @@ def make_models(folder: Path, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         model: Any = ViTForImageClassification(ViTConfig(**sizes)).to(dtype)
         for name in ("base", *TASKS):
+            if name != "base" and adapters:
+                model = adapted(folder / "base")
             model.save_pretrained(folder / name)
             processor.save_pretrained(folder / name)
             with torch.no_grad():
@@ -51,6 +53,17 @@ def make_models(folder: Path, dtype: torch.dtype) -> None:
         images = {f"x_{s}": random.integers(0, 256, (30, 16, 16, 3), np.uint8) for s in _SPLITS}
         labels = {f"y_{s}": random.integers(0, 3, 30) for s in _SPLITS}
         np.savez(folder / f"{name}.npz", **images, **labels)
+
+
+def adapted(base: Path) -> Any:
+    """An adapter of rank 8 on every linear layer but the head, which it has as its own."""
+    import peft
+    from transformers import ViTForImageClassification
+
+    model: Any = ViTForImageClassification.from_pretrained(base)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+    settings = peft.LoraConfig(r=8, target_modules=linear, modules_to_save=["classifier"])
+    return peft.get_peft_model(model, settings)
 
 
 _SPLITS = ("train", "test")
@@ -103,17 +116,18 @@ def most_held(folder: Path, warm: Path, method: str) -> dict[str, int]:
     return {name: peak - start for name, peak in peaks.items()}
 
 
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
+@pytest.mark.parametrize("experts", ["bf16", "f32", "lora"])
 @pytest.mark.parametrize("method", ["average", "fit", "floor"])
 def test_a_job_holds_what_its_plan_says(
     tiny: TinyZoo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
-    stored: torch.dtype,
+    experts: str,
 ) -> None:
+    stored = torch.float32 if experts == "f32" else torch.bfloat16
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is let go goes back at once
-    make_models(tmp_path, stored)
+    make_models(tmp_path, stored, experts == "lora")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         peaks = pool.submit(most_held, tmp_path, tiny.folder, method).result()
     spec = job(tmp_path, tmp_path / "store", method)
@@ -128,6 +142,8 @@ def test_a_job_holds_what_its_plan_says(
     assert max(peaks.values()) < planned + ALLOCATED
     if stored == torch.bfloat16:  # experts in float32 stay in their files
         assert max(peaks.values()) > planned / 4
+    if experts == "lora":
+        assert len(size.adapters) == len(TASKS)
     if method == "average":  # task vectors stay in their files
         few, many = (replace(size, private=0, tasks=tasks) for tasks in (2, 200))
         one, other = (lay_out(of, here, Choice(workers=1)) for of in (few, many))
