@@ -11,7 +11,7 @@ from tintray.jobs.events import Notice, OnEvent, ignore
 from tintray.jobs.results import MergeSummary
 from tintray.jobs.runs.evaluate import check_same, read_pool
 from tintray.jobs.runs.parent import Parent, make_known, open_parent
-from tintray.jobs.runs.pipeline import on_gpus_there
+from tintray.jobs.runs.pipeline import device_here
 from tintray.jobs.runs.publication import Files, publication_time, write_merge
 from tintray.jobs.runs.summaries import summary
 from tintray.published.files import routing_file
@@ -71,7 +71,7 @@ def described(parent: Parent, told: OnEvent) -> dict[str, bytes]:
     They are computed in this process: on a GPU, if the merge's job had some and there is one.
     """
     made: dict[str, bytes] = {}
-    device = on_gpus_there(parent.spec.changed(cluster={"address": None})).cluster.device
+    device = device_here(parent.spec)
     for task in parent.manifest.tasks:
         source, pool = read_pool(parent.merge, task, task.pool)
         check_same(task.name, source, pool, task.pool)

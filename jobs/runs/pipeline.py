@@ -211,6 +211,11 @@ def on_gpus_there(spec: JobSpec) -> JobSpec:
     return spec.changed(cluster={"gpus_per_worker": 0})
 
 
+def device_here(spec: JobSpec) -> str:
+    """Where this process computes what a published merge needs, whatever cluster its job had."""
+    return on_gpus_there(spec.changed(cluster={"address": None})).cluster.device
+
+
 def backend_for(spec: JobSpec, base: SplitModel) -> AbstractContextManager[Backend]:
     """Where the job's members run, closed at the end whatever happens."""
     return closing(

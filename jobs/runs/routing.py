@@ -53,9 +53,9 @@ class Routed:
         return sum(task is None for task in self.tasks) / len(self.tasks)
 
 
-def route_pool(merge: Merge, pool: Pool) -> Routed:
+def route_pool(merge: Merge, pool: Pool, device: str = "cpu") -> Routed:
     """Route every example of a pool by its inputs alone."""
-    return Routed.of(merge.router.route(pool_features(pool), nearest=1))
+    return Routed.of(merge.router.route(pool_features(pool, device), nearest=1))
 
 
 def route_answered(

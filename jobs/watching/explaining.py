@@ -20,10 +20,8 @@ from tintray.jobs.watching.changed import Changes, changes
 from tintray.jobs.watching.subject import Subject
 from tintray.jobs.watching.swapping import Swap, swaps
 from tintray.models.attention import attention_heads
-from tintray.models.structure import backbone_names
+from tintray.models.structure import backbone_names, copy_on
 from tintray.numerics.layout import block_of
-from tintray.pools.pool import Pool
-from tintray.tasks.kind import Kind
 from tintray.tasks.outputs import Outputs
 from tintray.tinting.drift import Direction, Known, by_head, directions, distance
 from tintray.tinting.self_labels import predict
@@ -111,7 +109,7 @@ def explain(
     tensors, heads, notes = _drift(known)
     answers, features = {}, {}
     for name, module in known.modules.items():
-        answers[name], features[name] = _seen(module, known.pool, known.kind)
+        answers[name], features[name] = _seen(known, module)
     told(PhaseStarted("explaining", f"exchanging it with the tints of {nearest} others"))
     return Explanation(
         of=opened.manifest.ref,
@@ -194,8 +192,9 @@ def _heads(known: Subject, tensors: Mapping[str, Known]) -> list[HeadDrift]:
     return found
 
 
-def _seen(module: nn.Module, pool: Pool, kind: Kind) -> tuple[Outputs, dict[str, Tensor]]:
-    """A model's answers over a pool, and the features [N, d] at each of its layers."""
+def _seen(known: Subject, module: nn.Module) -> tuple[Outputs, dict[str, Tensor]]:
+    """A model's answers over the pool, and the features [N, d] at each of its layers."""
+    module = copy_on(module, known.device)
     captured: dict[str, list[Tensor]] = {}
 
     def keep(path: str, output: object) -> None:
@@ -211,12 +210,12 @@ def _seen(module: nn.Module, pool: Pool, kind: Kind) -> tuple[Outputs, dict[str,
             continue
         hooks.append(layer.register_forward_hook(lambda _, __, out, path=path: keep(path, out)))
     try:
-        answers = predict(module, pool, kind)
+        answers = predict(module, known.pool, known.kind, device=known.device)
     finally:
         for hook in hooks:
             hook.remove()
-    whole = {path: torch.cat(parts) for path, parts in captured.items()}
-    return answers, {path: of for path, of in whole.items() if len(of) == len(pool)}
+    whole = {path: torch.cat(parts).to("cpu") for path, parts in captured.items()}
+    return answers, {path: of for path, of in whole.items() if len(of) == len(known.pool)}
 
 
 def _alike(features: Mapping[str, Mapping[str, Tensor]]) -> list[Features]:

@@ -24,9 +24,11 @@ from tintray.jobs.runs.evaluate import (
     read_data,
     read_pool,
 )
+from tintray.jobs.runs.pipeline import device_here
 from tintray.jobs.runs.routing import route_pool
 from tintray.jobs.watching.advice import advice
 from tintray.jobs.watching.remembered import keep_tensors, recall_tensors
+from tintray.models.structure import copy_on
 from tintray.pools import sequences
 from tintray.pools.held_back import split_pool
 from tintray.pools.pool import Pool
@@ -134,12 +136,19 @@ def _of_data(
     _check_enough(len(pool), f"--data {data}")
     reference = known_reference(merge, entry, store_url, told)
     told(PhaseStarted("answering", f"{len(pool):,} examples"))
-    module = merge.for_task(entry.name)
-    pool = sequences.completed(module, pool)
-    outputs, observed = observe(module, pool, find_kind(entry.kind))
-    disagreement = _disagreement(merge, entry, pool, outputs, observed) if expert else None
+    device = _device(merge)
+    module = copy_on(merge.for_task(entry.name), device)
+    pool = sequences.completed(module, pool, device)
+    outputs, observed = observe(module, pool, find_kind(entry.kind), device=device)
+    known = (merge, entry, pool, device)
+    disagreement = _disagreement(*known, outputs, observed) if expert else None
     of = (merge.manifest.ref, entry.name, data)
-    return drift_of(of, reference, observed, alpha, disagreement, _elsewhere(merge, entry, pool))
+    return drift_of(of, reference, observed, alpha, disagreement, _elsewhere(*known))
+
+
+def _device(merge: Merge) -> str:
+    """Where new examples are answered: as its job computed, if this machine can."""
+    return device_here(JobSpec.from_record(merge.manifest.job.to_json()))
 
 
 def _check_enough(examples: int, where: str) -> None:
@@ -232,11 +241,12 @@ def known_reference(
     if entry.test is None:
         seed = JobSpec.from_record(merge.manifest.job.to_json()).fit.seed
         pool = pool[split_pool(len(pool), min(MOST, len(pool)), seed, entry.name)[1]]
-    module = merge.for_task(entry.name)
-    pool = sequences.completed(module, pool)
+    device = _device(merge)
+    module = copy_on(merge.for_task(entry.name), device)
+    pool = sequences.completed(module, pool, device)
     kind = find_kind(entry.kind)
-    _, observed = observe(module, pool, kind)
-    reference = known_by(module, pool, kind, observed, entry.task_score)
+    _, observed = observe(module, pool, kind, device=device)
+    reference = known_by(module, pool, kind, observed, entry.task_score, device=device)
     if reference is None:
         raise InputError(
             f"task '{entry.name}' of {merge.url} was measured on {len(pool)} examples; expected "
@@ -247,7 +257,12 @@ def known_reference(
 
 
 def _disagreement(
-    merge: Merge, entry: TaskEntry, pool: Pool, outputs: Outputs, observed: Observed
+    merge: Merge,
+    entry: TaskEntry,
+    pool: Pool,
+    device: str,
+    outputs: Outputs,
+    observed: Observed,
 ) -> Estimate | None:
     """How many answers are right, by how many more are not the expert's than there were.
 
@@ -258,18 +273,19 @@ def _disagreement(
     before = 1 - entry.score.agreement
     if observed.classes is None:
         return None
-    theirs = predict(open_published_expert(merge, entry)[1], pool, find_kind(entry.kind))
-    now = 1 - score(entry.name, find_kind(entry.kind), outputs, theirs, None, pool.mask).agreement
+    expert, kind = open_published_expert(merge, entry, device)[1], find_kind(entry.kind)
+    theirs = predict(expert, pool, kind, device=device)
+    now = 1 - score(entry.name, kind, outputs, theirs, None, pool.mask).agreement
     least = 1 / max(entry.score.examples, 1)  # that none was seen does not say that there is none
     value = max(0.0, 1 - now * (1 - known) / max(before, least))
     spread = abs(known - value) / 2
     return Estimate(metric, known, value, spread, "disagreement with the expert")
 
 
-def _elsewhere(merge: Merge, entry: TaskEntry, pool: Pool) -> float | None:
+def _elsewhere(merge: Merge, entry: TaskEntry, pool: Pool, device: str) -> float | None:
     """The share of examples that the merge's router takes for others; None where it has none."""
     try:
-        routed = route_pool(merge, pool)
+        routed = route_pool(merge, pool, device)
     except (NotFoundError, InputError, IntegrityError):
         return None
     return sum(task != entry.name for task in routed.tasks) / len(routed.tasks)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
+from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.sources import cache_folder, local_folder
 from tintray.jobs.runs.evaluate import check_same, open_published_expert, read_pool
+from tintray.jobs.runs.pipeline import device_here
 from tintray.models.loading import load_base
-from tintray.models.structure import backbone_names, skeleton
+from tintray.models.structure import backbone_names, copy_on, skeleton
 from tintray.numerics.randomness import stream
 from tintray.pools import sequences
 from tintray.pools.pool import Pool
@@ -32,6 +34,7 @@ class Subject:
     expert: nn.Module
     base: nn.Module
     pool: Pool
+    device: str  # where models are run on the pool; they lie in memory
 
     @classmethod
     def of(cls, merge: Merge, task: str, examples: int, base: nn.Module | None = None) -> Subject:
@@ -47,8 +50,9 @@ class Subject:
         check_same(task, source, pool, entry.pool)
         random = stream(0, task, "explain")
         rows = torch.randperm(len(pool), generator=random)[:examples].sort().values
-        pool = sequences.completed(expert, pool.narrowed(rows))
-        return cls(merge, entry, expert, base, pool)
+        device = device_here(JobSpec.from_record(merge.manifest.job.to_json()))
+        pool = sequences.completed(copy_on(expert, device), pool.narrowed(rows), device)
+        return cls(merge, entry, expert, base, pool, device)
 
     @property
     def kind(self) -> Kind:

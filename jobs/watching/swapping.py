@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tintray.errors import TintrayError
 from tintray.jobs.records import Record
 from tintray.jobs.watching.subject import Subject
-from tintray.models.structure import head_modules
+from tintray.models.structure import copy_on, head_modules
 from tintray.tasks.outputs import Outputs, cut_alike
 from tintray.tinting.drift import parting
 from tintray.tinting.self_labels import predict
@@ -118,7 +118,8 @@ def _measured(
 
 def _answers(known: Subject, module: nn.Module) -> Outputs:
     """Those of a model of this task, over its pool."""
-    return predict(module, known.pool, known.kind)
+    there = copy_on(module, known.device)
+    return predict(there, known.pool, known.kind, device=known.device)
 
 
 def _agreement(known: Subject, answers: Outputs, experts: Outputs) -> float:

@@ -27,6 +27,7 @@ from tintray.jobs.config.cluster_sections import ClusterSpec
 from tintray.jobs.engine import in_process
 from tintray.jobs.results import RoutingTable
 from tintray.jobs.runs.add_router import add_router
+from tintray.jobs.watching.monitoring import monitor
 from tintray.merging import recipe, surgery
 from tintray.merging.apply import direct, directions
 from tintray.merging.files.streaming import Merging, Sources
@@ -317,3 +318,24 @@ def test_a_router_is_added_and_tried_on_the_device(tiny: TinyZoo, tmp_path: Path
     assert [data.to for data in there.foreign] == [data.to for data in here.foreign]
     # The router itself, made and calibrated once, is in memory.
     assert HEAVY & in_memory == {"_linalg_svd", "bmm"}
+
+
+def watched(folder: Path, store: Path, gpus: int) -> tuple[Any, Any]:
+    """What is found of new examples by monitoring, and of a task by an explanation."""
+    growing = GrowingStore(TinyZoo(folder), store)
+    fit = {"rounds": 2, "floor": False}
+    growing.run("two", "three", cluster={"gpus_per_worker": gpus}, fit=fit)
+    data = str(folder / "two.npz")
+    found = monitor("tiny", "two", data, **growing.place, expert=True, dry_run=True)
+    return found, tintray.load(growing.summary.url).explain("three", nearest=1)
+
+
+def test_new_examples_and_explanations_are_answered_on_the_device(
+    tiny: TinyZoo, tmp_path: Path
+) -> None:
+    drift, explained = watched(tiny.folder, tmp_path / "here", 0)
+    (there, other), in_memory = apart(watched, tiny.folder, tmp_path / "there", 1)
+    assert HEAVY & in_memory <= {"_linalg_svd", "bmm"}
+    assert there.examples == drift.examples
+    assert there.disagreement is not None and there.elsewhere == drift.elsewhere
+    assert [layer.layer for layer in other.features] == [of.layer for of in explained.features]
