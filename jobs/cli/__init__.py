@@ -95,7 +95,7 @@ RENAMED = {
 """Commands of 0.1.0 that have another name now."""
 
 
-class Found(MutableMapping[str, click.Command]):
+class ByName(MutableMapping[str, click.Command]):
     """Commands by name, each imported when it is asked for."""
 
     def __init__(self, places: Iterable[tuple[str, str]]) -> None:
@@ -156,7 +156,7 @@ class Commands(Group):
 
 @click.group(
     cls=Commands,
-    commands=Found(place for section in SECTIONS.values() for place in section.items()),
+    commands=ByName(place for section in SECTIONS.values() for place in section.items()),
     help=help_text(
         "Merge many fine-tuned models into one backbone and a small tint layer for each task.",
         "run examples/digits.yaml",
