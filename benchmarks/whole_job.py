@@ -86,11 +86,12 @@ def bare_passes(device: str) -> tuple[float, float]:
     """Seconds of one image, there and back; and of its answer alone. They are timed in turn."""
     contest = Contest(8, "zoo", device)
     precision = resolve("auto", device)
-    module, images = deepcopy(contest.module).to(device), contest.images[:, :BATCH].flatten(0, 1)
+    module = deepcopy(contest.module).to(device)
+    images = contest.images[:, :BATCH].flatten(0, 1).to(device)
 
     @torch.inference_mode()
     def there(_: int) -> None:
-        for piece in images.to(device).split(AT_ONCE):
+        for piece in images.split(AT_ONCE):
             with computing(precision, module, device):
                 module(pixel_values=piece)
 

@@ -45,9 +45,9 @@ def print_columns(
         _narrow(widths, left, columns, console.width)
     painted = _Painted(console)
     headings = [Text(name, style="bold") for name in names]
+    gaps = [" " * widths[i] for i in left]
     for row in (headings, *rows):
         cells = [painted.cell(row[i], widths[i], columns[i]) for i in left]
-        gaps = [" " * widths[i] for i in left]
         for line in zip_longest(*cells):
             drawn = (text or gap for text, gap in zip(line, gaps, strict=True))
             console.file.write((" " * _GAP).join(drawn).rstrip() + "\n")

@@ -21,7 +21,7 @@ from tintray.jobs.engine.backend import as_argument
 from tintray.jobs.engine.worker import Worker
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted
 from tintray.jobs.results import CompareRow, CompareTable
-from tintray.jobs.runs.evaluate import measure
+from tintray.jobs.runs.evaluate import job_of, measure
 from tintray.jobs.runs.fitting import coordinator_for
 from tintray.jobs.runs.job_run import evaluated
 from tintray.jobs.runs.methods import PreparedJob, resolve_job
@@ -53,7 +53,7 @@ def compare(
     gone.
     """
     _ = merge.factory  # a merge of one that may not run is not compared
-    spec = JobSpec.from_record(merge.manifest.job.to_json())
+    spec = job_of(merge)
     spec = on_gpus_there(whole_backbone(spec, store_url))
     chosen = choose(names, len(spec.tasks), on_event)
     spec, base = resolve_job(spec)

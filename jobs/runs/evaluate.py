@@ -240,11 +240,15 @@ def evaluate(
     return replace(table, routing=routing_table(merge, pairs, others))
 
 
+def job_of(merge: Merge) -> JobSpec:
+    """The job that a merge was published by."""
+    return JobSpec.from_record(merge.manifest.job.to_json())
+
+
 @contextmanager
 def evaluating(merge: Merge) -> Iterator[tuple[Backend, ClusterSpec]]:
     """Where a merge is measured again: its job's kind of cluster."""
-    spec = JobSpec.from_record(merge.manifest.job.to_json())
-    cluster = on_gpus_there(spec.on_own_cluster()).cluster
+    cluster = on_gpus_there(job_of(merge).on_own_cluster()).cluster
     opened = open_backend(
         address=cluster.address,
         workers=cluster.workers,

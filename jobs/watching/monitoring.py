@@ -12,7 +12,6 @@ import torch
 
 from tintray.errors import DataError, InputError, IntegrityError, NotFoundError, StorageError
 from tintray.jobs.config.input_errors import as_input_error
-from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.config.settings import chosen
 from tintray.jobs.engine.finding import load_merge, locate, store_of
 from tintray.jobs.events import Notice, OnEvent, PhaseStarted, ignore
@@ -20,6 +19,7 @@ from tintray.jobs.records import Record
 from tintray.jobs.runs.evaluate import (
     check_same,
     given_source,
+    job_of,
     open_published_expert,
     read_data,
     read_pool,
@@ -136,7 +136,7 @@ def _of_data(
     _check_enough(len(pool), f"--data {data}")
     reference = known_reference(merge, entry, store_url, told)
     told(PhaseStarted("answering", f"{len(pool):,} examples"))
-    device = _device(merge)
+    device = device_here(job_of(merge))
     module = copy_on(merge.for_task(entry.name), device)
     pool = sequences.completed(module, pool, device)
     outputs, observed = observe(module, pool, find_kind(entry.kind), device=device)
@@ -144,11 +144,6 @@ def _of_data(
     disagreement = _disagreement(*known, outputs, observed) if expert else None
     of = (merge.manifest.ref, entry.name, data)
     return drift_of(of, reference, observed, alpha, disagreement, _elsewhere(*known))
-
-
-def _device(merge: Merge) -> str:
-    """Where new examples are answered: as its job computed, if this machine can."""
-    return device_here(JobSpec.from_record(merge.manifest.job.to_json()))
 
 
 def _check_enough(examples: int, where: str) -> None:
@@ -239,9 +234,9 @@ def known_reference(
             f"or publish it anew with `tintray refresh-task {merge.manifest.ref} {entry.name}`"
         ) from error
     if entry.test is None:
-        seed = JobSpec.from_record(merge.manifest.job.to_json()).fit.seed
+        seed = job_of(merge).fit.seed
         pool = pool[split_pool(len(pool), min(MOST, len(pool)), seed, entry.name)[1]]
-    device = _device(merge)
+    device = device_here(job_of(merge))
     module = copy_on(merge.for_task(entry.name), device)
     pool = sequences.completed(module, pool, device)
     kind = find_kind(entry.kind)

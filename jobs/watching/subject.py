@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from tintray.checkpoints.model_folder import ModelFolder, open_model_folder
 from tintray.errors import CheckpointError
-from tintray.jobs.config.job_file import JobSpec
 from tintray.jobs.engine.sources import cache_folder, local_folder
-from tintray.jobs.runs.evaluate import check_same, open_published_expert, read_pool
+from tintray.jobs.runs.evaluate import check_same, job_of, open_published_expert, read_pool
 from tintray.jobs.runs.pipeline import device_here
 from tintray.models.loading import load_base
 from tintray.models.structure import backbone_names, copy_on, skeleton
@@ -50,7 +49,7 @@ class Subject:
         check_same(task, source, pool, entry.pool)
         random = stream(0, task, "explain")
         rows = torch.randperm(len(pool), generator=random)[:examples].sort().values
-        device = device_here(JobSpec.from_record(merge.manifest.job.to_json()))
+        device = device_here(job_of(merge))
         pool = sequences.completed(copy_on(expert, device), pool.narrowed(rows), device)
         return cls(merge, entry, expert, base, pool, device)
 
