@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SMALL: tuple[str, ...] = ()
-MEDIUM = ("tint.budget=1.5%",)
+MEDIUM = ("tint.budget=1.5%", "tint.bits=32")
+"""In float32 a share of the bytes is one of the numbers too."""
 BEST = ("recipe=best",)
 
 ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {

@@ -19,7 +19,6 @@ from tintray.storage.artifacts.protocol import ArtifactStore
 from tintray.storage.artifacts.publish import MergeRef, parse_merge_url, read_manifest
 from tintray.storage.artifacts.store import open_store
 from tintray.storage.artifacts.urls import local_folder
-from tintray.storage.catalog.catalog import Catalog
 
 
 def locate(merge: str, catalog_url: str) -> str:
@@ -53,6 +52,9 @@ def _is_folder(merge: str) -> bool:
 
 
 def _known(name: str, catalog_url: str) -> str:
+    # SQLAlchemy takes half a second, which workers, and whoever names a folder, need not wait for.
+    from tintray.storage.catalog.catalog import Catalog
+
     with as_input_error(), Catalog.open(catalog_url, create=False) as catalog:
         found = catalog.merges.find(name)
     assert found.url is not None, "find_merge gives published merges"
