@@ -6,8 +6,8 @@ lets each expert go, and from then on needs one backbone at a time and what its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -63,6 +63,7 @@ class Worker:
         self._store, self._cache = self._experts.store, self._experts.cache
         self._checked: dict[str, CheckedTask] = {}
         self._hosted: dict[str, HostedTask] = {}
+        self._operations: dict[Hashable, int] = {}  # by the shapes of an example and its answer
         self._rounding: dict[str, tuple[Bits, float]] = {}  # task -> bits, and what they cost
         self._references: dict[str, dict[str, Tensor]] = {}  # of each task that was measured
         self._groups: dict[int, TaskGroup] = {}
@@ -98,17 +99,17 @@ class Worker:
         del expert  # two backbones at once are more than this takes
         # The model that is fitted, on an example or two of the task, all at its start.
         one = self._placeholder(checked.pool.extremes())
-        with (
-            self._bound(checked.layer, (self._base_theta().numpy(),)) as run,
-            FlopCounterMode(display=False) as counter,
-        ):
+        alike = (*((n, t.shape) for n, t in one.inputs.items()), checked.facts.classes)
+        counter = FlopCounterMode(display=False)  # it makes a pass several times as long
+        counting = nullcontext() if alike in self._operations else counter
+        with self._bound(checked.layer, (self._base_theta().numpy(),)) as run, counting:
             labels.try_out(
                 *(run, one, task.kind, checked.facts.classes),
                 *(f"the model tinted as {task.name}", f"tasks.{task.name}.pool"),
                 device=self._config.device,
             )
         key = self._experts.labels_key(checked, self._asking(checked))
-        operations = counter.get_total_flops() // len(one)
+        operations = self._operations.setdefault(alike, counter.get_total_flops() // len(one))
         return replace(checked.facts, operations=operations, labels_key=key)
 
     def _placeholder(self, pool: Pool) -> Pool:

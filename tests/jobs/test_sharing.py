@@ -251,9 +251,13 @@ def test_foreign_and_damaged_merges_are_refused(
             source = PLACE
         else:
             source = bucket or str(folder)
-            for name, data in (files | names).items():
-                open_store(source).put(name, data, overwrite=True)
+            there = open_store(source)
+            for name, data in (names if any(there.list()) else files | names).items():
+                there.put(name, data, overwrite=True)
         found = call("pull", source, tmp_path / "out")
+        if where != "hub":
+            for name in names.keys() & files.keys():
+                there.put(name, files[name], overwrite=True)
         assert not (tmp_path / "out").exists()
         assert found.code != 0
         return found.err
