@@ -120,7 +120,7 @@ class Experts:
             notices = check_same_computation(self._base, folder, "the base", task.role)
             if task.factory is None:  # of a factory's module, heads are in the configuration too
                 check_same_computation(self._like, folder, self._config.like[1], task.role)
-            expert = load_expert(folder.without_texts(), task.role)
+            expert = load_expert(folder.without_texts(), task.role, as_stored=True)
         else:
             expert = task.published.module()
         check_same_backbone(self.partition.module, expert, "the base", task.role)
@@ -259,7 +259,7 @@ class Experts:
         return self._expert_folder(task)
 
     def _expert(self, task: TaskConfig) -> nn.Module:
-        """The expert itself, to compute with."""
+        """The expert itself, as it is stored."""
         if task.published is None:
             return self.loaded(self._expert_folder(task), task.role)
         try:
@@ -276,8 +276,8 @@ class Experts:
         )
 
     def loaded(self, folder: ModelFolder, role: str) -> nn.Module:
-        """An expert, with the head of a CLIP tower as it is in the store."""
-        return load_expert(folder, role, head=self._text_head(folder, role))
+        """An expert as it is stored, with the head of a CLIP tower as it is in the store."""
+        return load_expert(folder, role, head=self._text_head(folder, role), as_stored=True)
 
     def _give_head(self, hosted: CheckedTask) -> None:
         """Put the head of texts into a task's layer: when it was checked, nothing was computed."""

@@ -17,6 +17,7 @@ from tintray.models.comparing import check_same_backbone
 from tintray.models.loading import load_base, load_expert
 from tintray.models.structure import (
     backbone_names,
+    copy_on,
     head_modules,
     private_state,
     resolve_site,
@@ -37,6 +38,32 @@ def test_an_expert_is_what_transformers_loads(tiny: TinyZoo, expert: torch.nn.Mo
     assert found.keys() == plain.keys()
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert not expert.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_expert_of_16_bits_stays_so_until_it_computes(
+    tiny: TinyZoo, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = ViTForImageClassification.from_pretrained(tiny.folder / "five").to(dtype)
+    model.save_pretrained(tmp_path)
+    folder = open_model_folder(tmp_path)
+    stored, whole = load_expert(folder, as_stored=True), load_expert(folder)
+    assert {tensor.dtype for tensor in stored.state_dict().values()} == {dtype}
+    for name, tensor in copy_on(stored, "cpu").state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, whole.state_dict()[name])
+    head = private_state(stored, ("classifier",))
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in head.items())
+    assert copy_on(whole, "cpu") is whole
+
+
+def test_an_expert_of_two_types_is_float32(tiny: TinyZoo, tmp_path: Path) -> None:
+    """As models are saved whose norms were kept in float32."""
+    model = ViTForImageClassification.from_pretrained(tiny.folder / "five")
+    model.vit.layers[0].to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    stored = load_expert(open_model_folder(tmp_path), as_stored=True)
+    assert {tensor.dtype for tensor in stored.state_dict().values()} == {torch.float32}
 
 
 def test_a_base_takes_the_class_of_the_experts_with_a_head_or_without(

@@ -30,12 +30,14 @@ def load_expert(
     *,
     head: Tensor | None = None,
     device: str = "cpu",
+    as_stored: bool = False,
 ) -> nn.Module:
     """Load a model as a module in float32, in evaluation mode, with every tensor accounted for.
 
     It is in memory. An adapter is merged into its base. A CLIP vision tower gets the ``head`` that
     is given, unit rows [C, d], or the one that its names of classes make, for which the text tower
-    runs on ``device``.
+    runs on ``device``. ``as_stored`` is that of ``load_base``; adapters, towers and modules of
+    factories are float32 all the same.
 
     Raises CheckpointError if a tensor is missing, left over, of another shape than the config says,
     or not finite.
@@ -52,7 +54,7 @@ def load_expert(
         where = _config_file(model, role)
         cls = configs.model_class(model.config, where)
         config = configs.configuration(model.config, cls, where)
-        module = _from_pretrained(cls, model, role, config)
+        module = _stored_or_float(cls, model, role, config, as_stored)
     _check_finite(module, role, model)
     return module
 
@@ -74,13 +76,21 @@ def load_base(
         module = _tower(model, like, role, None)
     else:
         config = configs.configuration(like.config, cls, file)
-        options: Any = {"any_head": True, "room": like}
-        dtype = _only_type(model) if as_stored else torch.float32
-        module = _from_pretrained(cls, model, role, config, dtype=dtype, **options)
-        if any(t.is_floating_point() and t.dtype != torch.float32 for t in module.buffers()):
-            # What a model computes for itself would be coarser than in float32.
-            module = _from_pretrained(cls, model, role, config, **options)
+        options = {"any_head": True, "room": like}
+        module = _stored_or_float(cls, model, role, config, as_stored, **options)
     _check_finite(module, role, model)
+    return module
+
+
+def _stored_or_float(
+    cls: Any, model: ModelFolder, role: str, config: Any, as_stored: bool, **options: Any
+) -> nn.Module:
+    """A module in float32; or, ``as_stored``, in the one type of 16 bits that its files have."""
+    dtype = _only_type(model) if as_stored else torch.float32
+    module = _from_pretrained(cls, model, role, config, dtype=dtype, **options)
+    if any(t.is_floating_point() and t.dtype != torch.float32 for t in module.buffers()):
+        # What a model computes for itself would be coarser than in float32.
+        module = _from_pretrained(cls, model, role, config, **options)
     return module
 
 

@@ -276,9 +276,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def private_state(module: nn.Module, paths: tuple[str, ...]) -> dict[str, Tensor]:
-    """The parameters and buffers below ``paths``, by full name: what a task keeps for itself."""
+    """The parameters and buffers below ``paths``, by full name: what a task keeps for itself.
+
+    Numbers of 16 bits become float32.
+    """
     return {
-        name: tensor.detach()
+        name: tensor.detach().to(_computed(tensor))
         for name, tensor in module.state_dict().items()
         if any(name.startswith(path + ".") for path in paths)
     }
@@ -291,12 +294,16 @@ def device_of(module: nn.Module) -> str:
 
 
 def copy_on(module: nn.Module, device: str) -> nn.Module:
-    """A copy of ``module`` whose tensors are on a GPU; in memory, the module itself."""
-    if device == "cpu":
+    """A copy of ``module`` on a device, in float32; the module itself if it is that already.
+
+    Numbers of 16 bits go to a GPU as they are, and become float32 there.
+    """
+    if device == "cpu" and all(p.dtype == _computed(p) for p in module.parameters()):
         return module
     moved: dict[int, Any] = {id(tensor): tensor.to(device) for tensor in module.buffers()}
     for parameter in module.parameters():
-        moved[id(parameter)] = nn.Parameter(parameter.detach().to(device), requires_grad=False)
+        there = parameter.detach().to(device).to(_computed(parameter))
+        moved[id(parameter)] = nn.Parameter(there, requires_grad=False)
     return copy.deepcopy(module, moved)
 
 
