@@ -88,7 +88,7 @@ class LayerFitter:
         return expert, self._pools[task.name]
 
     def _expert(self, files: TaskFiles) -> nn.Module:
-        expert = load_expert(files.folder.without_texts(), files.task.role)
+        expert = load_expert(files.folder.without_texts(), files.task.role, as_stored=True)
         return expert.requires_grad_(False)
 
 

@@ -48,7 +48,7 @@ class Measurer:
 
         def measure() -> Mapping[str, Tensor]:
             files = TaskFiles.open(task)
-            expert = load_expert(files.folder, task.role, device=self._device)
+            expert = load_expert(files.folder, task.role, device=self._device, as_stored=True)
             expert = copy_on(expert, self._device)
             pool = sequences.completed(expert, files.pool(), self._device)
             rule = statistics.fisher_diagonal if kind == "fisher" else statistics.input_grams

@@ -32,8 +32,8 @@ class Surgeon:
     def operate(self, task: TaskConfig, theta: Floats) -> Operated:
         """Learn a task's module under the backbone θ [P], and measure the task with it."""
         files, device = TaskFiles.open(task), self._device
-        module = load_expert(files.folder, task.role, device=device).requires_grad_(False)
-        module = copy_on(module, device)
+        stored = load_expert(files.folder, task.role, device=device, as_stored=True)
+        module = copy_on(stored, device).requires_grad_(False)
         pool = sequences.completed(module, files.pool(), device)
         test = files.test(module)
         measured = pool if test is None else test

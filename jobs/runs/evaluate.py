@@ -155,7 +155,7 @@ def open_published_expert(
     model = open_model_folder(folder, role=role, base=whole, factory=factory)
     if model.is_tower and not model.has_head:
         model = model.with_classes(zero_shot_of(merge.config(task.name)))
-    return model, copy_on(load_expert(model, role, device=device), device)
+    return model, copy_on(load_expert(model, role, device=device, as_stored=True), device)
 
 
 def read_pool(
