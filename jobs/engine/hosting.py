@@ -304,7 +304,7 @@ class Experts:
         """A tensor from the store, or computed and kept there."""
         if (found := lookup(self.store, kind, key)) is not None:
             return next(iter(self._read(found).values())), found
-        tensor = compute().clone()
+        tensor = compute().clone(memory_format=torch.contiguous_format)
         return tensor, self.remember(kind, key, {_NAMES[kind]: tensor})
 
     def _read(self, ref: BlobRef) -> dict[str, Tensor]:

@@ -33,6 +33,9 @@ from tintray.vectors.task_vectors import DOWN, UP
 UNCHANGEABLE = ("surgery", "ties", "own backbones")
 """Sorts whose backbone is no sum of task vectors: it cannot be added to, nor a task taken out."""
 
+OF_EACH_KIND = ("block", "lora", "dense", "language", "batch norm")
+"""Sorts whose experts answer in all the forms that there are."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -301,3 +304,21 @@ def test_a_copy_is_whole(made: Made, tmp_path: Path) -> None:
     assert here.read_bytes() == there.read_bytes()
     made.answer_alike(before, after)
     assert made.ask("verify", made.child).document["damaged"] == []
+
+
+@pytest.mark.parametrize(
+    "made", [(each, SORTS[each]) for each in OF_EACH_KIND], ids=OF_EACH_KIND, indirect=True
+)
+def test_what_is_found_in_the_store_gives_the_bits_that_were_computed(
+    made: Made, tmp_path: Path
+) -> None:
+    """Self-labels, task vectors and prepared images, in a store that has them already."""
+    first = made.load(made.first).manifest
+    store = tmp_path / "store"
+    shutil.copytree(made.store, store)
+    own = ("--set", f"store={store}", "--set", f"catalog=sqlite:///{tmp_path}/catalog.db")
+    again = call("run", made.job, "--json", *own).document
+    found = tintray.load(str(store / "merges" / again["name"] / again["version"])).manifest
+    assert {name: file.sha256 for name, file in found.files.items()} == {
+        name: file.sha256 for name, file in first.files.items()
+    }

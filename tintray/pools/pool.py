@@ -40,6 +40,11 @@ class Pool:
     # tokens that an answer of a sequence-to-sequence model has at most; see ``sequences``
     answer_length: int | None = None
 
+    def __post_init__(self) -> None:
+        # As a file has them: in what order a model adds up depends on how its inputs lie in memory.
+        inputs = {name: tensor.contiguous() for name, tensor in self.inputs.items()}
+        object.__setattr__(self, "inputs", inputs)
+
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 

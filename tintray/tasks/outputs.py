@@ -70,7 +70,10 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Outputs:
 
 
 def concatenated(parts: Sequence[Outputs]) -> Outputs:
-    """The answers of several batches as one; per token, they are padded to the longest."""
+    """The answers of several batches as one; per token, they are padded to the longest.
+
+    They lie in memory as a file has them, whoever computed them: how a loss adds up depends on it.
+    """
     tops = [part for part in parts if isinstance(part, TopTokens)]
     if tops:
         indices, logs = ([getattr(top, name) for top in tops] for name in ("indices", "logs"))
@@ -82,7 +85,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     if parts[0].ndim == 3:
         length = max(part.shape[1] for part in parts)
         parts = [functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts]
-    return torch.cat(tuple(parts))
+    return torch.cat(tuple(parts)).contiguous()
 
 
 def cut_alike(merged: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
